@@ -1,0 +1,44 @@
+# Two commands do everything, set-up included:  make paper   make test
+PYTHON ?= python3
+PRESET ?= mini
+SEEDS  ?= 1
+DATA   ?=
+ONLY   ?=
+BIN    := .venv/bin
+
+.PHONY: setup paper test bench lab export clean
+
+setup: .venv/installed
+
+.venv/installed: settings.ini setup.py requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[faces,paper,dev]' --constraint requirements.lock
+	$(BIN)/python -c "import cv2" || { echo "OpenCV needs the system's libGL. On Debian or Ubuntu: apt install libgl1 libglib2.0-0"; exit 1; }
+	touch $@
+
+# make paper ONLY="table3 figure7" SEEDS=3 PRESET=paper DATA=/data/ffpp/manifest.parquet
+paper: setup
+	$(BIN)/prle reproduce $(ONLY) --preset $(PRESET) --seeds $(SEEDS) $(if $(DATA),--data $(DATA))
+
+test: setup
+	$(BIN)/ruff check nbs tests setup.py
+	OMP_NUM_THREADS=1 PRLE_QUIET=1 $(BIN)/nbdev_test --n_workers 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest
+
+bench: setup
+	for name in localization fusion masking; do \
+	  $(BIN)/papermill --cwd nbs/bench nbs/bench/$$name.ipynb nbs/bench/$$name.ipynb && $(BIN)/nbdev_clean --fname nbs/bench/$$name.ipynb || exit 1; \
+	done
+
+lab: setup
+	$(BIN)/jupyter lab --notebook-dir nbs
+
+# after editing a notebook: generated code, clean notebooks, README
+export: setup
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/python tests/readme.py
+
+# outputs/ stays: it may hold days of training
+clean:
+	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .coverage

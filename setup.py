@@ -1,0 +1,28 @@
+"""Install prle; everything it says is read from settings.ini."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+config = ConfigParser()
+config.read(here / "settings.ini")
+cfg = config["DEFAULT"]
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("faces", "paper", "cluster", "dev")}
+readme = here / "README.md"
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    author=cfg["author"],
+    license="Apache-2.0",
+    keywords=cfg["keywords"],
+    python_requires=f">={cfg['min_python']}",
+    packages=find_packages(include=["prle", "prle.*"]),
+    install_requires=cfg["requirements"].split(),
+    extras_require={**extras, "all": sum(extras.values(), [])},
+    entry_points={"console_scripts": cfg["console_scripts"].split()},
+)

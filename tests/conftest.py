@@ -1,0 +1,58 @@
+"""Fixtures that several test files share: a tiny data set on disk and a tiny detector."""
+import os
+
+os.environ["PRLE_QUIET"] = "1"
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from prle.core import rng
+from prle.datasets import read_manifest, write_manifest
+
+torch.set_num_threads(1)
+
+
+def write_toy(folder, size=(24, 32), people=6, photos=2, bright=60):
+    """Noise faces: `people` identities, half train, then val, then test; the fakes of A are brighter, those of B carry stripes."""
+    draw, rows = rng("toy"), []
+    for person in range(people):
+        split = "train" if person < people // 2 else "val" if person == people // 2 else "test"
+        for photo in range(photos):
+            base = draw.integers(0, 120, size=(*size, 3), dtype=np.uint8)
+            stripes = base.copy()
+            stripes[::2] += 100
+            for subset, image in dict(real=base, A=base + np.uint8(bright), B=stripes).items():
+                path = f"{subset}/{person}_{photo}.png"
+                (folder / subset).mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(folder / path), image)
+                points = np.stack([draw.uniform(2, size[1] - 2, 68), draw.uniform(2, size[0] - 2, 68)], axis=1).astype(np.float32)
+                rows.append(dict(path=path, label=int(subset != "real"), dataset="toy", subset=subset, video=f"{person}_{photo}", identity=f"p{person}",
+                                 source_identity="", frame=0, split=split, compression="none", landmarks=points.ravel(), mask=""))
+    return write_manifest(pd.DataFrame(rows), folder / "manifest.parquet")
+
+
+@pytest.fixture
+def toy(tmp_path):
+    return read_manifest(write_toy(tmp_path / "toy"))
+
+
+class TinyDetector(nn.Module):
+    """One convolution, batch norm, one logit: enough to be trained in a test."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.body(2 * x - 1).mean((2, 3))).flatten()
+
+
+@pytest.fixture
+def tiny():
+    torch.manual_seed(0)
+    return TinyDetector()

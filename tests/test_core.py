@@ -1,0 +1,79 @@
+"""prle.core: names, streams, whole files, keys."""
+import errno
+import os
+
+import pytest
+import torch
+
+from prle.core import atomic_path, check_choice, digest, file_digest, outputs_dir, provenance, read_json, rng, torch_rng, write_json
+
+
+def test_check_choice_proposes_the_nearest():
+    assert check_choice("DF", ["DF", "FS"], "manipulation") == "DF"
+    with pytest.raises(ValueError, match="unknown detector 'xcepton'.*Did you mean 'xception'.*Known: vgg16, xception"):
+        check_choice("xcepton", ["vgg16", "xception"], "detector")
+
+
+def test_check_choice_without_a_near_name_lists_all():
+    with pytest.raises(ValueError, match=r"^unknown fill 'qqq'\. Known: zero, mean\.$"):
+        check_choice("qqq", ["zero", "mean"], "fill")
+
+
+def test_streams_depend_on_the_whole_key():
+    keys = [(0,), (1,), (0, "a"), (0, "b"), ("0",), (0, 1), (1, 0), (1, 2), (0, 12)]
+    assert len({rng(*k).random() for k in keys}) == len(set(keys))
+    assert len({torch.rand((), generator=torch_rng(*k)).item() for k in keys}) == len(set(keys))
+    assert torch.equal(torch.rand(5, generator=torch_rng(3, "x")), torch.rand(5, generator=torch_rng(3, "x")))
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "result.json"
+    write_json(path, dict(a=1))
+    with pytest.raises(OSError), atomic_path(path) as tmp:
+        tmp.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert read_json(path) == dict(a=1) and os.listdir(tmp_path) == ["result.json"]
+
+
+def test_a_failed_folder_is_removed(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "run") as tmp:
+        tmp.mkdir()
+        (tmp / "part").write_text("x")
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_replaces_a_folder(tmp_path):
+    for text in ("old", "new"):
+        with atomic_path(tmp_path / "run") as tmp:
+            tmp.mkdir()
+            (tmp / text).write_text(text)
+    assert os.listdir(tmp_path / "run") == ["new"]
+
+
+def test_broken_json_names_the_file(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json is not valid JSON"):
+        read_json(tmp_path / "config.json")
+
+
+def test_digests(tmp_path):
+    assert digest(dict(a=1, b=[1, 2])) == digest(dict(b=[1, 2], a=1)) != digest(dict(a=1, b=[2, 1]))
+    (tmp_path / "x").write_bytes(b"1")
+    before = file_digest(tmp_path / "x")
+    (tmp_path / "x").write_bytes(b"2")
+    assert before != file_digest(tmp_path / "x") and len(before) == 16
+
+
+def test_provenance_names_the_versions():
+    assert provenance()["packages"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_outputs_dir(tmp_path, monkeypatch):
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "settings.ini").touch()
+    monkeypatch.delenv("PRLE_OUTPUTS", raising=False)
+    monkeypatch.chdir(tmp_path / "nbs")
+    assert outputs_dir() == tmp_path / "outputs"
+    monkeypatch.setenv("PRLE_OUTPUTS", "/elsewhere")
+    assert str(outputs_dir()) == "/elsewhere"

@@ -1,0 +1,83 @@
+"""prle.datasets: the manifest's checks and FaceDataset."""
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from prle.datasets import FaceDataset, check_manifest, read_manifest, read_quantiles, read_rgb, select, write_manifest
+
+
+def test_round_trip(toy, tmp_path):
+    again = read_manifest(write_manifest(toy, tmp_path / "again.parquet"))
+    pd.testing.assert_frame_equal(again.drop(columns="landmarks"), toy.drop(columns="landmarks"))
+    assert np.array_equal(np.stack(again.landmarks), np.stack(toy.landmarks)) and again.attrs["root"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("column, value, message", [
+    ("label", 2, "row 4 .*label must be 0"), ("split", "dev", "row 4 .*split must be"), ("path", "real/0_0.png", "row 4 .*stands in an earlier row"),
+    ("subset", "real", "row 4 .*must go together"), ("landmarks", np.zeros(10), "row 4 .*136 numbers"), ("identity", "p5", "more than one split")])
+def test_the_first_bad_row_is_named(toy, column, value, message):
+    toy = toy.copy()
+    toy[column] = [value if i == 4 else v for i, v in enumerate(toy[column])]
+    with pytest.raises(ValueError, match=message):
+        check_manifest(toy)
+
+
+def test_missing_columns_and_empty_tables(toy):
+    with pytest.raises(ValueError, match="lacks the columns label, mask"):
+        check_manifest(toy.drop(columns=["label", "mask"]))
+    with pytest.raises(ValueError, match="no rows"):
+        check_manifest(toy.iloc[:0])
+    with pytest.raises(FileNotFoundError, match="prle forge"):
+        read_manifest("nowhere.parquet")
+
+
+def test_a_bad_manifest_is_not_written(toy, tmp_path):
+    with pytest.raises(ValueError):
+        write_manifest(toy.assign(label=7), tmp_path / "bad.parquet")
+    assert not (tmp_path / "bad.parquet").exists()
+
+
+def test_select(toy):
+    rows = select(toy, "train", "A")
+    assert set(rows.subset) == {"real", "A"} and set(rows.split) == {"train"} and rows.attrs["root"] == toy.attrs["root"]
+    with pytest.raises(ValueError, match="no rows of DF; the manifest has A, B, real"):
+        select(toy, "train", "DF")
+    with pytest.raises(ValueError, match="'val' has no fake face"):
+        select(toy[(toy.label == 0) | (toy.split == "train")], "val")
+
+
+def test_items(toy):
+    item = FaceDataset(toy)[1]
+    assert item["image"].shape == (3, 24, 32) and item["image"].dtype == torch.uint8 and item["label"] == 1
+    assert item["landmarks"].shape == (68, 2) and torch.equal(item["landmarks"].flatten(), torch.from_numpy(toy.landmarks[1]))
+    bgr = cv2.imread(f"{toy.attrs['root']}/{toy.path[1]}")
+    assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), bgr[..., ::-1])
+
+
+def test_quantile_maps_come_along(toy, tmp_path):
+    for path in toy.path:
+        (tmp_path / "q" / path).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "q" / path), np.arange(24 * 32, dtype=np.uint16).reshape(24, 32))
+    batch = next(iter(DataLoader(FaceDataset(toy, tmp_path / "q"), 4)))
+    assert batch["quantiles"].shape == (4, 1, 24, 32) and batch["quantiles"].dtype == torch.uint16
+
+
+def test_a_map_of_another_size_is_refused(toy, tmp_path):
+    (tmp_path / "q/real").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "q" / toy.path[0]), np.zeros((32, 24), np.uint16))
+    with pytest.raises(ValueError, match=r"0_0.png is \(24, 32\), its face real/0_0.png is \(32, 24\)"):
+        FaceDataset(toy, tmp_path / "q")[0]
+
+
+def test_unreadable_files_are_named(tmp_path):
+    (tmp_path / "face.png").write_bytes(b"no picture")
+    cv2.imwrite(str(tmp_path / "grey.png"), np.zeros((4, 4), np.uint8))
+    with pytest.raises(OSError, match="cannot read the picture .*face.png"):
+        read_rgb(tmp_path / "face.png")
+    with pytest.raises(OSError, match="quantile map .*face.png"):
+        read_quantiles(tmp_path / "face.png")
+    with pytest.raises(ValueError, match="grey.png is no 16-bit"):
+        read_quantiles(tmp_path / "grey.png")

@@ -1,0 +1,152 @@
+"""prle.trainer: Algorithm 1, Eq. 13, and what must not happen in training."""
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+from prle.datasets import FaceDataset, select
+from prle.masking import LandmarkMask, PrimaryRegionMask, RandomMask
+from prle.trainer import TrainConfig, TrainingFaces, check_split, epoch_order, predict, prle_loss, to_input, train
+
+CONFIG = TrainConfig(epochs=2, batch=4, lr=1e-2)
+
+
+@pytest.fixture
+def quantiles(toy, tmp_path):
+    "Every pixel attended, the top left one most."
+    ramp = np.ceil(65535 * (np.arange(24 * 32) + 1) / (24 * 32)).astype(np.uint16).reshape(24, 32)
+    for path in toy.path:
+        (tmp_path / "q" / path).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "q" / path), ramp)
+    return tmp_path / "q"
+
+
+def fit(detector, toy, config=CONFIG, **kwargs):
+    history = train(detector, select(toy, "train", "A"), select(toy, "val", "A"), config, **kwargs)
+    return history, predict(detector, FaceDataset(select(toy, "test")))
+
+
+def again(tiny):
+    torch.manual_seed(0)
+    return type(tiny)()
+
+
+def test_p_zero_is_plain_training_bit_for_bit(toy, tiny, quantiles):
+    _, plain = fit(tiny, toy)
+    _, masked = fit(again(tiny), toy, mask=PrimaryRegionMask(p=0.0), quantiles=quantiles)
+    assert np.array_equal(plain, masked)
+    _, primary = fit(again(tiny), toy, mask=PrimaryRegionMask(p=1.0), quantiles=quantiles)
+    assert not np.array_equal(plain, primary)
+
+
+def test_without_masks_it_is_the_loop_that_everybody_writes(toy, tiny):
+    "EMA and flips off, last epoch chosen: Adam on the mean cross-entropy, cosine to zero."
+    config = TrainConfig(epochs=2, batch=4, lr=1e-2, ema=0, flip=False)
+    history, scores = fit(tiny, toy, config)
+    model, rows = again(tiny), select(toy, "train", "A")
+    torch.manual_seed(config.seed)
+    faces, optimizer = FaceDataset(rows), torch.optim.Adam(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2 * len(epoch_order(len(faces), 4, 0, 0)))
+    states = []
+    for epoch in range(2):
+        model.train()
+        for keys in epoch_order(len(faces), 4, epoch, 0):
+            x = to_input(torch.stack([faces[i]["image"] for _, i in keys]), "cpu")
+            y = torch.tensor([faces[i]["label"] for _, i in keys]).float()
+            optimizer.zero_grad()
+            F.binary_cross_entropy_with_logits(model(x), y).backward()
+            optimizer.step()
+            schedule.step()
+        states.append({k: v.clone() for k, v in model.state_dict().items()})
+    model.load_state_dict(states[int(np.flatnonzero(history.chosen)[0])])
+    assert np.allclose(scores, predict(model, FaceDataset(select(toy, "test"))), atol=1e-6)
+
+
+def test_eq_13_by_hand():
+    logit, label = torch.tensor([0.3, -1.2, 2.0]), torch.tensor([1, 0, 0])
+    p = torch.sigmoid(logit)
+    each = -(label * p.log() + (1 - label) * (1 - p).log())
+    for gamma in (0.0, 0.5, 1.0):
+        expected = (each[0] + gamma * each[1] + each[2]) / 3
+        assert torch.isclose(prle_loss(logit, label, torch.tensor([False, True, False]), gamma), expected)
+
+
+def test_gamma_reaches_the_loss(toy, tiny, quantiles):
+    mask = PrimaryRegionMask(p=1.0)
+    none, _ = fit(tiny, toy, TrainConfig(epochs=1, batch=4, gamma=0.0), mask=mask, quantiles=quantiles)
+    full, _ = fit(again(tiny), toy, TrainConfig(epochs=1, batch=4, gamma=1.0), mask=mask, quantiles=quantiles)
+    assert none.loss[0] == 0 < full.loss[0]
+
+
+def test_masks_are_drawn_by_face_and_epoch(toy, quantiles):
+    faces = TrainingFaces(FaceDataset(toy, quantiles), PrimaryRegionMask(p=1.0), flip=False)
+    black = lambda epoch, i: (faces[epoch, i][0] == 0).all(0).float().mean().item()
+    assert black(0, 3) == black(0, 3)
+    assert len({round(black(epoch, i), 4) for epoch in range(4) for i in range(4)}) > 12
+
+
+@pytest.mark.parametrize("mask", [PrimaryRegionMask(), RandomMask(fill="noise"), LandmarkMask()])
+def test_workers_change_nothing_and_share_no_stream(toy, quantiles, mask):
+    faces = TrainingFaces(FaceDataset(toy, quantiles), mask, seed=5)
+    order = epoch_order(len(faces), 4, epoch=1, seed=5)
+    epochs = [[torch.cat([b.flatten().float() for b in batch]) for batch in DataLoader(faces, batch_sampler=order, num_workers=n)] for n in (0, 1, 2)]
+    for other in epochs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(epochs[0], other))
+
+
+def test_the_share_of_masked_faces_is_p(toy, quantiles):
+    faces = TrainingFaces(FaceDataset(toy, quantiles), PrimaryRegionMask(p=0.25))
+    masked = [faces[epoch, i][2] for epoch in range(100) for i in range(20)]
+    assert abs(np.mean(masked) - 0.25) < 3 * np.sqrt(0.25 * 0.75 / len(masked))
+
+
+def test_every_face_once_an_epoch_and_another_order_each_time():
+    first, second = (sum(epoch_order(50, 8, epoch, 0), []) for epoch in (0, 1))
+    assert sorted(i for _, i in first) == list(range(50)) and [i for _, i in first] != [i for _, i in second]
+    assert [len(b) for b in epoch_order(9, 4, 0, 0)] == [4, 4], "a last batch of one would break batch normalization"
+
+
+def test_test_faces_and_shared_people_are_refused(toy, tiny):
+    rows = {split: select(toy, split, "A") for split in ("train", "val", "test")}
+    with pytest.raises(ValueError, match="rows of the split test where only val"):
+        train(tiny, rows["train"], rows["test"], CONFIG)
+    with pytest.raises(ValueError, match="rows of the split test where only train"):
+        check_split(rows["test"], rows["val"])
+    with pytest.raises(ValueError, match="in training and validation both: p0"):
+        check_split(rows["train"], rows["val"].assign(identity="p0"))
+    with pytest.raises(ValueError, match="val rows hold one class only"):
+        check_split(rows["train"], rows["val"].query("label == 1"))
+
+
+def test_the_chosen_epoch_has_the_best_validation_auc(toy, tiny):
+    history, _ = fit(tiny, toy, TrainConfig(epochs=5, batch=4, lr=1e-2))
+    assert history.chosen.sum() == 1 and history.val_auc[history.chosen].item() == history.val_auc.max()
+    assert history.chosen.to_numpy().nonzero()[0][0] == history.val_auc[::-1].idxmax()
+
+
+def test_it_learns(toy, tiny):
+    "The fakes of A are brighter, which one convolution can see."
+    history, p_fake = fit(tiny, toy, TrainConfig(epochs=15, batch=4, lr=3e-2))
+    test = select(toy, "test")
+    assert p_fake[test.subset == "A"].min() > p_fake[test.subset == "real"].max() and history.loss.iloc[-1] < history.loss.iloc[0]
+
+
+def test_predict_restores_the_mode(toy, tiny):
+    tiny.train()
+    predict(tiny, FaceDataset(toy))
+    assert tiny.training
+
+
+def test_a_diverging_run_says_what_to_do(toy, tiny):
+    with torch.no_grad():
+        tiny.head.bias.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="lower lr than 0.01"):
+        fit(tiny, toy)
+
+
+@pytest.mark.parametrize("field, value", [("epochs", 0), ("batch", 1), ("lr", 0.0), ("gamma", -1.0), ("ema", 1.0), ("workers", -1)])
+def test_bad_settings_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be"):
+        TrainConfig(**{field: value})
