@@ -37,6 +37,7 @@ class Backbone:
     name: str # of `prle.detectors.create_detector`
     width: float = 1.0 # of its channels; 1 is the published size
     pretrained: bool = False # start from ImageNet weights
+    options: dict = field(default_factory=dict) # what its constructor takes besides, e.g. `dropout`
     recipe: dict = field(default_factory=dict) # fields of `TrainConfig` that differ from the preset's
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ class Preset:
     grid: int = 8 # cells that a CAM must have across the face
 
 PRESETS = dict(
-    smoke=Preset(64, 8, {"Xception": Backbone("xception", 1/8), "EfficientNet": Backbone("efficientnet_lite0", 1/8), "VGG": Backbone("vgg16", 1/8)},
+    smoke=Preset(64, 8, {"Xception": Backbone("xception", 1/8), "EfficientNet": Backbone("efficientnet_lite0", 1/8), "VGG": Backbone("vgg16_bn", 1/8)},
                  dict(epochs=1, batch=16)),
-    mini=Preset(128, 40, {"Xception": Backbone("xception", 1/4, recipe=dict(lr=1e-3)), "EfficientNet": Backbone("efficientnet_lite0", pretrained=True),
-                          "VGG": Backbone("vgg16", 1/4, recipe=dict(lr=1e-3))}, dict(epochs=8, batch=32)),
+    mini=Preset(128, 40, {"Xception": Backbone("xception", 1/4, recipe=dict(lr=2e-3, epochs=12)),
+                          "EfficientNet": Backbone("efficientnet_lite0", pretrained=True, recipe=dict(lr=5e-4, epochs=6)),
+                          "VGG": Backbone("vgg16_bn", 1/8, options=dict(dropout=0.0), recipe=dict(lr=1e-3, epochs=14))}, dict(batch=32)),
     paper=Preset(256, None, {"Xception": Backbone("xception", pretrained=True), "EfficientNet": Backbone("efficientnet_b4", pretrained=True),
                              "VGG": Backbone("vgg16", pretrained=True)}, dict(epochs=10, batch=64, workers=8)),
 )
@@ -68,6 +70,7 @@ class RunConfig:
     subset: str # manipulation it is trained on
     width: float = 1.0
     pretrained: bool = False
+    options: dict = field(default_factory=dict) # of the detector's constructor
     mask: str = "none" # "none", "primary", "random" or "landmark"
     p: float = 0.5 # probability that a face is masked
     alpha: tuple[float, float] = (0.0, 1.0) # range of the share of the attended pixels that is masked
@@ -203,13 +206,13 @@ class Lab:
         "The preset's training of a backbone on a manipulation."
         b = self.preset.backbones[check_choice(backbone, self.preset.backbones, "backbone")]
         check_choice(subset, self.subsets, "manipulation")
-        return RunConfig(b.name, subset, b.width, b.pretrained, recipe=TrainConfig(**{**self.preset.recipe, **b.recipe, "seed": seed}), **changes)
+        return RunConfig(b.name, subset, b.width, b.pretrained, b.options, recipe=TrainConfig(**{**self.preset.recipe, **b.recipe, "seed": seed}), **changes)
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-17
 def _train_and_score(lab: Lab, config: RunConfig, quantiles: Path | None, label: str, tmp: Path):
     "Fill the folder of a detector's run."
     torch.manual_seed(config.recipe.seed)
-    detector = create_detector(config.detector, width=config.width, pretrained=config.pretrained)
+    detector = create_detector(config.detector, width=config.width, pretrained=config.pretrained, **config.options)
     train_rows, val_rows = (select(lab.manifest, split, config.subset) for split in ("train", "val"))
     history = train(detector, train_rows, val_rows, config.recipe, config.policy(), quantiles, lab.device, label)
     test = select(lab.manifest, "test")
@@ -240,7 +243,7 @@ def load_detector(
 ) -> Detector: # in eval mode
     "The detector of a run, with its weights."
     config = read_json(run.path/"config.json")
-    detector = create_detector(config["detector"], width=config["width"])
+    detector = create_detector(config["detector"], width=config["width"], **config["options"])
     detector.load_state_dict(load_file(run.path/"model.safetensors"))
     return detector.eval().to(device, memory_format=torch.channels_last)
 

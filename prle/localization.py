@@ -52,9 +52,10 @@ def tapped(
     "Run `model` inside to collect {layer: its output}: no graph up to the first of `layers`, a graph behind it."
     kept = {}
     def cut(layer, inputs, output):
-        if layer in kept: raise RuntimeError(f"the layer {_name(model, layer)} runs more than once in a forward pass; hook one that runs once.")
+        if layer in kept:
+            raise RuntimeError(f"the layer {_name(model, layer)} runs more than once in a forward pass; hook one that runs once.")
         if not isinstance(output, Tensor) or output.ndim != 4:
-            raise TypeError(f"the layer {_name(model, layer)} returns no (N, C, h, w) tensor; hook a convolution, a pooling or a block of them.")
+            raise TypeError(f"the layer {_name(model, layer)} returns no (N, C, h, w) tensor; hook a convolution or a block of them.")
         kept[layer] = output.clone() if output.requires_grad else output.detach().clone().requires_grad_()
         torch.set_grad_enabled(True)
         return kept[layer].clone()
@@ -98,7 +99,8 @@ def _gradcam(model: nn.Module, layers: list[nn.Module], x: Tensor, score: Callab
         activations = [kept[layer] for layer in layers]
         value = _check_score(score(output), len(x)).sum()
         gradients = torch.autograd.grad(value, activations, allow_unused=True) if value.requires_grad else [None]
-    if any(g is None for g in gradients): raise RuntimeError("the score does not depend on the layer's output; is it computed under no_grad, or on another branch?")
+    if any(g is None for g in gradients):
+        raise RuntimeError("the score does not depend on the layer's output; is it computed under no_grad, or on another branch?")
     return [(g.float().mean((2, 3), keepdim=True) * a.detach().float()).sum(1).relu() for g, a in zip(gradients, activations)]
 
 # %% ../nbs/05_localization.ipynb #05-localization-21
@@ -130,7 +132,8 @@ CAM_METHODS = {
 def _library(method: str):
     "The class in pytorch_grad_cam; `ImportError` naming the extra."
     try: import pytorch_grad_cam
-    except ImportError as e: raise ImportError(f"method={method!r} needs pytorch-grad-cam: pip install 'prle[paper]'. Only 'gradcam' works without.") from e
+    except ImportError as e:
+        raise ImportError(f"method={method!r} needs pytorch-grad-cam: pip install 'prle[paper]'. Only 'gradcam' works without.") from e
     return getattr(pytorch_grad_cam, CAM_METHODS[method])
 
 def _library_maps(method: str, model: nn.Module, layers: list[nn.Module], x: Tensor, score: Callable) -> list[Tensor]:
@@ -195,7 +198,8 @@ def localize(
                 e.add_note(f"The batch starts at row {rows}.")
                 raise
             if grid is None: _write_header(file, (0, *(grid := maps.shape[1:])))
-            if maps.shape[1:] != grid: raise ValueError(f"row {rows}: a {tuple(maps.shape[1:])} grid after {tuple(grid)}; all images of a store must have one size.")
+            if maps.shape[1:] != grid:
+                raise ValueError(f"row {rows}: a {tuple(maps.shape[1:])} grid after {tuple(grid)}; a store needs images of one size.")
             file.write(maps.half().cpu().numpy().tobytes())
             rows += len(maps)
         if not rows: raise ValueError(f"{path}: the loader gave no image.")

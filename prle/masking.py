@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILLS', 'FACE_PARTS', 'quantile_map', 'region', 'write_quantiles', 'resize_quantiles', 'MaskParams', 'RegionMask',
-           'PrimaryRegionMask', 'RandomMask', 'LandmarkMask', 'quantile_store']
+           'PrimaryRegionMask', 'RandomMask', 'LandmarkMask', 'quantile_store', 'read_quantiles']
 
 # %% ../nbs/07_masking.ipynb #07-masking-3
 import math
@@ -64,6 +64,9 @@ def write_quantiles(
     return quantiles
 
 # %% ../nbs/07_masking.ipynb #07-masking-14
+_all_ = ["read_quantiles"] # lives in `prle.datasets`, with the other readers
+
+# %% ../nbs/07_masking.ipynb #07-masking-15
 def resize_quantiles(
     quantiles: Tensor, # (..., H, W) uint16
     size: tuple[int, int], # (height, width)
@@ -72,7 +75,7 @@ def resize_quantiles(
     flat = quantiles.to(torch.float32).reshape(1, -1, *quantiles.shape[-2:])
     return F.interpolate(flat, tuple(size), mode="nearest-exact").to(torch.uint16).reshape(*quantiles.shape[:-2], *size)
 
-# %% ../nbs/07_masking.ipynb #07-masking-18
+# %% ../nbs/07_masking.ipynb #07-masking-19
 def _zero(image: Tensor, seed: Tensor) -> Tensor:
     "Black."
     return torch.zeros_like(image)
@@ -97,11 +100,11 @@ def _blur(image: Tensor, seed: Tensor) -> Tensor:
     blurred = TF.gaussian_blur(rows, [1, kernel], [sigma] * 2)
     return (blurred if image.is_floating_point() else blurred.round()).to(image.dtype)
 
-# %% ../nbs/07_masking.ipynb #07-masking-19
+# %% ../nbs/07_masking.ipynb #07-masking-20
 FILLS = {"zero": _zero, "mean": _mean, "noise": _noise, "blur": _blur}
 "Name -> function (images (N, C, H, W), seeds (N,)) -> what to put in the masked pixels."
 
-# %% ../nbs/07_masking.ipynb #07-masking-21
+# %% ../nbs/07_masking.ipynb #07-masking-22
 def _as_batch(image) -> tuple[Tensor, Callable]:
     "A (N, C, H, W) tensor and the function that brings such a tensor back to the kind of `image`."
     if isinstance(image, PIL.Image.Image):
@@ -112,23 +115,26 @@ def _as_batch(image) -> tuple[Tensor, Callable]:
     if isinstance(image, np.ndarray) and image.ndim == 2: return torch.from_numpy(np.array(image))[None, None], lambda t: t[0, 0].numpy()
     if isinstance(image, Tensor) and image.ndim == 4: return image, lambda t: t
     if isinstance(image, Tensor) and image.ndim == 3: return image[None], lambda t: t[0]
-    raise TypeError(f"image must be a tensor (C, H, W) or (N, C, H, W), an array (H, W[, C]) or a PIL image, not {type(image).__name__} {getattr(image, 'shape', '')}.")
+    kind = f"{type(image).__name__} {tuple(getattr(image, 'shape', ())) or ''}"
+    raise TypeError(f"image must be a tensor (C, H, W) or (N, C, H, W), an array (H, W[, C]) or a PIL image, not {kind}.")
 
 def _as_quantiles(quantiles) -> Tensor:
     "(N, 1, H, W) uint16 or int32 from a tensor, an array or a 16-bit PIL image."
     if isinstance(quantiles, (PIL.Image.Image, np.ndarray)): quantiles = torch.from_numpy(np.array(quantiles))
-    if not isinstance(quantiles, Tensor): raise TypeError(f"the quantile map must be a tensor, an array or a 16-bit PIL image, not {type(quantiles).__name__}.")
-    if quantiles.dtype not in (torch.uint16, torch.int32): raise TypeError(f"the quantile map is {quantiles.dtype}; it must be uint16, as `read_quantiles` gives it (not fused attention, not an 8-bit picture).")
+    if not isinstance(quantiles, Tensor):
+        raise TypeError(f"the quantile map must be a tensor, an array or a 16-bit PIL image, not {type(quantiles).__name__}.")
+    if quantiles.dtype not in (torch.uint16, torch.int32):
+        raise TypeError(f"the quantile map is {quantiles.dtype}; it must be uint16 (not fused attention, not an 8-bit picture).")
     return quantiles.reshape(-1, 1, *quantiles.shape[-2:])
 
-# %% ../nbs/07_masking.ipynb #07-masking-23
+# %% ../nbs/07_masking.ipynb #07-masking-24
 class MaskParams(NamedTuple):
     "What was drawn for each of n images (or for one, without the leading axis)."
     alpha: Tensor # float64 in [0, 1]; 0 = the image is left alone
     place: Tensor # (..., 3) float64 in [0, 1): where and of which shape; its meaning is the policy's
     seed: Tensor # int64, of the noise fill
 
-# %% ../nbs/07_masking.ipynb #07-masking-24
+# %% ../nbs/07_masking.ipynb #07-masking-25
 class RegionMask(nn.Module):
     "Base of the mask policies: draws whether and how much, pastes the fill; a subclass says where in `_where`."
     needs = None # name of what `apply` takes second: "quantiles", "landmarks" or None
@@ -137,7 +143,8 @@ class RegionMask(nn.Module):
         super().__init__()
         low, high = alpha
         if not 0 <= p <= 1: raise ValueError(f"p must lie in [0, 1], not {p}.")
-        if not 0 <= low <= high <= 1 or high == 0: raise ValueError(f"alpha must be (low, high) with 0 <= low <= high <= 1 and high > 0, not {alpha}.")
+        if not (0 <= low <= high <= 1 and high > 0):
+            raise ValueError(f"alpha must be (low, high) with 0 <= low <= high <= 1 and high > 0, not {alpha}.")
         self.p, self.alpha, self.fill = p, (low, high), check_choice(fill, FILLS, "fill")
 
     def extra_repr(self) -> str: return f"p={self.p}, alpha={self.alpha}, fill={self.fill!r}"
@@ -181,7 +188,7 @@ class RegionMask(nn.Module):
         n = len(image) if isinstance(image, Tensor) and image.ndim == 4 else None
         return self.apply(image, second, self.draw(n, generator))
 
-# %% ../nbs/07_masking.ipynb #07-masking-25
+# %% ../nbs/07_masking.ipynb #07-masking-26
 class PrimaryRegionMask(RegionMask):
     "Mask the most attended part of an image, Eq. 11; `mask(image, quantiles)`."
     needs = "quantiles"
@@ -189,17 +196,18 @@ class PrimaryRegionMask(RegionMask):
     def __init__(
         self,
         p: float = 0.5, # probability that an image is masked, in [0, 1]
-        alpha: tuple[float, float] = (0.0, 1.0), # share of the attended pixels, uniform in (low, high]; (1, 1): the static mask of Eq. 4
+        alpha: tuple[float, float] = (0.0, 1.0), # share of the attended pixels, uniform in (low, high]; (1, 1): Eq. 4, static
         fill: str = "zero", # one of `FILLS`
     ): super().__init__(p, alpha, fill)
 
     def _where(self, batch, quantiles, params):
         quantiles = _as_quantiles(quantiles).to(batch.device)
         if quantiles.shape[0] != len(batch) or quantiles.shape[-2:] != batch.shape[-2:]:
-            raise ValueError(f"quantile maps {tuple(quantiles.shape)} for images {tuple(batch.shape)} (N, C, H, W); a resized image needs `resize_quantiles`.")
+            raise ValueError(f"quantile maps {tuple(quantiles.shape)} for images {tuple(batch.shape)}, (N, C, H, W); "
+                             "a resized image needs `resize_quantiles`.")
         return region(quantiles, params.alpha)
 
-# %% ../nbs/07_masking.ipynb #07-masking-38
+# %% ../nbs/07_masking.ipynb #07-masking-39
 class RandomMask(RegionMask):
     "Mask a random rectangle, Table IV; `mask(image)`."
 
@@ -235,13 +243,13 @@ class RandomMask(RegionMask):
         at = torch.arange(length)
         return (at >= start) & (at < start + side[:, None])
 
-# %% ../nbs/07_masking.ipynb #07-masking-41
+# %% ../nbs/07_masking.ipynb #07-masking-42
 FACE_PARTS = {
     "eyes": [range(36, 42), range(42, 48)], "eyebrows": [range(17, 22), range(22, 27)], "nose": [range(27, 36)], "mouth": [range(48, 60)],
     "cheeks": [(1, 2, 3, 4, 48, 31, 41), (15, 14, 13, 12, 54, 35, 46)], "jaw": [(*range(5, 12), *range(55, 60))]}
 "Part -> the hulls it consists of, as indices of the 68 landmarks."
 
-# %% ../nbs/07_masking.ipynb #07-masking-42
+# %% ../nbs/07_masking.ipynb #07-masking-43
 def _hulls(part: str, landmarks: np.ndarray, size: tuple[int, int], dilate: float) -> np.ndarray: # (H, W) bool
     "The part's convex hulls, widened by `dilate` times the distance of the outer eye corners."
     where = np.zeros(size, np.uint8)
@@ -249,7 +257,7 @@ def _hulls(part: str, landmarks: np.ndarray, size: tuple[int, int], dilate: floa
     radius = round(dilate * float(np.linalg.norm(landmarks[45] - landmarks[36])))
     return cv2.dilate(where, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, [2 * radius + 1] * 2)).astype(bool)
 
-# %% ../nbs/07_masking.ipynb #07-masking-43
+# %% ../nbs/07_masking.ipynb #07-masking-44
 class LandmarkMask(RegionMask):
     "Mask a random part of the face, Table IV; `mask(image, landmarks)`."
     needs = "landmarks"
@@ -270,7 +278,8 @@ class LandmarkMask(RegionMask):
 
     def _where(self, batch, landmarks, params):
         points = np.asarray(landmarks.cpu() if isinstance(landmarks, Tensor) else landmarks, np.float32)
-        if points.size != len(batch) * 136: raise ValueError(f"landmarks {points.shape} for {len(batch)} images; each needs (68, 2) pixel coordinates (x, y).")
+        if points.size != len(batch) * 136:
+            raise ValueError(f"landmarks {points.shape} for {len(batch)} images; each needs (68, 2) pixel coordinates (x, y).")
         if not np.isfinite(points).all(): raise ValueError("landmarks hold NaN.")
         where = np.zeros((len(batch), 1, *batch.shape[-2:]), bool)
         for i in params.alpha.nonzero().flatten().tolist():
@@ -278,7 +287,7 @@ class LandmarkMask(RegionMask):
             where[i, 0] = _hulls(part, points.reshape(-1, 68, 2)[i], batch.shape[-2:], self.dilate)
         return torch.from_numpy(where).to(batch.device)
 
-# %% ../nbs/07_masking.ipynb #07-masking-46
+# %% ../nbs/07_masking.ipynb #07-masking-47
 def _open_stores(stores: Sequence[str | Path], n: int) -> list[np.ndarray]:
     "Memory-mapped attention maps, one (n, h, w) array a detector; `ValueError` naming a store of another length."
     maps = [np.load(store, mmap_mode="r") for store in stores]
@@ -294,17 +303,17 @@ def _png_names(faces: Sequence[str]) -> list[Path]:
     if len(set(names)) < len(names): raise ValueError("two faces differ by their suffix only, so their quantile maps would share a file.")
     return names
 
-# %% ../nbs/07_masking.ipynb #07-masking-47
+# %% ../nbs/07_masking.ipynb #07-masking-48
 def quantile_store(
     stores: Sequence[str | Path], # T .npy files of `localize`, one a detector, with the same rows
     faces: Sequence[str], # N paths of the faces, in the rows' order, relative as in the manifest
     folder: str | Path, # where the quantile maps go, under the faces' own paths with the suffix .png
     size: tuple[int, int], # (height, width) of the faces
-    batch: int = 32, # faces in memory at once
+    batch: int = 16, # faces in memory at once
     **fusion, # method, tau, lam, floor of `fuse`
 ) -> np.ndarray: # (N,) share of each face that is attended, in [0, 1]
     "Resize, fuse and rank the maps of all faces, Eq. 6-9; the folder appears when it is complete."
-    maps, names, shares = _open_stores(stores, len(faces)), _png_names(faces), []
+    maps, names, shares = _open_stores(stores, len(faces)), _png_names(faces), np.zeros(len(faces), np.float32)
     with atomic_path(folder) as tmp:
         for i in progress(range(0, len(faces), batch), desc=f"fuse {Path(folder).name}"):
             stack = torch.stack([upsample_maps(m[i:i + batch], size) for m in maps], 1)
@@ -313,5 +322,5 @@ def quantile_store(
                 e.add_note(f"Image 0 of this batch is {faces[i]}; the detectors are {', '.join(map(str, stores))}.")
                 raise
             quantiles = write_quantiles(fused, [tmp/name for name in names[i:i + batch]])
-            shares.append((quantiles.to(torch.int32) > 0).float().mean((1, 2)))
-    return torch.cat(shares).numpy()
+            shares[i:i + batch] = (quantiles.to(torch.int32) > 0).float().mean((1, 2))
+    return shares

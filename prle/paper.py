@@ -209,12 +209,13 @@ def cross_manipulation(
     lab: Lab, # preset, data and store
     seeds: int = 1, # trainings to average over
     mask: str = "primary", # the arm that is compared with plain training
+    backbones: list[str] | None = None, # of the preset; None: all
 ) -> pd.DataFrame: # backbone, mask, train, test; auc, low, high in per cent
     "AUC on every manipulation after training on one (Table III), with the averages over all (AVG) and over the unseen ones, and the paired differences."
     rows, arms, subsets = [], ("none", mask), lab.subsets
     for train in subsets:
         unseen = np.array([s != train for s in subsets])
-        for backbone in lab.preset.backbones:
+        for backbone in backbones or lab.preset.backbones:
             runs = {arm: [detector_run(lab, backbone, train, arm, seed) for seed in range(seeds)] for arm in arms}
             plain, masked = (_auc_by_subset(lab, runs[arm]) for arm in arms)
             summary = lambda a: np.append(a, [a.mean(), a[unseen].mean()])
@@ -392,11 +393,11 @@ def reproduce(
     if seeds < 1: raise ValueError(f"seeds must be 1 or more, not {seeds}.")
     lab, start, results = Lab(preset, data, outputs, say=say), time.perf_counter(), {}
     prepare(lab, names, seeds)
-    parameters = dict(preset=preset, seeds=seeds, data=data and str(Path(data).resolve()), outputs=str(lab.outputs.resolve()))
+    parameters = dict(preset=preset, data=data and str(Path(data).resolve()), outputs=str(lab.outputs.resolve()))
     for name in progress(names, desc="notebooks"):
         out = lab.outputs/preset/"notebooks"/f"{name}.ipynb"
         try:
-            run_notebook(source/f"{name}.ipynb", out, **parameters)
+            run_notebook(source/f"{name}.ipynb", out, **parameters, **(dict(seeds=seeds) if name.startswith("table") else {}))
             results[name] = "done"
         except Exception as e: results[name] = f"FAILED: {str(e).strip().splitlines()[-1]} (see {out.with_suffix('.failed.ipynb')})"
         say(f"{name}: {results[name]}")

@@ -143,6 +143,14 @@ def test_floor():
     assert fuse(torch.full((1, 1, 2, 2), 0.5), "mean", floor=0.5).all(), "the floor itself is kept"
 
 
+def test_thresholds_must_be_exceeded():
+    flat = torch.full((1, 2, 4, 4), 0.5)
+    for method in ("mean", "neighbour"):
+        assert not fuse(flat, method, tau=0.5).any() and fuse(flat, method, tau=0.49).all()
+    step = torch.cat([torch.full((1, 1, 2, 2), 0.75), torch.full((1, 1, 2, 2), 0.25)], 1)  # every difference is 0 or 0.5
+    assert not fuse(step, "neighbour-literal", lam=0.5).any() and fuse(step, "neighbour-literal", lam=0.49).all()
+
+
 def test_larger_tau_and_lambda_cover_less():
     maps = some_maps(2, 3, 32, 32)
     share = lambda **settings: (fuse(maps, **settings) > 0).float().mean()

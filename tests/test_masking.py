@@ -144,6 +144,8 @@ def test_resized_with_its_image():
         assert torch.equal(region(double, alpha), region(q, alpha).repeat_interleave(2, 1).repeat_interleave(2, 2))
     small = resize_quantiles(q[0], (10, 15)).to(torch.int32)
     assert set(small.flatten().tolist()) <= set(q.to(torch.int32).flatten().tolist()), "ranks are never interpolated"
+    odd = resize_quantiles(q, (20, 10))
+    assert torch.equal(resize_quantiles(q.flip(-1), (20, 10)), odd.flip(-1)), "samples the middle, not the left edge"
     smooth = quantile_map(upsample_maps(torch.rand(1, 4, 4, generator=gen()), (256, 256)))
     for alpha in (0.1, 0.5, 0.9):
         full, shrunk = (region(m, alpha).float().mean() for m in (smooth, resize_quantiles(smooth, (111, 97))))
@@ -210,7 +212,9 @@ def test_fills(images, quantiles):
     assert torch.equal(masked["mean"][where], means[where])
     noise = masked["noise"][where].float()
     assert noise.min() < 10 and noise.max() > 245 and abs(noise.mean() - 127.5) < 5
-    assert not torch.equal(masked["noise"][0][where[0]][:50], masked["noise"][1][where[1]][:50]), "each image has noise of its own"
+    everywhere = quantile_map(torch.ones(2, 24, 40))
+    noise = PrimaryRegionMask(p=1, alpha=(1, 1), fill="noise")(images[:2], everywhere, gen())
+    assert not torch.equal(noise[0], noise[1]), "each image has noise of its own"
     assert masked["blur"][where].float().std() < images[where].float().std() / 3
     for out in masked.values(): assert torch.equal(out[~where], images[~where])
 
@@ -236,6 +240,12 @@ def test_alpha_is_uniform_above_its_lower_end():
     assert alpha.min() > 0.5 and alpha.max() <= 0.6
     assert (PrimaryRegionMask(p=1, alpha=(1, 1)).draw(50, gen()).alpha == 1).all()
     assert PrimaryRegionMask().draw(generator=gen()).alpha.ndim == 0
+
+
+def test_the_ends_of_the_draws(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.zeros(shape, dtype=torch.float64))
+    assert PrimaryRegionMask(p=0).draw(1).alpha == 0, "p = 0 never masks"
+    assert PrimaryRegionMask(p=1, alpha=(0.2, 0.6)).draw(1).alpha == 0.6, "the upper end is drawn, the lower is not"
 
 
 def test_same_seed_same_masks_and_replay(images, quantiles):
