@@ -105,8 +105,8 @@ def test_primary_needs_the_zoo_and_shares_it(lab):
 
 
 def test_keys_follow_what_a_run_depends_on(lab):
-    keys = {detector_run(lab, "Small", "A").key, detector_run(lab, "Small", "B").key, detector_run(lab, "Small", "A", seed=1).key, detector_run(lab, "Small", "A", mask="random").key}
-    assert len(keys) == 4
+    variants = [dict(subset="A"), dict(subset="B"), dict(subset="A", seed=1), dict(subset="A", mask="random")]
+    assert len({detector_run(lab, "Small", **v).key for v in variants}) == 4
     assert fusion_run(lab, "A").key != fusion_run(lab, "A", fusion=FusionConfig(lam=0.2)).key != fusion_run(lab, "A", zoo=("Small",)).key
     before = lab.fingerprint
     root = lab.manifest.attrs["root"]

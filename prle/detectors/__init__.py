@@ -6,7 +6,7 @@
 __all__ = ['Detector', 'create_detector', 'list_detectors']
 
 # %% ../../nbs/04z_detectors.ipynb #04z-detectors-2
-from .registry import Detector, create_detector, list_detectors
+from .registry import Detector, create_detector, list_detectors  # noqa: F401 (exported by name below)
 from . import efficientnet, resnet, vgg, xception  # noqa: F401 (importing a family registers it)
 
 _all_ = ["Detector", "create_detector", "list_detectors"]
