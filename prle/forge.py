@@ -108,14 +108,14 @@ def match_sharpness(
     content: np.ndarray, # (S, S, 3) float32
     target: np.ndarray, # (S, S, 3) uint8
     region: np.ndarray, # (S, S) bool, where to measure
-    most: float = 3.0, # largest amount of sharpening
+    limits: tuple[float, float] = (-1.0, 3.0), # of the amount of sharpening; below 0 it softens
 ) -> np.ndarray: # (S, S, 3) float32
     "Sharpen (or soften) `content` until its Laplacian energy inside `region` is that of `target`."
     detail = content - cv2.GaussianBlur(content, (0, 0), len(target) / 128)
     x, d, t = (cv2.Laplacian(np.float32(p), cv2.CV_32F)[region].ravel().astype(np.float64) for p in (content, detail, target))
     a, b, c = d @ d, x @ d, x @ x - t @ t
     amount = (-b + np.sqrt(max(b * b - a * c, 0))) / max(a, 1e-9)
-    return content + np.float32(np.clip(amount, -1, most)) * detail
+    return content + np.float32(np.clip(amount, *limits)) * detail
 
 # %% ../nbs/03_forge.ipynb #03-forge-15
 def resynthesize(
@@ -208,7 +208,7 @@ def faceswap(target, points, source, source_points, generator):
     region = hull(points, len(target)) & inner(len(target))
     face = match_colour(warp(source, source_points, points), target, region)
     pasted, with_seam = np.where(region[..., None], face, target), dilate(region)
-    return composite(target, match_sharpness(pasted, target, with_seam), region.astype(np.float32))
+    return composite(target, match_sharpness(pasted, target, with_seam, limits=(-0.4, 3)), region.astype(np.float32))
 
 # %% ../nbs/03_forge.ipynb #03-forge-27
 @register("F2F", source="same")

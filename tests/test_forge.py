@@ -94,7 +94,7 @@ def test_match_sharpness_reaches_the_energy(trio):
     energy = lambda p: (cv2.Laplacian(np.float32(p), cv2.CV_32F)[region].astype(np.float64) ** 2).sum()
     for sigma in (0.6, 0.9):
         blurred = cv2.GaussianBlur(face, (0, 0), sigma).astype(np.float32)
-        assert abs(energy(forge.match_sharpness(blurred, face, region, most=20)) / energy(face) - 1) < 1e-3
+        assert abs(energy(forge.match_sharpness(blurred, face, region, limits=(-1, 20))) / energy(face) - 1) < 1e-3
 
 
 def test_matching_survives_flat_pictures():
