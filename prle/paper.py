@@ -251,9 +251,9 @@ def show_image(
     image: np.ndarray, # (H, W, 3) uint8
     heat: np.ndarray | None = None, # (H, W) attention in [0, 1], laid over it
 ):
-    "A face, and over it a heat map that is clear where attention is zero."
+    "A face, and over it a heat map that is clear where attention is zero and blue where it is small."
     ax.imshow(image)
-    if heat is not None: ax.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=np.where(heat > 0, 0.65, 0.0))
+    if heat is not None: ax.imshow(heat, cmap="plasma", vmin=0, vmax=1, alpha=np.where(heat > 0, 0.55, 0.0))
     ax.set(xticks=[], yticks=[])
     for spine in ax.spines.values(): spine.set_visible(False)
 

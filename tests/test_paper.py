@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from prle import cli, paper
+from prle.datasets import read_manifest
 from prle.experiments import Lab, scores, detector_run
 from prle.metrics import auc
 from prle.paper import (NOTEBOOKS, SUBSETS, attended_share, cross_manipulation, cross_table, find_notebooks, paper_table, reproduce, run_notebook,
@@ -160,6 +161,13 @@ def test_wrong_words_on_the_command_line(capsys, tmp_path):
     assert "needs the manifest of real data" in capsys.readouterr().err
     assert cli.main(["reproduce", "--preset", "smoke", "--seeds", "0", "--outputs", str(tmp_path)]) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_forge_on_the_command_line(capsys, tmp_path):
+    assert cli.main(["forge", "--people", "3", "--out", str(tmp_path / "out")]) == 2
+    assert "people" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert cli.main(["forge", "--people", "6", "--size", "64", "--out", str(tmp_path / "out")]) == 0
+    assert set(read_manifest(tmp_path / "out/manifest.parquet").split) == {"train", "val", "test"}
 
 
 def test_find_notebooks():
