@@ -25,9 +25,10 @@ test: setup
 	OMP_NUM_THREADS=1 PRLE_QUIET=1 $(BIN)/nbdev_test --n_workers 2
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 
+# with nothing else running; the results stay in the notebooks
 bench: setup
 	for name in localization fusion masking; do \
-	  $(BIN)/papermill --cwd nbs/bench nbs/bench/$$name.ipynb nbs/bench/$$name.ipynb && $(BIN)/nbdev_clean --fname nbs/bench/$$name.ipynb || exit 1; \
+	  $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/bench/$$name.ipynb && $(BIN)/nbdev_clean --fname nbs/bench/$$name.ipynb || exit 1; \
 	done
 
 lab: setup

@@ -114,6 +114,25 @@ def test_figures_are_png_and_pdf_that_do_not_change(smoke, tmp_path):
     assert write_figure(lab, "f", figure).read_bytes().startswith(b"\x89PNG") and (tmp_path / "smoke/figures/f.pdf").read_bytes() == first
 
 
+def test_figure7_masks_grow_with_alpha_and_stay_what_they_were(smoke):
+    figure = paper.draw_figure7(Lab("smoke", outputs=smoke[0], say=lambda line: None), cases=3)
+    rows = np.array_split(figure.axes, 3)
+    for row in rows:
+        face, *masked = [ax.images[0].get_array().astype(int) for ax in row]
+        changed = [(m != face).any(-1) for m in masked]  # alpha 1.0, 0.9, ... 0.1
+        assert all((small <= large).all() and small.sum() < large.sum() for large, small in zip(changed, changed[1:]))
+        assert all((m[c] == 0).all() for m, c in zip(masked, changed))
+    assert [ax.get_title() for ax in rows[0]][:2] == ["face", r"$\alpha$ = 1.0"]
+
+
+def test_figure3_has_a_row_a_fusion_and_a_curve_each(smoke):
+    figure = paper.draw_figure3(Lab("smoke", outputs=smoke[0], say=lambda line: None))
+    *faces, curves = figure.axes
+    assert len(faces) == 3 * 5 and len(curves.patches) == 3
+    low, high, neighbour = (np.array([(ax.images[1].get_array() > 0).mean() for ax in row]) for row in np.array_split(faces, 3))
+    assert (high <= low).all() and (neighbour >= high).all(), "a higher tau_1 keeps less, neighbouring adds to it"
+
+
 @pytest.fixture
 def notebook(tmp_path):
     def make(body, tagged=True):
