@@ -12,7 +12,7 @@ setup: .venv/installed
 
 .venv/installed: settings.ini setup.py requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[faces,paper,dev]' --constraint requirements.lock
+	$(BIN)/python -m pip install --quiet --editable '.[faces,paper,cluster,dev]' --constraint requirements.lock
 	$(BIN)/python -c "import cv2" || { echo "OpenCV needs the system's libGL. On Debian or Ubuntu: apt install libgl1 libglib2.0-0"; exit 1; }
 	touch $@
 
@@ -27,7 +27,7 @@ test: setup
 
 # with nothing else running; the results stay in the notebooks
 bench: setup
-	for name in localization fusion masking; do \
+	for name in faces datasets localization fusion masking; do \
 	  PRLE_QUIET=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/bench/$$name.ipynb && $(BIN)/nbdev_clean --fname nbs/bench/$$name.ipynb || exit 1; \
 	done
 

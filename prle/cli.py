@@ -8,13 +8,50 @@ __all__ = ['parser', 'main']
 # %% ../nbs/13_cli.ipynb #13-cli-2
 import argparse, sys
 
-from .core import outputs_dir
+from .core import check_choice, outputs_dir
+from .datasets import SPLITS
 from .experiments import PRESETS
 
 # %% ../nbs/13_cli.ipynb #13-cli-4
+def _options(args) -> dict:
+    "The options of the data set's adapter that were given."
+    return {name: tuple(value) if isinstance(value, list) else value for name in _ADAPTER if (value := getattr(args, name)) not in (None, False)}
+
+def _check(args) -> int:
+    from prle.layouts import check
+    report = check(args.name, args.root, **_options(args))
+    print(report)
+    return int(not report.complete)
+
+def _faces(args) -> int:
+    from prle.layouts import crop_dataset, list_layouts
+    from prle.videos import extract, list_videos
+    settings = dict(count=args.count, every=args.every, align=args.align, size=args.size, scale=args.scale, workers=args.workers, engine=args.engine)
+    if args.root: crop_dataset(check_choice(" ".join(args.inputs), list_layouts(), "data set"), args.root, args.out, _options(args), **settings)
+    else: extract(list_videos(args.inputs), args.out, **settings)
+    return 0
+
+def _convert(args) -> int:
+    from prle.datasets import read_manifest, write_manifest
+    from prle.deepfakebench import read_folders, read_json_dataset, write_json_dataset
+    from prle.layouts import list_dataset
+    if args.inputs[0].endswith(".parquet"):
+        print(write_json_dataset(read_manifest(args.inputs[0]), args.out))
+        return 0
+    if args.root is None: raise ValueError("--root is missing: the folder that the crops' paths are relative to.")
+    if args.inputs[0].endswith(".json"): rows, missing = read_json_dataset(args.inputs, args.root, args.splits, **_options(args))
+    else: rows, missing = read_folders(list_dataset(args.inputs[0], args.root, frames=True, **_options(args)).videos, args.root)
+    for path, reason in missing.head(20).itertuples(index=False): print(f"{path}: {reason}", file=sys.stderr)
+    print(f"{len(rows)} crops, {len(missing)} missing -> {write_manifest(rows, args.out, args.root)}")
+    return int(len(missing) > 0)
+
+# %% ../nbs/13_cli.ipynb #13-cli-5
 def _forge(args) -> int:
-    from prle.forge import build_benchmark
-    build_benchmark(args.out or outputs_dir()/"data"/"mini", faces=args.faces, size=args.size, people=args.people, seed=args.seed)
+    from prle.benchmark import build_benchmark
+    from prle.targets import build_targets
+    out = args.out or outputs_dir()/"data"/"mini"
+    build_benchmark(out, faces=args.faces, size=args.size, people=args.people, seed=args.seed, steps=args.steps, count=args.count)
+    build_targets(out, faces=args.faces)
     return 0
 
 def _reproduce(args) -> int:
@@ -22,18 +59,62 @@ def _reproduce(args) -> int:
     results = reproduce(args.ids, args.preset, args.seeds, args.data, args.outputs)
     return int(any(result != "done" for result in results.values()))
 
-# %% ../nbs/13_cli.ipynb #13-cli-5
+# %% ../nbs/13_cli.ipynb #13-cli-6
+_ADAPTER = ("compression", "subsets", "part", "variants", "protocol", "reals", "frames")
+
+def _add_adapter_options(command: argparse.ArgumentParser):
+    "The options that some of the data sets have."
+    group = command.add_argument_group("of some data sets")
+    group.add_argument("--compression", help="ff++: raw, c23 or c40")
+    group.add_argument("--subsets", nargs="+", help="ff++: of DF, FS, F2F, Fsh, NT")
+    group.add_argument("--part", help="dfdc: test or train")
+    group.add_argument("--variants", nargs="+", help="df-1.0: end_to_end, end_to_end_mix_3_distortions, ...")
+    group.add_argument("--protocol", help="df-1.0: official, ff++ or deepfakebench")
+    group.add_argument("--reals", help="df-1.0: folder of FaceForensics++, whose c23 videos are the reals")
+    group.add_argument("--frames", action="store_true", help="read folders of extracted frames in place of videos")
+
+# %% ../nbs/13_cli.ipynb #13-cli-7
 def parser() -> argparse.ArgumentParser:
     "The options of all subcommands."
     main = argparse.ArgumentParser("prle", description="Primary region regularization for generalizable deepfake detection.")
     commands = main.add_subparsers(dest="command", required=True)
 
-    forge = commands.add_parser("forge", help="make the mini benchmark: five manipulations of photographs of faces")
-    forge.add_argument("--faces", help="folder of photographs, a sub-folder a person; default: the ORL faces")
+    check = commands.add_parser("check", help="compare a data set on disk with what should be there; exit code 1 if it is incomplete")
+    check.add_argument("name", help="ff++, dfdc, df-1.0, celeb-df or folder")
+    check.add_argument("root", help="the data set's folder")
+    _add_adapter_options(check)
+    check.set_defaults(run=_check)
+
+    faces = commands.add_parser("faces", help="aligned face crops of videos, folders of pictures, or a data set by name")
+    faces.add_argument("inputs", nargs="+", help="videos and folders; or, with --root, a data set: ff++, dfdc, df-1.0, celeb-df, folder")
+    faces.add_argument("--root", help="folder of the data set named as input")
+    faces.add_argument("--out", required=True, help="folder to write; an interrupted run in it is continued")
+    faces.add_argument("--count", type=int, default=32, help="frames of a video, evenly spaced (default %(default)s)")
+    faces.add_argument("--every", type=int, help="every k-th frame instead")
+    faces.add_argument("--align", default="similarity", help="similarity (DeepfakeBench), box (FaceForensics++) or chip (dlib) (default %(default)s)")
+    faces.add_argument("--size", type=int, default=256, help="edge of a crop in pixels (default %(default)s)")
+    faces.add_argument("--scale", type=float, help="how much more than the face a crop shows (default: as the alignment's authors)")
+    faces.add_argument("--workers", type=int, help="processes; default: one a core")
+    faces.add_argument("--engine", default="process", help="process, or ray for a cluster (default %(default)s)")
+    _add_adapter_options(faces)
+    faces.set_defaults(run=_faces)
+
+    convert = commands.add_parser("convert", help="DeepfakeBench's JSON or preprocessed folders to a manifest, or a manifest to both")
+    convert.add_argument("inputs", nargs="+", help="JSON files, or a data set's name, or a manifest (.parquet)")
+    convert.add_argument("--root", help="folder that the paths in the JSON are relative to; the data set's folder")
+    convert.add_argument("--out", required=True, help="the manifest to write; or the folder for DeepfakeBench's files")
+    convert.add_argument("--splits", nargs="+", default=list(SPLITS), help="which splits of a JSON to take (default: %(default)s)")
+    _add_adapter_options(convert)
+    convert.set_defaults(run=_convert)
+
+    forge = commands.add_parser("forge", help="make the mini benchmark and its three target sets from photographs or videos of faces")
+    forge.add_argument("--faces", help="folder of photographs and videos, a sub-folder a person; default: the ORL faces")
     forge.add_argument("--out", help="folder to write; default: outputs/data/mini")
     forge.add_argument("--size", type=int, default=128, help="edge of a face in pixels (default %(default)s)")
     forge.add_argument("--people", type=int, help="how many people; default: all")
     forge.add_argument("--seed", type=int, default=0, help="of the split, the pairs and the manipulations")
+    forge.add_argument("--steps", type=int, default=1000, help="of training each learned manipulation (default %(default)s)")
+    forge.add_argument("--count", type=int, default=32, help="frames of a video (default %(default)s)")
     forge.set_defaults(run=_forge)
 
     paper = commands.add_parser("reproduce", help="regenerate tables and figures of the paper")
@@ -45,13 +126,13 @@ def parser() -> argparse.ArgumentParser:
     paper.set_defaults(run=_reproduce)
     return main
 
-# %% ../nbs/13_cli.ipynb #13-cli-8
+# %% ../nbs/13_cli.ipynb #13-cli-10
 def main(
     argv: list[str] | None = None, # arguments; None: the command line's
-) -> int: # exit code: 0 done, 1 a notebook failed, 2 a wrong argument
+) -> int: # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument
     "Run the command `prle`."
     args = parser().parse_args(argv)
     try: return args.run(args)
-    except (ValueError, FileNotFoundError, ImportError) as e:
+    except (ValueError, OSError, ImportError) as e:
         print(f"prle: {e}", file=sys.stderr)
         return 2

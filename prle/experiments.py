@@ -24,7 +24,7 @@ import prle
 from .core import atomic_path, check_choice, digest, file_digest, outputs_dir, provenance, read_json, write_json
 from .datasets import FaceDataset, read_manifest, select
 from .detectors import Detector, create_detector
-from .forge import build_benchmark
+from .benchmark import build_benchmark
 from .fusion import FUSIONS, fuse
 from .localization import localize, upsample_maps
 from .masking import LandmarkMask, PrimaryRegionMask, RandomMask, quantile_store
@@ -48,10 +48,11 @@ class Preset:
     backbones: dict[str, Backbone] # by the name that tables print
     recipe: dict # fields of `TrainConfig`
     grid: int = 8 # cells that a CAM must have across the face
+    forging: int = 1000 # steps of training each generator of the mini benchmark
 
 PRESETS = dict(
     smoke=Preset(64, 8, {"Xception": Backbone("xception", 1/8), "EfficientNet": Backbone("efficientnet_lite0", 1/8), "VGG": Backbone("vgg16_bn", 1/8)},
-                 dict(epochs=1, batch=16)),
+                 dict(epochs=1, batch=16), forging=10),
     mini=Preset(128, 40, {"Xception": Backbone("xception", 1/4, recipe=dict(lr=2e-3, epochs=10)),
                           "EfficientNet": Backbone("efficientnet_lite0", pretrained=True, recipe=dict(lr=5e-4, epochs=5)),
                           "VGG": Backbone("vgg16_bn", 1/8, options=dict(dropout=0.0), recipe=dict(lr=1e-3, epochs=11))}, dict(batch=32)),
@@ -182,7 +183,7 @@ class Lab:
     def manifest(self) -> pd.DataFrame:
         "The faces; the mini benchmark is made when it is first asked for."
         p = self.preset
-        return read_manifest(self._data or build_benchmark(self.outputs/"data"/self.name, size=p.size, people=p.people))
+        return read_manifest(self._data or build_benchmark(self.outputs/"data"/self.name, size=p.size, people=p.people, steps=p.forging))
 
     @cached_property
     def fingerprint(self) -> str:

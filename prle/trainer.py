@@ -154,7 +154,7 @@ def train(
     check_split(train_rows, val_rows)
     seed_everything(config.seed)
     detector.to(device, memory_format=torch.channels_last)
-    faces, validation = TrainingFaces(FaceDataset(train_rows, quantiles), mask, config.flip, config.seed), FaceDataset(val_rows)
+    faces, validation = TrainingFaces(FaceDataset(train_rows, quantiles=quantiles), mask, config.flip, config.seed), FaceDataset(val_rows)
     optimizer = torch.optim.Adam(detector.parameters(), lr=config.lr)
     steps = len(epoch_order(len(faces), config.batch, 0, config.seed))
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * steps)

@@ -31,7 +31,7 @@ def write_toy(folder, size=(24, 32), people=6, photos=2, bright=60):
                 cv2.imwrite(str(folder / path), image)
                 points = np.stack([draw.uniform(2, size[1] - 2, 68), draw.uniform(2, size[0] - 2, 68)], axis=1).astype(np.float32)
                 rows.append(dict(path=path, label=int(subset != "real"), dataset="toy", subset=subset, video=f"{person}_{photo}", identity=f"p{person}",
-                                 source_identity="", frame=0, split=split, compression="none", landmarks=points.ravel(), mask=""))
+                                 source_identity="", frame=0, split=split, compression="none", landmarks=points.ravel(), transform=[], mask=""))
     return write_manifest(pd.DataFrame(rows), folder / "manifest.parquet")
 
 

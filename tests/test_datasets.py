@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from prle.datasets import FaceDataset, check_manifest, read_manifest, read_quantiles, read_rgb, select, write_manifest
+from prle.datasets import BalancedSampler, FaceDataset, check_manifest, read_manifest, read_quantiles, read_rgb, select, write_manifest
 
 
 def test_round_trip(toy, tmp_path):
@@ -17,12 +17,42 @@ def test_round_trip(toy, tmp_path):
 
 @pytest.mark.parametrize("column, value, message", [
     ("label", 2, "row 4 .*label must be 0"), ("split", "dev", "row 4 .*split must be"), ("path", "real/0_0.png", "row 4 .*stands in an earlier row"),
-    ("subset", "real", "row 4 .*must go together"), ("landmarks", np.zeros(10), "row 4 .*136 numbers"), ("identity", "p5", "more than one split")])
+    ("subset", "real", "row 4 .*must go together"), ("landmarks", np.zeros(10), "row 4 .*136 numbers"), ("identity", "p5", "more than one split"),
+    ("path", "/etc/face.png", "row 4 .*must be relative"), ("path", "a/../../b.png", "row 4 .*stay below"), ("transform", [1.0, 2.0], "row 4 .*transform must be 6 numbers")])
 def test_the_first_bad_row_is_named(toy, column, value, message):
     toy = toy.copy()
     toy[column] = [value if i == 4 else v for i, v in enumerate(toy[column])]
     with pytest.raises(ValueError, match=message):
         check_manifest(toy)
+
+
+def test_a_frame_stands_once(toy):
+    with pytest.raises(ValueError, match=r"row 1 .*same dataset, subset, video and frame"): check_manifest(toy.iloc[[0, 3]].assign(video="x"))
+    same_name = toy.iloc[:3].assign(video="x") # of three subsets
+    assert len(check_manifest(same_name)) == 3
+
+
+def test_the_root_may_lie_elsewhere(toy, tmp_path):
+    moved = read_manifest(write_manifest(toy, tmp_path / "elsewhere" / "m.parquet", toy.attrs["root"]))
+    assert moved.attrs["root"] == toy.attrs["root"] and FaceDataset(moved)[0]["image"].shape == (3, 24, 32)
+    assert read_manifest(write_manifest(toy, tmp_path / "again.parquet")).attrs["root"] == str(tmp_path) # not the old one
+
+
+def test_balanced_sampler():
+    labels = np.array([0] * 4 + [1] * 20)
+    sampler, epochs = BalancedSampler(labels, seed=3), []
+    for epoch in range(40):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+    assert all(len(set(e)) == len(e) == len(sampler) == 8 and labels[e].sum() == 4 for e in epochs)
+    assert set(sum(epochs, [])) == set(range(24)) # everything is seen in time
+    assert epochs[0] == list(BalancedSampler(labels, seed=3)) != epochs[1] != list(BalancedSampler(labels, seed=4))
+    with pytest.raises(ValueError, match="one has no face"): BalancedSampler([1, 1])
+
+
+def test_a_transform_gets_the_whole_item(toy):
+    item = FaceDataset(toy, transform=lambda item: {**item, "image": item["image"].flip(-1), "seen": sorted(item)})[2]
+    assert torch.equal(item["image"].flip(-1), FaceDataset(toy)[2]["image"]) and item["seen"] == ["image", "index", "label", "landmarks"]
 
 
 def test_missing_columns_and_empty_tables(toy):
@@ -61,7 +91,7 @@ def test_quantile_maps_come_along(toy, tmp_path):
     for path in toy.path:
         (tmp_path / "q" / path).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(tmp_path / "q" / path), np.arange(24 * 32, dtype=np.uint16).reshape(24, 32))
-    batch = next(iter(DataLoader(FaceDataset(toy, tmp_path / "q"), 4)))
+    batch = next(iter(DataLoader(FaceDataset(toy, quantiles=tmp_path / "q"), 4)))
     assert batch["quantiles"].shape == (4, 1, 24, 32) and batch["quantiles"].dtype == torch.uint16
 
 
@@ -69,7 +99,7 @@ def test_a_map_of_another_size_is_refused(toy, tmp_path):
     (tmp_path / "q/real").mkdir(parents=True)
     cv2.imwrite(str(tmp_path / "q" / toy.path[0]), np.zeros((32, 24), np.uint16))
     with pytest.raises(ValueError, match=r"0_0.png is \(24, 32\), its face real/0_0.png is \(32, 24\)"):
-        FaceDataset(toy, tmp_path / "q")[0]
+        FaceDataset(toy, quantiles=tmp_path / "q")[0]
 
 
 def test_unreadable_files_are_named(tmp_path):

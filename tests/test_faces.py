@@ -1,10 +1,8 @@
 "Photographs of every kind, detection, alignment, drop report."
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
@@ -128,6 +126,71 @@ def test_missing_packages_name_the_extra(monkeypatch):
     F._dlib.cache_clear()
 
 
+# The largest face of a large frame
+
+@pytest.fixture(scope="module")
+def scene():
+    "Function (side, other side) -> a 1280x720 frame with two faces of about these sizes over a texture."
+    texture = cv2.resize(rng("scene").integers(60, 200, (40, 70, 3), dtype=np.uint8), (1280, 720), interpolation=cv2.INTER_CUBIC)
+
+    def make(*sides):
+        frame = texture.copy()
+        for i, (side, person) in enumerate(zip(sides, ("s5", "s7"))):
+            picture = F.read_image(ORL/person/"3.pgm")
+            picture = cv2.resize(picture, None, fx=side / 70, fy=side / 70, interpolation=cv2.INTER_CUBIC)
+            frame[60:60 + len(picture), 30 + 640 * i:30 + 640 * i + picture.shape[1]] = picture
+        return frame
+    return make
+
+
+def whole_search(frame):
+    "dlib's boxes at full resolution, largest first."
+    boxes = sorted(F._dlib()[1](frame, 0), key=lambda box: box.area(), reverse=True)
+    return [[box.left(), box.top(), box.right(), box.bottom()] for box in boxes]
+
+
+@pytest.mark.parametrize("side", [80, 95, 115, 140, 170, 210, 250, 300, 360])
+def test_the_box_is_that_of_the_whole_search(scene, side):
+    frame = scene(side)
+    assert F.find_largest(frame).box.tolist() == whole_search(frame)[0]
+
+
+@pytest.mark.parametrize("sides", [(100, 160), (240, 110), (150, 200)])
+def test_the_larger_of_two_faces_is_found(scene, sides):
+    frame = scene(*sides)
+    face = F.find_largest(frame)
+    assert face.box.tolist() == whole_search(frame)[0]
+    assert (face.box[0] > 640) == (sides[1] > sides[0])
+    assert (np.abs(face.landmarks - face.box.reshape(2, 2).mean(0)) < 0.8 * (face.box[2] - face.box[0])).all()
+
+
+def test_two_faces_of_one_size_are_counted(scene):
+    assert F.find_largest(scene(200, 200)).found == 2
+
+
+def test_faces_that_only_padding_or_enlarging_finds(photo):
+    for image in (photo, cv2.resize(photo[:, 8:-8], None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC)):
+        face, scale = F.find_largest(image), len(image) / 112
+        assert abs(face.landmarks[30, 1] / scale - F.find_faces(photo)[0][30, 1]) < 4
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 400), (64, 64), (63, 65), (30, 2000), (700, 80)])
+def test_frames_of_odd_shapes_have_no_face(shape):
+    assert F.find_largest(np.full((*shape, 3), 77, np.uint8)) is None
+
+
+def test_another_format_of_dlibs_detector_is_noticed(monkeypatch):
+    F._one_level_detector.cache_clear()
+    monkeypatch.setattr(F, "_MANY_LEVELS", b"something else")
+    with pytest.raises(RuntimeError, match="another format"): F._one_level_detector()
+
+
+def test_one_level_is_one_level(scene):
+    "The detector without its pyramid finds a face at its size only."
+    frame = scene(300)
+    assert F._hits(frame, 0) == [] and len(F._hits(cv2.resize(frame, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA), 0)) == 1
+
+
 # Alignment
 
 def test_template_is_deepfakebench_at_256():
@@ -186,6 +249,79 @@ def test_the_border_is_repeated_not_black(points):
     assert (crop == 90).all()
 
 
+# The alignments of videos
+
+def face_at(five, box=(0, 0, 1, 1)):
+    "A detection whose five points are given."
+    landmarks = np.zeros((68, 2), np.float32)
+    landmarks[list(F.FIVE_POINTS)] = five
+    return F.Detection(np.float32(box), landmarks, 1)
+
+
+def test_similarity_takes_the_five_points_to_the_stated_places():
+    want = np.array([(96.870, 120.433), (158.825, 120.090), (128.044, 155.669), (102.592, 191.939), (153.899, 191.656)])
+    z = 3 * np.exp(0.4j) * (want @ (1, 1j)) + (700 + 90j)
+    matrix = F.align(face_at(np.column_stack([z.real, z.imag])), (1080, 1920))
+    assert np.abs(F.move_points(np.column_stack([z.real, z.imag]), matrix) - want).max() < 0.01
+
+
+@pytest.mark.parametrize("method", ["similarity", "chip"])
+def test_a_turned_face_lands_in_the_same_places(photo, method):
+    big = cv2.resize(photo, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+    places = []
+    for angle, zoom in ((0, 1), (12, 1), (-8, 0.7)):
+        turned = cv2.warpAffine(big, cv2.getRotationMatrix2D((184, 224), angle, zoom), (368, 448), borderMode=cv2.BORDER_REPLICATE)
+        face = F.find_largest(turned)
+        places.append(F.move_points(face.landmarks, F.align(face, turned.shape, method))[list(F.FIVE_POINTS)])
+        if method == "similarity": assert np.abs((places[-1] - F.five_targets(256)).mean(0)).max() < 0.01
+    assert np.abs(np.diff(places, axis=0)).max() < 10 # landmarks of so small a photograph wander
+
+
+@pytest.mark.parametrize("person, angle, size", [("s5", 0, 256), ("s5", 15, 128), ("s2", -10, 256)])
+def test_chip_is_dlibs(person, angle, size):
+    dlib, _, predictor = F._dlib()
+    image = cv2.resize(F.read_image(ORL/person/"1.pgm"), None, fx=5, fy=5, interpolation=cv2.INTER_CUBIC)
+    image = cv2.warpAffine(image, cv2.getRotationMatrix2D((230, 280), angle, 1), (460, 560), borderMode=cv2.BORDER_REPLICATE)
+    face = F.find_largest(image)
+    theirs = dlib.get_face_chip(image, predictor(image, dlib.rectangle(*face.box.astype(int).tolist())), size, 0.25).astype(int)
+    matrix = F.align(face, image.shape, "chip", size)
+    middle = slice(size // 8, -size // 8), slice(size // 8, -size // 8)
+    def gap(dx, dy): return np.abs(F.warp_crop(image, matrix + [[0, 0, dx], [0, 0, dy]], size).astype(int) - theirs)[middle].mean()
+    assert gap(0, 0) < 2 and gap(0, 0) < min(gap(0.5, 0), gap(-0.5, 0), gap(0, 0.5), gap(0, -0.5))
+
+
+@pytest.mark.parametrize("box, want", [
+    ((100, 100, 199, 199), (85, 85, 128)),  # inside: the side is int(1.3 * 99), the corner lies half of it before the centre (149, 149)
+    ((10, 100, 109, 199), (0, 85, 128)),    # at the left border the corner moves in and the side stays
+    ((250, 180, 319, 239), (240, 165, 75)), # at the right and the lower border the side shrinks
+])
+def test_box_follows_faceforensics_at_the_border(box, want):
+    x, y, side = want
+    frame = cv2.GaussianBlur(rng("box").integers(0, 256, (240, 320, 3), dtype=np.uint8), (0, 0), 3)
+    crop = F.warp_crop(frame, F.align(face_at(0, box), frame.shape, "box", 150), 150)
+    plain = cv2.resize(frame[y:y + side, x:x + side], (150, 150), interpolation=cv2.INTER_CUBIC)
+    assert np.abs(crop.astype(int) - plain)[5:-5, 5:-5].max() <= 1
+
+
+def test_scale_widens_every_crop(photo):
+    face = F.find_largest(photo)
+    for method in F.ALIGNMENTS:
+        zoom = [np.hypot(*F.align(face, (10**4, 10**4), method, 256, scale)[:, 0]) for scale in (1.2, 1.8)]
+        assert abs(zoom[0] / zoom[1] - 1.5) < 0.03
+
+
+def test_shrinking_a_part_is_shrinking_the_whole(photo):
+    "The crop of a large frame is made from the part that it shows."
+    frame = np.zeros((1500, 2000, 3), np.uint8)
+    frame[300:300 + 896, 700:700 + 736] = cv2.resize(photo, None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC)
+    face = F.find_largest(frame)
+    matrix = F.align(face, frame.shape, size=96)
+    zoom = np.hypot(*matrix[:, 0])
+    small = cv2.resize(frame, None, fx=2 * zoom, fy=2 * zoom, interpolation=cv2.INTER_AREA)
+    whole = cv2.warpAffine(small, np.hstack([matrix[:, :2] / (2 * zoom), matrix[:, 2:]]), (96, 96), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    assert zoom < 0.25 and np.abs(F.warp_crop(frame, matrix, 96).astype(int) - whole).mean() < 1.5
+
+
 # Folders
 
 def test_photos_in_natural_order(album):
@@ -200,46 +336,28 @@ def test_folders_without_people(tmp_path):
     with pytest.raises(F.FaceError, match="folder of their own"): F.list_photos(tmp_path)
 
 
-def test_every_photograph_is_used_or_reported(album, tmp_path, capsys):
-    table = F.write_faces(album, tmp_path/"out", size=64)
-    rows, dropped = pd.read_parquet(table), pd.read_csv(tmp_path/"out"/"dropped.csv")
-    assert rows.photo.tolist() == ["ann/1.png", "ann/2.png"] and rows.found.tolist() == [1, 2]
+def test_every_photograph_is_used_or_reported(album):
+    faces, dropped = F.read_faces(F.list_photos(album)["ann"], size=64)
+    assert [(f.photo, f.identity, f.found) for f in faces] == [("ann/1.png", "ann", 1), ("ann/2.png", "ann", 2)]
     assert dict(zip(dropped.path, dropped.reason.str.slice(0, 11))) == {
         "ann/3.jpg": "not a pictu", "ann/4.jpg": "truncated o", "ann/5.png": "not a pictu", "ann/10.png": "no face fou"}
-    for row in rows.itertuples():
-        assert F.read_image(table.parent/row.path).shape == (64, 64, 3) and len(row.landmarks) == 136
-    said = capsys.readouterr().out
-    assert "6 photographs: 2 faces, 1 of them the largest of several, 2 dropped (not a picture)" in said
+    assert all(f.crop.shape == (64, 64, 3) for f in faces)
+    assert "6 photographs: 2 faces, 1 of them the largest of several, 2 dropped (not a picture)" in F.summary(faces, dropped)
 
 
-def test_names_that_differ_only_in_their_ending_do_not_collide(tmp_path, photo):
-    folder = tmp_path/"in"/"ann"
-    folder.mkdir(parents=True)
-    for name in ("1.png", "1.bmp"): Image.fromarray(photo).save(folder/name)
-    rows = pd.read_parquet(F.write_faces(tmp_path/"in", tmp_path/"out", size=64))
-    assert rows.path.nunique() == 2
+def test_png_keeps_every_value(tmp_path):
+    colour = rng(0, "png").integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    F.write_png(tmp_path/"new"/"c.png", colour)
+    F.write_png(tmp_path/"g.png", colour[..., 0])
+    assert np.array_equal(F.read_image(tmp_path/"new"/"c.png"), colour)
+    assert np.array_equal(cv2.imread(str(tmp_path/"g.png"), cv2.IMREAD_UNCHANGED), colour[..., 0])
 
 
-def test_no_usable_photograph_is_an_error_and_leaves_nothing(album, tmp_path):
-    for name in ("1.png", "2.png"): (album/"ann"/name).unlink()
-    with pytest.raises(F.FaceError, match="no face in any of 4"): F.write_faces(album, tmp_path/"out")
-    assert not (tmp_path/"out").exists()
-
-
-def test_a_full_disk_leaves_nothing(album, tmp_path, monkeypatch):
-    calls = []
-
-    def full(path, image):
-        calls.append(path)
-        if len(calls) > 1: raise OSError(28, "No space left on device")
-        Path(path).parent.mkdir(parents=True)
-    monkeypatch.setattr(F, "write_png", full)
-    with pytest.raises(OSError, match="No space"): F.write_faces(album, tmp_path/"out")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["album"]
-
-
-def test_a_foreign_folder_is_never_replaced(album, tmp_path):
+def test_a_foreign_folder_is_never_replaced(tmp_path):
     (tmp_path/"thesis").mkdir()
+    F.check_folder(tmp_path/"thesis", "faces.parquet")
+    F.check_folder(tmp_path/"new", "faces.parquet")
     (tmp_path/"thesis"/"chapter1.tex").touch()
-    with pytest.raises(FileExistsError, match="thesis holds other files"): F.write_faces(album, tmp_path/"thesis")
-    assert (tmp_path/"thesis"/"chapter1.tex").exists()
+    with pytest.raises(FileExistsError, match="thesis holds other files"): F.check_folder(tmp_path/"thesis", "faces.parquet")
+    with pytest.raises(FileExistsError, match="chapter1.tex holds other files"): F.check_folder(tmp_path/"thesis"/"chapter1.tex", "faces.parquet")
+    F.check_folder(tmp_path/"thesis", "chapter1.tex")

@@ -185,7 +185,8 @@ def test_wrong_words_on_the_command_line(capsys, tmp_path):
 def test_forge_on_the_command_line(capsys, tmp_path):
     assert cli.main(["forge", "--people", "3", "--out", str(tmp_path / "out")]) == 2
     assert "people" in capsys.readouterr().err and not (tmp_path / "out").exists()
-    assert cli.main(["forge", "--people", "6", "--size", "64", "--out", str(tmp_path / "out")]) == 0
+    assert cli.main(["forge", "--people", "6", "--size", "64", "--steps", "1", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/targets/mini-Celeb/contact_sheet.png").exists()
     assert set(read_manifest(tmp_path / "out/manifest.parquet").split) == {"train", "val", "test"}
 
 

@@ -81,7 +81,7 @@ def test_gamma_reaches_the_loss(toy, tiny, quantiles):
 
 
 def test_masks_are_drawn_by_face_and_epoch(toy, quantiles):
-    faces = TrainingFaces(FaceDataset(toy, quantiles), PrimaryRegionMask(p=1.0), flip=False)
+    faces = TrainingFaces(FaceDataset(toy, quantiles=quantiles), PrimaryRegionMask(p=1.0), flip=False)
     black = lambda epoch, i: (faces[epoch, i][0] == 0).all(0).float().mean().item()
     assert black(0, 3) == black(0, 3)
     assert len({round(black(epoch, i), 4) for epoch in range(4) for i in range(4)}) > 12
@@ -89,7 +89,7 @@ def test_masks_are_drawn_by_face_and_epoch(toy, quantiles):
 
 @pytest.mark.parametrize("mask", [PrimaryRegionMask(), RandomMask(fill="noise"), LandmarkMask()])
 def test_workers_change_nothing_and_share_no_stream(toy, quantiles, mask):
-    faces = TrainingFaces(FaceDataset(toy, quantiles), mask, seed=5)
+    faces = TrainingFaces(FaceDataset(toy, quantiles=quantiles), mask, seed=5)
     order = epoch_order(len(faces), 4, epoch=1, seed=5)
     epochs = [[torch.cat([b.flatten().float() for b in batch]) for batch in DataLoader(faces, batch_sampler=order, num_workers=n)] for n in (0, 1, 2)]
     for other in epochs[1:]:
@@ -97,7 +97,7 @@ def test_workers_change_nothing_and_share_no_stream(toy, quantiles, mask):
 
 
 def test_the_share_of_masked_faces_is_p(toy, quantiles):
-    faces = TrainingFaces(FaceDataset(toy, quantiles), PrimaryRegionMask(p=0.25))
+    faces = TrainingFaces(FaceDataset(toy, quantiles=quantiles), PrimaryRegionMask(p=0.25))
     masked = [faces[epoch, i][2] for epoch in range(100) for i in range(20)]
     assert abs(np.mean(masked) - 0.25) < 3 * np.sqrt(0.25 * 0.75 / len(masked))
 

@@ -1,0 +1,84 @@
+"Short real videos for the tests: ORL photographs that move over a static textured background."
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from prle.core import rng
+from prle.faces import orl_folder, read_image
+
+
+@cache
+def photograph(person="s1", width=130):
+    "A person's first ORL photograph enlarged to `width` px; the face takes about three quarters of it."
+    image = read_image(orl_folder()/person/"1.pgm")
+    return cv2.resize(image, (width, width * 112 // 92), interpolation=cv2.INTER_CUBIC)
+
+
+@cache
+def background(size, key="background"):
+    "A static coloured texture, (H, W, 3) uint8 RGB."
+    coarse = rng(key).integers(60, 200, (size[1] // 16 + 2, size[0] // 16 + 2, 3), dtype=np.uint8)
+    return cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC)
+
+
+def place(size, picture, step, lane=0.5):
+    "Top left corner of a picture that goes back and forth along its lane (0 top, 1 bottom) of the frame; a round trip takes 64 steps."
+    room_x, room_y = size[0] - picture.shape[1], size[1] - picture.shape[0]
+    return round(room_x * (0.5 + 0.5 * np.sin(step * np.pi / 32))), round(room_y * lane)
+
+
+def draw_frame(size, pictures, step):
+    "One frame, RGB, and its mask (255 where a picture lies); each picture keeps to a half of the frame of its own."
+    frame, mask = background(size).copy(), np.zeros(size[::-1], np.uint8)
+    lane = size[0] // max(1, len(pictures))
+    for i, picture in enumerate(pictures):
+        x, y = place((lane, size[1]), picture, step)
+        part = slice(y, y + picture.shape[0]), slice(i * lane + x, i * lane + x + picture.shape[1])
+        frame[part], mask[part] = picture, 255
+    return frame, mask
+
+
+def write_frames(path, frames, size, fps=25):
+    "An mp4 (MPEG-4 part 2) of RGB or grey frames."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+    assert writer.isOpened(), path
+    for frame in frames: writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR if frame.ndim == 3 else cv2.COLOR_GRAY2BGR))
+    writer.release()
+    return path
+
+
+def write_clip(path, person="s1", frames=8, size=(320, 240), faces=1, width=130, shown=None, mask=None):
+    """A video of `frames` frames of `size` (w, h) with `faces` people (0: none), the first of them `person`, `width` px wide, the others smaller.
+
+    `shown`: the frames in which they are there (default: all). `mask`: where to write the mask video, white on the photographs."""
+    others = [f"s{10 + i}" for i in range(faces - 1)]
+    pictures = [photograph(p, w) for p, w in zip([person, *others][:faces], [width, *[width * 4 // 5] * len(others)])]
+    drawn = [draw_frame(size, pictures if shown is None or i in shown else [], 4 * i) for i in range(frames)]
+    if mask is not None: write_frames(mask, [m for _, m in drawn], size)
+    return write_frames(path, [frame for frame, _ in drawn], size)
+
+
+def ffmpeg(*arguments):
+    "Run the ffmpeg of the package imageio-ffmpeg."
+    from imageio_ffmpeg import get_ffmpeg_exe
+    subprocess.run([get_ffmpeg_exe(), "-v", "error", "-y", *map(str, arguments)], check=True)
+
+
+def write_h264(path, source):
+    "Encode a clip again as H.264."
+    ffmpeg("-i", source, "-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", path)
+    return Path(path)
+
+
+def write_rotated(path, source, degrees=90):
+    "A copy that is stored turned and carries metadata which say so: a player shows it as `source` is."
+    turned = Path(path).with_suffix(".turned.mp4")
+    ffmpeg("-i", source, "-vf", {90: "transpose=1", 180: "hflip,vflip", 270: "transpose=2"}[degrees], "-c:v", "mpeg4", "-q:v", "2", turned)
+    ffmpeg("-display_rotation", degrees, "-i", turned, "-c", "copy", path)
+    turned.unlink()
+    return Path(path)

@@ -1,0 +1,197 @@
+"The mini benchmark: its split, its folder, and the cues it must not have."
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from clips import write_clip
+from PIL import Image
+
+from prle import benchmark, faces
+from prle.core import file_digest, read_json
+from prle.datasets import read_manifest, write_manifest
+from prle.generators import train_networks
+
+NAMES = ["DF", "FS", "F2F", "Fsh", "NT"]
+ORL = faces.orl_folder()
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    "Eight people at 64 px, as the preset smoke has it."
+    return benchmark.build_benchmark(tmp_path_factory.mktemp("smoke")/"bench", size=64, people=8, steps=2, workers=2)
+
+
+@pytest.fixture(scope="session")
+def test_split(tmp_path_factory):
+    "The test split of the 40-people benchmark at 128 px, the very pictures of `build_benchmark` (four minutes on two cores, most of them training)."
+    root = tmp_path_factory.mktemp("test_split")
+    found, _ = faces.read_faces(benchmark._choose(None, None, 0), 128, benchmark.SCALE, benchmark.LIFT)
+    jobs = [job for job in benchmark.plan(found, 0)[0] if job.split == "test"]
+    networks, _ = train_networks(found)
+    rows = benchmark._make_all(jobs, root, networks, seed=0, quality=90, workers=2)
+    return read_manifest(write_manifest(pd.DataFrame(rows), root/"manifest.parquet"))
+
+
+def files(root):
+    return {p.relative_to(root).as_posix(): file_digest(p) for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+# The folder
+
+def test_split_is_by_identity_in_proportion():
+    people = [f"s{i}" for i in range(40)]
+    split = pd.Series(benchmark.split_people(people, 0))
+    assert split.value_counts().to_dict() == {"train": 24, "test": 12, "val": 4}
+    assert benchmark.split_people(people, 0) == split.to_dict() != benchmark.split_people(people, 1)
+    assert pd.Series(benchmark.split_people(people[:8])).value_counts().min() == 2
+    with pytest.raises(ValueError, match="5 people with a usable face.*at least 6"): benchmark.split_people(people[:5])
+
+
+def test_smoke_benchmark(smoke):
+    df = read_manifest(smoke)
+    assert set(df.subset) == {"real", *NAMES} and df.dataset.eq("mini").all() and df.compression.eq("jpeg90").all()
+    assert df.groupby("split").identity.nunique().to_dict() == {"train": 4, "val": 2, "test": 2}
+    assert df.groupby("subset").size().nunique() == 1
+    home = df.set_index("identity").split.to_dict()
+    swaps = df[df.subset.isin(["DF", "FS", "Fsh"])]
+    assert (swaps.identity != swaps.source_identity).all() and (swaps.source_identity.map(home) == swaps.split).all()
+    own = df[df.subset.isin(["F2F", "NT"])]
+    assert (own.identity == own.source_identity).all() and (df[df.label == 0][["source_identity", "mask"]] == "").all().all()
+    for row in df.itertuples():
+        assert faces.read_image(smoke.parent/row.path).shape == (64, 64, 3)
+        if row.mask: assert set(np.unique(cv2.imread(str(smoke.parent/row.mask), -1))) == {0, 255}
+    assert len(pd.read_csv(smoke.parent/"dropped.csv")) + (df.label == 0).sum() == 80 # nothing is lost
+
+
+def test_far_from_the_mask_reals_and_fakes_are_the_same_file_content(smoke):
+    "After compression too: JPEG works in blocks of 8 (chroma 16), so 16 px from the mask nothing differs."
+    df = read_manifest(smoke).query("subset == 'NT'")
+    for row in df.head(10).itertuples():
+        fake, real = (cv2.imread(str(smoke.parent/p)) for p in (row.path, f"real/{row.video.split('_')[0]}.png"))
+        near = cv2.dilate(cv2.imread(str(smoke.parent/row.mask), 0), np.ones((33, 33), np.uint8)) > 0
+        assert (fake[~near] == real[~near]).all() and not near.all()
+
+
+def test_complete_and_same_is_reused(smoke, capsys):
+    before = {p: p.stat().st_mtime_ns for p in smoke.parent.rglob("*")}
+    assert benchmark.build_benchmark(smoke.parent, size=64, people=8, steps=2) == smoke
+    assert "HIT" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in smoke.parent.rglob("*")}
+
+
+@pytest.fixture
+def quick(monkeypatch, smoke):
+    "A benchmark that is made in no time: faces are read once, of six people two photographs each."
+    photos = [ORL/f"s{i}"/f"{k}.pgm" for i in range(1, 7) for k in (1, 2)]
+    found = faces.read_faces(photos, 64, benchmark.SCALE, benchmark.LIFT)
+    monkeypatch.setattr(benchmark, "_choose", lambda *a: photos)
+    monkeypatch.setattr(benchmark, "read_faces", lambda *a: found)
+
+
+def test_workers_do_not_change_a_byte(quick, tmp_path):
+    for n in (1, 3): benchmark.build_benchmark(tmp_path/str(n), size=64, steps=1, workers=n)
+    assert files(tmp_path/"1") == files(tmp_path/"3")
+
+
+def test_why_a_benchmark_is_made_again(quick, tmp_path, capsys):
+    out = tmp_path/"bench"
+    build = lambda **kw: (benchmark.build_benchmark(out, **{"size": 64, "steps": 1, **kw}), capsys.readouterr().out)[1]
+    said = build()
+    assert f"forge: MISS {out} (none there yet)" in said and "generators: MISS (none there yet)" in said
+    trained = files(out/"generators")
+    said = build(quality=80)
+    assert f"forge: MISS {out} (quality was 90, is 80)" in said and "generators: HIT" in said and files(out/"generators") == trained
+    said = build(quality=80, seed=1)
+    assert "(seed was 0, is 1)" in said and "generators: MISS (seed was 0, is 1)" in said
+    next((out/"DF").iterdir()).unlink()
+    said = build(quality=80, seed=1)
+    assert "(1 of 132 pictures missing)" in said and "generators: HIT" in said
+    assert build(quality=80, seed=1) == f"forge: HIT {out}\n"
+    said = build(quality=80, seed=1, steps=2)
+    assert "(steps was 1, is 2)" in said and "generators: MISS (steps was 1, is 2)" in said
+    assert read_json(out/"forge.json")["config"]["steps"] == 2
+
+
+def test_a_full_disk_leaves_nothing_half_made(quick, tmp_path, monkeypatch, capsys):
+    benchmark.build_benchmark(tmp_path/"bench", size=64, steps=1)
+    whole, calls, write = files(tmp_path), [], benchmark.write_png
+
+    def full(path, image):
+        calls.append(path)
+        if len(calls) > 20: raise OSError(28, "No space left on device")
+        write(path, image)
+    monkeypatch.setattr(benchmark, "write_png", full)
+    with pytest.raises(OSError, match="No space"): benchmark.build_benchmark(tmp_path/"bench", size=64, steps=1, seed=5)
+    with pytest.raises(OSError, match="No space"): benchmark.build_benchmark(tmp_path/"new", size=64, steps=1)
+    assert files(tmp_path) == whole # the earlier benchmark stands, and no trace of the new ones
+
+
+def test_a_foreign_folder_is_never_replaced(quick, tmp_path):
+    (tmp_path/"notes.txt").touch()
+    with pytest.raises(FileExistsError, match="holds other files"): benchmark.build_benchmark(tmp_path)
+    assert (tmp_path/"notes.txt").exists()
+
+
+def test_too_few_people(tmp_path):
+    with pytest.raises(ValueError, match="people must lie between 6 and 40, not 5"): benchmark.build_benchmark(tmp_path/"b", people=5)
+    with pytest.raises(ValueError, match="not 41"): benchmark.build_benchmark(tmp_path/"b", people=41)
+
+
+def test_own_photographs_in_colour(tmp_path):
+    "Any folder of photographs; a person with one usable photograph lacks F2F and NT, and the report says so."
+    for i in range(1, 7):
+        folder = tmp_path/"people"/f"person {i}"
+        folder.mkdir(parents=True)
+        for k in (1, 2):
+            grey = faces.read_image(ORL/f"s{i}"/f"{k}.pgm")
+            Image.fromarray((grey * [1, 0.8, 0.6]).astype(np.uint8)).resize((184, 224)).save(folder/f"{k}.jpg", quality=95)
+    (tmp_path/"people"/"person 3"/"2.jpg").write_bytes(b"broken")
+    manifest = read_manifest(benchmark.build_benchmark(tmp_path/"out", tmp_path/"people", size=64, steps=1))
+    dropped = pd.read_csv(tmp_path/"out"/"dropped.csv")
+    assert manifest.groupby("subset").size().to_dict() == {"real": 11, "DF": 11, "FS": 11, "Fsh": 11, "F2F": 10, "NT": 10}
+    assert dropped.path.tolist() == ["person 3/2.jpg", "person 3/1.jpg", "person 3/1.jpg"]
+    assert dropped.reason.str.split(":").str[0].tolist() == ["not a picture.", "F2F", "NT"]
+    red, _, blue = faces.read_image(tmp_path/"out"/manifest.path[0]).reshape(-1, 3).mean(0)
+    assert blue / red < 0.8
+
+
+def test_videos_keep_their_order(tmp_path):
+    "A person's folder may hold videos: their frames stay together and in order, with one source for a whole video."
+    for i in range(1, 7): write_clip(tmp_path/"people"/f"p{i}"/"walk.mp4", person=f"s{i}", frames=9, size=(224, 180))
+    write_clip(tmp_path/"people"/"p1"/"other.mp4", person="s1", frames=9, size=(224, 180))
+    (tmp_path/"people"/"p2"/"broken.mp4").write_bytes(b"")
+    manifest = read_manifest(benchmark.build_benchmark(tmp_path/"out", tmp_path/"people", size=64, steps=1, count=3))
+    assert manifest.groupby("subset").size().to_dict() == dict.fromkeys(["real", *NAMES], 21)
+    for _, rows in manifest.groupby(["subset", "video"]):
+        assert rows.frame.tolist() == [0, 4, 8] and rows.source_identity.nunique() == 1 and rows.path.str.endswith(tuple(f"/{f:04d}.png" for f in (0, 4, 8))).all()
+    assert {"p1-walk_p1-other", "p2-walk_p2-walk"} <= set(manifest[manifest.subset == "F2F"].video)
+    dropped = pd.read_csv(tmp_path/"out"/"dropped.csv")
+    assert dropped.path.tolist() == ["p2/broken.mp4"] and "empty file" in dropped.reason[0]
+    assert all((tmp_path/"out"/p).exists() for p in [*manifest.path, *manifest["mask"][manifest["mask"] != ""]])
+
+
+def test_several_faces_are_written_down(quick, tmp_path, monkeypatch):
+    found, dropped = benchmark.read_faces()
+    crowd = [faces.replace(found[0], found=3), *found[1:]]
+    monkeypatch.setattr(benchmark, "read_faces", lambda *a: (crowd, dropped))
+    out = benchmark.build_benchmark(tmp_path/"bench", size=64, steps=1).parent
+    assert read_json(out/"forge.json")["several_faces"] == {"s1/1.pgm": 3}
+
+
+# Use
+
+@pytest.mark.slow
+def test_no_trivial_cue(test_split):
+    "AUC of each cue alone, real against fake, on the test identities of the real benchmark: no exception."
+    table = benchmark.cue_table(test_split)
+    assert list(table.index) == NAMES and table.shape == (5, 7)
+    assert (table < 0.65).all().all(), table.round(3).to_string()
+
+
+@pytest.mark.slow
+def test_the_cue_table_sees_a_cue(test_split, monkeypatch):
+    "The table is no rubber stamp: brighten the fakes and it says so."
+    cues = benchmark.trivial_cues(test_split)
+    monkeypatch.setattr(benchmark, "trivial_cues", lambda manifest: cues.assign(brightness=cues.brightness + 300 * manifest.label))
+    assert (benchmark.cue_table(test_split).brightness == 1).all()

@@ -1,0 +1,104 @@
+"prle.deepfakebench: JSON and folders, as DeepfakeBench publishes them, to a manifest and back."
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prle.cli import main
+from prle.datasets import FaceDataset, read_manifest, write_manifest
+from prle.deepfakebench import read_folders, read_json_dataset, write_json_dataset
+from prle.faces import write_png
+from prle.layouts import list_dataset
+
+
+def put_crop(root, path, value=100, landmarks=True, mask=False):
+    write_png(root/path, np.full((32, 32, 3), value, np.uint8))
+    other = lambda kind, suffix: (root/path.replace("/frames/", f"/{kind}/")).with_suffix(suffix)
+    if landmarks:
+        other("landmarks", ".npy").parent.mkdir(parents=True, exist_ok=True)
+        np.save(other("landmarks", ".npy"), np.arange(162).reshape(81, 2))
+    if mask: write_png(other("masks", ".png"), np.full((32, 32), 255, np.uint8))
+
+
+@pytest.fixture
+def tree(tmp_path):
+    "Two JSONs as published, with backslashes: FaceForensics++ without FaceShifter, and FaceShifter with the reals again."
+    root, ffpp, shifter = tmp_path/"datasets", {}, {}
+    real, methods = "FaceForensics++/original_sequences/youtube/c23/frames/071", "FaceForensics++/manipulated_sequences"
+    for frame in (3, 10):
+        put_crop(root, f"{real}/{frame:03d}.png", frame)
+        put_crop(root, f"{methods}/Deepfakes/c23/frames/071_054/{frame:03d}.png", frame, mask=True)
+        put_crop(root, f"{methods}/FaceShifter/c23/frames/071_054/{frame:03d}.png", frame, landmarks=False)
+    frames = lambda home: [f"{home}/{f:03d}.png".replace("/", "\\") for f in (3, 10)]
+    record = lambda label, home: {label: dict(train=dict(c23={home.rsplit("/", 1)[1]: dict(label=label, frames=frames(home))}), val=dict(c23={}), test=dict(c23={}))}
+    ffpp |= record("FF-real", real) | record("FF-DF", f"{methods}/Deepfakes/c23/frames/071_054")
+    shifter |= record("FF-real", real) | record("FF-FH", f"{methods}/FaceShifter/c23/frames/071_054")
+    for name, content in (("FaceForensics++", ffpp), ("FaceShifter", shifter)): (tmp_path/f"{name}.json").write_text(json.dumps({name: content}))
+    return tmp_path
+
+
+def test_published_json(tree):
+    rows, missing = read_json_dataset([tree/"FaceForensics++.json", tree/"FaceShifter.json"], tree/"datasets")
+    assert missing.empty and rows.groupby("subset").size().to_dict() == {"real": 2, "DF": 2, "Fsh": 2} # the reals once
+    manifest = read_manifest(write_manifest(rows, tree/"elsewhere"/"m.parquet", tree/"datasets"))
+    assert set(manifest.dataset) == {"FF++"} and set(manifest.compression) == {"c23"} and set(manifest.split) == {"train"} and manifest.frame.tolist() == [3, 10] * 3
+    assert manifest.groupby("subset")[["identity", "source_identity"]].first().T.to_dict("list") == {"real": ["071", ""], "DF": ["071", "054"], "Fsh": ["071", "054"]}
+    assert (manifest[manifest.subset == "DF"]["mask"] != "").all() and (manifest[manifest.subset != "DF"]["mask"] == "").all()
+    points = dict(zip(manifest.subset, manifest.landmarks))
+    assert np.array_equal(points["DF"], np.arange(136)) and np.isnan(points["Fsh"]).all()
+    assert [int(FaceDataset(manifest)[i]["image"].max()) for i in range(6)] == [3, 10] * 3 # the root is not the manifest's folder
+
+
+def test_missing_crops_and_wrong_choices(tree):
+    (tree/"datasets/FaceForensics++/original_sequences/youtube/c23/frames/071/003.png").unlink()
+    rows, missing = read_json_dataset([tree/"FaceForensics++.json"], tree/"datasets")
+    assert len(rows) == 3 and missing.path.tolist() == ["FaceForensics++/original_sequences/youtube/c23/frames/071/003.png"] and "FaceForensics++.json" in missing.reason[0]
+    with pytest.raises(ValueError, match="unknown compression in .*FaceForensics.*Known: c23"): read_json_dataset([tree/"FaceForensics++.json"], tree/"datasets", compression="c40")
+    (tree/"x.json").write_text('{"mine": {"FF-reel": {}}}')
+    with pytest.raises(ValueError, match="unknown label name in .*x.json 'FF-reel'.*Did you mean 'FF-real'"): read_json_dataset([tree/"x.json"], tree)
+
+
+def test_videos_under_several_splits(tmp_path):
+    "Celeb-DF's JSON lists the test videos under val and test both: one of them has to be chosen."
+    real, fake = "Celeb-DF-v2/Celeb-real/frames/id0_0001/000.png", "Celeb-DF-v2/Celeb-synthesis/frames/id0_id1_0001/000.png"
+    for path in (real, fake): put_crop(tmp_path, path)
+    record = lambda label, path: dict.fromkeys(("train", "val", "test"), {path.split("/")[-2]: dict(label=label, frames=["./" + path])})
+    tree = {label: record(label, path) for label, path in (("CelebDFv2_real", real), ("CelebDFv2_fake", fake))}
+    (tmp_path/"c.json").write_text(json.dumps({"Celeb-DF-v2": tree}))
+    with pytest.raises(ValueError, match="stands in an earlier row"): write_manifest(read_json_dataset([tmp_path/"c.json"], tmp_path)[0], tmp_path/"m.parquet")
+    rows, _ = read_json_dataset([tmp_path/"c.json"], tmp_path, splits=("test",))
+    assert rows[["subset", "label", "identity", "source_identity", "compression"]].values.tolist() == [["real", 0, "id0", "", ""], ["fake", 1, "id0", "id1", ""]]
+
+
+def test_folders_without_a_json(tree, capsys):
+    root = tree/"datasets"/"FaceForensics++"
+    (root/"train.json").write_text('[["071", "054"]]')
+    rows, missing = read_folders(list_dataset("ff++", root, frames=True, subsets=("DF", "Fsh")).videos, root)
+    assert rows.groupby("subset").size().to_dict() == {"real": 2, "DF": 2, "Fsh": 2} and len(missing) == 3 # 054 and the two 054_071
+    assert main(["convert", "ff++", "--root", str(root), "--subsets", "DF", "--out", str(tree/"m.parquet")]) == 1
+    out = capsys.readouterr()
+    assert "4 crops, 2 missing" in out.out and "054_071" in out.err
+    assert len(read_manifest(tree/"m.parquet")) == 4
+
+
+def test_there_and_back(tree, capsys):
+    argv = ["convert", str(tree/"FaceForensics++.json"), str(tree/"FaceShifter.json"), "--root", str(tree/"datasets"), "--out", str(tree/"m.parquet")]
+    assert main(argv) == 0 and main(["convert", str(tree/"m.parquet"), "--out", str(tree/"out")]) == 0
+    again, missing = read_json_dataset([tree/"out"/"FaceForensics++.json"], tree/"out")
+    before = read_manifest(tree/"m.parquet")
+    key = ["subset", "frame"]
+    same = ["label", "dataset", "subset", "video", "identity", "source_identity", "frame", "split", "compression"]
+    pd.testing.assert_frame_equal(*(rows[same].sort_values(key, ignore_index=True) for rows in (before, again)))
+    assert missing.empty and (again[again.subset == "DF"]["mask"] != "").all()
+    points = dict(zip(again.subset, again.landmarks))
+    assert np.array_equal(points["DF"], np.arange(136)) and np.isnan(points["Fsh"]).all()
+    record = json.loads((tree/"out"/"FaceForensics++.json").read_text())["FaceForensics++"]["FF-DF"]["train"]["c23"]["071_054"]
+    assert record["label"] == "FF-DF" and record["frames"] == [f"FaceForensics++/DF/frames/071_054/{f:03d}.png" for f in (3, 10)] and len(record["masks"]) == 2
+
+
+def test_one_json_holds_one_data_set(toy, tmp_path):
+    with pytest.raises(ValueError, match="holds one data set.*toy, other"): write_json_dataset(toy.assign(dataset=["toy"] * (len(toy) - 1) + ["other"]), tmp_path)
+    rows, _ = read_json_dataset([write_json_dataset(toy, tmp_path/"out")], tmp_path/"out")
+    assert rows.label.sum() == toy.label.sum()
+    assert main(["convert", "x.json", "--out", "y"]) == 2

@@ -1,0 +1,312 @@
+"prle.layouts: small trees in each official layout, made of real videos, through `prle check`, `prle faces` and FaceDataset."
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from clips import write_clip
+from torch.utils.data import DataLoader
+
+from prle import layouts
+from prle.cli import main
+from prle.datasets import FaceDataset, read_manifest
+from prle.layouts import METHODS, check, list_dataset, probe
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    "A real video of four frames, and its mask video."
+    folder = tmp_path_factory.mktemp("clip")
+    return write_clip(folder/"clip.mp4", frames=4, size=(224, 180), mask=folder/"mask.mp4"), folder/"mask.mp4"
+
+
+def put(clip, *paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(clip, path)
+
+
+def ids(subset):
+    "Videos of the toy split: one pair each."
+    return ["000", "001", "002", "003", "004", "005"] if subset == "real" else ["000_001", "001_000", "002_003", "003_002", "004_005", "005_004"]
+
+
+@pytest.fixture
+def ffpp(tmp_path, clip):
+    "FaceForensics++ with one pair in each split."
+    root = tmp_path/"FaceForensics++"
+    put(clip[0], *(root/"original_sequences"/"youtube"/"c23"/"videos"/f"{i}.mp4" for i in ids("real")))
+    for subset, method in METHODS.items():
+        put(clip[0], *(root/"manipulated_sequences"/method/"c23"/"videos"/f"{i}.mp4" for i in ids(subset)))
+        if subset != "Fsh": put(clip[1], *(root/"manipulated_sequences"/method/"masks"/"videos"/f"{i}.mp4" for i in ids(subset)))
+    for split, pair in dict(train=["000", "001"], val=["002", "003"], test=["004", "005"]).items(): (root/f"{split}.json").write_text(json.dumps([pair]))
+    return root
+
+
+def counts(table):
+    return table.groupby(["split", "subset"]).size().to_dict()
+
+
+# FaceForensics++
+
+def test_ffpp_listing(ffpp):
+    listing = list_dataset("ff++", ffpp)
+    videos = listing.videos
+    assert not listing.problems and counts(videos) == {(split, subset): 2 for split in ("train", "val", "test") for subset in ("real", *METHODS)}
+    assert videos.label.eq(videos.subset != "real").all() and (videos.compression == "c23").all()
+    row = videos[(videos.subset == "NT") & (videos.video == "004_005")].iloc[0]
+    assert (row.split, row.identity, row.source_identity) == ("test", "004", "005") and row.mask_file.endswith("NeuralTextures/masks/videos/004_005.mp4")
+    assert (videos[videos.subset.isin(["real", "Fsh"])].mask_file == "").all() and (videos[~videos.subset.isin(["real", "Fsh"])].mask_file != "").all()
+    assert not videos.duplicated(["dataset", "subset", "video"]).any() and (videos.video == "000_001").sum() == 5 # same name, five videos
+
+
+def test_ffpp_official_numbers(ffpp):
+    listing = list_dataset("ff++", ffpp, subsets=("DF", "NT"))
+    assert listing.expected[("train", "real")] == 720 and listing.expected[("val", "NT")] == 140 and listing.expected[("test", "DF")] == 140 and len(listing.expected) == 9
+    assert [(t["what"], t["expected"], t["found"]) for t in listing.totals][:2] == [("original videos", 1000, 6), ("Deepfakes", 1000, 6)]
+
+
+@pytest.mark.parametrize("variant", ["lower case", "no videos folder", "frames", "c0"])
+def test_ffpp_layout_variants(ffpp, variant):
+    videos = ffpp/"original_sequences"/"youtube"/"c23"/"videos"
+    options = dict(subsets=("DF",))
+    if variant == "lower case": (ffpp/"manipulated_sequences"/"Deepfakes").rename(ffpp/"manipulated_sequences"/"deepfakes")
+    if variant == "no videos folder":
+        for path in list(videos.iterdir()): path.rename(videos.parent/path.name)
+        videos.rmdir()
+    if variant == "frames":
+        shutil.rmtree(videos)
+        for i in ids("real"):
+            (videos.parent/"frames"/i).mkdir(parents=True)
+            (videos.parent/"frames"/i/"000.png").write_bytes(b"x")
+    if variant == "c0":
+        for path in (ffpp/"original_sequences"/"youtube"/"c23", ffpp/"manipulated_sequences"/"Deepfakes"/"c23"): path.rename(path.with_name("c0"))
+        options["compression"] = "raw"
+    report = check("ff++", ffpp, **options)
+    assert report.counts.found.sum() == 12 and report.bad.empty
+
+
+def test_ffpp_split_files_that_are_wrong_cost_their_split(ffpp, capsys):
+    (ffpp/"val.json").unlink()
+    (ffpp/"train.json").write_text('[["000", "001"')
+    listing = list_dataset("ff++", ffpp)
+    assert set(listing.videos.split) == {"test"} and [p.rsplit("/", 1)[1] for p, _ in listing.problems] == ["train.json", "val.json"]
+    assert "not valid JSON" in listing.problems[0][1] and "no such file" in listing.problems[1][1]
+    (ffpp/"train.json").write_text('{"a": 1}')
+    assert "not a list of pairs" in list_dataset("ff++", ffpp).problems[0][1]
+    assert main(["check", "ff++", str(ffpp)]) == 1
+    assert "val.json: no such file; its split is left out" in capsys.readouterr().out
+
+
+def test_ffpp_through_the_command_line(ffpp, tmp_path, capsys):
+    "Listing, crops, masks, manifest, FaceDataset; and a broken video costs itself."
+    (ffpp/"manipulated_sequences"/"FaceSwap"/"c23"/"videos"/"000_001.mp4").write_bytes(b"")
+    (ffpp/"manipulated_sequences"/"FaceSwap"/"c23"/"videos"/"001_000.mp4").unlink()
+    out = tmp_path/"crops"
+    assert main(["faces", "ff++", "--root", str(ffpp), "--out", str(out), "--count", "2", "--size", "64", "--workers", "1", "--subsets", "DF", "FS"]) == 0
+    said = capsys.readouterr().out
+    assert "000_001.mp4" in said and "001_000.mp4" in said
+    manifest = read_manifest(out/"manifest.parquet")
+    assert counts(manifest) == {(split, subset): 4 for split in ("train", "val", "test") for subset in ("real", "DF", "FS") if (split, subset) != ("train", "FS")}
+    assert (manifest[manifest.label == 1]["mask"] != "").all() and (manifest[manifest.label == 0]["mask"] == "").all()
+    assert all(len(t) == 6 for t in manifest["transform"])
+    items = [item for batch in DataLoader(FaceDataset(manifest), 4) for item in batch["label"].tolist()]
+    assert items == manifest.label.tolist()
+    report = check("ff++", ffpp, subsets=("DF", "FS"))
+    assert set(report.bad.reason) == {"missing", "unreadable"} and not report.complete
+    row = report.counts.set_index(["split", "subset"]).loc[("train", "FS")]
+    assert (row.expected, row.listed, row.found, row.missing, row.unreadable) == (720, 2, 1, 1, 1)
+
+
+def test_a_complete_data_set(ffpp, monkeypatch, capsys):
+    monkeypatch.setattr(layouts, "PAIRS", dict(train=1, val=1, test=1))
+    assert main(["check", "ff++", str(ffpp)]) == 1 # six videos of each, and not a thousand
+    monkeypatch.setattr(layouts.Store, "total", lambda self, what, expected, optional=False: dict(what=what, expected=6, found=len(self), optional=optional))
+    assert main(["check", "ff++", str(ffpp)]) == 0
+    out = capsys.readouterr().out
+    assert out.rstrip().endswith("\ncomplete") and "no person in more than one split" in out
+
+
+def test_persons_in_two_splits_are_named(ffpp):
+    (ffpp/"test.json").write_text('[["000", "005"]]')
+    put(ffpp/"original_sequences"/"youtube"/"c23"/"videos"/"000.mp4", ffpp/"manipulated_sequences"/"Deepfakes"/"c23"/"videos"/"000_005.mp4")
+    assert "1 persons in more than one split: 000" in check("ff++", ffpp, subsets=("DF",)).notes[0]
+
+
+# DFDC
+
+@pytest.fixture
+def dfdc_test(tmp_path, clip):
+    root = tmp_path/"DFDC"
+    put(clip[0], *(root/"test"/f"{name}.mp4" for name in "abcd"))
+    (root/"test"/"labels.csv").write_text("filename,label\na.mp4,0\nb.mp4,1\nc.mp4,FAKE\nb.mp4,0\nz.mp4,1\n")
+    return root
+
+
+@pytest.mark.parametrize("home", ["test", "videos", "root"])
+def test_dfdc_test_part(dfdc_test, home):
+    "DeepfakeBench's tree, SBI's (videos/ and labels.csv side by side), and the test folder itself."
+    if home == "videos":
+        (dfdc_test/"test").rename(dfdc_test/"videos")
+        (dfdc_test/"videos"/"labels.csv").rename(dfdc_test/"labels.csv")
+    listing = list_dataset("dfdc", dfdc_test/"test" if home == "root" else dfdc_test)
+    assert listing.videos[["video", "label"]].values.tolist() == [["a", 0], ["b", 1], ["z", 1]]
+    reasons = [reason for _, reason in listing.problems]
+    assert "line 4: c.mp4 has the unknown label 'FAKE'" in reasons[0] and "line 5: b.mp4 stands in an earlier line" in reasons[1]
+    assert len(reasons) == 3 and reasons[2] == "no row in labels.csv; left out" and listing.problems[2][0].endswith("d.mp4")
+    report = check("dfdc", dfdc_test)
+    assert report.counts[["expected", "listed", "found", "missing"]].values.tolist() == [[2500, 1, 1, 0], [2500, 2, 1, 1]]
+
+
+def test_dfdc_training_parts(tmp_path, clip):
+    put(clip[0], *(tmp_path/f"dfdc_train_part_{part}"/f"{name}.mp4" for part, name in [(0, "a"), (0, "b"), (10, "c"), (2, "d"), (2, "extra")]))
+    facts = {0: {"a.mp4": dict(label="REAL", split="train"), "b.mp4": dict(label="FAKE", split="train", original="a.mp4")}, 2: {"d.mp4": dict(label="MAYBE")}}
+    for part, metadata in facts.items(): (tmp_path/f"dfdc_train_part_{part}"/"metadata.json").write_text(json.dumps(metadata))
+    listing = list_dataset("dfdc", tmp_path, part="train")
+    assert listing.videos[["video", "label", "identity", "split"]].values.tolist() == [["a", 0, "a", "train"], ["b", 1, "a", "train"]] # a fake is of its original's person
+    assert listing.expected == {("train", "real"): 19154, ("train", "fake"): 100000} and listing.totals[0]["found"] == 3
+    reasons = {path.split("/", 3)[-1].rsplit("/", 1)[-1]: reason for path, reason in listing.problems}
+    assert "unknown label 'MAYBE'" in listing.problems[0][1] and reasons["extra.mp4"] == "no entry in metadata.json; left out"
+    assert any("dfdc_train_part_10" in path for path, _ in listing.problems)
+    with pytest.raises(ValueError, match="unknown part 'val'"): list_dataset("dfdc", tmp_path, part="val")
+
+
+# Celeb-DF
+
+def test_celeb_df(tmp_path, clip):
+    put(clip[0], *(tmp_path/name for name in ("celeb-real/videos/id0_0001.mp4", "celeb-real/videos/id0_0002.mp4", "Youtube-real/00170.mp4", "Celeb-synthesis/id1_id0_0007.mp4")))
+    lines = ("1 Celeb-real/id0_0001.mp4", "1 YouTube-real/00170.mp4", "0 Celeb-synthesis/id1_id0_0007.mp4", "1 Celeb-synthesis/id1_id0_0009.mp4", "nonsense")
+    (tmp_path/"List_of_testing_videos.txt").write_text("\n".join(lines))
+    listing = list_dataset("celeb-df", tmp_path)
+    columns = ["video", "label", "subset", "identity", "source_identity", "split"]
+    assert listing.videos[columns].values.tolist() == [
+        ["id0_0001", 0, "real", "id0", "", "test"], ["00170", 0, "real", "youtube-00170", "", "test"], ["id1_id0_0007", 1, "fake", "id1", "id0", "test"]]
+    assert [reason.split(":")[0] for _, reason in listing.problems] == ["line 4", "line 5"]
+    assert listing.expected == {("test", "real"): 178, ("test", "fake"): 340} and [t["expected"] for t in listing.totals] == [590, 300, 5639]
+    assert "1 of the 3 persons in the test list are in the other videos too" in listing.notes[0]
+    assert check("celeb-df", tmp_path).counts.found.tolist() == [2, 1]
+
+
+# DeeperForensics
+
+@pytest.fixture
+def df1(tmp_path, ffpp, clip):
+    root = tmp_path/"DeeperForensics-1.0"
+    names = ("000_M001", "002_W002", "004_M003", "005_M003")
+    for variant in ("end_to_end", "end_to_end_mix_2_distortions"): put(clip[0], *(root/"manipulated_videos"/variant/f"{name}.mp4" for name in names))
+    for split, listed in dict(train="000_M001.mp4", val="002_W002.mp4", test="004_M003.mp4\n005_M003.mp4").items():
+        (root/"lists"/"splits").mkdir(parents=True, exist_ok=True)
+        (root/"lists"/"splits"/f"{split}.txt").write_text(listed + "\n")
+    meta = root/"lists"/"manipulated_videos_distortions_meta"/"manipulated_videos_end_to_end_mix_2_distortions_meta.txt"
+    meta.parent.mkdir()
+    meta.write_text("".join(f"end_to_end_mix_2_distortions/{n}.mp4 {m}\n" for n, m in zip(names, ("CS:3 JPEG:2", "GB:1 CC:5", "CC:4 GB:2", "JPEG:1 CS:2"))))
+    put(clip[0], root/"source_videos"/"M003"/"light_down"/"happy"/"x.mp4", root/"source_videos"/"W002"/"x.mp4")
+    return root
+
+
+def test_df1_official(df1, ffpp):
+    videos = list_dataset("df-1.0", df1, reals=ffpp).videos
+    assert counts(videos) == {(s, c): n for s, n in (("train", 1), ("val", 1), ("test", 2)) for c in ("real", "end_to_end")}
+    assert set(videos[videos.split == "test"].identity) == {"004", "005"} and set(videos.distortion) == {""}
+    assert videos[videos.label == 1].source_identity.tolist() == ["M001", "W002", "M003", "M003"]
+    assert list_dataset("df-1.0", df1, reals=ffpp).expected[("test", "end_to_end")] == 201
+
+
+def test_df1_distorted_fakes_get_equally_distorted_reals(df1, ffpp):
+    mixed = "end_to_end_mix_2_distortions"
+    listing = list_dataset("df-1.0", df1, reals=ffpp, variants=("end_to_end", mixed))
+    reals = listing.videos[listing.videos.label == 0].set_index("video")
+    distorted = {f"000@{mixed}": "CS:3 JPEG:2", f"002@{mixed}": "GB:1 CC:5", f"004@{mixed}": "CC:4 GB:2", f"005@{mixed}": "JPEG:1 CS:2"}
+    assert reals.distortion.to_dict() == dict.fromkeys(("000", "002", "004", "005"), "") | distorted
+    assert (listing.videos[listing.videos.label == 1].distortion == "").all() # they are distorted on disk
+    assert listing.expected[("test", "real")] == 402 and listing.expected[("test", mixed)] == 201
+    (df1/"lists"/"manipulated_videos_distortions_meta"/f"manipulated_videos_{mixed}_meta.txt").write_text("x/000_M001.mp4 CS:9\n")
+    broken = list_dataset("df-1.0", df1, reals=ffpp, variants=(mixed,))
+    assert "line 1" in broken.problems[0][1] and "are left out" in broken.problems[0][1] and (broken.videos.label == 1).all()
+
+
+def test_df1_other_protocols(df1, ffpp):
+    ours = list_dataset("df-1.0", df1, reals=ffpp, protocol="ff++")
+    assert counts(ours.videos) == {("test", "real"): 2, ("test", "end_to_end"): 2} and ours.expected == {("test", "real"): 140, ("test", "end_to_end"): 140}
+    bench = list_dataset("df-1.0", df1, protocol="deepfakebench")
+    assert counts(bench.videos) == {("train", "end_to_end"): 1, ("val", "end_to_end"): 1, ("test", "end_to_end"): 2, ("test", "real"): 2}
+    assert bench.videos[bench.videos.label == 0][["video", "identity"]].values.tolist() == [["M003-light_down-happy-x", "M003"], ["W002-x", "W002"]]
+    with pytest.raises(ValueError, match="takes its reals from FaceForensics"): list_dataset("df-1.0", df1)
+    with pytest.raises(ValueError, match="unknown protocol 'dfb'"): list_dataset("df-1.0", df1, protocol="dfb")
+    with pytest.raises(ValueError, match="unknown variant 'mix'"): list_dataset("df-1.0", df1, reals=ffpp, variants=("mix",))
+
+
+def test_df1_distorted_reals_are_distorted(df1, ffpp, tmp_path):
+    "The crop of a real that is distorted like its fake is not the crop of the clean one, and both are there."
+    mixed = "end_to_end_mix_2_distortions"
+    small = ["--count", "1", "--size", "64", "--workers", "1"]
+    assert main(["faces", "df-1.0", "--root", str(df1), "--reals", str(ffpp), "--variants", "end_to_end", mixed, "--out", str(tmp_path/"o"), *small]) == 0
+    manifest = read_manifest(tmp_path/"o"/"manifest.parquet")
+    faces = FaceDataset(manifest[manifest.label == 0])
+    images = {video: faces[i]["image"].float() for i, video in enumerate(manifest[manifest.label == 0].video)}
+    assert set(images) == {*(v for v in ("000", "002", "004", "005")), *(f"{v}@{mixed}" for v in ("000", "002", "004", "005"))}
+    assert images[f"002@{mixed}"].mean() < 0.5 * images["002"].mean() # CC:5 darkens to 0.35
+
+
+# A plain folder
+
+def test_plain_folder(tmp_path, clip):
+    root = tmp_path/"mine"
+    put(clip[0], root/"train"/"Real"/"a.mp4", root/"test"/"real"/"a.mp4", root/"test"/"fake"/"swap"/"a.mp4", root/"test"/"fake"/"b.mp4", root/"train"/"fake"/"a.mp4")
+    put(clip[0], root/"test"/"real"/".hidden.mp4")
+    videos = list_dataset("folder", root).videos
+    assert counts(videos) == {("train", "real"): 1, ("train", "fake"): 1, ("test", "real"): 1, ("test", "fake"): 1, ("test", "swap"): 1}
+    assert not videos.duplicated(["dataset", "subset", "video"]).any() and set(videos.dataset) == {"mine"}
+    shutil.rmtree(root/"test"/"fake")
+    assert list_dataset("folder", root).problems == [(str(root/"test"/"fake"), "no such folder")]
+
+
+def test_photographs_in_a_plain_folder(tmp_path):
+    from clips import draw_frame, photograph
+    from prle.faces import write_png
+    for name in ("real/ann", "real/bea", "fake/eve"): write_png(tmp_path/"mine"/f"{name}.png", draw_frame((320, 240), [photograph()], 0)[0])
+    assert main(["faces", "folder", "--root", str(tmp_path/"mine"), "--out", str(tmp_path/"o"), "--size", "64", "--workers", "1"]) == 0
+    assert counts(read_manifest(tmp_path/"o"/"manifest.parquet")) == {("test", "real"): 2, ("test", "fake"): 1}
+
+
+# Errors
+
+def test_wrong_names_and_roots(tmp_path, capsys):
+    for argv, message in ((["check", "ffpp", str(tmp_path)], "Did you mean 'ff++'"), (["check", "ff++", str(tmp_path/"none")], "no such folder"),
+                          (["check", "celeb-df", str(tmp_path), "--compression", "c40"], "unknown option of celeb-df 'compression'"),
+                          (["faces", "dfdc", "--root", str(tmp_path), "--out", str(tmp_path/"o")], "no videos of dfdc found"),
+                          (["check", "ff++", str(tmp_path), "--compression", "c22"], "unknown compression 'c22'")):
+        assert main(argv) == 2
+        assert message in capsys.readouterr().err
+    assert main(["check", "celeb-df", str(tmp_path)]) == 1
+    assert "List_of_testing_videos.txt: no such file" in capsys.readouterr().out
+
+
+def test_probe_finds_what_cannot_be_decoded(tmp_path, clip):
+    (tmp_path/"empty.mp4").touch()
+    (tmp_path/"text.mp4").write_text("hello")
+    (tmp_path/"frames").mkdir()
+    whole = clip[0].read_bytes()
+    (tmp_path/"cut.mp4").write_bytes(whole[:len(whole) // 2])
+    for name in ("empty.mp4", "text.mp4", "cut.mp4", "frames"): assert probe(tmp_path/name) == "unreadable", name
+    assert probe(tmp_path/"none.mp4") == "missing" and probe(clip[0]) == ""
+
+
+def test_the_report_is_short_when_much_is_wrong(tmp_path, clip):
+    put(clip[0], tmp_path/"mine"/"real"/"a.mp4")
+    for i in range(30):
+        path = tmp_path/"mine"/"fake"/f"{i}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    text = str(check("folder", tmp_path/"mine"))
+    assert "30 problems" in text and "... and 10 more" in text and text.endswith("NOT complete")
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_face_dataset_in_workers(toy, context):
+    loader = DataLoader(FaceDataset(toy), 5, num_workers=2, multiprocessing_context=context)
+    images = torch.cat([batch["image"] for batch in loader])
+    assert torch.equal(images, torch.stack([FaceDataset(toy)[i]["image"] for i in range(len(toy))]))
+    assert np.array_equal(pd.concat([pd.Series(batch["label"]) for batch in loader]), toy.label)

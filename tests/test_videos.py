@@ -1,0 +1,535 @@
+"Videos and folders of pictures to crops: every kind of input, every kind of damage, interruption at any moment, one result."
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from clips import background, draw_frame, ffmpeg, photograph, write_clip, write_frames, write_h264, write_rotated
+
+from prle import videos as V
+from prle.core import rng
+from prle.distortions import distort_frame, distort_video
+from prle.faces import FaceError, align, find_largest, move_points, read_image, warp_crop, write_png
+
+QUICK = dict(count=3, size=64, workers=1)
+
+
+def contents(folder):
+    "Every file below a folder with its bytes."
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+
+
+def table(*files, **columns):
+    "A table of videos of one subset."
+    return pd.DataFrame(dict(file=[str(f) for f in files], subset="clips", video=[Path(f).stem for f in files], **columns))
+
+
+def reasons(out):
+    "The drop report as {(video, frame): reason}."
+    dropped = pd.read_csv(out/"dropped.csv", keep_default_na=False)
+    return {(row.video, row.frame): row.reason for row in dropped.itertuples()}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    "Three good clips."
+    folder = tmp_path_factory.mktemp("good")/"clips"
+    for i, person in enumerate(("s1", "s2", "s5")): write_clip(folder/f"{person}.mp4", person, frames=5 + i)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(clips):
+    "What an uninterrupted run on them gives."
+    out = clips.parent/"whole"
+    V.extract(V.list_videos(clips), out, **QUICK)
+    return out
+
+
+# The result
+
+def test_rows_say_what_lies_on_disk(clips, whole):
+    faces = pd.read_parquet(whole/"faces.parquet")
+    assert list(faces) == ["path", "subset", "video", "frame", "landmarks", "transform", "mask", "found"]
+    assert faces.video.tolist() == ["s1"] * 3 + ["s2"] * 3 + ["s5"] * 3
+    assert faces.frame.tolist() == [0, 2, 4, 0, 2, 5, 0, 3, 6]
+    for row in faces.itertuples():
+        assert row.path == f"clips/{row.video}/{row.frame:04d}.png"
+        assert row.landmarks.shape == (136,) and row.landmarks.dtype == np.float32
+        assert row.transform.shape == (6,) and row.transform.dtype == np.float64
+        assert row.found == 1 and row.mask == ""
+        [frame] = V.read_frames(clips/f"{row.video}.mp4", [row.frame])
+        assert np.array_equal(read_image(whole/row.path), warp_crop(frame, row.transform.reshape(2, 3), 64))
+        assert np.abs(row.landmarks - move_points(find_largest(frame).landmarks, row.transform.reshape(2, 3)).ravel()).max() < 1e-3
+    assert reasons(whole) == {}
+
+
+def test_columns_of_the_table_travel_with_the_faces(clips, tmp_path):
+    videos = V.list_videos(clips).assign(dataset="FF++", label=[0, 1, 1], identity=["a", "b", "c"], split="test", compression="c23")
+    faces = V.extract(videos, tmp_path/"out", count=1, size=32, workers=1)
+    assert list(faces) == ["path", "subset", "video", "dataset", "label", "identity", "split", "compression", "frame", "landmarks", "transform", "mask", "found"]
+    assert faces.label.tolist() == [0, 1, 1] and faces.identity.tolist() == ["a", "b", "c"]
+    assert faces.path[2] == "FF++/clips/s5/0000.png" and (tmp_path/"out"/faces.path[2]).exists()
+    pd.testing.assert_frame_equal(faces, pd.read_parquet(tmp_path/"out"/"faces.parquet"))
+
+
+def test_same_named_videos_of_two_subsets_stay_apart(clips, tmp_path):
+    videos = table(clips/"s1.mp4", clips/"s2.mp4").assign(subset=["real", "DF"], video="000")
+    faces = V.extract(videos, tmp_path, count=1, size=32, workers=1)
+    assert faces.path.tolist() == ["real/000/0000.png", "DF/000/0000.png"]
+
+
+@pytest.mark.parametrize("settings, frames", [
+    (dict(count=32), [0, 1, 2, 3, 4]), (dict(count=2), [0, 4]), (dict(count=1), [0]), (dict(every=2), [0, 2, 4]), (dict(every=9), [0]),
+])
+def test_which_frames(clips, tmp_path, settings, frames):
+    faces = V.extract(table(clips/"s1.mp4"), tmp_path/"out", size=32, workers=1, **settings)
+    assert faces.frame.tolist() == frames
+
+
+def test_32_frames_are_deepfakebenchs():
+    for n in (32, 33, 100, 317, 1500):
+        assert V.sample_frames(n) == [int(x) for x in np.linspace(0, n - 1, 32)]
+    assert V.sample_frames(1) == [0] and V.sample_frames(31) == list(range(31))
+
+
+def test_neither_order_nor_number_of_workers_shows(clips, whole, tmp_path):
+    V.extract(V.list_videos(clips), tmp_path/"two", **QUICK | dict(workers=2))
+    assert contents(tmp_path/"two") == contents(whole)
+    V.extract(V.list_videos(clips), tmp_path/"again", **QUICK)
+    assert contents(tmp_path/"again") == contents(whole)
+
+
+def test_ray_gives_the_same(clips, whole, tmp_path):
+    pytest.importorskip("ray")
+    V.extract(V.list_videos(clips), tmp_path/"ray", **QUICK | dict(workers=2), engine="ray")
+    assert contents(tmp_path/"ray") == contents(whole)
+
+
+def test_ray_missing_names_the_extra(clips, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"prle\[cluster\]"): V.extract(V.list_videos(clips), tmp_path/"out", **QUICK, engine="ray")
+
+
+# Going on
+
+def test_a_second_run_does_nothing(clips, whole, monkeypatch, capsys):
+    before = contents(whole)
+    monkeypatch.setattr(V, "_extract_video", None)
+    V.extract(V.list_videos(clips), whole, **QUICK)
+    assert contents(whole) == before
+    assert "3 videos (3 of them done before): 9 frames, 9 faces, 0 dropped" in capsys.readouterr().out
+
+
+def test_what_a_killed_run_leaves_is_replaced(clips, whole, tmp_path):
+    out = tmp_path/"out"
+    shutil.copytree(whole, out)
+    for name in ("s1", "s2"): (out/"clips"/name/"video.json").unlink()       # killed while an old folder was being deleted
+    (out/"clips"/"s1"/"0000.png").unlink()
+    (out/"clips"/".s2-0123abcd").mkdir()                                     # killed while writing
+    (out/"clips"/".s2-0123abcd"/"0000.png").write_bytes(b"half")
+    (out/".faces-0123abcd.parquet").write_bytes(b"half")
+    (out/"faces.parquet").unlink()
+    V.extract(V.list_videos(clips), out, **QUICK)
+    assert contents(out) == contents(whole)
+
+
+SCRIPT = """
+import sys
+from prle.videos import extract, list_videos
+if __name__ == "__main__": extract(list_videos(sys.argv[1]), sys.argv[2], count=8, size=64, workers=2)
+"""
+
+
+def children(pid):
+    "Processes that descend from `pid` (Linux)."
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try: name, rest = stat.read_text().rsplit(")", 1)
+        except OSError: continue
+        parents[int(name.split()[0])] = int(rest.split()[1])
+    found = {pid}
+    while more := {p for p, parent in parents.items() if parent in found} - found: found |= more
+    return found - {pid}
+
+
+def start(script, *arguments):
+    return subprocess.Popen([sys.executable, str(script), *map(str, arguments)], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def kill_at_work(process, out, moment, group):
+    "SIGKILL a run, all of it or only its main process, some time after it has begun to write; the workers must be gone soon."
+    def begun(): return len(list(out.glob("clips/*"))) + len(list(out.glob("clips/.*")))
+    before, deadline = begun(), time.monotonic() + 60
+    while begun() <= before and process.poll() is None and time.monotonic() < deadline: time.sleep(0.01)
+    time.sleep(moment)
+    workers = children(process.pid) if sys.platform == "linux" else set()
+    (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20
+    while (left := {p for p in workers if Path(f"/proc/{p}/exe").exists()}) and time.monotonic() < deadline: time.sleep(0.05)
+    assert not left, "workers outlive the process that started them"
+
+
+def test_killed_at_random_moments(tmp_path):
+    for i in range(8): write_clip(tmp_path/"clips"/f"{i}.mp4", f"s{i + 1}", frames=10, size=(240, 240))
+    script, out = tmp_path/"run.py", tmp_path/"out"
+    script.write_text(SCRIPT)
+    draw, whole = rng("kill"), []
+    for kill in range(3):
+        process = start(script, tmp_path/"clips", out)
+        kill_at_work(process, out, draw.uniform(0, 0.25), group=kill % 2 == 0)
+        finished = [record.parent for record in out.glob("clips/*/video.json")]
+        whole.append(len(finished))
+        for folder in finished: assert len(list(folder.glob("*.png"))) == json.loads((folder/"video.json").read_text())["faces"] == 8
+    assert whole == sorted(whole)
+    assert start(script, tmp_path/"clips", out).wait() == 0
+    V.extract(V.list_videos(tmp_path/"clips"), tmp_path/"uninterrupted", count=8, size=64, workers=1)
+    assert contents(out) == contents(tmp_path/"uninterrupted")
+
+
+def test_a_changed_video_is_done_again(clips, tmp_path):
+    out, file = tmp_path/"out", tmp_path/"clips"/"a.mp4"
+    file.parent.mkdir()
+    shutil.copy(clips/"s1.mp4", file)
+    first = V.extract(V.list_videos(file), out, **QUICK)
+    shutil.copy(clips/"s5.mp4", file)
+    second = V.extract(V.list_videos(file), out, **QUICK)
+    assert first.frame.tolist() == [0, 2, 4] and second.frame.tolist() == [0, 3, 6]
+    assert sorted(p.name for p in (out/"clips"/"a").glob("*.png")) == ["0000.png", "0003.png", "0006.png"]
+
+
+def test_other_settings_need_another_folder(clips, whole):
+    before = contents(whole)
+    with pytest.raises(ValueError, match=r"whole was made with count 3, not 4; align similarity, not chip; scale 1.3, not 1.5\. Name another"):
+        V.extract(V.list_videos(clips), whole, count=4, size=64, align="chip")
+    assert contents(whole) == before
+
+
+def test_a_worker_that_dies_costs_one_video(clips, tmp_path, monkeypatch):
+    "The decoder of one video brings down its process each time."
+    (tmp_path/"deadly.py").write_text("import os, prle.videos as V\nextract = V._extract_video\n"
+                                      "def deadly(row, *job): return os._exit(11) if row['video'] == 's2' else extract(row, *job)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import deadly
+    monkeypatch.setattr(V, "_extract_video", deadly.deadly)
+    faces = V.extract(V.list_videos([clips/"s1.mp4", clips/"s2.mp4"]), tmp_path/"out", count=1, size=32, workers=2)
+    assert faces.video.tolist() == ["s1"]
+    assert reasons(tmp_path/"out") == {("s2", -1): "the process that read it died, twice."}
+
+
+def test_a_full_disk_stops_the_run_and_leaves_whole_videos(clips, whole, tmp_path, monkeypatch):
+    calls = []
+
+    def full(path, image):
+        calls.append(path)
+        if len(calls) == 5: raise OSError(28, "No space left on device")
+        write_png(path, image)
+    monkeypatch.setattr(V, "write_png", full)
+    with pytest.raises(OSError, match="No space"): V.extract(V.list_videos(clips), tmp_path/"out", **QUICK)
+    assert [p.name for p in (tmp_path/"out"/"clips").iterdir()] == ["s1"]
+    monkeypatch.undo()
+    V.extract(V.list_videos(clips), tmp_path/"out", **QUICK)
+    assert contents(tmp_path/"out") == contents(whole)
+
+
+def test_memory_does_not_grow_with_the_number_of_videos(clips, tmp_path):
+    def peak(n):
+        videos = table(*[clips/"s1.mp4"] * n).assign(video=[f"v{i}" for i in range(n)])
+        tracemalloc.start()
+        V.extract(videos, tmp_path/f"out{n}", count=2, size=256, workers=1)
+        grown = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return grown
+    peak(1)
+    few, many = peak(2), peak(8)
+    assert many - few < 256 * 256 * 3 # twelve more crops were made; not one is kept
+
+
+# Bad input
+
+def truncate(path, share):
+    path.write_bytes(path.read_bytes()[:int(path.stat().st_size * share)])
+    return path
+
+
+def test_bad_videos_cost_only_themselves(tmp_path, capsys):
+    folder = tmp_path/"clips"
+    write_clip(folder/"good.mp4")
+    (folder/"empty.mp4").touch()
+    (folder/"text.mp4").write_text("this is not a video\n" * 50)
+    truncate(write_clip(folder/"beheaded.mp4"), 0.7)
+    write_clip(folder/"nobody.mp4", faces=0)
+    ffmpeg("-i", write_clip(folder/"whole.mp4", frames=30), "-c", "copy", "-movflags", "+faststart", folder/"cut.mp4")
+    truncate(folder/"cut.mp4", 0.6)
+    (folder/"whole.mp4").unlink()
+    videos = table(*sorted(folder.glob("*.mp4")), folder/"missing.mp4")
+    faces = V.extract(videos, tmp_path/"out", count=10, size=32, workers=1)
+    said, why = capsys.readouterr().out, reasons(tmp_path/"out")
+    assert (faces.video == "good").sum() == 8
+    assert why["empty", -1] == "empty file." and why["missing", -1] == "no such file."
+    assert why["text", -1] == why["beheaded", -1] == "not a video that OpenCV can decode."
+    assert [why["nobody", i] for i in range(8)] == ["no face found."] * 8
+    cut = faces[faces.video == "cut"].frame.tolist()
+    lost = [frame for video, frame in why if video == "cut"]
+    assert cut and lost and sorted(cut + lost) == V.sample_frames(30, 10)
+    assert {why["cut", i] for i in lost if i > max(cut)} == {"the video ends before this frame."}
+    for name in ("empty", "text", "beheaded", "missing"): assert f"{folder/name}.mp4: " in said
+    assert f"6 videos: 26 frames, {len(faces)} faces, {len(why)} dropped (8 no face found" in said.replace("7 videos", "6 videos")
+
+
+def test_a_face_in_a_third_of_the_frames(tmp_path):
+    file = write_clip(tmp_path/"a.mp4", frames=9, shown={3, 4, 5})
+    faces = V.extract(table(file), tmp_path/"out", count=9, size=32, workers=1)
+    assert faces.frame.tolist() == [3, 4, 5]
+    assert sorted(reasons(tmp_path/"out")) == [("a", i) for i in (0, 1, 2, 6, 7, 8)]
+
+
+def test_the_larger_of_two_faces(tmp_path):
+    file = write_clip(tmp_path/"a.mp4", "s5", frames=2, size=(480, 270), faces=2, width=180)
+    faces = V.extract(table(file), tmp_path/"out", **QUICK)
+    alone = V.extract(table(write_clip(tmp_path/"b.mp4", "s5", frames=2, size=(240, 270), width=180)), tmp_path/"alone", **QUICK)
+    for ours, single in zip(faces.path, alone.path):
+        assert np.abs(read_image(tmp_path/"out"/ours).astype(int) - read_image(tmp_path/"alone"/single))[10:-10, 20:-20].mean() < 5
+
+
+@pytest.mark.parametrize("size", [(320, 240), (240, 320), (321, 241), (202, 398), (640, 200), (130, 159)])
+def test_every_shape_of_frame(tmp_path, size):
+    file = write_clip(tmp_path/"a.mp4", frames=2, size=size)
+    assert len(V.extract(table(file), tmp_path/"out", **QUICK)) == 2
+
+
+def test_one_frame_only(tmp_path):
+    faces = V.extract(table(write_clip(tmp_path/"a.mp4", frames=1)), tmp_path/"out", size=64, workers=1)
+    assert faces.frame.tolist() == [0]
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_turned_videos_are_upright_and_so_are_their_masks(tmp_path, degrees):
+    plain = write_clip(tmp_path/"a.mp4", frames=2, mask=tmp_path/"mask.mp4")
+    turned, mask = write_rotated(tmp_path/"turned.mp4", plain, degrees), write_rotated(tmp_path/"m.mp4", tmp_path/"mask.mp4", degrees)
+    faces = V.extract(table(plain, turned).assign(mask_file=[str(tmp_path/"mask.mp4"), str(mask)]), tmp_path/"out", **QUICK)
+    for i in range(2):
+        for column, most in (("path", 6), ("mask", 12)):
+            one, other = (read_image(tmp_path/"out"/faces[column][k]).astype(int) for k in (i, i + 2))
+            assert np.abs(one - other).mean() < most
+
+
+def test_h264_and_other_containers(tmp_path):
+    plain = write_clip(tmp_path/"plain.mp4", frames=3)
+    files = [write_h264(tmp_path/f"a{suffix}", plain) for suffix in (".mp4", ".mkv", ".mov", ".avi")]
+    faces = V.extract(table(*files).assign(video=["1", "2", "3", "4"]), tmp_path/"out", **QUICK)
+    assert faces.video.tolist() == [v for v in "1234" for _ in range(3)]
+
+
+def test_spaces_and_letters_of_all_kinds(tmp_path):
+    folder = tmp_path/"Äpfel und Birnen"/"видео 1"
+    write_clip(folder/"ein Gesicht, 100% 顔.mp4", frames=2)
+    faces = V.extract(V.list_videos(folder.parent), tmp_path/"Faces & more", **QUICK)
+    assert faces.path.tolist() == [f"Äpfel und Birnen_видео 1/ein Gesicht, 100% 顔/000{i}.png" for i in (0, 1)]
+    assert all((tmp_path/"Faces & more"/path).exists() for path in faces.path)
+
+
+def test_a_video_that_does_not_say_how_long_it_is(tmp_path):
+    plain = write_clip(tmp_path/"plain.mp4", frames=4)
+    ffmpeg("-i", plain, "-c:v", "libx264", "-f", "h264", tmp_path/"a.mp4") # a bare stream, without a container
+    assert cv2.VideoCapture(str(tmp_path/"a.mp4"), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT) < 0
+    faces = V.extract(table(tmp_path/"a.mp4"), tmp_path/"out", count=2, size=64, workers=1)
+    assert faces.frame.tolist() == [0, 3]
+
+
+def test_a_folder_that_cannot_be_written(clips, tmp_path):
+    (tmp_path/"file").write_text("a file")
+    for out in (tmp_path/"file", tmp_path/"file"/"below"):
+        with pytest.raises(OSError, match="file"): V.extract(V.list_videos(clips), out, **QUICK)
+    assert (tmp_path/"file").read_text() == "a file"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder(clips, tmp_path):
+    (tmp_path/"locked").mkdir(mode=0o555)
+    with pytest.raises(OSError, match="cannot write to .*locked/out"): V.extract(V.list_videos(clips), tmp_path/"locked"/"out", **QUICK)
+
+
+def test_a_foreign_folder_is_left_alone(clips, tmp_path):
+    (tmp_path/"thesis.tex").touch()
+    with pytest.raises(FileExistsError, match="holds other files"): V.extract(V.list_videos(clips), tmp_path, **QUICK)
+
+
+@pytest.mark.parametrize("settings, message", [
+    (dict(align="boxes"), "Did you mean 'box'"), (dict(engine="rey"), "Did you mean 'ray'"), (dict(count=0), "count must be at least 1, not 0"),
+    (dict(every=0), "every must be at least 1"),
+    (dict(workers=0), "workers must be at least 1"), (dict(size=4), "size must be at least 16"), (dict(align="chip", scale=0.9), "scale must be at least 1"),
+])
+def test_wrong_settings_stop_at_once(clips, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message): V.extract(V.list_videos(clips), tmp_path/"out", **settings)
+    assert not (tmp_path/"out").exists()
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda t: t.drop(columns="subset"), "lacks subset"), (lambda t: t.assign(frame=1), "has frame, which"),
+    (lambda t: t.assign(video="x"), "s1.mp4 and .*s2.mp4 have the same subset, video: clips, x"), (lambda t: t.assign(video="a/b"), "the video 'a/b' cannot"),
+    (lambda t: t.assign(subset=".."), "the subset '..' cannot"), (lambda t: t.assign(dataset=""), "the dataset '' cannot"),
+    (lambda t: t.assign(distortion="CS:9"), "level of CS"),
+])
+def test_a_wrong_table_stops_at_once(clips, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message): V.extract(change(V.list_videos(clips)), tmp_path/"out", **QUICK)
+    assert not (tmp_path/"out").exists()
+
+
+def test_no_face_at_all(tmp_path):
+    faces = V.extract(table(write_clip(tmp_path/"a.mp4", faces=0, frames=2)).assign(label=0), tmp_path/"out", **QUICK)
+    assert faces.empty and list(faces) == ["path", "subset", "video", "label", "frame", "landmarks", "transform", "mask", "found"]
+    assert len(pd.read_csv(tmp_path/"out"/"dropped.csv")) == 2 and pd.read_parquet(tmp_path/"out"/"faces.parquet").empty
+
+
+def test_scripts_without_a_guard_are_told(clips, tmp_path):
+    script = tmp_path/"run.py"
+    script.write_text(SCRIPT.replace('if __name__ == "__main__": ', ""))
+    said = subprocess.run([sys.executable, script, clips, tmp_path/"out"], capture_output=True, text=True).stderr
+    assert "worker processes do not start" in said and "__main__" in said
+    assert not list((tmp_path/"out").glob("clips/*"))
+
+
+# Masks and distortions
+
+def test_masks_take_the_same_warp(tmp_path):
+    file = write_clip(tmp_path/"a.mp4", frames=3, mask=tmp_path/"m.mp4")
+    faces = V.extract(table(file).assign(mask_file=str(tmp_path/"m.mp4")), tmp_path/"out", count=3, size=128, workers=1)
+    for row, mask in zip(faces.itertuples(), V.read_frames(tmp_path/"m.mp4", [0, 1, 2])):
+        assert row.mask == f"clips/a/masks/{row.frame:04d}.png"
+        crop = cv2.imread(str(tmp_path/"out"/row.mask), cv2.IMREAD_UNCHANGED)
+        ys, xs = np.nonzero(mask[..., 0] > 128)
+        corners = np.array([(xs.min(), ys.min()), (xs.max(), ys.min()), (xs.max(), ys.max()), (xs.min(), ys.max())])
+        painted = np.zeros((128, 128), np.uint8)
+        cv2.fillConvexPoly(painted, np.rint(move_points(corners, row.transform.reshape(2, 3))).astype(int), 255)
+        assert crop.shape == (128, 128) and set(np.unique(crop)) <= {0, 255}
+        assert ((crop > 0) & (painted > 0)).sum() / ((crop > 0) | (painted > 0)).sum() > 0.93
+
+
+def test_a_bad_mask_costs_the_mask(tmp_path):
+    (tmp_path/"text.mp4").write_text("not a mask")
+    files = [write_clip(tmp_path/f"{name}.mp4", frames=3) for name in "abcd"]
+    write_clip(tmp_path/"x.mp4", frames=2, mask=tmp_path/"short.mp4")
+    write_clip(tmp_path/"x.mp4", frames=3, size=(240, 240), mask=tmp_path/"narrow.mp4")
+    masks = [str(tmp_path/f"{name}.mp4") for name in ("text", "missing", "short", "narrow")]
+    faces = V.extract(table(*files).assign(mask_file=masks), tmp_path/"out", **QUICK)
+    assert len(faces) == 12
+    assert {video: (rows["mask"] != "").sum() for video, rows in faces.groupby("video")} == dict(a=0, b=0, c=2, d=0)
+    assert reasons(tmp_path/"out") == {
+        ("a", -1): "mask: not a video that OpenCV can decode.", ("b", -1): "mask: no such file.", ("c", 2): "mask: the video ends before this frame.",
+        **{("d", i): "mask: it has another size than the frame (240x240, not 320x240)." for i in range(3)}}
+
+
+def test_pictures_are_distorted_before_detection(tmp_path):
+    file = tmp_path/"a"
+    for i, frame in enumerate(V.read_frames(write_clip(tmp_path/"a.mp4", frames=2), [0, 1])): write_png(file/f"{i}.png", frame)
+    faces = V.extract(table(file).assign(distortion="CC:2 GNC:1"), tmp_path/"out", **QUICK)
+    for row, frame in zip(faces.itertuples(), V.read_frames(file, [0, 1])):
+        noisy = distort_frame(frame, "CC:2 GNC:1", rng(0, "a", row.frame))
+        assert np.array_equal(read_image(tmp_path/"out"/row.path), warp_crop(noisy, align(find_largest(noisy), noisy.shape, size=64), 64))
+
+
+@pytest.mark.parametrize("meta", ["CC:2", "GB:2 VC:5"])
+def test_a_video_is_distorted_as_a_whole(tmp_path, meta):
+    "With the encodings of the official fakes, which a real would otherwise lack."
+    file = write_clip(tmp_path/"a.mp4", frames=3)
+    faces = V.extract(table(file).assign(distortion=meta), tmp_path/"out", **QUICK)
+    same = V.extract(table(distort_video(file, tmp_path/"b.mp4", meta, seed=0, via_xvid=True)), tmp_path/"same", **QUICK)
+    assert [(tmp_path/"out"/p).read_bytes() for p in faces.path] == [(tmp_path/"same"/p).read_bytes() for p in same.path]
+
+
+def test_another_distortion_is_done_again(tmp_path, capsys):
+    videos = table(write_clip(tmp_path/"a.mp4", frames=1))
+    V.extract(videos, tmp_path/"out", **QUICK)
+    V.extract(videos.assign(distortion="CC:5"), tmp_path/"out", **QUICK)
+    assert "done before" not in capsys.readouterr().out
+
+
+def test_pictures_know_no_video_compression(tmp_path):
+    write_png(tmp_path/"a"/"0.png", photograph())
+    assert V.extract(table(tmp_path/"a").assign(distortion="VC:5"), tmp_path/"out", **QUICK).empty
+    assert "VC compresses videos" in reasons(tmp_path/"out")["a", -1]
+
+
+def test_a_photograph_is_a_video_of_one_frame(tmp_path):
+    write_png(tmp_path/"a%d.png", draw_frame((320, 240), [photograph()], 0)[0])
+    faces = V.extract(table(tmp_path/"a%d.png", tmp_path/"none.png"), tmp_path/"out", **QUICK)
+    assert faces.frame.tolist() == [0] and reasons(tmp_path/"out") == {("none", -1): "no such file."}
+
+
+# Inputs
+
+@pytest.fixture
+def tree(tmp_path):
+    "Videos at two depths, a folder of frames, and things that are neither."
+    root = tmp_path/"tree"
+    for name in ("b10.mp4", "b9.mp4", "day/a.MOV", "twin.mp4", "twin.avi"):
+        (root/name).parent.mkdir(parents=True, exist_ok=True)
+        (root/name).touch()
+    for i in (10, 9, 1): write_png(root/"day"/"stills"/f"f{i}.png", photograph())
+    for name in ("notes.txt", "._b9.mp4", ".hidden/c.mp4", "old/extraction.json", "old/clips/x.png"):
+        (root/name).parent.mkdir(parents=True, exist_ok=True)
+        (root/name).touch()
+    return root
+
+
+def test_everything_below_a_folder(tree):
+    found = V.list_videos(tree)
+    assert list(zip(found.subset, found.video)) == [
+        ("tree", "b9"), ("tree", "b10"), ("tree_day", "a"), ("tree_day", "stills"), ("tree", "twin.avi"), ("tree", "twin.mp4")]
+    assert all(Path(file).is_absolute() for file in found.file)
+
+
+def test_files_and_folders_of_pictures(tree):
+    found = V.list_videos([tree/"b9.mp4", str(tree/"day"/"stills"), tree/"b9.mp4"])
+    assert list(zip(found.subset, found.video)) == [("tree", "b9"), ("day", "stills")]
+
+
+@pytest.mark.parametrize("name, message", [("none", "none: no such file"), ("notes.txt", "notes.txt: neither a video"), ("old", "old: no video and no picture")])
+def test_other_inputs_are_named(tree, name, message):
+    with pytest.raises(FaceError, match=message): V.list_videos([tree/"b9.mp4", tree/name])
+
+
+def test_a_folder_of_photographs(tmp_path):
+    for i in (1, 2, 10): write_png(tmp_path/"ann"/f"{i}.png", photograph("s5", 92))
+    (tmp_path/"ann"/"3.jpg").write_bytes(b"not a picture")
+    cv2.imwrite(str(tmp_path/"ann"/"4.png"), background((200, 200)))
+    faces = V.extract(V.list_videos(tmp_path/"ann"), tmp_path/"out", size=64, workers=1)
+    assert faces.frame.tolist() == [0, 1, 4]
+    assert reasons(tmp_path/"out") == {("ann", 2): "3.jpg: not a picture.", ("ann", 3): "no face found."}
+
+
+def test_frames_as_pictures_are_the_video(tmp_path):
+    file = write_clip(tmp_path/"a.mp4", frames=3, mask=tmp_path/"m.mp4")
+    for name, source in (("frames", file), ("masks", tmp_path/"m.mp4")):
+        for i, frame in enumerate(V.read_frames(source, [0, 1, 2])): write_png(tmp_path/name/f"{i}.png", frame)
+    videos = table(file, tmp_path/"frames").assign(mask_file=[str(tmp_path/"m.mp4"), str(tmp_path/"masks")], video=["a", "b"])
+    V.extract(videos, tmp_path/"out", **QUICK)
+    one, other = contents(tmp_path/"out"/"clips"/"a"), contents(tmp_path/"out"/"clips"/"b")
+    one.pop("video.json"), other.pop("video.json")
+    assert len(one) == 7 and one == other
+
+
+def test_other_pictures_in_the_folder_are_done_again(tmp_path, capsys):
+    for i in range(2): write_png(tmp_path/"ann"/f"{i}.png", photograph("s5", 92))
+    videos = V.list_videos(tmp_path/"ann")
+    V.extract(videos, tmp_path/"out", **QUICK)
+    write_png(tmp_path/"ann"/"2.png", photograph("s1", 92))
+    assert len(V.extract(videos, tmp_path/"out", **QUICK)) == 3
+    assert "done before" not in capsys.readouterr().out
+
+
+def test_frames_in_colour_keep_their_channels(tmp_path):
+    image = np.full((64, 64, 3), (200, 120, 40), np.uint8)
+    [frame] = V.read_frames(write_frames(tmp_path/"a.mp4", [image] * 2, (64, 64)), [1])
+    assert np.abs(frame.astype(int) - image).max() < 12
