@@ -13,7 +13,6 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 # %% ../nbs/00_core.ipynb #00-core-4
@@ -46,8 +45,9 @@ def rng(
 
 def torch_rng(
     *key, # ints and strings that name the stream, e.g. `torch_rng(seed, epoch, index)`
-) -> torch.Generator: # on the CPU
+) -> "torch.Generator": # on the CPU
     "A torch generator of its own for `key`."
+    import torch
     return torch.Generator().manual_seed(_entropy(key) % 2**63)
 
 # %% ../nbs/00_core.ipynb #00-core-12
@@ -55,6 +55,7 @@ def seed_everything(
     seed: int, # start of the global streams, on all devices
 ):
     "Set torch's global random streams, for layers that take no generator."
+    import torch
     torch.manual_seed(seed)
 
 # %% ../nbs/00_core.ipynb #00-core-14
@@ -121,6 +122,7 @@ def _git(*args: str) -> str | None:
 
 def provenance() -> dict: # JSON-able
     "Where a result made now comes from: commit, clean or not, versions, hardware, time (UTC)."
+    import torch
     status = _git("status", "--porcelain", "--untracked-files=no")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return dict(
