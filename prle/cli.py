@@ -47,11 +47,13 @@ def _convert(args) -> int:
 
 # %% ../nbs/13_cli.ipynb #13-cli-5
 def _forge(args) -> int:
-    from prle.benchmark import build_benchmark
+    from prle.benchmark import build_benchmark, cue_table
+    from prle.datasets import read_manifest
     from prle.targets import build_targets
     out = args.out or outputs_dir()/"data"/"mini"
-    build_benchmark(out, faces=args.faces, size=args.size, people=args.people, seed=args.seed, steps=args.steps, count=args.count)
-    build_targets(out, faces=args.faces)
+    manifest = build_benchmark(out, faces=args.faces, size=args.size, people=args.people, seed=args.seed, steps=args.steps, count=args.count)
+    for name, path in dict(benchmark=manifest, **build_targets(out, faces=args.faces)).items():
+        print(f"{name}: AUC of trivial cues alone (0.5 is chance)\n{cue_table(read_manifest(path)).round(2).to_string()}")
     return 0
 
 def _reproduce(args) -> int:

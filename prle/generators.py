@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'STEPS', 'BATCH', 'RATE', 'RECIPE', 'Layout', 'cut', 'paste', 'draw_landmarks', 'Generator', 'jitter',
-           'Autoencoder', 'deepfakes', 'mouth_region', 'MouthRenderer', 'neural_textures', 'FaceShifter', 'faceshifter',
-           'fit', 'one_thread', 'train_networks', 'trained_networks']
+           'Autoencoder', 'add_grain', 'deepfakes', 'mouth_region', 'MouthRenderer', 'neural_textures', 'FaceShifter',
+           'faceshifter', 'fit', 'one_thread', 'train_networks', 'trained_networks']
 
 # %% ../nbs/03a_generators.ipynb #03a-generators-2
 import hashlib
@@ -149,16 +149,27 @@ class Autoencoder(Generator):
         return _picture(self(_unit(_bytes([cut(target, self.layout)[0]])), self.number([source])))
 
 # %% ../nbs/03a_generators.ipynb #03a-generators-20
+def add_grain(
+    content: np.ndarray, # (S, S, 3) float32
+    target: np.ndarray, # (S, S, 3) uint8
+    region: np.ndarray, # (S, S) bool, where to measure
+    generator: np.random.Generator, # of the grain
+) -> np.ndarray: # (S, S, 3) float32
+    "Add as much white noise to `content` as its Laplacian energy inside `region` falls short of that of `target`."
+    have, want = (np.square(cv2.Laplacian(np.float32(p), cv2.CV_32F)[region]).mean() for p in (content, target))
+    variance = max(want - have, 0) / 20 # the squares of the Laplacian's weights, 4 x 1 and (-4)^2, add up to 20
+    return content + np.float32(np.sqrt(variance)) * generator.standard_normal((*region.shape, 1), np.float32)
+
 @register("DF", source="other", learned=True)
 def deepfakes(target, source, generator, network):
-    "Deepfakes: the autoencoder's face of the other person, sharpened, in a soft rectangle."
+    "Deepfakes: the autoencoder's face of the other person, sharpened and grained, in a soft rectangle."
     size, points = len(target.crop), target.landmarks
     (left, top), (right, _) = points[17:27].min(0), points[17:27].max(0)
     bottom = points[6:11, 1].max()
     box = hull(np.array([(left, top), (right, top), (right, bottom), (left, bottom)]), size) & inner(size)
     face = paste(network.render(target, source), cut(target, network.layout)[1], target)
     face = match_sharpness(match_colour(face, target.crop, box), target.crop, box)
-    return composite(target.crop, face, feather(box, size / 16))
+    return composite(target.crop, add_grain(face, target.crop, box, generator), feather(box, size / 16))
 
 # %% ../nbs/03a_generators.ipynb #03a-generators-22
 def mouth_region(

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -143,6 +144,17 @@ def test_the_mask_is_exact_at_any_size_and_in_colour(networks, name, size):
     assert not changed[~mask].any() and changed[mask].mean() > 0.6
     assert not mask[~forge.inner(size)].any() and 0.02 < mask.mean() < 0.5
     assert np.array_equal(fake, forge.manipulate(name, target, source, rng(0), networks)[0])
+
+
+def test_grain_makes_up_for_what_is_missing_and_no_more(few):
+    face = few[0].crop
+    region = forge.inner(64)
+    energy = lambda p: np.square(cv2.Laplacian(np.float32(p), cv2.CV_32F)[region]).mean()
+    blurred = cv2.GaussianBlur(np.float32(face), (0, 0), 2)
+    grained = generators.add_grain(blurred, face, region, rng(0))
+    assert energy(blurred) < 0.2 * energy(face) and 0.9 < energy(grained) / energy(face) < 1.1
+    assert np.ptp(grained - blurred, axis=2).max() < 1e-3 # grey
+    assert np.array_equal(generators.add_grain(np.float32(face), np.uint8(blurred), region, rng(0)), face) # sharp enough already
 
 
 def test_the_masks_are_where_they_should_be(few, networks):
