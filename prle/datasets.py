@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'SPLITS', 'VIDEO', 'check_manifest', 'write_manifest', 'read_manifest', 'select', 'read_rgb',
-           'read_quantiles', 'FaceDataset', 'BalancedSampler']
+           'read_quantiles', 'read_mask', 'FaceDataset', 'BalancedSampler']
 
 # %% ../nbs/02_datasets.ipynb #02-datasets-2
 from collections.abc import Callable
@@ -123,25 +123,42 @@ def read_quantiles(
     if quantiles.dtype != np.uint16 or quantiles.ndim != 2: raise ValueError(f"{path} is no 16-bit one-channel quantile map.")
     return quantiles
 
+def read_mask(
+    path: str | Path, # an 8-bit picture
+    shape: tuple[int, int], # (height, width) that it must have
+) -> np.ndarray: # (H, W) uint8, 255 where manipulated
+    "Decode a manipulation mask; `OSError` or `ValueError` naming the file."
+    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if mask is None: raise OSError(f"cannot read the mask {path}: it is missing or truncated.")
+    if mask.shape != shape: raise ValueError(f"the mask {path} is {mask.shape[::-1]}, its face {shape[::-1]} (width, height).")
+    return mask
+
 class FaceDataset(Dataset):
-    "The faces of a manifest: `dict(image, label, index, landmarks[, quantiles])`."
+    "The faces of a manifest: `dict(image, label, index, landmarks[, mask][, quantiles])`."
     def __init__(
         self,
         manifest: pd.DataFrame, # rows to serve, in this order; from `read_manifest` or `select`
         transform: Callable[[dict], dict] | None = None, # what to do with each item
         quantiles: str | Path | None = None, # folder of quantile maps, one a face under the face's own relative path
+        masks: bool = False, # serve the masks of manipulated pixels; `ValueError` if a fake has none
     ):
         self.root, self.transform, self.quantiles = Path(manifest.attrs["root"]), transform, quantiles and Path(quantiles)
         self.paths = np.array([path.encode() for path in manifest.path]) # one block of memory, which forked workers share; a list of strings they would copy bit by bit
         self.labels = manifest.label.to_numpy()
         self.landmarks = np.stack(manifest.landmarks.to_numpy()).astype(np.float32).reshape(-1, 68, 2)
+        self.masks = np.array([path.encode() for path in manifest["mask"]]) if masks else None
+        lacking = manifest.path[(manifest.label == FAKE) & (manifest["mask"] == "")]
+        if masks and len(lacking): raise ValueError(f"{len(lacking)} of the fakes have no mask of their manipulated pixels, {lacking.iloc[0]} among them.")
 
     def __len__(self): return len(self.paths)
 
-    def __getitem__(self, i: int) -> dict: # image (3, H, W) uint8 RGB, landmarks (68, 2) px, quantiles (1, H, W) uint16
+    def __getitem__(self, i: int) -> dict: # image (3, H, W) uint8 RGB, landmarks (68, 2) px, mask (1, H, W) uint8, quantiles (1, H, W) uint16
         name = self.paths[i].decode()
         image = read_rgb(self.root/name)
         item = dict(image=torch.from_numpy(image).permute(2, 0, 1), label=int(self.labels[i]), index=i, landmarks=torch.from_numpy(self.landmarks[i]))
+        if self.masks is not None:
+            mask = read_mask(self.root/self.masks[i].decode(), image.shape[:2]) if self.masks[i] else np.zeros(image.shape[:2], np.uint8)
+            item["mask"] = torch.from_numpy(mask)[None]
         if self.quantiles:
             path = self.quantiles/Path(name).with_suffix(".png")
             quantiles = read_quantiles(path)

@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 import prle
 from .core import atomic_path, check_choice, digest, file_digest, outputs_dir, provenance, read_json, write_json
 from .datasets import FaceDataset, read_manifest, select
-from .detectors import Detector, create_detector
+from .detectors import Detector, create_detector, list_detectors
+from .detectors.registry import has_weights, size_option
 from .benchmark import build_benchmark
 from .fusion import FUSIONS, fuse
 from .localization import localize, upsample_maps
@@ -49,13 +50,25 @@ class Preset:
     recipe: dict # fields of `TrainConfig`
     grid: int = 8 # cells that a CAM must have across the face
     forging: int = 1000 # steps of training each generator of the mini benchmark
+    width: float = 1.0 # of the detectors that are not among the backbones
+    others: dict = field(default_factory=dict) # what their training changes in `recipe`
+    options: dict[str, dict] = field(default_factory=dict) # and their constructors' options, by name
+
+    def backbone(self, name: str) -> Backbone: # `ValueError` for an unknown name
+        "One of the backbones, or any registered detector at the preset's width (Table II)."
+        if name in self.backbones: return self.backbones[name]
+        check_choice(name, [*self.backbones, *list_detectors()], "backbone")
+        return Backbone(name, self.width, self.width == 1 and has_weights(name), self.options.get(name, {}), self.others)
+
+_QUICK = dict(meso4=dict(momentum=0.1)) # in some hundred steps its running statistics would not arrive at the original's 0.01
 
 PRESETS = dict(
     smoke=Preset(64, 8, {"Xception": Backbone("xception", 1/8), "EfficientNet": Backbone("efficientnet_lite0", 1/8), "VGG": Backbone("vgg16_bn", 1/8)},
-                 dict(epochs=1, batch=16), forging=10),
+                 dict(epochs=1, batch=16), forging=10, width=1/8, options=_QUICK),
     mini=Preset(128, 40, {"Xception": Backbone("xception", 1/4, recipe=dict(lr=2e-3, epochs=10)),
                           "EfficientNet": Backbone("efficientnet_lite0", pretrained=True, recipe=dict(lr=5e-4, epochs=5)),
-                          "VGG": Backbone("vgg16_bn", 1/8, options=dict(dropout=0.0), recipe=dict(lr=1e-3, epochs=11))}, dict(batch=32)),
+                          "VGG": Backbone("vgg16_bn", 1/8, options=dict(dropout=0.0), recipe=dict(lr=1e-3, epochs=11))},
+              dict(batch=32), width=1/4, others=dict(lr=1e-3, epochs=10), options=_QUICK),
     paper=Preset(256, None, {"Xception": Backbone("xception", pretrained=True), "EfficientNet": Backbone("efficientnet_b4", pretrained=True),
                              "VGG": Backbone("vgg16", pretrained=True)}, dict(epochs=10, batch=64, workers=8)),
 )
@@ -199,15 +212,16 @@ class Lab:
 
     def config(
         self,
-        backbone: str, # of the preset
+        backbone: str, # of the preset, or any detector of the registry
         subset: str, # manipulation to train on
         seed: int = 0, # of the run
         **changes, # other fields of `RunConfig`
     ) -> RunConfig:
         "The preset's training of a backbone on a manipulation."
-        b = self.preset.backbones[check_choice(backbone, self.preset.backbones, "backbone")]
+        b = self.preset.backbone(backbone)
         check_choice(subset, self.subsets, "manipulation")
-        return RunConfig(b.name, subset, b.width, b.pretrained, b.options, recipe=TrainConfig(**{**self.preset.recipe, **b.recipe, "seed": seed}), **changes)
+        options, recipe = {**size_option(b.name, self.preset.size), **b.options}, TrainConfig(**{**self.preset.recipe, **b.recipe, "seed": seed})
+        return RunConfig(b.name, subset, b.width, b.pretrained, options, recipe=recipe, **changes)
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-17
 def _train_and_score(lab: Lab, config: RunConfig, quantiles: Path | None, label: str, tmp: Path):

@@ -24,8 +24,8 @@ from .faces import PHOTO_SUFFIXES, FaceError
 from .videos import VIDEO_SUFFIXES, extract, open_video
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-5
-VIDEO_COLUMNS = ["file", *VIDEO, "label", "identity", "source_identity", "split", "compression", "mask_file", "distortion"]
-"A row of a listing: where the video is, the manifest's columns, its mask video, and what to distort it with."
+VIDEO_COLUMNS = ["file", *VIDEO, "label", "identity", "source_identity", "split", "compression", "mask_file", "untouched_file", "distortion"]
+"A row of a listing: where the video is, the manifest's columns, its mask video or the video that it was made from, and what to distort it with."
 
 @dataclass
 class Listing:
@@ -103,10 +103,10 @@ def list_dataset(
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-13
 def _row(store: Store, name: str, dataset: str, subset: str, split: str, identity: str, video: str = "", source: str = "", compression: str = "",
-         mask: str = "", distortion: str = "") -> dict:
+         mask: str = "", untouched: str = "", distortion: str = "") -> dict:
     "A row of a listing."
     return dict(file=str(store[name]), dataset=dataset, subset=subset, video=video or name, label=REAL if subset == "real" else FAKE, identity=identity,
-                source_identity=source, split=split, compression=compression, mask_file=mask, distortion=distortion)
+                source_identity=source, split=split, compression=compression, mask_file=mask, untouched_file=untouched, distortion=distortion)
 
 def _lines(path: Path, problems: list) -> list[tuple[int, str]]:
     "The numbered lines of a list that are not empty; a missing list becomes a problem."
@@ -156,8 +156,9 @@ def faceforensics(
         listing.rows += [row(real, name, "real", split) for name in sorted(sum(pairs, []))]
         for s, store in fakes.items():
             names = [f"{a}_{b}" for pair in pairs for a, b in (pair, pair[::-1])]
-            mask = lambda name: str(masks[s][name]) if s in masks and name in masks[s].files else ""
-            listing.rows += [row(store, name, s, split, source=name[4:], mask=mask(name)) for name in names]
+            mask = lambda name: dict(mask=str(masks[s][name])) if s in masks and name in masks[s].files else {}
+            untouched = lambda name: dict(untouched=str(real[name[:3]])) if s == "Fsh" and name[:3] in real.files else {}
+            listing.rows += [row(store, name, s, split, source=name[4:], **mask(name), **untouched(name)) for name in names]
     listing.expected = {(split, s): 2 * PAIRS[split] for split in SPLITS for s in ("real", *subsets)}
     listing.totals = [real.total("original videos", 1000), *(fakes[s].total(METHODS[s], 1000) for s in subsets),
                       *(masks[s].total(f"{METHODS[s]}, masks", 1000, optional=True) for s in masks)]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VIDEO_SUFFIXES', 'ENGINES', 'is_pictures', 'list_pictures', 'list_videos', 'open_video', 'count_frames',
-           'sample_frames', 'read_frames', 'extract']
+           'sample_frames', 'read_frames', 'difference_mask', 'extract']
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-2
 import os, re, shutil, tempfile, threading
@@ -160,6 +160,16 @@ def _distorted(file: Path, meta: str) -> Iterator[tuple[Path, Callable]]:
             yield distort_video(file, Path(tmp)/"distorted.mp4", meta, seed=0, via_xvid=True), lambda frame, index: frame
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-25
+def difference_mask(
+    fake: np.ndarray, # (H, W, 3) uint8, RGB
+    real: np.ndarray, # (H, W, 3) uint8, RGB: the frame that `fake` was made from
+    threshold: float = 0.1, # share of full scale above which a difference counts
+) -> np.ndarray: # (H, W) uint8, 255 where manipulated
+    "Where two frames differ in grey by more than a threshold (0.1 as remembered from the paper of FFD); `ValueError` for frames of two sizes."
+    if fake.shape != real.shape: raise ValueError(f"two frames of different sizes: {fake.shape[1]}x{fake.shape[0]} and {real.shape[1]}x{real.shape[0]}.")
+    return np.uint8(255) * (cv2.cvtColor(cv2.absdiff(fake, real), cv2.COLOR_RGB2GRAY) > 255 * threshold)
+
+# %% ../nbs/01b_videos.ipynb #01b-videos-27
 def _crop_frame(frame: np.ndarray, index: int, folder: Path, settings: dict) -> dict:
     "Crop the largest face of a frame into `folder` and return its row; `FaceError` if there is none."
     face = find_largest(frame)
@@ -170,15 +180,16 @@ def _crop_frame(frame: np.ndarray, index: int, folder: Path, settings: dict) -> 
     landmarks = move_points(face.landmarks, matrix).ravel()
     return dict(path=name, frame=index, landmarks=landmarks, transform=matrix.ravel(), mask="", found=face.found)
 
-def _crop_mask(mask: np.ndarray, shape: tuple, row: dict, folder: Path, size: int) -> str:
-    "Crop a mask frame like its face; its name, or `FaceError` if it is of another size."
-    if mask.shape != shape: raise FaceError(f"it has another size than the frame ({mask.shape[1]}x{mask.shape[0]}, not {shape[1]}x{shape[0]}).")
-    crop = warp_crop(cv2.cvtColor(mask, cv2.COLOR_RGB2GRAY), row["transform"].reshape(2, 3), size)
+def _crop_mask(mask: np.ndarray, frame: np.ndarray, untouched: bool, row: dict, folder: Path, size: int) -> str:
+    "Crop the frame of a mask video, or what it differs in from an untouched one, like the face; its name, or `FaceError` if it is of another size."
+    if mask.shape != frame.shape: raise FaceError(f"it has another size than the frame ({mask.shape[1]}x{mask.shape[0]}, not {frame.shape[1]}x{frame.shape[0]}).")
+    grey = difference_mask(frame, mask) if untouched else cv2.cvtColor(mask, cv2.COLOR_RGB2GRAY)
+    crop = warp_crop(grey, row["transform"].reshape(2, 3), size)
     name = f"masks/{row['path']}"
     write_png(folder/name, np.uint8(255) * (crop > 1))
     return name
 
-# %% ../nbs/01b_videos.ipynb #01b-videos-27
+# %% ../nbs/01b_videos.ipynb #01b-videos-29
 def _reason(error: Exception, source: str) -> str:
     "What goes into the drop report: the message without the path of `source`."
     return str(error).splitlines()[0].removeprefix(f"{source}: ").replace(f"{source}{os.sep}", "")
@@ -194,7 +205,7 @@ class _Crops:
         try: yield
         except (ValueError, cv2.error) as e: self.dropped.append((index, kind + _reason(e, source)))
 
-# %% ../nbs/01b_videos.ipynb #01b-videos-28
+# %% ../nbs/01b_videos.ipynb #01b-videos-30
 def _read_masks(crops: _Crops, source: str, wanted: list[int]) -> Iterator[np.ndarray | FaceError | None]:
     "The mask of every wanted frame; None where there is no mask video, or one that cannot be opened."
     with crops.attempt(-1, source, "mask: "):
@@ -203,7 +214,7 @@ def _read_masks(crops: _Crops, source: str, wanted: list[int]) -> Iterator[np.nd
 
 def _crop_video(row: dict, folder: Path, settings: dict) -> _Crops:
     "Crop the wanted frames of a video into `folder`."
-    crops, file, mask_file = _Crops(), row["file"], row["mask_file"]
+    crops, file, mask_file = _Crops(), row["file"], row["mask_file"] or row["untouched_file"]
     with crops.attempt(-1, file), _distorted(Path(file), row["distortion"]) as (source, distort):
         wanted = sample_frames(count_frames(source), settings["count"], settings["every"])
         crops.frames = len(wanted)
@@ -214,10 +225,10 @@ def _crop_video(row: dict, folder: Path, settings: dict) -> _Crops:
                 if mask is None: continue
                 with crops.attempt(index, mask_file, "mask: "):
                     if isinstance(mask, FaceError): raise mask
-                    crops.rows[-1]["mask"] = _crop_mask(mask, frame.shape, crops.rows[-1], folder, settings["size"])
+                    crops.rows[-1]["mask"] = _crop_mask(mask, frame, not row["mask_file"], crops.rows[-1], folder, settings["size"])
     return crops
 
-# %% ../nbs/01b_videos.ipynb #01b-videos-30
+# %% ../nbs/01b_videos.ipynb #01b-videos-32
 _RECORD = "video.json"
 
 def _state(source: str) -> list | str | None:
@@ -229,13 +240,13 @@ def _state(source: str) -> list | str | None:
 
 def _origin(row: dict) -> dict:
     "What a video's crops are made from, beside the settings."
-    return dict(file=_state(row["file"]), mask_file=_state(row["mask_file"]), distortion=row["distortion"])
+    return dict(file=_state(row["file"]), mask_file=_state(row["mask_file"]), untouched_file=_state(row["untouched_file"]), distortion=row["distortion"])
 
 def _is_finished(row: dict, folder: Path) -> bool:
     "Whether the folder holds what this video gives."
     return (folder/_RECORD).exists() and read_json(folder/_RECORD)["origin"] == _origin(row)
 
-# %% ../nbs/01b_videos.ipynb #01b-videos-31
+# %% ../nbs/01b_videos.ipynb #01b-videos-33
 def _write_video(row: dict, folder: Path, crop: Callable[[Path], _Crops]):
     "Replace a video's folder by what `crop` writes there, its tables added."
     origin = _origin(row)
@@ -258,7 +269,7 @@ def _extract_video(row: dict, folder: Path, settings: dict):
     "One video from start to end: what a worker does."
     with _one_thread(): _write_video(row, folder, lambda tmp: _crop_video(row, tmp, settings))
 
-# %% ../nbs/01b_videos.ipynb #01b-videos-33
+# %% ../nbs/01b_videos.ipynb #01b-videos-35
 def _follow_parent():
     "End this worker when its parent ends."
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
@@ -280,7 +291,7 @@ def _through_pool(todo: deque, running: dict, workers: int) -> Iterator[None]:
                 yield
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/01b_videos.ipynb #01b-videos-35
+# %% ../nbs/01b_videos.ipynb #01b-videos-37
 def _give_up(row: dict, folder: Path, settings: dict):
     "Drop a video that its process did not survive."
     crops = _Crops()
@@ -301,7 +312,7 @@ def _check_workers():
     except BrokenProcessPool as e:
         raise RuntimeError("worker processes do not start; a script must call extract below `if __name__ == '__main__':`, or with workers=1.") from e
 
-# %% ../nbs/01b_videos.ipynb #01b-videos-36
+# %% ../nbs/01b_videos.ipynb #01b-videos-38
 def _processors() -> int:
     "Processors that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -317,7 +328,7 @@ def _in_processes(jobs: list[tuple], workers: int | None) -> Iterator[None]:
             _check_workers()
             for job in running.values(): yield from _alone(job)
 
-# %% ../nbs/01b_videos.ipynb #01b-videos-38
+# %% ../nbs/01b_videos.ipynb #01b-videos-40
 def _on_ray(jobs: list[tuple], workers: int | None) -> Iterator[None]:
     "Do all jobs as Ray tasks, at most `workers` at once; a task whose process dies is retried by Ray."
     try: import ray
@@ -339,14 +350,14 @@ def _on_ray(jobs: list[tuple], workers: int | None) -> Iterator[None]:
     finally:
         if started: ray.shutdown()
 
-# %% ../nbs/01b_videos.ipynb #01b-videos-39
+# %% ../nbs/01b_videos.ipynb #01b-videos-41
 ENGINES = {"process": _in_processes, "ray": _on_ray}
 "Name -> function (jobs, workers) that does all jobs and yields after each."
 
-# %% ../nbs/01b_videos.ipynb #01b-videos-41
+# %% ../nbs/01b_videos.ipynb #01b-videos-43
 _VERSION = 1 # of the crops: rises when the same settings give other ones
 _OWN_COLUMNS = ("path", "frame", "landmarks", "transform", "mask", "found")
-_INPUTS = ("file", "mask_file", "distortion")
+_INPUTS = ("file", "mask_file", "untouched_file", "distortion")
 
 def _check_name(row: dict, column: str):
     "A name becomes a folder's name."
@@ -367,7 +378,7 @@ def _check_videos(videos: pd.DataFrame) -> pd.DataFrame:
     for meta in videos.distortion.unique(): parse_meta(meta)
     return videos
 
-# %% ../nbs/01b_videos.ipynb #01b-videos-42
+# %% ../nbs/01b_videos.ipynb #01b-videos-44
 def _folders(videos: pd.DataFrame, out: Path) -> list[Path]:
     "The folder of each video; `ValueError` naming two that would share one."
     levels = [c for c in ("dataset", "subset", "video") if c in videos]
@@ -386,7 +397,7 @@ def _settings(count: int | None, every: int | None, align: str, size: int, scale
         if value is not None and value < least[name]: raise ValueError(f"{name} must be at least {least[name]}, not {value}.")
     return dict(count=None if every else count, every=every, align=align, size=size, scale=scale, version=_VERSION)
 
-# %% ../nbs/01b_videos.ipynb #01b-videos-43
+# %% ../nbs/01b_videos.ipynb #01b-videos-45
 def _open_folder(out: Path, settings: dict):
     "Make the output folder or go on in it; an error if it is foreign, was made with other settings or cannot be written."
     check_folder(out, _SETTINGS_FILE)
@@ -403,7 +414,7 @@ def _remove_leftovers(folders: set[Path]):
         if path.is_dir(): shutil.rmtree(path)
         else: path.unlink()
 
-# %% ../nbs/01b_videos.ipynb #01b-videos-45
+# %% ../nbs/01b_videos.ipynb #01b-videos-47
 def _read_video(folder: Path, out: Path) -> pd.DataFrame:
     "A video's rows with paths relative to `out`."
     rows, prefix = pd.read_parquet(folder/"faces.parquet"), folder.relative_to(out).as_posix()
@@ -420,7 +431,7 @@ def _tables(videos: pd.DataFrame, folders: list[Path], out: Path) -> tuple[pd.Da
     entries = [(*names.iloc[i], *entry) for i, record in enumerate(records) for entry in record["dropped"]]
     return faces, pd.DataFrame(entries, columns=[*names, "frame", "reason"]), sum(record["frames"] for record in records)
 
-# %% ../nbs/01b_videos.ipynb #01b-videos-46
+# %% ../nbs/01b_videos.ipynb #01b-videos-48
 def _summary(videos: int, reused: int, frames: int, faces: int, dropped: pd.DataFrame) -> str:
     "One line on what became of everything."
     reasons = Counter(re.sub(r"^[^:]*\.\w+: | \(.*", "", reason).rstrip(".") for reason in dropped.reason)
@@ -435,9 +446,9 @@ def _complaints(videos: pd.DataFrame, dropped: pd.DataFrame, most: int = 10) -> 
     lines = [f"{file}: {reason}" for file, reason in zip(lost.file, lost.reason)]
     return lines[:most] + [f"and {len(lines) - most} more, see dropped.csv"] * (len(lines) > most)
 
-# %% ../nbs/01b_videos.ipynb #01b-videos-47
+# %% ../nbs/01b_videos.ipynb #01b-videos-49
 def extract(
-    videos: pd.DataFrame, # a row a video: file, subset, video; mask_file and distortion where there are any; all other columns are copied to the faces
+    videos: pd.DataFrame, # a row a video: file, subset, video; mask_file (or untouched_file, to compare with) and distortion where there are any; others are copied to the faces
     out: str | Path, # folder to write or to go on in
     count: int = 32, # frames a video, evenly spaced
     every: int | None = None, # or every so many frames; then `count` does not matter

@@ -12,6 +12,7 @@ from torch import nn
 
 from prle.core import rng
 from prle.datasets import read_manifest, write_manifest
+from prle.detectors.registry import Detector, Weights
 
 torch.set_num_threads(1)
 
@@ -40,16 +41,16 @@ def toy(tmp_path):
     return read_manifest(write_toy(tmp_path / "toy"))
 
 
-class TinyDetector(nn.Module):
+class TinyDetector(Detector):
     """One convolution, batch norm, one logit: enough to be trained in a test."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(Weights("none", "none", 24), ("body.0",))
         self.body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
         self.head = nn.Linear(4, 1)
 
-    def forward(self, x):
-        return self.head(self.body(2 * x - 1).mean((2, 3))).flatten()
+    def logit(self, x):
+        return self.head(self.body(x).mean((2, 3))).flatten()
 
 
 @pytest.fixture

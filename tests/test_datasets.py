@@ -1,4 +1,6 @@
 """prle.datasets: the manifest's checks and FaceDataset."""
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -111,3 +113,14 @@ def test_unreadable_files_are_named(tmp_path):
         read_quantiles(tmp_path / "face.png")
     with pytest.raises(ValueError, match="grey.png is no 16-bit"):
         read_quantiles(tmp_path / "grey.png")
+
+
+def test_masks_of_another_size_or_missing_are_named(toy):
+    root = Path(toy.attrs["root"])
+    rows = toy.assign(mask=np.where(toy.label == 1, "m.png", ""))
+    rows.attrs = toy.attrs
+    faces = FaceDataset(rows, masks=True)
+    assert not faces[0]["mask"].any() and faces[0]["mask"].shape == (1, 24, 32)
+    with pytest.raises(OSError, match="cannot read the mask .*m.png"): faces[1]
+    cv2.imwrite(str(root / "m.png"), np.full((10, 12), 255, np.uint8))
+    with pytest.raises(ValueError, match=r"m.png is \(12, 10\), its face \(32, 24\)"): faces[1]

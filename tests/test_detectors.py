@@ -1,16 +1,21 @@
 """Detectors: published sizes, timm as oracle, Grad-CAM layers, weights from packages and hubs, bad calls."""
 import importlib
 import os
+import re
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from prle import localization
 from prle.detectors import Detector, create_detector, efficientnet, list_detectors, registry, vgg, xception
 from prle.detectors.registry import cam_grids, card, macs
+from prle.metrics import auc
 
-NAMES = ["efficientnet_b4", "efficientnet_lite0", "resnet50", "vgg16", "vgg16_bn", "xception"]
+NAMES = ["capsule", "capsule_v2", "cvit", "efficientnet_b4", "efficientnet_lite0", "f3net", "ffd", "mat", "meso4", "recce", "resnet50", "rfm", "srm", "vgg16", "vgg16_bn",
+         "xception"]
+PLAIN = ["efficientnet_b4", "efficientnet_lite0", "resnet50", "vgg16", "vgg16_bn", "xception"] # no draws in training but dropout's
 # parameters published for two outputs, and the number of features that the head reads
 TWO_OUTPUTS = dict(efficientnet_b4=(17_552_202, 1792), resnet50=(23_512_130, 2048), vgg16=(134_268_738, 4096),
                    vgg16_bn=(134_277_186, 4096), xception=(20_811_050, 2048))
@@ -18,12 +23,22 @@ ONE_OUTPUT = dict(efficientnet_b4=17_550_409, resnet50=23_510_081, vgg16=134_264
                   xception=20_809_001)
 GMACS = dict(efficientnet_b4=1.9607, resnet50=5.3383, vgg16=20.1641, vgg16_bn=20.1641, xception=5.9507)
 PUBLISHED_CAM = dict(efficientnet_b4="net.conv_head", efficientnet_lite0="net.conv_head", resnet50="net.layer4.2",
-                     vgg16="features.29", vgg16_bn="features.42", xception="conv4")
+                     vgg16="features.29", vgg16_bn="features.42", xception="body.conv4", capsule="primary.conv2", capsule_v2="primary.conv2",
+                     cvit="features.stage5.conv4", f3net="bodies.fad.conv4", ffd="body.conv4", mat="net.conv_head", meso4="block4.relu", recce="body.conv4",
+                     rfm="body.conv4", srm="fusion.fuse")
 
 
-def small(name, **options):
+def small(name, size=64, **options):
     torch.manual_seed(0)
-    return create_detector(name, width=1 / 8, **options)
+    return create_detector(name, width=1 / 8, **registry.size_option(name, size), **options)
+
+
+def batch_of(n=8, size=64):
+    "Faces and everything that a loss may read."
+    draw = torch.Generator().manual_seed(1)
+    image, label = torch.rand(n, 3, size, size, generator=draw), torch.arange(n) % 2
+    mask = label.view(-1, 1, 1, 1) * (torch.rand(n, 1, size, size, generator=draw) > 0.5).float()
+    return dict(image=image, label=label, mask=mask)
 
 
 def randomise_batch_norm(model):
@@ -75,8 +90,9 @@ def test_constructor_checks_like_the_register():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_config_builds_the_same_network(name):
-    model = small(name, dropout=0.3)
-    assert model.config == dict(name=name, width=1 / 8, dropout=0.3)
+    options = registry.size_option(name, 64) | (dict(dropout=0.3) if name in PLAIN else {})
+    model = create_detector(name, width=1 / 8, **options)
+    assert model.config == dict(name=name, width=1 / 8, **options)
     create_detector(**model.config).load_state_dict(model.state_dict())
 
 
@@ -85,7 +101,7 @@ def test_same_seed_same_weights(name):
     a, b = small(name).state_dict(), small(name).state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
     torch.manual_seed(1)
-    c = create_detector(name, width=1 / 8).state_dict()
+    c = create_detector(name, width=1 / 8, **registry.size_option(name, 64)).state_dict()
     assert any(not torch.equal(a[k], c[k]) for k in a)
 
 
@@ -116,31 +132,32 @@ def timm_xception():
 @pytest.mark.parametrize("size", [96, 129])
 def test_xception_equals_timm(timm_xception, size):
     ours = xception.xception().eval()
-    ours.load_state_dict(xception.published_names(timm_xception.state_dict()))
+    ours.body.load_state_dict(xception.published_names(timm_xception.state_dict()))
+    ours.fc.load_state_dict(timm_xception.fc.state_dict())
     x = torch.rand(2, 3, size, size)
     inner = ["block1", "block2", "block3", "block11", "block12", "conv3", "bn3", "conv4"]
     with torch.no_grad():
-        logit, mine = outputs_of(ours, inner, x)
+        logit, mine = outputs_of(ours, [f"body.{name}" for name in inner], x)
         expected, theirs = outputs_of(timm_xception, inner, x * 2 - 1)
     assert (logit - expected.squeeze(1)).abs().max() < 1e-4
     for name in inner:
         # timm's ReLU works in place on bn3: compare what each layer returned
-        a, b = mine[name][1], theirs[name][1]
+        a, b = mine[f"body.{name}"][1], theirs[name][1]
         assert (a - b).abs().max() < 1e-4 * max(1, b.abs().max()), name
 
 
 def test_our_xception_loads_into_timm(timm_xception):
     ours = randomise_batch_norm(xception.xception())
     theirs = timm.create_model("legacy_xception", num_classes=1).eval()
-    theirs.load_state_dict(ours.state_dict())
+    theirs.load_state_dict({k.removeprefix("body."): v for k, v in ours.state_dict().items()})
     x = torch.rand(1, 3, 96, 96)
     with torch.no_grad(): assert (ours(x) - theirs(x * 2 - 1).squeeze(1)).abs().max() < 1e-4
 
 
 def test_xception_reads_every_published_dialect(timm_xception):
-    state = timm_xception.state_dict()
+    state = {k: v for k, v in timm_xception.state_dict().items() if not k.startswith("fc.")}
     flat = {k: v[:, :, 0, 0] if "pointwise" in k else v for k, v in state.items()}
-    last = {k.replace("fc.", "last_linear."): v for k, v in state.items()}
+    last = state | {"last_linear.weight": torch.zeros(2, 2048), "last_linear.bias": torch.zeros(2)}
     for dialect in (flat, last):
         found = xception.published_names(dialect)
         assert found.keys() == state.keys() and all(torch.equal(found[k], state[k]) for k in state)
@@ -180,7 +197,7 @@ def test_pretrained_loads_the_body_and_keeps_the_head(name, head, monkeypatch):
     model = create_detector(name, pretrained=True)
     (source, theirs), = asked
     assert source == model.weights.source and timm.is_model_pretrained(source)
-    own = {k.removeprefix("net."): v for k, v in model.state_dict().items()}
+    own = {k.removeprefix("net.").removeprefix("body."): v for k, v in model.state_dict().items()}
     body = {k: v for k, v in theirs.state_dict().items() if not k.startswith(head.removeprefix("net."))}
     assert all(torch.equal(own[k], v) for k, v in body.items()) and len(own) == len(body) + 2
     assert model.get_submodule(head).weight.shape[0] == 1 and model.get_submodule(head).weight.std() < 0.05
@@ -216,7 +233,7 @@ def test_weights_that_cannot_be_fetched(monkeypatch):
 
 def test_misfitting_weights_are_named():
     model, state = small("xception"), small("xception").state_dict()
-    state["block1.rep.0.surprise"] = state.pop("conv1.weight")
+    state["body.block1.rep.0.surprise"] = state.pop("body.conv1.weight")
     with pytest.raises(RuntimeError, match="(?s)conv1.weight.*surprise"): registry.load_body(model, state, "fc")
 
 
@@ -275,37 +292,72 @@ def test_lite0_refuses_another_file():
 # ---- running
 
 @pytest.mark.parametrize("name", NAMES)
-def test_small_faces_batches_and_layouts(name):
-    model = small(name).eval()
+def test_batches_of_one_and_layouts(name):
     for size in (64, 128):
+        model = randomise_batch_norm(small(name, size))
         x = torch.rand(3, 3, size, size)
         with torch.no_grad():
             whole, single = model(x), torch.cat([model(face[None]) for face in x])
             last = model.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
         assert whole.shape == (3,)
-        assert torch.allclose(whole, single, atol=1e-5) and torch.allclose(whole, last, atol=1e-5)
-    with torch.no_grad(): assert model(torch.rand(1, 3, 64, 80)).isfinite().all()  # not square
+        assert torch.allclose(whole, single, rtol=1e-3, atol=1e-4) and torch.allclose(whole, last, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_faces_that_are_not_square(name):
+    with torch.no_grad(): assert small(name).eval()(torch.rand(1, 3, 64, 80)).isfinite().all()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_blank_faces_and_half_precision_are_finite(name):
-    model = small(name).eval()
-    x = torch.stack([torch.zeros(3, 64, 64), torch.ones(3, 64, 64), torch.rand(3, 64, 64)])
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16): assert model(x).isfinite().all()
-    with torch.no_grad(): assert model(x).isfinite().all()
+    blank = torch.stack([torch.zeros(3, 64, 64), torch.ones(3, 64, 64), torch.full((3, 64, 64), 0.5), torch.rand(3, 64, 64)])
+    batch = batch_of(4) | dict(image=blank)
+    for mode in (True, False):
+        model = small(name).train(mode)
+        with torch.autocast("cpu", torch.bfloat16): assert model.loss(model.outputs(blank), batch).isfinite()
+        outputs = model.outputs(blank)
+        assert outputs["logit"].isfinite().all()
+        model.loss(outputs, batch).backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+# behind a factor that starts at zero: no gradient in the first step
+GATED = dict(srm=r"cross[12]\.(?!gamma)", f3net=r"mix(7|12)\..*(query|key|out\.0|out\.1\.weight)")
+# of no effect, but in the published count: the softmax or a batch norm takes them out again
+IDLE = dict(f3net=r"mix(7|12)\..*(key|out\.0)\.bias")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_training_starts_undecided_and_reaches_every_parameter(name):
-    model = small(name, dropout=0.0).train()
-    logit = model(torch.rand(8, 3, 64, 64))
-    assert logit.abs().max() < 1
-    torch.nn.functional.binary_cross_entropy_with_logits(logit, torch.arange(8) % 2 * 1.0).backward()
-    dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()]
-    assert not dead
+    model, batch = small(name, **(dict(dropout=0.0) if name in PLAIN else {})).train(), batch_of()
+    optimizer, trainable = torch.optim.SGD(model.parameters(), lr=1e-2), {n: p for n, p in model.named_parameters() if p.requires_grad}
+    for step, spared in enumerate([GATED.get(name), IDLE.get(name)]):
+        outputs = model.outputs(batch["image"])
+        assert step or outputs["logit"].abs().max() < 1
+        optimizer.zero_grad()
+        model.loss(outputs, batch).backward()
+        dead = {n for n, p in trainable.items() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()}
+        assert not [n for n in dead if not (spared and re.match(spared, n))], step
+        optimizer.step()
+
+
+# steps of Adam at 1e-3 after which 16 faces are told apart in evaluation mode (MesoNet with statistics that follow faster than its original's)
+STEPS = dict(mat=25, srm=40, f3net=40)
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_sixteen_faces_are_learned_by_heart(name):
+    model, batch = small(name, **(dict(momentum=0.1) if name == "meso4" else {})).train(), batch_of(16)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(STEPS.get(name, 60)):
+        optimizer.zero_grad()
+        model.loss(model.outputs(batch["image"]), batch).backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad(): assert auc(batch["label"].numpy(), model(batch["image"]).numpy()) == 1
+
+
+@pytest.mark.parametrize("name", PLAIN)
 def test_dropout_is_for_training_only(name):
     options = dict(drop_path=0.0) if name.startswith("efficientnet") else {}
     x = torch.rand(4, 3, 64, 64)
@@ -320,10 +372,38 @@ def test_normalization_is_the_networks_own(name):
     model = small(name).eval()
     assert not {"mean", "std"} & set(model.state_dict())
     x, seen = torch.rand(2, 3, 64, 64), {}
-    model.logit = lambda z: seen.update(z=z) or z.mean((1, 2, 3))
+    model.compute = lambda z: seen.update(z=z) or dict(logit=z.mean((1, 2, 3)))
     model(x)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.weights.mean, model.weights.std))
     assert torch.allclose(seen["z"], (x - mean) / std)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluation_draws_nothing(name):
+    model, x = small(name).eval(), torch.rand(2, 3, 64, 64)
+    before = torch.get_rng_state()
+    with torch.no_grad(): assert torch.equal(model(x), model(x))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_is_drawn_from_the_seed(name):
+    batch, losses = batch_of(), []
+    for _ in range(2):
+        model = small(name).train()
+        torch.manual_seed(5)
+        losses.append(model.loss(model.outputs(batch["image"]), batch).item())
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_of_faces_reach_the_loss(name):
+    "Eq. 13: a batch whose faces all weigh nothing leaves only what does not classify; weights of 1 change nothing."
+    model, batch = small(name).eval(), batch_of()
+    with torch.no_grad():
+        outputs = model.outputs(batch["image"])
+        plain, one, none = (model.loss(outputs, batch | more).item() for more in ({}, dict(weight=torch.ones(8)), dict(weight=torch.zeros(8))))
+    assert plain == pytest.approx(one, rel=1e-5) and none < plain
 
 
 @pytest.mark.parametrize("shape, dtype", [
@@ -334,9 +414,23 @@ def test_bad_faces_are_refused(shape, dtype):
         small("xception")(torch.zeros(shape, dtype=dtype))
 
 
+def test_a_detector_built_for_one_size_refuses_others():
+    model = Detector(registry.Weights("none", "none", 64), (), size=64)
+    model.logit = lambda x: x.mean((1, 2, 3))
+    assert model(torch.rand(2, 3, 64, 64)).shape == (2,)
+    with pytest.raises(ValueError, match="built for faces of 64 x 64 pixels, not 80 x 64"): model(torch.rand(1, 3, 64, 80))
+
+
+def test_the_weights_of_eq_13_reach_the_classification_loss():
+    logit, label, weight = torch.tensor([0.3, -1.2, 2.0]), torch.tensor([1, 0, 0]), torch.tensor([1.0, 0.5, 0.0])
+    each = torch.nn.functional.binary_cross_entropy_with_logits(logit, label.float(), reduction="none")
+    assert torch.isclose(small("xception").loss(dict(logit=logit), dict(label=label, weight=weight)), (each * weight).sum() / 3)
+    assert torch.isclose(small("xception").loss(dict(logit=logit), dict(label=label)), each.mean())
+
+
 def test_a_family_must_define_its_logit():
     class Empty(Detector): pass
-    with pytest.raises(NotImplementedError, match="Empty does not define"):
+    with pytest.raises(NotImplementedError, match="Empty defines neither"):
         Empty(registry.Weights("none", "none", 64), ())(torch.rand(1, 3, 8, 8))
 
 
@@ -356,7 +450,8 @@ def test_safetensors_round_trip(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [64, 128, 225])
 def test_cam_layer_is_the_deepest_fine_enough(name, size):
-    model = small(name).eval()
+    if name == "cvit": size -= size % 32
+    model = small(name, size).eval()
     with torch.no_grad(): _, seen = outputs_of(model, model.cam_layers, torch.rand(1, 3, size, size))
     measured = {layer: out.shape[-1] for layer, (out, _) in seen.items()}
     assert measured == cam_grids(model, size)
@@ -368,13 +463,13 @@ def test_cam_layer_is_the_deepest_fine_enough(name, size):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_published_cam_layer(name):
-    model = small(name)
+    model = small(name, 256)
     assert model.cam_name() == PUBLISHED_CAM[name] and model.cam_layer() is model.get_submodule(PUBLISHED_CAM[name])
     assert model.cam_name(256) == PUBLISHED_CAM[name]
 
 
 def test_no_layer_is_fine_enough():
-    grids = r"conv4 2x2, block11 4x4, block2 8x8"
+    grids = r"body.conv4 2x2, body.block11 4x4, body.block2 8x8"
     with pytest.raises(ValueError, match=rf"no Grad-CAM layer with 9 cells.*at 64 pixels \({grids}\)"):
         small("xception").cam_layer(64, grid=9)
 
@@ -398,6 +493,15 @@ def test_cam_layers_can_be_hooked_without_a_copy(name):
         assert torch.equal(kept, copy), f"{layer} is overwritten by a later layer"
         gradient, = torch.autograd.grad(logit.sum(), kept, retain_graph=True)
         assert gradient.isfinite().all() and gradient.any(), layer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_grad_cam_is_the_librarys(name):
+    model, x = randomise_batch_norm(small(name)), torch.rand(2, 3, 64, 64)
+    layer = model.cam_layer(64)
+    theirs, = localization._library_maps("gradcam", model, [layer], x, localization.fake_logit)
+    ours = localization.attention_maps(model, layer, x, size="grid")
+    assert ours.shape[1] >= 8 and (ours - localization._stretch(theirs)).abs().max() < 1e-4
 
 
 # ---- the package

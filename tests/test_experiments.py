@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from prle import experiments
-from prle.core import write_json
+from prle.core import read_json, write_json
 from prle.experiments import (IDENTITY, PRESETS, Backbone, FusionConfig, Lab, Preset, RunConfig, RunStore, detector_run, fused_maps, fusion_run, load_detector, maps_run, scores,
                               statistics_run, train_faces)
 from prle.trainer import predict
@@ -16,7 +16,7 @@ from prle.datasets import FaceDataset, select
 @pytest.fixture
 def lab(toy, tmp_path, monkeypatch):
     "A lab on the toy faces, with two tiny backbones."
-    tiny = Preset(64, 8, {"Small": Backbone("xception", 1 / 8), "Other": Backbone("vgg16", 1 / 8)}, dict(epochs=1, batch=4), grid=4)
+    tiny = Preset(64, 8, {"Small": Backbone("xception", 1 / 8), "Other": Backbone("vgg16", 1 / 8)}, dict(epochs=1, batch=4), grid=4, width=1 / 8)
     monkeypatch.setitem(PRESETS, "tiny", tiny)
     return Lab("tiny", data=write_square(toy, tmp_path / "square"), outputs=tmp_path / "out", say=lambda line: None)
 
@@ -49,6 +49,17 @@ def test_unknown_backbones_and_manipulations_name_the_nearest(lab):
         lab.config("small", "A")
     with pytest.raises(ValueError, match="unknown manipulation 'DF'"):
         lab.config("Small", "DF")
+
+
+def test_any_registered_detector_trains_by_name(lab):
+    "Table II: at the preset's width, built for the preset's faces where it has to be."
+    for name, options in dict(cvit=dict(size=64), meso4=dict(size=64), rfm={}).items():
+        run = detector_run(lab, name, "A")
+        assert read_json(run.path / "config.json")["options"] == options
+        assert np.isfinite(predict(load_detector(run), FaceDataset(select(lab.manifest, "test")))).all()
+    b = PRESETS["paper"].backbone("srm")
+    assert (b.width, b.pretrained) == (1.0, True) and not PRESETS["paper"].backbone("meso4").pretrained
+    assert PRESETS["mini"].backbone("meso4").options == dict(momentum=0.1) and PRESETS["mini"].backbone("VGG").name == "vgg16_bn"
 
 
 def test_the_store_makes_each_run_once_and_says_why(tmp_path):

@@ -59,6 +59,8 @@ def test_ffpp_listing(ffpp):
     row = videos[(videos.subset == "NT") & (videos.video == "004_005")].iloc[0]
     assert (row.split, row.identity, row.source_identity) == ("test", "004", "005") and row.mask_file.endswith("NeuralTextures/masks/videos/004_005.mp4")
     assert (videos[videos.subset.isin(["real", "Fsh"])].mask_file == "").all() and (videos[~videos.subset.isin(["real", "Fsh"])].mask_file != "").all()
+    assert (videos.untouched_file != "").equals(videos.subset == "Fsh")
+    assert videos[(videos.subset == "Fsh") & (videos.video == "004_005")].untouched_file.item().endswith("youtube/c23/videos/004.mp4")
     assert not videos.duplicated(["dataset", "subset", "video"]).any() and (videos.video == "000_001").sum() == 5 # same name, five videos
 
 

@@ -1,4 +1,6 @@
 """prle.trainer: Algorithm 1, Eq. 13, and what must not happen in training."""
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -7,8 +9,9 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from prle.datasets import FaceDataset, select
+from prle.detectors.registry import Recipe, cross_entropy
 from prle.masking import LandmarkMask, PrimaryRegionMask, RandomMask
-from prle.trainer import TrainConfig, TrainingFaces, check_split, epoch_order, predict, prle_loss, to_input, train
+from prle.trainer import TrainConfig, TrainingFaces, _steps, check_split, epoch_order, face_weights, predict, to_input, train
 
 CONFIG = TrainConfig(epochs=2, batch=4, lr=1e-2)
 
@@ -70,7 +73,8 @@ def test_eq_13_by_hand():
     each = -(label * p.log() + (1 - label) * (1 - p).log())
     for gamma in (0.0, 0.5, 1.0):
         expected = (each[0] + gamma * each[1] + each[2]) / 3
-        assert torch.isclose(prle_loss(logit, label, torch.tensor([False, True, False]), gamma), expected)
+        weight = face_weights(torch.tensor([False, True, False]), gamma)
+        assert torch.isclose(cross_entropy(logit, dict(label=label, weight=weight)), expected)
 
 
 def test_gamma_reaches_the_loss(toy, tiny, quantiles):
@@ -82,7 +86,7 @@ def test_gamma_reaches_the_loss(toy, tiny, quantiles):
 
 def test_masks_are_drawn_by_face_and_epoch(toy, quantiles):
     faces = TrainingFaces(FaceDataset(toy, quantiles=quantiles), PrimaryRegionMask(p=1.0), flip=False)
-    black = lambda epoch, i: (faces[epoch, i][0] == 0).all(0).float().mean().item()
+    black = lambda epoch, i: (faces[epoch, i]["image"] == 0).all(0).float().mean().item()
     assert black(0, 3) == black(0, 3)
     assert len({round(black(epoch, i), 4) for epoch in range(4) for i in range(4)}) > 12
 
@@ -91,14 +95,78 @@ def test_masks_are_drawn_by_face_and_epoch(toy, quantiles):
 def test_workers_change_nothing_and_share_no_stream(toy, quantiles, mask):
     faces = TrainingFaces(FaceDataset(toy, quantiles=quantiles), mask, seed=5)
     order = epoch_order(len(faces), 4, epoch=1, seed=5)
-    epochs = [[torch.cat([b.flatten().float() for b in batch]) for batch in DataLoader(faces, batch_sampler=order, num_workers=n)] for n in (0, 1, 2)]
+    epochs = [[torch.cat([b.flatten().float() for b in batch.values()]) for batch in DataLoader(faces, batch_sampler=order, num_workers=n)] for n in (0, 1, 2)]
     for other in epochs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(epochs[0], other))
 
 
+def write_true_masks(toy):
+    "Give every fake a mask: its left half."
+    root, half = Path(toy.attrs["root"]), np.zeros((24, 32), np.uint8)
+    half[:, :16] = 255
+    (root / "masks").mkdir(exist_ok=True)
+    cv2.imwrite(str(root / "masks/half.png"), half)
+    rows = toy.assign(mask=np.where(toy.label == 1, "masks/half.png", ""))
+    rows.attrs = toy.attrs
+    return rows
+
+
+def test_true_masks_reach_the_loss_and_are_mirrored_with_the_face(toy, tiny):
+    rows, seen = write_true_masks(toy), []
+    tiny.needs = ("mask",)
+    tiny.loss = lambda outputs, batch: seen.append(batch) or cross_entropy(outputs["logit"], batch)
+    fit(tiny, rows, TrainConfig(epochs=2, batch=6, flip=True))
+    masks, labels = (torch.cat([b[k] for b in seen]) for k in ("mask", "label"))
+    assert masks.shape[1:] == (1, 24, 32) and not masks[labels == 0].any()
+    left = masks[labels == 1][:, 0, 0, 0]
+    assert set(left.tolist()) == {0.0, 1.0}, "some mirrored, some not"
+    faces = TrainingFaces(FaceDataset(rows, masks=True), seed=1)
+    for i in range(8):
+        item, plain = faces[0, i], FaceDataset(rows, masks=True)[i]
+        flipped = torch.equal(item["image"], plain["image"].flip(-1))
+        assert torch.equal(item["mask"], plain["mask"].flip(-1) if flipped else plain["mask"])
+
+
+def test_a_detector_that_needs_masks_says_so_where_there_are_none(toy, tiny):
+    tiny.needs = ("mask",)
+    with pytest.raises(ValueError, match="6 of the fakes have no mask of their manipulated pixels, A/0_0.png among them"):
+        fit(tiny, toy)
+
+
+def test_epochs_are_announced(toy, tiny):
+    told = []
+    tiny.begin_epoch = told.append
+    fit(tiny, toy, TrainConfig(epochs=3, batch=4))
+    assert told == [0, 1, 2]
+
+
+@pytest.mark.parametrize("schedule, expected", [("constant", [1, 1, 1, 1]), ("cosine", [1, 0.8536, 0.5, 0.1464]), ("step 2 0.1", [1, 1, 0.1, 0.1])])
+def test_schedules(schedule, expected):
+    weight = torch.nn.Linear(1, 1)
+    optimizer, scheduler = _steps(TrainConfig(epochs=4, lr=0.5, optimizer="AdamW", weight_decay=0.1, schedule=schedule), weight, steps=3)
+    rates = []
+    for _ in range(12):
+        rates.append(optimizer.param_groups[0]["lr"] / 0.5)
+        optimizer.step(), scheduler.step()
+    assert rates[::3] == pytest.approx(expected, abs=1e-4)
+    assert type(optimizer) is torch.optim.AdamW and optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+def test_the_recipe_of_the_original_as_settings():
+    config = TrainConfig.of(Recipe(optimizer="SGD", lr=0.002, weight_decay=1e-3, schedule="step 5 0.5", batch=None, epochs=7), seed=3)
+    assert config == TrainConfig(optimizer="SGD", lr=0.002, weight_decay=1e-3, schedule="step 5 0.5", epochs=7, seed=3, ema=0.0)
+    assert _steps(config, torch.nn.Linear(1, 1), 2)[0].param_groups[0]["momentum"] == 0.9
+
+
+@pytest.mark.parametrize("bad, says", [(dict(optimizer="Adan"), "Did you mean 'Adam'"), (dict(schedule="cosin"), "Did you mean 'cosine'"),
+                                       (dict(schedule="step 5"), "'step EPOCHS FACTOR'"), (dict(weight_decay=-1), "weight_decay must be 0 or more")])
+def test_unknown_settings_name_the_known_ones(bad, says):
+    with pytest.raises(ValueError, match=says): TrainConfig(**bad)
+
+
 def test_the_share_of_masked_faces_is_p(toy, quantiles):
     faces = TrainingFaces(FaceDataset(toy, quantiles=quantiles), PrimaryRegionMask(p=0.25))
-    masked = [faces[epoch, i][2] for epoch in range(100) for i in range(20)]
+    masked = [faces[epoch, i]["masked"] for epoch in range(100) for i in range(20)]
     assert abs(np.mean(masked) - 0.25) < 3 * np.sqrt(0.25 * 0.75 / len(masked))
 
 

@@ -416,6 +416,25 @@ def test_masks_take_the_same_warp(tmp_path):
         assert ((crop > 0) & (painted > 0)).sum() / ((crop > 0) | (painted > 0)).sum() > 0.93
 
 
+def test_without_a_mask_video_the_mask_is_what_the_fake_changed(tmp_path):
+    "As for FaceShifter: a folder of pictures that differ from the untouched ones in a square on the nose."
+    boxes, file = [], write_clip(tmp_path/"a.mp4", frames=2)
+    for folder in ("real", "fake"): (tmp_path/folder).mkdir()
+    for i, frame in enumerate(V.read_frames(file, [0, 1])):
+        x, y = np.rint(find_largest(frame).landmarks[30]).astype(int)
+        boxes.append(np.zeros(frame.shape[:2], np.uint8))
+        boxes[i][y - 8:y + 8, x - 8:x + 8] = 255
+        fake = np.where((boxes[i] > 0)[..., None], frame ^ 64, frame)
+        for folder, picture in (("real", frame), ("fake", fake)): write_png(tmp_path/folder/f"{i}.png", picture)
+    faces = V.extract(table(tmp_path/"fake").assign(untouched_file=str(tmp_path/"real")), tmp_path/"out", count=2, size=128, workers=1)
+    assert len(faces) == 2
+    for row, box in zip(faces.itertuples(), boxes):
+        crop = cv2.imread(str(tmp_path/"out"/row.mask), cv2.IMREAD_UNCHANGED)
+        expected = np.uint8(255) * (warp_crop(box, np.reshape(row.transform, (2, 3)), 128) > 1)
+        assert crop.any() and np.array_equal(crop, expected)
+    with pytest.raises(ValueError, match="different sizes"): V.difference_mask(frame, frame[:5])
+
+
 def test_a_bad_mask_costs_the_mask(tmp_path):
     (tmp_path/"text.mp4").write_text("not a mask")
     files = [write_clip(tmp_path/f"{name}.mp4", frames=3) for name in "abcd"]
