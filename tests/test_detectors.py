@@ -121,6 +121,16 @@ def test_macs_do_not_depend_on_the_device():
     assert macs(model, 96) == macs(meta, 96) > 0
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [224, 256, 299])
+def test_the_fields_sizes(name, size):
+    "Published sizes of faces, at the full width; CViT cuts its map into whole patches only at multiples of 32."
+    with torch.device("meta"):
+        if (name, size) == ("cvit", 299):
+            with pytest.raises(ValueError, match="299"): create_detector(name, size=size)
+        else: assert macs(create_detector(name, **registry.size_option(name, size)), size) > 0
+
+
 # ---- oracles
 
 @pytest.fixture(scope="module")

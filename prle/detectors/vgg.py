@@ -37,6 +37,7 @@ def conv_groups(
 # %% ../../nbs/04c_vgg.ipynb #04c-vgg-8
 class VGG(Detector):
     "VGG-16 with one logit."
+    licence = "BSD-3-Clause" # torchvision's
     def __init__(
         self,
         weights: Weights, # input statistics and source of the weights
