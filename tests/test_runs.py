@@ -1,0 +1,577 @@
+"""prle.runs: one maker a run, whoever asks and whoever dies; corrupt results, full and closed disks; plans, lists, pruning."""
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import save_file
+
+from prle import runs
+from prle.core import digest, read_json, write_json
+from prle.runs import Claim, Run, RunStore, check_run, estimate, list_runs, plan_text, planned, prune, reachable, recorded_runs, runs_text
+
+QUICK = dict(heartbeat=0.1, missed=10)
+CHILD = """
+import sys, time
+from pathlib import Path
+from prle import runs
+runs.provenance = dict
+root, machine = Path(sys.argv[1]), sys.argv[2]
+if machine: runs._machine = lambda: machine
+store = runs.RunStore(root / "runs", lambda line: print(line, flush=True), heartbeat=0.1, missed=10)
+def log(text):
+    with open(root / "log", "a") as f: f.write(text + "\\n")
+def until(name):
+    while not (root / name).exists(): time.sleep(0.01)
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_torch(monkeypatch):
+    "The machine's description takes longer than the tests."
+    monkeypatch.setattr(runs, "provenance", dict)
+
+
+@pytest.fixture
+def processes(tmp_path):
+    "Start processes that run a body after `CHILD`; none outlives the test."
+    started = []
+
+    def start(body, machine=""):
+        p = subprocess.Popen([sys.executable, "-c", CHILD + body, tmp_path, machine], stdout=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
+        started.append(p)
+        return p
+    yield start
+    for p in started:
+        p.kill()
+        p.communicate()
+
+
+def make_answer(folder):
+    (folder / "x").write_text("42")
+
+
+def silent(root, **kwargs):
+    return RunStore(root, lambda line: None, **{**QUICK, **kwargs})
+
+
+def wait_for(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def log(root):
+    return (root / "log").read_text().split() if (root / "log").exists() else []
+
+
+def beside(run_path):
+    return sorted(p.name.removeprefix(f".{run_path.name}.") for p in run_path.parent.iterdir() if p.name.startswith("."))
+
+
+def test_processes_that_race_make_a_run_once(tmp_path, processes):
+    body = "\ndef make(folder): log('made'); time.sleep(0.3); (folder / 'x').write_text('1')\nlog('ready'); until('go'); print(store.get('kind', 'a', {}, make).reused)"
+    ps = [processes(body) for _ in range(3)]
+    wait_for(lambda: log(tmp_path).count('ready') == 3)
+    (tmp_path / "go").touch()
+    said = [p.communicate(timeout=30)[0] for p in ps]
+    assert log(tmp_path).count("made") == 1
+    assert sum("MISS" in s for s in said) == 1 and sum("HIT " in s and s.endswith("True\n") for s in said) == 2
+    (path,) = (p for p in (tmp_path / "runs/kind").iterdir())
+    assert path.name == f"a-{digest({})}", "no lock and no working folder is left"
+
+
+HALF_WAY = """
+def make(folder):
+    log("began"); (folder / "checkpoint").write_text("epoch 3"); (folder / ".checkpoint-tmp").write_text("half")
+    log("waits"); until("go"); (folder / "x").write_text("1")
+store.get("kind", "a", {}, make, resume=True); log("done")
+"""
+
+
+def resumed(folder):
+    "Only fills a folder that the killed worker has begun."
+    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint", "config.json"], "what was being written is not believed"
+    (folder / "x").write_text((folder / "checkpoint").read_text())
+
+
+def test_a_killed_worker_is_succeeded_at_once_and_its_folder_continued(tmp_path, processes):
+    worker, lines = processes(HALF_WAY), []
+    wait_for(lambda: "waits" in log(tmp_path))
+    worker.send_signal(signal.SIGKILL) # and is not reaped: a zombie counts as dead
+    start = time.monotonic()
+    time.sleep(0.05)
+    run = RunStore(tmp_path / "runs", lines.append, heartbeat=1000).get("kind", "a", {}, resumed, resume=True)
+    assert time.monotonic() - start < 5 and not run.reused
+    assert (run.path / "x").read_text() == "epoch 3" and read_json(run.path / "provenance.json")["resumed"]
+    assert f"taken over from pid {worker.pid} on" in lines[0] and lines[0].endswith("goes on from what is left") and beside(run.path) == []
+
+
+def test_what_cannot_resume_starts_in_an_empty_folder(tmp_path, processes):
+    worker = processes(HALF_WAY)
+    wait_for(lambda: "waits" in log(tmp_path))
+    worker.kill()
+    worker.wait()
+    seen = []
+    run = silent(tmp_path / "runs").get("kind", "a", {}, lambda folder: seen.extend(p.name for p in folder.iterdir()))
+    assert seen == ["config.json"] and not (run.path / "checkpoint").exists() and not read_json(run.path / "provenance.json")["resumed"]
+
+
+def test_of_several_waiters_one_takes_over(tmp_path, processes):
+    worker = processes(HALF_WAY)
+    wait_for(lambda: "waits" in log(tmp_path))
+    body = "\ndef make(folder): log('again'); time.sleep(0.3)\nprint(store.get('kind', 'a', {}, make, resume=True).reused)"
+    waiters = [processes(body) for _ in range(2)]
+    assert all(f"WAIT kind a-{digest({})}: pid {worker.pid} on" in w.stdout.readline() for w in waiters)
+    worker.kill()
+    worker.wait()
+    said = [w.communicate(timeout=30)[0] for w in waiters]
+    assert log(tmp_path).count("again") == 1 and sorted(s.split()[-1] for s in said) == ["False", "True"]
+
+
+def test_a_living_worker_is_not_robbed_however_slow(tmp_path, processes):
+    worker = processes(HALF_WAY)
+    wait_for(lambda: "waits" in log(tmp_path))
+    worker.send_signal(signal.SIGSTOP) # no heartbeat either
+    waiter = processes("\nprint(store.get('kind', 'a', {}, lambda folder: log('robbed')).reused)")
+    assert "WAIT" in waiter.stdout.readline()
+    time.sleep(1.3) # more than a worker on another machine is given
+    worker.send_signal(signal.SIGCONT)
+    (tmp_path / "go").touch()
+    assert waiter.communicate(timeout=30)[0].endswith("True\n") and log(tmp_path) == ["began", "waits", "done"]
+
+
+def test_another_machine_is_judged_by_its_heartbeat(tmp_path, processes):
+    "A foreign worker that beats is left alone; one that stops is succeeded, and when it wakes up it harms nothing."
+    worker, lines = processes(HALF_WAY, "elsewhere"), []
+    wait_for(lambda: "waits" in log(tmp_path))
+    claim = Claim(tmp_path / f"runs/kind/.a-{digest({})}.lock", **QUICK)
+    end = time.monotonic() + 1.3
+    while time.monotonic() < end:
+        assert claim.take()["pid"] == worker.pid
+        time.sleep(0.05)
+    worker.send_signal(signal.SIGSTOP)
+    run = RunStore(tmp_path / "runs", lines.append, **QUICK).get("kind", "a", {}, resumed, resume=True)
+    assert "WAIT" in lines[0] and "taken over" in lines[1]
+    worker.send_signal(signal.SIGCONT)
+    (tmp_path / "go").touch()
+    said = worker.communicate(timeout=30)[0]
+    assert "LOST kind" in said and "HIT  kind" in said and log(tmp_path)[-1] == "done"
+    assert (run.path / "x").read_text() == "epoch 3" and beside(run.path) == [] and check_run(run.path, deep=True) is None
+
+
+@pytest.mark.parametrize("clock", [-1e7, 1e7])
+def test_other_machines_clocks_do_not_matter(tmp_path, clock):
+    lock, dead = tmp_path / "lock", dict(runs.this_process(), machine="elsewhere", heartbeat=0.05)
+    write_json(lock / "1", dead)
+    os.utime(lock / "1", (time.time() + clock,) * 2)
+    claim = Claim(lock, heartbeat=0.05, missed=4)
+    assert claim.take() == dead
+    time.sleep(0.15)
+    os.utime(lock / "1", (time.time() + clock + 1,) * 2)
+    assert claim.take() == dead
+    time.sleep(0.15)
+    assert claim.take() == dead, "it has given a sign of life"
+    time.sleep(0.2)
+    assert claim.take() is None and claim.number == 2 and claim.previous == dead
+    claim.free()
+
+
+def test_the_slower_heartbeat_counts(tmp_path):
+    write_json(tmp_path / "lock/1", dict(runs.this_process(), machine="elsewhere", heartbeat=100))
+    claim = Claim(tmp_path / "lock", heartbeat=0.01, missed=1)
+    assert claim.take() and not time.sleep(0.1) and claim.take()
+
+
+def test_a_number_that_another_process_got_again_is_not_its_owner(tmp_path):
+    write_json(tmp_path / "lock/1", dict(runs.this_process(), started="0"))
+    claim = Claim(tmp_path / "lock", heartbeat=100)
+    assert claim.take() is None
+    claim.free()
+
+
+def test_a_claim_without_a_name_is_respected_until_it_is_stale(tmp_path):
+    (tmp_path / "1").touch()
+    claim = Claim(tmp_path, heartbeat=0.05, missed=2)
+    assert claim.take() == {} == claim.owner()
+    time.sleep(0.2)
+    assert claim.take() is None
+    claim.free()
+
+
+def test_a_row_that_was_removed_meanwhile_gives_no_claim(tmp_path, monkeypatch):
+    "Of a process that slept between looking and taking."
+    live = Claim(tmp_path / "lock")
+    assert live.take() is None
+    late = Claim(tmp_path / "lock")
+    monkeypatch.setattr(late, "_last", lambda: (3, None))
+    assert late.take() == {} and os.listdir(tmp_path / "lock") == ["1"] and not live.lost
+    monkeypatch.setattr(late, "_write", lambda *args: False)
+    assert late.take() == {}
+    live.free()
+
+
+def test_a_row_that_is_removed_while_it_is_opened_is_looked_at_again(tmp_path, monkeypatch):
+    def vanishes(self, **kwargs):
+        raise FileExistsError(errno.EEXIST, "File exists", str(self))
+    claim = Claim(tmp_path / "lock")
+    with monkeypatch.context() as m:
+        m.setattr(Path, "mkdir", vanishes)
+        assert claim.take() == {}
+        (tmp_path / "lock").touch()
+        with pytest.raises(FileExistsError):
+            claim.take()
+
+
+def test_a_full_disk_does_not_keep_a_claim(tmp_path, monkeypatch):
+    claim = Claim(tmp_path / "lock")
+    claim.take()
+
+    def full(number, record):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(claim, "_write", full)
+    claim.free()
+    assert os.listdir(tmp_path / "lock") == []
+    monkeypatch.setattr(runs.json, "dump", full)
+    with pytest.raises(OSError, match="No space"):
+        Claim(tmp_path / "lock").take()
+    assert os.listdir(tmp_path / "lock") == [], "no nameless claim stays"
+
+
+def test_the_store_says_what_it_does_and_why(tmp_path):
+    lines, made = [], []
+    make = lambda folder: (made.append(1), make_answer(folder))
+    store = RunStore(tmp_path, lines.append)
+    first = store.get("kind", "a", dict(lr=1, p=2), make)
+    assert store.get("kind", "a", dict(p=2, lr=1), make) == Run(first.path, first.key, True) and len(made) == 1
+    store.get("kind", "a", dict(lr=1, p=3), make)
+    assert lines[0].endswith("not made yet") and lines[1].endswith("differs from the nearest in p") and store.summary() == "2 runs: 0 reused, 2 made."
+    again = RunStore(tmp_path, lines.append)
+    again.get("kind", "a", dict(lr=1, p=2), make)
+    assert lines[-1] == f"HIT  kind {first.path.name}" and again.summary() == "1 runs: 1 reused, 0 made." and again.names() == [f"kind/{first.path.name}"]
+
+
+def test_provenance_tells_when_how_long_and_from_what(tmp_path):
+    store = silent(tmp_path)
+    source = store.get("maps", "a", dict(n=1), lambda folder: time.sleep(0.02))
+    origin = read_json(store.get("fusions", "a", dict(zoo=dict(maps=[source.key])), make_answer).path / "provenance.json")
+    assert origin["inputs"] == [f"maps/{source.path.name}"] and origin["start"] <= origin["end"] and origin["modules"] == runs.code_modules()
+    assert origin["files"]["x"][0] == 2 and set(origin["files"]) == {"config.json", "x"} and read_json(source.path / "provenance.json")["seconds"] >= 0.02
+
+
+def test_other_code_is_named(tmp_path):
+    lines, store = [], silent(tmp_path)
+    run = store.get("kind", "a", {}, make_answer)
+    origin = read_json(run.path / "provenance.json")
+    older = {m: d for m, d in origin["modules"].items() if m != "masking"} | dict(trainer="0")
+    for changes, text in ((dict(modules=older), "other code: masking, trainer differ"), (dict(modules={}), "other code")):
+        write_json(run.path / "provenance.json", origin | dict(code="0") | changes)
+        store = RunStore(tmp_path, lines.append)
+        store.get("kind", "a", {}, make_answer)
+        assert lines[-1].endswith(f"(made by {text})") and store.names(other_code=True) == [f"kind/{run.path.name}"]
+        assert len(list_runs(tmp_path, stale=True)) == 1 and len(list_runs(tmp_path, stale=False)) == 0
+    assert silent(tmp_path).names(other_code=True) == []
+
+
+def test_code_digest_changes_with_the_code(tmp_path, monkeypatch):
+    before = runs.code_digest()
+    (tmp_path / "__init__.py").write_text("")
+    monkeypatch.setattr(runs.prle, "__file__", str(tmp_path / "__init__.py"))
+    assert runs.code_digest() != before and list(runs.code_modules()) == ["__init__"]
+
+
+def test_a_failure_is_noted_and_tried_again(tmp_path):
+    lines, store = [], silent(tmp_path)
+
+    def diverge(folder):
+        (folder / "half").touch()
+        raise FloatingPointError("the loss became nan")
+    with pytest.raises(FloatingPointError):
+        store.get("kind", "a", {}, diverge)
+    path = tmp_path / "kind" / f"a-{digest({})}"
+    assert beside(path) == ["failed.json", "lock"] and not path.exists() and store.summary() == "0 runs: 0 reused, 0 made."
+    note = read_json(path.with_name(f".{path.name}.failed.json"))
+    assert note["error"] == "FloatingPointError: the loss became nan" and "in diverge" in note["traceback"]
+    (row,) = list_runs(tmp_path).to_dict("records")
+    assert (row["state"], row["note"], row["made"]) == ("failed", note["error"], note["when"])
+    RunStore(tmp_path, lines.append).get("kind", "a", {}, make_answer)
+    assert f"tried again after FloatingPointError: the loss became nan ({note['when']})" in lines[0] and beside(path) == []
+
+
+def test_an_interruption_by_hand_is_no_failure_and_frees_the_run(tmp_path):
+    store, lines = silent(tmp_path), []
+
+    def interrupted(folder):
+        (folder / "checkpoint").write_text("epoch 3")
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        store.get("kind", "a", {}, interrupted, resume=True)
+    assert list_runs(tmp_path).state.tolist() == ["interrupted"] and list_runs(tmp_path)["bytes"][0] > 0
+    run = RunStore(tmp_path, lines.append).get("kind", "a", {}, resumed, resume=True)
+    assert lines[0].endswith("was interrupted; goes on from what is left") and beside(run.path) == []
+    with pytest.raises(KeyboardInterrupt):
+        store.get("kind", "b", {}, interrupted)
+    assert not list(tmp_path.glob("kind/.*.partial-*"))
+
+
+def test_a_run_that_needs_itself_stops(tmp_path):
+    store = silent(tmp_path)
+    with pytest.raises(RuntimeError, match="needs itself"):
+        store.get("kind", "a", {}, lambda folder: store.get("kind", "a", {}, make_answer))
+    assert not store.get("kind", "a", {}, make_answer).reused
+
+
+@pytest.mark.parametrize("label", ["a/b", "../a", ".a", ""])
+def test_labels_are_names(tmp_path, label):
+    with pytest.raises(ValueError, match="cannot be a run's label"):
+        silent(tmp_path).get("kind", label, {}, make_answer)
+
+
+def fill(folder):
+    "One file of each kind."
+    pd.DataFrame(dict(a=range(1000))).to_parquet(folder / "scores.parquet")
+    save_file(dict(w=np.ones(100)), folder / "model.safetensors")
+    np.save(folder / "maps.npy", np.ones(100))
+    (folder / "quantiles").mkdir()
+
+
+def halve(path): path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+def garble(path): path.write_bytes(b"\x00" * path.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", [halve, garble, Path.unlink])
+@pytest.mark.parametrize("name", ["scores.parquet", "model.safetensors", "maps.npy", "config.json", "provenance.json"])
+def test_corrupt_results_are_set_aside_and_made_again(tmp_path, name, damage):
+    lines, run = [], silent(tmp_path).get("kind", "a", {}, fill)
+    damage(run.path / name)
+    again = RunStore(tmp_path, lines.append).get("kind", "a", {}, fill)
+    assert not again.reused and again.path == run.path and check_run(run.path, deep=True) is None
+    assert f"cannot be read: {name} " in lines[0] and lines[0].endswith(f"set aside as {run.path.name}.corrupt-1")
+    damage(run.path / name)
+    silent(tmp_path).get("kind", "a", {}, fill)
+    assert sorted(list_runs(tmp_path).state) == ["corrupt", "corrupt", "finished"] and (tmp_path / f"kind/{run.path.name}.corrupt-2").exists()
+
+
+@pytest.mark.parametrize("name", ["scores.parquet", "model.safetensors", "maps.npy"])
+def test_runs_without_a_list_of_files_are_opened(tmp_path, name):
+    run = silent(tmp_path).get("kind", "a", {}, fill)
+    write_json(run.path / "provenance.json", dict(code="older"))
+    halve(run.path / name)
+    with pytest.raises(ValueError, match=f"{name} cannot be read"):
+        check_run(run.path)
+
+
+def test_a_changed_byte_is_found_by_looking_deep(tmp_path):
+    run = silent(tmp_path).get("kind", "a", {}, make_answer)
+    (run.path / "x").write_text("43")
+    check_run(run.path)
+    with pytest.raises(ValueError, match="x has changed since it was written"):
+        check_run(run.path, deep=True)
+
+
+def test_a_file_system_that_fails_is_not_a_corrupt_run(tmp_path, monkeypatch):
+    run = silent(tmp_path).get("kind", "a", {}, fill)
+
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error")
+    monkeypatch.setitem(runs._OPEN, ".parquet", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        silent(tmp_path).get("kind", "a", {}, fill)
+    assert [p.name for p in run.path.parent.iterdir()] == [run.path.name]
+
+
+FULL = [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded"), RuntimeError("I/O error: No space left on device")]
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda e: type(e).__name__ + str(e)[:9])
+def test_a_full_disk_names_the_folder_and_leaves_no_half_run(tmp_path, error):
+    store = silent(tmp_path)
+
+    def full(folder):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise error
+    with pytest.raises(OSError, match=f"No space left on device: {tmp_path}/kind cannot take the run a-.*prle runs prune.*PRLE_OUTPUTS") as e:
+        store.get("kind", "a", {}, full)
+    assert e.value.errno == errno.ENOSPC and not list(tmp_path.rglob("model*")) and list_runs(tmp_path).state.tolist() == ["failed"]
+    assert not store.get("kind", "a", {}, make_answer).reused
+
+
+def test_a_full_disk_does_not_cost_the_checkpoint(tmp_path):
+    def full(folder):
+        (folder / "checkpoint").write_text("epoch 3")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="cannot take the run"):
+        silent(tmp_path).get("kind", "a", {}, full, resume=True)
+    assert (silent(tmp_path).get("kind", "a", {}, resumed, resume=True).path / "x").read_text() == "epoch 3"
+
+
+def test_other_errors_of_the_work_are_its_own(tmp_path):
+    def missing(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", "face.png")
+    with pytest.raises(PermissionError, match="face.png"):
+        silent(tmp_path).get("kind", "a", {}, missing)
+
+
+@pytest.mark.parametrize("place", ["runs", "runs/kind"])
+def test_a_file_in_the_folders_place_is_named(tmp_path, place):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).touch()
+    with pytest.raises(OSError, match=f"{tmp_path}/runs/kind cannot take the run.*another folder with PRLE_OUTPUTS"):
+        silent(tmp_path / "runs").get("kind", "a", {}, make_answer)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_closed_store_can_be_read(tmp_path, monkeypatch, code):
+    run = silent(tmp_path).get("kind", "a", {}, make_answer)
+    mkdir = os.mkdir
+
+    def closed(path, *args, **kwargs):
+        if str(path).startswith(str(tmp_path)):
+            raise OSError(code, os.strerror(code), str(path))
+        return mkdir(path, *args, **kwargs)
+    monkeypatch.setattr(os, "mkdir", closed)
+    before = sorted(tmp_path.rglob("*"))
+    store = silent(tmp_path)
+    assert store.get("kind", "a", {}, make_answer) == (run.path, run.key, True)
+    with pytest.raises(OSError, match=f"{os.strerror(code)}: {tmp_path}/kind cannot take the run b-"):
+        store.get("kind", "b", {}, make_answer)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def graph(store, lr=1, fail=False):
+    "Three detectors, their maps, a fusion, a masked detector, and one that nothing is made from."
+    plain = [store.get("detectors", f"{b}-DF-none", dict(name=b, lr=lr), make_answer) for b in "XYZ"]
+    maps = [store.get("maps", f"{b}-DF", dict(detector=d.key), make_answer) for b, d in zip("XYZ", plain)]
+    fused = store.get("fusions", "DF", dict(maps=[m.key for m in maps]), make_answer)
+    store.get("detectors", "X-DF-primary", dict(name="X", lr=lr, quantiles=fused.key), make_answer)
+    return store.get("statistics", "DF-X", dict(maps=maps[0].key), make_answer)
+
+
+def test_the_plan_is_what_then_happens(tmp_path):
+    real = silent(tmp_path)
+    real.get("detectors", "Y-DF-none", dict(name="Y", lr=1), make_answer)
+    garble(real.get("detectors", "Z-DF-none", dict(name="Z", lr=1), make_answer).path / "config.json")
+    dry = RunStore(tmp_path, pytest.fail, dry=True)
+    before = sorted(tmp_path.rglob("*"))
+    last = graph(dry)
+    assert sorted(tmp_path.rglob("*")) == before and not last.path.exists() and not last.reused
+    lines = []
+    store = RunStore(tmp_path, lines.append)
+    graph(store)
+    plan = planned(dry)
+    said = [s.replace(":", "").split()[:3] for s in lines]
+    assert said == [[dict(reuse="HIT", make="MISS")[p.action], p.kind, f"{p.label}-{p.key}"] for p in plan.itertuples()]
+    assert plan.action.value_counts().to_dict() == dict(make=8, reuse=1) and dry.names() == store.names() and "8 to make" in dry.summary()
+    assert plan.reason[2].startswith("cannot be read: config.json")
+    dry = RunStore(tmp_path, pytest.fail, dry=True)
+    graph(dry), graph(dry)
+    assert planned(dry).action.tolist() == ["reuse"] * 9 and plan_text(planned(dry)).endswith("9 runs: 9 reused, 0 made by others now, 0 to make in about 0 s.")
+
+
+def test_a_plan_estimates_from_the_nearest_runs(tmp_path):
+    for label, seconds in (("X-DF", 100), ("X-FS", 300), ("Y-DF", 7000)):
+        run = silent(tmp_path).get("detectors", label, dict(label=label), make_answer)
+        write_json(run.path / "provenance.json", read_json(run.path / "provenance.json") | dict(seconds=seconds))
+    dry = RunStore(tmp_path, dry=True)
+    dry.get("detectors", "X-NT", dict(label="X-NT"), make_answer)
+    dry.get("detectors", "Z-NT", dict(label="Z-NT"), make_answer)
+    dry.get("maps", "X-NT", dict(label="X-NT"), make_answer)
+    plan = planned(dry)
+    assert plan.seconds[:2].tolist() == [200, 300] and np.isnan(plan.seconds[2])
+    assert plan_text(plan).endswith("3 to make in about 8 min, and 1 runs like none before.")
+
+
+def test_resumed_runs_do_not_count_as_quick():
+    past = [("a-0", {}, dict(seconds=1, resumed=True)), ("a-1", {}, dict(seconds=9)), ("a-2", {}, {})]
+    assert estimate("a-3", {}, past) == 9
+
+
+def test_a_plan_knows_what_others_are_making(tmp_path, processes):
+    worker = processes(HALF_WAY)
+    wait_for(lambda: "waits" in log(tmp_path))
+    dry = RunStore(tmp_path / "runs", dry=True)
+    dry.get("kind", "a", {}, make_answer)
+    (row,) = planned(dry).to_dict("records")
+    assert row["action"] == "wait" and row["reason"].startswith(f"pid {worker.pid} on")
+    (row,) = list_runs(tmp_path / "runs").to_dict("records")
+    assert row["state"] == "in progress" and row["note"].startswith(f"pid {worker.pid} on") and row["bytes"] > 0
+
+
+def test_runs_are_listed_and_filtered(tmp_path):
+    assert len(list_runs(tmp_path / "none")) == 0 and runs_text(list_runs(tmp_path / "none")).startswith("0 runs (none), 0 B")
+    graph(silent(tmp_path))
+    table = list_runs(tmp_path)
+    assert len(table) == 9 and set(table.state) == {"finished"} and (table["bytes"] > 0).all() and table.made.str.match(r"\d{4}-\d\d-\d\dT").all()
+    assert list_runs(tmp_path, kind="detectors", pattern="^[XY]-").label.tolist() == ["X-DF-none", "X-DF-primary", "Y-DF-none"]
+    with pytest.raises(ValueError, match="unknown kind of run 'map'.*'maps'"):
+        list_runs(tmp_path, kind="map")
+    text = runs_text(table)
+    assert "fusions/DF-" in text and text.endswith("0 made by other code.")
+
+
+def test_prune_keeps_what_is_needed(tmp_path):
+    graph(silent(tmp_path)), graph(silent(tmp_path), lr=2)
+    keep = RunStore(tmp_path, dry=True)
+    keep.get("fusions", "DF", read_json(next((tmp_path / "fusions").iterdir()) / "config.json"), make_answer)
+    every = set(tmp_path.rglob("*"))
+    gone = prune(tmp_path, keep.names())
+    assert set(tmp_path.rglob("*")) == every, "nothing is deleted unasked"
+    assert gone.kind.value_counts().to_dict() == dict(detectors=5, maps=3, statistics=2, fusions=1) and list(gone.columns) == runs.COLUMNS
+    assert len(prune(tmp_path, keep.names(), delete=True)) == 11 and len(list_runs(tmp_path)) == 7
+    again = silent(tmp_path)
+    lr = read_json(next((tmp_path / "detectors").iterdir()) / "config.json")["lr"]
+    graph(again, lr)
+    assert again.summary() == "9 runs: 7 reused, 2 made."
+    assert len(prune(tmp_path, [], delete=True)) == 9 and not any(any(p.iterdir()) for p in tmp_path.iterdir())
+
+
+def test_prune_takes_leavings_along_but_not_of_needed_runs(tmp_path):
+    store = silent(tmp_path)
+    run = store.get("kind", "a", {}, make_answer)
+    halve(run.path / "config.json")
+    silent(tmp_path).get("kind", "a", {}, make_answer)
+
+    def fail(folder):
+        raise KeyboardInterrupt
+    for label in "bc":
+        with pytest.raises(KeyboardInterrupt):
+            store.get("kind", label, {}, fail, resume=True)
+    gone = prune(tmp_path, {f"kind/{run.path.name}", f"kind/b-{digest({})}"}, delete=True)
+    assert sorted(zip(gone.label, gone.state)) == [("a", "corrupt"), ("c", "interrupted")]
+    assert run.path.exists() and list_runs(tmp_path).label.tolist() == ["b", "a"]
+
+
+def test_prune_spares_what_others_hold_and_what_that_needs(tmp_path, processes):
+    source, other = (silent(tmp_path / "runs").get("maps", label, dict(n=label), make_answer) for label in ("used", "unused"))
+    worker = processes(HALF_WAY.replace('"a", {}', f'"a", dict(maps=["{source.key}"])'))
+    wait_for(lambda: "waits" in log(tmp_path))
+    assert prune(tmp_path / "runs", [], delete=True).label.tolist() == ["unused"]
+    assert source.path.exists() and not other.path.exists()
+    (tmp_path / "go").touch()
+    worker.communicate(timeout=30)
+    assert log(tmp_path)[-1] == "done"
+    held = Claim(tmp_path / f"runs/maps/.{source.path.name}.lock")
+    held.take()
+    assert prune(tmp_path / "runs", []).kind.tolist() == ["kind"] and not runs._delete(source.path)
+    held.free()
+    (tmp_path / "runs/kind/.12345678.deleted").mkdir()
+    assert len(prune(tmp_path / "runs", [], delete=True)) == 2 and not list((tmp_path / "runs").glob("*/*"))
+
+
+def test_recorded_runs_are_read_from_the_tables(tmp_path):
+    write_json(tmp_path / "mini/tables/table1.provenance.json", dict(runs=["maps/a-1", "maps/b-2"]))
+    write_json(tmp_path / "mini/figures/figure3.provenance.json", dict(runs=["maps/a-1", "fusions/c-3"]))
+    assert recorded_runs(tmp_path) == {"maps/a-1", "maps/b-2", "fusions/c-3"}
+    assert reachable({"c": ["b"], "b": ["a"], "d": ["a"]}, ["c", "unknown"]) == {"a", "b", "c", "unknown"}
+
+
+def test_it_imports_without_torch():
+    code = "import sys, prle.runs; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
