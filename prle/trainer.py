@@ -190,6 +190,14 @@ def to_input(
     return image.to(device, non_blocking=True).to(memory_format=torch.channels_last).float().div_(255)
 
 # %% ../nbs/09_trainer.ipynb #09-trainer-24
+@contextmanager
+def _memory_explained(advice: str, **settings):
+    "Name the settings that decide how much memory is needed, where it does not suffice."
+    try: yield
+    except torch.OutOfMemoryError as e:
+        raise torch.OutOfMemoryError(f"too little memory on the device for {', '.join(f'{k}={v}' for k, v in settings.items())}: {advice}. ({e})") from e
+
+# %% ../nbs/09_trainer.ipynb #09-trainer-25
 def _loader(faces: Dataset, workers: int, device: torch.device, **batches) -> DataLoader:
     "Decoding processes that stay from epoch to epoch; with a random stream of its own, so that their number does not move the network's."
     return DataLoader(faces, num_workers=workers, persistent_workers=workers > 0, pin_memory=device.type == "cuda", generator=torch.Generator(), **batches)
@@ -206,7 +214,7 @@ def _score(detector: nn.Module, loader: DataLoader, n: int, processes: Processes
     if mine: logits[processes.rank::processes.count] = torch.cat(mine)
     return processes.total(logits).cpu().double().sigmoid().numpy()
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-25
+# %% ../nbs/09_trainer.ipynb #09-trainer-26
 def predict(
     detector: nn.Module, # (N, 3, H, W) in [0, 1] -> (N,) logit
     faces: FaceDataset, # what to score
@@ -217,9 +225,9 @@ def predict(
 ) -> np.ndarray: # (N,) float64 in [0, 1], in the order of `faces`; the same in all processes
     "Probability of fake of every face; the detector is left in the mode it was in."
     processes = Processes(device, accelerator)
-    return _score(detector, _mine(faces, batch, workers, processes), len(faces), processes)
+    with _memory_explained("lower batch", batch=batch): return _score(detector, _mine(faces, batch, workers, processes), len(faces), processes)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-27
+# %% ../nbs/09_trainer.ipynb #09-trainer-28
 def check_split(
     train_rows: pd.DataFrame, # what will be trained on
     val_rows: pd.DataFrame, # what will choose the checkpoint
@@ -232,7 +240,7 @@ def check_split(
     both = set(train_rows.identity) & set(val_rows.identity)
     if both: raise ValueError(f"in training and validation both: {', '.join(sorted(both)[:5])}. Split by identity.")
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-28
+# %% ../nbs/09_trainer.ipynb #09-trainer-29
 def _steps(config: TrainConfig, detector: nn.Module, steps: int) -> tuple:
     "The optimizer, and the schedule of its learning rate with `steps` an epoch."
     momentum = dict(momentum=0.9) if config.optimizer == "SGD" else {}
@@ -248,7 +256,7 @@ def _to_batch(items: dict, gamma: float, device) -> dict:
     batch = dict(image=to_input(items["image"], device), label=there(items["label"]), weight=there(face_weights(items["masked"], gamma)))
     return batch | (dict(mask=there(items["mask"]).float().div_(255)) if "mask" in items else {})
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-30
+# %% ../nbs/09_trainer.ipynb #09-trainer-31
 class MovingAverage:
     "The exponential moving average of a detector's weights and statistics; begins with the first step's."
     def __init__(
@@ -267,7 +275,7 @@ class MovingAverage:
         if self.copied: torch._foreach_copy_(*map(list, zip(*self.copied)))
         self.begun = True
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-32
+# %% ../nbs/09_trainer.ipynb #09-trainer-33
 class _Training:
     "Everything that changes while a detector is trained."
     def __init__(self, detector: Detector, config: TrainConfig, processes: Processes, steps: int):
@@ -284,7 +292,7 @@ class _Training:
     @property
     def candidate(self) -> Detector: return self.average.module if self.average else self.detector
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-34
+# %% ../nbs/09_trainer.ipynb #09-trainer-35
 def _step(t: _Training):
     "After the gradient of a whole batch."
     t.scaler.step(t.optimizer)
@@ -309,7 +317,7 @@ def _train_epoch(t: _Training, loader: DataLoader, bar) -> float:
             bar.update()
     return t.processes.total(total).item() / t.processes.count / len(batches)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-35
+# %% ../nbs/09_trainer.ipynb #09-trainer-36
 def _validate(t: _Training, loader: DataLoader, labels: np.ndarray) -> float:
     "The AUC of the weights as they would be kept."
     t.processes.align(t.candidate)
@@ -321,7 +329,7 @@ def _check_finite(row: dict, lr: float):
     for name, what in (("loss", "the loss"), ("val_auc", "a score of a validation face")):
         if not math.isfinite(row[name]): raise FloatingPointError(f"{what} became {row[name]} in epoch {row['epoch']}; a lower lr than {lr} may help.")
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-37
+# %% ../nbs/09_trainer.ipynb #09-trainer-38
 def _fingerprint(rows: pd.DataFrame, quantiles: Path | None) -> dict:
     "What tells faces apart: their rows, and the content of a few pictures and quantile maps."
     some = [Path(p) for p in rows.path.iloc[np.unique(np.linspace(0, len(rows) - 1, 16).astype(int))]]
@@ -337,7 +345,7 @@ def _description(t: _Training, train_rows, val_rows, mask, quantiles) -> dict: #
     return dict(config=config, detector=detector, mask=repr(mask), train=_fingerprint(train_rows, quantiles), val=_fingerprint(val_rows, None),
                 processes=t.processes.count, device=t.processes.device.type)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-38
+# %% ../nbs/09_trainer.ipynb #09-trainer-39
 def _streams(device: torch.device) -> dict[str, Tensor]:
     "The state of torch's global random streams, from which dropout is drawn."
     return dict(cpu=torch.get_rng_state()) | ({} if device.type == "cpu" else {device.type: torch.get_device_module(device).get_rng_state()})
@@ -350,7 +358,7 @@ def _keep(t: _Training, folder: Path, description: dict):
     state = dict(optimizer=t.optimizer.state_dict(), scheduler=t.scheduler.state_dict(), scaler=t.scaler.state_dict(), streams=streams)
     save_checkpoint(folder, Checkpoint(len(t.history), tensors, state, dict(training=description, history=t.history, best=list(t.best[:2]))))
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-39
+# %% ../nbs/09_trainer.ipynb #09-trainer-40
 def _go_on(t: _Training, folder: Path, description: dict):
     "Return to the last checkpoint, if there is one; every process has to call it."
     found = t.processes.share(load_checkpoint(folder) if t.processes.first else None)
@@ -366,15 +374,7 @@ def _go_on(t: _Training, folder: Path, description: dict):
     torch.set_rng_state(streams.pop("cpu"))
     for kind, stream in streams.items(): torch.get_device_module(kind).set_rng_state(stream)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-40
-@contextmanager
-def _memory_explained(config: TrainConfig):
-    "Name the settings that decide how much memory is needed, where it does not suffice."
-    try: yield
-    except torch.OutOfMemoryError as e:
-        now = f"batch={config.batch}, accumulate={config.accumulate}, precision={config.precision!r}"
-        raise torch.OutOfMemoryError(f"too little memory on the device for {now}. Raise accumulate (the batch in more parts), lower batch, or set precision to bf16. ({e})") from e
-
+# %% ../nbs/09_trainer.ipynb #09-trainer-41
 def _epoch(t: _Training, epoch: int, loader: DataLoader, val_loader: DataLoader, labels: np.ndarray, bar):
     "Train one epoch, score it, and note its weights if they are the best so far."
     start = time.perf_counter()
@@ -388,7 +388,7 @@ def _epoch(t: _Training, epoch: int, loader: DataLoader, val_loader: DataLoader,
     bar.set_postfix(loss=f"{loss:.3g}", val_auc=f"{row['val_auc']:.4f}")
     t.processes.log({k: row[k] for k in ("loss", "val_auc", "seconds")}, epoch + 1)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-41
+# %% ../nbs/09_trainer.ipynb #09-trainer-42
 def train(
     detector: Detector, # trained in place: ends with the weights of the chosen epoch
     train_rows: pd.DataFrame, # rows of the split "train", from `prle.datasets.select`
@@ -407,7 +407,8 @@ def train(
     seed_everything(config.seed if processes.first else torch_rng(config.seed, "process", processes.rank).initial_seed())
     faces = TrainingFaces(FaceDataset(train_rows, quantiles=quantiles, masks="mask" in detector.needs), mask, config.flip, config.seed)
     parts, labels = BatchParts(len(faces), config, processes.rank, processes.count), val_rows.label.to_numpy()
-    with _memory_explained(config), processes.tracked(desc, asdict(config)):
+    needs = {name: getattr(config, name) for name in ("batch", "accumulate", "precision")}
+    with _memory_explained("raise accumulate (the batch in more parts), lower batch, or set precision to bf16", **needs), processes.tracked(desc, asdict(config)):
         t = _Training(detector, config, processes, len(parts.batches))
         description = checkpoint and _description(t, train_rows, val_rows, mask, quantiles)
         if checkpoint: _go_on(t, Path(checkpoint), description)

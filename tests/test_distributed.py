@@ -198,6 +198,11 @@ def test_trackers_are_told_once(two):
     assert [step for step, _ in told] == [1, 2, 3] and [row["loss"] for _, row in told] == two[0]["equal"]["history"][:, 1].tolist()
 
 
+def test_one_process_with_an_accelerator_is_one_without(folder):
+    from accelerate import Accelerator
+    assert same(fit(folder, Dropping, MIXED, Accelerator(cpu=True)), fit(folder, Dropping, MIXED))
+
+
 def machine(folder, rank, where):
     "A process that believes to be alone on the machine number `rank` of two."
     code = f"""

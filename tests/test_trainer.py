@@ -290,7 +290,9 @@ def test_compiled_it_learns_the_same(toy, tiny, monkeypatch):
 def test_a_lack_of_memory_names_what_to_lower(toy, tiny):
     def loss(outputs, batch): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
     tiny.loss = loss
-    with pytest.raises(torch.OutOfMemoryError, match=r"batch=4, accumulate=1, precision='fp32'. Raise accumulate .* lower batch, .* bf16. \(CUDA out of memory"): fit(tiny, toy)
+    with pytest.raises(torch.OutOfMemoryError, match=r"batch=4, accumulate=1, precision=fp32: raise accumulate .* lower batch, .* bf16. \(CUDA out of memory"): fit(tiny, toy)
+    tiny.logit = lambda x: loss(None, None)
+    with pytest.raises(torch.OutOfMemoryError, match="too little memory on the device for batch=64: lower batch"): predict(tiny, FaceDataset(toy))
 
 
 def test_scores_that_are_no_numbers_stop_it_too(toy, tiny):
