@@ -7,9 +7,9 @@ __all__ = ['PAPER_TWO_GPUS', 'TrainConfig', 'TrainingFaces', 'epoch_order', 'Bat
            'predict', 'check_split', 'MovingAverage', 'train']
 
 # %% ../nbs/09_trainer.ipynb #09-trainer-2
-import copy, math, time
+import copy, hashlib, math, numbers, time
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
 
@@ -31,8 +31,8 @@ from .processes import Processes
 OPTIMIZERS, SCHEDULES = ["Adam", "AdamW", "SGD"], ["cosine", "constant", "step"]
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
-_whole = lambda x: isinstance(x, int) and not isinstance(x, bool)
-_number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+_whole = lambda x: isinstance(x, numbers.Integral) and not isinstance(x, bool)
+_number = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x)
 _CHECKS = dict( # field -> what must hold, and how to say so
     epochs=(lambda x: _whole(x) and x > 0, "a whole number above 0"), batch=(lambda x: _whole(x) and x > 1, "a whole number of at least 2 (batch normalization)"),
     accumulate=(lambda x: _whole(x) and x > 0, "a whole number above 0"), lr=(lambda x: _number(x) and x > 0, "a number above 0"),
@@ -43,9 +43,9 @@ _CHECKS = dict( # field -> what must hold, and how to say so
 
 def _check_schedule(schedule: str):
     "`ValueError` for what is no schedule."
-    kind, *numbers = str(schedule).split() or [""]
+    kind, *settings = str(schedule).split() or [""]
     check_choice(kind, SCHEDULES, "schedule")
-    try: fits = [float(x) > 0 for x in numbers] == [True] * (2 * (kind == "step"))
+    try: fits = [float(x) > 0 for x in settings] == [True] * (2 * (kind == "step"))
     except ValueError: fits = False
     if not fits: raise ValueError(f"a schedule reads 'cosine', 'constant' or 'step EPOCHS FACTOR' with two numbers above 0, not {schedule!r}.")
 
@@ -71,11 +71,11 @@ class TrainConfig:
     def __post_init__(self):
         for name, (ok, must) in _CHECKS.items():
             if not ok(value := getattr(self, name)): raise ValueError(f"{name} must be {must}, not {value!r}.")
-        for name in ("lr", "weight_decay", "gamma", "ema"): object.__setattr__(self, name, float(getattr(self, name))) # 1 and 1.0 are one configuration
         if self.batch < 2 * self.accumulate: raise ValueError(f"accumulate must leave at least two faces a part, not be {self.accumulate} with batch {self.batch}.")
         check_choice(self.optimizer, OPTIMIZERS, "optimizer")
         check_choice(self.precision, PRECISIONS, "precision")
         _check_schedule(self.schedule)
+        for f in fields(self): object.__setattr__(self, f.name, f.type(getattr(self, f.name))) # 1 and 1.0 and NumPy's are one configuration
 
     @classmethod
     def of(
@@ -245,15 +245,15 @@ def _steps(config: TrainConfig, detector: nn.Module, steps: int) -> tuple:
     "The optimizer, and the schedule of its learning rate with `steps` an epoch."
     momentum = dict(momentum=0.9) if config.optimizer == "SGD" else {}
     optimizer = getattr(torch.optim, config.optimizer)(detector.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True, **momentum)
-    kind, *numbers = config.schedule.split()
+    kind, *settings = config.schedule.split()
     if kind == "cosine": return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * steps)
-    every, factor = map(float, numbers) if numbers else (1, 1)
+    every, factor = map(float, settings) if settings else (1, 1)
     return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, max(1, round(every * steps)), factor)
 
 def _to_batch(items: dict, gamma: float, device) -> dict:
     "What `Detector.loss` reads, on the device."
     there = lambda x: x.to(device, non_blocking=True)
-    batch = dict(image=to_input(items["image"], device), label=there(items["label"]), weight=there(face_weights(items["masked"], gamma)))
+    batch = dict(image=to_input(items["image"], device), label=there(items["label"]), weight=face_weights(there(items["masked"]), gamma))
     return batch | (dict(mask=there(items["mask"]).float().div_(255)) if "mask" in items else {})
 
 # %% ../nbs/09_trainer.ipynb #09-trainer-31
@@ -333,8 +333,8 @@ def _check_finite(row: dict, lr: float):
 def _fingerprint(rows: pd.DataFrame, quantiles: Path | None) -> dict:
     "What tells faces apart: their rows, and the content of a few pictures and quantile maps."
     some = [Path(p) for p in rows.path.iloc[np.unique(np.linspace(0, len(rows) - 1, 16).astype(int))]]
-    here = dict(faces=len(rows), rows=digest([rows[["path", "label", "mask"]].to_csv(index=False), np.stack(rows.landmarks.to_numpy()).tobytes().hex()]),
-                pictures=digest([file_digest(Path(rows.attrs["root"])/p) for p in some]))
+    table, landmarks = rows[["path", "label", "mask"]].to_csv(index=False), hashlib.sha256(np.stack(rows.landmarks.to_numpy()).tobytes()).hexdigest()
+    here = dict(faces=len(rows), rows=digest([table, landmarks]), pictures=digest([file_digest(Path(rows.attrs["root"])/p) for p in some]))
     return here | (dict(quantiles=digest([file_digest((quantiles/p).with_suffix(".png")) for p in some])) if quantiles else {})
 
 def _description(t: _Training, train_rows, val_rows, mask, quantiles) -> dict: # JSON-able
@@ -346,9 +346,19 @@ def _description(t: _Training, train_rows, val_rows, mask, quantiles) -> dict: #
                 processes=t.processes.count, device=t.processes.device.type)
 
 # %% ../nbs/09_trainer.ipynb #09-trainer-39
+def _which(device: torch.device) -> list: # what a device's random functions have to be told: Apple's are one
+    return [] if device.type == "mps" else [device]
+
 def _streams(device: torch.device) -> dict[str, Tensor]:
     "The state of torch's global random streams, from which dropout is drawn."
-    return dict(cpu=torch.get_rng_state()) | ({} if device.type == "cpu" else {device.type: torch.get_device_module(device).get_rng_state()})
+    streams = dict(cpu=torch.get_rng_state())
+    if device.type != "cpu": streams["device"] = torch.get_device_module(device).get_rng_state(*_which(device))
+    return streams
+
+def _set_streams(streams: dict[str, Tensor], device: torch.device):
+    "Go on where `_streams` was asked."
+    torch.set_rng_state(streams["cpu"])
+    if device.type != "cpu": torch.get_device_module(device).set_rng_state(streams["device"], *_which(device))
 
 def _keep(t: _Training, folder: Path, description: dict):
     "Write a checkpoint; every process has to call it."
@@ -370,9 +380,7 @@ def _go_on(t: _Training, folder: Path, description: dict):
         t.average.begun = True
     for name in ("optimizer", "scheduler", "scaler"): getattr(t, name).load_state_dict(found.state[name])
     t.history, t.best = found.record["history"], (*found.record["best"], found.tensors["best"])
-    streams = found.state["streams"][t.processes.rank]
-    torch.set_rng_state(streams.pop("cpu"))
-    for kind, stream in streams.items(): torch.get_device_module(kind).set_rng_state(stream)
+    _set_streams(found.state["streams"][t.processes.rank], t.processes.device)
 
 # %% ../nbs/09_trainer.ipynb #09-trainer-41
 def _epoch(t: _Training, epoch: int, loader: DataLoader, val_loader: DataLoader, labels: np.ndarray, bar):

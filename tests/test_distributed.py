@@ -105,7 +105,7 @@ def one_of_two(folder):
     accelerator = Accelerator(cpu=True, log_with=[Notes()])
     got["count"] = accelerator.num_processes
     real, prle.trainer.TrainingFaces.__getitem__ = prle.trainer.TrainingFaces.__getitem__, watched(seen)
-    got["equal"], got["seen"], got["notes"] = fit(folder, Plain, CONFIG, accelerator, desc="a name"), list(seen), list(notes)
+    got["equal"], got["seen"], got["notes"], got["drawn"] = fit(folder, Plain, CONFIG, accelerator, desc="a name"), list(seen), list(notes), torch.rand(3)
     prle.trainer.TrainingFaces.__getitem__ = real
     got["parts"] = fit(folder, Plain, TrainConfig(**{**vars(WHOLE), "accumulate": 3}), accelerator)
     got["mixed"] = fit(folder, Dropping, MIXED, accelerator)
@@ -171,6 +171,10 @@ def test_scores_are_gathered_without_duplicates(two, folder):
 
 def test_with_batch_normalization_both_end_with_the_same_network(two):
     assert same(two[0]["mixed"], two[1]["mixed"])
+
+
+def test_dropout_is_drawn_from_another_stream_in_each(two):
+    assert not torch.equal(two[0]["drawn"], two[1]["drawn"])
 
 
 def test_half_precision_in_both(two):

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import time
+from functools import partial
 
 import cv2
 import numpy as np
@@ -146,6 +147,7 @@ KINDS = [dict(), dict(ema=0.0, optimizer="SGD"), dict(schedule="cosine", optimiz
 @pytest.mark.parametrize("changes", KINDS)
 def test_stopped_after_each_epoch_with_every_kind_of_state(data, monkeypatch, changes):
     config = TrainConfig(**{**vars(CONFIG), "epochs": 3, **changes})
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, growth_interval=2))  # so that its scale moves in these few steps
     expected = fit(data, None, config)
     for epoch in (1, 2, 3):
         stopping(monkeypatch, epoch)

@@ -177,7 +177,7 @@ def test_unknown_settings_name_the_known_ones(bad, says):
 
 
 def test_equal_settings_have_one_key():
-    assert digest(asdict(TrainConfig(gamma=1, ema=0, lr=1))) == digest(asdict(TrainConfig(gamma=1.0, ema=0.0, lr=1.0)))
+    assert digest(asdict(TrainConfig(gamma=1, ema=0, lr=np.float32(1), seed=np.int64(3)))) == digest(asdict(TrainConfig(gamma=1.0, ema=0.0, lr=1.0, seed=3)))
     assert TrainConfig(batch=4, accumulate=2) != TrainConfig(batch=4)
 
 
