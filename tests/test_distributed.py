@@ -140,7 +140,7 @@ import test_distributed as t
 from accelerate import notebook_launcher
 notebook_launcher(t.one_of_two, (t.Path({str(folder)!r}),), num_processes=2, use_port={port()!r})
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=Path(__file__).parent, timeout=300)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=Path(__file__).parent, timeout=400)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
@@ -230,7 +230,7 @@ def test_two_machines_of_which_one_dies(folder, two):
         both = [machine(folder, rank, where) for rank in (0, 1)]
         while kill and not (folder / "machines/epoch-3").exists() and both[0].poll() is None: time.sleep(0.01)
         if kill: both[1].kill()
-        errors = [p.communicate(timeout=120)[1] for p in both]
+        errors = [p.communicate(timeout=400)[1] for p in both]
         return [p.returncode for p in both], errors
     codes, errors = run(True)
     assert codes[1] == -signal.SIGKILL and codes[0] not in (0, -signal.SIGKILL), errors

@@ -95,7 +95,7 @@ def start(*args):
 
 
 def wait(process):
-    process.join(60)
+    process.join(300)
     assert process.exitcode is not None, "it hangs"
     return process.exitcode
 
