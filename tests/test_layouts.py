@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from clips import write_clip
+from clips import ffmpeg, write_clip
 from torch.utils.data import DataLoader
 
 from prle import layouts
@@ -99,7 +99,7 @@ def test_ffpp_split_files_that_are_wrong_cost_their_split(ffpp, capsys):
     (ffpp/"train.json").write_text('{"a": 1}')
     assert "not a list of pairs" in list_dataset("ff++", ffpp).problems[0][1]
     assert main(["check", "ff++", str(ffpp)]) == 1
-    assert "val.json: no such file; its split is left out" in capsys.readouterr().out
+    assert "val.json: no such file; what it lists is left out" in capsys.readouterr().out
 
 
 def test_ffpp_through_the_command_line(ffpp, tmp_path, capsys):
@@ -135,6 +135,14 @@ def test_persons_in_two_splits_are_named(ffpp):
     (ffpp/"test.json").write_text('[["000", "005"]]')
     put(ffpp/"original_sequences"/"youtube"/"c23"/"videos"/"000.mp4", ffpp/"manipulated_sequences"/"Deepfakes"/"c23"/"videos"/"000_005.mp4")
     assert "1 persons in more than one split: 000" in check("ff++", ffpp, subsets=("DF",)).notes[0]
+
+
+def test_ffpp_repeated_ids_and_missing_masks_cost_only_themselves(ffpp):
+    (ffpp/"train.json").write_text('[["000", "001"], ["001", "000"], ["002", "002"]]')
+    (ffpp/"manipulated_sequences"/"NeuralTextures"/"masks"/"videos"/"000_001.mp4").unlink()
+    listing = list_dataset("ff++", ffpp, subsets=("NT",))
+    assert counts(listing.videos)[("train", "NT")] == 2 and len(listing.problems) == 2 and all("names an id that stands" in reason for _, reason in listing.problems)
+    assert listing.notes == ["1 fakes have no mask video; their crops get no mask"]
 
 
 # DFDC
@@ -175,6 +183,34 @@ def test_dfdc_training_parts(tmp_path, clip):
     with pytest.raises(ValueError, match="unknown part 'val'"): list_dataset("dfdc", tmp_path, part="val")
 
 
+@pytest.mark.parametrize("content, reason", [("[]", "not an object with an object for each video"), ('{"a.mp4": "REAL"}', "not an object with"), ("{", "not valid JSON"), (None, "no such file")])
+def test_wrong_metadata_costs_its_part(tmp_path, clip, content, reason):
+    put(clip[0], *(tmp_path/f"dfdc_train_part_{part}"/"a.mp4" for part in ("0", "1", "x")))
+    (tmp_path/"dfdc_train_part_1"/"metadata.json").write_text('{"a.mp4": {"label": "REAL"}}')
+    if content is not None: (tmp_path/"dfdc_train_part_0"/"metadata.json").write_text(content)
+    listing = list_dataset("dfdc", tmp_path, part="train")
+    assert listing.videos.video.tolist() == ["a"] and listing.totals[0]["found"] == 2
+    (path, said), = listing.problems
+    assert path.endswith("dfdc_train_part_0/metadata.json") and said.startswith(reason)
+
+
+def test_labels_without_a_header_or_in_another_encoding(dfdc_test, capsys):
+    (dfdc_test/"test"/"labels.csv").write_text("a.mp4,0\nb.mp4,1\nc.mp4,1\nd.mp4,0\n")
+    listing = list_dataset("dfdc", dfdc_test)
+    assert listing.videos.video.tolist() == list("abcd") and ["the first line should be 'filename,label', not 'a.mp4,0'" in reason for _, reason in listing.problems] == [True]
+    (dfdc_test/"test"/"labels.csv").write_bytes("filename,label\n\u00e9.mp4,0\n".encode("latin-1"))
+    assert main(["faces", "dfdc", "--root", str(dfdc_test), "--out", str(dfdc_test.parent/"out")]) == 2
+    assert "labels.csv: not UTF-8 text" in capsys.readouterr().err
+
+
+def test_crops_beside_the_videos_do_not_take_their_place(dfdc_test):
+    "DeepfakeBench writes its crops beside the videos."
+    for name in "abcdz": put(dfdc_test/"test"/"a.mp4", dfdc_test/"test"/"frames"/name/"000.mp4")
+    listing = list_dataset("dfdc", dfdc_test)
+    assert [f.rsplit("/", 2)[1:] for f in listing.videos.file] == [["test", "a.mp4"], ["test", "b.mp4"], ["test", "z.mp4"]] and listing.totals[0]["found"] == 4
+    assert [f.rsplit("/", 2)[1:] for f in list_dataset("dfdc", dfdc_test, frames=True).videos.file] == [["frames", name] for name in "abz"]
+
+
 # Celeb-DF
 
 def test_celeb_df(tmp_path, clip):
@@ -189,6 +225,12 @@ def test_celeb_df(tmp_path, clip):
     assert listing.expected == {("test", "real"): 178, ("test", "fake"): 340} and [t["expected"] for t in listing.totals] == [590, 300, 5639]
     assert "1 of the 3 persons in the test list are in the other videos too" in listing.notes[0]
     assert check("celeb-df", tmp_path).counts.found.tolist() == [2, 1]
+
+
+def test_a_video_that_is_listed_twice_counts_once(tmp_path):
+    (tmp_path/"List_of_testing_videos.txt").write_text("1 Celeb-real/id0_0001.mp4\n" * 2)
+    listing = list_dataset("celeb-df", tmp_path)
+    assert len(listing.videos) == 1 and "line 2: Celeb-real/id0_0001.mp4 stands in an earlier line" in listing.problems[0][1]
 
 
 # DeeperForensics
@@ -229,6 +271,21 @@ def test_df1_distorted_fakes_get_equally_distorted_reals(df1, ffpp):
     assert "line 1" in broken.problems[0][1] and "are left out" in broken.problems[0][1] and (broken.videos.label == 1).all()
 
 
+def test_df1_what_its_lists_lack_is_named_once(df1, ffpp):
+    variant = "end_to_end_mix_2_distortions"
+    meta = df1/"lists"/"manipulated_videos_distortions_meta"/f"manipulated_videos_{variant}_meta.txt"
+    lines = meta.read_text().splitlines()
+    meta.write_text("\n".join(lines[1:]))
+    listing = list_dataset("df-1.0", df1, variants=(variant,), reals=ffpp)
+    assert listing.problems == [(str(meta), "no line for 000_M001; its real is left out")] and counts(listing.videos).get(("train", "real")) is None
+    meta.unlink()
+    (df1/"lists"/"splits"/"val.txt").unlink()
+    (df1/"lists").rename(df1/"Lists")
+    listing = list_dataset("df-1.0", df1, variants=("end_to_end", variant), reals=ffpp)
+    assert [(path.rsplit("/", 1)[1], reason.split(";")[0]) for path, reason in listing.problems] == [("val.txt", "no such file"), (meta.name, "no such file")]
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder.*--reals"): list_dataset("df-1.0", df1, reals="/nowhere")
+
+
 def test_df1_other_protocols(df1, ffpp):
     ours = list_dataset("df-1.0", df1, reals=ffpp, protocol="ff++")
     assert counts(ours.videos) == {("test", "real"): 2, ("test", "end_to_end"): 2} and ours.expected == {("test", "real"): 140, ("test", "end_to_end"): 140}
@@ -265,6 +322,12 @@ def test_plain_folder(tmp_path, clip):
     assert list_dataset("folder", root).problems == [(str(root/"test"/"fake"), "no such folder")]
 
 
+def test_plain_folder_with_twins_and_a_folder_of_videos(tmp_path, clip):
+    put(clip[0], *(tmp_path/"mine"/name for name in ("real/a.mp4", "real/a.avi", "fake/videos/a.mp4", "fake/swap/videos/b.mp4")))
+    videos = list_dataset("folder", tmp_path/"mine").videos
+    assert videos[["subset", "video"]].values.tolist() == [["real", "real-a.avi"], ["real", "real-a.mp4"], ["swap", "fake-swap-videos-b"], ["fake", "fake-videos-a"]]
+
+
 def test_photographs_in_a_plain_folder(tmp_path):
     from clips import draw_frame, photograph
     from prle.faces import write_png
@@ -294,6 +357,16 @@ def test_probe_finds_what_cannot_be_decoded(tmp_path, clip):
     (tmp_path/"cut.mp4").write_bytes(whole[:len(whole) // 2])
     for name in ("empty.mp4", "text.mp4", "cut.mp4", "frames"): assert probe(tmp_path/name) == "unreadable", name
     assert probe(tmp_path/"none.mp4") == "missing" and probe(clip[0]) == ""
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.66, 0.9, 0.98])
+@pytest.mark.parametrize("codec", [("libx264",), ("libx264", "-preset", "ultrafast"), ("mpeg4",)], ids=" ".join)
+def test_probe_finds_a_cut_end_behind_a_whole_index(tmp_path, codec, share):
+    "An index at the file's head promises frames that a truncated file does not have."
+    ffmpeg("-i", write_clip(tmp_path/"source.mp4", frames=30), "-c:v", *codec, "-pix_fmt", "yuv420p", "-movflags", "+faststart", tmp_path/"whole.mp4")
+    whole = (tmp_path/"whole.mp4").read_bytes()
+    (tmp_path/"cut.mp4").write_bytes(whole[:round(share * len(whole))])
+    assert (probe(tmp_path/"whole.mp4"), probe(tmp_path/"cut.mp4")) == ("", "unreadable")
 
 
 def test_the_report_is_short_when_much_is_wrong(tmp_path, clip):
