@@ -6,14 +6,15 @@
 __all__ = ['LABELS', 'FFPP', 'NAMES', 'read_json_dataset', 'read_folders', 'write_json_dataset']
 
 # %% ../nbs/02b_deepfakebench.ipynb #02b-deepfakebench-2
-import shutil
-from collections.abc import Iterable, Iterator
+import json, shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .core import REAL, atomic_path, check_choice, progress, read_json, write_json
+from .core import REAL, atomic_path, check_choice, progress, write_json
 from .datasets import COLUMNS, SPLITS
 from .faces import PHOTO_SUFFIXES
 
@@ -31,15 +32,20 @@ NAMES = {"Celeb-DF-v1": "Celeb-DF-v1", "Celeb-DF-v2": "Celeb-DF-v2", "DFDC": "DF
 "DeepfakeBench's names of data sets, where this project has another or the same; others stay as they are."
 
 # %% ../nbs/02b_deepfakebench.ipynb #02b-deepfakebench-7
+LEVELS = {"raw", "c23", "c40"}
+"Compressions of FaceForensics++, a level of its own in some JSONs."
+
 def _walk(tree: dict, name: str, compression: str) -> Iterator[tuple[str, str, str, str, dict]]:
     "(label name, split, compression, video, its record) of a data set's JSON."
     for label, splits in tree.items():
         check_choice(label, LABELS, f"label name in {name}")
         for split, videos in splits.items():
-            levels = videos if videos and not any("frames" in record for record in videos.values()) else {"": videos}
+            levels = videos if videos and set(videos) <= LEVELS else {"": videos}
             if "" not in levels: check_choice(compression, levels, f"compression in {name}, {label}, {split}")
             level = "" if "" in levels else compression
-            for video, record in levels[level].items(): yield label, split, level, video, record
+            for video, record in levels[level].items():
+                if "frames" not in record: raise ValueError(f"{name}: the record of {video} ({label}, {split}) has no frames.")
+                yield label, split, level, video, record
 
 def _people(dataset: str, subset: str, video: str) -> tuple[str, str]:
     "Who is in the picture and whose face was put in, as far as the video's name says."
@@ -65,6 +71,18 @@ def _crop_row(path: str, root: Path, facts: dict) -> dict:
     return dict(facts, path=path, frame=int(Path(path).stem), landmarks=_landmarks(root/_beside(path, "landmarks", ".npy")), transform=[], mask=mask if has_mask else "")
 
 # %% ../nbs/02b_deepfakebench.ipynb #02b-deepfakebench-10
+def _parse(file: str | Path) -> dict:
+    "A data set's JSON; `ValueError` naming the file if it is broken."
+    try: return json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as e: raise ValueError(f"{file} is not valid JSON: {e}.") from e
+
+def _one_split(rows: dict, files: Iterable):
+    "`ValueError` if a crop stands in several splits."
+    split = {}
+    for s, path in rows:
+        if split.setdefault(path, s) != s:
+            raise ValueError(f"{', '.join(map(str, files))}: {path} stands under {split[path]} and under {s}. Say which splits to take (splits, on the command line --splits).")
+
 def read_json_dataset(
     files: Iterable[str | Path], # the JSONs; those of FaceForensics++ may be combined, their reals are then taken once
     root: str | Path, # the folder that their paths are relative to
@@ -72,9 +90,9 @@ def read_json_dataset(
     compression: str = "c23", # where there is a choice
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # rows for `write_manifest(rows, path, root)`; crops that are not there, with columns path, reason
     "DeepfakeBench's data set JSON as rows of a manifest; `ValueError` for label names or compressions that it does not know."
-    root, rows, missing = Path(root), {}, []
+    files, root, rows, missing = list(files), Path(root), {}, []
     for file in files:
-        for name, tree in read_json(file).items():
+        for name, tree in _parse(file).items():
             dataset = "FF++" if name in FFPP else NAMES.get(name, name)
             for label, split, level, video, record in progress(_walk(tree, str(file), compression), desc=name):
                 if split not in splits: continue
@@ -84,19 +102,21 @@ def read_json_dataset(
                 for path in (f.replace("\\", "/").removeprefix("./") for f in record["frames"]):
                     if (root/path).is_file(): rows[split, path] = _crop_row(path, root, facts)
                     else: missing.append((path, f"not below {root}, but in {Path(file).name}"))
+    _one_split(rows, files)
     return pd.DataFrame(list(rows.values()), columns=list(COLUMNS)), pd.DataFrame(missing, columns=["path", "reason"])
 
 # %% ../nbs/02b_deepfakebench.ipynb #02b-deepfakebench-12
 def read_folders(
     videos: pd.DataFrame, # of a listing; `file` is the folder of a video's crops
     root: str | Path, # a folder above all of them, which paths will be relative to
-) -> tuple[pd.DataFrame, pd.DataFrame]: # rows for `write_manifest(rows, path, root)`; videos without crops, with columns path, reason
+) -> tuple[pd.DataFrame, pd.DataFrame]: # rows for `write_manifest(rows, path, root)`; videos without crops and pictures that are no crops, with columns path, reason
     "Preprocessed folders as rows of a manifest."
     root, rows, missing = Path(root).absolute(), [], []
     for video in progress(videos.to_dict("records"), desc="crops"):
         folder, facts = Path(video["file"]), {c: video[c] for c in COLUMNS if c in video}
-        crops = sorted((p for p in folder.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES), key=lambda p: int(p.stem)) if folder.is_dir() else []
-        if not crops: missing.append((str(folder), "no crops"))
+        pictures = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in PHOTO_SUFFIXES] if folder.is_dir() else []
+        crops = sorted((p for p in pictures if p.stem.isdecimal()), key=lambda p: int(p.stem))
+        missing += [(str(p), "its name is not a frame's number; left out") for p in pictures if p not in crops] + [(str(folder), "no crops")] * (not crops)
         rows += [_crop_row(p.relative_to(root).as_posix(), root, facts) for p in crops]
     return pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame(missing, columns=["path", "reason"])
 
@@ -109,6 +129,12 @@ def _label_name(dataset: str, subset: str) -> str:
     "DeepfakeBench's label name; every variant of DF-1.0 is DF_fake there, and other data sets borrow the names of DFDC."
     names = _LABEL_NAMES.get(dataset, _LABEL_NAMES["DFDC"])
     return names[subset] if subset in names else names["fake"]
+
+def _video_names(manifest: pd.DataFrame, dataset: str) -> Callable: # row -> key of its record
+    "A video's own name; with the manipulation's before it where several manipulations have one label, so that none of their videos merge."
+    labels = {subset: _label_name(dataset, subset) for subset in manifest.subset.unique()}
+    shared = {subset for subset, label in labels.items() if Counter(labels.values())[label] > 1}
+    return lambda row: f"{row.subset}_{row.video}" if row.subset in shared else row.video
 
 def _place(row, kind: str, suffix: str) -> Path:
     "Where a crop's frame, mask or landmarks go, below the data set's folder."
@@ -125,19 +151,21 @@ def _copy_crop(row, root: Path, folder: Path):
 def write_json_dataset(
     manifest: pd.DataFrame, # from `read_manifest`, of one data set
     out: str | Path, # folder; gets <name>/... and <name>.json
-) -> Path: # the JSON
+) -> list[Path]: # the JSONs: one, or FaceForensics++.json and FaceShifter.json, which repeats the reals
     "Write a manifest as DeepfakeBench's preprocessed folders and data set JSON; `ValueError` if it holds several data sets."
     datasets = manifest.dataset.unique()
     if len(datasets) > 1: raise ValueError(f"one JSON holds one data set, this manifest has {', '.join(datasets)}.")
     dataset = datasets[0]
     name = "FaceForensics++" if dataset == "FF++" else {ours: theirs for theirs, ours in NAMES.items()}.get(dataset, dataset)
-    tree = {}
+    tree, video = {}, _video_names(manifest, dataset)
     with atomic_path(Path(out)/name) as folder:
         for row in progress(manifest.itertuples(), desc="crops", total=len(manifest)):
             videos = tree.setdefault(_label_name(dataset, row.subset), {}).setdefault(row.split, {})
             if dataset == "FF++": videos = videos.setdefault(row.compression, {})
-            record = videos.setdefault(row.video, dict(label=_label_name(dataset, row.subset), frames=[], masks=[]))
+            record = videos.setdefault(video(row), dict(label=_label_name(dataset, row.subset), frames=[], **dict(masks=[]) if dataset == "FF++" and row.label else {}))
             _copy_crop(row, Path(manifest.attrs["root"]), folder)
             record["frames"].append((name/_place(row, "frames", Path(row.path).suffix)).as_posix())
-            if row.mask: record["masks"].append((name/_place(row, "masks", ".png")).as_posix())
-    return write_json(Path(out)/f"{name}.json", {name: tree})
+            if row.mask and "masks" in record: record["masks"].append((name/_place(row, "masks", ".png")).as_posix())
+    parts = {name: {label: splits for label, splits in tree.items() if label != "FF-FH"}}
+    if "FF-FH" in tree: parts["FaceShifter"] = {label: splits for label, splits in tree.items() if label in ("FF-real", "FF-FH")}
+    return [write_json(Path(out)/f"{part}.json", {part: content}) for part, content in parts.items()]

@@ -66,7 +66,7 @@ def test_videos_under_several_splits(tmp_path):
     record = lambda label, path: dict.fromkeys(("train", "val", "test"), {path.split("/")[-2]: dict(label=label, frames=["./" + path])})
     tree = {label: record(label, path) for label, path in (("CelebDFv2_real", real), ("CelebDFv2_fake", fake))}
     (tmp_path/"c.json").write_text(json.dumps({"Celeb-DF-v2": tree}))
-    with pytest.raises(ValueError, match="stands in an earlier row"): write_manifest(read_json_dataset([tmp_path/"c.json"], tmp_path)[0], tmp_path/"m.parquet")
+    with pytest.raises(ValueError, match="c.json.* stands under train and under val.*--splits"): read_json_dataset([tmp_path/"c.json"], tmp_path)
     rows, _ = read_json_dataset([tmp_path/"c.json"], tmp_path, splits=("test",))
     assert rows[["subset", "label", "identity", "source_identity", "compression"]].values.tolist() == [["real", 0, "id0", "", ""], ["fake", 1, "id0", "id1", ""]]
 
@@ -85,7 +85,7 @@ def test_folders_without_a_json(tree, capsys):
 def test_there_and_back(tree, capsys):
     argv = ["convert", str(tree/"FaceForensics++.json"), str(tree/"FaceShifter.json"), "--root", str(tree/"datasets"), "--out", str(tree/"m.parquet")]
     assert main(argv) == 0 and main(["convert", str(tree/"m.parquet"), "--out", str(tree/"out")]) == 0
-    again, missing = read_json_dataset([tree/"out"/"FaceForensics++.json"], tree/"out")
+    again, missing = read_json_dataset([tree/"out"/"FaceForensics++.json", tree/"out"/"FaceShifter.json"], tree/"out")
     before = read_manifest(tree/"m.parquet")
     key = ["subset", "frame"]
     same = ["label", "dataset", "subset", "video", "identity", "source_identity", "frame", "split", "compression"]
@@ -93,12 +93,37 @@ def test_there_and_back(tree, capsys):
     assert missing.empty and (again[again.subset == "DF"]["mask"] != "").all()
     points = dict(zip(again.subset, again.landmarks))
     assert np.array_equal(points["DF"], np.arange(136)) and np.isnan(points["Fsh"]).all()
-    record = json.loads((tree/"out"/"FaceForensics++.json").read_text())["FaceForensics++"]["FF-DF"]["train"]["c23"]["071_054"]
+    ffpp, shifter = (json.loads((tree/"out"/f"{name}.json").read_text())[name] for name in ("FaceForensics++", "FaceShifter"))
+    assert set(ffpp) == {"FF-real", "FF-DF"} and set(shifter) == {"FF-real", "FF-FH"} and "masks" not in ffpp["FF-real"]["train"]["c23"]["071"]
+    record = ffpp["FF-DF"]["train"]["c23"]["071_054"]
     assert record["label"] == "FF-DF" and record["frames"] == [f"FaceForensics++/DF/frames/071_054/{f:03d}.png" for f in (3, 10)] and len(record["masks"]) == 2
 
 
 def test_one_json_holds_one_data_set(toy, tmp_path):
     with pytest.raises(ValueError, match="holds one data set.*toy, other"): write_json_dataset(toy.assign(dataset=["toy"] * (len(toy) - 1) + ["other"]), tmp_path)
-    rows, _ = read_json_dataset([write_json_dataset(toy, tmp_path/"out")], tmp_path/"out")
-    assert rows.label.sum() == toy.label.sum()
     assert main(["convert", "x.json", "--out", "y"]) == 2
+
+
+def test_videos_of_the_same_name_do_not_merge(toy, tmp_path):
+    "Two manipulations of the same videos share one of DeepfakeBench's labels."
+    written = write_json_dataset(toy, tmp_path/"out")
+    rows, missing = read_json_dataset(written, tmp_path/"out")
+    assert missing.empty and len(rows) == len(toy) and rows.label.sum() == toy.label.sum()
+    assert rows.groupby(["subset", "video"]).ngroups == toy.groupby(["subset", "video"]).ngroups and {"A_0_0", "B_0_0", "0_0"} <= set(rows.video)
+    assert len(read_manifest(write_manifest(rows, tmp_path/"again"/"m.parquet", tmp_path/"out"))) == len(toy)
+
+
+@pytest.mark.parametrize("content, message", [("{", "x.json is not valid JSON"),
+    ('{"mine": {"FF-DF": {"test": {"v": {"label": "FF-DF"}}}}}', "the record of v .FF-DF, test. has no frames")])
+def test_a_broken_json_is_named(tmp_path, content, message):
+    (tmp_path/"x.json").write_text(content)
+    with pytest.raises(ValueError, match=message): read_json_dataset([tmp_path/"x.json"], tmp_path)
+
+
+def test_pictures_that_are_no_crops_are_left_out(tree):
+    root = tree/"datasets"/"FaceForensics++"
+    (root/"train.json").write_text('[["071", "054"]]')
+    put_crop(root, "original_sequences/youtube/c23/frames/071/junk.png", landmarks=False)
+    rows, missing = read_folders(list_dataset("ff++", root, frames=True, subsets=("DF",)).videos, root)
+    assert rows.groupby("subset").size().to_dict() == {"real": 2, "DF": 2}
+    assert missing[missing.path.str.endswith("junk.png")].reason.tolist() == ["its name is not a frame's number; left out"]

@@ -183,7 +183,8 @@ def test_dfdc_training_parts(tmp_path, clip):
     with pytest.raises(ValueError, match="unknown part 'val'"): list_dataset("dfdc", tmp_path, part="val")
 
 
-@pytest.mark.parametrize("content, reason", [("[]", "not an object with an object for each video"), ('{"a.mp4": "REAL"}', "not an object with"), ("{", "not valid JSON"), (None, "no such file")])
+@pytest.mark.parametrize("content, reason", [("[]", "not an object with an object for each video"), ('{"a.mp4": "REAL"}', "not an object with"),
+    ("{", "not valid JSON"), (None, "no such file")])
 def test_wrong_metadata_costs_its_part(tmp_path, clip, content, reason):
     put(clip[0], *(tmp_path/f"dfdc_train_part_{part}"/"a.mp4" for part in ("0", "1", "x")))
     (tmp_path/"dfdc_train_part_1"/"metadata.json").write_text('{"a.mp4": {"label": "REAL"}}')
