@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from .core import check_choice, progress, rng, seed_everything, torch_rng
-from .datasets import FaceDataset
+from .datasets import BalancedSampler, FaceDataset
 from .detectors import Detector
 from .detectors.registry import Recipe
 from .metrics import auc
@@ -36,6 +36,7 @@ class TrainConfig:
     gamma: float = 1.0 # weight of the masked faces' loss, Eq. 13
     ema: float = 0.95 # decay of the moving average of the weights, per step; 0 keeps the last step's
     flip: bool = True # mirror half of the faces
+    balance: bool = False # as many reals as fakes in each epoch, by `BalancedSampler`
     seed: int = 0 # of weights, order, flips and masks
     workers: int = 0 # processes that decode; the result does not depend on it
 
@@ -89,13 +90,15 @@ def epoch_order(
     batch: int, # faces a step
     epoch: int, # counts from 0
     seed: int, # of the run
+    sampler: BalancedSampler | None = None, # which faces, in which order; None: all
 ) -> list[list[tuple[int, int]]]: # batches of (epoch, index), the keys of `TrainingFaces`
     "Shuffle the faces and cut them into batches; a last batch of one face is dropped, which batch normalization could not use."
-    order = rng(seed, "order", epoch).permutation(n).tolist()
-    batches = [[(epoch, i) for i in order[k:k + batch]] for k in range(0, n, batch)]
+    if sampler: sampler.set_epoch(epoch)
+    order = list(sampler) if sampler else rng(seed, "order", epoch).permutation(n).tolist()
+    batches = [[(epoch, i) for i in order[k:k + batch]] for k in range(0, len(order), batch)]
     return batches[:-1] if len(batches[-1]) == 1 else batches
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-13
+# %% ../nbs/09_trainer.ipynb #09-trainer-15
 def face_weights(
     masked: Tensor, # (N,) bool; 1 - q of Eq. 13
     gamma: float = 1.0, # weight of the masked faces
@@ -103,7 +106,7 @@ def face_weights(
     "The weights of the faces in Eq. 13."
     return torch.where(masked, gamma, 1.0)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-16
+# %% ../nbs/09_trainer.ipynb #09-trainer-18
 def to_input(
     image: Tensor, # (N, 3, H, W) uint8
     device: torch.device | str, # where the detector lives
@@ -127,7 +130,7 @@ def predict(
     finally: detector.train(mode)
     return torch.cat(logits).sigmoid().numpy()
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-18
+# %% ../nbs/09_trainer.ipynb #09-trainer-20
 def check_split(
     train_rows: pd.DataFrame, # what will be trained on
     val_rows: pd.DataFrame, # what will choose the checkpoint
@@ -140,7 +143,7 @@ def check_split(
     both = set(train_rows.identity) & set(val_rows.identity)
     if both: raise ValueError(f"in training and validation both: {', '.join(sorted(both)[:5])}. Split by identity.")
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-19
+# %% ../nbs/09_trainer.ipynb #09-trainer-21
 def _steps(config: TrainConfig, detector: nn.Module, steps: int) -> tuple:
     "The optimizer, and the schedule of its learning rate with `steps` an epoch."
     momentum = dict(momentum=0.9) if config.optimizer == "SGD" else {}
@@ -156,7 +159,7 @@ def _to_batch(items: dict, gamma: float, device) -> dict:
     batch = dict(image=to_input(items["image"], device), label=there(items["label"]), weight=there(face_weights(items["masked"], gamma)))
     return batch | (dict(mask=there(items["mask"]).float().div_(255)) if "mask" in items else {})
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-20
+# %% ../nbs/09_trainer.ipynb #09-trainer-22
 def _train_epoch(detector, average, loader, optimizer, scheduler, gamma, device) -> float:
     "One pass over the training faces; returns the mean loss."
     detector.train()
@@ -172,7 +175,7 @@ def _train_epoch(detector, average, loader, optimizer, scheduler, gamma, device)
         total += loss.detach()
     return float(total) / len(loader)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-21
+# %% ../nbs/09_trainer.ipynb #09-trainer-23
 def train(
     detector: Detector, # trained in place: ends with the weights of the chosen epoch
     train_rows: pd.DataFrame, # rows of the split "train", from `prle.datasets.select`
@@ -188,13 +191,14 @@ def train(
     seed_everything(config.seed)
     detector.to(device, memory_format=torch.channels_last)
     faces = TrainingFaces(FaceDataset(train_rows, quantiles=quantiles, masks="mask" in detector.needs), mask, config.flip, config.seed)
-    optimizer, scheduler = _steps(config, detector, len(epoch_order(len(faces), config.batch, 0, config.seed)))
+    sampler = BalancedSampler(train_rows.label, config.seed) if config.balance else None
+    optimizer, scheduler = _steps(config, detector, len(epoch_order(len(faces), config.batch, 0, config.seed, sampler)))
     average = AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True) if config.ema else None
     candidate, validation, history, best = average.module if average else detector, FaceDataset(val_rows), [], None
     for epoch in progress(range(config.epochs), desc=desc, leave=False):
         start = time.perf_counter()
         detector.begin_epoch(epoch)
-        loader = DataLoader(faces, batch_sampler=epoch_order(len(faces), config.batch, epoch, config.seed), num_workers=config.workers, pin_memory=str(device) != "cpu")
+        loader = DataLoader(faces, batch_sampler=epoch_order(len(faces), config.batch, epoch, config.seed, sampler), num_workers=config.workers, pin_memory=str(device) != "cpu")
         loss = _train_epoch(detector, average, loader, optimizer, scheduler, config.gamma, device)
         if not np.isfinite(loss): raise FloatingPointError(f"the loss became {loss} in epoch {epoch + 1}; a lower lr than {config.lr} may help.")
         val_auc = auc(val_rows.label, predict(candidate, validation, config.batch, device, config.workers))
