@@ -9,7 +9,7 @@ __all__ = ['FURTHER', 'PRESETS', 'MASKS', 'ALPHAS', 'ROOT_FOLDERS', 'IDENTITY', 
            'fused_maps', 'attention', 'statistics_run', 'masked_run', 'masked_scores']
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-2
-import re
+import re, shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
-from .core import check_choice, digest, outputs_dir, read_json, torch_rng
+from .core import atomic_path, check_choice, digest, outputs_dir, read_json, torch_rng
 from .datasets import SPLITS, FaceDataset, read_manifest, select
 from .detectors import Detector, create_detector, list_detectors
 from .detectors.registry import has_weights, size_option
@@ -264,17 +264,22 @@ class Lab:
 # %% ../nbs/10_experiments.ipynb #10-experiments-16
 def _score(detector: Detector, faces: FaceDataset, rows: pd.DataFrame, lab: Lab, tmp: Path):
     p_fake = predict(detector, faces, lab.preset.recipe["batch"], lab.device, lab.preset.recipe.get("workers", 0))
-    rows[["path", "label", "dataset", "subset", "video", "identity"]].assign(p_fake=p_fake).to_parquet(tmp/"scores.parquet", index=False)
+    if not np.isfinite(p_fake).all(): raise FloatingPointError(f"the score of {rows.path.iloc[int(np.flatnonzero(~np.isfinite(p_fake))[0])]} is no number")
+    table = rows[["path", "label", "dataset", "subset", "video", "identity"]].assign(p_fake=p_fake)
+    with atomic_path(tmp/"scores.parquet") as path: table.to_parquet(path, index=False)
 
 def _train_and_score(lab: Lab, config: RunConfig, quantiles: Path | None, label: str, tmp: Path):
-    "Fill the folder of a detector's run."
-    torch.manual_seed(config.recipe.seed)
-    detector = create_detector(config.detector, width=config.width, pretrained=config.pretrained, **config.options)
-    train_rows, val_rows = (lab.train_faces(config.subset, split) for split in ("train", "val"))
-    history = train(detector, train_rows, val_rows, config.recipe, config.policy(), quantiles, lab.device, label)
-    save_file({k: v.contiguous() for k, v in detector.state_dict().items()}, tmp/"model.safetensors")
-    history.to_parquet(tmp/"history.parquet", index=False)
-    _score(detector, FaceDataset(test := lab.test_faces()), test, lab, tmp)
+    "Fill the folder of a detector's run, or go on with it; its checkpoints go when all else is there."
+    if not (tmp/"scores.parquet").exists():
+        torch.manual_seed(config.recipe.seed)
+        detector = create_detector(config.detector, width=config.width, pretrained=config.pretrained, **config.options)
+        train_rows, val_rows = (lab.train_faces(config.subset, split) for split in ("train", "val"))
+        checkpoint = tmp/f"checkpoint-{torch.device(lab.device).type}" # a training does not change its device on the way
+        history = train(detector, train_rows, val_rows, config.recipe, config.policy(), quantiles, lab.device, label, checkpoint)
+        save_file({k: v.contiguous() for k, v in detector.state_dict().items()}, tmp/"model.safetensors")
+        history.to_parquet(tmp/"history.parquet", index=False)
+        _score(detector, FaceDataset(test := lab.test_faces()), test, lab, tmp)
+    for folder in tmp.glob("checkpoint-*"): shutil.rmtree(folder)
 
 def _variant(config: RunConfig, usual: RunConfig) -> list[str]:
     "What a run's label says beyond backbone, manipulation, mask and seed: same key, same label."
@@ -303,7 +308,7 @@ def detector_run(
     maps = fusion_run(lab, subset, seed, fusion, zoo) if mask == "primary" else None
     label = "-".join([backbone, subset, mask, *_variant(config, lab.config(backbone, subset, seed, mask=mask)), f"s{seed}"])
     key = dict(config.key(), data=lab.fingerprint, quantiles=maps and maps.key)
-    return lab.store.get("detectors", label, key, lambda tmp: _train_and_score(lab, config, maps and maps.path/"quantiles", label, tmp))
+    return lab.store.get("detectors", label, key, lambda tmp: _train_and_score(lab, config, maps and maps.path/"quantiles", label, tmp), resume=True)
 
 def load_detector(
     run: Run, # of a detector

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'code_modules', 'code_digest', 'code_difference', 'process_start', 'this_process', 'who', 'Claim',
-           'check_run', 'Run', 'say_misses', 'estimate', 'set_aside', 'RunStore', 'planned', 'seconds_text',
-           'plan_text', 'list_runs', 'bytes_text', 'runs_text', 'recorded_runs', 'needs', 'reachable', 'prune']
+           'check_run', 'Run', 'RunFailed', 'say_misses', 'estimate', 'set_aside', 'forget_failure', 'Task',
+           'task_inputs', 'RunStore', 'planned', 'seconds_text', 'plan_text', 'list_runs', 'bytes_text', 'runs_text',
+           'recorded_runs', 'needs', 'reachable', 'prune']
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-2
 import errno, json, os, re, shutil, socket, statistics, threading, time, traceback, uuid
@@ -239,6 +240,18 @@ class Run(NamedTuple):
     key: str # the hash of its configuration
     reused: bool # whether it was there already
 
+class RunFailed(RuntimeError):
+    "A run that has no result, and would fail again: a training that diverged."
+    def __init__(
+        self,
+        run: str, # "kind/label-hash"
+        reason: str, # what went wrong
+    ):
+        super().__init__(run, reason)
+        self.run, self.reason = run, reason
+
+    def __str__(self): return f"{self.run} failed: {self.reason}"
+
 def say_misses(
     line: str, # about one run
 ):
@@ -310,6 +323,14 @@ def _inputs(config: dict, runs: dict[str, list[str]]) -> list[str]:
     "The runs, of those given by key, whose keys stand anywhere in a configuration."
     return sorted({name for value in _leaves(config).values() for name in runs.get(value if isinstance(value, str) else "", ())})
 
+def _by_key(root: Path) -> dict[str, list[str]]:
+    "The finished runs of a store, as \"kind/label-hash\", by their keys."
+    found = {}
+    for kind in filter(Path.is_dir, Path(root).iterdir()):
+        for name in os.listdir(kind):
+            if m := _NAME.fullmatch(name): found.setdefault(m["key"], []).append(f"{kind.name}/{name}")
+    return found
+
 def _nearest(label: str, config: dict, past: list[tuple[str, dict, dict]]) -> str:
     "Why a run is not there: what sets it apart from the nearest one of the same label."
     differ = [sorted(k for k in config | o if config.get(k) != o.get(k)) for name, o, _ in past if name == label]
@@ -334,9 +355,7 @@ def _workplace(path: Path, number: int, resume: bool) -> Path:
 
 def _origin(store: "RunStore", folder: Path, config: dict, started: tuple[str, float], resumed: bool) -> dict:
     "The provenance of a run that has just been made."
-    asked = {}
-    for p in store.used: asked.setdefault(_NAME.fullmatch(p.name)["key"], []).append(str(p.relative_to(store.root)))
-    return dict(provenance(), code=store.code, modules=store.modules, inputs=_inputs(config, asked), files=_listing(folder), resumed=resumed,
+    return dict(provenance(), code=store.code, modules=store.modules, inputs=_inputs(config, _by_key(store.root)), files=_listing(folder), resumed=resumed,
                 start=started[0], end=_utc(), seconds=time.monotonic() - started[1], host=socket.gethostname(), pid=os.getpid())
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-31
@@ -351,13 +370,20 @@ def _make(store: "RunStore", path: Path, claim: Claim, config: dict, make: Calla
     with suppress(FileNotFoundError): os.unlink(_beside(path, "failed.json"))
     os.rename(folder, path)
 
-def _note_failure(path: Path, e: BaseException, resume: bool):
+def _note_failure(store: "RunStore", path: Path, e: BaseException, resume: bool):
     "Leave the reason beside the working folder, and the folder itself only to who can go on from it."
-    if not resume:
+    if not resume or isinstance(e, FloatingPointError):
         for p in _partials(path): _discard(p)
     if not isinstance(e, Exception): return # interrupted by hand: no failure
     text = "".join(traceback.format_exception(e))
-    with suppress(OSError): write_json(_beside(path, "failed.json"), dict(this_process(), error=f"{type(e).__name__}: {e}", traceback=text, when=_utc()))
+    with suppress(OSError): write_json(_beside(path, "failed.json"), dict(this_process(), error=f"{type(e).__name__}: {e}", diverged=isinstance(e, FloatingPointError),
+                                                                                 code=store.code, traceback=text, when=_utc()))
+
+def _diverged(store: "RunStore", path: Path) -> str: # "": no, or other code has tried
+    "What went wrong when this code tried a run that would go wrong again."
+    with suppress(OSError, ValueError):
+        if (note := read_json(_beside(path, "failed.json"))).get("diverged") and note["code"] == store.code: return note["error"].removeprefix("FloatingPointError: ")
+    return ""
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-33
 def _fault(path: Path) -> str | None: # None: it is there and whole; "": it is not there
@@ -395,9 +421,16 @@ def _attempt(store: "RunStore", path: Path, claim: Claim, config: dict, make: Ca
         return False
     except BaseException as e:
         if isinstance(e, Exception) and claim.lost: return _lost(store, path, claim)
-        _note_failure(path, e, resume)
+        _note_failure(store, path, e, resume)
+        if isinstance(e, FloatingPointError): raise RunFailed(f"{path.parent.name}/{path.name}", str(e)) from e
         if _is_full(e): raise _explained(e, path) from e
         raise
+
+def forget_failure(
+    path: Path, # folder of a run
+):
+    "Let a run that diverged be tried again."
+    _beside(path, "failed.json").unlink(missing_ok=True)
 
 def _lost(store: "RunStore", path: Path, claim: Claim):
     "Leave the field to the process that has taken over."
@@ -407,21 +440,47 @@ def _lost(store: "RunStore", path: Path, claim: Claim):
 def _obtain(store: "RunStore", path: Path, config: dict, make: Callable, resume: bool) -> bool: # whether another process made it
     "Make the run, or wait for who is at it; take over if that one has died."
     while True:
+        if reason := _diverged(store, path): raise RunFailed(f"{path.parent.name}/{path.name}", reason)
         try: claim = _wait(store, path)
         except OSError as e: raise _explained(e, path) from e
         try:
             if (reused := _attempt(store, path, claim, config, make, resume)) is not None: return reused
         finally: claim.remove() if (path/"config.json").exists() else claim.free()
 
-def _planned(store: "RunStore", path: Path, config: dict, fault: str | None) -> tuple[str, str, float]: # action, reason, seconds
-    "What `get` would do."
-    if fault is None: return "reuse", f"made by {other}" if (other := store.other_code(path)) else "is there", 0.0
-    label, kind = _NAME.fullmatch(path.name)["label"], path.parent.name
-    past = store.past[kind] = store.past.get(kind) or _past(path.parent)
-    if (owner := Claim(_beside(path, "lock")).owner()) is not None: return "wait", f"{who(owner)}, works on it", estimate(label, config, past)
-    return "make", f"cannot be read: {fault}" if fault else _reason(path, config, past), estimate(label, config, past)
+class Task(NamedTuple):
+    "A run that a dry store was asked for: all that it takes to make it."
+    path: Path # its folder
+    config: dict # its configuration
+    make: Callable[[Path], None] # fills the folder
+    resume: bool # whether `make` can go on from what is left
+    fault: str | None # None: it is there and whole; "": it is not there; else what is wrong with it
 
-# %% ../nbs/09a_runs.ipynb #09a-runs-36
+    @property
+    def name(self) -> str: # "kind/label-hash"
+        "The run's name."
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    def run(self, store: "RunStore") -> Run: # as `RunStore.get`
+        "Have it made."
+        return store.get(self.path.parent.name, _NAME.fullmatch(self.path.name)["label"], self.config, self.make, self.resume)
+
+def task_inputs(
+    tasks: list[Task], # of a dry store
+) -> dict[str, list[str]]: # name -> names
+    "The tasks that each one has to wait for."
+    keys = {_NAME.fullmatch(t.path.name)["key"]: [t.name] for t in tasks}
+    return {t.name: _inputs(t.config, keys) for t in tasks}
+
+def _action(store: "RunStore", task: Task) -> tuple[str, str, float]: # action, reason, seconds
+    "What `get` would do."
+    path, label = task.path, _NAME.fullmatch(task.path.name)["label"]
+    if task.fault is None: return "reuse", f"made by {other}" if (other := store.other_code(path)) else "is there", 0.0
+    if reason := _diverged(store, path): return "failed", reason, 0.0
+    past = store.past[path.parent] = store.past.get(path.parent) or _past(path.parent)
+    if (owner := Claim(_beside(path, "lock")).owner()) is not None: return "wait", f"{who(owner)}, works on it", estimate(label, task.config, past)
+    return "make", f"cannot be read: {task.fault}" if task.fault else _reason(path, task.config, past), estimate(label, task.config, past)
+
+# %% ../nbs/09a_runs.ipynb #09a-runs-35
 class RunStore:
     "Runs by the hash of their configuration; each is made once, whoever asks."
     def __init__(
@@ -433,7 +492,7 @@ class RunStore:
         missed: int = 6, # signs of life that a worker on another machine may miss before it counts as dead
     ):
         self.root, self.say, self.dry, self.heartbeat, self.missed = Path(root), say, dry, heartbeat, missed
-        self.modules, self.used, self.plan, self.past = code_modules(), {}, [], {}
+        self.modules, self.used, self.tasks, self.past = code_modules(), {}, [], {}
         self.code = digest(self.modules)
 
     def get(
@@ -444,11 +503,11 @@ class RunStore:
         make: Callable[[Path], None], # fills a folder
         resume: bool = False, # whether `make` can go on from what an earlier attempt left in the folder
     ) -> Run:
-        "The run of this configuration: the one that is there, or else made now. Says which and why. `OSError` if the store is full or closed."
+        "The run of this configuration: the one that is there, or else made now. Says which and why. `RunFailed` if it diverges, `OSError` if the store is full or closed."
         path = self.root/kind/f"{_check_label(label)}-{(key := digest(config))}"
         known = path in self.used and (path/"config.json").exists()
         fault = None if known else _fault(path)
-        if self.dry and path not in self.used: self.plan.append((path, *_planned(self, path, config, fault)))
+        if self.dry and path not in self.used: self.tasks.append(Task(path, config, make, resume, fault))
         reused = fault is None or not self.dry and _obtain(self, path, config, make, resume)
         if reused and not known and not self.dry: self._say_hit(path)
         self.used.setdefault(path, reused)
@@ -476,10 +535,15 @@ class RunStore:
 
 def planned(
     store: RunStore, # a dry one
-) -> pd.DataFrame: # kind, label, key, action (reuse, wait, make), reason, seconds (NaN: unknown)
+) -> pd.DataFrame: # kind, label, key, action (reuse, wait, make, failed, blocked), reason, seconds (NaN: unknown)
     "What would happen to the runs that a dry store was asked for, in that order, and why."
-    parts = [(p.parent.name, *_NAME.fullmatch(p.name).groups(), *rest) for p, *rest in store.plan]
-    return pd.DataFrame(parts, columns=["kind", "label", "key", "action", "reason", "seconds"]).astype(dict(seconds=float))
+    rows, hopeless, inputs = [], set(), task_inputs(store.tasks)
+    for task in store.tasks:
+        action, reason, seconds = _action(store, task)
+        if action != "reuse" and (lacking := [name for name in inputs[task.name] if name in hopeless]): action, reason, seconds = "blocked", f"needs {lacking[0]}", 0.0
+        if action in ("failed", "blocked"): hopeless.add(task.name)
+        rows.append((task.path.parent.name, *_NAME.fullmatch(task.path.name).groups(), action, reason, seconds))
+    return pd.DataFrame(rows, columns=["kind", "label", "key", "action", "reason", "seconds"]).astype(dict(seconds=float))
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-44
 def seconds_text(
@@ -504,8 +568,8 @@ def plan_text(
     lines = plan.assign(run=plan.kind + "/" + plan.label + "-" + plan.key.str[:6], time=[seconds_text(s) if a == "make" else "" for a, s in zip(plan.action, plan.seconds)])
     make = plan[plan.action == "make"]
     unknown = f", and {make.seconds.isna().sum()} runs like none before" if make.seconds.isna().any() else ""
-    reuse, wait = ((plan.action == action).sum() for action in ("reuse", "wait"))
-    total = f"{len(plan)} runs: {reuse} reused, {wait} made by others now, {len(make)} to make in about {seconds_text(make.seconds.sum())}{unknown}."
+    others = [f"{n} {text}, " for action, text in (("wait", "made by others now"), ("failed", "failed"), ("blocked", "blocked")) if (n := (plan.action == action).sum())]
+    total = f"{len(plan)} runs: {(plan.action == 'reuse').sum()} reused, {''.join(others)}{len(make)} to make in about {seconds_text(make.seconds.sum())}{unknown}."
     return _text(lines[["action", "time", "run", "reason"]], total)
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-47

@@ -138,7 +138,7 @@ def test_what_is_the_same_is_one_run(lab):
 
 @pytest.mark.parametrize("change, message", [
     (dict(alfa=1), "unknown parameter 'alfa'. Did you mean 'alpha'"), (dict(alpha="statik"), "unknown alpha policy 'statik'. Did you mean 'static'"),
-    (dict(p=2), r"p must lie in \[0, 1\]"), (dict(epochs=0), "epochs must be positive"), (dict(alpha=(0, 1.2)), "alpha must be"),
+    (dict(p=2), r"p must lie in \[0, 1\]"), (dict(epochs=0), "epochs must be a whole number above 0"), (dict(alpha=(0, 1.2)), "alpha must be"),
     (dict(zoo=("Smal",)), "unknown backbone 'Smal'. Did you mean 'Small'"), (dict(fill="zeros"), "unknown fill 'zeros'")])
 def test_wrong_parameters_stop_before_anything_is_made(lab, change, message):
     with pytest.raises(ValueError, match=message):
