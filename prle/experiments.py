@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['FURTHER', 'PRESETS', 'MASKS', 'ALPHAS', 'ROOT_FOLDERS', 'IDENTITY', 'THRESHOLDS', 'BINS', 'Backbone', 'Preset',
-           'FusionConfig', 'RunConfig', 'data_sets', 'data_fingerprint', 'Lab', 'detector_run', 'load_detector',
-           'scores', 'target_run', 'target_scores', 'train_faces', 'attention_run', 'maps_run', 'fusion_run',
-           'fused_maps', 'attention', 'statistics_run', 'masked_run', 'masked_scores']
+           'FusionConfig', 'RunConfig', 'data_sets', 'data_fingerprint', 'Lab', 'train_run', 'detector_run',
+           'load_detector', 'scores', 'target_run', 'target_scores', 'train_faces', 'attention_run', 'maps_run',
+           'fusion_run', 'fused_maps', 'attention', 'statistics_run', 'masked_run', 'masked_scores']
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-2
-import re, shutil
+import copy, json, re, shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
@@ -81,6 +82,15 @@ PRESETS = dict(
 "The sizes that every notebook can be run at."
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-8
+def _build(kind: type, given: dict): # an instance of `kind`
+    "A dataclass from what was read; `ValueError` for an unknown name, and for a word where a number belongs."
+    if not isinstance(given, dict): raise ValueError(f"a {kind.__name__} reads as names and values, not {given!r}.")
+    types = {f.name: f.type for f in fields(kind)}
+    for name in given: check_choice(name, types, "parameter")
+    try: return kind(**{k: float(v) if types[k] is float and isinstance(v, str) else v for k, v in given.items()}) # YAML reads 2e-3 as a word
+    except TypeError as e: raise ValueError(f"{kind.__name__}: {e}") from e
+
+# %% ../nbs/10_experiments.ipynb #10-experiments-9
 @dataclass(frozen=True)
 class FusionConfig:
     "How the zoo's maps become one (Eq. 6-8)."
@@ -97,7 +107,7 @@ class FusionConfig:
     def __str__(self): # "neighbour", "mean,tau=0.1"
         return ",".join([self.method, *(f"{f.name}={v:g}" for f in fields(self)[1:] if (v := getattr(self, f.name)) != f.default)])
 
-# %% ../nbs/10_experiments.ipynb #10-experiments-10
+# %% ../nbs/10_experiments.ipynb #10-experiments-11
 MASKS = dict(primary=PrimaryRegionMask, random=RandomMask, landmark=LandmarkMask)
 ALPHAS = dict(dynamic=(0.0, 1.0), static=(1.0, 1.0))
 "The paper's alpha, and Table VII's without dynamic exploitation: the fused map as a binary mask (Eq. 4)."
@@ -107,6 +117,8 @@ class RunConfig:
     "One training: detector, manipulation, mask and recipe; `ValueError` names the valid values."
     detector: str # of the registry
     subset: str # manipulation it is trained on, or "all"
+    preset: str = "mini" # size of the faces, and the zoo that localizes
+    data: str = "" # as in `data_sets`; "": the preset's mini benchmark
     width: float = 1.0
     pretrained: bool = False
     options: dict = field(default_factory=dict) # of the detector's constructor
@@ -119,9 +131,16 @@ class RunConfig:
     recipe: TrainConfig = TrainConfig()
 
     def __post_init__(self):
+        check_choice(self.detector, list_detectors(), "detector")
         check_choice(self.mask, ["none", *MASKS], "mask")
+        for name, kind in (("fusion", FusionConfig), ("recipe", TrainConfig)):
+            if not isinstance(getattr(self, name), kind): object.__setattr__(self, name, _build(kind, getattr(self, name)))
+        for name in ("zoo", "alpha"):
+            if isinstance(getattr(self, name), list): object.__setattr__(self, name, tuple(getattr(self, name)))
         if isinstance(self.alpha, str): check_choice(self.alpha, ALPHAS, "alpha policy")
         PrimaryRegionMask(self.p, self.range, self.fill) # checks all three
+        if not self.width > 0: raise ValueError(f"width must be positive, not {self.width}.")
+        for name in self.zoo: PRESETS[check_choice(self.preset, PRESETS, "preset")].backbone(name)
 
     @property
     def range(self) -> tuple[float, float]:
@@ -136,10 +155,31 @@ class RunConfig:
     def key(self) -> dict:
         "What the weights depend on besides data and quantile maps, each thing once."
         key = asdict(self) | dict(alpha=self.range)
-        unused = ("fusion", "zoo", *(() if self.mask == "primary" else ("alpha",)), *(("p", "fill") if self.mask == "none" else ()))
+        unused = ("preset", "data", "fusion", "zoo", *(() if self.mask == "primary" else ("alpha",)), *(("p", "fill") if self.mask == "none" else ()))
         return {k: v for k, v in key.items() if k not in unused}
 
-# %% ../nbs/10_experiments.ipynb #10-experiments-13
+    def __str__(self): # YAML
+        return yaml.safe_dump(json.loads(json.dumps(asdict(self))), sort_keys=False)
+
+    def write(
+        self,
+        path: str | Path, # file.yaml or file.json
+    ) -> Path:
+        "Write it down, as JSON if the file is called so, else as YAML."
+        with atomic_path(path) as tmp: tmp.write_text(json.dumps(asdict(self), indent=2) if Path(path).suffix == ".json" else str(self), encoding="utf-8")
+        return Path(path)
+
+    @classmethod
+    def read(
+        cls,
+        path: str | Path, # file with YAML or JSON; what it leaves out has its default
+    ) -> "RunConfig":
+        "Read what `write` has written, or what a person has. `ValueError` about syntax, names and values."
+        try: given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) # JSON is YAML
+        except yaml.YAMLError as e: raise ValueError(f"{path} is neither YAML nor JSON ({e}).") from e
+        return _build(cls, given)
+
+# %% ../nbs/10_experiments.ipynb #10-experiments-15
 ROOT_FOLDERS = {"DFDC": "dfdc", "DF-1.0": "df-1.0", "Celeb-DF": "celeb-df"}
 "The target sets of real data, and their folders beside `ff++`."
 
@@ -164,7 +204,7 @@ def data_fingerprint(
     rows = manifest.assign(landmarks=[digest(p.tolist()) for p in manifest.landmarks], bytes=[(root/p).stat().st_size for p in manifest.path])
     return digest(rows.to_csv(index=False))
 
-# %% ../nbs/10_experiments.ipynb #10-experiments-14
+# %% ../nbs/10_experiments.ipynb #10-experiments-16
 class Lab:
     "The steps behind the tables, on one preset's data: each made once and kept in the run store."
     def __init__(
@@ -177,9 +217,24 @@ class Lab:
     ):
         self.name, self.preset = preset, PRESETS[check_choice(preset, PRESETS, "preset")]
         if data is None and self.preset.people is None: raise ValueError(f"the preset {preset!r} needs real data; the presets smoke and mini make their own.")
-        self.outputs = Path(outputs or outputs_dir())
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.store, self._sets, self._opened = RunStore(self.outputs/"runs", say), data and data_sets(data), {}
+        self.outputs, self.data = Path(outputs or outputs_dir()).absolute(), str(Path(data).absolute()) if data else ""
+        self.store, self._sets, self._device, self._opened = RunStore(self.outputs/"runs", say), data_sets(self.data) if data else None, device, {}
+
+    @property
+    def device(self) -> str:
+        "Where detectors run: what was asked for, or a GPU where there is one."
+        return self._device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    def dry(self) -> "Lab":
+        "A twin whose store makes nothing, but notes in its `tasks` what it is asked for."
+        self.fingerprint # read the data once, not again in the twin
+        twin = copy.copy(self)
+        twin.store = RunStore(self.store.root, dry=True)
+        return twin
+
+    def __getstate__(self) -> dict:
+        "What a task takes to another process: not the tables, which it reads there, and no store, which has none to ask."
+        return {k: v for k, v in self.__dict__.items() if k not in ("manifest", "store")} | dict(_opened={})
 
     @cached_property
     def _benchmark(self) -> Path:
@@ -231,9 +286,9 @@ class Lab:
         b = self.preset.backbone(backbone)
         check_choice(subset, [*self.subsets, "all"], "manipulation")
         free, steps = ([f.name for f in fields(c)] for c in (RunConfig, TrainConfig))
-        for name in changes: check_choice(name, [n for n in (*free, *steps) if n not in ("detector", "subset", "recipe", "seed")], "parameter")
+        for name in changes: check_choice(name, [n for n in (*free, *steps) if n not in ("detector", "subset", "preset", "data", "recipe", "seed")], "parameter")
         recipe = TrainConfig(**{**self.preset.recipe, **b.recipe, "balance": subset == "all", "seed": seed, **{k: v for k, v in changes.items() if k in steps}})
-        given = dict(width=b.width, pretrained=b.pretrained, options={**size_option(b.name, self.preset.size), **b.options})
+        given = dict(preset=self.name, data=self.data, width=b.width, pretrained=b.pretrained, options={**size_option(b.name, self.preset.size), **b.options})
         return RunConfig(b.name, subset, recipe=recipe, **{**given, **{k: v for k, v in changes.items() if k in free}})
 
     def zoo(
@@ -261,7 +316,7 @@ class Lab:
         "All faces that detectors are tested on: the rows of their scores, whatever they were trained on."
         return select(self.source(split)[0], "test")
 
-# %% ../nbs/10_experiments.ipynb #10-experiments-16
+# %% ../nbs/10_experiments.ipynb #10-experiments-18
 def _score(detector: Detector, faces: FaceDataset, rows: pd.DataFrame, lab: Lab, tmp: Path):
     p_fake = predict(detector, faces, lab.preset.recipe["batch"], lab.device, lab.preset.recipe.get("workers", 0))
     if not np.isfinite(p_fake).all(): raise FloatingPointError(f"the score of {rows.path.iloc[int(np.flatnonzero(~np.isfinite(p_fake))[0])]} is no number")
@@ -281,34 +336,42 @@ def _train_and_score(lab: Lab, config: RunConfig, quantiles: Path | None, label:
         _score(detector, FaceDataset(test := lab.test_faces()), test, lab, tmp)
     for folder in tmp.glob("checkpoint-*"): shutil.rmtree(folder)
 
-def _variant(config: RunConfig, usual: RunConfig) -> list[str]:
-    "What a run's label says beyond backbone, manipulation, mask and seed: same key, same label."
-    old, new = (c.key() | c.key()["recipe"] for c in (usual, config))
-    text = lambda v: "..".join(f"{x:g}" for x in v) if isinstance(v, tuple) else str(v)
-    parts = [f"{k}={text(v)}" for k, v in new.items() if k != "recipe" and v != old[k]]
-    if config.mask == "primary": parts = [*_masks_from(config.fusion, config.zoo), *parts]
-    return [re.sub(r"[^\w.,+=-]", "", part) for part in parts]
-
 def _masks_from(fusion: FusionConfig, zoo: tuple[str, ...]) -> list[str]:
     "What a label says of a fusion and a zoo that are not the usual ones."
     return [str(fusion)] * (fusion != FusionConfig()) + ["+".join(zoo)] * bool(zoo)
+
+def _label(lab: Lab, config: RunConfig) -> str:
+    "What a run is called: backbone, manipulation, mask, what is not as usual, seed. Same key, same label."
+    names = {b.name: name for name, b in lab.preset.backbones.items()} | {name: table for table, name in FURTHER.items()}
+    name, seed = names.get(config.detector, config.detector), config.recipe.seed
+    old, new = (c.key() | c.key()["recipe"] for c in (lab.config(name, config.subset, seed, mask=config.mask), config))
+    text = lambda v: "..".join(f"{x:g}" for x in v) if isinstance(v, tuple) else str(v)
+    parts = [f"{k}={text(v)}" for k, v in new.items() if k != "recipe" and v != old[k]]
+    if config.mask == "primary": parts = [*_masks_from(config.fusion, lab.zoo(config.zoo)), *parts]
+    return "-".join([name, config.subset, config.mask, *(re.sub(r"[^\w.,+=-]", "", part) for part in parts), f"s{seed}"])
+
+def train_run(
+    lab: Lab, # preset, data and store
+    config: RunConfig, # of that preset and data
+) -> Run: # model.safetensors, history.parquet, scores.parquet
+    "A trained and scored detector (Algorithm 1); \"primary\" masks make the zoo and its maps first."
+    check_choice(config.subset, [*lab.subsets, "all"], "manipulation")
+    maps = fusion_run(lab, config.subset, config.recipe.seed, config.fusion, config.zoo) if config.mask == "primary" else None
+    label, key = _label(lab, config), dict(config.key(), data=lab.fingerprint, quantiles=maps and maps.key)
+    return lab.store.get("detectors", label, key, lambda tmp: _train_and_score(lab, config, maps and maps.path/"quantiles", label, tmp), resume=True)
 
 def detector_run(
     lab: Lab, # preset, data and store
     backbone: str, # of the preset, or any detector of the registry
     subset: str, # manipulation to train on, or "all"
-    mask: str = "none", # "none" or one of `MASKS`; "primary" makes the zoo and its maps first
+    mask: str = "none", # "none" or one of `MASKS`
     seed: int = 0, # of the run, and of the zoo behind its masks
     fusion: FusionConfig = FusionConfig(), # how the zoo's maps become one
     zoo: tuple[str, ...] = (), # backbones that localize; none named: all of the preset
     **changes, # other fields of `RunConfig` and `TrainConfig`: alpha="static", gamma=0.5, ...
-) -> Run: # model.safetensors, history.parquet, scores.parquet
-    "A trained and scored detector (Algorithm 1)."
-    config = lab.config(backbone, subset, seed, mask=mask, fusion=fusion, zoo=lab.zoo(zoo), **changes)
-    maps = fusion_run(lab, subset, seed, fusion, zoo) if mask == "primary" else None
-    label = "-".join([backbone, subset, mask, *_variant(config, lab.config(backbone, subset, seed, mask=mask)), f"s{seed}"])
-    key = dict(config.key(), data=lab.fingerprint, quantiles=maps and maps.key)
-    return lab.store.get("detectors", label, key, lambda tmp: _train_and_score(lab, config, maps and maps.path/"quantiles", label, tmp), resume=True)
+) -> Run: # as `train_run`
+    "The preset's training of a backbone, with what is named changed."
+    return train_run(lab, lab.config(backbone, subset, seed, mask=mask, fusion=fusion, zoo=tuple(zoo), **changes))
 
 def load_detector(
     run: Run, # of a detector
@@ -326,7 +389,7 @@ def scores(
     "The scores of all test faces."
     return pd.read_parquet(run.path/"scores.parquet")
 
-# %% ../nbs/10_experiments.ipynb #10-experiments-17
+# %% ../nbs/10_experiments.ipynb #10-experiments-19
 def _name(run: Run) -> str:
     "A run's label."
     return run.path.name.rsplit("-", 1)[0]
@@ -349,7 +412,7 @@ def target_scores(
     "The scores of a detector on a target set."
     return scores(target_run(lab, run, target))
 
-# %% ../nbs/10_experiments.ipynb #10-experiments-19
+# %% ../nbs/10_experiments.ipynb #10-experiments-21
 def train_faces(
     lab: Lab, # preset and data
     subset: str, # manipulation, or "all"
@@ -386,7 +449,7 @@ def maps_run(
     "The attention maps of a detector of the zoo."
     return attention_run(lab, detector_run(lab, backbone, subset, seed=seed), split, subset if split in ("train", "val") else "all")
 
-# %% ../nbs/10_experiments.ipynb #10-experiments-20
+# %% ../nbs/10_experiments.ipynb #10-experiments-22
 def _fusion_key(lab, subset, seed, fusion, zoo, split="train") -> tuple[list[Path], dict]:
     "The stores of the zoo's maps, and the configuration of what is made from them."
     runs = [maps_run(lab, b, subset, seed, split) for b in lab.zoo(zoo) or lab.preset.backbones]
@@ -406,7 +469,7 @@ def fusion_run(
     make = lambda tmp: quantile_store(stores, _faces(lab, subset, split).path.tolist(), tmp/"quantiles", size, **asdict(fusion))
     return lab.store.get("fusions", label, config, make)
 
-# %% ../nbs/10_experiments.ipynb #10-experiments-21
+# %% ../nbs/10_experiments.ipynb #10-experiments-23
 def _batches(stores: list[Path], fusion: FusionConfig, size: int, rows: np.ndarray | None, batch: int) -> Iterator[torch.Tensor]:
     maps = [np.load(store, mmap_mode="r") for store in stores]
     rows = np.arange(len(maps[0])) if rows is None else np.asarray(rows)
@@ -425,7 +488,7 @@ def fused_maps(
     "The fused maps themselves, for pictures and statistics."
     return _batches(_fusion_key(lab, subset, seed, fusion, zoo, split)[0], fusion, lab.preset.size, rows, batch)
 
-# %% ../nbs/10_experiments.ipynb #10-experiments-23
+# %% ../nbs/10_experiments.ipynb #10-experiments-25
 IDENTITY = FusionConfig("mean", tau=0.0)
 "The fusion that leaves a single map as it is."
 
@@ -439,7 +502,7 @@ def attention(
     "The attention maps of one detector in the size of the faces."
     return _batches([attention_run(lab, run, split).path/"maps.npy"], IDENTITY, lab.preset.size, rows, batch)
 
-# %% ../nbs/10_experiments.ipynb #10-experiments-25
+# %% ../nbs/10_experiments.ipynb #10-experiments-27
 THRESHOLDS, BINS = (0.0, 0.3), 50
 
 def _statistics(maps: Iterator[torch.Tensor], rows: pd.DataFrame, tmp: Path):
@@ -463,7 +526,7 @@ def statistics_run(
     label = "-".join([subset, str(fusion), *lab.zoo(zoo), f"s{seed}"])
     return lab.store.get("statistics", label, config, lambda tmp: _statistics(fused_maps(lab, subset, seed, fusion, zoo), train_faces(lab, subset), tmp))
 
-# %% ../nbs/10_experiments.ipynb #10-experiments-27
+# %% ../nbs/10_experiments.ipynb #10-experiments-29
 def _masked_faces(rows: pd.DataFrame, quantiles: Path, alpha: float, fill: str) -> FaceDataset:
     policy, place = PrimaryRegionMask(1.0, fill=fill), torch.zeros(3, dtype=torch.float64)
     def mask(item):

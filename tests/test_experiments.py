@@ -97,7 +97,7 @@ def test_keys_follow_what_a_run_depends_on(lab):
 
 
 def test_same_configuration_same_scores_other_seed_other_scores(lab, tmp_path):
-    other = Lab("tiny", data=lab._sets[0], outputs=tmp_path / "elsewhere", say=lambda line: None)
+    other = Lab("tiny", data=lab.data, outputs=tmp_path / "elsewhere", say=lambda line: None)
     first, second, seed = detector_run(lab, "Small", "A", mask="random"), detector_run(other, "Small", "A", mask="random"), detector_run(lab, "Small", "A", mask="random", seed=1)
     assert first.key == second.key and first.path != second.path
     assert np.array_equal(scores(first).p_fake, scores(second).p_fake) and not np.array_equal(scores(first).p_fake, scores(seed).p_fake)
