@@ -470,7 +470,7 @@ def fusion_run(
     return lab.store.get("fusions", label, config, make)
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-23
-def _batches(stores: list[Path], fusion: FusionConfig, size: int, rows: np.ndarray | None, batch: int) -> Iterator[torch.Tensor]:
+def _batches(stores: list[Path], fusion: FusionConfig, size: int, rows: np.ndarray | None = None, batch: int = 64) -> Iterator[torch.Tensor]:
     maps = [np.load(store, mmap_mode="r") for store in stores]
     rows = np.arange(len(maps[0])) if rows is None else np.asarray(rows)
     for i in range(0, len(rows), batch): yield fuse(torch.stack([upsample_maps(m[rows[i:i + batch]], (size, size)) for m in maps], 1), **asdict(fusion))
@@ -522,9 +522,9 @@ def statistics_run(
     zoo: tuple[str, ...] = (), # backbones that localize; none named: all of the preset
 ) -> Run: # shares.parquet, a row a face; histogram.npy (BINS,) pixels by attention value
     "How much of each face the maps cover, and how their values are distributed."
-    config = _fusion_key(lab, subset, seed, fusion, zoo)[1]
+    stores, config = _fusion_key(lab, subset, seed, fusion, zoo)
     label = "-".join([subset, str(fusion), *lab.zoo(zoo), f"s{seed}"])
-    return lab.store.get("statistics", label, config, lambda tmp: _statistics(fused_maps(lab, subset, seed, fusion, zoo), train_faces(lab, subset), tmp))
+    return lab.store.get("statistics", label, config, lambda tmp: _statistics(_batches(stores, fusion, lab.preset.size), lab.train_faces(subset), tmp))
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-29
 def _masked_faces(rows: pd.DataFrame, quantiles: Path, alpha: float, fill: str) -> FaceDataset:

@@ -338,7 +338,7 @@ def test_what_needs_a_diverged_run_is_blocked_and_the_rest_is_planned(tmp_path):
     graph(dry)
     plan = planned(dry)
     assert plan.action.tolist() == ["failed", "make", "make", "blocked", "make", "make", "blocked", "blocked", "blocked"]
-    assert plan.reason[0] == "the loss became nan" and plan.reason[3].startswith("needs detectors/X-DF-none-")
+    assert plan.reason[0] == "the loss became nan" and plan.reason[8] == f"needs {plan.kind[0]}/{plan.label[0]}-{plan.key[0]}, which failed: the loss became nan"
     assert "9 runs: 0 reused, 1 failed, 4 blocked, 4 to make" in plan_text(plan)
 
 
@@ -522,7 +522,7 @@ def test_a_plan_estimates_from_the_nearest_runs(tmp_path):
     dry.get("maps", "X-NT", dict(label="X-NT"), make_answer)
     plan = planned(dry)
     assert plan.seconds[:2].tolist() == [200, 300] and np.isnan(plan.seconds[2])
-    assert plan_text(plan).endswith("3 to make in about 8 min, and 1 runs like none before.")
+    assert plan_text(plan).endswith("3 to make in about 8 min, 1 of them like none before.")
 
 
 def test_resumed_runs_do_not_count_as_quick():
