@@ -6,7 +6,7 @@
 __all__ = ['STORE_ERRORS', 'COLUMNS', 'code_modules', 'code_digest', 'code_difference', 'process_start', 'this_process', 'who',
            'Claim', 'check_run', 'Run', 'RunFailed', 'say_misses', 'estimate', 'set_aside', 'forget_failure', 'Task',
            'needs_text', 'task_inputs', 'RunStore', 'planned', 'seconds_text', 'plan_text', 'list_runs', 'bytes_text',
-           'runs_text', 'record_runs', 'recorded_runs', 'needs', 'reachable', 'prune']
+           'runs_text', 'find_run', 'record_runs', 'recorded_runs', 'needs', 'reachable', 'prune']
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-2
 import errno, json, os, re, shutil, socket, statistics, threading, time, traceback, uuid
@@ -335,8 +335,12 @@ def _by_key(root: Path) -> dict[str, list[str]]:
 
 def _nearest(label: str, config: dict, past: list[tuple[str, dict, dict]]) -> str:
     "Why a run is not there: what sets it apart from the nearest one of the same label."
-    differ = [sorted(k for k in config | o if config.get(k) != o.get(k)) for name, o, _ in past if name == label]
-    return f"differs from the nearest in {', '.join(min(differ, key=len))}" if differ else "not made yet"
+    here, differ = _leaves(config), []
+    for name, other, _ in past:
+        there = _leaves(other) if name == label else here
+        if changed := {re.sub(r"\.\d+", "", k) for k in here | there if here.get(k, "") != there.get(k, "")}: differ.append(sorted(changed))
+    nearest = min(differ, key=len, default=[])
+    return "the data have changed" if nearest == ["data"] else f"differs from the nearest in {', '.join(nearest)}" if nearest else "not made yet"
 
 def _reason(path: Path, config: dict, past: list[tuple[str, dict, dict]]) -> str:
     "Why a run has to be made."
@@ -661,7 +665,22 @@ def runs_text(
     total = f"{len(runs)} runs ({states or 'none'}), {bytes_text(runs['bytes'].sum())}; {(runs.code != '').sum()} made by other code."
     return _text(shown, total)
 
-# %% ../nbs/09a_runs.ipynb #09a-runs-52
+# %% ../nbs/09a_runs.ipynb #09a-runs-51
+def find_run(
+    root: str | Path, # folder of all runs
+    name: str, # of a finished run as `runs_text` prints it, or less of it; or its folder
+    kind: str | None = None, # only of this kind
+) -> Path: # its folder
+    "The one run that is meant; `ValueError` if none or several are."
+    if (Path(name)/"config.json").exists(): return Path(name)
+    runs = list_runs(root, kind)
+    names = (runs.kind + "/" + runs.label + "-" + runs.key)[runs.state == "finished"].tolist()
+    found = [n for n in names if n.startswith(name) or n.split("/")[1].startswith(name)]
+    if len(found) == 1: return Path(root)/found[0]
+    if not found: check_choice(name, names, "run")
+    raise ValueError(f"{name!r} may be {', '.join(found[:5])}{' or others' if len(found) > 5 else ''}; say more of the name.")
+
+# %% ../nbs/09a_runs.ipynb #09a-runs-54
 def record_runs(
     outputs: str | Path, # folder of all outputs
     name: str, # what needs them
@@ -692,7 +711,7 @@ def needs(
     for name in found: keys.setdefault(name.rsplit("-", 1)[1], []).append(name)
     return {name: _inputs(_config(p), keys) for name, p in found.items()}
 
-# %% ../nbs/09a_runs.ipynb #09a-runs-53
+# %% ../nbs/09a_runs.ipynb #09a-runs-55
 def reachable(
     needed: dict[str, list[str]], # from `needs`
     keep: Iterable[str], # names to start from
@@ -715,7 +734,7 @@ def _delete(path: Path) -> bool: # False: another process holds it
     claim.remove()
     return True
 
-# %% ../nbs/09a_runs.ipynb #09a-runs-55
+# %% ../nbs/09a_runs.ipynb #09a-runs-57
 def prune(
     root: str | Path, # folder of all runs
     keep: Iterable[str], # names "kind/label-hash" that are needed: of a dry store, of `recorded_runs`
