@@ -73,6 +73,16 @@ def test_runs_are_listed_and_what_nothing_needs_goes(lab, prle):
     assert "unknown kind of run 'detector'. Did you mean 'detectors'" in prle("runs", "--kind", "detector")[2]
 
 
+def test_a_byte_that_changed_is_found_when_all_are_compared(lab, prle):
+    run = detector_run(lab, "Small", "A")
+    assert prle("runs", "check")[0] == 0
+    bytes_ = bytearray((run.path / "model.safetensors").read_bytes())
+    bytes_[-1] ^= 1
+    (run.path / "model.safetensors").write_bytes(bytes_)
+    code, text, _ = prle("runs", "check")
+    assert code == 1 and "corrupt" in text and "model.safetensors has changed since it was written" in text and prle("runs")[0] == 0
+
+
 def test_train_evaluate_localize(lab, prle, tmp_path):
     code, text, _ = prle("train", "Small", "A", "--mask", "primary", "--set", "alpha=static", "lr=1e-3", "zoo=[Other]", "--seed", "3")
     assert code == 0 and "auc" in text

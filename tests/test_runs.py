@@ -281,11 +281,11 @@ def test_other_code_is_named(tmp_path):
     assert silent(tmp_path).names(other_code=True) == []
 
 
-def test_code_digest_changes_with_the_code(tmp_path, monkeypatch):
-    before = runs.code_digest()
+def test_the_fingerprint_changes_with_the_code(tmp_path, monkeypatch):
+    before = runs.code_modules()
     (tmp_path / "__init__.py").write_text("")
     monkeypatch.setattr(runs.prle, "__file__", str(tmp_path / "__init__.py"))
-    assert runs.code_digest() != before and list(runs.code_modules()) == ["__init__"]
+    assert digest(runs.code_modules()) != digest(before) and list(runs.code_modules()) == ["__init__"]
 
 
 def test_a_failure_is_noted_and_tried_again(tmp_path):
