@@ -23,11 +23,11 @@ paper: setup
 test: setup
 	$(BIN)/ruff check nbs tests setup.py
 	OMP_NUM_THREADS=1 PRLE_QUIET=1 $(BIN)/nbdev_test --n_workers 2
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # with nothing else running; the results stay in the notebooks
 bench: setup
-	for name in faces datasets detectors localization fusion masking engines; do \
+	for name in faces datasets detectors localization fusion masking metrics trainer engines; do \
 	  PRLE_QUIET=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/bench/$$name.ipynb && $(BIN)/nbdev_clean --fname nbs/bench/$$name.ipynb || exit 1; \
 	done
 

@@ -87,13 +87,16 @@ def _needed(outputs: Path) -> set[str]:
     return recorded_runs(outputs).union(*(plan(Lab(name, outputs=outputs), list(NOTEBOOKS)).store.names() for name in here))
 
 def _runs(args) -> int:
-    from prle.runs import list_runs, prune, runs_text
+    from prle.runs import damaged_runs, list_runs, prune, runs_text
     outputs = Path(args.outputs or outputs_dir())
-    if args.what == "list": print(runs_text(list_runs(outputs/"runs", args.kind, args.match, dict(stale=True, current=False).get(args.code))))
-    else:
+    if args.what == "prune":
         print(runs_text(prune(outputs/"runs", _needed(outputs), args.delete)))
-        print("Deleted." if args.delete else "Nothing was deleted; --delete does.")
-    return 0
+        print("Deleted." if args.delete else f"Nothing was deleted; --delete does. What `prle train` made is needed as long as its note lies in {outputs/'plans'}.")
+        return 0
+    runs = list_runs(outputs/"runs", args.kind, args.match, dict(stale=True, current=False).get(args.code))
+    if args.what == "check": runs = damaged_runs(outputs/"runs", runs)
+    print(runs_text(runs))
+    return int(args.what == "check" and len(runs) > 0)
 
 # %% ../nbs/13_cli.ipynb #13-cli-9
 def _settings(words: list[str]) -> dict:
@@ -176,8 +179,8 @@ def _add_runs(commands):
     plan = commands.add_parser("plan", help="what tables and figures need: what is there, what would be made, why, and in what time")
     _add_notebook_options(plan)
     plan.set_defaults(run=_plan)
-    runs = commands.add_parser("runs", help="list all runs, or delete what nothing needs")
-    runs.add_argument("what", nargs="?", default="list", choices=["list", "prune"])
+    runs = commands.add_parser("runs", help="list all runs; compare every byte with what was written; or delete what nothing needs")
+    runs.add_argument("what", nargs="?", default="list", choices=["list", "check", "prune"], help="(default %(default)s); exit code 1 if check finds damage")
     runs.add_argument("--kind", help="list only detectors, maps, fusions, ...")
     runs.add_argument("--match", help="list only labels in which this regular expression occurs")
     runs.add_argument("--code", choices=["stale", "current"], help="list only what other code than the present one has made, or only the rest")
