@@ -144,6 +144,7 @@ class RunConfig:
         if isinstance(self.alpha, str): check_choice(self.alpha, ALPHAS, "alpha policy")
         PrimaryRegionMask(self.p, self.range, self.fill) # checks all three
         if not self.width > 0: raise ValueError(f"width must be positive, not {self.width}.")
+        if not isinstance(self.pretrained, bool): raise ValueError(f"pretrained must be True or False, not {self.pretrained!r}.")
         preset = PRESETS[check_choice(self.preset, PRESETS, "preset")]
         for name in self.zoo: preset.backbone(name)
 
@@ -159,7 +160,8 @@ class RunConfig:
 
     def key(self) -> dict:
         "What the weights depend on besides data and quantile maps, each thing once."
-        key = asdict(self) | dict(alpha=self.range)
+        recipe = {k: v for k, v in asdict(self.recipe).items() if k != "workers" and (k != "gamma" or self.mask != "none")}
+        key = asdict(self) | dict(alpha=self.range, recipe=recipe)
         unused = ("preset", "data", "fusion", "zoo", *(() if self.mask == "primary" else ("alpha",)), *(("p", "fill") if self.mask == "none" else ()))
         return {k: v for k, v in key.items() if k not in unused}
 
@@ -224,6 +226,8 @@ class Lab:
         if data is None and self.preset.people is None: raise ValueError(f"the preset {preset!r} needs real data; the presets smoke and mini make their own.")
         self.outputs, self.data = Path(outputs or outputs_dir()).absolute(), str(Path(data).absolute()) if data else ""
         self.store, self._sets, self._device, self._opened = RunStore(self.outputs/"runs", say), data_sets(self.data) if data else None, device, {}
+        absent = [name for name in ROOT_FOLDERS if (Path(self.data)/"ff++").is_dir() and name not in self.targets]
+        if absent: say(f"NOTE {self.data} has no manifest of {', '.join(absent)}: tables and figures go without.")
 
     @property
     def device(self) -> str:
@@ -361,6 +365,8 @@ def train_run(
     config: RunConfig, # of that preset and data
 ) -> Run: # model.safetensors, history.parquet, scores.parquet, run.yaml
     "A trained and scored detector (Algorithm 1); \"primary\" masks make the zoo and its maps first."
+    if (config.preset, config.data) != (lab.name, lab.data):
+        raise ValueError(f"the configuration is for the preset {config.preset} on {config.data or 'its own data'}, the lab is another.")
     check_choice(config.subset, [*lab.subsets, "all"], "manipulation")
     maps = fusion_run(lab, config.subset, config.recipe.seed, config.fusion, config.zoo) if config.mask == "primary" else None
     label, key = _label(lab, config), dict(config.key(), data=lab.fingerprint, quantiles=maps and maps.key)
@@ -529,6 +535,7 @@ def statistics_run(
 ) -> Run: # shares.parquet, a row a face; histogram.npy (BINS,) pixels by attention value
     "How much of each face the maps cover, and how their values are distributed."
     stores, config = _fusion_key(lab, subset, seed, fusion, zoo)
+    config |= dict(thresholds=THRESHOLDS, bins=BINS)
     label = "-".join([subset, str(fusion), *lab.zoo(zoo), f"s{seed}"])
     return lab.store.get("statistics", label, config, lambda tmp: _statistics(_batches(stores, fusion, lab.preset.size), lab.train_faces(subset), tmp))
 

@@ -235,7 +235,7 @@ def _explained(e: BaseException, path: Path) -> BaseException:
 class Run(NamedTuple):
     "A run: finished, or planned."
     path: Path # its folder; does not exist yet if it is only planned
-    key: str # the hash of its configuration
+    key: str # the hash of its kind and configuration
     reused: bool # whether it was there already
 
 class RunFailed(RuntimeError):
@@ -509,7 +509,7 @@ class RunStore:
         resume: bool = False, # whether `make` can go on from what an earlier attempt left in the folder
     ) -> Run:
         "The run of this configuration: the one that is there, or else made now. Says which and why. `RunFailed` if it diverges, `OSError` if the store is full or closed."
-        path = self.root/kind/f"{_check_label(label)}-{(key := digest(config))}"
+        path = self.root/kind/f"{_check_label(label)}-{(key := digest([kind, config]))}"
         known = path in self.used and (path/"config.json").exists()
         fault = None if known else _fault(path)
         if self.dry and path not in self.used: self.tasks.append(Task(path, config, make, resume, fault))

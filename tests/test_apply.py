@@ -171,6 +171,7 @@ def test_run_configurations_are_written_and_read(lab, tmp_path):
     ("detector: xception\nsubset: DF\nrecipe: {lrr: 1}", "unknown parameter 'lrr'. Did you mean 'lr'"), ("detector: xception\nsubset: DF\nfusion: {tau: 7}", "tau must lie in"),
     ("detector: xception\nsubset: DF\nwidth: broad", "width must be a number, not 'broad'"), ("detector: [", "neither YAML nor JSON"), ("- a", "reads as names and values"),
     ("detector: xception\nsubset: DF\npreset: midi", "unknown preset 'midi'. Did you mean 'mini'"), ("detector: xception\nsubset: DF\nwidth: -1", "width must be positive"),
+    ("detector: xception\nsubset: DF\npretrained: maybe", "pretrained must be True or False"),
     ("detector: xception\nsubset: DF\nrecipe: {precision: fp8}", "unknown precision 'fp8'"), ("detector: xception\nsubset: DF\nzoo: [Xcep]", "Did you mean 'Xception'")])
 def test_wrong_configurations_say_what_is_wrong(tmp_path, text, message):
     (tmp_path / "a.yaml").write_text(text)

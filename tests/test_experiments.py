@@ -10,7 +10,7 @@ import torch
 
 from prle.core import read_json
 from prle.experiments import (FURTHER, IDENTITY, PRESETS, Backbone, FusionConfig, Lab, Preset, RunConfig, attention, data_sets, detector_run, fused_maps, fusion_run, load_detector,
-                              maps_run, masked_scores, scores, statistics_run, target_run, target_scores, train_faces)
+                              maps_run, masked_scores, scores, statistics_run, target_run, target_scores, train_faces, train_run)
 from prle.runs import RunFailed
 from prle.trainer import predict
 from prle.datasets import FaceDataset, select
@@ -132,6 +132,8 @@ def test_what_is_the_same_is_one_run(lab):
     "However it is written, and however much of it a mask does not use."
     same = [dict(mask="none"), dict(mask="none", p=0.2), dict(mask="none", fusion=FusionConfig("mean")), dict(mask="none", alpha="static", fill="noise"), dict(zoo=("Small",))]
     assert len({detector_run(lab, "Small", "A", **s).path for s in same}) == 1
+    same = [dict(gamma=0.5), dict(workers=2), dict()]
+    assert len({detector_run(lab, "Small", "A", **s).path for s in same}) == 1
     same = [dict(zoo=("Small", "Other")), dict(zoo=["Other", "Small"]), dict(zoo=()), dict(alpha=(0, 1)), dict(alpha=[0.0, 1.0])]
     assert len({detector_run(lab, "Small", "A", "primary", **s).path for s in same}) == 1
     other = [dict(zoo=("Other",)), dict(fusion=FusionConfig("mean", tau=0.1)), dict(alpha="static"), dict(gamma=0.5), dict(p=0.2), dict(fill="noise")]
@@ -177,6 +179,14 @@ def test_target_sets_of_real_data(real, lab, tmp_path):
         target_scores(real, run, "celeb-df")
     with pytest.raises(FileNotFoundError, match="no manifest at .*nowhere.*prle forge"):
         data_sets(tmp_path / "nowhere")
+
+
+def test_target_sets_that_are_absent_are_named(real, tmp_path):
+    said = []
+    Lab("tiny", data=tmp_path / "root", outputs=tmp_path / "out", say=said.append)
+    assert len(said) == 1 and said[0].endswith("has no manifest of DFDC, DF-1.0: tables and figures go without.")
+    with pytest.raises(ValueError, match="the configuration is for the preset mini on its own data, the lab is another"):
+        train_run(real, RunConfig("xception", "A"))
 
 
 def test_a_forged_folder_brings_its_target_sets(toy, tmp_path):

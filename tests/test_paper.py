@@ -167,7 +167,7 @@ def test_one_failure_does_not_stop_the_others(smoke, monkeypatch):
     lines = []
     results = reproduce(["table1", "figure7"], "smoke", outputs=smoke[0], say=lines.append)
     assert results["figure7_alpha"] == "done" and results["table1_attended_share"].startswith("FAILED: the reason")
-    monkeypatch.setattr(paper, "reproduce", lambda *a: results)
+    monkeypatch.setattr(paper, "reproduce", lambda *a, **k: results)
     assert cli.main(["reproduce"]) == 1
 
 
