@@ -70,7 +70,7 @@ ALL = ["detectors/a", "detectors/b", "detectors/c", "detectors/masked", "fusions
 def here():
     "Ray on this machine."
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -112,6 +112,18 @@ def test_a_fault_costs_what_needs_it_and_nothing_else(engine, here, tmp_path):
 def test_a_full_disk_ends_it_all(engine, here, tmp_path):
     with pytest.raises(OSError, match="prle runs prune"):
         execute(quiet(tmp_path), asked(tmp_path, faults=dict(a=OSError(errno.ENOSPC, "No space left on device"))), engine)
+
+
+def test_a_run_that_kills_its_worker_is_given_up(here, tmp_path):
+    def die(folder):
+        note(tmp_path, "dies")
+        os.kill(os.getpid(), signal.SIGKILL)
+    dry = RunStore(tmp_path / "runs", dry=True)
+    bad, good = dry.get("detectors", "bad", dict(n=1), die), dry.get("detectors", "good", dict(n=2), train(tmp_path, "good"))
+    dry.get("maps", "bad", dict(detector=bad.key), train(tmp_path, "map"))
+    first, second = execute(quiet(tmp_path), dry, "ray").values()
+    assert first == "its worker died three times (WorkerCrashedError)" and second == f"needs detectors/{bad.path.name}, which failed: {first}"
+    assert good.path.exists() and sum(line == ["dies"] for line in notes(tmp_path)) == 3
 
 
 def test_wrong_engines_are_named():
