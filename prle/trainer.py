@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from .core import check_choice, digest, file_digest, progress, rng, seed_everything, torch_rng
-from .datasets import FaceDataset
+from .datasets import BalancedSampler, FaceDataset
 from .detectors import Detector
 from .detectors.registry import Recipe, evaluating
 from .metrics import auc
@@ -38,6 +38,7 @@ _CHECKS = dict( # field -> what must hold, and how to say so
     accumulate=(lambda x: _whole(x) and x > 0, "a whole number above 0"), lr=(lambda x: _number(x) and x > 0, "a number above 0"),
     weight_decay=(lambda x: _number(x) and x >= 0, "0 or more"), gamma=(lambda x: _number(x) and x >= 0, "0 or more"),
     ema=(lambda x: _number(x) and 0 <= x < 1, "in [0, 1)"), flip=(lambda x: isinstance(x, bool), "True or False"),
+    balance=(lambda x: isinstance(x, bool), "True or False"),
     compile=(lambda x: isinstance(x, bool), "True or False"), seed=(lambda x: _whole(x) and x >= 0, "a whole number of 0 or more"),
     workers=(lambda x: _whole(x) and x >= 0, "a whole number of 0 or more"))
 
@@ -63,6 +64,7 @@ class TrainConfig:
     gamma: float = 1.0 # weight of the masked faces' loss, Eq. 13
     ema: float = 0.95 # decay of the moving average of the weights, per step; 0 keeps the last step's
     flip: bool = True # mirror half of the faces
+    balance: bool = False # as many reals as fakes in each epoch, by `BalancedSampler`
     precision: str = "fp32" # of the network in training: "fp32", "bf16" or "fp16"; weights, losses and scores stay fp32
     compile: bool = False # torch.compile the training step
     seed: int = 0 # of order, flips, masks and dropout
@@ -127,29 +129,33 @@ def epoch_order(
     epoch: int, # counts from 0
     seed: int, # of the run
     parts: int = 1, # that each batch is cut into: processes times `accumulate`
+    sampler: BalancedSampler | None = None, # which faces, in which order; None: all
 ) -> list[list[tuple[int, int]]]: # batches of (epoch, index), the keys of `TrainingFaces`
     "Shuffle the faces and cut them into batches; a last batch with fewer than two faces a part is dropped, which batch normalization could not use."
-    order = rng(seed, "order", epoch).permutation(n).tolist()
-    batches = [[(epoch, i) for i in order[k:k + batch]] for k in range(0, n, batch)]
+    if sampler: sampler.set_epoch(epoch)
+    order = list(sampler) if sampler else rng(seed, "order", epoch).permutation(n).tolist()
+    batches = [[(epoch, i) for i in order[k:k + batch]] for k in range(0, len(order), batch)]
     return batches[:-1] if len(batches[-1]) < 2 * parts else batches
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-16
+# %% ../nbs/09_trainer.ipynb #09-trainer-18
 class BatchParts(Sampler[list]):
     "The parts of each batch that one process computes, one after the other."
     def __init__(
         self,
         n: int, # number of faces
-        config: TrainConfig, # batch, accumulate, seed
+        config: TrainConfig, # batch, accumulate, balance, seed
         rank: int = 0, # of this process
         count: int = 1, # of processes
+        labels=None, # (n,) REAL or FAKE; needed to balance them
     ):
         self.n, self.config, self.rank, self.parts = n, config, rank, count * config.accumulate
+        self.sampler = BalancedSampler(labels, config.seed) if config.balance else None
         self.set_epoch(0)
         if not self.batches: raise ValueError(f"{n} faces are too few to train on {count} processes with accumulate {config.accumulate}: at least two a part are needed.")
 
     def set_epoch(self, epoch: int): # counts from 0
         "Go to another order."
-        self.batches = epoch_order(self.n, self.config.batch, epoch, self.config.seed, self.parts)
+        self.batches = epoch_order(self.n, self.config.batch, epoch, self.config.seed, self.parts, self.sampler)
 
     def __len__(self): return len(self.batches) * self.config.accumulate
 
@@ -157,7 +163,7 @@ class BatchParts(Sampler[list]):
         for batch in self.batches:
             for k in range(self.rank * self.config.accumulate, (self.rank + 1) * self.config.accumulate): yield batch[k::self.parts]
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-19
+# %% ../nbs/09_trainer.ipynb #09-trainer-21
 def face_weights(
     masked: Tensor, # (N,) bool; 1 - q of Eq. 13
     gamma: float = 1.0, # weight of the masked faces
@@ -165,7 +171,7 @@ def face_weights(
     "The weights of the faces in Eq. 13."
     return torch.where(masked, gamma, 1.0)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-21
+# %% ../nbs/09_trainer.ipynb #09-trainer-23
 class Objective(nn.Module):
     "A detector's loss as one module, which can be compiled and copied to several processes; the network in half precision, the loss in full."
     def __init__(
@@ -181,7 +187,7 @@ class Objective(nn.Module):
         with torch.autocast(image.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"): outputs = self.detector.outputs(image)
         return self.detector.loss({k: v.float() if v.is_floating_point() else v for k, v in outputs.items()}, batch)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-23
+# %% ../nbs/09_trainer.ipynb #09-trainer-25
 def to_input(
     image: Tensor, # (N, 3, H, W) uint8
     device: torch.device | str, # where the detector lives
@@ -189,7 +195,7 @@ def to_input(
     "Move a decoded batch to the device, as detectors take it."
     return image.to(device, non_blocking=True).to(memory_format=torch.channels_last).float().div_(255)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-24
+# %% ../nbs/09_trainer.ipynb #09-trainer-26
 @contextmanager
 def _memory_explained(advice: str, **settings):
     "Name the settings that decide how much memory is needed, where it does not suffice."
@@ -197,7 +203,7 @@ def _memory_explained(advice: str, **settings):
     except torch.OutOfMemoryError as e:
         raise torch.OutOfMemoryError(f"too little memory on the device for {', '.join(f'{k}={v}' for k, v in settings.items())}: {advice}. ({e})") from e
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-25
+# %% ../nbs/09_trainer.ipynb #09-trainer-27
 def _loader(faces: Dataset, workers: int, device: torch.device, **batches) -> DataLoader:
     "Decoding processes that stay from epoch to epoch; with a random stream of its own, so that their number does not move the network's."
     return DataLoader(faces, num_workers=workers, persistent_workers=workers > 0, pin_memory=device.type == "cuda", generator=torch.Generator(), **batches)
@@ -214,7 +220,7 @@ def _score(detector: nn.Module, loader: DataLoader, n: int, processes: Processes
     if mine: logits[processes.rank::processes.count] = torch.cat(mine)
     return processes.total(logits).cpu().double().sigmoid().numpy()
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-26
+# %% ../nbs/09_trainer.ipynb #09-trainer-28
 def predict(
     detector: nn.Module, # (N, 3, H, W) in [0, 1] -> (N,) logit
     faces: FaceDataset, # what to score
@@ -227,7 +233,7 @@ def predict(
     processes = Processes(device, accelerator)
     with _memory_explained("lower batch", batch=batch): return _score(detector, _mine(faces, batch, workers, processes), len(faces), processes)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-28
+# %% ../nbs/09_trainer.ipynb #09-trainer-30
 def check_split(
     train_rows: pd.DataFrame, # what will be trained on
     val_rows: pd.DataFrame, # what will choose the checkpoint
@@ -240,7 +246,7 @@ def check_split(
     both = set(train_rows.identity) & set(val_rows.identity)
     if both: raise ValueError(f"in training and validation both: {', '.join(sorted(both)[:5])}. Split by identity.")
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-29
+# %% ../nbs/09_trainer.ipynb #09-trainer-31
 def _steps(config: TrainConfig, detector: nn.Module, steps: int) -> tuple:
     "The optimizer, and the schedule of its learning rate with `steps` an epoch."
     momentum = dict(momentum=0.9) if config.optimizer == "SGD" else {}
@@ -256,7 +262,7 @@ def _to_batch(items: dict, gamma: float, device) -> dict:
     batch = dict(image=to_input(items["image"], device), label=there(items["label"]), weight=face_weights(there(items["masked"]), gamma))
     return batch | (dict(mask=there(items["mask"]).float().div_(255)) if "mask" in items else {})
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-31
+# %% ../nbs/09_trainer.ipynb #09-trainer-33
 class MovingAverage:
     "The exponential moving average of a detector's weights and statistics; begins with the first step's."
     def __init__(
@@ -275,7 +281,7 @@ class MovingAverage:
         if self.copied: torch._foreach_copy_(*map(list, zip(*self.copied)))
         self.begun = True
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-33
+# %% ../nbs/09_trainer.ipynb #09-trainer-35
 class _Training:
     "Everything that changes while a detector is trained."
     def __init__(self, detector: Detector, config: TrainConfig, processes: Processes, steps: int):
@@ -292,7 +298,7 @@ class _Training:
     @property
     def candidate(self) -> Detector: return self.average.module if self.average else self.detector
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-35
+# %% ../nbs/09_trainer.ipynb #09-trainer-37
 def _step(t: _Training):
     "After the gradient of a whole batch."
     t.scaler.step(t.optimizer)
@@ -317,7 +323,7 @@ def _train_epoch(t: _Training, loader: DataLoader, bar) -> float:
             bar.update()
     return t.processes.total(total).item() / t.processes.count / len(batches)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-36
+# %% ../nbs/09_trainer.ipynb #09-trainer-38
 def _validate(t: _Training, loader: DataLoader, labels: np.ndarray) -> float:
     "The AUC of the weights as they would be kept."
     t.processes.align(t.candidate)
@@ -329,7 +335,7 @@ def _check_finite(row: dict, lr: float):
     for name, what in (("loss", "the loss"), ("val_auc", "a score of a validation face")):
         if not math.isfinite(row[name]): raise FloatingPointError(f"{what} became {row[name]} in epoch {row['epoch']}; a lower lr than {lr} may help.")
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-38
+# %% ../nbs/09_trainer.ipynb #09-trainer-40
 def _fingerprint(rows: pd.DataFrame, quantiles: Path | None) -> dict:
     "What tells faces apart: their rows, and the content of a few pictures and quantile maps."
     some = [Path(p) for p in rows.path.iloc[np.unique(np.linspace(0, len(rows) - 1, 16).astype(int))]]
@@ -345,7 +351,7 @@ def _description(t: _Training, train_rows, val_rows, mask, quantiles) -> dict: #
     return dict(config=config, detector=detector, mask=repr(mask), train=_fingerprint(train_rows, quantiles), val=_fingerprint(val_rows, None),
                 processes=t.processes.count, device=t.processes.device.type)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-39
+# %% ../nbs/09_trainer.ipynb #09-trainer-41
 def _which(device: torch.device) -> list: # what a device's random functions have to be told: Apple's are one
     return [] if device.type == "mps" else [device]
 
@@ -368,7 +374,7 @@ def _keep(t: _Training, folder: Path, description: dict):
     state = dict(optimizer=t.optimizer.state_dict(), scheduler=t.scheduler.state_dict(), scaler=t.scaler.state_dict(), streams=streams)
     save_checkpoint(folder, Checkpoint(len(t.history), tensors, state, dict(training=description, history=t.history, best=list(t.best[:2]))))
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-40
+# %% ../nbs/09_trainer.ipynb #09-trainer-42
 def _go_on(t: _Training, folder: Path, description: dict):
     "Return to the last checkpoint, if there is one; every process has to call it."
     found = t.processes.share(load_checkpoint(folder) if t.processes.first else None)
@@ -382,7 +388,7 @@ def _go_on(t: _Training, folder: Path, description: dict):
     t.history, t.best = found.record["history"], (*found.record["best"], found.tensors["best"])
     _set_streams(found.state["streams"][t.processes.rank], t.processes.device)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-41
+# %% ../nbs/09_trainer.ipynb #09-trainer-43
 def _epoch(t: _Training, epoch: int, loader: DataLoader, val_loader: DataLoader, labels: np.ndarray, bar):
     "Train one epoch, score it, and note its weights if they are the best so far."
     start = time.perf_counter()
@@ -396,7 +402,7 @@ def _epoch(t: _Training, epoch: int, loader: DataLoader, val_loader: DataLoader,
     bar.set_postfix(loss=f"{loss:.3g}", val_auc=f"{row['val_auc']:.4f}")
     t.processes.log({k: row[k] for k in ("loss", "val_auc", "seconds")}, epoch + 1)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-42
+# %% ../nbs/09_trainer.ipynb #09-trainer-44
 def train(
     detector: Detector, # trained in place: ends with the weights of the chosen epoch
     train_rows: pd.DataFrame, # rows of the split "train", from `prle.datasets.select`
@@ -414,7 +420,7 @@ def train(
     processes, quantiles = Processes(device, accelerator, config.precision), quantiles and Path(quantiles)
     seed_everything(config.seed if processes.first else torch_rng(config.seed, "process", processes.rank).initial_seed())
     faces = TrainingFaces(FaceDataset(train_rows, quantiles=quantiles, masks="mask" in detector.needs), mask, config.flip, config.seed)
-    parts, labels = BatchParts(len(faces), config, processes.rank, processes.count), val_rows.label.to_numpy()
+    parts, labels = BatchParts(len(faces), config, processes.rank, processes.count, train_rows.label), val_rows.label.to_numpy()
     needs = {name: getattr(config, name) for name in ("batch", "accumulate", "precision")}
     with _memory_explained("raise accumulate (the batch in more parts), lower batch, or set precision to bf16", **needs), processes.tracked(desc, asdict(config)):
         t = _Training(detector, config, processes, len(parts.batches))
