@@ -38,7 +38,7 @@ def _convert(args) -> int:
     from prle.deepfakebench import read_folders, read_json_dataset, write_json_dataset
     from prle.layouts import list_dataset
     if args.inputs[0].endswith(".parquet"):
-        print(write_json_dataset(read_manifest(args.inputs[0]), args.out))
+        print(*write_json_dataset(read_manifest(args.inputs[0]), args.out), sep="\n")
         return 0
     if args.root is None: raise ValueError("--root is missing: the folder that the crops' paths are relative to.")
     if args.inputs[0].endswith(".json"): rows, missing = read_json_dataset(args.inputs, args.root, args.splits, **_options(args))

@@ -427,7 +427,7 @@ def _tables(videos: pd.DataFrame, folders: list[Path], out: Path) -> tuple[pd.Da
     faces = pd.concat(rows.values(), keys=rows) if rows else pd.DataFrame(columns=_OWN_COLUMNS)
     copied_rows = copied.iloc[faces.index.get_level_values(0) if rows else []]
     faces = pd.concat([faces.reset_index(drop=True), copied_rows.reset_index(drop=True)], axis=1)[["path", *copied, *_OWN_COLUMNS[1:]]]
-    names = copied.reindex(columns=["dataset", "subset", "video"], fill_value="")
+    names = videos.reindex(columns=["file", "dataset", "subset", "video"], fill_value="")
     entries = [(*names.iloc[i], *entry) for i, record in enumerate(records) for entry in record["dropped"]]
     return faces, pd.DataFrame(entries, columns=[*names, "frame", "reason"]), sum(record["frames"] for record in records)
 
@@ -439,11 +439,12 @@ def _summary(videos: int, reused: int, frames: int, faces: int, dropped: pd.Data
     before = f" ({reused} of them done before)" if reused else ""
     return f"{videos} videos{before}: {frames} frames, {faces} faces, {len(dropped)} dropped" + (f" ({why})" if why else "")
 
-def _complaints(videos: pd.DataFrame, dropped: pd.DataFrame, most: int = 10) -> list[str]:
-    "The files that cannot be used at all, each with the reason; the rest of a long list is in the drop report."
-    keys = [c for c in ("dataset", "subset", "video") if c in videos]
-    lost = dropped[dropped.frame == -1].merge(videos, on=keys, suffixes=("", "_"))
-    lines = [f"{file}: {reason}" for file, reason in zip(lost.file, lost.reason)]
+def _complaints(faces: pd.DataFrame, dropped: pd.DataFrame, most: int = 10) -> list[str]:
+    "The files that give no face at all, each with the reason; the rest of a long list is in the drop report."
+    keys = [c for c in ("dataset", "subset", "video") if c in faces]
+    there = set(faces[keys].itertuples(index=False, name=None))
+    lost = dropped[np.array([key not in there for key in dropped[keys].itertuples(index=False, name=None)], bool)].drop_duplicates("file")
+    lines = [reason if file in reason else f"{file}: {reason}" for file, reason in zip(lost.file, lost.reason)]
     return lines[:most] + [f"and {len(lines) - most} more, see dropped.csv"] * (len(lines) > most)
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-49
@@ -473,5 +474,5 @@ def extract(
     with atomic_path(out/"faces.parquet") as tmp: faces.to_parquet(tmp, index=False)
     with atomic_path(out/"dropped.csv") as tmp: dropped.to_csv(tmp, index=False)
     summary = _summary(len(videos), len(videos) - len(jobs), frames, len(faces), dropped)
-    print(*_complaints(videos, dropped), summary, sep="\n")
+    print(*_complaints(faces, dropped), summary, sep="\n")
     return faces

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from clips import ffmpeg, write_clip
+from kills import contents, kill_at_work, start
 from torch.utils.data import DataLoader
 
 from prle import layouts
@@ -120,6 +121,25 @@ def test_ffpp_through_the_command_line(ffpp, tmp_path, capsys):
     assert set(report.bad.reason) == {"missing", "unreadable"} and not report.complete
     row = report.counts.set_index(["split", "subset"]).loc[("train", "FS")]
     assert (row.expected, row.listed, row.found, row.missing, row.unreadable) == (720, 2, 1, 1, 1)
+
+
+SCRIPT = """
+import sys
+from prle.cli import main
+if __name__ == "__main__": sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_prle_faces_goes_on_where_it_was_killed(ffpp, tmp_path):
+    "Crops, masks, manifest and reports of the whole data set, as if nothing had happened."
+    (tmp_path/"command.py").write_text(SCRIPT)
+    argv = lambda out, workers: ["faces", "ff++", "--root", ffpp, "--out", out, "--count", "4", "--size", "64", "--subsets", "DF", "NT", "--workers", workers]
+    out = tmp_path/"out"
+    for group in (False, True): assert kill_at_work(start(tmp_path/"command.py", *argv(out, 2)), out, 0.05, group)
+    assert len(list(out.rglob("video.json"))) < 18 and not (out/"manifest.parquet").exists()
+    assert start(tmp_path/"command.py", *argv(out, 2)).wait() == 0 and main([str(a) for a in argv(tmp_path/"uninterrupted", 1)]) == 0
+    here, there = contents(out), contents(tmp_path/"uninterrupted")
+    assert here == there and {"manifest.parquet", "dropped.csv", "problems.csv"} <= set(here) and len(read_manifest(out/"manifest.parquet")) == 4 * 18
 
 
 def test_a_complete_data_set(ffpp, monkeypatch, capsys):

@@ -2,12 +2,10 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
+import tempfile
 import tracemalloc
-from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -15,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from clips import background, draw_frame, ffmpeg, photograph, write_clip, write_frames, write_h264, write_rotated
+from kills import contents, kill_at_work, start
 
 from prle import videos as V
 from prle.core import rng
@@ -22,11 +21,6 @@ from prle.distortions import distort_frame, distort_video
 from prle.faces import FaceError, align, find_largest, move_points, read_image, warp_crop, write_png
 
 QUICK = dict(count=3, size=64, workers=1)
-
-
-def contents(folder):
-    "Every file below a folder with its bytes."
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
 
 
 def table(*files, **columns):
@@ -111,7 +105,6 @@ def test_neither_order_nor_number_of_workers_shows(clips, whole, tmp_path):
 
 
 def test_ray_gives_the_same(clips, whole, tmp_path):
-    pytest.importorskip("ray")
     V.extract(V.list_videos(clips), tmp_path/"ray", **QUICK | dict(workers=2), engine="ray")
     assert contents(tmp_path/"ray") == contents(whole)
 
@@ -151,48 +144,18 @@ if __name__ == "__main__": extract(list_videos(sys.argv[1]), sys.argv[2], count=
 """
 
 
-def children(pid):
-    "Processes that descend from `pid` (Linux)."
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try: name, rest = stat.read_text().rsplit(")", 1)
-        except OSError: continue
-        parents[int(name.split()[0])] = int(rest.split()[1])
-    found = {pid}
-    while more := {p for p, parent in parents.items() if parent in found} - found: found |= more
-    return found - {pid}
-
-
-def start(script, *arguments):
-    return subprocess.Popen([sys.executable, str(script), *map(str, arguments)], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def kill_at_work(process, out, moment, group):
-    "SIGKILL a run, all of it or only its main process, some time after it has begun to write; the workers must be gone soon."
-    def begun(): return len(list(out.glob("clips/*"))) + len(list(out.glob("clips/.*")))
-    before, deadline = begun(), time.monotonic() + 60
-    while begun() <= before and process.poll() is None and time.monotonic() < deadline: time.sleep(0.01)
-    time.sleep(moment)
-    workers = children(process.pid) if sys.platform == "linux" else set()
-    with suppress(ProcessLookupError): (os.killpg if group else os.kill)(process.pid, signal.SIGKILL) # a late moment finds it finished
-    process.wait()
-    deadline = time.monotonic() + 20
-    while (left := {p for p in workers if Path(f"/proc/{p}/exe").exists()}) and time.monotonic() < deadline: time.sleep(0.05)
-    assert not left, "workers outlive the process that started them"
-
-
 def test_killed_at_random_moments(tmp_path):
     for i in range(8): write_clip(tmp_path/"clips"/f"{i}.mp4", f"s{i + 1}", frames=10, size=(240, 240))
     script, out = tmp_path/"run.py", tmp_path/"out"
     script.write_text(SCRIPT)
-    draw, whole = rng("kill"), []
+    draw, whole, hits = rng("kill"), [], []
     for kill in range(3):
         process = start(script, tmp_path/"clips", out)
-        kill_at_work(process, out, draw.uniform(0, 0.25), group=kill % 2 == 0)
+        hits.append(kill_at_work(process, out, draw.uniform(0, 0.25), group=kill % 2 == 0))
         finished = [record.parent for record in out.glob("clips/*/video.json")]
         whole.append(len(finished))
         for folder in finished: assert len(list(folder.glob("*.png"))) == json.loads((folder/"video.json").read_text())["faces"] == 8
-    assert whole == sorted(whole) and whole[0] < 8, "the first kill has to hit it at work"
+    assert whole == sorted(whole) and sum(hits) >= 2
     assert start(script, tmp_path/"clips", out).wait() == 0
     V.extract(V.list_videos(tmp_path/"clips"), tmp_path/"uninterrupted", count=8, size=64, workers=1)
     assert contents(out) == contents(tmp_path/"uninterrupted")
@@ -284,8 +247,9 @@ def test_bad_videos_cost_only_themselves(tmp_path, capsys):
     lost = [frame for video, frame in why if video == "cut"]
     assert cut and lost and sorted(cut + lost) == V.sample_frames(30, 10)
     assert {why["cut", i] for i in lost if i > max(cut)} == {"the video ends before this frame."}
-    for name in ("empty", "text", "beheaded", "missing"): assert f"{folder/name}.mp4: " in said
-    assert f"6 videos: 26 frames, {len(faces)} faces, {len(why)} dropped (8 no face found" in said.replace("7 videos", "6 videos")
+    for name in ("empty", "text", "beheaded", "missing", "nobody"): assert f"{folder/name}.mp4: " in said
+    assert set(pd.read_csv(tmp_path/"out"/"dropped.csv").file) == {str(folder/f"{name}.mp4") for name in ("empty", "text", "beheaded", "missing", "nobody", "cut")}
+    assert f"7 videos: 26 frames, {len(faces)} faces, {len(why)} dropped (8 no face found" in said
 
 
 def test_a_face_in_a_third_of_the_frames(tmp_path):
@@ -355,10 +319,19 @@ def test_a_folder_that_cannot_be_written(clips, tmp_path):
     assert (tmp_path/"file").read_text() == "a file"
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder(clips, tmp_path):
-    (tmp_path/"locked").mkdir(mode=0o555)
-    with pytest.raises(OSError, match="cannot write to .*locked/out"): V.extract(V.list_videos(clips), tmp_path/"locked"/"out", **QUICK)
+def test_a_read_only_folder(clips):
+    "Root may write anywhere, so a process that gives root up tries it."
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o555)
+        code = f"""
+import os
+from prle import videos
+table = videos.list_videos({str(clips)!r})
+if os.geteuid() == 0: os.setgid(65534), os.setuid(65534)
+try: videos.extract(table, {place + "/out"!r}, count=3, size=64, workers=1)
+except OSError as e: print(e)"""
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert f"cannot write to {place}/out (Permission denied); name another folder." in said.stdout, said.stderr
 
 
 def test_a_foreign_folder_is_left_alone(clips, tmp_path):
