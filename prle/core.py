@@ -7,7 +7,7 @@ __all__ = ['REAL', 'FAKE', 'check_choice', 'rng', 'torch_rng', 'seed_everything'
            'digest', 'file_digest', 'provenance', 'outputs_dir', 'progress']
 
 # %% ../nbs/00_core.ipynb #00-core-2
-import difflib, hashlib, json, os, platform, shutil, subprocess, time, uuid
+import difflib, hashlib, json, os, platform, shutil, subprocess, sys, time, uuid
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -139,11 +139,18 @@ def outputs_dir() -> Path:
     return next((p for p in (here, *here.parents) if (p/"settings.ini").exists()), here)/"outputs"
 
 # %% ../nbs/00_core.ipynb #00-core-27
+def _watched() -> bool:
+    "Whether somebody looks at the output: in a terminal, or in a notebook."
+    if os.environ.get("PRLE_QUIET") == "1": return False
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return sys.stderr.isatty() or hasattr(shell, "kernel")
+
 def progress(
     iterable=None, # what to walk through; None for a bar that is moved by hand
     desc: str = "", # what is being done
     total: int | None = None, # number of steps, where `iterable` does not know
+    disable: bool = False, # show nothing, e.g. in the second of several processes
     **kwargs, # further settings of tqdm
 ):
-    "A tqdm bar with an estimate of the time left."
-    return tqdm(iterable, desc=desc, total=total, disable=os.environ.get("PRLE_QUIET") == "1", dynamic_ncols=True, **kwargs)
+    "A tqdm bar with an estimate of the time left, where somebody looks."
+    return tqdm(iterable, desc=desc, total=total, disable=disable or not _watched(), dynamic_ncols=True, **kwargs)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SUBSETS', 'MASK_NAMES', 'FIGURE3', 'NOTEBOOKS', 'paper_table', 'write_table', 'write_figure', 'interval', 'describe',
            'attended_share', 'fusion_variants', 'share_table', 'cross_manipulation', 'cross_table', 'use_paper_style',
-           'show_image', 'pick_faces', 'draw_figure3', 'draw_figure7', 'find_notebooks', 'run_notebook', 'prepare',
-           'reproduce']
+           'show_image', 'pick_faces', 'draw_figure3', 'draw_figure7', 'find_notebooks', 'run_notebook', 'plan',
+           'prepare', 'reproduce']
 
 # %% ../nbs/11_paper.ipynb #11-paper-2
 import time
@@ -25,7 +25,9 @@ from tqdm.auto import tqdm
 from .core import atomic_path, check_choice, progress, provenance, rng, write_json
 from .datasets import read_quantiles, read_rgb
 from .experiments import BINS, IDENTITY, THRESHOLDS, FusionConfig, Lab, Run, detector_run, fused_maps, fusion_run, scores, statistics_run, train_faces
+from .engines import ENGINES, execute
 from .masking import region
+from .runs import record_runs
 from .metrics import auc, bootstrap
 
 # %% ../nbs/11_paper.ipynb #11-paper-4
@@ -371,28 +373,43 @@ def _notebook_folder() -> Path:
     if not folder.is_dir(): raise FileNotFoundError(f"no notebooks in {folder}: `reproduce` needs a checkout of the project, installed with `pip install -e`.")
     return folder
 
+def plan(
+    lab: Lab, # preset, data and store
+    names: list[str], # of `NOTEBOOKS`
+    seeds: int = 1, # of every number
+) -> Lab: # a dry twin, whose store was asked for all runs that the notebooks need
+    "What the notebooks need; nothing is made."
+    dry = lab.dry()
+    for step in (step for name in names for step in NOTEBOOKS[name](dry, seeds)): step()
+    return dry
+
 def prepare(
     lab: Lab, # preset, data and store
     names: list[str], # of `NOTEBOOKS`
     seeds: int = 1, # of every number
-):
-    "Make all runs that the notebooks need, under one progress bar with an estimate."
-    steps = [step for name in names for step in NOTEBOOKS[name](lab, seeds)]
-    for step in progress(steps, desc="runs"): step()
+    engine: str = "local", # one of `prle.engines.ENGINES`
+    gpus: float = 1.0, # of a run with a detector, on Ray
+) -> dict[str, str]: # name of a run -> why there is no result
+    "Make all runs that the notebooks need, under one progress bar with the time left."
+    for name in names: record_runs(lab.outputs, f"{lab.name}-{name}", plan(lab, [name], seeds).store.names(), preset=lab.name, data=lab.fingerprint, seeds=seeds)
+    return execute(lab.store, plan(lab, names, seeds).store, engine, gpus)
 
 def reproduce(
     ids: list[str] = (), # heads of notebook names, e.g. "table3"; none: all
     preset: str = "mini", # of `PRESETS`
     seeds: int = 1, # trainings behind every number
-    data: str | None = None, # manifest of other data; None: the preset's mini benchmark
+    data: str | None = None, # other data, see `prle.experiments.data_sets`; None: the preset's mini benchmark
     outputs: str | None = None, # folder for everything that is written; None: the project's `outputs/`
     say: Callable[[str], None] = tqdm.write, # what to do with a line of the report
+    engine: str = "local", # one of `prle.engines.ENGINES`
+    gpus: float = 1.0, # of a run with a detector, on Ray
 ) -> dict[str, str]: # notebook -> "done" or the error's last line
     "Regenerate tables and figures of the paper. A notebook that fails does not stop the others."
     names, source = find_notebooks(list(ids)), _notebook_folder()
     if seeds < 1: raise ValueError(f"seeds must be 1 or more, not {seeds}.")
+    check_choice(engine, ENGINES, "engine")
     lab, start, results = Lab(preset, data, outputs, say=say), time.perf_counter(), {}
-    prepare(lab, names, seeds)
+    prepare(lab, names, seeds, engine, gpus)
     parameters = dict(preset=preset, data=data and str(Path(data).resolve()), outputs=str(lab.outputs.resolve()))
     for name in progress(names, desc="notebooks"):
         out = lab.outputs/preset/"notebooks"/f"{name}.ipynb"

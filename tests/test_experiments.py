@@ -1,16 +1,23 @@
-"""prle.experiments: configurations, the store, the graph."""
+"""prle.experiments: configurations and the graph."""
 import json
+import pickle
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from prle import experiments
-from prle.core import read_json, write_json
-from prle.experiments import (IDENTITY, PRESETS, Backbone, FusionConfig, Lab, Preset, RunConfig, RunStore, detector_run, fused_maps, fusion_run, load_detector, maps_run, scores,
-                              statistics_run, train_faces)
+from prle.core import read_json
+from prle.experiments import (FURTHER, IDENTITY, PRESETS, Backbone, FusionConfig, Lab, Preset, RunConfig, attention, data_sets, detector_run, fused_maps, fusion_run, load_detector,
+                              maps_run, masked_scores, scores, statistics_run, target_run, target_scores, train_faces)
+from prle.runs import RunFailed
 from prle.trainer import predict
 from prle.datasets import FaceDataset, select
+from prle.detectors import create_detector
+from prle.detectors.registry import size_option
+from prle.localization import attention_maps
+from prle.masking import region
 
 
 @pytest.fixture
@@ -40,7 +47,7 @@ def test_unknown_names_stop_at_once(tmp_path):
         FusionConfig("neighbor")
     with pytest.raises(ValueError, match="unknown fill 'zeros'.*'zero'"):
         RunConfig("xception", "DF", mask="primary", fill="zeros")
-    with pytest.raises(ValueError, match="'paper' needs the manifest of real data"):
+    with pytest.raises(ValueError, match="'paper' needs real data"):
         Lab("paper", outputs=tmp_path)
 
 
@@ -62,44 +69,9 @@ def test_any_registered_detector_trains_by_name(lab):
     assert PRESETS["mini"].backbone("meso4").options == dict(momentum=0.1) and PRESETS["mini"].backbone("VGG").name == "vgg16_bn"
 
 
-def test_the_store_makes_each_run_once_and_says_why(tmp_path):
-    lines, made = [], []
-    make = lambda tmp: (made.append(1), (tmp / "x").write_text("1"))
-    store = RunStore(tmp_path, lines.append)
-    first = store.get("kind", "a", dict(lr=1, p=2), make)
-    assert store.get("kind", "a", dict(p=2, lr=1), make) == (first.path, first.key, True) and len(made) == 1
-    store.get("kind", "a", dict(lr=1, p=3), make)
-    assert lines[0].endswith("not made yet") and lines[1].endswith("differs from the nearest in p") and store.summary() == "2 runs: 0 reused, 2 made."
-    again = RunStore(tmp_path, lines.append)
-    again.get("kind", "a", dict(lr=1, p=2), make)
-    assert lines[-1] == f"HIT  kind {first.path.name}" and again.summary() == "1 runs: 1 reused, 0 made."
-
-
-def test_a_failed_run_leaves_nothing(tmp_path):
-    store = RunStore(tmp_path, lambda line: None)
-
-    def full_disk(tmp):
-        (tmp / "model.safetensors").write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-    with pytest.raises(OSError, match="No space left"):
-        store.get("kind", "a", {}, full_disk)
-    assert list((tmp_path / "kind").iterdir()) == [] and store.summary() == "0 runs: 0 reused, 0 made."
-
-
-def test_runs_of_other_code_are_marked(tmp_path):
-    lines = []
-    store = RunStore(tmp_path, lines.append)
-    run = store.get("kind", "a", {}, lambda tmp: None)
-    assert store.names(other_code=True) == []
-    write_json(run.path / "provenance.json", dict(code="other"))
-    store = RunStore(tmp_path, lines.append)
-    store.get("kind", "a", {}, lambda tmp: None)
-    assert lines[-1].endswith("(made by other code)") and store.names(other_code=True) == [f"kind/{run.path.name}"]
-
-
 def test_a_detector_run_is_whole_and_loads(lab):
     run = detector_run(lab, "Small", "A")
-    assert {p.name for p in run.path.iterdir()} == {"config.json", "provenance.json", "model.safetensors", "history.parquet", "scores.parquet"}
+    assert {p.name for p in run.path.iterdir()} == {"config.json", "provenance.json", "model.safetensors", "history.parquet", "scores.parquet", "run.yaml"}
     table, test = scores(run), select(lab.manifest, "test")
     assert table.path.tolist() == test.path.tolist() and table.p_fake.between(0, 1).all()
     assert np.allclose(predict(load_detector(run), FaceDataset(test)), table.p_fake, atol=1e-6)
@@ -128,7 +100,7 @@ def test_keys_follow_what_a_run_depends_on(lab):
 
 
 def test_same_configuration_same_scores_other_seed_other_scores(lab, tmp_path):
-    other = Lab("tiny", data=lab._data, outputs=tmp_path / "elsewhere", say=lambda line: None)
+    other = Lab("tiny", data=lab.data, outputs=tmp_path / "elsewhere", say=lambda line: None)
     first, second, seed = detector_run(lab, "Small", "A", mask="random"), detector_run(other, "Small", "A", mask="random"), detector_run(lab, "Small", "A", mask="random", seed=1)
     assert first.key == second.key and first.path != second.path
     assert np.array_equal(scores(first).p_fake, scores(second).p_fake) and not np.array_equal(scores(first).p_fake, scores(seed).p_fake)
@@ -149,8 +121,133 @@ def test_statistics_are_those_of_the_maps(lab):
     assert np.array_equal(some.numpy(), maps[[3, 1]])
 
 
-def test_code_digest_changes_with_the_code(tmp_path, monkeypatch):
-    before = experiments.code_digest()
-    (tmp_path / "__init__.py").write_text("")
-    monkeypatch.setattr(experiments.prle, "__file__", str(tmp_path / "__init__.py"))
-    assert experiments.code_digest() != before
+def test_all_manipulations_at_once_are_balanced(lab):
+    config = lab.config("Small", "all")
+    assert config.recipe.balance and not lab.config("Small", "A").recipe.balance
+    assert set(lab.train_faces("all").subset) == {"real", "A", "B"} and (lab.train_faces("all").label == 1).mean() == 2 / 3
+    assert read_json(detector_run(lab, "Small", "all", "primary", zoo=("Small",)).path / "config.json")["recipe"]["balance"]
+
+
+def test_what_is_the_same_is_one_run(lab):
+    "However it is written, and however much of it a mask does not use."
+    same = [dict(mask="none"), dict(mask="none", p=0.2), dict(mask="none", fusion=FusionConfig("mean")), dict(mask="none", alpha="static", fill="noise"), dict(zoo=("Small",))]
+    assert len({detector_run(lab, "Small", "A", **s).path for s in same}) == 1
+    same = [dict(zoo=("Small", "Other")), dict(zoo=["Other", "Small"]), dict(zoo=()), dict(alpha=(0, 1)), dict(alpha=[0.0, 1.0])]
+    assert len({detector_run(lab, "Small", "A", "primary", **s).path for s in same}) == 1
+    other = [dict(zoo=("Other",)), dict(fusion=FusionConfig("mean", tau=0.1)), dict(alpha="static"), dict(gamma=0.5), dict(p=0.2), dict(fill="noise")]
+    assert len({detector_run(lab, "Small", "A", "primary", **o).key for o in other}) == len(other)
+    assert detector_run(lab, "Small", "A", "primary", alpha="static", gamma=0.5).path.name.startswith("Small-A-primary-alpha=1..1-gamma=0.5-s0-")
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(alfa=1), "unknown parameter 'alfa'. Did you mean 'alpha'"), (dict(alpha="statik"), "unknown alpha policy 'statik'. Did you mean 'static'"),
+    (dict(p=2), r"p must lie in \[0, 1\]"), (dict(epochs=0), "epochs must be a whole number above 0"), (dict(alpha=(0, 1.2)), "alpha must be"),
+    (dict(zoo=("Smal",)), "unknown backbone 'Smal'. Did you mean 'Small'"), (dict(fill="zeros"), "unknown fill 'zeros'")])
+def test_wrong_parameters_stop_before_anything_is_made(lab, change, message):
+    with pytest.raises(ValueError, match=message):
+        detector_run(lab, "Small", "A", "primary", **change)
+    assert not (lab.outputs / "runs").exists()
+    with pytest.raises(ValueError, match=r"lam must lie in \[0, 1\], not 1.5"):
+        FusionConfig(lam=1.5)
+
+
+def test_every_named_backbone_has_a_fine_grid_in_every_preset_that_can_be_built_here():
+    for preset in (PRESETS["smoke"], PRESETS["mini"]):
+        for name in (*preset.backbones, *FURTHER):
+            b = preset.backbone(name)
+            create_detector(b.name, width=b.width, **{**size_option(b.name, preset.size), **b.options}).cam_layer(preset.size, preset.grid)
+
+
+@pytest.fixture
+def real(toy, tmp_path, lab):
+    "Data as they lie on disk for real: a folder a data set."
+    write_square(toy, tmp_path / "root/ff++")
+    write_square(toy.assign(subset=toy.subset.replace(dict(A="celeb")), split="test", dataset="Celeb-DF").query("subset != 'B'"), tmp_path / "root/celeb-df")
+    return Lab("tiny", data=tmp_path / "root", outputs=tmp_path / "out", say=lambda line: None)
+
+
+def test_target_sets_of_real_data(real, lab, tmp_path):
+    assert real.targets == ["Celeb-DF"] and lab.targets == [] and real.subsets == ["A", "B"]
+    run = detector_run(real, "Small", "A")
+    assert run.reused is False and detector_run(lab, "Small", "A").key == run.key, "the same faces, wherever they lie"
+    table, rows = target_scores(real, run, "Celeb-DF"), real.test_faces("Celeb-DF")
+    assert table.path.tolist() == rows.path.tolist() and len(rows) == 24
+    assert np.allclose(predict(load_detector(run), FaceDataset(rows)), table.p_fake, atol=1e-6)
+    with pytest.raises(ValueError, match="unknown split or target set 'celeb-df'. Did you mean 'Celeb-DF'"):
+        target_scores(real, run, "celeb-df")
+    with pytest.raises(FileNotFoundError, match="no manifest at .*nowhere.*prle forge"):
+        data_sets(tmp_path / "nowhere")
+
+
+def test_a_forged_folder_brings_its_target_sets(toy, tmp_path):
+    write_square(toy, tmp_path / "forged")
+    write_square(toy.assign(split="test"), tmp_path / "forged/targets/mini-DF1")
+    for data in (tmp_path / "forged", tmp_path / "forged/manifest.parquet"):
+        assert list(data_sets(data)[1]) == ["mini-DF1"]
+
+
+def test_attention_of_any_detector_on_any_faces(real):
+    run = detector_run(real, "Small", "A", "random")
+    maps = np.concatenate([m.numpy() for m in attention(real, run, "Celeb-DF", batch=5)])
+    detector, rows = load_detector(run), real.test_faces("Celeb-DF")
+    image = torch.stack([item["image"] for item in FaceDataset(rows)]) / 255
+    assert np.allclose(maps, attention_maps(detector, detector.cam_layer(64, 4), image).numpy(), atol=2e-3)
+    assert np.array_equal(next(attention(real, run, "Celeb-DF", rows=[7, 2])).numpy(), maps[[7, 2]])
+    assert len(next(attention(real, run))) == len(real.test_faces()) == len(scores(run))
+
+
+def test_masked_faces_are_masked_with_the_zoos_regions(real):
+    run = detector_run(real, "Small", "all")
+    assert np.array_equal(masked_scores(real, run, "all", 0).p_fake, scores(run).p_fake)
+    table, maps = masked_scores(real, run, "all", 0.5), fusion_run(real, "all", split="test").path / "quantiles"
+    by_hand = lambda item: item | dict(image=item["image"] * ~region(item["quantiles"], 0.5))
+    assert np.allclose(predict(load_detector(run), FaceDataset(real.test_faces(), by_hand, maps)), table.p_fake, atol=1e-6)
+    assert not np.allclose(table.p_fake, scores(run).p_fake, atol=1e-6) and len(masked_scores(real, run, "all", 0.5, split="Celeb-DF")) == 24
+    with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], not 1.5"):
+        masked_scores(real, run, "all", 1.5)
+
+
+def test_what_was_trained_is_not_trained_again_after_a_death(lab, monkeypatch):
+    "Killed after the last epoch, or when all was written but the checkpoint's removal: the rest is done, the training is not."
+    whole, calls = detector_run(lab, "Small", "A"), []
+    other = Lab("tiny", data=lab.data, outputs=lab.outputs.parent / "other", say=lambda line: None)
+
+    def die(*args): raise KeyboardInterrupt
+    for name in ("_score", "shutil.rmtree"):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(f"prle.experiments.{name}", die)
+            detector_run(other, "Small", "A")
+        monkeypatch.setattr("prle.trainer._train_epoch", lambda *a: calls.append(1))
+    run = detector_run(other, "Small", "A")
+    assert calls == [] and scores(run).equals(scores(whole)) and not list(run.path.glob("checkpoint*")) and read_json(run.path / "provenance.json")["resumed"]
+
+
+def test_a_training_that_diverges_is_a_gap_with_a_reason(lab):
+    "Only the run itself, and what is made from it."
+    with pytest.raises(RunFailed, match="detectors/Small-A-none-optimizer=SGD-lr=1e.30-s0-.* failed: .*lower lr") as caught:
+        detector_run(lab, "Small", "A", lr=1e30, optimizer="SGD")
+    assert caught.value.run.startswith("detectors/Small-A-none-") and "in epoch 1" in caught.value.reason
+    start = time.monotonic()
+    with pytest.raises(RunFailed):
+        target_run(lab, detector_run(lab, "Small", "A", lr=1e30, optimizer="SGD"), "Celeb-DF")
+    assert time.monotonic() - start < 0.5 and not detector_run(lab, "Small", "A").reused
+
+
+def test_scores_that_are_no_numbers_are_no_result(lab, monkeypatch):
+    monkeypatch.setattr("prle.experiments.predict", lambda detector, faces, *a: np.full(len(faces), np.nan))
+    with pytest.raises(RunFailed, match="the score of .*png is no number"):
+        detector_run(lab, "Small", "A")
+
+
+def test_provenance_names_machine_code_data_and_times(lab):
+    run = detector_run(lab, "Small", "A", "primary", zoo=("Other",))
+    origin, config = read_json(run.path / "provenance.json"), read_json(run.path / "config.json")
+    assert config["data"] == lab.fingerprint and {"commit", "clean", "packages", "device", "threads", "start", "end", "seconds", "host", "modules"} <= set(origin)
+    assert [name.split("/")[0] for name in origin["inputs"]] == ["fusions"] and origin["resumed"] is False
+
+
+def test_a_lab_travels_without_its_tables(lab):
+    assert len(lab.manifest) and lab.fingerprint
+    again = pickle.loads(pickle.dumps(lab))
+    assert len(pickle.dumps(lab)) < 5000 and "manifest" not in vars(again) and again.fingerprint == lab.fingerprint
+    assert again.train_faces("A").path.tolist() == lab.train_faces("A").path.tolist() and again.device == lab.device

@@ -98,7 +98,7 @@ def test_the_interval_of_a_paired_difference_is_paired(smoke, monkeypatch):
 
 def test_a_table_on_runs_of_other_code_says_so(smoke, tmp_path):
     lab = Lab("smoke", outputs=smoke[0], say=lambda line: None)
-    lab.store.code = "another"
+    lab.store.modules = {}
     detector_run(lab, "VGG", "DF")
     lab.outputs = tmp_path
     text = write_table(lab, "t", pd.DataFrame(dict(a=[1])), pd.DataFrame(dict(a=["1"])), "A caption.").read_text()
@@ -177,7 +177,7 @@ def test_wrong_words_on_the_command_line(capsys, tmp_path):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["reproduce", "--preset", "huge"])
     assert cli.main(["reproduce", "--preset", "paper", "--outputs", str(tmp_path)]) == 2
-    assert "needs the manifest of real data" in capsys.readouterr().err
+    assert "needs real data" in capsys.readouterr().err
     assert cli.main(["reproduce", "--preset", "smoke", "--seeds", "0", "--outputs", str(tmp_path)]) == 2
     assert list(tmp_path.iterdir()) == []
 

@@ -1,6 +1,7 @@
 """prle.runs: one maker a run, whoever asks and whoever dies; corrupt results, full and closed disks; plans, lists, pruning."""
 import errno
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from safetensors.numpy import save_file
 
 from prle import runs
 from prle.core import digest, read_json, write_json
-from prle.runs import Claim, Run, RunStore, check_run, estimate, list_runs, plan_text, planned, prune, reachable, recorded_runs, runs_text
+from prle.runs import Claim, Run, RunFailed, RunStore, check_run, estimate, forget_failure, list_runs, plan_text, planned, prune, reachable, recorded_runs, runs_text
 
 QUICK = dict(heartbeat=0.1, missed=10)
 CHILD = """
@@ -290,19 +291,55 @@ def test_code_digest_changes_with_the_code(tmp_path, monkeypatch):
 def test_a_failure_is_noted_and_tried_again(tmp_path):
     lines, store = [], silent(tmp_path)
 
-    def diverge(folder):
+    def stumble(folder):
         (folder / "half").touch()
-        raise FloatingPointError("the loss became nan")
-    with pytest.raises(FloatingPointError):
-        store.get("kind", "a", {}, diverge)
+        raise MemoryError("it was too much")
+    with pytest.raises(MemoryError):
+        store.get("kind", "a", {}, stumble)
     path = tmp_path / "kind" / f"a-{digest({})}"
     assert beside(path) == ["failed.json", "lock"] and not path.exists() and store.summary() == "0 runs: 0 reused, 0 made."
     note = read_json(path.with_name(f".{path.name}.failed.json"))
-    assert note["error"] == "FloatingPointError: the loss became nan" and "in diverge" in note["traceback"]
+    assert note["error"] == "MemoryError: it was too much" and "in stumble" in note["traceback"]
     (row,) = list_runs(tmp_path).to_dict("records")
     assert (row["state"], row["note"], row["made"]) == ("failed", note["error"], note["when"])
     RunStore(tmp_path, lines.append).get("kind", "a", {}, make_answer)
-    assert f"tried again after FloatingPointError: the loss became nan ({note['when']})" in lines[0] and beside(path) == []
+    assert f"tried again after MemoryError: it was too much ({note['when']})" in lines[0] and beside(path) == []
+
+
+def diverge(folder):
+    (folder / "checkpoint").touch()
+    raise FloatingPointError("the loss became nan")
+
+
+def test_a_run_that_diverged_is_not_tried_again_by_the_same_code(tmp_path):
+    store, made = silent(tmp_path), []
+    with pytest.raises(RunFailed, match="kind/a-[0-9a-f]{16} failed: the loss became nan"):
+        store.get("kind", "a", {}, diverge, resume=True)
+    path = tmp_path / "kind" / f"a-{digest({})}"
+    assert beside(path) == ["failed.json", "lock"], "no checkpoint of a diverged training stays"
+    with pytest.raises(RunFailed) as caught:
+        silent(tmp_path).get("kind", "a", {}, made.append)
+    assert (caught.value.run, caught.value.reason, made) == (f"kind/{path.name}", "the loss became nan", [])
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (again.run, again.reason, str(again)) == (caught.value.run, caught.value.reason, str(caught.value))
+    other = silent(tmp_path)
+    other.code = "other"
+    assert other.get("kind", "a", {}, make_answer).path == path
+    with pytest.raises(RunFailed):
+        store.get("kind", "b", {}, diverge)
+    forget_failure(tmp_path / "kind" / f"b-{digest({})}")
+    assert not silent(tmp_path).get("kind", "b", {}, make_answer).reused
+
+
+def test_what_needs_a_diverged_run_is_blocked_and_the_rest_is_planned(tmp_path):
+    with pytest.raises(RunFailed):
+        silent(tmp_path).get("detectors", "X-DF-none", dict(name="X", lr=1), diverge)
+    dry = RunStore(tmp_path, dry=True)
+    graph(dry)
+    plan = planned(dry)
+    assert plan.action.tolist() == ["failed", "make", "make", "blocked", "make", "make", "blocked", "blocked", "blocked"]
+    assert plan.reason[0] == "the loss became nan" and plan.reason[8] == f"needs {plan.kind[0]}/{plan.label[0]}-{plan.key[0]}, which failed: the loss became nan"
+    assert "9 runs: 0 reused, 1 failed, 4 blocked, 4 to make" in plan_text(plan)
 
 
 def test_an_interruption_by_hand_is_no_failure_and_frees_the_run(tmp_path):
@@ -472,7 +509,7 @@ def test_the_plan_is_what_then_happens(tmp_path):
     assert plan.reason[2].startswith("cannot be read: config.json")
     dry = RunStore(tmp_path, pytest.fail, dry=True)
     graph(dry), graph(dry)
-    assert planned(dry).action.tolist() == ["reuse"] * 9 and plan_text(planned(dry)).endswith("9 runs: 9 reused, 0 made by others now, 0 to make in about 0 s.")
+    assert planned(dry).action.tolist() == ["reuse"] * 9 and plan_text(planned(dry)).endswith("9 runs: 9 reused, 0 to make in about 0 s.")
 
 
 def test_a_plan_estimates_from_the_nearest_runs(tmp_path):
@@ -485,7 +522,7 @@ def test_a_plan_estimates_from_the_nearest_runs(tmp_path):
     dry.get("maps", "X-NT", dict(label="X-NT"), make_answer)
     plan = planned(dry)
     assert plan.seconds[:2].tolist() == [200, 300] and np.isnan(plan.seconds[2])
-    assert plan_text(plan).endswith("3 to make in about 8 min, and 1 runs like none before.")
+    assert plan_text(plan).endswith("3 to make in about 8 min, 1 of them like none before.")
 
 
 def test_resumed_runs_do_not_count_as_quick():

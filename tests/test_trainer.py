@@ -50,7 +50,7 @@ def test_without_masks_it_is_the_loop_that_everybody_writes(toy, tiny):
     history, scores = fit(tiny, toy, config)
     model, rows = again(tiny), select(toy, "train", "A")
     torch.manual_seed(config.seed)
-    faces, optimizer = FaceDataset(rows), torch.optim.Adam(model.parameters(), lr=1e-2)
+    faces, optimizer = FaceDataset(rows), torch.optim.Adam(model.parameters(), lr=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2 * len(epoch_order(len(faces), 4, 0, 0)))
     states = []
     for epoch in range(2):

@@ -1,0 +1,234 @@
+"""prle.engines: one graph, two engines, the same runs; failures cost what needs them, deaths cost an epoch."""
+import errno
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import ray
+from prle.core import read_json, rng, write_json
+from prle.engines import Outcome, do_task, execute, in_process
+from prle.experiments import PRESETS, Backbone, Lab, Preset, detector_run, statistics_run
+from prle.runs import RunFailed, RunStore, list_runs, planned
+from test_experiments import write_square
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
+
+
+def note(root, *words):
+    with open(Path(root) / "log", "a") as f:
+        f.write(" ".join(map(str, words)) + "\n")
+
+
+def notes(root):
+    return [line.split() for line in (Path(root) / "log").read_text().splitlines()] if (Path(root) / "log").exists() else []
+
+
+def train(root, name, epochs=3, seconds=0.0, fault=None):
+    "A training of some epochs that can go on, tells where it runs, and writes what it computes."
+    def make(folder):
+        if fault:
+            raise fault
+        for epoch in range(read_json(folder / "state.json")["epoch"] if (folder / "state.json").exists() else 0, epochs):
+            node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "here"
+            note(root, name, epoch, node, os.getpid())
+            time.sleep(seconds)
+            write_json(folder / "state.json", dict(epoch=epoch + 1, name=name))
+    return make
+
+
+def graph(root, store, seconds=0.0, faults=()):
+    "Three trainings, their maps, a fusion of the first two, a training with it."
+    def run(kind, name, config, epochs=1):
+        return store.get(kind, name, config, train(root, name, epochs, seconds, dict(faults).get(name)), resume=True)
+    plain = [run("detectors", n, dict(name=n), 3) for n in "abc"]
+    maps = [run("maps", f"map-{n}", dict(detector=p.key)) for n, p in zip("abc", plain)]
+    fused = run("fusions", "fused", dict(maps=[m.key for m in maps[:2]]))
+    return run("detectors", "masked", dict(quantiles=fused.key), 3)
+
+
+def asked(root, **options):
+    graph(root, dry := RunStore(root / "runs", dry=True), **options)
+    return dry
+
+
+def quiet(root): return RunStore(root / "runs", lambda line: None, heartbeat=0.1, missed=10)
+
+
+def done(root): return sorted(f"{r.kind}/{r.label}" for r in list_runs(root / "runs").itertuples() if r.state == "finished")
+
+
+ALL = ["detectors/a", "detectors/b", "detectors/c", "detectors/masked", "fusions/fused", "maps/map-a", "maps/map-b", "maps/map-c"]
+
+
+@pytest.fixture(scope="module")
+def here():
+    "Ray on this machine."
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_every_run_is_made_once_and_reused(engine, here, tmp_path):
+    lines, store = [], None
+    store = RunStore(tmp_path / "runs", lines.append)
+    assert execute(store, asked(tmp_path), engine) == {} and done(tmp_path) == ALL
+    assert set(Counter(name for name, epoch, *_ in notes(tmp_path) if epoch == "0").values()) == {1}
+    assert store.summary() == "8 runs: 0 reused, 8 made." and sorted(line.split()[0] for line in lines) == ["MISS"] * 8
+    before = notes(tmp_path)
+    again = quiet(tmp_path)
+    assert execute(again, asked(tmp_path), engine) == {} and again.summary() == "8 runs: 8 reused, 0 made." and notes(tmp_path) == before
+    assert again.names() == store.names()
+    inputs = read_json(next((tmp_path / "runs/fusions").iterdir()) / "provenance.json")["inputs"]
+    assert [i.split("-")[1] for i in inputs] == ["a", "b"]
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_fault_costs_what_needs_it_and_nothing_else(engine, here, tmp_path):
+    lines, faults = [], dict(b=FloatingPointError("the loss became nan in epoch 2"), c=ValueError("no such face"))
+    found = execute(RunStore(tmp_path / "runs", lines.append), asked(tmp_path, faults=faults), engine)
+    b = next(name for name in found if name.startswith("detectors/b"))
+    why = {name.rsplit("-", 1)[0]: fault for name, fault in found.items()}
+    chain = f"needs {b}, which failed: the loss became nan in epoch 2"
+    assert why.pop("maps/map-c").endswith("ValueError: no such face")
+    assert (why.pop("detectors/b"), why.pop("detectors/c")) == ("the loss became nan in epoch 2", "ValueError: no such face")
+    assert why == {"maps/map-b": chain, "fusions/fused": chain, "detectors/masked": chain}
+    assert done(tmp_path) == ["detectors/a", "maps/map-a"] and sum(line.startswith("FAIL") for line in lines) == 6
+    dry = asked(tmp_path)
+    assert planned(dry).action.tolist() == ["reuse", "failed", "make", "reuse", "blocked", "make", "blocked", "blocked"]
+    assert len(execute(quiet(tmp_path), dry, engine)) == 4 and "maps/map-c" in done(tmp_path), "what stumbled is tried again, what diverged is not"
+    with pytest.raises(RunFailed, match="failed: the loss became nan in epoch 2"):
+        graph(tmp_path, quiet(tmp_path))
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_full_disk_ends_it_all(engine, here, tmp_path):
+    with pytest.raises(OSError, match="prle runs prune"):
+        execute(quiet(tmp_path), asked(tmp_path, faults=dict(a=OSError(errno.ENOSPC, "No space left on device"))), engine)
+
+
+def test_wrong_engines_are_named():
+    with pytest.raises(ValueError, match="unknown engine 'rya'. Did you mean 'ray'"):
+        execute(None, None, "rya")
+
+
+def test_inputs_that_failed_are_named_by_their_first_cause(tmp_path):
+    dry = asked(tmp_path)
+    task = dry.tasks[-1]
+    assert do_task(quiet(tmp_path), task, [Outcome("x/a", "boom")]).fault == "needs x/a, which failed: boom"
+    assert do_task(quiet(tmp_path), task, [Outcome("x/b", "needs x/a, which failed: boom")]).fault == "needs x/a, which failed: boom"
+    assert [o.name for o in in_process(quiet(tmp_path), dry.tasks)] == [t.name for t in dry.tasks]
+
+
+def test_without_ray_the_extra_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'prle\[cluster\]'"):
+        execute(quiet(tmp_path), asked(tmp_path), "ray")
+
+
+@pytest.fixture
+def lab(toy, tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "tiny", Preset(64, 8, {"Small": Backbone("xception", 1 / 8), "Other": Backbone("vgg16", 1 / 8)}, dict(epochs=3, batch=4), grid=4, width=1 / 8))
+    data = write_square(toy, tmp_path / "square")
+    return lambda name: Lab("tiny", data=data, outputs=tmp_path / name, say=lambda line: None)
+
+
+def whole(lab):
+    "Plain and masked trainings of two backbones on two manipulations, and statistics of their maps."
+    for subset in lab.subsets:
+        statistics_run(lab, subset)
+        for backbone in lab.preset.backbones:
+            for mask in ("none", "primary", "random"):
+                detector_run(lab, backbone, subset, mask)
+
+
+def planned_by(lab):
+    whole(dry := lab.dry())
+    return dry.store
+
+
+def results(lab):
+    "What the runs hold, by their folders' names."
+    return {p.parent.name: pd.read_parquet(p) for p in sorted((lab.outputs / "runs").glob("*/[!.]*/*.parquet")) if p.name != "history.parquet"}
+
+
+def same(a, b): return a.keys() == b.keys() and all(a[k].equals(b[k]) for k in a)
+
+
+def test_both_engines_come_to_the_same_numbers(lab, here):
+    one, other = lab("local"), lab("ray")
+    assert execute(one.store, planned_by(one)) == {} and execute(other.store, planned_by(other), "ray") == {}
+    assert len(results(one)) == 14 and same(results(one), results(other))
+
+
+def killed_after(seconds, work):
+    "Whether a forked process that does `work` was killed before it was through."
+    if not (pid := os.fork()):
+        try: work()
+        finally: os._exit(0)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and os.waitpid(pid, os.WNOHANG) == (0, 0):
+        time.sleep(0.005)
+    try: os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError: return False
+    os.waitpid(pid, 0)
+    return True
+
+
+def test_a_graph_that_is_killed_again_and_again_comes_to_the_same_numbers(lab):
+    one, other, draw, kills = lab("whole"), lab("killed"), rng("kills"), 0
+    start = time.monotonic()
+    assert execute(one.store, planned_by(one)) == {}
+    seconds = time.monotonic() - start
+    assert other.fingerprint == one.fingerprint
+    while killed_after(draw.uniform(0.05, 0.3) * seconds, lambda: execute(other.store, planned_by(other))):
+        kills += 1
+        assert kills < 100
+    assert kills >= 3 and same(results(one), results(other)), kills
+    left = [p.name for p in (other.outputs / "runs").glob("*/.*")]
+    assert left == [], "no leavings of the dead"
+
+
+@pytest.fixture
+def nodes():
+    "A cluster of a head that works on nothing and two nodes with a processor each."
+    from ray.cluster_utils import Cluster
+    ray.shutdown()
+    quick = dict(health_check_initial_delay_ms=0, health_check_period_ms=200, health_check_failure_threshold=3)
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False, _system_config=quick))
+    workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+    yield cluster, workers
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_node_that_dies_costs_an_epoch(nodes, tmp_path):
+    "Its run goes on elsewhere from the last epoch; what was finished is not made again; nothing is lost."
+    cluster, workers = nodes
+    dry, killed = asked(tmp_path, seconds=0.3), []
+
+    def kill():
+        while not (late := [n for n in notes(tmp_path) if n[0] in "abc" and n[1] == "1"]):
+            time.sleep(0.02)
+        killed.append(late[0])
+        cluster.remove_node(next(w for w in workers if w.node_id == late[0][2]), allow_graceful=False)
+    thread = threading.Thread(target=kill)
+    thread.start()
+    assert execute(quiet(tmp_path), dry, "ray") == {}
+    thread.join()
+    (name, epoch, node, pid), log = killed[0], notes(tmp_path)
+    assert done(tmp_path) == ALL
+    where = Counter((n, e) for n, e, *_ in log)
+    assert {k for k, times in where.items() if times > 1} <= {(name, epoch)}, "at most the epoch in progress is repeated"
+    after = [line for line in log[log.index(killed[0]) + 1:]]
+    assert after and not [line for line in after if line[2] == node and line[3] != pid] and {n for n, *_ in after} >= {name, "fused", "masked"}
+    provenance = read_json(next((tmp_path / "runs/detectors").glob(f"{name}-*")) / "provenance.json")
+    assert provenance["resumed"]
