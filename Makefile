@@ -27,7 +27,7 @@ test: setup
 
 # with nothing else running; the results stay in the notebooks
 bench: setup
-	for name in faces datasets detectors localization fusion masking metrics; do \
+	for name in faces datasets detectors localization fusion masking metrics trainer; do \
 	  PRLE_QUIET=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/bench/$$name.ipynb && $(BIN)/nbdev_clean --fname nbs/bench/$$name.ipynb || exit 1; \
 	done
 
