@@ -111,8 +111,8 @@ def component_loss(
 
 # %% ../../nbs/04f_capsule.ipynb #04f-capsule-31
 CAPSULE_WEIGHTS = Weights("vgg19.tv_in1k", "BSD-3-Clause", 224, IMAGENET_MEAN, IMAGENET_STD)
-CAPSULE_RECIPE = Recipe(lr=5e-4, batch=100, epochs=100, size=128, augmentation="none", source="Capsule-Forensics (v1)")
-CAPSULE_V2_RECIPE = Recipe(lr=5e-4, batch=32, epochs=25, size=300, augmentation="none", source="Capsule-Forensics-v2")
+CAPSULE_RECIPE = Recipe(lr=5e-4, batch=100, epochs=100, size=128, flip=False, augmentation="none", source="Capsule-Forensics (v1)")
+CAPSULE_V2_RECIPE = Recipe(lr=5e-4, batch=32, epochs=25, size=300, flip=False, augmentation="none", source="Capsule-Forensics-v2")
 
 # %% ../../nbs/04f_capsule.ipynb #04f-capsule-34
 class Capsule(Detector):

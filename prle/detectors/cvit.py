@@ -89,7 +89,9 @@ CVIT_RECIPE = Recipe(
 # %% ../../nbs/04g_cvit.ipynb #04g-cvit-18
 class CViT(Detector):
     "CViT with the outputs for real and fake."
-    deviations = "position table of length 2; trainable at all multiples of 32; scored by the difference of the outputs, where the original averages their sigmoids"
+    licence = "not found"
+    deviations = ("position table of length 2; trainable at all multiples of 32; scored by the difference of the outputs, where the original averages their sigmoids; "
+                  "convolutions start by He's rule, the last layer near zero")
 
     def __init__(
         self,

@@ -18,6 +18,14 @@ from .registry import TimmDetector, Weights, load_body, register_detector
 _CAM_LAYERS = ("conv_head", "blocks.4", "blocks.2")
 _TF_LIKE = dict(bn_eps=1e-3, pad_type="same", num_classes=1)  # TensorFlow's epsilon and padding, our one output
 
+def _b4_net(
+    width: float, # factor on the channels
+    momentum: float, # share of a new batch in batch norm's running statistics, in (0, 1]
+    **options, # of timm's network
+):
+    "timm's `tf_efficientnet_b4` of any width."
+    return _gen_efficientnet("tf_efficientnet_b4", channel_multiplier=1.4 * width, depth_multiplier=1.8, bn_momentum=momentum, **(_TF_LIKE | options))
+
 # %% ../../nbs/04b_efficientnet.ipynb #04b-efficientnet-6
 B4_WEIGHTS = Weights("tf_efficientnet_b4.aa_in1k", "Apache-2.0", 380)
 
@@ -27,11 +35,11 @@ def efficientnet_b4(
     pretrained: bool = False, # ImageNet weights (width 1), fetched by timm
     dropout: float = 0.4, # before the linear layer, in [0, 1)
     drop_path: float = 0.2, # share of residual branches skipped in training, rising with depth, in [0, 1)
+    momentum: float = 0.01, # share of a new batch in batch norm's running statistics, in (0, 1]
 ) -> TimmDetector:
     "EfficientNet-B4 with TensorFlow padding (timm's `tf_efficientnet_b4`)."
-    net = _gen_efficientnet("tf_efficientnet_b4", channel_multiplier=1.4 * width, depth_multiplier=1.8,
-                            drop_rate=dropout, drop_path_rate=drop_path, **_TF_LIKE)
-    model = TimmDetector(net, B4_WEIGHTS, _CAM_LAYERS)
+    model = TimmDetector(_b4_net(width, momentum, drop_rate=dropout, drop_path_rate=drop_path), B4_WEIGHTS, _CAM_LAYERS)
+    model.deviations = f"timm's padding, which follows the face; {model.deviations}"
     if pretrained: model.load_imagenet()
     return model
 

@@ -154,12 +154,15 @@ def _check_size(size: int, mode: str):
                          "Use a size from 42 on that does not leave 7, 8 or 9 when divided by 16, or mode='both'")
 
 # %% ../../nbs/04m_f3net.ipynb #04m-f3net-45
-F3NET_RECIPE = Recipe("SGD", 2e-3, schedule="cosine", batch=128, size=299, source="paper (unverified: SGD, 0.002, cosine, about 150,000 steps); 299 as in the ports")
+F3NET_RECIPE = Recipe("SGD", 2e-3, schedule="cosine", batch=128, size=299, beyond="the 150,000 steps",
+                      source="paper (unverified: SGD, 0.002, cosine, about 150,000 steps); 299 as in the ports")
 
 # %% ../../nbs/04m_f3net.ipynb #04m-f3net-47
 class F3Net(Detector):
     "F3-Net for faces of one size. `ValueError` for an unknown option or a size that the branches cannot share."
-    deviations = "no authors' code: a fourth FAD band as in the ports, band ends by area, LFS logarithm after the sum as in the paper"
+    licence = "not found"
+    deviations = ("no authors' code: a fourth FAD band as in the ports, band ends by area, LFS logarithm after the sum as in the paper; "
+                  "layers without ImageNet weights start by He's rule, the last near zero")
 
     def __init__(
         self,

@@ -94,14 +94,17 @@ def weak_loss(
 
 # %% ../../nbs/04h_ffd.ipynb #04h-ffd-23
 FFD_RECIPE = Recipe(
-    lr=1e-4, weight_decay=1e-3, batch=30, epochs=100, size=299, augmentation="none",
+    lr=1e-4, weight_decay=1e-3, batch=30, epochs=100, size=299, flip=False, balance=True, augmentation="none",
+    beyond="an epoch is 1000 steps; each step has 15 + 15 faces, where `balance` balances the epoch",
     source="original code: 15 real and 15 fake faces a step, an epoch is 1000 steps; the paper (unverified): 2e-4, 8 + 8 faces, ImageNet weights")
 
 # %% ../../nbs/04h_ffd.ipynb #04h-ffd-25
 class FFD(Detector):
     "Xception gated by a map of the manipulated region, with the outputs for real and fake."
     needs = ("mask",)
-    deviations = "one logit, the difference of the outputs; maps of any size; the unpublished templates are replaced by ten cosines"
+    licence = "not found"
+    deviations = ("one logit, the difference of the outputs; maps of any size; the unpublished templates are replaced by ten cosines; "
+                  "layers without ImageNet weights start by He's rule, the last near zero")
 
     def __init__(
         self,

@@ -44,7 +44,7 @@ LOSSES = dict(mse=squared_error, bce=cross_entropy)
 MESO_WEIGHTS = Weights("none", "none", 256, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # RGB in [0, 1] as it is
 MESO_RECIPE = Recipe(
     lr=1e-3, batch=75, schedule="step 6 0.1", size=256,
-    augmentation="small rotation, zoom, flip, brightness, hue",
+    augmentation="small rotation, zoom, flip, brightness, hue", beyond="the rate falls every 1000 steps, whatever an epoch is",
     source="MesoNet (Adam and its rate from the code; unverified: batch, schedule down to 1e-6, augmentation; epochs unknown)")
 
 # %% ../../nbs/04e_meso.ipynb #04e-meso-13
@@ -60,6 +60,7 @@ def init_keras(
 # %% ../../nbs/04e_meso.ipynb #04e-meso-15
 class Meso4(Detector):
     "Meso-4 with one logit."
+    licence = "not found"
     deviations = "last layer starts near zero"
 
     def __init__(
@@ -70,6 +71,8 @@ class Meso4(Detector):
         loss: str = "mse", # "mse": of the sigmoid, the original's; "bce": Eq. 2
         momentum: float = 0.01, # share of a new batch in batch norm's running statistics, in (0, 1]
     ):
+        check_choice(loss, LOSSES, "loss")
+        if size < 32: raise ValueError(f"meso4 needs faces of at least 32 pixels, not {size}: its last pooling takes 4x4 cells of 8 pixels each; enlarge the faces")
         super().__init__(MESO_WEIGHTS, ("block4.relu", "block3.relu"), MESO_RECIPE, size)
         self.criterion, few, many, hidden = LOSSES[loss], scaled(8, width), scaled(16, width), scaled(16, width)
         self.block1, self.block2 = block(3, few, 3, 2, momentum), block(few, few, 5, 2, momentum)
@@ -96,6 +99,4 @@ def meso4(
     momentum: float = 0.01, # share of a new batch in batch norm's running statistics, in (0, 1]
 ) -> Meso4:
     "Meso-4; in the paper: Table II. `ValueError` for an unknown loss or a size below 32."
-    check_choice(loss, LOSSES, "loss")
-    if size < 32: raise ValueError(f"meso4 needs faces of at least 32 pixels, not {size}: its last pooling takes 4x4 cells of 8 pixels each; enlarge the faces")
     return Meso4(width, size, dropout, loss, momentum)

@@ -128,7 +128,7 @@ def metric_loss(
     real: Tensor, # (N,) bool
 ) -> Tensor: # () in [0, 2]
     "Draw real faces together and away from fakes; a kind of pair that the batch lacks counts 0."
-    e = embeddings.float()
+    e = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     alike = (F.cosine_similarity(e[:, None], e[None], dim=2, eps=1e-6) + 1) / 2 # (N, N)
     itself = torch.eye(len(e), dtype=torch.bool, device=e.device)
     reals, mixed = real[:, None] & real & ~itself, real[:, None] & ~real
@@ -136,11 +136,13 @@ def metric_loss(
 
 # %% ../../nbs/04l_recce.ipynb #04l-recce-29
 RECCE_RECIPE = Recipe(weight_decay=1e-5, schedule="step 10 0.5", batch=32, epochs=40, size=299,
+                      beyond="mixed precision (`precision`); 22,500 steps are one of the schedule's 10 epochs, whatever an epoch is",
                       source="released code: 90,000 steps in mixed precision, halving every 22,500, which its README calls 10 epochs of FF++")
 
 class RECCE(Detector):
     "Xception that paints real faces, and attends to where it fails."
-    deviations = "the error's 3x3 filters start positive; graph over all cells at once"
+    licence = "MIT"
+    deviations = "the error's 3x3 filters start positive; graph over all cells at once; layers without ImageNet weights start by He's rule, the last near zero"
 
     def __init__(
         self,

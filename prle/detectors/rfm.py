@@ -75,12 +75,14 @@ def erase(
 
 # %% ../../nbs/04k_rfm.ipynb #04k-rfm-21
 RFM_WEIGHTS = Weights("none", "none", 224, std=(0.25, 0.25, 0.25))
-RFM_RECIPE = Recipe(batch=16, size=224, augmentation="random crop 224 of 256 (centre crop in tests), flip, the method's own erasing",
+RFM_RECIPE = Recipe(batch=16, size=224, balance=True, augmentation="random crop 224 of 256 (centre crop in tests), flip, the method's own erasing",
+                    beyond="the 500,000 steps; each step has 8 + 8 faces, where `balance` balances the epoch",
                     source="released code: up to 500,000 steps of 8 real and 8 fake faces, random initial weights")
 
 class RFM(Detector):
     "Xception with two outputs; in training it erases where it looks."
-    deviations = "the largest edge of a rectangle scales with the face (120 at 224 pixels, as published)"
+    licence = "not found"
+    deviations = "the largest edge of a rectangle scales with the face (120 at 224 pixels, as published); layers start by He's rule, the last near zero"
 
     def __init__(
         self,

@@ -38,6 +38,9 @@ def conv_groups(
 class VGG(Detector):
     "VGG-16 with one logit."
     licence = "BSD-3-Clause" # torchvision's
+    smallest = 32
+    deviations = "one output; layers without ImageNet weights start by He's rule, the last near zero"
+
     def __init__(
         self,
         weights: Weights, # input statistics and source of the weights

@@ -53,7 +53,8 @@ class Block(nn.Module):
 
 # %% ../../nbs/04a_xception.ipynb #04a-xception-11
 XCEPTION_WEIGHTS = Weights("legacy_xception.tf_in1k", "Apache-2.0", 299)
-XCEPTION_RECIPE = Recipe(batch=32, epochs=18, size=299, augmentation="none", source="FaceForensics++ (unverified: 3 epochs head only, then 15 epochs all)")
+XCEPTION_RECIPE = Recipe(batch=32, epochs=18, size=299, flip=False, augmentation="none", beyond="the first 3 epochs train the head alone",
+                         source="FaceForensics++ (unverified: 3 epochs head only, then 15 epochs all)")
 
 # %% ../../nbs/04a_xception.ipynb #04a-xception-13
 class XceptionBody(nn.Module):
@@ -93,7 +94,8 @@ class XceptionBody(nn.Module):
 # %% ../../nbs/04a_xception.ipynb #04a-xception-16
 class Xception(Detector):
     "Xception with one logit."
-    licence = "MIT"
+    licence = "MIT" # FaceForensics++'s
+    deviations = "one output; layers without ImageNet weights start by He's rule, the last near zero"
 
     def __init__(
         self,
