@@ -8,7 +8,7 @@ __all__ = ['MAT_WEIGHTS', 'MAT_RECIPE', 'STAGE_ONE_RECIPE', 'taps', 'border_mask
            'region_independence', 'over_processes', 'degrade', 'soft_threshold', 'agda', 'match_loss', 'MultiAttention',
            'Mat', 'mat', 'train_stages']
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-2
+# %% ../../nbs/04i_mat.ipynb #04i-mat-12
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ from prle.detectors.registry import (
     load_body, register_detector, scaled,
 )
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-4
+# %% ../../nbs/04i_mat.ipynb #04i-mat-14
 def taps(
     net: nn.Module, # timm EfficientNet
     x: Tensor, # (N, 3, H, W), normalized
@@ -34,7 +34,7 @@ def taps(
     middle = net.blocks[2:5](shallow)
     return shallow, middle, net.bn2(net.conv_head(net.blocks[5:](middle)))
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-8
+# %% ../../nbs/04i_mat.ipynb #04i-mat-18
 def border_mask() -> Tensor: # (1, 1, 24, 24)
     "1 inside, 0 on a rim of two cells."
     return F.pad(torch.ones(1, 1, 20, 20), (2, 2, 2, 2))
@@ -46,7 +46,7 @@ def resize(
     "Attention maps on another grid: bilinear, corner on corner."
     return maps if maps.shape[-2:] == like.shape[-2:] else F.interpolate(maps, like.shape[-2:], mode="bilinear", align_corners=True)
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-9
+# %% ../../nbs/04i_mat.ipynb #04i-mat-19
 class Attention(nn.Module):
     "M attention maps from the features b5: ELU + 1, nothing at the border."
     def __init__(
@@ -63,7 +63,7 @@ class Attention(nn.Module):
     def forward(self, x):  # (N, C, h, w) -> (N, M, h, w), not negative
         return (F.elu(self.layers(x)) + 1) * F.interpolate(self.border, x.shape[-2:], mode="nearest")
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-13
+# %% ../../nbs/04i_mat.ipynb #04i-mat-23
 class DenseBlock(nn.Module):
     "Convolutions in `groups` independent groups; each reads the input of its group and all outputs before it."
     def __init__(
@@ -88,7 +88,7 @@ class DenseBlock(nn.Module):
 
     def _split(self, x): return x.unflatten(1, (self.groups, -1))
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-17
+# %% ../../nbs/04i_mat.ipynb #04i-mat-27
 def split_texture(
     features: Tensor, # (N, C, H, W)
     grid: torch.Size, # (h, w) of the attention
@@ -97,7 +97,7 @@ def split_texture(
     coarse = F.adaptive_avg_pool2d(features, grid)
     return features - F.interpolate(coarse, features.shape[-2:], mode="nearest"), coarse
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-20
+# %% ../../nbs/04i_mat.ipynb #04i-mat-30
 class TextureV1(nn.Module):
     "Texture enhancement as in the paper's drawing: one dense block for all maps."
     def __init__(
@@ -111,7 +111,7 @@ class TextureV1(nn.Module):
         texture, coarse = split_texture(x, attention.shape[-2:])
         return self.block(texture), coarse
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-22
+# %% ../../nbs/04i_mat.ipynb #04i-mat-32
 class TextureV2(nn.Module):
     "Texture enhancement of the released code: a dense block a map, on the texture times tanh of that map."
     def __init__(
@@ -129,7 +129,7 @@ class TextureV2(nn.Module):
         seen = resize(attention.detach(), x).tanh().unsqueeze(2) * texture.unsqueeze(1)
         return F.relu(self.block(seen.flatten(1, 2))).unflatten(1, (self.maps, -1)), coarse
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-25
+# %% ../../nbs/04i_mat.ipynb #04i-mat-35
 def attention_pool(
     features: Tensor, # (N, C, H, W) for all maps, or (N, M, C, H, W) for each its own
     attention: Tensor, # (N, M, h, w), not negative
@@ -147,7 +147,7 @@ def attention_mean(
     total = resize(attention.sum(1, keepdim=True), features) + 1e-8
     return (features * total).sum((2, 3)) / total.sum((2, 3))
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-29
+# %% ../../nbs/04i_mat.ipynb #04i-mat-39
 def moved_centres(
     regions: Tensor, # (N, M, C) parts of the faces
     label: Tensor, # (N,) REAL or FAKE
@@ -158,7 +158,7 @@ def moved_centres(
     real = (label == REAL).to(regions.dtype)[:, None, None]
     return centres + alpha * (real * (regions - centres)).mean(0)
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-32
+# %% ../../nbs/04i_mat.ipynb #04i-mat-42
 def region_independence(
     regions: Tensor, # (N, M, C) parts of the faces
     label: Tensor, # (N,) REAL or FAKE
@@ -171,7 +171,7 @@ def region_independence(
     apart = (0.8 - F.pdist(centres)).relu().sum()
     return within + apart / (len(centres) * alpha)
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-36
+# %% ../../nbs/04i_mat.ipynb #04i-mat-46
 def over_processes(
     values: Tensor, # the same shape in every process
 ) -> Tensor: # the same shape
@@ -181,7 +181,7 @@ def over_processes(
     torch.distributed.all_reduce(values)
     return values / torch.distributed.get_world_size()
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-38
+# %% ../../nbs/04i_mat.ipynb #04i-mat-48
 def degrade(
     x: Tensor, # (N, 3, H, W), normalized
 ) -> Tensor: # (N, 3, H, W)
@@ -199,7 +199,7 @@ def soft_threshold(
     bottom = torch.sigmoid(-gain * threshold)
     return (torch.sigmoid(gain * (x - threshold)) - bottom) / (1 - bottom)
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-39
+# %% ../../nbs/04i_mat.ipynb #04i-mat-49
 @torch.no_grad()
 def agda(
     x: Tensor, # (N, 3, H, W), normalized
@@ -214,7 +214,7 @@ def agda(
     share = soft_threshold(part, draw(0.4, 0.6), draw(3.0, 5.0)).to(x.dtype)
     return x + share * (degrade(x) - x), picked.squeeze(1)
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-44
+# %% ../../nbs/04i_mat.ipynb #04i-mat-54
 def match_loss(
     regions: Tensor, # (N, M, C) parts of the faces
     again: Tensor, # (N, M, C) of the degraded ones
@@ -224,7 +224,7 @@ def match_loss(
     others = 1 - F.one_hot(picked, regions.shape[1]).to(regions.dtype)
     return (torch.linalg.vector_norm(regions - again, dim=-1) * others).mean()
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-47
+# %% ../../nbs/04i_mat.ipynb #04i-mat-57
 MAT_WEIGHTS = Weights("tf_efficientnet_b4.ap_in1k", "Apache-2.0", 380)
 MAT_RECIPE = Recipe(
     optimizer="AdamW", lr=1e-4, weight_decay=1e-6, schedule="step 5 0.5", batch=15, epochs=50, size=380, balance=True, augmentation="flip, AGDA (the method's own)",
@@ -234,7 +234,7 @@ MAT_RECIPE = Recipe(
 STAGE_ONE_RECIPE = replace(MAT_RECIPE, batch=16, epochs=20, augmentation="flip", beyond="reals are repeated until balanced, where `balance` draws fewer fakes",
                            source="the released code's stage 1, batch 16 a GPU; what is not said of it is as in stage 2")
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-49
+# %% ../../nbs/04i_mat.ipynb #04i-mat-59
 class MultiAttention(nn.Module):
     "From the features at three depths to two outputs."
     def __init__(
@@ -266,7 +266,7 @@ class MultiAttention(nn.Module):
         two = self.joint(torch.cat([local, whole], 1))
         return dict(logit=fake_minus_real(two), maps=maps, regions=attention_pool(F.instance_norm(coarse), maps))
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-51
+# %% ../../nbs/04i_mat.ipynb #04i-mat-61
 class Mat(Detector):
     "Multi-attentional detector on EfficientNet-B4."
     licence = "not found"
@@ -339,7 +339,7 @@ class Mat(Detector):
         "Take over the body of the first stage, without its linear layer; `RuntimeError` if its width is another."
         load_body(self.net, plain.net.state_dict(), "classifier")
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-52
+# %% ../../nbs/04i_mat.ipynb #04i-mat-62
 @register_detector(MAT_WEIGHTS)
 def mat(
     width: float = 1.0, # factor on the channels; 1 is the published size
@@ -357,7 +357,7 @@ def mat(
     if pretrained: model.load_imagenet()
     return model
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-54
+# %% ../../nbs/04i_mat.ipynb #04i-mat-64
 def train_stages(
     model: Mat, # trained in place
     train: Callable, # f(detector), which trains a detector in place by its `recipe`

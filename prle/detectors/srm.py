@@ -6,7 +6,7 @@
 __all__ = ['SRM_RECIPE', 'srm_kernels', 'HighPass', 'feature_noise', 'init_attention', 'ResidualAttention', 'CrossAttention',
            'attention_grid', 'Fusion', 'am_softmax', 'SRM', 'srm']
 
-# %% ../../nbs/04j_srm.ipynb #04j-srm-2
+# %% ../../nbs/04j_srm.ipynb #04j-srm-8
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from ..core import check_choice
 from .registry import Detector, Recipe, cross_entropy, fake_minus_real, full_precision, init_body, init_head, register_detector
 from .xception import XCEPTION_WEIGHTS, XceptionBody, load_imagenet
 
-# %% ../../nbs/04j_srm.ipynb #04j-srm-4
+# %% ../../nbs/04j_srm.ipynb #04j-srm-10
 def srm_kernels() -> Tensor: # (3, 5, 5)
     "The three high-pass kernels: second difference in both directions, the same over 5x5, and in a row."
     square = torch.tensor([[0, 0, 0, 0, 0], [0, -1, 2, -1, 0], [0, 2, -4, 2, 0], [0, -1, 2, -1, 0], [0, 0, 0, 0, 0]])
@@ -24,7 +24,7 @@ def srm_kernels() -> Tensor: # (3, 5, 5)
     row[2, 1:4] = torch.tensor([1, -2, 1])
     return torch.stack([square / 4, wide / 12, row / 2])
 
-# %% ../../nbs/04j_srm.ipynb #04j-srm-7
+# %% ../../nbs/04j_srm.ipynb #04j-srm-13
 class HighPass(nn.Module):
     "The three fixed filters in every channel, clipped to [-3, 3]: (N, C, H, W) to (N, 3 C, H, W). `ValueError` for an unknown order."
     def __init__(
@@ -41,7 +41,7 @@ class HighPass(nn.Module):
         with full_precision(x):
             return F.conv2d(x.to(self.taps.dtype), self.taps, padding=2, groups=x.shape[1]).clamp(-3, 3)
 
-# %% ../../nbs/04j_srm.ipynb #04j-srm-17
+# %% ../../nbs/04j_srm.ipynb #04j-srm-18
 def feature_noise(
     channels: int, # of the colour stream
     order: str, # of the filters: "channel" or "released"
@@ -49,7 +49,7 @@ def feature_noise(
     "Noise of a feature map: (N, channels, H, W) to the same shape, not negative."
     return nn.Sequential(HighPass(channels, order), nn.Conv2d(3 * channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
-# %% ../../nbs/04j_srm.ipynb #04j-srm-20
+# %% ../../nbs/04j_srm.ipynb #04j-srm-21
 def init_attention(
     model: nn.Module, # its convolutions and linear layers are set in place
 ):
@@ -58,7 +58,7 @@ def init_attention(
         if isinstance(m, (nn.Conv2d, nn.Linear)): nn.init.xavier_normal_(m.weight, gain=0.02)
         if getattr(m, "bias", None) is not None: nn.init.zeros_(m.bias)
 
-# %% ../../nbs/04j_srm.ipynb #04j-srm-21
+# %% ../../nbs/04j_srm.ipynb #04j-srm-22
 class ResidualAttention(nn.Module):
     "Where to look, from the noise: (N, 3, H, W) to (N, 1, h, w) in (0, 1), on the grid of Xception's second convolution."
     def __init__(
@@ -76,7 +76,7 @@ class ResidualAttention(nn.Module):
         x = self.features(noise)
         return torch.sigmoid(self.conv(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
 
-# %% ../../nbs/04j_srm.ipynb #04j-srm-24
+# %% ../../nbs/04j_srm.ipynb #04j-srm-25
 class CrossAttention(nn.Module):
     "Dual cross-modality attention: two maps (N, C, h, w) with h * w tokens, each enriched by the other."
     def __init__(
@@ -104,7 +104,7 @@ class CrossAttention(nn.Module):
         from_x = self.attend(energy.mT, self.mix_y, self.value_x(x))
         return x + self.gamma_x * from_y, y + self.gamma_y * from_x
 
-# %% ../../nbs/04j_srm.ipynb #04j-srm-28
+# %% ../../nbs/04j_srm.ipynb #04j-srm-29
 def attention_grid(
     size: int, # edge of the face in pixels
 ) -> int: # cells along an edge of the map after block 3; below 1 where there is none
@@ -113,7 +113,7 @@ def attention_grid(
     for _ in range(3): cells = (cells + 1) // 2
     return cells
 
-# %% ../../nbs/04j_srm.ipynb #04j-srm-30
+# %% ../../nbs/04j_srm.ipynb #04j-srm-31
 class Fusion(nn.Module):
     "The two last maps, (N, C, h, w) each, to one f + f * w of as many channels, w a weight in (0, 1) a channel."
     def __init__(
@@ -131,7 +131,7 @@ class Fusion(nn.Module):
         f = self.fuse(torch.cat([x, y], 1))
         return f + f * torch.sigmoid(self.weigh(f.mean((2, 3), keepdim=True)) + self.weigh(f.amax((2, 3), keepdim=True)))
 
-# %% ../../nbs/04j_srm.ipynb #04j-srm-35
+# %% ../../nbs/04j_srm.ipynb #04j-srm-36
 def am_softmax(
     logit: Tensor, # (N,) output of fake minus output of real
     batch: dict[str, Tensor], # label (N,) REAL or FAKE; weight (N,) if not 1
@@ -141,16 +141,16 @@ def am_softmax(
     "The additive-margin softmax (Wang et al., 2018) of two classes, with masked faces weighted (Eq. 13)."
     return cross_entropy(scale * (logit + margin * (1 - 2 * batch["label"].to(logit.dtype))), batch)
 
-# %% ../../nbs/04j_srm.ipynb #04j-srm-41
+# %% ../../nbs/04j_srm.ipynb #04j-srm-42
 SRM_RECIPE = Recipe(flip=False, augmentation="none", beyond="nothing is known", source="no training script released; Adam, 2e-4, batch 32 (unverified)")
 
-# %% ../../nbs/04j_srm.ipynb #04j-srm-43
+# %% ../../nbs/04j_srm.ipynb #04j-srm-44
 def _last_map(body: XceptionBody, x: Tensor) -> Tensor:
     "Blocks 8 to 12 and the two last convolutions, up to the batch norm and without the ReLU behind it."
     x = body.blocks(x, 8, 12)
     return body.bn4(body.conv4(F.relu(body.bn3(body.conv3(x)), inplace=True)))
 
-# %% ../../nbs/04j_srm.ipynb #04j-srm-44
+# %% ../../nbs/04j_srm.ipynb #04j-srm-45
 class SRM(Detector):
     "Two Xceptions on colours and on noise, with attention between them. `ValueError` for a size with fewer than 2x2 tokens."
     licence = "not found"
@@ -200,7 +200,7 @@ class SRM(Detector):
         "Load the published ImageNet weights of Xception into both streams."
         for body in (self.rgb, self.noise): load_imagenet(body)
 
-# %% ../../nbs/04j_srm.ipynb #04j-srm-45
+# %% ../../nbs/04j_srm.ipynb #04j-srm-46
 @register_detector(XCEPTION_WEIGHTS)
 def srm(
     width: float = 1.0, # factor on the channels; 1 is the published size
