@@ -178,7 +178,8 @@ def test_attention_starts_even(size):
     *places, mean, largest = seen
     assert (torch.sigmoid(mean + largest) - 0.5).abs().max() < 0.01
     assert len(places) == 4 and all((p * p.shape[-1] - 1).abs().max() < 0.01 for p in places)
-    stds = {name: p.std().item() / (2 / sum(torch.nn.init._calculate_fan_in_and_fan_out(p))) ** 0.5 for name, p in model.named_parameters() if re.match(r"cross\d.*weight|fusion.weigh", name)}
+    weights = {name: p for name, p in model.named_parameters() if re.match(r"cross\d.*weight|fusion.weigh", name)}
+    stds = {name: p.std().item() / (2 / sum(torch.nn.init._calculate_fan_in_and_fan_out(p))) ** 0.5 for name, p in weights.items()}
     assert len(stds) == 16 and all(std == pytest.approx(0.02, rel=0.3) for std in stds.values()), stds
     assert model.attention.conv.weight.std() > 0.1  # He's: set anew by the module around it
 
