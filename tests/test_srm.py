@@ -61,7 +61,7 @@ def test_every_size_runs_and_has_a_fine_grid(size):
 @pytest.mark.parametrize("size", [-1, 0, 5, 22])
 def test_size_without_a_map_is_refused_before_building(size, monkeypatch):
     monkeypatch.setattr(srm, "XceptionBody", lambda *a, **k: pytest.fail("work was begun"))
-    with pytest.raises(ValueError, match="fewer than 2x2|whole number of pixels"): create_detector("srm", size=size)
+    with pytest.raises(ValueError, match="fewer than 2x2"): create_detector("srm", size=size)
 
 
 def test_smallest_size_runs():

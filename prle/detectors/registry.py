@@ -303,7 +303,7 @@ _whole = lambda x: isinstance(x, int) and not isinstance(x, bool)
 _OPTIONS = { # the options that several detectors have: which values are right, and how to say so
     **dict.fromkeys(("dropout", "map_dropout", "drop_path"), (lambda x: 0 <= x < 1, "in [0, 1)")), "momentum": (lambda x: 0 < x <= 1, "in (0, 1]"),
     "noise": (lambda x: 0 <= x < math.inf, "0 or more"),
-    "size": (lambda x: _whole(x) and x > 0, "a whole number of pixels"), "maps": (lambda x: _whole(x) and x > 0, "a whole number of at least 1")}
+    "size": (_whole, "a whole number of pixels"), "maps": (lambda x: _whole(x) and x > 0, "a whole number of at least 1")}
 
 def _check_call(build, width: float, pretrained: bool, options: dict):
     "Refuse what `build` cannot make, before any work is done."
