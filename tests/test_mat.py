@@ -402,7 +402,7 @@ def test_gradients_reach_everything(faces, texture, maps):
 def test_whole_maps_are_dropped(faces):
     "One draw for both vectors: a dropped map has no row in the local one, and no say in the sum that weighs the global one."
     model, seen, parts = small(map_dropout=0.5, dropout=0.0, drop_path=0.0, agda=False), [], import_module("prle.detectors.mat")
-    shallow, middle, deep = taps(model.net, faces * 2 - 1)
+    shallow, middle, deep = (torch.randn(4, like.shape[1], cells, cells) for like, cells in zip(taps(model.net, faces), (64, 16, 8)))
     model.parts.drop_maps.register_forward_hook(lambda m, a, out: seen.append(out))
     model.parts.local.register_forward_hook(lambda m, a, out: seen.append(a[0]))
     model.parts.whole.register_forward_hook(lambda m, a, out: seen.append(a[0]))
