@@ -406,7 +406,8 @@ def train_steps(name, size, n):
 
 def test_training_steps_in_channels_last_stay_within_their_memory():
     "On even and odd grids, in a process of its own: what writes outside its memory takes the process along."
-    code = "import test_detectors as t, torch; torch.set_num_threads(1)\nfor n in ('xception', 'f3net', 'ffd', 'rfm', 'recce', 'srm', 'resnet50'):\n  for s in (128, 130): t.train_steps(n, s, 2)"
+    code = "import test_detectors as t, torch; torch.set_num_threads(1)\n" \
+           "for n in ('xception', 'f3net', 'ffd', 'rfm', 'recce', 'srm', 'resnet50'):\n  for s in (128, 130): t.train_steps(n, s, 2)"
     env = os.environ | dict(PYTHONPATH=os.pathsep.join(sys.path), OMP_NUM_THREADS="1")
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
