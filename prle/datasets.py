@@ -32,7 +32,7 @@ COLUMNS = dict(
     compression="object",     # what the crop went through: "c23", "jpeg90"
     landmarks="object",       # 136 float32: x0, y0, x1, y1, ... of the 68 dlib points, in pixels of the crop; NaN where unknown
     transform="object",       # 6 float64, row by row the 2x3 matrix that takes pixels of the frame to pixels of the crop; empty where unknown
-    mask="object",            # 8-bit PNG of the manipulated pixels (255), relative like `path`; "" where unknown
+    mask="object",            # 8-bit PNG, relative like `path`: 255 where a pixel was manipulated, or how much it changed where only that is known (FaceShifter); "" where unknown
 )
 "The manifest's columns, their pandas types and what they hold."
 SPLITS = ("train", "val", "test")

@@ -85,8 +85,9 @@ class TrainConfig:
         recipe: Recipe, # of a detector
         **changes, # other fields
     ): # a TrainConfig without averaging of weights
-        "The training of the detector's original, in place of the paper's."
-        known = {name: value for name in ("optimizer", "lr", "weight_decay", "schedule", "batch", "epochs") if (value := getattr(recipe, name)) is not None}
+        "The optimizer, schedule, batch, epochs, mirroring and balance of the detector's original, in place of the paper's; what else it did, `recipe` says in words."
+        names = ("optimizer", "lr", "weight_decay", "schedule", "batch", "epochs", "flip", "balance")
+        known = {name: value for name in names if (value := getattr(recipe, name)) is not None}
         return cls(**{**known, "ema": 0.0, **changes})
 
 # %% ../nbs/09_trainer.ipynb #09-trainer-10

@@ -163,11 +163,10 @@ def _distorted(file: Path, meta: str) -> Iterator[tuple[Path, Callable]]:
 def difference_mask(
     fake: np.ndarray, # (H, W, 3) uint8, RGB
     real: np.ndarray, # (H, W, 3) uint8, RGB: the frame that `fake` was made from
-    threshold: float = 0.1, # share of full scale above which a difference counts
-) -> np.ndarray: # (H, W) uint8, 255 where manipulated
-    "Where two frames differ in grey by more than a threshold (0.1 as remembered from the paper of FFD); `ValueError` for frames of two sizes."
+) -> np.ndarray: # (H, W) uint8, grey: 0 where they are the same
+    "How much two frames differ, |fake - real| in grey; `ValueError` for frames of two sizes."
     if fake.shape != real.shape: raise ValueError(f"two frames of different sizes: {fake.shape[1]}x{fake.shape[0]} and {real.shape[1]}x{real.shape[0]}.")
-    return np.uint8(255) * (cv2.cvtColor(cv2.absdiff(fake, real), cv2.COLOR_RGB2GRAY) > 255 * threshold)
+    return cv2.cvtColor(cv2.absdiff(fake, real), cv2.COLOR_RGB2GRAY)
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-27
 def _crop_frame(frame: np.ndarray, index: int, folder: Path, settings: dict) -> dict:
@@ -186,7 +185,7 @@ def _crop_mask(mask: np.ndarray, frame: np.ndarray, untouched: bool, row: dict, 
     grey = difference_mask(frame, mask) if untouched else cv2.cvtColor(mask, cv2.COLOR_RGB2GRAY)
     crop = warp_crop(grey, row["transform"].reshape(2, 3), size)
     name = f"masks/{row['path']}"
-    write_png(folder/name, np.uint8(255) * (crop > 1))
+    write_png(folder/name, crop if untouched else np.uint8(255) * (crop > 1))
     return name
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-29

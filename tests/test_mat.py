@@ -1,4 +1,5 @@
 """MAT: sizes, attention and its border, textures, pooling, region independence, AGDA, both stages."""
+import math
 from importlib import import_module
 
 import pytest
@@ -9,7 +10,7 @@ from torch.func import functional_call
 from prle.detectors import create_detector
 from prle.detectors.mat import (
     Attention, DenseBlock, Mat, TextureV1, TextureV2, agda, attention_mean, attention_pool, border_mask, degrade,
-    mat, match_loss, moved_centres, region_independence, resize, soft_threshold, split_texture, taps,
+    mat, match_loss, moved_centres, over_processes, region_independence, resize, soft_threshold, split_texture, taps, train_stages,
 )
 from prle.detectors.registry import Detector, Weights, cross_entropy, macs, parameter_count
 
@@ -141,6 +142,15 @@ def test_released_texture_sees_its_own_map_only_and_does_not_train_it():
     assert maps.grad is None
 
 
+def test_released_texture_is_damped_by_tanh_of_the_upsampled_map():
+    torch.manual_seed(0)
+    enhance, x, maps, seen = TextureV2(1, 1), torch.randn(1, 1, 5, 5), torch.tensor([[[[0., 3.], [0., 3.]]]]), []
+    enhance.block.register_forward_pre_hook(lambda m, a: seen.append(a[0]))
+    enhance(x, maps)
+    texture, _ = split_texture(enhance.conv(x), (2, 2))
+    assert torch.allclose(seen[0], texture * torch.tensor([0., 0.75, 1.5, 2.25, 3.]).tanh(), atol=1e-6)
+
+
 def test_one_group_is_a_plain_dense_block():
     torch.manual_seed(0)
     block, x = DenseBlock(4, groups=1, kernel=1, outputs=16).eval(), torch.randn(2, 4, 5, 5)
@@ -177,6 +187,16 @@ def test_empty_pool_is_finite():
     features, maps = torch.zeros(1, 3, 4, 4, requires_grad=True), torch.zeros(1, 2, 4, 4, requires_grad=True)
     (attention_pool(features, maps).sum() + attention_mean(features, maps).sum()).backward()
     assert features.grad.isfinite().all() and maps.grad.isfinite().all()
+
+
+def test_mean_without_attention_is_plain():
+    features = torch.randn(2, 3, 4, 4)
+    assert torch.allclose(attention_mean(features, torch.zeros(2, 2, 4, 4)), features.mean((2, 3)), atol=1e-6)
+
+
+def test_pool_keeps_double_precision():
+    assert attention_pool(torch.rand(1, 3, 4, 4, dtype=torch.float64), torch.rand(1, 2, 4, 4, dtype=torch.float64)).dtype == torch.float64
+    assert attention_pool(torch.rand(1, 3, 4, 4).bfloat16(), torch.rand(1, 2, 4, 4).bfloat16()).dtype == torch.float32
 
 
 # ---- region independence
@@ -222,7 +242,36 @@ def test_alpha_shrinks_by_a_tenth_an_epoch():
     assert alphas == pytest.approx([0.05, 0.045, 0.0405])
 
 
-def test_loss_moves_the_centres_once_a_call_in_training_only(faces):
+def test_centres_move_by_both_passes(faces):
+    model = noise_free()
+    out, alpha, real = model.outputs(faces), 0.05, (LABEL == 0).float()[:, None, None]
+    model.loss(out, dict(label=LABEL))
+    centres = torch.zeros(4, 8)
+    for regions in (out["regions"], out["hard_regions"]): centres = centres + alpha * (real * (regions - centres)).mean(0)
+    assert torch.allclose(model.centres, centres, atol=1e-7) and (out["regions"] != out["hard_regions"]).any()
+
+
+def test_centres_are_common_to_all_processes(faces, monkeypatch):
+    "Another process whose centres are one higher: half of it comes in, in the buffer and in the loss, and the gradient stays this process's."
+    def once(model):
+        out = model.outputs(faces)
+        parts = out["regions"].detach().requires_grad_()
+        loss = model.loss(out | dict(regions=parts), dict(label=LABEL))
+        return loss, torch.autograd.grad(loss, parts)[0]
+    alone, shared = noise_free(agda=False), noise_free(agda=False)
+    once(alone)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.add_(x + 1))
+    assert torch.equal(over_processes(torch.ones(3)), torch.full((3,), 1.5))
+    loss, gradient = once(shared)
+    assert torch.allclose(shared.centres, alone.centres + 0.5) and gradient.any()
+    out, label = shared.outputs(faces), dict(label=LABEL)
+    expected = cross_entropy(out["logit"], label) + 0.5 * region_independence(out["regions"], LABEL, shared.centres, 0.05)
+    assert torch.allclose(loss, expected, rtol=1e-4)
+
+
+def test_loss_moves_the_centres_in_training_only(faces):
     model = noise_free(agda=False)
     out = model.outputs(faces)
     expected = moved_centres(out["regions"], LABEL, model.centres, 0.05).detach()
@@ -268,6 +317,18 @@ def test_agda_degrades_under_the_picked_map(faces):
         assert torch.equal(face, was)
 
 
+def test_agda_divides_by_the_maximum_on_the_faces_grid():
+    "A peak between the cells of the enlarged grid: there the largest value is less than the map's own."
+    maps = torch.zeros(1, 1, 3, 3)
+    maps[..., 1, 1] = 2
+    big = resize(maps, torch.empty(1, 1, 64, 64))
+    assert big.max() < 1.99
+    torch.manual_seed(0)
+    hard, _ = agda(torch.zeros(1, 3, 64, 64), maps)
+    torch.manual_seed(0)
+    assert torch.equal(hard, agda(torch.zeros(1, 3, 64, 64), big)[0])
+
+
 def test_agda_picks_in_proportion_to_the_root():
     torch.manual_seed(0)
     maps = torch.tensor([0., 3., 8.]).view(1, 3, 1, 1).expand(3000, 3, 1, 1)  # sums; roots of 1 more: 1, 2, 3
@@ -298,20 +359,24 @@ def test_same_seed_same_outputs(faces):
 
 def test_match_leaves_out_the_picked_map():
     a, b = torch.zeros(2, 3, 2), torch.tensor([[[3., 4.], [6., 8.], [99., 0.]], [[99., 0.], [0., 1.], [0., 2.]]])
-    assert match_loss(a, b, torch.tensor([2, 0])).item() == pytest.approx((5 + 10 + 1 + 2) / 4)
+    assert match_loss(a, b, torch.tensor([2, 0])).item() == pytest.approx((5 + 10 + 0 + 0 + 1 + 2) / 6)
     assert match_loss(a[:, :1], b[:, :1], torch.tensor([0, 0])) == 0
 
 
 # ---- the whole loss
 
 def test_total_loss_by_hand(faces):
-    model = noise_free()
-    batch = dict(label=LABEL, weight=torch.tensor([1., 0.5, 0., 2.]))
+    "In loops and numbers, from the released code's constants."
+    model, weight = noise_free(), [1., 0.5, 0., 2.]
     out = model.outputs(faces)
-    centres = moved_centres(out["regions"], LABEL, model.centres, model.alpha)
-    expected = (cross_entropy(out["logit"], batch) + 0.5 * region_independence(out["regions"], LABEL, centres, model.alpha)
-                + cross_entropy(out["hard_logit"], batch) + 0.1 * match_loss(out["regions"], out["hard_regions"], out["picked"]))
-    assert torch.allclose(model.loss(out, batch), expected)
+    parts, again = out["regions"].detach().double(), out["hard_regions"].detach().double()
+    centres = 0.05 * sum(parts[i] for i in (0, 2)) / 4  # reals only, over all four; they were zero
+    entropy = sum(w * math.log1p(math.exp(-z if y else z)) for key in ("logit", "hard_logit") for w, y, z in zip(weight, LABEL.tolist(), out[key].tolist())) / 4
+    length = lambda v: math.sqrt(sum(x * x for x in v.flatten().tolist()))
+    within = sum(max(0, 0.8 - length(p - centres) if y else length(p - centres) - 0.2) for p, y in zip(parts, LABEL)) / 4
+    apart = sum(max(0, 0.8 - length(centres[i] - centres[j])) for i in range(4) for j in range(i)) / (4 * 0.05)
+    match = sum(length(parts[i, m] - again[i, m]) for i in range(4) for m in range(4) if m != out["picked"][i]) / 16
+    assert model.loss(out, dict(label=LABEL, weight=torch.tensor(weight))).item() == pytest.approx(entropy + 0.5 * (within + apart) + 0.1 * match, rel=1e-5)
 
 
 def test_weights_reach_the_cross_entropies_only(faces):
@@ -335,12 +400,26 @@ def test_gradients_reach_everything(faces, texture, maps):
 
 
 def test_whole_maps_are_dropped(faces):
-    model, seen = small(map_dropout=0.5, agda=False), []
-    model.parts.local[0].register_forward_hook(lambda m, a, out: seen.append((a[0], out)))
-    for _ in range(8): model.outputs(faces)
-    before, after = (torch.cat(s).flatten(0, 1) for s in zip(*seen))
-    kept = after.any(1)
-    assert torch.allclose(after[kept], 2 * before[kept]) and 0.3 < kept.float().mean() < 0.7
+    "One draw for both vectors: a dropped map has no row in the local one, and no say in the sum that weighs the global one."
+    model, seen, parts = small(map_dropout=0.5, dropout=0.0, drop_path=0.0, agda=False), [], import_module("prle.detectors.mat")
+    shallow, middle, deep = (torch.randn(4, like.shape[1], cells, cells) for like, cells in zip(taps(model.net, faces), (64, 16, 8)))
+    model.parts.drop_maps.register_forward_hook(lambda m, a, out: seen.append(out))
+    model.parts.local.register_forward_hook(lambda m, a, out: seen.append(a[0]))
+    model.parts.whole.register_forward_hook(lambda m, a, out: seen.append(a[0]))
+    with torch.no_grad():
+        for _ in range(8): out = model.parts(shallow, middle, deep)
+    drawn, local, whole = (torch.stack(s) for s in (seen[::3], seen[1::3], seen[2::3]))
+    assert set(drawn.unique().tolist()) == {0.0, 2.0} and 0.3 < (drawn > 0).float().mean() < 0.7
+    assert torch.equal(local.any(-1), drawn[..., 0] > 0)
+    up, kept = parts.resize(out["maps"], deep), drawn[-1, ..., None] > 0
+    weights = (up * kept).sum(1, keepdim=True) + 1e-8
+    assert torch.allclose(whole[-1], (deep * weights).sum((2, 3)) / weights.sum((2, 3)), atol=1e-5)
+
+
+def test_batch_norms_of_the_body_are_the_originals():
+    with torch.device("meta"): model, plain = mat(), mat(momentum=0.1).stage_one()
+    kinds = lambda net: {(m.eps, m.momentum) for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert kinds(model.net) == {(1e-3, 0.01)} and kinds(model.parts) == {(1e-5, 0.1)} and kinds(plain) == {(1e-3, 0.1)}
 
 
 @pytest.mark.parametrize("values", [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0), (0.5, 0.0)])
@@ -378,6 +457,21 @@ def test_stages_hand_the_body_over_and_back(faces):
     assert all(torch.equal(v, own[k]) for k, v in plain.net.state_dict().items() if k in own)
     assert not torch.equal(own["conv_stem.weight"], before)
     assert all(torch.equal(v, attention[k]) for k, v in model.parts.attention.state_dict().items())
+
+
+def test_both_stages_through_the_trainer(toy):
+    from prle.datasets import select
+    from prle.trainer import TrainConfig, train
+    rows = [select(toy, split, ["real", "A"]) for split in ("train", "val")]
+    model, configs = small(), []
+    def by_recipe(detector):
+        configs.append(TrainConfig.of(detector.recipe, epochs=1, batch=4))
+        return train(detector, *rows, configs[-1])
+    before = model.net.conv_stem.weight.clone()
+    one, two = train_stages(model, by_recipe)
+    assert len(one) == len(two) == 1 and model.centres.any() and not torch.equal(model.net.conv_stem.weight, before)
+    assert all((c.optimizer, c.lr, c.schedule, c.flip, c.balance) == ("AdamW", 1e-4, "step 5 0.5", True, True) for c in configs)
+    assert (TrainConfig.of(model.stage_one().recipe).epochs, TrainConfig.of(model.recipe).batch) == (20, 15)
 
 
 def test_stage_one_of_another_width_is_refused():

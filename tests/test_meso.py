@@ -157,8 +157,10 @@ def test_blank_faces_and_a_batch_of_one_are_finite(level):
     (dict(pretrained=True), "no pretrained weights"),
 ])
 def test_bad_calls_stop_before_work(options, says, monkeypatch):
-    monkeypatch.setattr(meso, "Meso4", lambda *a: pytest.fail("work was begun"))
+    monkeypatch.setattr(meso, "block", lambda *a: pytest.fail("work was begun"))
     with pytest.raises(ValueError, match=says): meso4(**options)
+    if "pretrained" not in options:
+        with pytest.raises(ValueError, match=says): meso.Meso4(**options)
 
 
 def test_faces_of_another_size_are_refused():

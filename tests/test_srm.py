@@ -1,4 +1,6 @@
 """SRM: fixed filters, noise maps, attention over places, margin loss, sizes, published counts."""
+import re
+
 import pytest
 import timm
 import torch
@@ -161,8 +163,25 @@ def test_fusion_adds_its_weighted_self():
     with torch.no_grad(): f, out = fusion.fuse(torch.cat([x, y], 1)), fusion(x, y)
     share = (out / f - 1)[f > 0.01]
     assert 0 < share.min() and share.max() < 1
-    weight = (out.sum((2, 3)) / f.sum((2, 3)))[..., None, None]  # one a channel
+    weight = (out.sum((2, 3)) / f.sum((2, 3)).clamp(min=1e-6))[..., None, None]  # one a channel
     assert torch.allclose(out, f * weight, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_attention_starts_even(size):
+    "The original's weights of the attention: Xavier's times 0.02, so that no channel and no place is switched off at the start."
+    torch.manual_seed(0)
+    model, seen = create_detector("srm", width=1 / 8, size=size), []
+    model.fusion.weigh.register_forward_hook(lambda m, a, out: seen.append(out))
+    for cross in (model.cross1, model.cross2): cross.attend = lambda energy, mix, values: seen.append(mix(energy).softmax(-1)) or torch.zeros_like(values)
+    with torch.no_grad(): model.features(torch.rand(4, 3, size, size) * 2 - 1)
+    *places, mean, largest = seen
+    assert (torch.sigmoid(mean + largest) - 0.5).abs().max() < 0.01
+    assert len(places) == 4 and all((p * p.shape[-1] - 1).abs().max() < 0.01 for p in places)
+    weights = {name: p for name, p in model.named_parameters() if re.match(r"cross\d.*weight|fusion.weigh", name)}
+    stds = {name: p.std().item() / (2 / sum(torch.nn.init._calculate_fan_in_and_fan_out(p))) ** 0.5 for name, p in weights.items()}
+    assert len(stds) == 16 and all(std == pytest.approx(0.02, rel=0.3) for std in stds.values()), stds
+    assert model.attention.conv.weight.std() > 0.1  # He's: set anew by the module around it
 
 
 def test_both_streams_count():

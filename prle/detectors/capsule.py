@@ -6,7 +6,7 @@
 __all__ = ['CAPSULE_WEIGHTS', 'CAPSULE_RECIPE', 'CAPSULE_V2_RECIPE', 'extractor', 'squash', 'statistics', 'PrimaryCapsules',
            'init_capsules', 'route', 'mean_probability', 'component_loss', 'Capsule', 'capsule', 'capsule_v2']
 
-# %% ../../nbs/04f_capsule.ipynb #04f-capsule-2
+# %% ../../nbs/04f_capsule.ipynb #04f-capsule-10
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from prle.detectors.registry import (
     IMAGENET_MEAN, IMAGENET_STD, Detector, Recipe, Weights, imagenet_state, init_body, register_detector, scaled, weighted,
 )
 
-# %% ../../nbs/04f_capsule.ipynb #04f-capsule-4
+# %% ../../nbs/04f_capsule.ipynb #04f-capsule-12
 def extractor(
     width: float = 1.0, # factor on the channels
 ) -> nn.Sequential: # (N, 3, H, W) -> (N, 256, H // 8, W // 8)
@@ -29,7 +29,7 @@ def extractor(
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers)
 
-# %% ../../nbs/04f_capsule.ipynb #04f-capsule-7
+# %% ../../nbs/04f_capsule.ipynb #04f-capsule-15
 def squash(
     v: Tensor, # of any shape
     dim: int, # the axis along which the vectors lie
@@ -39,7 +39,7 @@ def squash(
     square = v.square().sum(dim, keepdim=True)
     return v * (square + eps).sqrt() / (1 + square)
 
-# %% ../../nbs/04f_capsule.ipynb #04f-capsule-10
+# %% ../../nbs/04f_capsule.ipynb #04f-capsule-18
 def statistics(
     maps: Tensor, # (N, C, h, w), at least two cells
 ) -> Tensor: # (N, C, 2)
@@ -47,7 +47,7 @@ def statistics(
     deviation, mean = torch.std_mean(maps, (2, 3))
     return torch.stack([mean, deviation], dim=2)
 
-# %% ../../nbs/04f_capsule.ipynb #04f-capsule-14
+# %% ../../nbs/04f_capsule.ipynb #04f-capsule-22
 class PrimaryCapsules(nn.Module):
     "The small networks, a group a capsule: (N, 256, h, w) -> (N, n, 8), shorter than 1 along n."
     def __init__(
@@ -71,7 +71,7 @@ class PrimaryCapsules(nn.Module):
         x = self.bn3(self.conv3(x.transpose(2, 3).flatten(1, 2)))  # (N, n * 2, 16) -> (N, n * 8, 8)
         return squash(self.bn4(self.conv4(x)), dim=1)
 
-# %% ../../nbs/04f_capsule.ipynb #04f-capsule-18
+# %% ../../nbs/04f_capsule.ipynb #04f-capsule-26
 def init_capsules(
     model: nn.Module, # its convolutions and batch norms are set in place
 ):
@@ -80,7 +80,7 @@ def init_capsules(
         if isinstance(m, (nn.Conv1d, nn.Conv2d)): nn.init.normal_(m.weight, 0, 0.02)
         if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)): nn.init.normal_(m.weight, 1, 0.02)
 
-# %% ../../nbs/04f_capsule.ipynb #04f-capsule-20
+# %% ../../nbs/04f_capsule.ipynb #04f-capsule-28
 def route(
     votes: Tensor, # (N, 2, n, 4): what each of n capsules says of real and of fake
     iterations: int = 2, # at least 1
@@ -93,14 +93,14 @@ def route(
         logits = logits + votes * outputs.unsqueeze(2)
     return outputs, couplings
 
-# %% ../../nbs/04f_capsule.ipynb #04f-capsule-24
+# %% ../../nbs/04f_capsule.ipynb #04f-capsule-32
 def mean_probability(
     two: Tensor, # (N, 2, 4), the outputs in the order of REAL and FAKE
 ) -> Tensor: # (N,) of fake, between 0.269 and 0.731
     "The score: the softmax over the two outputs, averaged over the four components."
     return two.softmax(1)[:, FAKE].mean(1)
 
-# %% ../../nbs/04f_capsule.ipynb #04f-capsule-27
+# %% ../../nbs/04f_capsule.ipynb #04f-capsule-35
 def component_loss(
     two: Tensor, # (N, 2, 4), in the order of REAL and FAKE
     batch: dict[str, Tensor], # label (N,) REAL or FAKE; weight (N,) if not 1
@@ -109,12 +109,12 @@ def component_loss(
     label = batch["label"].long()[:, None].expand(-1, two.shape[2])
     return weighted(F.cross_entropy(two, label, reduction="none").sum(1), batch)
 
-# %% ../../nbs/04f_capsule.ipynb #04f-capsule-31
+# %% ../../nbs/04f_capsule.ipynb #04f-capsule-39
 CAPSULE_WEIGHTS = Weights("vgg19.tv_in1k", "BSD-3-Clause", 224, IMAGENET_MEAN, IMAGENET_STD)
-CAPSULE_RECIPE = Recipe(lr=5e-4, batch=100, epochs=100, size=128, augmentation="none", source="Capsule-Forensics (v1)")
-CAPSULE_V2_RECIPE = Recipe(lr=5e-4, batch=32, epochs=25, size=300, augmentation="none", source="Capsule-Forensics-v2")
+CAPSULE_RECIPE = Recipe(lr=5e-4, batch=100, epochs=100, size=128, flip=False, augmentation="none", source="Capsule-Forensics (v1)")
+CAPSULE_V2_RECIPE = Recipe(lr=5e-4, batch=32, epochs=25, size=300, flip=False, augmentation="none", source="Capsule-Forensics-v2")
 
-# %% ../../nbs/04f_capsule.ipynb #04f-capsule-34
+# %% ../../nbs/04f_capsule.ipynb #04f-capsule-42
 class Capsule(Detector):
     "Capsule-Forensics: two outputs of four components, one logit."
     licence = "BSD-3-Clause"
@@ -164,14 +164,14 @@ class Capsule(Detector):
         state = imagenet_state(CAPSULE_WEIGHTS.source)
         self.features.load_state_dict({name: state[f"features.{name}"] for name in self.features.state_dict()})
 
-# %% ../../nbs/04f_capsule.ipynb #04f-capsule-36
+# %% ../../nbs/04f_capsule.ipynb #04f-capsule-44
 def _capsule(pretrained: bool, frozen: bool | None, **settings) -> Capsule:
     "Build it, by default frozen where pretrained, and load ImageNet weights where asked."
     model = Capsule(frozen=pretrained if frozen is None else frozen, **settings)
     if pretrained: model.load_imagenet()
     return model
 
-# %% ../../nbs/04f_capsule.ipynb #04f-capsule-37
+# %% ../../nbs/04f_capsule.ipynb #04f-capsule-45
 @register_detector(CAPSULE_WEIGHTS)
 def capsule(
     width: float = 1.0, # factor on the channels; 1 is the published size

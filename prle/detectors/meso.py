@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOSSES', 'MESO_WEIGHTS', 'MESO_RECIPE', 'block', 'squared_error', 'init_keras', 'Meso4', 'meso4']
 
-# %% ../../nbs/04e_meso.ipynb #04e-meso-2
+# %% ../../nbs/04e_meso.ipynb #04e-meso-7
 from collections import OrderedDict
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core import check_choice
 from .registry import Detector, Recipe, Weights, cross_entropy, init_head, register_detector, scaled, weighted
 
-# %% ../../nbs/04e_meso.ipynb #04e-meso-4
+# %% ../../nbs/04e_meso.ipynb #04e-meso-9
 def block(
     inputs: int, # channels that come in
     outputs: int, # channels that go out
@@ -29,7 +29,7 @@ def block(
         norm=nn.BatchNorm2d(outputs, eps=1e-3, momentum=momentum),
         pool=nn.MaxPool2d(pool, ceil_mode=True)))
 
-# %% ../../nbs/04e_meso.ipynb #04e-meso-7
+# %% ../../nbs/04e_meso.ipynb #04e-meso-12
 def squared_error(
     logit: Tensor, # (N,) of fake
     batch: dict[str, Tensor], # label (N,) REAL or FAKE; weight (N,) if not 1
@@ -40,14 +40,14 @@ def squared_error(
 LOSSES = dict(mse=squared_error, bce=cross_entropy)
 "The original's loss, and the paper's."
 
-# %% ../../nbs/04e_meso.ipynb #04e-meso-11
+# %% ../../nbs/04e_meso.ipynb #04e-meso-16
 MESO_WEIGHTS = Weights("none", "none", 256, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # RGB in [0, 1] as it is
 MESO_RECIPE = Recipe(
     lr=1e-3, batch=75, schedule="step 6 0.1", size=256,
-    augmentation="small rotation, zoom, flip, brightness, hue",
+    augmentation="small rotation, zoom, flip, brightness, hue", beyond="the rate falls every 1000 steps, whatever an epoch is",
     source="MesoNet (Adam and its rate from the code; unverified: batch, schedule down to 1e-6, augmentation; epochs unknown)")
 
-# %% ../../nbs/04e_meso.ipynb #04e-meso-13
+# %% ../../nbs/04e_meso.ipynb #04e-meso-18
 def init_keras(
     model: nn.Module, # its convolutions and linear layers are set in place
 ):
@@ -57,9 +57,10 @@ def init_keras(
             nn.init.xavier_uniform_(m.weight)
             nn.init.zeros_(m.bias)
 
-# %% ../../nbs/04e_meso.ipynb #04e-meso-15
+# %% ../../nbs/04e_meso.ipynb #04e-meso-20
 class Meso4(Detector):
     "Meso-4 with one logit."
+    licence = "not found"
     deviations = "last layer starts near zero"
 
     def __init__(
@@ -70,6 +71,8 @@ class Meso4(Detector):
         loss: str = "mse", # "mse": of the sigmoid, the original's; "bce": Eq. 2
         momentum: float = 0.01, # share of a new batch in batch norm's running statistics, in (0, 1]
     ):
+        check_choice(loss, LOSSES, "loss")
+        if size < 32: raise ValueError(f"meso4 needs faces of at least 32 pixels, not {size}: its last pooling takes 4x4 cells of 8 pixels each; enlarge the faces")
         super().__init__(MESO_WEIGHTS, ("block4.relu", "block3.relu"), MESO_RECIPE, size)
         self.criterion, few, many, hidden = LOSSES[loss], scaled(8, width), scaled(16, width), scaled(16, width)
         self.block1, self.block2 = block(3, few, 3, 2, momentum), block(few, few, 5, 2, momentum)
@@ -85,7 +88,7 @@ class Meso4(Detector):
 
     def loss(self, outputs, batch): return self.criterion(outputs["logit"], batch)
 
-# %% ../../nbs/04e_meso.ipynb #04e-meso-16
+# %% ../../nbs/04e_meso.ipynb #04e-meso-21
 @register_detector(MESO_WEIGHTS)
 def meso4(
     width: float = 1.0, # factor on the channels; 1 is the published size
@@ -96,6 +99,4 @@ def meso4(
     momentum: float = 0.01, # share of a new batch in batch norm's running statistics, in (0, 1]
 ) -> Meso4:
     "Meso-4; in the paper: Table II. `ValueError` for an unknown loss or a size below 32."
-    check_choice(loss, LOSSES, "loss")
-    if size < 32: raise ValueError(f"meso4 needs faces of at least 32 pixels, not {size}: its last pooling takes 4x4 cells of 8 pixels each; enlarge the faces")
     return Meso4(width, size, dropout, loss, momentum)

@@ -6,7 +6,7 @@
 __all__ = ['RECCE_RECIPE', 'double', 'Decoder', 'Neighbours', 'GraphReasoning', 'GuidedAttention', 'mean_over', 'metric_loss',
            'RECCE', 'recce']
 
-# %% ../../nbs/04l_recce.ipynb #04l-recce-2
+# %% ../../nbs/04l_recce.ipynb #04l-recce-11
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from prle.detectors.registry import (
 )
 from .xception import XCEPTION_WEIGHTS, Block, XceptionBody, load_imagenet, separable
 
-# %% ../../nbs/04l_recce.ipynb #04l-recce-4
+# %% ../../nbs/04l_recce.ipynb #04l-recce-13
 def double(
     inputs: int, # channels that come in
     outputs: int, # channels that go out
@@ -25,7 +25,7 @@ def double(
     "Twice the grid (each cell repeated), then a separable convolution, batch norm and ReLU."
     return nn.Sequential(nn.Upsample(scale_factor=2), separable(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
-# %% ../../nbs/04l_recce.ipynb #04l-recce-6
+# %% ../../nbs/04l_recce.ipynb #04l-recce-15
 class Decoder(nn.Module):
     "Paint a face from Xception's map after block 4, and keep the maps on the way."
     def __init__(
@@ -45,7 +45,7 @@ class Decoder(nn.Module):
         face = self.paint(self.double3(d4)).tanh()
         return d2, d4, F.interpolate(face, size, mode="bilinear", align_corners=True)
 
-# %% ../../nbs/04l_recce.ipynb #04l-recce-9
+# %% ../../nbs/04l_recce.ipynb #04l-recce-18
 def _pointwise(inputs: int, outputs: int) -> nn.Conv2d:
     "A linear layer without bias, at every place."
     return nn.Conv2d(inputs, outputs, 1, bias=False)
@@ -53,7 +53,7 @@ def _pointwise(inputs: int, outputs: int) -> nn.Conv2d:
 def _embedding(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(_pointwise(inputs, outputs), nn.ReLU(inplace=True), _pointwise(outputs, outputs))
 
-# %% ../../nbs/04l_recce.ipynb #04l-recce-11
+# %% ../../nbs/04l_recce.ipynb #04l-recce-20
 class Neighbours(nn.Module):
     "What each cell takes in from the patch of a finer map that covers the same place."
     def __init__(
@@ -76,7 +76,7 @@ class Neighbours(nn.Module):
         patch = F.pixel_unshuffle(b, self.ratio).unflatten(1, (b.shape[1], -1)) # (N, embedded, r * r, h, w)
         return (patch * weight[:, None]).sum(2) * (1 - self.gate(cells).sigmoid())
 
-# %% ../../nbs/04l_recce.ipynb #04l-recce-17
+# %% ../../nbs/04l_recce.ipynb #04l-recce-26
 class GraphReasoning(nn.Module):
     "Add to each cell of A what the decoder's maps know of its place."
     def __init__(
@@ -95,7 +95,7 @@ class GraphReasoning(nn.Module):
         vertices = torch.cat([a, self.near2(x, a, d2), self.near4(x, a, d4)], 1)
         return x + self.back(vertices.sigmoid())
 
-# %% ../../nbs/04l_recce.ipynb #04l-recce-19
+# %% ../../nbs/04l_recce.ipynb #04l-recce-28
 class GuidedAttention(nn.Module):
     "Features, and more of them where the face was painted badly."
     def __init__(
@@ -114,7 +114,7 @@ class GuidedAttention(nn.Module):
         error = F.interpolate(error, x.shape[2:], mode="bilinear", align_corners=True)
         return self.look(error) * self.extra(x) + self.drop(x)
 
-# %% ../../nbs/04l_recce.ipynb #04l-recce-22
+# %% ../../nbs/04l_recce.ipynb #04l-recce-31
 def mean_over(
     values: Tensor, # of any shape
     chosen: Tensor, # bool, of the same shape
@@ -122,25 +122,27 @@ def mean_over(
     "The mean of the chosen values; 0 if there are none."
     return (values * chosen).sum() / chosen.sum().clamp(min=1)
 
-# %% ../../nbs/04l_recce.ipynb #04l-recce-25
+# %% ../../nbs/04l_recce.ipynb #04l-recce-34
 def metric_loss(
     embeddings: Tensor, # (N, C)
     real: Tensor, # (N,) bool
 ) -> Tensor: # () in [0, 2]
     "Draw real faces together and away from fakes; a kind of pair that the batch lacks counts 0."
-    e = embeddings.float()
+    e = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     alike = (F.cosine_similarity(e[:, None], e[None], dim=2, eps=1e-6) + 1) / 2 # (N, N)
     itself = torch.eye(len(e), dtype=torch.bool, device=e.device)
     reals, mixed = real[:, None] & real & ~itself, real[:, None] & ~real
     return mean_over(1 - alike, reals) + mean_over(alike, mixed)
 
-# %% ../../nbs/04l_recce.ipynb #04l-recce-29
+# %% ../../nbs/04l_recce.ipynb #04l-recce-38
 RECCE_RECIPE = Recipe(weight_decay=1e-5, schedule="step 10 0.5", batch=32, epochs=40, size=299,
+                      beyond="mixed precision (`precision`); 22,500 steps are one of the schedule's 10 epochs, whatever an epoch is",
                       source="released code: 90,000 steps in mixed precision, halving every 22,500, which its README calls 10 epochs of FF++")
 
 class RECCE(Detector):
     "Xception that paints real faces, and attends to where it fails."
-    deviations = "the error's 3x3 filters start positive; graph over all cells at once"
+    licence = "MIT"
+    deviations = "the error's 3x3 filters start positive; graph over all cells at once; layers without ImageNet weights start by He's rule, the last near zero"
 
     def __init__(
         self,
@@ -178,7 +180,7 @@ class RECCE(Detector):
         metric = sum(metric_loss(outputs[name], real) for name in ("e", "d2", "d4"))
         return flood(cross_entropy(outputs["logit"], batch), 0.04) + 0.1 * painting + 0.1 * metric
 
-# %% ../../nbs/04l_recce.ipynb #04l-recce-30
+# %% ../../nbs/04l_recce.ipynb #04l-recce-39
 @register_detector(XCEPTION_WEIGHTS)
 def recce(
     width: float = 1.0, # factor on the channels; 1 is the published size

@@ -9,7 +9,7 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'PLAIN_RECIPE', 'Weights', 'Recipe',
            'create_detector', 'list_detectors', 'size_option', 'has_weights', 'card', 'plot_grids']
 
 # %% ../../nbs/04_detectors.ipynb #04-detectors-2
-import fnmatch, functools, inspect
+import fnmatch, functools, inspect, math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -47,10 +47,13 @@ class Recipe:
     batch: int | None = 32
     epochs: int | None = None
     size: int = 256 # edge of the faces in pixels
-    augmentation: str = "flip" # in words
+    flip: bool = True # mirror half of the faces
+    balance: bool = False # as many real as fake faces
+    augmentation: str = "flip" # all of it, in words
+    beyond: str = "" # what `prle.trainer.TrainConfig.of` cannot take over besides the rest of the augmentation, in words
     source: str = "" # where this is from, and what is uncertain
 
-PLAIN_RECIPE = Recipe(epochs=10, size=299, augmentation="none", source="no detector of its own: the settings of the paper's release")
+PLAIN_RECIPE = Recipe(epochs=10, size=299, flip=False, augmentation="none", source="no detector of its own: the settings of the paper's release")
 "For networks that were made for other tasks."
 
 # %% ../../nbs/04_detectors.ipynb #04-detectors-8
@@ -137,7 +140,8 @@ def fake_minus_real(
 class Detector(nn.Module):
     "Base of all detectors: faces in [0, 1] in, one logit of fake a face out. A subclass defines `logit` or `compute`."
     needs: tuple[str, ...] = () # what `loss` reads of a batch beyond image, label and weight: "mask"
-    licence: str = "none stated" # of the original's code, SPDX name
+    licence: str # of the original's code, SPDX name; "not found" if its repository holds none. Each family has to say
+    smallest: int = 1 # edge of a face below which no map is left, in pixels
     deviations: str = "none" # of this implementation from the original, in words
 
     def __init__(
@@ -167,6 +171,8 @@ class Detector(nn.Module):
             raise ValueError(f"a detector takes floating point faces (N, 3, H, W) in [0, 1], not {x.dtype} {tuple(x.shape)}")
         if self.size and x.shape[2:] != (self.size, self.size):
             raise ValueError(f"this {type(self).__name__} was built for faces of {self.size} x {self.size} pixels, not {x.shape[3]} x {x.shape[2]}; build one with size=")
+        if min(x.shape[2:]) < self.smallest:
+            raise ValueError(f"{type(self).__name__} needs faces of at least {self.smallest} pixels, not {x.shape[3]} x {x.shape[2]}: enlarge them")
         return self.compute((x - self.mean) / self.std)
 
     def compute(
@@ -272,6 +278,7 @@ def load_body(
 class TimmDetector(Detector):
     "A timm network with one output as a detector."
     licence = "Apache-2.0"
+    deviations = "one output, whose layer starts near zero"
 
     def __init__(
         self,
@@ -292,12 +299,21 @@ class TimmDetector(Detector):
 # %% ../../nbs/04_detectors.ipynb #04-detectors-39
 _registry = {}
 
+_whole = lambda x: isinstance(x, int) and not isinstance(x, bool)
+_OPTIONS = { # the options that several detectors have: which values are right, and how to say so
+    **dict.fromkeys(("dropout", "map_dropout", "drop_path"), (lambda x: 0 <= x < 1, "in [0, 1)")), "momentum": (lambda x: 0 < x <= 1, "in (0, 1]"),
+    "noise": (lambda x: 0 <= x < math.inf, "0 or more"),
+    "size": (_whole, "a whole number of pixels"), "maps": (lambda x: _whole(x) and x > 0, "a whole number of at least 1")}
+
 def _check_call(build, width: float, pretrained: bool, options: dict):
     "Refuse what `build` cannot make, before any work is done."
     known = [p for p in inspect.signature(build).parameters if p not in ("width", "pretrained")]
     if unknown := [o for o in options if o not in known]:
         raise TypeError(f"detector {build.__name__!r} has no option {unknown[0]!r}; its options: {', '.join(known)}")
-    if not width > 0: raise ValueError(f"width must be above 0, not {width}; 1 is the published size")
+    if not 0 < width < math.inf: raise ValueError(f"width must be above 0 and finite, not {width}; 1 is the published size")
+    for name, value in options.items():
+        fits, says = _OPTIONS.get(name, (lambda x: True, ""))
+        if not fits(value): raise ValueError(f"{name} must be {says}, not {value!r}")
     if pretrained and build.weights.source == "none":
         raise ValueError(f"detector {build.__name__!r} has no pretrained weights (its original starts from random ones): use pretrained=False")
     if pretrained and width != 1:
@@ -320,7 +336,12 @@ def register_detector(
         return constructor
     return register
 
-# %% ../../nbs/04_detectors.ipynb #04-detectors-42
+# %% ../../nbs/04_detectors.ipynb #04-detectors-41
+def _builder(name: str):
+    "The constructor of a name; `ValueError` that lists the names for one that is unknown."
+    return _registry[check_choice(name, list_detectors(), "detector")]
+
+# %% ../../nbs/04_detectors.ipynb #04-detectors-43
 def create_detector(
     name: str, # one of `list_detectors()`
     width: float = 1.0, # factor on the number of channels; 1 is the published size
@@ -328,7 +349,7 @@ def create_detector(
     **options, # what the variant's constructor takes besides, e.g. `dropout`
 ) -> Detector:
     "Build a detector by name; `ValueError` for an unknown name or a bad width, `TypeError` for an unknown option."
-    return _registry[check_choice(name, _registry, "detector")](width=width, pretrained=pretrained, **options)
+    return _builder(name)(width=width, pretrained=pretrained, **options)
 
 def list_detectors(
     pattern: str = "*", # shell pattern, e.g. "efficientnet*"
@@ -341,15 +362,15 @@ def size_option(
     size: int, # edge of the faces in pixels
 ) -> dict: # dict(size=size) for a detector that is built for one size, else empty
     "The option that makes a detector fit faces of this size."
-    return dict(size=size) if "size" in inspect.signature(_registry[check_choice(name, _registry, "detector")]).parameters else {}
+    return dict(size=size) if "size" in inspect.signature(_builder(name)).parameters else {}
 
 def has_weights(
     name: str, # one of `list_detectors()`
 ) -> bool: # whether `pretrained=True` is possible
     "Whether ImageNet weights are known for a detector."
-    return _registry[check_choice(name, _registry, "detector")].weights.source != "none"
+    return _builder(name).weights.source != "none"
 
-# %% ../../nbs/04_detectors.ipynb #04-detectors-49
+# %% ../../nbs/04_detectors.ipynb #04-detectors-50
 def card(
     name: str, # one of `list_detectors()`
     size: int = 256, # edge of the face in pixels
@@ -362,7 +383,7 @@ def card(
                 gmacs=round(macs(model, size) / 1e9, 4), cam_layer=layer, grid=cam_grids(model, size)[layer],
                 weights=model.weights.source, licence=model.weights.licence, original=model.licence, deviations=model.deviations)
 
-# %% ../../nbs/04_detectors.ipynb #04-detectors-50
+# %% ../../nbs/04_detectors.ipynb #04-detectors-51
 def plot_grids(
     model: Detector,
     face, # (size, size) or (size, size, 3) array, shown below the grids

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['RESNET50_WEIGHTS', 'resnet50']
 
-# %% ../../nbs/04d_resnet.ipynb #04d-resnet-2
+# %% ../../nbs/04d_resnet.ipynb #04d-resnet-6
 import timm
 
 from .registry import IMAGENET_MEAN, IMAGENET_STD, TimmDetector, Weights, register_detector, scaled
 
-# %% ../../nbs/04d_resnet.ipynb #04d-resnet-4
+# %% ../../nbs/04d_resnet.ipynb #04d-resnet-8
 RESNET50_WEIGHTS = Weights("resnet50.tv_in1k", "BSD-3-Clause", 224, IMAGENET_MEAN, IMAGENET_STD)
 
 @register_detector(RESNET50_WEIGHTS)

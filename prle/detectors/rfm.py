@@ -6,7 +6,7 @@
 __all__ = ['RECTANGLES', 'LONGEST', 'RFM_WEIGHTS', 'RFM_RECIPE', 'forgery_attention', 'draw_rectangles', 'erased_pixels', 'erase',
            'RFM', 'rfm']
 
-# %% ../../nbs/04k_rfm.ipynb #04k-rfm-2
+# %% ../../nbs/04k_rfm.ipynb #04k-rfm-11
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from prle.detectors.registry import (
 )
 from .xception import XceptionBody
 
-# %% ../../nbs/04k_rfm.ipynb #04k-rfm-4
+# %% ../../nbs/04k_rfm.ipynb #04k-rfm-13
 def forgery_attention(
     model: nn.Module, # has `logit`: (N, 3, H, W) -> (N,)
     x: Tensor, # (N, 3, H, W), normalized
@@ -25,7 +25,7 @@ def forgery_attention(
     with evaluating(model): gradient, = torch.autograd.grad(model.logit(x).sum(), x)
     return gradient.abs().amax(1)
 
-# %% ../../nbs/04k_rfm.ipynb #04k-rfm-8
+# %% ../../nbs/04k_rfm.ipynb #04k-rfm-17
 RECTANGLES = 3 # a face
 LONGEST = 120 / 224 # of a rectangle's edge, as a share of the face's
 
@@ -42,13 +42,13 @@ def draw_rectangles(
     h, w = edge(share[..., 0], height), edge(share[..., 1], width)
     return torch.stack([h, w, offset(share[..., 2], h), offset(share[..., 3], w)], -1)
 
-# %% ../../nbs/04k_rfm.ipynb #04k-rfm-11
+# %% ../../nbs/04k_rfm.ipynb #04k-rfm-20
 def _between(start: Tensor, length: Tensor, size: int) -> Tensor:
     "Which of the numbers 0 to size - 1 lie in [start, start + length): (N,), (N,) -> (N, size) bool."
     at = torch.arange(size, device=start.device)
     return (at >= start[:, None]) & (at < (start + length)[:, None])
 
-# %% ../../nbs/04k_rfm.ipynb #04k-rfm-12
+# %% ../../nbs/04k_rfm.ipynb #04k-rfm-21
 def erased_pixels(
     fam: Tensor, # (N, H, W), not negative
     rectangles: Tensor, # (N, K, 4), from `draw_rectangles`
@@ -64,7 +64,7 @@ def erased_pixels(
         left.masked_fill_(erased.flatten(1), -1).scatter_(1, pixel[:, None], -1)
     return erased
 
-# %% ../../nbs/04k_rfm.ipynb #04k-rfm-18
+# %% ../../nbs/04k_rfm.ipynb #04k-rfm-27
 def erase(
     x: Tensor, # (N, 3, H, W), normalized
     fam: Tensor, # (N, H, W), from `forgery_attention`
@@ -73,14 +73,16 @@ def erase(
     erased = erased_pixels(fam, draw_rectangles(len(x), *x.shape[2:], x.device))
     return torch.where(erased[:, None], torch.empty_like(x).uniform_(-1, 1), x)
 
-# %% ../../nbs/04k_rfm.ipynb #04k-rfm-21
+# %% ../../nbs/04k_rfm.ipynb #04k-rfm-30
 RFM_WEIGHTS = Weights("none", "none", 224, std=(0.25, 0.25, 0.25))
-RFM_RECIPE = Recipe(batch=16, size=224, augmentation="random crop 224 of 256 (centre crop in tests), flip, the method's own erasing",
+RFM_RECIPE = Recipe(batch=16, size=224, balance=True, augmentation="random crop 224 of 256 (centre crop in tests), flip, the method's own erasing",
+                    beyond="the 500,000 steps; each step has 8 + 8 faces, where `balance` balances the epoch",
                     source="released code: up to 500,000 steps of 8 real and 8 fake faces, random initial weights")
 
 class RFM(Detector):
     "Xception with two outputs; in training it erases where it looks."
-    deviations = "the largest edge of a rectangle scales with the face (120 at 224 pixels, as published)"
+    licence = "not found"
+    deviations = "the largest edge of a rectangle scales with the face (120 at 224 pixels, as published); layers start by He's rule, the last near zero"
 
     def __init__(
         self,
@@ -99,7 +101,7 @@ class RFM(Detector):
 
     def loss(self, outputs, batch): return flood(cross_entropy(outputs["logit"], batch), 0.04)
 
-# %% ../../nbs/04k_rfm.ipynb #04k-rfm-22
+# %% ../../nbs/04k_rfm.ipynb #04k-rfm-31
 @register_detector(RFM_WEIGHTS)
 def rfm(
     width: float = 1.0, # factor on the channels; 1 is the published size

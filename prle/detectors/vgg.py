@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GROUPS', 'VGG16_WEIGHTS', 'VGG16_BN_WEIGHTS', 'conv_groups', 'VGG', 'linear_names', 'vgg16', 'vgg16_bn']
 
-# %% ../../nbs/04c_vgg.ipynb #04c-vgg-2
+# %% ../../nbs/04c_vgg.ipynb #04c-vgg-6
 import torch
 from torch import nn
 
@@ -14,7 +14,7 @@ from prle.detectors.registry import (
     scaled,
 )
 
-# %% ../../nbs/04c_vgg.ipynb #04c-vgg-4
+# %% ../../nbs/04c_vgg.ipynb #04c-vgg-8
 GROUPS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 "VGG-16's channels, group by group; a max-pooling ends each group."
 
@@ -34,10 +34,13 @@ def conv_groups(
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers), ends
 
-# %% ../../nbs/04c_vgg.ipynb #04c-vgg-8
+# %% ../../nbs/04c_vgg.ipynb #04c-vgg-12
 class VGG(Detector):
     "VGG-16 with one logit."
     licence = "BSD-3-Clause" # torchvision's
+    smallest = 32
+    deviations = "one output; layers without ImageNet weights start by He's rule, the last near zero"
+
     def __init__(
         self,
         weights: Weights, # input statistics and source of the weights
@@ -60,7 +63,7 @@ class VGG(Detector):
         x = self.pool(self.features(x)).flatten(1)  # (N, 512 * 7 * 7)
         return self.head(self.hidden(x)).squeeze(1)
 
-# %% ../../nbs/04c_vgg.ipynb #04c-vgg-10
+# %% ../../nbs/04c_vgg.ipynb #04c-vgg-14
 def linear_names(
     state: dict[str, torch.Tensor], # state dict of a timm VGG
 ) -> dict[str, torch.Tensor]: # with the names and shapes of `VGG`, the head as `head`
@@ -72,14 +75,14 @@ def linear_names(
         return f"{names[layer]}.{kind}", value.flatten(1) if kind == "weight" else value
     return dict(translate(k, v) for k, v in state.items())
 
-# %% ../../nbs/04c_vgg.ipynb #04c-vgg-11
+# %% ../../nbs/04c_vgg.ipynb #04c-vgg-15
 def _vgg(weights: Weights, width: float, pretrained: bool, **options) -> VGG:
     "Build a VGG-16 and, where asked, load its ImageNet weights."
     model = VGG(weights, width, **options)
     if pretrained: load_body(model, linear_names(imagenet_state(weights.source)), "head")
     return model
 
-# %% ../../nbs/04c_vgg.ipynb #04c-vgg-12
+# %% ../../nbs/04c_vgg.ipynb #04c-vgg-16
 VGG16_WEIGHTS = Weights("vgg16.tv_in1k", "BSD-3-Clause", 224, IMAGENET_MEAN, IMAGENET_STD)
 VGG16_BN_WEIGHTS = Weights("vgg16_bn.tv_in1k", "BSD-3-Clause", 224, IMAGENET_MEAN, IMAGENET_STD)
 

@@ -6,7 +6,7 @@
 __all__ = ['XCEPTION_WEIGHTS', 'XCEPTION_RECIPE', 'separable', 'Block', 'XceptionBody', 'Xception', 'published_names',
            'load_imagenet', 'xception']
 
-# %% ../../nbs/04a_xception.ipynb #04a-xception-2
+# %% ../../nbs/04a_xception.ipynb #04a-xception-6
 from collections import OrderedDict
 from itertools import pairwise
 
@@ -18,7 +18,7 @@ from prle.detectors.registry import (
     Detector, Recipe, Weights, imagenet_state, init_body, init_head, register_detector, scaled,
 )
 
-# %% ../../nbs/04a_xception.ipynb #04a-xception-4
+# %% ../../nbs/04a_xception.ipynb #04a-xception-8
 def separable(
     inputs: int, # channels that come in
     outputs: int, # channels that go out
@@ -28,9 +28,9 @@ def separable(
         conv1=nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False),
         pointwise=nn.Conv2d(inputs, outputs, 1, bias=False)))
 
-# %% ../../nbs/04a_xception.ipynb #04a-xception-7
+# %% ../../nbs/04a_xception.ipynb #04a-xception-11
 class Block(nn.Module):
-    "Separable convolutions beside a shortcut, which is a strided 1x1 convolution where the shape changes."
+    "Separable convolutions beside a shortcut, which is a 1x1 convolution of every `stride`-th cell where the shape changes."
     def __init__(
         self,
         *channels: int, # channels before the first, between, and after the last separable convolution
@@ -44,18 +44,19 @@ class Block(nn.Module):
             units += [relu, separable(a, b), nn.BatchNorm2d(b)]
         if stride > 1: units.append(nn.MaxPool2d(3, stride, padding=1))
         self.rep = nn.Sequential(*units[0 if first_relu else 1:])
-        self.skip = self.skipbn = nn.Identity()
+        self.stride, self.skip, self.skipbn = stride, nn.Identity(), nn.Identity()
         if stride > 1 or channels[0] != channels[-1]:
-            self.skip = nn.Conv2d(channels[0], channels[-1], 1, stride, bias=False)
+            self.skip = nn.Conv2d(channels[0], channels[-1], 1, bias=False)
             self.skipbn = nn.BatchNorm2d(channels[-1])
 
-    def forward(self, x): return self.rep(x) + self.skipbn(self.skip(x))
+    def forward(self, x): return self.rep(x) + self.skipbn(self.skip(x[..., ::self.stride, ::self.stride]))
 
-# %% ../../nbs/04a_xception.ipynb #04a-xception-10
+# %% ../../nbs/04a_xception.ipynb #04a-xception-15
 XCEPTION_WEIGHTS = Weights("legacy_xception.tf_in1k", "Apache-2.0", 299)
-XCEPTION_RECIPE = Recipe(batch=32, epochs=18, size=299, augmentation="none", source="FaceForensics++ (unverified: 3 epochs head only, then 15 epochs all)")
+XCEPTION_RECIPE = Recipe(batch=32, epochs=18, size=299, flip=False, augmentation="none", beyond="the first 3 epochs train the head alone",
+                         source="FaceForensics++ (unverified: 3 epochs head only, then 15 epochs all)")
 
-# %% ../../nbs/04a_xception.ipynb #04a-xception-12
+# %% ../../nbs/04a_xception.ipynb #04a-xception-17
 class XceptionBody(nn.Module):
     "Xception up to its last feature map; sub-modules are named as in the published weight files."
     def __init__(
@@ -90,10 +91,11 @@ class XceptionBody(nn.Module):
 
     def forward(self, x): return self.tail(self.blocks(self.stem2(self.stem1(x)), 1, 12))
 
-# %% ../../nbs/04a_xception.ipynb #04a-xception-15
+# %% ../../nbs/04a_xception.ipynb #04a-xception-20
 class Xception(Detector):
     "Xception with one logit."
-    licence = "MIT"
+    licence = "MIT" # FaceForensics++'s
+    deviations = "one output; layers without ImageNet weights start by He's rule, the last near zero"
 
     def __init__(
         self,
@@ -113,7 +115,7 @@ class Xception(Detector):
         "Load the published ImageNet weights of the body."
         load_imagenet(self.body)
 
-# %% ../../nbs/04a_xception.ipynb #04a-xception-17
+# %% ../../nbs/04a_xception.ipynb #04a-xception-22
 def published_names(
     state: dict[str, torch.Tensor], # state dict of any published Xception
 ) -> dict[str, torch.Tensor]: # with the names and shapes of `XceptionBody`, without the head
@@ -130,7 +132,7 @@ def load_imagenet(
     state["conv1.weight"] = kernel.repeat(1, -(-inputs // 3), 1, 1)[:, :inputs] * (3 / inputs)
     body.load_state_dict(state)
 
-# %% ../../nbs/04a_xception.ipynb #04a-xception-18
+# %% ../../nbs/04a_xception.ipynb #04a-xception-23
 @register_detector(XCEPTION_WEIGHTS)
 def xception(
     width: float = 1.0, # factor on the channels; 1 is the published size
