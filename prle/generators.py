@@ -162,13 +162,13 @@ def add_grain(
 
 @register("DF", source="other", learned=True)
 def deepfakes(target, source, generator, network):
-    "Deepfakes: the autoencoder's face of the other person, sharpened and grained, in a soft rectangle."
+    "Deepfakes: the autoencoder's face of the other person, smooth but for the target's grain, in a soft rectangle."
     size, points = len(target.crop), target.landmarks
     (left, top), (right, _) = points[17:27].min(0), points[17:27].max(0)
     bottom = points[6:11, 1].max()
     box = hull(np.array([(left, top), (right, top), (right, bottom), (left, bottom)]), size) & inner(size)
     face = paste(network.render(target, source), cut(target, network.layout)[1], target)
-    face = match_sharpness(match_colour(face, target.crop, box), target.crop, box)
+    face = match_sharpness(match_colour(face, target.crop, box), target.crop, box, limits=(-1.0, 0.0))
     return composite(target.crop, add_grain(face, target.crop, box, generator), feather(box, size / 16))
 
 # %% ../nbs/03a_generators.ipynb #03a-generators-22

@@ -67,7 +67,7 @@ def _videos_below(folder: Path) -> list[Path]:
 def _expand(given: str | Path) -> list[tuple[Path, str]]:
     "The videos of one input, each with its subset; `FaceError` if there are none."
     root = Path(given).absolute()
-    if not root.exists(): raise FaceError(f"{given}: no such file or folder.")
+    if not root.exists(): raise FaceError(f"{given}: no such file or folder (the name of a data set needs --root, its folder).")
     if root.is_file():
         if root.suffix.lower() in VIDEO_SUFFIXES: return [(root, root.parent.name)]
         raise FaceError(f"{given}: neither a video ({', '.join(sorted(VIDEO_SUFFIXES))}) nor a folder of videos or pictures.")

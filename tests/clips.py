@@ -5,6 +5,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from prle.core import rng
 from prle.faces import orl_folder, read_image
@@ -61,6 +62,18 @@ def write_clip(path, person="s1", frames=8, size=(320, 240), faces=1, width=130,
     drawn = [draw_frame(size, pictures if shown is None or i in shown else [], 4 * i) for i in range(frames)]
     if mask is not None: write_frames(mask, [m for _, m in drawn], size)
     return write_frames(path, [frame for frame, _ in drawn], size)
+
+
+def write_people(folder, count, photos=2, size=None, tint=(1, 1, 1)):
+    "A folder of people from ORL, tinted and enlarged."
+    for i in range(1, count + 1):
+        (folder/f"s{i}").mkdir(parents=True)
+        for k in range(1, photos + 1):
+            shade = np.array(tint) * rng("tint", i).uniform(0.9, 1.1, 3)
+            picture = Image.fromarray((read_image(orl_folder()/f"s{i}"/f"{k}.pgm") * shade).clip(0, 255).astype(np.uint8))
+            if size: picture = picture.resize((size, size * 112 // 92), Image.Resampling.BICUBIC)
+            picture.save(folder/f"s{i}"/f"{k}.png")
+    return folder
 
 
 def ffmpeg(*arguments):

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from clips import write_clip
+from clips import write_clip, write_people
 from PIL import Image
 
 from prle import benchmark, faces
@@ -195,3 +195,14 @@ def test_the_cue_table_sees_a_cue(test_split, monkeypatch):
     cues = benchmark.trivial_cues(test_split)
     monkeypatch.setattr(benchmark, "trivial_cues", lambda manifest: cues.assign(brightness=cues.brightness + 300 * manifest.label))
     assert (benchmark.cue_table(test_split).brightness == 1).all()
+
+
+@pytest.mark.slow
+def test_no_trivial_cue_in_colour(tmp_path):
+    "All five manipulations of coloured photographs, every person under a light of another tint; networks that are hardly trained are the hardest case for DF and Fsh."
+    people = write_people(tmp_path/"people", 40, photos=2, size=184, tint=(1.0, 0.78, 0.62))
+    manifest = read_manifest(benchmark.build_benchmark(tmp_path/"bench", people, size=128, steps=60))
+    red, _, blue = faces.read_image(tmp_path/"bench"/manifest.path[0]).reshape(-1, 3).mean(0)
+    table = benchmark.cue_table(manifest)
+    assert blue / red < 0.85 and list(table.index) == NAMES and manifest.groupby("subset").size().min() >= 75
+    assert (table < 0.65).all().all(), table.round(3).to_string()

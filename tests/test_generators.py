@@ -157,6 +157,17 @@ def test_grain_makes_up_for_what_is_missing_and_no_more(few):
     assert np.array_equal(generators.add_grain(np.float32(face), np.uint8(blurred), region, rng(0)), face) # sharp enough already
 
 
+def test_deepfakes_are_not_sharpened(few, networks, monkeypatch):
+    "Sharpening doubles the brows of a face of 64 px; what it lacks is grain."
+    match, seen, layout = generators.match_colour, [], networks["DF"].layout
+    monkeypatch.setattr(networks["DF"], "render", lambda target, source: cv2.GaussianBlur(np.float32(generators.cut(source, layout)[0]), (0, 0), 3))
+    monkeypatch.setattr(generators, "match_colour", lambda *a: seen.append(match(*a)) or seen[-1])
+    monkeypatch.setattr(generators, "add_grain", lambda content, *a: seen.append(content) or content)
+    forge.manipulate("DF", few[0], few[2], rng(0), networks)
+    before, after = (np.square(cv2.Laplacian(p, cv2.CV_32F)).mean() for p in seen)
+    assert len(seen) == 2 and after <= before * 1.001
+
+
 def test_the_masks_are_where_they_should_be(few, networks):
     target = few[0]
     masks = {name: forge.manipulate(name, target, few[1 if name == "NT" else 2], rng(0), networks)[1] for name in NAMES}

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from clips import write_people
 from PIL import Image
 
 from prle import benchmark, targets
@@ -32,18 +33,6 @@ def write_stub(root, photos, size):
     config = dict(photographs=content, size=size, seed=0, quality=90, count=4)
     write_json(root/"forge.json", dict(config=config, digest=digest(config)))
     return root
-
-
-def write_people(folder, count, photos=2, size=None, tint=(1, 1, 1)):
-    "A folder of people from ORL, tinted and enlarged."
-    for i in range(1, count + 1):
-        (folder/f"s{i}").mkdir(parents=True)
-        for k in range(1, photos + 1):
-            shade = np.array(tint) * rng("tint", i).uniform(0.9, 1.1, 3)
-            picture = Image.fromarray((read_image(ORL/f"s{i}"/f"{k}.pgm") * shade).clip(0, 255).astype(np.uint8))
-            if size: picture = picture.resize((size, size * 112 // 92), Image.Resampling.BICUBIC)
-            picture.save(folder/f"s{i}"/f"{k}.png")
-    return folder
 
 
 def all_photos(folder):
