@@ -57,7 +57,7 @@ def _forge(args) -> int:
     return 0
 
 def _reproduce(args) -> int:
-    from prle.paper import reproduce
+    from prle.reproduce import reproduce
     results = reproduce(args.ids, args.preset, args.seeds, args.data, args.outputs)
     return int(any(result != "done" for result in results.values()))
 
