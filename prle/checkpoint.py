@@ -6,7 +6,7 @@
 __all__ = ['Checkpoint', 'save_checkpoint', 'load_checkpoint', 'check_same']
 
 # %% ../nbs/08a_checkpoint.ipynb #08a-checkpoint-2
-import os, re, shutil, warnings
+import json, os, re, shutil, warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,6 +101,6 @@ def check_same(
     folder: str | Path, # of the checkpoints, for the message
 ):
     "`ValueError` naming every entry in which the two differ."
-    a, b = _entries(there), _entries(here)
+    a, b = _entries(there), _entries(json.loads(json.dumps(here)))
     differ = [f"{k} is {a.get(k)} there and {b.get(k)} here" for k in a | b if a.get(k) != b.get(k)]
     if differ: raise ValueError(f"{folder} holds a checkpoint of another training: {'; '.join(differ)}. Delete the folder to start anew, or name another one.")

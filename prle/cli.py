@@ -7,10 +7,12 @@ __all__ = ['parser', 'main']
 
 # %% ../nbs/13_cli.ipynb #13-cli-2
 import argparse, sys
+from pathlib import Path
 
 from .core import check_choice, outputs_dir
 from .datasets import SPLITS
 from .experiments import PRESETS
+from .runs import RunFailed
 
 # %% ../nbs/13_cli.ipynb #13-cli-4
 def _options(args) -> dict:
@@ -58,10 +60,95 @@ def _forge(args) -> int:
 
 def _reproduce(args) -> int:
     from prle.reproduce import reproduce
-    results = reproduce(args.ids, args.preset, args.seeds, args.data, args.outputs)
+    results = reproduce(args.ids, args.preset, args.seeds, args.data, args.outputs, engine=args.engine, gpus=args.gpus)
     return int(any(result != "done" for result in results.values()))
 
-# %% ../nbs/13_cli.ipynb #13-cli-6
+# %% ../nbs/13_cli.ipynb #13-cli-7
+def _say(line: str):
+    "What is made, beside the result."
+    if not line.startswith("HIT"): print(line, file=sys.stderr)
+
+def _lab(args):
+    from prle.experiments import Lab
+    return Lab(args.preset, args.data, args.outputs, say=_say)
+
+def _plan(args) -> int:
+    from prle.reproduce import find_notebooks, plan
+    from prle.runs import plan_text, planned
+    print(plan_text(planned(plan(_lab(args), find_notebooks(args.ids), args.seeds, "all" in args.ids).store)))
+    return 0
+
+def _needed(outputs: Path) -> set[str]:
+    "The runs that something needs: what tables, figures, plans and trainings recorded, and what the notebooks would ask for on the data that lie here."
+    from prle.experiments import Lab
+    from prle.reproduce import list_notebooks, plan
+    from prle.runs import recorded_runs
+    here = [name for name in PRESETS if (outputs/"data"/name/"forge.json").exists()]
+    return recorded_runs(outputs).union(*(plan(Lab(name, outputs=outputs), list_notebooks(), full=True).store.names() for name in here))
+
+def _runs(args) -> int:
+    from prle.runs import damaged_runs, list_runs, prune, runs_text
+    outputs = Path(args.outputs or outputs_dir())
+    if args.what == "prune":
+        print(runs_text(prune(outputs/"runs", _needed(outputs), args.delete)))
+        print("Deleted." if args.delete else f"Nothing was deleted; --delete does. What `prle train` made is needed as long as its note lies in {outputs/'plans'}.")
+        return 0
+    runs = list_runs(outputs/"runs", args.kind, args.match, dict(stale=True, current=False).get(args.code))
+    if args.what == "check": runs = damaged_runs(outputs/"runs", runs)
+    print(runs_text(runs))
+    return int(args.what == "check" and len(runs) > 0)
+
+# %% ../nbs/13_cli.ipynb #13-cli-9
+def _settings(words: list[str]) -> dict:
+    "NAME=VALUE, the value as in YAML; `ValueError` for what reads otherwise."
+    import yaml
+    if wrong := [word for word in words if "=" not in word]: raise ValueError(f"--set takes NAME=VALUE, not {wrong[0]!r}.")
+    return {name: yaml.safe_load(value) for name, value in (word.split("=", 1) for word in words)}
+
+def _train(args) -> int:
+    from prle.apply import evaluation
+    from prle.experiments import Lab, RunConfig, scores, train_run
+    from prle.runs import record_runs
+    if args.what[0].endswith((".yaml", ".yml", ".json")): config = RunConfig.read(args.what[0])
+    elif len(args.what) == 2: config = _lab(args).config(*args.what, seed=args.seed, mask=args.mask, **_settings(args.set))
+    else: raise ValueError("what to train is a configuration (.yaml or .json), or a detector and a manipulation.")
+    lab = Lab(config.preset, config.data or None, args.outputs, say=_say)
+    run = train_run(lab, config)
+    record_runs(lab.outputs, f"train-{run.path.name}", lab.store.names())
+    print(f"{run.path}\n{evaluation(scores(run)).to_string(index=False, float_format='%.1f')}")
+    return 0
+
+def _open(args):
+    from prle.apply import reopen
+    from prle.runs import find_run
+    outputs = Path(args.outputs or outputs_dir())
+    return reopen(find_run(outputs/"runs", args.name, "detectors"), outputs=outputs, say=_say)
+
+def _localize(args) -> int:
+    from prle.experiments import attention_run
+    lab, run = _open(args)
+    print(attention_run(lab, run, args.split, args.subset).path/"maps.npy")
+    return 0
+
+def _evaluate(args) -> int:
+    from prle.apply import evaluation
+    from prle.experiments import scores, target_run
+    lab, run = _open(args)
+    table = evaluation(scores(run if args.on == "test" else target_run(lab, run, args.on)))
+    print(table.to_string(index=False, float_format="%.1f"))
+    return 0
+
+def _predict(args) -> int:
+    from prle.apply import crop_settings, predict_files
+    from prle.experiments import load_detector
+    lab, run = _open(args)
+    settings = crop_settings(lab.manifest.attrs["root"], lab.preset.size)
+    table = predict_files(load_detector(run, lab.device), args.inputs, settings, args.count, lab.device)
+    if args.csv: table.to_csv(args.csv, index=False)
+    print(table.to_string(index=False, float_format="%.3f"))
+    return int(table.p_fake.isna().any())
+
+# %% ../nbs/13_cli.ipynb #13-cli-10
 _ADAPTER = ("compression", "subsets", "part", "variants", "protocol", "reals", "frames")
 
 def _add_adapter_options(command: argparse.ArgumentParser):
@@ -75,7 +162,64 @@ def _add_adapter_options(command: argparse.ArgumentParser):
     group.add_argument("--reals", help="df-1.0: folder of FaceForensics++, whose c23 videos are the reals")
     group.add_argument("--frames", action="store_true", help="read folders of extracted frames in place of videos")
 
-# %% ../nbs/13_cli.ipynb #13-cli-7
+# %% ../nbs/13_cli.ipynb #13-cli-11
+_OUTPUTS = "folder for everything that is written; default: outputs/ of the project"
+
+def _add_lab_options(command: argparse.ArgumentParser):
+    command.add_argument("--preset", default="mini", choices=PRESETS, help="size of the experiment (default %(default)s)")
+    command.add_argument("--data", help="other data: a folder with ff++/, dfdc/, df-1.0/, celeb-df/ as `prle faces` makes them; a folder of `prle forge`; a manifest")
+    command.add_argument("--outputs", help=_OUTPUTS)
+
+def _add_notebook_options(command: argparse.ArgumentParser):
+    command.add_argument("ids", nargs="*", help="heads of notebook names, e.g. table3 figure; headline; all (default: headline)")
+    command.add_argument("--seeds", type=int, default=1, help="trainings behind every number (default %(default)s)")
+    _add_lab_options(command)
+
+def _add_runs(commands):
+    plan = commands.add_parser("plan", help="what tables and figures need: what is there, what would be made, why, and in what time")
+    _add_notebook_options(plan)
+    plan.set_defaults(run=_plan)
+    runs = commands.add_parser("runs", help="list all runs; compare every byte with what was written; or delete what nothing needs")
+    runs.add_argument("what", nargs="?", default="list", choices=["list", "check", "prune"], help="(default %(default)s); exit code 1 if check finds damage")
+    runs.add_argument("--kind", help="list only detectors, maps, fusions, ...")
+    runs.add_argument("--match", help="list only labels in which this regular expression occurs")
+    runs.add_argument("--code", choices=["stale", "current"], help="list only what other code than the present one has made, or only the rest")
+    runs.add_argument("--delete", action="store_true", help="with prune: really delete")
+    runs.add_argument("--outputs", help=_OUTPUTS)
+    runs.set_defaults(run=_runs)
+
+def _add_run_commands(commands):
+    _add_runs(commands)
+    train = commands.add_parser("train", help="train a detector, plainly or with masks; its zoo is trained first where it is needed")
+    train.add_argument("what", nargs="+", help="a configuration (.yaml or .json); or a detector and a manipulation: Xception DF")
+    train.add_argument("--mask", default="none", help="none, primary, random or landmark (default %(default)s)")
+    train.add_argument("--seed", type=int, default=0, help="of the run (default %(default)s)")
+    train.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other parameters, e.g. alpha=static lr=1e-3 'zoo=[Xception, VGG]'")
+    _add_lab_options(train)
+    train.set_defaults(run=_train)
+    for name, run, text in (("localize", _localize, "attention maps of a trained detector"), ("evaluate", _evaluate, "a trained detector's AUC and accuracy, with intervals"),
+                            ("predict", _predict, "p_fake of pictures and videos; exit code 1 if one cannot be scored")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("name", help="of the run, as `prle runs` prints it, or its folder")
+        command.add_argument("--outputs", help=_OUTPUTS)
+        command.set_defaults(run=run)
+        if name == "localize":
+            command.add_argument("--split", default="test", help="test, train, val, or a target set (default %(default)s)")
+            command.add_argument("--subset", default="all", help="manipulation, of train and val (default %(default)s)")
+        if name == "evaluate": command.add_argument("--on", default="test", help="test, or a target set (default %(default)s)")
+        if name == "predict":
+            command.add_argument("inputs", nargs="+", help="pictures, videos, folders of videos, folders of pictures (= the frames of one video)")
+            command.add_argument("--count", type=int, default=32, help="frames of a video (default %(default)s)")
+            command.add_argument("--csv", help="file to write besides")
+
+# %% ../nbs/13_cli.ipynb #13-cli-12
+class _ReproduceHelp(argparse.Action):
+    "`--help` of a command whose notebooks have parameters of their own."
+    def __call__(self, command, *_):
+        from prle.reproduce import parameters_text
+        print(command.format_help(), parameters_text(), sep="\n")
+        command.exit()
+
 def parser() -> argparse.ArgumentParser:
     "The options of all subcommands."
     main = argparse.ArgumentParser("prle", description="Primary region regularization for generalizable deepfake detection.")
@@ -119,22 +263,25 @@ def parser() -> argparse.ArgumentParser:
     forge.add_argument("--count", type=int, default=32, help="frames of a video (default %(default)s)")
     forge.set_defaults(run=_forge)
 
-    paper = commands.add_parser("reproduce", help="regenerate tables and figures of the paper")
-    paper.add_argument("ids", nargs="*", help="heads of notebook names, e.g. table3 figure; default: all")
-    paper.add_argument("--preset", default="mini", choices=PRESETS, help="size of the experiment (default %(default)s)")
-    paper.add_argument("--seeds", type=int, default=1, help="trainings behind every number (default %(default)s)")
-    paper.add_argument("--data", help="manifest (Parquet) of other data; the preset paper needs one")
-    paper.add_argument("--outputs", help="folder for everything that is written; default: outputs/ of the project")
+    paper = commands.add_parser("reproduce", help="regenerate tables and figures of the paper, and outputs/report.html", add_help=False)
+    paper.add_argument("-h", "--help", action=_ReproduceHelp, nargs=0, help="show this message and the notebooks' parameters, and exit")
+    _add_notebook_options(paper)
+    paper.add_argument("--engine", default="local", help="local, or ray: all runs on a Ray cluster (default %(default)s)")
+    paper.add_argument("--gpus", type=float, default=1.0, help="of a run with a detector, on Ray where there are any; 0.5: two runs share one (default %(default)s)")
     paper.set_defaults(run=_reproduce)
+    _add_run_commands(commands)
     return main
 
-# %% ../nbs/13_cli.ipynb #13-cli-10
+# %% ../nbs/13_cli.ipynb #13-cli-15
 def main(
     argv: list[str] | None = None, # arguments; None: the command line's
 ) -> int: # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument
     "Run the command `prle`."
     args = parser().parse_args(argv)
     try: return args.run(args)
+    except RunFailed as e:
+        print(f"prle: {e}", file=sys.stderr)
+        return 1
     except (ValueError, OSError, ImportError) as e:
         print(f"prle: {e}", file=sys.stderr)
         return 2

@@ -98,7 +98,7 @@ def _outcome(ray, ref, name: str, inputs: dict, done: dict) -> Outcome:
     try: return ray.get(ref)
     except ray.exceptions.RayError as e:
         if dead := [done[n] for n in inputs[name] if n in done and done[n].fault]: return Outcome(name, needs_text(dead[0].name, dead[0].fault))
-        if isinstance(e, ray.exceptions.RayTaskError): raise e.cause
+        if isinstance(e, ray.exceptions.RayTaskError): raise e.cause from None
         return Outcome(name, f"its worker died three times ({type(e).__name__})")
 
 # %% ../nbs/10a_engines.ipynb #10a-engines-13

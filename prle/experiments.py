@@ -82,12 +82,16 @@ PRESETS = dict(
 "The sizes that every notebook can be run at."
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-8
+def _number(name: str, value): # YAML reads 2e-3 as a word
+    try: return float(value) if isinstance(value, str) else value
+    except ValueError: raise ValueError(f"{name} must be a number, not {value!r}.") from None
+
 def _build(kind: type, given: dict): # an instance of `kind`
     "A dataclass from what was read; `ValueError` for an unknown name, and for a word where a number belongs."
     if not isinstance(given, dict): raise ValueError(f"a {kind.__name__} reads as names and values, not {given!r}.")
     types = {f.name: f.type for f in fields(kind)}
     for name in given: check_choice(name, types, "parameter")
-    try: return kind(**{k: float(v) if types[k] is float and isinstance(v, str) else v for k, v in given.items()}) # YAML reads 2e-3 as a word
+    try: return kind(**{k: _number(k, v) if types[k] is float else v for k, v in given.items()})
     except TypeError as e: raise ValueError(f"{kind.__name__}: {e}") from e
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-9
@@ -140,7 +144,9 @@ class RunConfig:
         if isinstance(self.alpha, str): check_choice(self.alpha, ALPHAS, "alpha policy")
         PrimaryRegionMask(self.p, self.range, self.fill) # checks all three
         if not self.width > 0: raise ValueError(f"width must be positive, not {self.width}.")
-        for name in self.zoo: PRESETS[check_choice(self.preset, PRESETS, "preset")].backbone(name)
+        if not isinstance(self.pretrained, bool): raise ValueError(f"pretrained must be True or False, not {self.pretrained!r}.")
+        preset = PRESETS[check_choice(self.preset, PRESETS, "preset")]
+        for name in self.zoo: preset.backbone(name)
 
     @property
     def range(self) -> tuple[float, float]:
@@ -154,7 +160,8 @@ class RunConfig:
 
     def key(self) -> dict:
         "What the weights depend on besides data and quantile maps, each thing once."
-        key = asdict(self) | dict(alpha=self.range)
+        recipe = {k: v for k, v in asdict(self.recipe).items() if k != "workers" and (k != "gamma" or self.mask != "none")}
+        key = asdict(self) | dict(alpha=self.range, recipe=recipe)
         unused = ("preset", "data", "fusion", "zoo", *(() if self.mask == "primary" else ("alpha",)), *(("p", "fill") if self.mask == "none" else ()))
         return {k: v for k, v in key.items() if k not in unused}
 
@@ -219,6 +226,8 @@ class Lab:
         if data is None and self.preset.people is None: raise ValueError(f"the preset {preset!r} needs real data; the presets smoke and mini make their own.")
         self.outputs, self.data = Path(outputs or outputs_dir()).absolute(), str(Path(data).absolute()) if data else ""
         self.store, self._sets, self._device, self._opened = RunStore(self.outputs/"runs", say), data_sets(self.data) if data else None, device, {}
+        absent = [name for name in ROOT_FOLDERS if (Path(self.data)/"ff++").is_dir() and name not in self.targets]
+        if absent: say(f"NOTE {self.data} has no manifest of {', '.join(absent)}: tables and figures go without.")
 
     @property
     def device(self) -> str:
@@ -287,9 +296,9 @@ class Lab:
         check_choice(subset, [*self.subsets, "all"], "manipulation")
         free, steps = ([f.name for f in fields(c)] for c in (RunConfig, TrainConfig))
         for name in changes: check_choice(name, [n for n in (*free, *steps) if n not in ("detector", "subset", "preset", "data", "recipe", "seed")], "parameter")
-        recipe = TrainConfig(**{**self.preset.recipe, **b.recipe, "balance": subset == "all", "seed": seed, **{k: v for k, v in changes.items() if k in steps}})
+        recipe = _build(TrainConfig, {**self.preset.recipe, **b.recipe, "balance": subset == "all", "seed": seed, **{k: v for k, v in changes.items() if k in steps}})
         given = dict(preset=self.name, data=self.data, width=b.width, pretrained=b.pretrained, options={**size_option(b.name, self.preset.size), **b.options})
-        return RunConfig(b.name, subset, recipe=recipe, **{**given, **{k: v for k, v in changes.items() if k in free}})
+        return _build(RunConfig, dict(detector=b.name, subset=subset, recipe=recipe) | given | {k: v for k, v in changes.items() if k in free})
 
     def zoo(
         self,
@@ -333,6 +342,7 @@ def _train_and_score(lab: Lab, config: RunConfig, quantiles: Path | None, label:
         history = train(detector, train_rows, val_rows, config.recipe, config.policy(), quantiles, lab.device, label, checkpoint)
         save_file({k: v.contiguous() for k, v in detector.state_dict().items()}, tmp/"model.safetensors")
         history.to_parquet(tmp/"history.parquet", index=False)
+        config.write(tmp/"run.yaml")
         _score(detector, FaceDataset(test := lab.test_faces()), test, lab, tmp)
     for folder in tmp.glob("checkpoint-*"): shutil.rmtree(folder)
 
@@ -353,8 +363,10 @@ def _label(lab: Lab, config: RunConfig) -> str:
 def train_run(
     lab: Lab, # preset, data and store
     config: RunConfig, # of that preset and data
-) -> Run: # model.safetensors, history.parquet, scores.parquet
+) -> Run: # model.safetensors, history.parquet, scores.parquet, run.yaml
     "A trained and scored detector (Algorithm 1); \"primary\" masks make the zoo and its maps first."
+    if (config.preset, config.data) != (lab.name, lab.data):
+        raise ValueError(f"the configuration is for the preset {config.preset} on {config.data or 'its own data'}, the lab is another.")
     check_choice(config.subset, [*lab.subsets, "all"], "manipulation")
     maps = fusion_run(lab, config.subset, config.recipe.seed, config.fusion, config.zoo) if config.mask == "primary" else None
     label, key = _label(lab, config), dict(config.key(), data=lab.fingerprint, quantiles=maps and maps.key)
@@ -523,6 +535,7 @@ def statistics_run(
 ) -> Run: # shares.parquet, a row a face; histogram.npy (BINS,) pixels by attention value
     "How much of each face the maps cover, and how their values are distributed."
     stores, config = _fusion_key(lab, subset, seed, fusion, zoo)
+    config |= dict(thresholds=THRESHOLDS, bins=BINS)
     label = "-".join([subset, str(fusion), *lab.zoo(zoo), f"s{seed}"])
     return lab.store.get("statistics", label, config, lambda tmp: _statistics(_batches(stores, fusion, lab.preset.size), lab.train_faces(subset), tmp))
 

@@ -7,9 +7,9 @@ __all__ = ['PAPER_TWO_GPUS', 'TrainConfig', 'TrainingFaces', 'epoch_order', 'Bat
            'predict', 'check_split', 'MovingAverage', 'train']
 
 # %% ../nbs/09_trainer.ipynb #09-trainer-2
-import copy, math, time
+import copy, hashlib, math, numbers, time
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
 
@@ -31,8 +31,8 @@ from .processes import Processes
 OPTIMIZERS, SCHEDULES = ["Adam", "AdamW", "SGD"], ["cosine", "constant", "step"]
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
-_whole = lambda x: isinstance(x, int) and not isinstance(x, bool)
-_number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+_whole = lambda x: isinstance(x, numbers.Integral) and not isinstance(x, bool)
+_number = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x)
 _CHECKS = dict( # field -> what must hold, and how to say so
     epochs=(lambda x: _whole(x) and x > 0, "a whole number above 0"), batch=(lambda x: _whole(x) and x > 1, "a whole number of at least 2 (batch normalization)"),
     accumulate=(lambda x: _whole(x) and x > 0, "a whole number above 0"), lr=(lambda x: _number(x) and x > 0, "a number above 0"),
@@ -44,9 +44,9 @@ _CHECKS = dict( # field -> what must hold, and how to say so
 
 def _check_schedule(schedule: str):
     "`ValueError` for what is no schedule."
-    kind, *numbers = str(schedule).split() or [""]
+    kind, *settings = str(schedule).split() or [""]
     check_choice(kind, SCHEDULES, "schedule")
-    try: fits = [float(x) > 0 for x in numbers] == [True] * (2 * (kind == "step"))
+    try: fits = [float(x) > 0 for x in settings] == [True] * (2 * (kind == "step"))
     except ValueError: fits = False
     if not fits: raise ValueError(f"a schedule reads 'cosine', 'constant' or 'step EPOCHS FACTOR' with two numbers above 0, not {schedule!r}.")
 
@@ -73,11 +73,11 @@ class TrainConfig:
     def __post_init__(self):
         for name, (ok, must) in _CHECKS.items():
             if not ok(value := getattr(self, name)): raise ValueError(f"{name} must be {must}, not {value!r}.")
-        for name in ("lr", "weight_decay", "gamma", "ema"): object.__setattr__(self, name, float(getattr(self, name))) # 1 and 1.0 are one configuration
         if self.batch < 2 * self.accumulate: raise ValueError(f"accumulate must leave at least two faces a part, not be {self.accumulate} with batch {self.batch}.")
         check_choice(self.optimizer, OPTIMIZERS, "optimizer")
         check_choice(self.precision, PRECISIONS, "precision")
         _check_schedule(self.schedule)
+        for f in fields(self): object.__setattr__(self, f.name, f.type(getattr(self, f.name))) # 1 and 1.0 and NumPy's are one configuration
 
     @classmethod
     def of(
@@ -142,12 +142,13 @@ class BatchParts(Sampler[list]):
     "The parts of each batch that one process computes, one after the other."
     def __init__(
         self,
-        labels, # (n,) REAL or FAKE, of the faces
+        n: int, # number of faces
         config: TrainConfig, # batch, accumulate, balance, seed
         rank: int = 0, # of this process
         count: int = 1, # of processes
+        labels=None, # (n,) REAL or FAKE; needed to balance them
     ):
-        self.n, self.config, self.rank, self.parts = (n := len(labels)), config, rank, count * config.accumulate
+        self.n, self.config, self.rank, self.parts = n, config, rank, count * config.accumulate
         self.sampler = BalancedSampler(labels, config.seed) if config.balance else None
         self.set_epoch(0)
         if not self.batches: raise ValueError(f"{n} faces are too few to train on {count} processes with accumulate {config.accumulate}: at least two a part are needed.")
@@ -195,6 +196,14 @@ def to_input(
     return image.to(device, non_blocking=True).to(memory_format=torch.channels_last).float().div_(255)
 
 # %% ../nbs/09_trainer.ipynb #09-trainer-26
+@contextmanager
+def _memory_explained(advice: str, **settings):
+    "Name the settings that decide how much memory is needed, where it does not suffice."
+    try: yield
+    except torch.OutOfMemoryError as e:
+        raise torch.OutOfMemoryError(f"too little memory on the device for {', '.join(f'{k}={v}' for k, v in settings.items())}: {advice}. ({e})") from e
+
+# %% ../nbs/09_trainer.ipynb #09-trainer-27
 def _loader(faces: Dataset, workers: int, device: torch.device, **batches) -> DataLoader:
     "Decoding processes that stay from epoch to epoch; with a random stream of its own, so that their number does not move the network's."
     return DataLoader(faces, num_workers=workers, persistent_workers=workers > 0, pin_memory=device.type == "cuda", generator=torch.Generator(), **batches)
@@ -211,7 +220,7 @@ def _score(detector: nn.Module, loader: DataLoader, n: int, processes: Processes
     if mine: logits[processes.rank::processes.count] = torch.cat(mine)
     return processes.total(logits).cpu().double().sigmoid().numpy()
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-27
+# %% ../nbs/09_trainer.ipynb #09-trainer-28
 def predict(
     detector: nn.Module, # (N, 3, H, W) in [0, 1] -> (N,) logit
     faces: FaceDataset, # what to score
@@ -222,9 +231,9 @@ def predict(
 ) -> np.ndarray: # (N,) float64 in [0, 1], in the order of `faces`; the same in all processes
     "Probability of fake of every face; the detector is left in the mode it was in."
     processes = Processes(device, accelerator)
-    return _score(detector, _mine(faces, batch, workers, processes), len(faces), processes)
+    with _memory_explained("lower batch", batch=batch): return _score(detector, _mine(faces, batch, workers, processes), len(faces), processes)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-29
+# %% ../nbs/09_trainer.ipynb #09-trainer-30
 def check_split(
     train_rows: pd.DataFrame, # what will be trained on
     val_rows: pd.DataFrame, # what will choose the checkpoint
@@ -237,23 +246,23 @@ def check_split(
     both = set(train_rows.identity) & set(val_rows.identity)
     if both: raise ValueError(f"in training and validation both: {', '.join(sorted(both)[:5])}. Split by identity.")
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-30
+# %% ../nbs/09_trainer.ipynb #09-trainer-31
 def _steps(config: TrainConfig, detector: nn.Module, steps: int) -> tuple:
     "The optimizer, and the schedule of its learning rate with `steps` an epoch."
     momentum = dict(momentum=0.9) if config.optimizer == "SGD" else {}
     optimizer = getattr(torch.optim, config.optimizer)(detector.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True, **momentum)
-    kind, *numbers = config.schedule.split()
+    kind, *settings = config.schedule.split()
     if kind == "cosine": return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * steps)
-    every, factor = map(float, numbers) if numbers else (1, 1)
+    every, factor = map(float, settings) if settings else (1, 1)
     return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, max(1, round(every * steps)), factor)
 
 def _to_batch(items: dict, gamma: float, device) -> dict:
     "What `Detector.loss` reads, on the device."
     there = lambda x: x.to(device, non_blocking=True)
-    batch = dict(image=to_input(items["image"], device), label=there(items["label"]), weight=there(face_weights(items["masked"], gamma)))
+    batch = dict(image=to_input(items["image"], device), label=there(items["label"]), weight=face_weights(there(items["masked"]), gamma))
     return batch | (dict(mask=there(items["mask"]).float().div_(255)) if "mask" in items else {})
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-32
+# %% ../nbs/09_trainer.ipynb #09-trainer-33
 class MovingAverage:
     "The exponential moving average of a detector's weights and statistics; begins with the first step's."
     def __init__(
@@ -272,7 +281,7 @@ class MovingAverage:
         if self.copied: torch._foreach_copy_(*map(list, zip(*self.copied)))
         self.begun = True
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-34
+# %% ../nbs/09_trainer.ipynb #09-trainer-35
 class _Training:
     "Everything that changes while a detector is trained."
     def __init__(self, detector: Detector, config: TrainConfig, processes: Processes, steps: int):
@@ -289,7 +298,7 @@ class _Training:
     @property
     def candidate(self) -> Detector: return self.average.module if self.average else self.detector
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-36
+# %% ../nbs/09_trainer.ipynb #09-trainer-37
 def _step(t: _Training):
     "After the gradient of a whole batch."
     t.scaler.step(t.optimizer)
@@ -314,7 +323,7 @@ def _train_epoch(t: _Training, loader: DataLoader, bar) -> float:
             bar.update()
     return t.processes.total(total).item() / t.processes.count / len(batches)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-37
+# %% ../nbs/09_trainer.ipynb #09-trainer-38
 def _validate(t: _Training, loader: DataLoader, labels: np.ndarray) -> float:
     "The AUC of the weights as they would be kept."
     t.processes.align(t.candidate)
@@ -326,12 +335,12 @@ def _check_finite(row: dict, lr: float):
     for name, what in (("loss", "the loss"), ("val_auc", "a score of a validation face")):
         if not math.isfinite(row[name]): raise FloatingPointError(f"{what} became {row[name]} in epoch {row['epoch']}; a lower lr than {lr} may help.")
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-39
+# %% ../nbs/09_trainer.ipynb #09-trainer-40
 def _fingerprint(rows: pd.DataFrame, quantiles: Path | None) -> dict:
     "What tells faces apart: their rows, and the content of a few pictures and quantile maps."
     some = [Path(p) for p in rows.path.iloc[np.unique(np.linspace(0, len(rows) - 1, 16).astype(int))]]
-    here = dict(faces=len(rows), rows=digest([rows[["path", "label", "mask"]].to_csv(index=False), np.stack(rows.landmarks.to_numpy()).tobytes().hex()]),
-                pictures=digest([file_digest(Path(rows.attrs["root"])/p) for p in some]))
+    table, landmarks = rows[["path", "label", "mask"]].to_csv(index=False), hashlib.sha256(np.stack(rows.landmarks.to_numpy()).tobytes()).hexdigest()
+    here = dict(faces=len(rows), rows=digest([table, landmarks]), pictures=digest([file_digest(Path(rows.attrs["root"])/p) for p in some]))
     return here | (dict(quantiles=digest([file_digest((quantiles/p).with_suffix(".png")) for p in some])) if quantiles else {})
 
 def _description(t: _Training, train_rows, val_rows, mask, quantiles) -> dict: # JSON-able
@@ -342,10 +351,20 @@ def _description(t: _Training, train_rows, val_rows, mask, quantiles) -> dict: #
     return dict(config=config, detector=detector, mask=repr(mask), train=_fingerprint(train_rows, quantiles), val=_fingerprint(val_rows, None),
                 processes=t.processes.count, device=t.processes.device.type)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-40
+# %% ../nbs/09_trainer.ipynb #09-trainer-41
+def _which(device: torch.device) -> list: # what a device's random functions have to be told: Apple's are one
+    return [] if device.type == "mps" else [device]
+
 def _streams(device: torch.device) -> dict[str, Tensor]:
     "The state of torch's global random streams, from which dropout is drawn."
-    return dict(cpu=torch.get_rng_state()) | ({} if device.type == "cpu" else {device.type: torch.get_device_module(device).get_rng_state()})
+    streams = dict(cpu=torch.get_rng_state())
+    if device.type != "cpu": streams["device"] = torch.get_device_module(device).get_rng_state(*_which(device))
+    return streams
+
+def _set_streams(streams: dict[str, Tensor], device: torch.device):
+    "Go on where `_streams` was asked."
+    torch.set_rng_state(streams["cpu"])
+    if device.type != "cpu": torch.get_device_module(device).set_rng_state(streams["device"], *_which(device))
 
 def _keep(t: _Training, folder: Path, description: dict):
     "Write a checkpoint; every process has to call it."
@@ -355,7 +374,7 @@ def _keep(t: _Training, folder: Path, description: dict):
     state = dict(optimizer=t.optimizer.state_dict(), scheduler=t.scheduler.state_dict(), scaler=t.scaler.state_dict(), streams=streams)
     save_checkpoint(folder, Checkpoint(len(t.history), tensors, state, dict(training=description, history=t.history, best=list(t.best[:2]))))
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-41
+# %% ../nbs/09_trainer.ipynb #09-trainer-42
 def _go_on(t: _Training, folder: Path, description: dict):
     "Return to the last checkpoint, if there is one; every process has to call it."
     found = t.processes.share(load_checkpoint(folder) if t.processes.first else None)
@@ -367,19 +386,9 @@ def _go_on(t: _Training, folder: Path, description: dict):
         t.average.begun = True
     for name in ("optimizer", "scheduler", "scaler"): getattr(t, name).load_state_dict(found.state[name])
     t.history, t.best = found.record["history"], (*found.record["best"], found.tensors["best"])
-    streams = found.state["streams"][t.processes.rank]
-    torch.set_rng_state(streams.pop("cpu"))
-    for kind, stream in streams.items(): torch.get_device_module(kind).set_rng_state(stream)
+    _set_streams(found.state["streams"][t.processes.rank], t.processes.device)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-42
-@contextmanager
-def _memory_explained(config: TrainConfig):
-    "Name the settings that decide how much memory is needed, where it does not suffice."
-    try: yield
-    except torch.OutOfMemoryError as e:
-        now = f"batch={config.batch}, accumulate={config.accumulate}, precision={config.precision!r}"
-        raise torch.OutOfMemoryError(f"too little memory on the device for {now}. Raise accumulate (the batch in more parts), lower batch, or set precision to bf16. ({e})") from e
-
+# %% ../nbs/09_trainer.ipynb #09-trainer-43
 def _epoch(t: _Training, epoch: int, loader: DataLoader, val_loader: DataLoader, labels: np.ndarray, bar):
     "Train one epoch, score it, and note its weights if they are the best so far."
     start = time.perf_counter()
@@ -393,7 +402,7 @@ def _epoch(t: _Training, epoch: int, loader: DataLoader, val_loader: DataLoader,
     bar.set_postfix(loss=f"{loss:.3g}", val_auc=f"{row['val_auc']:.4f}")
     t.processes.log({k: row[k] for k in ("loss", "val_auc", "seconds")}, epoch + 1)
 
-# %% ../nbs/09_trainer.ipynb #09-trainer-43
+# %% ../nbs/09_trainer.ipynb #09-trainer-44
 def train(
     detector: Detector, # trained in place: ends with the weights of the chosen epoch
     train_rows: pd.DataFrame, # rows of the split "train", from `prle.datasets.select`
@@ -411,8 +420,9 @@ def train(
     processes, quantiles = Processes(device, accelerator, config.precision), quantiles and Path(quantiles)
     seed_everything(config.seed if processes.first else torch_rng(config.seed, "process", processes.rank).initial_seed())
     faces = TrainingFaces(FaceDataset(train_rows, quantiles=quantiles, masks="mask" in detector.needs), mask, config.flip, config.seed)
-    parts, labels = BatchParts(train_rows.label, config, processes.rank, processes.count), val_rows.label.to_numpy()
-    with _memory_explained(config), processes.tracked(desc, asdict(config)):
+    parts, labels = BatchParts(len(faces), config, processes.rank, processes.count, train_rows.label), val_rows.label.to_numpy()
+    needs = {name: getattr(config, name) for name in ("batch", "accumulate", "precision")}
+    with _memory_explained("raise accumulate (the batch in more parts), lower batch, or set precision to bf16", **needs), processes.tracked(desc, asdict(config)):
         t = _Training(detector, config, processes, len(parts.batches))
         description = checkpoint and _description(t, train_rows, val_rows, mask, quantiles)
         if checkpoint: _go_on(t, Path(checkpoint), description)

@@ -86,6 +86,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
 def test_another_training_is_refused_with_every_difference():
     a, b = dict(config=dict(lr=0.1, seed=0), mask="None", train=dict(faces=12)), dict(config=dict(lr=0.2, seed=0), mask="RandomMask()", train=dict(faces=12))
     check_same(a, dict(a), "here")
+    check_same(dict(sizes=[1, 2]), dict(sizes=(1, 2)), "here")
     with pytest.raises(ValueError, match=r"here holds a checkpoint of another training: config.lr is 0.1 there and 0.2 here; mask is None there and RandomMask\(\) here"):
         check_same(a, b, "here")
     with pytest.raises(ValueError, match="detector.width is None there and 0.5 here"): check_same({}, dict(detector=dict(width=0.5)), "here")

@@ -1,11 +1,14 @@
 """prle.core: names, streams, whole files, keys."""
 import errno
+import io
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from prle.core import atomic_path, check_choice, digest, file_digest, outputs_dir, provenance, read_json, rng, torch_rng, write_json
+from prle.core import atomic_path, check_choice, digest, file_digest, outputs_dir, progress, provenance, read_json, rng, torch_rng, write_json
 
 
 def test_check_choice_proposes_the_nearest():
@@ -77,3 +80,18 @@ def test_outputs_dir(tmp_path, monkeypatch):
     assert outputs_dir() == tmp_path / "outputs"
     monkeypatch.setenv("PRLE_OUTPUTS", "/elsewhere")
     assert str(outputs_dir()) == "/elsewhere"
+
+
+def test_bars_are_for_who_watches(monkeypatch):
+    monkeypatch.delenv("PRLE_QUIET", raising=False)
+    shown = lambda **kwargs: not progress(range(3), **kwargs).disable
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    assert not shown()
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=None)))
+    assert shown(file=io.StringIO()) and not shown(disable=True)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    assert not shown()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert shown(file=io.StringIO())
+    monkeypatch.setenv("PRLE_QUIET", "1")
+    assert not shown()

@@ -42,10 +42,10 @@ def train(root, name, epochs=3, seconds=0.0, fault=None):
     return make
 
 
-def graph(root, store, seconds=0.0, faults={}):
+def graph(root, store, seconds=0.0, faults=()):
     "Three trainings, their maps, a fusion of the first two, a training with it."
     def run(kind, name, config, epochs=1):
-        return store.get(kind, name, config, train(root, name, epochs, seconds, faults.get(name)), resume=True)
+        return store.get(kind, name, config, train(root, name, epochs, seconds, dict(faults).get(name)), resume=True)
     plain = [run("detectors", n, dict(name=n), 3) for n in "abc"]
     maps = [run("maps", f"map-{n}", dict(detector=p.key)) for n, p in zip("abc", plain)]
     fused = run("fusions", "fused", dict(maps=[m.key for m in maps[:2]]))
@@ -187,7 +187,7 @@ def test_a_graph_that_is_killed_again_and_again_comes_to_the_same_numbers(lab):
     start = time.monotonic()
     assert execute(one.store, planned_by(one)) == {}
     seconds = time.monotonic() - start
-    other.fingerprint
+    assert other.fingerprint == one.fingerprint
     while killed_after(draw.uniform(0.05, 0.3) * seconds, lambda: execute(other.store, planned_by(other))):
         kills += 1
         assert kills < 100

@@ -1,5 +1,7 @@
-"""prle.experiments: configurations, the store, the graph."""
+"""prle.experiments: configurations and the graph."""
 import json
+import pickle
+import time
 
 import numpy as np
 import pandas as pd
@@ -8,7 +10,8 @@ import torch
 
 from prle.core import read_json
 from prle.experiments import (FURTHER, IDENTITY, PRESETS, Backbone, FusionConfig, Lab, Preset, RunConfig, attention, data_sets, detector_run, fused_maps, fusion_run, load_detector,
-                              maps_run, masked_scores, scores, statistics_run, target_scores, train_faces)
+                              maps_run, masked_scores, scores, statistics_run, target_run, target_scores, train_faces, train_run)
+from prle.runs import RunFailed
 from prle.trainer import predict
 from prle.datasets import FaceDataset, select
 from prle.detectors import create_detector
@@ -68,7 +71,7 @@ def test_any_registered_detector_trains_by_name(lab):
 
 def test_a_detector_run_is_whole_and_loads(lab):
     run = detector_run(lab, "Small", "A")
-    assert {p.name for p in run.path.iterdir()} == {"config.json", "provenance.json", "model.safetensors", "history.parquet", "scores.parquet"}
+    assert {p.name for p in run.path.iterdir()} == {"config.json", "provenance.json", "model.safetensors", "history.parquet", "scores.parquet", "run.yaml"}
     table, test = scores(run), select(lab.manifest, "test")
     assert table.path.tolist() == test.path.tolist() and table.p_fake.between(0, 1).all()
     assert np.allclose(predict(load_detector(run), FaceDataset(test)), table.p_fake, atol=1e-6)
@@ -129,6 +132,8 @@ def test_what_is_the_same_is_one_run(lab):
     "However it is written, and however much of it a mask does not use."
     same = [dict(mask="none"), dict(mask="none", p=0.2), dict(mask="none", fusion=FusionConfig("mean")), dict(mask="none", alpha="static", fill="noise"), dict(zoo=("Small",))]
     assert len({detector_run(lab, "Small", "A", **s).path for s in same}) == 1
+    same = [dict(gamma=0.5), dict(workers=2), dict()]
+    assert len({detector_run(lab, "Small", "A", **s).path for s in same}) == 1
     same = [dict(zoo=("Small", "Other")), dict(zoo=["Other", "Small"]), dict(zoo=()), dict(alpha=(0, 1)), dict(alpha=[0.0, 1.0])]
     assert len({detector_run(lab, "Small", "A", "primary", **s).path for s in same}) == 1
     other = [dict(zoo=("Other",)), dict(fusion=FusionConfig("mean", tau=0.1)), dict(alpha="static"), dict(gamma=0.5), dict(p=0.2), dict(fill="noise")]
@@ -176,6 +181,14 @@ def test_target_sets_of_real_data(real, lab, tmp_path):
         data_sets(tmp_path / "nowhere")
 
 
+def test_target_sets_that_are_absent_are_named(real, tmp_path):
+    said = []
+    Lab("tiny", data=tmp_path / "root", outputs=tmp_path / "out", say=said.append)
+    assert len(said) == 1 and said[0].endswith("has no manifest of DFDC, DF-1.0: tables and figures go without.")
+    with pytest.raises(ValueError, match="the configuration is for the preset mini on its own data, the lab is another"):
+        train_run(real, RunConfig("xception", "A"))
+
+
 def test_a_forged_folder_brings_its_target_sets(toy, tmp_path):
     write_square(toy, tmp_path / "forged")
     write_square(toy.assign(split="test"), tmp_path / "forged/targets/mini-DF1")
@@ -202,3 +215,49 @@ def test_masked_faces_are_masked_with_the_zoos_regions(real):
     assert not np.allclose(table.p_fake, scores(run).p_fake, atol=1e-6) and len(masked_scores(real, run, "all", 0.5, split="Celeb-DF")) == 24
     with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], not 1.5"):
         masked_scores(real, run, "all", 1.5)
+
+
+def test_what_was_trained_is_not_trained_again_after_a_death(lab, monkeypatch):
+    "Killed after the last epoch, or when all was written but the checkpoint's removal: the rest is done, the training is not."
+    whole, calls = detector_run(lab, "Small", "A"), []
+    other = Lab("tiny", data=lab.data, outputs=lab.outputs.parent / "other", say=lambda line: None)
+
+    def die(*args): raise KeyboardInterrupt
+    for name in ("_score", "shutil.rmtree"):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(f"prle.experiments.{name}", die)
+            detector_run(other, "Small", "A")
+        monkeypatch.setattr("prle.trainer._train_epoch", lambda *a: calls.append(1))
+    run = detector_run(other, "Small", "A")
+    assert calls == [] and scores(run).equals(scores(whole)) and not list(run.path.glob("checkpoint*")) and read_json(run.path / "provenance.json")["resumed"]
+
+
+def test_a_training_that_diverges_is_a_gap_with_a_reason(lab):
+    "Only the run itself, and what is made from it."
+    with pytest.raises(RunFailed, match="detectors/Small-A-none-optimizer=SGD-lr=1e.30-s0-.* failed: .*lower lr") as caught:
+        detector_run(lab, "Small", "A", lr=1e30, optimizer="SGD")
+    assert caught.value.run.startswith("detectors/Small-A-none-") and "in epoch 1" in caught.value.reason
+    start = time.monotonic()
+    with pytest.raises(RunFailed):
+        target_run(lab, detector_run(lab, "Small", "A", lr=1e30, optimizer="SGD"), "Celeb-DF")
+    assert time.monotonic() - start < 0.5 and not detector_run(lab, "Small", "A").reused
+
+
+def test_scores_that_are_no_numbers_are_no_result(lab, monkeypatch):
+    monkeypatch.setattr("prle.experiments.predict", lambda detector, faces, *a: np.full(len(faces), np.nan))
+    with pytest.raises(RunFailed, match="the score of .*png is no number"):
+        detector_run(lab, "Small", "A")
+
+
+def test_provenance_names_machine_code_data_and_times(lab):
+    run = detector_run(lab, "Small", "A", "primary", zoo=("Other",))
+    origin, config = read_json(run.path / "provenance.json"), read_json(run.path / "config.json")
+    assert config["data"] == lab.fingerprint and {"commit", "clean", "packages", "device", "threads", "start", "end", "seconds", "host", "modules"} <= set(origin)
+    assert [name.split("/")[0] for name in origin["inputs"]] == ["fusions"] and origin["resumed"] is False
+
+
+def test_a_lab_travels_without_its_tables(lab):
+    assert len(lab.manifest) and lab.fingerprint
+    again = pickle.loads(pickle.dumps(lab))
+    assert len(pickle.dumps(lab)) < 5000 and "manifest" not in vars(again) and again.fingerprint == lab.fingerprint
+    assert again.train_faces("A").path.tolist() == lab.train_faces("A").path.tolist() and again.device == lab.device

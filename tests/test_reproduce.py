@@ -255,8 +255,11 @@ def test_find_notebooks():
     assert {p.stem for p in notebook_folder().glob("*.ipynb")} == set(list_notebooks()) >= set(NOTEBOOKS)
 
 
-def test_the_parameters_are_told():
+def test_the_parameters_are_told(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["reproduce", "--help"])
     text = parameters_text()
+    assert text in (shown := capsys.readouterr().out) and "--engine" in shown
     assert text.count("preset = ") == 1 and "table2_generalization:\n    backbones = \"all\"" in text and "figure9_heat_maps:" in text
     assert all("#" in line for line in text.splitlines() if " = " in line)
 

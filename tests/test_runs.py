@@ -15,9 +15,10 @@ from safetensors.numpy import save_file
 
 from prle import runs
 from prle.core import digest, read_json, write_json
-from prle.runs import Claim, Run, RunFailed, RunStore, check_run, estimate, forget_failure, list_runs, plan_text, planned, prune, reachable, recorded_runs, runs_text
+from prle.runs import Claim, Run, RunFailed, RunStore, check_run, estimate, forget_failure, list_runs, plan_text, planned, prune, reachable, recorded_runs, runs_text, task_inputs
 
 QUICK = dict(heartbeat=0.1, missed=10)
+KEY = digest(["kind", {}])  # of an empty configuration
 CHILD = """
 import sys, time
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_processes_that_race_make_a_run_once(tmp_path, processes):
     assert log(tmp_path).count("made") == 1
     assert sum("MISS" in s for s in said) == 1 and sum("HIT " in s and s.endswith("True\n") for s in said) == 2
     (path,) = (p for p in (tmp_path / "runs/kind").iterdir())
-    assert path.name == f"a-{digest({})}", "no lock and no working folder is left"
+    assert path.name == f"a-{KEY}", "no lock and no working folder is left"
 
 
 HALF_WAY = """
@@ -130,7 +131,7 @@ def test_of_several_waiters_one_takes_over(tmp_path, processes):
     wait_for(lambda: "waits" in log(tmp_path))
     body = "\ndef make(folder): log('again'); time.sleep(0.3)\nprint(store.get('kind', 'a', {}, make, resume=True).reused)"
     waiters = [processes(body) for _ in range(2)]
-    assert all(f"WAIT kind a-{digest({})}: pid {worker.pid} on" in w.stdout.readline() for w in waiters)
+    assert all(f"WAIT kind a-{KEY}: pid {worker.pid} on" in w.stdout.readline() for w in waiters)
     worker.kill()
     worker.wait()
     said = [w.communicate(timeout=30)[0] for w in waiters]
@@ -153,7 +154,7 @@ def test_another_machine_is_judged_by_its_heartbeat(tmp_path, processes):
     "A foreign worker that beats is left alone; one that stops is succeeded, and when it wakes up it harms nothing."
     worker, lines = processes(HALF_WAY, "elsewhere"), []
     wait_for(lambda: "waits" in log(tmp_path))
-    claim = Claim(tmp_path / f"runs/kind/.a-{digest({})}.lock", **QUICK)
+    claim = Claim(tmp_path / f"runs/kind/.a-{KEY}.lock", **QUICK)
     end = time.monotonic() + 1.3
     while time.monotonic() < end:
         assert claim.take()["pid"] == worker.pid
@@ -281,11 +282,11 @@ def test_other_code_is_named(tmp_path):
     assert silent(tmp_path).names(other_code=True) == []
 
 
-def test_code_digest_changes_with_the_code(tmp_path, monkeypatch):
-    before = runs.code_digest()
+def test_the_fingerprint_changes_with_the_code(tmp_path, monkeypatch):
+    before = runs.code_modules()
     (tmp_path / "__init__.py").write_text("")
     monkeypatch.setattr(runs.prle, "__file__", str(tmp_path / "__init__.py"))
-    assert runs.code_digest() != before and list(runs.code_modules()) == ["__init__"]
+    assert digest(runs.code_modules()) != digest(before) and list(runs.code_modules()) == ["__init__"]
 
 
 def test_a_failure_is_noted_and_tried_again(tmp_path):
@@ -296,7 +297,7 @@ def test_a_failure_is_noted_and_tried_again(tmp_path):
         raise MemoryError("it was too much")
     with pytest.raises(MemoryError):
         store.get("kind", "a", {}, stumble)
-    path = tmp_path / "kind" / f"a-{digest({})}"
+    path = tmp_path / "kind" / f"a-{KEY}"
     assert beside(path) == ["failed.json", "lock"] and not path.exists() and store.summary() == "0 runs: 0 reused, 0 made."
     note = read_json(path.with_name(f".{path.name}.failed.json"))
     assert note["error"] == "MemoryError: it was too much" and "in stumble" in note["traceback"]
@@ -315,7 +316,7 @@ def test_a_run_that_diverged_is_not_tried_again_by_the_same_code(tmp_path):
     store, made = silent(tmp_path), []
     with pytest.raises(RunFailed, match="kind/a-[0-9a-f]{16} failed: the loss became nan"):
         store.get("kind", "a", {}, diverge, resume=True)
-    path = tmp_path / "kind" / f"a-{digest({})}"
+    path = tmp_path / "kind" / f"a-{KEY}"
     assert beside(path) == ["failed.json", "lock"], "no checkpoint of a diverged training stays"
     with pytest.raises(RunFailed) as caught:
         silent(tmp_path).get("kind", "a", {}, made.append)
@@ -327,7 +328,7 @@ def test_a_run_that_diverged_is_not_tried_again_by_the_same_code(tmp_path):
     assert other.get("kind", "a", {}, make_answer).path == path
     with pytest.raises(RunFailed):
         store.get("kind", "b", {}, diverge)
-    forget_failure(tmp_path / "kind" / f"b-{digest({})}")
+    forget_failure(tmp_path / "kind" / f"b-{KEY}")
     assert not silent(tmp_path).get("kind", "b", {}, make_answer).reused
 
 
@@ -512,6 +513,14 @@ def test_the_plan_is_what_then_happens(tmp_path):
     assert planned(dry).action.tolist() == ["reuse"] * 9 and plan_text(planned(dry)).endswith("9 runs: 9 reused, 0 to make in about 0 s.")
 
 
+def test_what_a_run_waits_for_is_of_the_right_kind(tmp_path):
+    "Two kinds of runs may have the same configuration."
+    dry = RunStore(tmp_path, dry=True)
+    same = [dry.get(kind, "a", dict(n=1), make_answer) for kind in ("fusions", "statistics")]
+    last = dry.get("detectors", "b", dict(quantiles=same[0].key), make_answer)
+    assert task_inputs(dry.tasks)[f"detectors/{last.path.name}"] == [f"fusions/{same[0].path.name}"]
+
+
 def test_a_plan_estimates_from_the_nearest_runs(tmp_path):
     for label, seconds in (("X-DF", 100), ("X-FS", 300), ("Y-DF", 7000)):
         run = silent(tmp_path).get("detectors", label, dict(label=label), make_answer)
@@ -580,7 +589,7 @@ def test_prune_takes_leavings_along_but_not_of_needed_runs(tmp_path):
     for label in "bc":
         with pytest.raises(KeyboardInterrupt):
             store.get("kind", label, {}, fail, resume=True)
-    gone = prune(tmp_path, {f"kind/{run.path.name}", f"kind/b-{digest({})}"}, delete=True)
+    gone = prune(tmp_path, {f"kind/{run.path.name}", f"kind/b-{KEY}"}, delete=True)
     assert sorted(zip(gone.label, gone.state)) == [("a", "corrupt"), ("c", "interrupted")]
     assert run.path.exists() and list_runs(tmp_path).label.tolist() == ["b", "a"]
 

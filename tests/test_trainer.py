@@ -1,4 +1,5 @@
 """prle.trainer: Algorithm 1, Eq. 13, and what must not happen in training."""
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -6,12 +7,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
+import prle.core
+from prle.core import digest
 from prle.datasets import FaceDataset, select
 from prle.detectors.registry import Recipe, cross_entropy
 from prle.masking import LandmarkMask, PrimaryRegionMask, RandomMask
-from prle.trainer import TrainConfig, TrainingFaces, _steps, check_split, epoch_order, face_weights, predict, to_input, train
+from prle.trainer import MovingAverage, Objective, TrainConfig, TrainingFaces, _steps, check_split, epoch_order, face_weights, predict, to_input, train
 
 CONFIG = TrainConfig(epochs=2, batch=4, lr=1e-2)
 
@@ -158,10 +164,21 @@ def test_the_recipe_of_the_original_as_settings():
     assert _steps(config, torch.nn.Linear(1, 1), 2)[0].param_groups[0]["momentum"] == 0.9
 
 
-@pytest.mark.parametrize("bad, says", [(dict(optimizer="Adan"), "Did you mean 'Adam'"), (dict(schedule="cosin"), "Did you mean 'cosine'"),
-                                       (dict(schedule="step 5"), "'step EPOCHS FACTOR'"), (dict(weight_decay=-1), "weight_decay must be 0 or more")])
+@pytest.mark.parametrize("bad, says", [
+    (dict(optimizer="Adan"), "Did you mean 'Adam'.*Known: Adam, AdamW, SGD"), (dict(schedule="cosin"), "Did you mean 'cosine'.*Known: cosine, constant, step"),
+    (dict(schedule=""), "Known: cosine, constant, step"), (dict(precision="half"), "Known: fp32, bf16, fp16"),
+    *((dict(schedule=s), "'step EPOCHS FACTOR' with two numbers above 0, not") for s in ("step 5", "step 5 x", "step 0 0.5", "step 5 -1", "cosine 3", "step 1 2 3")),
+    *((dict(weight_decay=x), "weight_decay must be 0 or more") for x in (-1, float("nan"), float("inf"))), (dict(lr=float("inf")), "lr must be a number above 0, not inf"),
+    (dict(lr="0.1"), "lr must be a number above 0, not '0.1'"), (dict(epochs=2.0), "epochs must be a whole number above 0, not 2.0"), (dict(epochs=True), "epochs must be a whole"),
+    (dict(flip=1), "flip must be True or False, not 1"), (dict(compile="yes"), "compile must be True or False"), (dict(seed=-1), "seed must be a whole number of 0 or more"),
+    (dict(accumulate=0), "accumulate must be a whole number above 0"), (dict(batch=6, accumulate=4), "at least two faces a part, not be 4 with batch 6")])
 def test_unknown_settings_name_the_known_ones(bad, says):
     with pytest.raises(ValueError, match=says): TrainConfig(**bad)
+
+
+def test_equal_settings_have_one_key():
+    assert digest(asdict(TrainConfig(gamma=1, ema=0, lr=np.float32(1), seed=np.int64(3)))) == digest(asdict(TrainConfig(gamma=1.0, ema=0.0, lr=1.0, seed=3)))
+    assert TrainConfig(batch=4, accumulate=2) != TrainConfig(batch=4)
 
 
 def test_the_share_of_masked_faces_is_p(toy, quantiles):
@@ -205,6 +222,94 @@ def test_predict_restores_the_mode(toy, tiny):
     tiny.train()
     predict(tiny, FaceDataset(toy))
     assert tiny.training
+
+
+def test_parts_of_a_batch_add_up_to_it(toy, tiny, quantiles):
+    "Without batch normalization, with an uneven last batch and masks."
+    def plain():
+        detector = again(tiny)
+        detector.body[1] = nn.Identity()
+        return detector
+    config = dict(epochs=3, lr=1e-2, batch=7)
+    _, whole = fit(plain(), toy, TrainConfig(**config), mask=PrimaryRegionMask(), quantiles=quantiles)
+    _, parts = fit(plain(), toy, TrainConfig(**config, accumulate=2), mask=PrimaryRegionMask(), quantiles=quantiles)
+    assert np.allclose(whole, parts, atol=2e-5) and not np.array_equal(whole, parts)
+
+
+def test_the_average_is_torchs(tiny):
+    ours, theirs = MovingAverage(tiny, 0.9), AveragedModel(tiny, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for _ in range(5):
+        tiny(torch.rand(4, 3, 8, 8))
+        with torch.no_grad():
+            for p in tiny.parameters(): p.add_(torch.randn_like(p))
+        ours.update(), theirs.update_parameters(tiny)
+    a, b = ours.module.state_dict(), theirs.module.state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a if a[k].is_floating_point()) and a["body.1.num_batches_tracked"] == 5
+    assert not any(p.requires_grad for p in ours.module.parameters())
+
+
+class Reads(TorchDispatchMode):
+    "Counts how often a value is read from a tensor, which on a GPU makes the host wait."
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default)
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(ema=0.0, optimizer="SGD", accumulate=2), dict(precision="bf16"), dict(precision="fp16")])
+def test_no_step_waits_for_the_device(toy, tiny, settings):
+    "Three times the steps, as many reads."
+    def reads(batch):
+        with Reads() as mode: train(again(tiny), select(toy, "train", "A"), select(toy, "val", "A"), TrainConfig(epochs=1, **{"batch": batch, **settings}), RandomMask(p=0.0))
+        return mode.count
+    assert reads(batch=4) == reads(batch=12)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_of_the_network_only(toy, tiny, precision):
+    objective, batch, dtypes = Objective(tiny, precision), dict(image=torch.rand(4, 3, 24, 32), label=torch.tensor([0, 1, 0, 1])), []
+    tiny.body[0].register_forward_hook(lambda m, i, out: dtypes.append(out.dtype))
+    tiny.loss = lambda outputs, batch: dtypes.append(outputs["logit"].dtype) or cross_entropy(outputs["logit"], batch)
+    assert objective(batch).dtype == torch.float32 and dtypes == [dict(bf16=torch.bfloat16, fp16=torch.float16)[precision], torch.float32]
+    history, scores = fit(again(tiny), toy, TrainConfig(epochs=15, batch=4, lr=3e-2, precision=precision))
+    _, full = fit(again(tiny), toy, TrainConfig(epochs=15, batch=4, lr=3e-2))
+    assert history.val_auc.max() == 1 and np.abs(scores - full).max() < 0.1 and not np.array_equal(scores, full)
+
+
+def test_compiled_it_learns_the_same(toy, tiny, monkeypatch):
+    "With the quick back end, which captures the graphs and generates no code."
+    monkeypatch.setattr(Objective, "compile", lambda self: nn.Module.compile(self, backend="aot_eager"))
+    config = dict(epochs=2, batch=6, lr=1e-2)
+    history, scores = fit(tiny, toy, TrainConfig(**config, compile=True))
+    plain_history, plain = fit(again(tiny), toy, TrainConfig(**config))
+    assert np.allclose(scores, plain, atol=1e-3) and np.allclose(history.loss, plain_history.loss, atol=1e-3)
+    assert torch._dynamo.utils.counters["stats"]["calls_captured"] > 0 and set(tiny.state_dict()) == set(again(tiny).state_dict())
+
+
+def test_a_lack_of_memory_names_what_to_lower(toy, tiny):
+    def loss(outputs, batch): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    tiny.loss = loss
+    with pytest.raises(torch.OutOfMemoryError, match=r"batch=4, accumulate=1, precision=fp32: raise accumulate .* lower batch, .* bf16. \(CUDA out of memory"): fit(tiny, toy)
+    tiny.logit = lambda x: loss(None, None)
+    with pytest.raises(torch.OutOfMemoryError, match="too little memory on the device for batch=64: lower batch"): predict(tiny, FaceDataset(toy))
+
+
+def test_scores_that_are_no_numbers_stop_it_too(toy, tiny):
+    "The last step of an epoch can diverge without its loss being seen."
+    logit = tiny.logit
+    tiny.logit = lambda x: logit(x) * (1 if tiny.training else float("nan"))
+    with pytest.raises(FloatingPointError, match="a score of a validation face became nan in epoch 1"): fit(tiny, toy, TrainConfig(epochs=1, batch=4, ema=0.0))
+
+
+def test_one_bar_with_loss_and_auc(toy, tiny, monkeypatch, capsys):
+    monkeypatch.setattr(prle.core, "_watched", lambda: True)
+    fit(tiny, toy, TrainConfig(epochs=3, batch=4), desc="a run")
+    bar = capsys.readouterr().err
+    assert "a run:" in bar and "9/9" in bar and "loss=" in bar and "val_auc=" in bar and bar.count("a run:   0%") == 1
+    monkeypatch.setattr(prle.core, "_watched", lambda: False)
+    fit(tiny, toy, TrainConfig(epochs=1, batch=4))
+    assert capsys.readouterr().err == ""
 
 
 def test_a_diverging_run_says_what_to_do(toy, tiny):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -173,7 +174,7 @@ def kill_at_work(process, out, moment, group):
     while begun() <= before and process.poll() is None and time.monotonic() < deadline: time.sleep(0.01)
     time.sleep(moment)
     workers = children(process.pid) if sys.platform == "linux" else set()
-    (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError): (os.killpg if group else os.kill)(process.pid, signal.SIGKILL) # a late moment finds it finished
     process.wait()
     deadline = time.monotonic() + 20
     while (left := {p for p in workers if Path(f"/proc/{p}/exe").exists()}) and time.monotonic() < deadline: time.sleep(0.05)
@@ -191,7 +192,7 @@ def test_killed_at_random_moments(tmp_path):
         finished = [record.parent for record in out.glob("clips/*/video.json")]
         whole.append(len(finished))
         for folder in finished: assert len(list(folder.glob("*.png"))) == json.loads((folder/"video.json").read_text())["faces"] == 8
-    assert whole == sorted(whole)
+    assert whole == sorted(whole) and whole[0] < 8, "the first kill has to hit it at work"
     assert start(script, tmp_path/"clips", out).wait() == 0
     V.extract(V.list_videos(tmp_path/"clips"), tmp_path/"uninterrupted", count=8, size=64, workers=1)
     assert contents(out) == contents(tmp_path/"uninterrupted")

@@ -1,0 +1,186 @@
+"""prle.apply and the commands for runs: plan, runs, train, evaluate, localize, predict."""
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from prle import cli, paper
+from prle.apply import crop_largest, crop_settings, evaluation, reopen
+from prle.benchmark import LIFT, SCALE, build_benchmark
+from prle.core import read_json, write_json
+from prle.datasets import read_rgb
+from prle.experiments import PRESETS, Backbone, Lab, Preset, RunConfig, detector_run, load_detector, scores, statistics_run
+from prle.faces import orl_folder, read_image
+from prle.metrics import auc
+from prle.runs import list_runs, recorded_runs
+from prle.trainer import to_input
+from test_experiments import write_square
+
+
+@pytest.fixture
+def lab(toy, tmp_path, monkeypatch):
+    tiny = Preset(64, 8, {"Small": Backbone("xception", 1 / 8), "Other": Backbone("vgg16", 1 / 8)}, dict(epochs=1, batch=4), grid=4, width=1 / 8)
+    monkeypatch.setitem(PRESETS, "tiny", tiny)
+    needs = dict(table_a=lambda lab, seeds: [lambda s=s: detector_run(lab, "Small", "A", "primary", s) for s in range(seeds)],
+                 table_b=lambda lab, seeds: [lambda: statistics_run(lab, "B")])
+    monkeypatch.setattr(paper, "NOTEBOOKS", needs)
+    return Lab("tiny", data=write_square(toy, tmp_path / "square"), outputs=tmp_path / "out", say=lambda line: None)
+
+
+@pytest.fixture
+def prle(lab, capsys):
+    "The command on that lab's data: words -> (exit code, what it printed, what it complained)."
+    def run(*words, given=True):
+        options = ["--outputs", str(lab.outputs), *(["--preset", "tiny", "--data", lab.data] if words[0] in ("plan", "train") and given else [])]
+        capsys.readouterr()
+        code = cli.main([*map(str, words), *options])
+        return (code, *capsys.readouterr())
+    return run
+
+
+def test_plan_tells_what_is_there_and_why_not(lab, prle):
+    code, text, _ = prle("plan", "table_a")
+    assert code == 0 and "6 to make, 6 of them like none before." in text and "masks" not in text
+    detector_run(lab, "Small", "A", seed=0)
+    _, text, _ = prle("plan", "table_a", "table_b")
+    assert "reuse          detectors/Small-A-none-s0" in text and "11 runs: 1 reused, 10 to make in about" in text
+    assert prle("plan", "table_c")[0] == 2 and not list((lab.outputs / "runs").glob("maps*"))
+
+
+def test_changed_data_are_said_to_have_changed(lab, prle):
+    detector_run(lab, "Small", "A")
+    with open(f"{lab.manifest.attrs['root']}/{lab.manifest.path[0]}", "ab") as f:
+        f.write(b"x")
+    assert "the data have changed" in prle("plan", "table_a")[1]
+
+
+def test_runs_are_listed_and_what_nothing_needs_goes(lab, prle):
+    paper.prepare(lab, ["table_a"])
+    lost = detector_run(lab, "Other", "B", "random", lr=0.01)
+    assert len(recorded_runs(lab.outputs)) == 6
+    _, text, _ = prle("runs", "--kind", "detectors", "--match", "random")
+    assert "detectors/Other-B-random-lr=0.01-s0-" in text and text.endswith("made by other code.\n") and "1 runs (1 finished)" in text
+    write_json(lost.path / "provenance.json", read_json(lost.path / "provenance.json") | dict(code="?", modules=dict(lab.store.modules, trainer="?")))
+    assert "other code: trainer differs" in prle("runs", "--code", "stale")[1] and "Other-B-random" not in prle("runs", "--code", "current")[1]
+    _, text, _ = prle("runs", "prune")
+    assert "1 runs (1 finished)" in text and "Nothing was deleted" in text and lost.path.exists()
+    assert "Deleted" in prle("runs", "prune", "--delete")[1] and not lost.path.exists()
+    assert set(list_runs(lab.outputs / "runs").state) == {"finished"} and len(list_runs(lab.outputs / "runs")) == 6
+    assert "unknown kind of run 'detector'. Did you mean 'detectors'" in prle("runs", "--kind", "detector")[2]
+
+
+def test_a_byte_that_changed_is_found_when_all_are_compared(lab, prle):
+    run = detector_run(lab, "Small", "A")
+    assert prle("runs", "check")[0] == 0
+    bytes_ = bytearray((run.path / "model.safetensors").read_bytes())
+    bytes_[-1] ^= 1
+    (run.path / "model.safetensors").write_bytes(bytes_)
+    code, text, _ = prle("runs", "check")
+    assert code == 1 and "corrupt" in text and "model.safetensors has changed since it was written" in text and prle("runs")[0] == 0
+
+
+def test_train_evaluate_localize(lab, prle, tmp_path):
+    code, text, _ = prle("train", "Small", "A", "--mask", "primary", "--set", "alpha=static", "lr=1e-3", "zoo=[Other]", "--seed", "3")
+    assert code == 0 and "auc" in text
+    run = next((lab.outputs / "runs/detectors").glob("Small-A-primary-Other-alpha=1..1-lr=0.001-s3-*"))
+    config = RunConfig.read(run / "run.yaml")
+    assert config == lab.config("Small", "A", 3, mask="primary", alpha="static", lr=1e-3, zoo=("Other",)) and config.recipe.lr == 0.001
+    config.write(tmp_path / "again.json")
+    assert prle("train", tmp_path / "again.json", given=False) == (0, text, ""), "reused"
+    assert "Nothing was deleted" in prle("runs", "prune")[1] and "0 runs (none)" in prle("runs", "prune")[1], "who trains by hand needs it"
+    code, table, _ = prle("evaluate", "Small-A-primary")
+    assert code == 0 and table.strip() in text
+    code, where, _ = prle("localize", "detectors/Small-A-primary", "--split", "train", "--subset", "A")
+    assert len(np.load(where.strip())) == len(lab.train_faces("A"))
+    assert prle("evaluate", "small-A")[0] == 2 and prle("evaluate", run, "--on", "mini-DF1")[0] == 2
+    assert "there is no run.yaml" in prle("evaluate", next((lab.outputs / "runs/maps").iterdir()))[2]
+
+
+@pytest.mark.parametrize("words, message", [
+    (["Small"], "a configuration"), (["Small", "A", "--set", "lr"], "--set takes NAME=VALUE, not 'lr'"), (["Small", "A", "--set", "epoch=3"], "Did you mean 'epochs'"),
+    (["Small", "A", "--mask", "primry"], "Did you mean 'primary'"), (["Small", "C"], "unknown manipulation 'C'"), (["nothing.yaml"], "No such file")])
+def test_wrong_trainings_are_refused(lab, prle, words, message):
+    code, _, text = prle("train", *words)
+    assert code == 2 and message in text and not (lab.outputs / "runs").exists()
+
+
+def test_a_training_that_diverges_is_an_exit_code(lab, prle):
+    for _ in range(2):
+        code, _, text = prle("train", "Small", "A", "--set", "lr=1e30", "optimizer=SGD", "epochs=3")
+        assert code == 1 and "failed: " in text and "lower lr" in text
+    assert list_runs(lab.outputs / "runs").state.tolist() == ["failed"]
+
+
+def test_evaluation_is_the_metrics_by_manipulation(lab):
+    table = scores(detector_run(lab, "Small", "A"))
+    rows = evaluation(table).set_index(["subset", "unit", "measure"]).value
+    part = table[table.subset.isin(["real", "B"])]
+    assert rows["B", "frame", "auc"] == pytest.approx(100 * auc(part.label, part.p_fake)) and rows["all", "frame", "auc"] == pytest.approx(100 * auc(table.label, table.p_fake))
+    assert set(rows.index.get_level_values("unit")) == {"frame"}
+    assert ("B", "video", "auc") in evaluation(table.assign(video=table.video.str[0])).set_index(["subset", "unit", "measure"]).index
+
+
+def test_other_pictures_are_cropped_as_the_training_faces(tmp_path):
+    build_benchmark(tmp_path, size=64, people=6, steps=1)
+    settings = crop_settings(tmp_path, 64)
+    assert settings == dict(size=64, scale=SCALE, lift=LIFT)
+    person = sorted(p.name for p in (tmp_path / "real").iterdir())[0].split("-")[0]
+    photo = sorted((orl_folder() / person).glob("*.pgm"))[0]
+    ours, theirs = crop_largest(read_image(photo), settings).astype(float), read_rgb(tmp_path / f"real/{person}-{photo.stem}.png").astype(float)
+    assert np.abs(ours - theirs).mean() < 4, "but for the benchmark's JPEG"
+    write_json(tmp_path / "e/extraction.json", dict(align="box", scale=1.7, size=300, count=3))
+    assert crop_settings(tmp_path / "e", 64) == dict(size=64, align="box", scale=1.7) and crop_settings(tmp_path / "nowhere", 64)["scale"] == 1.3
+
+
+def test_predict_scores_what_it_can(lab, prle, tmp_path):
+    run, files = detector_run(lab, "Small", "A"), tmp_path / "files"
+    face = read_image(sorted((orl_folder() / "s1").glob("*.pgm"))[0])
+    (files / "clip").mkdir(parents=True)
+    for path in (files / "one.png", files / "clip/0.png", files / "clip/1.png"):
+        cv2.imwrite(str(path), face)
+    cv2.imwrite(str(files / "empty.png"), np.zeros((100, 100, 3), np.uint8))
+    (files / "torn.png").write_bytes(b"\x89PNG torn")
+    words = [files / name for name in ("one.png", "clip", "empty.png", "torn.png", "absent.mp4")]
+    code, text, _ = prle("predict", "Small-A", *words, "--csv", tmp_path / "p.csv")
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert code == 1 and table.faces.tolist() == [1, 2, 0, 0, 0] and table.p_fake.notna().tolist() == [True, True, False, False, False]
+    assert table.note[2] == "no face found" and "no such file" in table.note[4] and "no face" in text
+    detector = load_detector(run)
+    image = crop_largest(face, crop_settings("nowhere", 64))
+    p = detector(to_input(__import__("torch").from_numpy(image).permute(2, 0, 1)[None], "cpu")).double().sigmoid().item()
+    assert np.allclose(table.p_fake[:2], p, atol=1e-6)
+    assert prle("predict", "Small-A", files / "one.png")[0] == 0
+    assert reopen(run.path, outputs=lab.outputs)[1].key == run.key
+
+
+def test_run_configurations_are_written_and_read(lab, tmp_path):
+    config = lab.config("Small", "A", 1, mask="primary", alpha=(0.2, 0.8), zoo=("Other",), gamma=0.5)
+    for name in ("a.yaml", "a.json"):
+        assert RunConfig.read(config.write(tmp_path / name)) == config
+    assert yaml.safe_load(str(config)) == json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "b.yaml").write_text("detector: xception\nsubset: DF\nrecipe: {lr: 2e-3}\nalpha: static\n")
+    assert RunConfig.read(tmp_path / "b.yaml").recipe.lr == 0.002 and RunConfig.read(tmp_path / "b.yaml").range == (1, 1)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("detector: xceptoin\nsubset: DF", "unknown detector 'xceptoin'. Did you mean 'xception'"), ("detector: xception", "RunConfig: .*subset"),
+    ("detector: xception\nsubset: DF\nrecipe: {lrr: 1}", "unknown parameter 'lrr'. Did you mean 'lr'"), ("detector: xception\nsubset: DF\nfusion: {tau: 7}", "tau must lie in"),
+    ("detector: xception\nsubset: DF\nwidth: broad", "width must be a number, not 'broad'"), ("detector: [", "neither YAML nor JSON"), ("- a", "reads as names and values"),
+    ("detector: xception\nsubset: DF\npreset: midi", "unknown preset 'midi'. Did you mean 'mini'"), ("detector: xception\nsubset: DF\nwidth: -1", "width must be positive"),
+    ("detector: xception\nsubset: DF\npretrained: maybe", "pretrained must be True or False"),
+    ("detector: xception\nsubset: DF\nrecipe: {precision: fp8}", "unknown precision 'fp8'"), ("detector: xception\nsubset: DF\nzoo: [Xcep]", "Did you mean 'Xception'")])
+def test_wrong_configurations_say_what_is_wrong(tmp_path, text, message):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        RunConfig.read(tmp_path / "a.yaml")
+
+
+def test_a_read_only_copy_of_a_store_can_be_used(lab, prle):
+    run = detector_run(lab, "Small", "A")
+    copy = lab.outputs.parent / "copy"
+    shutil.copytree(run.path, copy / run.path.name)
+    assert prle("evaluate", copy / run.path.name)[0] == 0
