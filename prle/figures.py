@@ -142,12 +142,12 @@ def draw_figure2(
           figure.add_subplot(grid[1, 3]), *[figure.add_subplot(grid[k, 4]) for k in (0, 2)], figure.add_subplot(grid[1, 5])]
     _panel(ax[0], f"face ({subset})", face)
     for a, name in zip(ax[1:4], zoo): _panel(a, name, face, _maps(lab, subset, seed, i, zoo=(name,)))
-    _panel(ax[4], "average > $\\tau_1$ (Eq. 6)", face, _maps(lab, subset, seed, i, HIGH))
-    _panel(ax[5], "neighbours (Eq. 7, 8)", face, _maps(lab, subset, seed, i, FusionConfig("neighbour-literal")))
+    _panel(ax[4], "average > $\\tau_1$\nEq. 6", face, _maps(lab, subset, seed, i, HIGH))
+    _panel(ax[5], "neighbours\nEq. 7, 8", face, _maps(lab, subset, seed, i, FusionConfig("neighbour-literal")))
     _panel(ax[6], "fused map", face, _maps(lab, subset, seed, i, FusionConfig()))
-    _panel(ax[7], "mask $M_b$ (Eq. 4)", quantiles > 0, cmap="gray", vmin=0, vmax=1)
-    _panel(ax[8], f"highest {alpha:.0%} (Eq. 10)", region(torch.from_numpy(quantiles), alpha).numpy(), cmap="gray", vmin=0, vmax=1)
-    _panel(ax[9], "masked face (Eq. 11)", _masked(face, quantiles, alpha))
+    _panel(ax[7], "mask $M_b$\nEq. 4", quantiles > 0, cmap="gray", vmin=0, vmax=1)
+    _panel(ax[8], f"highest {alpha:.0%}\nEq. 10", region(torch.from_numpy(quantiles), alpha).numpy(), cmap="gray", vmin=0, vmax=1)
+    _panel(ax[9], "masked face\nEq. 11", _masked(face, quantiles, alpha))
     for a, b in [(0, 1), (0, 2), (0, 3), *[(k, f) for k in (1, 2, 3) for f in (4, 5)], (4, 6), (5, 6), (6, 7), (6, 8), (7, 9), (8, 9)]: _arrow(figure, ax[a], ax[b])
     figure.suptitle("static localization" + " " * 62 + "dynamic exploitation", **SMALL)
     return figure
@@ -167,8 +167,8 @@ def draw_figure4(
     face_ax, fused, binary, ranks = (figure.add_subplot(grid[k]) for k in ((1, 0), (1, 1), (0, 2), (2, 2)))
     _panel(face_ax, f"face ({subset})", face)
     _panel(fused, "fused map", face, _maps(lab, subset, seed, i, FusionConfig()))
-    _panel(binary, "1) mask conversion, $M_b$", quantiles > 0, cmap="gray", vmin=0, vmax=1)
-    _panel(ranks, "2) sorting, first is dark", np.where(quantiles > 0, quantiles / 65535, np.nan), cmap="viridis", vmin=0, vmax=1)
+    _panel(binary, "1) mask conversion,\n$M_b$", quantiles > 0, cmap="gray", vmin=0, vmax=1)
+    _panel(ranks, "2) sorting,\nfirst is dark", np.where(quantiles > 0, quantiles / 65535, np.nan), cmap="viridis", vmin=0, vmax=1)
     for k, alpha in enumerate(alphas):
         refined, masked = figure.add_subplot(grid[k, 3]), figure.add_subplot(grid[k, 4])
         _panel(refined, f"$V_\\alpha \\odot M_b$, $\\alpha$ = {alpha:g}", region(torch.from_numpy(quantiles), alpha).numpy(), cmap="gray", vmin=0, vmax=1)

@@ -241,9 +241,13 @@ pre { overflow-x: auto; font-size: .75rem; } nav a { margin-right: .8rem; } code
 """
 
 # %% ../nbs/11e_reproduce.ipynb #11e-reproduce-15
+_MATH = {r"$\alpha$": "\u03b1", r"$\tau_1$": "\u03c4\u2081", r"$\lambda$": "\u03bb"}
+"The formulas of first cells, for a page without MathJax."
+
 def _html(markdown: str) -> str:
     "Markdown with tables, as the tables and the notebooks' first cells are written."
     import mistune
+    for formula, letter in _MATH.items(): markdown = markdown.replace(formula, letter)
     return mistune.create_markdown(plugins=["table"])(markdown)
 
 def _origin(name: str, note: dict) -> str:

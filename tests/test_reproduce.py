@@ -177,13 +177,13 @@ def test_figure3_has_a_row_a_fusion_and_a_curve_each(smoke):
 def test_figures_2_and_4_are_intermediate_results(smoke):
     lab = quiet(smoke[0])
     panels = {ax.get_title(): ax.images for ax in figures.draw_figure2(lab).axes}
-    binary, kept = (panels[t][0].get_array() for t in ("mask $M_b$ (Eq. 4)", "highest 50% (Eq. 10)"))
-    face, masked = panels["face (DF)"][0].get_array(), panels["masked face (Eq. 11)"][0].get_array()
+    binary, kept = (panels[t][0].get_array() for t in ("mask $M_b$\nEq. 4", "highest 50%\nEq. 10"))
+    face, masked = panels["face (DF)"][0].get_array(), panels["masked face\nEq. 11"][0].get_array()
     assert (kept <= binary).all() and abs(kept.sum() / binary.sum() - 0.5) < 0.01 and (masked == np.where(kept[..., None], 0, face)).all()
     assert (panels["fused map"][1].get_array() > 0).sum() == binary.sum(), "the mask is where the fused map is above 0"
     panels = [(ax.get_title(), ax.images[0].get_array()) for ax in figures.draw_figure4(lab).axes]
     sizes = [image.sum() for title, image in panels if "odot" in title]
-    assert len(sizes) == 3 and sizes == sorted(sizes) and sizes[2] == dict(panels)["1) mask conversion, $M_b$"].sum()
+    assert len(sizes) == 3 and sizes == sorted(sizes) and sizes[2] == dict(panels)["1) mask conversion,\n$M_b$"].sum()
 
 
 def test_figure9_draws_what_it_is_told_to(smoke):
