@@ -25,7 +25,7 @@ from .engines import ENGINES, execute
 from .experiments import Lab, attention_run, fusion_run, maps_run, statistics_run
 from .figures import FIGURE1, FIGURE3, celeb_set, figure1_arms
 from .paper import changed_files, consistency, damaged_rows, paper_table
-from .runs import bytes_text, planned, record_runs, seconds_text
+from .runs import Task, bytes_text, planned, record_runs, seconds_text
 
 # %% ../nbs/11e_reproduce.ipynb #11e-reproduce-4
 def _table(number: int, targets: bool = True) -> Callable:
@@ -110,29 +110,35 @@ class Cost(NamedTuple):
 
 _QUANTILE_BYTES = 0.6 # a pixel, of the PNG files of the mini benchmark
 
-def _task_cost(lab: Lab, task, networks: dict) -> tuple[float, float]: # multiply-accumulates, bytes
-    "Of one run; a network is built once."
-    kind, config, label = task.path.parent.name, task.config, task.path.name
-    if kind == "fusions": return 0.0, _QUANTILE_BYTES * lab.preset.size**2 * _faces(lab, label)
-    if kind != "detectors": return 0.0, 0.0
-    key = (config["detector"], config["width"], str(sorted(config["options"].items())))
-    if key not in networks:
+def _network(lab: Lab, config: dict, known: dict) -> tuple[int, int]: # multiply-accumulates a face, parameters
+    "Of a detector's configuration; each network is built once, without its weights."
+    key = config["detector"], config["width"], str(sorted(config["options"].items()))
+    if key not in known:
         with torch.device("meta"): model = create_detector(config["detector"], width=config["width"], **config["options"])
-        networks[key] = macs(model, lab.preset.size), parameter_count(model)
-    rows, (one, parameters) = lab.train_faces(config["subset"]), networks[key]
-    faces = 2 * rows.label.value_counts().min() if config["recipe"]["balance"] else len(rows)
-    scored = config["recipe"]["epochs"] * len(lab.train_faces(config["subset"], "val")) + len(lab.test_faces()) + len(rows)
-    return one * (3 * config["recipe"]["epochs"] * faces + scored), 4 * parameters
+        known[key] = macs(model, lab.preset.size), parameter_count(model)
+    return known[key]
 
-def _faces(lab: Lab, label: str) -> int:
-    "How many faces a fusion's label is about."
-    return len(lab.test_faces()) if "-test-" in label else len(lab.train_faces(label.split("-")[0]))
+def _seen(lab: Lab, split: str, subset: str = "all") -> int:
+    "How many faces there are in a split."
+    return len(lab.train_faces(subset, split)) if split in ("train", "val") else len(lab.test_faces(split))
+
+def _task_cost(lab: Lab, task: Task, networks: dict[str, tuple[int, int]]) -> tuple[float, float]: # multiply-accumulates, bytes
+    "Of one run; `networks`: those of all detectors, by their runs' keys."
+    kind, config, label = task.path.parent.name, task.config, task.path.name
+    if kind == "fusions": return 0.0, _QUANTILE_BYTES * lab.preset.size**2 * _seen(lab, "test" if "-test-" in label else "train", label.split("-")[0])
+    if kind in ("maps", "targets", "masked"): return networks[config["detector"]][0] * _seen(lab, config["split"], config.get("subset", "all")), 0.0
+    if kind != "detectors": return 0.0, 0.0
+    rows, recipe, (one, parameters) = lab.train_faces(config["subset"]), config["recipe"], networks[label.rsplit("-", 1)[1]]
+    trained = recipe["epochs"] * (2 * rows.label.value_counts().min() if recipe["balance"] else len(rows))
+    scored = recipe["epochs"] * _seen(lab, "val", config["subset"]) + _seen(lab, "test")
+    return one * (3 * trained + scored), 4 * parameters
 
 def cost(
     dry: Lab, # whose dry store was asked for all runs
 ) -> Cost:
     "What the runs that are not there yet will take."
-    todo, networks = [t for t in dry.store.tasks if t.fault is not None], {}
+    todo, known = [t for t in dry.store.tasks if t.fault is not None], {}
+    networks = {t.path.name.rsplit("-", 1)[1]: _network(dry, t.config, known) for t in dry.store.tasks if t.path.parent.name == "detectors"}
     parts = [_task_cost(dry, task, networks) for task in todo]
     return Cost(len(todo), sum(t.path.parent.name == "detectors" for t in todo), sum(p[0] for p in parts) / rtx3090_rate() / 3600, sum(p[1] for p in parts))
 
