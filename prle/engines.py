@@ -57,7 +57,7 @@ def cluster(): # yields the module `ray`
     try: import ray
     except ImportError as e: raise ImportError("engine 'ray' needs Ray: pip install 'prle[cluster]'") from e
     started = not ray.is_initialized()
-    if started: ray.init(logging_level="ERROR", log_to_driver=False, **({} if "RAY_ADDRESS" in os.environ else dict(include_dashboard=False)))
+    if started: ray.init(logging_level="ERROR", log_to_driver=False, **({} if "RAY_ADDRESS" in os.environ else dict(address="local", include_dashboard=False)))
     try: yield ray
     finally:
         if started: ray.shutdown()

@@ -335,7 +335,7 @@ def _on_ray(jobs: list[tuple], workers: int | None) -> Iterator[None]:
     except ImportError as e: raise ImportError("engine 'ray' needs Ray: pip install 'prle[cluster]'") from e
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     started = not ray.is_initialized()
-    here = {} if "RAY_ADDRESS" in os.environ else dict(num_cpus=workers, include_dashboard=False)
+    here = {} if "RAY_ADDRESS" in os.environ else dict(address="local", num_cpus=workers, include_dashboard=False)
     if started: ray.init(logging_level="ERROR", log_to_driver=False, **here)
     task, todo, running = ray.remote(_extract_video), deque(jobs), {}
     limit = workers or int(ray.cluster_resources()["CPU"])
