@@ -59,7 +59,7 @@ def _forge(args) -> int:
     return 0
 
 def _reproduce(args) -> int:
-    from prle.paper import reproduce
+    from prle.reproduce import reproduce
     results = reproduce(args.ids, args.preset, args.seeds, args.data, args.outputs, engine=args.engine, gpus=args.gpus)
     return int(any(result != "done" for result in results.values()))
 
@@ -73,18 +73,18 @@ def _lab(args):
     return Lab(args.preset, args.data, args.outputs, say=_say)
 
 def _plan(args) -> int:
-    from prle.paper import find_notebooks, plan
+    from prle.reproduce import find_notebooks, plan
     from prle.runs import plan_text, planned
-    print(plan_text(planned(plan(_lab(args), find_notebooks(args.ids), args.seeds).store)))
+    print(plan_text(planned(plan(_lab(args), find_notebooks(args.ids), args.seeds, "all" in args.ids).store)))
     return 0
 
 def _needed(outputs: Path) -> set[str]:
     "The runs that something needs: what tables, figures, plans and trainings recorded, and what the notebooks would ask for on the data that lie here."
     from prle.experiments import Lab
-    from prle.paper import NOTEBOOKS, plan
+    from prle.reproduce import list_notebooks, plan
     from prle.runs import recorded_runs
     here = [name for name in PRESETS if (outputs/"data"/name/"forge.json").exists()]
-    return recorded_runs(outputs).union(*(plan(Lab(name, outputs=outputs), list(NOTEBOOKS)).store.names() for name in here))
+    return recorded_runs(outputs).union(*(plan(Lab(name, outputs=outputs), list_notebooks(), full=True).store.names() for name in here))
 
 def _runs(args) -> int:
     from prle.runs import damaged_runs, list_runs, prune, runs_text
@@ -171,7 +171,7 @@ def _add_lab_options(command: argparse.ArgumentParser):
     command.add_argument("--outputs", help=_OUTPUTS)
 
 def _add_notebook_options(command: argparse.ArgumentParser):
-    command.add_argument("ids", nargs="*", help="heads of notebook names, e.g. table3 figure; default: all")
+    command.add_argument("ids", nargs="*", help="heads of notebook names, e.g. table3 figure; headline; all (default: headline)")
     command.add_argument("--seeds", type=int, default=1, help="trainings behind every number (default %(default)s)")
     _add_lab_options(command)
 
@@ -213,6 +213,13 @@ def _add_run_commands(commands):
             command.add_argument("--csv", help="file to write besides")
 
 # %% ../nbs/13_cli.ipynb #13-cli-12
+class _ReproduceHelp(argparse.Action):
+    "`--help` of a command whose notebooks have parameters of their own."
+    def __call__(self, command, *_):
+        from prle.reproduce import parameters_text
+        print(command.format_help(), parameters_text(), sep="\n")
+        command.exit()
+
 def parser() -> argparse.ArgumentParser:
     "The options of all subcommands."
     main = argparse.ArgumentParser("prle", description="Primary region regularization for generalizable deepfake detection.")
@@ -256,7 +263,8 @@ def parser() -> argparse.ArgumentParser:
     forge.add_argument("--count", type=int, default=32, help="frames of a video (default %(default)s)")
     forge.set_defaults(run=_forge)
 
-    paper = commands.add_parser("reproduce", help="regenerate tables and figures of the paper")
+    paper = commands.add_parser("reproduce", help="regenerate tables and figures of the paper, and outputs/report.html", add_help=False)
+    paper.add_argument("-h", "--help", action=_ReproduceHelp, nargs=0, help="show this message and the notebooks' parameters, and exit")
     _add_notebook_options(paper)
     paper.add_argument("--engine", default="local", help="local, or ray: all runs on a Ray cluster (default %(default)s)")
     paper.add_argument("--gpus", type=float, default=1.0, help="of a run with a detector, on Ray where there are any; 0.5: two runs share one (default %(default)s)")

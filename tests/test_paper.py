@@ -1,194 +1,145 @@
-"""prle.paper and prle.cli: the paper's numbers, the writers, the notebooks through papermill."""
-import json
+"prle.paper: the paper's numbers and their consistency, the writers, and what they notice."
+import re
 
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 
-from prle import cli, paper
-from prle.datasets import read_manifest
-from prle.experiments import Lab, scores, detector_run
-from prle.metrics import auc
-from prle.paper import (NOTEBOOKS, SUBSETS, attended_share, cross_manipulation, cross_table, find_notebooks, paper_table, reproduce, run_notebook,
-                        share_table, write_figure, write_table)
+from prle import paper
+from prle.core import read_json
+from prle.experiments import Lab
+from prle.paper import (BACKBONES, COLUMNS, FIGURE6, SUBSETS, TARGET_SETS, changed_files, consistency, damaged_rows, interval, latex_table, latex_text, paper_cells, paper_table,
+                        side_by_side, write_figure, write_table)
 
 
-@pytest.fixture(scope="session")
-def smoke(tmp_path_factory):
-    "Everything in the preset smoke, through papermill: (folder, results, lines)."
-    outputs, lines = tmp_path_factory.mktemp("smoke"), []
-    return outputs, reproduce(preset="smoke", outputs=outputs, say=lines.append), lines
+@pytest.fixture
+def lab(tmp_path):
+    "A lab that never looks at data."
+    lab = Lab("smoke", outputs=tmp_path, say=lambda line: None)
+    lab.fingerprint = "0" * 16
+    return lab
 
 
-def test_the_papers_tables():
-    table1, table3 = paper_table(1), paper_table(3)
-    assert table1.set_index("detector").loc["VGG", "NT"] == 10.64 and list(table1.columns[1:]) == list(SUBSETS)
-    assert len(table3) == 5 * 2 * 5 and table3.groupby(["detector", "mask", "train"]).size().max() == 1
-    assert table3.query("detector == 'ResNet-50' and mask == 'primary' and train == 'F2F'").AVG.item() == 73.49
+@pytest.mark.parametrize("number, shape", [(1, (3, 6)), (2, (18, 11)), (3, (50, 9)), (4, (15, 8)), (5, (15, 8)), (6, (4, 8)), (7, (4, 8)), (8, (4, 6))])
+def test_the_papers_tables(number, shape):
+    table = paper_table(number)
+    assert table.shape == shape and not table.duplicated([c for c in ("backbone", "arm", "train") if c in table]).any()
+
+
+def test_cells_of_the_paper():
+    "One from each table, read in the paper again."
+    cell = lambda n, column, **keys: paper_table(n).set_index(list(keys)).loc[tuple(keys.values()), column]
+    assert cell(1, "NT", backbone="VGG") == 10.64
+    assert cell(2, "DF-1.0:AUC", backbone="EfficientNet", arm="primary") == 74.72 and cell(2, "AVG:ACC", backbone="RECCE", arm="none") == 61.27
+    assert cell(3, "AVG", backbone="ResNet-50", arm="primary", train="F2F") == 73.49
+    assert cell(4, "Celeb-DF:d", backbone="F3-Net", arm="landmark") == -3.63
+    assert cell(5, "DF-1.0", backbone="VGG", arm="low") == 65.56
+    assert cell(6, "DFDC", backbone="EfficientNet", arm="E") == 63.69
+    assert cell(7, "DF-1.0", backbone="ResNet-50", arm="static") == 63.32
+    assert cell(8, "train", backbone="Xception", arm="primary") == 262.42
+    assert FIGURE6 == {1: 68.71, 2: 70.06, 3: 71.68, 4: 71.94, 5: 72.25}
     with pytest.raises(ValueError, match="no table 9"):
         paper_table(9)
 
 
-def test_the_papers_averages_are_its_rows():
+def test_averages_and_differences_of_the_paper():
     table = paper_table(3).dropna()
-    assert len(table) >= 36 and (table[list(SUBSETS)].mean(axis=1) - table.AVG).abs().max() < 0.0101
+    assert len(table) == 36 and (table[list(SUBSETS)].mean(axis=1) - table.AVG).abs().max() < 0.0101
+    found = consistency()
+    assert len(found) == 209 and set(found.verdict) == {"agrees", "last digit", "contradicts"}
+    assert set(found["where"][found.verdict == "contradicts"]) == {
+        "Table II, VGG none", "Table II, Xception primary", "Table IV, EfficientNet random, DF-1.0", "Table IV, ResNet-50 landmark, DF-1.0", "Table V, EfficientNet high, DFDC",
+        "Figure 1a", "Section III-A2", "Section IV-C1", "Section IV-D1"}
+    assert (found.verdict == "last digit").sum() == 12
 
 
-def test_every_notebook_runs(smoke):
-    outputs, results, lines = smoke
-    assert results == dict.fromkeys(NOTEBOOKS, "done"), results
-    made = {str(p.relative_to(outputs / "smoke")) for p in (outputs / "smoke").rglob("*") if p.is_file()}
-    names = {"tables/table1", "tables/table1_fusions", "tables/table3"}, {"figures/table3_change", "figures/figure3", "figures/figure7"}
-    assert made == {n + s for n in names[0] for s in (".csv", ".md", ".provenance.json")} | {n + s for n in names[1] for s in (".png", ".pdf", ".provenance.json")} \
-        | {f"notebooks/{n}.ipynb" for n in NOTEBOOKS}
+def test_a_mistyped_cell_would_contradict(monkeypatch):
+    before = set(consistency().query("verdict == 'contradicts'").index)
+    monkeypatch.setitem(paper._TABLES, 5, paper._TABLES[5].replace("Xception low 67.07", "Xception low 67.97"))
+    found = consistency()
+    new = found.loc[list(set(found.query("verdict == 'contradicts'").index) - before)]
+    assert list(new["where"]) == ["Table V, Xception low, DFDC"]
 
 
-def test_provenance_names_runs_data_and_code(smoke):
-    note = json.loads((smoke[0] / "smoke/tables/table3.provenance.json").read_text())
-    assert note["preset"] == "smoke" and note["seeds"] == 1 and note["other_code"] == [] and len(note["data"]) == 16
-    assert sum(run.startswith("detectors/") for run in note["runs"]) == 30
+def test_cells_are_left_out_only_where_the_copy_is_damaged():
+    damaged, table = damaged_rows(), paper_table(3)
+    empty = table[table.DF.isna()]
+    assert len(empty) == 14 and len(damaged) == 16 and set(empty.train) == set(damaged.train) == {"FS", "Fsh"}
+    assert not (damaged.off.abs() <= 0.011).any(), "a row that averages to its AVG can be read, and belongs into the table"
+    assert damaged.groupby("train").size().to_dict() == dict(FS=7, Fsh=9) and empty.groupby("train").size().to_dict() == dict(FS=6, Fsh=8), "each block has a line too many"
 
 
-def test_the_second_time_all_is_reused(smoke):
-    outputs, _, lines = smoke
-    before = {p: p.stat().st_mtime_ns for p in (outputs / "runs").rglob("*")}
-    again = []
-    assert reproduce(["figure7"], "smoke", outputs=outputs, say=again.append) == {"figure7_alpha": "done"}
-    assert not any(line.startswith("MISS") for line in again) and any(" 0 made." in line for line in again)
-    assert {p: p.stat().st_mtime_ns for p in (outputs / "runs").rglob("*")} == before
+@pytest.mark.parametrize("number", range(2, 8))
+def test_cells_a_row_each_are_the_table(number):
+    wide, long = paper_table(number), paper_cells(number)
+    assert not long.duplicated(COLUMNS).any() and not long.test.str.contains(":").any()
+    r = long.dropna().iloc[-1]
+    row = wide[(wide.backbone == r.backbone) & (wide.arm == r.arm) & (wide.train == r.train if "train" in wide else True)].iloc[0]
+    assert row[f"{r.test}:{r.measure}" if number == 2 else r.test] == r.paper
+    assert set(long.test) == (set(SUBSETS) if number == 3 else set(TARGET_SETS)) | ({"AVG"} if number < 4 else set()) and set(long.backbone) & set(BACKBONES)
 
 
-def test_table3_numbers_are_the_scores(smoke):
-    lab = Lab("smoke", outputs=smoke[0])
-    rows = pd.read_csv(smoke[0] / "smoke/tables/table3.csv").set_index(["backbone", "mask", "train", "test"])
-    assert len(rows) == 3 * 3 * 5 * 7 and (rows.low <= rows.high).all()
-    table = scores(detector_run(lab, "VGG", "FS", mask="primary"))
-    part = table[table.subset.isin(["real", "NT"])]
-    value = 100 * auc(part.label, part.p_fake)
-    assert rows.loc[("VGG", "primary", "FS", "NT"), "auc"] == pytest.approx(value)
-    assert rows.loc[("VGG", "difference", "FS", "NT"), "auc"] == pytest.approx(value - rows.loc[("VGG", "none", "FS", "NT"), "auc"])
-    unseen = [rows.loc[("VGG", "none", "FS", t), "auc"] for t in SUBSETS if t != "FS"]
-    assert rows.loc[("VGG", "none", "FS", "unseen"), "auc"] == pytest.approx(np.mean(unseen))
+def rows(*values):
+    return pd.DataFrame([("VGG", arm, "all", "DFDC", "AUC", v, v - 1, v + 1) for arm, v in values], columns=[*COLUMNS, "value", "low", "high"])
 
 
-def test_tables_show_ours_and_the_papers(smoke):
-    text = (smoke[0] / "smoke/tables/table3.md").read_text()
-    assert "99.91" in text and "| paper |" in text and "Preset smoke" in text and "95% intervals" in text
-    shown = cross_table(pd.read_csv(smoke[0] / "smoke/tables/table3.csv"), paper_table(3))
-    assert shown.query("train == 'DF' and backbone == 'Xception' and arm == 'plain'").iloc[1]["NT"] == "83.74"
-    assert shown.query("train == 'FS' and backbone == 'VGG' and arm == 'plain'").iloc[1]["NT"] == "", "illegible in our copy of the paper"
+def test_ours_beside_the_papers():
+    shown = side_by_side(rows(("none", 60.0), ("primary", 64.04), ("primary - none", 99.0)), paper_cells(2))
+    cells = dict(zip(zip(shown.arm, shown[""]), shown.DFDC))
+    assert cells["none", "ours"] == "60.0 [59.0, 61.0]" and cells["primary", "ours"] == "**64.0 [63.0, 65.0]**", "a difference never is the best"
+    assert cells["none", "paper"] == "61.60" and cells["primary", "paper"] == "**62.54**" and cells["none", "ours - paper"] == "-1.6"
+    assert ("primary - none", "paper") not in cells
 
 
-def test_several_seeds_are_averaged(smoke):
-    lab = Lab("smoke", outputs=smoke[0], say=lambda line: None)
-    one, two = (attended_share(lab, seeds).set_index(["name", "subset", "threshold"]).share for seeds in (1, 2))
-    assert one.index.equals(two.index) and not np.allclose(one, two)
-    assert set(share_table(one.reset_index().assign(low=0, high=1)).attention) == {"> 0", "> 0.3"}
+def test_a_gap_is_shown_as_one():
+    shown = side_by_side(rows(("none", np.nan), ("primary", 64.0)), paper_cells(2))
+    assert shown.DFDC.tolist() == ["gap", "61.60", "**64.0 [63.0, 65.0]**", "**62.54**", "+1.5"] and interval(np.nan, 1, 2) == "gap"
 
 
-def test_the_interval_of_a_paired_difference_is_paired(smoke, monkeypatch):
-    "Two arms with the same scores differ by exactly nothing, in every resample."
-    real = paper.detector_run
-    monkeypatch.setattr(paper, "detector_run", lambda lab, backbone, train, arm, seed: real(lab, backbone, train, "none", seed))
-    rows = cross_manipulation(Lab("smoke", outputs=smoke[0], say=lambda line: None)).query("mask == 'difference'")
-    assert (rows[["auc", "low", "high"]] == 0).all(axis=None)
+def test_latex():
+    assert latex_text("50% of a_b & **c** #1 $x^2$") == r"50\% of a\_b \& \textbf{c} \#1 \$x\textasciicircum{}2\$"
+    text = latex_table(pd.DataFrame({"tau_1": ["**1.0 [0, 2]**", "gap"], "": ["a & b", "c"]}), "100%", "t")
+    assert [rule for rule in re.findall(r"\\(\w+rule)", text)] == ["toprule", "midrule", "bottomrule"] and r"\label{tab:t}" in text and r"\caption{100\%}" in text
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert all(len(re.findall(r"(?<!\\)&", line)) == 1 for line in body) and len(body) == 3
 
 
-def test_a_table_on_runs_of_other_code_says_so(smoke, tmp_path):
-    lab = Lab("smoke", outputs=smoke[0], say=lambda line: None)
+def test_a_table_is_four_files_with_the_same_bytes_each_time(lab):
+    frame = pd.DataFrame(dict(auc=[64.04]))
+    path = write_table(lab, "t", frame, pd.DataFrame(dict(AUC=["**64.0**"])), "A caption.", notebook="n", seeds=1)
+    read = lambda: {p.name: p.read_bytes() for p in path.parent.iterdir() if p.suffix != ".json"}
+    first = read()
+    assert set(first) == {"t.md", "t.csv", "t.tex"} and first["t.md"].startswith(b"A caption.\n\n|")
+    write_table(lab, "t", frame, pd.DataFrame(dict(AUC=["**64.0**"])), "A caption.", notebook="n", seeds=1)
+    assert read() == first
+    note = read_json(path.with_suffix(".provenance.json"))
+    assert note["preset"] == "smoke" and note["notebook"] == "n" and set(note["files"]) == set(first) and note["caption"] == "A caption."
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.md", "t.tex"])
+def test_a_cell_changed_by_hand_is_noticed(lab, tmp_path, name):
+    write_table(lab, "t", pd.DataFrame(dict(auc=[64.04])), pd.DataFrame(dict(AUC=["64.0"])), "A caption.")
+    assert changed_files(tmp_path/"smoke") == []
+    path = tmp_path/"smoke/tables"/name
+    path.write_text(path.read_text().replace("64.0", "65.0"))
+    assert changed_files(tmp_path/"smoke") == [f"tables/{name}: changed since it was written"]
+    path.unlink()
+    assert changed_files(tmp_path/"smoke") == [f"tables/{name}: missing"]
+
+
+def test_a_table_on_runs_of_other_code_says_so(lab):
+    fill = lambda tmp: (tmp/"a.json").write_text("1")
+    lab.store.get("detectors", "a", dict(a=1), fill)
     lab.store.modules = {}
-    detector_run(lab, "VGG", "DF")
-    lab.outputs = tmp_path
     text = write_table(lab, "t", pd.DataFrame(dict(a=[1])), pd.DataFrame(dict(a=["1"])), "A caption.").read_text()
     assert "1 of the 1 runs were made by other code" in text
 
 
-def test_figures_are_png_and_pdf_that_do_not_change(smoke, tmp_path):
-    lab = Lab("smoke", outputs=smoke[0], say=lambda line: None)
-    lab.outputs = tmp_path
+def test_figures_are_png_and_pdf_that_do_not_change(lab, tmp_path):
     figure, ax = plt.subplots()
     ax.plot([0, 1])
-    first = write_figure(lab, "f", figure).with_suffix(".pdf").read_bytes()
-    assert write_figure(lab, "f", figure).read_bytes().startswith(b"\x89PNG") and (tmp_path / "smoke/figures/f.pdf").read_bytes() == first
-
-
-def test_figure7_masks_grow_with_alpha_and_stay_what_they_were(smoke):
-    figure = paper.draw_figure7(Lab("smoke", outputs=smoke[0], say=lambda line: None), cases=3)
-    rows = np.array_split(figure.axes, 3)
-    for row in rows:
-        face, *masked = [ax.images[0].get_array().astype(int) for ax in row]
-        changed = [(m != face).any(-1) for m in masked]  # alpha 1.0, 0.9, ... 0.1
-        assert all((small <= large).all() and small.sum() < large.sum() for large, small in zip(changed, changed[1:]))
-        assert all((m[c] == 0).all() for m, c in zip(masked, changed))
-    assert [ax.get_title() for ax in rows[0]][:2] == ["face", r"$\alpha$ = 1.0"]
-
-
-def test_figure3_has_a_row_a_fusion_and_a_curve_each(smoke):
-    figure = paper.draw_figure3(Lab("smoke", outputs=smoke[0], say=lambda line: None))
-    *faces, curves = figure.axes
-    assert len(faces) == 3 * 5 and len(curves.patches) == 3
-    low, high, neighbour = (np.array([(ax.images[1].get_array() > 0).mean() for ax in row]) for row in np.array_split(faces, 3))
-    assert (high <= low).all() and (neighbour >= high).all(), "a higher tau_1 keeps less, neighbouring adds to it"
-
-
-@pytest.fixture
-def notebook(tmp_path):
-    def make(body, tagged=True):
-        cell = nbformat.v4.new_code_cell("n = 1  # a number", metadata=dict(tags=["parameters"] if tagged else []))
-        kernel = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
-        nbformat.write(nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell(body)], metadata=kernel), tmp_path / "a.ipynb")
-        return tmp_path / "a.ipynb"
-    return make
-
-
-def test_unknown_parameters_raise(notebook, tmp_path):
-    with pytest.raises(ValueError, match="unknown parameter of a.ipynb 'm'.*Known: n"):
-        run_notebook(notebook("print(n)"), tmp_path / "out.ipynb", m=2)
-    with pytest.raises(ValueError, match="no cell tagged 'parameters'"):
-        run_notebook(notebook("print(n)", tagged=False), tmp_path / "out.ipynb")
-
-
-def test_a_failed_notebook_is_kept_aside_and_the_source_untouched(notebook, tmp_path):
-    source = notebook("1 / (n - 1)")
-    before = source.read_bytes()
-    with pytest.raises(Exception, match="ZeroDivisionError"):
-        run_notebook(source, tmp_path / "out.ipynb", n=1)
-    assert not (tmp_path / "out.ipynb").exists() and (tmp_path / "out.failed.ipynb").exists()
-    run_notebook(source, tmp_path / "out.ipynb", n=3)
-    assert (tmp_path / "out.ipynb").exists() and not (tmp_path / "out.failed.ipynb").exists() and source.read_bytes() == before
-
-
-def test_one_failure_does_not_stop_the_others(smoke, monkeypatch):
-    def broken(source, out, **parameters):
-        if "table1" in source.name: raise RuntimeError("first line\nthe reason")
-    monkeypatch.setattr(paper, "run_notebook", broken)
-    lines = []
-    results = reproduce(["table1", "figure7"], "smoke", outputs=smoke[0], say=lines.append)
-    assert results["figure7_alpha"] == "done" and results["table1_attended_share"].startswith("FAILED: the reason")
-    monkeypatch.setattr(paper, "reproduce", lambda *a, **k: results)
-    assert cli.main(["reproduce"]) == 1
-
-
-def test_wrong_words_on_the_command_line(capsys, tmp_path):
-    assert cli.main(["reproduce", "tabel3", "--preset", "smoke", "--outputs", str(tmp_path)]) == 2
-    assert "Did you mean 'table3'" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["reproduce", "--preset", "huge"])
-    assert cli.main(["reproduce", "--preset", "paper", "--outputs", str(tmp_path)]) == 2
-    assert "needs real data" in capsys.readouterr().err
-    assert cli.main(["reproduce", "--preset", "smoke", "--seeds", "0", "--outputs", str(tmp_path)]) == 2
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_forge_on_the_command_line(capsys, tmp_path):
-    assert cli.main(["forge", "--people", "3", "--out", str(tmp_path / "out")]) == 2
-    assert "people" in capsys.readouterr().err and not (tmp_path / "out").exists()
-    assert cli.main(["forge", "--people", "6", "--size", "64", "--steps", "1", "--out", str(tmp_path / "out")]) == 0
-    assert (tmp_path / "out/targets/mini-Celeb/contact_sheet.png").exists()
-    assert set(read_manifest(tmp_path / "out/manifest.parquet").split) == {"train", "val", "test"}
-
-
-def test_find_notebooks():
-    assert find_notebooks([]) == list(NOTEBOOKS) and find_notebooks(["figure"]) == ["figure3_static_maps", "figure7_alpha"]
+    first = write_figure(lab, "f", figure, "A caption.").with_suffix(".pdf").read_bytes()
+    assert write_figure(lab, "f", figure).read_bytes().startswith(b"\x89PNG") and (tmp_path/"smoke/figures/f.pdf").read_bytes() == first
+    (tmp_path/"smoke/figures/f.png").write_bytes(b"painted over")
+    assert changed_files(tmp_path/"smoke") == ["figures/f.png: changed since it was written"]

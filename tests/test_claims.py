@@ -1,0 +1,99 @@
+"prle.claims: verdicts, and the two measures of forgery localization on maps whose answer is known."
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from prle import claims as module
+from prle.claims import (LESS, MORE, _difference, _papers_difference, claim_arms, claim_list, claims_table, forgery_localization, inside_mask, localization_table, mean_interval,
+                         verdict)
+from prle.comparisons import Arm
+from prle.experiments import Lab
+from prle.paper import SUBSETS
+
+
+@pytest.mark.parametrize("low, high, wanted, says", [
+    (0.1, 3, MORE, "holds"), (-0.1, 3, MORE, "undecided"), (-3, -0.1, MORE, "does not hold"), (0, 0, MORE, "does not hold"), (0, 2, MORE, "undecided"),
+    (-3, -0.1, LESS, "holds"), (0.0, 1.0, LESS, "does not hold"), (4.5, 7, (4, 8), "holds"), (3, 9, (4, 8), "undecided"), (8.1, 9, (4, 8), "does not hold"),
+    (1.0, 2.9, (-np.inf, 3), "holds"), (2.0, 4.0, (-np.inf, 3), "undecided"), (3.5, 4.0, (-np.inf, 3), "does not hold"), (np.nan, np.nan, MORE, "undecided")])
+def test_verdicts(low, high, wanted, says):
+    assert verdict(low, high, wanted) == says
+
+
+def test_means_over_faces():
+    people = np.repeat([f"p{i}" for i in range(30)], 3)
+    values = np.random.default_rng(0).normal(size=90)
+    value, low, high = mean_interval([values], people)
+    assert value == pytest.approx(values.mean()) and low < value < high and mean_interval([np.ones(4)], list("aabc")) == (1, 1, 1)
+    _, wide_low, wide_high = mean_interval([values, values + 3], people)
+    assert wide_high - wide_low > 3, "two seeds so far apart say little"
+
+
+@pytest.fixture
+def faces(tmp_path):
+    "A lab with four test fakes of DF whose manipulated pixels are the left half."
+    lab = Lab("mini", outputs=tmp_path, say=lambda line: None)
+    mask = np.zeros((16, 16), np.uint8)
+    mask[:, :8] = 255
+    cv2.imwrite(str(tmp_path/"m.png"), mask)
+    rows = pd.DataFrame(dict(path=list("abcdef"), label=[0, 1, 1, 1, 1, 1], subset=["real", "NT"] + ["DF"] * 4, identity=list("xxxyyz"), mask=["", ""] + ["m.png"] * 4))
+    rows.attrs["root"] = str(tmp_path)
+    lab.test_faces = lambda split="test": rows
+    return lab
+
+
+def maps_that(monkeypatch, *maps):
+    def fused(lab, subset, seed, fusion, zoo, rows, split):
+        assert list(rows) == [2, 3, 4, 5] and split == "test"
+        yield torch.stack([torch.as_tensor(m, dtype=torch.float32) for m in maps[:3]])
+        yield torch.as_tensor(maps[3], dtype=torch.float32)[None]
+    monkeypatch.setattr(module, "fused_maps", fused)
+
+
+def test_attention_inside_the_mask(faces, monkeypatch):
+    left, right, flat, nothing = np.zeros((16, 16)), np.zeros((16, 16)), np.full((16, 16), 0.5), np.zeros((16, 16))
+    left[3, 2], right[3, 12], right[3, 2] = 1, 0.75, 0.25
+    maps_that(monkeypatch, left, right, flat, nothing)
+    found = inside_mask(faces, "DF")
+    assert found.area.tolist() == [0.5] * 4 and found.share.tolist() == pytest.approx([1, 0.25, 0.5, 0])
+    assert found.hit.tolist() == [1, 0, 1, 0] and found.identity.tolist() == list("xyyz")
+
+
+def test_fakes_without_masks_are_named(faces):
+    with pytest.raises(ValueError, match="no test fake of NT has a mask"):
+        inside_mask(faces, "NT")
+
+
+def test_localization_is_measured_against_the_masks_area(faces, monkeypatch):
+    faces.manifest = pd.DataFrame(dict(subset=["real", "DF"]))
+    maps_that(monkeypatch, *[np.full((16, 16), 0.5)] * 4)
+    rows = forgery_localization(faces).set_index(["name", "subset", "measure"])
+    assert len(rows) == 9 * 2 * 2 and rows.loc[("neighbour", "DF", "share"), ["value", "area", "excess", "excess_low", "excess_high"]].tolist() == pytest.approx([50, 50, 0, 0, 0])
+    shown = localization_table(rows.reset_index())
+    assert shown.iloc[0]["DF"] == "50.0" and len(shown) == 1 + 9 * 4 and "+0.0 [+0.0, +0.0]" in set(shown["mean"])
+
+
+def test_a_mean_of_differences():
+    arms = [Arm(b, n, t) for b in ("A", "B") for t in ("DF", "FS") for n in ("primary", "none", "low")] + [Arm("C", "primary")]
+    parts = _difference(arms, lambda arm: [s for s in ("DF", "FS", "NT") if s != arm.train], "primary", ("none", "low"))
+    assert sum(parts.values()) == pytest.approx(0) and not any(key[0] == "C" for key in parts) and len(parts) == 2 * 2 * 3 * 2
+    assert parts["A", "primary", "DF", "FS"] == pytest.approx(1 / 8) and parts["A", "low", "DF", "FS"] == pytest.approx(-1 / 16) and ("A", "none", "DF", "DF") not in parts
+    assert _difference(arms[-1:], lambda arm: ["DF"], "primary", ("none",)) == {}
+
+
+def test_the_papers_number_beside_a_claim():
+    five = ["Xception", "EfficientNet", "VGG", "F3-Net", "ResNet-50"]
+    assert _papers_difference(2, "primary", ("none",), five) == pytest.approx(6.14, abs=0.01), "the paper's 6%"
+    assert _papers_difference(7, "dynamic", ("static",), ["EfficientNet"]) == pytest.approx((0.78 + 4.30 + 5.22) / 3)
+    assert _papers_difference(5, "low", ("high",), ["Xception"]) == pytest.approx((67.07 - 64.85 + 66.28 - 65.11 + 64.46 - 63.57) / 3)
+
+
+def test_the_claims(faces):
+    faces.manifest = pd.DataFrame(dict(subset=["real", *SUBSETS]))
+    listed = claim_list()
+    assert len(listed) == 16 and listed.name.is_unique and listed.notna().all(axis=None) and set(listed.unit) == {"points", "%"}
+    assert {a.name for a in claim_arms(faces)} >= {"none", "primary", "random", "landmark", "neighbour", "low", "high", "X+E+V", "X", "dynamic", "static"}
+    rows = listed.head(2).assign(value=[1.0, np.nan], low=[0.5, np.nan], high=[2.0, np.nan], verdict=["holds", "undecided"], paper=[6.8, np.nan], note=["", "it diverged"])
+    shown = claims_table(rows)
+    assert shown.ours.tolist() == ["+1.0 [+0.5, +2.0]", "gap: it diverged"] and shown["ours - paper"].tolist() == ["-5.8", ""] and shown.verdict[0] == "**holds**"

@@ -1,0 +1,145 @@
+"prle.comparisons and prle.efficiency: which arms a table has, and how its numbers, averages, differences and gaps are made."
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, roc_auc_score
+from torch import nn
+
+from prle import comparisons
+from prle.comparisons import (BASELINES, HIGH, LOW, Arm, arm_table, choose_backbones, compare_arms, estimate_sums, figure5_arms, figure6_arms, gaps, subset_cells, table_arms)
+from prle.core import rng
+from prle.efficiency import COUNTED, _sample, efficiency_table, norm_elements, paper_gflops, paper_network
+from prle.experiments import Lab
+from prle.paper import BACKBONES, SUBSETS, paper_table
+from prle.runs import RunFailed
+
+
+@pytest.fixture
+def lab(tmp_path):
+    "A lab that never looks at data."
+    lab = Lab("mini", outputs=tmp_path, say=lambda line: None)
+    lab.manifest = pd.DataFrame(dict(subset=["real", *SUBSETS]))
+    return lab
+
+
+def table(key, people=20, photos=4, shift=0.4, subset="DF"):
+    draw, n = rng(key), people * photos
+    label = np.arange(n) % 2
+    identity = np.repeat([f"p{i:02}" for i in range(people)], photos)
+    return pd.DataFrame(dict(identity=identity, label=label, subset=np.where(label, subset, "real"), p_fake=draw.uniform(size=n) * 0.7 + shift * label * 0.7))
+
+
+def test_sums_are_the_cells():
+    cells = {("a",): [table("a")], ("b",): [table("b", shift=0.1)]}
+    sums = {"a": {("a",): 1}, "b": {("b",): 1}, "mean": {("a",): 0.5, ("b",): 0.5}, "b - a": {("b",): 1, ("a",): -1}}
+    found = estimate_sums(cells, {("a",): "auc", ("b",): "acc"}, sums).set_index("key")
+    a, b = (t[0] for t in cells.values())
+    auc, acc = 100 * roc_auc_score(a.label, a.p_fake), 100 * accuracy_score(b.label, b.p_fake > 0.5)
+    assert found.value.to_dict() == pytest.approx({"a": auc, "b": acc, "mean": (auc + acc) / 2, "b - a": acc - auc})
+    assert (found.low < found.value).all() and (found.value < found.high).all()
+
+
+def test_the_interval_of_a_paired_difference_is_paired():
+    a, b = table("a"), table("a")
+    b["p_fake"] = b.p_fake * 0.5 # the same order
+    found = estimate_sums({"a": [a], "b": [b]}, dict(a="auc", b="auc"), {"b - a": {"b": 1.0, "a": -1.0}, "a": {"a": 1.0}}).set_index("key")
+    assert found.loc["b - a", ["value", "low", "high"]].tolist() == [0, 0, 0] and found.high["a"] - found.low["a"] > 1
+
+
+def test_people_of_different_test_sets_are_drawn_together():
+    "A person's faces in two sets come and go together, so the interval of the mean is as wide as that of one set if both are the same."
+    cells = {"a": [table("a")], "b": [table("a")]}
+    found = estimate_sums(cells, dict(a="auc", b="auc"), {"one": {"a": 1.0}, "mean": {"a": 0.5, "b": 0.5}}).set_index("key")
+    assert found.loc["one", ["low", "high"]].tolist() == pytest.approx(found.loc["mean", ["low", "high"]].tolist())
+
+
+def test_several_seeds_allow_for_seeds():
+    seeds = [table("s0"), table("s0", shift=0.1), table("s0", shift=0.7)]
+    for t in seeds[1:]: t["identity"] = seeds[0].identity
+    r = estimate_sums({"a": seeds}, dict(a="auc"), {"a": {"a": 1.0}}).iloc[0]
+    values = [100 * roc_auc_score(t.label, t.p_fake) for t in seeds]
+    assert r.value == pytest.approx(np.mean(values)) and r.high - r.low > np.ptp(values), "three seeds so far apart say little"
+    one = estimate_sums({"a": seeds[:1]}, dict(a="auc"), {"a": {"a": 1.0}}).iloc[0]
+    assert r.high - r.low > one.high - one.low
+
+
+def test_a_run_that_failed_is_a_gap_with_its_reason():
+    found = estimate_sums({"a": [table("a")], "b": "it diverged"}, dict(a="auc", b="auc"), {"a": {"a": 1.0}, "b": {"b": 1.0}, "mean": {"a": 0.5, "b": 0.5}}).set_index("key")
+    assert found.value.isna().to_dict() == dict(a=False, b=True, mean=True) and found.note.to_dict() == dict(a="", b="it diverged", mean="it diverged")
+
+
+def test_gaps_in_a_table(lab, monkeypatch):
+    def run(lab, backbone, train, seed, **changes):
+        if backbone == "VGG" and changes: raise RunFailed("detectors/VGG-DF-primary-s0", "the loss became nan in epoch 1")
+        return backbone, bool(changes)
+    monkeypatch.setattr(comparisons, "detector_run", run)
+    monkeypatch.setattr(comparisons, "scores", lambda run: pd.concat([table((run, s), subset=s, shift=0.4 + 0.2 * run[1]) for s in SUBSETS]))
+    rows = compare_arms(lab, table_arms(lab, 3, ["VGG", "Xception"]), 1, subset_cells)
+    assert len(rows) == 5 * 2 * 3 * 7 and "1 gap: detectors/VGG-DF-primary-s0 failed: the loss became nan" in gaps(rows) and gaps(rows[rows.backbone == "Xception"]) == ""
+    cells = rows.set_index(["backbone", "arm", "train", "test"]).value
+    assert cells.loc["VGG"].isna().groupby(level=0).all().to_dict() == {"none": False, "primary": True, "primary - none": True}
+    assert cells["Xception", "primary - none", "FS", "NT"] == pytest.approx(cells["Xception", "primary", "FS", "NT"] - cells["Xception", "none", "FS", "NT"])
+    assert cells["Xception", "none", "FS", "unseen"] == pytest.approx(np.mean([cells["Xception", "none", "FS", t] for t in SUBSETS if t != "FS"]))
+    shown = arm_table(lab, 3, rows)
+    assert set(shown[(shown.backbone == "VGG") & (shown.arm == "+ PRLE") & (shown[""] == "ours")].DF) == {"gap"}
+    given = shown[(shown.backbone == "Xception") & (shown.train == "DF") & (shown[""] == "paper")].set_index("arm")
+    assert given.NT["plain"] == "83.74" and given.NT["PRLE - plain"] == "+0.28" and given.unseen["plain"] == ""
+
+
+def test_arms_of_the_tables(lab):
+    arms = {n: table_arms(lab, n) for n in range(2, 8)}
+    assert {n: len(a) for n, a in arms.items()} == {2: 18, 3: 50, 4: 15, 5: 15, 6: 4, 7: 4}
+    names = {v: k for k, v in BASELINES.items()}
+    for n, some in arms.items():
+        ours, papers = {(names.get(a.backbone, a.backbone), a.name, a.train) for a in some}, paper_table(n)
+        assert ours == set(zip(papers.backbone, papers.arm, papers.train if "train" in papers else ["all"] * len(papers))), f"the rows of Table {n}"
+    changes = {a.name: a.changes for a in arms[5][:3] + arms[6] + arms[7]}
+    assert changes["low"]["fusion"] == LOW and changes["high"]["fusion"] == HIGH and (LOW.tau, HIGH.tau) == (0.1, 0.3)
+    assert changes["V"]["zoo"] == ("VGG",) and changes["static"]["alpha"] == "static" and "alpha" not in changes["dynamic"]
+    assert [a.changes["zoo"] for a in figure6_arms(lab, ["Xception"])] == [BACKBONES[:n] for n in range(1, 6)]
+    assert len(figure5_arms(lab)) == 20 and {a.train for a in figure5_arms(lab)} == {"DF", "FS"}
+    with pytest.raises(ValueError, match="Table 8 compares no trainings"):
+        table_arms(lab, 8)
+
+
+def test_which_backbones(lab):
+    assert choose_backbones(lab, None) == list(BACKBONES[:3]) and choose_backbones(lab, "all") == list(BACKBONES) and choose_backbones(lab, ["VGG"]) == ["VGG"]
+    assert [a.backbone for a in table_arms(lab, 7, ["EfficientNet", "VGG"])] == ["EfficientNet"] * 2
+    with pytest.raises(ValueError, match="Did you mean 'EfficientNet'"):
+        choose_backbones(lab, ["EffcientNet"])
+    with pytest.raises(ValueError, match="unknown baseline 'RFN'"):
+        table_arms(lab, 2, detectors=["RFN"])
+
+
+def test_every_arm_is_a_valid_configuration(lab):
+    for arm in [a for n in range(2, 8) for a in table_arms(lab, n)] + figure5_arms(lab) + figure6_arms(lab):
+        config = lab.config(arm.backbone, arm.train, 0, **arm.changes)
+        assert config.recipe.balance == (arm.train == "all") and (config.mask == "none") == (not arm.changes)
+    assert Arm("VGG", "x").key == ("VGG", "x", "all")
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_the_papers_operations_by_its_rule(name):
+    model, given = paper_network(name), paper_table(8).set_index(["backbone", "arm"]).loc[(name, "none")]
+    assert paper_gflops(model) == pytest.approx(given.GFLOPs, rel=0.0005)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(given.params, abs=0.006)
+    assert abs(paper_gflops(model, 256) / given.GFLOPs - 1) > 0.2, "the paper's size of faces does not fit"
+    assert abs(paper_gflops(model, per_norm=0) / given.GFLOPs - 1) > 0.005, "nor does counting without batch normalization"
+
+
+def test_elements_of_batch_normalizations():
+    with torch.device("meta"): model = nn.Sequential(nn.Conv2d(3, 5, 3, stride=2, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.BatchNorm2d(5)).eval()
+    assert norm_elements(model, 8) == 2 * 5 * 4 * 4 and not any(m._forward_hooks for m in model)
+
+
+def test_the_timed_sample_has_both_classes():
+    rows = pd.DataFrame(dict(label=[0] * 10 + [1] * 50))
+    assert _sample(rows, 16).label.value_counts().to_dict() == {0: 8, 1: 8} and len(_sample(rows, 1000)) == 60
+
+
+def test_table8_compares_the_change_and_not_the_machines():
+    one = lambda arm, q, v, paper: dict(backbone="Xception", arm=arm, quantity=q, value=v, low=v - 2, high=v + 2, paper=paper)
+    shown = efficiency_table(pd.DataFrame([one("none", "GFLOPs", 545.55, 540.15), one("none", "train", 110.0, 269.72), one("change", "train", -1.2, -2.7)])).set_index(["arm", ""])
+    assert shown.loc[("plain", "ours - paper"), "GFLOPs (64 faces)"] == "+1.00%" and shown.loc[("plain", "ours - paper"), "training"] == "other machine"
+    assert shown.loc[("change", "ours"), "training"] == "-1.2% [-3.2, +0.8]" and shown.loc[("change", "ours - paper"), "training"] == "+1.5"

@@ -1,0 +1,327 @@
+"prle.reproduce: every notebook in the preset smoke through papermill, the report, what fails, what it costs, and real data."
+import base64
+import dataclasses
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from prle import cli, figures, reproduce as module
+from prle.comparisons import compare_arms, table_arms
+from prle.core import read_json
+from prle.datasets import read_manifest
+from prle.experiments import Lab, detector_run, scores
+from prle.metrics import auc
+from prle.paper import SUBSETS, changed_files
+from prle.reproduce import (FULL, HEADLINE, NOTEBOOKS, announce, cost, find_notebooks, list_notebooks, notebook_folder, parameters_text, plan, reproduce, rtx3090_rate,
+                            run_notebook, write_report)
+
+TABLES = {*(f"table{n}" for n in range(1, 9)), "table1_fusions", "figure5", "figure6", "figure8", "localization", "claims"}
+FIGURES = {*(f"figure{n}" for n in range(1, 10)), "table3_change"}
+
+
+def quiet(outputs):
+    return Lab("smoke", outputs=outputs, say=lambda line: None)
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    "Everything in the preset smoke: (folder, results, lines)."
+    outputs, lines = tmp_path_factory.mktemp("smoke"), []
+    return outputs, reproduce(list_notebooks(), "smoke", outputs=outputs, say=lines.append), lines
+
+
+def test_every_notebook_runs(smoke):
+    outputs, results, lines = smoke
+    assert results == dict.fromkeys(list_notebooks(), "done"), results
+    made = {str(p.relative_to(outputs / "smoke")) for p in (outputs / "smoke").rglob("*") if p.is_file()}
+    wanted = {f"tables/{n}{s}" for n in TABLES for s in (".csv", ".md", ".tex", ".provenance.json")}
+    wanted |= {f"figures/{n}{s}" for n in FIGURES for s in (".png", ".pdf", ".provenance.json")}
+    assert wanted | {f"notebooks/{n}.ipynb" for n in list_notebooks()} <= made and changed_files(outputs / "smoke") == []
+    assert re.search(r"\d+ of \d+ runs are to be made", "\n".join(lines)) and set(NOTEBOOKS) <= set(results)
+
+
+def test_notebooks_find_all_their_runs_made(smoke):
+    "What a notebook needs is in the plan, except the timing, which is measured where nothing else runs."
+    for name in NOTEBOOKS:
+        text = "".join(o.get("text", "") for c in nbformat.read(smoke[0] / f"smoke/notebooks/{name}.ipynb", as_version=4).cells for o in c.get("outputs", []))
+        made = re.findall(r"MISS (\w+) ", text)
+        assert set(made) <= {"timings"}, f"{name}: {made}"
+        assert re.search(r"All \d+ runs are there", text), name
+
+
+def test_provenance_names_runs_data_and_code(smoke):
+    note = read_json(smoke[0] / "smoke/tables/table3.provenance.json")
+    assert note["preset"] == "smoke" and note["seeds"] == 1 and note["other_code"] == [] and len(note["data"]) == 16 and note["notebook"] == "table3_cross_manipulation"
+    assert sum(run.startswith("detectors/") for run in note["runs"]) == 30
+
+
+def test_the_second_time_all_is_reused_and_the_tables_are_the_same_bytes(smoke):
+    outputs = smoke[0]
+    state = lambda folder, *suffixes: {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (outputs / folder).rglob("*") if p.suffix in suffixes}
+    runs, tables, again = state("runs", ".json", ".parquet"), {p: b for p, (_, b) in state("smoke/tables", ".csv", ".md", ".tex").items()}, []
+    assert set(reproduce(["table8", "figure8"], "smoke", outputs=outputs, say=again.append).values()) == {"done"}
+    assert not any(line.startswith("MISS") for line in again) and any(" 0 made." in line for line in again)
+    assert state("runs", ".json", ".parquet") == runs and {p: b for p, (_, b) in state("smoke/tables", ".csv", ".md", ".tex").items()} == tables
+
+
+def test_table3_numbers_are_the_scores(smoke):
+    rows = pd.read_csv(smoke[0] / "smoke/tables/table3.csv").set_index(["backbone", "arm", "train", "test"])
+    assert len(rows) == 3 * 3 * 5 * 7 and (rows.low <= rows.high).all()
+    table = scores(detector_run(quiet(smoke[0]), "VGG", "FS", mask="primary"))
+    part = table[table.subset.isin(["real", "NT"])]
+    value = 100 * auc(part.label, part.p_fake)
+    assert rows.loc[("VGG", "primary", "FS", "NT"), "value"] == pytest.approx(value)
+    assert rows.loc[("VGG", "primary - none", "FS", "NT"), "value"] == pytest.approx(value - rows.loc[("VGG", "none", "FS", "NT"), "value"])
+
+
+def test_tables_show_ours_the_papers_and_the_difference(smoke):
+    for n in (2, 3, 4, 5, 6, 7, 8):
+        text = (smoke[0] / f"smoke/tables/table{n}.md").read_text()
+        assert all(f" {kind} " in text for kind in ("ours", "paper", "ours - paper")) and "Preset smoke" in text and "1 seed" in text and "95% intervals" in text, n
+    assert "99.91" in (smoke[0] / "smoke/tables/table3.md").read_text() and "**74.72**" in (smoke[0] / "smoke/tables/table2.md").read_text()
+    rows = pd.read_csv(smoke[0] / "smoke/tables/table2.csv")
+    assert set(rows.measure) == {"ACC", "AUC"} and len(rows) == 2 * 4 * (18 + 5)
+
+
+def test_several_seeds_widen_the_intervals(smoke):
+    lab = quiet(smoke[0])
+    one, two = (compare_arms(lab, table_arms(lab, 6)[:1], seeds).set_index("test") for seeds in (1, 2))
+    assert not np.allclose(one.value, two.value) and (two.high - two.low).loc["AVG"] > 0
+
+
+class Page(HTMLParser):
+    "What a page refers to."
+    def __init__(self, text):
+        super().__init__()
+        self.images, self.links, self.ids, self.others = [], [], set(), []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        a = dict(attributes)
+        if "id" in a: self.ids.add(a["id"])
+        if tag == "img": self.images.append((a["alt"], a["src"]))
+        elif tag == "a": self.links.append(a["href"])
+        elif {"src", "href"} & set(a) and a.get("href") != "data:,": self.others.append((tag, a))
+
+
+def test_the_report_is_whole_and_needs_no_network(smoke):
+    outputs = smoke[0]
+    text = (outputs / "report.html").read_text()
+    page = Page(text)
+    assert {alt for alt, _ in page.images} >= FIGURES and not page.others and "http" not in re.sub(r'src="data:[^"]+"', "", text)
+    for _, source in page.images: Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,")))).verify()
+    for link in page.links: assert (link[1:] in page.ids) if link.startswith("#") else (outputs / link).exists(), link
+    assert set(NOTEBOOKS) <= page.ids and "Not what was written" not in text and "Failed:" not in text and "$" not in text
+    assert text.count("<table>") + text.count("<table ") >= len(TABLES) + 2 and "Table IV, EfficientNet random, DF-1.0" in text
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no browser: install the package chromium to have the report looked at")
+def test_the_report_in_a_browser(smoke, tmp_path):
+    "No console error, all pictures load, and no sideways scrolling of the page at phone width."
+    page = tmp_path / "page.html"
+    probe = """<script>addEventListener("load", () => { document.title = JSON.stringify({broken: [...document.images].filter(i => !i.naturalWidth).length,
+      images: document.images.length, wide: document.documentElement.scrollWidth, width: innerWidth}); })</script></body>"""
+    page.write_text((smoke[0] / "report.html").read_text().replace("</body>", probe))
+    frame = tmp_path / "phone.html" # a headless window cannot be as narrow as a phone
+    frame.write_text(f"""<iframe id="f" src="{page.name}" width="390" height="800"></iframe>
+      <script>onload = () => setTimeout(() => {{ document.title = f.contentDocument.title }}, 500)</script>""")
+    options = "headless no-sandbox disable-gpu allow-file-access-from-files enable-logging=stderr virtual-time-budget=20000 dump-dom".split()
+    done = subprocess.run(["chromium", *[f"--{o}" for o in options], f"--user-data-dir={tmp_path / 'profile'}", frame.as_uri()], capture_output=True, text=True, timeout=120)
+    found = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1].replace("&quot;", '"'))
+    assert found["broken"] == 0 and found["images"] >= len(FIGURES) and found["wide"] <= found["width"] == 390
+    assert "CONSOLE" not in done.stderr, done.stderr
+
+
+def test_a_cell_changed_by_hand_stands_in_the_report(smoke, monkeypatch):
+    monkeypatch.setattr(module, "run_notebook", lambda *a, **k: None)
+    outputs, lab = smoke[0], quiet(smoke[0])
+    path = outputs / "smoke/tables/table6.csv"
+    before = path.read_bytes()
+    try:
+        path.write_bytes(before.replace(b"AUC", b"AUc", 1))
+        assert "tables/table6.csv: changed since it was written" in write_report(lab).read_text()
+        lines = []
+        reproduce(["figure7"], "smoke", outputs=outputs, say=lines.append)
+        assert any(line.startswith("CHANGED tables/table6.csv") for line in lines)
+    finally: path.write_bytes(before)
+    assert "Not what was written" not in write_report(lab).read_text()
+
+
+def test_figure7_masks_grow_with_alpha_and_stay_what_they_were(smoke):
+    figure = figures.draw_figure7(quiet(smoke[0]), cases=3)
+    rows = np.array_split(figure.axes, 3)
+    for row in rows:
+        face, *masked = [ax.images[0].get_array().astype(int) for ax in row]
+        changed = [(m != face).any(-1) for m in masked]  # alpha 1.0, 0.9, ... 0.1
+        assert all((small <= large).all() and small.sum() < large.sum() for large, small in zip(changed, changed[1:]))
+        assert all((m[c] == 0).all() for m, c in zip(masked, changed))
+    assert [ax.get_title() for ax in rows[0]][:3] == ["face", r"$\alpha$ = 1.0", "0.9"]
+
+
+def test_figure3_has_a_row_a_fusion_and_a_curve_each(smoke):
+    *faces, curves = figures.draw_figure3(quiet(smoke[0])).axes
+    assert len(faces) == 3 * 5 and len(curves.patches) == 3
+    low, high, neighbour = (np.array([(ax.images[1].get_array() > 0).mean() for ax in row]) for row in np.array_split(faces, 3))
+    assert (high <= low).all() and (neighbour >= high).all(), "a higher tau_1 keeps less, neighbouring adds to it"
+
+
+def test_figures_2_and_4_are_intermediate_results(smoke):
+    lab = quiet(smoke[0])
+    panels = {ax.get_title(): ax.images for ax in figures.draw_figure2(lab).axes}
+    binary, kept = (panels[t][0].get_array() for t in ("mask $M_b$\nEq. 4", "highest 50%\nEq. 10"))
+    face, masked = panels["face (DF)"][0].get_array(), panels["masked face\nEq. 11"][0].get_array()
+    assert (kept <= binary).all() and abs(kept.sum() / binary.sum() - 0.5) < 0.01 and (masked == np.where(kept[..., None], 0, face)).all()
+    assert (panels["fused map"][1].get_array() > 0).sum() == binary.sum(), "the mask is where the fused map is above 0"
+    panels = [(ax.get_title(), ax.images[0].get_array()) for ax in figures.draw_figure4(lab).axes]
+    sizes = [image.sum() for title, image in panels if "odot" in title]
+    assert len(sizes) == 3 and sizes == sorted(sizes) and sizes[2] == dict(panels)["1) mask conversion,\n$M_b$"].sum()
+
+
+def test_figure9_draws_what_it_is_told_to(smoke):
+    (_, one), (_, two), (_, other) = (figures.draw_figure9(quiet(smoke[0]), seed, ["EfficientNet"], faces=1) for seed in (0, 0, 3))
+    assert one.equals(two) and len(one) == 2 and set(one.arm) == {"none", "primary"} and not one.path.equals(other.path)
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    def make(body, tagged=True):
+        cell = nbformat.v4.new_code_cell("n = 1  # a number", metadata=dict(tags=["parameters"] if tagged else []))
+        kernel = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell(body)], metadata=kernel), tmp_path / "a.ipynb")
+        return tmp_path / "a.ipynb"
+    return make
+
+
+def test_unknown_parameters_raise(notebook, tmp_path):
+    with pytest.raises(ValueError, match="unknown parameter of a.ipynb 'm'.*Known: n"):
+        run_notebook(notebook("print(n)"), tmp_path / "out.ipynb", m=2)
+    with pytest.raises(ValueError, match="no cell tagged 'parameters'"):
+        run_notebook(notebook("print(n)", tagged=False), tmp_path / "out.ipynb", n=2)
+
+
+def test_a_failed_notebook_is_kept_aside_and_the_source_untouched(notebook, tmp_path):
+    source = notebook("1 / (n - 1)")
+    before = source.read_bytes()
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        run_notebook(source, tmp_path / "out.ipynb", n=1)
+    assert not (tmp_path / "out.ipynb").exists() and (tmp_path / "out.failed.ipynb").exists()
+    run_notebook(source, tmp_path / "out.ipynb", n=3)
+    assert (tmp_path / "out.ipynb").exists() and not (tmp_path / "out.failed.ipynb").exists() and source.read_bytes() == before
+
+
+def test_one_failure_does_not_stop_the_others(smoke, monkeypatch, capsys):
+    def broken(source, out, **parameters):
+        if "table1" in source.name: raise RuntimeError("first line\nthe <reason>")
+    monkeypatch.setattr(module, "run_notebook", broken)
+    results = reproduce(["table1", "figure7"], "smoke", outputs=smoke[0], say=print)
+    assert results["figure7_alpha"] == "done" and results["table1_attended_share"].startswith("FAILED: the <reason>")
+    assert "1 of 2 notebooks done" in capsys.readouterr().out and "the &lt;reason&gt;" in (smoke[0] / "report.html").read_text()
+    monkeypatch.setattr(module, "reproduce", lambda *a, **k: results)
+    assert cli.main(["reproduce"]) == 1
+
+
+def test_wrong_words_on_the_command_line(capsys, tmp_path):
+    assert cli.main(["reproduce", "tabel3", "--preset", "smoke", "--outputs", str(tmp_path)]) == 2
+    assert "Did you mean 'table3'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["reproduce", "--preset", "huge"])
+    assert cli.main(["reproduce", "--preset", "paper", "--outputs", str(tmp_path)]) == 2
+    assert "needs real data" in capsys.readouterr().err
+    assert cli.main(["reproduce", "--preset", "smoke", "--seeds", "0", "--outputs", str(tmp_path)]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_forge_on_the_command_line(capsys, tmp_path):
+    assert cli.main(["forge", "--people", "3", "--out", str(tmp_path / "out")]) == 2
+    assert "people" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert cli.main(["forge", "--people", "6", "--size", "64", "--steps", "1", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/targets/mini-Celeb/contact_sheet.png").exists()
+    assert set(read_manifest(tmp_path / "out/manifest.parquet").split) == {"train", "val", "test"}
+
+
+def test_find_notebooks():
+    assert find_notebooks([]) == find_notebooks(["headline"]) == list(HEADLINE) and find_notebooks(["all"]) == list_notebooks()
+    assert {n.split("_")[0] for n in HEADLINE} == {"table1", "table3", "table8", *(f"figure{n}" for n in (1, 2, 3, 4, 7, 8))}, "what the issue calls the headline"
+    assert find_notebooks(["figure7", "table3"]) == ["table3_cross_manipulation", "figure7_alpha"] and len(find_notebooks(["figure1"])) == 1, "not figure10"
+    assert {p.stem for p in notebook_folder().glob("*.ipynb")} == set(list_notebooks()) >= set(NOTEBOOKS)
+
+
+def test_the_parameters_are_told(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["reproduce", "--help"])
+    text = parameters_text()
+    assert text in (shown := capsys.readouterr().out) and "--engine" in shown
+    assert text.count("preset = ") == 1 and "table2_generalization:\n    backbones = \"all\"" in text and "figure9_heat_maps:" in text
+    assert all("#" in line for line in text.splitlines() if " = " in line)
+
+
+def test_everything_adds_the_further_backbones(smoke):
+    tasks = [plan(quiet(smoke[0]), ["table3_cross_manipulation"], 1, full).store.tasks for full in (False, True)]
+    labels = [{t.path.name.split("-DF")[0] for t in some if t.path.parent.name == "detectors" and "-DF-" in t.path.name} for some in tasks]
+    assert labels[0] == {"Xception", "EfficientNet", "VGG"} and labels[1] - labels[0] == {"F3-Net", "ResNet-50"} and set(FULL) == {"table3_cross_manipulation"}
+
+
+def test_what_it_costs(smoke, tmp_path):
+    lab = quiet(smoke[0])
+    assert announce(lab, lambda lab: NOTEBOOKS["table6_single_detectors"](lab, 1)).startswith("All ")
+    assert re.fullmatch(r"\d+ of \d+ runs are to be made: about .+\.", announce(lab, lambda lab: NOTEBOOKS["table6_single_detectors"](lab, 3)))
+    assert 6e12 / 2 < rtx3090_rate() < 8e12 / 2, "an RTX 3090's practical speed, in multiply-accumulates"
+    empty = Lab("smoke", smoke[0] / "data/smoke", tmp_path)
+    one, three = (cost(plan(empty, ["table7_exploitation"], seeds)) for seeds in (1, 3))
+    assert one.trainings == 7 and three.trainings == 3 * 7 and three.hours == pytest.approx(3 * one.hours) and three.disk == pytest.approx(3 * one.disk)
+
+
+@pytest.fixture
+def real_data(tmp_path, monkeypatch):
+    "The folders of `prle faces` made of real mp4s in the official layouts, and the preset paper at its full size but for one epoch of a few faces."
+    from clips import write_clip
+    from prle import experiments
+    source, root = tmp_path / "sources", tmp_path / "root"
+    people = {f"{i:03}": f"s{i + 1}" for i in range(6)}
+    put = lambda path, who, mask=None: write_clip(path, who, frames=2, size=(224, 180), mask=mask)
+    ffpp, celeb = source / "ffpp", source / "celeb"
+    pairs = [("000", "001"), ("002", "003"), ("004", "005")]
+    for i, who in people.items(): put(ffpp / f"original_sequences/youtube/c23/videos/{i}.mp4", who)
+    for a, b in [p for pair in pairs for p in (pair, pair[::-1])]:
+        base = ffpp / "manipulated_sequences/Deepfakes"
+        (base / "masks/videos").mkdir(parents=True, exist_ok=True)
+        put(base / f"c23/videos/{a}_{b}.mp4", people[b], base / f"masks/videos/{a}_{b}.mp4")
+    for split, pair in zip(("train", "val", "test"), pairs): (ffpp / f"{split}.json").write_text(json.dumps([list(pair)]))
+    lines = []
+    for label, folder, name, who in ((1, "Celeb-real", "id0_0000", "s7"), (1, "YouTube-real", "00000", "s8"), (0, "Celeb-synthesis", "id0_id1_0000", "s9")):
+        put(celeb / folder / f"{name}.mp4", who)
+        lines.append(f"{label} {folder}/{name}.mp4")
+    (celeb / "List_of_testing_videos.txt").write_text("\n".join(lines) + "\n")
+    for name, folder, options in (("ff++", ffpp, ["--subsets", "DF"]), ("celeb-df", celeb, [])):
+        assert cli.main(["faces", name, "--root", str(folder), "--out", str(root / name), "--count", "2", "--size", "256", "--workers", "1", *options]) == 0
+    full = experiments.PRESETS["paper"]
+    networks = {name: dataclasses.replace(b, pretrained=False) for name, b in full.backbones.items()}
+    monkeypatch.setitem(experiments.PRESETS, "paper", dataclasses.replace(full, backbones=networks, recipe=dict(epochs=1, batch=4, workers=0)))
+    return root
+
+
+@pytest.mark.slow
+def test_real_data_in_official_layouts_with_full_size_networks(real_data, tmp_path, capsys):
+    "Crops of videos, the zoo at its published size, its maps, fusion, training with masks, a target set: Table VI's first row, with what it will cost said first."
+    lab = Lab("paper", real_data, tmp_path / "outputs", say=lambda line: None)
+    assert lab.targets == ["Celeb-DF"] and lab.subsets == ["DF"] and len(lab.train_faces("all")) == 8
+    text = announce(lab, lambda lab: NOTEBOOKS["table6_single_detectors"](lab, 1))
+    assert re.fullmatch(r"\d+ of \d+ runs are to be made, 7 of them trainings: about [\d.e-]+ hours of one RTX 3090 at the paper's throughput, reading not included, "
+                        r"and [\d.]+ [MG]B on disk.", text), text
+    rows = compare_arms(lab, table_arms(lab, 6)[:1], 1).set_index("test")
+    assert set(rows.index) == {"Celeb-DF", "AVG"} and rows.value.between(0, 100).all() and (rows.note == "").all()
+    weights = sum(p.stat().st_size for p in (tmp_path / "outputs/runs/detectors").glob("*/model.safetensors"))
+    assert weights > 500e6, "VGG-16 alone has 134 million weights"
+
+
+def test_the_manipulations_have_the_papers_names(smoke):
+    assert quiet(smoke[0]).subsets == list(SUBSETS)
