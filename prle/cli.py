@@ -11,6 +11,7 @@ import argparse, sys
 from .core import check_choice, outputs_dir
 from .datasets import SPLITS
 from .experiments import PRESETS
+from .studycommand import add_userstudy
 
 # %% ../nbs/13_cli.ipynb #13-cli-4
 def _options(args) -> dict:
@@ -126,6 +127,8 @@ def parser() -> argparse.ArgumentParser:
     paper.add_argument("--data", help="manifest (Parquet) of other data; the preset paper needs one")
     paper.add_argument("--outputs", help="folder for everything that is written; default: outputs/ of the project")
     paper.set_defaults(run=_reproduce)
+
+    add_userstudy(commands)
     return main
 
 # %% ../nbs/13_cli.ipynb #13-cli-10

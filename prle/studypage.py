@@ -48,7 +48,7 @@ def write_page(
     page, s = study.path/"page", study.settings
     numbers = dict(images=s["images"], practice=s["practice"], minutes=math.ceil(s["images"] / 10 + 2))
     text = Path(consent or STATIC/"consent.html").read_text(encoding="utf-8")
-    html = _fill((STATIC/"index.html").read_text(encoding="utf-8"), consent=_fill(text, **numbers).strip(), source="'self'", connect=_connect(post), **numbers)
+    html = _fill((STATIC/"index.html").read_text(encoding="utf-8"), consent=_fill(text, **numbers).strip(), connect=_connect(post), **numbers)
     exercises = [dict(picture=r.picture, answer=ANSWERS[r.label]) for r in study.pictures[study.pictures.practice].itertuples()]
     shutil.copytree(STATIC/"jspsych", page/"jspsych", dirs_exist_ok=True)
     for name in ("study.js", "study.css"): shutil.copy(STATIC/name, page/name)

@@ -146,7 +146,7 @@ def plan_study(
     plan, pool = conditions(participants, images, subsets, seed), _pool(faces, subsets, seed)
     try:
         rows = _practice(pool, subsets, practice, seed)
-        trial = pool.iloc[rows].sort_values("label").assign(mask=[("none", "dynamic")[k % 2] for k in range(len(rows))], alpha=np.nan)
+        trial = pool.iloc[rows].sort_values("label").assign(mask=[("none", "dynamic")[k % 2] for k in range(len(rows))], alpha=np.nan).sample(frac=1, random_state=rng(seed, "practice order"))
         pool = _without(pool, rows)
         return plan.assign(path=pool.path.to_numpy()[_assign(plan, pool, seed)]), trial
     except ValueError as e:

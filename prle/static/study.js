@@ -102,7 +102,7 @@ function instructions() {
   const holder = document.createElement("div");
   holder.innerHTML = template("instructions");
   return {type: jsPsychInstructions, pages: [...holder.querySelectorAll("section")].map((s) => s.outerHTML), show_clickable_nav: true, show_page_number: true,
-          button_label_previous: "Back", button_label_next: "Next", on_load: focus, on_page_change: () => setTimeout(focus)};
+          button_label_previous: "Back", button_label_next: "Next", on_load: focus, on_page_change: focus};
 }
 
 function practice() {
@@ -172,13 +172,16 @@ async function code() {
              <input type="text" id="code" name="code" required maxlength="32" autocapitalize="none" autocomplete="off" spellcheck="false" aria-describedby="hint">`};
     let entered;
     await jsPsych.run([{...asked, on_finish: (data) => { entered = data.response.code.trim().toLowerCase(); }}]);
-    if (await plan(entered)) return;
+    if (await plan(entered)) {
+      try { history.replaceState(null, "", `?code=${entered}`); } catch { } // so that a reload does not ask again; some browsers forbid it for files
+      return;
+    }
     wrong = entered;
   }
 }
 
 async function start() {
-  jsPsych = initJsPsych({display_element: "study"});
+  jsPsych = initJsPsych({display_element: "study", on_trial_finish: () => $("#study").focus()}); // the focus stays inside, or jsPsych misses that a key is let go
   await code();
   memory.load(PLAN.code);
   const s = memory.state, resumed = s.consented && s.answers.length < PLAN.items.length && (s.practised || s.answers.length);
