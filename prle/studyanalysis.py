@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPREADS', 'read_responses', 'exclude', 'crossed_bootstrap', 'accuracy_table', 'Effect', 'masked_is_harder',
-           'harder_with_alpha', 'robust_difference', 'power', 'detector_answers', 'detector_table', 'draw_figure10',
-           'report']
+           'harder_with_alpha', 'robust_difference', 'power', 'detector_answers', 'lab_detectors', 'detector_table',
+           'draw_figure10', 'report']
 
 # %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-2
 import json
@@ -22,6 +22,7 @@ from scipy import stats
 
 from .core import rng
 from .datasets import FaceDataset
+from .experiments import Lab, detector_run, load_detector
 from .studyserver import FIELDS
 from .trainer import predict
 from .userstudy import ANSWERS, Study, conditions
@@ -252,6 +253,14 @@ def detector_answers(
         p_fake = predict(detector, FaceDataset(faces), device=device)
         parts.append(rows.assign(detector=name, p_fake=p_fake, right=(p_fake > 0.5) == (rows.label == 1)))
     return pd.concat(parts, ignore_index=True)
+
+def lab_detectors(
+    lab: Lab, # preset, data and store
+    seed: int = 0, # of the trainings
+) -> dict: # name -> detector
+    "The preset's backbones, plain and with primary region masks, trained on all manipulations."
+    arms = {"": "none", " + PRLE": "primary"}
+    return {f"{b}{suffix}": load_detector(detector_run(lab, b, "all", mask=mask, seed=seed), lab.device) for b in lab.preset.backbones for suffix, mask in arms.items()}
 
 def detector_table(
     answers: pd.DataFrame, # from `detector_answers`

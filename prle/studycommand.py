@@ -18,16 +18,11 @@ def _folder(args) -> Path: return Path(args.folder or outputs_dir()/"mini"/"user
 
 def _build(args) -> int:
     from prle.experiments import Lab
-    from prle.studypage import write_page
-    from prle.userstudy import build_study, study_faces
+    from prle.studypage import make_study
     if args.consent and not Path(args.consent).exists(): raise FileNotFoundError(f"no consent text at {args.consent}.")
-    lab = Lab(args.preset, args.data, args.outputs)
-    faces = study_faces(lab, args.splits, args.seed)
-    folder = Path(args.out or lab.outputs/lab.name/"userstudy")
-    study = build_study(faces, folder, args.participants, args.images, args.subsets or lab.subsets, args.practice, args.seed,
-                        preset=lab.name, data=lab.fingerprint, code=lab.store.code, runs=lab.store.names(), splits=list(args.splits))
-    write_page(study, args.consent, args.post or None, args.confidence)
-    print(f"{len(study.pictures)} pictures for {args.participants} participants in {folder}. Complete the consent text in {folder/'page'/'index.html'}, then: prle userstudy serve {folder}")
+    study = make_study(Lab(args.preset, args.data, args.outputs), args.out, args.participants, args.images, args.subsets, args.splits, args.practice, args.seed,
+                       consent=args.consent, post=args.post or None, confidence=args.confidence)
+    print(f"{len(study.pictures)} pictures for {len(study.codes)} participants in {study.path}. Complete the consent text in {study.path/'page'/'index.html'}, then: prle userstudy serve {study.path}")
     return 0
 
 def _serve(args) -> int:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATTERN', 'ALPHAS', 'CHECKS', 'ANSWERS', 'conditions', 'largest_design', 'plan_study', 'mask_face', 'Study',
-           'build_study', 'read_study', 'study_faces']
+           'build_study', 'read_study', 'draw_session', 'study_faces']
 
 # %% ../nbs/12_userstudy.ipynb #12-userstudy-3
 import math, os
@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import PIL.Image
 import torch
+from matplotlib.figure import Figure
 from scipy.optimize import Bounds, LinearConstraint, linear_sum_assignment, milp
 
 from .core import FAKE, REAL, atomic_path, digest, progress, provenance, read_json, rng, write_json
@@ -267,7 +269,23 @@ def read_study(
     pictures["fixed"] = pd.to_numeric(pictures.fixed)
     return Study(folder, read_json(folder/"key"/"study.json"), pictures, pd.read_csv(folder/"key"/"plan.csv", keep_default_na=False, dtype=dict(code=str, picture=str)))
 
-# %% ../nbs/12_userstudy.ipynb #12-userstudy-36
+# %% ../nbs/12_userstudy.ipynb #12-userstudy-33
+def draw_session(
+    study: Study, # from `read_study`
+    code: str, # of a participant
+    columns: int = 10, # pictures in a row
+) -> Figure:
+    "What a participant sees, in order, with the key's words above: for the researcher."
+    pictures, key = [p for p in study.plan.picture[study.plan.code == code] if p], study.pictures.set_index("picture")
+    figure, axes = plt.subplots(math.ceil(len(pictures) / columns), columns, figsize=(columns, 1.35 * math.ceil(len(pictures) / columns)), layout="constrained", squeeze=False)
+    for ax in axes.flat: ax.set_axis_off()
+    for ax, picture in zip(axes.flat, pictures):
+        k = key.loc[picture]
+        ax.imshow(PIL.Image.open(study.path/"page"/"images"/picture))
+        ax.set_title(f"{k.subset} {k['mask']}" + (f" {k.alpha:.1f}" if k.alpha else ""), fontsize=6)
+    return figure
+
+# %% ../nbs/12_userstudy.ipynb #12-userstudy-37
 def study_faces(
     lab: Lab, # preset, data and store
     splits: Sequence[str] = SPLITS, # which faces; detectors are compared on "test" only
