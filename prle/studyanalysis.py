@@ -150,7 +150,7 @@ def _mixed_logistic(right: np.ndarray, x: np.ndarray, participants: np.ndarray, 
         one = sp.csr_matrix((np.ones(len(index)), (np.arange(len(index)), index)), (len(index), len(names)))
         blocks += [one, sp.diags(x) @ one]
     ident = np.repeat(np.arange(len(blocks)), [b.shape[1] for b in blocks])
-    fit = BinomialBayesMixedGLM(right.astype(float), np.column_stack([np.ones(len(x)), x]), sp.csr_matrix(sp.hstack(blocks)), ident).fit_vb()
+    fit = BinomialBayesMixedGLM(right.astype(float), np.column_stack([np.ones(len(x)), x]), sp.csr_matrix(sp.hstack(blocks)), ident).fit_vb(fit_method="L-BFGS-B")
     return float(fit.fe_mean[1]), float(fit.fe_sd[1])
 
 # %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-14
@@ -220,7 +220,7 @@ def power(
     faces: int = 240, # different ones, real and fake
     only: str | None = None, # decisions on one manipulation alone, as a pair of bars of Figure 10a; None: all
     level: float = 0.05, # of the one-sided test
-    studies: int = 300, # drawn for each number
+    studies: int = 200, # drawn for each number
     spreads: dict = SPREADS, # standard deviations in log-odds
     seed: int = 0, # of what is drawn
 ) -> pd.Series: # number of participants -> share of studies that find the drop

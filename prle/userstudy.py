@@ -78,9 +78,10 @@ def _pool(faces: pd.DataFrame, subsets: Sequence[str], seed: int) -> pd.DataFram
 
 def _choose(pool: pd.DataFrame, counts: dict[str, int], cost: np.ndarray) -> np.ndarray | None:
     "Rows of `pool` with `counts` faces of each kind and no person twice, at the least cost; None if there are none."
+    if pool.empty: return None
     shown = [_people(r) for r in pool.itertuples()]
     people = sorted(set().union(*shown))
-    once = LinearConstraint(np.array([[p in s for s in shown] for p in people], float), -np.inf, 1) if people else ()
+    once = LinearConstraint(np.array([[p in s for s in shown] for p in people], float), -np.inf, 1)
     kinds = LinearConstraint(np.array([pool.subset == k for k in counts], float), list(counts.values()), list(counts.values()))
     found = milp(cost, integrality=np.ones(len(pool)), bounds=Bounds(0, 1), constraints=[once, kinds])
     return np.flatnonzero(found.x > 0.5) if found.x is not None else None
