@@ -265,12 +265,12 @@ def lab_detectors(
 def detector_table(
     answers: pd.DataFrame, # from `detector_answers`
     subsets: Sequence[str], # manipulations
-    humans: pd.DataFrame | None = None, # from `exclude`: count each picture as often as participants judged it; None: once
+    shown: pd.DataFrame | None = None, # from `exclude`, or a plan: count each picture as often as it stands there; None: once
 ) -> pd.DataFrame: # detector, panel, name, mask, alpha, decisions, accuracy in per cent
     "The detectors' accuracy in the conditions of Figure 10."
     parts = []
     for name, rows in answers.groupby("detector", sort=False):
-        if humans is not None and len(humans): rows = humans[["picture"]].merge(rows, on="picture")
+        if shown is not None: rows = shown[["picture"]].merge(rows, on="picture")
         groups = _conditions_of(rows, subsets)
         right = rows["right"].to_numpy(bool)
         parts += [dict(detector=name, panel=p, name=s, mask=m, alpha=a, decisions=int(w.sum()), accuracy=100 * right[w].mean() if w.any() else np.nan) for (p, s, m, a), w in groups.items()]
@@ -288,7 +288,6 @@ def _bars(ax: plt.Axes, table: pd.DataFrame, detectors: pd.DataFrame | None):
             ax.plot(x, d[d.panel == "a"].set_index("name").accuracy.reindex(names), "Dosv^x"[j % 6], ms=3.5, mfc="none", color="black", label=name if k == 0 else None)
     ax.axhline(50, lw=0.6, ls=":", color="black")
     ax.set(xticks=range(len(names)), xticklabels=names, ylabel="accuracy (%)", ylim=(0, 105), title="(a)")
-    ax.legend(fontsize=6, loc="lower right", framealpha=0.9)
 
 def _curve(ax: plt.Axes, table: pd.DataFrame, detectors: pd.DataFrame | None):
     "Figure 10b: accuracy by fixed alpha."
@@ -298,7 +297,6 @@ def _curve(ax: plt.Axes, table: pd.DataFrame, detectors: pd.DataFrame | None):
         ax.plot(d.alpha, d.accuracy, lw=0.6, ls="--", marker="Dosv^x"[j % 6], ms=3, mfc="none", color="black", label=name)
     ax.axhline(50, lw=0.6, ls=":", color="black")
     ax.set(xlabel="$\\alpha$ (0: unmasked)", ylim=(0, 105), xlim=(-0.05, 1.05), title="(b)")
-    ax.legend(fontsize=6, loc="lower right", framealpha=0.9)
 
 # %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-23
 def draw_figure10(
@@ -309,9 +307,11 @@ def draw_figure10(
 ) -> Figure:
     "Accuracy of people, and of detectors on the same pictures, Figure 10. Says across the picture when there are no responses, or when they are simulated."
     table = accuracy_table(kept, subsets, n)
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained", width_ratios=(1.6, 1))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.3), layout="constrained", width_ratios=(1.6, 1))
     _bars(axes[0], table, detectors)
     _curve(axes[1], table, detectors)
+    handles = dict(zip(*(sum(x, []) for x in zip(*(ax.get_legend_handles_labels()[::-1] for ax in axes)))))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=5, fontsize=6.5, frameon=False)
     word = "NO RESPONSES YET" if not len(kept) else "SIMULATED" if kept.simulated.any() else ""
     figure.text(0.5, 0.5, word, fontsize=48, color="crimson", alpha=0.45, ha="center", va="center", rotation=15, weight="bold", zorder=10)
     people = f"{kept.code.nunique()} participants, {len(kept)} decisions; 95% intervals by bootstrap over participants and faces" if len(kept) else "no human decisions"

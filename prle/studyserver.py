@@ -119,6 +119,7 @@ def _handlers(study: Study):
         def set_extra_headers(self, path):
             for name, value in HEADERS.items(): self.set_header(name, value)
         def validate_absolute_path(self, root, absolute_path):
+            if "\0" in absolute_path: raise HTTPError(400)
             real = Path(os.path.realpath(absolute_path))
             if not real.is_relative_to(root): raise HTTPError(404)
             return super().validate_absolute_path(root, str(real))
