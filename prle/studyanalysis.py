@@ -204,7 +204,8 @@ def _draw_study(plan: pd.DataFrame, faces: int, accuracy: tuple[float, float], s
     level = wide * np.log(np.array(accuracy) / (1 - np.array(accuracy)))
     bend = lambda size, n, index: (size * draw.standard_normal(n))[index]
     people = who.max() + 1
-    logit = level[x] + bend(spreads["participant"], people, who) + bend(spreads["face"], faces, what) + (x - 0.5) * (bend(spreads["participant_slope"], people, who) + bend(spreads["face_slope"], faces, what))
+    logit = level[x] + bend(spreads["participant"], people, who) + bend(spreads["face"], faces, what)
+    logit += (x - 0.5) * (bend(spreads["participant_slope"], people, who) + bend(spreads["face_slope"], faces, what))
     return (draw.random(len(plan)) < 1 / (1 + np.exp(-logit))).astype(int), x, who, what
 
 SPREADS = dict(participant=0.5, face=0.8, participant_slope=0.3, face_slope=0.4)
@@ -273,7 +274,8 @@ def detector_table(
         if shown is not None: rows = shown[["picture"]].merge(rows, on="picture")
         groups = _conditions_of(rows, subsets)
         right = rows["right"].to_numpy(bool)
-        parts += [dict(detector=name, panel=p, name=s, mask=m, alpha=a, decisions=int(w.sum()), accuracy=100 * right[w].mean() if w.any() else np.nan) for (p, s, m, a), w in groups.items()]
+        parts += [dict(detector=name, panel=p, name=s, mask=m, alpha=a, decisions=int(w.sum()), accuracy=100 * right[w].mean() if w.any() else np.nan)
+                  for (p, s, m, a), w in groups.items()]
     return pd.DataFrame(parts)
 
 # %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-22

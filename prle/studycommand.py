@@ -22,7 +22,8 @@ def _build(args) -> int:
     if args.consent and not Path(args.consent).exists(): raise FileNotFoundError(f"no consent text at {args.consent}.")
     study = make_study(Lab(args.preset, args.data, args.outputs), args.out, args.participants, args.images, args.subsets, args.splits, args.practice, args.seed,
                        consent=args.consent, post=args.post or None, confidence=args.confidence)
-    print(f"{len(study.pictures)} pictures for {len(study.codes)} participants in {study.path}. Complete the consent text in {study.path/'page'/'index.html'}, then: prle userstudy serve {study.path}")
+    print(f"{len(study.pictures)} pictures for {len(study.codes)} participants in {study.path}.")
+    print(f"Complete the consent text in {study.path/'page'/'index.html'}, then: prle userstudy serve {study.path}")
     return 0
 
 def _serve(args) -> int:

@@ -81,7 +81,8 @@ def make_study(
     if images is None:
         subsets, images = largest_design(faces, subsets, practice, seed=seed)
         if not images: raise ValueError(f"{faces.identity.nunique()} people are too few for any balanced design.")
-    study = build_study(faces, folder, participants, images, subsets, practice, seed, preset=lab.name, data=lab.fingerprint, code=lab.store.code, runs=lab.store.names(), splits=list(splits))
+    study = build_study(faces, folder, participants, images, subsets, practice, seed,
+                        preset=lab.name, data=lab.fingerprint, code=lab.store.code, runs=lab.store.names(), splits=list(splits))
     write_page(study, **page)
     return study
 

@@ -144,9 +144,11 @@ def serve(
 
     async def run():
         sockets = bind_sockets(port, host)
-        server = HTTPServer(Application(_handlers(study), log_function=lambda handler: None), max_body_size=4 * LIMIT, max_header_size=4 * LIMIT, idle_connection_timeout=60, body_timeout=10)
+        quiet = Application(_handlers(study), log_function=lambda handler: None)
+        server = HTTPServer(quiet, max_body_size=4 * LIMIT, max_header_size=4 * LIMIT, idle_connection_timeout=60, body_timeout=10)
         server.add_sockets(sockets)
-        print(f"http://{host}:{sockets[0].getsockname()[1]}/?code={study.codes[0]} is the first of {len(study.codes)} participants; all codes are in {study.path/'key'/'codes.txt'}.", flush=True)
+        address = f"http://{host}:{sockets[0].getsockname()[1]}/?code={study.codes[0]}"
+        print(f"{address} is the first of {len(study.codes)} participants; all codes are in {study.path/'key'/'codes.txt'}.", flush=True)
         if host not in LOOPBACK: print("Everybody in the network can reach this server, and what it is sent is not encrypted.", file=sys.stderr, flush=True)
         await asyncio.Event().wait()
 

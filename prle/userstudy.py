@@ -149,13 +149,15 @@ def plan_study(
     plan, pool = conditions(participants, images, subsets, seed), _pool(faces, subsets, seed)
     try:
         rows = _practice(pool, subsets, practice, seed)
-        trial = pool.iloc[rows].sort_values("label").assign(mask=[("none", "dynamic")[k % 2] for k in range(len(rows))], alpha=np.nan).sample(frac=1, random_state=rng(seed, "practice order"))
+        trial = pool.iloc[rows].sort_values("label").assign(mask=[("none", "dynamic")[k % 2] for k in range(len(rows))], alpha=np.nan)
+        trial = trial.sample(frac=1, random_state=rng(seed, "practice order"))
         pool = _without(pool, rows)
         return plan.assign(path=pool.path.to_numpy()[_assign(plan, pool, seed)]), trial
     except ValueError as e:
         some, most = largest_design(faces, subsets, practice, images, seed)
         offer = f"The largest balanced design has {most} images a participant, with {', '.join(some)}." if most else "No design of any size is balanced; a study needs more people."
-        raise ValueError(f"{images} images a participant with every identity at most once, and {practice} to practise on, need more people than the {faces.identity.nunique()} there are. {offer}") from e
+        raise ValueError(f"{images} images a participant with every identity at most once, and {practice} to practise on, "
+                         f"need more people than the {faces.identity.nunique()} there are. {offer}") from e
 
 # %% ../nbs/12_userstudy.ipynb #12-userstudy-24
 def _write_picture(image: np.ndarray, path: Path):
@@ -251,8 +253,8 @@ def build_study(
             for index, item in enumerate(_items(pictures, (mark, p))):
                 picture = item.get("picture", "")
                 rows.append(dict(code=codes[p], index=index, picture=picture, expected=ANSWERS[truth[picture]] if picture else item["check"]))
-        settings = dict(study=mark, seed=seed, participants=participants, images=images, subsets=list(subsets), practice=practice, checks=len(CHECKS), people=int(faces.identity.nunique()),
-                        size=list(PIL.Image.open(tmp/"page"/"images"/key.picture[0]).size), provenance=dict(provenance(), **facts))
+        settings = dict(study=mark, seed=seed, participants=participants, images=images, subsets=list(subsets), practice=practice, checks=len(CHECKS),
+                        people=int(faces.identity.nunique()), size=list(PIL.Image.open(tmp/"page"/"images"/key.picture[0]).size), provenance=dict(provenance(), **facts))
         (tmp/"key").mkdir(), (tmp/"responses").mkdir()
         key.to_csv(tmp/"key"/"pictures.csv", index=False)
         pd.DataFrame(rows).to_csv(tmp/"key"/"plan.csv", index=False)

@@ -56,5 +56,6 @@ def simulate(study, accuracy, seed=0, participant=0.5, face=0.5, rt=2000, codes=
                 p = accuracy(k)
                 right = draw.random() < 1 / (1 + np.exp(-(np.log(p / (1 - p)) + own + faces[k.path])))
             answer = r.expected if right else {"real": "fake", "fake": "real"}[r.expected]
-            answers.append(dict(study=study.settings["study"], code=code, index=int(r.index_), item=r.picture or "check", answer=answer, rt=int(rt), source="button", confidence=None, simulated=True))
+            answers.append(dict(study=study.settings["study"], code=code, index=int(r.index_), item=r.picture or "check", answer=answer,
+                                rt=int(rt), source="button", confidence=None, simulated=True))
         (study.path / "responses" / f"{code}.json").write_text(json.dumps(dict(study=study.settings["study"], code=code, complete=True, answers=answers)))

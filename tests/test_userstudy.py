@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import cv2
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import PIL.Image
 import pytest
 import studies
@@ -212,7 +211,8 @@ def test_the_consent_is_the_researchers_and_the_policy_names_one_address(study, 
 def test_texts_have_enough_contrast():
     "WCAG's ratio of every colour of text against its ground, 4.5 or more."
     from prle.studypage import STATIC
-    light = lambda c: sum(w * ((v / 12.92) if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4) for w, v in zip((0.2126, 0.7152, 0.0722), (int(c[i:i + 2], 16) / 255 for i in (0, 2, 4))))
+    linear = lambda v: v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4
+    light = lambda c: sum(w * linear(int(c[i:i + 2], 16) / 255) for w, i in zip((0.2126, 0.7152, 0.0722), (0, 2, 4)))
     full = lambda c: c.lstrip("#") if len(c) == 7 else "".join(2 * x for x in c.lstrip("#"))
     found = 0
     for rule in re.findall(r"\{(.+?)\}", (STATIC / "study.css").read_text()):
@@ -240,9 +240,11 @@ def good(study, index=0, code=0, **changes):
 
 @pytest.mark.parametrize("changes, status, why", [
     (dict(study="x"), 409, "another study"), (dict(code="nobody22"), 404, "no such code"), (dict(code="../../../etc/passwd"), 404, "no such code"),
-    (dict(index=12), 400, "0 to 11"), (dict(index=-1), 400, "0 to 11"), (dict(index=True), 400, "wrong type"), (dict(index=1.0), 400, "wrong type"), (dict(item="0.png"), 400, "another one"),
+    (dict(index=12), 400, "0 to 11"), (dict(index=-1), 400, "0 to 11"), (dict(index=True), 400, "wrong type"), (dict(index=1.0), 400, "wrong type"),
+    (dict(item="0.png"), 400, "another one"),
     (dict(answer="maybe"), 400, "real or fake"), (dict(rt=-1), 400, "rt must"), (dict(rt=10**12), 400, "rt must"), (dict(rt="5"), 400, "wrong type"),
-    (dict(source="mind"), 400, "button or keyboard"), (dict(confidence=4), 400, "confidence"), (dict(confidence=True), 400, "wrong type"), (dict(email="a@b.c"), 400, "unknown field 'email'"),
+    (dict(source="mind"), 400, "button or keyboard"), (dict(confidence=4), 400, "confidence"), (dict(confidence=True), 400, "wrong type"),
+    (dict(email="a@b.c"), 400, "unknown field 'email'"),
     (dict(simulated=True), 400, "unknown field 'simulated'")])
 def test_malformed_answers_are_refused_with_a_reason_and_leave_nothing(fresh, changes, status, why):
     with pytest.raises(Refused, match=why) as e:
@@ -326,8 +328,8 @@ def test_nothing_outside_the_page_is_served(fresh):
         status, body, headers = ask("/")
         assert status == 200 and b"Real or fake" in body and headers["X-Content-Type-Options"] == "nosniff"
         assert ask(f"/plans/{fresh.codes[0]}.js")[0] == 200
-        for path in ("/../key/plan.csv", "/%2e%2e/key/plan.csv", "/..%2fkey%2fplan.csv", "//etc/passwd", "/images/../../key/plan.csv", "/link.csv", "/folder/plan.csv", "/plans/", "/images/", "/key/plan.csv",
-                     "/responses/", "/static/..%5c..%5ckey/plan.csv", "/plans/%00"):
+        for path in ("/../key/plan.csv", "/%2e%2e/key/plan.csv", "/..%2fkey%2fplan.csv", "//etc/passwd", "/images/../../key/plan.csv", "/link.csv", "/folder/plan.csv", "/plans/",
+                     "/images/", "/key/plan.csv", "/responses/", "/static/..%5c..%5ckey/plan.csv", "/plans/%00"):
             status, body, _ = ask(path)
             assert status in (400, 403, 404) and fresh.codes[0].encode() not in body and b"root:" not in body, path
 
@@ -338,7 +340,8 @@ def test_answers_over_http(fresh):
         assert status == 201 and json.loads(body) == dict(stored=1)
         status, body, _ = ask("/answers", good(fresh))
         assert status == 409 and json.loads(body) == dict(error="this answer is stored already.", same=True)
-        for data, want in ((b"{", 400), (b"\xff\xfe", 400), (b"[" * 4000, 400), (b"[]", 400), (b" " * (LIMIT + 1), 413), (json.dumps(good(fresh, 1)).encode() + b" " * 5 * LIMIT, 400)):
+        for data, want in ((b"{", 400), (b"\xff\xfe", 400), (b"[" * 4000, 400), (b"[]", 400), (b" " * (LIMIT + 1), 413),
+                           (json.dumps(good(fresh, 1)).encode() + b" " * 5 * LIMIT, 400)):
             status, body, _ = ask("/answers", data)
             assert status == want, (data[:10], status)
         assert ask("/answers", good(fresh, 1), **{"Content-Type": "text/plain"})[0] == 415
@@ -373,7 +376,8 @@ def test_exclusions(fresh):
     change(1, lambda a: a.update(rt=400))
     change(2, lambda a: a.update(rt=150) if a["index"] == 0 else None)
     kept, out = exclude(read_responses(fresh))
-    assert dict(zip(out.code, out.reason)) == {fresh.codes[0]: "failed an attention check", fresh.codes[1]: "median time below 500 ms", fresh.codes[2]: "decisions faster than 200 ms"}
+    reasons = ("failed an attention check", "median time below 500 ms", "decisions faster than 200 ms")
+    assert dict(zip(out.code, out.reason)) == dict(zip(fresh.codes, reasons))
     assert dict(zip(out.code, out.decisions)) == {fresh.codes[0]: 10, fresh.codes[1]: 10, fresh.codes[2]: 1}
     assert len(kept) == 79 and (kept.picture != "").all() and kept.groupby("code").size().to_dict()[fresh.codes[2]] == 9
 

@@ -39,7 +39,8 @@ def browser(size, downloads=None):
     from selenium import webdriver
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
-    for flag in ("--headless=new", "--disable-dev-shm-usage", "--disable-gpu", f"--window-size={size[0]},{size[1]}", *["--no-sandbox"] * (os.geteuid() == 0)): options.add_argument(flag)
+    flags = ["--headless=new", "--disable-dev-shm-usage", "--disable-gpu", f"--window-size={size[0]},{size[1]}", *["--no-sandbox"] * (os.geteuid() == 0)]
+    for flag in flags: options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     if size == PHONE: options.add_experimental_option("mobileEmulation", {"deviceMetrics": {"width": size[0], "height": size[1], "pixelRatio": 2.0, "touch": True}})
     if downloads: options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
@@ -190,8 +191,8 @@ def test_a_session_on_a_phone_with_confidence(tmp_path):
         for sure in ("Guessed", "Rather sure", "Sure", "Skip", None, None):
             who.until(who.item, "a picture")
             fits(who)
-            top = who.script("const i = document.querySelector('#study .picture, #study .check').getBoundingClientRect(), b = document.querySelector('#study button').getBoundingClientRect(); return [i.top, b.bottom]")
-            assert 0 <= top[0] and top[1] <= PHONE[1], "picture and buttons on one screen"
+            box = lambda what: who.script("const r = document.querySelector(arguments[0]).getBoundingClientRect(); return [r.top, r.bottom]", what)
+            assert 0 <= box("#study .picture, #study .check")[0] and box("#study button")[1] <= PHONE[1], "picture and buttons on one screen"
             item = who.item()
             who.changed(who.press("Fake" if not item.startswith("check") else item.split(": ")[1].capitalize()))
             if not item.startswith("check"):
