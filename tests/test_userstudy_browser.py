@@ -78,7 +78,7 @@ class Participant:
         from selenium.webdriver import ActionChains
         ActionChains(self.driver).send_keys(*keys).perform()
 
-    def screen(self): return self.script("return document.querySelector('#study').innerHTML")
+    def screen(self): return self.text(), self.item()  # not its HTML, which changes while a screen still stands
     def changed(self, before): self.until(lambda: self.screen() != before, "the next screen")
     def item(self):
         "File name of the picture, 'check: real' or 'check: fake'; None elsewhere."
@@ -122,7 +122,7 @@ def begin(who, practice=2):
     for _ in range(practice):
         who.sees("Practice")
         who.changed(who.press("Real"))
-        assert "this one is" in who.text()
+        who.sees("this one is")
         who.changed(who.press("Go on"))
     who.changed(who.press("Start"))
 
@@ -144,7 +144,7 @@ def fits(who):
 
 def labelled(who):
     "What a screen reader needs: a heading that has the focus, names of all controls, one alternative text for all pictures."
-    assert who.script("return document.activeElement.tagName") == "H1"
+    who.until(lambda: who.script("return document.activeElement.tagName") == "H1", "the focus on the heading")
     assert who.script("return [...document.querySelectorAll('#study button')].every(b => b.innerText.trim())")
     assert who.script("return [...document.querySelectorAll('#study input[type=text], #study progress')].every(e => e.labels.length == 1)")
     return who.script("return [...document.querySelectorAll('#study img')].map(i => i.alt)")
@@ -166,7 +166,7 @@ def test_a_session_on_a_desktop_with_a_reload(tmp_path):
                 who.driver.refresh()
                 who.sees("You have answered 5 of 12")
                 who.changed(who.press("Go on"))
-            assert f"{k + 1} of 12" in who.text()
+            who.sees(f"{k + 1} of 12")
             who.until(who.item, "a picture")
             alts += labelled(who)
             seen.append(answer(who, right))
