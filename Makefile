@@ -12,7 +12,7 @@ setup: .venv/installed
 
 .venv/installed: settings.ini setup.py requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[faces,paper,cluster,dev]' --constraint requirements.lock
+	$(BIN)/python -m pip install --quiet --editable '.[faces,paper,cluster,study,dev]' --constraint requirements.lock
 	$(BIN)/python -c "import cv2" || { echo "OpenCV needs the system's libGL. On Debian or Ubuntu: apt install libgl1 libglib2.0-0"; exit 1; }
 	touch $@
 

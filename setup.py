@@ -8,7 +8,7 @@ here = Path(__file__).parent
 config = ConfigParser()
 config.read(here / "settings.ini")
 cfg = config["DEFAULT"]
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("faces", "paper", "cluster", "dev")}
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("faces", "paper", "cluster", "study", "dev")}
 readme = here / "README.md"
 
 setup(
@@ -22,6 +22,7 @@ setup(
     keywords=cfg["keywords"],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["prle", "prle.*"]),
+    package_data={"prle": ["static/*", "static/jspsych/*"]},  # the user study's page; the files of jsPsych come from npm, see static/jspsych/LICENSE
     install_requires=cfg["requirements"].split(),
     extras_require={**extras, "all": sum(extras.values(), [])},
     entry_points={"console_scripts": cfg["console_scripts"].split()},

@@ -13,6 +13,7 @@ from .core import check_choice, outputs_dir
 from .datasets import SPLITS
 from .experiments import PRESETS
 from .runs import RunFailed
+from .studycommand import add_userstudy
 
 # %% ../nbs/13_cli.ipynb #13-cli-4
 def _options(args) -> dict:
@@ -270,6 +271,7 @@ def parser() -> argparse.ArgumentParser:
     paper.add_argument("--gpus", type=float, default=1.0, help="of a run with a detector, on Ray where there are any; 0.5: two runs share one (default %(default)s)")
     paper.set_defaults(run=_reproduce)
     _add_run_commands(commands)
+    add_userstudy(commands)
     return main
 
 # %% ../nbs/13_cli.ipynb #13-cli-15

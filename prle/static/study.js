@@ -1,0 +1,197 @@
+// The study's page: jsPsych shows it, this file says what to show, keeps the answers and sends them. SETTINGS comes from settings.js, PLAN from plans/CODE.js.
+"use strict";
+
+const $ = (selector) => document.querySelector(selector);
+const status = (text) => { if ($("#status").textContent !== text) $("#status").textContent = text; };
+const escaped = (text) => text.replace(/[&<>"]/g, (c) => ({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"}[c]));
+const template = (id) => $("#" + id).innerHTML;
+// A page opened as a file has no server of its own behind it; the address may still be a complete one.
+const POST = SETTINGS.post && (location.protocol !== "file:" || /^https?:/.test(SETTINGS.post)) ? SETTINGS.post : null;
+let jsPsych;
+
+// ---- What survives a reload: in the browser's own storage, by study and code ----
+
+const memory = {
+  state: null,
+  load(code) {
+    this.name = `prle-study ${SETTINGS.study} ${code}`;
+    try { this.state = JSON.parse(localStorage.getItem(this.name)); } catch { this.state = null; }
+    this.state = this.state || {consented: false, practised: false, answers: [], sent: 0};
+  },
+  save() {
+    try { localStorage.setItem(this.name, JSON.stringify(this.state)); }
+    catch { status("This browser stores nothing, so please do not reload the page before the end."); }
+  },
+};
+
+// ---- Sending: one answer after the other, each until the server has it ----
+
+const post = {
+  busy: false, refused: null,
+  async flush() {
+    if (!POST || this.busy || this.refused) return;
+    this.busy = true;
+    for (let wait = 500; memory.state.sent < memory.state.answers.length && !this.refused;) {
+      const reply = await this.send(memory.state.answers[memory.state.sent]);
+      if (reply === "stored") { memory.state.sent++; memory.save(); status(""); wait = 500; }
+      else if (reply === "later") {
+        status("Not saved yet: no connection. Please go on, the page keeps trying.");
+        await new Promise((done) => setTimeout(done, wait));
+        wait = Math.min(2 * wait, 8000);
+      } else { this.refused = reply; }
+    }
+    this.busy = false;
+    if (this.refused) status(`Answers cannot be saved: ${this.refused} Please tell the researcher.`);
+    finished();
+  },
+  async send(answer) { // "stored", "later", or why it was refused
+    try {
+      const reply = await fetch(POST, {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(answer), credentials: "omit", referrerPolicy: "no-referrer"});
+      if (reply.ok) return "stored";
+      if (reply.status >= 500) return "later";
+      const why = await reply.json().catch(() => ({}));
+      return why.same ? "stored" : why.error || `the server answered ${reply.status}.`;
+    } catch { return "later"; }
+  },
+};
+
+function results() {
+  return {study: SETTINGS.study, code: PLAN.code, complete: memory.state.answers.length === PLAN.items.length, answers: memory.state.answers};
+}
+
+function download() {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([JSON.stringify(results(), null, 1)], {type: "application/json"}));
+  link.download = `${PLAN.code}.json`;
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+function finished() { // the last line of the last page
+  if (!$("#saved") || post.refused) return;
+  const left = memory.state.answers.length - memory.state.sent;
+  $("#saved").textContent = !POST ? "Please save your answers with the button and hand the file in." : left ? `${left} answers are not saved yet. Please leave this page open.` : "All your answers are saved.";
+}
+
+// ---- Screens ----
+
+const focus = () => { window.scrollTo(0, 0); const h = $("#study h1"); if (h) { h.tabIndex = -1; h.focus(); } };
+const button = (label, key) => `<button type="button" class="jspsych-btn">${label}${key ? ` <span aria-hidden="true">(${key})</span>` : ""}</button>`;
+const screen = (stimulus, buttons, keys, more) => ({
+  type: jsPsychHtmlMultiResponse, stimulus, button_choices: buttons.map((b) => b[0]), keyboard_choices: keys,
+  button_html: (label, i) => button(label, buttons[i][1]), on_load: focus, ...more,
+});
+const chosen = (data, keys) => data.response_source === "keyboard" ? keys.indexOf(data.keyboard_response.toLowerCase()) : data.button_response;
+const JUDGE = [["Real", "R"], ["Fake", "F"]], JUDGE_KEYS = ["r", "f"], WORDS = ["real", "fake"];
+
+function judging(item, line, value, max, onAnswer) {
+  const middle = item.check
+    ? `<p class="check">This is a check. Please answer &ldquo;${item.check}&rdquo; here.</p>`
+    : `<img class="picture" src="images/${item.picture}" alt="A face, parts of which may be covered in black." draggable="false">`;
+  return screen(
+    `<div class="trial"><div class="progress"><label for="bar" style="margin:0;font-weight:400">${line}</label><progress id="bar" value="${value}" max="${max}"></progress></div>
+     <h1>Is this face real or fake?</h1>${middle}</div>`,
+    JUDGE, JUDGE_KEYS, {on_finish: (data) => onAnswer(WORDS[chosen(data, JUDGE_KEYS)], data)});
+}
+
+function consent() {
+  return screen(template("consent"), [["I agree and take part"]], "NO_KEYS", {on_finish: () => { memory.state.consented = true; memory.save(); }});
+}
+
+function instructions() {
+  const holder = document.createElement("div");
+  holder.innerHTML = template("instructions");
+  return {type: jsPsychInstructions, pages: [...holder.querySelectorAll("section")].map((s) => s.outerHTML), show_clickable_nav: true, show_page_number: true,
+          button_label_previous: "Back", button_label_next: "Next", on_load: focus, on_page_change: focus};
+}
+
+function practice() {
+  let given;
+  const one = (item, i) => [
+    judging(item, `Practice ${i + 1} of ${SETTINGS.practice.length}`, i, SETTINGS.practice.length, (answer) => { given = answer; }),
+    {...screen("", [["Go on"]], ["enter"]), stimulus: () => `<div class="trial"><h1 class="verdict">${given === item.answer ? "Right" : "Not right"}: this one is ${item.answer}.</h1>
+     <img class="picture" src="images/${item.picture}" alt="The face just judged." draggable="false"></div>`}];
+  const ready = screen("<h1>Now it counts</h1><p>From here on you are not told whether an answer was right.</p>", [["Start"]], ["enter"],
+                       {on_finish: () => { memory.state.practised = true; memory.save(); }});
+  return [...SETTINGS.practice.flatMap(one), ready];
+}
+
+const SURE = [["Guessed", "1"], ["Rather sure", "2"], ["Sure", "3"], ["Skip", "0"]], SURE_KEYS = ["1", "2", "3", "0"];
+
+function confidence(index, keep) {
+  return screen(`<div class="trial"><h1>How sure are you?</h1><p>You may skip this.</p></div>`, SURE, SURE_KEYS, {
+    on_finish: (data) => { const c = chosen(data, SURE_KEYS); keep(c < 3 ? c + 1 : null); }});
+}
+
+function session() {
+  const n = PLAN.items.length;
+  return PLAN.items.map((item, index) => ({item, index})).slice(memory.state.answers.length).flatMap(({item, index}) => {
+    let record;
+    const keep = (sure) => { memory.state.answers.push({...record, confidence: sure}); memory.save(); post.flush(); };
+    const asks = SETTINGS.confidence && item.picture;
+    const judge = judging(item, `${index + 1} of ${n}`, index, n, (answer, data) => {
+      record = {study: SETTINGS.study, code: PLAN.code, index, item: item.picture || "check", answer, rt: Math.round(data.rt), source: data.response_source};
+      if (!asks) keep(null);
+    });
+    return asks ? [judge, confidence(index, keep)] : [judge];
+  });
+}
+
+function thanks() {
+  return screen(`${template("thanks")}<p id="saved"></p>`, [["Save my answers as a file"]], "NO_KEYS", {
+    response_ends_trial: false,
+    on_load: () => {
+      const b = $("#jspsych-html-multi-response-button-0 button"); // the plugin disables it after the first click, a second copy shall be possible
+      b.addEventListener("click", () => { download(); setTimeout(() => { b.disabled = false; }); });
+      focus(); finished(); post.flush();
+    }});
+}
+
+// ---- The participant's code, from the address or asked for ----
+
+function plan(code) {
+  return new Promise((done) => {
+    if (!/^[a-z0-9]{4,32}$/.test(code)) return done(false);
+    const script = document.createElement("script");
+    script.src = `plans/${code}.js`;
+    script.onload = () => done(window.PLAN && PLAN.study === SETTINGS.study && PLAN.code === code);
+    script.onerror = () => done(false);
+    document.head.append(script);
+  });
+}
+
+async function code() {
+  const given = (new URLSearchParams(location.search).get("code") || "").trim().toLowerCase();
+  if (given && await plan(given)) return;
+  let wrong = given;
+  while (true) {
+    const asked = {
+      type: jsPsychSurveyHtmlForm, button_label: "Start", autofocus: "code",
+      html: `<h1>Real or fake?</h1>${wrong ? `<p role="alert">There is no code &ldquo;${escaped(wrong)}&rdquo; in this study.</p>` : ""}
+             <label for="code">Your code</label><p id="hint">Eight letters and digits that the researcher gave you.</p>
+             <input type="text" id="code" name="code" required maxlength="32" autocapitalize="none" autocomplete="off" spellcheck="false" aria-describedby="hint">`};
+    let entered;
+    await jsPsych.run([{...asked, on_finish: (data) => { entered = data.response.code.trim().toLowerCase(); }}]);
+    if (await plan(entered)) {
+      try { history.replaceState(null, "", `?code=${entered}`); } catch { } // so that a reload does not ask again; some browsers forbid it for files
+      return;
+    }
+    wrong = entered;
+  }
+}
+
+async function start() {
+  jsPsych = initJsPsych({display_element: "study", on_trial_finish: () => $("#study").focus()}); // the focus stays inside, or jsPsych misses that a key is let go
+  await code();
+  memory.load(PLAN.code);
+  const s = memory.state, resumed = s.consented && s.answers.length < PLAN.items.length && (s.practised || s.answers.length);
+  const pictures = [...SETTINGS.practice.map((p) => p.picture), ...PLAN.items.filter((i) => i.picture).map((i) => i.picture)].map((p) => `images/${p}`);
+  const preload = {type: jsPsychPreload, images: pictures, show_progress_bar: true, message: "<h1>Loading the pictures</h1>", continue_after_error: false,
+                   error_message: "<h1>A picture could not be loaded</h1><p>Please reload the page.</p>"};
+  const welcome = screen(`<h1>Welcome back</h1><p>You have answered ${s.answers.length} of ${PLAN.items.length}. Your answers were kept.</p>`, [["Go on"]], ["enter"]);
+  await jsPsych.run([
+    ...(s.consented ? [] : [consent()]), preload, ...(resumed ? [welcome] : []),
+    ...(s.practised || s.answers.length ? [] : [instructions(), ...practice()]), ...session(), thanks()]);
+}
+
+start();

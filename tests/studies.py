@@ -1,0 +1,61 @@
+"""Small user studies on made-up faces, and people who are made up too: for tests only."""
+import json
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from prle.core import rng
+from prle.studypage import write_page
+from prle.userstudy import build_study
+
+FIVE = ("DF", "FS", "F2F", "Fsh", "NT")
+
+
+def people(n, subsets=FIVE, split="test"):
+    "Rows as of a manifest: a real face and the fakes of n people; swaps pair neighbours."
+    source = lambda k, s: "" if s == "real" else f"p{(k ^ 1) if s in ('DF', 'FS', 'Fsh') else k:03d}"
+    return pd.DataFrame([dict(path=f"{s}/{k}.png", subset=s, label=int(s != "real"), identity=f"p{k:03d}", source_identity=source(k, s), split=split)
+                         for k in range(n) for s in ("real", *subsets)])
+
+
+def faces(folder, n, subsets=FIVE, size=48, split="test"):
+    "The same with pictures (smooth noise, fakes brighter) and quantile maps (most attended at the top left)."
+    rows, draw = people(n, subsets, split), rng("study faces")
+    ranks = np.zeros((size, size), np.uint16)
+    ranks[: size // 2] = (np.arange(size // 2 * size) * 65535 // (size // 2 * size) + 1).reshape(size // 2, size)
+    folder.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(folder / "quantiles.png"), ranks)
+    for r in rows.itertuples():
+        (folder / r.subset).mkdir(exist_ok=True)
+        image = cv2.resize(draw.integers(20, 160, (6, 6, 3), dtype=np.uint8), (size, size))
+        cv2.imwrite(str(folder / r.path), image + np.uint8(60 * r.label))
+    rows["quantiles"] = str(folder / "quantiles.png")
+    rows.attrs["root"] = str(folder)
+    return rows
+
+
+def study(folder, participants=2, images=4, subsets=("F2F", "NT"), n=12, practice=2, post="answers", confidence=False, split="test"):
+    "A study on disk, page included."
+    made = build_study(faces(folder / "faces", n, subsets, split=split), folder / "study", participants, images, subsets, practice)
+    write_page(made, post=post, confidence=confidence)
+    return made
+
+
+def simulate(study, accuracy, seed=0, participant=0.5, face=0.5, rt=2000, codes=None):
+    """Write the answers of made-up people, marked as simulated in every record. `accuracy(row)`: probability of a right answer at a picture of
+    the key; `participant`, `face`: spreads in log-odds."""
+    draw, key = rng("simulated", seed), study.pictures.set_index("picture")
+    faces = dict(zip(key.path.unique(), face * draw.standard_normal(key.path.nunique())))
+    for code in codes if codes is not None else study.codes:
+        own, answers = participant * draw.standard_normal(), []
+        for r in study.plan[study.plan.code == code].rename(columns=dict(index="index_")).itertuples():
+            right = True
+            if r.picture:
+                k = key.loc[r.picture]
+                p = accuracy(k)
+                right = draw.random() < 1 / (1 + np.exp(-(np.log(p / (1 - p)) + own + faces[k.path])))
+            answer = r.expected if right else {"real": "fake", "fake": "real"}[r.expected]
+            answers.append(dict(study=study.settings["study"], code=code, index=int(r.index_), item=r.picture or "check", answer=answer,
+                                rt=int(rt), source="button", confidence=None, simulated=True))
+        (study.path / "responses" / f"{code}.json").write_text(json.dumps(dict(study=study.settings["study"], code=code, complete=True, answers=answers)))

@@ -1,0 +1,501 @@
+"""prle.userstudy, studypage, studyserver, studyanalysis: the design, the pictures, what is served and stored, and what the numbers are."""
+import http.client
+import json
+import os
+import re
+import shutil
+from contextlib import contextmanager
+
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+import PIL.Image
+import pytest
+import studies
+from studies import FIVE, simulate
+
+from prle import cli, studyanalysis
+from prle.core import rng
+from prle.studyanalysis import (accuracy_table, crossed_bootstrap, detector_answers, detector_table, draw_figure10, exclude, harder_with_alpha, masked_is_harder,
+                                power, read_responses, report, robust_difference)
+from prle.studypage import _connect, write_page
+from prle.studyserver import FIELDS, LIMIT, Refused, Responses
+from prle.userstudy import ALPHAS, build_study, conditions, largest_design, plan_study, read_study
+
+
+# ---- the design ----
+
+@pytest.mark.parametrize("images", [10, 20, 30, 40, 50])
+def test_every_condition_stands_at_every_position_equally_often(images):
+    plan = conditions(250, images, FIVE)
+    assert len(plan) == 250 * images
+    blocks = images // 10
+    counts = plan.groupby(["position", "subset", "mask"]).size().unstack(fill_value=0)
+    block = plan.assign(block=plan.position // 10).groupby(["block", "subset", "mask"]).size()
+    for b in range(blocks):  # real is five times as frequent as a manipulation
+        assert all(block[b, s, m] == 250 * {"none": 2, "dynamic": 2, "fixed": 1}[m] * (5 if s == "real" else 1) // 5 for s in ("real", *FIVE) for m in ("none", "dynamic", "fixed"))
+    masks = plan.groupby(["position", "mask"]).size().unstack()
+    assert (masks.nunique() == 1).all(), masks
+    reals = plan[plan.subset == "real"].groupby("position").size()
+    assert reals.nunique() == 1 and len(counts)
+
+
+def test_fifty_images_are_the_same_mixture_for_everybody_and_each_alpha_once():
+    plan = conditions(86, 50, FIVE)
+    for _, p in plan.groupby("participant"):
+        assert p["mask"].value_counts().to_dict() == {"none": 20, "dynamic": 20, "fixed": 10}
+        assert (p.subset == "real").sum() == 25 and (p.subset.value_counts().loc[list(FIVE)] == 5).all()
+        assert sorted(p.alpha.dropna()) == list(ALPHAS)
+        assert (p.position == np.arange(50)).all()
+        for m, share in (("none", 10), ("dynamic", 10), ("fixed", 5)):
+            assert ((p["mask"] == m) & (p.subset == "real")).sum() == share
+    cells = plan.groupby(["subset", "alpha"]).size().unstack(fill_value=0)
+    assert (cells.loc[list(FIVE)].max(axis=1) - cells.loc[list(FIVE)].min(axis=1) <= 2).all(), "each alpha on each manipulation equally often, to within the 86 participants"
+
+
+def test_the_balance_over_positions_is_close_for_86_participants():
+    plan = conditions(86, 50, FIVE)
+    masks = plan.groupby(["position", "mask"]).size().unstack() / 86
+    assert (masks.sub([0.4, 0.2, 0.4]).abs().max() < 0.08).all()
+    reals = (plan.subset == "real").groupby(plan.position).mean()
+    assert (reals - 0.5).abs().max() < 0.06
+
+
+def test_neighbours_differ_between_participants():
+    plan = conditions(10, 10, FIVE)
+    order = [tuple(p.subset) for _, p in plan.groupby("participant")]
+    assert len(set(order)) == 10
+
+
+@pytest.mark.parametrize("bad", [dict(participants=0), dict(images=0), dict(images=52), dict(images=5)])
+def test_sizes_that_cannot_be_balanced(bad):
+    with pytest.raises(ValueError, match="participants|multiple"):
+        conditions(**dict(participants=10, images=10, subsets=FIVE) | bad)
+
+
+@pytest.mark.parametrize("n, images", [(24, 10), (40, 20), (140, 50)])
+def test_nobody_sees_a_person_twice_and_practice_faces_come_nowhere_else(n, images):
+    faces = studies.people(n)
+    plan, trial = plan_study(faces, 12, images)
+    of = faces.set_index("path").apply(lambda r: {r.identity, r.source_identity} - {""}, axis=1)
+    assert faces.set_index("path").subset[plan.path].tolist() == plan.subset.tolist()
+    practised = set().union(*of[trial.path])
+    for _, p in plan.groupby("participant"):
+        shown = [person for path in p.path for person in of[path]]
+        assert len(shown) == len(set(shown)) and not practised & set(shown)
+    assert trial.label.tolist().count(0) == 2 and set(trial["mask"]) == {"none", "dynamic"}
+
+
+def test_faces_and_masks_are_used_evenly():
+    plan, _ = plan_study(studies.people(40), 40, 20)
+    use = plan.groupby(["subset", "path"]).size()
+    assert use.groupby("subset").agg(lambda u: u.max() - u.min()).max() <= 6 and use.min() >= 1
+    shares = plan[plan.subset == "real"].groupby("path")["mask"].agg(lambda m: (m == "none").mean())
+    assert (shares - 0.4).abs().max() < 0.2, "the same face is seen masked by some and unmasked by others"
+
+
+def test_too_few_people_are_told_and_the_largest_design_is_possible():
+    with pytest.raises(ValueError, match="more people than the 24 there are. The largest balanced design has 10 images a participant, with DF, FS, F2F, Fsh, NT"):
+        plan_study(studies.people(24), 5, 50)
+    with pytest.raises(ValueError, match="No design of any size"):
+        plan_study(studies.people(4), 5, 50)
+    for n in (8, 12, 40):
+        some, images = largest_design(studies.people(n), FIVE)
+        plan_study(studies.people(n), 5, images, some)
+        with pytest.raises(ValueError):
+            plan_study(studies.people(n), 5, images + 2 * len(some), some)
+
+
+def test_a_swap_shows_two_people():
+    "One block of DF needs a real person and the two of a swap, besides those practised on."
+    rows = studies.people(4, ("DF",))
+    assert largest_design(rows, ("DF",), practice=0) == (("DF",), 2)
+    assert largest_design(rows[rows.identity.isin(["p000", "p001"])], ("DF",), practice=0) == ((), 0)
+
+
+# ---- the pictures ----
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return studies.study(tmp_path_factory.mktemp("study"), participants=10, images=10, subsets=FIVE, n=24)
+
+
+def test_picture_files_give_nothing_away(study):
+    files = sorted((study.path / "page" / "images").iterdir())
+    assert len(files) == len(study.pictures) and all(re.fullmatch(r"[0-9a-f]{8}\.png", f.name) for f in files)
+    assert len({f.stat().st_size for f in files}) == 1 and len({f.stat().st_mtime for f in files}) == 1
+    for f in files:
+        data = f.read_bytes()
+        assert PIL.Image.open(f).info == {} and re.findall(rb"(IHDR|PLTE|tEXt|zTXt|iTXt|tIME|pHYs|eXIf|gAMA|sRGB|iCCP|IDAT|IEND)", data)[0] == b"IHDR"
+        kinds, at = [], 8
+        while at < len(data):
+            kinds.append(data[at + 4:at + 8])
+            at += 12 + int.from_bytes(data[at:at + 4], "big")
+        assert set(kinds) == {b"IHDR", b"IDAT", b"IEND"}
+    names, labels = study.pictures.picture.str[:8].map(lambda x: int(x, 16)), study.pictures.label
+    assert abs(np.corrcoef(names.rank(), labels)[0, 1]) < 0.3, "the order of the names does not tell"
+
+
+def test_the_page_folder_holds_no_key(study):
+    words = set(study.pictures.path) | set(study.pictures.identity) | {"quantiles", "p_fake", "F2F"}
+    for f in (study.path / "page").rglob("*"):
+        if f.suffix in (".js", ".html", ".css") and "jspsych" not in f.parts:
+            text = f.read_text()
+            assert not [w for w in words if w in text], f
+    tested = set(study.pictures.picture[~study.pictures.practice])
+    settings = json.loads((study.path / "page" / "settings.js").read_text().split(" = ", 1)[1].rstrip(";\n"))
+    assert not tested & {p["picture"] for p in settings["practice"]} and len(settings["practice"]) == 2
+
+
+def test_pictures_are_the_faces_masked_as_the_key_says(study):
+    for r in study.pictures.itertuples():
+        face = cv2.imread(str(study.path.parent / "faces" / r.path))[..., ::-1]
+        picture = np.asarray(PIL.Image.open(study.path / "page" / "images" / r.picture)).astype(int)
+        q = cv2.imread(str(study.path.parent / "faces" / "quantiles.png"), cv2.IMREAD_UNCHANGED)
+        where = (q > 0) & (q <= np.floor(65535 * r.alpha))
+        assert (picture == np.where(where[..., None], 0, face)).all()
+        assert (r.alpha == 0) == (r.mask == "none") and (r.mask != "fixed" or r.alpha == r.fixed) and 0 <= r.alpha <= 1
+    assert study.pictures.query("mask == 'dynamic'").alpha.nunique() > 5
+
+
+def test_the_key_and_the_plan_agree(study):
+    plan, key = study.plan, study.pictures.set_index("picture")
+    real = plan[plan.picture != ""]
+    assert (key.label[real.picture].map({0: "real", 1: "fake"}).to_numpy() == real.expected.to_numpy()).all()
+    assert not key.practice[real.picture].any() and plan.groupby("code").size().tolist() == [12] * 10
+    checks = plan[plan.picture == ""]
+    assert checks.groupby("code").expected.agg(list).map(tuple).unique().tolist() == [("real", "fake")]
+    assert read_study(study.path).plan.equals(plan) and len(set(study.codes)) == 10
+    assert study.settings["seed"] == 0 and study.settings["provenance"]["packages"] and study.settings["people"] == 24
+
+
+def test_the_same_seed_makes_the_same_study_and_a_folder_is_never_overwritten(study, tmp_path):
+    again = studies.study(tmp_path, participants=10, images=10, subsets=FIVE, n=24)
+    assert again.pictures.equals(study.pictures) and again.plan.equals(study.plan)
+    same = lambda f: f.read_bytes() == (study.path / f.relative_to(again.path)).read_bytes()
+    assert all(same(f) for f in (again.path / "page").rglob("*") if f.is_file())
+    faces = studies.faces(tmp_path / "faces", 24)
+    with pytest.raises(FileExistsError, match="may hold responses"):
+        build_study(faces, again.path, 10, 10)
+    assert build_study(faces, tmp_path / "other", 10, 10, practice=2, seed=1).codes != study.codes
+    with pytest.raises(FileNotFoundError, match="no study in"):
+        read_study(tmp_path)
+
+
+def test_faces_of_different_sizes_are_refused(tmp_path):
+    faces = studies.faces(tmp_path / "faces", 12, ("F2F",))
+    for path in faces.path[faces.subset == "F2F"]: cv2.imwrite(str(tmp_path / "faces" / path), np.zeros((48, 40, 3), np.uint8))
+    faces["quantiles"] = [str(tmp_path / f"{s}.png") for s in faces.subset]
+    for s, w in (("real", 48), ("F2F", 40)): cv2.imwrite(str(tmp_path / f"{s}.png"), np.ones((48, w), np.uint16))
+    with pytest.raises(ValueError, match="differ in size"):
+        build_study(faces, tmp_path / "study", 2, 2, ("F2F",), 2)
+    assert not (tmp_path / "study").exists()
+
+
+# ---- the page ----
+
+def test_the_consent_is_the_researchers_and_the_policy_names_one_address(study, tmp_path):
+    copy = tmp_path / "study"
+    shutil.copytree(study.path, copy)
+    (tmp_path / "consent.html").write_text("<h1>Our study</h1><p>{{images}} pictures.</p>")
+    html = write_page(read_study(copy), tmp_path / "consent.html", post="https://lab.example/x").read_text()
+    assert "<h1>Our study</h1><p>10 pictures.</p>" in html and "{{" not in html
+    assert re.search(r"connect-src (.+?);", html)[1] == "https://lab.example"
+    assert re.search(r"connect-src (.+?);", write_page(read_study(copy), post=None).read_text())[1] == "'none'"
+    urls = re.findall(r"(?:src|href)=\"(.+?)\"", html)
+    assert urls and all(u == "data:," or (copy / "page" / u).exists() for u in urls)
+    with pytest.raises(ValueError, match="no address"):
+        _connect("https://a.example; script-src *")
+
+
+def test_texts_have_enough_contrast():
+    "WCAG's ratio of every colour of text against its ground, 4.5 or more."
+    from prle.studypage import STATIC
+    linear = lambda v: v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4
+    light = lambda c: sum(w * linear(int(c[i:i + 2], 16) / 255) for w, i in zip((0.2126, 0.7152, 0.0722), (0, 2, 4)))
+    full = lambda c: c.lstrip("#") if len(c) == 7 else "".join(2 * x for x in c.lstrip("#"))
+    found = 0
+    for rule in re.findall(r"\{(.+?)\}", (STATIC / "study.css").read_text()):
+        props = dict(p.split(":", 1) for p in rule.replace(" ", "").split(";") if ":" in p)
+        if {"color", "background"} <= set(props):
+            a, b = sorted((light(full(props["color"])), light(full(props["background"]))), reverse=True)
+            found += 1
+            assert (a + 0.05) / (b + 0.05) >= 4.5, rule
+    assert found >= 3
+
+
+# ---- storing ----
+
+@pytest.fixture
+def fresh(study, tmp_path):
+    shutil.copytree(study.path, tmp_path / "study")
+    return read_study(tmp_path / "study")
+
+
+def good(study, index=0, code=0, **changes):
+    code = study.codes[code]
+    row = study.plan[(study.plan.code == code) & (study.plan["index"] == index)].iloc[0]
+    return dict(study=study.settings["study"], code=code, index=index, item=row.picture or "check", answer="fake", rt=1500, source="button", confidence=None) | changes
+
+
+@pytest.mark.parametrize("changes, status, why", [
+    (dict(study="x"), 409, "another study"), (dict(code="nobody22"), 404, "no such code"), (dict(code="../../../etc/passwd"), 404, "no such code"),
+    (dict(index=12), 400, "0 to 11"), (dict(index=-1), 400, "0 to 11"), (dict(index=True), 400, "wrong type"), (dict(index=1.0), 400, "wrong type"),
+    (dict(item="0.png"), 400, "another one"),
+    (dict(answer="maybe"), 400, "real or fake"), (dict(rt=-1), 400, "rt must"), (dict(rt=10**12), 400, "rt must"), (dict(rt="5"), 400, "wrong type"),
+    (dict(source="mind"), 400, "button or keyboard"), (dict(confidence=4), 400, "confidence"), (dict(confidence=True), 400, "wrong type"),
+    (dict(email="a@b.c"), 400, "unknown field 'email'"),
+    (dict(simulated=True), 400, "unknown field 'simulated'")])
+def test_malformed_answers_are_refused_with_a_reason_and_leave_nothing(fresh, changes, status, why):
+    with pytest.raises(Refused, match=why) as e:
+        Responses(fresh).add(good(fresh) | changes)
+    assert e.value.status == status and list((fresh.path / "responses").iterdir()) == []
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_missing_field_is_named(fresh, field):
+    with pytest.raises(Refused, match=f"'{field}' is missing"):
+        Responses(fresh).add({k: v for k, v in good(fresh).items() if k != field})
+
+
+def test_repeated_answers_are_refused_and_the_file_is_only_appended_to(fresh):
+    responses, file = Responses(fresh), fresh.path / "responses" / f"{fresh.codes[0]}.jsonl"
+    assert responses.add(good(fresh)) == 1
+    before = file.read_bytes()
+    for changed, same in ((dict(), True), (dict(answer="real"), False), (dict(rt=2), False)):
+        with pytest.raises(Refused) as e:
+            responses.add(good(fresh) | changed)
+        assert e.value.status == 409 and e.value.same is same
+    assert Responses(fresh).add(good(fresh, 1)) == 2, "another process goes on"
+    assert file.read_bytes().startswith(before) and file.stat().st_mode & 0o077 == 0
+    assert set(json.loads(before)) == {*FIELDS, "received"}
+
+
+def test_a_line_cut_short_by_a_crash(fresh):
+    responses, file = Responses(fresh), fresh.path / "responses" / f"{fresh.codes[0]}.jsonl"
+    responses.add(good(fresh))
+    with open(file, "ab") as f: f.write(json.dumps(good(fresh, 1)).encode()[:40])
+    assert [a["index"] for a in responses.read(fresh.codes[0])] == [0]
+    assert responses.add(good(fresh, 1)) == 2 and responses.add(good(fresh, 2)) == 3
+    assert read_responses(fresh)["index"].tolist() == [0, 1, 2]
+
+
+def test_a_full_disk_confirms_nothing(fresh, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        Responses(fresh).add(good(fresh))
+
+
+# ---- serving ----
+
+@contextmanager
+def serving(study):
+    "The server's handlers in a thread of this process; yields a function that asks."
+    import asyncio
+    import threading
+    from tornado.httpserver import HTTPServer
+    from tornado.netutil import bind_sockets
+    from tornado.web import Application
+    from prle.studyserver import _handlers
+    loop, sockets = asyncio.new_event_loop(), bind_sockets(0, "127.0.0.1")
+
+    async def run():
+        server = HTTPServer(Application(_handlers(study), log_function=lambda handler: None), max_body_size=4 * LIMIT)
+        server.add_sockets(sockets)
+        await stop.wait()
+        server.stop()
+    stop = asyncio.Event()
+    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
+    thread.start()
+
+    def ask(path, body=None, method=None, **headers):
+        connection = http.client.HTTPConnection("127.0.0.1", sockets[0].getsockname()[1], timeout=10)
+        data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
+        connection.request(method or ("POST" if data is not None else "GET"), path, data, {"Content-Type": "application/json", **headers} if data is not None else headers)
+        reply = connection.getresponse()
+        return reply.status, reply.read(), reply.headers
+    try: yield ask
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+
+
+def test_nothing_outside_the_page_is_served(fresh):
+    secret = fresh.path / "key" / "plan.csv"
+    (fresh.path / "page" / "link.csv").symlink_to(secret)
+    (fresh.path / "page" / "folder").symlink_to(fresh.path / "key")
+    with serving(fresh) as ask:
+        status, body, headers = ask("/")
+        assert status == 200 and b"Real or fake" in body and headers["X-Content-Type-Options"] == "nosniff"
+        assert ask(f"/plans/{fresh.codes[0]}.js")[0] == 200
+        for path in ("/../key/plan.csv", "/%2e%2e/key/plan.csv", "/..%2fkey%2fplan.csv", "//etc/passwd", "/images/../../key/plan.csv", "/link.csv", "/folder/plan.csv", "/plans/",
+                     "/images/", "/key/plan.csv", "/responses/", "/static/..%5c..%5ckey/plan.csv", "/plans/%00"):
+            status, body, _ = ask(path)
+            assert status in (400, 403, 404) and fresh.codes[0].encode() not in body and b"root:" not in body, path
+
+
+def test_answers_over_http(fresh):
+    with serving(fresh) as ask:
+        status, body, _ = ask("/answers", good(fresh))
+        assert status == 201 and json.loads(body) == dict(stored=1)
+        status, body, _ = ask("/answers", good(fresh))
+        assert status == 409 and json.loads(body) == dict(error="this answer is stored already.", same=True)
+        for data, want in ((b"{", 400), (b"\xff\xfe", 400), (b"[" * 4000, 400), (b"[]", 400), (b" " * (LIMIT + 1), 413),
+                           (json.dumps(good(fresh, 1)).encode() + b" " * 5 * LIMIT, 400)):
+            status, body, _ = ask("/answers", data)
+            assert status == want, (data[:10], status)
+        assert ask("/answers", good(fresh, 1), **{"Content-Type": "text/plain"})[0] == 415
+        assert ask("/answers")[0] == 405 and ask("/answers", b"{}", method="PUT")[0] == 405
+    assert [p.name for p in (fresh.path / "responses").iterdir()] == [f"{fresh.codes[0]}.jsonl"]
+    assert len(read_responses(fresh)) == 1
+
+
+# ---- the analysis ----
+
+def test_no_responses(fresh):
+    assert "No responses in" in report(fresh)
+    kept, out = exclude(read_responses(fresh))
+    assert kept.empty and out.empty
+    figure = draw_figure10(kept, FIVE)
+    assert "NO RESPONSES YET" in [t.get_text() for t in figure.texts]
+    plt.close(figure)
+    with pytest.raises(ValueError, match="no decisions"):
+        masked_is_harder(kept)
+
+
+def test_exclusions(fresh):
+    simulate(fresh, lambda k: 0.8)
+    folder = fresh.path / "responses"
+    def change(code, edit):
+        file = folder / f"{fresh.codes[code]}.json"
+        saved = json.loads(file.read_text())
+        for a in saved["answers"]: edit(a)
+        file.write_text(json.dumps(saved))
+    flip = dict(real="fake", fake="real")
+    change(0, lambda a: a.update(answer=flip[a["answer"]]) if a["item"] == "check" else None)
+    change(1, lambda a: a.update(rt=400))
+    change(2, lambda a: a.update(rt=150) if a["index"] == 0 else None)
+    kept, out = exclude(read_responses(fresh))
+    reasons = ("failed an attention check", "median time below 500 ms", "decisions faster than 200 ms")
+    assert dict(zip(out.code, out.reason)) == dict(zip(fresh.codes, reasons))
+    assert dict(zip(out.code, out.decisions)) == {fresh.codes[0]: 10, fresh.codes[1]: 10, fresh.codes[2]: 1}
+    assert len(kept) == 79 and (kept.picture != "").all() and kept.groupby("code").size().to_dict()[fresh.codes[2]] == 9
+
+
+def test_what_does_not_belong_is_listed_and_costs_only_itself(fresh):
+    simulate(fresh, lambda k: 0.8, codes=fresh.codes[:2])
+    folder = fresh.path / "responses"
+    (folder / "broken.json").write_text("{")
+    (folder / "list.json").write_text("[]")
+    (folder / "other.json").write_text(json.dumps(dict(answers=[good(fresh) | dict(study="x"), 7])))
+    (folder / "twice.json").write_text(json.dumps(dict(answers=[good(fresh), good(fresh, code=3, item="0.png")])))
+    (folder / "notes.txt").write_text("not read")
+    table = read_responses(fresh)
+    assert len(table) == 24 and [name for name, _ in table.attrs["dropped"]] == ["broken.json", "list.json", "other.json", "responses"]
+    assert "1 answers do not fit the plan" in table.attrs["dropped"][-1][1]
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory):
+    "40 simulated participants who lose 15 points under masks, and more with alpha."
+    made = studies.study(tmp_path_factory.mktemp("answered"), participants=40, images=20, subsets=FIVE, n=40)
+    simulate(made, lambda k: {"none": 0.8, "dynamic": 0.65}.get(k["mask"], 0.85 - 0.3 * k.alpha))
+    return made, exclude(read_responses(made))[0]
+
+
+def test_accuracies_are_the_shares_of_right_decisions(answered):
+    made, kept = answered
+    table = accuracy_table(kept, FIVE, n=200).set_index(["panel", "name", "mask"])
+    for name, rows in (("F2F", kept.subset == "F2F"), ("fakes", kept.label == 1), ("real", kept.label == 0), ("all", kept.label >= 0)):
+        mine = kept[rows & (kept["mask"] == "dynamic")]
+        assert table.loc[("a", name, "dynamic"), "accuracy"] == pytest.approx(100 * mine["right"].mean()) and table.loc[("a", name, "dynamic"), "decisions"] == len(mine)
+    assert (table.low <= table.accuracy).all() and (table.accuracy <= table.high).all()
+    b = table.loc["b"].sort_values("alpha")
+    assert b.alpha.tolist() == pytest.approx([0, *ALPHAS]) and b.decisions.sum() == (kept["mask"] != "dynamic").sum()
+
+
+def test_a_known_effect_is_found_and_its_direction_is_right(answered):
+    effect, trend = masked_is_harder(answered[1]), harder_with_alpha(answered[1])
+    assert effect.p < 0.01 and effect.odds < effect.high < 1 and effect.points_low < -15 < effect.points_high < 0
+    assert trend.odds < 1 and trend.points < 0 and trend.p < 0.2
+    kept = answered[1].assign(right=~answered[1]["right"])
+    assert masked_is_harder(kept).p > 0.99, "the reverse is not found"
+
+
+def test_no_effect_is_rarely_found(fresh):
+    "The mixed regression under the null: one-sided p below 0.05 in about 5% of 40 drawn studies (at most 6)."
+    plan, draw = conditions(30, 20, FIVE), rng("null")
+    spreads, found = dict(studyanalysis.SPREADS, participant_slope=0.0, face_slope=0.0), 0
+    part = plan[plan["mask"] != "fixed"]
+    for _ in range(40):
+        right, x, who, what = studyanalysis._draw_study(part, 80, (0.75, 0.75), spreads, draw)
+        slope, sd = studyanalysis._mixed_logistic(right, x.astype(float), who, what)
+        found += slope / sd < -1.645
+    assert found <= 6
+
+
+def test_the_crossed_bootstrap_has_the_spread_of_its_units():
+    draw = rng("units")
+    who, what = np.repeat(np.arange(40), 40), np.tile(np.arange(40), 40)
+    spread = lambda right: crossed_bootstrap(right, who, what, np.ones((1, 1600), bool), 800).std()
+    by_person, by_face, each = np.repeat(draw.random(40) < 0.5, 40), np.tile(draw.random(40) < 0.5, 40), draw.random(1600) < 0.5
+    assert spread(by_person) == pytest.approx(0.5 / 40 ** 0.5, rel=0.2) and spread(by_face) == pytest.approx(0.5 / 40 ** 0.5, rel=0.2)
+    assert spread(each) < 0.4 * spread(by_face)
+
+
+def test_the_robust_difference_against_the_formula_of_independent_decisions():
+    draw = rng("robust")
+    n = 4000
+    right, x = draw.integers(0, 2, n), np.arange(n) % 2
+    difference, error = robust_difference(right, x, np.arange(n), np.arange(n))
+    p = [right[x == k].mean() for k in (0, 1)]
+    assert difference == pytest.approx(p[1] - p[0]) and error == pytest.approx(sum(q * (1 - q) / (n / 2) for q in p) ** 0.5, rel=1e-3)
+
+
+def test_power_rises_with_people_and_with_the_drop():
+    table = power((5, 40, 86), studies=60)
+    assert table.is_monotonic_increasing and table[86] > 0.95 and power((40,), only="DF", studies=60)[40] < table[40]
+    assert power((40,), points=0, studies=200)[40] < 0.1
+
+
+def test_simulated_is_said_everywhere(answered):
+    made, kept = answered
+    figure = draw_figure10(kept, FIVE, n=100)
+    marks = [t for t in figure.texts if t.get_text() == "SIMULATED"]
+    assert len(marks) == 1 and marks[0].get_fontsize() > 40
+    figure.canvas.draw()
+    box = marks[0].get_window_extent()
+    assert box.width > 0.3 * figure.bbox.width, "across the picture"
+    plt.close(figure)
+    assert "SIMULATED responses" in report(made)
+    real = draw_figure10(kept.assign(simulated=False), FIVE, n=100)
+    assert "SIMULATED" not in [t.get_text() for t in real.texts]
+    plt.close(real)
+
+
+def test_detectors_judge_the_pictures_of_test_people(answered, tiny, tmp_path):
+    made, kept = answered
+    answers = detector_answers(made, dict(tiny=tiny))
+    assert len(answers) == (~made.pictures.practice).sum() and answers.p_fake.between(0, 1).all()
+    import torch
+    image = torch.from_numpy(np.array(PIL.Image.open(made.path / "page" / "images" / answers.picture[0]))).permute(2, 0, 1)[None] / 255
+    assert answers.p_fake[0] == pytest.approx(tiny.eval()(image).sigmoid().item(), abs=1e-5)
+    table = detector_table(answers, FIVE, kept)
+    assert table.query("panel == 'a' and name == 'all'").decisions.sum() == kept["mask"].isin(["none", "dynamic"]).sum(), "each picture as often as people judged it"
+    trained = studies.study(tmp_path, split="train")
+    with pytest.raises(ValueError, match="no picture of this study shows a test person"):
+        detector_answers(trained, dict(tiny=tiny))
+
+
+# ---- the command ----
+
+def test_the_command_analyses_and_explains(answered, fresh, tmp_path, capsys):
+    assert cli.main(["userstudy", "analyse", str(answered[0].path), "--figure", str(tmp_path / "f.png")]) == 0
+    said = capsys.readouterr().out
+    assert "Masked is harder?" in said and "SIMULATED" in said and (tmp_path / "f.png").exists()
+    assert cli.main(["userstudy", "serve", str(tmp_path)]) == 2 and "no study in" in capsys.readouterr().err
+    (fresh.path / "page" / "index.html").unlink()
+    assert cli.main(["userstudy", "serve", str(fresh.path)]) == 2 and "has no page" in capsys.readouterr().err
+    assert cli.main(["userstudy", "build", "--consent", str(tmp_path / "none.html"), "--preset", "smoke"]) == 2 and "no consent text" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["userstudy", "build", "--splits", "holdout"])

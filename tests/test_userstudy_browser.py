@@ -1,0 +1,274 @@
+"""The page of the user study in a real browser: headless Chromium, driven as a participant would."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import studies
+
+from prle.studyanalysis import exclude, read_responses
+
+ROOT = Path(__file__).parents[1]
+PHONE, DESKTOP = (360, 740), (1280, 860)
+WAIT = 20  # s
+
+
+def missing():
+    try:
+        import selenium  # noqa: F401
+    except ImportError:
+        return "the Python package selenium (`make setup`)"
+    lacking = [f"`{name}`" for name in ("chromium", "chromedriver") if not shutil.which(name)]
+    return f"{' and '.join(lacking)} (Debian: apt install chromium chromium-driver)" if lacking else None
+
+
+if missing() and os.environ.get("CI") != "true":
+    pytest.skip(f"the user study's page was NOT tested in a browser; to have it tested install {missing()}.", allow_module_level=True)
+
+
+@contextmanager
+def browser(size, downloads=None):
+    assert not missing(), f"with CI=true a missing browser is a failure: install {missing()}"
+    from selenium import webdriver
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    flags = ["--headless=new", "--disable-dev-shm-usage", "--disable-gpu", f"--window-size={size[0]},{size[1]}", *["--no-sandbox"] * (os.geteuid() == 0)]
+    for flag in flags: options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    if size == PHONE: options.add_experimental_option("mobileEmulation", {"deviceMetrics": {"width": size[0], "height": size[1], "pixelRatio": 2.0, "touch": True}})
+    if downloads: options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    try: yield Participant(driver)
+    finally: driver.quit()
+
+
+class Participant:
+    "What somebody sees and does; `script` runs in the page."
+
+    def __init__(self, driver): self.driver, self.script = driver, driver.execute_script
+
+    def until(self, condition, what):
+        end = time.monotonic() + WAIT
+        while time.monotonic() < end:
+            if found := condition(): return found
+            time.sleep(0.02)
+        raise AssertionError(f"waited {WAIT} s for {what}; the page says: {self.text()!r} {self.status()!r}")
+
+    def text(self): return self.script("return document.querySelector('#study').innerText")
+    def status(self): return self.script("return document.querySelector('#status').innerText")
+    def heading(self): return self.script("const h = document.querySelector('#study h1'); return h && h.innerText")
+    def sees(self, words): return self.until(lambda: words in self.text(), f"{words!r}")
+
+    def press(self, label):
+        "Click a visible button once it is there."
+        find = "return [...document.querySelectorAll('#study button, #study input[type=submit]')].find(b => !b.disabled && (b.innerText || b.value).startsWith(arguments[0]))"
+        element = self.until(lambda: self.script(find, label), f"the button {label!r}")
+        before = self.screen()
+        element.click()
+        return before
+
+    def keys(self, *keys):
+        from selenium.webdriver import ActionChains
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def screen(self): return self.text(), self.item()  # not its HTML, which changes while a screen still stands
+    def changed(self, before): self.until(lambda: self.screen() != before, "the next screen")
+    def item(self):
+        "File name of the picture, 'check: real' or 'check: fake'; None elsewhere."
+        return self.script("""const i = document.querySelector('#study img.picture'), c = document.querySelector('#study .check');
+            return i ? i.src.split('/').pop() : c ? 'check: ' + (c.innerText.includes('real') ? 'real' : 'fake') : null""")
+
+    def requests(self):
+        "Every address that was asked for, of whatever kind."
+        events = [json.loads(line["message"])["message"] for line in self.driver.get_log("performance")]
+        return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+
+    def errors(self): return [line["message"] for line in self.driver.get_log("browser") if line["level"] == "SEVERE" and "net::ERR_CONNECTION" not in line["message"]]
+
+
+@contextmanager
+def server(study, port=0):
+    "`prle userstudy serve`; yields its address and process."
+    code = "import sys; from prle.cli import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen([sys.executable, "-c", code, "userstudy", "serve", str(study.path), "--port", str(port)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        yield process.stdout.readline().split("/?code=")[0], process
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+def truth(study):
+    right = study.pictures.set_index("picture").label.map({0: "real", 1: "fake"}).to_dict()
+    return lambda item: item.split(": ")[1] if item.startswith("check") else right[item]
+
+
+def begin(who, practice=2):
+    "From the consent to the first picture that counts."
+    who.sees("Taking part is voluntary")
+    who.changed(who.press("I agree"))
+    who.sees("What to do")
+    who.changed(who.press("Next"))
+    who.sees("Black areas")
+    who.changed(who.press("Next"))
+    for _ in range(practice):
+        who.sees("Practice")
+        who.changed(who.press("Real"))
+        who.sees("this one is")
+        who.changed(who.press("Go on"))
+    who.changed(who.press("Start"))
+
+
+def answer(who, right, sure=None):
+    "Answer the picture or check on the screen rightly; returns what it was."
+    item = who.until(who.item, "a picture")
+    who.changed(who.press(right(item).capitalize()))
+    if sure and not item.startswith("check"): who.changed(who.press(sure))
+    return item
+
+
+def fits(who):
+    "Nothing to scroll sideways, and every button large enough for a finger."
+    assert who.script("return document.documentElement.scrollWidth <= window.innerWidth"), who.text()
+    sizes = who.script("return [...document.querySelectorAll('#study button, #study input')].map(b => b.getBoundingClientRect()).map(r => [r.width, r.height])")
+    assert all(w >= 44 and h >= 44 for w, h in sizes), sizes
+
+
+def labelled(who):
+    "What a screen reader needs: a heading that has the focus, names of all controls, one alternative text for all pictures."
+    who.until(lambda: who.script("return document.activeElement.tagName") == "H1", "the focus on the heading")
+    assert who.script("return [...document.querySelectorAll('#study button')].every(b => b.innerText.trim())")
+    assert who.script("return [...document.querySelectorAll('#study input[type=text], #study progress')].every(e => e.labels.length == 1)")
+    return who.script("return [...document.querySelectorAll('#study img')].map(i => i.alt)")
+
+
+def test_a_session_on_a_desktop_with_a_reload(tmp_path):
+    study = studies.study(tmp_path, images=10, subsets=studies.FIVE, n=24)
+    right, seen, alts = truth(study), [], []
+    with server(study) as (address, _), browser(DESKTOP) as who:
+        who.driver.get(f"{address}/?code=nosuchcode")
+        who.sees("There is no code")
+        assert who.script("return document.querySelector('#code').labels.length") == 1
+        assert [e for e in who.errors() if "plans/nosuchcode.js" not in e] == []
+        who.driver.find_element("id", "code").send_keys(study.codes[0].upper())
+        who.press("Start")
+        begin(who)
+        for k in range(12):
+            if k == 5:
+                who.driver.refresh()
+                who.sees("You have answered 5 of 12")
+                who.changed(who.press("Go on"))
+            who.sees(f"{k + 1} of 12")
+            who.until(who.item, "a picture")
+            alts += labelled(who)
+            seen.append(answer(who, right))
+        who.sees("All your answers are saved.")
+        assert {u.split("/")[2] for u in who.requests() if u.startswith("http")} == {address.split("/")[2]}, "nothing goes anywhere else"
+        assert who.errors() == []
+    plan = study.plan[study.plan.code == study.codes[0]]
+    assert [s for s in seen if not s.startswith("check")] == [p for p in plan.picture if p] and sum(s.startswith("check") for s in seen) == 2
+    assert len(alts) == 10 and len(set(alts)) == 1, "alternative texts tell nothing apart"
+    responses = read_responses(study)
+    assert len(responses) == 12 and responses["right"].all() and set(responses.source) == {"button"} and not responses.simulated.any()
+    assert (responses.rt > 0).all() and len(exclude(responses, median=0, fastest=0)[0]) == 10
+
+
+def test_a_session_on_a_phone_with_confidence(tmp_path):
+    study = studies.study(tmp_path, confidence=True)
+    with server(study) as (address, _), browser(PHONE) as who:
+        who.driver.get(f"{address}/?code={study.codes[1]}")
+        who.sees("Taking part")
+        fits(who)
+        begin(who)
+        for sure in ("Guessed", "Rather sure", "Sure", "Skip", None, None):
+            who.until(who.item, "a picture")
+            fits(who)
+            box = lambda what: who.script("const r = document.querySelector(arguments[0]).getBoundingClientRect(); return [r.top, r.bottom]", what)
+            assert 0 <= box("#study .picture, #study .check")[0] and box("#study button")[1] <= PHONE[1], "picture and buttons on one screen"
+            item = who.item()
+            who.changed(who.press("Fake" if not item.startswith("check") else item.split(": ")[1].capitalize()))
+            if not item.startswith("check"):
+                fits(who)
+                who.changed(who.press("Skip" if sure is None else sure))
+        who.sees("All your answers are saved.")
+        fits(who)
+    pictures = read_responses(study).query("picture != ''")
+    assert len(pictures) == 4 and set(pictures.answer) == {"fake"} and pictures.confidence.dropna().isin([1, 2, 3]).all() and pictures.confidence.notna().any()
+
+
+def test_by_keyboard_alone_offline_and_the_file_read_back(tmp_path):
+    "From a folder without any server: Tab, Enter, letters; the saved file is the response."
+    from selenium.webdriver.common.keys import Keys
+    study = studies.study(tmp_path, post=None, n=12)
+    right = truth(study)
+    with browser(DESKTOP, downloads=study.path / "responses") as who:
+        def go(*keys):
+            before = who.screen()
+            who.keys(*keys)
+            who.changed(before)
+        who.driver.get((study.path / "page" / "index.html").as_uri())
+        who.sees("Your code")
+        go(*study.codes[0], Keys.ENTER)
+        who.sees("Taking part")
+        go(Keys.TAB, Keys.ENTER)
+        who.sees("What to do")
+        go(Keys.ARROW_RIGHT)
+        go(Keys.ARROW_RIGHT)
+        for _ in range(2):
+            who.sees("Practice")
+            go("r")
+            go(Keys.ENTER)
+        go(Keys.ENTER)
+        for k in range(6):
+            item = who.until(who.item, "a picture")
+            if k == 0:  # by Tab to the button and the space bar, once; the focus is to be seen
+                who.keys(*[Keys.TAB] * (1 if right(item) == "real" else 2))
+                assert who.script("return getComputedStyle(document.activeElement).outlineStyle + document.activeElement.innerText").startswith(f"solid{right(item).capitalize()}")
+                go(Keys.SPACE)
+            else: go(right(item)[0])
+        who.sees("save your answers with the button")
+        who.keys(Keys.TAB, Keys.ENTER)
+        file = study.path / "responses" / f"{study.codes[0]}.json"
+        who.until(file.exists, "the download")
+        assert not [u for u in who.requests() if u.startswith(("http", "ws"))] and who.errors() == []
+    saved = json.loads(file.read_text())
+    assert saved["complete"] and set(saved) == {"study", "code", "complete", "answers"}
+    responses = read_responses(study)
+    assert len(responses) == 6 and responses["right"].all() and responses.attrs["dropped"] == []
+    assert sorted(responses.source) == ["button"] + ["keyboard"] * 5
+
+
+def test_two_at_once_and_a_server_killed_in_mid_session(tmp_path):
+    study = studies.study(tmp_path)
+    right = truth(study)
+    with browser(DESKTOP) as one, browser(PHONE) as two:
+        with server(study) as (address, _):
+            for who, code in zip((one, two), study.codes): who.driver.get(f"{address}/?code={code}")
+            for who in (one, two): begin(who)
+            for _ in range(2):
+                for who in (one, two): answer(who, right)
+            stored = lambda: [len((study.path / "responses" / f"{c}.jsonl").read_text().splitlines()) for c in study.codes]
+            one.until(lambda: stored() == [2, 2], "both answers of both")
+        for _ in range(2):  # the server is dead now
+            for who in (one, two): answer(who, right)
+        one.until(lambda: "Not saved yet" in one.status(), "the warning")
+        assert stored() == [2, 2]
+        with server(study, port=int(address.rsplit(":", 1)[1])) as (again, _):
+            assert again == address
+            for _ in range(2):
+                for who in (one, two): answer(who, right)
+            for who in (one, two): who.sees("All your answers are saved.")
+            two.driver.refresh()  # a reload at the end shows the end
+            two.sees("All your answers are saved.")
+            page = urllib.request.urlopen(f"{address}/").read()
+        assert one.status() == "" and page
+    responses = read_responses(study)
+    assert len(responses) == 12 and responses["right"].all() and responses.groupby("code").size().tolist() == [6, 6]
