@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from prle import cli, paper
+from prle import cli, reproduce
 from prle.apply import crop_largest, crop_settings, evaluation, reopen
 from prle.benchmark import LIFT, SCALE, build_benchmark
 from prle.core import read_json, write_json
@@ -27,7 +27,8 @@ def lab(toy, tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS, "tiny", tiny)
     needs = dict(table_a=lambda lab, seeds: [lambda s=s: detector_run(lab, "Small", "A", "primary", s) for s in range(seeds)],
                  table_b=lambda lab, seeds: [lambda: statistics_run(lab, "B")])
-    monkeypatch.setattr(paper, "NOTEBOOKS", needs)
+    monkeypatch.setattr(reproduce, "NOTEBOOKS", needs)
+    monkeypatch.setattr(reproduce, "list_notebooks", lambda: list(needs))
     return Lab("tiny", data=write_square(toy, tmp_path / "square"), outputs=tmp_path / "out", say=lambda line: None)
 
 
@@ -59,7 +60,7 @@ def test_changed_data_are_said_to_have_changed(lab, prle):
 
 
 def test_runs_are_listed_and_what_nothing_needs_goes(lab, prle):
-    paper.prepare(lab, ["table_a"])
+    reproduce.prepare(lab, ["table_a"])
     lost = detector_run(lab, "Other", "B", "random", lr=0.01)
     assert len(recorded_runs(lab.outputs)) == 6
     _, text, _ = prle("runs", "--kind", "detectors", "--match", "random")
