@@ -346,6 +346,7 @@ def _train_and_score(lab: Lab, config: RunConfig, quantiles: Path | None, label:
         _score(detector, FaceDataset(test := lab.test_faces()), test, lab, tmp)
     for folder in tmp.glob("checkpoint-*"): shutil.rmtree(folder)
 
+# %% ../nbs/10_experiments.ipynb #10-experiments-18a
 def _masks_from(fusion: FusionConfig, zoo: tuple[str, ...]) -> list[str]:
     "What a label says of a fusion and a zoo that are not the usual ones."
     return [str(fusion)] * (fusion != FusionConfig()) + ["+".join(zoo)] * bool(zoo)
@@ -360,6 +361,7 @@ def _label(lab: Lab, config: RunConfig) -> str:
     if config.mask == "primary": parts = [*_masks_from(config.fusion, lab.zoo(config.zoo)), *parts]
     return "-".join([name, config.subset, config.mask, *(re.sub(r"[^\w.,+=-]", "", part) for part in parts), f"s{seed}"])
 
+# %% ../nbs/10_experiments.ipynb #10-experiments-18b
 def train_run(
     lab: Lab, # preset, data and store
     config: RunConfig, # of that preset and data
@@ -385,6 +387,7 @@ def detector_run(
     "The preset's training of a backbone, with what is named changed."
     return train_run(lab, lab.config(backbone, subset, seed, mask=mask, fusion=fusion, zoo=tuple(zoo), **changes))
 
+# %% ../nbs/10_experiments.ipynb #10-experiments-18c
 def load_detector(
     run: Run, # of a detector
     device: str = "cpu", # where to put it

@@ -445,6 +445,7 @@ def _obtain(store: "RunStore", path: Path, config: dict, make: Callable, resume:
             if (reused := _attempt(store, path, claim, config, make, resume)) is not None: return reused
         finally: claim.remove() if (path/"config.json").exists() else claim.free()
 
+# %% ../nbs/09a_runs.ipynb #09a-runs-34a
 class Task(NamedTuple):
     "A run that a dry store was asked for: all that it takes to make it."
     path: Path # its folder
@@ -538,6 +539,7 @@ class RunStore:
         reused = sum(self.used.values())
         return f"{len(self.used)} runs: {reused} reused, {len(self.used) - reused} {'to make' if self.dry else 'made'}."
 
+# %% ../nbs/09a_runs.ipynb #09a-runs-35a
 def planned(
     store: RunStore, # a dry one
 ) -> pd.DataFrame: # kind, label, key, action (reuse, wait, make, failed, blocked), reason, seconds (NaN: unknown)
