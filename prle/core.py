@@ -120,15 +120,24 @@ def _git(*args: str) -> str | None:
     try: return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError, NameError): return None
 
-def provenance() -> dict: # JSON-able
+def _cpu() -> str:
+    "The model of the CPU; where the system does not tell, its architecture."
+    try: names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    except OSError: names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+def provenance(
+    device: str | None = None, # on which detectors run; None: a GPU where there is one
+) -> dict: # JSON-able
     "Where a result made now comes from: commit, clean or not, versions, hardware, time (UTC)."
     import torch
-    status = _git("status", "--porcelain", "--untracked-files=no")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    status, cpu = _git("status", "--porcelain", "--untracked-files=no"), _cpu()
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.cuda.get_device_name(kind) if kind.type == "cuda" else cpu if kind.type == "cpu" else str(kind)
     return dict(
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), commit=_git("rev-parse", "HEAD"),
         clean=None if status is None else status == "", python=platform.python_version(), platform=platform.system(),
-        device=device, threads=torch.get_num_threads(),
+        device=device, cpu=cpu, cores=os.cpu_count(), threads=torch.get_num_threads(),
         packages={p: v for p in _PACKAGES if (v := _version(p))})
 
 # %% ../nbs/00_core.ipynb #00-core-24

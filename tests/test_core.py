@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from prle import core
 from prle.core import atomic_path, check_choice, digest, file_digest, outputs_dir, progress, provenance, read_json, rng, torch_rng, write_json
 
 
@@ -70,6 +71,17 @@ def test_digests(tmp_path):
 
 def test_provenance_names_the_versions():
     assert provenance()["packages"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_provenance_names_the_hardware_that_was_used(monkeypatch):
+    "Not the GPU that lies idle beside it."
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    read, cpus = core.Path.read_text, "processor\t: 0\nmodel name\t: A CPU @ 2 GHz\n"
+    monkeypatch.setattr(core.Path, "read_text", lambda path, *args, **kwargs: cpus if str(path) == "/proc/cpuinfo" else read(path, *args, **kwargs))
+    used = {device: provenance(device) for device in ("cpu", "cuda:1", None)}
+    assert [note["device"] for note in used.values()] == ["A CPU @ 2 GHz", "GPU 1", "GPU None"]
+    assert all(note["cpu"] == "A CPU @ 2 GHz" and note["cores"] == os.cpu_count() for note in used.values())
 
 
 def test_outputs_dir(tmp_path, monkeypatch):
