@@ -2,9 +2,11 @@
 import errno
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -100,7 +102,7 @@ store.get("kind", "a", {}, make, resume=True); log("done")
 
 def resumed(folder):
     "Only fills a folder that the killed worker has begun."
-    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint", "config.json"], "what was being written is not believed"
+    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint", "config.json", "provenance.json"], "what was being written is not believed"
     (folder / "x").write_text((folder / "checkpoint").read_text())
 
 
@@ -123,7 +125,7 @@ def test_what_cannot_resume_starts_in_an_empty_folder(tmp_path, processes):
     worker.wait()
     seen = []
     run = silent(tmp_path / "runs").get("kind", "a", {}, lambda folder: seen.extend(p.name for p in folder.iterdir()))
-    assert seen == ["config.json"] and not (run.path / "checkpoint").exists() and not read_json(run.path / "provenance.json")["resumed"]
+    assert sorted(seen) == ["config.json", "provenance.json"] and not (run.path / "checkpoint").exists() and not read_json(run.path / "provenance.json")["resumed"]
 
 
 def test_of_several_waiters_one_takes_over(tmp_path, processes):
@@ -208,6 +210,61 @@ def test_a_claim_without_a_name_is_respected_until_it_is_stale(tmp_path):
     claim.free()
 
 
+def test_a_machine_that_is_gone_does_not_work_for_ever(tmp_path):
+    "Who only looks believes an hour's silence, however it was begun; who wants to take over watches, and what nothing needs can be deleted."
+    def stop(folder):
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        silent(tmp_path).get("kind", "a", {}, stop, resume=True)
+    last = max((tmp_path / f"kind/.a-{KEY}.lock").iterdir(), key=lambda p: int(p.name))
+    write_json(last, dict(runs.this_process(), machine="elsewhere", heartbeat=10))
+    dry = RunStore(tmp_path, dry=True)
+    dry.get("kind", "a", {}, make_answer)
+    for silence, state, action, note in ((600, "in progress", "wait", "since .*Z, last sign of life 10 min"), (7260, "interrupted", "make", "^last sign of life 2 h 01 min ago")):
+        os.utime(last, (time.time() - silence,) * 2)
+        (row,) = list_runs(tmp_path).to_dict("records")
+        assert row["state"] == state and re.search(note, row["note"]) and planned(dry).action.tolist() == [action]
+        assert Claim(last.parent, heartbeat=10).take()["machine"] == "elsewhere", "by the clock of another machine, which may be wrong"
+        gone = prune(tmp_path, [], delete=True)
+        assert len(gone) == (state == "interrupted")
+    assert not list(tmp_path.glob("kind/*")) and not list(tmp_path.glob("kind/.*"))
+
+
+def test_silence_is_not_told_where_nothing_can_be_written(tmp_path, monkeypatch):
+    write_json(tmp_path / "lock/1", dict(runs.this_process(), machine="elsewhere", heartbeat=10))
+    os.utime(tmp_path / "lock/1", (0, 0))
+
+    def closed(path, *args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+    assert Claim(tmp_path / "lock").owner() is None
+    monkeypatch.setattr(Path, "touch", closed)
+    assert Claim(tmp_path / "lock").owner()["machine"] == "elsewhere"
+
+
+def test_one_process_at_a_time_works_on_what_is_claimed(tmp_path, monkeypatch):
+    lines = []
+
+    def work(number):
+        with runs.claimed(tmp_path / "data/mini", lines.append, heartbeat=0.1):
+            lines.append(f"{number} begins")
+            time.sleep(0.2)
+            lines.append(f"{number} ends")
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    said = [line for line in lines if not line.startswith("WAIT data mini: pid")]
+    assert len(lines) > len(said) == 6 and all(said[i][0] == said[i + 1][0] for i in (0, 2, 4)) and not list((tmp_path / "data").iterdir())
+
+    def closed(path, **kwargs):
+        raise OSError(error, os.strerror(error), str(path))
+    monkeypatch.setattr(Path, "mkdir", closed)
+    error = errno.EROFS
+    with runs.claimed(tmp_path / "data/mini"): lines.append("read")
+    error = errno.ENOSPC
+    with pytest.raises(OSError, match="No space left"), runs.claimed(tmp_path / "data/mini"): lines.append("not read")
+    assert lines[-1] == "read"
+
+
 def test_a_row_that_was_removed_meanwhile_gives_no_claim(tmp_path, monkeypatch):
     "Of a process that slept between looking and taking."
     live = Claim(tmp_path / "lock")
@@ -255,6 +312,10 @@ def test_the_store_says_what_it_does_and_why(tmp_path):
     assert store.get("kind", "a", dict(p=2, lr=1), make) == Run(first.path, first.key, True) and len(made) == 1
     store.get("kind", "a", dict(lr=1, p=3), make)
     assert lines[0].endswith("not made yet") and lines[1].endswith("differs from the nearest in p") and store.summary() == "2 runs: 0 reused, 2 made."
+    store.get("masked", "a", dict(data="1", detector="d1", quantiles="q1", p=1), make_answer)
+    store.get("masked", "a", dict(data="2", detector="d2", quantiles="q2", p=1), make_answer)
+    store.get("masked", "a", dict(data="3", detector="d2", quantiles="q2", p=3), make_answer)
+    assert lines[-2].endswith("the data have changed") and lines[-1].endswith("differs from the nearest in data, p")
     again = RunStore(tmp_path, lines.append)
     again.get("kind", "a", dict(lr=1, p=2), make)
     assert lines[-1] == f"HIT  kind {first.path.name}" and again.summary() == "1 runs: 1 reused, 0 made." and again.names() == [f"kind/{first.path.name}"]
@@ -280,6 +341,27 @@ def test_other_code_is_named(tmp_path):
         assert lines[-1].endswith(f"(made by {text})") and store.names(other_code=True) == [f"kind/{run.path.name}"]
         assert len(list_runs(tmp_path, stale=True)) == 1 and len(list_runs(tmp_path, stale=False)) == 0
     assert silent(tmp_path).names(other_code=True) == []
+
+
+def test_a_run_that_other_code_has_begun_is_marked(tmp_path):
+    "Begun by one code, gone on with by a second, finished by the present one."
+    def stop(folder):
+        (folder / "checkpoint").write_text("epoch 3")
+        raise KeyboardInterrupt
+    for module in ("trainer", "masking", None):
+        store = silent(tmp_path)
+        if module:
+            store.modules = {**store.modules, module: "0"}
+            store.code = digest(store.modules)
+            with pytest.raises(KeyboardInterrupt):
+                store.get("kind", "a", {}, stop, resume=True)
+    run = store.get("kind", "a", {}, resumed, resume=True)
+    origin = read_json(run.path / "provenance.json")
+    assert origin["code"] == store.code and len(origin["earlier"]) == 2 and store.other_code(run.path) == "other code: masking, trainer differ"
+    assert silent(tmp_path).get("kind", "a", {}, resumed).reused and len(list_runs(tmp_path, stale=True)) == 1
+    with pytest.raises(KeyboardInterrupt):
+        store.get("kind", "b", {}, stop, resume=True)
+    assert store.other_code(silent(tmp_path).get("kind", "b", {}, resumed, resume=True).path) == ""
 
 
 def test_the_fingerprint_changes_with_the_code(tmp_path, monkeypatch):
@@ -332,6 +414,20 @@ def test_a_run_that_diverged_is_not_tried_again_by_the_same_code(tmp_path):
     assert not silent(tmp_path).get("kind", "b", {}, make_answer).reused
 
 
+def test_who_waits_for_a_run_that_diverges_does_not_train_it_again(tmp_path, processes):
+    body = """
+def make(folder): log("trains"); until("go"); raise FloatingPointError("the loss became nan")
+try: store.get("kind", "a", {}, make, resume=True)
+except runs.RunFailed as e: print(e)
+"""
+    worker = processes(body)
+    wait_for(lambda: log(tmp_path) == ["trains"])
+    waiters = [processes(body) for _ in range(2)]
+    assert all("WAIT" in w.stdout.readline() for w in waiters)
+    (tmp_path / "go").touch()
+    assert all("failed: the loss became nan" in p.communicate(timeout=30)[0] for p in (worker, *waiters)) and log(tmp_path) == ["trains"]
+
+
 def test_what_needs_a_diverged_run_is_blocked_and_the_rest_is_planned(tmp_path):
     with pytest.raises(RunFailed):
         silent(tmp_path).get("detectors", "X-DF-none", dict(name="X", lr=1), diverge)
@@ -377,7 +473,8 @@ def fill(folder):
     pd.DataFrame(dict(a=range(1000))).to_parquet(folder / "scores.parquet")
     save_file(dict(w=np.ones(100)), folder / "model.safetensors")
     np.save(folder / "maps.npy", np.ones(100))
-    (folder / "quantiles").mkdir()
+    (folder / "quantiles/A").mkdir(parents=True)
+    for n in range(3): (folder / f"quantiles/A/{n}.png").write_bytes(b"a map")
 
 
 def halve(path): path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
@@ -397,6 +494,14 @@ def test_corrupt_results_are_set_aside_and_made_again(tmp_path, name, damage):
     assert sorted(list_runs(tmp_path).state) == ["corrupt", "corrupt", "finished"] and (tmp_path / f"kind/{run.path.name}.corrupt-2").exists()
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), Path.unlink])
+def test_a_map_that_is_no_more_is_missed(tmp_path, damage):
+    lines, run = [], silent(tmp_path).get("kind", "a", {}, fill)
+    damage(run.path / "quantiles/A/1.png")
+    assert not RunStore(tmp_path, lines.append).get("kind", "a", {}, fill).reused
+    assert "cannot be read: quantiles has 10 bytes where 15 were written; set aside" in lines[0] and check_run(run.path, deep=True) is None
+
+
 @pytest.mark.parametrize("name", ["scores.parquet", "model.safetensors", "maps.npy"])
 def test_runs_without_a_list_of_files_are_opened(tmp_path, name):
     run = silent(tmp_path).get("kind", "a", {}, fill)
@@ -407,10 +512,16 @@ def test_runs_without_a_list_of_files_are_opened(tmp_path, name):
 
 
 def test_a_changed_byte_is_found_by_looking_deep(tmp_path):
-    run = silent(tmp_path).get("kind", "a", {}, make_answer)
-    (run.path / "x").write_text("43")
-    check_run(run.path)
-    with pytest.raises(ValueError, match="x has changed since it was written"):
+    run = silent(tmp_path).get("kind", "a", {}, fill)
+    for name in ("maps.npy", "quantiles/A/2.png"):
+        before = (run.path / name).read_bytes()
+        (run.path / name).write_bytes(before[:-1] + b"!")
+        check_run(run.path)
+        with pytest.raises(ValueError, match=f"{name.split('/')[0]} has changed since it was written"):
+            check_run(run.path, deep=True)
+        (run.path / name).write_bytes(before)
+    os.rename(run.path / "quantiles/A/0.png", run.path / "quantiles/A/9.png")
+    with pytest.raises(ValueError, match="quantiles has changed"):
         check_run(run.path, deep=True)
 
 
@@ -537,6 +648,15 @@ def test_a_plan_estimates_from_the_nearest_runs(tmp_path):
 def test_resumed_runs_do_not_count_as_quick():
     past = [("a-0", {}, dict(seconds=1, resumed=True)), ("a-1", {}, dict(seconds=9)), ("a-2", {}, {})]
     assert estimate("a-3", {}, past) == 9
+
+
+@pytest.mark.parametrize("change, seconds", [({}, 10), ({"recipe.epochs": 3}, 30), ({"recipe.seed": 1}, 10), ({"data": "b"}, None), ({"width": 0.5}, None),
+                                             ({"recipe.batch": 8}, None), ({"size": 64}, None)])
+def test_a_run_of_another_size_tells_no_time(change, seconds):
+    "A smoke run, or a trial of one epoch, must not make a long training look short."
+    here = {"data": "a", "width": 1.0, "size": 128, "recipe.epochs": 1, "recipe.batch": 32, "recipe.seed": 0}
+    found = estimate("X-DF", {**here, **change}, [("X-DF", here, dict(seconds=10.0))])
+    assert found == seconds if seconds else np.isnan(found)
 
 
 def test_a_plan_knows_what_others_are_making(tmp_path, processes):
