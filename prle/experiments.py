@@ -9,10 +9,10 @@ __all__ = ['FURTHER', 'PRESETS', 'MASKS', 'ALPHAS', 'ROOT_FOLDERS', 'IDENTITY', 
            'fusion_run', 'fused_maps', 'attention', 'statistics_run', 'masked_run', 'masked_scores']
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-2
-import copy, json, re, shutil
+import copy, json, math, numbers, os, re, shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from .fusion import FUSIONS, fuse
 from .localization import localize, upsample_maps
 from .masking import FILLS, LandmarkMask, MaskParams, PrimaryRegionMask, RandomMask, quantile_store
 from .trainer import TrainConfig, predict, train
-from .runs import Run, RunStore, say_misses
+from .runs import Run, RunStore, claimed, say_misses
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-5
 @dataclass(frozen=True)
@@ -82,6 +82,17 @@ PRESETS = dict(
 "The sizes that every notebook can be run at."
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-8
+_real = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x)
+_names = lambda x: isinstance(x, (list, tuple)) and all(isinstance(name, str) for name in x)
+_word = (lambda x: isinstance(x, str), "a word")
+_share = (lambda x: _real(x) and 0 <= x <= 1, "in [0, 1]")
+_alpha = lambda x: isinstance(x, str) or isinstance(x, (list, tuple)) and len(x) == 2 and all(map(_real, x))
+
+def _check(config, checks: dict):
+    "`ValueError` that says what a field must be; `checks`: field -> what must hold, and how to say so."
+    for name, (ok, must) in checks.items():
+        if not ok(value := getattr(config, name)): raise ValueError(f"{name} must {'lie' if must.startswith('in [') else 'be'} {must}, not {value!r}.")
+
 def _number(name: str, value): # YAML reads 2e-3 as a word
     try: return float(value) if isinstance(value, str) else value
     except ValueError: raise ValueError(f"{name} must be a number, not {value!r}.") from None
@@ -105,16 +116,24 @@ class FusionConfig:
 
     def __post_init__(self):
         check_choice(self.method, FUSIONS, "fusion")
-        for name in ("tau", "lam", "floor"):
-            if not 0 <= getattr(self, name) <= 1: raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}.")
+        _check(self, dict(tau=_share, lam=_share, floor=_share))
+        for name in ("tau", "lam", "floor"): object.__setattr__(self, name, float(getattr(self, name))) # 0 and 0.0 are one configuration
 
     def __str__(self): # "neighbour", "mean,tau=0.1"
         return ",".join([self.method, *(f"{f.name}={v:g}" for f in fields(self)[1:] if (v := getattr(self, f.name)) != f.default)])
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-11
 MASKS = dict(primary=PrimaryRegionMask, random=RandomMask, landmark=LandmarkMask)
+def _absolute(data: str | Path) -> str: return os.path.abspath(data) if data else ""
+
 ALPHAS = dict(dynamic=(0.0, 1.0), static=(1.0, 1.0))
 "The paper's alpha, and Table VII's without dynamic exploitation: the fused map as a binary mask (Eq. 4)."
+
+_CHECKS = dict( # field -> what must hold, and how to say so
+    subset=(lambda x: isinstance(x, str) and x != "", "the name of a manipulation, or 'all'"), data=(lambda x: isinstance(x, (str, Path)), "the path of a folder or a manifest"),
+    width=(lambda x: _real(x) and x > 0, "a positive number"), pretrained=(lambda x: isinstance(x, bool), "True or False"),
+    options=(lambda x: isinstance(x, dict) and all(isinstance(k, str) for k in x), "names and values"), zoo=(_names, "a list of backbones' names"), p=_share,
+    alpha=(_alpha, f"{', '.join(ALPHAS)} or two numbers, from where to where it is drawn"), detector=_word, preset=_word, mask=_word, fill=_word)
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -122,7 +141,7 @@ class RunConfig:
     detector: str # of the registry
     subset: str # manipulation it is trained on, or "all"
     preset: str = "mini" # size of the faces, and the zoo that localizes
-    data: str = "" # as in `data_sets`; "": the preset's mini benchmark
+    data: str = "" # as in `data_sets`, made absolute; "": the preset's mini benchmark
     width: float = 1.0
     pretrained: bool = False
     options: dict = field(default_factory=dict) # of the detector's constructor
@@ -135,16 +154,17 @@ class RunConfig:
     recipe: TrainConfig = TrainConfig()
 
     def __post_init__(self):
+        _check(self, _CHECKS)
         check_choice(self.detector, list_detectors(), "detector")
         check_choice(self.mask, ["none", *MASKS], "mask")
         for name, kind in (("fusion", FusionConfig), ("recipe", TrainConfig)):
             if not isinstance(getattr(self, name), kind): object.__setattr__(self, name, _build(kind, getattr(self, name)))
-        for name in ("zoo", "alpha"):
-            if isinstance(getattr(self, name), list): object.__setattr__(self, name, tuple(getattr(self, name)))
         if isinstance(self.alpha, str): check_choice(self.alpha, ALPHAS, "alpha policy")
+        one = dict(width=float(self.width), p=float(self.p), zoo=tuple(self.zoo), data=_absolute(self.data), alpha=self.alpha if isinstance(self.alpha, str) else self.range)
+        for name, value in one.items(): object.__setattr__(self, name, value) # 1 and 1.0, a path with and without a slash at its end are one configuration
         PrimaryRegionMask(self.p, self.range, self.fill) # checks all three
-        if not self.width > 0: raise ValueError(f"width must be positive, not {self.width}.")
-        if not isinstance(self.pretrained, bool): raise ValueError(f"pretrained must be True or False, not {self.pretrained!r}.")
+        if self.pretrained and not (self.width == 1 and has_weights(self.detector)):
+            raise ValueError(f"pretrained must be False: there are no ImageNet weights of {self.detector} at width {self.width:g}.")
         preset = PRESETS[check_choice(self.preset, PRESETS, "preset")]
         for name in self.zoo: preset.backbone(name)
 
@@ -206,9 +226,10 @@ def data_sets(
 def data_fingerprint(
     manifest: pd.DataFrame, # from `read_manifest`
 ) -> str: # 16 hexadecimal digits
-    "The hash of the data: of every row of the manifest and of the size of every crop's file."
+    "The hash of the data: of every row of the manifest and of the size of every crop's and mask's file."
     root = Path(manifest.attrs["root"])
-    rows = manifest.assign(landmarks=[digest(p.tolist()) for p in manifest.landmarks], bytes=[(root/p).stat().st_size for p in manifest.path])
+    sizes = {name: [(root/p).stat().st_size if p else 0 for p in manifest[name]] for name in ("path", "mask")}
+    rows = manifest.assign(landmarks=[digest(p.tolist()) for p in manifest.landmarks], bytes=sizes["path"], mask_bytes=sizes["mask"])
     return digest(rows.to_csv(index=False))
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-16
@@ -224,8 +245,8 @@ class Lab:
     ):
         self.name, self.preset = preset, PRESETS[check_choice(preset, PRESETS, "preset")]
         if data is None and self.preset.people is None: raise ValueError(f"the preset {preset!r} needs real data; the presets smoke and mini make their own.")
-        self.outputs, self.data = Path(outputs or outputs_dir()).absolute(), str(Path(data).absolute()) if data else ""
-        self.store, self._sets, self._device, self._opened = RunStore(self.outputs/"runs", say), data_sets(self.data) if data else None, device, {}
+        self.outputs, self.data = Path(outputs or outputs_dir()).absolute(), _absolute(data or "")
+        self.store, self._sets, self._device, self._opened = RunStore(self.outputs/"runs", say, device=device), data_sets(self.data) if data else None, device, {}
         absent = [name for name in ROOT_FOLDERS if (Path(self.data)/"ff++").is_dir() and name not in self.targets]
         if absent: say(f"NOTE {self.data} has no manifest of {', '.join(absent)}: tables and figures go without.")
 
@@ -235,7 +256,7 @@ class Lab:
         return self._device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     def dry(self) -> "Lab":
-        "A twin whose store makes nothing, but notes in its `tasks` what it is asked for."
+        "A twin whose store makes no run, but notes in its `tasks` what it is asked for. The preset's own data are forged first where they are not there: runs are named by them."
         self.fingerprint # read the data once, not again in the twin
         twin = copy.copy(self)
         twin.store = RunStore(self.store.root, dry=True)
@@ -247,11 +268,14 @@ class Lab:
 
     @cached_property
     def _benchmark(self) -> Path:
-        p = self.preset
-        return build_benchmark(self.outputs/"data"/self.name, size=p.size, people=p.people, steps=p.forging)
+        p, folder = self.preset, self.outputs/"data"/self.name
+        with claimed(folder): return build_benchmark(folder, size=p.size, people=p.people, steps=p.forging)
 
     @cached_property
-    def _target_sets(self) -> dict[str, Path]: return self._sets[1] if self._sets else build_targets(self._benchmark)
+    def _target_sets(self) -> dict[str, Path]:
+        if self._sets: return self._sets[1]
+        benchmark = self._benchmark
+        with claimed(benchmark.parent): return build_targets(benchmark)
 
     @cached_property
     def manifest(self) -> pd.DataFrame:
@@ -291,13 +315,14 @@ class Lab:
         seed: int = 0, # of the run
         **changes, # other fields of `RunConfig` and of its recipe, `TrainConfig`
     ) -> RunConfig: # `ValueError` for an unknown name
-        "The preset's training of a backbone on a manipulation; on all of them, with as many reals as fakes in every epoch."
+        "The preset's training of a backbone on a manipulation; on all of them, with as many reals as fakes in every epoch. `options` are added to the preset's."
         b = self.preset.backbone(backbone)
         check_choice(subset, [*self.subsets, "all"], "manipulation")
         free, steps = ([f.name for f in fields(c)] for c in (RunConfig, TrainConfig))
         for name in changes: check_choice(name, [n for n in (*free, *steps) if n not in ("detector", "subset", "preset", "data", "recipe", "seed")], "parameter")
         recipe = _build(TrainConfig, {**self.preset.recipe, **b.recipe, "balance": subset == "all", "seed": seed, **{k: v for k, v in changes.items() if k in steps}})
         given = dict(preset=self.name, data=self.data, width=b.width, pretrained=b.pretrained, options={**size_option(b.name, self.preset.size), **b.options})
+        if isinstance(added := changes.get("options"), dict): changes["options"] = given["options"] | added
         return _build(RunConfig, dict(detector=b.name, subset=subset, recipe=recipe) | given | {k: v for k, v in changes.items() if k in free})
 
     def zoo(
@@ -362,6 +387,13 @@ def _label(lab: Lab, config: RunConfig) -> str:
     return "-".join([name, config.subset, config.mask, *(re.sub(r"[^\w.,+=-]", "", part) for part in parts), f"s{seed}"])
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-18b
+@lru_cache
+def _buildable(name: str, width: float, options: str, size: int):
+    "`ValueError` unless a detector with these options (JSON) can be built, without its weights, and takes faces of this size."
+    try:
+        with torch.device("meta"): create_detector(name, width=width, **json.loads(options)).eval()(torch.zeros(1, 3, size, size))
+    except TypeError as e: raise ValueError(str(e)) from e
+
 def train_run(
     lab: Lab, # preset, data and store
     config: RunConfig, # of that preset and data
@@ -370,6 +402,7 @@ def train_run(
     if (config.preset, config.data) != (lab.name, lab.data):
         raise ValueError(f"the configuration is for the preset {config.preset} on {config.data or 'its own data'}, the lab is another.")
     check_choice(config.subset, [*lab.subsets, "all"], "manipulation")
+    _buildable(config.detector, config.width, json.dumps(config.options), lab.preset.size) # before its zoo is trained
     maps = fusion_run(lab, config.subset, config.recipe.seed, config.fusion, config.zoo) if config.mask == "primary" else None
     label, key = _label(lab, config), dict(config.key(), data=lab.fingerprint, quantiles=maps and maps.key)
     return lab.store.get("detectors", label, key, lambda tmp: _train_and_score(lab, config, maps and maps.path/"quantiles", label, tmp), resume=True)
@@ -385,7 +418,7 @@ def detector_run(
     **changes, # other fields of `RunConfig` and `TrainConfig`: alpha="static", gamma=0.5, ...
 ) -> Run: # as `train_run`
     "The preset's training of a backbone, with what is named changed."
-    return train_run(lab, lab.config(backbone, subset, seed, mask=mask, fusion=fusion, zoo=tuple(zoo), **changes))
+    return train_run(lab, lab.config(backbone, subset, seed, mask=mask, fusion=fusion, zoo=zoo, **changes))
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-18c
 def load_detector(

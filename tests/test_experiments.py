@@ -1,6 +1,7 @@
 """prle.experiments: configurations and the graph."""
 import json
 import pickle
+import threading
 import time
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 import torch
 
 from prle.core import read_json
-from prle.experiments import (FURTHER, IDENTITY, PRESETS, Backbone, FusionConfig, Lab, Preset, RunConfig, attention, data_sets, detector_run, fused_maps, fusion_run, load_detector,
-                              maps_run, masked_scores, scores, statistics_run, target_run, target_scores, train_faces, train_run)
+from prle.experiments import (FURTHER, IDENTITY, PRESETS, Backbone, FusionConfig, Lab, Preset, RunConfig, attention, data_fingerprint, data_sets, detector_run, fused_maps,
+                              fusion_run, load_detector, maps_run, masked_scores, scores, statistics_run, target_run, target_scores, train_faces, train_run)
 from prle.runs import RunFailed
 from prle.trainer import predict
 from prle.datasets import FaceDataset, select
@@ -91,12 +92,12 @@ def test_keys_follow_what_a_run_depends_on(lab):
     variants = [dict(subset="A"), dict(subset="B"), dict(subset="A", seed=1), dict(subset="A", mask="random")]
     assert len({detector_run(lab, "Small", **v).key for v in variants}) == 4
     assert fusion_run(lab, "A").key != fusion_run(lab, "A", fusion=FusionConfig(lam=0.2)).key != fusion_run(lab, "A", zoo=("Small",)).key
-    before = lab.fingerprint
-    root = lab.manifest.attrs["root"]
-    with open(f"{root}/{lab.manifest.path[0]}", "ab") as f:
-        f.write(b"x")
-    del lab.fingerprint
-    assert lab.fingerprint != before
+    rows = lab.manifest.assign(path=lab.manifest.path[0], mask=lab.manifest.path[1])
+    rows.attrs["root"], seen = lab.manifest.attrs["root"], {data_fingerprint(rows)}
+    for name in lab.manifest.path[:2]: # of the only crop; of the only mask
+        with open(f"{rows.attrs['root']}/{name}", "ab") as f: f.write(b"x")
+        seen.add(data_fingerprint(rows))
+    assert len(seen) == 3
 
 
 def test_same_configuration_same_scores_other_seed_other_scores(lab, tmp_path):
@@ -138,19 +139,42 @@ def test_what_is_the_same_is_one_run(lab):
     assert len({detector_run(lab, "Small", "A", "primary", **s).path for s in same}) == 1
     other = [dict(zoo=("Other",)), dict(fusion=FusionConfig("mean", tau=0.1)), dict(alpha="static"), dict(gamma=0.5), dict(p=0.2), dict(fill="noise")]
     assert len({detector_run(lab, "Small", "A", "primary", **o).key for o in other}) == len(other)
+    for same in ([dict(p=1), dict(p=1.0)], [dict(width=1), dict(width=1.0), dict(width=np.float64(1))], [dict(fusion=FusionConfig(tau=0)), dict(fusion=dict(tau=0.0, lam=0.15))]):
+        configs, dry = [lab.config("Small", "A", mask="primary", **s) for s in same], lab.dry()
+        assert len(set(map(str, configs))) == len({train_run(dry, c).key for c in configs}) == 1
     assert detector_run(lab, "Small", "A", "primary", alpha="static", gamma=0.5).path.name.startswith("Small-A-primary-alpha=1..1-gamma=0.5-s0-")
 
 
 @pytest.mark.parametrize("change, message", [
     (dict(alfa=1), "unknown parameter 'alfa'. Did you mean 'alpha'"), (dict(alpha="statik"), "unknown alpha policy 'statik'. Did you mean 'static'"),
     (dict(p=2), r"p must lie in \[0, 1\]"), (dict(epochs=0), "epochs must be a whole number above 0"), (dict(alpha=(0, 1.2)), "alpha must be"),
-    (dict(zoo=("Smal",)), "unknown backbone 'Smal'. Did you mean 'Small'"), (dict(fill="zeros"), "unknown fill 'zeros'")])
+    (dict(zoo=("Smal",)), "unknown backbone 'Smal'. Did you mean 'Small'"), (dict(fill="zeros"), "unknown fill 'zeros'"),
+    (dict(alpha=0.5), "alpha must be dynamic, static or two numbers, .*not 0.5"), (dict(alpha=(0.1,)), "alpha must be .* two numbers"), (dict(alpha=("a", 1)), "alpha must be"),
+    (dict(p=None), r"p must lie in \[0, 1\], not None"), (dict(p=True), "p must lie in"), (dict(zoo=None), "zoo must be a list of backbones' names, not None"),
+    (dict(zoo="Small"), "zoo must be a list"), (dict(width=float("inf")), "width must be a positive number, not inf"),
+    (dict(width=True), "width must be a positive number, not True"),
+    (dict(fill=None), "fill must be a word, not None"), (dict(pretrained=True), "pretrained must be False: there are no ImageNet weights of xception at width 0.125"),
+    (dict(options=[]), r"options must be names and values, not \[\]"), (dict(options={1: 2}), "options must be names and values"),
+    (dict(options=dict(dropuot=0.5)), "'xception' has no option 'dropuot'"), (dict(options=dict(dropout=7)), "dropout")])
 def test_wrong_parameters_stop_before_anything_is_made(lab, change, message):
     with pytest.raises(ValueError, match=message):
         detector_run(lab, "Small", "A", "primary", **change)
     assert not (lab.outputs / "runs").exists()
-    with pytest.raises(ValueError, match=r"lam must lie in \[0, 1\], not 1.5"):
-        FusionConfig(lam=1.5)
+    for wrong in (1.5, "0.1", None, float("nan")):
+        with pytest.raises(ValueError, match=rf"lam must lie in \[0, 1\], not {wrong!r}"):
+            FusionConfig(lam=wrong)
+    with pytest.raises(ValueError, match="p must lie in .*not '0.5'"):
+        RunConfig("xception", "A", p="0.5")
+    with pytest.raises(ValueError, match="subset must be the name of a manipulation"):
+        RunConfig("xception", "")
+
+
+def test_a_detector_for_faces_of_another_size_stops_before_its_zoo_is_trained(lab):
+    wrong = RunConfig("cvit", "A", "tiny", lab.data, 1 / 8, options=dict(size=224), mask="primary")
+    with pytest.raises(ValueError, match="built for faces of 224 x 224 pixels, not 64 x 64"):
+        train_run(lab, wrong)
+    assert not (lab.outputs / "runs").exists()
+    assert lab.config("cvit", "A", options=dict(dropout=0.1)).options == dict(size=64, dropout=0.1), "what is not said stays the preset's"
 
 
 def test_every_named_backbone_has_a_fine_grid_in_every_preset_that_can_be_built_here():
@@ -187,6 +211,31 @@ def test_target_sets_that_are_absent_are_named(real, tmp_path):
     assert len(said) == 1 and said[0].endswith("has no manifest of DFDC, DF-1.0: tables and figures go without.")
     with pytest.raises(ValueError, match="the configuration is for the preset mini on its own data, the lab is another"):
         train_run(real, RunConfig("xception", "A"))
+
+
+def test_a_path_may_be_written_in_any_way(lab, monkeypatch):
+    monkeypatch.chdir(lab.outputs.parent)
+    for data in ("square/manifest.parquet", f"{lab.outputs.parent}/square//manifest.parquet", "./out/../square/manifest.parquet"):
+        assert RunConfig("xception", "A", "tiny", data).data == lab.data == Lab("tiny", data, lab.outputs, say=pytest.fail).data
+    assert Lab("tiny", "square/", lab.outputs, say=pytest.fail).data == RunConfig("xception", "A", data="square").data == f"{lab.outputs.parent}/square"
+
+
+def test_the_benchmark_is_built_by_one_process_at_a_time(tmp_path, monkeypatch):
+    "And each target set; the other looks again when its turn comes."
+    log, wait = [], time.sleep
+
+    def build(kind, folder):
+        log.append(kind)
+        wait(0.1)
+        log.append(kind)
+        return folder / "manifest.parquet"
+    monkeypatch.setattr("prle.experiments.build_benchmark", lambda out, **settings: build("benchmark", out))
+    monkeypatch.setattr("prle.experiments.build_targets", lambda manifest: {"mini-DF1": build("targets", manifest.parent)})
+    monkeypatch.setattr("prle.runs.time.sleep", lambda seconds: wait(0.01))
+    threads = [threading.Thread(target=lambda: Lab("smoke", outputs=tmp_path)._target_sets) for _ in range(3)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert log.count("benchmark") == log.count("targets") == 6 and log[::2] == log[1::2] and not list((tmp_path / "data").iterdir())
 
 
 def test_a_forged_folder_brings_its_target_sets(toy, tmp_path):
@@ -254,6 +303,13 @@ def test_provenance_names_machine_code_data_and_times(lab):
     origin, config = read_json(run.path / "provenance.json"), read_json(run.path / "config.json")
     assert config["data"] == lab.fingerprint and {"commit", "clean", "packages", "device", "threads", "start", "end", "seconds", "host", "modules"} <= set(origin)
     assert [name.split("/")[0] for name in origin["inputs"]] == ["fusions"] and origin["resumed"] is False
+
+
+def test_provenance_is_of_the_device_that_was_asked_for(lab, monkeypatch):
+    monkeypatch.setattr("prle.runs.provenance", lambda device: dict(device=device))
+    here = Lab("tiny", lab.data, lab.outputs, "cpu", say=pytest.fail)
+    here.store.say = str
+    assert read_json(detector_run(here, "Small", "A").path / "provenance.json")["device"] == "cpu"
 
 
 def test_a_lab_travels_without_its_tables(lab):
