@@ -12,7 +12,7 @@ from pathlib import Path
 from .core import check_choice, outputs_dir
 from .datasets import SPLITS
 from .experiments import PRESETS
-from .runs import RunFailed
+from .runs import RunFailed, claimed
 from .studycommand import add_userstudy
 
 # %% ../nbs/13_cli.ipynb #13-cli-4
@@ -53,9 +53,11 @@ def _forge(args) -> int:
     from prle.benchmark import build_benchmark, cue_table
     from prle.datasets import read_manifest
     from prle.targets import build_targets
-    out = args.out or outputs_dir()/"data"/"mini"
-    manifest = build_benchmark(out, faces=args.faces, size=args.size, people=args.people, seed=args.seed, steps=args.steps, count=args.count)
-    for name, path in dict(benchmark=manifest, **build_targets(out, faces=args.faces)).items():
+    out = Path(args.out or outputs_dir()/"data"/"mini").absolute()
+    with claimed(out):
+        manifest = build_benchmark(out, faces=args.faces, size=args.size, people=args.people, seed=args.seed, steps=args.steps, count=args.count)
+        found = dict(benchmark=manifest, **build_targets(out, faces=args.faces))
+    for name, path in found.items():
         print(f"{name}: AUC of trivial cues alone (0.5 is chance)\n{cue_table(read_manifest(path)).round(2).to_string()}")
     return 0
 
@@ -71,7 +73,7 @@ def _say(line: str):
 
 def _lab(args):
     from prle.experiments import Lab
-    return Lab(args.preset, args.data, args.outputs, say=_say)
+    return Lab(args.preset or "mini", args.data, args.outputs, say=_say)
 
 def _plan(args) -> int:
     from prle.reproduce import find_notebooks, plan
@@ -92,7 +94,8 @@ def _runs(args) -> int:
     outputs = Path(args.outputs or outputs_dir())
     if args.what == "prune":
         print(runs_text(prune(outputs/"runs", _needed(outputs), args.delete)))
-        print("Deleted." if args.delete else f"Nothing was deleted; --delete does. What `prle train` made is needed as long as its note lies in {outputs/'plans'}.")
+        kept = f"What `prle train` and `prle userstudy build` make is needed as long as their notes lie in {outputs/'plans'}."
+        print("Deleted." if args.delete else f"Nothing was deleted; --delete does. {kept}")
         return 0
     runs = list_runs(outputs/"runs", args.kind, args.match, dict(stale=True, current=False).get(args.code))
     if args.what == "check": runs = damaged_runs(outputs/"runs", runs)
@@ -106,24 +109,36 @@ def _settings(words: list[str]) -> dict:
     if wrong := [word for word in words if "=" not in word]: raise ValueError(f"--set takes NAME=VALUE, not {wrong[0]!r}.")
     return {name: yaml.safe_load(value) for name, value in (word.split("=", 1) for word in words)}
 
+def _run_config(args):
+    "What `prle train` is to train."
+    from prle.experiments import RunConfig
+    if args.what[0].endswith((".yaml", ".yml", ".json")):
+        config = RunConfig.read(args.what[0])
+        if beside := [*args.what[1:], *(f"--{name}" for name in ("preset", "data", "mask", "seed", "set") if getattr(args, name) is not None)]:
+            raise ValueError(f"{args.what[0]} says all about the training: write there what {', '.join(beside)} would say.")
+        return config
+    if len(args.what) != 2: raise ValueError("what to train is a configuration (.yaml or .json), or a detector and a manipulation.")
+    return _lab(args).config(*args.what, seed=args.seed or 0, mask=args.mask or "none", **_settings(args.set or []))
+
 def _train(args) -> int:
     from prle.apply import evaluation
-    from prle.experiments import Lab, RunConfig, scores, train_run
+    from prle.experiments import Lab, scores, train_run
     from prle.runs import record_runs
-    if args.what[0].endswith((".yaml", ".yml", ".json")): config = RunConfig.read(args.what[0])
-    elif len(args.what) == 2: config = _lab(args).config(*args.what, seed=args.seed, mask=args.mask, **_settings(args.set))
-    else: raise ValueError("what to train is a configuration (.yaml or .json), or a detector and a manipulation.")
+    config = _run_config(args)
     lab = Lab(config.preset, config.data or None, args.outputs, say=_say)
+    planned = train_run(dry := lab.dry(), config)
+    record_runs(lab.outputs, f"train-{planned.path.name}", dry.store.names()) # before, so that nobody prunes what is being made
     run = train_run(lab, config)
-    record_runs(lab.outputs, f"train-{run.path.name}", lab.store.names())
     print(f"{run.path}\n{evaluation(scores(run)).to_string(index=False, float_format='%.1f')}")
     return 0
 
+def _found(args) -> Path:
+    from prle.runs import find_run
+    return find_run(Path(args.outputs or outputs_dir())/"runs", args.name, "detectors")
+
 def _open(args):
     from prle.apply import reopen
-    from prle.runs import find_run
-    outputs = Path(args.outputs or outputs_dir())
-    return reopen(find_run(outputs/"runs", args.name, "detectors"), outputs=outputs, say=_say)
+    return reopen(_found(args), args.data, outputs=args.outputs, say=_say)
 
 def _localize(args) -> int:
     from prle.experiments import attention_run
@@ -132,10 +147,10 @@ def _localize(args) -> int:
     return 0
 
 def _evaluate(args) -> int:
-    from prle.apply import evaluation
+    from prle.apply import evaluation, open_run
     from prle.experiments import scores, target_run
-    lab, run = _open(args)
-    table = evaluation(scores(run if args.on == "test" else target_run(lab, run, args.on)))
+    run = open_run(_found(args)) if args.on == "test" else target_run(*_open(args), args.on) # the scores of its own test faces are in the run
+    table = evaluation(scores(run))
     print(table.to_string(index=False, float_format="%.1f"))
     return 0
 
@@ -167,7 +182,7 @@ def _add_adapter_options(command: argparse.ArgumentParser):
 _OUTPUTS = "folder for everything that is written; default: outputs/ of the project"
 
 def _add_lab_options(command: argparse.ArgumentParser):
-    command.add_argument("--preset", default="mini", choices=PRESETS, help="size of the experiment (default %(default)s)")
+    command.add_argument("--preset", default="mini", choices=PRESETS, help="size of the experiment (default mini)")
     command.add_argument("--data", help="other data: a folder with ff++/, dfdc/, df-1.0/, celeb-df/ as `prle faces` makes them; a folder of `prle forge`; a manifest")
     command.add_argument("--outputs", help=_OUTPUTS)
 
@@ -177,7 +192,8 @@ def _add_notebook_options(command: argparse.ArgumentParser):
     _add_lab_options(command)
 
 def _add_runs(commands):
-    plan = commands.add_parser("plan", help="what tables and figures need: what is there, what would be made, why, and in what time")
+    plan = commands.add_parser("plan", help="what tables and figures need: what is there, what would be made, why, and in what time",
+                               epilog="Runs are named by their data, so the mini benchmark is forged first if it is not there.")
     _add_notebook_options(plan)
     plan.set_defaults(run=_plan)
     runs = commands.add_parser("runs", help="list all runs; compare every byte with what was written; or delete what nothing needs")
@@ -185,7 +201,7 @@ def _add_runs(commands):
     runs.add_argument("--kind", help="list only detectors, maps, fusions, ...")
     runs.add_argument("--match", help="list only labels in which this regular expression occurs")
     runs.add_argument("--code", choices=["stale", "current"], help="list only what other code than the present one has made, or only the rest")
-    runs.add_argument("--delete", action="store_true", help="with prune: really delete")
+    runs.add_argument("--delete", action="store_true", help="with prune: really delete; prune brings the forged benchmarks up to date first, since what is needed is named by them")
     runs.add_argument("--outputs", help=_OUTPUTS)
     runs.set_defaults(run=_runs)
 
@@ -193,15 +209,16 @@ def _add_run_commands(commands):
     _add_runs(commands)
     train = commands.add_parser("train", help="train a detector, plainly or with masks; its zoo is trained first where it is needed")
     train.add_argument("what", nargs="+", help="a configuration (.yaml or .json); or a detector and a manipulation: Xception DF")
-    train.add_argument("--mask", default="none", help="none, primary, random or landmark (default %(default)s)")
-    train.add_argument("--seed", type=int, default=0, help="of the run (default %(default)s)")
-    train.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other parameters, e.g. alpha=static lr=1e-3 'zoo=[Xception, VGG]'")
+    train.add_argument("--mask", help="none, primary, random or landmark (default none)")
+    train.add_argument("--seed", type=int, help="of the run (default 0)")
+    train.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="other parameters, e.g. alpha=static lr=1e-3 'zoo=[Xception, VGG]'")
     _add_lab_options(train)
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, preset=None)
     for name, run, text in (("localize", _localize, "attention maps of a trained detector"), ("evaluate", _evaluate, "a trained detector's AUC and accuracy, with intervals"),
                             ("predict", _predict, "p_fake of pictures and videos; exit code 1 if one cannot be scored")):
         command = commands.add_parser(name, help=text)
         command.add_argument("name", help="of the run, as `prle runs` prints it, or its folder")
+        command.add_argument("--data", help="where the data that it was trained on lie now; default: where they lay")
         command.add_argument("--outputs", help=_OUTPUTS)
         command.set_defaults(run=run)
         if name == "localize":

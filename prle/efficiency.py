@@ -83,7 +83,7 @@ def timing_run(
     faces: int = 512, # an epoch, at most
 ) -> Run: # throughput.parquet: round, arm, train, infer in faces a second
     "Training and scoring with and without PRLE, in turns."
-    maps, here, rounds = fusion_run(lab, subset), provenance(), rounds or (1 if lab.name == "smoke" else 5)
+    maps, here, rounds = fusion_run(lab, subset), provenance(lab.device), rounds or (1 if lab.name == "smoke" else 5)
     config = dict(backbone=backbone, subset=subset, rounds=rounds, faces=faces, quantiles=maps.key, data=lab.fingerprint, size=lab.preset.size,
                   device=here["device"], on=lab.device, threads=here["threads"], torch=here["packages"]["torch"])
     make = lambda tmp: _time(lab, backbone, subset, maps.path/"quantiles", rounds, faces).to_parquet(tmp/"throughput.parquet", index=False)

@@ -355,7 +355,7 @@ def latex_table(
 def _note(lab: Lab, path: Path, files: Sequence[Path], **facts):
     "Write the provenance of what lies at `path`."
     write_json(path.with_suffix(".provenance.json"), dict(
-        provenance(), preset=lab.name, data=lab.fingerprint, code=lab.store.code, runs=lab.store.names(), other_code=lab.store.names(other_code=True),
+        provenance(lab.device), preset=lab.name, data=lab.fingerprint, code=lab.store.code, runs=lab.store.names(), other_code=lab.store.names(other_code=True),
         files={p.name: file_digest(p) for p in files}, **facts))
 
 def write_table(

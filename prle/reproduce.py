@@ -305,7 +305,7 @@ def plan(
     seeds: int = 1, # of every number
     full: bool = False, # with what `FULL` adds
 ) -> Lab: # a dry twin, whose store was asked for all runs that the notebooks need
-    "What the notebooks need; nothing is made."
+    "What the notebooks need; no run is made, but the mini benchmark is, if it is not there: runs are named by it."
     dry = lab.dry()
     for name in names:
         for step in NOTEBOOKS[name](dry, seeds, **(FULL.get(name, {}) if full else {})) if name in NOTEBOOKS else (): step()

@@ -9,7 +9,7 @@ __all__ = ['add_userstudy']
 import argparse
 from pathlib import Path
 
-from .core import outputs_dir
+from .core import digest, outputs_dir
 from .datasets import SPLITS
 from .experiments import PRESETS
 
@@ -18,9 +18,14 @@ def _folder(args) -> Path: return Path(args.folder or outputs_dir()/"mini"/"user
 
 def _build(args) -> int:
     from prle.experiments import Lab
+    from prle.runs import record_runs
     from prle.studypage import make_study
+    from prle.userstudy import study_faces
     if args.consent and not Path(args.consent).exists(): raise FileNotFoundError(f"no consent text at {args.consent}.")
-    study = make_study(Lab(args.preset, args.data, args.outputs), args.out, args.participants, args.images, args.subsets, args.splits, args.practice, args.seed,
+    lab = Lab(args.preset, args.data, args.outputs)
+    study_faces(dry := lab.dry(), args.splits, args.seed)
+    record_runs(lab.outputs, f"{lab.name}-userstudy-{digest(names := dry.store.names())}", names) # so that nobody prunes what is being made
+    study = make_study(lab, args.out, args.participants, args.images, args.subsets, args.splits, args.practice, args.seed,
                        consent=args.consent, post=args.post or None, confidence=args.confidence)
     print(f"{len(study.pictures)} pictures for {len(study.codes)} participants in {study.path}.")
     print(f"Complete the consent text in {study.path/'page'/'index.html'}, then: prle userstudy serve {study.path}")

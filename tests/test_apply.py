@@ -12,8 +12,8 @@ from prle import cli, reproduce
 from prle.apply import crop_largest, crop_settings, evaluation, reopen
 from prle.benchmark import LIFT, SCALE, build_benchmark
 from prle.core import read_json, write_json
-from prle.datasets import read_rgb
-from prle.experiments import PRESETS, Backbone, Lab, Preset, RunConfig, detector_run, load_detector, scores, statistics_run
+from prle.datasets import read_manifest, read_rgb, write_manifest
+from prle.experiments import PRESETS, Backbone, Lab, Preset, RunConfig, detector_run, load_detector, scores, statistics_run, train_run
 from prle.faces import orl_folder, read_image
 from prle.metrics import auc
 from prle.runs import list_runs, recorded_runs
@@ -103,10 +103,48 @@ def test_train_evaluate_localize(lab, prle, tmp_path):
 
 @pytest.mark.parametrize("words, message", [
     (["Small"], "a configuration"), (["Small", "A", "--set", "lr"], "--set takes NAME=VALUE, not 'lr'"), (["Small", "A", "--set", "epoch=3"], "Did you mean 'epochs'"),
-    (["Small", "A", "--mask", "primry"], "Did you mean 'primary'"), (["Small", "C"], "unknown manipulation 'C'"), (["nothing.yaml"], "No such file")])
-def test_wrong_trainings_are_refused(lab, prle, words, message):
+    (["Small", "A", "--mask", "primry"], "Did you mean 'primary'"), (["Small", "C"], "unknown manipulation 'C'"), (["nothing.yaml"], "No such file"),
+    (["Small", "A", "--mask", "primary", "--set", "options={dropuot: 1}"], "has no option 'dropuot'"),
+    (["a.yaml", "--set", "epochs=3"], "write there what --preset, --data, --set would say"),
+    (["a.yaml", "A", "--mask", "none", "--seed", "0"], "write there what A, --preset, --data, --mask, --seed would say")])
+def test_wrong_trainings_are_refused(lab, prle, monkeypatch, words, message):
+    monkeypatch.chdir(lab.outputs.parent)
+    lab.config("Small", "A").write("a.yaml")
     code, _, text = prle("train", *words)
     assert code == 2 and message in text and not (lab.outputs / "runs").exists()
+
+
+def test_a_configuration_may_name_its_data_as_seen_from_here(lab, prle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text("{detector: xception, subset: A, preset: tiny, width: 0.125, data: square/, recipe: {epochs: 1, batch: 4}}")
+    assert prle("train", "a.yaml", given=False)[0] == 0
+
+
+def test_what_is_being_made_is_needed_already(lab, prle, monkeypatch):
+    "By a training with its zoo, and by a user study; also if they are killed."
+    def dying(*args, **kwargs): raise KeyboardInterrupt
+    for patched, words, runs in (("prle.experiments.train_run", ["train", "Small", "A", "--mask", "primary"], 6),
+                                 ("prle.studypage.make_study", ["userstudy", "build", "--preset", "tiny", "--data", lab.data, "--splits", "train", "test"], 6 + 8)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            real = train_run
+            patch.setattr(patched, lambda lab, *args, **kwargs: real(lab, *args) if lab.store.dry else dying())
+            prle(*words)
+        assert len(recorded_runs(lab.outputs)) == runs
+
+
+def test_what_has_seen_other_data_is_not_used_on_these(lab, prle, tmp_path):
+    "Whose people it was trained on is not known any more; where the data have only been moved, it goes on."
+    run = detector_run(lab, "Small", "A")
+    words = [("localize", "Small-A"), ("predict", "Small-A", tmp_path / "absent.png"), ("evaluate", "Small-A", "--on", "mini-DF1")]
+    shutil.move(tmp_path / "square", tmp_path / "moved")
+    assert all("no manifest at" in prle(*w)[2] for w in words)
+    assert prle("localize", "Small-A", "--data", tmp_path / "moved")[0] == 0
+    manifest = read_manifest(tmp_path / "moved/manifest.parquet")
+    write_manifest(manifest.assign(split=manifest.split.replace(dict(train="test", test="train"))), tmp_path / "square/manifest.parquet", tmp_path / "moved")
+    for w in words:
+        code, _, text = prle(*w, *(["--data", tmp_path / "square/manifest.parquet"]))
+        assert code == 2 and f"{run.path.name} was trained on other data than lie in" in text and "--data" in text
+    assert prle("evaluate", "Small-A")[0] == 0, "its own scores are there"
 
 
 def test_a_training_that_diverges_is_an_exit_code(lab, prle):
@@ -171,7 +209,7 @@ def test_run_configurations_are_written_and_read(lab, tmp_path):
     ("detector: xceptoin\nsubset: DF", "unknown detector 'xceptoin'. Did you mean 'xception'"), ("detector: xception", "RunConfig: .*subset"),
     ("detector: xception\nsubset: DF\nrecipe: {lrr: 1}", "unknown parameter 'lrr'. Did you mean 'lr'"), ("detector: xception\nsubset: DF\nfusion: {tau: 7}", "tau must lie in"),
     ("detector: xception\nsubset: DF\nwidth: broad", "width must be a number, not 'broad'"), ("detector: [", "neither YAML nor JSON"), ("- a", "reads as names and values"),
-    ("detector: xception\nsubset: DF\npreset: midi", "unknown preset 'midi'. Did you mean 'mini'"), ("detector: xception\nsubset: DF\nwidth: -1", "width must be positive"),
+    ("detector: xception\nsubset: DF\npreset: midi", "unknown preset 'midi'. Did you mean 'mini'"), ("detector: xception\nsubset: DF\nwidth: -1", "width must be"),
     ("detector: xception\nsubset: DF\npretrained: maybe", "pretrained must be True or False"),
     ("detector: xception\nsubset: DF\nrecipe: {precision: fp8}", "unknown precision 'fp8'"), ("detector: xception\nsubset: DF\nzoo: [Xcep]", "Did you mean 'Xception'")])
 def test_wrong_configurations_say_what_is_wrong(tmp_path, text, message):
