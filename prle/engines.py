@@ -62,10 +62,10 @@ def cluster(): # yields the module `ray`
     finally:
         if started: ray.shutdown()
 
-def _do_there(root: Path, heartbeat: float, missed: int, task: Task, *inputs: Outcome) -> Outcome:
+def _do_there(root: Path, heartbeat: float, missed: int, device: str | None, task: Task, *inputs: Outcome) -> Outcome:
     "A task, in a worker of Ray."
     lines = []
-    outcome = do_task(RunStore(root, lines.append, heartbeat=heartbeat, missed=missed), task, inputs)
+    outcome = do_task(RunStore(root, lines.append, heartbeat=heartbeat, missed=missed, device=device), task, inputs)
     return outcome._replace(lines=tuple(lines))
 
 # %% ../nbs/10a_engines.ipynb #10a-engines-11
@@ -83,7 +83,7 @@ def on_ray(
         share = gpus if ray.cluster_resources().get("GPU") else 0
         for task in tasks:
             there = work.options(name=task.name, num_gpus=share if task.path.parent.name in GPU_KINDS else 0)
-            refs[task.name] = there.remote(store.root, store.heartbeat, store.missed, task, *[refs[name] for name in inputs[task.name]])
+            refs[task.name] = there.remote(store.root, store.heartbeat, store.missed, store.device, task, *[refs[name] for name in inputs[task.name]])
         names, done = {ref: name for name, ref in refs.items()}, {}
         try:
             while names:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import ray
 from prle.core import read_json, rng, write_json
-from prle.engines import Outcome, do_task, execute, in_process
+from prle.engines import Outcome, _do_there, do_task, execute, in_process
 from prle.experiments import PRESETS, Backbone, Lab, Preset, detector_run, statistics_run
 from prle.runs import RunFailed, RunStore, list_runs, planned
 from test_experiments import write_square
@@ -59,6 +59,12 @@ def asked(root, **options):
 
 
 def quiet(root): return RunStore(root / "runs", lambda line: None, heartbeat=0.1, missed=10)
+
+
+def test_a_worker_notes_the_device_that_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("prle.runs.provenance", lambda device: dict(device=device))
+    task = asked(tmp_path).tasks[0]
+    assert not _do_there(tmp_path / "runs", 0.1, 10, "cpu", task).fault and read_json(task.path / "provenance.json")["device"] == "cpu"
 
 
 def done(root): return sorted(f"{r.kind}/{r.label}" for r in list_runs(root / "runs").itertuples() if r.state == "finished")
