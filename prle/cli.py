@@ -211,7 +211,7 @@ def _add_run_commands(commands):
     train.add_argument("what", nargs="+", help="a configuration (.yaml or .json); or a detector and a manipulation: Xception DF")
     train.add_argument("--mask", help="none, primary, random or landmark (default none)")
     train.add_argument("--seed", type=int, help="of the run (default 0)")
-    train.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="other parameters, e.g. alpha=static lr=1e-3 'zoo=[Xception, VGG]'")
+    train.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="other parameters, e.g. alpha=static lr=1e-3 'zoo=[Xception, VGG]' 'options={dropout: 0.1}'")
     _add_lab_options(train)
     train.set_defaults(run=_train, preset=None)
     for name, run, text in (("localize", _localize, "attention maps of a trained detector"), ("evaluate", _evaluate, "a trained detector's AUC and accuracy, with intervals"),

@@ -154,8 +154,9 @@ def cost_text(
         c = cost(dry)
         return (f"{c.runs} of {len(runs)} runs are to be made, {c.trainings} of them trainings: about {c.hours:.3g} hours of one RTX 3090 at the paper's throughput, "
                 f"reading not included, and {bytes_text(c.disk)} on disk.")
-    unknown = f", and {make.seconds.isna().sum()} runs like none before" if make.seconds.isna().any() else ""
-    return f"{len(make)} of {len(runs)} runs are to be made: about {seconds_text(make.seconds.sum())}{unknown}."
+    new = int(make.seconds.isna().sum())
+    time = [f"about {seconds_text(make.seconds.sum())}"] * (new < len(make)) + [f"{new} of them like none before"] * (new > 0)
+    return f"{len(make)} of {len(runs)} runs are to be made: {', '.join(time)}."
 
 def announce(
     lab: Lab, # preset, data and store
