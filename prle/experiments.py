@@ -122,7 +122,7 @@ class FusionConfig:
     def __str__(self): # "neighbour", "mean,tau=0.1"
         return ",".join([self.method, *(f"{f.name}={v:g}" for f in fields(self)[1:] if (v := getattr(self, f.name)) != f.default)])
 
-# %% ../nbs/10_experiments.ipynb #10-experiments-11
+# %% ../nbs/10_experiments.ipynb #10-experiments-10a
 MASKS = dict(primary=PrimaryRegionMask, random=RandomMask, landmark=LandmarkMask)
 def _absolute(data: str | Path) -> str: return os.path.abspath(data) if data else ""
 
@@ -135,6 +135,7 @@ _CHECKS = dict( # field -> what must hold, and how to say so
     options=(lambda x: isinstance(x, dict) and all(isinstance(k, str) for k in x), "names and values"), zoo=(_names, "a list of backbones' names"), p=_share,
     alpha=(_alpha, f"{', '.join(ALPHAS)} or two numbers, from where to where it is drawn"), detector=_word, preset=_word, mask=_word, fill=_word)
 
+# %% ../nbs/10_experiments.ipynb #10-experiments-11
 @dataclass(frozen=True)
 class RunConfig:
     "One training: detector, manipulation, mask and recipe; `ValueError` names the valid values."
