@@ -47,15 +47,25 @@ def test_every_convolution_has_its_own_batch_norm_and_a_bias():
     assert all(m.bias is not None for m in meso4().modules() if isinstance(m, nn.Conv2d))
 
 
-def test_logit_step_by_step():
+def keras_pool(x, pool):
+    "Max-pooling with \"same\" as Keras describes it: windows in rows, then in columns, the first of which may begin before the face."
+    for axis in (2, 3):
+        n = x.shape[axis]
+        before = (-(-n // pool) * pool - n) // 2
+        x = torch.stack([x.narrow(axis, max(k - before, 0), min(k - before + pool, n) - max(k - before, 0)).amax(axis) for k in range(0, n, pool)], axis)
+    return x
+
+
+@pytest.mark.parametrize("size", [64, 299, 100])
+def test_logit_step_by_step(size):
     "Convolution, ReLU, batch norm, pooling, in this order, on RGB as it is, with nothing but functions."
-    model, x = used(), torch.rand(2, 3, 64, 64)
+    model, x = used(size), torch.rand(2, 3, size, size)
     w, h = model.state_dict(), x
     for i, pool in ((1, 2), (2, 2), (3, 2), (4, 4)):
         kernel = w[f"block{i}.conv.weight"]
         h = F.conv2d(h, kernel, w[f"block{i}.conv.bias"], padding=kernel.shape[-1] // 2).relu()
         h = F.batch_norm(h, *(w[f"block{i}.norm.{n}"] for n in ("running_mean", "running_var", "weight", "bias")), eps=1e-3)
-        h = F.max_pool2d(h, pool)
+        h = keras_pool(h, pool)
     h = F.leaky_relu(F.linear(h.flatten(1), w["hidden.weight"], w["hidden.bias"]), 0.1)
     expected = F.linear(h, w["head.weight"], w["head.bias"]).squeeze(1)
     with torch.no_grad(): assert torch.allclose(model(x), expected, atol=1e-6)
