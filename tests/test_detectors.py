@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import randomise_batch_norm
 from safetensors.torch import load_file, save_file
 
 from prle import localization
@@ -61,17 +62,6 @@ def forged_faces(size=64):
     shrink = lambda pictures: torch.from_numpy(np.stack([cv2.resize(p, (size, size), interpolation=cv2.INTER_AREA) for p in pictures])).float()[:, None]
     label = torch.arange(2).repeat_interleave(8)
     return dict(image=shrink(photos + fakes).expand(-1, 3, -1, -1) / 255, label=label, mask=shrink([mask] * 16) * label.view(-1, 1, 1, 1))
-
-
-def randomise_batch_norm(model):
-    "Statistics and affine parameters as after training, so that a swapped or forgotten one shows."
-    for m in model.modules():
-        if isinstance(m, torch.nn.BatchNorm2d):
-            m.running_mean.normal_(0, 0.1)
-            m.running_var.uniform_(0.5, 1.5)
-            torch.nn.init.uniform_(m.weight, 0.5, 1.5)
-            torch.nn.init.normal_(m.bias, 0, 0.1)
-    return model.eval()
 
 
 def outputs_of(model, names, x):

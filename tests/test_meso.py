@@ -2,6 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import randomise_batch_norm
 from torch import nn
 
 from prle.detectors import meso
@@ -16,14 +17,7 @@ def tiny(size=64, **options):
 
 def used(size=64, **options):
     "A network whose batch norms are no longer the identity."
-    model = meso4(size=size, **options).eval()
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.running_mean.normal_(0, 0.1)
-            m.running_var.uniform_(0.5, 1.5)
-            nn.init.uniform_(m.weight, 0.5, 1.5)
-            nn.init.normal_(m.bias, 0, 0.1)
-    return model
+    return randomise_batch_norm(meso4(size=size, **options))
 
 
 # ---- the network

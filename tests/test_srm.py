@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from conftest import randomise_batch_norm
 from torch import nn
 
 from prle.detectors import create_detector, srm, xception
@@ -208,11 +209,7 @@ def test_both_streams_count():
 @torch.no_grad()
 def test_features_step_by_step():
     "The original's order of noise, attention and streams, written out; its parts have tests of their own."
-    model, z = open_gates(small()).eval(), torch.rand(2, 3, 64, 64) * 2 - 1
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.running_mean.normal_(0, 0.1); m.running_var.uniform_(0.5, 1.5)
-            nn.init.uniform_(m.weight, 0.5, 1.5); nn.init.normal_(m.bias, 0, 0.1)
+    model, z = randomise_batch_norm(open_gates(small())), torch.rand(2, 3, 64, 64) * 2 - 1
     filtered = lambda v: F.conv2d(v, srm.srm_kernels()[:, None].expand(3, 3, 5, 5), padding=2).clamp(-3, 3)
     a, b, noise = model.rgb, model.noise, filtered(z)
     x = a.bn1(a.conv1(z)).relu()
