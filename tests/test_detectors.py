@@ -181,6 +181,7 @@ def test_recipes_that_are_balanced_or_not_mirrored():
     assert {name for name, recipe in recipes.items() if recipe.balance} == {"ffd", "mat", "rfm"}
     assert {name for name, recipe in recipes.items() if recipe.flip} == {"cvit", "f3net", "mat", "meso4", "recce", "rfm"}
     assert all(dataclasses.asdict(recipe)["beyond"] for name, recipe in recipes.items() if name in ("ffd", "mat", "rfm", "xception", "f3net", "recce", "meso4"))
+    assert "momentum" in recipes["f3net"].beyond, "which its source does not name, and the trainer adds"
 
 
 def test_b4_has_its_originals_batch_norm():
