@@ -7,6 +7,7 @@ __all__ = ['COLUMNS', 'SPLITS', 'VIDEO', 'check_manifest', 'write_manifest', 're
            'read_quantiles', 'read_mask', 'FaceDataset', 'BalancedSampler']
 
 # %% ../nbs/02_datasets.ipynb #02-datasets-2
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,32 +134,40 @@ def read_mask(
     if mask.shape != shape: raise ValueError(f"the mask {path} is {mask.shape[::-1]}, its face {shape[::-1]} (width, height).")
     return mask
 
+def _check_masks(fakes: pd.DataFrame):
+    "Warn of fakes without a mask; `ValueError` if none has one."
+    lacking = fakes.path[fakes["mask"] == ""]
+    if not len(lacking): return
+    told = f"{len(lacking)} of {len(fakes)} fakes have no mask of their manipulated pixels, {lacking.iloc[0]} among them"
+    remedy = 'Crop the faces together with their mask videos (`prle faces`), or train without, ffd with supervision="weak".'
+    if len(lacking) == len(fakes): raise ValueError(f"{told}. {remedy}")
+    warnings.warn(f"{told}: losses that read masks leave them out.", stacklevel=3)
+
 class FaceDataset(Dataset):
-    "The faces of a manifest: `dict(image, label, index, landmarks[, mask][, quantiles])`."
+    "The faces of a manifest: `dict(image, label, index, landmarks[, mask, mask_known][, quantiles])`."
     def __init__(
         self,
         manifest: pd.DataFrame, # rows to serve, in this order; from `read_manifest` or `select`
         transform: Callable[[dict], dict] | None = None, # what to do with each item
         quantiles: str | Path | None = None, # folder of quantile maps, one a face under the face's own relative path
-        masks: bool = False, # serve the masks of manipulated pixels; `ValueError` if a fake has none
+        masks: bool = False, # serve the masks of manipulated pixels, and whether they are known; `ValueError` if no fake has one
     ):
         self.root, self.transform, self.quantiles = Path(manifest.attrs["root"]), transform, quantiles and Path(quantiles)
         self.paths = np.array([path.encode() for path in manifest.path]) # one block of memory, which forked workers share; a list of strings they would copy bit by bit
         self.labels = manifest.label.to_numpy()
         self.landmarks = np.stack(manifest.landmarks.to_numpy()).astype(np.float32).reshape(-1, 68, 2)
         self.masks = np.array([path.encode() for path in manifest["mask"]]) if masks else None
-        lacking = manifest.path[(manifest.label == FAKE) & (manifest["mask"] == "")]
-        if masks and len(lacking): raise ValueError(f"{len(lacking)} of the fakes have no mask of their manipulated pixels, {lacking.iloc[0]} among them.")
+        if masks: _check_masks(manifest[manifest.label == FAKE])
 
     def __len__(self): return len(self.paths)
 
-    def __getitem__(self, i: int) -> dict: # image (3, H, W) uint8 RGB, landmarks (68, 2) px, mask (1, H, W) uint8, quantiles (1, H, W) uint16
+    def __getitem__(self, i: int) -> dict: # image (3, H, W) uint8 RGB, landmarks (68, 2) px, mask (1, H, W) uint8, mask_known, quantiles (1, H, W) uint16
         name = self.paths[i].decode()
         image = read_rgb(self.root/name)
         item = dict(image=torch.from_numpy(image).permute(2, 0, 1), label=int(self.labels[i]), index=i, landmarks=torch.from_numpy(self.landmarks[i]))
         if self.masks is not None:
             mask = read_mask(self.root/self.masks[i].decode(), image.shape[:2]) if self.masks[i] else np.zeros(image.shape[:2], np.uint8)
-            item["mask"] = torch.from_numpy(mask)[None]
+            item |= dict(mask=torch.from_numpy(mask)[None], mask_known=bool(self.masks[i]) or item["label"] == REAL)
         if self.quantiles:
             path = self.quantiles/Path(name).with_suffix(".png")
             quantiles = read_quantiles(path)

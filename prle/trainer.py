@@ -53,7 +53,7 @@ def _check_schedule(schedule: str):
 # %% ../nbs/09_trainer.ipynb #09-trainer-5
 @dataclass(frozen=True)
 class TrainConfig:
-    "How a detector is trained; the defaults are the paper's (Section IV-B, III-D) and, where it is silent, its release's. `ValueError` for an unknown or impossible value."
+    "How a detector is trained: batch and gamma are the paper's (IV-B, III-D), Adam, lr and epochs its release's, the rest is chosen here. `ValueError` for an impossible value."
     epochs: int = 10
     batch: int = 64 # faces a step, over all processes
     accumulate: int = 1 # parts in which each process computes its share of a batch, one after the other, to save memory
@@ -85,7 +85,7 @@ class TrainConfig:
         recipe: Recipe, # of a detector
         **changes, # other fields
     ): # a TrainConfig without averaging of weights
-        "The optimizer, schedule, batch, epochs, mirroring and balance of the detector's original, in place of the paper's; what else it did, `recipe` says in words."
+        "The optimizer, schedule, batch, epochs, mirroring and balance of the detector's original, in place of the common ones; what else it did, `recipe` says in words."
         names = ("optimizer", "lr", "weight_decay", "schedule", "batch", "epochs", "flip", "balance")
         known = {name: value for name in names if (value := getattr(recipe, name)) is not None}
         return cls(**{**known, "ema": 0.0, **changes})
@@ -101,7 +101,7 @@ where `train.py` hands `accelerate.Accelerator()` to `train`; on two machines wi
 
 # %% ../nbs/09_trainer.ipynb #09-trainer-12
 class TrainingFaces(Dataset):
-    "The faces of a training set, masked and mirrored: `faces[epoch, i] -> dict(image, label, masked[, mask])`."
+    "The faces of a training set, masked and mirrored: `faces[epoch, i] -> dict(image, label, masked[, mask, mask_known])`."
     def __init__(
         self,
         faces: FaceDataset, # what to train on
@@ -112,10 +112,10 @@ class TrainingFaces(Dataset):
 
     def __len__(self): return len(self.faces)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict: # image (3, H, W) uint8, label, masked (whether by the policy), mask (1, H, W) uint8 of manipulated pixels
+    def __getitem__(self, key: tuple[int, int]) -> dict: # image (3, H, W) uint8, label, masked (whether by the policy), mask (1, H, W) uint8 of manipulated pixels, mask_known
         epoch, i = key
         item = self.faces[i]
-        batch = {k: item[k] for k in ("image", "label", "mask") if k in item} | dict(masked=False)
+        batch = {k: item[k] for k in ("image", "label", "mask", "mask_known") if k in item} | dict(masked=False)
         if self.mask is not None:
             params = self.mask.draw(generator=torch_rng(self.seed, "mask", epoch, i))
             batch |= dict(image=self.mask.apply(item["image"], item.get(self.mask.needs), params), masked=bool(params.alpha > 0))
@@ -261,7 +261,7 @@ def _to_batch(items: dict, gamma: float, device) -> dict:
     "What `Detector.loss` reads, on the device."
     there = lambda x: x.to(device, non_blocking=True)
     batch = dict(image=to_input(items["image"], device), label=there(items["label"]), weight=face_weights(there(items["masked"]), gamma))
-    return batch | (dict(mask=there(items["mask"]).float().div_(255)) if "mask" in items else {})
+    return batch | (dict(mask=there(items["mask"]).float().div_(255), mask_known=there(items["mask_known"])) if "mask" in items else {})
 
 # %% ../nbs/09_trainer.ipynb #09-trainer-33
 class MovingAverage:

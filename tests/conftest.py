@@ -57,3 +57,14 @@ class TinyDetector(Detector):
 def tiny():
     torch.manual_seed(0)
     return TinyDetector()
+
+
+def randomise_batch_norm(model):
+    "Statistics and affine parameters as after training, so that a swapped or forgotten one shows."
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.normal_(0, 0.1)
+            m.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(m.weight, 0.5, 1.5)
+            nn.init.normal_(m.bias, 0, 0.1)
+    return model.eval()

@@ -120,7 +120,17 @@ def test_masks_of_another_size_or_missing_are_named(toy):
     rows = toy.assign(mask=np.where(toy.label == 1, "m.png", ""))
     rows.attrs = toy.attrs
     faces = FaceDataset(rows, masks=True)
-    assert not faces[0]["mask"].any() and faces[0]["mask"].shape == (1, 24, 32)
+    assert not faces[0]["mask"].any() and faces[0]["mask"].shape == (1, 24, 32) and faces[0]["mask_known"]
     with pytest.raises(OSError, match="cannot read the mask .*m.png"): faces[1]
     cv2.imwrite(str(root / "m.png"), np.full((10, 12), 255, np.uint8))
     with pytest.raises(ValueError, match=r"m.png is \(12, 10\), its face \(32, 24\)"): faces[1]
+
+
+def test_fakes_without_a_mask_are_counted(toy):
+    rows = toy.assign(mask=np.where(toy.subset == "A", "m.png", ""))
+    rows.attrs = toy.attrs
+    with pytest.warns(UserWarning, match="12 of 24 fakes have no mask.*B/0_0.png among them"): faces = FaceDataset(rows, masks=True)
+    item = faces[rows.subset.tolist().index("B")]
+    assert item["mask_known"] is False and not item["mask"].any()
+    with pytest.raises(ValueError, match="24 of 24 fakes have no mask.*`prle faces`"): FaceDataset(toy, masks=True)
+    assert not FaceDataset(toy[toy.label == 0], masks=True)[0]["mask"].any()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import randomise_batch_norm
 from safetensors.torch import load_file, save_file
 
 from prle import localization
@@ -61,17 +62,6 @@ def forged_faces(size=64):
     shrink = lambda pictures: torch.from_numpy(np.stack([cv2.resize(p, (size, size), interpolation=cv2.INTER_AREA) for p in pictures])).float()[:, None]
     label = torch.arange(2).repeat_interleave(8)
     return dict(image=shrink(photos + fakes).expand(-1, 3, -1, -1) / 255, label=label, mask=shrink([mask] * 16) * label.view(-1, 1, 1, 1))
-
-
-def randomise_batch_norm(model):
-    "Statistics and affine parameters as after training, so that a swapped or forgotten one shows."
-    for m in model.modules():
-        if isinstance(m, torch.nn.BatchNorm2d):
-            m.running_mean.normal_(0, 0.1)
-            m.running_var.uniform_(0.5, 1.5)
-            torch.nn.init.uniform_(m.weight, 0.5, 1.5)
-            torch.nn.init.normal_(m.bias, 0, 0.1)
-    return model.eval()
 
 
 def outputs_of(model, names, x):
@@ -166,11 +156,32 @@ def test_every_card_is_complete(name):
     assert config.batch == recipe.batch and config.epochs == (recipe.epochs or TrainConfig().epochs) and (config.ema, config.seed) == (0, 4)
 
 
+# optimizer, learning rate, weight decay, schedule, batch, epochs, size of the faces: as the originals' sources have them, None where they are silent
+PLAIN_RECIPE = ("Adam", 2e-4, 0, "constant", 32, 10, 299)
+RECIPES = dict(capsule=("Adam", 5e-4, 0, "constant", 100, 100, 128), capsule_v2=("Adam", 5e-4, 0, "constant", 32, 25, 300), cvit=("Adam", 1e-4, 1e-7, "step 15 0.1", 32, 50, 224),
+               efficientnet_b4=PLAIN_RECIPE, efficientnet_lite0=PLAIN_RECIPE, f3net=("SGD", 2e-3, 0, "cosine", 128, None, 299), ffd=("Adam", 1e-4, 1e-3, "constant", 30, 100, 299),
+               mat=("AdamW", 1e-4, 1e-6, "step 5 0.5", 15, 50, 380), meso4=("Adam", 1e-3, 0, "step 6 0.1", 75, None, 256), recce=("Adam", 2e-4, 1e-5, "step 10 0.5", 32, 40, 299),
+               resnet50=PLAIN_RECIPE, rfm=("Adam", 2e-4, 0, "constant", 16, None, 224), srm=("Adam", 2e-4, 0, "constant", 32, None, 256), vgg16=PLAIN_RECIPE, vgg16_bn=PLAIN_RECIPE,
+               xception=("Adam", 2e-4, 0, "constant", 32, 18, 299))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_is_the_originals(name):
+    r = small(name).recipe
+    assert (r.optimizer, r.lr, r.weight_decay, r.schedule, r.batch, r.epochs, r.size) == RECIPES[name]
+
+
+def test_the_common_recipe():
+    c = TrainConfig()
+    assert (c.optimizer, c.lr, c.weight_decay, c.schedule, c.batch, c.epochs, c.flip, c.balance, c.ema) == ("Adam", 2e-4, 0, "cosine", 64, 10, True, False, 0.95)
+
+
 def test_recipes_that_are_balanced_or_not_mirrored():
     recipes = {name: small(name).recipe for name in NAMES}
     assert {name for name, recipe in recipes.items() if recipe.balance} == {"ffd", "mat", "rfm"}
     assert {name for name, recipe in recipes.items() if recipe.flip} == {"cvit", "f3net", "mat", "meso4", "recce", "rfm"}
     assert all(dataclasses.asdict(recipe)["beyond"] for name, recipe in recipes.items() if name in ("ffd", "mat", "rfm", "xception", "f3net", "recce", "meso4"))
+    assert "momentum" in recipes["f3net"].beyond, "which its source does not name, and the trainer adds"
 
 
 def test_b4_has_its_originals_batch_norm():
@@ -684,6 +695,16 @@ def test_grad_cam_is_the_librarys(name):
     ours = localization.attention_maps(model, layer, x, size="grid")
     assert ours.shape[1] == cam_grids(model, size)[PUBLISHED_CAM[name]] and ours.amax((1, 2)).min() > 0
     assert (ours - localization._stretch(theirs)).abs().max() < 1e-4
+
+
+# ---- torch.export
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exported_for_any_number_of_faces(name):
+    "In evaluation, run on another number than it was traced with."
+    model, x = randomise_batch_norm(small(name)), torch.rand(3, 3, 64, 64)
+    exported = torch.export.export(model, (x[:2],), dynamic_shapes=({0: torch.export.Dim("faces", min=2, max=64)},)).module()
+    with torch.no_grad(): assert torch.allclose(exported(x), model(x), rtol=1e-4, atol=1e-6)
 
 
 # ---- the package

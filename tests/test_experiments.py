@@ -4,6 +4,7 @@ import pickle
 import threading
 import time
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -30,8 +31,6 @@ def lab(toy, tmp_path, monkeypatch):
 
 
 def write_square(toy, folder):
-    import cv2
-
     from prle.datasets import read_rgb, write_manifest
     for path in toy.path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +76,22 @@ def test_a_detector_run_is_whole_and_loads(lab):
     assert table.path.tolist() == test.path.tolist() and table.p_fake.between(0, 1).all()
     assert np.allclose(predict(load_detector(run), FaceDataset(test)), table.p_fake, atol=1e-6)
     assert json.loads((run.path / "provenance.json").read_text())["code"] == lab.store.code
+
+
+@pytest.mark.parametrize("name", ["ffd", "mat"])
+def test_baselines_train_with_primary_masks(name, lab, monkeypatch):
+    "With losses and faces of their own: FFD's batches carry a manipulation mask beside the primary one."
+    root = lab.manifest.attrs["root"]
+    cv2.imwrite(f"{root}/mask.png", np.full((64, 64), 255, np.uint8))
+    lab.manifest["mask"] = np.where(lab.manifest.label == 1, "mask.png", "")
+    seen, kind = [], type(create_detector(name, width=1 / 8))
+    loss = kind.loss
+    monkeypatch.setattr(kind, "loss", lambda self, outputs, batch: seen.append(batch) or loss(self, outputs, batch))
+    run = detector_run(lab, name, "A", mask="primary", p=1.0)
+    assert scores(run).p_fake.between(0, 1).all() and seen
+    for batch in seen:
+        assert (batch["image"] == 0).all(1).float().mean() > 0.01, "pixels are masked"
+        if name == "ffd": assert torch.equal(batch["mask"].amax((1, 2, 3)), batch["label"].float()) and batch["mask_known"].all()
 
 
 def test_primary_needs_the_zoo_and_shares_it(lab):

@@ -166,6 +166,14 @@ def test_mask_loss_by_hand():
     assert torch.isclose(mask_loss(A, mask, torch.tensor([1, 0])), torch.tensor((0.8 + 0.4 + 0.6 + 1.0) / 4))
 
 
+def test_a_fake_without_a_mask_does_not_count():
+    model, b = small(), batch() | dict(mask_known=torch.tensor([True, False, True, True]))
+    outputs, others = model.outputs(b["image"]), [0, 2, 3]
+    expected = mask_loss(outputs["map"][others], b["mask"][others], b["label"][others])
+    assert torch.isclose(model.loss(outputs, b) - cross_entropy(outputs["logit"], b), expected)
+    assert mask_loss(outputs["map"], b["mask"], b["label"], torch.zeros(4, dtype=torch.bool)) == 0
+
+
 def test_weak_loss_by_hand():
     A = torch.tensor([[[[0.2, 0.4]]], [[[0.6, 1.0]]], [[[-0.2, 0.1]]]])
     assert torch.isclose(weak_loss(A, torch.tensor([1, 1, 0])), torch.tensor((0.35 + 0.25 + 0.15) / 3))

@@ -5,6 +5,7 @@ from importlib import import_module
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import randomise_batch_norm
 from torch.func import functional_call
 
 from prle.detectors import create_detector
@@ -397,6 +398,27 @@ def test_gradients_reach_everything(faces, texture, maps):
     model.loss(model.outputs(faces), dict(label=LABEL)).backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert missing == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("texture", ["v1", "v2"])
+def test_parts_step_by_step(texture):
+    "Maps from b5; local vectors from the textures of b2, a map at a time; the global one from the head, under all maps; regions from the coarse b2."
+    parts = randomise_batch_norm(small(texture=texture)).parts
+    shallow, middle, deep = (torch.randn(2, channels, cells, cells) for channels, cells in zip((8, 24, 224), (64, 16, 8)))
+    seen = []
+    for part in (parts.local, parts.whole): part.register_forward_hook(lambda m, args, out: seen.append(args[0]))
+    out, A = parts(shallow, middle, deep), parts.attention(middle)
+    textures, coarse = parts.texture(shallow, A)
+    row = lambda features, m: F.normalize((features * resize(A[:, m, None], features)).sum((2, 3)), dim=1)
+    V = torch.stack([row(textures if texture == "v1" else textures[:, m], m) for m in range(4)], 1)
+    whole = resize(A.sum(1, keepdim=True), deep)
+    v = (deep * whole).sum((2, 3)) / whole.sum((2, 3))
+    assert torch.equal(out["maps"], A) and torch.allclose(seen[0], V, atol=1e-5) and torch.allclose(seen[1], v, atol=1e-5)
+    two = parts.joint(torch.cat([parts.local(V), parts.whole(v)], 1))
+    assert torch.allclose(out["logit"], two[:, 1] - two[:, 0], rtol=1e-3, atol=1e-6)
+    plain = (coarse - coarse.mean((2, 3), keepdim=True)) / (coarse.var((2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+    assert torch.allclose(out["regions"], torch.stack([row(plain, m) for m in range(4)], 1), atol=1e-5)
 
 
 def test_whole_maps_are_dropped(faces):

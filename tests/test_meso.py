@@ -2,6 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import randomise_batch_norm
 from torch import nn
 
 from prle.detectors import meso
@@ -16,14 +17,7 @@ def tiny(size=64, **options):
 
 def used(size=64, **options):
     "A network whose batch norms are no longer the identity."
-    model = meso4(size=size, **options).eval()
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.running_mean.normal_(0, 0.1)
-            m.running_var.uniform_(0.5, 1.5)
-            nn.init.uniform_(m.weight, 0.5, 1.5)
-            nn.init.normal_(m.bias, 0, 0.1)
-    return model
+    return randomise_batch_norm(meso4(size=size, **options))
 
 
 # ---- the network
@@ -47,15 +41,25 @@ def test_every_convolution_has_its_own_batch_norm_and_a_bias():
     assert all(m.bias is not None for m in meso4().modules() if isinstance(m, nn.Conv2d))
 
 
-def test_logit_step_by_step():
+def keras_pool(x, pool):
+    "Max-pooling with \"same\" as Keras describes it: windows in rows, then in columns, the first of which may begin before the face."
+    for axis in (2, 3):
+        n = x.shape[axis]
+        before = (-(-n // pool) * pool - n) // 2
+        x = torch.stack([x.narrow(axis, max(k - before, 0), min(k - before + pool, n) - max(k - before, 0)).amax(axis) for k in range(0, n, pool)], axis)
+    return x
+
+
+@pytest.mark.parametrize("size", [64, 299, 100])
+def test_logit_step_by_step(size):
     "Convolution, ReLU, batch norm, pooling, in this order, on RGB as it is, with nothing but functions."
-    model, x = used(), torch.rand(2, 3, 64, 64)
+    model, x = used(size), torch.rand(2, 3, size, size)
     w, h = model.state_dict(), x
     for i, pool in ((1, 2), (2, 2), (3, 2), (4, 4)):
         kernel = w[f"block{i}.conv.weight"]
         h = F.conv2d(h, kernel, w[f"block{i}.conv.bias"], padding=kernel.shape[-1] // 2).relu()
         h = F.batch_norm(h, *(w[f"block{i}.norm.{n}"] for n in ("running_mean", "running_var", "weight", "bias")), eps=1e-3)
-        h = F.max_pool2d(h, pool)
+        h = keras_pool(h, pool)
     h = F.leaky_relu(F.linear(h.flatten(1), w["hidden.weight"], w["hidden.bias"]), 0.1)
     expected = F.linear(h, w["head.weight"], w["head.bias"]).squeeze(1)
     with torch.no_grad(): assert torch.allclose(model(x), expected, atol=1e-6)

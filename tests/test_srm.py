@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from conftest import randomise_batch_norm
 from torch import nn
 
 from prle.detectors import create_detector, srm, xception
@@ -181,7 +182,14 @@ def test_attention_starts_even(size):
     weights = {name: p for name, p in model.named_parameters() if re.match(r"cross\d.*weight|fusion.weigh", name)}
     stds = {name: p.std().item() / (2 / sum(torch.nn.init._calculate_fan_in_and_fan_out(p))) ** 0.5 for name, p in weights.items()}
     assert len(stds) == 16 and all(std == pytest.approx(0.02, rel=0.3) for std in stds.values()), stds
-    assert model.attention.conv.weight.std() > 0.1  # He's: set anew by the module around it
+
+
+def test_the_noises_convolutions_start_by_their_fan_in():
+    "The original's `kaiming_normal_(a=1)`, also in the attention's 7x7 convolution, which the module around it sets anew: variance 1 / fan-in."
+    model = small()
+    convolutions = {name: m.weight for part in ("noise1", "noise2", "attention") for name, m in model.get_submodule(part).named_modules(prefix=part) if isinstance(m, nn.Conv2d)}
+    stds = {name: w.std().item() * w[0].numel() ** 0.5 for name, w in convolutions.items()}
+    assert len(stds) == 5 and all(std == pytest.approx(1, rel=0.2) for std in stds.values()), stds
 
 
 def test_both_streams_count():
@@ -194,6 +202,29 @@ def test_both_streams_count():
             assert not torch.allclose(model.features((x - 0.5) / 0.5), before, atol=1e-4)
             stream.block9.rep[1].pointwise.weight.copy_(kept)
         assert torch.equal(model.features((x - 0.5) / 0.5), before)
+
+
+# ---- the network
+
+@torch.no_grad()
+def test_features_step_by_step():
+    "The original's order of noise, attention and streams, written out; its parts have tests of their own."
+    model, z = randomise_batch_norm(open_gates(small())), torch.rand(2, 3, 64, 64) * 2 - 1
+    filtered = lambda v: F.conv2d(v, srm.srm_kernels()[:, None].expand(3, 3, 5, 5), padding=2).clamp(-3, 3)
+    a, b, noise = model.rgb, model.noise, filtered(z)
+    x = a.bn1(a.conv1(z)).relu()
+    y = (b.bn1(b.conv1(noise)).relu() + model.noise1(x)).relu()
+    x = a.bn2(a.conv2(x)).relu()
+    y = (b.bn2(b.conv2(y)).relu() + model.noise2(x)).relu()
+    x = model.after(x * model.attention(filtered(noise)) + x)
+    for i in range(1, 13):
+        x, y = a.get_submodule(f"block{i}")(x), b.get_submodule(f"block{i}")(y)
+        if i == 3: x, y = model.cross1(x, y)
+        if i == 7: x, y = model.cross2(x, y)
+    x, y = (body.bn4(body.conv4(body.bn3(body.conv3(v)).relu())) for body, v in ((a, x), (b, y)))
+    expected, two = model.fusion(x, y), model.fc(model.fusion(x, y).mean((2, 3)))
+    assert (model.features(z) - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert torch.allclose(model.logit(z), two[:, 1] - two[:, 0], rtol=1e-4)
 
 
 # ---- loss

@@ -133,9 +133,19 @@ def test_true_masks_reach_the_loss_and_are_mirrored_with_the_face(toy, tiny):
         assert torch.equal(item["mask"], plain["mask"].flip(-1) if flipped else plain["mask"])
 
 
+def test_a_fake_without_a_mask_costs_only_itself(toy, tiny):
+    rows, seen = write_true_masks(toy), []
+    rows.loc[rows.path == "A/1_1.png", "mask"] = ""
+    tiny.needs = ("mask",)
+    tiny.loss = lambda outputs, batch: seen.append(batch) or cross_entropy(outputs["logit"], batch)
+    with pytest.warns(UserWarning, match="1 of 6 fakes have no mask of their manipulated pixels, A/1_1.png among them"): fit(tiny, rows, TrainConfig(epochs=1, batch=4))
+    masks, labels, known = (torch.cat([b[k] for b in seen]) for k in ("mask", "label", "mask_known"))
+    assert len(known) == 12 and (~known).sum() == 1 and labels[~known].all() and not masks[~known].any() and masks[known & (labels == 1)].flatten(1).any(1).all()
+
+
 def test_a_detector_that_needs_masks_says_so_where_there_are_none(toy, tiny):
     tiny.needs = ("mask",)
-    with pytest.raises(ValueError, match="6 of the fakes have no mask of their manipulated pixels, A/0_0.png among them"):
+    with pytest.raises(ValueError, match="6 of 6 fakes have no mask of their manipulated pixels, A/0_0.png among them.*supervision=\"weak\""):
         fit(tiny, toy)
 
 

@@ -154,7 +154,7 @@ def _check_size(size: int, mode: str):
                          "Use a size from 42 on that does not leave 7, 8 or 9 when divided by 16, or mode='both'")
 
 # %% ../../nbs/04m_f3net.ipynb #04m-f3net-46
-F3NET_RECIPE = Recipe("SGD", 2e-3, schedule="cosine", batch=128, size=299, beyond="the 150,000 steps",
+F3NET_RECIPE = Recipe("SGD", 2e-3, schedule="cosine", batch=128, size=299, beyond="the 150,000 steps; SGD's momentum of 0.9 is added here",
                       source="paper (unverified: SGD, 0.002, cosine, about 150,000 steps); 299 as in the ports")
 
 # %% ../../nbs/04m_f3net.ipynb #04m-f3net-48

@@ -80,9 +80,11 @@ def mask_loss(
     A: Tensor, # (N, 1, h, w) maps
     mask: Tensor, # (N, 1, H, W) in [0, 1]
     label: Tensor, # (N,) REAL or FAKE
+    known: Tensor | None = None, # (N,) bool: whose mask is known; None: all
 ) -> Tensor: # ()
-    "L1 between the maps and the shrunk masks."
-    return (A - map_target(mask, label, A.shape[2:])).abs().mean()
+    "L1 between the maps and the shrunk masks, over the faces whose mask is known; 0 if there are none."
+    each = (A - map_target(mask, label, A.shape[2:])).abs().mean((1, 2, 3))
+    return each.mean() if known is None else (each * known).sum() / known.sum().clamp(min=1)
 
 # %% ../../nbs/04h_ffd.ipynb #04h-ffd-30
 def weak_loss(
@@ -131,7 +133,7 @@ class FFD(Detector):
     def loss(self, outputs, batch):
         "Cross-entropy (Eq. 2), and the loss of the map."
         loss = cross_entropy(outputs["logit"], batch)
-        if self.supervision == "mask": loss = loss + mask_loss(outputs["map"], batch["mask"], batch["label"])
+        if self.supervision == "mask": loss = loss + mask_loss(outputs["map"], batch["mask"], batch["label"], batch.get("mask_known"))
         if self.supervision == "weak": loss = loss + weak_loss(outputs["map"], batch["label"])
         return loss
 

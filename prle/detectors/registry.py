@@ -139,7 +139,7 @@ def fake_minus_real(
 # %% ../../nbs/04_detectors.ipynb #04-detectors-21
 class Detector(nn.Module):
     "Base of all detectors: faces in [0, 1] in, one logit of fake a face out. A subclass defines `logit` or `compute`."
-    needs: tuple[str, ...] = () # what `loss` reads of a batch beyond image, label and weight: "mask"
+    needs: tuple[str, ...] = () # what `loss` reads of a batch beyond image, label and weight: "mask" (with mask_known (N,), if some are not)
     licence: str # of the original's code, SPDX name; "not found" if its repository holds none. Each family has to say
     smallest: int = 1 # edge of a face below which no map is left, in pixels
     deviations: str = "none" # of this implementation from the original, in words

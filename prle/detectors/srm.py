@@ -7,6 +7,8 @@ __all__ = ['SRM_RECIPE', 'srm_kernels', 'HighPass', 'feature_noise', 'init_atten
            'attention_grid', 'Fusion', 'am_softmax', 'SRM', 'srm']
 
 # %% ../../nbs/04j_srm.ipynb #04j-srm-8
+from itertools import chain
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -155,7 +157,7 @@ class SRM(Detector):
     "Two Xceptions on colours and on noise, with attention between them. `ValueError` for a size with fewer than 2x2 tokens."
     licence = "not found"
     deviations = ("each channel gets all three filters (order='released': as released); attention built for the size; "
-                  "biases of the attention start at zero, the other layers by He's rule, the last near zero")
+                  "biases of the attention start at zero, the streams' layers and the fusion by He's rule, the last layer near zero")
 
     def __init__(
         self,
@@ -173,7 +175,8 @@ class SRM(Detector):
         self.noise1, self.noise2 = feature_noise(c[32], order), feature_noise(c[64], order)
         self.attention, self.after = ResidualAttention(c[32], c[64]), nn.Sequential(nn.BatchNorm2d(c[64]), nn.ReLU(inplace=True))
         self.fusion, self.drop, self.fc = Fusion(c[2048]), nn.Dropout(dropout), nn.Linear(c[2048], 2)
-        for part in (self.noise1, self.noise2, self.attention): init_body(part, "fan_out")
+        for m in chain(self.noise1, self.noise2, self.attention.modules()):
+            if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, a=1) # variance 1 / fan-in
         self.cross1, self.cross2 = CrossAttention(c[728], grid**2), CrossAttention(c[728], grid**2)
         init_head(self.fc)
 
