@@ -113,7 +113,7 @@ def _train(args) -> int:
     if args.what[0].endswith((".yaml", ".yml", ".json")): config = RunConfig.read(args.what[0])
     elif len(args.what) == 2: config = _lab(args).config(*args.what, seed=args.seed, mask=args.mask, **_settings(args.set))
     else: raise ValueError("what to train is a configuration (.yaml or .json), or a detector and a manipulation.")
-    lab = Lab(config.preset, config.data or None, args.outputs, say=_say)
+    lab = Lab(config.preset, config.data or None, args.outputs, say=_say, processes=args.processes, track=args.track)
     run = train_run(lab, config)
     record_runs(lab.outputs, f"train-{run.path.name}", lab.store.names())
     print(f"{run.path}\n{evaluation(scores(run)).to_string(index=False, float_format='%.1f')}")
@@ -196,6 +196,8 @@ def _add_run_commands(commands):
     train.add_argument("--mask", default="none", help="none, primary, random or landmark (default %(default)s)")
     train.add_argument("--seed", type=int, default=0, help="of the run (default %(default)s)")
     train.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other parameters, e.g. alpha=static lr=1e-3 'zoo=[Xception, VGG]'")
+    train.add_argument("--processes", type=int, default=1, help="processes that train a detector together, each on a GPU of its own (default %(default)s)")
+    train.add_argument("--track", help="a tracker of accelerate that is told of each epoch, e.g. tensorboard, which writes to logs/ of the outputs")
     _add_lab_options(train)
     train.set_defaults(run=_train)
     for name, run, text in (("localize", _localize, "attention maps of a trained detector"), ("evaluate", _evaluate, "a trained detector's AUC and accuracy, with intervals"),
