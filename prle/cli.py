@@ -125,7 +125,7 @@ def _train(args) -> int:
     from prle.experiments import Lab, scores, train_run
     from prle.runs import record_runs
     config = _run_config(args)
-    lab = Lab(config.preset, config.data or None, args.outputs, say=_say)
+    lab = Lab(config.preset, config.data or None, args.outputs, say=_say, processes=args.processes, track=args.track)
     planned = train_run(dry := lab.dry(), config)
     record_runs(lab.outputs, f"train-{planned.path.name}", dry.store.names()) # before, so that nobody prunes what is being made
     run = train_run(lab, config)
@@ -212,6 +212,8 @@ def _add_run_commands(commands):
     train.add_argument("--mask", help="none, primary, random or landmark (default none)")
     train.add_argument("--seed", type=int, help="of the run (default 0)")
     train.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="other parameters, e.g. alpha=static lr=1e-3 'zoo=[Xception, VGG]' 'options={dropout: 0.1}'")
+    train.add_argument("--processes", type=int, default=1, help="processes that train a detector together, each on a GPU of its own (default %(default)s)")
+    train.add_argument("--track", help="a tracker of accelerate that is told of each epoch, e.g. tensorboard, which writes to logs/ of the outputs")
     _add_lab_options(train)
     train.set_defaults(run=_train, preset=None)
     for name, run, text in (("localize", _localize, "attention maps of a trained detector"), ("evaluate", _evaluate, "a trained detector's AUC and accuracy, with intervals"),

@@ -6,7 +6,7 @@
 __all__ = ['GPU_KINDS', 'ENGINES', 'Outcome', 'do_task', 'in_process', 'cluster', 'on_ray', 'execute']
 
 # %% ../nbs/10a_engines.ipynb #10a-engines-2
-import os
+import copy, os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -62,9 +62,18 @@ def cluster(): # yields the module `ray`
     finally:
         if started: ray.shutdown()
 
+_DEATHS = 3
+"The workers that a run may cost without a new epoch."
+
+def _epochs(path: Path) -> int:
+    "How many epochs of a run are kept in its working folder."
+    return max((int(p.name.split("-")[1]) for p in path.parent.glob(f".{path.name}.partial-*/checkpoint-*/epoch-*")), default=0)
+
 def _do_there(root: Path, heartbeat: float, missed: int, device: str | None, task: Task, *inputs: Outcome) -> Outcome:
-    "A task, in a worker of Ray."
-    lines = []
+    "A task, in a worker of Ray; given up if workers die of it."
+    import ray
+    lines, deaths, kept = [], ray.get_runtime_context().worker.core_worker.get_current_task_attempt_number(), _epochs(task.path)
+    if deaths >= _DEATHS + kept and not task.path.exists(): return Outcome(task.name, f"its worker died {deaths} times, and {kept} epochs came of it")
     outcome = do_task(RunStore(root, lines.append, heartbeat=heartbeat, missed=missed, device=device), task, inputs)
     return outcome._replace(lines=tuple(lines))
 
@@ -79,7 +88,7 @@ def on_ray(
 ) -> Iterator[Outcome]: # as they come
     "As Ray tasks, each as soon as what it needs is there."
     with cluster() as ray:
-        work, inputs, refs = ray.remote(max_retries=2)(_do_there), task_inputs(tasks), {}
+        work, inputs, refs = ray.remote(max_retries=-1)(_do_there), task_inputs(tasks), {}
         share = gpus if ray.cluster_resources().get("GPU") else 0
         for task in tasks:
             there = work.options(name=task.name, num_gpus=share if task.path.parent.name in GPU_KINDS else 0)
@@ -99,7 +108,7 @@ def _outcome(ray, ref, name: str, inputs: dict, done: dict) -> Outcome:
     except ray.exceptions.RayError as e:
         if dead := [done[n] for n in inputs[name] if n in done and done[n].fault]: return Outcome(name, needs_text(dead[0].name, dead[0].fault))
         if isinstance(e, ray.exceptions.RayTaskError): raise e.cause from None
-        return Outcome(name, f"its worker died three times ({type(e).__name__})")
+        return Outcome(name, f"its worker died ({type(e).__name__})")
 
 # %% ../nbs/10a_engines.ipynb #10a-engines-13
 ENGINES = dict(local=in_process, ray=on_ray)
@@ -108,6 +117,18 @@ ENGINES = dict(local=in_process, ray=on_ray)
 def _say(store: RunStore, outcome: Outcome):
     for line in outcome.lines: store.say(line)
     if outcome.fault: store.say(f"FAIL {outcome.name.replace('/', ' ', 1)}: {outcome.fault}")
+
+def _renew(left: dict[str, float], dry: RunStore, made: str):
+    "Estimate anew the time of the runs of a kind of which one was made."
+    again = copy.copy(dry)
+    again.past, again.tasks = {}, [t for t in dry.tasks if t.path.parent.name == made.split("/")[0] and left.get(t.name)]
+    left.update(zip([t.name for t in again.tasks], planned(again).seconds))
+
+def _left_text(left: dict[str, float]) -> str:
+    "The work that is left, as far as it is known."
+    known = [seconds for seconds in left.values() if seconds == seconds]
+    new = len(left) - len(known)
+    return f"about {seconds_text(sum(known))}{f' and {new} runs like none before' if new else ''} of work left"
 
 def execute(
     store: RunStore, # which is to have the runs
@@ -125,6 +146,7 @@ def execute(
             if outcome.fault: faults[outcome.name] = outcome.fault
             else: store.used.setdefault(store.root/outcome.name, outcome.reused)
             left.pop(outcome.name)
+            if not (outcome.fault or outcome.reused): _renew(left, dry, outcome.name)
             bar.update()
-            bar.set_postfix_str(f"about {seconds_text(sum(left.values()))} of work left")
+            bar.set_postfix_str(_left_text(left))
     return faults

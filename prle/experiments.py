@@ -31,7 +31,8 @@ from .targets import TARGETS, build_targets
 from .fusion import FUSIONS, fuse
 from .localization import localize, upsample_maps
 from .masking import FILLS, LandmarkMask, MaskParams, PrimaryRegionMask, RandomMask, quantile_store
-from .trainer import TrainConfig, predict, train
+from .processes import check_processes, together
+from .trainer import TrainConfig, memory_explained, predict, train
 from .runs import Run, RunStore, claimed, say_misses
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-5
@@ -243,11 +244,14 @@ class Lab:
         outputs: str | Path | None = None, # folder for everything that is written; None: the project's `outputs/`
         device: str | None = None, # "cpu", "cuda", ...; None: a GPU where there is one
         say: Callable[[str], None] = say_misses, # what to do with the line about each run
+        processes: int = 1, # that train one detector together, each on a GPU of its own
+        track: str | None = None, # a tracker of accelerate that is told of each epoch: "tensorboard", in `logs/` of the outputs; None: none
     ):
         self.name, self.preset = preset, PRESETS[check_choice(preset, PRESETS, "preset")]
         if data is None and self.preset.people is None: raise ValueError(f"the preset {preset!r} needs real data; the presets smoke and mini make their own.")
         self.outputs, self.data = Path(outputs or outputs_dir()).absolute(), _absolute(data or "")
         self.store, self._sets, self._device, self._opened = RunStore(self.outputs/"runs", say, device=device), data_sets(self.data) if data else None, device, {}
+        self.processes, self.track = check_processes(processes, self.device), track
         absent = [name for name in ROOT_FOLDERS if (Path(self.data)/"ff++").is_dir() and name not in self.targets]
         if absent: say(f"NOTE {self.data} has no manifest of {', '.join(absent)}: tables and figures go without.")
 
@@ -352,24 +356,36 @@ class Lab:
         return select(self.source(split)[0], "test")
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-18
-def _score(detector: Detector, faces: FaceDataset, rows: pd.DataFrame, lab: Lab, tmp: Path):
-    p_fake = predict(detector, faces, lab.preset.recipe["batch"], lab.device, lab.preset.recipe.get("workers", 0))
+def _batch(run: Run) -> int:
+    "How many faces at once its detector was trained on, which is as much as the memory is known to hold."
+    config = read_json(run.path/"config.json")
+    return config["recipe"]["batch"] // config["recipe"]["accumulate"] // config.get("processes", 1)
+
+def _score(run: Run, faces: FaceDataset, rows: pd.DataFrame, lab: Lab, tmp: Path):
+    p_fake = predict(load_detector(run, lab.device), faces, _batch(run), lab.device, lab.preset.recipe.get("workers", 0))
     if not np.isfinite(p_fake).all(): raise FloatingPointError(f"the score of {rows.path.iloc[int(np.flatnonzero(~np.isfinite(p_fake))[0])]} is no number")
     table = rows[["path", "label", "dataset", "subset", "video", "identity"]].assign(p_fake=p_fake)
     with atomic_path(tmp/"scores.parquet") as path: table.to_parquet(path, index=False)
 
+def _train(accelerator, lab: Lab, config: RunConfig, quantiles: Path | None, label: str, tmp: Path):
+    "Leave weights and history in the folder of a detector's run, or its checkpoints; with an accelerator, as one of several processes."
+    torch.manual_seed(config.recipe.seed)
+    detector = create_detector(config.detector, width=config.width, pretrained=config.pretrained, **config.options)
+    train_rows, val_rows = (lab.train_faces(config.subset, split) for split in ("train", "val"))
+    checkpoint = tmp/f"checkpoint-{torch.device(lab.device).type}" # a training does not change its device on the way
+    history = train(detector, train_rows, val_rows, config.recipe, config.policy(), quantiles, lab.device, label, checkpoint, accelerator)
+    if accelerator is not None and not accelerator.is_main_process: return
+    save_file({k: v.contiguous() for k, v in detector.state_dict().items()}, tmp/"model.safetensors")
+    history.to_parquet(tmp/"history.parquet", index=False)
+
 def _train_and_score(lab: Lab, config: RunConfig, quantiles: Path | None, label: str, tmp: Path):
     "Fill the folder of a detector's run, or go on with it; its checkpoints go when all else is there."
     if not (tmp/"scores.parquet").exists():
-        torch.manual_seed(config.recipe.seed)
-        detector = create_detector(config.detector, width=config.width, pretrained=config.pretrained, **config.options)
-        train_rows, val_rows = (lab.train_faces(config.subset, split) for split in ("train", "val"))
-        checkpoint = tmp/f"checkpoint-{torch.device(lab.device).type}" # a training does not change its device on the way
-        history = train(detector, train_rows, val_rows, config.recipe, config.policy(), quantiles, lab.device, label, checkpoint)
-        save_file({k: v.contiguous() for k, v in detector.state_dict().items()}, tmp/"model.safetensors")
-        history.to_parquet(tmp/"history.parquet", index=False)
+        task = lab, config, quantiles, label, tmp
+        if lab.processes == 1 and lab.track is None: _train(None, *task)
+        else: together(_train, task, lab.processes, lab.device, log_with=lab.track, project_dir=lab.outputs/"logs")
         config.write(tmp/"run.yaml")
-        _score(detector, FaceDataset(test := lab.test_faces()), test, lab, tmp)
+        _score(Run(tmp, "", False), FaceDataset(test := lab.test_faces()), test, lab, tmp)
     for folder in tmp.glob("checkpoint-*"): shutil.rmtree(folder)
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-18a
@@ -385,6 +401,7 @@ def _label(lab: Lab, config: RunConfig) -> str:
     text = lambda v: "..".join(f"{x:g}" for x in v) if isinstance(v, tuple) else str(v)
     parts = [f"{k}={text(v)}" for k, v in new.items() if k != "recipe" and v != old[k]]
     if config.mask == "primary": parts = [*_masks_from(config.fusion, lab.zoo(config.zoo)), *parts]
+    parts += [f"processes={lab.processes}"] * (lab.processes > 1)
     return "-".join([name, config.subset, config.mask, *(re.sub(r"[^\w.,+=-]", "", part) for part in parts), f"s{seed}"])
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-18b
@@ -405,7 +422,7 @@ def train_run(
     check_choice(config.subset, [*lab.subsets, "all"], "manipulation")
     _buildable(config.detector, config.width, json.dumps(config.options), lab.preset.size) # before its zoo is trained
     maps = fusion_run(lab, config.subset, config.recipe.seed, config.fusion, config.zoo) if config.mask == "primary" else None
-    label, key = _label(lab, config), dict(config.key(), data=lab.fingerprint, quantiles=maps and maps.key)
+    label, key = _label(lab, config), dict(config.key(), data=lab.fingerprint, quantiles=maps and maps.key, **dict(processes=lab.processes) if lab.processes > 1 else {})
     return lab.store.get("detectors", label, key, lambda tmp: _train_and_score(lab, config, maps and maps.path/"quantiles", label, tmp), resume=True)
 
 def detector_run(
@@ -450,7 +467,7 @@ def target_run(
 ) -> Run: # scores.parquet
     "A trained detector on a target set (Tables II and IV to VII)."
     config = dict(detector=run.key, split=target, data=lab.source(target)[1])
-    make = lambda tmp: _score(load_detector(run, lab.device), FaceDataset(rows := lab.test_faces(target)), rows, lab, tmp)
+    make = lambda tmp: _score(run, FaceDataset(rows := lab.test_faces(target)), rows, lab, tmp)
     return lab.store.get("targets", f"{_name(run)}-{target}", config, make)
 
 def target_scores(
@@ -475,8 +492,9 @@ def _faces(lab: Lab, subset: str, split: str) -> pd.DataFrame:
 
 def _localize(lab: Lab, run: Run, rows: pd.DataFrame, tmp: Path):
     detector = load_detector(run, lab.device)
-    layer = detector.cam_layer(lab.preset.size, lab.preset.grid)
-    localize(detector, layer, DataLoader(FaceDataset(rows), 64, num_workers=lab.preset.recipe.get("workers", 0)), tmp/"maps.npy")
+    layer, batch = detector.cam_layer(lab.preset.size, lab.preset.grid), min(64, _batch(run))
+    with memory_explained("lower batch or raise accumulate in the detector's training, whose parts of a batch these are", batch=batch):
+        localize(detector, layer, DataLoader(FaceDataset(rows), batch, num_workers=lab.preset.recipe.get("workers", 0)), tmp/"maps.npy")
 
 def attention_run(
     lab: Lab, # preset, data and store
@@ -601,7 +619,7 @@ def masked_run(
     config = dict(detector=run.key, quantiles=maps.key, alpha=float(alpha), fill=check_choice(fill, FILLS, "fill"), split=split, data=lab.source(split)[1])
     def make(tmp):
         rows = lab.test_faces(split)
-        _score(load_detector(run, lab.device), _masked_faces(rows, maps.path/"quantiles", float(alpha), fill), rows, lab, tmp)
+        _score(run, _masked_faces(rows, maps.path/"quantiles", float(alpha), fill), rows, lab, tmp)
     return lab.store.get("masked", f"{_name(run)}-{split}-alpha={alpha:g}", config, make)
 
 def masked_scores(

@@ -328,6 +328,21 @@ def prepare(
         record_runs(lab.outputs, f"{lab.name}-{name}", needed, preset=lab.name, data=lab.fingerprint, seeds=seeds)
     return execute(lab.store, whole.store, engine, gpus)
 
+def _lacking(lab: Lab, name: str, seeds: int, full: bool, faults: dict[str, str]) -> str: # "" if there is none
+    "The first run that a notebook would try to make again itself, on this machine, and why it could not be made. What diverged is a gap in its tables."
+    if not faults: return ""
+    runs = planned(plan(lab, [name], seeds, full).store).query("action in ['make', 'wait']")
+    missing = [run for run in runs.kind + "/" + runs.label + "-" + runs.key if run in faults]
+    return f"{missing[0]} could not be made: {faults[missing[0]]}" if missing else ""
+
+def _executed(source: Path, out: Path, given: dict, **further) -> str:
+    "Run a notebook with what it knows of the given parameters; \"done\" or the error's last line."
+    try:
+        known = _parameters(source)
+        run_notebook(source, out, **{k: v for k, v in given.items() if k in known}, **further)
+        return "done"
+    except Exception as e: return f"FAILED: {str(e).strip().splitlines()[-1]} (see {out.with_suffix('.failed.ipynb')})"
+
 def reproduce(
     ids: Sequence[str] = (), # heads of notebook names, e.g. "table3", or "headline" or "all"; none: the headline
     preset: str = "mini", # of `PRESETS`
@@ -337,22 +352,20 @@ def reproduce(
     say: Callable[[str], None] = tqdm.write, # what to do with a line of the report
     engine: str = "local", # one of `prle.engines.ENGINES`
     gpus: float = 1.0, # of a run with a detector, on Ray
-) -> dict[str, str]: # notebook -> "done" or the error's last line
-    "Regenerate tables and figures of the paper, and `outputs/report.html`. What fails does not stop the rest."
+) -> dict[str, str]: # notebook -> "done", or why it is not
+    "Regenerate tables and figures of the paper, and `outputs/report.html`. What fails does not stop the rest, and what lacks a run is skipped."
     names, source, full = find_notebooks(ids), notebook_folder(), "all" in ids
     if seeds < 1: raise ValueError(f"seeds must be 1 or more, not {seeds}.")
     check_choice(engine, ENGINES, "engine")
     lab, start, results = Lab(preset, data, outputs, say=say), time.perf_counter(), {}
     for line in changed_files(lab.outputs/preset): say(f"CHANGED {line}; made again if its notebook is run")
-    for name, why in prepare(lab, names, seeds, engine, gpus, full).items(): say(f"GAP  {name}: {why}")
+    faults = prepare(lab, names, seeds, engine, gpus, full)
+    for name, why in faults.items(): say(f"GAP  {name}: {why}")
     given = dict(preset=preset, data=data and str(Path(data).resolve()), outputs=str(lab.outputs.resolve()), seeds=seeds)
     for name in progress(names, desc="notebooks"):
         out = lab.outputs/preset/"notebooks"/f"{name}.ipynb"
-        try:
-            known = _parameters(source/f"{name}.ipynb")
-            run_notebook(source/f"{name}.ipynb", out, **{k: v for k, v in given.items() if k in known}, **(FULL.get(name, {}) if full else {}))
-            results[name] = "done"
-        except Exception as e: results[name] = f"FAILED: {str(e).strip().splitlines()[-1]} (see {out.with_suffix('.failed.ipynb')})"
+        if lacking := _lacking(lab, name, seeds, full, faults): results[name] = f"SKIPPED: {lacking}"
+        else: results[name] = _executed(source/f"{name}.ipynb", out, given, **(FULL.get(name, {}) if full else {}))
         say(f"{name}: {results[name]}")
     report = write_report(lab, {name: why for name, why in results.items() if why != "done"})
     done = sum(r == "done" for r in results.values())

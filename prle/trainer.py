@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_TWO_GPUS', 'TrainConfig', 'TrainingFaces', 'epoch_order', 'BatchParts', 'face_weights', 'Objective', 'to_input',
-           'predict', 'check_split', 'MovingAverage', 'train']
+           'memory_explained', 'predict', 'check_split', 'MovingAverage', 'train']
 
 # %% ../nbs/09_trainer.ipynb #09-trainer-2
 import copy, hashlib, math, numbers, time
@@ -97,7 +97,8 @@ PAPER_TWO_GPUS = TrainConfig(batch=64, workers=8)
     accelerate launch --multi_gpu --num_processes 2 train.py
 
 where `train.py` hands `accelerate.Accelerator()` to `train`; on two machines with one GPU each, add
-`--num_machines 2 --machine_rank 0 --main_process_ip ADDRESS --main_process_port 29500`, and `--machine_rank 1` on the other."""
+`--num_machines 2 --machine_rank 0 --main_process_ip ADDRESS --main_process_port 29500`, and `--machine_rank 1` on the other.
+For a run of the store, `prle train Xception DF --preset paper --data /data --processes 2` starts both."""
 
 # %% ../nbs/09_trainer.ipynb #09-trainer-12
 class TrainingFaces(Dataset):
@@ -150,9 +151,11 @@ class BatchParts(Sampler[list]):
         labels=None, # (n,) REAL or FAKE; needed to balance them
     ):
         self.n, self.config, self.rank, self.parts = n, config, rank, count * config.accumulate
+        short = f"too few to train on {count} processes with accumulate {config.accumulate}: at least two a part are needed."
+        if config.batch < 2 * self.parts: raise ValueError(f"batches of {config.batch} faces are {short}")
         self.sampler = BalancedSampler(labels, config.seed) if config.balance else None
         self.set_epoch(0)
-        if not self.batches: raise ValueError(f"{n} faces are too few to train on {count} processes with accumulate {config.accumulate}: at least two a part are needed.")
+        if not self.batches: raise ValueError(f"{n} faces are {short}")
 
     def set_epoch(self, epoch: int): # counts from 0
         "Go to another order."
@@ -198,7 +201,10 @@ def to_input(
 
 # %% ../nbs/09_trainer.ipynb #09-trainer-26
 @contextmanager
-def _memory_explained(advice: str, **settings):
+def memory_explained(
+    advice: str, # what to do
+    **settings, # which decide how much memory is needed
+):
     "Name the settings that decide how much memory is needed, where it does not suffice."
     try: yield
     except torch.OutOfMemoryError as e:
@@ -232,7 +238,7 @@ def predict(
 ) -> np.ndarray: # (N,) float64 in [0, 1], in the order of `faces`; the same in all processes
     "Probability of fake of every face; the detector is left in the mode it was in."
     processes = Processes(device, accelerator)
-    with _memory_explained("lower batch", batch=batch): return _score(detector, _mine(faces, batch, workers, processes), len(faces), processes)
+    with memory_explained("lower batch", batch=batch): return _score(detector, _mine(faces, batch, workers, processes), len(faces), processes)
 
 # %% ../nbs/09_trainer.ipynb #09-trainer-30
 def check_split(
@@ -423,11 +429,12 @@ def train(
     faces = TrainingFaces(FaceDataset(train_rows, quantiles=quantiles, masks="mask" in detector.needs), mask, config.flip, config.seed)
     parts, labels = BatchParts(len(faces), config, processes.rank, processes.count, train_rows.label), val_rows.label.to_numpy()
     needs = {name: getattr(config, name) for name in ("batch", "accumulate", "precision")}
-    with _memory_explained("raise accumulate (the batch in more parts), lower batch, or set precision to bf16", **needs), processes.tracked(desc, asdict(config)):
+    with memory_explained("raise accumulate (the batch in more parts), lower batch, or set precision to bf16", **needs), processes.tracked(desc, asdict(config)):
         t = _Training(detector, config, processes, len(parts.batches))
         description = checkpoint and _description(t, train_rows, val_rows, mask, quantiles)
         if checkpoint: _go_on(t, Path(checkpoint), description)
-        loader, val_loader = _loader(faces, config.workers, processes.device, batch_sampler=parts), _mine(FaceDataset(val_rows), config.batch, config.workers, processes)
+        loader = _loader(faces, config.workers, processes.device, batch_sampler=parts)
+        val_loader = _mine(FaceDataset(val_rows), config.batch // parts.parts, config.workers, processes)
         done, steps = len(t.history), len(parts.batches)
         with progress(desc=desc, total=config.epochs * steps, initial=done * steps, disable=not processes.first, leave=False, smoothing=0, unit=" steps") as bar:
             for epoch in range(done, config.epochs):

@@ -53,6 +53,12 @@ class TinyDetector(Detector):
         return self.head(self.body(x).mean((2, 3))).flatten()
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
+def device(request):
+    "Every device of this machine, one after the other."
+    return request.param
+
+
 @pytest.fixture
 def tiny():
     torch.manual_seed(0)

@@ -5,19 +5,27 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
+from multiprocessing import SimpleQueue
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import TinyDetector, write_toy
+from kills import children
+from test_experiments import write_square
 from test_resume import Dropping
 from torch import nn
 
 import prle.trainer
+from prle import cli
+from prle.core import read_json
 from prle.datasets import FaceDataset, read_manifest, select
 from prle.masking import RandomMask
-from prle.processes import Processes
+from prle.processes import Processes, _member, check_processes, together
 from prle.trainer import PAPER_TWO_GPUS, BatchParts, TrainConfig, predict, train
 
 CONFIG = TrainConfig(epochs=3, batch=7, lr=1e-2)  # 12 faces: batches of 7 and 5, so of 4 + 3 and 3 + 2
@@ -254,12 +262,81 @@ def prle_doc():
     return Path(prle.trainer.__file__).read_text().split("PAPER_TWO_GPUS = ")[1].split('"""')[1]
 
 
+def stumble(accelerator):
+    "The second process diverges while the first waits for it."
+    if accelerator.process_index: raise FloatingPointError("the loss became nan in epoch 1")
+    accelerator.wait_for_everyone()
+
+
+def test_what_stops_one_process_ends_all_and_is_told():
+    start = time.monotonic()
+    with pytest.raises(FloatingPointError, match="the loss became nan in epoch 1"): together(stumble, (), 2)
+    assert time.monotonic() - start < 60
+
+
+def test_a_tracker_that_is_not_installed_is_an_error():
+    errors = SimpleQueue()
+    with pytest.raises(ImportError, match=r"'tensorboard' is not installed.*prle\[cluster\]"):
+        _member(0, print, (), {}, 1, partial(lambda log_with: SimpleNamespace(log_with=[]), log_with="tensorboard"), errors)
+    assert isinstance(errors.get(), ImportError)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for there, fits in ((0, 1), (1, 1), (2, 2)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+        assert check_processes(1, "cuda") == 1 and check_processes(4, "cpu") == 4
+        with pytest.raises(ValueError, match=f"3 processes need a GPU each and this machine has {there}: lower processes to {fits}"): check_processes(3, "cuda")
+    for wrong in (0, 1.5, True):
+        with pytest.raises(ValueError, match="processes must be a whole number above 0"): check_processes(wrong, "cpu")
+
+
+def store_run(folder, *options):
+    "The command that trains a network without batch normalization in the preset smoke, on the toy's faces."
+    return ["train", "vgg16", "A", "--preset", "smoke", "--data", str(folder / "square"), "--outputs", str(folder / "out"), "--mask", "random",
+            "--set", "epochs=12", "options={dropout: 0.0}", *options]
+
+
+def test_a_run_of_the_store_in_two_processes(folder, capsys):
+    "Killed at work, it goes on; scores are those of one process; the second time it is there; TensorBoard has every epoch."
+    write_square(rows(folder), folder / "square")
+    two = store_run(folder, "--processes", "2", "--track", "tensorboard")
+    code = "import sys, torch; from prle.cli import main; torch.set_num_threads(2); sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, *two], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(folder.glob("out/runs/detectors/.*.partial-*/checkpoint-cpu/epoch-*")) and process.poll() is None: time.sleep(0.005)
+    members = children(process.pid)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and len(members) >= 2
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}/exe").exists() for pid in members) and time.monotonic() < deadline: time.sleep(0.02)
+    assert not [pid for pid in members if Path(f"/proc/{pid}/exe").exists()], "processes outlive the one that started them"
+    assert cli.main(two) == 0 and "goes on from what is left" in capsys.readouterr().err
+    run, = (folder / "out/runs/detectors").glob("vgg16-A-random-*")
+    assert read_json(run / "config.json")["processes"] == 2 and "processes=2" in run.name and read_json(run / "provenance.json")["resumed"]
+    assert {p.name for p in run.iterdir()} == {"config.json", "provenance.json", "model.safetensors", "history.parquet", "scores.parquet", "run.yaml"}
+    assert cli.main(two) == 0 and "MISS" not in capsys.readouterr().err
+    assert cli.main(store_run(folder)) == 0
+    one, = set((folder / "out/runs/detectors").glob("vgg16-A-random-*")) - {run}
+    a, b = (pd.read_parquet(path / "scores.parquet") for path in (one, run))
+    assert "processes" not in read_json(one / "config.json") and a.path.equals(b.path) and np.allclose(a.p_fake, b.p_fake, atol=2e-5)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    told = EventAccumulator(str(folder / "out/logs" / run.name.rsplit("-", 1)[0])).Reload()
+    history = pd.read_parquet(run / "history.parquet")
+    assert set(told.Tags()["scalars"]) == {"loss", "val_auc", "seconds"}
+    assert {e.step: e.value for e in told.Scalars("loss")} == pytest.approx(dict(zip(history.epoch, history.loss)))
+
+
 @pytest.mark.parametrize("told, says", [
     (dict(distributed_type="FSDP"), "works by FSDP"), (dict(mixed_precision="fp16"), "mixed_precision='fp16' and the configuration precision='fp32'"),
     (dict(gradient_accumulation_steps=4), "gradient_accumulation_steps=4: leave it at 1")])
 def test_accelerators_that_would_do_the_trainers_work_are_refused(told, says):
     accelerator = type("Told", (), dict(distributed_type="MULTI_GPU", mixed_precision="no", gradient_accumulation_steps=1) | told)
     with pytest.raises(ValueError, match=says): Processes(accelerator=accelerator, precision="fp32")
+
+
+def test_batches_that_are_too_small_for_all_are_refused():
+    for batch, accumulate, count in ((6, 2, 4), (4, 1, 4), (7, 1, 4)):
+        with pytest.raises(ValueError, match=f"batches of {batch} faces are too few to train on {count} processes with accumulate {accumulate}: at least two a part"):
+            BatchParts(100, TrainConfig(batch=batch, accumulate=accumulate), 0, count)
 
 
 def test_parts_of_a_batch_differ_by_one_face_at_most():

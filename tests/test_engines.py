@@ -1,6 +1,7 @@
 """prle.engines: one graph, two engines, the same runs; failures cost what needs them, deaths cost an epoch."""
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,8 +13,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import ray
-from prle.core import read_json, rng, write_json
-from prle.engines import Outcome, _do_there, do_task, execute, in_process
+from kills import contents
+
+import prle.engines
+from prle.core import digest, read_json, rng, write_json
+from prle.engines import Outcome, do_task, execute, in_process
 from prle.experiments import PRESETS, Backbone, Lab, Preset, detector_run, statistics_run
 from prle.runs import RunFailed, RunStore, list_runs, planned
 from test_experiments import write_square
@@ -31,15 +35,17 @@ def notes(root):
 
 
 def train(root, name, epochs=3, seconds=0.0, fault=None):
-    "A training of some epochs that can go on, tells where it runs, and writes what it computes."
+    "A training of some epochs that can go on, tells where it runs, and writes what it computes: a number that each epoch changes."
     def make(folder):
         if fault:
             raise fault
-        for epoch in range(read_json(folder / "state.json")["epoch"] if (folder / "state.json").exists() else 0, epochs):
+        state = read_json(folder / "state.json") if (folder / "state.json").exists() else dict(epoch=0, value=name)
+        for epoch in range(state["epoch"], epochs):
             node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "here"
             note(root, name, epoch, node, os.getpid())
             time.sleep(seconds)
-            write_json(folder / "state.json", dict(epoch=epoch + 1, name=name))
+            state = dict(epoch=epoch + 1, value=digest([state["value"], epoch]))
+            write_json(folder / "state.json", state)
     return make
 
 
@@ -58,13 +64,7 @@ def asked(root, **options):
     return dry
 
 
-def quiet(root): return RunStore(root / "runs", lambda line: None, heartbeat=0.1, missed=10)
-
-
-def test_a_worker_notes_the_device_that_was_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("prle.runs.provenance", lambda device: dict(device=device))
-    task = asked(tmp_path).tasks[0]
-    assert not _do_there(tmp_path / "runs", 0.1, 10, "cpu", task).fault and read_json(task.path / "provenance.json")["device"] == "cpu"
+def quiet(root, **options): return RunStore(root / "runs", lambda line: None, heartbeat=0.1, missed=10, **options)
 
 
 def done(root): return sorted(f"{r.kind}/{r.label}" for r in list_runs(root / "runs").itertuples() if r.state == "finished")
@@ -129,8 +129,35 @@ def test_a_run_that_kills_its_worker_is_given_up(here, tmp_path):
     bad, good = dry.get("detectors", "bad", dict(n=1), die), dry.get("detectors", "good", dict(n=2), train(tmp_path, "good"))
     dry.get("maps", "bad", dict(detector=bad.key), train(tmp_path, "map"))
     first, second = execute(quiet(tmp_path), dry, "ray").values()
-    assert first == "its worker died three times (WorkerCrashedError)" and second == f"needs detectors/{bad.path.name}, which failed: {first}"
+    assert first == "its worker died 3 times, and 0 epochs came of it" and second == f"needs detectors/{bad.path.name}, which failed: {first}"
     assert good.path.exists() and sum(line == ["dies"] for line in notes(tmp_path)) == 3
+
+
+def test_a_training_that_gets_on_may_lose_more_workers(here, tmp_path):
+    def mortal(folder):
+        epoch = len(list(folder.glob("checkpoint-cpu/epoch-*")))
+        note(tmp_path, "mortal", epoch)
+        if epoch == 4: return
+        (folder / f"checkpoint-cpu/epoch-{epoch + 1}").mkdir(parents=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    dry = RunStore(tmp_path / "runs", dry=True)
+    run = dry.get("detectors", "mortal", dict(n=1), mortal, resume=True)
+    assert execute(quiet(tmp_path), dry, "ray") == {} and run.path.exists() and notes(tmp_path) == [["mortal", str(epoch)] for epoch in range(5)]
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_the_time_that_is_left_is_learned_on_the_way(engine, here, tmp_path, monkeypatch):
+    said, real = [], prle.engines.progress
+
+    def watched(**options):
+        bar = real(**options)
+        bar.set_postfix_str = said.append
+        return bar
+    monkeypatch.setattr(prle.engines, "progress", watched)
+    execute(quiet(tmp_path), asked(tmp_path, seconds=0.4), engine)
+    unknown = [int(m[1]) if (m := re.search(r"(\d+) runs like none before", text)) else 0 for text in said]
+    assert unknown[0] < 7 and unknown == sorted(unknown, reverse=True) and unknown[-1] == 0 and not any("?" in text for text in said)
+    assert re.match(r"about \d s and \d runs like none before of work left", said[0]) and not said[0].startswith("about 0") and said[-1] == "about 0 s of work left"
 
 
 def test_wrong_engines_are_named():
@@ -253,3 +280,26 @@ def test_a_node_that_dies_costs_an_epoch(nodes, tmp_path):
     assert {n for n, *_ in log[log.index(killed[0]) + 1:]} >= {name, "fused", "masked"} and {node} < {n for _, _, n, _ in log}
     provenance = read_json(next((tmp_path / "runs/detectors").glob(f"{name}-*")) / "provenance.json")
     assert provenance["resumed"]
+    (tmp_path / "one").mkdir()
+    assert execute(quiet(tmp_path / "one"), asked(tmp_path / "one")) == {}
+    results = lambda root: {name: content for name, content in contents(root / "runs").items() if not name.endswith("provenance.json")}
+    assert len(results(tmp_path)) == 16 and results(tmp_path) == results(tmp_path / "one"), "the same as in this process"
+
+
+@pytest.fixture
+def gpu():
+    "A cluster that believes to have a GPU."
+    ray.shutdown()
+    ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_runs_with_a_detector_get_their_share_of_a_gpu(gpu, tmp_path):
+    def make(kind): return lambda folder: note(tmp_path, kind, ray.get_runtime_context().get_assigned_resources().get("GPU", 0))
+    for share in (1.0, 0.5):
+        dry = RunStore(tmp_path / "runs", dry=True)
+        runs = [dry.get(kind, kind, dict(share=share), make(kind)) for kind in ("detectors", "maps", "fusions")]
+        assert execute(quiet(tmp_path, device="meta"), dry, "ray", share) == {}
+        assert {read_json(run.path / "provenance.json")["device"] for run in runs} == {"meta"}, "a worker notes the device that was asked for"
+    assert sorted((kind, float(part)) for kind, part in notes(tmp_path)) == [("detectors", 0.5), ("detectors", 1), ("fusions", 0), ("fusions", 0), ("maps", 0.5), ("maps", 1)]

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from prle.core import read_json
-from prle.experiments import (FURTHER, IDENTITY, PRESETS, Backbone, FusionConfig, Lab, Preset, RunConfig, attention, data_fingerprint, data_sets, detector_run, fused_maps,
-                              fusion_run, load_detector, maps_run, masked_scores, scores, statistics_run, target_run, target_scores, train_faces, train_run)
+from prle.experiments import (FURTHER, IDENTITY, PRESETS, Backbone, FusionConfig, Lab, Preset, RunConfig, attention, attention_run, data_fingerprint, data_sets, detector_run,
+                              fused_maps, fusion_run, load_detector, maps_run, masked_scores, scores, statistics_run, target_run, target_scores, train_faces, train_run)
 from prle.runs import RunFailed
 from prle.trainer import predict
 from prle.datasets import FaceDataset, select
@@ -305,6 +305,17 @@ def test_a_training_that_diverges_is_a_gap_with_a_reason(lab):
     with pytest.raises(RunFailed):
         target_run(lab, detector_run(lab, "Small", "A", lr=1e30, optimizer="SGD"), "Celeb-DF")
     assert time.monotonic() - start < 0.5 and not detector_run(lab, "Small", "A").reused
+
+
+def test_scores_and_maps_are_computed_in_the_parts_of_a_batch_that_the_training_had(lab, monkeypatch):
+    "Where they do not fit either, the settings to change are named."
+    sizes = []
+    monkeypatch.setattr("prle.experiments.predict", lambda detector, faces, batch, *a: sizes.append(batch) or predict(detector, faces, batch, *a))
+    run = detector_run(lab, "Small", "A", batch=6, accumulate=3)
+    def full(*args): raise torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr("prle.experiments.localize", full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"on the device for batch=2: lower batch or raise accumulate .* \(CUDA out of memory"): attention_run(lab, run)
+    assert sizes == [2]
 
 
 def test_scores_that_are_no_numbers_are_no_result(lab, monkeypatch):

@@ -216,14 +216,14 @@ def test_a_missing_pytorch_grad_cam_is_explained(net, x, monkeypatch):
     with pytest.raises(ImportError, match=r"prle\[paper\]"): attention_maps(net, net.last, x, method="hirescam")
 
 
-def test_localize_writes_rows_in_order(net, tmp_path):
+def test_localize_writes_rows_in_order(net, tmp_path, device):
     images = torch.randint(0, 256, (10, 3, 32, 24), dtype=torch.uint8)
-    expected = attention_maps(net, net.last, images / 255)
+    expected = attention_maps(net.to(device), net.last, images.to(device) / 255).cpu()
     for name, batches in dict(one=images.split(1), uneven=images.split(4), dicts=[dict(image=images)]).items():
         path = localize(net, net.last, batches, tmp_path/f"{name}.npy")
         store = np.load(path, mmap_mode="r")
         assert store.shape == (10, 8, 6) and store.dtype == np.float16
-        assert (upsample_maps(store, (32, 24)) - expected).abs().max() < 2e-3
+        assert (upsample_maps(store, (32, 24)) - expected).abs().max() < (2e-3 if device == "cpu" else 2e-2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dicts.npy", "one.npy", "uneven.npy"]
 
 

@@ -17,13 +17,14 @@ from PIL import Image
 
 from prle import cli, figures, reproduce as module
 from prle.comparisons import compare_arms, table_arms
-from prle.core import read_json
+from prle.core import read_json, write_json
 from prle.datasets import read_manifest
 from prle.experiments import Lab, detector_run, scores
 from prle.metrics import auc
 from prle.paper import SUBSETS, changed_files
 from prle.reproduce import (FULL, HEADLINE, NOTEBOOKS, announce, cost, find_notebooks, list_notebooks, notebook_folder, parameters_text, plan, reproduce, rtx3090_rate,
                             run_notebook, write_report)
+from test_experiments import write_square
 
 TABLES = {*(f"table{n}" for n in range(1, 9)), "table1_fusions", "figure5", "figure6", "figure8", "localization", "claims"}
 FIGURES = {*(f"figure{n}" for n in range(1, 10)), "table3_change"}
@@ -228,6 +229,25 @@ def test_one_failure_does_not_stop_the_others(smoke, monkeypatch, capsys):
     assert "1 of 2 notebooks done" in capsys.readouterr().out and "the &lt;reason&gt;" in (smoke[0] / "report.html").read_text()
     monkeypatch.setattr(module, "reproduce", lambda *a, **k: results)
     assert cli.main(["reproduce"]) == 1
+
+
+def test_what_could_not_be_made_is_not_trained_in_a_notebook(toy, tmp_path, monkeypatch):
+    "A notebook whose runs have a fault is skipped with the reason, one whose runs diverged is not."
+    faults = lambda store, dry, *options: {t.name: "its worker died" for t in dry.tasks}
+    monkeypatch.setattr(module, "execute", faults)
+    monkeypatch.setattr(module, "run_notebook", lambda *a, **k: ran.append(a[0].stem))
+    monkeypatch.setitem(module.NOTEBOOKS, "figure7_alpha", lambda lab, seeds: [])
+    monkeypatch.setitem(module.NOTEBOOKS, "figure4_exploitation", lambda lab, seeds: [lambda: detector_run(lab, "VGG", "A")])
+    ran, data = [], write_square(toy, tmp_path / "square")
+    told = dict(preset="smoke", data=str(data), outputs=str(tmp_path), say=lambda line: None)
+    results = reproduce(["figure4", "figure7"], **told)
+    assert ran == ["figure7_alpha"] and results["figure7_alpha"] == "done"
+    assert re.fullmatch("SKIPPED: detectors/VGG-A-none-s0-.* could not be made: its worker died", results["figure4_exploitation"])
+    assert "could not be made: its worker died" in (tmp_path / "report.html").read_text()
+    lab = Lab("smoke", data=data, outputs=tmp_path)
+    task = plan(lab, ["figure4_exploitation"]).store.tasks[0]
+    write_json(task.path.with_name(f".{task.path.name}.failed.json"), dict(diverged=True, error="FloatingPointError: nan", code=lab.store.code, when=""))
+    assert reproduce(["figure4"], **told) == {"figure4_exploitation": "done"}
 
 
 def test_wrong_words_on_the_command_line(capsys, tmp_path):

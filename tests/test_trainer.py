@@ -32,9 +32,9 @@ def quantiles(toy, tmp_path):
     return tmp_path / "q"
 
 
-def fit(detector, toy, config=CONFIG, **kwargs):
-    history = train(detector, select(toy, "train", "A"), select(toy, "val", "A"), config, **kwargs)
-    return history, predict(detector, FaceDataset(select(toy, "test")))
+def fit(detector, toy, config=CONFIG, device="cpu", **kwargs):
+    history = train(detector, select(toy, "train", "A"), select(toy, "val", "A"), config, device=device, **kwargs)
+    return history, predict(detector, FaceDataset(select(toy, "test")), device=device)
 
 
 def again(tiny):
@@ -221,11 +221,20 @@ def test_the_chosen_epoch_has_the_best_validation_auc(toy, tiny):
     assert history.chosen.to_numpy().nonzero()[0][0] == history.val_auc[::-1].idxmax()
 
 
-def test_it_learns(toy, tiny):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_it_learns(toy, tiny, device, precision):
     "The fakes of A are brighter, which one convolution can see."
-    history, p_fake = fit(tiny, toy, TrainConfig(epochs=15, batch=4, lr=3e-2))
+    history, p_fake = fit(tiny, toy, TrainConfig(epochs=15, batch=4, lr=3e-2, precision=precision), device)
     test = select(toy, "test")
     assert p_fake[test.subset == "A"].min() > p_fake[test.subset == "real"].max() and history.loss.iloc[-1] < history.loss.iloc[0]
+
+
+def test_validation_takes_the_parts_of_a_batch(toy, tiny):
+    "So that what lets a training fit into the memory lets its validation fit too."
+    sizes = []
+    tiny.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    train(tiny, select(toy, "train", "A"), select(toy, "val", "A"), TrainConfig(epochs=1, batch=6, accumulate=3, ema=0))
+    assert set(sizes) == {2}
 
 
 def test_predict_restores_the_mode(toy, tiny):
