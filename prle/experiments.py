@@ -73,7 +73,7 @@ _QUICK = {name: dict(momentum=0.1) for name in ("meso4", "efficientnet_b4", "mat
 PRESETS = dict(
     smoke=Preset(64, 8, {"Xception": Backbone("xception", 1/8), "EfficientNet": Backbone("efficientnet_lite0", 1/8), "VGG": Backbone("vgg16_bn", 1/8)},
                  dict(epochs=1, batch=16), forging=10, width=1/8, options=_QUICK),
-    mini=Preset(128, 40, {"Xception": Backbone("xception", 1/4, recipe=dict(lr=2e-3, epochs=12)),
+    mini=Preset(128, 40, {"Xception": Backbone("xception", 1/4, recipe=dict(lr=2e-3, epochs=15)),
                           "EfficientNet": Backbone("efficientnet_lite0", pretrained=True, recipe=dict(batch=32, lr=5e-4, epochs=5)),
                           "VGG": Backbone("vgg16_bn", 1/8, options=dict(dropout=0.0), recipe=dict(lr=1e-3, epochs=14))},
               dict(batch=16), width=1/4, others=dict(lr=1e-3, epochs=10), options=_QUICK),
