@@ -264,7 +264,7 @@ class Lab:
         "A twin whose store makes no run, but notes in its `tasks` what it is asked for. The preset's own data are forged first where they are not there: runs are named by them."
         self.fingerprint # read the data once, not again in the twin
         twin = copy.copy(self)
-        twin.store = RunStore(self.store.root, dry=True)
+        twin.store = RunStore(self.store.root, lambda line: None, dry=True)
         return twin
 
     def __getstate__(self) -> dict:

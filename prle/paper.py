@@ -283,19 +283,27 @@ def interval(
     "A number with its 95% interval, as tables print it."
     return "gap" if pd.isna(value) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
+def _faces(lab: Lab, kind: str) -> list[str]:
+    "How many people and faces were measured, a text for each set."
+    if kind == "train": return [f"fakes of {lab.train_faces('all').query('label == 1').identity.nunique()} training people"]
+    sets = {"test": {"": lab.test_faces()}, "targets": {f" of {t}": lab.test_faces(t) for t in lab.targets}}[kind]
+    return [f"{rows.identity.nunique()} test people, {(rows.label == 0).sum()} real and {(rows.label == 1).sum()} fake test faces{of}" for of, rows in sets.items()]
+
 def describe(
     lab: Lab, # preset and data
     seeds: int, # of every number
     backbones: Sequence[str] = (), # that took part; none named: the preset's zoo
+    on: Sequence[str] = ("test",), # the faces that were measured: "train" (fakes), "test", "targets"
+    brackets: str | None = None, # what they hold; None: 95% intervals; "": there are none
 ) -> str:
     "What a reader has to know about our numbers before comparing them."
-    test, used = lab.test_faces(), {name: lab.preset.backbone(name) for name in backbones or lab.preset.backbones}
+    used = {name: lab.preset.backbone(name) for name in backbones or lab.preset.backbones}
     size = lambda b: (f" at width {b.width:g}" if b.width != 1 else "") + " (ImageNet)" * b.pretrained
     networks = ", ".join(f"{name} = {b.name}{size(b)}" for name, b in used.items())
-    chance = "other people and other seeds (t)" if seeds > 1 else "other people (bootstrap)"
+    if brackets is None: brackets = f"95% intervals allow for {'other people and other seeds (t)' if seeds > 1 else 'other people (bootstrap)'}"
+    parts = [f"{seeds} seed{'s' * (seeds > 1)}", *(text for kind in on for text in _faces(lab, kind)), *[brackets] * bool(brackets)]
     note = " (only shows that it runs; its numbers mean nothing)" if lab.name == "smoke" else ""
-    return (f"Preset {lab.name}{note}: faces of {lab.preset.size} pixels; {networks}; {seeds} seed{'s' * (seeds > 1)}; "
-            f"{test.identity.nunique()} test people, {(test.label == 0).sum()} real and {(test.label == 1).sum()} fake test faces; 95% intervals allow for {chance}.")
+    return (f"Preset {lab.name}{note}: faces of {lab.preset.size} pixels; {networks}; {'; '.join(parts)}.")
 
 # %% ../nbs/11_paper.ipynb #11-paper-23
 COLUMNS = ["backbone", "arm", "train", "test", "measure"]
@@ -332,7 +340,9 @@ def _stack(rows: pd.DataFrame, heads: list[str]) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 # %% ../nbs/11_paper.ipynb #11-paper-26
-_LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+          "{": r"\{", "}": r"\}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+_PAGE_ROWS, _LINE = 45, 40 # a longer table breaks over pages, a longer cell over lines
 
 def latex_text(
     text: str, # of a cell or caption; `**` marks bold
@@ -347,9 +357,11 @@ def latex_table(
     caption: str,
     label: str, # for \ref
 ) -> str:
-    "A table float with booktabs' rules."
+    "A table with booktabs' rules: a float, or a longtable if no page holds it."
     text = shown.rename(columns=latex_text).map(latex_text)
-    return text.style.hide(axis="index").to_latex(hrules=True, caption=latex_text(caption), label=f"tab:{label}", position="t", column_format="l" * len(text.columns))
+    place = dict(environment="longtable") if len(text) > _PAGE_ROWS else dict(position="t")
+    columns = "".join("p{4cm}" if shown.iloc[:, i].map(len).max() > _LINE else "l" for i in range(len(text.columns)))
+    return text.style.hide(axis="index").to_latex(hrules=True, caption=latex_text(caption), label=f"tab:{label}", column_format=columns, **place)
 
 # %% ../nbs/11_paper.ipynb #11-paper-28
 def _note(lab: Lab, path: Path, files: Sequence[Path], **facts):
@@ -371,7 +383,8 @@ def write_table(
     stale = lab.store.names(other_code=True)
     if stale: caption += f" {len(stale)} of the {len(lab.store.used)} runs were made by other code than the present one; the provenance names them."
     shown = shown.astype(str)
-    texts = {".md": f"{caption}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n", ".csv": rows.to_csv(index=False), ".tex": latex_table(shown, caption, name)}
+    body = shown.map(lambda cell: cell.replace("|", r"\|")).to_markdown(index=False, disable_numparse=True)
+    texts = {".md": f"{caption}\n\n{body}\n", ".csv": rows.to_csv(index=False), ".tex": latex_table(shown, caption, name)}
     for suffix, text in texts.items():
         with atomic_path(path.with_suffix(suffix)) as tmp: tmp.write_text(text, encoding="utf-8")
     _note(lab, path, [path.with_suffix(s) for s in sorted(texts)], caption=caption, **facts)

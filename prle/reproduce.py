@@ -213,7 +213,8 @@ _PAGE = """\
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 0 1rem 4rem; color: #1a1a1a; background: #fff; }
 h2 { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1rem; }
-.wide { overflow-x: auto; }
+.wide { overflow: auto; max-height: 45rem; } .wide thead th { position: sticky; top: 0; background: #fff; }
+@media print { .wide { max-height: none; } }
 table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem; text-align: left; vertical-align: top; white-space: nowrap; border-bottom: 1px solid #e5e5e5; }
 .text td { white-space: normal; min-width: 6rem; }
@@ -236,7 +237,8 @@ pre { overflow-x: auto; font-size: .75rem; } nav a { margin-right: .8rem; } code
 <figcaption>{{ f.caption }} <a href="{{ f.pdf }}">PDF</a></figcaption></figure>{% endfor %}
 {% for t in s.tables %}<div class="wide{{ ' text' if t.text }}">{{ t.html }}</div>
 <p class="small">{% for kind, path in t.files.items() %}<a href="{{ path }}">{{ kind }}</a> {% endfor %}</p>{% endfor %}
-<p class="small"><a href="{{ s.notebook }}">The executed notebook</a></p>
+{% if s.other %}<p class="bad">Made from other data than this page's: {{ s.other | join(", ") }}.</p>{% endif %}
+{% if s.notebook %}<p class="small"><a href="{{ s.notebook }}">The executed notebook</a></p>{% endif %}
 <details><summary class="small">Provenance</summary><pre>{{ s.provenance }}</pre></details>
 {% endfor %}
 <h2 id="paper">The paper's own numbers</h2>
@@ -260,7 +262,7 @@ def _html(markdown: str) -> str:
 def _origin(name: str, note: dict) -> str:
     "The provenance of a table or figure, as text."
     commit = f"commit {note['commit']}{'' if note['clean'] else ' with changes'}"
-    parts = [f"{len(note['runs'])} runs", commit, note["time"], *[f"{k}={note[k]}" for k in ("seeds", "seed") if k in note]]
+    parts = [f"{len(note['runs'])} runs", f"data {note['data']}", commit, note["time"], *[f"{k}={note[k]}" for k in ("seeds", "seed") if k in note]]
     return "\n  ".join([f"{name}: {', '.join(parts)}", *note["runs"]])
 
 def _table_part(note: Path, name: str) -> dict:
@@ -271,15 +273,16 @@ def _figure_part(note: Path, name: str) -> dict:
     png = base64.b64encode(note.with_name(f"{name}.png").read_bytes()).decode()
     return dict(name=name, caption=escape(read_json(note).get("caption", "")), png=png, pdf=f"{note.parts[-3]}/figures/{name}.pdf")
 
-def _section(folder: Path, name: str) -> dict:
+def _section(folder: Path, name: str, data: str) -> dict:
     "What one notebook has left: title and claim, tables, figures, provenance."
     import nbformat
     title, _, claim = nbformat.read(notebook_folder()/f"{name}.ipynb", as_version=4).cells[0].source.partition("\n")
     notes = {p: p.name.removesuffix(".provenance.json") for p in sorted(folder.glob("*/*.provenance.json")) if read_json(p).get("notebook") == name}
     there = {p: n for p, n in notes.items() if p.with_name(f"{n}.{'md' if p.parent.name == 'tables' else 'png'}").exists()}
-    title = title.lstrip("# ")
+    title, executed = title.lstrip("# "), folder/"notebooks"/f"{name}.ipynb"
     return dict(
-        name=name, title=title, short=title.split(":")[0].split(",")[0], claim=_html(claim), notebook=f"{folder.name}/notebooks/{name}.ipynb", found=bool(notes),
+        name=name, title=title, short=title.split(":")[0].split(",")[0], claim=_html(claim), found=bool(notes),
+        notebook=f"{folder.name}/notebooks/{executed.name}" if executed.exists() else "", other=[n for p, n in notes.items() if read_json(p)["data"] != data],
         tables=[_table_part(p, n) for p, n in there.items() if p.parent.name == "tables"], figures=[_figure_part(p, n) for p, n in there.items() if p.parent.name == "figures"],
         provenance=escape("\n".join(_origin(n, read_json(p)) for p, n in notes.items())))
 
@@ -290,7 +293,7 @@ def write_report(
     "All tables, figures and claims of a preset that were written so far, on one page that needs no network."
     import jinja2
     folder, checks = lab.outputs/lab.name, consistency()
-    sections = [s for name in sorted(list_notebooks(), key=lambda n: n != "claims") if (s := _section(folder, name))["found"]]
+    sections = [s for name in sorted(list_notebooks(), key=lambda n: n != "claims") if (s := _section(folder, name, lab.fingerprint))["found"]]
     table = lambda frame: frame.to_html(index=False, border=0, na_rep="")
     page = jinja2.Environment().from_string(_PAGE).render(
         preset=lab.name, data=lab.fingerprint, code=lab.store.code, now=provenance(), summary=lab.store.summary(), sections=sections,
@@ -309,7 +312,9 @@ def plan(
     "What the notebooks need; no run is made, but the mini benchmark is, if it is not there: runs are named by it."
     dry = lab.dry()
     for name in names:
-        for step in NOTEBOOKS[name](dry, seeds, **(FULL.get(name, {}) if full else {})) if name in NOTEBOOKS else (): step()
+        try:
+            for step in NOTEBOOKS[name](dry, seeds, **(FULL.get(name, {}) if full else {})) if name in NOTEBOOKS else (): step()
+        except ValueError as e: lab.store.say(f"NOTE {name} cannot be made of this data: {e}")
     return dry
 
 def prepare(

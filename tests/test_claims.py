@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from prle import claims as module
-from prle.claims import (LESS, MORE, _difference, _papers_difference, claim_arms, claim_list, claims_table, forgery_localization, inside_mask, localization_table, mean_interval,
-                         verdict)
-from prle.comparisons import Arm
+from prle.claims import (_TRAININGS, LESS, MORE, _difference, _papers_difference, claim_arms, claim_list, claims_table, forgery_localization, inside_mask,
+                         localization_table, verdict)
+from prle.comparisons import Arm, mean_interval
 from prle.experiments import Lab
-from prle.paper import SUBSETS
+from prle.paper import BACKBONES, SUBSETS, TARGET_SETS, paper_cells
+from prle.runs import RunFailed
 
 
 @pytest.mark.parametrize("low, high, wanted, says", [
@@ -83,10 +84,52 @@ def test_a_mean_of_differences():
 
 
 def test_the_papers_number_beside_a_claim():
-    five = ["Xception", "EfficientNet", "VGG", "F3-Net", "ResNet-50"]
-    assert _papers_difference(2, "primary", ("none",), five) == pytest.approx(6.14, abs=0.01), "the paper's 6%"
-    assert _papers_difference(7, "dynamic", ("static",), ["EfficientNet"]) == pytest.approx((0.78 + 4.30 + 5.22) / 3)
-    assert _papers_difference(5, "low", ("high",), ["Xception"]) == pytest.approx((67.07 - 64.85 + 66.28 - 65.11 + 64.46 - 63.57) / 3)
+    assert _papers_difference(2, "primary", ("none",), BACKBONES, TARGET_SETS) == pytest.approx(6.14, abs=0.01), "the paper's 6%"
+    assert _papers_difference(7, "dynamic", ("static",), ["EfficientNet"], TARGET_SETS) == pytest.approx((0.78 + 4.30 + 5.22) / 3)
+    assert _papers_difference(7, "dynamic", ("static",), ["EfficientNet"], ["DFDC"]) == pytest.approx(0.78), "over the target sets that are there"
+    assert _papers_difference(5, "low", ("high",), ["Xception"], TARGET_SETS) == pytest.approx((67.07 - 64.85 + 66.28 - 65.11 + 64.46 - 63.57) / 3)
+    alone = _papers_difference(3, "primary", ("none",), ["Xception"], ["DF", "NT"])
+    assert alone == pytest.approx(np.mean([84.02 - 83.74, *paper_cells(3).query("backbone == 'Xception' and train == 'NT' and test == 'DF'").paper.diff().dropna()]))
+
+
+@pytest.mark.parametrize("name", _TRAININGS)
+def test_the_signs_are_the_papers(name):
+    number, plus, minus, wanted = _TRAININGS[name]
+    assert wanted[0] <= _papers_difference(number, plus, minus, BACKBONES, TARGET_SETS) <= wanted[1], "what the paper claims holds for its own numbers"
+
+
+def known(**values): return lambda cells, measures, sums: pd.DataFrame([dict(key=k, value=v[0], low=v[1], high=v[2], note="") for k, v in values.items()])
+
+
+@pytest.mark.parametrize("fall, level, verdicts", [
+    ((-20, -25, -15), (3, 1, 5), ["holds", "holds"]), ((-4, -8, 1), (3, 1, 5), ["undecided", "undecided"]), ((5, 2, 8), (3, 1, 5), ["does not hold", "does not hold"]),
+    ((-4, -8, 1), (-3, -6, -1), ["undecided", "does not hold"]), ((-20, -25, -15), (1, -1, 3), ["holds", "undecided"])])
+def test_levelling_off_needs_a_fall(faces, monkeypatch, fall, level, verdicts):
+    faces.manifest = pd.DataFrame(dict(subset=["real", *SUBSETS]))
+    monkeypatch.setattr(module, "masked_cells", lambda *args, **kwargs: {})
+    monkeypatch.setattr(module, "estimate_sums", known(fall=fall, level=level))
+    assert [row["verdict"] for row in module._masked_claims(faces, 1)] == verdicts
+
+
+def test_a_slower_training_costs_time(faces, monkeypatch):
+    change = pd.DataFrame(dict(arm="change", backbone="Xception", quantity=["train", "infer"], value=[-2.95, 0.0], low=[-20.0, -1.0], high=[25.0, 1.0], paper=[-2.70651, 0.0]))
+    monkeypatch.setattr(module, "efficiency", lambda lab, rounds: change)
+    train, infer = module._time_claims(faces, None)
+    assert train["value"] == pytest.approx(100 * (1 / 0.9705 - 1)) and train["value"] > 3 and train["paper"] == pytest.approx(2.7818, abs=1e-4)
+    assert (train["low"], train["high"]) == pytest.approx((-20, 25)) and train["verdict"] == "undecided", "a fifth less throughput is a quarter more time"
+    assert infer["verdict"] == "holds"
+
+
+def test_what_cannot_be_tested_is_undecided_and_says_why(faces, monkeypatch):
+    row = lambda name: module._row(name, (2.0, 1.0, 3.0), MORE)
+    def fail(*args): raise RunFailed("detectors/VGG-DF-none-s0", "the loss became nan")
+    made = dict(training_claims=lambda *args: [row("cross")], _masked_claims=fail, _share_claim=lambda *args: row("share"),
+                _time_claims=lambda *args: [row("train"), row("infer")], _place_claims=lambda lab, seeds: inside_mask(faces, "NT"))
+    for name, make in made.items(): monkeypatch.setattr(module, name, make)
+    found = module.claims(faces).set_index("name")
+    assert len(found) == 16 and set(found.verdict[["cross", "share", "train"]]) == {"holds"} and set(found.verdict[["prle", "falls", "hit"]]) == {"undecided"}
+    assert "the loss became nan" in found.note["levels"] and "no test fake of NT has a mask" in found.note["inside"] and "lack what the test compares" in found.note["zoo"]
+    assert claims_table(found.reset_index()).ours.str.contains("gap: ").sum() == 12
 
 
 def test_the_claims(faces):

@@ -7,11 +7,12 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from torch import nn
 
 from prle import comparisons
-from prle.comparisons import (BASELINES, HIGH, LOW, Arm, arm_table, choose_backbones, compare_arms, estimate_sums, figure5_arms, figure6_arms, gaps, subset_cells, table_arms)
+from prle.comparisons import (BASELINES, HIGH, LOW, Arm, arm_table, choose_backbones, compare_arms, estimate_sums, figure5_arms, figure6_arms, gaps, paper_names,
+                              paper_tests, subset_cells, table_arms)
 from prle.core import rng
 from prle.efficiency import COUNTED, _sample, efficiency_table, norm_elements, paper_gflops, paper_network
 from prle.experiments import Lab
-from prle.paper import BACKBONES, SUBSETS, paper_table
+from prle.paper import BACKBONES, SUBSETS, TARGET_SETS, paper_table
 from prle.runs import RunFailed
 
 
@@ -85,6 +86,47 @@ def test_gaps_in_a_table(lab, monkeypatch):
     assert set(shown[(shown.backbone == "VGG") & (shown.arm == "+ PRLE") & (shown[""] == "ours")].DF) == {"gap"}
     given = shown[(shown.backbone == "Xception") & (shown.train == "DF") & (shown[""] == "paper")].set_index("arm")
     assert given.NT["plain"] == "83.74" and given.NT["PRLE - plain"] == "+0.28" and given.unseen["plain"] == ""
+
+
+def test_target_sets_stand_where_the_papers_stand(lab, tmp_path):
+    assert paper_names(lab) == {"mini-DFDC": "DFDC", "mini-DF1": "DF-1.0", "mini-Celeb": "Celeb-DF"} and paper_tests(lab, 2) == list(TARGET_SETS)
+    lab._sets = None, {"mini-Celeb": tmp_path}
+    assert paper_names(lab) == {"mini-Celeb": "Celeb-DF"} and paper_tests(lab, 4) == ["Celeb-DF"], "whatever else is there"
+    lab.manifest = pd.DataFrame(dict(subset=["real", "DF", "NT"]))
+    assert paper_tests(lab, 3) == ["DF", "NT"]
+
+
+def test_the_papers_average_is_over_the_tests_that_are_there(lab, tmp_path):
+    average = lambda number, arm: comparisons._paper(lab, number).query("backbone == 'VGG' and arm == @arm and measure == 'AUC' and test == 'AVG'").paper.item()
+    cells = paper_table(2).query("backbone == 'VGG' and arm == 'primary'")
+    assert average(2, "primary") == cells["AVG:AUC"].item(), "as it is printed"
+    lab._sets = None, {t: tmp_path for t in ("DF-1.0", "Celeb-DF")}
+    assert average(2, "primary") == pytest.approx((cells["DF-1.0:AUC"].item() + cells["Celeb-DF:AUC"].item()) / 2)
+    assert average(4, "landmark") == pytest.approx(paper_table(4).query("backbone == 'VGG' and arm == 'landmark'")[["DF-1.0", "Celeb-DF"]].mean(axis=None))
+
+
+@pytest.mark.parametrize("label, says", [(1, "mini-DF1 has no reals"), (0, "mini-DF1 has no fakes")])
+def test_a_target_set_of_one_class_is_a_gap(lab, monkeypatch, label, says):
+    faces = {t: pd.DataFrame(dict(label=[0, 1] if t != "mini-DF1" else [label])) for t in lab.targets}
+    lab.test_faces = faces.__getitem__
+    monkeypatch.setattr(comparisons, "detector_run", lambda *args, **kwargs: None)
+    monkeypatch.setattr(comparisons, "target_scores", lambda lab, run, target: table(target) if target != "mini-DF1" else pytest.fail("it cannot be measured"))
+    rows = compare_arms(lab, [Arm("VGG", "none")], 1).set_index("test")
+    assert rows.value.isna().to_dict() == {"mini-DFDC": False, "mini-DF1": True, "mini-Celeb": False, "AVG": True} and says in gaps(rows)
+
+
+def test_attended_shares_allow_for_seeds(lab, monkeypatch, tmp_path):
+    def run(lab, subset, seed, fusion, zoo):
+        (tmp_path / f"{seed}").mkdir(exist_ok=True)
+        shares = pd.DataFrame({"label": [0, 1, 1, 1], "identity": list("abcd"), "above 0": [0.9, *[0.1 + 0.2 * seed] * 3], "above 0.3": [0.9, 0.0, 0.1, 0.2]})
+        shares.to_parquet(tmp_path / f"{seed}/shares.parquet")
+        return type("Run", (), dict(path=tmp_path / f"{seed}"))
+    monkeypatch.setattr(comparisons, "statistics_run", run)
+    one, three = (comparisons.attended_share(lab, seeds, {"VGG": (None, ("VGG",))}).query("subset == 'DF'").set_index("threshold") for seeds in (1, 3))
+    assert one.share.tolist() == pytest.approx([10, 10]) and one.loc[0.0, ["low", "high"]].tolist() == pytest.approx([10, 10]) and one.loc[0.3, "high"] > 12, "fakes alone"
+    assert three.share.tolist() == pytest.approx([30, 10]) and three.high[0.0] - three.low[0.0] > 40, "three seeds so far apart say little"
+    shown = comparisons.share_table(three.reset_index(), pd.DataFrame(dict(backbone=["VGG"], DF=[14.86]))).set_index(["", "attention"]).DF
+    assert shown["VGG, ours - paper", "> 0"] == "+15.1" and shown["VGG, ours - paper", "> 0.3"] == "-4.9"
 
 
 def test_arms_of_the_tables(lab):

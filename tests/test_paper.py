@@ -103,6 +103,9 @@ def test_latex():
     assert [rule for rule in re.findall(r"\\(\w+rule)", text)] == ["toprule", "midrule", "bottomrule"] and r"\label{tab:t}" in text and r"\caption{100\%}" in text
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert all(len(re.findall(r"(?<!\\)&", line)) == 1 for line in body) and len(body) == 3
+    assert latex_text("> 0.3 {a|b} <c>") == r"\textgreater{} 0.3 \{a\textbar{}b\} \textless{}c\textgreater{}"
+    long = latex_table(pd.DataFrame({"a": ["1"] * 46, "b": ["many words " * 9] * 46}), "c", "t")
+    assert r"\begin{longtable}{lp{4cm}}" in long and r"\begin{table}" in text and "{ll}" in text
 
 
 def test_a_table_is_four_files_with_the_same_bytes_each_time(lab):
