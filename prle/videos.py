@@ -9,7 +9,7 @@ __all__ = ['VIDEO_SUFFIXES', 'ENGINES', 'is_pictures', 'list_pictures', 'list_vi
 # %% ../nbs/01b_videos.ipynb #01b-videos-2
 import os, re, shutil, tempfile, threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -54,19 +54,29 @@ def list_pictures(
 # %% ../nbs/01b_videos.ipynb #01b-videos-10
 _SETTINGS_FILE = "extraction.json"
 
+def walk_folders(
+    folder: str | Path, # where to begin
+) -> Iterator[tuple[str, list[str], list[str]]]: # as `os.walk`: a folder, the names of its folders (clear the list to stay out of them) and of its files
+    "A folder and all below it, links followed, none twice and none whose name begins with a dot."
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        if os.path.realpath(parent) in seen: folders.clear(); continue
+        seen.add(os.path.realpath(parent))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield parent, folders, files
+
 def _videos_below(folder: Path) -> list[Path]:
     "Video files and folders of pictures in and below a folder."
     found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in walk_folders(folder):
         if _SETTINGS_FILE in files: folders.clear(); continue
-        folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(parent, name) for name in files if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")]
         if list_pictures(parent): found.append(Path(parent))
     return sorted(found, key=natural_key)
 
 def _expand(given: str | Path) -> list[tuple[Path, str]]:
     "The videos of one input, each with its subset; `FaceError` if there are none."
-    root = Path(given).absolute()
+    root = Path(os.path.abspath(given))
     if not root.exists(): raise FaceError(f"{given}: no such file or folder (the name of a data set needs --root, its folder).")
     if root.is_file():
         if root.suffix.lower() in VIDEO_SUFFIXES: return [(root, root.parent.name)]
@@ -205,10 +215,23 @@ class _Crops:
         except (ValueError, cv2.error) as e: self.dropped.append((index, kind + _reason(e, source)))
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-30
-def _read_masks(crops: _Crops, source: str, wanted: list[int]) -> Iterator[np.ndarray | FaceError | None]:
-    "The mask of every wanted frame; None where there is no mask video, or one that cannot be opened."
+def _numbers(source: Path) -> Sequence[int] | None:
+    "The frame's number at each position: all numbers in a video, the names of the pictures in a folder; None if these are not numbers, or two are the same."
+    if not source.is_dir(): return range(2**31)
+    stems = [p.stem for p in list_pictures(source)]
+    numbers = {int(stem) for stem in stems if stem.isdecimal() and len(stem) < 10}
+    return sorted(numbers) if len(numbers) == len(stems) else None
+
+def _positions(source: Path, frames: list[int] | None) -> list[int]:
+    "Where a source of masks has these frames, its end for those it has not; `FaceError` where nothing tells."
+    numbers = _numbers(source)
+    if frames is None or numbers is None: raise FaceError("the names of the pictures are no frame numbers, so nobody knows which mask belongs to which.")
+    return [numbers.index(i) if i in numbers else len(numbers) for i in frames]
+
+def _read_masks(crops: _Crops, source: str, frames: list[int] | None) -> Iterator[np.ndarray | FaceError | None]:
+    "The mask of each of these frames; None where there is no mask video, or none that can be read."
     with crops.attempt(-1, source, "mask: "):
-        if source: yield from read_frames(source, wanted)
+        if source: yield from read_frames(source, _positions(Path(source), frames))
     while True: yield None
 
 def _crop_video(row: dict, folder: Path, settings: dict) -> _Crops:
@@ -216,8 +239,9 @@ def _crop_video(row: dict, folder: Path, settings: dict) -> _Crops:
     crops, file, mask_file = _Crops(), row["file"], row["mask_file"] or row["untouched_file"]
     with crops.attempt(-1, file), _distorted(Path(file), row["distortion"]) as (source, distort):
         wanted = sample_frames(count_frames(source), settings["count"], settings["every"])
-        crops.frames = len(wanted)
-        for index, frame, mask in zip(wanted, read_frames(source, wanted), _read_masks(crops, mask_file, wanted)):
+        numbers, crops.frames = _numbers(source), len(wanted)
+        frames = numbers and [numbers[i] for i in wanted]
+        for index, frame, mask in zip(frames or wanted, read_frames(source, wanted), _read_masks(crops, mask_file, frames)):
             with crops.attempt(index, file):
                 if isinstance(frame, FaceError): raise frame
                 crops.rows.append(_crop_frame(distort(frame, index), index, folder, settings))
@@ -309,7 +333,7 @@ def _check_workers():
     try:
         with _pool(1) as pool: pool.submit(os.getpid).result()
     except BrokenProcessPool as e:
-        raise RuntimeError("worker processes do not start; a script must call extract below `if __name__ == '__main__':`, or with workers=1.") from e
+        raise RuntimeError("worker processes do not start; a script must call extract below `if __name__ == '__main__':`, or with workers=0.") from e
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-38
 def _processors() -> int:
@@ -317,9 +341,9 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 def _in_processes(jobs: list[tuple], workers: int | None) -> Iterator[None]:
-    "Do all jobs in worker processes; a single worker is this process."
-    todo, workers = deque(jobs), min(len(jobs), workers or _processors())
-    while workers == 1 and todo: yield _extract_video(*todo.popleft())
+    "Do all jobs in worker processes, or with 0 workers in this one."
+    todo, workers = deque(jobs), min(len(jobs), _processors() if workers is None else workers)
+    while workers == 0 and todo: yield _extract_video(*todo.popleft())
     while todo:
         running = {}
         try: yield from _through_pool(todo, running, workers)
@@ -354,7 +378,7 @@ ENGINES = {"process": _in_processes, "ray": _on_ray}
 "Name -> function (jobs, workers) that does all jobs and yields after each."
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-43
-_VERSION = 1 # of the crops: rises when the same settings give other ones
+_VERSION = 2 # of the crops: rises when the same settings give other ones
 _OWN_COLUMNS = ("path", "frame", "landmarks", "transform", "mask", "found")
 _INPUTS = ("file", "mask_file", "untouched_file", "distortion")
 
@@ -455,14 +479,15 @@ def extract(
     align: str = "similarity", # one of `ALIGNMENTS` of prle.faces
     size: int = 256, # side of the crops in px
     scale: float | None = None, # how much more than the face's square the crops show; None: as the alignment's authors, 1.3 or (chip) 1.5
-    workers: int | None = None, # processes; None: one a processor
+    workers: int | None = None, # processes; None: one a processor; 0: none but this one
     engine: str = "process", # one of `ENGINES`
 ) -> pd.DataFrame: # a row a face
     """Crop the largest face of some frames of every video into `out/<dataset>/<subset>/<video>/<frame>.png`; tables in `faces.parquet` and `dropped.csv`.
 
     Videos that are finished are not done again. `ValueError` about the table, the settings or a folder made with others; `OSError` about a folder that cannot be written."""
     run, settings = ENGINES[check_choice(engine, ENGINES, "engine")], _settings(count, every, align, size, scale)
-    if workers is not None and workers < 1: raise ValueError(f"workers must be at least 1, not {workers}.")
+    least = 1 if engine == "ray" else 0
+    if workers is not None and workers < least: raise ValueError(f"workers must be at least {least}, not {workers}.")
     videos, out = _check_videos(videos), Path(out).absolute()
     folders = _folders(videos, out)
     _open_folder(out, settings)

@@ -108,7 +108,7 @@ def test_ffpp_through_the_command_line(ffpp, tmp_path, capsys):
     (ffpp/"manipulated_sequences"/"FaceSwap"/"c23"/"videos"/"000_001.mp4").write_bytes(b"")
     (ffpp/"manipulated_sequences"/"FaceSwap"/"c23"/"videos"/"001_000.mp4").unlink()
     out = tmp_path/"crops"
-    assert main(["faces", "ff++", "--root", str(ffpp), "--out", str(out), "--count", "2", "--size", "64", "--workers", "1", "--subsets", "DF", "FS"]) == 0
+    assert main(["faces", "ff++", "--root", str(ffpp), "--out", str(out), "--count", "2", "--size", "64", "--workers", "0", "--subsets", "DF", "FS"]) == 0
     said = capsys.readouterr().out
     assert "000_001.mp4" in said and "001_000.mp4" in said
     manifest = read_manifest(out/"manifest.parquet")
@@ -321,7 +321,7 @@ def test_df1_other_protocols(df1, ffpp):
 def test_df1_distorted_reals_are_distorted(df1, ffpp, tmp_path):
     "The crop of a real that is distorted like its fake is not the crop of the clean one, and both are there."
     mixed = "end_to_end_mix_2_distortions"
-    small = ["--count", "1", "--size", "64", "--workers", "1"]
+    small = ["--count", "1", "--size", "64", "--workers", "0"]
     assert main(["faces", "df-1.0", "--root", str(df1), "--reals", str(ffpp), "--variants", "end_to_end", mixed, "--out", str(tmp_path/"o"), *small]) == 0
     manifest = read_manifest(tmp_path/"o"/"manifest.parquet")
     faces = FaceDataset(manifest[manifest.label == 0])
@@ -353,7 +353,7 @@ def test_photographs_in_a_plain_folder(tmp_path):
     from clips import draw_frame, photograph
     from prle.faces import write_png
     for name in ("real/ann", "real/bea", "fake/eve"): write_png(tmp_path/"mine"/f"{name}.png", draw_frame((320, 240), [photograph()], 0)[0])
-    assert main(["faces", "folder", "--root", str(tmp_path/"mine"), "--out", str(tmp_path/"o"), "--size", "64", "--workers", "1"]) == 0
+    assert main(["faces", "folder", "--root", str(tmp_path/"mine"), "--out", str(tmp_path/"o"), "--size", "64", "--workers", "0"]) == 0
     assert counts(read_manifest(tmp_path/"o"/"manifest.parquet")) == {("test", "real"): 2, ("test", "fake"): 1}
 
 

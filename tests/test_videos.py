@@ -20,7 +20,7 @@ from prle.core import rng
 from prle.distortions import distort_frame, distort_video
 from prle.faces import FaceError, align, find_largest, move_points, read_image, warp_crop, write_png
 
-QUICK = dict(count=3, size=64, workers=1)
+QUICK = dict(count=3, size=64, workers=0)
 
 
 def table(*files, **columns):
@@ -70,7 +70,7 @@ def test_rows_say_what_lies_on_disk(clips, whole):
 
 def test_columns_of_the_table_travel_with_the_faces(clips, tmp_path):
     videos = V.list_videos(clips).assign(dataset="FF++", label=[0, 1, 1], identity=["a", "b", "c"], split="test", compression="c23")
-    faces = V.extract(videos, tmp_path/"out", count=1, size=32, workers=1)
+    faces = V.extract(videos, tmp_path/"out", count=1, size=32, workers=0)
     assert list(faces) == ["path", "subset", "video", "dataset", "label", "identity", "split", "compression", "frame", "landmarks", "transform", "mask", "found"]
     assert faces.label.tolist() == [0, 1, 1] and faces.identity.tolist() == ["a", "b", "c"]
     assert faces.path[2] == "FF++/clips/s5/0000.png" and (tmp_path/"out"/faces.path[2]).exists()
@@ -79,7 +79,7 @@ def test_columns_of_the_table_travel_with_the_faces(clips, tmp_path):
 
 def test_same_named_videos_of_two_subsets_stay_apart(clips, tmp_path):
     videos = table(clips/"s1.mp4", clips/"s2.mp4").assign(subset=["real", "DF"], video="000")
-    faces = V.extract(videos, tmp_path, count=1, size=32, workers=1)
+    faces = V.extract(videos, tmp_path, count=1, size=32, workers=0)
     assert faces.path.tolist() == ["real/000/0000.png", "DF/000/0000.png"]
 
 
@@ -87,7 +87,7 @@ def test_same_named_videos_of_two_subsets_stay_apart(clips, tmp_path):
     (dict(count=32), [0, 1, 2, 3, 4]), (dict(count=2), [0, 4]), (dict(count=1), [0]), (dict(every=2), [0, 2, 4]), (dict(every=9), [0]),
 ])
 def test_which_frames(clips, tmp_path, settings, frames):
-    faces = V.extract(table(clips/"s1.mp4"), tmp_path/"out", size=32, workers=1, **settings)
+    faces = V.extract(table(clips/"s1.mp4"), tmp_path/"out", size=32, workers=0, **settings)
     assert faces.frame.tolist() == frames
 
 
@@ -157,7 +157,7 @@ def test_killed_at_random_moments(tmp_path):
         for folder in finished: assert len(list(folder.glob("*.png"))) == json.loads((folder/"video.json").read_text())["faces"] == 8
     assert whole == sorted(whole) and sum(hits) >= 2
     assert start(script, tmp_path/"clips", out).wait() == 0
-    V.extract(V.list_videos(tmp_path/"clips"), tmp_path/"uninterrupted", count=8, size=64, workers=1)
+    V.extract(V.list_videos(tmp_path/"clips"), tmp_path/"uninterrupted", count=8, size=64, workers=0)
     assert contents(out) == contents(tmp_path/"uninterrupted")
 
 
@@ -179,14 +179,15 @@ def test_other_settings_need_another_folder(clips, whole):
     assert contents(whole) == before
 
 
-def test_a_worker_that_dies_costs_one_video(clips, tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_dies_costs_one_video(clips, tmp_path, monkeypatch, workers):
     "The decoder of one video brings down its process each time."
     (tmp_path/"deadly.py").write_text("import os, prle.videos as V\nextract = V._extract_video\n"
                                       "def deadly(row, *job): return os._exit(11) if row['video'] == 's2' else extract(row, *job)\n")
     monkeypatch.syspath_prepend(tmp_path)
     import deadly
     monkeypatch.setattr(V, "_extract_video", deadly.deadly)
-    faces = V.extract(V.list_videos([clips/"s1.mp4", clips/"s2.mp4"]), tmp_path/"out", count=1, size=32, workers=2)
+    faces = V.extract(V.list_videos([clips/"s1.mp4", clips/"s2.mp4"]), tmp_path/"out", count=1, size=32, workers=workers)
     assert faces.video.tolist() == ["s1"]
     assert reasons(tmp_path/"out") == {("s2", -1): "the process that read it died, twice."}
 
@@ -210,7 +211,7 @@ def test_memory_does_not_grow_with_the_number_of_videos(clips, tmp_path):
     def peak(n):
         videos = table(*[clips/"s1.mp4"] * n).assign(video=[f"v{i}" for i in range(n)])
         tracemalloc.start()
-        V.extract(videos, tmp_path/f"out{n}", count=2, size=256, workers=1)
+        V.extract(videos, tmp_path/f"out{n}", count=2, size=256, workers=0)
         grown = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return grown
@@ -237,7 +238,7 @@ def test_bad_videos_cost_only_themselves(tmp_path, capsys):
     truncate(folder/"cut.mp4", 0.6)
     (folder/"whole.mp4").unlink()
     videos = table(*sorted(folder.glob("*.mp4")), folder/"missing.mp4")
-    faces = V.extract(videos, tmp_path/"out", count=10, size=32, workers=1)
+    faces = V.extract(videos, tmp_path/"out", count=10, size=32, workers=0)
     said, why = capsys.readouterr().out, reasons(tmp_path/"out")
     assert (faces.video == "good").sum() == 8
     assert why["empty", -1] == "empty file." and why["missing", -1] == "no such file."
@@ -254,7 +255,7 @@ def test_bad_videos_cost_only_themselves(tmp_path, capsys):
 
 def test_a_face_in_a_third_of_the_frames(tmp_path):
     file = write_clip(tmp_path/"a.mp4", frames=9, shown={3, 4, 5})
-    faces = V.extract(table(file), tmp_path/"out", count=9, size=32, workers=1)
+    faces = V.extract(table(file), tmp_path/"out", count=9, size=32, workers=0)
     assert faces.frame.tolist() == [3, 4, 5]
     assert sorted(reasons(tmp_path/"out")) == [("a", i) for i in (0, 1, 2, 6, 7, 8)]
 
@@ -274,7 +275,7 @@ def test_every_shape_of_frame(tmp_path, size):
 
 
 def test_one_frame_only(tmp_path):
-    faces = V.extract(table(write_clip(tmp_path/"a.mp4", frames=1)), tmp_path/"out", size=64, workers=1)
+    faces = V.extract(table(write_clip(tmp_path/"a.mp4", frames=1)), tmp_path/"out", size=64, workers=0)
     assert faces.frame.tolist() == [0]
 
 
@@ -308,7 +309,7 @@ def test_a_video_that_does_not_say_how_long_it_is(tmp_path):
     plain = write_clip(tmp_path/"plain.mp4", frames=4)
     ffmpeg("-i", plain, "-c:v", "libx264", "-f", "h264", tmp_path/"a.mp4") # a bare stream, without a container
     assert cv2.VideoCapture(str(tmp_path/"a.mp4"), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT) < 0
-    faces = V.extract(table(tmp_path/"a.mp4"), tmp_path/"out", count=2, size=64, workers=1)
+    faces = V.extract(table(tmp_path/"a.mp4"), tmp_path/"out", count=2, size=64, workers=0)
     assert faces.frame.tolist() == [0, 3]
 
 
@@ -328,7 +329,7 @@ import os
 from prle import videos
 table = videos.list_videos({str(clips)!r})
 if os.geteuid() == 0: os.setgid(65534), os.setuid(65534)
-try: videos.extract(table, {place + "/out"!r}, count=3, size=64, workers=1)
+try: videos.extract(table, {place + "/out"!r}, count=3, size=64, workers=0)
 except OSError as e: print(e)"""
         said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert f"cannot write to {place}/out (Permission denied); name another folder." in said.stdout, said.stderr
@@ -342,7 +343,7 @@ def test_a_foreign_folder_is_left_alone(clips, tmp_path):
 @pytest.mark.parametrize("settings, message", [
     (dict(align="boxes"), "Did you mean 'box'"), (dict(engine="rey"), "Did you mean 'ray'"), (dict(count=0), "count must be at least 1, not 0"),
     (dict(every=0), "every must be at least 1"),
-    (dict(workers=0), "workers must be at least 1"), (dict(size=4), "size must be at least 16"), (dict(align="chip", scale=0.9), "scale must be at least 1"),
+    (dict(workers=-1), "workers must be at least 0"), (dict(workers=0, engine="ray"), "workers must be at least 1"), (dict(size=4), "size must be at least 16"), (dict(align="chip", scale=0.9), "scale must be at least 1"),
 ])
 def test_wrong_settings_stop_at_once(clips, tmp_path, settings, message):
     with pytest.raises(ValueError, match=message): V.extract(V.list_videos(clips), tmp_path/"out", **settings)
@@ -378,7 +379,7 @@ def test_scripts_without_a_guard_are_told(clips, tmp_path):
 
 def test_masks_take_the_same_warp(tmp_path):
     file = write_clip(tmp_path/"a.mp4", frames=3, mask=tmp_path/"m.mp4")
-    faces = V.extract(table(file).assign(mask_file=str(tmp_path/"m.mp4")), tmp_path/"out", count=3, size=128, workers=1)
+    faces = V.extract(table(file).assign(mask_file=str(tmp_path/"m.mp4")), tmp_path/"out", count=3, size=128, workers=0)
     for row, mask in zip(faces.itertuples(), V.read_frames(tmp_path/"m.mp4", [0, 1, 2])):
         assert row.mask == f"clips/a/masks/{row.frame:04d}.png"
         crop = cv2.imread(str(tmp_path/"out"/row.mask), cv2.IMREAD_UNCHANGED)
@@ -400,7 +401,7 @@ def test_without_a_mask_video_the_mask_is_what_the_fake_changed(tmp_path):
         boxes[i][y - 8:y + 8, x - 8:x + 8] = 64
         fake = np.where((boxes[i] > 0)[..., None], frame ^ 64, frame)
         for folder, picture in (("real", frame), ("fake", fake)): write_png(tmp_path/folder/f"{i}.png", picture)
-    faces = V.extract(table(tmp_path/"fake").assign(untouched_file=str(tmp_path/"real")), tmp_path/"out", count=2, size=128, workers=1)
+    faces = V.extract(table(tmp_path/"fake").assign(untouched_file=str(tmp_path/"real")), tmp_path/"out", count=2, size=128, workers=0)
     assert len(faces) == 2
     for row, box in zip(faces.itertuples(), boxes):
         crop = cv2.imread(str(tmp_path/"out"/row.mask), cv2.IMREAD_UNCHANGED)
@@ -484,6 +485,17 @@ def test_everything_below_a_folder(tree):
     assert all(Path(file).is_absolute() for file in found.file)
 
 
+def test_a_link_to_a_folder_above_is_not_followed_for_ever(tree):
+    before = V.list_videos(tree)
+    (tree/"day"/"loop").symlink_to(tree)
+    pd.testing.assert_frame_equal(V.list_videos(tree), before)
+
+
+def test_dots_in_a_path_are_no_names(tree, monkeypatch):
+    monkeypatch.chdir(tree/"day")
+    assert set(V.list_videos("..").subset) == set(V.list_videos(tree).subset)
+
+
 def test_files_and_folders_of_pictures(tree):
     found = V.list_videos([tree/"b9.mp4", str(tree/"day"/"stills"), tree/"b9.mp4"])
     assert list(zip(found.subset, found.video)) == [("tree", "b9"), ("day", "stills")]
@@ -498,9 +510,9 @@ def test_a_folder_of_photographs(tmp_path):
     for i in (1, 2, 10): write_png(tmp_path/"ann"/f"{i}.png", photograph("s5", 92))
     (tmp_path/"ann"/"3.jpg").write_bytes(b"not a picture")
     cv2.imwrite(str(tmp_path/"ann"/"4.png"), background((200, 200)))
-    faces = V.extract(V.list_videos(tmp_path/"ann"), tmp_path/"out", size=64, workers=1)
-    assert faces.frame.tolist() == [0, 1, 4]
-    assert reasons(tmp_path/"out") == {("ann", 2): "3.jpg: not a picture.", ("ann", 3): "no face found."}
+    faces = V.extract(V.list_videos(tmp_path/"ann"), tmp_path/"out", size=64, workers=0)
+    assert faces.frame.tolist() == [1, 2, 10]
+    assert reasons(tmp_path/"out") == {("ann", 3): "3.jpg: not a picture.", ("ann", 4): "no face found."}
 
 
 def test_frames_as_pictures_are_the_video(tmp_path):
@@ -512,6 +524,30 @@ def test_frames_as_pictures_are_the_video(tmp_path):
     one, other = contents(tmp_path/"out"/"clips"/"a"), contents(tmp_path/"out"/"clips"/"b")
     one.pop("video.json"), other.pop("video.json")
     assert len(one) == 7 and one == other
+
+
+@pytest.mark.parametrize("masks", ["video", "folder"])
+def test_some_frames_as_pictures_take_the_masks_of_their_numbers(tmp_path, masks):
+    "Every fourth frame, as extracted for a detector; the last one's mask is missing."
+    file = write_clip(tmp_path/"a.mp4", frames=9, mask=tmp_path/"video.mp4")
+    for i, frame in zip((0, 4, 8), V.read_frames(file, [0, 4, 8])): write_png(tmp_path/"frames"/f"{i:04d}.png", frame)
+    for i, mask in enumerate(V.read_frames(tmp_path/"video.mp4", range(8))): write_png(tmp_path/"folder"/f"{i}.png", mask)
+    mask_file = tmp_path/("video.mp4" if masks == "video" else "folder")
+    videos = table(tmp_path/"frames", file).assign(mask_file=[str(mask_file), str(tmp_path/"video.mp4")], video=["frames", "whole"])
+    faces = V.extract(videos, tmp_path/"out", **QUICK)
+    assert faces.frame.tolist() == [0, 4, 8] * 2
+    some, whole = (faces[faces.video == name] for name in ("frames", "whole"))
+    for one, other in list(zip(some["mask"], whole["mask"]))[:2 if masks == "folder" else 3]: assert (tmp_path/"out"/one).read_bytes() == (tmp_path/"out"/other).read_bytes()
+    assert reasons(tmp_path/"out") == ({("frames", 8): "mask: there is no picture for this frame (only 8)."} if masks == "folder" else {})
+
+
+@pytest.mark.parametrize("names", [("f0", "f4"), ("0", "00")])
+def test_pictures_without_numbers_get_no_masks(tmp_path, names):
+    file = write_clip(tmp_path/"a.mp4", frames=5, mask=tmp_path/"m.mp4")
+    for name, frame in zip(names, V.read_frames(file, [0, 4])): write_png(tmp_path/"frames"/f"{name}.png", frame)
+    faces = V.extract(table(tmp_path/"frames").assign(mask_file=str(tmp_path/"m.mp4")), tmp_path/"out", **QUICK)
+    assert faces.frame.tolist() == [0, 1] and (faces["mask"] == "").all()
+    assert "no frame numbers" in reasons(tmp_path/"out")["frames", -1]
 
 
 def test_other_pictures_in_the_folder_are_done_again(tmp_path, capsys):
