@@ -382,11 +382,11 @@ _VERSION = 2 # of the crops: rises when the same settings give other ones
 _OWN_COLUMNS = ("path", "frame", "landmarks", "transform", "mask", "found")
 _INPUTS = ("file", "mask_file", "untouched_file", "distortion")
 
-def _check_name(row: dict, column: str):
-    "A name becomes a folder's name."
-    name = row[column]
-    if not isinstance(name, str) or not name or name.startswith(".") or re.search(r"[/\\\0]", name):
-        raise ValueError(f"{row['file']}: the {column} {name!r} cannot be the name of a folder.")
+def is_folder_name(
+    name, # of a video, a subset, a data set
+) -> bool:
+    "Whether a folder can have this name and be seen."
+    return isinstance(name, str) and name != "" and not name.startswith(".") and not re.search(r"[/\\\0]", name)
 
 def _check_videos(videos: pd.DataFrame) -> pd.DataFrame:
     "The table with the columns that may be missing; `ValueError` about a wrong one."
@@ -397,7 +397,8 @@ def _check_videos(videos: pd.DataFrame) -> pd.DataFrame:
     videos = videos.assign(**{c: videos[c].fillna("") if c in videos else "" for c in _INPUTS[1:]}).reset_index(drop=True)
     for column in _INPUTS[:2]: videos[column] = [path and os.path.abspath(path) for path in videos[column]]
     for row in videos.to_dict("records"):
-        for column in ("subset", "video", *(["dataset"] if "dataset" in row else [])): _check_name(row, column)
+        for column in ("subset", "video", *(["dataset"] if "dataset" in row else [])):
+            if not is_folder_name(row[column]): raise ValueError(f"{row['file']}: the {column} {row[column]!r} cannot be the name of a folder.")
     for meta in videos.distortion.unique(): parse_meta(meta)
     return videos
 

@@ -343,7 +343,8 @@ def test_a_foreign_folder_is_left_alone(clips, tmp_path):
 @pytest.mark.parametrize("settings, message", [
     (dict(align="boxes"), "Did you mean 'box'"), (dict(engine="rey"), "Did you mean 'ray'"), (dict(count=0), "count must be at least 1, not 0"),
     (dict(every=0), "every must be at least 1"),
-    (dict(workers=-1), "workers must be at least 0"), (dict(workers=0, engine="ray"), "workers must be at least 1"), (dict(size=4), "size must be at least 16"), (dict(align="chip", scale=0.9), "scale must be at least 1"),
+    (dict(workers=-1), "workers must be at least 0"), (dict(workers=0, engine="ray"), "workers must be at least 1"),
+    (dict(size=4), "size must be at least 16"), (dict(align="chip", scale=0.9), "scale must be at least 1"),
 ])
 def test_wrong_settings_stop_at_once(clips, tmp_path, settings, message):
     with pytest.raises(ValueError, match=message): V.extract(V.list_videos(clips), tmp_path/"out", **settings)
