@@ -36,7 +36,7 @@ def _quiet():
     finally: cv2.utils.logging.setLogLevel(level)
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-9
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp", ".ogv"}
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".m2ts", ".vob", ".asf", ".3gp", ".ogv"}
 
 def is_pictures(source: str | Path) -> bool:
     "Whether a source is a folder of pictures or a single one, and not a video file."
@@ -74,13 +74,22 @@ def _videos_below(folder: Path) -> list[Path]:
         if list_pictures(parent): found.append(Path(parent))
     return sorted(found, key=natural_key)
 
+_TEXT = {".txt", ".ans", ".art", ".asc", ".diz", ".ice", ".nfo", ".vt"} # which ffmpeg would film
+
+def _is_video(file: Path) -> bool:
+    "Whether a file is a video, by its name or, when that ends otherwise, by what OpenCV thinks of it."
+    suffix = file.suffix.lower()
+    if suffix in VIDEO_SUFFIXES | _TEXT: return suffix in VIDEO_SUFFIXES
+    try: return open_video(file).isOpened()
+    except FaceError: return False
+
 def _expand(given: str | Path) -> list[tuple[Path, str]]:
     "The videos of one input, each with its subset; `FaceError` if there are none."
     root = Path(os.path.abspath(given))
     if not root.exists(): raise FaceError(f"{given}: no such file or folder (the name of a data set needs --root, its folder).")
     if root.is_file():
-        if root.suffix.lower() in VIDEO_SUFFIXES: return [(root, root.parent.name)]
-        raise FaceError(f"{given}: neither a video ({', '.join(sorted(VIDEO_SUFFIXES))}) nor a folder of videos or pictures.")
+        if _is_video(root): return [(root, root.parent.name)]
+        raise FaceError(f"{given}: neither a video that OpenCV can decode nor a folder of videos or pictures.")
     videos = [(file, "_".join(file.parent.relative_to(root.parent).parts) or root.parent.name) for file in _videos_below(root)]
     if not videos: raise FaceError(f"{given}: no video and no picture in this folder.")
     return videos
@@ -360,6 +369,7 @@ def _on_ray(jobs: list[tuple], workers: int | None) -> Iterator[None]:
     started = not ray.is_initialized()
     here = {} if "RAY_ADDRESS" in os.environ else dict(address="local", num_cpus=workers, include_dashboard=False)
     if started: ray.init(logging_level="ERROR", log_to_driver=False, **here)
+    died = ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError
     task, todo, running = ray.remote(_extract_video), deque(jobs), {}
     limit = workers or int(ray.cluster_resources()["CPU"])
     try:
@@ -368,7 +378,7 @@ def _on_ray(jobs: list[tuple], workers: int | None) -> Iterator[None]:
             [done], _ = ray.wait(list(running))
             job = running.pop(done)
             try: ray.get(done)
-            except ray.exceptions.WorkerCrashedError: _give_up(*job)
+            except died: _give_up(*job)
             yield
     finally:
         if started: ray.shutdown()

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,6 +18,7 @@ from clips import background, draw_frame, ffmpeg, photograph, write_clip, write_
 from kills import contents, kill_at_work, start
 
 from prle import videos as V
+from prle.cli import main
 from prle.core import rng
 from prle.distortions import distort_frame, distort_video
 from prle.faces import FaceError, align, find_largest, move_points, read_image, warp_crop, write_png
@@ -179,15 +182,39 @@ def test_other_settings_need_another_folder(clips, whole):
     assert contents(whole) == before
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_worker_that_dies_costs_one_video(clips, tmp_path, monkeypatch, workers):
+@pytest.mark.parametrize("workers, engine", [(1, "process"), (2, "process"), pytest.param(2, "ray", marks=pytest.mark.slow)])
+def test_a_worker_that_dies_costs_one_video(clips, tmp_path, monkeypatch, workers, engine):
     "The decoder of one video brings down its process each time."
     (tmp_path/"deadly.py").write_text("import os, prle.videos as V\nextract = V._extract_video\n"
                                       "def deadly(row, *job): return os._exit(11) if row['video'] == 's2' else extract(row, *job)\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep) # for Ray's processes
     import deadly
     monkeypatch.setattr(V, "_extract_video", deadly.deadly)
-    faces = V.extract(V.list_videos([clips/"s1.mp4", clips/"s2.mp4"]), tmp_path/"out", count=1, size=32, workers=workers)
+    faces = V.extract(V.list_videos([clips/"s1.mp4", clips/"s2.mp4"]), tmp_path/"out", count=1, size=32, workers=workers, engine=engine)
+    assert faces.video.tolist() == ["s1"]
+    assert reasons(tmp_path/"out") == {("s2", -1): "the process that read it died, twice."}
+
+
+@pytest.mark.parametrize("error", ["WorkerCrashedError", "OutOfMemoryError", "NodeDiedError"])
+def test_a_ray_worker_that_dies_costs_one_video(clips, tmp_path, monkeypatch, error):
+    "However Ray calls it: killed by the decoder, for memory, or with its machine."
+    class Died(Exception): pass
+    class Ray:
+        exceptions = SimpleNamespace(WorkerCrashedError=OSError, OutOfMemoryError=OSError, NodeDiedError=OSError) # the others, which do not come
+
+        def is_initialized(self): return True
+
+        def remote(self, function): return SimpleNamespace(remote=partial(partial, function))
+
+        def wait(self, running): return running[:1], running[1:]
+
+        def get(self, task):
+            if task.args[0]["video"] == "s2": raise Died
+            task()
+    setattr(Ray.exceptions, error, Died)
+    monkeypatch.setitem(sys.modules, "ray", Ray())
+    faces = V.extract(V.list_videos([clips/"s1.mp4", clips/"s2.mp4"]), tmp_path/"out", count=1, size=32, workers=2, engine="ray")
     assert faces.video.tolist() == ["s1"]
     assert reasons(tmp_path/"out") == {("s2", -1): "the process that read it died, twice."}
 
@@ -218,6 +245,18 @@ def test_memory_does_not_grow_with_the_number_of_videos(clips, tmp_path):
     peak(1)
     few, many = peak(2), peak(8)
     assert many - few < 256 * 256 * 3 # twelve more crops were made; not one is kept
+
+
+# The command
+
+def test_videos_and_folders_through_the_command(clips, tmp_path, capsys):
+    "`prle faces clip.mp4 folder/` with its defaults: 32 frames of a video, 256 px."
+    clip = write_clip(tmp_path/"long.mp4", frames=40)
+    assert main(["faces", str(clip), str(clips), "--out", str(tmp_path/"out"), "--workers", "0"]) == 0
+    faces = pd.read_parquet(tmp_path/"out"/"faces.parquet")
+    assert faces.frame[faces.video == "long"].tolist() == V.sample_frames(40, 32) and faces.groupby("video").size().to_dict() == dict(long=32, s1=5, s2=6, s5=7)
+    assert set(faces.subset) == {tmp_path.name, "clips"} and read_image(tmp_path/"out"/faces.path[0]).shape == (256, 256, 3)
+    assert "4 videos: 50 frames, 50 faces, 0 dropped" in capsys.readouterr().out
 
 
 # Bad input
@@ -270,8 +309,10 @@ def test_the_larger_of_two_faces(tmp_path):
 
 @pytest.mark.parametrize("size", [(320, 240), (240, 320), (321, 241), (202, 398), (640, 200), (130, 159)])
 def test_every_shape_of_frame(tmp_path, size):
-    file = write_clip(tmp_path/"a.mp4", frames=2, size=size)
-    assert len(V.extract(table(file), tmp_path/"out", **QUICK)) == 2
+    file = write_clip(tmp_path/"a.mp4", frames=2, size=tuple(side + side % 2 for side in size))
+    ffmpeg("-i", file, "-vf", f"crop={size[0]}:{size[1]}:0:0:exact=1", "-c:v", "mpeg4", "-q:v", "2", tmp_path/"b.mp4") # OpenCV writes even sizes only
+    assert [frame.shape for frame in V.read_frames(tmp_path/"b.mp4", [0, 1])] == [(*size[::-1], 3)] * 2
+    assert len(V.extract(table(tmp_path/"b.mp4"), tmp_path/"out", **QUICK)) == 2
 
 
 def test_one_frame_only(tmp_path):
@@ -292,9 +333,12 @@ def test_turned_videos_are_upright_and_so_are_their_masks(tmp_path, degrees):
 
 def test_h264_and_other_containers(tmp_path):
     plain = write_clip(tmp_path/"plain.mp4", frames=3)
-    files = [write_h264(tmp_path/f"a{suffix}", plain) for suffix in (".mp4", ".mkv", ".mov", ".avi")]
-    faces = V.extract(table(*files).assign(video=["1", "2", "3", "4"]), tmp_path/"out", **QUICK)
-    assert faces.video.tolist() == [v for v in "1234" for _ in range(3)]
+    files = [write_h264(tmp_path/f"a{suffix}", plain) for suffix in (".mp4", ".mkv", ".mov", ".avi", ".m2ts")]
+    files.append(shutil.copy(files[0], tmp_path/"a.clip")) # an ending that nobody knows
+    videos = V.list_videos(files)
+    assert len(V.list_videos(tmp_path)) == 6 and videos.file.tolist() == [str(file) for file in files]
+    faces = V.extract(videos.assign(video=list("123456")), tmp_path/"out", **QUICK)
+    assert faces.video.tolist() == [v for v in "123456" for _ in range(3)]
 
 
 def test_spaces_and_letters_of_all_kinds(tmp_path):
@@ -473,6 +517,7 @@ def tree(tmp_path):
         (root/name).parent.mkdir(parents=True, exist_ok=True)
         (root/name).touch()
     for i in (10, 9, 1): write_png(root/"day"/"stills"/f"f{i}.png", photograph())
+    (root/"words.txt").write_text("ffmpeg would film this\n" * 50)
     for name in ("notes.txt", "._b9.mp4", ".hidden/c.mp4", "old/extraction.json", "old/clips/x.png"):
         (root/name).parent.mkdir(parents=True, exist_ok=True)
         (root/name).touch()
@@ -502,7 +547,8 @@ def test_files_and_folders_of_pictures(tree):
     assert list(zip(found.subset, found.video)) == [("tree", "b9"), ("day", "stills")]
 
 
-@pytest.mark.parametrize("name, message", [("none", "none: no such file or folder .*--root"), ("notes.txt", "notes.txt: neither a video"), ("old", "old: no video and no picture")])
+@pytest.mark.parametrize("name, message", [("words.txt", "words.txt: neither a video"), ("none", "none: no such file or folder .*--root"),
+    ("notes.txt", "notes.txt: neither a video"), ("old", "old: no video and no picture")])
 def test_other_inputs_are_named(tree, name, message):
     with pytest.raises(FaceError, match=message): V.list_videos([tree/"b9.mp4", tree/name])
 
