@@ -34,10 +34,10 @@ def _check(args) -> int:
 
 def _faces(args) -> int:
     from prle.layouts import crop_dataset, list_layouts
-    from prle.videos import extract, list_videos
+    from prle.videos import crop_videos, list_videos
     settings = dict(count=args.count, every=args.every, align=args.align, size=args.size, scale=args.scale, workers=args.workers, engine=args.engine)
     if args.root: crop_dataset(check_choice(" ".join(args.inputs), list_layouts(), "data set"), args.root, args.out, _options(args), **settings)
-    else: extract(list_videos(args.inputs), args.out, **settings, **_fitting(args, (), "without --root, the folder of a data set, the command"))
+    else: crop_videos(list_videos(args.inputs), args.out, **settings, **_fitting(args, (), "without --root, the folder of a data set, the command"))
     return 0
 
 def _convert(args) -> int:

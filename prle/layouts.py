@@ -17,12 +17,14 @@ from pathlib import Path
 
 import cv2
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from .core import FAKE, REAL, atomic_path, check_choice, digest, progress
-from .datasets import SPLITS, VIDEO, write_manifest
+from .datasets import COLUMNS, SPLITS, VIDEO, check_manifest
 from .distortions import read_meta
 from .faces import PHOTO_SUFFIXES, FaceError, read_image
-from .videos import VIDEO_SUFFIXES, extract, is_folder_name, is_pictures, list_pictures, open_video, walk_folders
+from .videos import VIDEO_SUFFIXES, crop_videos, is_folder_name, is_pictures, list_pictures, open_video, walk_folders
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-5
 VIDEO_COLUMNS = ["file", *VIDEO, "label", "identity", "source_identity", "split", "compression", "mask_file", "untouched_file", "distortion"]
@@ -39,7 +41,7 @@ class Listing:
 
     @property
     def videos(self) -> pd.DataFrame:
-        "The table that `prle.videos.extract` takes."
+        "The table that `prle.videos.crop_videos` takes."
         return pd.DataFrame(self.rows, columns=VIDEO_COLUMNS)
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-7
@@ -510,22 +512,34 @@ def check(
     return Report(_counts(listing, state), pd.DataFrame(listing.totals, columns=["what", "expected", "found", "optional"]), pd.DataFrame(bad, columns=["file", "reason"]), notes)
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-46
+def _check_videos(videos: pd.DataFrame, name: str):
+    "`check_manifest` for a manifest with one face of each video."
+    check_manifest(videos.assign(path=videos.subset + "/" + videos.video, frame=0, landmarks=[[0] * 136] * len(videos), transform=[[]] * len(videos), mask=""), name)
+
+def _write_manifest(faces: Path, path: Path) -> Path:
+    "The columns of a manifest from the table of all faces."
+    table = pq.ParquetFile(faces)
+    with atomic_path(path) as tmp, pq.ParquetWriter(tmp, pa.schema([table.schema_arrow.field(column) for column in COLUMNS])) as writer:
+        for batch in table.iter_batches(batch_size=2000, columns=list(COLUMNS)): writer.write_batch(batch.select(list(COLUMNS)))
+    return path
+
 def crop_dataset(
     name: str, # one of `list_layouts()`
     root: str | Path, # the data set's folder
     out: str | Path, # folder for crops and manifest
     options: dict | None = None, # of the adapter
-    **settings, # of `prle.videos.extract`: count, every, align, size, scale, workers, engine
+    **settings, # of `prle.videos.crop_videos`: count, every, align, size, scale, workers, engine
 ) -> Path: # the manifest
     "Crop the faces of a data set; what its lists get wrong goes to out/problems.csv, what has no face to out/dropped.csv."
     listing = list_dataset(name, root, **(options or {}))
     if not listing.rows:
         reasons = "".join(f"\n  {file}: {reason}" for file, reason in listing.problems[:10])
         raise FileNotFoundError(f"{root}: no videos of {name} found. `prle check {name} {root}` says what is expected.{reasons}")
-    faces = extract(listing.videos, out, **settings)
+    _check_videos(listing.videos, f"{name} in {root}")
+    faces = crop_videos(listing.videos, out, **settings)
     problems = pd.DataFrame(listing.problems, columns=["file", "reason"])
     with atomic_path(Path(out)/"problems.csv") as tmp: problems.to_csv(tmp, index=False)
     if len(problems): print(f"{len(problems)} problems with the data set's lists: {Path(out)/'problems.csv'}")
     print(*(f"note: {note}" for note in listing.notes), sep="\n", end="\n" * bool(listing.notes))
-    if faces.empty: raise FaceError(f"no face in any of the {len(listing.rows)} videos of {root}: {Path(out)/'dropped.csv'} says why.")
-    return write_manifest(faces, Path(out)/"manifest.parquet")
+    if not pq.read_metadata(faces).num_rows: raise FaceError(f"no face in any of the {len(listing.rows)} videos of {root}: {Path(out)/'dropped.csv'} says why.")
+    return _write_manifest(faces, Path(out)/"manifest.parquet")

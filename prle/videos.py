@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VIDEO_SUFFIXES', 'ENGINES', 'is_pictures', 'list_pictures', 'list_videos', 'open_video', 'count_frames',
-           'sample_frames', 'read_frames', 'difference_mask', 'extract']
+           'sample_frames', 'read_frames', 'difference_mask', 'crop_videos', 'extract']
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-2
 import os, re, shutil, tempfile, threading
@@ -19,6 +19,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from .core import atomic_path, check_choice, digest, progress, read_json, rng, write_json
 from .distortions import distort_frame, distort_video, frame_level, parse_meta
@@ -389,7 +391,7 @@ ENGINES = {"process": _in_processes, "ray": _on_ray}
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-43
 _VERSION = 2 # of the crops: rises when the same settings give other ones
-_OWN_COLUMNS = ("path", "frame", "landmarks", "transform", "mask", "found")
+_OWN_COLUMNS = dict(path=pa.string(), frame=pa.int64(), landmarks=pa.list_(pa.float32()), transform=pa.list_(pa.float64()), mask=pa.string(), found=pa.int64())
 _INPUTS = ("file", "mask_file", "untouched_file", "distortion")
 
 def is_folder_name(
@@ -449,21 +451,33 @@ def _remove_leftovers(folders: set[Path]):
         else: path.unlink()
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-47
-def _read_video(folder: Path, out: Path) -> pd.DataFrame:
-    "A video's rows with paths relative to `out`."
-    rows, prefix = pd.read_parquet(folder/"faces.parquet"), folder.relative_to(out).as_posix()
-    return rows.assign(path=f"{prefix}/" + rows.path, mask=[mask and f"{prefix}/{mask}" for mask in rows["mask"]])
+_TOGETHER = 64 # videos whose faces are in memory at once
 
-def _tables(videos: pd.DataFrame, folders: list[Path], out: Path) -> tuple[pd.DataFrame, pd.DataFrame, int]:
-    "All faces, everything that was dropped, and the number of frames that were wanted."
-    copied, records = videos.drop(columns=list(_INPUTS)), [read_json(folder/_RECORD) for folder in folders]
-    rows = {i: _read_video(folders[i], out) for i, record in enumerate(records) if record["faces"]}
-    faces = pd.concat(rows.values(), keys=rows) if rows else pd.DataFrame(columns=_OWN_COLUMNS)
-    copied_rows = copied.iloc[faces.index.get_level_values(0) if rows else []]
-    faces = pd.concat([faces.reset_index(drop=True), copied_rows.reset_index(drop=True)], axis=1)[["path", *copied, *_OWN_COLUMNS[1:]]]
-    names = videos.reindex(columns=["file", "dataset", "subset", "video"], fill_value="")
-    entries = [(*names.iloc[i], *entry) for i, record in enumerate(records) for entry in record["dropped"]]
-    return faces, pd.DataFrame(entries, columns=[*names, "frame", "reason"]), sum(record["frames"] for record in records)
+def _read_video(folder: Path, out: Path, copied: dict) -> pd.DataFrame:
+    "A video's rows with paths relative to `out` and the columns of the table of videos."
+    rows, prefix = pd.read_parquet(folder/"faces.parquet"), folder.relative_to(out).as_posix()
+    return rows.assign(path=f"{prefix}/" + rows.path, mask=[mask and f"{prefix}/{mask}" for mask in rows["mask"]], **copied)
+
+def _write_faces(videos: pd.DataFrame, folders: list[Path], out: Path):
+    "Put the tables of all videos together."
+    copied = videos.drop(columns=list(_INPUTS))
+    path, *others = (pa.field(*column) for column in _OWN_COLUMNS.items())
+    schema = pa.schema([path, *pa.Schema.from_pandas(copied, preserve_index=False), *others])
+    with atomic_path(out/"faces.parquet") as tmp, pq.ParquetWriter(tmp, schema) as writer:
+        for i in range(0, len(videos), _TOGETHER):
+            part = zip(folders[i:i + _TOGETHER], copied[i:i + _TOGETHER].to_dict("records"))
+            if rows := [_read_video(folder, out, row) for folder, row in part if (folder/"faces.parquet").exists()]:
+                writer.write_table(pa.Table.from_pandas(pd.concat(rows), schema, preserve_index=False))
+
+def _reports(videos: pd.DataFrame, folders: list[Path]) -> tuple[pd.DataFrame, dict[str, str], int, int]:
+    "Everything that was dropped; the files without any face, with a reason; the numbers of frames that were wanted and of faces."
+    names, entries, lost, frames, faces = videos.reindex(columns=["file", "dataset", "subset", "video"], fill_value=""), [], {}, 0, 0
+    for name, folder in zip(names.itertuples(index=False), folders):
+        record = read_json(folder/_RECORD)
+        entries += [(*name, *entry) for entry in record["dropped"]]
+        if not record["faces"] and record["dropped"]: lost.setdefault(name.file, record["dropped"][0][1])
+        frames, faces = frames + record["frames"], faces + record["faces"]
+    return pd.DataFrame(entries, columns=[*names, "frame", "reason"]), lost, frames, faces
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-48
 def _summary(videos: int, reused: int, frames: int, faces: int, dropped: pd.DataFrame) -> str:
@@ -473,16 +487,13 @@ def _summary(videos: int, reused: int, frames: int, faces: int, dropped: pd.Data
     before = f" ({reused} of them done before)" if reused else ""
     return f"{videos} videos{before}: {frames} frames, {faces} faces, {len(dropped)} dropped" + (f" ({why})" if why else "")
 
-def _complaints(faces: pd.DataFrame, dropped: pd.DataFrame, most: int = 10) -> list[str]:
+def _complaints(lost: dict[str, str], most: int = 10) -> list[str]:
     "The files that give no face at all, each with the reason; the rest of a long list is in the drop report."
-    keys = [c for c in ("dataset", "subset", "video") if c in faces]
-    there = set(faces[keys].itertuples(index=False, name=None))
-    lost = dropped[np.array([key not in there for key in dropped[keys].itertuples(index=False, name=None)], bool)].drop_duplicates("file")
-    lines = [reason if file in reason else f"{file}: {reason}" for file, reason in zip(lost.file, lost.reason)]
+    lines = [reason if file in reason else f"{file}: {reason}" for file, reason in lost.items()]
     return lines[:most] + [f"and {len(lines) - most} more, see dropped.csv"] * (len(lines) > most)
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-49
-def extract(
+def crop_videos(
     videos: pd.DataFrame, # a row a video: file, subset, video; mask_file (or untouched_file, to compare with) and distortion where there are any; others are copied to the faces
     out: str | Path, # folder to write or to go on in
     count: int = 32, # frames a video, evenly spaced
@@ -492,7 +503,7 @@ def extract(
     scale: float | None = None, # how much more than the face's square the crops show; None: as the alignment's authors, 1.3 or (chip) 1.5
     workers: int | None = None, # processes; None: one a processor; 0: none but this one
     engine: str = "process", # one of `ENGINES`
-) -> pd.DataFrame: # a row a face
+) -> Path: # `out/faces.parquet`, a row a face
     """Crop the largest face of some frames of every video into `out/<dataset>/<subset>/<video>/<frame>.png`; tables in `faces.parquet` and `dropped.csv`.
 
     Videos that are finished are not done again. `ValueError` about the table, the settings or a folder made with others; `OSError` about a folder that cannot be written."""
@@ -505,9 +516,17 @@ def extract(
     _remove_leftovers({out, *(folder.parent for folder in folders)})
     jobs = [(row, folder, settings) for row, folder in zip(videos.to_dict("records"), folders) if not _is_finished(row, folder)]
     for _ in progress(run(jobs, workers) if jobs else (), desc="videos", total=len(jobs)): pass
-    faces, dropped, frames = _tables(videos, folders, out)
-    with atomic_path(out/"faces.parquet") as tmp: faces.to_parquet(tmp, index=False)
+    _write_faces(videos, folders, out)
+    dropped, lost, frames, faces = _reports(videos, folders)
     with atomic_path(out/"dropped.csv") as tmp: dropped.to_csv(tmp, index=False)
-    summary = _summary(len(videos), len(videos) - len(jobs), frames, len(faces), dropped)
-    print(*_complaints(faces, dropped), summary, sep="\n")
-    return faces
+    summary = _summary(len(videos), len(videos) - len(jobs), frames, faces, dropped)
+    print(*_complaints(lost), summary, sep="\n")
+    return out/"faces.parquet"
+
+def extract(
+    videos: pd.DataFrame, # as `crop_videos` takes them
+    out: str | Path, # likewise
+    **settings, # of `crop_videos`
+) -> pd.DataFrame: # a row a face
+    "`crop_videos`, and its table."
+    return pd.read_parquet(crop_videos(videos, out, **settings))

@@ -389,6 +389,14 @@ def test_every_layout_through_check_faces_and_face_dataset(request, tmp_path, ca
     assert [faces[i]["label"] for i in range(len(faces))] == manifest.label.tolist() and faces[0]["image"].shape == (3, 64, 64)
 
 
+def test_a_person_in_two_splits_is_found_before_anything_is_cropped(ffpp, tmp_path, monkeypatch):
+    listing = list_dataset("ff++", ffpp, subsets=("DF",))
+    listing.rows[-1] |= dict(identity="000")
+    monkeypatch.setitem(layouts._LAYOUTS, "ff++", lambda root: listing)
+    with pytest.raises(ValueError, match="ff.. in .*identity stands in more than one split"): layouts.crop_dataset("ff++", ffpp, tmp_path/"out")
+    assert not (tmp_path/"out").exists()
+
+
 # A plain folder
 
 def test_plain_folder(tmp_path, clip):

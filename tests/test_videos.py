@@ -247,6 +247,25 @@ def test_memory_does_not_grow_with_the_number_of_videos(clips, tmp_path):
     assert many - few < 256 * 256 * 3 # twelve more crops were made; not one is kept
 
 
+def test_memory_does_not_grow_with_the_number_of_faces(tmp_path, monkeypatch):
+    "Of many finished videos the tables are put together; their rows would take 30 kB a video, what is known of each takes 2."
+    monkeypatch.setattr(V, "_TOGETHER", 16)
+    videos = table(write_clip(tmp_path/"a.mp4", frames=32), *[tmp_path/"a.mp4"] * 299).assign(video=[f"v{i}" for i in range(300)])
+    V.crop_videos(videos[:1], tmp_path/"out", size=32, workers=0)
+    for name in videos.video[1:]: shutil.copytree(tmp_path/"out"/"clips"/"v0", tmp_path/"out"/"clips"/name, ignore=shutil.ignore_patterns("*.png"))
+
+    def peak(n):
+        tracemalloc.start()
+        V.crop_videos(videos[:n], tmp_path/"out", size=32, workers=0)
+        grown = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return grown
+    peak(20)
+    few, many = peak(100), peak(300)
+    assert len(pd.read_parquet(tmp_path/"out"/"faces.parquet")) == 300 * 32
+    assert many - few < 200 * 4096
+
+
 # The command
 
 def test_videos_and_folders_through_the_command(clips, tmp_path, capsys):
