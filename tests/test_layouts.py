@@ -140,7 +140,7 @@ def test_prle_faces_goes_on_where_it_was_killed(ffpp, tmp_path):
     out = tmp_path/"out"
     for group in (False, True): assert kill_at_work(start(tmp_path/"command.py", *argv(out, 2)), out, 0.05, group)
     assert len(list(out.rglob("video.json"))) < 18 and not (out/"manifest.parquet").exists()
-    assert start(tmp_path/"command.py", *argv(out, 2)).wait() == 0 and main([str(a) for a in argv(tmp_path/"uninterrupted", 1)]) == 0
+    assert start(tmp_path/"command.py", *argv(out, 2)).wait() == 0 and main([str(a) for a in argv(tmp_path/"uninterrupted", 0)]) == 0
     here, there = contents(out), contents(tmp_path/"uninterrupted")
     assert here == there and {"manifest.parquet", "dropped.csv", "problems.csv"} <= set(here) and len(read_manifest(out/"manifest.parquet")) == 4 * 18
 

@@ -114,7 +114,7 @@ def test_ray_gives_the_same(clips, whole, tmp_path):
 
 def test_ray_missing_names_the_extra(clips, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r"prle\[cluster\]"): V.extract(V.list_videos(clips), tmp_path/"out", **QUICK, engine="ray")
+    with pytest.raises(ImportError, match=r"prle\[cluster\]"): V.extract(V.list_videos(clips), tmp_path/"out", **QUICK | dict(workers=1), engine="ray")
 
 
 # Going on
