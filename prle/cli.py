@@ -6,7 +6,7 @@
 __all__ = ['parser', 'main']
 
 # %% ../nbs/13_cli.ipynb #13-cli-2
-import argparse, sys
+import argparse, os, sys
 from pathlib import Path
 
 from .core import check_choice, outputs_dir
@@ -20,6 +20,12 @@ def _options(args) -> dict:
     "The options of the data set's adapter that were given."
     return {name: tuple(value) if isinstance(value, list) else value for name in _ADAPTER if (value := getattr(args, name)) not in (None, False)}
 
+def _fitting(args, known: tuple[str, ...], what: str) -> dict:
+    "Those options, of which only `known` make sense; `ValueError` about others."
+    options = _options(args)
+    if wrong := [f"--{name}" for name in options if name not in known]: raise ValueError(f"{what} takes no {', '.join(wrong)}.")
+    return options
+
 def _check(args) -> int:
     from prle.layouts import check
     report = check(args.name, args.root, **_options(args))
@@ -28,25 +34,30 @@ def _check(args) -> int:
 
 def _faces(args) -> int:
     from prle.layouts import crop_dataset, list_layouts
-    from prle.videos import extract, list_videos
+    from prle.videos import crop_videos, list_videos
     settings = dict(count=args.count, every=args.every, align=args.align, size=args.size, scale=args.scale, workers=args.workers, engine=args.engine)
     if args.root: crop_dataset(check_choice(" ".join(args.inputs), list_layouts(), "data set"), args.root, args.out, _options(args), **settings)
-    else: extract(list_videos(args.inputs), args.out, **settings)
+    else: crop_videos(list_videos(args.inputs), args.out, **settings, **_fitting(args, (), "without --root, the folder of a data set, the command"))
     return 0
 
 def _convert(args) -> int:
     from prle.datasets import read_manifest, write_manifest
     from prle.deepfakebench import read_folders, read_json_dataset, write_json_dataset
     from prle.layouts import list_dataset
+    root, problems = args.root, []
     if args.inputs[0].endswith(".parquet"):
+        _fitting(args, (), "a manifest")
         print(*write_json_dataset(read_manifest(args.inputs[0]), args.out), sep="\n")
         return 0
     if args.root is None: raise ValueError("--root is missing: the folder that the crops' paths are relative to.")
-    if args.inputs[0].endswith(".json"): rows, missing = read_json_dataset(args.inputs, args.root, args.splits, **_options(args))
-    else: rows, missing = read_folders(list_dataset(args.inputs[0], args.root, frames=True, **_options(args)).videos, args.root)
-    for path, reason in missing.head(20).itertuples(index=False): print(f"{path}: {reason}", file=sys.stderr)
-    print(f"{len(rows)} crops, {len(missing)} missing -> {write_manifest(rows, args.out, args.root)}")
-    return int(len(missing) > 0)
+    if args.inputs[0].endswith(".json"): rows, missing = read_json_dataset(args.inputs, root, args.splits, **_fitting(args, ("compression",), "a JSON"))
+    else:
+        listing = list_dataset(args.inputs[0], root, **_options(args) | dict(frames=True))
+        if args.reals: root = os.path.commonpath([os.path.abspath(root), os.path.abspath(args.reals)])
+        problems, (rows, missing) = listing.problems, read_folders(listing.videos, root)
+    for path, reason in [*problems, *missing.itertuples(index=False)][:20]: print(f"{path}: {reason}", file=sys.stderr)
+    print(f"{len(rows)} crops, {len(missing)} missing -> {write_manifest(rows, args.out, root)}")
+    return int(len(missing) + len(problems) > 0)
 
 # %% ../nbs/13_cli.ipynb #13-cli-5
 def _forge(args) -> int:
@@ -170,7 +181,7 @@ _ADAPTER = ("compression", "subsets", "part", "variants", "protocol", "reals", "
 def _add_adapter_options(command: argparse.ArgumentParser):
     "The options that some of the data sets have."
     group = command.add_argument_group("of some data sets")
-    group.add_argument("--compression", help="ff++: raw, c23 or c40")
+    group.add_argument("--compression", help="ff++, and its JSON: raw, c23 or c40")
     group.add_argument("--subsets", nargs="+", help="ff++: of DF, FS, F2F, Fsh, NT")
     group.add_argument("--part", help="dfdc: test or train")
     group.add_argument("--variants", nargs="+", help="df-1.0: end_to_end, end_to_end_mix_3_distortions, ...")
@@ -260,7 +271,7 @@ def parser() -> argparse.ArgumentParser:
     faces.add_argument("--align", default="similarity", help="similarity (DeepfakeBench), box (FaceForensics++) or chip (dlib) (default %(default)s)")
     faces.add_argument("--size", type=int, default=256, help="edge of a crop in pixels (default %(default)s)")
     faces.add_argument("--scale", type=float, help="how much more than the face a crop shows (default: as the alignment's authors)")
-    faces.add_argument("--workers", type=int, help="processes; default: one a core")
+    faces.add_argument("--workers", type=int, help="processes; default: one a core; 0: none but this one")
     faces.add_argument("--engine", default="process", help="process, or ray for a cluster (default %(default)s)")
     _add_adapter_options(faces)
     faces.set_defaults(run=_faces)

@@ -100,7 +100,8 @@ def read_json_dataset(
                 person, source = _people(dataset, subset, video)
                 facts = dict(label=int(subset != "real"), dataset=dataset, subset=subset, video=video, identity=person, source_identity=source, split=split, compression=level)
                 for path in (f.replace("\\", "/").removeprefix("./") for f in record["frames"]):
-                    if (root/path).is_file(): rows[split, path] = _crop_row(path, root, facts)
+                    if not Path(path).stem.isdecimal(): missing.append((path, f"its name is not a frame's number, in {Path(file).name}; left out"))
+                    elif (root/path).is_file(): rows[split, path] = _crop_row(path, root, facts)
                     else: missing.append((path, f"not below {root}, but in {Path(file).name}"))
     _one_split(rows, files)
     return pd.DataFrame(list(rows.values()), columns=list(COLUMNS)), pd.DataFrame(missing, columns=["path", "reason"])
@@ -114,6 +115,9 @@ def read_folders(
     root, rows, missing = Path(root).absolute(), [], []
     for video in progress(videos.to_dict("records"), desc="crops"):
         folder, facts = Path(video["file"]), {c: video[c] for c in COLUMNS if c in video}
+        if video["distortion"]:
+            missing.append((str(folder), f"to be distorted ({video['distortion']}) before its crops are made, and these are made; left out"))
+            continue
         pictures = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in PHOTO_SUFFIXES] if folder.is_dir() else []
         crops = sorted((p for p in pictures if p.stem.isdecimal()), key=lambda p: int(p.stem))
         missing += [(str(p), "its name is not a frame's number; left out") for p in pictures if p not in crops] + [(str(folder), "no crops")] * (not crops)

@@ -404,18 +404,18 @@ PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".bmp", ".tif", ".tif
 
 def natural_key(path: Path) -> list:
     "Sort key under which 2 comes before 10."
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.as_posix())]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.as_posix())]
 
 def list_photos(
     folder: str | Path, # one sub-folder a person, photographs in it
     suffixes: set[str] = PHOTO_SUFFIXES, # endings of the files that count
 ) -> dict[str, list[Path]]: # per identity its photographs, both in natural order
-    "The photographs of every person; `FaceError` if the folder is missing or holds no `identity/photograph`."
+    "The photographs of every person, without folders and files whose name begins with a dot; `FaceError` if the folder is missing or holds no `identity/photograph`."
     folder = Path(folder)
     if not folder.is_dir(): raise FaceError(f"{folder}: no such folder of photographs.")
     people = {}
     for path in sorted(folder.glob("*/*"), key=lambda p: natural_key(p.relative_to(folder))):
-        if path.suffix.lower() in suffixes: people.setdefault(path.parent.name, []).append(path)
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.parent.name.startswith("."): people.setdefault(path.parent.name, []).append(path)
     if not people: raise FaceError(f"{folder}: no photographs in sub-folders. Put each person's photographs into a folder of their own.")
     return people
 

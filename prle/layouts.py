@@ -8,7 +8,7 @@ __all__ = ['VIDEO_COLUMNS', 'BESIDE', 'METHODS', 'PAIRS', 'COMPRESSIONS', 'CELEB
            'celeb_df', 'deeperforensics', 'plain_folder', 'probe', 'Report', 'check', 'crop_dataset']
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-2
-import csv, inspect, json, re
+import csv, inspect, json, os, re
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +17,14 @@ from pathlib import Path
 
 import cv2
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from .core import FAKE, REAL, atomic_path, check_choice, progress
-from .datasets import SPLITS, VIDEO, write_manifest
+from .core import FAKE, REAL, atomic_path, check_choice, digest, progress
+from .datasets import COLUMNS, SPLITS, VIDEO, check_manifest
 from .distortions import read_meta
-from .faces import PHOTO_SUFFIXES, FaceError
-from .videos import VIDEO_SUFFIXES, extract, open_video
+from .faces import PHOTO_SUFFIXES, FaceError, read_image
+from .videos import VIDEO_SUFFIXES, crop_videos, is_folder_name, is_pictures, list_pictures, open_video, walk_folders
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-5
 VIDEO_COLUMNS = ["file", *VIDEO, "label", "identity", "source_identity", "split", "compression", "mask_file", "untouched_file", "distortion"]
@@ -39,7 +41,7 @@ class Listing:
 
     @property
     def videos(self) -> pd.DataFrame:
-        "The table that `prle.videos.extract` takes."
+        "The table that `prle.videos.crop_videos` takes."
         return pd.DataFrame(self.rows, columns=VIDEO_COLUMNS)
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-7
@@ -106,7 +108,10 @@ def list_dataset(
     known = list(inspect.signature(adapter).parameters)[1:]
     for option in options: check_choice(option, known, f"option of {name}")
     if not Path(root).is_dir(): raise FileNotFoundError(f"{root}: no such folder.")
-    return adapter(Path(root).absolute(), **options)
+    listing = adapter(Path(os.path.abspath(root)), **options)
+    listing.problems += [(row["file"], f"the name {row['video']!r} cannot be a folder's; left out") for row in listing.rows if not is_folder_name(row["video"])]
+    listing.rows = [row for row in listing.rows if is_folder_name(row["video"])]
+    return listing
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-13
 def _row(store: Store, name: str, dataset: str, subset: str, split: str, identity: str, video: str = "", source: str = "", compression: str = "",
@@ -114,6 +119,13 @@ def _row(store: Store, name: str, dataset: str, subset: str, split: str, identit
     "A row of a listing."
     return dict(file=str(store[name]), dataset=dataset, subset=subset, video=video or name, label=REAL if subset == "real" else FAKE, identity=identity,
                 source_identity=source, split=split, compression=compression, mask_file=mask, untouched_file=untouched, distortion=distortion)
+
+def _tell_apart(rows: list[dict], root: Path):
+    "Give videos of one name the ending of their files as well, and where that is the same (a-b.mp4 beside a/b.mp4) a digest of their places."
+    for more in (lambda file: Path(file).suffix, lambda file: f"-{digest(os.path.relpath(file, root))[:8]}"):
+        times = Counter((row["subset"], row["video"]) for row in rows)
+        for row in rows:
+            if times[row["subset"], row["video"]] > 1: row["video"] += more(row["file"])
 
 def _lines(path: Path, problems: list) -> list[tuple[int, str]]:
     "The numbered lines of a list that are not empty; a missing list becomes a problem."
@@ -144,27 +156,29 @@ PAIRS = dict(train=360, val=70, test=70)
 COMPRESSIONS = dict(raw=("raw", "c0"), c23="c23", c40="c40")
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-16
-def _pairs(root: Path, split: str, problems: list) -> list[list[str]]:
+def _pairs(root: Path, split: str, problems: list, seen: set[str]) -> list[list[str]]: # `seen`: the ids so far, of other splits too
     "The pairs of ids in a split file of FaceForensics++; what is wrong with it becomes a problem."
     path = next((p for folder in (root, _child(root, "splits")) if (p := _child(folder, f"{split}.json")).is_file()), root/f"{split}.json")
     fits = lambda pairs: isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 and all(isinstance(i, str) for i in p) for p in pairs)
-    kept, seen = [], set()
+    kept = []
     for pair in _json(path, fits, "a list of pairs of ids", problems) or []:
-        if seen & set(pair) or pair[0] == pair[1]: problems.append((str(path), f"the pair {pair} names an id that stands in it or in an earlier pair already; left out"))
-        else: kept.append(pair)
-        seen |= set(pair)
+        if seen & set(pair) or pair[0] == pair[1]: problems.append((str(path), f"the pair {pair} names an id that stands in it or in an earlier pair or split already; left out"))
+        else:
+            kept.append(pair)
+            seen |= set(pair)
     return kept
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-17
 @layout("ff++")
 def faceforensics(
     root: Path, # holds original_sequences, manipulated_sequences and the three split files
-    compression: str = "c23", # "raw", "c23" or "c40"
+    compression: str = "c23", # "raw" (also called "c0"), "c23" or "c40"
     subsets: tuple[str, ...] = tuple(METHODS), # of DF, FS, F2F, Fsh, NT
     frames: bool = False, # read folders of extracted frames
 ) -> Listing:
     "FaceForensics++ in its official splits."
-    folder = COMPRESSIONS[check_choice("raw" if compression == "c0" else compression, COMPRESSIONS, "compression")]
+    compression = "raw" if compression == "c0" else compression
+    folder, seen = COMPRESSIONS[check_choice(compression, COMPRESSIONS, "compression")], set()
     for subset in subsets: check_choice(subset, METHODS, "manipulation")
     listing = Listing([])
     real = Store(root, "original_sequences", "youtube", folder, frames=frames)
@@ -172,7 +186,7 @@ def faceforensics(
     masks = {s: Store(root, "manipulated_sequences", METHODS[s], "masks") for s in subsets if s != "Fsh"}
     row = lambda store, name, subset, split, **more: _row(store, name, "FF++", subset, split, identity=name[:3], compression=compression, **more)
     for split in SPLITS:
-        pairs = _pairs(root, split, listing.problems)
+        pairs = _pairs(root, split, listing.problems, seen)
         listing.rows += [row(real, name, "real", split) for name in sorted(sum(pairs, []))]
         for s, store in fakes.items():
             names = [f"{a}_{b}" for pair in pairs for a, b in (pair, pair[::-1])]
@@ -210,7 +224,8 @@ def _dfdc_test(folder: Path, root: Path, frames: bool) -> Listing:
     for line, text in lines:
         file, label, *_ = *next(csv.reader([text])), ""
         name, where = Path(file).stem, f"line {line}"
-        if label not in ("0", "1"): listing.problems.append((str(path), f"{where}: {file} has the unknown label {label!r} (0 is real, 1 is fake); left out"))
+        if not is_folder_name(name): listing.problems.append((str(path), f"{where}: {file!r} is no video's name; left out"))
+        elif label not in ("0", "1"): listing.problems.append((str(path), f"{where}: {file} has the unknown label {label!r} (0 is real, 1 is fake); left out"))
         elif name in names: listing.problems.append((str(path), f"{where}: {file} stands in an earlier line already; left out"))
         else: listing.rows.append(_row(store, name, "DFDC", "fake" if label == "1" else "real", "test", identity=name))
         names.add(name)
@@ -292,9 +307,14 @@ OFFICIAL = dict(train=703, val=96, test=201)
 def _df1_splits(root: Path, protocol: str, ffpp: Path | None, stores: dict[str, Store], listing: Listing) -> dict[str, dict[str, list[str]]]:
     "The fakes of every variant and split."
     if protocol != "ff++":
-        folder = _child(_child(root, "lists"), "splits")
-        return dict.fromkeys(stores, {split: [Path(line).stem for _, line in _lines(_child(folder, f"{split}.txt"), listing.problems)] for split in SPLITS})
-    targets = set(sum(_pairs(ffpp, "test", listing.problems), []))
+        folder, home, lists = _child(_child(root, "lists"), "splits"), {}, {}
+        for split in SPLITS:
+            path = _child(folder, f"{split}.txt")
+            names = [Path(line).stem for _, line in _lines(path, listing.problems)]
+            lists[split] = [name for name in names if home.setdefault(name[:3], split) == split]
+            listing.problems += [(str(path), f"the target of {name} stands in {home[name[:3]]}.txt already; left out") for name in names if name not in lists[split]]
+        return dict.fromkeys(stores, lists)
+    targets = set(sum(_pairs(ffpp, "test", listing.problems, set()), []))
     return {variant: dict(test=[name for name in sorted(store.files) if name[:3] in targets]) for variant, store in stores.items()}
 
 def _df1_meta(root: Path, variant: str, names: list[str], listing: Listing) -> dict[str, str]:
@@ -335,7 +355,7 @@ def deeperforensics(
     seen = set()
     listing.rows = [row for row in listing.rows if (key := (row["subset"], row["video"])) not in seen and not seen.add(key)] # clean reals serve several variants
     listing.expected, listing.totals = _df1_expected(variants, protocol), [store.total(variant, 1000) for variant, store in stores.items()]
-    if protocol == "deepfakebench": _df1_actors(root, listing)
+    if protocol == "deepfakebench": _df1_actors(root, frames, listing)
     return listing
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-33
@@ -350,13 +370,17 @@ def _df1_reals(store: Store, variant: str, splits: dict[str, list[str]], meta: d
             rows.append(_row(store, target, "DF-1.0", "real", split, identity=target, video=video, compression="c23", distortion=distortion))
     return rows
 
-def _df1_actors(root: Path, listing: Listing):
+def _df1_actors(root: Path, frames: bool, listing: Listing):
     "The actors' source videos, which DeepfakeBench takes as reals, in the test split."
-    folder = _child(root, "source_videos")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES) if folder.is_dir() else []
-    for path in files:
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        listing.rows.append(dict(_row({name: path}, name, "DF-1.0", "real", "test", identity=name.split("/")[0], video=name.replace("/", "-"))))
+    folder, files = _child(root, "source_videos"), []
+    for parent, folders, names in walk_folders(folder):
+        folders[:] = [name for name in folders if name.lower() not in ("landmarks", "masks")]
+        if frames: files += [Path(parent)] * bool(list_pictures(parent))
+        else: files += [Path(parent, name) for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")]
+    for path in sorted(files):
+        parts = [part for part in (path if frames else path.with_suffix("")).relative_to(folder).parts if part.lower() not in BESIDE]
+        listing.rows.append(_row({"-".join(parts): path}, "-".join(parts), "DF-1.0", "real", "test", identity=parts[0]))
+    _tell_apart(listing.rows, root)
     listing.totals.append(dict(what="source videos", expected=48475, found=len(files), optional=False))
     listing.notes.append("DeepfakeBench lists the source videos under train, val and test; here they stand in test alone")
 
@@ -370,13 +394,16 @@ def _df1_expected(variants: tuple[str, ...], protocol: str) -> dict:
     return fakes | {(split, "real"): n * sets for split, n in numbers.items()}
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-36
-def _items(place: Path) -> list[Path]:
-    "Videos, photographs and folders of frames in `place` and its groups."
+def _items(place: Path, frames: bool) -> list[Path]:
+    "Videos, photographs and folders of frames (or only these) in `place` and its groups."
     items = []
-    for path in sorted(p for p in place.iterdir() if not p.name.startswith(".")):
-        if path.suffix.lower() in VIDEO_SUFFIXES | PHOTO_SUFFIXES: items.append(path)
-        elif path.is_dir(): items += [path] if any(p.suffix.lower() in PHOTO_SUFFIXES for p in path.iterdir()) else _items(path)
-    return items
+    for parent, folders, names in walk_folders(place):
+        folders[:] = [name for name in folders if name.lower() not in ("landmarks", "masks")]
+        if Path(parent) != place and list_pictures(parent):
+            items.append(Path(parent))
+            folders.clear()
+        elif not frames: items += [Path(parent, name) for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES | PHOTO_SUFFIXES and not name.startswith(".")]
+    return sorted(items)
 
 def _plain_row(path: Path, place: Path, root: Path, split: str) -> dict:
     "A row for a video in `place`, which is a folder `real` or `fake`."
@@ -388,17 +415,20 @@ def _plain_row(path: Path, place: Path, root: Path, split: str) -> dict:
 @layout("folder")
 def plain_folder(
     root: Path, # holds real and fake, or train, val, test with these in them
+    frames: bool = False, # read only folders of extracted frames
 ) -> Listing:
     "A folder of one's own, of which no more is known than what is there."
     listing = Listing([], notes=["nobody says how many videos there should be or who is in them: every video counts as a person"])
     splits = {split: folder for split in SPLITS if (folder := _child(root, split)).is_dir()} or dict(test=root)
     for split, folder in splits.items():
-        for place in (_child(folder, "real"), _child(folder, "fake")):
-            if place.is_dir(): listing.rows += [_plain_row(path, place, root, split) for path in _items(place)]
-            else: listing.problems.append((str(place), "no such folder"))
-    times = Counter((row["subset"], row["video"]) for row in listing.rows)
-    for row in listing.rows:
-        if times[row["subset"], row["video"]] > 1: row["video"] = row["identity"] = f"{row['video']}{Path(row['file']).suffix}" # clip.mp4 beside clip.avi
+        for place, other in ((_child(folder, "real"), "fake"), (_child(folder, "fake"), "real")):
+            if not place.is_dir(): listing.problems.append((str(place), "no such folder"))
+            items = _items(place, frames)
+            torn = [path for path in items if other in map(str.lower, path.relative_to(place).parts[:-1])]
+            listing.rows += [_plain_row(path, place, root, split) for path in items if path not in torn]
+            listing.problems += [(str(path), f"in a folder {other!r} inside {place.name!r}; left out") for path in torn]
+    _tell_apart(listing.rows, root)
+    for row in listing.rows: row["identity"] = row["video"]
     return listing
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-40
@@ -412,9 +442,12 @@ def probe(
     "Whether a video is there and can be decoded from its first frame to its last."
     file = Path(file)
     if not file.exists(): return "missing"
-    if file.is_dir(): return "" if any(p.suffix.lower() in PHOTO_SUFFIXES for p in file.iterdir()) else "unreadable"
-    if file.suffix.lower() in PHOTO_SUFFIXES: return "" if cv2.haveImageReader(str(file)) else "unreadable"
-    try: video = open_video(file)
+    try:
+        if is_pictures(file):
+            pictures = list_pictures(file)
+            for picture in {*pictures[:1], *pictures[-1:]}: read_image(picture)
+            return "" if pictures else "unreadable"
+        video = open_video(file)
     except FaceError: return "unreadable"
     count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
     first, last = video.read()[0], video.set(cv2.CAP_PROP_POS_FRAMES, count - 1) and int(video.get(cv2.CAP_PROP_POS_FRAMES)) == count - 1 and video.read()[0]
@@ -479,22 +512,34 @@ def check(
     return Report(_counts(listing, state), pd.DataFrame(listing.totals, columns=["what", "expected", "found", "optional"]), pd.DataFrame(bad, columns=["file", "reason"]), notes)
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-46
+def _check_videos(videos: pd.DataFrame, name: str):
+    "`check_manifest` for a manifest with one face of each video."
+    check_manifest(videos.assign(path=videos.subset + "/" + videos.video, frame=0, landmarks=[[0] * 136] * len(videos), transform=[[]] * len(videos), mask=""), name)
+
+def _write_manifest(faces: Path, path: Path) -> Path:
+    "The columns of a manifest from the table of all faces."
+    table = pq.ParquetFile(faces)
+    with atomic_path(path) as tmp, pq.ParquetWriter(tmp, pa.schema([table.schema_arrow.field(column) for column in COLUMNS])) as writer:
+        for batch in table.iter_batches(batch_size=2000, columns=list(COLUMNS)): writer.write_batch(batch.select(list(COLUMNS)))
+    return path
+
 def crop_dataset(
     name: str, # one of `list_layouts()`
     root: str | Path, # the data set's folder
     out: str | Path, # folder for crops and manifest
     options: dict | None = None, # of the adapter
-    **settings, # of `prle.videos.extract`: count, every, align, size, scale, workers, engine
+    **settings, # of `prle.videos.crop_videos`: count, every, align, size, scale, workers, engine
 ) -> Path: # the manifest
     "Crop the faces of a data set; what its lists get wrong goes to out/problems.csv, what has no face to out/dropped.csv."
     listing = list_dataset(name, root, **(options or {}))
     if not listing.rows:
         reasons = "".join(f"\n  {file}: {reason}" for file, reason in listing.problems[:10])
         raise FileNotFoundError(f"{root}: no videos of {name} found. `prle check {name} {root}` says what is expected.{reasons}")
-    faces = extract(listing.videos, out, **settings)
+    _check_videos(listing.videos, f"{name} in {root}")
+    faces = crop_videos(listing.videos, out, **settings)
     problems = pd.DataFrame(listing.problems, columns=["file", "reason"])
     with atomic_path(Path(out)/"problems.csv") as tmp: problems.to_csv(tmp, index=False)
     if len(problems): print(f"{len(problems)} problems with the data set's lists: {Path(out)/'problems.csv'}")
     print(*(f"note: {note}" for note in listing.notes), sep="\n", end="\n" * bool(listing.notes))
-    if faces.empty: raise FaceError(f"no face in any of the {len(listing.rows)} videos of {root}: {Path(out)/'dropped.csv'} says why.")
-    return write_manifest(faces, Path(out)/"manifest.parquet")
+    if not pq.read_metadata(faces).num_rows: raise FaceError(f"no face in any of the {len(listing.rows)} videos of {root}: {Path(out)/'dropped.csv'} says why.")
+    return _write_manifest(faces, Path(out)/"manifest.parquet")

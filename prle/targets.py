@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy.fft import dctn, idctn
 
-from .benchmark import Job, _choose, _fingerprint, _nearest, _pick_other, _read, compress, contact_sheet
+from .benchmark import Job, _choose, _fingerprint, _nearest, _pick_other, _read, check_jobs, compress, contact_sheet, video_names
 from .core import FAKE, REAL, atomic_path, check_choice, digest, progress, read_json, rng, write_json
 from .datasets import read_manifest, write_manifest
 from .distortions import distort_frame, draw, frame_level
@@ -277,11 +277,12 @@ def plan_targets(
 ) -> list[Job]:
     "What a target set consists of; `ValueError` for an unknown set."
     kind, jobs = TARGETS[check_choice(name, TARGETS, "target set")], []
+    names = video_names(list(dict.fromkeys(f.photo for f in faces)))
     pick = _pick_nearest if kind.nearest else _pick_other
     for target in faces:
-        jobs.append(Job("real", target, "test"))
-        jobs += [Job(recipe, target, "test", pick(target, faces, rng(seed, name, recipe, target.photo))) for recipe in kind.recipes]
-    return jobs
+        jobs.append(Job("real", target, "test", names))
+        jobs += [Job(recipe, target, "test", names, pick(target, faces, rng(seed, name, recipe, target.photo))) for recipe in kind.recipes]
+    return check_jobs(jobs)
 
 # %% ../nbs/03c_targets.ipynb #03c-targets-48
 def deal(

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['VIDEO_SUFFIXES', 'ENGINES', 'is_pictures', 'list_pictures', 'list_videos', 'open_video', 'count_frames',
-           'sample_frames', 'read_frames', 'difference_mask', 'extract']
+           'sample_frames', 'read_frames', 'difference_mask', 'crop_videos', 'extract']
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-2
 import os, re, shutil, tempfile, threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -19,6 +19,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from .core import atomic_path, check_choice, digest, progress, read_json, rng, write_json
 from .distortions import distort_frame, distort_video, frame_level, parse_meta
@@ -36,7 +38,7 @@ def _quiet():
     finally: cv2.utils.logging.setLogLevel(level)
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-9
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp", ".ogv"}
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".m2ts", ".vob", ".asf", ".3gp", ".ogv"}
 
 def is_pictures(source: str | Path) -> bool:
     "Whether a source is a folder of pictures or a single one, and not a video file."
@@ -54,23 +56,42 @@ def list_pictures(
 # %% ../nbs/01b_videos.ipynb #01b-videos-10
 _SETTINGS_FILE = "extraction.json"
 
+def walk_folders(
+    folder: str | Path, # where to begin
+) -> Iterator[tuple[str, list[str], list[str]]]: # as `os.walk`: a folder, the names of its folders (clear the list to stay out of them) and of its files
+    "A folder and all below it, links followed, none twice and none whose name begins with a dot."
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        if os.path.realpath(parent) in seen: folders.clear(); continue
+        seen.add(os.path.realpath(parent))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield parent, folders, files
+
 def _videos_below(folder: Path) -> list[Path]:
     "Video files and folders of pictures in and below a folder."
     found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in walk_folders(folder):
         if _SETTINGS_FILE in files: folders.clear(); continue
-        folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(parent, name) for name in files if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")]
         if list_pictures(parent): found.append(Path(parent))
     return sorted(found, key=natural_key)
 
+_TEXT = {".txt", ".ans", ".art", ".asc", ".diz", ".ice", ".nfo", ".vt"} # which ffmpeg would film
+
+def _is_video(file: Path) -> bool:
+    "Whether a file is a video, by its name or, when that ends otherwise, by what OpenCV thinks of it."
+    suffix = file.suffix.lower()
+    if suffix in VIDEO_SUFFIXES | _TEXT: return suffix in VIDEO_SUFFIXES
+    try: return open_video(file).isOpened()
+    except FaceError: return False
+
 def _expand(given: str | Path) -> list[tuple[Path, str]]:
     "The videos of one input, each with its subset; `FaceError` if there are none."
-    root = Path(given).absolute()
+    root = Path(os.path.abspath(given))
     if not root.exists(): raise FaceError(f"{given}: no such file or folder (the name of a data set needs --root, its folder).")
     if root.is_file():
-        if root.suffix.lower() in VIDEO_SUFFIXES: return [(root, root.parent.name)]
-        raise FaceError(f"{given}: neither a video ({', '.join(sorted(VIDEO_SUFFIXES))}) nor a folder of videos or pictures.")
+        if _is_video(root): return [(root, root.parent.name)]
+        raise FaceError(f"{given}: neither a video that OpenCV can decode nor a folder of videos or pictures.")
     videos = [(file, "_".join(file.parent.relative_to(root.parent).parts) or root.parent.name) for file in _videos_below(root)]
     if not videos: raise FaceError(f"{given}: no video and no picture in this folder.")
     return videos
@@ -205,10 +226,23 @@ class _Crops:
         except (ValueError, cv2.error) as e: self.dropped.append((index, kind + _reason(e, source)))
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-30
-def _read_masks(crops: _Crops, source: str, wanted: list[int]) -> Iterator[np.ndarray | FaceError | None]:
-    "The mask of every wanted frame; None where there is no mask video, or one that cannot be opened."
+def _numbers(source: Path) -> Sequence[int] | None:
+    "The frame's number at each position: all numbers in a video, the names of the pictures in a folder; None if these are not numbers, or two are the same."
+    if not source.is_dir(): return range(2**31)
+    stems = [p.stem for p in list_pictures(source)]
+    numbers = {int(stem) for stem in stems if stem.isdecimal() and len(stem) < 10}
+    return sorted(numbers) if len(numbers) == len(stems) else None
+
+def _positions(source: Path, frames: list[int] | None) -> list[int]:
+    "Where a source of masks has these frames, its end for those it has not; `FaceError` where nothing tells."
+    numbers = _numbers(source)
+    if frames is None or numbers is None: raise FaceError("the names of the pictures are no frame numbers, so nobody knows which mask belongs to which.")
+    return [numbers.index(i) if i in numbers else len(numbers) for i in frames]
+
+def _read_masks(crops: _Crops, source: str, frames: list[int] | None) -> Iterator[np.ndarray | FaceError | None]:
+    "The mask of each of these frames; None where there is no mask video, or none that can be read."
     with crops.attempt(-1, source, "mask: "):
-        if source: yield from read_frames(source, wanted)
+        if source: yield from read_frames(source, _positions(Path(source), frames))
     while True: yield None
 
 def _crop_video(row: dict, folder: Path, settings: dict) -> _Crops:
@@ -216,8 +250,9 @@ def _crop_video(row: dict, folder: Path, settings: dict) -> _Crops:
     crops, file, mask_file = _Crops(), row["file"], row["mask_file"] or row["untouched_file"]
     with crops.attempt(-1, file), _distorted(Path(file), row["distortion"]) as (source, distort):
         wanted = sample_frames(count_frames(source), settings["count"], settings["every"])
-        crops.frames = len(wanted)
-        for index, frame, mask in zip(wanted, read_frames(source, wanted), _read_masks(crops, mask_file, wanted)):
+        numbers, crops.frames = _numbers(source), len(wanted)
+        frames = numbers and [numbers[i] for i in wanted]
+        for index, frame, mask in zip(frames or wanted, read_frames(source, wanted), _read_masks(crops, mask_file, frames)):
             with crops.attempt(index, file):
                 if isinstance(frame, FaceError): raise frame
                 crops.rows.append(_crop_frame(distort(frame, index), index, folder, settings))
@@ -309,7 +344,7 @@ def _check_workers():
     try:
         with _pool(1) as pool: pool.submit(os.getpid).result()
     except BrokenProcessPool as e:
-        raise RuntimeError("worker processes do not start; a script must call extract below `if __name__ == '__main__':`, or with workers=1.") from e
+        raise RuntimeError("worker processes do not start; a script must call extract below `if __name__ == '__main__':`, or with workers=0.") from e
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-38
 def _processors() -> int:
@@ -317,9 +352,9 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 def _in_processes(jobs: list[tuple], workers: int | None) -> Iterator[None]:
-    "Do all jobs in worker processes; a single worker is this process."
-    todo, workers = deque(jobs), min(len(jobs), workers or _processors())
-    while workers == 1 and todo: yield _extract_video(*todo.popleft())
+    "Do all jobs in worker processes, or with 0 workers in this one."
+    todo, workers = deque(jobs), min(len(jobs), _processors() if workers is None else workers)
+    while workers == 0 and todo: yield _extract_video(*todo.popleft())
     while todo:
         running = {}
         try: yield from _through_pool(todo, running, workers)
@@ -336,6 +371,7 @@ def _on_ray(jobs: list[tuple], workers: int | None) -> Iterator[None]:
     started = not ray.is_initialized()
     here = {} if "RAY_ADDRESS" in os.environ else dict(address="local", num_cpus=workers, include_dashboard=False)
     if started: ray.init(logging_level="ERROR", log_to_driver=False, **here)
+    died = ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError
     task, todo, running = ray.remote(_extract_video), deque(jobs), {}
     limit = workers or int(ray.cluster_resources()["CPU"])
     try:
@@ -344,7 +380,7 @@ def _on_ray(jobs: list[tuple], workers: int | None) -> Iterator[None]:
             [done], _ = ray.wait(list(running))
             job = running.pop(done)
             try: ray.get(done)
-            except ray.exceptions.WorkerCrashedError: _give_up(*job)
+            except died: _give_up(*job)
             yield
     finally:
         if started: ray.shutdown()
@@ -354,15 +390,15 @@ ENGINES = {"process": _in_processes, "ray": _on_ray}
 "Name -> function (jobs, workers) that does all jobs and yields after each."
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-43
-_VERSION = 1 # of the crops: rises when the same settings give other ones
-_OWN_COLUMNS = ("path", "frame", "landmarks", "transform", "mask", "found")
+_VERSION = 2 # of the crops: rises when the same settings give other ones
+_OWN_COLUMNS = dict(path=pa.string(), frame=pa.int64(), landmarks=pa.list_(pa.float32()), transform=pa.list_(pa.float64()), mask=pa.string(), found=pa.int64())
 _INPUTS = ("file", "mask_file", "untouched_file", "distortion")
 
-def _check_name(row: dict, column: str):
-    "A name becomes a folder's name."
-    name = row[column]
-    if not isinstance(name, str) or not name or name.startswith(".") or re.search(r"[/\\\0]", name):
-        raise ValueError(f"{row['file']}: the {column} {name!r} cannot be the name of a folder.")
+def is_folder_name(
+    name, # of a video, a subset, a data set
+) -> bool:
+    "Whether a folder can have this name and be seen."
+    return isinstance(name, str) and name != "" and not name.startswith(".") and not re.search(r"[/\\\0]", name)
 
 def _check_videos(videos: pd.DataFrame) -> pd.DataFrame:
     "The table with the columns that may be missing; `ValueError` about a wrong one."
@@ -373,7 +409,8 @@ def _check_videos(videos: pd.DataFrame) -> pd.DataFrame:
     videos = videos.assign(**{c: videos[c].fillna("") if c in videos else "" for c in _INPUTS[1:]}).reset_index(drop=True)
     for column in _INPUTS[:2]: videos[column] = [path and os.path.abspath(path) for path in videos[column]]
     for row in videos.to_dict("records"):
-        for column in ("subset", "video", *(["dataset"] if "dataset" in row else [])): _check_name(row, column)
+        for column in ("subset", "video", *(["dataset"] if "dataset" in row else [])):
+            if not is_folder_name(row[column]): raise ValueError(f"{row['file']}: the {column} {row[column]!r} cannot be the name of a folder.")
     for meta in videos.distortion.unique(): parse_meta(meta)
     return videos
 
@@ -414,21 +451,33 @@ def _remove_leftovers(folders: set[Path]):
         else: path.unlink()
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-47
-def _read_video(folder: Path, out: Path) -> pd.DataFrame:
-    "A video's rows with paths relative to `out`."
-    rows, prefix = pd.read_parquet(folder/"faces.parquet"), folder.relative_to(out).as_posix()
-    return rows.assign(path=f"{prefix}/" + rows.path, mask=[mask and f"{prefix}/{mask}" for mask in rows["mask"]])
+_TOGETHER = 64 # videos whose faces are in memory at once
 
-def _tables(videos: pd.DataFrame, folders: list[Path], out: Path) -> tuple[pd.DataFrame, pd.DataFrame, int]:
-    "All faces, everything that was dropped, and the number of frames that were wanted."
-    copied, records = videos.drop(columns=list(_INPUTS)), [read_json(folder/_RECORD) for folder in folders]
-    rows = {i: _read_video(folders[i], out) for i, record in enumerate(records) if record["faces"]}
-    faces = pd.concat(rows.values(), keys=rows) if rows else pd.DataFrame(columns=_OWN_COLUMNS)
-    copied_rows = copied.iloc[faces.index.get_level_values(0) if rows else []]
-    faces = pd.concat([faces.reset_index(drop=True), copied_rows.reset_index(drop=True)], axis=1)[["path", *copied, *_OWN_COLUMNS[1:]]]
-    names = videos.reindex(columns=["file", "dataset", "subset", "video"], fill_value="")
-    entries = [(*names.iloc[i], *entry) for i, record in enumerate(records) for entry in record["dropped"]]
-    return faces, pd.DataFrame(entries, columns=[*names, "frame", "reason"]), sum(record["frames"] for record in records)
+def _read_video(folder: Path, out: Path, copied: dict) -> pd.DataFrame:
+    "A video's rows with paths relative to `out` and the columns of the table of videos."
+    rows, prefix = pd.read_parquet(folder/"faces.parquet"), folder.relative_to(out).as_posix()
+    return rows.assign(path=f"{prefix}/" + rows.path, mask=[mask and f"{prefix}/{mask}" for mask in rows["mask"]], **copied)
+
+def _write_faces(videos: pd.DataFrame, folders: list[Path], out: Path):
+    "Put the tables of all videos together."
+    copied = videos.drop(columns=list(_INPUTS))
+    path, *others = (pa.field(*column) for column in _OWN_COLUMNS.items())
+    schema = pa.schema([path, *pa.Schema.from_pandas(copied, preserve_index=False), *others])
+    with atomic_path(out/"faces.parquet") as tmp, pq.ParquetWriter(tmp, schema) as writer:
+        for i in range(0, len(videos), _TOGETHER):
+            part = zip(folders[i:i + _TOGETHER], copied[i:i + _TOGETHER].to_dict("records"))
+            if rows := [_read_video(folder, out, row) for folder, row in part if (folder/"faces.parquet").exists()]:
+                writer.write_table(pa.Table.from_pandas(pd.concat(rows), schema, preserve_index=False))
+
+def _reports(videos: pd.DataFrame, folders: list[Path]) -> tuple[pd.DataFrame, dict[str, str], int, int]:
+    "Everything that was dropped; the files without any face, with a reason; the numbers of frames that were wanted and of faces."
+    names, entries, lost, frames, faces = videos.reindex(columns=["file", "dataset", "subset", "video"], fill_value=""), [], {}, 0, 0
+    for name, folder in zip(names.itertuples(index=False), folders):
+        record = read_json(folder/_RECORD)
+        entries += [(*name, *entry) for entry in record["dropped"]]
+        if not record["faces"] and record["dropped"]: lost.setdefault(name.file, record["dropped"][0][1])
+        frames, faces = frames + record["frames"], faces + record["faces"]
+    return pd.DataFrame(entries, columns=[*names, "frame", "reason"]), lost, frames, faces
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-48
 def _summary(videos: int, reused: int, frames: int, faces: int, dropped: pd.DataFrame) -> str:
@@ -438,16 +487,13 @@ def _summary(videos: int, reused: int, frames: int, faces: int, dropped: pd.Data
     before = f" ({reused} of them done before)" if reused else ""
     return f"{videos} videos{before}: {frames} frames, {faces} faces, {len(dropped)} dropped" + (f" ({why})" if why else "")
 
-def _complaints(faces: pd.DataFrame, dropped: pd.DataFrame, most: int = 10) -> list[str]:
+def _complaints(lost: dict[str, str], most: int = 10) -> list[str]:
     "The files that give no face at all, each with the reason; the rest of a long list is in the drop report."
-    keys = [c for c in ("dataset", "subset", "video") if c in faces]
-    there = set(faces[keys].itertuples(index=False, name=None))
-    lost = dropped[np.array([key not in there for key in dropped[keys].itertuples(index=False, name=None)], bool)].drop_duplicates("file")
-    lines = [reason if file in reason else f"{file}: {reason}" for file, reason in zip(lost.file, lost.reason)]
+    lines = [reason if file in reason else f"{file}: {reason}" for file, reason in lost.items()]
     return lines[:most] + [f"and {len(lines) - most} more, see dropped.csv"] * (len(lines) > most)
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-49
-def extract(
+def crop_videos(
     videos: pd.DataFrame, # a row a video: file, subset, video; mask_file (or untouched_file, to compare with) and distortion where there are any; others are copied to the faces
     out: str | Path, # folder to write or to go on in
     count: int = 32, # frames a video, evenly spaced
@@ -455,23 +501,32 @@ def extract(
     align: str = "similarity", # one of `ALIGNMENTS` of prle.faces
     size: int = 256, # side of the crops in px
     scale: float | None = None, # how much more than the face's square the crops show; None: as the alignment's authors, 1.3 or (chip) 1.5
-    workers: int | None = None, # processes; None: one a processor
+    workers: int | None = None, # processes; None: one a processor; 0: none but this one
     engine: str = "process", # one of `ENGINES`
-) -> pd.DataFrame: # a row a face
+) -> Path: # `out/faces.parquet`, a row a face
     """Crop the largest face of some frames of every video into `out/<dataset>/<subset>/<video>/<frame>.png`; tables in `faces.parquet` and `dropped.csv`.
 
     Videos that are finished are not done again. `ValueError` about the table, the settings or a folder made with others; `OSError` about a folder that cannot be written."""
     run, settings = ENGINES[check_choice(engine, ENGINES, "engine")], _settings(count, every, align, size, scale)
-    if workers is not None and workers < 1: raise ValueError(f"workers must be at least 1, not {workers}.")
+    least = 1 if engine == "ray" else 0
+    if workers is not None and workers < least: raise ValueError(f"workers must be at least {least}, not {workers}.")
     videos, out = _check_videos(videos), Path(out).absolute()
     folders = _folders(videos, out)
     _open_folder(out, settings)
     _remove_leftovers({out, *(folder.parent for folder in folders)})
     jobs = [(row, folder, settings) for row, folder in zip(videos.to_dict("records"), folders) if not _is_finished(row, folder)]
     for _ in progress(run(jobs, workers) if jobs else (), desc="videos", total=len(jobs)): pass
-    faces, dropped, frames = _tables(videos, folders, out)
-    with atomic_path(out/"faces.parquet") as tmp: faces.to_parquet(tmp, index=False)
+    _write_faces(videos, folders, out)
+    dropped, lost, frames, faces = _reports(videos, folders)
     with atomic_path(out/"dropped.csv") as tmp: dropped.to_csv(tmp, index=False)
-    summary = _summary(len(videos), len(videos) - len(jobs), frames, len(faces), dropped)
-    print(*_complaints(faces, dropped), summary, sep="\n")
-    return faces
+    summary = _summary(len(videos), len(videos) - len(jobs), frames, faces, dropped)
+    print(*_complaints(lost), summary, sep="\n")
+    return out/"faces.parquet"
+
+def extract(
+    videos: pd.DataFrame, # as `crop_videos` takes them
+    out: str | Path, # likewise
+    **settings, # of `crop_videos`
+) -> pd.DataFrame: # a row a face
+    "`crop_videos`, and its table."
+    return pd.read_parquet(crop_videos(videos, out, **settings))

@@ -8,9 +8,11 @@ from clips import write_clip, write_people
 from PIL import Image
 
 from prle import benchmark, faces
-from prle.core import file_digest, read_json
+from prle.cli import main
+from prle.core import file_digest, read_json, rng
 from prle.datasets import read_manifest, write_manifest
 from prle.generators import train_networks
+from prle.targets import TARGETS
 
 NAMES = ["DF", "FS", "F2F", "Fsh", "NT"]
 ORL = faces.orl_folder()
@@ -161,7 +163,8 @@ def test_videos_keep_their_order(tmp_path):
     for i in range(1, 7): write_clip(tmp_path/"people"/f"p{i}"/"walk.mp4", person=f"s{i}", frames=9, size=(224, 180))
     write_clip(tmp_path/"people"/"p1"/"other.mp4", person="s1", frames=9, size=(224, 180))
     (tmp_path/"people"/"p2"/"broken.mp4").write_bytes(b"")
-    manifest = read_manifest(benchmark.build_benchmark(tmp_path/"out", tmp_path/"people", size=64, steps=1, count=3))
+    assert main(["forge", "--faces", str(tmp_path/"people"), "--out", str(tmp_path/"out"), "--size", "64", "--steps", "1", "--count", "3"]) == 0
+    manifest = read_manifest(tmp_path/"out"/"manifest.parquet")
     assert manifest.groupby("subset").size().to_dict() == dict.fromkeys(["real", *NAMES], 21)
     for _, rows in manifest.groupby(["subset", "video"]):
         assert rows.frame.tolist() == [0, 4, 8] and rows.source_identity.nunique() == 1 and rows.path.str.endswith(tuple(f"/{f:04d}.png" for f in (0, 4, 8))).all()
@@ -169,6 +172,39 @@ def test_videos_keep_their_order(tmp_path):
     dropped = pd.read_csv(tmp_path/"out"/"dropped.csv")
     assert dropped.path.tolist() == ["p2/broken.mp4"] and "empty file" in dropped.reason[0]
     assert all((tmp_path/"out"/p).exists() for p in [*manifest.path, *manifest["mask"][manifest["mask"] != ""]])
+    sheet = faces.read_image(tmp_path/"out"/"contact_sheet.png") # six people, the real face and five fakes of each
+    assert sheet.shape == (20 + 6 * 112, 72 + 6 * 112, 3)
+    assert all(tile.std() > 10 for row in np.split(sheet[20:, 72:], 6) for tile in np.split(row, 6, axis=1))
+    for name in TARGETS:
+        shifted = read_manifest(tmp_path/"out"/"targets"/name/"manifest.parquet")
+        assert set(shifted.subset) == {"real", *TARGETS[name].recipes} and set(shifted.identity) == set(manifest.identity[manifest.split == "test"])
+        assert all(rows.frame.tolist() == [0, 4, 8] and rows.source_identity.nunique() == 1 for _, rows in shifted.groupby(["subset", "video"]))
+
+
+def made_up(*photos, frames=(None,)):
+    "Faces of no content, for the plan."
+    return [faces.Face(np.zeros((8, 8, 3), np.uint8), rng(p, frame).uniform(0, 8, (68, 2)), 1, p, p.split("/")[0], frame) for p in photos for frame in frames]
+
+
+def test_sources_of_expressions_advance_with_their_targets():
+    "From another video of the person frame by frame; from the only video half of it later, and round its end."
+    clips = made_up(*(f"p{i}/walk.mp4" for i in range(1, 7)), "p1/other.mp4", frames=(0, 4, 8))
+    jobs, _ = benchmark.plan(clips, seed=0)
+    for name in ("F2F", "NT"):
+        sources = {clip: [job.source for job in jobs if job.subset == name and job.target.photo == clip] for clip in ("p1/walk.mp4", "p2/walk.mp4")}
+        assert [(face.photo, face.frame) for face in sources["p1/walk.mp4"]] == [("p1/other.mp4", frame) for frame in (0, 4, 8)]
+        assert [(face.photo, face.frame) for face in sources["p2/walk.mp4"]] == [("p2/walk.mp4", frame) for frame in (4, 8, 0)]
+
+
+def test_photographs_that_would_share_a_name_stay_apart():
+    "The same stem twice, a photograph beside a video, and the same name with the hyphen elsewhere."
+    people = [f"{p}/{name}" for p in "abcdef" for name in ("1.jpg", "1.png", "2.jpg")]
+    jobs, _ = benchmark.plan(made_up(*people, "a-b/c.jpg", "a/b-c.jpg"), seed=0)
+    names = {job.target.photo: job.video for job in jobs if job.subset == "real"}
+    assert len(set(names.values())) == len(names) == 20 and len({(job.subset, job.file) for job in jobs}) == len(jobs)
+    assert (names["a/1.jpg"], names["a/1.png"], names["a/2.jpg"]) == ("a-1.jpg", "a-1.png", "a-2") and names["a-b/c.jpg"].startswith("a-b-c.jpg-")
+    doubled = [*jobs, benchmark.Job("real", jobs[0].target, "val", jobs[0].names)]
+    with pytest.raises(ValueError, match="a/1.jpg and a/1.jpg would both become real/a-1.jpg.png"): benchmark.check_jobs(doubled)
 
 
 def test_several_faces_are_written_down(quick, tmp_path, monkeypatch):

@@ -76,10 +76,34 @@ def test_folders_without_a_json(tree, capsys):
     (root/"train.json").write_text('[["071", "054"]]')
     rows, missing = read_folders(list_dataset("ff++", root, frames=True, subsets=("DF", "Fsh")).videos, root)
     assert rows.groupby("subset").size().to_dict() == {"real": 2, "DF": 2, "Fsh": 2} and len(missing) == 3 # 054 and the two 054_071
-    assert main(["convert", "ff++", "--root", str(root), "--subsets", "DF", "--out", str(tree/"m.parquet")]) == 1
+    assert main(["convert", "ff++", "--root", str(root), "--subsets", "DF", "--frames", "--out", str(tree/"m.parquet")]) == 1 # its default anyway
     out = capsys.readouterr()
-    assert "4 crops, 2 missing" in out.out and "054_071" in out.err
+    assert "4 crops, 2 missing" in out.out and "054_071" in out.err and "val.json: no such file" in out.err
     assert len(read_manifest(tree/"m.parquet")) == 4
+
+
+def test_folders_of_df1_with_reals_elsewhere(tree, tmp_path, capsys):
+    "The reals lie below another folder, and those that would have to be distorted cannot be had."
+    root, ffpp, mixed = tmp_path/"DF", tree/"datasets"/"FaceForensics++", "end_to_end_mix_2_distortions"
+    for variant in ("end_to_end", mixed): put_crop(root, f"manipulated_videos/{variant}/frames/071_M001/003.png")
+    for name, line in (("splits/test.txt", "071_M001.mp4"), (f"manipulated_videos_distortions_meta/manipulated_videos_{mixed}_meta.txt", f"{mixed}/071_M001.mp4 CS:3 GB:1")):
+        (root/"lists"/name).parent.mkdir(parents=True, exist_ok=True)
+        (root/"lists"/name).write_text(line)
+    for split in ("train", "val"): (root/"lists"/"splits"/f"{split}.txt").touch()
+    convert = lambda *variants: main(["convert", "df-1.0", "--root", str(root), "--reals", str(ffpp), "--variants", *variants, "--out", str(tmp_path/"m.parquet")])
+    assert convert("end_to_end") == 0
+    manifest = read_manifest(tmp_path/"m.parquet")
+    assert manifest.groupby("subset").video.first().to_dict() == dict(real="071", end_to_end="071_M001") and FaceDataset(manifest)[0]["label"] == 1
+    assert convert("end_to_end", mixed) == 1
+    assert "to be distorted (CS:3 GB:1) before its crops are made" in capsys.readouterr().err
+    assert read_manifest(tmp_path/"m.parquet").groupby("subset").size().to_dict() == {"real": 2, "end_to_end": 1, mixed: 1}
+
+
+def test_a_plain_folder_of_crops(tmp_path):
+    for kind in ("real", "fake"): put_crop(tmp_path/"mine", f"{kind}/frames/a/003.png", mask=kind == "fake")
+    assert main(["convert", "folder", "--root", str(tmp_path/"mine"), "--out", str(tmp_path/"m.parquet")]) == 0
+    manifest = read_manifest(tmp_path/"m.parquet")
+    assert manifest[["subset", "label", "frame"]].values.tolist() == [["real", 0, 3], ["fake", 1, 3]] and manifest["mask"].tolist() == ["", "fake/masks/a/003.png"]
 
 
 def test_there_and_back(tree, capsys):
@@ -118,6 +142,15 @@ def test_videos_of_the_same_name_do_not_merge(toy, tmp_path):
 def test_a_broken_json_is_named(tmp_path, content, message):
     (tmp_path/"x.json").write_text(content)
     with pytest.raises(ValueError, match=message): read_json_dataset([tmp_path/"x.json"], tmp_path)
+
+
+def test_a_name_in_a_json_that_is_no_number_costs_its_crop(tree):
+    path = tree/"FaceForensics++.json"
+    path.write_text(path.read_text().replace("071\\\\003.png", "071\\\\frame_003.png"))
+    rows, missing = read_json_dataset([path], tree/"datasets")
+    assert rows.groupby("subset").size().to_dict() == {"real": 1, "DF": 2}
+    assert missing.path.tolist() == ["FaceForensics++/original_sequences/youtube/c23/frames/071/frame_003.png"]
+    assert "not a frame's number, in FaceForensics++.json" in missing.reason[0]
 
 
 def test_pictures_that_are_no_crops_are_left_out(tree):

@@ -326,7 +326,11 @@ def test_shrinking_a_part_is_shrinking_the_whole(photo):
 
 def test_photos_in_natural_order(album):
     (album/"ann"/"notes.txt").touch()
-    assert [p.name for p in F.list_photos(album)["ann"]] == ["1.png", "2.png", "3.jpg", "4.jpg", "5.png", "10.png"]
+    for name in (".thumbnails/1.png", "ann/._1.png"):
+        (album/name).parent.mkdir(exist_ok=True)
+        (album/name).touch()
+    assert {name: [p.name for p in photos] for name, photos in F.list_photos(album).items()} == dict(ann=["1.png", "2.png", "3.jpg", "4.jpg", "5.png", "10.png"])
+    assert F.natural_key(F.Path("5²5.png")) > F.natural_key(F.Path("5a.png"))
     assert len(F.list_photos(ORL, {".pgm"})) == 40
 
 

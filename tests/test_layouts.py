@@ -2,17 +2,19 @@
 import json
 import shutil
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from clips import ffmpeg, write_clip
+from clips import draw_frame, ffmpeg, photograph, write_clip
 from kills import contents, kill_at_work, start
 from torch.utils.data import DataLoader
 
 from prle import layouts
 from prle.cli import main
 from prle.datasets import FaceDataset, read_manifest
+from prle.faces import write_png
 from prle.layouts import METHODS, check, list_dataset, probe
 
 
@@ -83,12 +85,13 @@ def test_ffpp_layout_variants(ffpp, variant):
         shutil.rmtree(videos)
         for i in ids("real"):
             (videos.parent/"frames"/i).mkdir(parents=True)
-            (videos.parent/"frames"/i/"000.png").write_bytes(b"x")
+            write_png(videos.parent/"frames"/i/"000.png", np.zeros((8, 8, 3), np.uint8))
     if variant == "c0":
         for path in (ffpp/"original_sequences"/"youtube"/"c23", ffpp/"manipulated_sequences"/"Deepfakes"/"c23"): path.rename(path.with_name("c0"))
-        options["compression"] = "raw"
+        options["compression"] = "c0"
     report = check("ff++", ffpp, **options)
     assert report.counts.found.sum() == 12 and report.bad.empty
+    if variant == "c0": assert set(list_dataset("ff++", ffpp, **options).videos.compression) == {"raw"} # one name in all tables
 
 
 def test_ffpp_split_files_that_are_wrong_cost_their_split(ffpp, capsys):
@@ -108,7 +111,7 @@ def test_ffpp_through_the_command_line(ffpp, tmp_path, capsys):
     (ffpp/"manipulated_sequences"/"FaceSwap"/"c23"/"videos"/"000_001.mp4").write_bytes(b"")
     (ffpp/"manipulated_sequences"/"FaceSwap"/"c23"/"videos"/"001_000.mp4").unlink()
     out = tmp_path/"crops"
-    assert main(["faces", "ff++", "--root", str(ffpp), "--out", str(out), "--count", "2", "--size", "64", "--workers", "1", "--subsets", "DF", "FS"]) == 0
+    assert main(["faces", "ff++", "--root", str(ffpp), "--out", str(out), "--count", "2", "--size", "64", "--workers", "0", "--subsets", "DF", "FS"]) == 0
     said = capsys.readouterr().out
     assert "000_001.mp4" in said and "001_000.mp4" in said
     manifest = read_manifest(out/"manifest.parquet")
@@ -137,7 +140,7 @@ def test_prle_faces_goes_on_where_it_was_killed(ffpp, tmp_path):
     out = tmp_path/"out"
     for group in (False, True): assert kill_at_work(start(tmp_path/"command.py", *argv(out, 2)), out, 0.05, group)
     assert len(list(out.rglob("video.json"))) < 18 and not (out/"manifest.parquet").exists()
-    assert start(tmp_path/"command.py", *argv(out, 2)).wait() == 0 and main([str(a) for a in argv(tmp_path/"uninterrupted", 1)]) == 0
+    assert start(tmp_path/"command.py", *argv(out, 2)).wait() == 0 and main([str(a) for a in argv(tmp_path/"uninterrupted", 0)]) == 0
     here, there = contents(out), contents(tmp_path/"uninterrupted")
     assert here == there and {"manifest.parquet", "dropped.csv", "problems.csv"} <= set(here) and len(read_manifest(out/"manifest.parquet")) == 4 * 18
 
@@ -151,10 +154,21 @@ def test_a_complete_data_set(ffpp, monkeypatch, capsys):
     assert out.rstrip().endswith("\ncomplete") and "no person in more than one split" in out
 
 
-def test_persons_in_two_splits_are_named(ffpp):
-    (ffpp/"test.json").write_text('[["000", "005"]]')
-    put(ffpp/"original_sequences"/"youtube"/"c23"/"videos"/"000.mp4", ffpp/"manipulated_sequences"/"Deepfakes"/"c23"/"videos"/"000_005.mp4")
-    assert "1 persons in more than one split: 000" in check("ff++", ffpp, subsets=("DF",)).notes[0]
+def test_persons_in_two_splits_are_named(df1):
+    (df1/"lists"/"splits"/"train.txt").write_text("000_M003\n")
+    assert "2 persons in more than one split: M003, W002" in check("df-1.0", df1, protocol="deepfakebench").notes[0]
+
+
+def test_an_id_in_two_splits_stays_in_the_first(ffpp, df1):
+    "Of FaceForensics++ and of DF-1.0: what stands in a later list is left out, since no manifest may have a person in two splits."
+    (ffpp/"test.json").write_text('[["000", "005"], ["004", "005"]]')
+    listing = list_dataset("ff++", ffpp, subsets=("DF",))
+    assert counts(listing.videos) == {(split, subset): 2 for split in ("train", "val", "test") for subset in ("real", "DF")}
+    assert [(path.rsplit("/", 1)[1], reason[:28]) for path, reason in listing.problems] == [("test.json", "the pair ['000', '005'] name")]
+    with (df1/"lists"/"splits"/"train.txt").open("a") as file: file.write("004_M001.mp4\n")
+    listing = list_dataset("df-1.0", df1, reals=ffpp)
+    assert counts(listing.videos) == {("train", "real"): 2, ("train", "end_to_end"): 2, **{(s, c): 1 for s in ("val", "test") for c in ("real", "end_to_end")}}
+    assert [(path.rsplit("/", 1)[1], reason) for path, reason in listing.problems] == [("test.txt", "the target of 004_M003 stands in train.txt already; left out")]
 
 
 def test_ffpp_repeated_ids_and_missing_masks_cost_only_themselves(ffpp):
@@ -171,7 +185,7 @@ def test_ffpp_repeated_ids_and_missing_masks_cost_only_themselves(ffpp):
 def dfdc_test(tmp_path, clip):
     root = tmp_path/"DFDC"
     put(clip[0], *(root/"test"/f"{name}.mp4" for name in "abcd"))
-    (root/"test"/"labels.csv").write_text("filename,label\na.mp4,0\nb.mp4,1\nc.mp4,FAKE\nb.mp4,0\nz.mp4,1\n")
+    (root/"test"/"labels.csv").write_text("filename,label\na.mp4,0\nb.mp4,1\nc.mp4,FAKE\nb.mp4,0\nz.mp4,1\n,1\n")
     return root
 
 
@@ -185,22 +199,31 @@ def test_dfdc_test_part(dfdc_test, home):
     assert listing.videos[["video", "label"]].values.tolist() == [["a", 0], ["b", 1], ["z", 1]]
     reasons = [reason for _, reason in listing.problems]
     assert "line 4: c.mp4 has the unknown label 'FAKE'" in reasons[0] and "line 5: b.mp4 stands in an earlier line" in reasons[1]
-    assert len(reasons) == 3 and reasons[2] == "no row in labels.csv; left out" and listing.problems[2][0].endswith("d.mp4")
+    assert reasons[2] == "line 7: '' is no video's name; left out"
+    assert len(reasons) == 4 and reasons[3] == "no row in labels.csv; left out" and listing.problems[3][0].endswith("d.mp4")
     report = check("dfdc", dfdc_test)
     assert report.counts[["expected", "listed", "found", "missing"]].values.tolist() == [[2500, 1, 1, 0], [2500, 2, 1, 1]]
 
 
-def test_dfdc_training_parts(tmp_path, clip):
+@pytest.fixture
+def dfdc_train(tmp_path, clip):
     put(clip[0], *(tmp_path/f"dfdc_train_part_{part}"/f"{name}.mp4" for part, name in [(0, "a"), (0, "b"), (10, "c"), (2, "d"), (2, "extra")]))
     facts = {0: {"a.mp4": dict(label="REAL", split="train"), "b.mp4": dict(label="FAKE", split="train", original="a.mp4")}, 2: {"d.mp4": dict(label="MAYBE")}}
     for part, metadata in facts.items(): (tmp_path/f"dfdc_train_part_{part}"/"metadata.json").write_text(json.dumps(metadata))
-    listing = list_dataset("dfdc", tmp_path, part="train")
+    return tmp_path
+
+
+def test_dfdc_training_parts(dfdc_train):
+    listing = list_dataset("dfdc", dfdc_train, part="train")
     assert listing.videos[["video", "label", "identity", "split"]].values.tolist() == [["a", 0, "a", "train"], ["b", 1, "a", "train"]] # a fake is of its original's person
     assert listing.expected == {("train", "real"): 19154, ("train", "fake"): 100000} and listing.totals[0]["found"] == 3
     reasons = {path.split("/", 3)[-1].rsplit("/", 1)[-1]: reason for path, reason in listing.problems}
     assert "unknown label 'MAYBE'" in listing.problems[0][1] and reasons["extra.mp4"] == "no entry in metadata.json; left out"
     assert any("dfdc_train_part_10" in path for path, _ in listing.problems)
-    with pytest.raises(ValueError, match="unknown part 'val'"): list_dataset("dfdc", tmp_path, part="val")
+    with pytest.raises(ValueError, match="unknown part 'val'"): list_dataset("dfdc", dfdc_train, part="val")
+    (dfdc_train/"dfdc_train_part_2"/"metadata.json").write_text('{"": {"label": "REAL"}}')
+    listing = list_dataset("dfdc", dfdc_train, part="train")
+    assert set(listing.videos.video) == {"a", "b"} and "the name '' cannot be a folder's; left out" in {reason for _, reason in listing.problems}
 
 
 @pytest.mark.parametrize("content, reason", [("[]", "not an object with an object for each video"), ('{"a.mp4": "REAL"}', "not an object with"),
@@ -234,18 +257,23 @@ def test_crops_beside_the_videos_do_not_take_their_place(dfdc_test):
 
 # Celeb-DF
 
-def test_celeb_df(tmp_path, clip):
+@pytest.fixture
+def celeb(tmp_path, clip):
     put(clip[0], *(tmp_path/name for name in ("celeb-real/videos/id0_0001.mp4", "celeb-real/videos/id0_0002.mp4", "Youtube-real/00170.mp4", "Celeb-synthesis/id1_id0_0007.mp4")))
     lines = ("1 Celeb-real/id0_0001.mp4", "1 YouTube-real/00170.mp4", "0 Celeb-synthesis/id1_id0_0007.mp4", "1 Celeb-synthesis/id1_id0_0009.mp4", "nonsense")
     (tmp_path/"List_of_testing_videos.txt").write_text("\n".join(lines))
-    listing = list_dataset("celeb-df", tmp_path)
+    return tmp_path
+
+
+def test_celeb_df(celeb):
+    listing = list_dataset("celeb-df", celeb)
     columns = ["video", "label", "subset", "identity", "source_identity", "split"]
     assert listing.videos[columns].values.tolist() == [
         ["id0_0001", 0, "real", "id0", "", "test"], ["00170", 0, "real", "youtube-00170", "", "test"], ["id1_id0_0007", 1, "fake", "id1", "id0", "test"]]
     assert [reason.split(":")[0] for _, reason in listing.problems] == ["line 4", "line 5"]
     assert listing.expected == {("test", "real"): 178, ("test", "fake"): 340} and [t["expected"] for t in listing.totals] == [590, 300, 5639]
     assert "1 of the 3 persons in the test list are in the other videos too" in listing.notes[0]
-    assert check("celeb-df", tmp_path).counts.found.tolist() == [2, 1]
+    assert check("celeb-df", celeb).counts.found.tolist() == [2, 1]
 
 
 def test_a_video_that_is_listed_twice_counts_once(tmp_path):
@@ -313,6 +341,9 @@ def test_df1_other_protocols(df1, ffpp):
     bench = list_dataset("df-1.0", df1, protocol="deepfakebench")
     assert counts(bench.videos) == {("train", "end_to_end"): 1, ("val", "end_to_end"): 1, ("test", "end_to_end"): 2, ("test", "real"): 2}
     assert bench.videos[bench.videos.label == 0][["video", "identity"]].values.tolist() == [["M003-light_down-happy-x", "M003"], ["W002-x", "W002"]]
+    for name in ("M003/light_down/frames/x", "M003/light_down/masks/x", "W002/y"): write_png(df1/"source_videos"/name/"000.png", np.zeros((8, 8, 3), np.uint8))
+    bench = list_dataset("df-1.0", df1, protocol="deepfakebench", frames=True)
+    assert bench.videos[bench.videos.label == 0][["video", "identity"]].values.tolist() == [["M003-light_down-x", "M003"], ["W002-y", "W002"]]
     with pytest.raises(ValueError, match="takes its reals from FaceForensics"): list_dataset("df-1.0", df1)
     with pytest.raises(ValueError, match="unknown protocol 'dfb'"): list_dataset("df-1.0", df1, protocol="dfb")
     with pytest.raises(ValueError, match="unknown variant 'mix'"): list_dataset("df-1.0", df1, reals=ffpp, variants=("mix",))
@@ -321,13 +352,49 @@ def test_df1_other_protocols(df1, ffpp):
 def test_df1_distorted_reals_are_distorted(df1, ffpp, tmp_path):
     "The crop of a real that is distorted like its fake is not the crop of the clean one, and both are there."
     mixed = "end_to_end_mix_2_distortions"
-    small = ["--count", "1", "--size", "64", "--workers", "1"]
+    small = ["--count", "1", "--size", "64", "--workers", "0"]
     assert main(["faces", "df-1.0", "--root", str(df1), "--reals", str(ffpp), "--variants", "end_to_end", mixed, "--out", str(tmp_path/"o"), *small]) == 0
     manifest = read_manifest(tmp_path/"o"/"manifest.parquet")
     faces = FaceDataset(manifest[manifest.label == 0])
     images = {video: faces[i]["image"].float() for i, video in enumerate(manifest[manifest.label == 0].video)}
     assert set(images) == {*(v for v in ("000", "002", "004", "005")), *(f"{v}@{mixed}" for v in ("000", "002", "004", "005"))}
     assert images[f"002@{mixed}"].mean() < 0.5 * images["002"].mean() # CC:5 darkens to 0.35
+
+
+# All of them
+
+@pytest.mark.parametrize("tree, name, options, expected, people, lost", [
+    ("dfdc_test", "dfdc", [], {("test", "real"): "a", ("test", "fake"): "b"}, {"a", "b"}, {"labels.csv": 3, "d.mp4": 1}),
+    ("dfdc_train", "dfdc", ["--part", "train"], {("train", "real"): "a", ("train", "fake"): "b"}, {"a"}, {"metadata.json": 2, "extra.mp4": 1}),
+    ("celeb", "celeb-df", [], {("test", "real"): "id0_0001 00170", ("test", "fake"): "id1_id0_0007"}, {"id0", "id1", "youtube-00170"}, {"List_of_testing_videos.txt": 2}),
+    ("df1", "df-1.0", ["--reals", "ffpp"],
+     {("train", "real"): "000", ("train", "end_to_end"): "000_M001", ("test", "real"): "004 005", ("test", "end_to_end"): "004_M003 005_M003"},
+     {"000", "004", "005"}, {"val.txt": 1}),
+], ids=["dfdc", "dfdc train", "celeb-df", "df-1.0"])
+def test_every_layout_through_check_faces_and_face_dataset(request, tmp_path, capsys, tree, name, options, expected, people, lost):
+    "What the lists get wrong (or a list that is missing) costs itself and is named; the rest becomes crops."
+    root, out = request.getfixturevalue(tree), tmp_path/"out"
+    options = [str(request.getfixturevalue(option)) if option == "ffpp" else option for option in options]
+    if tree == "df1": (root/"lists"/"splits"/"val.txt").unlink()
+    assert main(["check", name, str(root), *options]) == 1
+    said = capsys.readouterr().out
+    assert all(file in said for file in lost) and "NOT complete" in said
+    assert main(["faces", name, "--root", str(root), "--out", str(out), "--count", "2", "--size", "64", "--workers", "0", *options]) == 0
+    manifest = read_manifest(out/"manifest.parquet")
+    videos = {place: " ".join(dict.fromkeys(rows.video)) for place, rows in manifest.groupby(["split", "subset"])}
+    assert videos == expected and (manifest.groupby(["subset", "video"]).frame.apply(list).map(len) == 2).all()
+    assert set(manifest.identity) == people and manifest.label.eq(manifest.subset != "real").all()
+    assert pd.read_csv(out/"problems.csv").file.str.rsplit("/", n=1).str[-1].value_counts().to_dict() == lost
+    faces = FaceDataset(manifest)
+    assert [faces[i]["label"] for i in range(len(faces))] == manifest.label.tolist() and faces[0]["image"].shape == (3, 64, 64)
+
+
+def test_a_person_in_two_splits_is_found_before_anything_is_cropped(ffpp, tmp_path, monkeypatch):
+    listing = list_dataset("ff++", ffpp, subsets=("DF",))
+    listing.rows[-1] |= dict(identity="000")
+    monkeypatch.setitem(layouts._LAYOUTS, "ff++", lambda root: listing)
+    with pytest.raises(ValueError, match="ff.. in .*identity stands in more than one split"): layouts.crop_dataset("ff++", ffpp, tmp_path/"out")
+    assert not (tmp_path/"out").exists()
 
 
 # A plain folder
@@ -347,17 +414,44 @@ def test_plain_folder_with_twins_and_a_folder_of_videos(tmp_path, clip):
     put(clip[0], *(tmp_path/"mine"/name for name in ("real/a.mp4", "real/a.avi", "fake/videos/a.mp4", "fake/swap/videos/b.mp4")))
     videos = list_dataset("folder", tmp_path/"mine").videos
     assert videos[["subset", "video"]].values.tolist() == [["real", "real-a.avi"], ["real", "real-a.mp4"], ["swap", "fake-swap-videos-b"], ["fake", "fake-videos-a"]]
+    put(clip[0], tmp_path/"mine"/"real"/"b"/"c.mp4", tmp_path/"mine"/"real"/"b-c.mp4")
+    videos = list_dataset("folder", tmp_path/"mine").videos
+    assert len(set(videos.video)) == len(set(videos.identity)) == 6 and videos.video.str.fullmatch("real-b-c.mp4-[0-9a-f]{8}").sum() == 2
+
+
+def test_plain_folder_that_contradicts_itself(tmp_path, clip, monkeypatch):
+    put(clip[0], *(tmp_path/"mine"/name for name in ("real/a.mp4", "fake/Real/x.mp4", "fake/b.mp4", "real/swap/fake/y.mp4")))
+    (tmp_path/"mine"/"fake"/"loop").symlink_to(tmp_path/"mine"/"fake")
+    monkeypatch.chdir(tmp_path/"mine"/"real")
+    listing = list_dataset("folder", "..")
+    assert listing.videos[["dataset", "subset", "video", "label"]].values.tolist() == [["mine", "real", "real-a", 0], ["mine", "fake", "fake-b", 1]]
+    assert [(path.split("mine/")[1], reason) for path, reason in listing.problems] == [
+        ("real/swap/fake/y.mp4", "in a folder 'fake' inside 'real'; left out"), ("fake/Real/x.mp4", "in a folder 'real' inside 'fake'; left out")]
+
+
+def test_frames_in_a_plain_folder(tmp_path, clip):
+    put(clip[0], tmp_path/"mine"/"real"/"a.mp4")
+    for name in ("real/frames/a", "real/masks/a", "fake/frames/b"): write_png(tmp_path/"mine"/name/"000.png", np.zeros((8, 8, 3), np.uint8))
+    assert list_dataset("folder", tmp_path/"mine", frames=True).videos.video.tolist() == ["real-frames-a", "fake-frames-b"]
 
 
 def test_photographs_in_a_plain_folder(tmp_path):
-    from clips import draw_frame, photograph
-    from prle.faces import write_png
     for name in ("real/ann", "real/bea", "fake/eve"): write_png(tmp_path/"mine"/f"{name}.png", draw_frame((320, 240), [photograph()], 0)[0])
-    assert main(["faces", "folder", "--root", str(tmp_path/"mine"), "--out", str(tmp_path/"o"), "--size", "64", "--workers", "1"]) == 0
+    assert main(["faces", "folder", "--root", str(tmp_path/"mine"), "--out", str(tmp_path/"o"), "--size", "64", "--workers", "0"]) == 0
     assert counts(read_manifest(tmp_path/"o"/"manifest.parquet")) == {("test", "real"): 2, ("test", "fake"): 1}
 
 
 # Errors
+
+@pytest.mark.parametrize("argv, message", [
+    (["faces", "a.mp4", "--out", "o", "--compression", "c99", "--protocol", "xx"], "without --root, the folder of a data set, the command takes no --compression, --protocol."),
+    (["convert", "x.json", "--root", ".", "--out", "o", "--subsets", "DF", "--frames"], "a JSON takes no --subsets, --frames."),
+    (["convert", "x.parquet", "--out", "o", "--part", "test"], "a manifest takes no --part.")])
+def test_options_that_do_nothing_are_refused(tmp_path, clip, capsys, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    put(clip[0], tmp_path/"a.mp4")
+    assert main(argv) == 2 and message in capsys.readouterr().err and not (tmp_path/"o").exists()
+
 
 def test_wrong_names_and_roots(tmp_path, capsys):
     for argv, message in ((["check", "ffpp", str(tmp_path)], "Did you mean 'ff++'"), (["check", "ff++", str(tmp_path/"none")], "no such folder"),
@@ -376,7 +470,14 @@ def test_probe_finds_what_cannot_be_decoded(tmp_path, clip):
     (tmp_path/"frames").mkdir()
     whole = clip[0].read_bytes()
     (tmp_path/"cut.mp4").write_bytes(whole[:len(whole) // 2])
-    for name in ("empty.mp4", "text.mp4", "cut.mp4", "frames"): assert probe(tmp_path/name) == "unreadable", name
+    picture = draw_frame((320, 240), [photograph()], 0)[0]
+    assert cv2.imwrite(str(tmp_path/"whole.jpg"), picture) and probe(tmp_path/"whole.jpg") == ""
+    (tmp_path/"cut.jpg").write_bytes((tmp_path/"whole.jpg").read_bytes()[:3000])
+    for folder, broken in (("first", "000.png"), ("last", "002.png"), ("good", "001.png")): # as with videos, what lies between is not looked at
+        for i in range(3): write_png(tmp_path/folder/f"{i:03d}.png", picture)
+        (tmp_path/folder/broken).write_bytes(b"x")
+    assert probe(tmp_path/"good") == ""
+    for name in ("empty.mp4", "text.mp4", "cut.mp4", "frames", "cut.jpg", "first", "last"): assert probe(tmp_path/name) == "unreadable", name
     assert probe(tmp_path/"none.mp4") == "missing" and probe(clip[0]) == ""
 
 

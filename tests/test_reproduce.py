@@ -323,7 +323,7 @@ def real_data(tmp_path, monkeypatch):
         lines.append(f"{label} {folder}/{name}.mp4")
     (celeb / "List_of_testing_videos.txt").write_text("\n".join(lines) + "\n")
     for name, folder, options in (("ff++", ffpp, ["--subsets", "DF"]), ("celeb-df", celeb, [])):
-        assert cli.main(["faces", name, "--root", str(folder), "--out", str(root / name), "--count", "2", "--size", "256", "--workers", "1", *options]) == 0
+        assert cli.main(["faces", name, "--root", str(folder), "--out", str(root / name), "--count", "2", "--size", "256", "--workers", "0", *options]) == 0
     full = experiments.PRESETS["paper"]
     networks = {name: dataclasses.replace(b, pretrained=False) for name, b in full.backbones.items()}
     monkeypatch.setitem(experiments.PRESETS, "paper", dataclasses.replace(full, backbones=networks, recipe=dict(epochs=1, batch=4, workers=0)))
