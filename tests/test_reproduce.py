@@ -88,7 +88,9 @@ def test_table3_numbers_are_the_scores(smoke):
 def test_tables_show_ours_the_papers_and_the_difference(smoke):
     for n in (2, 3, 4, 5, 6, 7, 8):
         text = (smoke[0] / f"smoke/tables/table{n}.md").read_text()
-        assert all(f" {kind} " in text for kind in ("ours", "paper", "ours - paper")) and "Preset smoke" in text and "1 seed" in text and "95% intervals" in text, n
+        assert all(f" {kind} " in text for kind in ("ours", "paper", "ours - paper")) and "Preset smoke" in text and "1 seed" in text, n
+        assert ("the slowest and the fastest of 1 rounds" if n == 8 else "95% intervals") in text, n
+        assert ("test faces of mini-Celeb" in text) == (n in (2, 4, 5, 6, 7)), "the faces behind the numbers"
     assert "99.91" in (smoke[0] / "smoke/tables/table3.md").read_text() and "**74.72**" in (smoke[0] / "smoke/tables/table2.md").read_text()
     rows = pd.read_csv(smoke[0] / "smoke/tables/table2.csv")
     assert set(rows.measure) == {"ACC", "AUC"} and len(rows) == 2 * 4 * (18 + 5)
@@ -156,6 +158,20 @@ def test_a_cell_changed_by_hand_stands_in_the_report(smoke, monkeypatch):
         assert any(line.startswith("CHANGED tables/table6.csv") for line in lines)
     finally: path.write_bytes(before)
     assert "Not what was written" not in write_report(lab).read_text()
+
+
+def test_a_table_of_other_data_is_marked_and_links_to_no_notebook_that_is_not_there(toy, tmp_path):
+    from prle.paper import write_table
+    lab = Lab("smoke", write_square(toy, tmp_path / "square"), tmp_path, say=lambda line: None)
+    frame = pd.DataFrame(dict(auc=["64.0"]))
+    write_table(lab, "table4", frame, frame, "A caption.", notebook="table4_masks")
+    page = write_report(lab).read_text()
+    assert "Made from other data" not in page and f"data {lab.fingerprint}" in page and "The executed notebook" not in page
+    lab.fingerprint = "0123456789abcdef"
+    (notebooks := tmp_path / "smoke/notebooks").mkdir()
+    (notebooks / "table4_masks.ipynb").write_text("{}")
+    page = write_report(lab).read_text()
+    assert "Made from other data than this page's: table4." in page and 'href="smoke/notebooks/table4_masks.ipynb"' in page
 
 
 def test_figure7_masks_grow_with_alpha_and_stay_what_they_were(smoke):
@@ -340,6 +356,10 @@ def test_real_data_in_official_layouts_with_full_size_networks(real_data, tmp_pa
                         r"and [\d.]+ [MG]B on disk.", text), text
     rows = compare_arms(lab, table_arms(lab, 6)[:1], 1).set_index("test")
     assert set(rows.index) == {"Celeb-DF", "AVG"} and rows.value.between(0, 100).all() and (rows.note == "").all()
+    said = []
+    lab.store.say = said.append
+    asked = plan(lab, list(NOTEBOOKS)).store.names()
+    assert [line.split()[1] for line in said] == ["figure1_attention", "figure5_single_training"] and len(asked) > 50, "FS and NT are not there; the rest is planned"
     weights = sum(p.stat().st_size for p in (tmp_path / "outputs/runs/detectors").glob("*/model.safetensors"))
     assert weights > 500e6, "VGG-16 alone has 134 million weights"
 
