@@ -141,7 +141,7 @@ class Effect:
                 f"{self.points:+.1f} points [{self.points_low:+.1f}, {self.points_high:+.1f}].")
 
 def _mixed_logistic(right: np.ndarray, x: np.ndarray, participants: np.ndarray, faces: np.ndarray) -> tuple[float, float]:
-    "Slope of the log-odds on `x` and its standard deviation, with crossed random intercepts and slopes."
+    "Slope of the log-odds on `x` and its standard error, with crossed random intercepts and slopes."
     from statsmodels.genmod.bayes_mixed_glm import BinomialBayesMixedGLM
     x = x - x.mean()
     blocks = []
@@ -150,8 +150,9 @@ def _mixed_logistic(right: np.ndarray, x: np.ndarray, participants: np.ndarray, 
         one = sp.csr_matrix((np.ones(len(index)), (np.arange(len(index)), index)), (len(index), len(names)))
         blocks += [one, sp.diags(x) @ one]
     ident = np.repeat(np.arange(len(blocks)), [b.shape[1] for b in blocks])
-    fit = BinomialBayesMixedGLM(right.astype(float), np.column_stack([np.ones(len(x)), x]), sp.csr_matrix(sp.hstack(blocks)), ident).fit_vb(fit_method="L-BFGS-B")
-    return float(fit.fe_mean[1]), float(fit.fe_sd[1])
+    fit = BinomialBayesMixedGLM(right.astype(float), np.column_stack([np.ones(len(x)), x]), sp.csr_matrix(sp.hstack(blocks)), ident).fit_vb(fit_method="L-BFGS-B", rng=0)
+    slopes = np.exp(2 * fit.vcp_mean[1::2]) / [b.shape[1] for b in blocks[1::2]] # variance of the mean of people's and of faces' own slopes, which `fe_sd` takes as known
+    return float(fit.fe_mean[1]), float(np.sqrt(fit.fe_sd[1] ** 2 + slopes.sum()))
 
 # %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-14
 def _effect(kept: pd.DataFrame, x: np.ndarray, question: str, weights: np.ndarray, span: float) -> Effect:

@@ -422,16 +422,32 @@ def test_a_known_effect_is_found_and_its_direction_is_right(answered):
     assert masked_is_harder(kept).p > 0.99, "the reverse is not found"
 
 
-def test_no_effect_is_rarely_found(fresh):
-    "The mixed regression under the null: one-sided p below 0.05 in about 5% of 40 drawn studies (at most 6)."
-    plan, draw = conditions(30, 20, FIVE), rng("null")
-    spreads, found = dict(studyanalysis.SPREADS, participant_slope=0.0, face_slope=0.0), 0
-    part = plan[plan["mask"] != "fixed"]
-    for _ in range(40):
-        right, x, who, what = studyanalysis._draw_study(part, 80, (0.75, 0.75), spreads, draw)
-        slope, sd = studyanalysis._mixed_logistic(right, x.astype(float), who, what)
-        found += slope / sd < -1.645
-    assert found <= 6
+WIDE = dict(studyanalysis.SPREADS, participant_slope=0.6, face_slope=0.8)  # twice the assumed spreads of what the mask does
+
+
+def mixed(participants, images, faces, spreads, draw):
+    "Slope and standard error of the mixed regression on a drawn study without an effect."
+    part = conditions(participants, images, FIVE).query("mask != 'fixed'")
+    right, x, who, what = studyanalysis._draw_study(part, faces, (0.75, 0.75), spreads, draw)
+    return studyanalysis._mixed_logistic(right, x.astype(float), who, what)
+
+
+def test_no_effect_is_rarely_found():
+    "The mixed regression under the null, random slopes included: one-sided p below 0.05 in about 5% of 40 drawn studies (at most 6)."
+    draw = rng("null")
+    assert sum(slope / error < -1.645 for slope, error in (mixed(30, 20, 80, WIDE, draw) for _ in range(40))) <= 6
+
+
+def test_the_standard_error_of_the_mixed_regression_grows_with_the_random_slopes():
+    "At the paper's size: 0.083 without slopes, and the variance of each kind of slope over how many there are of it."
+    draw, true = rng("slopes"), np.sqrt(0.083 ** 2 + 0.6 ** 2 / 86 + 0.8 ** 2 / 240)
+    assert np.mean([mixed(86, 50, 240, WIDE, draw)[1] for _ in range(3)]) == pytest.approx(true, rel=0.15), "with the slopes taken as known it is 0.084"
+
+
+def test_the_mixed_regression_gives_the_same_number_twice(answered):
+    rows = answered[1][answered[1]["mask"] == "fixed"]
+    one, two = (studyanalysis._mixed_logistic(rows["right"].to_numpy(), rows.alpha.to_numpy(float), rows.code, rows.path) for _ in range(2))
+    assert one == two
 
 
 def test_the_crossed_bootstrap_has_the_spread_of_its_units():
