@@ -53,10 +53,11 @@ def conditions(
     if participants < 1: raise ValueError(f"participants must be 1 or more, not {participants}.")
     if images < block or images % block: raise ValueError(f"{len(subsets)} manipulations and as many reals make blocks of {block} images; {images} is no multiple of {block}.")
     blocks, rows = images // block, []
+    step = 1 if blocks % 5 != 2 else 3 if block == 6 else 7 # of the row of the Williams square; 1 (and 7, in blocks of 6) would tie it to the pattern's turn there
     first, lap_length = _williams(block), len(PATTERN) // math.gcd(images // block, len(PATTERN))
     orders = [rng(seed, "order", b).permutation(block) for b in range(blocks)]
     for p in range(participants):
-        shift = 2 * (p % 5) + (7 if blocks % 5 == 2 else 1) * (p // 5) # row of the Williams square; 7 where 1 would tie it to the pattern's turn
+        shift = 2 * (p % 5) + step * (p // 5)
         for b in range(blocks):
             count = p * blocks + b
             turn, lap = (count + p // lap_length) % len(PATTERN), count // len(PATTERN)
@@ -157,7 +158,7 @@ def plan_study(
         some, most = largest_design(faces, subsets, practice, images, seed)
         offer = f"The largest balanced design has {most} images a participant, with {', '.join(some)}." if most else "No design of any size is balanced; a study needs more people."
         raise ValueError(f"{images} images a participant with every identity at most once, and {practice} to practise on, "
-                         f"need more people than the {faces.identity.nunique()} there are. {offer}") from e
+                         f"need more people than the {faces.identity.nunique()} there are, with one face drawn for each person and kind. {offer}") from e
 
 # %% ../nbs/12_userstudy.ipynb #12-userstudy-24
 def _write_picture(image: np.ndarray, path: Path):

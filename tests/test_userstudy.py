@@ -30,14 +30,26 @@ def test_every_condition_stands_at_every_position_equally_often(images):
     plan = conditions(250, images, FIVE)
     assert len(plan) == 250 * images
     blocks = images // 10
-    counts = plan.groupby(["position", "subset", "mask"]).size().unstack(fill_value=0)
+    counts = plan.groupby(["subset", "mask", "position"]).size().unstack(fill_value=0)
+    for (subset, mask), at in counts.iterrows():
+        assert (at == 25 * {"none": 2, "dynamic": 2, "fixed": 1}[mask] // 5 * (5 if subset == "real" else 1)).all() and len(at) == images, (subset, mask)
     block = plan.assign(block=plan.position // 10).groupby(["block", "subset", "mask"]).size()
     for b in range(blocks):  # real is five times as frequent as a manipulation
         assert all(block[b, s, m] == 250 * {"none": 2, "dynamic": 2, "fixed": 1}[m] * (5 if s == "real" else 1) // 5 for s in ("real", *FIVE) for m in ("none", "dynamic", "fixed"))
     masks = plan.groupby(["position", "mask"]).size().unstack()
     assert (masks.nunique() == 1).all(), masks
     reals = plan[plan.subset == "real"].groupby("position").size()
-    assert reals.nunique() == 1 and len(counts)
+    assert reals.nunique() == 1 and len(counts) == 6 * 3
+
+
+@pytest.mark.parametrize("subsets", [FIVE[:m] for m in (2, 3, 4)], ids=len)
+@pytest.mark.parametrize("blocks", [1, 2, 3, 7])
+def test_fewer_manipulations_are_balanced_over_positions_too(subsets, blocks):
+    plan = conditions(86, 2 * len(subsets) * blocks, subsets)
+    counts = plan.groupby(["position", "subset", "mask"]).size().unstack(["subset", "mask"], fill_value=0)
+    assert counts.shape[1] == 3 * (len(subsets) + 1) and counts.min().min() > 0, "every condition stands at every position"
+    masks = plan.groupby(["position", "mask"]).size().unstack() / 86
+    assert (masks[["none", "fixed", "dynamic"]].sub([0.4, 0.2, 0.4]).abs().max() < 0.08).all()
 
 
 def test_fifty_images_are_the_same_mixture_for_everybody_and_each_alpha_once():
@@ -95,7 +107,7 @@ def test_faces_and_masks_are_used_evenly():
 
 
 def test_too_few_people_are_told_and_the_largest_design_is_possible():
-    with pytest.raises(ValueError, match="more people than the 24 there are. The largest balanced design has 10 images a participant, with DF, FS, F2F, Fsh, NT"):
+    with pytest.raises(ValueError, match="more people than the 24 there are, with one face drawn for each person and kind. The largest balanced design has 10 images a participant, with DF, FS, F2F, Fsh, NT"):
         plan_study(studies.people(24), 5, 50)
     with pytest.raises(ValueError, match="No design of any size"):
         plan_study(studies.people(4), 5, 50)
