@@ -1,9 +1,11 @@
 """prle.userstudy, studypage, studyserver, studyanalysis: the design, the pictures, what is served and stored, and what the numbers are."""
+import asyncio
 import http.client
 import json
 import os
 import re
 import shutil
+import socket
 from contextlib import contextmanager
 
 import cv2
@@ -19,7 +21,7 @@ from prle.core import rng
 from prle.studyanalysis import (accuracy_table, crossed_bootstrap, detector_answers, detector_table, draw_figure10, exclude, harder_with_alpha, masked_is_harder,
                                 power, read_responses, report, robust_difference)
 from prle.studypage import _connect, write_page
-from prle.studyserver import FIELDS, LIMIT, Refused, Responses
+from prle.studyserver import FIELDS, LIMIT, Refused, Responses, _server, serve
 from prle.userstudy import ALPHAS, build_study, conditions, largest_design, plan_study, read_study
 
 
@@ -107,7 +109,7 @@ def test_faces_and_masks_are_used_evenly():
 
 
 def test_too_few_people_are_told_and_the_largest_design_is_possible():
-    with pytest.raises(ValueError, match="more people than the 24 there are, with one face drawn for each person and kind. The largest balanced design has 10 images a participant, with DF, FS, F2F, Fsh, NT"):
+    with pytest.raises(ValueError, match="more people than the 24 there are, with one face drawn .+ The largest balanced design has 10 images a participant, with DF, FS, F2F"):
         plan_study(studies.people(24), 5, 50)
     with pytest.raises(ValueError, match="No design of any size"):
         plan_study(studies.people(4), 5, 50)
@@ -186,6 +188,7 @@ def test_the_same_seed_makes_the_same_study_and_a_folder_is_never_overwritten(st
     assert again.pictures.equals(study.pictures) and again.plan.equals(study.plan)
     same = lambda f: f.read_bytes() == (study.path / f.relative_to(again.path)).read_bytes()
     assert all(same(f) for f in (again.path / "page").rglob("*") if f.is_file())
+    assert studies.study(tmp_path / "maps", participants=10, images=10, subsets=FIVE, n=24, top=20).codes != study.codes, "other quantile maps are another study"
     faces = studies.faces(tmp_path / "faces", 24)
     with pytest.raises(FileExistsError, match="may hold responses"):
         build_study(faces, again.path, 10, 10)
@@ -216,8 +219,16 @@ def test_the_consent_is_the_researchers_and_the_policy_names_one_address(study, 
     assert re.search(r"connect-src (.+?);", write_page(read_study(copy), post=None).read_text())[1] == "'none'"
     urls = re.findall(r"(?:src|href)=\"(.+?)\"", html)
     assert urls and all(u == "data:," or (copy / "page" / u).exists() for u in urls)
-    with pytest.raises(ValueError, match="no address"):
-        _connect("https://a.example; script-src *")
+    for post in ("https://a.example; script-src *", "lab.example/x", "https://name:word@lab.example/x", "//lab.example/x", "htp://x"):
+        with pytest.raises(ValueError, match="no address"):
+            _connect(post)
+
+
+@pytest.mark.parametrize("practice, confidence", [(0, False), (2, True)])
+def test_the_texts_say_what_is_done(tmp_path, practice, confidence):
+    html = (studies.study(tmp_path, practice=practice, confidence=confidence).path / "page" / "index.html").read_text()
+    assert ("First come 2 pictures to practise on" in html) == ("First come" in html) == bool(practice)
+    assert ("how sure you were of it" in html) == confidence and "when each came" in html and "{{" not in html
 
 
 def test_texts_have_enough_contrast():
@@ -293,9 +304,15 @@ def test_a_line_cut_short_by_a_crash(fresh):
 
 
 def test_a_full_disk_confirms_nothing(fresh, monkeypatch):
+    responses, flush = Responses(fresh), os.fsync
+    responses.add(good(fresh))
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("No space left on device")))
-    with pytest.raises(OSError, match="No space"):
-        Responses(fresh).add(good(fresh))
+    for _ in range(2):  # the second try finds nothing that the first has left
+        with pytest.raises(OSError, match="No space"):
+            responses.add(good(fresh, 1))
+    assert responses.stored(fresh.codes[0]) == 1
+    monkeypatch.setattr(os, "fsync", flush)
+    assert responses.add(good(fresh, 1)) == 2
 
 
 # ---- serving ----
@@ -303,16 +320,12 @@ def test_a_full_disk_confirms_nothing(fresh, monkeypatch):
 @contextmanager
 def serving(study):
     "The server's handlers in a thread of this process; yields a function that asks."
-    import asyncio
     import threading
-    from tornado.httpserver import HTTPServer
     from tornado.netutil import bind_sockets
-    from tornado.web import Application
-    from prle.studyserver import _handlers
     loop, sockets = asyncio.new_event_loop(), bind_sockets(0, "127.0.0.1")
 
     async def run():
-        server = HTTPServer(Application(_handlers(study), log_function=lambda handler: None), max_body_size=4 * LIMIT)
+        server = _server(study)
         server.add_sockets(sockets)
         await stop.wait()
         server.stop()
@@ -346,6 +359,20 @@ def test_nothing_outside_the_page_is_served(fresh):
             assert status in (400, 403, 404) and fresh.codes[0].encode() not in body and b"root:" not in body, path
 
 
+def test_nobody_holds_the_server_up(fresh):
+    limits = _server(fresh).conn_params
+    assert limits.body_timeout == 10 and limits.header_timeout == 60
+
+
+@pytest.mark.parametrize("host, name, open_to_all", [("127.0.0.1", "127.0.0.1", False), ("::1", "[::1]", False), ("0.0.0.0", socket.gethostname(), True)])
+def test_the_address_that_is_printed_can_be_opened(fresh, monkeypatch, capsys, host, name, open_to_all):
+    monkeypatch.setattr(asyncio.Event, "wait", lambda self: asyncio.sleep(0))
+    try: serve(fresh.path, host, port=0)
+    except OSError: pytest.skip(f"this machine has no {host}")
+    said = capsys.readouterr()
+    assert re.match(re.escape(f"http://{name}:") + rf"\d+/\?code={fresh.codes[0]} is the first", said.out) and ("Everybody in the network" in said.err) == open_to_all
+
+
 def test_answers_over_http(fresh):
     with serving(fresh) as ask:
         status, body, _ = ask("/answers", good(fresh))
@@ -357,7 +384,11 @@ def test_answers_over_http(fresh):
             status, body, _ = ask("/answers", data)
             assert status == want, (data[:10], status)
         assert ask("/answers", good(fresh, 1), **{"Content-Type": "text/plain"})[0] == 415
-        assert ask("/answers")[0] == 405 and ask("/answers", b"{}", method="PUT")[0] == 405
+        with pytest.raises(ConnectionError):
+            ask("/answers", b"{}", **{"X-Long": "x" * 5 * LIMIT})
+        status, body, _ = ask(f"/answers?study=x&code={fresh.codes[0]}")
+        assert status == 200 and json.loads(body) == dict(stored=1) and json.loads(ask(f"/answers?code={fresh.codes[1]}")[1]) == dict(stored=0)
+        assert ask("/answers")[0] == 404 and ask("/answers?code=nobody22")[0] == 404 and ask("/answers", b"{}", method="PUT")[0] == 405
     assert [p.name for p in (fresh.path / "responses").iterdir()] == [f"{fresh.codes[0]}.jsonl"]
     assert len(read_responses(fresh)) == 1
 
