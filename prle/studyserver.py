@@ -66,11 +66,11 @@ class Responses:
         there = {a["index"] for a in self.read(code)}
         return next(k for k in range(len(there) + 1) if k not in there)
 
-    def check(
+    def fit(
         self,
         answer, # as it came
     ) -> dict: # the same
-        "`Refused` with a reason unless the answer belongs here and is new."
+        "`Refused` with a reason unless the answer belongs to the study and its plan."
         a = _check_shape(answer)
         if a["study"] != self.study: raise Refused(409, "this answer belongs to another study.")
         if a["code"] not in self.items: raise Refused(404, "there is no such code in this study.")
@@ -81,6 +81,14 @@ class Responses:
         if not 0 <= a["rt"] <= LONGEST: raise Refused(400, f"rt must lie in 0 to {LONGEST} ms.")
         if a["source"] not in ("button", "keyboard"): raise Refused(400, "source must be button or keyboard.")
         if a["confidence"] not in (None, 1, 2, 3): raise Refused(400, "confidence must be 1, 2, 3 or null.")
+        return a
+
+    def check(
+        self,
+        answer, # as it came
+    ) -> dict: # the same
+        "As `fit`; refused too if the picture was answered already."
+        a = self.fit(answer)
         for old in self.read(a["code"]):
             if old["index"] == a["index"]:
                 same = all(old[name] == a[name] for name in FIELDS)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PATTERN', 'ALPHAS', 'CHECKS', 'ANSWERS', 'conditions', 'largest_design', 'plan_study', 'mask_face', 'Study',
-           'build_study', 'read_study', 'draw_session', 'select_faces', 'study_faces']
+           'build_study', 'read_study', 'draw_session', 'select_faces', 'study_steps', 'study_faces']
 
 # %% ../nbs/12_userstudy.ipynb #12-userstudy-3
 import math, os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -309,11 +309,19 @@ def select_faces(
     found.attrs["root"] = lab.manifest.attrs["root"]
     return found
 
+def study_steps(
+    lab: Lab, # preset, data and store
+    splits: Sequence[str] = SPLITS, # as `select_faces`
+    seed: int = 0, # of the zoo
+) -> list[Callable]: # to be called with a dry lab too
+    "The runs behind a study's masks."
+    return [lambda s=split: fusion_run(lab, "all", seed, split=s) for split in splits]
+
 def study_faces(
     lab: Lab, # preset, data and store
     splits: Sequence[str] = SPLITS, # as `select_faces`
     seed: int = 0, # of the zoo
 ) -> pd.DataFrame: # rows of the manifest, with the column `quantiles`
     "The faces of a lab with the quantile maps of its zoo; makes the zoo if it is not there."
-    found, folders = select_faces(lab, splits), {split: fusion_run(lab, "all", seed, split=split).path/"quantiles" for split in splits}
+    found, folders = select_faces(lab, splits), {s: run().path/"quantiles" for s, run in zip(splits, study_steps(lab, splits, seed))}
     return found.assign(quantiles=[str(folders[s]/Path(p).with_suffix(".png")) for s, p in zip(found.split, found.path)])

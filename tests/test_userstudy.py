@@ -19,9 +19,9 @@ from studies import FIVE, simulate
 from prle import cli, studyanalysis
 from prle.core import rng
 from prle.studyanalysis import (accuracy_table, crossed_bootstrap, detector_answers, detector_table, draw_figure10, exclude, harder_with_alpha, masked_is_harder,
-                                power, read_responses, report, robust_difference)
+                                participants_needed, power, read_responses, report, robust_difference, study_detectors)
 from prle.studypage import _connect, write_page
-from prle.studyserver import FIELDS, LIMIT, Refused, Responses, _server, serve
+from prle.studyserver import FIELDS, LIMIT, LONGEST, Refused, Responses, _server, serve
 from prle.userstudy import ALPHAS, build_study, conditions, largest_design, plan_study, read_study
 
 
@@ -338,7 +338,8 @@ def serving(study):
         data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
         connection.request(method or ("POST" if data is not None else "GET"), path, data, {"Content-Type": "application/json", **headers} if data is not None else headers)
         reply = connection.getresponse()
-        return reply.status, reply.read(), reply.headers
+        try: return reply.status, reply.read(), reply.headers
+        except ConnectionResetError: return reply.status, b"", reply.headers  # the server hangs up on what is too long
     try: yield ask
     finally:
         loop.call_soon_threadsafe(stop.set)
@@ -431,11 +432,43 @@ def test_what_does_not_belong_is_listed_and_costs_only_itself(fresh):
     (folder / "broken.json").write_text("{")
     (folder / "list.json").write_text("[]")
     (folder / "other.json").write_text(json.dumps(dict(answers=[good(fresh) | dict(study="x"), 7])))
-    (folder / "twice.json").write_text(json.dumps(dict(answers=[good(fresh), good(fresh, code=3, item="0.png")])))
+    (folder / "zz.json").write_text(json.dumps(dict(answers=[good(fresh), good(fresh, code=3, item="0.png")])))
     (folder / "notes.txt").write_text("not read")
+    (folder / "odd.json").write_text(json.dumps(dict(answers=[good(fresh, code=2) | c for c in (dict(rt="900"), dict(index=[0]), dict(rt=-5), dict(rt=None))])))
     table = read_responses(fresh)
-    assert len(table) == 24 and [name for name, _ in table.attrs["dropped"]] == ["broken.json", "list.json", "other.json", "responses"]
-    assert "1 answers do not fit the plan" in table.attrs["dropped"][-1][1]
+    assert len(table) == 24 and table.attrs["dropped"] == [
+        ("broken.json", "no file of answers (JSONDecodeError)"), ("list.json", "no file of answers (TypeError)"),
+        ("odd.json", "2 of 4 answers left out: the field 'rt' has the wrong type."), ("odd.json", "1 of 4 answers left out: the field 'index' has the wrong type."),
+        ("odd.json", f"1 of 4 answers left out: rt must lie in 0 to {LONGEST} ms."),
+        ("other.json", "1 of 2 answers left out: this answer belongs to another study."), ("other.json", "1 of 2 answers left out: an answer is a JSON object."),
+        ("zz.json", "1 of 2 answers left out: this picture was answered already, differently."),
+        ("zz.json", "1 of 2 answers left out: item 0 of this participant is another one.")]
+    assert len(exclude(table)[0]) == 20
+
+
+def test_two_people_with_one_code_are_noticed_and_a_misfit_hides_nobody(fresh):
+    simulate(fresh, lambda k: 0.8, codes=fresh.codes[:1])
+    first = fresh.path / "responses" / f"{fresh.codes[0]}.json"
+    second, copy = json.loads(first.read_text()), first.read_text()
+    for a in second["answers"]: a["rt"] += 7
+    (first.parent / f"{fresh.codes[0]} (1).json").write_text(json.dumps(second))
+    (first.parent / "0.json").write_text(copy)
+    (first.parent / "A misfit.json").write_text(json.dumps(dict(answers=[a | dict(item="0.png") for a in second["answers"]])))
+    table = read_responses(fresh)
+    assert len(table) == 12
+    dropped = table.attrs["dropped"]
+    assert set(table.rt) == {2000}
+    twice = "12 of 12 answers left out: this picture was answered already, differently."
+    assert {name for name, _ in dropped[:-1]} == {"A misfit.json"} and dropped[-1] == (f"{first.stem} (1).json", twice), "the copy of the first is no other answer"
+
+
+def test_all_excluded_is_said(fresh):
+    simulate(fresh, lambda k: 0.8, rt=100)
+    kept, out = exclude(read_responses(fresh))
+    assert kept.empty and len(out) == 10
+    figure = draw_figure10(kept, FIVE)
+    assert "ALL EXCLUDED" in [t.get_text() for t in figure.texts] and "all 100 human decisions excluded" in figure.get_supxlabel()
+    plt.close(figure)
 
 
 @pytest.fixture(scope="module")
@@ -515,6 +548,7 @@ def test_power_rises_with_people_and_with_the_drop():
     table = power((5, 40, 86), studies=60)
     assert table.is_monotonic_increasing and table[86] > 0.95 and power((40,), only="DF", studies=60)[40] < table[40]
     assert power((40,), points=0, studies=200)[40] < 0.1
+    assert participants_needed(table) == "40 participants for a power of 80%" and participants_needed(table[:1]) == "more than 5 participants for a power of 80%"
 
 
 def test_simulated_is_said_everywhere(answered):
@@ -541,7 +575,11 @@ def test_detectors_judge_the_pictures_of_test_people(answered, tiny, tmp_path):
     assert answers.p_fake[0] == pytest.approx(tiny.eval()(image).sigmoid().item(), abs=1e-5)
     table = detector_table(answers, FIVE, kept)
     assert table.query("panel == 'a' and name == 'all'").decisions.sum() == kept["mask"].isin(["none", "dynamic"]).sum(), "each picture as often as people judged it"
+    figure = draw_figure10(kept, FIVE, table, n=50)
+    assert f"test people only, {len(kept)} of these decisions" in figure.get_supxlabel()
+    plt.close(figure)
     trained = studies.study(tmp_path, split="train")
+    assert study_detectors(trained, None, kept) is None, "no lab is asked to train"
     with pytest.raises(ValueError, match="no picture of this study shows a test person"):
         detector_answers(trained, dict(tiny=tiny))
 
