@@ -285,7 +285,7 @@ def test_what_is_no_answer(tmp_path):
 
 
 def test_the_session_goes_on_where_the_server_says(tmp_path):
-    study = studies.study(tmp_path, practice=0)
+    study = studies.study(tmp_path, images=2, subsets=("F2F",), practice=0)
     file, right = study.path / "responses" / f"{study.codes[0]}.jsonl", truth(study)
     with server(study) as (address, _), browser(DESKTOP) as who:
         who.driver.get(f"{address}/?code={study.codes[0]}")
@@ -294,19 +294,19 @@ def test_the_session_goes_on_where_the_server_says(tmp_path):
         who.until(lambda: file.exists() and len(file.read_text().splitlines()) == 2, "two answers")
         who.script("localStorage.clear()")  # as on another machine
         who.driver.refresh()
-        who.sees("You have answered 2 of 6. If that was not you, please tell the researcher.")
+        who.sees("You have answered 2 of 4. If that was not you, please tell the researcher.")
         who.changed(who.press("Go on"))
-        for _ in range(4): answer(who, right)
+        for _ in range(2): answer(who, right)
         who.sees("All your answers are saved. You may close this page now.")
-        assert who.script("return results().answers.length + ' ' + results().complete") == "4 false", "the file holds what was answered here"
-        assert len(responses := read_responses(study)) == 6 and responses["right"].all() and who.errors() == []
+        assert who.script("return results().answers.length + ' ' + results().complete") == "2 false", "the file holds what was answered here"
+        assert len(responses := read_responses(study)) == 4 and responses["right"].all() and who.errors() == []
 
         file.unlink()  # a pilot's answers, removed
         who.driver.refresh()
         begin(who, practice=0)
         other = dict(study=study.settings["study"], code=study.codes[0], index=0, item="", answer="real", rt=1, source="button", confidence=None)
         file.write_text(json.dumps(other) + "\n")  # of somebody else with the same code
-        for _ in range(6): answer(who, right)
+        for _ in range(4): answer(who, right)
         who.sees("Please save your answers with the button and hand the file in. Then you may close this page.")
         assert "in use somewhere else" in who.status() and "All your answers are saved" not in who.text()
 
@@ -340,24 +340,24 @@ def foreign():
 
 def test_answers_go_to_the_researchers_own_server(tmp_path):
     with foreign() as (post, took):
-        study = studies.study(tmp_path, post=post, practice=0)
+        study = studies.study(tmp_path, images=2, subsets=("F2F",), post=post, practice=0)
         right = truth(study)
         with server(study) as (address, _), browser(PHONE) as who:
             who.driver.get(f"{address}/?code={study.codes[0]}")
             begin(who, practice=0)
-            for _ in range(6): answer(who, right)
+            for _ in range(4): answer(who, right)
             who.sees("All your answers are saved.")
             assert {u.split("/")[2] for u in who.requests() if u.startswith("http")} == {address.split("/")[2], post.split("/")[2]}
-    assert [a["index"] for a in took] == [0, 0, 1, 1, 2, 3, 4, 5] and not list((study.path / "responses").iterdir())
+    assert [a["index"] for a in took] == [0, 0, 1, 1, 2, 3] and not list((study.path / "responses").iterdir())
 
 
 def test_two_at_once_and_a_server_killed_in_mid_session(tmp_path):
-    study = studies.study(tmp_path)
+    study = studies.study(tmp_path, practice=0)
     right = truth(study)
     with browser(DESKTOP) as one, browser(PHONE) as two:
         with server(study) as (address, _):
             for who, code in zip((one, two), study.codes): who.driver.get(f"{address}/?code={code}")
-            for who in (one, two): begin(who)
+            for who in (one, two): begin(who, practice=0)
             for _ in range(2):
                 for who in (one, two): answer(who, right)
             stored = lambda: [len((study.path / "responses" / f"{c}.jsonl").read_text().splitlines()) for c in study.codes]
