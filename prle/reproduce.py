@@ -26,6 +26,8 @@ from .experiments import Lab, attention_run, fusion_run, maps_run, statistics_ru
 from .figures import FIGURE1, FIGURE3, celeb_set, figure1_arms
 from .paper import changed_files, consistency, damaged_rows, paper_table
 from .runs import Task, bytes_text, planned, record_runs, seconds_text
+from .studyanalysis import figure10_steps
+from .userstudy import study_steps
 
 # %% ../nbs/11e_reproduce.ipynb #11e-reproduce-4
 def _table(number: int, targets: bool = True) -> Callable:
@@ -65,6 +67,8 @@ NOTEBOOKS = {
     "figure9_heat_maps": _figure9,
     "localization_of_forgeries": localization_steps,
     "claims": claims_steps,
+    "userstudy_images": lambda lab, seeds: study_steps(lab),
+    "figure10_user_study": lambda lab, seeds: figure10_steps(lab),
 }
 "The notebooks of `nbs/paper/` in the order in which they are run, and the runs that each needs."
 HEADLINE = tuple(NOTEBOOKS)[:9]

@@ -14,10 +14,10 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .core import atomic_path
+from .core import atomic_path, check_choice
 from .datasets import SPLITS
 from .experiments import Lab
-from .userstudy import ANSWERS, Study, build_study, largest_design, read_study, study_faces
+from .userstudy import ANSWERS, Study, _absent, build_study, largest_design, plan_study, read_study, select_faces, study_faces
 
 # %% ../nbs/12a_studypage.ipynb #12a-studypage-5
 STATIC = files("prle")/"static"
@@ -36,8 +36,9 @@ def _connect(post: str | None) -> str:
     "The address that the page may send to, as its content security policy names it."
     if post is None: return "'none'"
     parts = urlsplit(post)
-    if not parts.scheme and not parts.netloc: return "'self'"
-    if parts.scheme not in ("https", "http") or not parts.netloc or set(post) & set(" ;,'\""): raise ValueError(f"{post!r} is no address to send answers to; it reads https://HOST/PATH.")
+    if post == "answers": return "'self'"
+    if parts.scheme not in ("https", "http") or not parts.hostname or "@" in parts.netloc or set(post) & set(" ;,'\""):
+        raise ValueError(f"{post!r} is no address to send answers to; it reads https://HOST/PATH.")
     return f"{parts.scheme}://{parts.netloc}"
 
 # %% ../nbs/12a_studypage.ipynb #12a-studypage-7
@@ -49,9 +50,10 @@ def write_page(
 ) -> Path: # index.html
     "Write the page beside its pictures. The texts of an existing page are overwritten."
     page, s = study.path/"page", study.settings
-    numbers = dict(images=s["images"], practice=s["practice"], minutes=math.ceil(s["images"] / 10 + 2))
+    words = dict(images=s["images"], practice=s["practice"], minutes=math.ceil(s["images"] / 10 + 2), confidence="how sure you were of it, " * confidence,
+                 first=f" First come {s['practice']} pictures to practise on, which do not count." if s["practice"] else "")
     text = Path(consent or STATIC/"consent.html").read_text(encoding="utf-8")
-    html = _fill((STATIC/"index.html").read_text(encoding="utf-8"), consent=_fill(text, **numbers).strip(), connect=_connect(post), **numbers)
+    html = _fill((STATIC/"index.html").read_text(encoding="utf-8"), consent=_fill(text, **words).strip(), connect=_connect(post), **words)
     exercises = [dict(picture=r.picture, answer=ANSWERS[r.label]) for r in study.pictures[study.pictures.practice].itertuples()]
     shutil.copytree(STATIC/"jspsych", page/"jspsych", dirs_exist_ok=True)
     for name in ("study.js", "study.css"): shutil.copy(STATIC/name, page/name)
@@ -74,23 +76,30 @@ def make_study(
     splits: Sequence[str] = SPLITS, # whose faces
     practice: int = 4, # pictures to practise on
     seed: int = 0, # of the zoo behind the masks and of everything that is drawn
-    **page, # `consent`, `post`, `confidence` of `write_page`
+    post: str | None = "answers", # as in `write_page`
+    **page, # `consent`, `confidence` of `write_page`
 ) -> Study:
-    "The masked image set and the page of a lab's faces."
-    folder, faces, subsets = Path(folder or lab.outputs/lab.name/"userstudy"), study_faces(lab, splits, seed), tuple(subsets or lab.subsets)
+    "The masked image set and the page of a lab's faces. What cannot work is refused before the zoo is made."
+    folder, faces, subsets = Path(folder or lab.outputs/lab.name/"userstudy"), select_faces(lab, splits), tuple(subsets or lab.subsets)
+    _connect(post), _absent(folder)
+    for subset in subsets: check_choice(subset, lab.subsets, "manipulation")
     if images is None:
         subsets, images = largest_design(faces, subsets, practice, seed=seed)
         if not images: raise ValueError(f"{faces.identity.nunique()} people are too few for any balanced design.")
-    study = build_study(faces, folder, participants, images, subsets, practice, seed,
+    plan_study(faces, min(participants, 1), images, subsets, practice, seed) # one participant's programme is everybody's
+    study = build_study(study_faces(lab, splits, seed), folder, participants, images, subsets, practice, seed,
                         preset=lab.name, data=lab.fingerprint, code=lab.store.code, runs=lab.store.names(), splits=list(splits))
-    write_page(study, **page)
+    write_page(study, post=post, **page)
     return study
 
 def lab_study(
     lab: Lab, # as `make_study`
     folder: str | Path | None = None, # as `make_study`
     **settings, # as `make_study`, for a new study
-) -> Study:
+) -> Study: # `ValueError` for a study of other data: detectors may have been trained on its test people
     "The study in the folder, responses and all; made if there is none."
     folder = Path(folder or lab.outputs/lab.name/"userstudy")
-    return read_study(folder) if folder.exists() else make_study(lab, folder, **settings)
+    if not folder.exists(): return make_study(lab, folder, **settings)
+    study = read_study(folder)
+    if study.settings["provenance"].get("data") != lab.fingerprint: raise ValueError(f"{folder} was made of other faces than these; name its data, or another folder.")
+    return study

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PATTERN', 'ALPHAS', 'CHECKS', 'ANSWERS', 'conditions', 'largest_design', 'plan_study', 'mask_face', 'Study',
-           'build_study', 'read_study', 'draw_session', 'study_faces']
+           'build_study', 'read_study', 'draw_session', 'select_faces', 'study_steps', 'study_faces']
 
 # %% ../nbs/12_userstudy.ipynb #12-userstudy-3
 import math, os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from matplotlib.figure import Figure
 from scipy.optimize import Bounds, LinearConstraint, linear_sum_assignment, milp
 
-from .core import FAKE, REAL, atomic_path, digest, progress, provenance, read_json, rng, write_json
+from .core import FAKE, REAL, atomic_path, digest, file_digest, progress, provenance, read_json, rng, write_json
 from .datasets import SPLITS, read_quantiles, read_rgb, select
 from .experiments import Lab, fusion_run
 from .masking import MaskParams, PrimaryRegionMask
@@ -53,10 +53,11 @@ def conditions(
     if participants < 1: raise ValueError(f"participants must be 1 or more, not {participants}.")
     if images < block or images % block: raise ValueError(f"{len(subsets)} manipulations and as many reals make blocks of {block} images; {images} is no multiple of {block}.")
     blocks, rows = images // block, []
+    step = 1 if blocks % 5 != 2 else 3 if block == 6 else 7 # of the row of the Williams square; 1 (and 7, in blocks of 6) would tie it to the pattern's turn there
     first, lap_length = _williams(block), len(PATTERN) // math.gcd(images // block, len(PATTERN))
     orders = [rng(seed, "order", b).permutation(block) for b in range(blocks)]
     for p in range(participants):
-        shift = 2 * (p % 5) + (7 if blocks % 5 == 2 else 1) * (p // 5) # row of the Williams square; 7 where 1 would tie it to the pattern's turn
+        shift = 2 * (p % 5) + step * (p // 5)
         for b in range(blocks):
             count = p * blocks + b
             turn, lap = (count + p // lap_length) % len(PATTERN), count // len(PATTERN)
@@ -157,7 +158,7 @@ def plan_study(
         some, most = largest_design(faces, subsets, practice, images, seed)
         offer = f"The largest balanced design has {most} images a participant, with {', '.join(some)}." if most else "No design of any size is balanced; a study needs more people."
         raise ValueError(f"{images} images a participant with every identity at most once, and {practice} to practise on, "
-                         f"need more people than the {faces.identity.nunique()} there are. {offer}") from e
+                         f"need more people than the {faces.identity.nunique()} there are, with one face drawn for each person and kind. {offer}") from e
 
 # %% ../nbs/12_userstudy.ipynb #12-userstudy-24
 def _write_picture(image: np.ndarray, path: Path):
@@ -226,6 +227,16 @@ class Study:
     def codes(self) -> list[str]: return list(dict.fromkeys(self.plan.code))
 
 # %% ../nbs/12_userstudy.ipynb #12-userstudy-29
+def _absent(folder: Path):
+    "`FileExistsError` if the folder is there."
+    if folder.exists(): raise FileExistsError(f"{folder} is there already and may hold responses; remove it, or name another folder.")
+
+def _mark(faces: pd.DataFrame, shown: set, design: list) -> str:
+    "The study's name, of its design and of the faces and quantile maps that are shown: other pictures are another study, with other codes."
+    rows = faces[faces.path.isin(shown)].sort_values("path")
+    files = [file_digest(p) for r in rows.itertuples() for p in (Path(faces.attrs["root"])/r.path, r.quantiles)]
+    return digest([rows[["path", "subset", "identity", "source_identity", "split"]].to_csv(index=False), files, *design])
+
 def build_study(
     faces: pd.DataFrame, # rows of a manifest, with a column `quantiles` (paths of quantile maps); `attrs["root"]` is the folder of the faces
     folder: str | Path, # of the study; appears when it is complete
@@ -238,9 +249,9 @@ def build_study(
 ) -> Study:
     "Make the masked image set and its key. `ValueError` if there are too few people, `FileExistsError` if the folder is there: it may hold responses."
     folder = Path(folder)
-    if folder.exists(): raise FileExistsError(f"{folder} is there already and may hold responses; remove it, or name another folder.")
+    _absent(folder)
     plan, trial = plan_study(faces, participants, images, subsets, practice, seed)
-    mark = digest([faces[["path", "subset", "identity", "source_identity", "split"]].to_csv(index=False), participants, images, list(subsets), practice, seed])
+    mark = _mark(faces, {*plan.path, *trial.path}, [participants, images, list(subsets), practice, seed])
     codes = _names("codes", participants, 8, "abcdefghjkmnpqrstuvwxyz23456789", mark) # no i, l, o, 0, 1
     with atomic_path(folder) as tmp:
         key = _write_pictures(pd.concat([trial, plan]), faces, tmp/"page"/"images", mark)
@@ -289,17 +300,28 @@ def draw_session(
     return figure
 
 # %% ../nbs/12_userstudy.ipynb #12-userstudy-37
-def study_faces(
+def select_faces(
     lab: Lab, # preset, data and store
     splits: Sequence[str] = SPLITS, # which faces; detectors are compared on "test" only
+) -> pd.DataFrame: # rows of the manifest
+    "The faces of a lab."
+    found = pd.concat([select(lab.manifest, split) for split in splits], ignore_index=True)
+    found.attrs["root"] = lab.manifest.attrs["root"]
+    return found
+
+def study_steps(
+    lab: Lab, # preset, data and store
+    splits: Sequence[str] = SPLITS, # as `select_faces`
+    seed: int = 0, # of the zoo
+) -> list[Callable]: # to be called with a dry lab too
+    "The runs behind a study's masks."
+    return [lambda s=split: fusion_run(lab, "all", seed, split=s) for split in splits]
+
+def study_faces(
+    lab: Lab, # preset, data and store
+    splits: Sequence[str] = SPLITS, # as `select_faces`
     seed: int = 0, # of the zoo
 ) -> pd.DataFrame: # rows of the manifest, with the column `quantiles`
     "The faces of a lab with the quantile maps of its zoo; makes the zoo if it is not there."
-    parts = []
-    for split in splits:
-        folder = fusion_run(lab, "all", seed, split=split).path/"quantiles"
-        rows = select(lab.manifest, split)
-        parts.append(rows.assign(quantiles=[str(folder/Path(p).with_suffix(".png")) for p in rows.path]))
-    found = pd.concat(parts, ignore_index=True)
-    found.attrs["root"] = lab.manifest.attrs["root"]
-    return found
+    found, folders = select_faces(lab, splits), {s: run().path/"quantiles" for s, run in zip(splits, study_steps(lab, splits, seed))}
+    return found.assign(quantiles=[str(folders[s]/Path(p).with_suffix(".png")) for s, p in zip(found.split, found.path)])

@@ -19,11 +19,12 @@ def people(n, subsets=FIVE, split="test"):
                          for k in range(n) for s in ("real", *subsets)])
 
 
-def faces(folder, n, subsets=FIVE, size=48, split="test"):
-    "The same with pictures (smooth noise, fakes brighter) and quantile maps (most attended at the top left)."
+def faces(folder, n, subsets=FIVE, size=48, split="test", top=None):
+    "The same with pictures (smooth noise, fakes brighter) and quantile maps (most attended at the top left; `top` rows of them)."
     rows, draw = people(n, subsets, split), rng("study faces")
     ranks = np.zeros((size, size), np.uint16)
-    ranks[: size // 2] = (np.arange(size // 2 * size) * 65535 // (size // 2 * size) + 1).reshape(size // 2, size)
+    top = top or size // 2
+    ranks[:top] = (np.arange(top * size) * 65535 // (top * size) + 1).reshape(top, size)
     folder.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(folder / "quantiles.png"), ranks)
     for r in rows.itertuples():
@@ -35,9 +36,9 @@ def faces(folder, n, subsets=FIVE, size=48, split="test"):
     return rows
 
 
-def study(folder, participants=2, images=4, subsets=("F2F", "NT"), n=12, practice=2, post="answers", confidence=False, split="test"):
+def study(folder, participants=2, images=4, subsets=("F2F", "NT"), n=12, practice=2, post="answers", confidence=False, split="test", top=None):
     "A study on disk, page included."
-    made = build_study(faces(folder / "faces", n, subsets, split=split), folder / "study", participants, images, subsets, practice)
+    made = build_study(faces(folder / "faces", n, subsets, split=split, top=top), folder / "study", participants, images, subsets, practice)
     write_page(made, post=post, confidence=confidence)
     return made
 

@@ -18,16 +18,18 @@ from PIL import Image
 from prle import cli, figures, reproduce as module
 from prle.comparisons import compare_arms, table_arms
 from prle.core import read_json, write_json
-from prle.datasets import read_manifest
+from prle.datasets import SPLITS, read_manifest
 from prle.experiments import Lab, detector_run, scores
 from prle.metrics import auc
 from prle.paper import SUBSETS, changed_files
 from prle.reproduce import (FULL, HEADLINE, NOTEBOOKS, announce, cost, find_notebooks, list_notebooks, notebook_folder, parameters_text, plan, reproduce, rtx3090_rate,
                             run_notebook, write_report)
+from prle.studypage import lab_study
+from prle.userstudy import read_study
 from test_experiments import write_square
 
-TABLES = {*(f"table{n}" for n in range(1, 9)), "table1_fusions", "figure5", "figure6", "figure8", "localization", "claims"}
-FIGURES = {*(f"figure{n}" for n in range(1, 10)), "table3_change"}
+TABLES = {*(f"table{n}" for n in range(1, 9)), "table1_fusions", "figure5", "figure6", "figure8", "figure10", "localization", "claims"}
+FIGURES = {*(f"figure{n}" for n in range(1, 11)), "table3_change", "userstudy_session"}
 
 
 def quiet(outputs):
@@ -207,6 +209,28 @@ def test_figures_2_and_4_are_intermediate_results(smoke):
 def test_figure9_draws_what_it_is_told_to(smoke):
     (_, one), (_, two), (_, other) = (figures.draw_figure9(quiet(smoke[0]), seed, ["EfficientNet"], faces=1) for seed in (0, 0, 3))
     assert one.equals(two) and len(one) == 2 and set(one.arm) == {"none", "primary"} and not one.path.equals(other.path)
+
+
+def test_a_study_is_built_on_the_command_line(smoke, tmp_path, capsys, monkeypatch):
+    lab, names = quiet(smoke[0]), []
+    subsets = list(lab_study(lab).settings["subsets"])
+    build = lambda *more: cli.main(["userstudy", "build", "--preset", "smoke", "--outputs", str(smoke[0]), *more])
+    for name, post in (("served", []), ("file", ["--post", ""])):
+        size = ["--participants", "3", "--images", str(2 * len(subsets)), "--subsets", *subsets, "--splits", *SPLITS, "--practice", "2", "--seed", "0", "--confidence"]
+        assert build(*size, *post, "--out", str(tmp_path / name)) == 0 and "3 participants in" in capsys.readouterr().out
+        study = read_study(tmp_path / name)
+        s, page = study.settings, (tmp_path / name / "page/settings.js").read_text()
+        assert (s["participants"], s["images"], s["subsets"], s["practice"], s["seed"]) == (3, 2 * len(subsets), subsets, 2, 0) and s["provenance"]["splits"] == list(SPLITS)
+        assert ('"post": null' in page) == bool(post) and '"confidence": true' in page
+        names.append(s["study"])
+    assert names[0] == names[1], "where answers go is not in the pictures"
+    monkeypatch.setattr("prle.studypage.study_faces", lambda *a: pytest.fail("the zoo is made before what cannot work is refused"))
+    for wrong, why in ((["--post", "htp://x"], "no address"), (["--out", str(tmp_path / "file")], "may hold responses"), (["--images", "7"], "no multiple"),
+                       (["--images", "500"], "largest balanced design"), (["--subsets", "FF"], "manipulation")):
+        assert build(*["--out", str(tmp_path / "new")] * ("--out" not in wrong), *wrong) == 2 and why in capsys.readouterr().err and not (tmp_path / "new").exists(), wrong
+    lab.fingerprint = "other faces"
+    with pytest.raises(ValueError, match="made of other faces"):
+        lab_study(lab, tmp_path / "file")
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """prle.userstudy, studypage, studyserver, studyanalysis: the design, the pictures, what is served and stored, and what the numbers are."""
+import asyncio
 import http.client
 import json
 import os
 import re
 import shutil
+import socket
 from contextlib import contextmanager
 
 import cv2
@@ -17,9 +19,9 @@ from studies import FIVE, simulate
 from prle import cli, studyanalysis
 from prle.core import rng
 from prle.studyanalysis import (accuracy_table, crossed_bootstrap, detector_answers, detector_table, draw_figure10, exclude, harder_with_alpha, masked_is_harder,
-                                power, read_responses, report, robust_difference)
+                                participants_needed, power, read_responses, report, robust_difference, study_detectors)
 from prle.studypage import _connect, write_page
-from prle.studyserver import FIELDS, LIMIT, Refused, Responses
+from prle.studyserver import FIELDS, LIMIT, LONGEST, Refused, Responses, _server, serve
 from prle.userstudy import ALPHAS, build_study, conditions, largest_design, plan_study, read_study
 
 
@@ -30,14 +32,26 @@ def test_every_condition_stands_at_every_position_equally_often(images):
     plan = conditions(250, images, FIVE)
     assert len(plan) == 250 * images
     blocks = images // 10
-    counts = plan.groupby(["position", "subset", "mask"]).size().unstack(fill_value=0)
+    counts = plan.groupby(["subset", "mask", "position"]).size().unstack(fill_value=0)
+    for (subset, mask), at in counts.iterrows():
+        assert (at == 25 * {"none": 2, "dynamic": 2, "fixed": 1}[mask] // 5 * (5 if subset == "real" else 1)).all() and len(at) == images, (subset, mask)
     block = plan.assign(block=plan.position // 10).groupby(["block", "subset", "mask"]).size()
     for b in range(blocks):  # real is five times as frequent as a manipulation
         assert all(block[b, s, m] == 250 * {"none": 2, "dynamic": 2, "fixed": 1}[m] * (5 if s == "real" else 1) // 5 for s in ("real", *FIVE) for m in ("none", "dynamic", "fixed"))
     masks = plan.groupby(["position", "mask"]).size().unstack()
     assert (masks.nunique() == 1).all(), masks
     reals = plan[plan.subset == "real"].groupby("position").size()
-    assert reals.nunique() == 1 and len(counts)
+    assert reals.nunique() == 1 and len(counts) == 6 * 3
+
+
+@pytest.mark.parametrize("subsets", [FIVE[:m] for m in (2, 3, 4)], ids=len)
+@pytest.mark.parametrize("blocks", [1, 2, 3, 7])
+def test_fewer_manipulations_are_balanced_over_positions_too(subsets, blocks):
+    plan = conditions(86, 2 * len(subsets) * blocks, subsets)
+    counts = plan.groupby(["position", "subset", "mask"]).size().unstack(["subset", "mask"], fill_value=0)
+    assert counts.shape[1] == 3 * (len(subsets) + 1) and counts.min().min() > 0, "every condition stands at every position"
+    masks = plan.groupby(["position", "mask"]).size().unstack() / 86
+    assert (masks[["none", "fixed", "dynamic"]].sub([0.4, 0.2, 0.4]).abs().max() < 0.08).all()
 
 
 def test_fifty_images_are_the_same_mixture_for_everybody_and_each_alpha_once():
@@ -95,7 +109,7 @@ def test_faces_and_masks_are_used_evenly():
 
 
 def test_too_few_people_are_told_and_the_largest_design_is_possible():
-    with pytest.raises(ValueError, match="more people than the 24 there are. The largest balanced design has 10 images a participant, with DF, FS, F2F, Fsh, NT"):
+    with pytest.raises(ValueError, match="more people than the 24 there are, with one face drawn .+ The largest balanced design has 10 images a participant, with DF, FS, F2F"):
         plan_study(studies.people(24), 5, 50)
     with pytest.raises(ValueError, match="No design of any size"):
         plan_study(studies.people(4), 5, 50)
@@ -174,6 +188,7 @@ def test_the_same_seed_makes_the_same_study_and_a_folder_is_never_overwritten(st
     assert again.pictures.equals(study.pictures) and again.plan.equals(study.plan)
     same = lambda f: f.read_bytes() == (study.path / f.relative_to(again.path)).read_bytes()
     assert all(same(f) for f in (again.path / "page").rglob("*") if f.is_file())
+    assert studies.study(tmp_path / "maps", participants=10, images=10, subsets=FIVE, n=24, top=20).codes != study.codes, "other quantile maps are another study"
     faces = studies.faces(tmp_path / "faces", 24)
     with pytest.raises(FileExistsError, match="may hold responses"):
         build_study(faces, again.path, 10, 10)
@@ -204,8 +219,16 @@ def test_the_consent_is_the_researchers_and_the_policy_names_one_address(study, 
     assert re.search(r"connect-src (.+?);", write_page(read_study(copy), post=None).read_text())[1] == "'none'"
     urls = re.findall(r"(?:src|href)=\"(.+?)\"", html)
     assert urls and all(u == "data:," or (copy / "page" / u).exists() for u in urls)
-    with pytest.raises(ValueError, match="no address"):
-        _connect("https://a.example; script-src *")
+    for post in ("https://a.example; script-src *", "lab.example/x", "https://name:word@lab.example/x", "//lab.example/x", "htp://x"):
+        with pytest.raises(ValueError, match="no address"):
+            _connect(post)
+
+
+@pytest.mark.parametrize("practice, confidence", [(0, False), (2, True)])
+def test_the_texts_say_what_is_done(tmp_path, practice, confidence):
+    html = (studies.study(tmp_path, practice=practice, confidence=confidence).path / "page" / "index.html").read_text()
+    assert ("First come 2 pictures to practise on" in html) == ("First come" in html) == bool(practice)
+    assert ("how sure you were of it" in html) == confidence and "when each came" in html and "{{" not in html
 
 
 def test_texts_have_enough_contrast():
@@ -281,9 +304,15 @@ def test_a_line_cut_short_by_a_crash(fresh):
 
 
 def test_a_full_disk_confirms_nothing(fresh, monkeypatch):
+    responses, flush = Responses(fresh), os.fsync
+    responses.add(good(fresh))
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("No space left on device")))
-    with pytest.raises(OSError, match="No space"):
-        Responses(fresh).add(good(fresh))
+    for _ in range(2):  # the second try finds nothing that the first has left
+        with pytest.raises(OSError, match="No space"):
+            responses.add(good(fresh, 1))
+    assert responses.stored(fresh.codes[0]) == 1
+    monkeypatch.setattr(os, "fsync", flush)
+    assert responses.add(good(fresh, 1)) == 2
 
 
 # ---- serving ----
@@ -291,16 +320,12 @@ def test_a_full_disk_confirms_nothing(fresh, monkeypatch):
 @contextmanager
 def serving(study):
     "The server's handlers in a thread of this process; yields a function that asks."
-    import asyncio
     import threading
-    from tornado.httpserver import HTTPServer
     from tornado.netutil import bind_sockets
-    from tornado.web import Application
-    from prle.studyserver import _handlers
     loop, sockets = asyncio.new_event_loop(), bind_sockets(0, "127.0.0.1")
 
     async def run():
-        server = HTTPServer(Application(_handlers(study), log_function=lambda handler: None), max_body_size=4 * LIMIT)
+        server = _server(study)
         server.add_sockets(sockets)
         await stop.wait()
         server.stop()
@@ -313,7 +338,8 @@ def serving(study):
         data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
         connection.request(method or ("POST" if data is not None else "GET"), path, data, {"Content-Type": "application/json", **headers} if data is not None else headers)
         reply = connection.getresponse()
-        return reply.status, reply.read(), reply.headers
+        try: return reply.status, reply.read(), reply.headers
+        except ConnectionResetError: return reply.status, b"", reply.headers  # the server hangs up on what is too long
     try: yield ask
     finally:
         loop.call_soon_threadsafe(stop.set)
@@ -334,6 +360,20 @@ def test_nothing_outside_the_page_is_served(fresh):
             assert status in (400, 403, 404) and fresh.codes[0].encode() not in body and b"root:" not in body, path
 
 
+def test_nobody_holds_the_server_up(fresh):
+    limits = _server(fresh).conn_params
+    assert limits.body_timeout == 10 and limits.header_timeout == 60
+
+
+@pytest.mark.parametrize("host, name, open_to_all", [("127.0.0.1", "127.0.0.1", False), ("::1", "[::1]", False), ("0.0.0.0", socket.gethostname(), True)])
+def test_the_address_that_is_printed_can_be_opened(fresh, monkeypatch, capsys, host, name, open_to_all):
+    monkeypatch.setattr(asyncio.Event, "wait", lambda self: asyncio.sleep(0))
+    try: serve(fresh.path, host, port=0)
+    except OSError: pytest.skip(f"this machine has no {host}")
+    said = capsys.readouterr()
+    assert re.match(re.escape(f"http://{name}:") + rf"\d+/\?code={fresh.codes[0]} is the first", said.out) and ("Everybody in the network" in said.err) == open_to_all
+
+
 def test_answers_over_http(fresh):
     with serving(fresh) as ask:
         status, body, _ = ask("/answers", good(fresh))
@@ -345,7 +385,11 @@ def test_answers_over_http(fresh):
             status, body, _ = ask("/answers", data)
             assert status == want, (data[:10], status)
         assert ask("/answers", good(fresh, 1), **{"Content-Type": "text/plain"})[0] == 415
-        assert ask("/answers")[0] == 405 and ask("/answers", b"{}", method="PUT")[0] == 405
+        with pytest.raises(ConnectionError):
+            ask("/answers", b"{}", **{"X-Long": "x" * 5 * LIMIT})
+        status, body, _ = ask(f"/answers?study=x&code={fresh.codes[0]}")
+        assert status == 200 and json.loads(body) == dict(stored=1) and json.loads(ask(f"/answers?code={fresh.codes[1]}")[1]) == dict(stored=0)
+        assert ask("/answers")[0] == 404 and ask("/answers?code=nobody22")[0] == 404 and ask("/answers", b"{}", method="PUT")[0] == 405
     assert [p.name for p in (fresh.path / "responses").iterdir()] == [f"{fresh.codes[0]}.jsonl"]
     assert len(read_responses(fresh)) == 1
 
@@ -388,11 +432,43 @@ def test_what_does_not_belong_is_listed_and_costs_only_itself(fresh):
     (folder / "broken.json").write_text("{")
     (folder / "list.json").write_text("[]")
     (folder / "other.json").write_text(json.dumps(dict(answers=[good(fresh) | dict(study="x"), 7])))
-    (folder / "twice.json").write_text(json.dumps(dict(answers=[good(fresh), good(fresh, code=3, item="0.png")])))
+    (folder / "zz.json").write_text(json.dumps(dict(answers=[good(fresh), good(fresh, code=3, item="0.png")])))
     (folder / "notes.txt").write_text("not read")
+    (folder / "odd.json").write_text(json.dumps(dict(answers=[good(fresh, code=2) | c for c in (dict(rt="900"), dict(index=[0]), dict(rt=-5), dict(rt=None))])))
     table = read_responses(fresh)
-    assert len(table) == 24 and [name for name, _ in table.attrs["dropped"]] == ["broken.json", "list.json", "other.json", "responses"]
-    assert "1 answers do not fit the plan" in table.attrs["dropped"][-1][1]
+    assert len(table) == 24 and table.attrs["dropped"] == [
+        ("broken.json", "no file of answers (JSONDecodeError)"), ("list.json", "no file of answers (TypeError)"),
+        ("odd.json", "2 of 4 answers left out: the field 'rt' has the wrong type."), ("odd.json", "1 of 4 answers left out: the field 'index' has the wrong type."),
+        ("odd.json", f"1 of 4 answers left out: rt must lie in 0 to {LONGEST} ms."),
+        ("other.json", "1 of 2 answers left out: this answer belongs to another study."), ("other.json", "1 of 2 answers left out: an answer is a JSON object."),
+        ("zz.json", "1 of 2 answers left out: this picture was answered already, differently."),
+        ("zz.json", "1 of 2 answers left out: item 0 of this participant is another one.")]
+    assert len(exclude(table)[0]) == 20
+
+
+def test_two_people_with_one_code_are_noticed_and_a_misfit_hides_nobody(fresh):
+    simulate(fresh, lambda k: 0.8, codes=fresh.codes[:1])
+    first = fresh.path / "responses" / f"{fresh.codes[0]}.json"
+    second, copy = json.loads(first.read_text()), first.read_text()
+    for a in second["answers"]: a["rt"] += 7
+    (first.parent / f"{fresh.codes[0]} (1).json").write_text(json.dumps(second))
+    (first.parent / "0.json").write_text(copy)
+    (first.parent / "A misfit.json").write_text(json.dumps(dict(answers=[a | dict(item="0.png") for a in second["answers"]])))
+    table = read_responses(fresh)
+    assert len(table) == 12
+    dropped = table.attrs["dropped"]
+    assert set(table.rt) == {2000}
+    twice = "12 of 12 answers left out: this picture was answered already, differently."
+    assert {name for name, _ in dropped[:-1]} == {"A misfit.json"} and dropped[-1] == (f"{first.stem} (1).json", twice), "the copy of the first is no other answer"
+
+
+def test_all_excluded_is_said(fresh):
+    simulate(fresh, lambda k: 0.8, rt=100)
+    kept, out = exclude(read_responses(fresh))
+    assert kept.empty and len(out) == 10
+    figure = draw_figure10(kept, FIVE)
+    assert "ALL EXCLUDED" in [t.get_text() for t in figure.texts] and "all 100 human decisions excluded" in figure.get_supxlabel()
+    plt.close(figure)
 
 
 @pytest.fixture(scope="module")
@@ -422,16 +498,32 @@ def test_a_known_effect_is_found_and_its_direction_is_right(answered):
     assert masked_is_harder(kept).p > 0.99, "the reverse is not found"
 
 
-def test_no_effect_is_rarely_found(fresh):
-    "The mixed regression under the null: one-sided p below 0.05 in about 5% of 40 drawn studies (at most 6)."
-    plan, draw = conditions(30, 20, FIVE), rng("null")
-    spreads, found = dict(studyanalysis.SPREADS, participant_slope=0.0, face_slope=0.0), 0
-    part = plan[plan["mask"] != "fixed"]
-    for _ in range(40):
-        right, x, who, what = studyanalysis._draw_study(part, 80, (0.75, 0.75), spreads, draw)
-        slope, sd = studyanalysis._mixed_logistic(right, x.astype(float), who, what)
-        found += slope / sd < -1.645
-    assert found <= 6
+WIDE = dict(studyanalysis.SPREADS, participant_slope=0.6, face_slope=0.8)  # twice the assumed spreads of what the mask does
+
+
+def mixed(participants, images, faces, spreads, draw):
+    "Slope and standard error of the mixed regression on a drawn study without an effect."
+    part = conditions(participants, images, FIVE).query("mask != 'fixed'")
+    right, x, who, what = studyanalysis._draw_study(part, faces, (0.75, 0.75), spreads, draw)
+    return studyanalysis._mixed_logistic(right, x.astype(float), who, what)
+
+
+def test_no_effect_is_rarely_found():
+    "The mixed regression under the null, random slopes included: one-sided p below 0.05 in about 5% of 40 drawn studies (at most 6)."
+    draw = rng("null")
+    assert sum(slope / error < -1.645 for slope, error in (mixed(30, 20, 80, WIDE, draw) for _ in range(40))) <= 6
+
+
+def test_the_standard_error_of_the_mixed_regression_grows_with_the_random_slopes():
+    "At the paper's size: 0.083 without slopes, and the variance of each kind of slope over how many there are of it."
+    draw, true = rng("slopes"), np.sqrt(0.083 ** 2 + 0.6 ** 2 / 86 + 0.8 ** 2 / 240)
+    assert np.mean([mixed(86, 50, 240, WIDE, draw)[1] for _ in range(3)]) == pytest.approx(true, rel=0.15), "with the slopes taken as known it is 0.084"
+
+
+def test_the_mixed_regression_gives_the_same_number_twice(answered):
+    rows = answered[1][answered[1]["mask"] == "fixed"]
+    one, two = (studyanalysis._mixed_logistic(rows["right"].to_numpy(), rows.alpha.to_numpy(float), rows.code, rows.path) for _ in range(2))
+    assert one == two
 
 
 def test_the_crossed_bootstrap_has_the_spread_of_its_units():
@@ -456,6 +548,7 @@ def test_power_rises_with_people_and_with_the_drop():
     table = power((5, 40, 86), studies=60)
     assert table.is_monotonic_increasing and table[86] > 0.95 and power((40,), only="DF", studies=60)[40] < table[40]
     assert power((40,), points=0, studies=200)[40] < 0.1
+    assert participants_needed(table) == "40 participants for a power of 80%" and participants_needed(table[:1]) == "more than 5 participants for a power of 80%"
 
 
 def test_simulated_is_said_everywhere(answered):
@@ -482,7 +575,11 @@ def test_detectors_judge_the_pictures_of_test_people(answered, tiny, tmp_path):
     assert answers.p_fake[0] == pytest.approx(tiny.eval()(image).sigmoid().item(), abs=1e-5)
     table = detector_table(answers, FIVE, kept)
     assert table.query("panel == 'a' and name == 'all'").decisions.sum() == kept["mask"].isin(["none", "dynamic"]).sum(), "each picture as often as people judged it"
+    figure = draw_figure10(kept, FIVE, table, n=50)
+    assert f"test people only, {len(kept)} of these decisions" in figure.get_supxlabel()
+    plt.close(figure)
     trained = studies.study(tmp_path, split="train")
+    assert study_detectors(trained, None, kept) is None, "no lab is asked to train"
     with pytest.raises(ValueError, match="no picture of this study shows a test person"):
         detector_answers(trained, dict(tiny=tiny))
 

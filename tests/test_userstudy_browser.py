@@ -5,9 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -70,9 +72,18 @@ class Participant:
         "Click a visible button once it is there."
         find = "return [...document.querySelectorAll('#study button, #study input[type=submit]')].find(b => !b.disabled && (b.innerText || b.value).startsWith(arguments[0]))"
         element = self.until(lambda: self.script(find, label), f"the button {label!r}")
+        self.settled()
         before = self.screen()
         element.click()
         return before
+
+    def settled(self):
+        "The page takes no click within 250 ms of a new screen."
+        self.until(lambda: self.script("return performance.now() - changed > 250"), "a screen that takes clicks")
+
+    def answers(self):
+        "What the browser keeps."
+        return self.script("return memory.state.answers.map(a => a && a.answer)")
 
     def keys(self, *keys):
         from selenium.webdriver import ActionChains
@@ -81,9 +92,9 @@ class Participant:
     def screen(self): return self.text(), self.item()  # not its HTML, which changes while a screen still stands
     def changed(self, before): self.until(lambda: self.screen() != before, "the next screen")
     def item(self):
-        "File name of the picture, 'check: real' or 'check: fake'; None elsewhere."
+        "File name of the picture once it is displayed, 'check: real' or 'check: fake'; None elsewhere."
         return self.script("""const i = document.querySelector('#study img.picture'), c = document.querySelector('#study .check');
-            return i ? i.src.split('/').pop() : c ? 'check: ' + (c.innerText.includes('real') ? 'real' : 'fake') : null""")
+            return i ? i.complete && i.naturalWidth > 0 && i.src.split('/').pop() : c ? 'check: ' + (c.innerText.includes('real') ? 'real' : 'fake') : null""")
 
     def requests(self):
         "Every address that was asked for, of whatever kind."
@@ -246,13 +257,107 @@ def test_by_keyboard_alone_offline_and_the_file_read_back(tmp_path):
     assert sorted(responses.source) == ["button"] + ["keyboard"] * 5
 
 
+def test_what_is_no_answer(tmp_path):
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+    study = studies.study(tmp_path, post=None, practice=0)
+    with browser(DESKTOP) as who:
+        who.driver.get((study.path / "page" / "index.html").as_uri() + f"?code={study.codes[0]}")
+        begin(who, practice=0)
+        first = who.until(who.item, "a picture")
+        for modifier in (Keys.CONTROL, Keys.META, Keys.ALT):
+            ActionChains(who.driver).key_down(modifier).send_keys("r").key_up(modifier).perform()
+        free = "return document.querySelector('#study').dispatchEvent(new KeyboardEvent('keydown', {key: 'f', ctrlKey: true, bubbles: true, cancelable: true}))"
+        assert who.script(free) and who.item() == first and who.answers() == [], "Ctrl+R and Ctrl+F are the browser's"
+        who.settled()
+        real = who.script("return [...document.querySelectorAll('#study button')].find(b => b.innerText.startsWith('Real'))")
+        ActionChains(who.driver).double_click(real).perform()
+        who.until(lambda: who.item() not in (None, first), "the next picture")
+        who.settled()
+        assert who.answers() == ["real"], "a double click is one answer"
+        beside = ActionChains(who.driver)
+        beside.w3c_actions.pointer_action.move_to_location(5, 500).click()
+        beside.perform()
+        before = who.screen()
+        who.keys("f")
+        who.changed(before)
+        assert who.answers() == ["real", "fake"], "the keys work after a click beside the page"
+
+
+def test_the_session_goes_on_where_the_server_says(tmp_path):
+    study = studies.study(tmp_path, images=2, subsets=("F2F",), practice=0)
+    file, right = study.path / "responses" / f"{study.codes[0]}.jsonl", truth(study)
+    with server(study) as (address, _), browser(DESKTOP) as who:
+        who.driver.get(f"{address}/?code={study.codes[0]}")
+        begin(who, practice=0)
+        for _ in range(2): answer(who, right)
+        who.until(lambda: file.exists() and len(file.read_text().splitlines()) == 2, "two answers")
+        who.script("localStorage.clear()")  # as on another machine
+        who.driver.refresh()
+        who.sees("You have answered 2 of 4. If that was not you, please tell the researcher.")
+        who.changed(who.press("Go on"))
+        for _ in range(2): answer(who, right)
+        who.sees("All your answers are saved. You may close this page now.")
+        assert who.script("return results().answers.length + ' ' + results().complete") == "2 false", "the file holds what was answered here"
+        assert len(responses := read_responses(study)) == 4 and responses["right"].all() and who.errors() == []
+
+        file.unlink()  # a pilot's answers, removed
+        who.driver.refresh()
+        begin(who, practice=0)
+        other = dict(study=study.settings["study"], code=study.codes[0], index=0, item="", answer="real", rt=1, source="button", confidence=None)
+        file.write_text(json.dumps(other) + "\n")  # of somebody else with the same code
+        for _ in range(4): answer(who, right)
+        who.sees("Please save your answers with the button and hand the file in. Then you may close this page.")
+        assert "in use somewhere else" in who.status() and "All your answers are saved" not in who.text()
+
+
+@contextmanager
+def foreign():
+    "A server of the researcher's own on another port, which is busy at first and forgets that it has stored the second answer. Yields its address and what it took."
+    took, replies = [], iter([429, 201, 408, 409])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_OPTIONS(self): self.reply(204)
+        def do_POST(self):
+            took.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.reply(status := next(replies, 201), b'{"same": true}' if status == 409 else b"{}")
+        def reply(self, status, body=b""):
+            self.send_response(status)
+            for name, value in (("Access-Control-Allow-Origin", "*"), ("Access-Control-Allow-Headers", "content-type"), ("Content-Length", str(len(body)))):
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+        def log_message(self, *_): pass
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=listener.serve_forever)
+    thread.start()
+    try: yield f"http://127.0.0.1:{listener.server_port}/save?lab=1", took
+    finally:
+        listener.shutdown()
+        listener.server_close()
+        thread.join()
+
+
+def test_answers_go_to_the_researchers_own_server(tmp_path):
+    with foreign() as (post, took):
+        study = studies.study(tmp_path, images=2, subsets=("F2F",), post=post, practice=0)
+        right = truth(study)
+        with server(study) as (address, _), browser(PHONE) as who:
+            who.driver.get(f"{address}/?code={study.codes[0]}")
+            begin(who, practice=0)
+            for _ in range(4): answer(who, right)
+            who.sees("All your answers are saved.")
+            assert {u.split("/")[2] for u in who.requests() if u.startswith("http")} == {address.split("/")[2], post.split("/")[2]}
+    assert [a["index"] for a in took] == [0, 0, 1, 1, 2, 3] and not list((study.path / "responses").iterdir())
+
+
 def test_two_at_once_and_a_server_killed_in_mid_session(tmp_path):
-    study = studies.study(tmp_path)
+    study = studies.study(tmp_path, practice=0)
     right = truth(study)
     with browser(DESKTOP) as one, browser(PHONE) as two:
         with server(study) as (address, _):
             for who, code in zip((one, two), study.codes): who.driver.get(f"{address}/?code={code}")
-            for who in (one, two): begin(who)
+            for who in (one, two): begin(who, practice=0)
             for _ in range(2):
                 for who in (one, two): answer(who, right)
             stored = lambda: [len((study.path / "responses" / f"{c}.jsonl").read_text().splitlines()) for c in study.codes]

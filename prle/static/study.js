@@ -18,6 +18,15 @@ const memory = {
     try { this.state = JSON.parse(localStorage.getItem(this.name)); } catch { this.state = null; }
     this.state = this.state || {consented: false, practised: false, answers: [], sent: 0};
   },
+  // What the server has decides: with nothing there all was removed on purpose and the session starts anew; what was answered on another machine is null here.
+  async match() {
+    const stored = await post.stored(), s = this.state;
+    if (stored === null) return;
+    if (!stored && s.sent) { this.state = {consented: false, practised: false, answers: [], sent: 0}; return this.save(); }
+    if (stored > s.answers.length) Object.assign(s, {consented: true, practised: true, answers: Array.from({length: stored}, (_, k) => s.answers[k] || null)});
+    s.sent = stored;
+    this.save();
+  },
   save() {
     try { localStorage.setItem(this.name, JSON.stringify(this.state)); }
     catch { status("This browser stores nothing, so please do not reload the page before the end."); }
@@ -48,15 +57,26 @@ const post = {
     try {
       const reply = await fetch(POST, {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(answer), credentials: "omit", referrerPolicy: "no-referrer"});
       if (reply.ok) return "stored";
-      if (reply.status >= 500) return "later";
+      if (reply.status >= 500 || [408, 429].includes(reply.status)) return "later";
       const why = await reply.json().catch(() => ({}));
       return why.same ? "stored" : why.error || `the server answered ${reply.status}.`;
     } catch { return "later"; }
   },
+  async stored() { // how many of the session's answers the server has; null where it does not say
+    if (!POST) return null;
+    try {
+      const address = new URL(POST, location);
+      for (const [name, value] of [["study", SETTINGS.study], ["code", PLAN.code]]) address.searchParams.set(name, value);
+      const reply = await fetch(address, {credentials: "omit", referrerPolicy: "no-referrer", signal: AbortSignal.timeout(5000)});
+      const n = (await reply.json()).stored;
+      return reply.ok && Number.isInteger(n) && 0 <= n && n <= PLAN.items.length ? n : null;
+    } catch { return null; }
+  },
 };
 
 function results() {
-  return {study: SETTINGS.study, code: PLAN.code, complete: memory.state.answers.length === PLAN.items.length, answers: memory.state.answers};
+  const answers = memory.state.answers.filter(Boolean);
+  return {study: SETTINGS.study, code: PLAN.code, complete: answers.length === PLAN.items.length, answers};
 }
 
 function download() {
@@ -64,13 +84,15 @@ function download() {
   link.href = URL.createObjectURL(new Blob([JSON.stringify(results(), null, 1)], {type: "application/json"}));
   link.download = `${PLAN.code}.json`;
   link.click();
-  URL.revokeObjectURL(link.href);
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000); // some browsers read it a while after the click
 }
 
 function finished() { // the last line of the last page
-  if (!$("#saved") || post.refused) return;
+  if (!$("#saved")) return;
   const left = memory.state.answers.length - memory.state.sent;
-  $("#saved").textContent = !POST ? "Please save your answers with the button and hand the file in." : left ? `${left} answers are not saved yet. Please leave this page open.` : "All your answers are saved.";
+  $("#saved").textContent = POST && !left ? "All your answers are saved. You may close this page now."
+    : POST && !post.refused ? `Answers not saved yet: ${left}. Please leave this page open. If this stays so, save your answers with the button and hand the file in.`
+    : "Please save your answers with the button and hand the file in. Then you may close this page.";
 }
 
 // ---- Screens ----
@@ -138,7 +160,7 @@ function session() {
 }
 
 function thanks() {
-  return screen(`${template("thanks")}<p id="saved"></p>`, [["Save my answers as a file"]], "NO_KEYS", {
+  return screen(`${template("thanks")}<p id="saved" role="status"></p>`, [["Save my answers as a file"]], "NO_KEYS", {
     response_ends_trial: false,
     on_load: () => {
       const b = $("#jspsych-html-multi-response-button-0 button"); // the plugin disables it after the first click, a second copy shall be possible
@@ -180,15 +202,27 @@ async function code() {
   }
 }
 
+// ---- What is no answer, though jsPsych would take it for one ----
+
+let changed = 0; // when the last screen ended, ms
+const home = () => $("#study").focus({preventScroll: true});
+// Ctrl+R reloads the page and does not say "real".
+addEventListener("keydown", (event) => { if (event.ctrlKey || event.metaKey || event.altKey) event.stopImmediatePropagation(); }, true);
+// The second click of a double click falls on the next screen's button. Keys click without a count (`detail`).
+addEventListener("click", (event) => { if (event.detail && performance.now() - changed < 250) { event.stopImmediatePropagation(); event.preventDefault(); } }, true);
+// A click beside the screen takes the focus away, and with it the keys.
+addEventListener("click", () => { if (document.activeElement === document.body) home(); });
+
 async function start() {
-  jsPsych = initJsPsych({display_element: "study", on_trial_finish: () => $("#study").focus()}); // the focus stays inside, or jsPsych misses that a key is let go
+  jsPsych = initJsPsych({display_element: "study", on_trial_finish: () => { changed = performance.now(); home(); }}); // the focus stays inside, or jsPsych misses that a key is let go
   await code();
   memory.load(PLAN.code);
+  await memory.match();
   const s = memory.state, resumed = s.consented && s.answers.length < PLAN.items.length && (s.practised || s.answers.length);
   const pictures = [...SETTINGS.practice.map((p) => p.picture), ...PLAN.items.filter((i) => i.picture).map((i) => i.picture)].map((p) => `images/${p}`);
   const preload = {type: jsPsychPreload, images: pictures, show_progress_bar: true, message: "<h1>Loading the pictures</h1>", continue_after_error: false,
                    error_message: "<h1>A picture could not be loaded</h1><p>Please reload the page.</p>"};
-  const welcome = screen(`<h1>Welcome back</h1><p>You have answered ${s.answers.length} of ${PLAN.items.length}. Your answers were kept.</p>`, [["Go on"]], ["enter"]);
+  const welcome = screen(`<h1>Welcome back</h1><p>You have answered ${s.answers.length} of ${PLAN.items.length}. ${s.answers.includes(null) ? "If that was not you, please tell the researcher." : "Your answers were kept."}</p>`, [["Go on"]], ["enter"]);
   await jsPsych.run([
     ...(s.consented ? [] : [consent()]), preload, ...(resumed ? [welcome] : []),
     ...(s.practised || s.answers.length ? [] : [instructions(), ...practice()]), ...session(), thanks()]);
