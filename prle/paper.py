@@ -360,7 +360,7 @@ def latex_table(
     "A table with booktabs' rules: a float, or a longtable if no page holds it."
     text = shown.rename(columns=latex_text).map(latex_text)
     place = dict(environment="longtable") if len(text) > _PAGE_ROWS else dict(position="t")
-    columns = "".join("p{4cm}" if shown.iloc[:, i].map(len).max() > _LINE else "l" for i in range(len(text.columns)))
+    columns = "".join("p{4cm}" if shown.iloc[:, i].map(lambda cell: len(str(cell))).max() > _LINE else "l" for i in range(len(text.columns)))
     return text.style.hide(axis="index").to_latex(hrules=True, caption=latex_text(caption), label=f"tab:{label}", column_format=columns, **place)
 
 # %% ../nbs/11_paper.ipynb #11-paper-28
@@ -383,7 +383,7 @@ def write_table(
     stale = lab.store.names(other_code=True)
     if stale: caption += f" {len(stale)} of the {len(lab.store.used)} runs were made by other code than the present one; the provenance names them."
     shown = shown.astype(str)
-    body = shown.map(lambda cell: cell.replace("|", r"\|")).to_markdown(index=False, disable_numparse=True)
+    body = shown.map(lambda cell: str(cell).replace("|", r"\|")).to_markdown(index=False, disable_numparse=True)
     texts = {".md": f"{caption}\n\n{body}\n", ".csv": rows.to_csv(index=False), ".tex": latex_table(shown, caption, name)}
     for suffix, text in texts.items():
         with atomic_path(path.with_suffix(suffix)) as tmp: tmp.write_text(text, encoding="utf-8")
