@@ -17,11 +17,6 @@ from prle.detectors.registry import Detector, Weights
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items):
-    "The files that take minutes come first, so that of two processes neither waits for the other at the end."
-    items.sort(key=lambda item: item.path.name not in ("test_reproduce.py", "test_benchmark.py"))
-
-
 def write_toy(folder, size=(24, 32), people=6, photos=2, bright=60):
     """Noise faces: `people` identities, half train, then val, then test; the fakes of A are brighter, those of B carry stripes."""
     draw, rows = rng("toy"), []
