@@ -15,15 +15,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .comparisons import (Arm, arm_steps, choose_backbones, estimate_sums, fusion_variants, masked_cells, masked_steps, mean_interval, mean_over_subsets, paper_tests,
-                              subset_cells, table_arms, target_cells)
+from .comparisons import (Arm, arm_steps, attempt, choose_backbones, estimate_sums, fake_shares, fusion_variants, masked_cells, masked_steps, mean_interval,
+                              mean_over_subsets, paper_tests, seed_range, subset_cells, table_arms, target_cells)
 from .datasets import read_mask
 from .efficiency import efficiency
 from .experiments import IDENTITY, FusionConfig, Lab, fused_maps, maps_run, statistics_run
-from .paper import SUBSETS, interval, paper_cells, paper_table
+from .paper import SUBSETS, USER_STUDY, interval, paper_cells, paper_table
 from .runs import RunFailed
+from .studyanalysis import exclude, harder_with_alpha, masked_is_harder, read_responses
+from .userstudy import read_study
 
 # %% ../nbs/11d_claims.ipynb #11d-claims-4
+def _told(lab: Lab, subset: str) -> pd.DataFrame:
+    "The test fakes whose manipulated pixels are known, by their position."
+    faces = lab.test_faces().reset_index(drop=True)
+    return faces[(faces.subset == subset) & (faces["mask"] != "")]
+
 def inside_mask(
     lab: Lab, # preset, data and store
     subset: str, # manipulation that the zoo was trained on and that is localized
@@ -31,10 +38,8 @@ def inside_mask(
     fusion: FusionConfig = FusionConfig(), # method and thresholds
     zoo: tuple[str, ...] = (), # backbones that localize; none named: all of the preset
 ) -> pd.DataFrame: # a row a test fake: identity, area (of the mask), share (of the attention inside), hit (of the most attended pixel)
-    "How well maps agree with the manipulated pixels. `ValueError` if the data set does not tell them."
-    faces = lab.test_faces().reset_index(drop=True)
-    rows = faces[(faces.subset == subset) & (faces["mask"] != "")]
-    if rows.empty: raise ValueError(f"no test fake of {subset} has a mask of its manipulated pixels.")
+    "How well maps agree with the manipulated pixels, where the data set tells them."
+    rows = _told(lab, subset)
     masks, root, found = iter(rows["mask"]), Path(lab.test_faces().attrs["root"]), []
     for batch in fused_maps(lab, subset, seed, fusion, zoo, rows=rows.index.to_numpy(), split="test"):
         for heat in batch.numpy():
@@ -49,21 +54,28 @@ def localization_variants(
     "Single detectors and the ways to fuse them."
     return {b: (IDENTITY, (b,)) for b in lab.preset.backbones} | fusion_variants()
 
+def _unknown(lab: Lab, subset: str) -> str: # "" if they are known
+    "Why attention cannot be compared with the manipulated pixels."
+    return f"no test fake of {subset} has a mask of its manipulated pixels" if _told(lab, subset).empty else ""
+
+def _agreement(tables: list[pd.DataFrame] | str, measure: str) -> dict:
+    "A measure and its excess over the mask's area with intervals, or the reason of a gap."
+    ends = ("value", "low", "high", "excess", "excess_low", "excess_high")
+    if isinstance(tables, str): return dict(area=np.nan, **dict.fromkeys(ends, np.nan), note=tables)
+    found = [100 * end for part in (0, 1) for end in mean_interval([t[measure] - part * t.area for t in tables], tables[0].identity.to_numpy())]
+    return dict(area=100 * tables[0].area.mean(), **dict(zip(ends, found)), note="")
+
 def forgery_localization(
     lab: Lab, # preset, data and store
     seeds: int = 1, # zoos
-) -> pd.DataFrame: # name, subset ("mean": all), measure (share, hit), value, low, high in per cent; area: of the mask; excess, and its ends
-    "Share of the attention inside the true mask, and pointing game, by manipulation and fusion variant."
+) -> pd.DataFrame: # name, subset ("mean": all), measure (share, hit), value, low, high in per cent; area: of the mask; excess, and its ends; note: the reason of a gap
+    "Share of the attention inside the true mask, and pointing game, by manipulation and fusion variant; `mean` is over the manipulations without a gap."
     rows = []
     for name, (fusion, zoo) in localization_variants(lab).items():
-        tables = {s: [inside_mask(lab, s, seed, fusion, zoo) for seed in range(seeds)] for s in lab.subsets}
-        tables["mean"] = [pd.concat([tables[s][seed] for s in lab.subsets]) for seed in range(seeds)]
-        for subset, by_seed in tables.items():
-            people = by_seed[0].identity.to_numpy()
-            for measure in ("share", "hit"):
-                value, excess = (100 * np.array(mean_interval([t[measure] - part * t.area for t in by_seed], people)) for part in (0, 1))
-                rows.append(dict(name=name, subset=subset, measure=measure, area=100 * by_seed[0].area.mean(),
-                                 **dict(zip(("value", "low", "high", "excess", "excess_low", "excess_high"), (*value, *excess)))))
+        tables = {s: _unknown(lab, s) or attempt(lambda seed: inside_mask(lab, s, seed, fusion, zoo), seeds) for s in lab.subsets}
+        there = [t for t in tables.values() if not isinstance(t, str)]
+        tables["mean"] = [pd.concat(by_subset) for by_subset in zip(*there)] if there else "no manipulation has a number"
+        rows += [dict(name=name, subset=s, measure=m, **_agreement(by_seed, m)) for s, by_seed in tables.items() for m in ("share", "hit")]
     return pd.DataFrame(rows)
 
 def localization_table(
@@ -71,10 +83,11 @@ def localization_table(
 ) -> pd.DataFrame: # a row a variant and measure; the excess over the mask's area below
     "As people read it."
     shown, titles = [], dict(share="attention inside (%)", hit="pointing game (%)")
-    area = {"": "the mask's area", "measure": "(%)", **{r.subset: f"{r.area:.1f}" for r in rows.drop_duplicates("subset").itertuples()}}
+    shown_excess = lambda r: "" if r.note else f"{r.excess:+.1f} [{r.excess_low:+.1f}, {r.excess_high:+.1f}]"
+    area = {"": "the mask's area", "measure": "(%)", **{r.subset: f"{r.area:.1f}" if r.area == r.area else "gap" for r in rows.drop_duplicates("subset").itertuples()}}
     for (name, measure), group in rows.groupby(["name", "measure"], sort=False):
         shown.append({"": name, "measure": titles[measure], **{r.subset: interval(r.value, r.low, r.high) for r in group.itertuples()}})
-        shown.append({"": "", "measure": "above the area", **{r.subset: f"{r.excess:+.1f} [{r.excess_low:+.1f}, {r.excess_high:+.1f}]" for r in group.itertuples()}})
+        shown.append({"": "", "measure": "above the area", **{r.subset: shown_excess(r) for r in group.itertuples()}})
     return pd.DataFrame([area, *shown])
 
 def localization_steps(
@@ -82,7 +95,7 @@ def localization_steps(
     seeds: int, # zoos
 ) -> list[Callable]: # each makes one run
     "The runs behind `forgery_localization`."
-    return [lambda a=(b, s, seed): maps_run(lab, *a, split="test") for seed in range(seeds) for s in lab.subsets for b in lab.preset.backbones]
+    return [lambda a=(b, s, seed): maps_run(lab, *a, split="test") for seed in seed_range(seeds) for s in lab.subsets for b in lab.preset.backbones]
 
 # %% ../nbs/11d_claims.ipynb #11d-claims-9
 def verdict(
@@ -127,6 +140,8 @@ dynamic|Section IV-D3, Table VII|dynamic exploitation beats static masks|AUC of 
 cross|Section IV-C2, Table III|PRLE beats plain training on unseen manipulations|AUC of + PRLE less plain, mean over backbones and unseen manipulations, is above 0|points
 falls|Section IV-E1, Figure 8|accuracy falls as alpha grows|accuracy at alpha = 1 less that at 0, mean over manipulations, is below 0|points
 levels|Section IV-E1, Figure 8|and levels off at around 50-70%|it falls, and a quarter of the fall up to alpha = 0.7, less the fall from there to 1, is above 0|points
+people|Section IV-F, Figure 10|people find fakes harder when primary regions are masked|accuracy of people with a random alpha less that without mask is below 0|points
+grows|Section IV-F, Figure 10|and the harder the more is masked|accuracy of people at alpha = 1 less that at 0.1, on a straight line, is below 0|points
 share|Section III-A2, Table I|over 80% of the attention values are 0|share of pixels with attention above 0, mean over detectors and manipulations, is below 20%|%
 train|Section IV-G, Table VIII|training costs less than 3% more|the time that a face takes in the training of Xception grows by less than 3% in every round|%
 infer|Section IV-G, Table VIII|inference is as fast as before|change of inference throughput with Xception is within 3% in every round|%
@@ -167,15 +182,16 @@ def training_claims(
     sums = {name: parts for name, (_, plus, minus, *_) in _TRAININGS.items() if (parts := _difference(arms, lambda arm: lab.targets, plus, minus))}
     found = estimate_sums(cells, dict.fromkeys(cells, "auc"), sums)
     rows = [_row(r.key, (r.value, r.low, r.high), _TRAININGS[r.key][3], _papers_difference(*_TRAININGS[r.key][:3], names, paper_tests(lab, 2)), r.note) for r in found.itertuples()]
-    return [*rows, _cross_claim(lab, seeds, names)]
+    return [*rows, *_cross_claim(lab, seeds, names)]
 
-def _cross_claim(lab: Lab, seeds: int, names: Sequence[str]) -> dict:
-    "Table III's."
+def _cross_claim(lab: Lab, seeds: int, names: Sequence[str]) -> list[dict]:
+    "Table III's, if any manipulation is unseen."
     arms = table_arms(lab, 3, names)
     cells = {(*arm.key, t): tables for arm in arms for t, tables in subset_cells(lab, arm, seeds).items()}
     parts = _difference(arms, lambda arm: [s for s in lab.subsets if s != arm.train], "primary", ("none",))
+    if not parts: return []
     r = estimate_sums(cells, dict.fromkeys(cells, "auc"), {"cross": parts}).iloc[0]
-    return _row("cross", r[["value", "low", "high"]], MORE, _papers_difference(3, "primary", ("none",), names, paper_tests(lab, 3)), r.note)
+    return [_row("cross", r[["value", "low", "high"]], MORE, _papers_difference(3, "primary", ("none",), names, paper_tests(lab, 3)), r.note)]
 
 # %% ../nbs/11d_claims.ipynb #11d-claims-18
 def _masked_claims(lab: Lab, seeds: int) -> list[dict]:
@@ -188,11 +204,20 @@ def _masked_claims(lab: Lab, seeds: int) -> list[dict]:
 
 def _share_claim(lab: Lab, seeds: int) -> dict:
     "Table I."
-    table = lambda s, seed, b: pd.read_parquet(statistics_run(lab, s, seed, IDENTITY, (b,)).path/"shares.parquet").query("label == 1")
-    tables = {seed: {b: pd.concat([table(s, seed, b) for s in lab.subsets]) for b in lab.preset.backbones} for seed in range(seeds)}
+    tables = {seed: {b: pd.concat([fake_shares(lab, s, seed, IDENTITY, (b,)) for s in lab.subsets]) for b in lab.preset.backbones} for seed in seed_range(seeds)}
     values = [np.mean([100 * t["above 0"] for t in by_backbone.values()], axis=0) for by_backbone in tables.values()]
     people = next(iter(tables[0].values())).identity.to_numpy()
     return _row("share", mean_interval(values, people), (0, 20), paper_table(1)[list(SUBSETS)].mean(axis=None))
+
+def _people_claims(lab: Lab) -> list[dict]:
+    "Figure 10."
+    folder = lab.outputs/lab.name/"userstudy"
+    if not folder.exists(): raise ValueError("there is no user study yet")
+    kept, _ = exclude(read_responses(read_study(folder)))
+    if kept.empty: raise ValueError("the user study has no responses that count")
+    if kept.simulated.any(): raise ValueError("the responses of the user study are simulated")
+    effects = dict(people=(masked_is_harder(kept), -USER_STUDY["drop"]), grows=(harder_with_alpha(kept), np.nan))
+    return [_row(name, (e.points, e.points_low, e.points_high), LESS, paper) for name, (e, paper) in effects.items()]
 
 def _time_claims(lab: Lab, rounds: int | None) -> list[dict]:
     "Table VIII; the interval is from the smallest to the largest round."
@@ -204,7 +229,7 @@ def _time_claims(lab: Lab, rounds: int | None) -> list[dict]:
 def _place_claims(lab: Lab, seeds: int) -> list[dict]:
     "The one that the paper only suggests."
     found = forgery_localization(lab, seeds).query("name == 'neighbour' and subset == 'mean'").set_index("measure")
-    return [_row(name, found.loc[measure, ["excess", "excess_low", "excess_high"]], MORE) for name, measure in (("inside", "share"), ("hit", "hit"))]
+    return [_row(name, found.loc[measure, ["excess", "excess_low", "excess_high"]], MORE, note=found.note[measure]) for name, measure in (("inside", "share"), ("hit", "hit"))]
 
 # %% ../nbs/11d_claims.ipynb #11d-claims-20
 def claims(
@@ -216,7 +241,8 @@ def claims(
     "The paper's claims and what becomes of them on the preset's data; what cannot be tested is undecided, and `note` says why."
     rows, why = [], {}
     groups = {(*_TRAININGS, "cross"): lambda: training_claims(lab, seeds, backbones), ("falls", "levels"): lambda: _masked_claims(lab, seeds),
-              ("share",): lambda: [_share_claim(lab, seeds)], ("train", "infer"): lambda: _time_claims(lab, rounds), ("inside", "hit"): lambda: _place_claims(lab, seeds)}
+              ("people", "grows"): lambda: _people_claims(lab), ("share",): lambda: [_share_claim(lab, seeds)],
+              ("train", "infer"): lambda: _time_claims(lab, rounds), ("inside", "hit"): lambda: _place_claims(lab, seeds)}
     for names, make in groups.items():
         try: rows += make()
         except (RunFailed, ValueError) as e: why |= dict.fromkeys(names, str(e))
@@ -240,6 +266,6 @@ def claims_steps(
     backbones: Sequence[str] | str | None = None, # see `choose_backbones`
 ) -> list[Callable]: # each makes one run
     "The runs behind `claims`, but for the timing."
-    share = [lambda a=(s, seed, IDENTITY, (b,)): statistics_run(lab, *a) for seed in range(seeds) for s in lab.subsets for b in lab.preset.backbones]
+    share = [lambda a=(s, seed, IDENTITY, (b,)): statistics_run(lab, *a) for seed in seed_range(seeds) for s in lab.subsets for b in lab.preset.backbones]
     trainings = [*arm_steps(lab, claim_arms(lab, backbones), seeds), *arm_steps(lab, table_arms(lab, 3, backbones), seeds, targets=False)]
     return [*trainings, *masked_steps(lab, seeds), *share, *localization_steps(lab, seeds)]

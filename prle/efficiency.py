@@ -111,14 +111,13 @@ def efficiency(
     return pd.DataFrame(rows)
 
 # %% ../nbs/11b_efficiency.ipynb #11b-efficiency-10
-_QUANTITIES = dict(GFLOPs="GFLOPs (64 faces)", params="parameters (M)", train="training", infer="inference")
+_QUANTITIES = dict(GFLOPs="GFLOPs (64 faces)", params="parameters (M)", train="training (faces/s)", infer="inference (faces/s)")
 
 def _cell(r) -> dict:
     "What the three rows of the table show for one number."
     if r.quantity in ("GFLOPs", "params"): return dict(zip(("ours", "paper", "ours - paper"), (f"{r.value:.2f}", f"{r.paper:.2f}", f"{100 * (r.value / r.paper - 1):+.2f}%")))
-    unit, digits = ("%", "+.1f") if r.arm == "change" else ("", ".0f")
-    ours = f"{r.value:{digits}}{unit} [{r.low:{digits}}, {r.high:{digits}}]"
-    return {"ours": ours, "paper": f"{r.paper:{digits}}{unit}", "ours - paper": f"{r.value - r.paper:+.1f}" if r.arm == "change" else "other machine"}
+    if r.arm != "change": return {"ours": f"{r.value:.0f} [{r.low:.0f}, {r.high:.0f}]", "paper": f"{r.paper:.2f}", "ours - paper": "other machine"}
+    return {"ours": f"{r.value:+.1f}% [{r.low:+.1f}, {r.high:+.1f}]", "paper": f"{r.paper:+.1f}%", "ours - paper": f"{r.value - r.paper:+.1f}"}
 
 def efficiency_table(
     rows: pd.DataFrame, # from `efficiency`

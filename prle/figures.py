@@ -24,15 +24,15 @@ from .core import rng
 from .datasets import read_quantiles, read_rgb
 from .experiments import BINS, IDENTITY, FusionConfig, Lab, attention, detector_run, fused_maps, fusion_run, statistics_run, target_scores
 from .masking import region
-from .paper import FIGURE6, show_image
+from .paper import COLUMN, PAGE, show_image
 
 # %% ../nbs/11c_figures.ipynb #11c-figures-4
 SMALL = dict(fontsize=8)
 
 def _pick(rows: pd.DataFrame, n: int, *key) -> list[int]:
     "Positions of n fakes of different people."
-    fakes = rows.reset_index(drop=True).query("label == 1")
-    return [int(fakes.index[fakes.identity == p][0]) for p in rng(*key).permutation(fakes.identity.unique())[:n]]
+    fakes, draw = rows.reset_index(drop=True).query("label == 1"), rng(*key)
+    return [int(draw.choice(fakes.index[fakes.identity == person])) for person in draw.permutation(fakes.identity.unique())[:n]]
 
 def pick_faces(
     lab: Lab, # preset and data
@@ -94,7 +94,7 @@ def draw_figure1(
 ) -> tuple[Figure, pd.DataFrame]: # and the numbers in it
     "Where detectors trained on NT and on FS look, their AUC inside and across, and an FS face with its masked form (Figure 1)."
     rows = compare_arms(lab, figure1_arms(backbone), seeds, subset_cells)
-    figure = plt.figure(figsize=(7.2, 2.7), layout="constrained")
+    figure = plt.figure(figsize=(PAGE, 2.7), layout="constrained")
     left, middle, right = figure.subfigures(1, 3, width_ratios=(3.2, 3, 1.3))
     _figure1_faces(left, lab, backbone, faces, 0)
     ax, pairs = middle.subplots(), [(a, b) for a in FIGURE1 for b in (a, *(c for c in FIGURE1 if c != a))]
@@ -136,7 +136,7 @@ def draw_figure2(
     i = pick_faces(lab, 1, seed)[subset][0]
     face, zoo = _face(lab.train_faces(subset), i), list(lab.preset.backbones)
     quantiles = _quantiles(lab, subset, seed, i)
-    figure = plt.figure(figsize=(7.2, 3.3), layout="constrained")
+    figure = plt.figure(figsize=(PAGE, 3.3), layout="constrained")
     grid = figure.add_gridspec(3, 6)
     ax = [figure.add_subplot(grid[1, 0]), *[figure.add_subplot(grid[k, 1]) for k in range(3)], *[figure.add_subplot(grid[k, 2]) for k in (0, 2)],
           figure.add_subplot(grid[1, 3]), *[figure.add_subplot(grid[k, 4]) for k in (0, 2)], figure.add_subplot(grid[1, 5])]
@@ -162,7 +162,7 @@ def draw_figure4(
     "Dynamic exploitation: mask conversion, sorting, and what three draws of alpha leave of a face (Figure 4)."
     i = pick_faces(lab, 1, seed)[subset][0]
     face, quantiles = _face(lab.train_faces(subset), i), _quantiles(lab, subset, seed, i)
-    figure = plt.figure(figsize=(7.2, 3.3), layout="constrained")
+    figure = plt.figure(figsize=(PAGE, 3.3), layout="constrained")
     grid = figure.add_gridspec(3, 5)
     face_ax, fused, binary, ranks = (figure.add_subplot(grid[k]) for k in ((1, 0), (1, 1), (0, 2), (2, 2)))
     _panel(face_ax, f"face ({subset})", face)
@@ -183,13 +183,20 @@ def draw_figure4(
 FIGURE3 = {"average, low $\\tau_1$": LOW, "average, high $\\tau_1$": HIGH, "neighbouring": FusionConfig()}
 "The rows of Figure 3 and how they are fused."
 
+def _attended_values(lab: Lab, subset: str, seed: int, fusion: FusionConfig) -> np.ndarray:
+    "How many pixels of the training faces lie in each bin of attention, those without any left out."
+    run = statistics_run(lab, subset, seed, fusion)
+    counts, attended = np.load(run.path/"histogram.npy"), pd.read_parquet(run.path/"shares.parquet")["above 0"]
+    counts[0] -= counts.sum() - round(attended.mean() * counts.sum())
+    return counts
+
 def draw_figure3(
     lab: Lab, # preset, data and store
     seed: int = 0, # of the zoo and of the choice of faces
 ) -> Figure:
     "Heat maps of the three static methods (left) and the distribution of their attention values (right), Figure 3."
     picks = pick_faces(lab, 1, seed)
-    figure = plt.figure(figsize=(7.2, 3.1), layout="constrained")
+    figure = plt.figure(figsize=(PAGE, 3.1), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(3, 2))
     axes = left.subplots(len(FIGURE3), len(picks), squeeze=False)
     for column, (subset, rows) in zip(axes.T, picks.items()):
@@ -198,8 +205,7 @@ def draw_figure3(
     for ax, name in zip(axes[:, 0], ("average,\nlow $\\tau_1$", "average,\nhigh $\\tau_1$", "neighbouring")): ax.set_ylabel(name, **SMALL)
     ax = right.subplots()
     for (name, fusion), style in zip(FIGURE3.items(), (":", "--", "-")):
-        counts = sum(np.load(statistics_run(lab, s, seed, fusion).path/"histogram.npy") for s in lab.subsets)
-        ax.stairs(counts[1:], np.linspace(0, 1, BINS + 1)[1:], label=name, linestyle=style, linewidth=1.6)
+        ax.stairs(sum(_attended_values(lab, s, seed, fusion) for s in lab.subsets), np.linspace(0, 1, BINS + 1), label=name, linestyle=style, linewidth=1.6)
     ax.set(xlabel="attention value", ylabel="pixels of all training faces", yscale="log", xlim=(0, 1))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.legend(frameon=False, **SMALL)
@@ -212,7 +218,7 @@ def draw_figure5(
 ) -> Figure:
     "Average AUC over the target sets of detectors trained on DF or on FS only (Figure 5)."
     names = [b for b in BACKBONES if b in set(rows.backbone)]
-    figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.3), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.3), sharey=True, layout="constrained")
     for ax, train, letter in zip(axes, ("DF", "FS"), "ab"):
         _both_arms(ax, rows[(rows.train == train) & (rows.test == "AVG")], "backbone", names)
         ax.set_xticklabels(names, rotation=20, **SMALL)
@@ -223,18 +229,19 @@ def draw_figure5(
 
 def draw_figure6(
     lab: Lab, # preset and data
-    rows: pd.DataFrame, # from `compare_arms` on `figure6_arms`, AUC and ACC
+    rows: pd.DataFrame, # from `compare_arms` on `figure6_arms`, AUC and ACC, and `add_figure6`
 ) -> Figure:
     "Average AUC and ACC against the number of detectors in the fusion (Figure 6)."
     names = list(rows.backbone.unique())
-    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 2.4), sharey=True, layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(names), figsize=(PAGE if len(names) > 1 else COLUMN, 2.4), sharey=True, layout="constrained", squeeze=False)
     for ax, name, letter in zip(axes[0], names, "abcde"):
         part = rows[(rows.backbone == name) & (rows.test == "AVG") & ~rows.arm.str.contains(" - ")]
         for measure, style in (("AUC", dict(color="C0", marker="o")), ("ACC", dict(color="C1", marker="s"))):
             values = part[part.measure == measure]
             _points(ax, values.arm.astype(int), values, label=measure, **style)
             ax.plot(values.arm.astype(int), values.value, color=style["color"], linewidth=1)
-        if name == "EfficientNet": ax.plot(list(FIGURE6), list(FIGURE6.values()), "--", marker="x", color="0.4", linewidth=1, label="AUC, paper's data")
+        given = part[part.paper.notna()]
+        if len(given): ax.plot(given.arm.astype(int), given.paper, "--", marker="x", color="0.4", linewidth=1, label="AUC, paper's data")
         ax.set_title(f"({letter}) {name}", **SMALL)
         ax.set(xticks=sorted(part.arm.astype(int).unique()))
         ax.set_xticklabels([f"+{b[0]}." for b in BACKBONES[:part.arm.nunique()]])
@@ -251,7 +258,7 @@ def draw_figure7(
     "Faces with their primary regions masked, alpha from 1.0 down to 0.1 (Eq. 10, 11), Figure 7."
     picks = [(s, i) for round_ in zip(*pick_faces(lab, 2, seed).values()) for s, i in zip(lab.subsets, round_)][:cases]
     alphas = np.arange(10, 0, -1) / 10
-    figure, axes = plt.subplots(len(picks), len(alphas) + 1, figsize=(7.2, 0.68 * len(picks) + 0.2), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(len(picks), len(alphas) + 1, figsize=(PAGE, 0.68 * len(picks) + 0.2), layout="constrained", squeeze=False)
     for row, (subset, i) in zip(axes, picks):
         face, quantiles = _face(lab.train_faces(subset), i), _quantiles(lab, subset, seed, i)
         show_image(row[0], face)
@@ -265,7 +272,7 @@ def draw_figure8(
     rows: pd.DataFrame, # from `masked_accuracy`
 ) -> Figure:
     "Accuracy on masked faces against alpha, a line a manipulation (Figure 8)."
-    figure, ax = plt.subplots(figsize=(3.6, 2.7), layout="constrained")
+    figure, ax = plt.subplots(figsize=(COLUMN, 2.7), layout="constrained")
     for k, ((subset, part), marker) in enumerate(zip(rows[rows.subset != "mean"].groupby("subset", sort=False), "osD^v")):
         ax.plot(100 * part.alpha, part.value, marker=marker, markersize=3.5, linewidth=1.1, color=f"C{k}", label=subset)
     mean = rows[rows.subset == "mean"]
@@ -294,7 +301,8 @@ def draw_figure9(
     target = celeb_set(lab)
     rows, shown = lab.test_faces(target), []
     chosen = _pick(rows, faces, "figure9", seed)
-    figure, axes = plt.subplots(1 + 2 * len(backbones), len(chosen), figsize=(1.15 * len(chosen) + 0.3, 1.3 * (1 + 2 * len(backbones))), layout="constrained", squeeze=False)
+    lines = 1 + 2 * len(backbones)
+    figure, axes = plt.subplots(lines, len(chosen), figsize=(PAGE, 0.3 + (PAGE / len(chosen) + 0.1) * lines), layout="constrained", squeeze=False)
     for ax, i in zip(axes[0], chosen): show_image(ax, _face(rows, i))
     axes[0, 0].set_ylabel("fake", **SMALL)
     for line, (backbone, (arm, changes)) in zip(axes[1:], [(b, a) for b in backbones for a in (("none", {}), ("primary", PRIMARY))]):

@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .claims import claims_steps, localization_steps
-from .comparisons import arm_steps, figure5_arms, figure6_arms, masked_steps, share_steps, table_arms
+from .comparisons import arm_steps, figure5_arms, figure6_arms, masked_steps, seed_range, share_steps, table_arms
 from .core import atomic_path, check_choice, progress, provenance, read_json
 from .detectors import create_detector
 from .detectors.registry import macs, parameter_count
@@ -73,7 +73,7 @@ NOTEBOOKS = {
 "The notebooks of `nbs/paper/` in the order in which they are run, and the runs that each needs."
 HEADLINE = tuple(NOTEBOOKS)[:9]
 "What `prle reproduce` makes when it is not told what: in the preset mini on two cores, within half an hour."
-FULL = {"table3_cross_manipulation": dict(backbones="all")}
+FULL = {name: dict(backbones="all") for name in ("table3_cross_manipulation", "claims")}
 "What differs from a notebook's defaults when everything is asked for."
 
 # %% ../nbs/11e_reproduce.ipynb #11e-reproduce-5
@@ -215,8 +215,8 @@ _PAGE = """\
 <title>PRLE, preset {{ preset }}</title>
 <link rel="icon" href="data:,">
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 0 1rem 4rem; color: #1a1a1a; background: #fff; }
-h2 { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 0 1rem 4rem; color: #1a1a1a; background: #fff; }
+p, li, figure { max-width: 62rem; } h2 { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1rem; }
 .wide { overflow: auto; max-height: 45rem; } .wide thead th { position: sticky; top: 0; background: #fff; }
 @media print { .wide { max-height: none; } }
 table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
@@ -364,7 +364,7 @@ def reproduce(
 ) -> dict[str, str]: # notebook -> "done", or why it is not
     "Regenerate tables and figures of the paper, and `outputs/report.html`. What fails does not stop the rest, and what lacks a run is skipped."
     names, source, full = find_notebooks(ids), notebook_folder(), "all" in ids
-    if seeds < 1: raise ValueError(f"seeds must be 1 or more, not {seeds}.")
+    seed_range(seeds)
     check_choice(engine, ENGINES, "engine")
     lab, start, results = Lab(preset, data, outputs, say=say), time.perf_counter(), {}
     for line in changed_files(lab.outputs/preset): say(f"CHANGED {line}; made again if its notebook is run")

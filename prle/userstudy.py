@@ -25,6 +25,7 @@ from .core import FAKE, REAL, atomic_path, digest, file_digest, progress, proven
 from .datasets import SPLITS, read_quantiles, read_rgb, select
 from .experiments import Lab, fusion_run
 from .masking import MaskParams, PrimaryRegionMask
+from .paper import PAGE
 
 # %% ../nbs/12_userstudy.ipynb #12-userstudy-6
 PATTERN = ("none", "none", "dynamic", "dynamic", "fixed")
@@ -287,11 +288,12 @@ def read_study(
 def draw_session(
     study: Study, # from `read_study`
     code: str, # of a participant
-    columns: int = 10, # pictures in a row
+    columns: int = 7, # pictures in a row
 ) -> Figure:
     "What a participant sees, in order, with the key's words above: for the researcher."
     pictures, key = [p for p in study.plan.picture[study.plan.code == code] if p], study.pictures.set_index("picture")
-    figure, axes = plt.subplots(math.ceil(len(pictures) / columns), columns, figsize=(columns, 1.35 * math.ceil(len(pictures) / columns)), layout="constrained", squeeze=False)
+    lines = math.ceil(len(pictures) / columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(PAGE, (PAGE / columns + 0.35) * lines), layout="constrained", squeeze=False)
     for ax in axes.flat: ax.set_axis_off()
     for ax, picture in zip(axes.flat, pictures):
         k = key.loc[picture]

@@ -8,10 +8,12 @@ import torch
 from prle import claims as module
 from prle.claims import (_TRAININGS, LESS, MORE, _difference, _papers_difference, claim_arms, claim_list, claims_table, forgery_localization, inside_mask,
                          localization_table, verdict)
-from prle.comparisons import Arm, mean_interval
+from prle.comparisons import Arm, gaps, mean_interval
 from prle.experiments import Lab
 from prle.paper import BACKBONES, SUBSETS, TARGET_SETS, paper_cells
 from prle.runs import RunFailed
+from prle.userstudy import read_study
+from studies import simulate, study
 
 
 @pytest.mark.parametrize("low, high, wanted, says", [
@@ -61,9 +63,18 @@ def test_attention_inside_the_mask(faces, monkeypatch):
     assert found.hit.tolist() == [1, 0, 1, 0] and found.identity.tolist() == list("xyyz")
 
 
-def test_fakes_without_masks_are_named(faces):
-    with pytest.raises(ValueError, match="no test fake of NT has a mask"):
-        inside_mask(faces, "NT")
+def test_a_manipulation_without_masks_is_a_gap(faces, monkeypatch):
+    faces.manifest = pd.DataFrame(dict(subset=["real", "DF", "NT"]))
+    half = np.zeros((16, 16))
+    half[:, :8] = 1
+    monkeypatch.setattr(module, "fused_maps", lambda lab, subset, *args, **kwargs: iter([torch.from_numpy(np.stack([half] * 4)).float()]))
+    rows = forgery_localization(faces).set_index(["name", "subset", "measure"])
+    gap, mean, df = (rows.loc[("neighbour", s, "share")] for s in ("NT", "mean", "DF"))
+    assert np.isnan(gap.value) and gap.note == "no test fake of NT has a mask of its manipulated pixels" and gap.note in gaps(rows)
+    assert mean.value == df.value == 100 and list(localization_table(rows.reset_index()).columns) == ["", "measure", "DF", "NT", "mean"]
+    assert {"gap", ""} == set(localization_table(rows.reset_index()).NT), "no number is made up"
+    faces.manifest = pd.DataFrame(dict(subset=["real", "NT"]))
+    assert [r["verdict"] for r in module._place_claims(faces, 1)] == ["undecided"] * 2
 
 
 def test_localization_is_measured_against_the_masks_area(faces, monkeypatch):
@@ -120,22 +131,40 @@ def test_a_slower_training_costs_time(faces, monkeypatch):
     assert infer["verdict"] == "holds"
 
 
+def test_claims_about_people_need_people(faces, tmp_path):
+    with pytest.raises(ValueError, match="there is no user study yet"):
+        module._people_claims(faces)
+    made = study(tmp_path/"made", participants=12, images=8, n=20)
+    folder = tmp_path/"mini/userstudy"
+    folder.parent.mkdir()
+    made.path.rename(folder)
+    with pytest.raises(ValueError, match="no responses that count"):
+        module._people_claims(faces)
+    simulate(read_study(folder), lambda key: 0.97 if key["mask"] == "none" else 0.55)
+    with pytest.raises(ValueError, match="simulated"):
+        module._people_claims(faces)
+    for path in (folder/"responses").iterdir(): path.write_text(path.read_text().replace('"simulated": true', '"simulated": false'))
+    people, grows = module._people_claims(faces)
+    assert people["value"] < -20 and people["verdict"] == "holds" and people["paper"] == -10 and people["low"] < people["value"] < people["high"]
+    assert np.isnan(grows["paper"]) and grows["verdict"] != "holds", "as hard at every alpha"
+
+
 def test_what_cannot_be_tested_is_undecided_and_says_why(faces, monkeypatch):
     row = lambda name: module._row(name, (2.0, 1.0, 3.0), MORE)
     def fail(*args): raise RunFailed("detectors/VGG-DF-none-s0", "the loss became nan")
     made = dict(training_claims=lambda *args: [row("cross")], _masked_claims=fail, _share_claim=lambda *args: row("share"),
-                _time_claims=lambda *args: [row("train"), row("infer")], _place_claims=lambda lab, seeds: inside_mask(faces, "NT"))
+                _time_claims=lambda *args: [row("train"), row("infer")], _place_claims=fail)
     for name, make in made.items(): monkeypatch.setattr(module, name, make)
     found = module.claims(faces).set_index("name")
-    assert len(found) == 16 and set(found.verdict[["cross", "share", "train"]]) == {"holds"} and set(found.verdict[["prle", "falls", "hit"]]) == {"undecided"}
-    assert "the loss became nan" in found.note["levels"] and "no test fake of NT has a mask" in found.note["inside"] and "lack what the test compares" in found.note["zoo"]
-    assert claims_table(found.reset_index()).ours.str.contains("gap: ").sum() == 12
+    assert len(found) == 18 and set(found.verdict[["cross", "share", "train"]]) == {"holds"} and set(found.verdict[["prle", "falls", "hit"]]) == {"undecided"}
+    assert "the loss became nan" in found.note["levels"] and found.note["people"] == "there is no user study yet" and "lack what the test compares" in found.note["zoo"]
+    assert claims_table(found.reset_index()).ours.str.contains("gap: ").sum() == 14
 
 
 def test_the_claims(faces):
     faces.manifest = pd.DataFrame(dict(subset=["real", *SUBSETS]))
     listed = claim_list()
-    assert len(listed) == 16 and listed.name.is_unique and listed.notna().all(axis=None) and set(listed.unit) == {"points", "%"}
+    assert len(listed) == 18 and listed.name.is_unique and listed.notna().all(axis=None) and set(listed.unit) == {"points", "%"}
     assert {a.name for a in claim_arms(faces)} >= {"none", "primary", "random", "landmark", "neighbour", "low", "high", "X+E+V", "X", "dynamic", "static"}
     rows = listed.head(2).assign(value=[1.0, np.nan], low=[0.5, np.nan], high=[2.0, np.nan], verdict=["holds", "undecided"], paper=[6.8, np.nan], note=["", "it diverged"])
     shown = claims_table(rows)

@@ -1,6 +1,5 @@
 "prle.reproduce: every notebook in the preset smoke through papermill, the report, what fails, what it costs, and real data."
 import base64
-import dataclasses
 import io
 import json
 import os
@@ -21,12 +20,13 @@ from prle.core import read_json, write_json
 from prle.datasets import SPLITS, read_manifest
 from prle.experiments import Lab, detector_run, scores
 from prle.metrics import auc
-from prle.paper import SUBSETS, changed_files
+from prle.paper import COLUMN, PAGE, SUBSETS, changed_files
 from prle.reproduce import (FULL, HEADLINE, NOTEBOOKS, announce, cost, find_notebooks, list_notebooks, notebook_folder, parameters_text, plan, reproduce, rtx3090_rate,
                             run_notebook, write_report)
 from prle.studypage import lab_study
 from prle.userstudy import read_study
 from test_experiments import write_square
+from test_figures import letters
 
 TABLES = {*(f"table{n}" for n in range(1, 9)), "table1_fusions", "figure5", "figure6", "figure8", "figure10", "localization", "claims"}
 FIGURES = {*(f"figure{n}" for n in range(1, 11)), "table3_change", "userstudy_session"}
@@ -75,6 +75,29 @@ def test_the_second_time_all_is_reused_and_the_tables_are_the_same_bytes(smoke):
     assert set(reproduce(["table8", "figure8"], "smoke", outputs=outputs, say=again.append).values()) == {"done"}
     assert not any(line.startswith("MISS") for line in again) and any(" 0 made." in line for line in again)
     assert state("runs", ".json", ".parquet") == runs and {p: b for p, (_, b) in state("smoke/tables", ".csv", ".md", ".tex").items()} == tables
+
+
+def test_two_runs_write_the_same_bytes(smoke, tmp_path):
+    "Made anew in an empty folder, benchmark and trainings included."
+    assert reproduce(["table7"], "smoke", outputs=tmp_path, say=lambda line: None) == {"table7_exploitation": "done"}
+    for suffix in (".csv", ".md", ".tex"):
+        first, second = (folder / f"smoke/tables/table7{suffix}" for folder in (smoke[0], tmp_path))
+        assert first.read_bytes() == second.read_bytes(), suffix
+    runs = [read_json(folder / "smoke/tables/table7.provenance.json") for folder in (smoke[0], tmp_path)]
+    assert runs[0]["runs"] == runs[1]["runs"] and runs[0]["data"] == runs[1]["data"]
+
+
+def test_tables_for_machines_have_the_papers_numbers_too(smoke):
+    read = lambda name: pd.read_csv(smoke[0] / f"smoke/tables/{name}.csv")
+    cell = lambda name, **keys: read(name).query(" and ".join(f"{k} == {v!r}" for k, v in keys.items())).paper.iloc[0]
+    assert cell("table1", name="VGG", subset="NT") == 10.64 and read("table1_fusions").paper.isna().all()
+    assert cell("table2", backbone="EfficientNet", arm="primary", test="mini-DF1", measure="AUC") == 74.72 and cell("table2", backbone="recce", test="AVG", measure="ACC") == 61.27
+    assert cell("table3", backbone="Xception", arm="primary - none", train="DF", test="NT") == pytest.approx(0.28)
+    assert cell("table4", backbone="F3-Net", arm="landmark - primary", test="mini-Celeb") == pytest.approx(-3.63)
+    assert cell("table5", backbone="VGG", arm="low", test="mini-DF1") == 65.56
+    assert cell("table6", arm="E", test="mini-DFDC") == 63.69 and cell("table7", backbone="ResNet-50", arm="static", test="mini-DF1") == 63.32
+    assert cell("table8", backbone="Xception", arm="primary", quantity="train") == 262.42 and cell("figure6", backbone="EfficientNet", arm="4", test="AVG", measure="AUC") == 71.94
+    assert len(pd.read_csv(smoke[0] / "smoke/tables/figure6.csv").query("measure == 'ACC'")) and " ACC " in (smoke[0] / "smoke/tables/figure6.md").read_text()
 
 
 def test_table3_numbers_are_the_scores(smoke):
@@ -178,6 +201,7 @@ def test_a_table_of_other_data_is_marked_and_links_to_no_notebook_that_is_not_th
 
 def test_figure7_masks_grow_with_alpha_and_stay_what_they_were(smoke):
     figure = figures.draw_figure7(quiet(smoke[0]), cases=3)
+    assert min(letters(figure)) >= 6
     rows = np.array_split(figure.axes, 3)
     for row in rows:
         face, *masked = [ax.images[0].get_array().astype(int) for ax in row]
@@ -187,8 +211,16 @@ def test_figure7_masks_grow_with_alpha_and_stay_what_they_were(smoke):
     assert [ax.get_title() for ax in rows[0]][:3] == ["face", r"$\alpha$ = 1.0", "0.9"]
 
 
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_figures_have_the_width_at_which_they_are_printed(smoke, name):
+    width, height = Image.open(smoke[0] / f"smoke/figures/{name}.png").size
+    assert width in (round(200 * COLUMN), round(200 * PAGE)) and height < 200 * 9.5, "a page's height"
+
+
 def test_figure3_has_a_row_a_fusion_and_a_curve_each(smoke):
-    *faces, curves = figures.draw_figure3(quiet(smoke[0])).axes
+    figure = figures.draw_figure3(quiet(smoke[0]))
+    *faces, curves = figure.axes
+    assert min(letters(figure)) >= 6
     assert len(faces) == 3 * 5 and len(curves.patches) == 3
     low, high, neighbour = (np.array([(ax.images[1].get_array() > 0).mean() for ax in row]) for row in np.array_split(faces, 3))
     assert (high <= low).all() and (neighbour >= high).all(), "a higher tau_1 keeps less, neighbouring adds to it"
@@ -196,18 +228,21 @@ def test_figure3_has_a_row_a_fusion_and_a_curve_each(smoke):
 
 def test_figures_2_and_4_are_intermediate_results(smoke):
     lab = quiet(smoke[0])
-    panels = {ax.get_title(): ax.images for ax in figures.draw_figure2(lab).axes}
+    figure2, figure4 = figures.draw_figure2(lab), figures.draw_figure4(lab)
+    assert min(letters(figure2) + letters(figure4)) >= 6
+    panels = {ax.get_title(): ax.images for ax in figure2.axes}
     binary, kept = (panels[t][0].get_array() for t in ("mask $M_b$\nEq. 4", "highest 50%\nEq. 10"))
     face, masked = panels["face (DF)"][0].get_array(), panels["masked face\nEq. 11"][0].get_array()
     assert (kept <= binary).all() and abs(kept.sum() / binary.sum() - 0.5) < 0.01 and (masked == np.where(kept[..., None], 0, face)).all()
     assert (panels["fused map"][1].get_array() > 0).sum() == binary.sum(), "the mask is where the fused map is above 0"
-    panels = [(ax.get_title(), ax.images[0].get_array()) for ax in figures.draw_figure4(lab).axes]
+    panels = [(ax.get_title(), ax.images[0].get_array()) for ax in figure4.axes]
     sizes = [image.sum() for title, image in panels if "odot" in title]
     assert len(sizes) == 3 and sizes == sorted(sizes) and sizes[2] == dict(panels)["1) mask conversion,\n$M_b$"].sum()
 
 
 def test_figure9_draws_what_it_is_told_to(smoke):
-    (_, one), (_, two), (_, other) = (figures.draw_figure9(quiet(smoke[0]), seed, ["EfficientNet"], faces=1) for seed in (0, 0, 3))
+    (figure, one), (_, two), (_, other) = (figures.draw_figure9(quiet(smoke[0]), seed, ["EfficientNet"], faces=1) for seed in (0, 0, 3))
+    assert min(letters(figure)) >= 6
     assert one.equals(two) and len(one) == 2 and set(one.arm) == {"none", "primary"} and not one.path.equals(other.path)
 
 
@@ -328,7 +363,10 @@ def test_the_parameters_are_told(capsys):
 def test_everything_adds_the_further_backbones(smoke):
     tasks = [plan(quiet(smoke[0]), ["table3_cross_manipulation"], 1, full).store.tasks for full in (False, True)]
     labels = [{t.path.name.split("-DF")[0] for t in some if t.path.parent.name == "detectors" and "-DF-" in t.path.name} for some in tasks]
-    assert labels[0] == {"Xception", "EfficientNet", "VGG"} and labels[1] - labels[0] == {"F3-Net", "ResNet-50"} and set(FULL) == {"table3_cross_manipulation"}
+    assert labels[0] == {"Xception", "EfficientNet", "VGG"} and labels[1] - labels[0] == {"F3-Net", "ResNet-50"} and set(FULL) == {"table3_cross_manipulation", "claims"}
+    tables = find_notebooks([*(f"table{n}" for n in range(1, 8)), "figure8"])
+    trained = [{run for run in plan(quiet(smoke[0]), names, 1, True).store.names() if run.startswith("detectors/")} for names in (["claims"], tables)]
+    assert trained[0] <= trained[1], "the claims over all five train nothing that the tables do not"
 
 
 def test_what_it_costs(smoke, tmp_path):
@@ -339,53 +377,6 @@ def test_what_it_costs(smoke, tmp_path):
     empty = Lab("smoke", smoke[0] / "data/smoke", tmp_path)
     one, three = (cost(plan(empty, ["table7_exploitation"], seeds)) for seeds in (1, 3))
     assert one.trainings == 7 and three.trainings == 3 * 7 and three.hours == pytest.approx(3 * one.hours) and three.disk == pytest.approx(3 * one.disk)
-
-
-@pytest.fixture
-def real_data(tmp_path, monkeypatch):
-    "The folders of `prle faces` made of real mp4s in the official layouts, and the preset paper at its full size but for one epoch of a few faces."
-    from clips import write_clip
-    from prle import experiments
-    source, root = tmp_path / "sources", tmp_path / "root"
-    people = {f"{i:03}": f"s{i + 1}" for i in range(6)}
-    put = lambda path, who, mask=None: write_clip(path, who, frames=2, size=(224, 180), mask=mask)
-    ffpp, celeb = source / "ffpp", source / "celeb"
-    pairs = [("000", "001"), ("002", "003"), ("004", "005")]
-    for i, who in people.items(): put(ffpp / f"original_sequences/youtube/c23/videos/{i}.mp4", who)
-    for a, b in [p for pair in pairs for p in (pair, pair[::-1])]:
-        base = ffpp / "manipulated_sequences/Deepfakes"
-        (base / "masks/videos").mkdir(parents=True, exist_ok=True)
-        put(base / f"c23/videos/{a}_{b}.mp4", people[b], base / f"masks/videos/{a}_{b}.mp4")
-    for split, pair in zip(("train", "val", "test"), pairs): (ffpp / f"{split}.json").write_text(json.dumps([list(pair)]))
-    lines = []
-    for label, folder, name, who in ((1, "Celeb-real", "id0_0000", "s7"), (1, "YouTube-real", "00000", "s8"), (0, "Celeb-synthesis", "id0_id1_0000", "s9")):
-        put(celeb / folder / f"{name}.mp4", who)
-        lines.append(f"{label} {folder}/{name}.mp4")
-    (celeb / "List_of_testing_videos.txt").write_text("\n".join(lines) + "\n")
-    for name, folder, options in (("ff++", ffpp, ["--subsets", "DF"]), ("celeb-df", celeb, [])):
-        assert cli.main(["faces", name, "--root", str(folder), "--out", str(root / name), "--count", "2", "--size", "256", "--workers", "0", *options]) == 0
-    full = experiments.PRESETS["paper"]
-    networks = {name: dataclasses.replace(b, pretrained=False) for name, b in full.backbones.items()}
-    monkeypatch.setitem(experiments.PRESETS, "paper", dataclasses.replace(full, backbones=networks, recipe=dict(epochs=1, batch=4, workers=0)))
-    return root
-
-
-@pytest.mark.slow
-def test_real_data_in_official_layouts_with_full_size_networks(real_data, tmp_path, capsys):
-    "Crops of videos, the zoo at its published size, its maps, fusion, training with masks, a target set: Table VI's first row, with what it will cost said first."
-    lab = Lab("paper", real_data, tmp_path / "outputs", say=lambda line: None)
-    assert lab.targets == ["Celeb-DF"] and lab.subsets == ["DF"] and len(lab.train_faces("all")) == 8
-    text = announce(lab, lambda lab: NOTEBOOKS["table6_single_detectors"](lab, 1))
-    assert re.fullmatch(r"\d+ of \d+ runs are to be made, 7 of them trainings: about [\d.e-]+ hours of one RTX 3090 at the paper's throughput, reading not included, "
-                        r"and [\d.]+ [MG]B on disk.", text), text
-    rows = compare_arms(lab, table_arms(lab, 6)[:1], 1).set_index("test")
-    assert set(rows.index) == {"Celeb-DF", "AVG"} and rows.value.between(0, 100).all() and (rows.note == "").all()
-    said = []
-    lab.store.say = said.append
-    asked = plan(lab, list(NOTEBOOKS)).store.names()
-    assert [line.split()[1] for line in said] == ["figure1_attention", "figure5_single_training"] and len(asked) > 50, "FS and NT are not there; the rest is planned"
-    weights = sum(p.stat().st_size for p in (tmp_path / "outputs/runs/detectors").glob("*/model.safetensors"))
-    assert weights > 500e6, "VGG-16 alone has 134 million weights"
 
 
 def test_the_manipulations_have_the_papers_names(smoke):

@@ -1,0 +1,146 @@
+"prle.figures: the numbers that are drawn are those of the scores, and what cannot be read at the printed width is not drawn."
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.text import Text
+from sklearn.metrics import accuracy_score, roc_auc_score
+
+from prle import comparisons, figures
+from prle.comparisons import ALPHAS, add_figure6, compare_arms, figure5_arms, figure6_arms, masked_accuracy, subset_cells
+from prle.core import rng
+from prle.experiments import BINS, FusionConfig, Lab
+from prle.figures import FIGURE1, draw_figure5, draw_figure6, draw_figure8, figure1_arms
+from prle.paper import BACKBONES, COLUMN, FIGURE6, PAGE, SUBSETS, use_paper_style
+
+TARGETS = ("mini-DFDC", "mini-DF1", "mini-Celeb")
+
+
+def faces(*key, subsets=("DF",), people=12):
+    "Scores of reals and of the fakes of some manipulations, different for every key."
+    draw = rng("figures", *key)
+    rows = pd.DataFrame([(f"p{i:02}", int(s != "real"), s) for i in range(people) for s in ("real", *subsets) for _ in range(2)], columns=["identity", "label", "subset"])
+    return rows.assign(p_fake=draw.uniform(size=len(rows)) * 0.8 + 0.2 * rows.label)
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    "A lab that never looks at data: a run is the arguments that it was asked with, and its scores follow from them."
+    lab = Lab("mini", outputs=tmp_path, say=lambda line: None)
+    lab.manifest, lab._sets = pd.DataFrame(dict(subset=["real", *SUBSETS])), (None, dict.fromkeys(TARGETS, tmp_path))
+    lab.test_faces = lambda split="test": pd.DataFrame(dict(label=[0, 1]))
+    monkeypatch.setattr(comparisons, "detector_run", lambda lab, backbone, train="all", seed=0, **changes: (backbone, train, seed, str(sorted(changes.items()))))
+    monkeypatch.setattr(comparisons, "target_scores", lambda lab, run, target: faces(*run, target))
+    monkeypatch.setattr(comparisons, "scores", lambda run: faces(*run, subsets=SUBSETS))
+    monkeypatch.setattr(comparisons, "masked_scores", lambda lab, run, subset, alpha, seed: faces(*run, subset, alpha, subsets=SUBSETS))
+    use_paper_style()
+    yield lab
+    plt.close("all")
+
+
+def auc(table): return 100 * roc_auc_score(table.label, table.p_fake)
+
+
+def acc(table): return 100 * accuracy_score(table.label, table.p_fake > 0.5)
+
+
+def drawn(ax):
+    "Label -> (x, y, low, high) of each series with intervals."
+    def ends(container):
+        x, y = container.lines[0].get_data()
+        bars = np.array(container.lines[2][0].get_segments())
+        return np.column_stack([x, y, bars[:, 0, 1], bars[:, 1, 1]])
+    return {c.get_label(): ends(c) for c in ax.containers}
+
+
+def wanted(rows): return rows[["value", "low", "high"]].to_numpy()
+
+
+def test_figure5_draws_the_average_over_the_target_sets(lab):
+    arms = figure5_arms(lab)
+    rows = compare_arms(lab, arms)
+    for ax, train in zip(draw_figure5(lab, rows).axes, ("DF", "FS")):
+        series = drawn(ax)
+        assert [t.get_text() for t in ax.get_xticklabels()] == list(BACKBONES) and set(series) == {"plain", "+ PRLE"} and train in ax.get_title()
+        for name, label in (("none", "plain"), ("primary", "+ PRLE")):
+            some = [arm for arm in arms if (arm.name, arm.train) == (name, train)]
+            assert series[label][:, 1] == pytest.approx([np.mean([auc(faces(*arm_key(lab, arm), t)) for t in TARGETS]) for arm in some])
+            part = rows[(rows.arm == name) & (rows.train == train) & (rows.test == "AVG")].set_index("backbone").loc[list(BACKBONES)]
+            assert series[label][:, 1:] == pytest.approx(wanted(part))
+
+
+def arm_key(lab, arm, seed=0): return comparisons.detector_run(lab, arm.backbone, arm.train, seed=seed, **arm.changes)
+
+
+def test_figure6_draws_auc_and_acc_and_the_papers_averages(lab):
+    arms = figure6_arms(lab)
+    rows = add_figure6(lab, compare_arms(lab, arms, measures=("AUC", "ACC")))
+    for ax, backbone in zip(draw_figure6(lab, rows).axes, ("Xception", "EfficientNet")):
+        series, some = drawn(ax), [arm for arm in arms if arm.backbone == backbone]
+        for measure, function in (("AUC", auc), ("ACC", acc)):
+            values = [np.mean([function(faces(*arm_key(lab, arm), t)) for t in TARGETS]) for arm in some]
+            assert series[measure][:, 0].tolist() == [1, 2, 3, 4, 5] and series[measure][:, 1] == pytest.approx(values)
+        papers = [line.get_ydata() for line in ax.lines if line.get_label() == "AUC, paper's data"]
+        assert [list(p) for p in papers] == ([list(FIGURE6.values())] if backbone == "EfficientNet" else [])
+
+
+def test_figure8_draws_the_accuracy_on_masked_faces(lab):
+    rows = masked_accuracy(lab)
+    ax, = draw_figure8(lab, rows).axes
+    lines = {line.get_label(): line.get_xydata() for line in ax.lines}
+    assert set(lines) == {*SUBSETS, "mean"} and all(line[:, 0] == pytest.approx(100 * np.array(ALPHAS)) for line in lines.values())
+    def value(subset, alpha):
+        table = faces(*comparisons.detector_run(lab, "Xception", subset), subset, alpha, subsets=SUBSETS)
+        return acc(table[table.subset.isin(["real", subset])])
+    for s in SUBSETS: assert lines[s][:, 1] == pytest.approx([value(s, a) for a in ALPHAS]), s
+    assert lines["mean"][:, 1] == pytest.approx(np.mean([lines[s][:, 1] for s in SUBSETS], axis=0))
+    band, mean = ax.collections[0].get_paths()[0].vertices, rows[rows.subset == "mean"]
+    assert band[:, 1].min() == pytest.approx(mean.low.min()) and band[:, 1].max() == pytest.approx(mean.high.max())
+
+
+def test_figure1_draws_auc_inside_and_across(lab, monkeypatch):
+    square = np.zeros((8, 8, 3), np.uint8)
+    monkeypatch.setattr(figures, "_figure1_faces", lambda part, *args: part.subplots())
+    monkeypatch.setattr(figures, "_face", lambda rows, i: square)
+    monkeypatch.setattr(figures, "_quantiles", lambda *args: np.zeros((8, 8), np.uint16))
+    lab.train_faces = lambda subset, split="train": pd.DataFrame(dict(label=[0, 1], identity=["a", "b"]))
+    figure, rows = figures.draw_figure1(lab, seeds=2)
+    ax = next(ax for ax in figure.axes if "AUC" in ax.get_ylabel())
+    series, pairs = drawn(ax), [("NT", "NT"), ("NT", "FS"), ("FS", "FS"), ("FS", "NT")]
+    assert [t.get_text() for t in ax.get_xticklabels()] == [f"{a}\n\u2193\n{b}" for a, b in pairs] and FIGURE1 == ("NT", "FS")
+    for arm_name, label in (("none", "plain"), ("primary", "+ PRLE")):
+        arms = {arm.train: arm for arm in figure1_arms() if arm.name == arm_name}
+        part = lambda seed, a, b: (t := subset_cells(lab, arms[a], 2)[b][seed])[t.subset.isin(["real", b])]
+        assert series[label][:, 1] == pytest.approx([np.mean([auc(part(seed, a, b)) for seed in (0, 1)]) for a, b in pairs])
+
+
+def test_figure3_leaves_out_zeros_and_nothing_else(lab, monkeypatch, tmp_path):
+    maps = np.concatenate([np.zeros(60), np.full(25, 0.01), np.full(10, 0.5), np.full(5, 1.0)])
+    np.save(tmp_path / "histogram.npy", np.histogram(maps, BINS, (0, 1))[0])
+    pd.DataFrame({"above 0": [(maps > 0).mean()]}).to_parquet(tmp_path / "shares.parquet")
+    monkeypatch.setattr(figures, "statistics_run", lambda *args: SimpleNamespace(path=tmp_path))
+    counts = figures._attended_values(lab, "DF", 0, FusionConfig())
+    assert counts[0] == 25 and counts[25] == 10 and counts[-1] == 5 and counts.sum() == 40
+
+
+def test_faces_are_drawn_at_random_and_not_only_people():
+    rows = pd.DataFrame(dict(label=[0, 1, 1, 1] * 6, identity=np.repeat(list("abcdef"), 4)))
+    picks = [figures._pick(rows, 3, "test", seed) for seed in range(40)]
+    assert all(rows.label[p].all() and rows.identity[p].nunique() == 3 for p in picks) and figures._pick(rows, 3, "test", 0) == picks[0]
+    assert {i for p in picks for i in p} == set(rows.index[rows.label == 1]), "any fake can be drawn"
+
+
+def letters(figure):
+    "Sizes in points of all texts that are shown."
+    return [t.get_fontsize() for t in figure.findobj(Text) if t.get_text().strip() and t.get_visible()]
+
+
+@pytest.mark.parametrize("draw", [
+    lambda lab: draw_figure5(lab, compare_arms(lab, figure5_arms(lab))),
+    lambda lab: draw_figure6(lab, add_figure6(lab, compare_arms(lab, figure6_arms(lab), measures=("AUC", "ACC")))),
+    lambda lab: draw_figure8(lab, masked_accuracy(lab))])
+def test_letters_can_be_read_at_the_printed_width(lab, draw):
+    figure = draw(lab)
+    assert figure.get_figwidth() in (COLUMN, PAGE) and min(letters(figure)) >= 6
