@@ -24,7 +24,7 @@ from .core import rng
 from .datasets import read_quantiles, read_rgb
 from .experiments import BINS, IDENTITY, FusionConfig, Lab, attention, detector_run, fused_maps, fusion_run, statistics_run, target_scores
 from .masking import region
-from .paper import COLUMN, PAGE, show_image
+from .paper import COLUMN_WIDTH, PAGE_WIDTH, show_image
 
 # %% ../nbs/11c_figures.ipynb #11c-figures-4
 SMALL = dict(fontsize=8)
@@ -94,7 +94,7 @@ def draw_figure1(
 ) -> tuple[Figure, pd.DataFrame]: # and the numbers in it
     "Where detectors trained on NT and on FS look, their AUC inside and across, and an FS face with its masked form (Figure 1)."
     rows = compare_arms(lab, figure1_arms(backbone), seeds, subset_cells)
-    figure = plt.figure(figsize=(PAGE, 2.7), layout="constrained")
+    figure = plt.figure(figsize=(PAGE_WIDTH, 2.7), layout="constrained")
     left, middle, right = figure.subfigures(1, 3, width_ratios=(3.2, 3, 1.3))
     _figure1_faces(left, lab, backbone, faces, 0)
     ax, pairs = middle.subplots(), [(a, b) for a in FIGURE1 for b in (a, *(c for c in FIGURE1 if c != a))]
@@ -136,7 +136,7 @@ def draw_figure2(
     i = pick_faces(lab, 1, seed)[subset][0]
     face, zoo = _face(lab.train_faces(subset), i), list(lab.preset.backbones)
     quantiles = _quantiles(lab, subset, seed, i)
-    figure = plt.figure(figsize=(PAGE, 3.3), layout="constrained")
+    figure = plt.figure(figsize=(PAGE_WIDTH, 3.3), layout="constrained")
     grid = figure.add_gridspec(3, 6)
     ax = [figure.add_subplot(grid[1, 0]), *[figure.add_subplot(grid[k, 1]) for k in range(3)], *[figure.add_subplot(grid[k, 2]) for k in (0, 2)],
           figure.add_subplot(grid[1, 3]), *[figure.add_subplot(grid[k, 4]) for k in (0, 2)], figure.add_subplot(grid[1, 5])]
@@ -162,7 +162,7 @@ def draw_figure4(
     "Dynamic exploitation: mask conversion, sorting, and what three draws of alpha leave of a face (Figure 4)."
     i = pick_faces(lab, 1, seed)[subset][0]
     face, quantiles = _face(lab.train_faces(subset), i), _quantiles(lab, subset, seed, i)
-    figure = plt.figure(figsize=(PAGE, 3.3), layout="constrained")
+    figure = plt.figure(figsize=(PAGE_WIDTH, 3.3), layout="constrained")
     grid = figure.add_gridspec(3, 5)
     face_ax, fused, binary, ranks = (figure.add_subplot(grid[k]) for k in ((1, 0), (1, 1), (0, 2), (2, 2)))
     _panel(face_ax, f"face ({subset})", face)
@@ -196,7 +196,7 @@ def draw_figure3(
 ) -> Figure:
     "Heat maps of the three static methods (left) and the distribution of their attention values (right), Figure 3."
     picks = pick_faces(lab, 1, seed)
-    figure = plt.figure(figsize=(PAGE, 3.1), layout="constrained")
+    figure = plt.figure(figsize=(PAGE_WIDTH, 3.1), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(3, 2))
     axes = left.subplots(len(FIGURE3), len(picks), squeeze=False)
     for column, (subset, rows) in zip(axes.T, picks.items()):
@@ -218,7 +218,7 @@ def draw_figure5(
 ) -> Figure:
     "Average AUC over the target sets of detectors trained on DF or on FS only (Figure 5)."
     names = [b for b in BACKBONES if b in set(rows.backbone)]
-    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.3), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 2.3), sharey=True, layout="constrained")
     for ax, train, letter in zip(axes, ("DF", "FS"), "ab"):
         _both_arms(ax, rows[(rows.train == train) & (rows.test == "AVG")], "backbone", names)
         ax.set_xticklabels(names, rotation=20, **SMALL)
@@ -233,7 +233,7 @@ def draw_figure6(
 ) -> Figure:
     "Average AUC and ACC against the number of detectors in the fusion (Figure 6)."
     names = list(rows.backbone.unique())
-    figure, axes = plt.subplots(1, len(names), figsize=(PAGE if len(names) > 1 else COLUMN, 2.4), sharey=True, layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(names), figsize=(PAGE_WIDTH if len(names) > 1 else COLUMN_WIDTH, 2.4), sharey=True, layout="constrained", squeeze=False)
     for ax, name, letter in zip(axes[0], names, "abcde"):
         part = rows[(rows.backbone == name) & (rows.test == "AVG") & ~rows.arm.str.contains(" - ")]
         for measure, style in (("AUC", dict(color="C0", marker="o")), ("ACC", dict(color="C1", marker="s"))):
@@ -258,7 +258,7 @@ def draw_figure7(
     "Faces with their primary regions masked, alpha from 1.0 down to 0.1 (Eq. 10, 11), Figure 7."
     picks = [(s, i) for round_ in zip(*pick_faces(lab, 2, seed).values()) for s, i in zip(lab.subsets, round_)][:cases]
     alphas = np.arange(10, 0, -1) / 10
-    figure, axes = plt.subplots(len(picks), len(alphas) + 1, figsize=(PAGE, 0.68 * len(picks) + 0.2), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(len(picks), len(alphas) + 1, figsize=(PAGE_WIDTH, 0.68 * len(picks) + 0.2), layout="constrained", squeeze=False)
     for row, (subset, i) in zip(axes, picks):
         face, quantiles = _face(lab.train_faces(subset), i), _quantiles(lab, subset, seed, i)
         show_image(row[0], face)
@@ -272,7 +272,7 @@ def draw_figure8(
     rows: pd.DataFrame, # from `masked_accuracy`
 ) -> Figure:
     "Accuracy on masked faces against alpha, a line a manipulation (Figure 8)."
-    figure, ax = plt.subplots(figsize=(COLUMN, 2.7), layout="constrained")
+    figure, ax = plt.subplots(figsize=(COLUMN_WIDTH, 2.7), layout="constrained")
     for k, ((subset, part), marker) in enumerate(zip(rows[rows.subset != "mean"].groupby("subset", sort=False), "osD^v")):
         ax.plot(100 * part.alpha, part.value, marker=marker, markersize=3.5, linewidth=1.1, color=f"C{k}", label=subset)
     mean = rows[rows.subset == "mean"]
@@ -301,8 +301,7 @@ def draw_figure9(
     target = celeb_set(lab)
     rows, shown = lab.test_faces(target), []
     chosen = _pick(rows, faces, "figure9", seed)
-    lines = 1 + 2 * len(backbones)
-    figure, axes = plt.subplots(lines, len(chosen), figsize=(PAGE, 0.3 + (PAGE / len(chosen) + 0.1) * lines), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1 + 2 * len(backbones), len(chosen), figsize=(PAGE_WIDTH, 1.35 * (1 + 2 * len(backbones))), layout="constrained", squeeze=False)
     for ax, i in zip(axes[0], chosen): show_image(ax, _face(rows, i))
     axes[0, 0].set_ylabel("fake", **SMALL)
     for line, (backbone, (arm, changes)) in zip(axes[1:], [(b, a) for b in backbones for a in (("none", {}), ("primary", PRIMARY))]):

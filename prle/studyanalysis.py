@@ -24,7 +24,7 @@ from scipy import stats
 from .core import rng
 from .datasets import FaceDataset
 from .experiments import Lab, detector_run, load_detector
-from .paper import PAGE
+from .paper import PAGE_WIDTH
 from .studyserver import FIELDS, Refused, Responses
 from .trainer import predict
 from .userstudy import Study, conditions, study_steps
@@ -351,7 +351,7 @@ def draw_figure10(
 ) -> Figure:
     "Accuracy of people, and of detectors on the same pictures, Figure 10. Says across the picture when there are no responses, when all are excluded or simulated."
     table = accuracy_table(kept, subsets, n)
-    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 3.3), layout="constrained", width_ratios=(1.6, 1))
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 3.3), layout="constrained", width_ratios=(1.6, 1))
     _bars(axes[0], table, detectors)
     _curve(axes[1], table, detectors)
     handles = dict(zip(*(sum(x, []) for x in zip(*(ax.get_legend_handles_labels()[::-1] for ax in axes)))))

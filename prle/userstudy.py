@@ -25,7 +25,7 @@ from .core import FAKE, REAL, atomic_path, digest, file_digest, progress, proven
 from .datasets import SPLITS, read_quantiles, read_rgb, select
 from .experiments import Lab, fusion_run
 from .masking import MaskParams, PrimaryRegionMask
-from .paper import PAGE
+from .paper import PAGE_WIDTH
 
 # %% ../nbs/12_userstudy.ipynb #12-userstudy-6
 PATTERN = ("none", "none", "dynamic", "dynamic", "fixed")
@@ -293,7 +293,7 @@ def draw_session(
     "What a participant sees, in order, with the key's words above: for the researcher."
     pictures, key = [p for p in study.plan.picture[study.plan.code == code] if p], study.pictures.set_index("picture")
     lines = math.ceil(len(pictures) / columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(PAGE, (PAGE / columns + 0.35) * lines), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(lines, columns, figsize=(PAGE_WIDTH, (PAGE_WIDTH / columns + 0.35) * lines), layout="constrained", squeeze=False)
     for ax in axes.flat: ax.set_axis_off()
     for ax, picture in zip(axes.flat, pictures):
         k = key.loc[picture]

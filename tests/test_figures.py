@@ -13,7 +13,7 @@ from prle.comparisons import ALPHAS, add_figure6, compare_arms, figure5_arms, fi
 from prle.core import rng
 from prle.experiments import BINS, FusionConfig, Lab
 from prle.figures import FIGURE1, draw_figure5, draw_figure6, draw_figure8, figure1_arms
-from prle.paper import BACKBONES, COLUMN, FIGURE6, PAGE, SUBSETS, use_paper_style
+from prle.paper import BACKBONES, COLUMN_WIDTH, FIGURE6, PAGE_WIDTH, SUBSETS, use_paper_style
 
 TARGETS = ("mini-DFDC", "mini-DF1", "mini-Celeb")
 
@@ -143,4 +143,4 @@ def letters(figure):
     lambda lab: draw_figure8(lab, masked_accuracy(lab))])
 def test_letters_can_be_read_at_the_printed_width(lab, draw):
     figure = draw(lab)
-    assert figure.get_figwidth() in (COLUMN, PAGE) and min(letters(figure)) >= 6
+    assert figure.get_figwidth() in (COLUMN_WIDTH, PAGE_WIDTH) and min(letters(figure)) >= 6
