@@ -28,7 +28,7 @@ paper-all: setup
 test: setup
 	$(BIN)/ruff check nbs tests setup.py
 	OMP_NUM_THREADS=1 PRLE_QUIET=1 $(BIN)/nbdev_test --n_workers 2
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # with nothing else running; the results stay in the notebooks
 bench: setup

@@ -17,12 +17,6 @@ from prle.detectors.registry import Detector, Weights
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items):
-    "The files that take minutes come first, so that no process works on one of them alone at the end."
-    long = ("test_reproduce.py", "test_benchmark.py", "test_engines.py")
-    items.sort(key=lambda item: long.index(item.path.name) if item.path.name in long else len(long))
-
-
 def write_toy(folder, size=(24, 32), people=6, photos=2, bright=60):
     """Noise faces: `people` identities, half train, then val, then test; the fakes of A are brighter, those of B carry stripes."""
     draw, rows = rng("toy"), []
