@@ -15,7 +15,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from .core import atomic_path, file_digest, provenance, read_json, write_json
@@ -424,6 +423,7 @@ COLUMN_WIDTH, PAGE_WIDTH = 3.5, 7.16
 
 def use_paper_style():
     "Matplotlib settings of all figures: readable at the width they are drawn for, colour-blind safe."
+    import seaborn as sns
     sns.set_theme(context="paper", style="ticks", palette="colorblind", rc={"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100, "pdf.fonttype": 42})
 
 def show_image(
