@@ -112,14 +112,28 @@ def test_the_signs_are_the_papers(name):
 def known(**values): return lambda cells, measures, sums: pd.DataFrame([dict(key=k, value=v[0], low=v[1], high=v[2], note="") for k, v in values.items()])
 
 
-@pytest.mark.parametrize("fall, level, verdicts", [
+@pytest.mark.parametrize("fall, down, verdicts", [
     ((-20, -25, -15), (3, 1, 5), ["holds", "holds"]), ((-4, -8, 1), (3, 1, 5), ["undecided", "undecided"]), ((5, 2, 8), (3, 1, 5), ["does not hold", "does not hold"]),
     ((-4, -8, 1), (-3, -6, -1), ["undecided", "does not hold"]), ((-20, -25, -15), (1, -1, 3), ["holds", "undecided"])])
-def test_levelling_off_needs_a_fall(faces, monkeypatch, fall, level, verdicts):
+def test_levelling_off_needs_a_fall(faces, monkeypatch, fall, down, verdicts):
     faces.manifest = pd.DataFrame(dict(subset=["real", *SUBSETS]))
     monkeypatch.setattr(module, "masked_cells", lambda *args, **kwargs: {})
-    monkeypatch.setattr(module, "estimate_sums", known(fall=fall, level=level))
+    monkeypatch.setattr(module, "estimate_sums", known(fall=fall, down=down, up=(4, 2, 6)))
     assert [row["verdict"] for row in module._masked_claims(faces, 1)] == verdicts
+
+
+@pytest.mark.parametrize("accuracy, value, says", [
+    ((95, 65, 62), 4.5, "holds"), ((95, 65, 40), -17.5, "does not hold"), ((95, 65, 68), 4.5, "holds"), ((95, 65, 90), -17.5, "does not hold")])
+def test_levelling_off_is_no_further_fall_and_no_rise(faces, monkeypatch, accuracy, value, says):
+    faces.manifest = pd.DataFrame(dict(subset=["real", *SUBSETS]))
+    at = dict(zip((0.0, 0.7, 1.0), accuracy))
+    def sums_of(cells, measures, sums):
+        assert all(abs(sum(weights.values())) < 1e-9 for weights in sums.values()), "differences"
+        return pd.DataFrame([dict(key=k, value=(v := sum(w * at[a] for (_, a), w in weights.items())), low=v - 1, high=v + 1, note="") for k, weights in sums.items()])
+    monkeypatch.setattr(module, "masked_cells", lambda *args, **kwargs: {})
+    monkeypatch.setattr(module, "estimate_sums", sums_of)
+    falls, levels = module._masked_claims(faces, 1)
+    assert falls["value"] == pytest.approx(accuracy[2] - accuracy[0]) and levels["value"] == pytest.approx(value) and levels["verdict"] == says
 
 
 def test_a_slower_training_costs_time(faces, monkeypatch):
