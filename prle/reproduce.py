@@ -215,12 +215,12 @@ _PAGE = """\
 <title>PRLE, preset {{ preset }}</title>
 <link rel="icon" href="data:,">
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 0 1rem 4rem; color: #1a1a1a; background: #fff; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 0 auto; padding: 0 1rem 4rem; color: #1a1a1a; background: #fff; }
 p, li, figure { max-width: 62rem; } h2 { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1rem; }
-.wide { overflow: auto; max-height: 45rem; } .wide thead th { position: sticky; top: 0; background: #fff; }
+.wide { overflow: auto; max-height: 45rem; } .wide.text { max-height: none; } .wide thead th { position: sticky; top: 0; background: #fff; }
 @media print { .wide { max-height: none; } }
 table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .6rem; text-align: left; vertical-align: top; white-space: nowrap; border-bottom: 1px solid #e5e5e5; }
+th, td { padding: .2rem .5rem; text-align: left; vertical-align: top; white-space: nowrap; border-bottom: 1px solid #e5e5e5; }
 .text td { white-space: normal; min-width: 6rem; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
 figcaption, .small { font-size: .85rem; color: #444; }
