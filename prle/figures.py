@@ -279,7 +279,7 @@ def draw_figure8(
     ax.plot(100 * mean.alpha, mean.value, color="0.2", linewidth=2, label="mean")
     ax.fill_between(100 * mean.alpha, mean.low, mean.high, color="0.2", alpha=0.15, linewidth=0)
     ax.set(xlabel="attended pixels that are masked, $\\alpha$ (%)", ylabel="accuracy (%)")
-    ax.legend(frameon=False, ncols=2, **SMALL)
+    figure.legend(frameon=False, loc="outside upper center", ncols=3, **SMALL)
     return figure
 
 # %% ../nbs/11c_figures.ipynb #11c-figures-19
