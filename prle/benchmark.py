@@ -19,13 +19,13 @@ import cv2
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
+from sklearn.metrics import roc_auc_score
 
 from .core import FAKE, REAL, atomic_path, digest, file_digest, progress, read_json, rng, write_json
 from .datasets import read_manifest, read_rgb, write_manifest
 from .faces import (PHOTO_SUFFIXES, Face, FaceError, check_folder, crop_face, find_largest, list_photos, orl_folder, read_faces, summary, write_png)
 from .forge import _MANIPULATIONS, inner, manipulate
 from .generators import STEPS, Generator, one_thread, trained_networks
-from .metrics import auc
 from .videos import VIDEO_SUFFIXES, count_frames, read_frames, sample_frames
 
 # %% ../nbs/03b_benchmark.ipynb #03b-benchmark-5
@@ -293,6 +293,6 @@ def cue_table(
     cues, table = trivial_cues(manifest), {}
     for name in manifest.subset[manifest.label == FAKE].unique():
         rows = manifest.subset.isin(["real", name])
-        scores = {cue: auc(manifest.label[rows], cues[cue][rows]) for cue in cues}
-        table[name] = {cue: max(score, 1 - score) for cue, score in scores.items()}
+        scores = {cue: roc_auc_score(manifest.label[rows], cues[cue][rows]) for cue in cues}
+        table[name] = {cue: max(auc, 1 - auc) for cue, auc in scores.items()}
     return pd.DataFrame(table).T

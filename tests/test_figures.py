@@ -107,6 +107,7 @@ def test_figure1_draws_auc_inside_and_across(lab, monkeypatch):
     monkeypatch.setattr(figures, "_quantiles", lambda *args: np.zeros((8, 8), np.uint16))
     lab.train_faces = lambda subset, split="train": pd.DataFrame(dict(label=[0, 1], identity=["a", "b"]))
     figure, rows = figures.draw_figure1(lab, seeds=2)
+    assert figure.get_figwidth() == PAGE_WIDTH and min(letters(figure)) >= 6
     ax = next(ax for ax in figure.axes if "AUC" in ax.get_ylabel())
     series, pairs = drawn(ax), [("NT", "NT"), ("NT", "FS"), ("FS", "FS"), ("FS", "NT")]
     assert [t.get_text() for t in ax.get_xticklabels()] == [f"{a}\n\u2193\n{b}" for a, b in pairs] and FIGURE1 == ("NT", "FS")

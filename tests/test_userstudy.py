@@ -15,9 +15,11 @@ import PIL.Image
 import pytest
 import studies
 from studies import FIVE, simulate
+from test_figures import letters
 
 from prle import cli, studyanalysis
 from prle.core import rng
+from prle.paper import PAGE_WIDTH
 from prle.studyanalysis import (accuracy_table, crossed_bootstrap, detector_answers, detector_table, draw_figure10, exclude, harder_with_alpha, masked_is_harder,
                                 participants_needed, power, read_responses, report, robust_difference, study_detectors)
 from prle.studypage import _connect, write_page
@@ -401,7 +403,7 @@ def test_no_responses(fresh):
     kept, out = exclude(read_responses(fresh))
     assert kept.empty and out.empty
     figure = draw_figure10(kept, FIVE)
-    assert "NO RESPONSES YET" in [t.get_text() for t in figure.texts]
+    assert "NO RESPONSES YET" in [t.get_text() for t in figure.texts] and figure.get_figwidth() == PAGE_WIDTH and min(letters(figure)) >= 6
     plt.close(figure)
     with pytest.raises(ValueError, match="no decisions"):
         masked_is_harder(kept)
