@@ -4,6 +4,7 @@ PRESET ?= mini
 SEEDS  ?= 1
 DATA   ?=
 ONLY   ?=
+ENGINE ?= local
 BIN    := .venv/bin
 
 .PHONY: setup paper paper-all test bench lab export clean
@@ -19,11 +20,12 @@ setup: .venv/installed
 # Tables I, III, VIII, Figures 1-4, 7, 8 and outputs/report.html; half an hour on two cores.
 # make paper ONLY="table3 figure7" SEEDS=3 PRESET=paper DATA=/data
 paper: setup
-	$(BIN)/prle reproduce $(ONLY) --preset $(PRESET) --seeds $(SEEDS) $(if $(DATA),--data $(DATA))
+	$(BIN)/prle reproduce $(ONLY) --preset $(PRESET) --seeds $(SEEDS) --engine $(ENGINE) $(if $(DATA),--data $(DATA))
 
-# every table, figure and claim; two hours
-paper-all: setup
-	$(BIN)/prle reproduce all --preset $(PRESET) --seeds $(SEEDS) $(if $(DATA),--data $(DATA))
+# every table, figure and claim; two hours. Ray makes as many runs at once as there are cores.
+paper-all: ENGINE = ray
+paper-all: ONLY = all
+paper-all: paper
 
 test: setup
 	$(BIN)/ruff check nbs tests setup.py

@@ -398,12 +398,22 @@ def test_answers_over_http(fresh):
 
 # ---- the analysis ----
 
+def word_across(figure):
+    "The one word that is written over the picture: large, across it and inside it."
+    word, = [t for t in figure.texts if t.get_rotation()]
+    assert word.get_fontsize() > 40
+    figure.canvas.draw()
+    box = word.get_window_extent()
+    assert box.width > 0.3 * figure.bbox.width and 0 <= box.x0 and box.x1 <= figure.bbox.width and 0 <= box.y0 and box.y1 <= figure.bbox.height
+    return word.get_text()
+
+
 def test_no_responses(fresh):
     assert "No responses in" in report(fresh)
     kept, out = exclude(read_responses(fresh))
     assert kept.empty and out.empty
     figure = draw_figure10(kept, FIVE)
-    assert "NO RESPONSES YET" in [t.get_text() for t in figure.texts] and figure.get_figwidth() == PAGE_WIDTH and min(letters(figure)) >= 6
+    assert word_across(figure) == "NO RESPONSES\nYET" and figure.get_figwidth() == PAGE_WIDTH and min(letters(figure)) >= 6
     plt.close(figure)
     with pytest.raises(ValueError, match="no decisions"):
         masked_is_harder(kept)
@@ -469,7 +479,7 @@ def test_all_excluded_is_said(fresh):
     kept, out = exclude(read_responses(fresh))
     assert kept.empty and len(out) == 10
     figure = draw_figure10(kept, FIVE)
-    assert "ALL EXCLUDED" in [t.get_text() for t in figure.texts] and "all 100 human decisions excluded" in figure.get_supxlabel()
+    assert word_across(figure) == "ALL\nEXCLUDED" and "all 100 human decisions excluded" in figure.get_supxlabel()
     plt.close(figure)
 
 
@@ -556,11 +566,7 @@ def test_power_rises_with_people_and_with_the_drop():
 def test_simulated_is_said_everywhere(answered):
     made, kept = answered
     figure = draw_figure10(kept, FIVE, n=100)
-    marks = [t for t in figure.texts if t.get_text() == "SIMULATED"]
-    assert len(marks) == 1 and marks[0].get_fontsize() > 40
-    figure.canvas.draw()
-    box = marks[0].get_window_extent()
-    assert box.width > 0.3 * figure.bbox.width, "across the picture"
+    assert word_across(figure) == "SIMULATED"
     plt.close(figure)
     assert "SIMULATED responses" in report(made)
     real = draw_figure10(kept.assign(simulated=False), FIVE, n=100)

@@ -291,7 +291,8 @@ def test_the_session_goes_on_where_the_server_says(tmp_path):
         who.driver.get(f"{address}/?code={study.codes[0]}")
         begin(who, practice=0)
         for _ in range(2): answer(who, right)
-        who.until(lambda: file.exists() and len(file.read_text().splitlines()) == 2, "two answers")
+        who.until(lambda: who.script("return memory.state.sent") == 2, "two answers kept, and the page told so")  # later it would write down that it was told
+        assert len(file.read_text().splitlines()) == 2
         who.script("localStorage.clear()")  # as on another machine
         who.driver.refresh()
         who.sees("You have answered 2 of 4. If that was not you, please tell the researcher.")
