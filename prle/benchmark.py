@@ -19,7 +19,6 @@ import cv2
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.metrics import roc_auc_score
 
 from .core import FAKE, REAL, atomic_path, digest, file_digest, progress, read_json, rng, write_json
 from .datasets import read_manifest, read_rgb, write_manifest
@@ -290,6 +289,7 @@ def cue_table(
     manifest: pd.DataFrame, # from `read_manifest`
 ) -> pd.DataFrame: # AUC in [0.5, 1], a row a manipulation, a column a cue
     "How well each trivial cue alone separates the fakes of each manipulation from the reals."
+    from sklearn.metrics import roc_auc_score
     cues, table = trivial_cues(manifest), {}
     for name in manifest.subset[manifest.label == FAKE].unique():
         rows = manifest.subset.isin(["real", name])

@@ -7,11 +7,12 @@ __all__ = ['PRIMARY', 'LOW', 'HIGH', 'ARM_NAMES', 'BASELINES', 'ALPHAS', 'seed_r
            'attended_share', 'fusion_variants', 'share_table', 'share_steps', 'Arm', 'choose_backbones', 'table_arms',
            'figure5_arms', 'figure6_arms', 'estimate_sums', 'target_cells', 'subset_cells', 'compare_arms', 'arm_steps',
            'paper_names', 'paper_tests', 'add_paper', 'add_figure6', 'arm_table', 'gaps', 'masked_cells',
-           'mean_over_subsets', 'masked_accuracy', 'masked_steps']
+           'mean_over_subsets', 'masked_accuracy', 'mask_sizes', 'what_masks_tell', 'masked_steps']
 
 # %% ../nbs/11a_comparisons.ipynb #11a-comparisons-2
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -367,10 +368,11 @@ def masked_cells(
     seeds: int = 1, # trainings
     backbone: str = "Xception", # that is tested
     alphas: Sequence[float] = ALPHAS, # shares of the attended pixels
+    face: bool = True, # around the mask, see `masked_run`
 ) -> dict[tuple, list[pd.DataFrame] | str]: # manipulation, alpha -> scores of each seed
     "What plain detectors say of masked test faces: all reals, and the fakes of the manipulation they were trained on."
     part = lambda table, subset: table[table.subset.isin(["real", subset])]
-    of = lambda subset, alpha: lambda seed: part(masked_scores(lab, detector_run(lab, backbone, subset, seed=seed), subset, alpha, seed=seed), subset)
+    of = lambda subset, alpha: lambda seed: part(masked_scores(lab, detector_run(lab, backbone, subset, seed=seed), subset, alpha, seed=seed, face=face), subset)
     return {(s, a): attempt(of(s, a), seeds) for s in lab.subsets for a in alphas}
 
 def mean_over_subsets(
@@ -392,10 +394,34 @@ def masked_accuracy(
     found = estimate_sums(cells, dict.fromkeys(cells, measure), levels)
     return pd.DataFrame(found.key.tolist(), columns=["subset", "alpha"]).join(found.drop(columns="key"))
 
+def mask_sizes(
+    lab: Lab, # preset, data and store
+    subset: str, # manipulation
+    seed: int = 0, # of the zoo
+) -> pd.DataFrame: # label, identity, p_fake: the attended share of the face, in [0, 1]
+    "Training faces, \"scored\" by nothing but how much of them is masked at alpha = 1."
+    shares = pd.read_parquet(statistics_run(lab, subset, seed, FusionConfig()).path/"shares.parquet")
+    return shares.assign(p_fake=shares["above 0"])
+
+def what_masks_tell(
+    lab: Lab, # preset, data and store
+    seeds: int = 1, # trainings
+    backbone: str = "Xception", # that is tested
+) -> pd.DataFrame: # what, subset, value, low, high in per cent, note
+    "AUC at alpha = 1 of plain detectors on masked test faces, on the masks without the faces, and of nothing but the masks' size in training: the control of Figure 8."
+    masked, gray = (masked_cells(lab, seeds, backbone, (1.0,), face) for face in (True, False))
+    test = {("masked face", s): cell for (s, _), cell in masked.items()} | {("mask on gray", s): cell for (s, _), cell in gray.items()}
+    train = {("size of the mask, in training", s): attempt(lambda seed: mask_sizes(lab, s, seed), seeds) for s in lab.subsets}
+    found = pd.concat([estimate_sums(cells, dict.fromkeys(cells, "auc"), {key: {key: 1.0} for key in cells}) for cells in (test, train)], ignore_index=True)
+    return pd.DataFrame(found.key.tolist(), columns=["what", "subset"]).join(found.drop(columns="key"))
+
 def masked_steps(
     lab: Lab, # preset, data and store
     seeds: int, # trainings
     backbone: str = "Xception", # that is tested
 ) -> list[Callable]: # each makes one run
-    "The runs behind Figure 8."
-    return [lambda a=(s, alpha, seed): masked_run(lab, detector_run(lab, backbone, a[0], seed=a[2]), *a) for seed in seed_range(seeds) for s in lab.subsets for alpha in ALPHAS]
+    "The runs behind Figure 8 and its control."
+    how = [*(dict(alpha=alpha) for alpha in ALPHAS), dict(alpha=1.0, face=False)]
+    make = lambda s, seed, options: masked_run(lab, detector_run(lab, backbone, s, seed=seed), s, seed=seed, **options)
+    cases = [(s, seed) for seed in seed_range(seeds) for s in lab.subsets]
+    return [*(partial(make, *case, options) for case in cases for options in how), *(partial(statistics_run, lab, *case, FusionConfig()) for case in cases)]

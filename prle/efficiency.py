@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pandas as pd
-import timm
 import torch
 from torch import nn
 
@@ -31,6 +30,7 @@ def paper_network(
     name: str, # of `COUNTED`
 ) -> nn.Module: # on the meta device: shapes only
     "A network of Table VIII as the paper counted it."
+    import timm
     network, classes = COUNTED[name]
     with torch.device("meta"): return timm.create_model(network, num_classes=classes).eval()
 

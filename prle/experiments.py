@@ -595,11 +595,12 @@ def statistics_run(
     return lab.store.get("statistics", label, config, lambda tmp: _statistics(_batches(stores, fusion, lab.preset.size), lab.train_faces(subset), tmp))
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-29
-def _masked_faces(rows: pd.DataFrame, quantiles: Path, alpha: float, fill: str) -> FaceDataset:
+def _masked_faces(rows: pd.DataFrame, quantiles: Path, alpha: float, fill: str, face: bool) -> FaceDataset:
     policy, place = PrimaryRegionMask(1.0, fill=fill), torch.zeros(3, dtype=torch.float64)
     def mask(item):
         params = MaskParams(torch.tensor(alpha, dtype=torch.float64), place, torch.randint(2**62, (), generator=torch_rng("masked", item["index"])))
-        return item | dict(image=policy.apply(item["image"], item["quantiles"], params))
+        image = item["image"] if face else torch.full_like(item["image"], 128)
+        return item | dict(image=policy.apply(image, item["quantiles"], params))
     return FaceDataset(rows, mask, quantiles)
 
 def masked_run(
@@ -612,15 +613,17 @@ def masked_run(
     zoo: tuple[str, ...] = (), # backbones that localize; none named: all of the preset
     split: str = "test", # or a target set
     fill: str = "zero", # what masked pixels become
+    face: bool = True, # around the mask; False: plain gray, so that nothing but the mask is to be seen
 ) -> Run: # scores.parquet
     "A trained detector on test faces whose primary regions are masked (Figure 8)."
     if not 0 <= alpha <= 1: raise ValueError(f"alpha must lie in [0, 1], not {alpha}.")
     maps = fusion_run(lab, subset, seed, fusion, zoo, split)
     config = dict(detector=run.key, quantiles=maps.key, alpha=float(alpha), fill=check_choice(fill, FILLS, "fill"), split=split, data=lab.source(split)[1])
+    if not face: config["face"] = False
     def make(tmp):
         rows = lab.test_faces(split)
-        _score(run, _masked_faces(rows, maps.path/"quantiles", float(alpha), fill), rows, lab, tmp)
-    return lab.store.get("masked", f"{_name(run)}-{split}-alpha={alpha:g}", config, make)
+        _score(run, _masked_faces(rows, maps.path/"quantiles", float(alpha), fill, face), rows, lab, tmp)
+    return lab.store.get("masked", f"{_name(run)}-{split}-alpha={alpha:g}{'' if face else '-gray'}", config, make)
 
 def masked_scores(
     lab: Lab, # as `masked_run`

@@ -18,7 +18,6 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as TF
 
 from .core import atomic_path, check_choice, progress
 from .datasets import read_quantiles
@@ -94,10 +93,11 @@ def _mean(image: Tensor, seed: Tensor) -> Tensor:
 
 def _blur(image: Tensor, seed: Tensor) -> Tensor:
     "The image under a Gaussian of a sixteenth of its shorter side, rows first, then columns."
+    from torchvision.transforms.v2.functional import gaussian_blur
     side = min(image.shape[-2:])
     kernel, sigma = 2 * min(math.ceil(side / 8), side - 1) + 1, side / 16
-    rows = TF.gaussian_blur(image.float(), [kernel, 1], [sigma] * 2)
-    blurred = TF.gaussian_blur(rows, [1, kernel], [sigma] * 2)
+    rows = gaussian_blur(image.float(), [kernel, 1], [sigma] * 2)
+    blurred = gaussian_blur(rows, [1, kernel], [sigma] * 2)
     return (blurred if image.is_floating_point() else blurred.round()).to(image.dtype)
 
 # %% ../nbs/07_masking.ipynb #07-masking-20
@@ -109,7 +109,8 @@ def _as_batch(image) -> tuple[Tensor, Callable]:
     "A (N, C, H, W) tensor and the function that brings such a tensor back to the kind of `image`."
     if isinstance(image, PIL.Image.Image):
         if image.mode not in ("L", "RGB"): raise ValueError(f"PIL image of mode {image.mode!r}: convert it to 'RGB' or 'L' first.")
-        return TF.pil_to_tensor(image)[None], lambda t: TF.to_pil_image(t[0])
+        batch, back = _as_batch(np.asarray(image))
+        return batch, lambda t: PIL.Image.fromarray(back(t))
     if isinstance(image, np.ndarray) and image.ndim == 3:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None], lambda t: np.ascontiguousarray(t[0].permute(1, 2, 0).numpy())
     if isinstance(image, np.ndarray) and image.ndim == 2: return torch.from_numpy(np.array(image))[None, None], lambda t: t[0, 0].numpy()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from .core import FAKE, REAL, check_choice, rng
 from .datasets import VIDEO
@@ -260,7 +260,7 @@ def seed_interval(
     "Student's t interval of the mean over seeds. `ValueError` for fewer than two."
     _check_level(level)
     values = _several(values)
-    half = student.ppf((1 + level) / 2, len(values) - 1) * values.std(axis=0, ddof=1) / len(values)**0.5
+    half = stdtrit(len(values) - 1, (1 + level) / 2) * values.std(axis=0, ddof=1) / len(values)**0.5
     return values.mean(axis=0) - half, values.mean(axis=0) + half
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-49
@@ -276,7 +276,7 @@ def total_interval(
     a, b = values.var(axis=0, ddof=1) / len(values), np.var(resampled, axis=0, ddof=1)
     spread = a**2 / (len(values) - 1) + b**2 / max(clusters - 1, 1)
     freedom = np.divide((a + b)**2, spread, out=np.ones_like(a + b), where=spread > 0)
-    half = student.ppf((1 + level) / 2, freedom) * np.sqrt(a + b)
+    half = stdtrit(freedom, (1 + level) / 2) * np.sqrt(a + b)
     return values.mean(axis=0) - half, values.mean(axis=0) + half
 
 # %% ../nbs/08_metrics.ipynb #08-metrics-51

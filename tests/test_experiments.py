@@ -277,6 +277,10 @@ def test_masked_faces_are_masked_with_the_zoos_regions(real):
     by_hand = lambda item: item | dict(image=item["image"] * ~region(item["quantiles"], 0.5))
     assert np.allclose(predict(load_detector(run), FaceDataset(real.test_faces(), by_hand, maps)), table.p_fake, atol=1e-6)
     assert not np.allclose(table.p_fake, scores(run).p_fake, atol=1e-6) and len(masked_scores(real, run, "all", 0.5, split="Celeb-DF")) == 24
+    gray = lambda item: item | dict(image=torch.where(region(item["quantiles"], 1.0), 0, 128).expand(3, -1, -1).to(torch.uint8))
+    bare = masked_scores(real, run, "all", 1.0, face=False)
+    assert np.allclose(predict(load_detector(run), FaceDataset(real.test_faces(), gray, maps)), bare.p_fake, atol=1e-6)
+    assert not np.allclose(bare.p_fake, masked_scores(real, run, "all", 1.0).p_fake, atol=1e-6), "another run"
     with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], not 1.5"):
         masked_scores(real, run, "all", 1.5)
 

@@ -9,7 +9,7 @@ from matplotlib.text import Text
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from prle import comparisons, figures
-from prle.comparisons import ALPHAS, add_figure6, compare_arms, figure5_arms, figure6_arms, masked_accuracy, subset_cells
+from prle.comparisons import ALPHAS, add_figure6, compare_arms, figure5_arms, figure6_arms, masked_accuracy, subset_cells, what_masks_tell
 from prle.core import rng
 from prle.experiments import BINS, FusionConfig, Lab
 from prle.figures import FIGURE1, draw_figure5, draw_figure6, draw_figure8, figure1_arms
@@ -34,7 +34,7 @@ def lab(tmp_path, monkeypatch):
     monkeypatch.setattr(comparisons, "detector_run", lambda lab, backbone, train="all", seed=0, **changes: (backbone, train, seed, str(sorted(changes.items()))))
     monkeypatch.setattr(comparisons, "target_scores", lambda lab, run, target: faces(*run, target))
     monkeypatch.setattr(comparisons, "scores", lambda run: faces(*run, subsets=SUBSETS))
-    monkeypatch.setattr(comparisons, "masked_scores", lambda lab, run, subset, alpha, seed: faces(*run, subset, alpha, subsets=SUBSETS))
+    monkeypatch.setattr(comparisons, "masked_scores", lambda lab, run, subset, alpha, seed, face: faces(*run, subset, alpha, *(() if face else ("gray",)), subsets=SUBSETS))
     use_paper_style()
     yield lab
     plt.close("all")
@@ -98,6 +98,18 @@ def test_figure8_draws_the_accuracy_on_masked_faces(lab):
     assert lines["mean"][:, 1] == pytest.approx(np.mean([lines[s][:, 1] for s in SUBSETS], axis=0))
     band, mean = ax.collections[0].get_paths()[0].vertices, rows[rows.subset == "mean"]
     assert band[:, 1].min() == pytest.approx(mean.low.min()) and band[:, 1].max() == pytest.approx(mean.high.max())
+
+
+def test_what_masks_tell_is_the_auc_of_faces_of_masks_on_gray_and_of_sizes(lab, monkeypatch):
+    monkeypatch.setattr(comparisons, "mask_sizes", lambda lab, subset, seed: faces(subset, seed, "size", subsets=[subset]))
+    rows = what_masks_tell(lab, seeds=2).set_index(["what", "subset"])
+    assert len(rows) == 3 * 5 and (rows.low < rows.value).all() and (rows.value < rows.high).all()
+    for s in SUBSETS:
+        part = lambda table: table[table.subset.isin(["real", s])]
+        keys = [(*comparisons.detector_run(lab, "Xception", s, seed=seed), s, 1.0) for seed in (0, 1)]
+        for what, more in (("masked face", ()), ("mask on gray", ("gray",))):
+            assert rows.value[what, s] == pytest.approx(np.mean([auc(part(faces(*key, *more, subsets=SUBSETS))) for key in keys]))
+        assert rows.value["size of the mask, in training", s] == pytest.approx(np.mean([auc(faces(s, seed, "size", subsets=[s])) for seed in (0, 1)]))
 
 
 def test_figure1_draws_auc_inside_and_across(lab, monkeypatch):

@@ -19,8 +19,8 @@ from PIL import Image
 from prle import cli, figures, reproduce as module
 from prle.comparisons import compare_arms, table_arms
 from prle.core import read_json, write_json
-from prle.datasets import SPLITS, read_manifest
-from prle.experiments import Lab, detector_run, scores
+from prle.datasets import SPLITS, read_manifest, read_quantiles
+from prle.experiments import Lab, detector_run, fusion_run, scores
 from prle.metrics import auc
 from prle.paper import COLUMN_WIDTH, PAGE_WIDTH, SUBSETS, changed_files
 from prle.reproduce import (FULL, HEADLINE, NOTEBOOKS, announce, cost, find_notebooks, list_notebooks, notebook_folder, parameters_text, plan, reproduce, rtx3090_rate,
@@ -30,7 +30,7 @@ from prle.userstudy import read_study
 from test_experiments import write_square
 from test_figures import letters
 
-TABLES = {*(f"table{n}" for n in range(1, 9)), "table1_fusions", "figure5", "figure6", "figure8", "figure10", "localization", "claims"}
+TABLES = {*(f"table{n}" for n in range(1, 9)), "table1_fusions", "figure5", "figure6", "figure8", "figure8_masks", "figure10", "localization", "claims"}
 FIGURES = {*(f"figure{n}" for n in range(1, 11)), "table3_change", "userstudy_session"}
 
 
@@ -216,6 +216,14 @@ def test_figure7_masks_grow_with_alpha_and_stay_what_they_were(smoke):
     assert [ax.get_title() for ax in rows[0]][:3] == ["face", r"$\alpha$ = 1.0", "0.9"]
 
 
+def test_the_size_of_a_mask_is_counted_in_its_quantile_map(smoke):
+    lab, found = quiet(smoke[0]), pd.read_csv(smoke[0] / "smoke/tables/figure8_masks.csv").set_index(["what", "subset"])
+    for s in ("DF", "NT"):
+        rows, maps = lab.train_faces(s), fusion_run(lab, s).path / "quantiles"
+        sizes = [(read_quantiles(maps / path) > 0).mean() for path in rows.path]
+        assert found.value["size of the mask, in training", s] == pytest.approx(100 * auc(rows.label, sizes)) and len(set(sizes)) > 10
+
+
 @pytest.mark.parametrize("name", sorted(FIGURES))
 def test_figures_have_the_width_at_which_they_are_printed(smoke, name):
     width, height = Image.open(smoke[0] / f"smoke/figures/{name}.png").size
@@ -281,6 +289,11 @@ def notebook(tmp_path):
         nbformat.write(nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell(body)], metadata=kernel), tmp_path / "a.ipynb")
         return tmp_path / "a.ipynb"
     return make
+
+
+def test_tables_and_figures_do_not_wait_for_libraries_that_they_do_not_use():
+    code = "import sys, prle.claims, prle.figures, prle.reproduce, prle.studypage; print({'timm', 'torchvision', 'sklearn', 'seaborn', 'dlib'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 def test_unknown_parameters_raise(notebook, tmp_path):

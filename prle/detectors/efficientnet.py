@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from timm.models.efficientnet import _gen_efficientnet, _gen_efficientnet_lite
 
 from .registry import TimmDetector, Weights, load_body, register_detector
 
@@ -24,6 +23,7 @@ def _b4_net(
     **options, # of timm's network
 ):
     "timm's `tf_efficientnet_b4` of any width."
+    from timm.models.efficientnet import _gen_efficientnet
     return _gen_efficientnet("tf_efficientnet_b4", channel_multiplier=1.4 * width, depth_multiplier=1.8, bn_momentum=momentum, **(_TF_LIKE | options))
 
 # %% ../../nbs/04b_efficientnet.ipynb #04b-efficientnet-10
@@ -76,6 +76,7 @@ def efficientnet_lite0(
     drop_path: float = 0.0, # share of residual branches skipped in training, rising with depth, in [0, 1)
 ) -> TimmDetector:
     "EfficientNet-Lite0 with TensorFlow padding (timm's `tf_efficientnet_lite0`)."
+    from timm.models.efficientnet import _gen_efficientnet_lite
     net = _gen_efficientnet_lite("tf_efficientnet_lite0", channel_multiplier=width,
                                  drop_rate=dropout, drop_path_rate=drop_path, **_TF_LIKE)
     model = TimmDetector(net, LITE0_WEIGHTS, _CAM_LAYERS)

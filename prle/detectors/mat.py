@@ -15,7 +15,6 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from ..core import REAL, check_choice
 from .efficientnet import _b4_net, efficientnet_b4
@@ -186,6 +185,7 @@ def degrade(
     x: Tensor, # (N, 3, H, W), normalized
 ) -> Tensor: # (N, 3, H, W)
     "Half the size, Gaussian blur (11 pixels, sigma 7), noise of 0.1, and back."
+    from torchvision.transforms.v2.functional import gaussian_blur
     small = F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=True)
     small = gaussian_blur(small, 11, 7)
     return F.interpolate(small + 0.1 * torch.randn_like(small), x.shape[-2:], mode="bilinear", align_corners=True)

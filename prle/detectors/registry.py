@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from itertools import chain
 
 import matplotlib.pyplot as plt
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -256,6 +255,7 @@ def imagenet_state(
     source: str, # timm's name of the network and its weights, e.g. "legacy_xception.tf_in1k"
 ) -> dict[str, torch.Tensor]: # its state dict, 1000-way head included
     "The published ImageNet weights, through timm; `RuntimeError` if neither the hub nor the cache has them."
+    import timm # where it is needed, like torchvision: two seconds that tables and figures do not have to wait
     try: return timm.create_model(source, pretrained=True).state_dict()
     except Exception as error:
         raise RuntimeError(

@@ -6,8 +6,6 @@
 __all__ = ['RESNET50_WEIGHTS', 'resnet50']
 
 # %% ../../nbs/04d_resnet.ipynb #04d-resnet-6
-import timm
-
 from .registry import IMAGENET_MEAN, IMAGENET_STD, TimmDetector, Weights, register_detector, scaled
 
 # %% ../../nbs/04d_resnet.ipynb #04d-resnet-8
@@ -20,6 +18,7 @@ def resnet50(
     dropout: float = 0.0, # before the linear layer, in [0, 1)
 ) -> TimmDetector:
     "ResNet-50 in torchvision's layout (stride in the 3x3 convolution)."
+    import timm
     channels = tuple(scaled(c, width) for c in (64, 128, 256, 512))
     net = timm.create_model("resnet50", num_classes=1, channels=channels, drop_rate=dropout, zero_init_last=False)
     model = TimmDetector(net, RESNET50_WEIGHTS, ("layer4.2", "layer3.5", "layer2.3"))
