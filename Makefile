@@ -4,7 +4,7 @@ PRESET ?= mini
 SEEDS  ?= 1
 DATA   ?=
 ONLY   ?=
-ENGINE ?= ray
+ENGINE ?= $(if $(filter mini,$(PRESET)),ray,local)
 BIN    := .venv/bin
 
 .PHONY: setup paper paper-all test bench lab export clean
@@ -17,7 +17,8 @@ setup: .venv/installed
 	$(BIN)/python -c "import cv2" || { echo "OpenCV needs the system's libGL. On Debian or Ubuntu: apt install libgl1 libglib2.0-0"; exit 1; }
 	touch $@
 
-# Tables I, III, VIII, Figures 1-4, 7, 8 and outputs/report.html; half an hour on two cores, each of which makes a run at a time. ENGINE=local: one run on all cores.
+# Tables I, III, VIII, Figures 1-4, 7, 8 and outputs/report.html; half an hour on two cores.
+# ray: as many runs at once as there are cores; local: one after the other, each on all cores or the GPU.
 # make paper ONLY="table3 figure7" SEEDS=3 PRESET=paper DATA=/data
 paper: setup
 	$(BIN)/prle reproduce $(ONLY) --preset $(PRESET) --seeds $(SEEDS) --engine $(ENGINE) $(if $(DATA),--data $(DATA))
