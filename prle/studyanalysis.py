@@ -358,7 +358,7 @@ def draw_figure10(
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=5, fontsize=6.5, frameon=False)
     gone = kept.attrs.get("left_out", 0)
     word = ("ALL\nEXCLUDED" if gone else "NO RESPONSES\nYET") if not len(kept) else "SIMULATED" if kept.simulated.any() else ""
-    figure.text(0.5, 0.5, word, fontsize=44, color="crimson", alpha=0.45, ha="center", va="center", rotation=15, weight="bold", zorder=10)
+    figure.text(0.5, 0.5, word, fontsize=44, color="crimson", alpha=0.3, ha="center", va="center", rotation=15, weight="bold", zorder=10)
     people = f"{kept.code.nunique()} participants, {len(kept)} decisions; 95% intervals by bootstrap over participants and faces"
     if not len(kept): people = f"all {gone} human decisions excluded" if gone else "no human decisions"
     if detectors is not None: people += "; detectors: pictures of test people" + (f" only, {(kept.split == 'test').sum()} of these decisions" if len(kept) else "")
