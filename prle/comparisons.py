@@ -394,6 +394,7 @@ def masked_accuracy(
     found = estimate_sums(cells, dict.fromkeys(cells, measure), levels)
     return pd.DataFrame(found.key.tolist(), columns=["subset", "alpha"]).join(found.drop(columns="key"))
 
+# %% ../nbs/11a_comparisons.ipynb #11a-comparisons-33
 def mask_sizes(
     lab: Lab, # preset, data and store
     subset: str, # manipulation

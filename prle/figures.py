@@ -46,7 +46,8 @@ def _face(rows: pd.DataFrame, i: int) -> np.ndarray:
     return read_rgb(Path(rows.attrs["root"])/rows.path.iloc[i])
 
 def _quantiles(lab: Lab, subset: str, seed: int, i: int) -> np.ndarray:
-    return read_quantiles(fusion_run(lab, subset, seed).path/"quantiles"/lab.train_faces(subset).path.iloc[i])
+    face = Path(lab.train_faces(subset).path.iloc[i])
+    return read_quantiles(fusion_run(lab, subset, seed).path/"quantiles"/face.with_suffix(".png"))
 
 def _masked(face: np.ndarray, quantiles: np.ndarray, alpha: float) -> np.ndarray:
     "Eq. 11."

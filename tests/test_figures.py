@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.text import Text
 from sklearn.metrics import accuracy_score, roc_auc_score
 
@@ -13,6 +14,7 @@ from prle.comparisons import ALPHAS, add_figure6, compare_arms, figure5_arms, fi
 from prle.core import rng
 from prle.experiments import BINS, FusionConfig, Lab
 from prle.figures import FIGURE1, draw_figure5, draw_figure6, draw_figure8, figure1_arms
+from prle.masking import write_quantiles
 from prle.paper import BACKBONES, COLUMN_WIDTH, FIGURE6, PAGE_WIDTH, SUBSETS, use_paper_style
 
 TARGETS = ("mini-DFDC", "mini-DF1", "mini-Celeb")
@@ -110,6 +112,13 @@ def test_what_masks_tell_is_the_auc_of_faces_of_masks_on_gray_and_of_sizes(lab, 
         for what, more in (("masked face", ()), ("mask on gray", ("gray",))):
             assert rows.value[what, s] == pytest.approx(np.mean([auc(part(faces(*key, *more, subsets=SUBSETS))) for key in keys]))
         assert rows.value["size of the mask, in training", s] == pytest.approx(np.mean([auc(faces(s, seed, "size", subsets=[s])) for seed in (0, 1)]))
+
+
+def test_quantile_maps_of_faces_that_are_no_pngs(lab, tmp_path, monkeypatch):
+    quantiles, = write_quantiles(torch.rand(1, 8, 8), [tmp_path / "quantiles/a/face.png"]).numpy()
+    monkeypatch.setattr(figures, "fusion_run", lambda *args: SimpleNamespace(path=tmp_path))
+    lab.train_faces = lambda subset: pd.DataFrame(dict(path=["a/face.jpg"]))
+    assert (figures._quantiles(lab, "DF", 0, 0) == quantiles).all()
 
 
 def test_figure1_draws_auc_inside_and_across(lab, monkeypatch):
