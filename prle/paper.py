@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .core import atomic_path, file_digest, provenance, write_json
-from .trust import read_json
+from .trust import below, read_record
 from .experiments import Lab
 
 # %% ../nbs/11_paper.ipynb #11-paper-4
@@ -406,16 +406,20 @@ def write_figure(
     return path
 
 # %% ../nbs/11_paper.ipynb #11-paper-30
+def _fault(path: Path, made: str) -> str:
+    "Say what is wrong with a file whose fingerprint was written down; an empty text if nothing is."
+    if not path.is_file(): return "missing"
+    return "" if file_digest(path) == made else "changed since it was written"
+
 def changed_files(
     folder: str | Path, # outputs/PRESET
 ) -> list[str]: # "tables/table3.csv: ...", sorted
     "The tables and figures that are not what was written: changed by hand, or missing."
     found = []
     for note in sorted(Path(folder).glob("*/*.provenance.json")):
-        for name, made in read_json(note).get("files", {}).items():
-            path, shown = note.with_name(name), f"{note.parent.name}/{name}"
-            if not path.exists(): found.append(f"{shown}: missing")
-            elif file_digest(path) != made: found.append(f"{shown}: changed since it was written")
+        try: faults = {name: _fault(below(note.parent, name), made) for name, made in read_record(note, files=dict)["files"].items()}
+        except ValueError as e: faults = {note.name: f"damaged ({e})"}
+        found += [f"{note.parent.name}/{name}: {fault}" for name, fault in faults.items() if fault]
     return found
 
 # %% ../nbs/11_paper.ipynb #11-paper-33

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LONGEST_NAME', 'MAX_JSON', 'MAX_YAML', 'MARKER', 'one_line', 'file_name', 'below', 'read_bytes', 'parse_json',
-           'read_json', 'parse_yaml', 'read_yaml', 'read_array', 'read_tensors', 'mark_folder', 'check_replaceable',
-           'made_folder', 'Damaged', 'check_digest']
+           'read_json', 'check_entries', 'read_record', 'parse_yaml', 'read_yaml', 'read_array', 'read_tensors',
+           'mark_folder', 'check_replaceable', 'made_folder', 'Damaged', 'check_digest']
 
 # %% ../nbs/00a_trust.ipynb #00a-trust-2
 import json, math, os, stat, tokenize, unicodedata
@@ -106,7 +106,28 @@ def read_json(
     "Read a JSON file; `ValueError` naming the file as of `parse_json`, or the limit."
     return parse_json(read_bytes(path, most), path, kind)
 
-# %% ../nbs/00a_trust.ipynb #00a-trust-19
+# %% ../nbs/00a_trust.ipynb #00a-trust-18
+def check_entries(
+    record, # what was read
+    name: str | Path, # what to call it in an error
+    **kinds: type, # entries that it must have, and what each must be
+) -> dict: # the same
+    "Return a dictionary that has these entries; `ValueError` naming the one that is missing or something else."
+    if not isinstance(record, dict): raise ValueError(f"{name} holds {shortened(record)} where a dict belongs.")
+    for entry, kind in kinds.items():
+        if entry not in record: raise ValueError(f"{name} lacks the entry {entry}.")
+        if not isinstance(record[entry], kind):
+            raise ValueError(f"{name}: {entry} is {shortened(record[entry])} where a {kind.__name__} belongs.")
+    return record
+
+def read_record(
+    path: str | Path, # a JSON file that a command has left
+    **kinds: type, # entries that it must have, and what each must be
+) -> dict:
+    "Read a record; `ValueError` naming the file and the entry as of `check_entries`."
+    return check_entries(read_json(path), path, **kinds)
+
+# %% ../nbs/00a_trust.ipynb #00a-trust-21
 MAX_YAML = 20_000
 "Bytes of a YAML file, for which its parser needs half a second."
 
@@ -146,7 +167,7 @@ def read_yaml(
     "Read a YAML or JSON file; `ValueError` naming the file as of `parse_yaml`, or the limit."
     return parse_yaml(read_bytes(path, MAX_YAML), path)
 
-# %% ../nbs/00a_trust.ipynb #00a-trust-22
+# %% ../nbs/00a_trust.ipynb #00a-trust-24
 def _array_header(file) -> tuple[tuple[int, ...], np.dtype]:
     "Read shape and type from the head of a .npy file, and leave the file where the numbers begin."
     version = np.lib.format.read_magic(file)
@@ -169,7 +190,7 @@ def read_array(
     except (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError, tokenize.TokenError) as e:
         raise ValueError(f"{path} is no whole array ({one_line(e)}).") from e
 
-# %% ../nbs/00a_trust.ipynb #00a-trust-25
+# %% ../nbs/00a_trust.ipynb #00a-trust-27
 def read_tensors(
     path: str | Path, # a .safetensors file
 ) -> dict: # name -> tensor, on the CPU
@@ -179,7 +200,7 @@ def read_tensors(
     try: return load_file(path)
     except SafetensorError as e: raise ValueError(f"{path} holds no whole weights ({one_line(e)}).") from e
 
-# %% ../nbs/00a_trust.ipynb #00a-trust-28
+# %% ../nbs/00a_trust.ipynb #00a-trust-30
 MARKER = ".prle.json"
 "The file in a folder that says that this project has made it, and for what."
 
@@ -199,7 +220,7 @@ def mark_folder(
     names = _unmarked(Path(folder))
     write_json(Path(folder)/MARKER, dict(made_by="prle", purpose=purpose, files=len(names), names=digest(names)))
 
-# %% ../nbs/00a_trust.ipynb #00a-trust-29
+# %% ../nbs/00a_trust.ipynb #00a-trust-31
 def _stranger(folder: Path, purpose: str) -> str:
     "Say what keeps a folder from being replaced; an empty text if nothing does."
     if not folder.is_dir(): return "is a file"
@@ -219,7 +240,7 @@ def _inner(folder: Path) -> str:
     fault = _stranger(folder, read_json(folder/MARKER, dict).get("purpose"))
     return f"has a folder {folder.name} that {fault}" if fault else ""
 
-# %% ../nbs/00a_trust.ipynb #00a-trust-30
+# %% ../nbs/00a_trust.ipynb #00a-trust-32
 def check_replaceable(
     folder: str | Path, # where a result shall be
     purpose: str, # what it is
@@ -243,7 +264,7 @@ def made_folder(
         check_replaceable(final, purpose) # somebody may have put something there meanwhile
         discard(final)
 
-# %% ../nbs/00a_trust.ipynb #00a-trust-33
+# %% ../nbs/00a_trust.ipynb #00a-trust-35
 class Damaged(ValueError):
     "A file is not what was written."
 

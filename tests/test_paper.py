@@ -132,6 +132,14 @@ def test_a_cell_changed_by_hand_is_noticed(lab, tmp_path, name):
     assert changed_files(tmp_path/"smoke") == [f"tables/{name}: missing"]
 
 
+@pytest.mark.parametrize("note", ["[]", "{", "null", '{"files": []}', '{"files": {"../../secret": "0"}}', '{"files": {"/etc/passwd": "0"}}'])
+def test_a_damaged_note_is_reported_like_a_damaged_table(lab, tmp_path, note):
+    write_table(lab, "t", pd.DataFrame(dict(auc=[64.04])), pd.DataFrame(dict(AUC=["64.0"])), "A caption.")
+    (tmp_path/"smoke/tables/t.provenance.json").write_text(note)
+    (line,) = changed_files(tmp_path/"smoke")
+    assert line.startswith("tables/t.provenance.json: damaged (") and len(line) < 300 + len(str(tmp_path))
+
+
 def test_a_table_on_runs_of_other_code_says_so(lab):
     fill = lambda tmp: (tmp/"a.json").write_text("1")
     lab.store.get("detectors", "a", dict(a=1), fill)
