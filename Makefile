@@ -18,7 +18,7 @@ setup: .venv/installed
 	test -x $(BIN)/python -a ! -e $@ -a ! -e .venv/installed || $(PYTHON) -m venv --clear .venv
 	sed -n '/^setuptools==/,/[^\\]$$/p' requirements.lock > .venv/setuptools.lock
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement .venv/setuptools.lock
-	$(BIN)/python -m pip install --quiet --require-hashes --no-build-isolation --use-pep517 --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --no-build-isolation --use-pep517 --requirement requirements.lock
 	touch $@
 
 .venv/installed: .venv/locked settings.ini setup.py
@@ -66,7 +66,7 @@ export: setup
 COMPILE = $(TOOLS)/uv pip compile --quiet --universal --fork-strategy fewest --generate-hashes --allow-unsafe \
 	--python-version 3.11 --custom-compile-command 'make lock' $(LOCK)
 lock: .tools/installed
-	$(COMPILE) setup.py $(foreach extra,faces paper cluster study dev,--extra $(extra)) --output-file requirements.lock
+	$(COMPILE) setup.py --extra all --output-file requirements.lock
 	printf 'uv\npip-audit\n' | $(COMPILE) - --output-file tools.lock
 
 # known vulnerabilities of the locked packages
