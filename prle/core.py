@@ -109,7 +109,8 @@ def file_digest(
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()[:16]
 
 # %% ../nbs/00_core.ipynb #00-core-21
-_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "opencv-python", "scikit-learn", "dlib-bin", "dlib", "grad-cam")
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "opencv-python-headless", "scikit-learn", "dlib-bin", "dlib",
+             "grad-cam")
 
 def _version(package: str) -> str | None:
     try: return metadata.version(package)
