@@ -193,6 +193,17 @@ def test_markup_in_names_notes_and_captions_is_text_in_the_report(tmp_path):
     assert page.text.replace(HOSTILE.replace("/", ":"), HOSTILE).count(HOSTILE) == same.text.count("harmless") > 12
 
 
+def test_a_table_rewritten_by_hand_brings_no_script_into_the_report(tmp_path):
+    lab, frame = Lab("smoke", outputs=tmp_path, say=lambda line: None), pd.DataFrame(dict(auc=["64.0"]))
+    lab.fingerprint = "0" * 16
+    path = write_table(lab, "table4", frame, frame, "A caption.", notebook="table4_masks")
+    before = Page(write_report(lab).read_text())
+    path.write_text(path.read_text() + "\n<script>alert(1)</script>\n\n<b onclick='x'>b</b> [l](javascript:alert)\n")
+    page = Page(write_report(lab).read_text())
+    assert not {"script", "b", "iframe"} & (set(page.tags) - set(before.tags)) and not any("script" in link for link in page.links)
+    assert page.tags.count("b") == before.tags.count("b") and "<script>alert(1)</script>" in page.text
+
+
 def test_files_with_odd_names_are_linked_in_the_report(tmp_path):
     lab = Lab("smoke", outputs=tmp_path, say=lambda line: None)
     lab.fingerprint = "0" * 16
