@@ -133,7 +133,8 @@ def file_digest(
     return _content_digest(os.path.abspath(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
 
 # %% ../nbs/00_core.ipynb #00-core-21
-_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "opencv-python", "scikit-learn", "dlib-bin", "dlib", "grad-cam")
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "opencv-python-headless", "scikit-learn", "dlib-bin", "dlib",
+             "grad-cam")
 
 def _version(package: str) -> str | None:
     try: return metadata.version(package)
