@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from prle import runs
 from prle.core import digest, write_json
 from prle.runs import Claim, Run, RunFailed, RunStore, check_run, estimate, forget_failure, list_runs, plan_text, planned, prune, reachable, recorded_runs, runs_text, task_inputs
-from prle.trust import read_json
+from prle.trust import read_json, read_sealed, write_digests, write_sealed
 
 QUICK = dict(heartbeat=0.1, missed=10)
 KEY = digest(["kind", {}])  # of an empty configuration
@@ -95,7 +95,7 @@ def test_processes_that_race_make_a_run_once(tmp_path, processes):
 
 HALF_WAY = """
 def make(folder):
-    log("began"); (folder / "checkpoint").write_text("epoch 3"); (folder / ".checkpoint-tmp").write_text("half")
+    log("began"); (folder / "checkpoint").write_text("epoch 3"); (folder / ".prle-tmp-0123abcd").write_text("half")
     log("waits"); until("go"); (folder / "x").write_text("1")
 store.get("kind", "a", {}, make, resume=True); log("done")
 """
@@ -327,16 +327,16 @@ def test_provenance_tells_when_how_long_and_from_what(tmp_path):
     source = store.get("maps", "a", dict(n=1), lambda folder: time.sleep(0.02))
     origin = read_json(store.get("fusions", "a", dict(zoo=dict(maps=[source.key])), make_answer).path / "provenance.json")
     assert origin["inputs"] == [f"maps/{source.path.name}"] and origin["start"] <= origin["end"] and origin["modules"] == runs.code_modules()
-    assert origin["files"]["x"][0] == 2 and set(origin["files"]) == {"config.json", "x"} and read_json(source.path / "provenance.json")["seconds"] >= 0.02
+    assert set(origin["files"]) == {"config.json", "x"} and read_json(source.path / "provenance.json")["seconds"] >= 0.02
 
 
 def test_other_code_is_named(tmp_path):
     lines, store = [], silent(tmp_path)
     run = store.get("kind", "a", {}, make_answer)
-    origin = read_json(run.path / "provenance.json")
+    origin = read_sealed(run.path / "provenance.json")
     older = {m: d for m, d in origin["modules"].items() if m != "masking"} | dict(trainer="0")
     for changes, text in ((dict(modules=older), "other code: masking, trainer differ"), (dict(modules={}), "other code")):
-        write_json(run.path / "provenance.json", origin | dict(code="0") | changes)
+        write_sealed(run.path / "provenance.json", origin | dict(code="0") | changes)
         store = RunStore(tmp_path, lines.append)
         store.get("kind", "a", {}, make_answer)
         assert lines[-1].endswith(f"(made by {text})") and store.names(other_code=True) == [f"kind/{run.path.name}"]
@@ -465,7 +465,7 @@ def test_a_run_that_needs_itself_stops(tmp_path):
 
 @pytest.mark.parametrize("label", ["a/b", "../a", ".a", ""])
 def test_labels_are_names(tmp_path, label):
-    with pytest.raises(ValueError, match="cannot be a run's label"):
+    with pytest.raises(ValueError, match="the run's label .* cannot name a file"):
         silent(tmp_path).get("kind", label, {}, make_answer)
 
 
@@ -500,38 +500,16 @@ def test_a_map_that_is_no_more_is_missed(tmp_path, damage):
     lines, run = [], silent(tmp_path).get("kind", "a", {}, fill)
     damage(run.path / "quantiles/A/1.png")
     assert not RunStore(tmp_path, lines.append).get("kind", "a", {}, fill).reused
-    assert "cannot be read: quantiles has 10 bytes where 15 were written; set aside" in lines[0] and check_run(run.path, deep=True) is None
-
-
-@pytest.mark.parametrize("name", ["scores.parquet", "model.safetensors", "maps.npy"])
-def test_runs_without_a_list_of_files_are_opened(tmp_path, name):
-    run = silent(tmp_path).get("kind", "a", {}, fill)
-    write_json(run.path / "provenance.json", dict(code="older"))
-    halve(run.path / name)
-    with pytest.raises(ValueError, match=f"{name} cannot be read"):
-        check_run(run.path)
-
-
-def test_a_changed_byte_is_found_by_looking_deep(tmp_path):
-    run = silent(tmp_path).get("kind", "a", {}, fill)
-    for name in ("maps.npy", "quantiles/A/2.png"):
-        before = (run.path / name).read_bytes()
-        (run.path / name).write_bytes(before[:-1] + b"!")
-        check_run(run.path)
-        with pytest.raises(ValueError, match=f"{name.split('/')[0]} has changed since it was written"):
-            check_run(run.path, deep=True)
-        (run.path / name).write_bytes(before)
-    os.rename(run.path / "quantiles/A/0.png", run.path / "quantiles/A/9.png")
-    with pytest.raises(ValueError, match="quantiles has changed"):
-        check_run(run.path, deep=True)
+    assert re.search(r"cannot be read: quantiles/A/1.png (is missing|has changed since it was written); set aside", lines[0])
+    assert check_run(run.path, deep=True) is None
 
 
 def test_a_file_system_that_fails_is_not_a_corrupt_run(tmp_path, monkeypatch):
     run = silent(tmp_path).get("kind", "a", {}, fill)
 
-    def fail(path):
+    def fail(path, *_):
         raise OSError(errno.EIO, "Input/output error")
-    monkeypatch.setitem(runs._OPEN, ".parquet", fail)
+    monkeypatch.setattr("prle.core._content_digest", fail)
     with pytest.raises(OSError, match="Input/output"):
         silent(tmp_path).get("kind", "a", {}, fill)
     assert [p.name for p in run.path.parent.iterdir()] == [run.path.name]
@@ -636,7 +614,7 @@ def test_what_a_run_waits_for_is_of_the_right_kind(tmp_path):
 def test_a_plan_estimates_from_the_nearest_runs(tmp_path):
     for label, seconds in (("X-DF", 100), ("X-FS", 300), ("Y-DF", 7000)):
         run = silent(tmp_path).get("detectors", label, dict(label=label), make_answer)
-        write_json(run.path / "provenance.json", read_json(run.path / "provenance.json") | dict(seconds=seconds))
+        write_sealed(run.path / "provenance.json", read_sealed(run.path / "provenance.json") | dict(seconds=seconds))
     dry = RunStore(tmp_path, dry=True)
     dry.get("detectors", "X-NT", dict(label="X-NT"), make_answer)
     dry.get("detectors", "Z-NT", dict(label="Z-NT"), make_answer)
@@ -728,14 +706,18 @@ def test_prune_spares_what_others_hold_and_what_that_needs(tmp_path, processes):
     held.take()
     assert prune(tmp_path / "runs", []).kind.tolist() == ["kind"] and not runs._delete(source.path)
     held.free()
-    (tmp_path / "runs/kind/.12345678.deleted").mkdir()
+    (tmp_path / "runs/kind/.prle-del-12345678").mkdir()
     assert len(prune(tmp_path / "runs", [], delete=True)) == 2 and not list((tmp_path / "runs").glob("*/*"))
 
 
 def test_recorded_runs_are_read_from_the_tables(tmp_path):
-    write_json(tmp_path / "mini/tables/table1.provenance.json", dict(runs=["maps/a-1", "maps/b-2"]))
-    write_json(tmp_path / "mini/figures/figure3.provenance.json", dict(runs=["maps/a-1", "fusions/c-3"]))
-    assert recorded_runs(tmp_path) == {"maps/a-1", "maps/b-2", "fusions/c-3"}
+    a, b, c = (f"{kind}-{KEY}" for kind in ("maps/a", "maps/b", "fusions/c"))
+    write_json(tmp_path / "mini/tables/table1.provenance.json", dict(runs=[a, b]))
+    write_json(tmp_path / "elsewhere/figures/figure3.provenance.json", dict(runs=[a, c]))
+    (tmp_path / "outputs").mkdir()
+    for name in ("mini", "elsewhere"): (tmp_path / "outputs" / name).symlink_to(tmp_path / name)
+    (tmp_path / "mini/loop").symlink_to(tmp_path)
+    assert recorded_runs(tmp_path / "outputs") == {a, b, c} and recorded_runs(tmp_path / "nowhere") == set()
     assert reachable({"c": ["b"], "b": ["a"], "d": ["a"]}, ["c", "unknown"]) == {"a", "b", "c", "unknown"}
 
 
