@@ -124,6 +124,7 @@ def read_json(
 def check_entries(
     record, # what was read
     name: str | Path, # what to call it in an error
+    /,
     **kinds: type, # entries that it must have, and what each must be
 ) -> dict: # the same
     "Return a dictionary that has these entries; `ValueError` naming the one that is missing or something else."
@@ -136,6 +137,7 @@ def check_entries(
 
 def read_record(
     path: str | Path, # a JSON file that a command has left
+    /,
     **kinds: type, # entries that it must have, and what each must be
 ) -> dict:
     "Read a record; `ValueError` naming the file and the entry as of `check_entries`."
@@ -316,6 +318,7 @@ def write_sealed(
 
 def read_sealed(
     path: str | Path, # from `write_sealed`
+    /,
     **kinds: type, # entries that it must have, and what each must be
 ) -> dict: # without its digest
     "Read a record; `Damaged` naming the file if it is missing, or not what was written."
