@@ -220,7 +220,7 @@ def read_tensors(
 # %% ../nbs/00a_trust.ipynb #00a-trust-28-n1
 def read_table(
     path: str | Path, # a Parquet file
-) -> "pd.DataFrame":
+): # a data frame of pandas
     "Read a table; `ValueError` naming the file if it is damaged."
     import pandas as pd
     open_file(path).close()

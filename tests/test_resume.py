@@ -23,6 +23,7 @@ from prle.datasets import FaceDataset, read_manifest, select
 from prle.detectors import create_detector
 from prle.masking import PrimaryRegionMask, RandomMask
 from prle.trainer import TrainConfig, predict, train
+from prle.trust import write_digests
 
 CONFIG = TrainConfig(epochs=5, batch=4, lr=1e-2, optimizer="AdamW", schedule="step 2 0.5")
 LONG = TrainConfig(**{**vars(CONFIG), "epochs": 40})
@@ -44,6 +45,7 @@ def data(toy, tmp_path):
     for path in toy.path:
         (tmp_path / "q" / path).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(tmp_path / "q" / path), ramp)
+    write_digests(tmp_path / "q")
     return tmp_path
 
 
