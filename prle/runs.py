@@ -431,6 +431,7 @@ def _workplace(path: Path, number: int, resume: bool) -> Path:
     folder, left = _beside(path, f"partial-{number}"), _partials(path)
     last = left.pop() if resume and left else None
     for p in left: discard(p)
+    if os.path.lexists(folder) and folder != last: set_aside(folder) # somebody else's
     if last: os.rename(last, folder)
     else: folder.mkdir()
     for p in folder.iterdir():
@@ -859,7 +860,7 @@ def _notes(outputs: Path) -> Iterable[Path]:
 def _noted(note: Path) -> list[str]:
     "The runs that a note names; `ValueError` naming the note if they cannot be read from it."
     runs = read_record(note, runs=list)["runs"]
-    wrong = [name for name in runs if not (isinstance(name, str) and re.fullmatch(rf"[^/]+/{_NAME.pattern}", name))]
+    wrong = [name for name in runs if not (isinstance(name, str) and re.fullmatch(r"[^/]+/[^/]+-[0-9a-f]{16}", name))]
     if wrong: raise ValueError(f"{note} names {shortened(wrong[0])} where the name of a run belongs.")
     return runs
 
@@ -905,7 +906,7 @@ def reachable(
         if (name := todo.pop()) in seen: continue
         seen.add(name)
         if (inputs := needed.get(name, [])) is None:
-            raise ValueError(f"{name} is needed, and its config.json, which says what it is made from, cannot be read: "
+            raise ValueError(f"What {name} is made from is not known, since its config.json cannot be read: "
                              "ask for the run to have it made again, or move it away.")
         todo += inputs
     return seen
@@ -983,7 +984,7 @@ def _unneeded(root: Path, runs: pd.DataFrame, keep: set[str]) -> pd.DataFrame: #
     "The runs that nothing needs, nobody holds and nobody added to; `ValueError` if it is not known what one needs."
     names, aside = runs.kind + "/" + runs.label + "-" + runs.key, runs.note.map(lambda note: bool(_CORRUPT.fullmatch(note)))
     foreign = np.array([bool(_foreign(p)) for p in runs.path], bool)
-    stay = reachable(needs(root), {*keep, *names[(runs.state == "in progress") | foreign & (runs.state == "finished")]})
+    stay = reachable(needs(root), {*keep, *names[(runs.state == "in progress") | foreign & ~aside]})
     held = np.array([_held(p) for p in runs.path], bool)
     return runs[~foreign & ~held & (aside | ~names.isin(stay))]
 

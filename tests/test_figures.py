@@ -146,6 +146,7 @@ def test_figure3_leaves_out_zeros_and_nothing_else(lab, monkeypatch, tmp_path):
     np.save(tmp_path / "histogram.npy", np.histogram(maps, BINS, (0, 1))[0])
     pd.DataFrame({"above 0": [(maps > 0).mean()]}).to_parquet(tmp_path / "shares.parquet")
     monkeypatch.setattr(figures, "statistics_run", lambda *args: SimpleNamespace(path=tmp_path))
+    monkeypatch.setattr(figures, "run_file", lambda folder, name: folder / name)
     counts = figures._attended_values(lab, "DF", 0, FusionConfig())
     assert counts[0] == 25 and counts[25] == 10 and counts[-1] == 5 and counts.sum() == 40
 
