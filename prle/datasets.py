@@ -7,7 +7,7 @@ __all__ = ['COLUMNS', 'SPLITS', 'VIDEO', 'check_manifest', 'write_manifest', 're
            'read_quantiles', 'read_mask', 'FaceDataset', 'BalancedSampler']
 
 # %% ../nbs/02_datasets.ipynb #02-datasets-2
-import warnings
+import os, warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,7 +148,7 @@ def _check_masks(fakes: pd.DataFrame):
 
 def _map_digests(folder: Path, paths) -> np.ndarray: # of bytes, in the order of `paths`
     "The digests of the faces' quantile maps; `Damaged` naming a face without one."
-    digests, names = read_digests(folder), [Path(path).with_suffix(".png").as_posix() for path in paths]
+    digests, names = read_digests(folder), [f"{os.path.splitext(path)[0]}.png" for path in paths]
     lacking = [name for name in names if name not in digests]
     if lacking: raise Damaged(f"{folder} has no quantile map {shortened(lacking[0])}.")
     return np.array([digests[name].encode() for name in names])
