@@ -9,7 +9,7 @@ __all__ = ['FURTHER', 'PRESETS', 'MASKS', 'ALPHAS', 'ROOT_FOLDERS', 'IDENTITY', 
            'maps_run', 'fusion_run', 'fused_maps', 'attention', 'statistics_run', 'masked_run', 'masked_scores']
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-2
-import copy, json, math, numbers, os, re
+import copy, json, numbers, os, re, sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
@@ -84,7 +84,7 @@ PRESETS = dict(
 "The sizes that every notebook can be run at."
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-8
-_real = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x)
+_real = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and abs(x) <= sys.float_info.max
 _names = lambda x: isinstance(x, (list, tuple)) and all(isinstance(name, str) for name in x)
 _word = (lambda x: isinstance(x, str), "a word")
 _share = (lambda x: _real(x) and 0 <= x <= 1, "in [0, 1]")
