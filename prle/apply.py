@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .core import progress, read_json
+from .core import progress
+from .trust import read_json
 from .faces import SCALES, FaceError, align, crop_face, find_largest, warp_crop
 from .videos import count_frames, is_pictures, list_videos, read_frames, sample_frames
 from .detectors import Detector

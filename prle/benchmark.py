@@ -20,9 +20,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from .core import FAKE, REAL, atomic_path, digest, file_digest, progress, read_json, rng, write_json
+from .core import FAKE, REAL, digest, file_digest, progress, rng, write_json
+from .trust import check_replaceable, made_folder, read_json
 from .datasets import read_manifest, read_rgb, write_manifest
-from .faces import (PHOTO_SUFFIXES, Face, FaceError, check_folder, crop_face, find_largest, list_photos, orl_folder, read_faces, summary, write_png)
+from .faces import (PHOTO_SUFFIXES, Face, FaceError, crop_face, find_largest, list_photos, orl_folder, read_faces, summary, write_png)
 from .forge import _MANIPULATIONS, inner, manipulate
 from .generators import STEPS, Generator, one_thread, trained_networks
 from .videos import VIDEO_SUFFIXES, count_frames, read_frames, sample_frames
@@ -262,9 +263,9 @@ def build_benchmark(
     if reason is None:
         print(f"forge: HIT {out}")
         return out/"manifest.parquet"
-    check_folder(out, "forge.json")
+    check_replaceable(out, "benchmark")
     print(f"forge: MISS {out} ({reason})")
-    with atomic_path(out) as tmp: _write_benchmark(tmp, photos, config, workers or os.cpu_count(), out/"generators")
+    with made_folder(out, "benchmark") as tmp: _write_benchmark(tmp, photos, config, workers or os.cpu_count(), out/"generators")
     return out/"manifest.parquet"
 
 # %% ../nbs/03b_benchmark.ipynb #03b-benchmark-27

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .core import atomic_path, digest, file_digest, read_json, write_json
+from .core import atomic_path, digest, file_digest, write_json
+from .trust import read_json
 
 # %% ../nbs/08a_checkpoint.ipynb #08a-checkpoint-5
 class Checkpoint(NamedTuple):

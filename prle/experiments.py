@@ -22,7 +22,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
-from .core import atomic_path, check_choice, digest, outputs_dir, read_json, torch_rng
+from .core import atomic_path, check_choice, digest, outputs_dir, torch_rng
+from .trust import read_json
 from .datasets import SPLITS, FaceDataset, read_manifest, select
 from .detectors import Detector, create_detector, list_detectors
 from .detectors.registry import has_weights, size_option

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .core import atomic_path, check_choice, digest, progress, read_json, torch_rng, write_json
+from .core import check_choice, digest, progress, torch_rng, write_json
+from .trust import made_folder, read_json
 from .faces import Face, crop_face, similarity
 from .forge import composite, expression, feather, hull, inner, match_colour, match_sharpness, membrane, register
 
@@ -380,8 +381,7 @@ def trained_networks(
         return _load(folder, training["people"], seed)
     print(f"generators: MISS ({reason})")
     networks, losses = train_networks(faces, steps, seed)
-    with atomic_path(folder) as tmp:
-        tmp.mkdir()
+    with made_folder(folder, "generators") as tmp:
         for name, network in networks.items(): save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp/f"{name}.safetensors")
         losses.to_parquet(tmp/"losses.parquet", index=False)
         write_json(tmp/"generators.json", training)

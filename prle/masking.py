@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import atomic_path, check_choice, progress
+from .trust import made_folder
 from .datasets import read_quantiles
 from .fusion import fuse
 from .localization import upsample_maps
@@ -315,7 +316,7 @@ def quantile_store(
 ) -> np.ndarray: # (N,) share of each face that is attended, in [0, 1]
     "Resize, fuse and rank the maps of all faces, Eq. 6-9; the folder appears when it is complete."
     maps, names, shares = _open_stores(stores, len(faces)), _png_names(faces), np.zeros(len(faces), np.float32)
-    with atomic_path(folder) as tmp:
+    with made_folder(folder, "quantile maps") as tmp:
         for i in progress(range(0, len(faces), batch), desc=f"fuse {Path(folder).name}"):
             stack = torch.stack([upsample_maps(m[i:i + batch], size) for m in maps], 1)
             try: fused = fuse(stack, **fusion)

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .core import atomic_path, file_digest, provenance, read_json, write_json
+from .core import atomic_path, file_digest, provenance, write_json
+from .trust import read_json
 from .experiments import Lab
 
 # %% ../nbs/11_paper.ipynb #11-paper-4

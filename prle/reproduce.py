@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from .claims import claims_steps, localization_steps
 from .comparisons import arm_steps, figure5_arms, figure6_arms, masked_steps, seed_range, share_steps, table_arms
-from .core import atomic_path, check_choice, progress, provenance, read_json
+from .core import atomic_path, check_choice, progress, provenance
+from .trust import read_json
 from .detectors import create_detector
 from .detectors.registry import macs, parameter_count
 from .engines import ENGINES, execute

@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 
 import prle
-from .core import check_choice, digest, file_digest, provenance, read_json, write_json
+from .core import check_choice, digest, file_digest, provenance, write_json
+from .trust import read_json
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-5
 def code_modules() -> dict[str, str]: # module ("trainer", "detectors.vgg") -> 16 hexadecimal digits

@@ -21,10 +21,11 @@ import pandas as pd
 from scipy.fft import dctn, idctn
 
 from .benchmark import Job, _choose, _fingerprint, _nearest, _pick_other, _read, check_jobs, compress, contact_sheet, video_names
-from .core import FAKE, REAL, atomic_path, check_choice, digest, progress, read_json, rng, write_json
+from .core import FAKE, REAL, check_choice, digest, progress, rng, write_json
+from .trust import check_replaceable, made_folder, read_json
 from .datasets import read_manifest, write_manifest
 from .distortions import distort_frame, draw, frame_level
-from .faces import Face, check_folder, similarity, write_png
+from .faces import Face, similarity, write_png
 from .forge import composite, feather, hull, inner, match_colour, match_sharpness, oval, texels, warp
 
 # %% ../nbs/03c_targets.ipynb #03c-targets-5
@@ -364,7 +365,7 @@ def build_targets(
         manifests[name], reason = out/"manifest.parquet", _why_not(out, config)
         print(f"{name}: {f'MISS {out} ({reason})' if reason else f'HIT {out}'}")
         if reason is None: continue
-        check_folder(out, "target.json")
+        check_replaceable(out, "target set")
         found = found or _read(photos, base["count"], base["size"])[0]
-        with atomic_path(out) as tmp: _write_target(tmp, name, found, config, workers or os.cpu_count())
+        with made_folder(out, "target set") as tmp: _write_target(tmp, name, found, config, workers or os.cpu_count())
     return manifests

@@ -22,7 +22,8 @@ import torch
 from matplotlib.figure import Figure
 from scipy.optimize import Bounds, LinearConstraint, linear_sum_assignment, milp
 
-from .core import FAKE, REAL, atomic_path, digest, file_digest, progress, provenance, read_json, rng, write_json
+from .core import FAKE, REAL, atomic_path, digest, file_digest, progress, provenance, rng, write_json
+from .trust import read_json
 from .datasets import SPLITS, read_quantiles, read_rgb, select
 from .experiments import Lab, fusion_run
 from .masking import MaskParams, PrimaryRegionMask

@@ -22,7 +22,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .core import atomic_path, check_choice, digest, progress, read_json, rng, write_json
+from .core import atomic_path, check_choice, digest, progress, rng, write_json
+from .trust import read_json
 from .distortions import distort_frame, distort_video, frame_level, parse_meta
 from .faces import (ALIGNMENTS, PHOTO_SUFFIXES, SCALES, FaceError, align, check_folder, find_largest, move_points, natural_key, read_image,
                         warp_crop, write_png)

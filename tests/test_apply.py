@@ -11,13 +11,14 @@ import yaml
 from prle import cli, reproduce
 from prle.apply import crop_largest, crop_settings, evaluation, reopen
 from prle.benchmark import LIFT, SCALE, build_benchmark
-from prle.core import read_json, write_json
+from prle.core import write_json
 from prle.datasets import read_manifest, read_rgb, write_manifest
 from prle.experiments import PRESETS, Backbone, Lab, Preset, RunConfig, detector_run, load_detector, scores, statistics_run, train_run
 from prle.faces import orl_folder, read_image
 from prle.metrics import auc
 from prle.runs import list_runs, recorded_runs
 from prle.trainer import to_input
+from prle.trust import read_json
 from test_experiments import write_square
 
 

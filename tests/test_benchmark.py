@@ -9,10 +9,11 @@ from PIL import Image
 
 from prle import benchmark, faces
 from prle.cli import main
-from prle.core import file_digest, read_json, rng
+from prle.core import file_digest, rng
 from prle.datasets import read_manifest, write_manifest
 from prle.generators import train_networks
 from prle.targets import TARGETS
+from prle.trust import read_json
 
 NAMES = ["DF", "FS", "F2F", "Fsh", "NT"]
 ORL = faces.orl_folder()

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from prle import core
-from prle.core import atomic_path, check_choice, digest, file_digest, outputs_dir, progress, provenance, read_json, rng, torch_rng, write_json
+from prle.core import atomic_path, check_choice, digest, file_digest, outputs_dir, progress, provenance, rng, torch_rng, write_json
+from prle.trust import read_json
 
 
 def test_check_choice_proposes_the_nearest():
@@ -45,14 +46,6 @@ def test_a_failed_folder_is_removed(tmp_path):
         (tmp / "part").write_text("x")
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []
-
-
-def test_a_folder_replaces_a_folder(tmp_path):
-    for text in ("old", "new"):
-        with atomic_path(tmp_path / "run") as tmp:
-            tmp.mkdir()
-            (tmp / text).write_text(text)
-    assert os.listdir(tmp_path / "run") == ["new"]
 
 
 def test_broken_json_names_the_file(tmp_path):

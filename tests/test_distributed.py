@@ -22,7 +22,7 @@ from torch import nn
 
 import prle.trainer
 from prle import cli
-from prle.core import read_json
+from prle.trust import read_json
 from prle.datasets import FaceDataset, read_manifest, select
 from prle.masking import RandomMask
 from prle.processes import Processes, _member, check_processes, together

@@ -16,10 +16,11 @@ import ray
 from kills import contents
 
 import prle.engines
-from prle.core import digest, read_json, rng, write_json
+from prle.core import digest, rng, write_json
 from prle.engines import Outcome, do_task, execute, in_process
 from prle.experiments import PRESETS, Backbone, Lab, Preset, detector_run, statistics_run
 from prle.runs import RunFailed, RunStore, list_runs, planned
+from prle.trust import read_json
 from test_experiments import write_square
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests

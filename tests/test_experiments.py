@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from prle.core import read_json
+from prle.trust import read_json
 from prle.experiments import (FURTHER, IDENTITY, PRESETS, Backbone, FusionConfig, Lab, Preset, RunConfig, attention, attention_run, data_fingerprint, data_sets, detector_run,
                               fused_maps, fusion_run, load_detector, maps_run, masked_scores, scores, statistics_run, target_run, target_scores, train_faces, train_run)
 from prle.runs import RunFailed

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from prle import faces, forge, generators
-from prle.core import read_json, rng
+from prle.core import rng
+from prle.trust import read_json
 
 NAMES = ["DF", "Fsh", "NT"]
 ORL = faces.orl_folder()

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from prle import paper
-from prle.core import read_json
+from prle.trust import read_json
 from prle.experiments import Lab
 from prle.paper import (BACKBONES, COLUMNS, FIGURE6, SUBSETS, TARGET_SETS, changed_files, consistency, damaged_rows, interval, latex_table, latex_text, paper_cells, paper_table,
                         side_by_side, write_figure, write_table)

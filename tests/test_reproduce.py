@@ -18,7 +18,7 @@ from PIL import Image
 
 from prle import cli, figures, reproduce as module
 from prle.comparisons import compare_arms, table_arms
-from prle.core import read_json, write_json
+from prle.core import write_json
 from prle.datasets import SPLITS, read_manifest, read_quantiles
 from prle.experiments import Lab, detector_run, fusion_run, scores
 from prle.metrics import auc
@@ -26,6 +26,7 @@ from prle.paper import COLUMN_WIDTH, PAGE_WIDTH, SUBSETS, changed_files
 from prle.reproduce import (FULL, HEADLINE, NOTEBOOKS, announce, cost, find_notebooks, list_notebooks, notebook_folder, parameters_text, plan, reproduce, rtx3090_rate,
                             run_notebook, write_report)
 from prle.studypage import lab_study
+from prle.trust import read_json
 from prle.userstudy import read_study
 from test_experiments import write_square
 from test_figures import letters

@@ -16,8 +16,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from prle import runs
-from prle.core import digest, read_json, write_json
+from prle.core import digest, write_json
 from prle.runs import Claim, Run, RunFailed, RunStore, check_run, estimate, forget_failure, list_runs, plan_text, planned, prune, reachable, recorded_runs, runs_text, task_inputs
+from prle.trust import read_json
 
 QUICK = dict(heartbeat=0.1, missed=10)
 KEY = digest(["kind", {}])  # of an empty configuration

@@ -10,11 +10,12 @@ from clips import write_people
 from PIL import Image
 
 from prle import benchmark, targets
-from prle.core import digest, file_digest, read_json, rng, write_json
+from prle.core import digest, file_digest, rng, write_json
 from prle.datasets import read_manifest, write_manifest
 from prle.distortions import parse_meta
 from prle.faces import list_photos, orl_folder, read_faces, read_image
 from prle.forge import inner
+from prle.trust import read_json
 
 ORL = orl_folder()
 SETS = {"mini-DFDC": ["pyramid", "parts", "bands"], "mini-DF1": ["relit"], "mini-Celeb": ["refined"]}

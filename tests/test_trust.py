@@ -1,0 +1,239 @@
+"""Names, paths, folders and files that come from elsewhere: what is refused, and that nothing else is harmed."""
+import os
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from prle.core import atomic_path, discard, file_digest, is_leftover
+from prle.trust import (LONGEST_NAME, MARKER, MAX_YAML, Damaged, below, check_digest, check_replaceable, file_name, made_folder, one_line,
+                        parse_json, parse_yaml, read_array, read_bytes, read_json, read_tensors, read_yaml, shortened)
+
+
+@pytest.mark.parametrize("value", ["x" * 10**7, list(range(10**6)), {str(i): "y" * 1000 for i in range(1000)}, 10**4000, [[[[[[[[[]]]]]]]]]])
+def test_messages_are_short(value):
+    assert len(shortened(value)) <= 123
+
+
+def test_what_libraries_say_becomes_one_short_line():
+    assert one_line(ValueError("a\n  b\tc")) == "a b c"
+    assert one_line(KeyError()) == "KeyError" and len(one_line(ValueError("x" * 10**6))) < 210
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "...", ".hidden", "a/b", "/etc", "a\\b", "C:\\x", "a\0", "a\nb", "\x1b[2J", "\udc80", "end.", "end ",
+                                  "NUL", "nul.png", "com1", "x" * (LONGEST_NAME + 1), "é" * (LONGEST_NAME // 2 + 1), None, 3, float("nan"), b"x", ["x"]])
+def test_what_cannot_name_a_file_is_refused_briefly(name):
+    with pytest.raises(ValueError, match="^the video .* cannot name a file") as e:
+        file_name(name, "the video")
+    assert len(str(e.value)) < 300 and str(e.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["DF-1.0", "071_054", "Müller", "視頻", "clip (2)", "a..b", "null", "common", "x" * LONGEST_NAME])
+def test_what_can_name_a_file_does(name, tmp_path):
+    assert file_name(name) == name
+    (tmp_path / name).touch()
+
+
+@pytest.mark.parametrize("path", ["..", "../x", "a/../../x", "/etc/passwd", "out/x", "loop/x/../../..", "a\0b"])
+def test_no_path_leads_out(tmp_path, path):
+    (tmp_path / "root/a").mkdir(parents=True)
+    (tmp_path / "root/out").symlink_to(tmp_path)
+    (tmp_path / "root/loop").symlink_to("loop")
+    with pytest.raises(ValueError, match="leads out of|is no path"):
+        below(tmp_path / "root", path)
+
+
+def test_a_sibling_with_the_same_beginning_is_outside(tmp_path):
+    for name in ("root", "root2"): (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match="leads out"): below(tmp_path / "root", "../root2/x")
+
+
+def test_links_that_stay_inside_are_followed_and_the_root_may_be_one(tmp_path):
+    (tmp_path / "disk/real").mkdir(parents=True)
+    (tmp_path / "disk/real/1.png").touch()
+    (tmp_path / "disk/link").symlink_to("real")
+    (tmp_path / "root").symlink_to("disk")
+    assert below(tmp_path / "root", "link/1.png") == (tmp_path / "disk/real/1.png").resolve()
+    assert below(tmp_path / "root", ".") == (tmp_path / "disk").resolve()
+    assert below("/", "etc") == Path("/etc")
+
+
+def made(folder, purpose="benchmark", content="x"):
+    with made_folder(folder, purpose) as new:
+        (new / "sub").mkdir()
+        (new / "sub/file").write_text(content)
+
+
+def every(folder):
+    return {p.relative_to(folder): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def test_only_what_was_made_here_for_the_same_purpose_is_replaced(tmp_path):
+    made(tmp_path / "out", content="old")
+    made(tmp_path / "out", content="new")
+    assert (tmp_path / "out/sub/file").read_text() == "new" and sorted(os.listdir(tmp_path)) == ["out"]
+
+
+def stranger(folder): (folder / "thesis").write_text("x")
+def added(folder): made(folder); (folder / "sub/mine").touch()
+def lost(folder): made(folder); (folder / "sub/file").unlink()
+def other(folder): made(folder, "target set")
+def forged(folder): (folder / MARKER).write_text('{"made_by": "prle", "purpose": "benchmark"}'); (folder / "thesis").touch()
+def listed(folder): (folder / MARKER).write_text("[]")
+def inner(folder): made(folder); made(folder / "inner", "generators"); (folder / "inner/mine").touch()
+def linked(folder): (folder / MARKER).symlink_to(folder / "nowhere"); (folder / "thesis").touch()
+
+
+@pytest.mark.parametrize("content", [stranger, added, lost, other, forged, listed, inner, linked], ids=lambda f: f.__name__)
+def test_anything_else_is_left_alone_before_work(tmp_path, content):
+    (tmp_path / "out").mkdir()
+    content(tmp_path / "out")
+    before = every(tmp_path)
+    with pytest.raises((FileExistsError, ValueError), match="out"), made_folder(tmp_path / "out", "benchmark"):
+        raise AssertionError("work has begun")
+    assert every(tmp_path) == before
+
+
+def test_what_was_made_inside_later_goes_with_it_if_nobody_added_to_it(tmp_path):
+    made(tmp_path / "out")
+    made(tmp_path / "out/targets/one", "target set")
+    made(tmp_path / "out", content="new")
+    assert not (tmp_path / "out/targets").exists()
+
+
+def test_what_is_put_there_meanwhile_is_left_alone(tmp_path):
+    with pytest.raises(FileExistsError), made_folder(tmp_path / "out", "benchmark") as new:
+        (new / "result").touch()
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/mine").touch()
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["mine"]
+
+
+def test_a_failure_leaves_the_earlier_result(tmp_path):
+    made(tmp_path / "out")
+    before = every(tmp_path)
+    with pytest.raises(KeyboardInterrupt), made_folder(tmp_path / "out", "benchmark") as new:
+        (new / "half").touch()
+        raise KeyboardInterrupt
+    assert every(tmp_path) == before
+
+
+def test_empty_folders_and_nothing_can_be_taken_and_links_lead_to_the_place(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    made(tmp_path / "link")
+    made(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "empty/sub/file").exists()
+    check_replaceable(tmp_path / "nothing", "benchmark")
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="is a file"): check_replaceable(tmp_path / "file", "benchmark")
+
+
+def test_a_folder_never_replaces_a_folder_unasked(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").touch()
+    with pytest.raises(OSError), atomic_path(tmp_path / "out") as tmp: tmp.mkdir()
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["mine"]
+
+
+def test_discarding_a_link_leaves_what_it_leads_to(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/face").touch()
+    (tmp_path / "link").symlink_to("data")
+    (tmp_path / "data/up").symlink_to("..")
+    discard(tmp_path / "link")
+    discard(tmp_path / "nothing")
+    assert os.listdir(tmp_path) == ["data"]
+    discard(tmp_path / "data")
+    assert os.listdir(tmp_path) == []
+
+
+def test_leavings_of_killed_processes_have_names_of_their_own(tmp_path):
+    with atomic_path(tmp_path / ("long" * 60 + ".parquet")) as tmp:
+        assert is_leftover(tmp.name) and tmp.suffix == ".parquet" and len(tmp.name) < 50
+        tmp.touch()
+    for name in (".backup-20240101", ".prle.json", ".x-0123abcd.png", ".0123abcd.deleted", "prle-tmp-01234567"): assert not is_leftover(name)
+
+
+def test_devices_pipes_and_long_files_are_not_read(tmp_path):
+    with pytest.raises(ValueError, match="/dev/zero is no ordinary file"): read_bytes("/dev/zero", 10)
+    (tmp_path / "long").write_bytes(b"x" * 11)
+    with pytest.raises(ValueError, match="long has 11 bytes; at most 10"): read_bytes(tmp_path / "long", 10)
+    assert read_bytes(tmp_path / "long", 11) == b"x" * 11
+
+
+@pytest.mark.parametrize("text", [b"{", b"", b"\xff\xfe", b"[" * 10**6, b'{"a":' * 10**5, b'{"a": 1, "a": 2}', b"1" * 5000, b"[]", b"null"])
+def test_json_that_is_none_names_the_file(tmp_path, text):
+    (tmp_path / "note.json").write_bytes(text)
+    with pytest.raises(ValueError, match="note.json") as e: read_json(tmp_path / "note.json", dict)
+    assert len(str(e.value)) < 500 + len(str(tmp_path)) and "\n" not in str(e.value)
+
+
+def test_json_is_read():
+    assert parse_json('{"a": [1, {"b": null}]}', "x", dict) == dict(a=[1, dict(b=None)]) and parse_json(b"[1]", "x", list) == [1]
+    with pytest.raises(ValueError, match="x holds 1 where a list belongs"): parse_json("1", "x", list)
+
+
+LAUGHS = "a: &a [x, x, x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefghijkl", "bcdefghijklm"))
+
+
+@pytest.mark.parametrize("text", [
+    LAUGHS, "a: &a [*a]", "[" * MAX_YAML, "- " * (MAX_YAML // 2), "a: 1\na: 2", "a: {b: 1, b: 2}", "a: [", "? [1]\n: 2", "\x00", "2024-99-99: 1", "x" * (MAX_YAML + 1)])
+def test_yaml_that_asks_for_too_much_is_refused_in_little_memory(tmp_path, text):
+    (tmp_path / "run.yaml").write_text(text)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="run.yaml") as e: read_yaml(tmp_path / "run.yaml")
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert used < 2e8 and len(str(e.value)) < 500 + len(str(tmp_path)) and "\n" not in str(e.value)
+
+
+def test_yaml_is_read():
+    assert parse_yaml("zoo: [Xception, VGG]\noptions: {dropout: 0.1}\nlr: 1.0e-3", "x") == dict(zoo=["Xception", "VGG"], options=dict(dropout=0.1), lr=1e-3)
+
+
+def header(shape, dtype="<f2"):
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    text += b" " * (117 - len(text)) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x93NUMPY", header((10**6, 10**6, 7)) + b"x" * 100, header((2, 2)), header((2,)) + b"xxxxx", header((-1, 4)),
+                                     header((1,), "|O") + b"x" * 8, header((1,), "zz"), header("(1,"), header("[" * 60), b"\x93NUMPY\x09\x00" + b"x" * 99])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_arrays_that_are_none_name_the_file(tmp_path, content, mapped):
+    (tmp_path / "maps.npy").write_bytes(content)
+    with pytest.raises(ValueError, match="maps.npy is no whole array"): read_array(tmp_path / "maps.npy", mapped)
+
+
+@pytest.mark.parametrize("array", [np.arange(6).reshape(2, 3), np.zeros((0, 8, 8), np.float16), np.float64(3), np.asfortranarray(np.eye(3))])
+def test_arrays_are_read(tmp_path, array):
+    np.save(tmp_path / "x.npy", array)
+    for mapped in (False, True): assert np.array_equal(read_array(tmp_path / "x.npy", mapped), array)
+
+
+def test_weights_that_are_none_name_the_file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file(dict(w=torch.ones(3)), path)
+    assert read_tensors(path)["w"].tolist() == [1, 1, 1]
+    whole = path.read_bytes()
+    for content in (b"", b"x" * 64, whole[:-1], whole[:20], (2**62).to_bytes(8, "little") + whole[8:]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="model.safetensors holds no whole weights"): read_tensors(path)
+
+
+def test_damage_is_found_and_unchanged_files_are_read_once(tmp_path, monkeypatch):
+    path, opened = tmp_path / "scores", []
+    path.write_bytes(bytes(1000))
+    fingerprint = file_digest(path)
+    monkeypatch.setattr("builtins.open", lambda *args, _open=open, **kwargs: opened.append(args) or _open(*args, **kwargs))
+    assert check_digest(path, fingerprint) == path and not opened
+    state = path.stat()
+    path.write_bytes(bytes(999) + b"\1")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    with pytest.raises(Damaged, match="scores has changed"): check_digest(path, fingerprint)
+    path.unlink()
+    with pytest.raises(Damaged, match="scores is missing"): check_digest(path, fingerprint)
