@@ -18,9 +18,10 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .core import atomic_path, check_choice
+from .core import check_choice
 from .datasets import SPLITS
 from .experiments import Lab
+from .trust import Damaged, parse_json, read_bytes, shortened
 from .userstudy import ANSWERS, DATED, Study, _absent, build_study, keyed, largest_design, plan_study, read_study, select_faces, study_faces
 
 # %% ../nbs/12a_studypage.ipynb #12a-studypage-5
@@ -36,9 +37,10 @@ def _script(name: str, value) -> str:
     "JavaScript that defines a global; safe wherever it stands."
     return f"window.{name} = {json.dumps(value, ensure_ascii=True).replace('<', chr(92) + 'u003c')};\n"
 
-def _unscript(name: str, text: str):
-    "The value that `_script` wrote."
-    return json.loads(text.removeprefix(f"window.{name} = ").removesuffix(";\n"))
+def _unscript(name: str, text: str, path: Path) -> dict | str:
+    "The value that `_script` wrote into a file; `Damaged` names the file if it is not that."
+    try: return parse_json(text.removeprefix(f"window.{name} = ").removesuffix(";\n"), path, dict if name == "SETTINGS" else str)
+    except ValueError as e: raise Damaged(f"{e} Restore it from a copy of the page.") from e
 
 # %% ../nbs/12a_studypage.ipynb #12a-studypage-5a
 LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
@@ -66,7 +68,7 @@ def _connect(post: str | None) -> str:
     if post == "answers": return "'self'"
     try: return _origin(post)
     except ValueError as e:
-        raise ValueError(f"{post!r:.100} is no address to send answers to; it reads https://HOST/PATH.") from e
+        raise ValueError(f"{shortened(post)} is no address to send answers to; it reads https://HOST/PATH.") from e
 
 # %% ../nbs/12a_studypage.ipynb #12a-studypage-6a
 def policy(
@@ -107,10 +109,10 @@ def sealed_plans(
 def unseal(
     code: str, # of a participant
     study: str, # its name
-    text: str, # of the file `plan_name`
+    path: Path, # of the file `plan_name`
 ) -> dict: # study, code, items
-    "A participant's plan, as the page reads it. `ValueError` with another code."
-    sealed = bytes.fromhex(_unscript("SEALED", text))
+    "A participant's plan, as the page reads it; `ValueError` with another code."
+    sealed = bytes.fromhex(_unscript("SEALED", path.read_text(), path))
     return json.loads(bytes(a ^ b for a, b in zip(sealed, _stream(code, study, len(sealed)))))
 
 # %% ../nbs/12a_studypage.ipynb #12a-studypage-6f
@@ -125,25 +127,23 @@ def seal_answer(
 # %% ../nbs/12a_studypage.ipynb #12a-studypage-6i
 def _write_plans(study: Study, folder: Path):
     "Write the sealed plans, in the order of their names and with one date."
-    with atomic_path(folder) as tmp:
-        tmp.mkdir()
-        for name, text in sorted(sealed_plans(study)):
-            (tmp/name).write_text(text)
-            os.utime(tmp/name, DATED)
+    folder.mkdir(exist_ok=True)
+    for name, text in sorted(sealed_plans(study)):
+        (folder/name).write_text(text)
+        os.utime(folder/name, DATED)
 
 def check_page(
     study: Study, # from `read_study`
 ) -> dict: # the page's settings: study, post, confidence, practice
-    "`FileNotFoundError` or `ValueError` naming what of the page is missing or damaged."
+    "Return what the page was written with; `FileNotFoundError` or `Damaged` names what is missing or damaged."
     page = study.path/"page"
     for name in ("index.html", "settings.js"):
         if not (page/name).is_file(): raise FileNotFoundError(f"{study.path} has no page: {name} is missing; `prle userstudy build` makes one.")
     for name, text in sealed_plans(study):
         path = page/"plans"/name
-        if not path.is_file() or path.read_bytes() != text.encode(): raise ValueError(f"{path} is missing or damaged; restore it from a copy of the page.")
-    try: settings = _unscript("SETTINGS", (page/"settings.js").read_text(encoding="utf-8"))
-    except ValueError as e: raise ValueError(f"{page/'settings.js'} is damaged; restore it from a copy of the page.") from e
-    return settings
+        if not path.is_file() or read_bytes(path, 2**20) != text.encode():
+            raise Damaged(f"{path} is missing or has changed since it was written. Restore it from a copy of the page.")
+    return _unscript("SETTINGS", read_bytes(page/"settings.js", 2**20).decode(errors="replace"), page/"settings.js")
 
 # %% ../nbs/12a_studypage.ipynb #12a-studypage-7
 def write_page(
