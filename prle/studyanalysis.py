@@ -36,11 +36,6 @@ def _answers(path: Path) -> tuple[str, list[tuple[int, object]], list[tuple[int,
     if not isinstance(found, list): raise ValueError("it has no list of answers")
     return "answer", list(enumerate(found, 1)), []
 
-def _one_code(found: list[tuple[int, object]]):
-    "`ValueError` if answers name more than one code."
-    codes = {str(a.get("code")) for _, a in found if isinstance(a, dict)}
-    if len(codes) > 1: raise ValueError(f"it answers for {len(codes)} codes; a participant has one")
-
 def _listed(faults: list[tuple[int, str]], unit: str, total: int) -> list[str]:
     "The faults of a file, those of one kind together."
     rows = pd.DataFrame(faults, columns=["number", "reason"]).groupby("reason", sort=False).number.agg(list)
@@ -54,18 +49,25 @@ def _fit(record, responses: Responses) -> dict:
     answer = responses.fit({k: v for k, v in record.items() if k not in ("received", "simulated")})
     return dict(answer, simulated=record.get("simulated", False) is not False)
 
-def _fitting(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], list[str]]:
-    "Rows of a file's answers that fit and are not in `seen`, to which they are added; what was left out, and why. `ValueError` if all of it was."
+def _fitting(path: Path, responses: Responses) -> tuple[str, list[tuple[int, dict]], list[tuple[int, str]]]:
+    "As `_answers`, with the answers that fit; `ValueError` if they are of more than one code."
     unit, found, faults = _answers(path)
-    _one_code(found)
-    rows, total = [], len(found) + len(faults)
+    rows = []
     for number, record in found:
-        try: answer = _fit(record, responses)
+        try: rows.append((number, _fit(record, responses)))
         except Refused as e: faults.append((number, str(e)))
-        else:
-            first = seen.setdefault((answer["code"], answer["index"]), answer)
-            if first is answer: rows.append(answer)
-            elif first != answer: faults.append((number, "this picture was answered already, differently."))
+    codes = {answer["code"] for _, answer in rows}
+    if len(codes) > 1: raise ValueError(f"it answers for {len(codes)} codes; a participant has one")
+    return unit, rows, faults
+
+def _first(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], list[str]]:
+    "Rows of a file's answers that are not in `seen`, to which they are added; what was left out, and why."
+    unit, fitting, faults = _fitting(path, responses)
+    rows, total = [], len(fitting) + len(faults)
+    for number, answer in fitting:
+        first = seen.setdefault((answer["code"], answer["index"]), answer)
+        if first is answer: rows.append(answer)
+        elif first != answer: faults.append((number, "this picture was answered already, differently."))
     return rows, _listed(faults, unit, total)
 
 # %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-5b
@@ -74,8 +76,8 @@ def _response_files(folder: Path) -> list[Path]:
     return sorted((p for p in folder.iterdir() if p.suffix in (".json", ".jsonl")), key=lambda p: (p.suffix == ".json", p.name))
 
 def _read_file(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], list[str]]:
-    "As `_fitting`; a file that cannot be read has no rows."
-    try: return _fitting(below(path.parent, path.name), responses, seen)
+    "As `_first`; a file that cannot be read has no rows."
+    try: return _first(below(path.parent, path.name), responses, seen)
     except (OSError, ValueError) as e: return [], [f"no file of answers ({one_line(e)})"]
 
 def read_responses(
