@@ -38,7 +38,7 @@ def _answers(path: Path) -> tuple[str, list[tuple[int, object]], list[tuple[int,
 
 def _listed(faults: list[tuple[int, str]], unit: str, total: int) -> list[str]:
     "The faults of a file, those of one kind together."
-    rows = pd.DataFrame(faults, columns=["number", "reason"]).groupby("reason", sort=False).number.agg(list)
+    rows = pd.DataFrame(sorted(faults), columns=["number", "reason"]).groupby("reason", sort=False).number.agg(list)
     where = {reason: ", ".join(map(str, n[:10])) + ", ..." * (len(n) > 10) for reason, n in rows.items()}
     return [f"{len(n)} of {total} answers left out ({unit} {where[reason]}): {reason}" for reason, n in rows.items()]
 
