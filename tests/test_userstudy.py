@@ -728,6 +728,7 @@ def test_an_answer_that_was_changed_is_found(fresh):
     for name, value in changes.items():
         with pytest.raises(Refused): Responses(fresh).add(good(fresh) | {name: value})
     with pytest.raises(Refused, match="changed after it was given"): Responses(fresh).add(good(fresh, code=1) | dict(seal=good(fresh)["seal"]))
+    with pytest.raises(Refused, match="changed after it was given"): Responses(fresh).add(good(fresh) | dict(seal="\ud800"))
     assert not list((fresh.path / "responses").iterdir())
 
 
@@ -754,7 +755,7 @@ def test_every_line_that_can_be_read_is_kept_and_the_others_are_reported(fresh):
 
 ALIEN = {"null": b"null", "number": b"7", "text": b'"x"', "empty": b"", "zeros": b"\0" * 100, "not UTF-8": b"\xff\xfe\xfa", "deep": b"[" * 200_000, "deep answers": b'{"answers": ' + b"[" * 200_000,
          "answers no list": b'{"answers": {"a": 1}}', "answers a text": b'{"answers": "abc"}', "answers null": b'{"answers": null}', "a key twice": b'{"answers": [], "answers": []}',
-         "numbers": b'{"answers": [1, null, "x", [], {}, NaN, 1e999]}', "long number": b'{"answers": [' + b"9" * 10_000 + b"]}", "surrogate": b'{"answers": [{"code": "\\ud800"}]}',
+         "numbers": b'{"answers": [1, null, "x", [], {}, NaN, 1e999]}', "long number": b'{"answers": [' + b"9" * 10_000 + b"]}", "surrogate": b'{"answers": [{"code": "\\ud800", "\\udfff": 1}]}',
          "lists where words belong": b'{"answers": [{"study": [], "code": {}, "index": [], "item": 1, "answer": [], "rt": {}, "source": [], "confidence": [], "seal": []}]}'}
 
 
