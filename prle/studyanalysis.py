@@ -30,27 +30,30 @@ from .userstudy import Study, conditions, study_steps
 
 # %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-5
 def _answers(path: Path) -> tuple[str, list[tuple[int, object]], list[tuple[int, str]]]:
-    "What a file counts (line or answer), its numbered answers as they came, and the numbered faults of what cannot be read."
+    "Read what a file counts (line or answer), its numbered answers as they came, and numbered faults."
     if path.suffix == ".jsonl": return "line", *read_lines(path)
     found = parse_json(read_bytes(path, LARGEST), "it", dict).get("answers")
     if not isinstance(found, list): raise ValueError("it has no list of answers")
     return "answer", list(enumerate(found, 1)), []
 
 def _listed(faults: list[tuple[int, str]], unit: str, total: int) -> list[str]:
-    "The faults of a file, those of one kind together."
-    rows = pd.DataFrame(sorted(faults), columns=["number", "reason"]).groupby("reason", sort=False).number.agg(list)
-    where = {reason: ", ".join(map(str, n[:10])) + ", ..." * (len(n) > 10) for reason, n in rows.items()}
-    return [f"{len(n)} of {total} answers left out ({unit} {where[reason]}): {reason}" for reason, n in rows.items()]
+    "Say the faults of a file, those of one kind together."
+    numbers, lines = {}, []
+    for number, reason in sorted(faults): numbers.setdefault(reason, []).append(number)
+    for reason, n in numbers.items():
+        where = ", ".join(map(str, n[:10])) + ", ..." * (len(n) > 10)
+        lines.append(f"{len(n)} of {total} answers left out ({unit} {where}): {reason}")
+    return lines
 
 # %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-5a
 def _fit(record, responses: Responses) -> dict:
-    "An answer with `simulated`; `Refused` if it does not fit."
+    "Return an answer with `simulated`; `Refused` if it does not fit."
     if not isinstance(record, dict): return responses.fit(record)
     answer = responses.fit({k: v for k, v in record.items() if k not in ("received", "simulated")})
     return dict(answer, simulated=record.get("simulated", False) is not False)
 
 def _fitting(path: Path, responses: Responses) -> tuple[str, list[tuple[int, dict]], list[tuple[int, str]]]:
-    "As `_answers`, with the answers that fit; `ValueError` if they are of more than one code."
+    "Read as `_answers`, but only answers that fit; `ValueError` if they are of more than one code."
     unit, found, faults = _answers(path)
     rows = []
     for number, record in found:
@@ -61,7 +64,7 @@ def _fitting(path: Path, responses: Responses) -> tuple[str, list[tuple[int, dic
     return unit, rows, faults
 
 def _first(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], list[str]]:
-    "Rows of a file's answers that are not in `seen`, to which they are added; what was left out, and why."
+    "Return a file's answers that are not in `seen`, to which they are added, and what was left out, and why."
     unit, fitting, faults = _fitting(path, responses)
     rows, total = [], len(fitting) + len(faults)
     for number, answer in fitting:
@@ -72,11 +75,11 @@ def _first(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], li
 
 # %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-5b
 def _response_files(folder: Path) -> list[Path]:
-    "The files of answers, those of the server first."
-    return sorted((p for p in folder.iterdir() if p.suffix in (".json", ".jsonl")), key=lambda p: (p.suffix == ".json", p.name))
+    "List the files of answers, those of the server first."
+    return [path for suffix in (".jsonl", ".json") for path in sorted(folder.glob(f"*{suffix}"))]
 
 def _read_file(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], list[str]]:
-    "As `_first`; a file that cannot be read has no rows."
+    "Read as `_first`; a file that cannot be read has no rows."
     try: return _first(below(path.parent, path.name), responses, seen)
     except (OSError, ValueError) as e: return [], [f"no file of answers ({one_line(e)})"]
 

@@ -21,7 +21,8 @@ from .trust import below, parse_json, read_bytes, shortened
 from .userstudy import ANSWERS, Study, close_key, read_study
 
 # %% ../nbs/12b_studyserver.ipynb #12b-studyserver-6
-FIELDS = dict(study=str, code=str, index=int, item=str, answer=str, rt=int, source=str, confidence=(int, type(None)), seal=str)
+FIELDS = dict(study=str, code=str, index=int, item=str, answer=str, rt=int, source=str, confidence=(int, type(None)),
+              seal=str)
 "The fields of an answer and their types; `item` is the picture's name or \"check\", `rt` the time in ms, `confidence` 1 to 3 or null, `seal` of `seal_answer`."
 LONGEST = 24 * 3600 * 1000 # ms
 LIMIT = 4096 # bytes of an answer
@@ -45,8 +46,8 @@ def _check_shape(answer) -> dict:
 # %% ../nbs/12b_studyserver.ipynb #12b-studyserver-6a
 def read_lines(
     path: Path, # a file with one JSON object a line
-) -> tuple[list[tuple[int, dict]], list[tuple[int, str]]]: # (number, object) of the lines that can be read; (number, reason) of the others
-    "Read a file line by line, so that a damaged one costs only itself; `ValueError` naming the file if it is too large."
+) -> tuple[list[tuple[int, dict]], list[tuple[int, str]]]: # lines that can be read; others, with the reason
+    "Read a file line by line, so that a damaged one costs only itself; `ValueError` if the file is too large."
     found, faults = [], []
     for number, line in enumerate(read_bytes(path, LARGEST).split(b"\n"), 1):
         if not line.strip(): continue
@@ -68,7 +69,7 @@ class Responses:
         self,
         code: str, # of a participant
     ) -> Path:
-        "Where the answers of a participant are; `Refused` for an unknown code."
+        "Say where the answers of a participant are; `Refused` for an unknown code."
         if code not in self.items: raise Refused(404, "there is no such code in this study.")
         return below(self.folder, f"{code}.jsonl")
 
@@ -76,7 +77,7 @@ class Responses:
         self,
         code: str, # of a participant
     ) -> list[dict]: # in the order of arrival
-        "The stored answers; a line that was cut short by a crash was never confirmed, and one that is damaged is not there."
+        "Read the stored answers; a line cut short by a crash was never confirmed, a damaged one is left out."
         path, found = self.file(code), []
         for _, answer in read_lines(path)[0] if path.exists() else ():
             try: found.append(self.fit({k: v for k, v in answer.items() if k != "received"}))
@@ -148,7 +149,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ANY = ("0.0.0.0", "::")
 
 def _is_address(name: str) -> bool:
-    "Whether a name is an IP address, to which nobody can make another name lead."
+    "Say whether a name is an IP address, to which nobody can make another name lead."
     try: return bool(ipaddress.ip_address(name))
     except ValueError: return False
 
@@ -157,15 +158,15 @@ def _called(
     host: str, # address listened at
     names: Collection[str], # further ones
 ) -> bool:
-    "Whether a request means this server."
+    "Say whether a request means this server."
     try: name = (urlsplit(f"//{header}").hostname or "").lower()
     except ValueError: return False
-    own = {*LOOPBACK, host.lower(), *(n.lower() for n in names)} | ({socket.gethostname().lower()} if host in ANY else set())
-    return name in own or (host in ANY and _is_address(name))
+    if name in {n.lower() for n in (*LOOPBACK, host, *names)}: return True
+    return host in ANY and (_is_address(name) or name == socket.gethostname().lower())
 
 # %% ../nbs/12b_studyserver.ipynb #12b-studyserver-14b
 def _guarded(headers: dict, called):
-    "Tornado's handler that sends these headers with whatever it says, and takes only requests that mean this server."
+    "Make Tornado's handlers that send these headers with all they say, and take only requests that mean this server."
     from tornado.web import HTTPError, RequestHandler
 
     class Guarded(RequestHandler):
@@ -175,7 +176,7 @@ def _guarded(headers: dict, called):
         def prepare(self):
             if called(self.request.headers.get("Host", "")): return
             self.set_status(421, "Misdirected Request")
-            self.finish("This server does not go by the name that it was called by; `prle userstudy serve --name NAME` adds one.")
+            self.finish("This server does not go by that name; `prle userstudy serve --name NAME` adds one.")
 
     class Nothing(Guarded):
         def prepare(self):
@@ -185,7 +186,7 @@ def _guarded(headers: dict, called):
 
 # %% ../nbs/12b_studyserver.ipynb #12b-studyserver-14c
 def _answers(guarded: type, responses: Responses) -> type:
-    "Tornado's handler of answers."
+    "Make Tornado's handler of answers."
 
     class Answers(guarded):
         def reply(self, status, **body):
@@ -210,7 +211,7 @@ def _answers(guarded: type, responses: Responses) -> type:
 
 # %% ../nbs/12b_studyserver.ipynb #12b-studyserver-14d
 def _page(guarded: type) -> type:
-    "Tornado's handler of the page's files."
+    "Make Tornado's handler of the page's files."
     from tornado.web import HTTPError, StaticFileHandler
 
     class Page(guarded, StaticFileHandler):
@@ -227,10 +228,11 @@ def _server(
     host: str = "127.0.0.1", # address listened at
     names: Collection[str] = (), # further ones
 ):
-    "Tornado's server of a study, with its limits of size and time. `FileNotFoundError` or `ValueError` naming what of the page is missing or damaged."
+    "Make Tornado's server of a study, with its limits of size and time; errors as of `check_page`."
     from tornado.httpserver import HTTPServer
     from tornado.web import Application
-    rules = dict(HEADERS, **{"Content-Security-Policy": policy(check_page(study)["post"]) + "; frame-ancestors 'none'"})
+    rules = policy(check_page(study).get("post")) + "; frame-ancestors 'none'"
+    rules = HEADERS | {"Content-Security-Policy": rules}
     guarded, nothing = _guarded(rules, lambda header: _called(header, host, names))
     page = dict(path=os.path.realpath(study.path/"page"), default_filename="index.html")
     handlers = [("/answers", _answers(guarded, Responses(study))), ("/(.*)", _page(guarded), page)]
@@ -248,7 +250,8 @@ def _warn(text: str): print(text, file=sys.stderr, flush=True)
 def _guard_key(study: Study):
     "Close the key; say so where the file system does not do it."
     close_key(study.path)
-    if (study.path/"key").stat().st_mode & 0o077: _warn(f"Others on this machine can read {study.path/'key'}: this file system has no owners.")
+    if (study.path/"key").stat().st_mode & 0o077:
+        _warn(f"Others on this machine can read {study.path/'key'}: this file system has no owners.")
 
 def serve(
     folder: str | Path, # of a study with its page
@@ -256,7 +259,7 @@ def serve(
     port: int = 8787, # 0: any that is free
     names: Collection[str] = (), # other names that the server is called by
 ):
-    "Serve a study until interrupted. `FileNotFoundError` or `ValueError` naming what of it is missing or damaged."
+    "Serve a study until interrupted; errors as of `read_study` and `check_page`."
     import asyncio
     from tornado.netutil import bind_sockets
     study = read_study(folder)
@@ -270,7 +273,8 @@ def serve(
         address = f"{_address(host, sockets[0].getsockname()[1])}/?code={study.codes[0]}"
         print(f"{address} is the first of {len(study.codes)} participants; all codes are in {study.path/'key'/'codes.txt'}.", flush=True)
         if host not in LOOPBACK:
-            _warn("Everybody in the network can reach this server, and what it is sent is not encrypted. For its name its IP address will do.")
+            _warn("Everybody in the network can reach this server, and what it is sent is not encrypted. "
+                  "For its name its IP address will do.")
         await asyncio.Event().wait()
 
     try: asyncio.run(run())
