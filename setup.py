@@ -19,6 +19,7 @@ setup(
     long_description_content_type="text/markdown",
     author=cfg["author"],
     license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
     keywords=cfg["keywords"],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["prle", "prle.*"]),

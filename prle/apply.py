@@ -7,6 +7,7 @@ __all__ = ['open_run', 'reopen', 'evaluation', 'crop_settings', 'crop_largest', 
 
 # %% ../nbs/10b_apply.ipynb #10b-apply-2
 from collections.abc import Iterable
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pandas as pd
 import torch
 
 from .core import progress
-from .trust import read_json
+from .trust import check_entries, read_json, read_record
 from .faces import SCALES, FaceError, align, crop_face, find_largest, warp_crop
 from .videos import count_frames, is_pictures, list_videos, read_frames, sample_frames
 from .detectors import Detector
@@ -64,8 +65,13 @@ def crop_settings(
 ) -> dict: # size, scale, and lift or align
     "How the faces of a data set were cropped; DeepfakeBench's way where nothing tells."
     root = Path(root)
-    if (root/"forge.json").exists(): return dict(size=size, **{k: v for k, v in read_json(root/"forge.json")["config"].items() if k in ("scale", "lift")})
-    if (root/"extraction.json").exists(): return dict(size=size, **{k: v for k, v in read_json(root/"extraction.json").items() if k in ("scale", "align")})
+    if (root/"forge.json").exists():
+        made = read_record(root/"forge.json", config=dict)["config"]
+        check_entries(made, f"{root/'forge.json'}, config", scale=Real, lift=Real)
+        return dict(size=size, scale=made["scale"], lift=made["lift"])
+    if (root/"extraction.json").exists():
+        made = read_record(root/"extraction.json", scale=Real, align=str)
+        return dict(size=size, scale=made["scale"], align=made["align"])
     return dict(size=size, align="similarity", scale=SCALES["similarity"])
 
 def crop_largest(

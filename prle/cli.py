@@ -9,7 +9,8 @@ __all__ = ['parser', 'main']
 import argparse, os, sys
 from pathlib import Path
 
-from .core import check_choice, outputs_dir
+from .core import check_choice, outputs_dir, shortened
+from .trust import parse_yaml
 from .datasets import SPLITS
 from .experiments import PRESETS
 from .runs import RunFailed, claimed
@@ -116,9 +117,8 @@ def _runs(args) -> int:
 # %% ../nbs/13_cli.ipynb #13-cli-9
 def _settings(words: list[str]) -> dict:
     "NAME=VALUE, the value as in YAML; `ValueError` for what reads otherwise."
-    import yaml
-    if wrong := [word for word in words if "=" not in word]: raise ValueError(f"--set takes NAME=VALUE, not {wrong[0]!r}.")
-    return {name: yaml.safe_load(value) for name, value in (word.split("=", 1) for word in words)}
+    if wrong := [word for word in words if "=" not in word]: raise ValueError(f"--set takes NAME=VALUE, not {shortened(wrong[0])}.")
+    return {name: parse_yaml(value, f"--set {name}") for name, value in (word.split("=", 1) for word in words)}
 
 def _run_config(args):
     "What `prle train` is to train."

@@ -9,7 +9,7 @@ __all__ = ['FURTHER', 'PRESETS', 'MASKS', 'ALPHAS', 'ROOT_FOLDERS', 'IDENTITY', 
            'fusion_run', 'fused_maps', 'attention', 'statistics_run', 'masked_run', 'masked_scores']
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-2
-import copy, json, math, numbers, os, re, shutil
+import copy, json, numbers, os, re, shutil, sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
@@ -22,8 +22,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
-from .core import atomic_path, check_choice, digest, outputs_dir, torch_rng
-from .trust import read_json
+from .core import atomic_path, check_choice, digest, outputs_dir, shortened, torch_rng
+from .trust import read_json, read_yaml
 from .datasets import SPLITS, FaceDataset, read_manifest, select
 from .detectors import Detector, create_detector, list_detectors
 from .detectors.registry import has_weights, size_option
@@ -84,7 +84,7 @@ PRESETS = dict(
 "The sizes that every notebook can be run at."
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-8
-_real = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x)
+_real = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and abs(x) <= sys.float_info.max
 _names = lambda x: isinstance(x, (list, tuple)) and all(isinstance(name, str) for name in x)
 _word = (lambda x: isinstance(x, str), "a word")
 _share = (lambda x: _real(x) and 0 <= x <= 1, "in [0, 1]")
@@ -93,15 +93,15 @@ _alpha = lambda x: isinstance(x, str) or isinstance(x, (list, tuple)) and len(x)
 def _check(config, checks: dict):
     "`ValueError` that says what a field must be; `checks`: field -> what must hold, and how to say so."
     for name, (ok, must) in checks.items():
-        if not ok(value := getattr(config, name)): raise ValueError(f"{name} must {'lie' if must.startswith('in [') else 'be'} {must}, not {value!r}.")
+        if not ok(value := getattr(config, name)): raise ValueError(f"{name} must {'lie' if must.startswith('in [') else 'be'} {must}, not {shortened(value)}.")
 
 def _number(name: str, value): # YAML reads 2e-3 as a word
     try: return float(value) if isinstance(value, str) else value
-    except ValueError: raise ValueError(f"{name} must be a number, not {value!r}.") from None
+    except ValueError: raise ValueError(f"{name} must be a number, not {shortened(value)}.") from None
 
 def _build(kind: type, given: dict): # an instance of `kind`
     "A dataclass from what was read; `ValueError` for an unknown name, and for a word where a number belongs."
-    if not isinstance(given, dict): raise ValueError(f"a {kind.__name__} reads as names and values, not {given!r}.")
+    if not isinstance(given, dict): raise ValueError(f"a {kind.__name__} reads as names and values, not {shortened(given)}.")
     types = {f.name: f.type for f in fields(kind)}
     for name in given: check_choice(name, types, "parameter")
     try: return kind(**{k: _number(k, v) if types[k] is float else v for k, v in given.items()})
@@ -204,10 +204,10 @@ class RunConfig:
         cls,
         path: str | Path, # file with YAML or JSON; what it leaves out has its default
     ) -> "RunConfig":
-        "Read what `write` has written, or what a person has. `ValueError` about syntax, names and values."
-        try: given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) # JSON is YAML
-        except yaml.YAMLError as e: raise ValueError(f"{path} is neither YAML nor JSON ({e}).") from e
-        return _build(cls, given)
+        "Read what `write` has written, or what a person has. `ValueError` naming the file, about syntax, names and values."
+        given = read_yaml(path)
+        try: return _build(cls, given)
+        except ValueError as e: raise ValueError(f"{path}: {e}") from e
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-15
 ROOT_FOLDERS = {"DFDC": "dfdc", "DF-1.0": "df-1.0", "Celeb-DF": "celeb-df"}

@@ -7,7 +7,7 @@ __all__ = ['PAPER_TWO_GPUS', 'TrainConfig', 'TrainingFaces', 'epoch_order', 'Bat
            'memory_explained', 'predict', 'check_split', 'MovingAverage', 'train']
 
 # %% ../nbs/09_trainer.ipynb #09-trainer-2
-import copy, hashlib, math, numbers, time
+import copy, hashlib, math, numbers, sys, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from .core import check_choice, digest, file_digest, progress, rng, seed_everything, torch_rng
+from .core import check_choice, digest, file_digest, progress, rng, seed_everything, shortened, torch_rng
 from .datasets import BalancedSampler, FaceDataset
 from .detectors import Detector
 from .detectors.registry import Recipe, evaluating
@@ -32,7 +32,7 @@ OPTIMIZERS, SCHEDULES = ["Adam", "AdamW", "SGD"], ["cosine", "constant", "step"]
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
 _whole = lambda x: isinstance(x, numbers.Integral) and not isinstance(x, bool)
-_number = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x)
+_number = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and abs(x) <= sys.float_info.max
 _CHECKS = dict( # field -> what must hold, and how to say so
     epochs=(lambda x: _whole(x) and x > 0, "a whole number above 0"), batch=(lambda x: _whole(x) and x > 1, "a whole number of at least 2 (batch normalization)"),
     accumulate=(lambda x: _whole(x) and x > 0, "a whole number above 0"), lr=(lambda x: _number(x) and x > 0, "a number above 0"),
@@ -48,7 +48,7 @@ def _check_schedule(schedule: str):
     check_choice(kind, SCHEDULES, "schedule")
     try: fits = [float(x) > 0 for x in settings] == [True] * (2 * (kind == "step"))
     except ValueError: fits = False
-    if not fits: raise ValueError(f"a schedule reads 'cosine', 'constant' or 'step EPOCHS FACTOR' with two numbers above 0, not {schedule!r}.")
+    if not fits: raise ValueError(f"a schedule reads 'cosine', 'constant' or 'step EPOCHS FACTOR' with two numbers above 0, not {shortened(schedule)}.")
 
 # %% ../nbs/09_trainer.ipynb #09-trainer-5
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class TrainConfig:
 
     def __post_init__(self):
         for name, (ok, must) in _CHECKS.items():
-            if not ok(value := getattr(self, name)): raise ValueError(f"{name} must be {must}, not {value!r}.")
+            if not ok(value := getattr(self, name)): raise ValueError(f"{name} must be {must}, not {shortened(value)}.")
         if self.batch < 2 * self.accumulate: raise ValueError(f"accumulate must leave at least two faces a part, not be {self.accumulate} with batch {self.batch}.")
         check_choice(self.optimizer, OPTIMIZERS, "optimizer")
         check_choice(self.precision, PRECISIONS, "precision")

@@ -104,6 +104,7 @@ def test_train_evaluate_localize(lab, prle, tmp_path):
 
 
 @pytest.mark.parametrize("words, message", [
+    (["Small", "A", "--set", "lr=[" + "[" * 10**5], "--set lr is neither"), (["Small", "A", "--set", "options={a: &a {}, b: *a}"], "has an alias"),
     (["Small"], "a configuration"), (["Small", "A", "--set", "lr"], "--set takes NAME=VALUE, not 'lr'"), (["Small", "A", "--set", "epoch=3"], "Did you mean 'epochs'"),
     (["Small", "A", "--mask", "primry"], "Did you mean 'primary'"), (["Small", "C"], "unknown manipulation 'C'"), (["nothing.yaml"], "No such file"),
     (["Small", "A", "--mask", "primary", "--set", "options={dropuot: 1}"], "has no option 'dropuot'"),
@@ -175,6 +176,14 @@ def test_other_pictures_are_cropped_as_the_training_faces(tmp_path):
     assert np.abs(ours - theirs).mean() < 4, "but for the benchmark's JPEG"
     write_json(tmp_path / "e/extraction.json", dict(align="box", scale=1.7, size=300, count=3))
     assert crop_settings(tmp_path / "e", 64) == dict(size=64, align="box", scale=1.7) and crop_settings(tmp_path / "nowhere", 64)["scale"] == 1.3
+
+
+@pytest.mark.parametrize("name, content", [
+    ("forge.json", "[]"), ("forge.json", '{"config": 3}'), ("forge.json", '{"config": {"scale": "wide", "lift": 0}}'), ("forge.json", "{"),
+    ("extraction.json", '{"align": "box"}'), ("extraction.json", '{"align": ["box"], "scale": 1.3}'), ("extraction.json", "null")])
+def test_a_damaged_record_of_the_crops_is_named(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=name): crop_settings(tmp_path, 64)
 
 
 def test_predict_scores_what_it_can(lab, prle, tmp_path):

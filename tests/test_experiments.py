@@ -51,6 +51,33 @@ def test_unknown_names_stop_at_once(tmp_path):
         Lab("paper", outputs=tmp_path)
 
 
+CONFIG = """detector: xception
+subset: DF
+options: {dropout: 0.1}
+mask: primary
+fusion: {method: neighbour, tau: 0.3}
+zoo: [Xception, VGG]
+alpha: dynamic
+recipe: {epochs: 3, batch: 16, lr: 1.0e-3, schedule: cosine}
+"""
+STRANGE = ["[]", "{}", "null", "[[1]]", "{a: 1}", "1e400", "1" + ":1" * 300, "-1", "x", "'" + "x" * 5000 + "'", ".nan", "2024-01-01", "!!binary aGk=", "!!python/object:os.system x", "&a [*a]"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_damaged_configuration_is_named(tmp_path, seed):
+    "Strange values, flipped bytes and missing ends: read as what they say, or refused on one short line with the file's name."
+    draw, path = np.random.default_rng(seed), tmp_path / "run.yaml"
+    for _ in range(10):
+        lines, text = CONFIG.splitlines(), bytearray(CONFIG.encode())
+        k = draw.integers(len(lines))
+        lines[k] = f"{lines[k].split(':')[0]}: {STRANGE[draw.integers(len(STRANGE))]}"
+        text[draw.integers(len(text))] = draw.integers(256)
+        for content in ("\n".join(lines).encode(), bytes(text), bytes(text[:draw.integers(len(text))])):
+            path.write_bytes(content)
+            try: assert isinstance(RunConfig.read(path), RunConfig)
+            except ValueError as e: assert str(path) in str(e) and len(str(e)) < 700 and "\n" not in str(e)
+
+
 def test_unknown_backbones_and_manipulations_name_the_nearest(lab):
     with pytest.raises(ValueError, match="unknown backbone 'small'.*Did you mean 'Small'"):
         lab.config("small", "A")

@@ -1,5 +1,6 @@
 "prle.paper: the paper's numbers and their consistency, the writers, and what they notice."
 import re
+from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 from prle import paper
 from prle.trust import read_json
 from prle.experiments import Lab
-from prle.paper import (BACKBONES, COLUMNS, FIGURE6, SUBSETS, TARGET_SETS, changed_files, consistency, damaged_rows, interval, latex_table, latex_text, paper_cells, paper_table,
-                        side_by_side, write_figure, write_table)
+from prle.paper import (BACKBONES, COLUMNS, FIGURE6, SUBSETS, TARGET_SETS, changed_files, consistency, damaged_rows, interval, latex_table, latex_text, markdown_text,
+                        paper_cells, paper_table, side_by_side, write_figure, write_table)
 
 
 @pytest.fixture
@@ -109,6 +110,25 @@ def test_latex():
     assert r"\begin{longtable}{lp{4cm}}" in long and r"\begin{table}" in text and "{ll}" in text
 
 
+@pytest.mark.parametrize("text", ["a|b", r"a\|b", "<b>x</b>", "![p](http://a.example/p.png)", "[l](javascript:x)", "[l][r]", "[r]: http://a.example", "<http://a.example>", "&lt;",
+                                  "`c`", "$x$", "# h", "a\\", "64.0 [62.0, 66.0]", "> 0.3"])
+def test_text_of_the_data_stays_text_in_a_markdown_table(lab, text):
+    import mistune
+    frame = pd.DataFrame({"name": [text], text: ["x"]})
+    page = mistune.create_markdown(plugins=["table"])(write_table(lab, "t", frame, frame, f"About {text}").read_text())
+    shown = ElementTree.fromstring(f"<page>{page}</page>")
+    assert [e.tag for e in shown.iter()] == ["page", "p", "table", "thead", "tr", "th", "th", "tbody", "tr", "td", "td"]
+    assert [e.text for e in shown.iter() if e.tag in ("p", "th", "td")] == [f"About {text}", "name", text, text, "x"]
+
+
+def test_lines_of_a_name_are_one_line():
+    assert markdown_text("a\n\n# b\t|") == r"a # b \|" and latex_text("a\n\nb") == "a b"
+
+
+def test_no_cell_of_latex_reads_as_options_of_the_row_above():
+    assert latex_text("[2cm] a") == "{}[2cm] a" and latex_text("* b") == "{}* b" and latex_text("**[1]**") == r"\textbf{[1]}"
+
+
 def test_a_table_is_four_files_with_the_same_bytes_each_time(lab):
     frame = pd.DataFrame(dict(auc=[64.04]))
     path = write_table(lab, "t", frame, pd.DataFrame(dict(AUC=["**64.0**"])), "A caption.", notebook="n", seeds=1)
@@ -130,6 +150,14 @@ def test_a_cell_changed_by_hand_is_noticed(lab, tmp_path, name):
     assert changed_files(tmp_path/"smoke") == [f"tables/{name}: changed since it was written"]
     path.unlink()
     assert changed_files(tmp_path/"smoke") == [f"tables/{name}: missing"]
+
+
+@pytest.mark.parametrize("note", ["[]", "{", "null", '{"files": []}', '{"files": {"../../secret": "0"}}', '{"files": {"/etc/passwd": "0"}}'])
+def test_a_damaged_note_is_reported_like_a_damaged_table(lab, tmp_path, note):
+    write_table(lab, "t", pd.DataFrame(dict(auc=[64.04])), pd.DataFrame(dict(AUC=["64.0"])), "A caption.")
+    (tmp_path/"smoke/tables/t.provenance.json").write_text(note)
+    (line,) = changed_files(tmp_path/"smoke")
+    assert line.startswith("tables/t.provenance.json: damaged (") and len(line) < 300 + len(str(tmp_path))
 
 
 def test_a_table_on_runs_of_other_code_says_so(lab):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prle.core import atomic_path, discard, file_digest, is_leftover
+from prle.core import atomic_path, discard, file_digest, is_leftover, shortened
 from prle.trust import (LONGEST_NAME, MARKER, MAX_YAML, Damaged, below, check_digest, check_replaceable, file_name, made_folder, one_line,
-                        parse_json, parse_yaml, read_array, read_bytes, read_json, read_tensors, read_yaml, shortened)
+                        parse_json, parse_yaml, read_array, read_bytes, read_json, read_tensors, read_yaml)
 
 
 @pytest.mark.parametrize("value", ["x" * 10**7, list(range(10**6)), {str(i): "y" * 1000 for i in range(1000)}, 10**4000, [[[[[[[[[]]]]]]]]]])
