@@ -331,7 +331,11 @@ def test_a_study_is_built_on_the_command_line(smoke, tmp_path, capsys, monkeypat
         assert (s["participants"], s["images"], s["subsets"], s["practice"], s["seed"]) == (3, 2 * len(subsets), subsets, 2, 0) and s["provenance"]["splits"] == list(SPLITS)
         assert ('"post": null' in page) == bool(post) and '"confidence": true' in page
         names.append(s["study"])
-    assert names[0] == names[1], "where answers go is not in the pictures"
+    assert names[0] != names[1], "each has a secret of its own"
+    assert build(*size, "--secret-of", str(tmp_path / "served"), "--out", str(tmp_path / "again")) == 0
+    again, served = (read_study(tmp_path / name) for name in ("again", "served"))
+    assert again.plan.equals(served.plan) and again.settings["study"] == served.settings["study"]
+    capsys.readouterr()
     monkeypatch.setattr("prle.studypage.study_faces", lambda *a: pytest.fail("the zoo is made before what cannot work is refused"))
     for wrong, why in ((["--post", "htp://x"], "no address"), (["--out", str(tmp_path / "file")], "may hold responses"), (["--images", "7"], "no multiple"),
                        (["--images", "500"], "largest balanced design"), (["--subsets", "FF"], "manipulation")):
