@@ -60,7 +60,9 @@ zoo: [Xception, VGG]
 alpha: dynamic
 recipe: {epochs: 3, batch: 16, lr: 1.0e-3, schedule: cosine}
 """
-STRANGE = ["[]", "{}", "null", "[[1]]", "{a: 1}", "1e400", "1" + ":1" * 300, "-1", "x", "'" + "x" * 5000 + "'", ".nan", "2024-01-01", "!!binary aGk=", "!!python/object:os.system x", "&a [*a]"]
+STRANGE = [
+    "[]", "{}", "null", "[[1]]", "{a: 1}", "1e400", "1" + ":1" * 300, "-1", "x", "'" + "x" * 5000 + "'", ".nan", "2024-01-01",
+    "!!binary aGk=", "!!python/object:os.system x", "&a [*a]"]
 
 
 @pytest.mark.parametrize("seed", range(20))
