@@ -276,7 +276,8 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser("prle", description="Primary region regularization for generalizable deepfake detection.")
     commands = main.add_subparsers(dest="command", required=True)
 
-    check = commands.add_parser("check", help="compare a data set on disk with what should be there, or the crops of a manifest with what was written; exit code 1 if something is missing or damaged")
+    check = commands.add_parser("check", help="compare a data set on disk with what should be there, or the crops of a manifest with what was written;"
+                                              " exit code 1 if something is missing or damaged")
     check.add_argument("name", help="ff++, dfdc, df-1.0, celeb-df or folder; or manifest")
     check.add_argument("root", help="the data set's folder; the manifest, or the folder that holds manifest.parquet")
     _add_adapter_options(check)

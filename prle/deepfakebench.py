@@ -6,7 +6,7 @@
 __all__ = ['LABELS', 'FFPP', 'NAMES', 'MAX_DATASET', 'read_json_dataset', 'read_folders', 'write_json_dataset']
 
 # %% ../nbs/02b_deepfakebench.ipynb #02b-deepfakebench-2
-import json, os
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -45,8 +45,11 @@ def _object(value, name: str, *keys: str) -> dict:
     if isinstance(value, dict): return value
     raise ValueError(f"{_where(name, *keys)}: {shortened(value)} where an object belongs.")
 
-def _check_frames(frames, name: str, *keys: str):
+def _check_frames(record: dict, name: str, label: str, split: str, video: str):
     "`ValueError` naming the place if a record's frames are no list of paths."
+    keys = label, split, video
+    if "frames" not in record: raise ValueError(f"{name}: the record of {shortened(video)[1:-1]} ({label}, {shortened(split)[1:-1]}) has no frames.")
+    frames = record["frames"]
     if not isinstance(frames, list): raise ValueError(f"{_where(name, *keys)}: the frames are {shortened(frames)}, not a list of paths.")
     for path in frames:
         if not isinstance(path, str): raise ValueError(f"{_where(name, *keys)}: among the frames is {shortened(path)}, which is no path.")
@@ -60,8 +63,7 @@ def _walk(tree: dict, name: str, compression: str) -> Iterator[tuple[str, str, s
             if "" not in levels: check_choice(compression, levels, f"compression in {name}, {label}, {split}")
             level = "" if "" in levels else compression
             for video, record in _object(levels[level], name, label, split, level).items():
-                if "frames" not in _object(record, name, label, split, video): raise ValueError(f"{name}: the record of {shortened(video)[1:-1]} ({label}, {shortened(split)[1:-1]}) has no frames.")
-                _check_frames(record["frames"], name, label, split, video)
+                _check_frames(_object(record, name, label, split, video), name, label, split, video)
                 yield label, split, level, video, record
 
 def _people(dataset: str, subset: str, video: str) -> tuple[str, str]:

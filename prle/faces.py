@@ -49,7 +49,7 @@ def read_image(
     "Decode a photograph; `FaceError` naming the file if it is missing, no picture, or cut off."
     try: content = read_picture(path)
     except FileNotFoundError as e: raise FaceError(f"{path}: no such file.") from e
-    except (OSError, ValueError) as e: raise FaceError(f"{path}: {str(e).removeprefix(f'{path} ')}") from e
+    except (OSError, ValueError) as e: raise FaceError(f"{path}: {str(e).removeprefix(f'{path} is ').removeprefix('a ')}") from e
     try:
         with Image.open(io.BytesIO(content)) as image: return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except Exception as e: # Pillow's decoders raise whatever they meet

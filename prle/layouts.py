@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .core import FAKE, REAL, atomic_path, check_choice, digest, progress, shortened
-from .trust import file_name, one_line, read_bytes, read_json, read_table
+from .trust import file_name, one_line, read_bytes, read_json
 from .datasets import COLUMNS, SPLITS, VIDEO, check_manifest, write_digests
 from .distortions import read_meta
 from .faces import PHOTO_SUFFIXES, FaceError, read_image
@@ -177,7 +177,8 @@ def _pairs(root: Path, split: str, problems: list, seen: set[str]) -> list[list[
     fits = lambda pairs: isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 and all(isinstance(i, str) for i in p) for p in pairs)
     kept = []
     for pair in _json(path, fits, "a list of pairs of ids", problems) or []:
-        if seen & set(pair) or pair[0] == pair[1]: problems.append((str(path), f"the pair {shortened(pair)} names an id that stands in it or in an earlier pair or split already; left out"))
+        if seen & set(pair) or pair[0] == pair[1]:
+            problems.append((str(path), f"the pair {shortened(pair)} names an id that stands in it or in an earlier pair or split already; left out"))
         else:
             kept.append(pair)
             seen |= set(pair)
@@ -301,7 +302,7 @@ def celeb_df(
             listing.problems.append((str(path), f"line {line}: {shortened(text)} is not a label (1 real, 0 fake) and a video of the folder that goes with it; left out"))
             continue
         if (subset, name) in seen:
-            listing.problems.append((str(path), f"line {line}: {shortened(file.strip())} stands in an earlier line already; left out"))
+            listing.problems.append((str(path), f"line {line}: {shortened(file.strip())[1:-1]} stands in an earlier line already; left out"))
             continue
         seen.add((subset, name))
         person, source = _celeb_identity(folder, name)

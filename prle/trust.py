@@ -237,9 +237,10 @@ def read_picture(
     content = read_bytes(path, MAX_PICTURE)
     try:
         with Image.open(io.BytesIO(content)) as picture: size = picture.size
-    except Image.DecompressionBombError: size = MAX_PIXELS, 2 # Pillow's own limit is higher, and it does not tell
-    except Image.UnidentifiedImageError as e: raise ValueError(f"{path} is no picture.") from e
-    except Exception as e: raise ValueError(f"{path} is a damaged picture ({one_line(e)}).") from e
+    except Image.DecompressionBombError as e: # Pillow's own limit, which is higher
+        raise ValueError(f"{path} promises far too many pixels; at most {MAX_PIXELS:,} are decoded.") from e
+    except Image.UnidentifiedImageError as e: raise ValueError(f"{path} is not a picture.") from e
+    except Exception as e: raise ValueError(f"{path} is a truncated or damaged picture ({one_line(e)}).") from e
     check_pixels(path, *size)
     return content
 
@@ -299,7 +300,7 @@ def _read_columns(path: Path, most: int):
 def read_table(
     path: str | Path, # a Parquet file
     most: int = MAX_TABLE, # bytes in memory
-) -> "pandas.DataFrame": # with the `attrs` that it was written with
+) -> "pd.DataFrame": # with the `attrs` that it was written with
     "Read a table; `ValueError` naming the file if it is damaged, holds other things than text and numbers, or is larger than `most`."
     check_ordinary(path)
     try:
@@ -313,7 +314,7 @@ def read_table(
 
 def write_table(
     path: str | Path, # the Parquet file
-    table: "pandas.DataFrame", # text, numbers, lists of numbers; its index is left out, its `attrs` are kept
+    table: "pd.DataFrame", # text, numbers, lists of numbers; its index is left out, its `attrs` are kept
 ) -> Path:
     "Write a table, atomically, with a checksum for each page."
     with atomic_path(path) as tmp: table.to_parquet(tmp, index=False, write_page_checksum=True)
@@ -327,7 +328,7 @@ MAX_CSV = 2**30
 def read_csv(
     path: str | Path, # UTF-8
     columns: list[str], # that it must have
-) -> "pandas.DataFrame": # text only, "" where a field is empty
+) -> "pd.DataFrame": # text only, "" where a field is empty
     "Read a CSV file; `ValueError` naming it if it is none or lacks a column."
     import pandas as pd
     try: table = pd.read_csv(io.BytesIO(read_bytes(path, MAX_CSV)), dtype=str, keep_default_na=False)

@@ -454,7 +454,7 @@ def _open_folder(out: Path, settings: dict):
     if os.path.lexists(out) and not (out/_SETTINGS_FILE).exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} holds other files (there is no {_SETTINGS_FILE}); name a new or an empty folder.")
     before = read_json(out/_SETTINGS_FILE, dict) if (out/_SETTINGS_FILE).exists() else settings
-    changed = [f"{name} {shortened(before.get(name))}, not {value!r}" for name, value in settings.items() if before.get(name) != value]
+    changed = [f"{name} {shortened(before.get(name)).strip(chr(39))}, not {value}" for name, value in settings.items() if before.get(name) != value]
     if changed: raise ValueError(f"{out} was made with {'; '.join(changed)}. Name another folder or the same settings.")
     try: write_json(out/_SETTINGS_FILE, settings)
     except OSError as e: raise OSError(f"cannot write to {out} ({e.strerror}); name another folder.") from e

@@ -223,7 +223,7 @@ def test_dfdc_training_parts(dfdc_train):
     with pytest.raises(ValueError, match="unknown part 'val'"): list_dataset("dfdc", dfdc_train, part="val")
     (dfdc_train/"dfdc_train_part_2"/"metadata.json").write_text('{"": {"label": "REAL"}}')
     listing = list_dataset("dfdc", dfdc_train, part="train")
-    assert set(listing.videos.video) == {"a", "b"} and "the name '' cannot be a folder's; left out" in {reason for _, reason in listing.problems}
+    assert set(listing.videos.video) == {"a", "b"} and "the video '' cannot name a file: it is empty; left out" in {reason for _, reason in listing.problems}
 
 
 @pytest.mark.parametrize("content, reason", [("[]", "not an object with an object for each video"), ('{"a.mp4": "REAL"}', "not an object with"),

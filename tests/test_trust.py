@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from prle.core import atomic_path, discard, file_digest, is_leftover, shortened
-from prle.trust import (LONGEST_NAME, MARKER, MAX_YAML, Damaged, below, check_digest, check_replaceable, file_path, read_csv, read_picture, read_table, write_table, file_name, made_folder, one_line,
-                        parse_json, parse_yaml, read_array, read_bytes, read_json, read_tensors, read_yaml)
+from prle.trust import (LONGEST_NAME, MARKER, MAX_YAML, Damaged, below, check_digest, check_replaceable, file_name, file_path, made_folder, one_line,
+                        parse_json, parse_yaml, read_array, read_bytes, read_csv, read_json, read_picture, read_table, read_tensors, read_yaml,
+                        write_table)
 
 
 @pytest.mark.parametrize("value", ["x" * 10**7, list(range(10**6)), {str(i): "y" * 1000 for i in range(1000)}, 10**4000, [[[[[[[[[]]]]]]]]]])
@@ -281,7 +282,7 @@ def test_pictures_that_promise_too_much_are_not_decoded(tmp_path, suffix, monkey
 @pytest.mark.parametrize("content", [b"", b"root:x:0:0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0" + b"\xff" * 50, b"P5 x y 255 ", b"BM" + b"\xff" * 60])
 def test_what_is_no_picture_is_refused(tmp_path, content):
     (tmp_path / "mask.png").write_bytes(content)
-    with pytest.raises(ValueError, match="mask.png is (no|a damaged) picture|mask.png promises"): read_picture(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match="mask.png is (not a|a truncated or damaged) picture|mask.png promises"): read_picture(tmp_path / "mask.png")
 
 
 def parquet(path, columns, **options):
@@ -299,19 +300,22 @@ def test_tables_are_read_as_they_were_written(tmp_path):
 
 
 def test_tables_that_expand_are_not_expanded(tmp_path):
-    word = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10**7, np.int32)), pa.array(["x" * 10**6]))
-    bombs = [parquet(tmp_path / "words.parquet", dict(path=word), store_schema=False), parquet(tmp_path / "numbers.parquet", dict(n=pa.array(np.zeros(2**25, np.int64))), use_dictionary=True)]
+    word = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10**6, np.int32)), pa.array(["x" * 10**5]))
+    bombs = [parquet(tmp_path / "words.parquet", dict(path=word), store_schema=False),
+             parquet(tmp_path / "numbers.parquet", dict(n=pa.array(np.zeros(2**25, np.int64))))]
     assert all(path.stat().st_size < 2e6 for path in bombs)
     before = pa.total_allocated_bytes()
     for path in bombs:
         with pytest.raises(ValueError, match=f"{path.name} is no whole table .*(more than|at most) 134,217,728"): read_table(path, most=2**27)
-    with pytest.raises(ValueError, match="10,000,000,000,000 bytes"): read_table(bombs[0])
+    with pytest.raises(ValueError, match="100,000,000,000 bytes"): read_table(bombs[0])
     assert pa.total_allocated_bytes() - before < 1e8
 
 
-@pytest.mark.parametrize("column", [pa.array([[[1.0]]]), pa.array([["x"]]), pa.array([dict(a=1)]), pa.array([b"x"]), pa.array([0], pa.timestamp("s")), pa.array([0], pa.decimal128(5))])
+@pytest.mark.parametrize("column", [pa.array([[[1.0]]]), pa.array([["x"]]), pa.array([dict(a=1)]), pa.array([b"x"]),
+                                    pa.array([0], pa.timestamp("s")), pa.array([0], pa.decimal128(5))])
 def test_tables_of_other_things_are_refused(tmp_path, column):
-    with pytest.raises(ValueError, match="x.parquet is no whole table .the column 'landmarks' holds .*, not text"): read_table(parquet(tmp_path / "x.parquet", dict(landmarks=column)))
+    with pytest.raises(ValueError, match="x.parquet is no whole table .the column 'landmarks' holds .*, not text"):
+        read_table(parquet(tmp_path / "x.parquet", dict(landmarks=column)))
 
 
 def test_damaged_tables_name_the_file_and_never_pass(tmp_path):
@@ -325,7 +329,9 @@ def test_damaged_tables_name_the_file_and_never_pass(tmp_path):
         try: again = read_table(path)
         except ValueError as e: assert str(path) in str(e) and "\n" not in str(e) and len(str(e)) < 500 + len(str(path))
         else:
-            if list(again) == list(table): assert len(again) == 200 and all((again[c] == table[c]).all() for c in ("path", "p")) and np.array_equal(np.stack(again.points), np.stack(table.points))
+            if list(again) != list(table): continue # a column's name; whoever needs the column says that it is missing
+            assert len(again) == 200 and all((again[c] == table[c]).all() for c in ("path", "p"))
+            assert np.array_equal(np.stack(again.points), np.stack(table.points))
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b'path,reason\n"a', b"path,reason\na,b,c,d\ne,f,g,h,i", b"path\n", b"\0" * 50, b"path,reason,path\n\xff,1,2"])
