@@ -245,7 +245,8 @@ def test_no_trivial_cue_in_colour(tmp_path):
     assert (table < 0.65).all().all(), table.round(3).to_string()
 
 
-@pytest.mark.parametrize("content", ["[]", "{", "", '{"config": []}', '{"config": {}, "digest": 3, "pictures": 1}', '{"config": {}, "digest": "x", "pictures": 1}', "[" * 10**5, "null"])
+@pytest.mark.parametrize("content", ["[]", "{", "", '{"config": []}', '{"config": {}, "digest": 3, "pictures": 1}', '{"config": {}, "digest": "x", "pictures": 1}',
+                                     "[" * 10**5, "null"])
 @pytest.mark.parametrize("module, name", [(benchmark, "forge.json"), (targets, "target.json")])
 def test_a_damaged_record_is_a_reason(tmp_path, module, name, content):
     (tmp_path/name).write_text(content)

@@ -241,7 +241,8 @@ def test_no_manifest_is_written_over_another_file(tree, capsys):
     assert (tree/"thesis.tex").read_text() == "three years" and "thesis.tex is there and no manifest" in capsys.readouterr().err
 
 
-PLACES = ["$", "$.mine", "$.mine.FF-DF", "$.mine.FF-DF.test", "$.mine.FF-DF.test.c23", "$.mine.FF-DF.test.c23.v", "$.mine.FF-DF.test.c23.v.frames", "$.mine.FF-DF.test.c23.v.frames.0"]
+PLACES = ["$", "$.mine", "$.mine.FF-DF", "$.mine.FF-DF.test", "$.mine.FF-DF.test.c23", "$.mine.FF-DF.test.c23.v", "$.mine.FF-DF.test.c23.v.frames",
+          "$.mine.FF-DF.test.c23.v.frames.0"]
 
 
 @pytest.mark.parametrize("wrong", [None, 3, 1.5, "text", [], [[]], {"a": 1}, True, "x" * 10**6], ids=lambda value: str(value)[:9])
@@ -259,7 +260,8 @@ def test_what_is_wrong_at_any_level_of_a_json_is_named(tmp_path, place, wrong):
     else: assert rows.empty and (wrong in ([], {}) or isinstance(wrong, str) and place.endswith("frames.0"))
 
 
-@pytest.mark.parametrize("points", [np.zeros(10), np.zeros((67, 2)), np.zeros((68, 3)), np.full((81, 2), np.nan), np.full((68, 2), np.inf), np.full((68, 2), "x"), "garbage"], ids=str)
+@pytest.mark.parametrize("points", [np.zeros(10), np.zeros((67, 2)), np.zeros((68, 3)), np.full((81, 2), np.nan), np.full((68, 2), np.inf), np.full((68, 2), "x"),
+                                    "garbage"], ids=str)
 def test_damaged_landmarks_cost_their_crop(tree, points):
     file = tree/"datasets/FaceForensics++/original_sequences/youtube/c23/landmarks/071/003.npy"
     if isinstance(points, str): file.write_text(points)
@@ -277,7 +279,8 @@ def test_paths_that_lead_out_cost_themselves(tree):
     (root/"l").symlink_to(tree/"secret")
     write_png(root/"2.png", np.zeros((8, 8, 3), np.uint8))
     (tree/"datasets/x/masks").symlink_to(tree/"secret")
-    frames = ["../secret/1.png", str(tree/"secret/1.png"), "x/frames/v/1.png", "x/frames/v/l/1.png", "x/frames/v/2.png", "x\0y/1.png", "1" * 5000 + ".png", "x/" + "9" * 30 + ".png"]
+    frames = ["../secret/1.png", str(tree/"secret/1.png"), "x/frames/v/1.png", "x/frames/v/l/1.png", "x/frames/v/2.png", "x\0y/1.png",
+              "1" * 5000 + ".png", "x/" + "9" * 30 + ".png"]
     (tree/"x.json").write_text(json.dumps({"mine": {"FF-DF": {"test": {"v": {"frames": frames}}}}}))
     rows, missing = read_json_dataset([tree/"x.json"], tree/"datasets")
     assert missing.path.tolist() == frames and rows.empty

@@ -633,7 +633,8 @@ def test_frames_in_colour_keep_their_channels(tmp_path):
 
 # Damage and strangers
 
-@pytest.mark.parametrize("name, content", [("video.json", b"[]"), ("video.json", b"{"), ("video.json", b'{"origin": {}}'), ("video.json", b"[" * 10**5), ("faces.parquet", b"garbage")])
+@pytest.mark.parametrize("name, content", [("video.json", b"[]"), ("video.json", b"{"), ("video.json", b'{"origin": {}}'), ("video.json", b"[" * 10**5),
+                                           ("faces.parquet", b"garbage")])
 def test_a_video_with_a_damaged_record_is_cropped_again(clips, whole, tmp_path, name, content, capsys):
     shutil.copytree(whole, tmp_path/"out")
     (tmp_path/"out"/"clips"/"s1"/name).write_bytes(content)
