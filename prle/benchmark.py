@@ -21,8 +21,8 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from .core import FAKE, REAL, digest, file_digest, progress, rng, shortened, write_json
-from .trust import below, check_replaceable, file_name, made_folder, one_line, read_record
-from .datasets import read_manifest, read_rgb, write_digests, write_manifest
+from .trust import below, check_replaceable, file_name, made_folder, one_line, read_record, write_digests
+from .datasets import read_manifest, read_rgb, write_manifest
 from .faces import (PHOTO_SUFFIXES, Face, FaceError, crop_face, find_largest, list_photos, orl_folder, read_faces, summary, write_png)
 from .forge import _MANIPULATIONS, inner, manipulate
 from .generators import STEPS, Generator, one_thread, trained_networks

@@ -21,7 +21,8 @@ from .core import check_choice
 from .experiments import IDENTITY, THRESHOLDS, FusionConfig, Lab, Run, detector_run, masked_run, masked_scores, scores, statistics_run, target_run, target_scores
 from .metrics import as_statistic, resamples, total_interval
 from .paper import BACKBONES, COLUMNS, FIGURE6, SUBSETS, TARGET_SETS, interval, paper_cells, paper_table, side_by_side
-from .runs import RunFailed
+from .runs import RunFailed, run_file
+from .trust import read_table
 from .targets import TARGETS
 
 # %% ../nbs/11a_comparisons.ipynb #11a-comparisons-4
@@ -59,7 +60,7 @@ def fake_shares(
     zoo: tuple[str, ...], # backbones that localize; none named: all of the preset
 ) -> pd.DataFrame: # a row a training fake: identity, above 0, above 0.3
     "The share of each fake's pixels that is attended."
-    return pd.read_parquet(statistics_run(lab, subset, seed, fusion, zoo).path/"shares.parquet").query("label == 1")
+    return read_table(run_file(statistics_run(lab, subset, seed, fusion, zoo).path, "shares.parquet")).query("label == 1")
 
 def attended_share(
     lab: Lab, # preset, data and store
@@ -401,7 +402,7 @@ def mask_sizes(
     seed: int = 0, # of the zoo
 ) -> pd.DataFrame: # label, identity, p_fake: the attended share of the face, in [0, 1]
     "Training faces, \"scored\" by nothing but how much of them is masked at alpha = 1."
-    shares = pd.read_parquet(statistics_run(lab, subset, seed, FusionConfig()).path/"shares.parquet")
+    shares = read_table(run_file(statistics_run(lab, subset, seed, FusionConfig()).path, "shares.parquet"))
     return shares.assign(p_fake=shares["above 0"])
 
 def what_masks_tell(

@@ -17,10 +17,12 @@ from .core import provenance, rng
 from .datasets import FaceDataset
 from .detectors import create_detector
 from .detectors.registry import macs
-from .experiments import Lab, Run, fusion_run
+from .experiments import Lab, Run, fusion_run, quantile_folder
 from .masking import PrimaryRegionMask
 from .paper import paper_table
+from .runs import run_file
 from .trainer import predict, train
+from .trust import read_table
 
 # %% ../nbs/11b_efficiency.ipynb #11b-efficiency-4
 COUNTED = {"Xception": ("legacy_xception", 2), "ResNet-50": ("resnet50", 1000)}
@@ -86,7 +88,7 @@ def timing_run(
     maps, here, rounds = fusion_run(lab, subset), provenance(lab.device), rounds or (1 if lab.name == "smoke" else 5)
     config = dict(backbone=backbone, subset=subset, rounds=rounds, faces=faces, quantiles=maps.key, data=lab.fingerprint, size=lab.preset.size,
                   device=here["device"], on=lab.device, threads=here["threads"], torch=here["packages"]["torch"])
-    make = lambda tmp: _time(lab, backbone, subset, maps.path/"quantiles", rounds, faces).to_parquet(tmp/"throughput.parquet", index=False)
+    make = lambda tmp: _time(lab, backbone, subset, quantile_folder(maps), rounds, faces).to_parquet(tmp/"throughput.parquet", index=False)
     return lab.store.get("timings", f"{backbone}-{subset}", config, make)
 
 # %% ../nbs/11b_efficiency.ipynb #11b-efficiency-9
@@ -97,7 +99,7 @@ def efficiency(
     "Operations and parameters of the published sizes, and the throughput of the preset's networks (Table VIII); the arm `change` is in per cent, round by round."
     given, rows = paper_table(8).set_index(["backbone", "arm"]), []
     for name in COUNTED:
-        model, speed = paper_network(name), pd.read_parquet(timing_run(lab, name, rounds=rounds).path/"throughput.parquet")
+        model, speed = paper_network(name), read_table(run_file(timing_run(lab, name, rounds=rounds).path, "throughput.parquet"))
         counts = dict(GFLOPs=paper_gflops(model), params=sum(p.numel() for p in model.parameters()) / 1e6)
         rounds = speed["round"].nunique()
         per_arm = {arm: speed.query("arm == @arm").set_index("round") for arm in ("none", "primary")}

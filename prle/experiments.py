@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['FURTHER', 'PRESETS', 'MASKS', 'ALPHAS', 'ROOT_FOLDERS', 'IDENTITY', 'THRESHOLDS', 'BINS', 'Backbone', 'Preset',
            'FusionConfig', 'RunConfig', 'data_sets', 'data_fingerprint', 'Lab', 'train_run', 'detector_run',
-           'load_detector', 'scores', 'target_run', 'target_scores', 'train_faces', 'attention_run', 'maps_run',
-           'fusion_run', 'fused_maps', 'attention', 'statistics_run', 'masked_run', 'masked_scores']
+           'load_detector', 'scores', 'quantile_folder', 'target_run', 'target_scores', 'train_faces', 'attention_run',
+           'maps_run', 'fusion_run', 'fused_maps', 'attention', 'statistics_run', 'masked_run', 'masked_scores']
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-2
-import copy, json, math, numbers, os, re, shutil
+import copy, json, numbers, os, re, sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from .core import atomic_path, check_choice, digest, outputs_dir, shortened, torch_rng
-from .trust import read_json, read_yaml
+from .core import atomic_path, check_choice, digest, discard, outputs_dir, shortened, torch_rng
+from .trust import DIGESTS, read_array, read_json, read_table, read_tensors, read_yaml
 from .datasets import SPLITS, FaceDataset, read_manifest, select
 from .detectors import Detector, create_detector, list_detectors
 from .detectors.registry import has_weights, size_option
@@ -34,7 +34,7 @@ from .localization import localize, upsample_maps
 from .masking import FILLS, LandmarkMask, MaskParams, PrimaryRegionMask, RandomMask, quantile_store
 from .processes import check_processes, together
 from .trainer import TrainConfig, memory_explained, predict, train
-from .runs import Run, RunStore, claimed, say_misses
+from .runs import Run, RunStore, claimed, read_run, run_file, say_misses
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-5
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ PRESETS = dict(
 "The sizes that every notebook can be run at."
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-8
-_real = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x)
+_real = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and abs(x) <= sys.float_info.max
 _names = lambda x: isinstance(x, (list, tuple)) and all(isinstance(name, str) for name in x)
 _word = (lambda x: isinstance(x, str), "a word")
 _share = (lambda x: _real(x) and 0 <= x <= 1, "in [0, 1]")
@@ -357,13 +357,18 @@ class Lab:
         return select(self.source(split)[0], "test")
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-18
-def _batch(run: Run) -> int:
-    "How many faces at once its detector was trained on, which is as much as the memory is known to hold."
-    config = read_json(run.path/"config.json")
+def _batch(config: dict) -> int:
+    "How many faces at once a detector's run was trained on, which is as much as the memory is known to hold."
     return config["recipe"]["batch"] // config["recipe"]["accumulate"] // config.get("processes", 1)
 
-def _score(run: Run, faces: FaceDataset, rows: pd.DataFrame, lab: Lab, tmp: Path):
-    p_fake = predict(load_detector(run, lab.device), faces, _batch(run), lab.device, lab.preset.recipe.get("workers", 0))
+def _rebuilt(config: dict, weights: Path, device: str) -> Detector:
+    "The detector that the configuration of a run describes."
+    detector = create_detector(config["detector"], width=config["width"], **config["options"])
+    detector.load_state_dict(read_tensors(weights))
+    return detector.eval().to(device, memory_format=torch.channels_last)
+
+def _score(detector: Detector, config: dict, faces: FaceDataset, rows: pd.DataFrame, lab: Lab, tmp: Path):
+    p_fake = predict(detector, faces, _batch(config), lab.device, lab.preset.recipe.get("workers", 0))
     if not np.isfinite(p_fake).all(): raise FloatingPointError(f"the score of {rows.path.iloc[int(np.flatnonzero(~np.isfinite(p_fake))[0])]} is no number")
     table = rows[["path", "label", "dataset", "subset", "video", "identity"]].assign(p_fake=p_fake)
     with atomic_path(tmp/"scores.parquet") as path: table.to_parquet(path, index=False)
@@ -386,8 +391,10 @@ def _train_and_score(lab: Lab, config: RunConfig, quantiles: Path | None, label:
         if lab.processes == 1 and lab.track is None: _train(None, *task)
         else: together(_train, task, lab.processes, lab.device, log_with=lab.track, project_dir=lab.outputs/"logs")
         config.write(tmp/"run.yaml")
-        _score(Run(tmp, "", False), FaceDataset(test := lab.test_faces()), test, lab, tmp)
-    for folder in tmp.glob("checkpoint-*"): shutil.rmtree(folder)
+        made = read_json(tmp/"config.json")
+        detector = _rebuilt(made, tmp/"model.safetensors", lab.device)
+        _score(detector, made, FaceDataset(test := lab.test_faces()), test, lab, tmp)
+    for folder in tmp.glob("checkpoint-*"): discard(folder)
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-18a
 def _masks_from(fusion: FusionConfig, zoo: tuple[str, ...]) -> list[str]:
@@ -424,7 +431,7 @@ def train_run(
     _buildable(config.detector, config.width, json.dumps(config.options), lab.preset.size) # before its zoo is trained
     maps = fusion_run(lab, config.subset, config.recipe.seed, config.fusion, config.zoo) if config.mask == "primary" else None
     label, key = _label(lab, config), dict(config.key(), data=lab.fingerprint, quantiles=maps and maps.key, **dict(processes=lab.processes) if lab.processes > 1 else {})
-    return lab.store.get("detectors", label, key, lambda tmp: _train_and_score(lab, config, maps and maps.path/"quantiles", label, tmp), resume=True)
+    return lab.store.get("detectors", label, key, lambda tmp: _train_and_score(lab, config, maps and quantile_folder(maps), label, tmp), resume=True)
 
 def detector_run(
     lab: Lab, # preset, data and store
@@ -444,17 +451,20 @@ def load_detector(
     run: Run, # of a detector
     device: str = "cpu", # where to put it
 ) -> Detector: # in eval mode
-    "The detector of a run, with its weights."
-    config = read_json(run.path/"config.json")
-    detector = create_detector(config["detector"], width=config["width"], **config["options"])
-    detector.load_state_dict(load_file(run.path/"model.safetensors"))
-    return detector.eval().to(device, memory_format=torch.channels_last)
+    "The detector of a run, with its weights; `Damaged` if they are not what was written."
+    return _rebuilt(read_run(run.path)[0], run_file(run.path, "model.safetensors"), device)
 
 def scores(
     run: Run, # of a detector, a target set, or masked faces
 ) -> pd.DataFrame: # path, label, dataset, subset, video, identity, p_fake; in the manifest's order
-    "The scores of all test faces."
-    return pd.read_parquet(run.path/"scores.parquet")
+    "The scores of all test faces; `Damaged` if they are not what was written."
+    return read_table(run_file(run.path, "scores.parquet"))
+
+def quantile_folder(
+    run: Run, # of a fusion
+) -> Path: # of its maps, for `FaceDataset`
+    "The folder of quantile maps; `Damaged` if its table of digests is not what was written."
+    return run_file(run.path, f"quantiles/{DIGESTS}").parent
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-19
 def _name(run: Run) -> str:
@@ -468,7 +478,9 @@ def target_run(
 ) -> Run: # scores.parquet
     "A trained detector on a target set (Tables II and IV to VII)."
     config = dict(detector=run.key, split=target, data=lab.source(target)[1])
-    make = lambda tmp: _score(run, FaceDataset(rows := lab.test_faces(target)), rows, lab, tmp)
+    def make(tmp):
+        rows = lab.test_faces(target)
+        _score(load_detector(run, lab.device), read_run(run.path)[0], FaceDataset(rows), rows, lab, tmp)
     return lab.store.get("targets", f"{_name(run)}-{target}", config, make)
 
 def target_scores(
@@ -493,7 +505,7 @@ def _faces(lab: Lab, subset: str, split: str) -> pd.DataFrame:
 
 def _localize(lab: Lab, run: Run, rows: pd.DataFrame, tmp: Path):
     detector = load_detector(run, lab.device)
-    layer, batch = detector.cam_layer(lab.preset.size, lab.preset.grid), min(64, _batch(run))
+    layer, batch = detector.cam_layer(lab.preset.size, lab.preset.grid), min(64, _batch(read_run(run.path)[0]))
     with memory_explained("lower batch or raise accumulate in the detector's training, whose parts of a batch these are", batch=batch):
         localize(detector, layer, DataLoader(FaceDataset(rows), batch, num_workers=lab.preset.recipe.get("workers", 0)), tmp/"maps.npy")
 
@@ -519,9 +531,9 @@ def maps_run(
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-22
 def _fusion_key(lab, subset, seed, fusion, zoo, split="train") -> tuple[list[Path], dict]:
-    "The stores of the zoo's maps, and the configuration of what is made from them."
+    "The folders of the runs of the zoo's maps, and the configuration of what is made from them."
     runs = [maps_run(lab, b, subset, seed, split) for b in lab.zoo(zoo) or lab.preset.backbones]
-    return [r.path/"maps.npy" for r in runs], dict(asdict(fusion), maps=[r.key for r in runs], size=lab.preset.size)
+    return [r.path for r in runs], dict(asdict(fusion), maps=[r.key for r in runs], size=lab.preset.size)
 
 def fusion_run(
     lab: Lab, # preset, data and store
@@ -532,14 +544,16 @@ def fusion_run(
     split: str = "train", # the faces, as in `attention_run`; masks for training use "train" only
 ) -> Run: # quantiles/: a 16-bit PNG a face
     "The quantile maps of a zoo (Eq. 6-9), offline as in the paper."
-    stores, config = _fusion_key(lab, subset, seed, fusion, zoo, split)
+    folders, config = _fusion_key(lab, subset, seed, fusion, zoo, split)
     size, label = (lab.preset.size,) * 2, "-".join([subset, str(fusion), *["+".join(lab.zoo(zoo))] * bool(lab.zoo(zoo)), *[split] * (split != "train"), f"s{seed}"])
-    make = lambda tmp: quantile_store(stores, _faces(lab, subset, split).path.tolist(), tmp/"quantiles", size, **asdict(fusion))
+    def make(tmp):
+        stores, faces = [run_file(folder, "maps.npy") for folder in folders], _faces(lab, subset, split)
+        quantile_store(stores, faces.path.tolist(), tmp/"quantiles", size, **asdict(fusion))
     return lab.store.get("fusions", label, config, make)
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-23
-def _batches(stores: list[Path], fusion: FusionConfig, size: int, rows: np.ndarray | None = None, batch: int = 64) -> Iterator[torch.Tensor]:
-    maps = [np.load(store, mmap_mode="r") for store in stores]
+def _batches(folders: list[Path], fusion: FusionConfig, size: int, rows: np.ndarray | None = None, batch: int = 64) -> Iterator[torch.Tensor]:
+    maps = [read_array(run_file(folder, "maps.npy"), mapped=True) for folder in folders]
     rows = np.arange(len(maps[0])) if rows is None else np.asarray(rows)
     for i in range(0, len(rows), batch): yield fuse(torch.stack([upsample_maps(m[rows[i:i + batch]], (size, size)) for m in maps], 1), **asdict(fusion))
 
@@ -568,7 +582,7 @@ def attention(
     batch: int = 64, # faces in memory at once
 ) -> Iterator[torch.Tensor]: # (n, H, W) in [0, 1], batch by batch
     "The attention maps of one detector in the size of the faces."
-    return _batches([attention_run(lab, run, split).path/"maps.npy"], IDENTITY, lab.preset.size, rows, batch)
+    return _batches([attention_run(lab, run, split).path], IDENTITY, lab.preset.size, rows, batch)
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-27
 THRESHOLDS, BINS = (0.0, 0.3), 50
@@ -590,10 +604,10 @@ def statistics_run(
     zoo: tuple[str, ...] = (), # backbones that localize; none named: all of the preset
 ) -> Run: # shares.parquet, a row a face; histogram.npy (BINS,) pixels by attention value
     "How much of each face the maps cover, and how their values are distributed."
-    stores, config = _fusion_key(lab, subset, seed, fusion, zoo)
+    folders, config = _fusion_key(lab, subset, seed, fusion, zoo)
     config |= dict(thresholds=THRESHOLDS, bins=BINS)
     label = "-".join([subset, str(fusion), *lab.zoo(zoo), f"s{seed}"])
-    return lab.store.get("statistics", label, config, lambda tmp: _statistics(_batches(stores, fusion, lab.preset.size), lab.train_faces(subset), tmp))
+    return lab.store.get("statistics", label, config, lambda tmp: _statistics(_batches(folders, fusion, lab.preset.size), lab.train_faces(subset), tmp))
 
 # %% ../nbs/10_experiments.ipynb #10-experiments-29
 def _masked_faces(rows: pd.DataFrame, quantiles: Path, alpha: float, fill: str, face: bool) -> FaceDataset:
@@ -623,7 +637,8 @@ def masked_run(
     if not face: config["face"] = False
     def make(tmp):
         rows = lab.test_faces(split)
-        _score(run, _masked_faces(rows, maps.path/"quantiles", float(alpha), fill, face), rows, lab, tmp)
+        faces = _masked_faces(rows, quantile_folder(maps), float(alpha), fill, face)
+        _score(load_detector(run, lab.device), read_run(run.path)[0], faces, rows, lab, tmp)
     return lab.store.get("masked", f"{_name(run)}-{split}-alpha={alpha:g}{'' if face else '-gray'}", config, make)
 
 def masked_scores(

@@ -22,8 +22,10 @@ from matplotlib.ticker import NullFormatter
 from .comparisons import BACKBONES, HIGH, LOW, Arm, PRIMARY, compare_arms, paper_names, subset_cells
 from .core import rng
 from .datasets import read_quantiles, read_rgb
-from .experiments import BINS, IDENTITY, FusionConfig, Lab, attention, detector_run, fused_maps, fusion_run, statistics_run, target_scores
+from .experiments import BINS, IDENTITY, FusionConfig, Lab, attention, detector_run, fused_maps, fusion_run, quantile_folder, statistics_run, target_scores
 from .masking import region
+from .runs import run_file
+from .trust import read_array, read_digests, read_table
 from .paper import COLUMN_WIDTH, PAGE_WIDTH, show_image
 
 # %% ../nbs/11c_figures.ipynb #11c-figures-4
@@ -46,8 +48,9 @@ def _face(rows: pd.DataFrame, i: int) -> np.ndarray:
     return read_rgb(Path(rows.attrs["root"])/rows.path.iloc[i])
 
 def _quantiles(lab: Lab, subset: str, seed: int, i: int) -> np.ndarray:
-    face = Path(lab.train_faces(subset).path.iloc[i])
-    return read_quantiles(fusion_run(lab, subset, seed).path/"quantiles"/face.with_suffix(".png"))
+    face = Path(lab.train_faces(subset).path.iloc[i]).with_suffix(".png")
+    folder = quantile_folder(fusion_run(lab, subset, seed))
+    return read_quantiles(folder/face, read_digests(folder)[face.as_posix()])
 
 def _masked(face: np.ndarray, quantiles: np.ndarray, alpha: float) -> np.ndarray:
     "Eq. 11."
@@ -187,7 +190,7 @@ FIGURE3 = {"average, low $\\tau_1$": LOW, "average, high $\\tau_1$": HIGH, "neig
 def _attended_values(lab: Lab, subset: str, seed: int, fusion: FusionConfig) -> np.ndarray:
     "How many pixels of the training faces lie in each bin of attention, those without any left out."
     run = statistics_run(lab, subset, seed, fusion)
-    counts, attended = np.load(run.path/"histogram.npy"), pd.read_parquet(run.path/"shares.parquet")["above 0"]
+    counts, attended = read_array(run_file(run.path, "histogram.npy")), read_table(run_file(run.path, "shares.parquet"))["above 0"]
     counts[0] -= counts.sum() - round(attended.mean() * counts.sum())
     return counts
 

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .core import FAKE, REAL, atomic_path, check_choice, digest, progress, shortened
-from .trust import file_name, one_line, read_bytes, read_json
-from .datasets import COLUMNS, SPLITS, VIDEO, check_manifest, write_digests
+from .trust import file_name, one_line, read_bytes, read_json, write_digests
+from .datasets import COLUMNS, SPLITS, VIDEO, check_manifest
 from .distortions import read_meta
 from .faces import PHOTO_SUFFIXES, FaceError, read_image
 from .videos import VIDEO_SUFFIXES, crop_digests, crop_videos, is_pictures, list_pictures, open_video, promised_frames, walk_folders

@@ -8,9 +8,7 @@ __all__ = ['SPREADS', 'ARMS', 'read_responses', 'exclude', 'crossed_bootstrap', 
            'figure10_steps', 'lab_detectors', 'detector_table', 'study_detectors', 'draw_figure10', 'report']
 
 # %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-2
-import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,47 +23,79 @@ from .core import rng
 from .datasets import FaceDataset
 from .experiments import Lab, detector_run, load_detector
 from .paper import PAGE_WIDTH
-from .studyserver import FIELDS, Refused, Responses
+from .studyserver import FIELDS, LARGEST, Refused, Responses, read_lines
 from .trainer import predict
+from .trust import below, one_line, parse_json, read_bytes, shortened
 from .userstudy import Study, conditions, study_steps
 
 # %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-5
-def _records(path: Path) -> Iterator[dict]:
-    "The answers of a file; a last line that was cut short was never confirmed and is left out."
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json": yield from json.loads(text)["answers"]
-    else:
-        for line in text.splitlines():
-            try: yield json.loads(line)
-            except ValueError: continue
+def _answers(path: Path) -> tuple[str, list[tuple[int, object]], list[tuple[int, str]]]:
+    "Read what a file counts (line or answer), its numbered answers as they came, and numbered faults."
+    if path.suffix == ".jsonl": return "line", *read_lines(path)
+    found = parse_json(read_bytes(path, LARGEST), "it", dict).get("answers")
+    if not isinstance(found, list): raise ValueError("it has no list of answers")
+    return "answer", list(enumerate(found, 1)), []
 
-def _fitting(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], list[tuple[str, str]]]:
-    "Rows of a file's answers that fit and are not in `seen`, to which they are added; what was left out: (file, reason)."
-    try: found = list(_records(path))
-    except (ValueError, KeyError, TypeError) as e: return [], [(path.name, f"no file of answers ({type(e).__name__})")]
-    rows, why = [], Counter()
-    for record in found:
-        try: answer = responses.fit({k: v for k, v in record.items() if k not in ("received", "simulated")} if isinstance(record, dict) else record)
-        except Refused as e: why[str(e)] += 1
-        else:
-            first = seen.setdefault((answer["code"], answer["index"]), answer)
-            if first is answer: rows.append(dict(answer, simulated=bool(record.get("simulated", False))))
-            elif first != answer: why["this picture was answered already, differently."] += 1
-    return rows, [(path.name, f"{n} of {len(found)} answers left out: {reason}") for reason, n in why.items()]
+def _listed(faults: list[tuple[int, str]], unit: str, total: int) -> list[str]:
+    "Say the faults of a file, those of one kind together."
+    numbers, lines = {}, []
+    for number, reason in sorted(faults): numbers.setdefault(reason, []).append(number)
+    for reason, n in numbers.items():
+        where = ", ".join(map(str, n[:10])) + ", ..." * (len(n) > 10)
+        lines.append(f"{len(n)} of {total} answers left out ({unit} {where}): {reason}")
+    return lines
+
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-5a
+def _fit(record, responses: Responses) -> dict:
+    "Return an answer with `simulated`; `Refused` if it does not fit."
+    if not isinstance(record, dict): return responses.fit(record)
+    answer = responses.fit({k: v for k, v in record.items() if k not in ("received", "simulated")})
+    return dict(answer, simulated=record.get("simulated", False) is not False)
+
+def _fitting(path: Path, responses: Responses) -> tuple[str, list[tuple[int, dict]], list[tuple[int, str]]]:
+    "Read as `_answers`, but only answers that fit; `ValueError` if they are of more than one code."
+    unit, found, faults = _answers(path)
+    rows = []
+    for number, record in found:
+        try: rows.append((number, _fit(record, responses)))
+        except Refused as e: faults.append((number, str(e)))
+    codes = {answer["code"] for _, answer in rows}
+    if len(codes) > 1: raise ValueError(f"it answers for {len(codes)} codes; a participant has one")
+    return unit, rows, faults
+
+def _first(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], list[str]]:
+    "Return a file's answers that are not in `seen`, to which they are added, and what was left out, and why."
+    unit, fitting, faults = _fitting(path, responses)
+    rows, total = [], len(fitting) + len(faults)
+    for number, answer in fitting:
+        first = seen.setdefault((answer["code"], answer["index"]), answer)
+        if first is answer: rows.append(answer)
+        elif first != answer: faults.append((number, "this picture was answered already, differently."))
+    return rows, _listed(faults, unit, total)
+
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-5b
+def _response_files(folder: Path) -> list[Path]:
+    "List the files of answers, those of the server first."
+    return [path for suffix in (".jsonl", ".json") for path in sorted(folder.glob(f"*{suffix}"))]
+
+def _read_file(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], list[str]]:
+    "Read as `_first`; a file that cannot be read has no rows."
+    try: return _first(below(path.parent, path.name), responses, seen)
+    except (OSError, ValueError) as e: return [], [f"no file of answers ({one_line(e)})"]
 
 def read_responses(
     study: Study, # from `read_study`
 ) -> pd.DataFrame: # code, index, picture, expected, answer, right, rt (ms), source, confidence, simulated, and the key's columns; `attrs["dropped"]`: (file, reason)
     "All answers that fit the study's plan, checks included, with what each picture was."
     rows, dropped, responses, seen = [], [], Responses(study), {}
-    for path in sorted((study.path/"responses").iterdir(), key=lambda p: (p.suffix == ".json", p.name)):
-        if path.suffix not in (".json", ".jsonl"): continue
-        more, out = _fitting(path, responses, seen)
-        rows, dropped = rows + more, dropped + out
+    for path in _response_files(study.path/"responses"):
+        more, out = _read_file(path, responses, seen)
+        rows += more
+        dropped += [(path.name, reason) for reason in out]
     answers = pd.DataFrame(rows, columns=[*FIELDS, "simulated"])
     plan = study.plan.astype(dict(index=answers["index"].dtype) if len(answers) else {})
     table = plan.merge(answers, on=["code", "index"]).merge(study.pictures.drop(columns="practice"), on="picture", how="left")
-    table = table.drop(columns=["study", "item"])
+    table = table.drop(columns=["study", "item", "seal"])
     table["right"] = table.answer == table.expected
     table.attrs["dropped"] = dropped
     return table
@@ -371,7 +401,7 @@ def report(
 ) -> str:
     "What the responses say, in words: exclusions, accuracies, tests."
     responses = read_responses(study)
-    lines = [f"{name}: {reason}" for name, reason in responses.attrs["dropped"]]
+    lines = [f"{shortened(name)}: {reason}" for name, reason in responses.attrs["dropped"]]
     if responses.empty: return "\n".join([*lines, f"No responses in {study.path/'responses'} yet."])
     kept, out = exclude(responses)
     if kept.simulated.any(): lines.append("SIMULATED responses: these numbers say nothing about people.")

@@ -22,8 +22,8 @@ from scipy.fft import dctn, idctn
 
 from .benchmark import Job, _choose, _fingerprint, _nearest, _pick_other, _read, check_jobs, compress, contact_sheet, crop_digests, read_made, video_names
 from .core import FAKE, REAL, check_choice, digest, progress, rng, shortened, write_json
-from .trust import check_entries, check_replaceable, made_folder, one_line, read_csv
-from .datasets import read_manifest, write_digests, write_manifest
+from .trust import check_entries, check_replaceable, made_folder, one_line, read_csv, write_digests
+from .datasets import read_manifest, write_manifest
 from .distortions import distort_frame, draw, frame_level
 from .faces import Face, similarity, write_png
 from .forge import composite, feather, hull, inner, match_colour, match_sharpness, oval, texels, warp

@@ -7,7 +7,7 @@ __all__ = ['PAPER_TWO_GPUS', 'TrainConfig', 'TrainingFaces', 'epoch_order', 'Bat
            'memory_explained', 'predict', 'check_split', 'MovingAverage', 'train']
 
 # %% ../nbs/09_trainer.ipynb #09-trainer-2
-import copy, hashlib, math, numbers, time
+import copy, hashlib, math, numbers, sys, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
@@ -32,7 +32,7 @@ OPTIMIZERS, SCHEDULES = ["Adam", "AdamW", "SGD"], ["cosine", "constant", "step"]
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
 _whole = lambda x: isinstance(x, numbers.Integral) and not isinstance(x, bool)
-_number = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x)
+_number = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and abs(x) <= sys.float_info.max
 _CHECKS = dict( # field -> what must hold, and how to say so
     epochs=(lambda x: _whole(x) and x > 0, "a whole number above 0"), batch=(lambda x: _whole(x) and x > 1, "a whole number of at least 2 (batch normalization)"),
     accumulate=(lambda x: _whole(x) and x > 0, "a whole number above 0"), lr=(lambda x: _number(x) and x > 0, "a number above 0"),
@@ -386,7 +386,7 @@ def _go_on(t: _Training, folder: Path, description: dict):
     "Return to the last checkpoint, if there is one; every process has to call it."
     found = t.processes.share(load_checkpoint(folder) if t.processes.first else None)
     if found is None: return
-    check_same(found.record["training"], description, folder)
+    check_same(found.record.get("training", {}), description, folder)
     t.detector.load_state_dict(found.tensors["model"])
     if t.average:
         t.average.module.load_state_dict(found.tensors["average"])

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LONGEST_NAME', 'MAX_JSON', 'MAX_YAML', 'MAX_PIXELS', 'MAX_PICTURE', 'MAX_TABLE', 'MAX_CSV', 'MARKER', 'MAX_MARKER',
-           'one_line', 'file_name', 'file_path', 'below', 'check_ordinary', 'read_bytes', 'parse_json', 'read_json',
-           'check_entries', 'read_record', 'parse_yaml', 'read_yaml', 'read_array', 'check_pixels', 'read_picture',
-           'read_table', 'write_table', 'read_csv', 'read_tensors', 'mark_folder', 'check_replaceable', 'made_folder',
-           'Damaged', 'check_digest']
+           'DIGESTS', 'one_line', 'file_name', 'file_path', 'below', 'open_file', 'read_bytes', 'parse_json',
+           'read_json', 'check_entries', 'read_record', 'parse_yaml', 'read_yaml', 'read_array', 'check_pixels',
+           'check_picture', 'read_picture', 'read_table', 'write_table', 'read_csv', 'read_tensors', 'mark_folder',
+           'check_replaceable', 'made_folder', 'Damaged', 'check_digest', 'write_sealed', 'read_sealed',
+           'write_digests', 'read_digests', 'read_whole', 'check_digests']
 
 # %% ../nbs/00a_trust.ipynb #00a-trust-2
 import io, json, math, os, stat, tokenize, unicodedata
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import atomic_path, discard, file_digest, shortened, write_json
+from .core import atomic_path, bytes_digest, digest, discard, file_digest, shortened, write_json
 
 # %% ../nbs/00a_trust.ipynb #00a-trust-4
 def one_line(
@@ -79,19 +80,25 @@ def below(
     return Path(full)
 
 # %% ../nbs/00a_trust.ipynb #00a-trust-14
-def check_ordinary(
-    path: str | Path, # a file
-):
-    "`ValueError` naming it if it is a folder, a device or a pipe, whose reading might never end; `FileNotFoundError` without it."
-    if not stat.S_ISREG(os.stat(path).st_mode): raise ValueError(f"{path} is no ordinary file.")
+def _at_once(path: str, flags: int) -> int:
+    "Open without waiting for somebody who writes to a pipe."
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+def open_file(
+    path: str | Path, # an ordinary file
+): # as of `open(path, "rb")`
+    "Open a file for reading; `ValueError`, at once, if it is a device or pipe."
+    file = open(path, "rb", opener=_at_once)
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode): return file
+    file.close()
+    raise ValueError(f"{path} is no ordinary file.")
 
 def read_bytes(
     path: str | Path, # an ordinary file
     most: int, # bytes
 ) -> bytes:
-    "Read a whole file; `ValueError` if it is longer than `most`, or as of `check_ordinary`."
-    check_ordinary(path)
-    with open(path, "rb") as f:
+    "Read a whole file; `ValueError` if it is longer than `most`, or a device or pipe."
+    with open_file(path) as f:
         size = os.fstat(f.fileno()).st_size
         if size > most: raise ValueError(f"{path} has {size:,} bytes; at most {most:,} are read.")
         return f.read(size)
@@ -132,6 +139,7 @@ def read_json(
 def check_entries(
     record, # what was read
     name: str | Path, # what to call it in an error
+    /,
     **kinds: type, # entries that it must have, and what each must be
 ) -> dict: # the same
     "Return a dictionary that has these entries; `ValueError` naming the one that is missing or something else."
@@ -144,6 +152,7 @@ def check_entries(
 
 def read_record(
     path: str | Path, # a JSON file that a command has left
+    /,
     **kinds: type, # entries that it must have, and what each must be
 ) -> dict:
     "Read a record; `ValueError` naming the file and the entry as of `check_entries`."
@@ -202,9 +211,9 @@ def read_array(
     mapped: bool = False, # leave the numbers on disk until they are used
 ) -> np.ndarray: # read-only if `mapped`
     "Open an array; `ValueError` naming the file if it is damaged, holds objects, or is not as long as its header says."
-    check_ordinary(path)
+    open_file(path).close()
     try:
-        with open(path, "rb") as f:
+        with open_file(path) as f:
             shape, dtype = _array_header(f)
             there, wanted = os.fstat(f.fileno()).st_size - f.tell(), math.prod(shape) * dtype.itemsize
         if dtype.hasobject: raise ValueError("it holds pickled objects")
@@ -229,12 +238,12 @@ def check_pixels(
     if width * height <= MAX_PIXELS: return
     raise ValueError(f"{path} promises {width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are decoded.")
 
-def read_picture(
-    path: str | Path, # a picture in any format that Pillow knows
-) -> bytes: # the file, to be decoded
-    "Read a picture's file; `ValueError` naming it if it is none or promises too much, `OSError` if it cannot be read."
+def check_picture(
+    path: str | Path, # for the message
+    content: bytes, # of the file
+) -> bytes: # the same, to be decoded
+    "`ValueError` naming the file if it is no picture in any format that Pillow knows, or promises too much."
     from PIL import Image
-    content = read_bytes(path, MAX_PICTURE)
     try:
         with Image.open(io.BytesIO(content)) as picture: size = picture.size
     except Image.DecompressionBombError as e: # Pillow's own limit, which is higher
@@ -243,6 +252,12 @@ def read_picture(
     except Exception as e: raise ValueError(f"{path} is a truncated or damaged picture ({one_line(e)}).") from e
     check_pixels(path, *size)
     return content
+
+def read_picture(
+    path: str | Path,
+) -> bytes: # the file, to be decoded
+    "Read a picture's file; `ValueError` as of `check_picture`, `OSError` if it cannot be read."
+    return check_picture(path, read_bytes(path, MAX_PICTURE))
 
 
 # %% ../nbs/00a_trust.ipynb #new-54355313
@@ -302,7 +317,7 @@ def read_table(
     most: int = MAX_TABLE, # bytes in memory
 ) -> "pd.DataFrame": # with the `attrs` that it was written with
     "Read a table; `ValueError` naming the file if it is damaged, holds other things than text and numbers, or is larger than `most`."
-    check_ordinary(path)
+    open_file(path).close()
     try:
         table = _read_columns(Path(path), most)
         frame = table.to_pandas(ignore_metadata=True)
@@ -344,7 +359,7 @@ def read_tensors(
     "Read weights; `ValueError` naming the file if it is damaged."
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    check_ordinary(path)
+    open_file(path).close()
     try: return load_file(path)
     except SafetensorError as e: raise ValueError(f"{path} holds no whole weights ({one_line(e)}).") from e
 
@@ -433,6 +448,75 @@ def check_digest(
     fingerprint: str, # what `file_digest` said when it was written
 ) -> Path: # the same
     "Return the path of a file that is as it was written; `Damaged` naming it otherwise."
-    if not os.path.isfile(path): raise Damaged(f"{path} is missing.")
+    try: mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError): raise Damaged(f"{path} is missing.") from None
+    if not stat.S_ISREG(mode): raise Damaged(f"{path} is no ordinary file.")
     if file_digest(path) != fingerprint: raise Damaged(f"{path} has changed since it was written.")
     return Path(path)
+
+# %% ../nbs/00a_trust.ipynb #00a-trust-36-n1
+def write_sealed(
+    path: str | Path, # the JSON file
+    record: dict, # JSON-able
+) -> Path:
+    "Write a record together with its digest."
+    return write_json(path, dict(record, digest=digest(record)))
+
+def read_sealed(
+    path: str | Path, # from `write_sealed`
+    /,
+    **kinds: type, # entries that it must have, and what each must be
+) -> dict: # without its digest
+    "Read a record; `Damaged` naming the file if it is missing, or not what was written."
+    try:
+        record = read_record(path, digest=str)
+        if record.pop("digest") != digest(record): raise ValueError(f"{path} has changed since it was written.")
+        return check_entries(record, path, **kinds)
+    except (FileNotFoundError, NotADirectoryError): raise Damaged(f"{path} is missing.") from None
+    except (ValueError, RecursionError) as e: raise Damaged(str(e)) from e
+
+# %% ../nbs/00a_trust.ipynb #00a-trust-36-n4
+DIGESTS = "digests.parquet"
+"The table in a folder of many files that has the digest of each."
+
+def _relative(folder: Path) -> list[str]: # POSIX, sorted
+    "List the files below a folder, without its table of digests and its marker."
+    names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    return sorted(name for name in names if name not in (DIGESTS, MARKER))
+
+def write_digests(
+    folder: str | Path, # complete
+    digests: dict[str, str] | None = None, # relative path -> digest; None: of all files that are there
+) -> Path: # of the table
+    "Write down the digest of each file in a folder."
+    import pandas as pd
+    if digests is None: digests = {name: bytes_digest((Path(folder)/name).read_bytes()) for name in _relative(Path(folder))}
+    return write_table(Path(folder)/DIGESTS, pd.DataFrame(dict(path=list(digests), digest=list(digests.values())), dtype=str))
+
+def read_digests(
+    folder: str | Path, # after `write_digests`
+) -> dict[str, str]: # relative path -> digest
+    "Read what was written down; `Damaged` if there is nothing."
+    if not os.path.isfile(Path(folder)/DIGESTS): raise Damaged(f"{Path(folder)/DIGESTS} is missing.")
+    table = read_table(Path(folder)/DIGESTS)
+    if list(table) != ["path", "digest"]: raise Damaged(f"{Path(folder)/DIGESTS} is no table of digests.")
+    return dict(zip(table.path, table.digest))
+
+# %% ../nbs/00a_trust.ipynb #00a-trust-36-n5
+def read_whole(
+    path: str | Path, # a file of ours
+    fingerprint: str, # what was written down
+    most: int = 2**28, # bytes
+) -> bytes:
+    "Read a file once and return its content, if that is what was written; `Damaged` naming it otherwise."
+    try: content = read_bytes(path, most)
+    except (FileNotFoundError, NotADirectoryError): raise Damaged(f"{path} is missing.") from None
+    except ValueError as e: raise Damaged(str(e)) from e
+    if bytes_digest(content) != fingerprint: raise Damaged(f"{path} has changed since it was written.")
+    return content
+
+def check_digests(
+    folder: str | Path, # after `write_digests`
+):
+    "Read every file of a folder; `Damaged` naming the first that is not what was written."
+    for name, fingerprint in read_digests(folder).items(): read_whole(Path(folder)/name, fingerprint)

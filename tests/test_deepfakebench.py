@@ -261,7 +261,7 @@ def test_what_is_wrong_at_any_level_of_a_json_is_named(tmp_path, place, wrong):
 
 
 @pytest.mark.parametrize("points", [np.zeros(10), np.zeros((67, 2)), np.zeros((68, 3)), np.full((81, 2), np.nan), np.full((68, 2), np.inf), np.full((68, 2), "x"),
-                                    "garbage"], ids=str)
+                                    "garbage"], ids=["flat", "few", "deep", "nan", "infinite", "text", "garbage"])
 def test_damaged_landmarks_cost_their_crop(tree, points):
     file = tree/"datasets/FaceForensics++/original_sequences/youtube/c23/landmarks/071/003.npy"
     if isinstance(points, str): file.write_text(points)

@@ -16,6 +16,7 @@ from prle.experiments import BINS, FusionConfig, Lab
 from prle.figures import FIGURE1, draw_figure5, draw_figure6, draw_figure8, figure1_arms
 from prle.masking import write_quantiles
 from prle.paper import BACKBONES, COLUMN_WIDTH, FIGURE6, PAGE_WIDTH, SUBSETS, use_paper_style
+from prle.trust import write_digests
 
 TARGETS = ("mini-DFDC", "mini-DF1", "mini-Celeb")
 
@@ -116,7 +117,9 @@ def test_what_masks_tell_is_the_auc_of_faces_of_masks_on_gray_and_of_sizes(lab, 
 
 def test_quantile_maps_of_faces_that_are_no_pngs(lab, tmp_path, monkeypatch):
     quantiles, = write_quantiles(torch.rand(1, 8, 8), [tmp_path / "quantiles/a/face.png"]).numpy()
+    write_digests(tmp_path / "quantiles")
     monkeypatch.setattr(figures, "fusion_run", lambda *args: SimpleNamespace(path=tmp_path))
+    monkeypatch.setattr(figures, "quantile_folder", lambda run: run.path / "quantiles")
     lab.train_faces = lambda subset: pd.DataFrame(dict(path=["a/face.jpg"]))
     assert (figures._quantiles(lab, "DF", 0, 0) == quantiles).all()
 
@@ -143,6 +146,7 @@ def test_figure3_leaves_out_zeros_and_nothing_else(lab, monkeypatch, tmp_path):
     np.save(tmp_path / "histogram.npy", np.histogram(maps, BINS, (0, 1))[0])
     pd.DataFrame({"above 0": [(maps > 0).mean()]}).to_parquet(tmp_path / "shares.parquet")
     monkeypatch.setattr(figures, "statistics_run", lambda *args: SimpleNamespace(path=tmp_path))
+    monkeypatch.setattr(figures, "run_file", lambda folder, name: folder / name)
     counts = figures._attended_values(lab, "DF", 0, FusionConfig())
     assert counts[0] == 25 and counts[25] == 10 and counts[-1] == 5 and counts.sum() == 40
 

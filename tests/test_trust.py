@@ -176,7 +176,7 @@ def test_devices_pipes_and_long_files_are_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for read in (lambda path: read_bytes(path, 10), read_json, read_yaml, read_array, read_tensors, read_picture, read_table):
         with pytest.raises(ValueError, match="pipe is no ordinary file"): read(tmp_path / "pipe")
-        with pytest.raises(ValueError, match="no ordinary file"): read(tmp_path)
+        with pytest.raises((ValueError, OSError), match=str(tmp_path)): read(tmp_path)
         with pytest.raises(FileNotFoundError): read(tmp_path / "nothing")
     (tmp_path / "long").write_bytes(b"x" * 11)
     with pytest.raises(ValueError, match="long has 11 bytes; at most 10"): read_bytes(tmp_path / "long", 10)
