@@ -485,11 +485,11 @@ def _write_faces(videos: pd.DataFrame, folders: list[Path], out: Path):
 
 def crop_digests(
     out: str | Path, # of `crop_videos`
-    paths: Iterable[str], # crops and masks, relative to it
+    paths: Iterable[str], # crops, relative to it
 ) -> dict[str, str]: # path -> `file_digest` of when it was written
     "What the records of the videos say of their crops and masks."
     digests = {}
-    for folder in dict.fromkeys(Path(path).parent for path in paths if "masks" != Path(path).parent.name):
+    for folder in dict.fromkeys(Path(path).parent for path in paths):
         for name, fingerprint in _read_video_record(Path(out)/folder)["files"].items(): digests[(folder/name).as_posix()] = str(fingerprint)
     return digests
 

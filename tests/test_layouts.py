@@ -143,6 +143,10 @@ def test_prle_faces_goes_on_where_it_was_killed(ffpp, tmp_path):
     assert start(tmp_path/"command.py", *argv(out, 2)).wait() == 0 and main([str(a) for a in argv(tmp_path/"uninterrupted", 0)]) == 0
     here, there = contents(out), contents(tmp_path/"uninterrupted")
     assert here == there and {"manifest.parquet", "dropped.csv", "problems.csv"} <= set(here) and len(read_manifest(out/"manifest.parquet")) == 4 * 18
+    assert main(["check", "manifest", str(out)]) == 0
+    first, second = read_manifest(out/"manifest.parquet").path[:2]
+    (out/first).write_bytes((out/second).read_bytes())
+    assert main(["check", "manifest", str(out)]) == 1
 
 
 def test_a_complete_data_set(ffpp, monkeypatch, capsys):
