@@ -52,8 +52,9 @@ class Block(nn.Module):
             self.skipbn = nn.BatchNorm2d(channels[-1])
 
     def forward(self, x):
+        y = self.rep(x)  # first, because gradients are added up in this order
         picked = x[..., ::self.stride, ::self.stride]
-        return self.rep(x) + self.skipbn(self.skip(picked))
+        return y + self.skipbn(self.skip(picked))
 
 # %% ../../nbs/04a_xception.ipynb #04a-xception-15
 XCEPTION_WEIGHTS = Weights("legacy_xception.tf_in1k", "Apache-2.0", 299)
