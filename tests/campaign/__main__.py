@@ -1,6 +1,7 @@
 "`python -m tests.campaign --seed 0 --minutes 20 --out table.md`; `--cases 200` plays a sample of quick cases."
 import argparse
 import faulthandler
+import gc
 import json
 import os
 import shutil
@@ -103,6 +104,8 @@ def campaign(args, folder: Path) -> int:
     (folder/"world").mkdir()
     os.environ["PRLE_OUTPUTS"] = str(folder/"nowhere")
     warm(world)
+    gc.collect()
+    gc.freeze()
     if args.case is not None:
         row, box = one(world, folder, args.only, args.case, args.seed, keep=True)
         for reply in box.replies: print(f"exit code {reply.code}, {reply.cpu:.1f} s, {reply.memory:.0f} MB\n{reply.out[-3000:]}\n{reply.err[-6000:]}\n")

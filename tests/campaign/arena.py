@@ -23,7 +23,7 @@ something changed, deleted or given away that may not be."""
 BAD = KINDS[2:]
 TOKEN = "CANARY-5d41402abc4b"
 "Stands in every file that no command has any business with."
-CPU, WALL, MEMORY = 5.0, 40.0, 1200
+CPU, WALL, MEMORY = 5.0, 25.0, 1200
 "Seconds of work, seconds by the clock, MB beside the parent's that a command may take (a case may be granted more)."
 
 
@@ -116,7 +116,7 @@ def _answer(call: Callable) -> int:
         return 70
 
 
-def _child(call: Callable, where: Path, out: Path, memory: float):
+def _child(call: Callable, where: Path, out: Path, memory: float, cpu: float):
     "The forked process; never returns."
     code = 71
     try:
@@ -130,6 +130,7 @@ def _child(call: Callable, where: Path, out: Path, memory: float):
         limit = _size() + int(3 * memory * 2**20)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(3 * cpu), int(3 * cpu) + 5))
         code = _answer(call)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -137,11 +138,11 @@ def _child(call: Callable, where: Path, out: Path, memory: float):
         os._exit(code)
 
 
-def start(call: Callable, where: Path, out: Path, memory: float = MEMORY) -> int:
+def start(call: Callable, where: Path, out: Path, memory: float = MEMORY, cpu: float = CPU) -> int:
     "Fork a process that makes a call; its number."
     sys.stdout.flush()
     sys.stderr.flush()
-    if not (pid := os.fork()): _child(call, where, out, memory)
+    if not (pid := os.fork()): _child(call, where, out, memory, cpu)
     return pid
 
 
@@ -190,11 +191,11 @@ class Box:
         "Copy parts of the world into `work`."
         for part in parts: shutil.copytree(self.world.part(part), self.work, symlinks=True, dirs_exist_ok=True)
 
-    def call(self, function: Callable, wall: float = WALL, memory: float = MEMORY) -> Reply:
+    def call(self, function: Callable, wall: float = WALL, memory: float = MEMORY, cpu: float = CPU) -> Reply:
         "Have a process call something."
         self._count += 1
         out, before = self.path/f"said-{self._count}", _resident()
-        code, used = wait(start(function, self.work, out, memory), wall)
+        code, used = wait(start(function, self.work, out, memory, cpu), wall)
         texts = [Path(f"{out}.{s}").read_text(errors="replace") for s in ("out", "err")]
         texts = [text.replace(str(self.work), "WORK") for text in texts]
         cpu, most = (used.ru_utime + used.ru_stime, max(0.0, used.ru_maxrss / 1024 - before)) if used else (wall, 0.0)
@@ -230,6 +231,7 @@ def exceeded(reply: Reply, cpu: float = CPU, memory: float = MEMORY) -> Finding 
     if reply.code is None: return Finding("hang", "killed by the clock")
     if reply.cpu > cpu: return Finding("hang", f"{reply.cpu:.1f} s of work")
     if reply.memory > memory: return Finding("hang", f"{reply.memory:.0f} MB")
+    if reply.code == -24: return Finding("hang", "more work than allowed")  # SIGXCPU
     if reply.code < 0: return Finding("traceback", f"killed by signal {-reply.code}")
     if reply.code in (70, 71) or "Traceback (most recent call last)" in reply.err:
         return Finding("traceback", last_line(reply.err))
@@ -248,8 +250,9 @@ def last_line(text: str) -> str:
 def refusal(reply: Reply, names, said: str | None = None) -> Finding:
     "Whether an error is clear: short, and with the name of what is wrong."
     text = one_message(reply) if said is None else said
+    most, lines = (1000, 8) if said is None else (4000, 60)  # of one message, of a report
     if not text.strip(): return Finding("unclear", f"exit code {reply.code} without a message")
-    if len(text) > 1000 or text.count("\n") > 8: return Finding("unclear", f"a message of {len(text)} characters: {text[:100]}")
+    if len(text) > most or text.count("\n") > lines: return Finding("unclear", f"a message of {len(text)} characters: {text[:100]}")
     if names and not any(str(name) in text for name in names):
         return Finding("unclear", f"does not name {next(iter(names))}: {text[:200].strip()}")
     return Finding("clear", text[:150].strip())
@@ -271,7 +274,7 @@ def judge(reply: Reply, right: Reply | None, names, must_refuse: bool = False) -
         if right is not None and any(str(name) in news(reply, right) for name in names): return Finding("clear", "reported")
         return Finding("silent", difference(reply, right) if right and not same else "accepted")
     if one_message(reply): return refusal(reply, names)
-    return refusal(reply, names, (news(reply, right) if right else reply.out + reply.err)[:5000])
+    return refusal(reply, names, news(reply, right) if right else reply.out + reply.err)
 
 
 def difference(reply: Reply, right: Reply) -> str:

@@ -100,7 +100,7 @@ def a_picture(box, what, where):
         target.write_bytes(data)
         given = ("photos/clip",) if where == "predict frames" else ("photos/one.pgm", "photos/bomb.png")
         reply = box.prle("predict", RUN, *given, "--data", "data", "--outputs", "out", "--csv", "p.csv")
-        if where == "predict" and reply.code == 1 and "0.5" not in (box.work/"p.csv").read_text(): return Finding("silent", "the good picture is lost too")
+        if where == "predict" and reply.code == 1 and not pd.read_csv(box.work/"p.csv").p_fake.notna().any(): return Finding("silent", "the good picture is lost too")
         return judge(reply, None, [target.name, target.stem, "clip"], must_refuse=where == "predict")
     if where in ("crop", "quantiles"):
         use = "localize anew" if where == "crop" else "train masked"

@@ -43,8 +43,13 @@ def strike(box: Box, files: dict, how: str) -> Finding:
     box.tell(f"{use}: {how} of {name}")
     same = target.is_file() and target.read_bytes() == was
     reply = USES[use].run(box)
-    if use == "check" and not same: return judge(reply, None, [target.name], must_refuse=True)
-    return judge(reply, right, [target.name])
+    return compared(use, reply, right, target, same)
+
+
+def compared(use: str, reply, right, target, same: bool = False) -> Finding:
+    "The verdict: `check` has to find what has changed, a list may say what it sees, all else is as it was or refused."
+    if use == "check": return judge(reply, None, [target.name], must_refuse=not same)
+    return judge(reply, None if use == "runs" else right, [target.name])
 
 
 @attack("damage", weight=6, how=BYTES)
@@ -74,9 +79,7 @@ def a_word_in_a_json(box, how):
     if not target.read_text().strip().startswith("{"): return Finding("right", "no object")
     where = misform(target, how, box.draw)
     box.tell(f"{use}: {how} at {where[:60]} of {target.relative_to(box.work)}")
-    reply = USES[use].run(box)
-    if use == "check": return judge(reply, None, [target.name], must_refuse=True)
-    return judge(reply, right, [target.name])
+    return compared(use, USES[use].run(box), right, target)
 
 
 @attack("damage", weight=2, how=list(ODD))

@@ -38,7 +38,7 @@ def killed(box, use: str) -> Finding:
     prepare(box, use)
     moment = float(box.draw.uniform(0, max(0.05, 1.1 * right.cpu)))
     from prle.cli import main
-    pid = start(lambda: main(list(USES[use].words)), box.work, box.path/"killed")
+    pid = start(lambda: main(list(USES[use].words)), box.work, box.path/"killed", cpu=60)
     time.sleep(moment)
     end(pid)
     box.tell(f"{use}: killed after {moment:.2f} s")
@@ -159,7 +159,7 @@ def full_disk(box, use: str, what: str) -> Finding:
     size = there + int(box.draw.integers(1, most)) if what == "bytes" else 2**28
     files = 0 if what == "bytes" else 10 + sum(1 for _ in place.rglob("*")) + int(box.draw.integers(1, 60))
     from prle.cli import main
-    reply = box.call(on_a_small_disk(lambda: main(words), place, size, files, after))
+    reply = box.call(on_a_small_disk(lambda: main(words), place, size, files, after), cpu=USES[use].cpu, wall=120)
     box.tell(f"{use} with {'%d bytes' % (size - there) if what == 'bytes' else 'few files'} of room")
     if reply.code == 99: return Finding("right", "no room to begin with")
     if after.exists():

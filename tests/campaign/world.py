@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from .arena import Box, Reply, digest_of, end, snapshot, start, wait
 
@@ -62,7 +63,7 @@ def part(make):
 
 def forked(call, where: Path, wall: float = 120) -> Path:
     "Call something in a process of its own; the file with what it said."
-    code, _ = wait(start(call, where, where.parent/f"{where.name}-said", 4000), wall)
+    code, _ = wait(start(call, where, where.parent/f"{where.name}-said", 4000, 100), wall)
     said = where.parent/f"{where.name}-said.err"
     if code != 0: raise RuntimeError(f"exit code {code}: {said.read_text()[-2000:]}")
     return said
@@ -223,22 +224,28 @@ FORGE = ("forge", "--out", "mini", "--people", "6", "--size", "64", "--steps", "
 class Use:
     "A command on parts of the world, what it is asked for again and again, and how its result is told."
 
-    def __init__(self, words, *parts, result=None, before=None, run=None):
-        self.words, self.parts, self._result, self._before, self._run = words, parts, result, before, run
+    def __init__(self, words, *parts, result=None, before=None, run=None, cpu=5.0):
+        self.words, self.parts, self.cpu, self._result, self._before, self._run = words, parts, cpu, result, before, run
 
     def run(self, box: Box) -> Reply:
         "Have it done in a case's folder."
         if self._before: self._before(box)
-        reply = self._run(box) if self._run else box.prle(*self.words)
+        reply = self._run(box) if self._run else box.prle(*self.words, cpu=self.cpu, wall=25.0 if self.cpu < 10 else 120.0)
         if self._result and reply.code in (0, 1): reply.result = self._result(box)
         return reply
+
+
+def content(path: Path) -> str:
+    "What a file holds; of a table its cells, since it also tells where it was made."
+    try: return pd.read_parquet(path).to_csv(float_format="%.9g") if path.suffix == ".parquet" else digest_of(path)
+    except Exception as e: return type(e).__name__
 
 
 def files(*patterns):
     "A result: what lies in files."
     def tell(box):
         found = sorted(p for pattern in patterns for p in box.work.glob(pattern) if p.is_file())
-        return "\n".join(f"{p.relative_to(box.work)} {digest_of(p)}" for p in found)
+        return "\n".join(f"{p.relative_to(box.work)} {content(p)}" for p in found)
     return tell
 
 
@@ -286,7 +293,7 @@ USES = {
                          before=drop("out/runs/maps"), result=files(MAPS)),
     "runs": Use(("runs", "--outputs", "out"), "store"),
     "check": Use(("runs", "check", "--outputs", "out"), "store"),
-    "train": Use(TRAIN, "store", "data", result=files(*TRAINED)),
+    "train": Use(TRAIN, "store", "data", result=files(*(p.replace("*-s0", RUN) for p in TRAINED))),
     "train masked": Use(MASKED, "store", "data", before=drop("out/runs/detectors/*-primary-*"), result=files(*TRAINED)),
     "fuse anew": Use(MASKED, "store", "data", before=drop("out/runs/detectors/*-primary-*", "out/runs/fusions"),
                      result=files(*TRAINED, "out/runs/fusions/*/quantiles/**/*.png")),
@@ -301,9 +308,9 @@ USES = {
     "faces again": Use(("faces", "clips", "--out", "crops", "--count", "2", "--workers", "0", "--size", "64"), "movie",
                        "extraction", result=files("crops/**/*.png")),
     "check clips": Use(("check", "folder", "clips"), "movie"),
-    "forge": Use(FORGE, result=files("mini/**/*.png")),
-    "forge again": Use(FORGE, "mini", result=files("mini/**/*.png")),
-    "forge anew": Use(FORGE, "mini", before=drop("mini/forge.json"), result=files("mini/**/*.png")),
+    "forge": Use(FORGE, cpu=60, result=files("mini/**/*.png")),
+    "forge again": Use(FORGE, "mini", cpu=60, result=files("mini/**/*.png")),
+    "forge anew": Use(FORGE, "mini", cpu=60, before=drop("mini/DF/*.png"), result=files("mini/**/*.png")),
 }
 
 
