@@ -4,19 +4,22 @@ import faulthandler
 import gc
 import json
 import os
+import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter, defaultdict
+from itertools import islice
 from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", PRLE_QUIET="1", MPLBACKEND="Agg")
 
 from . import bombs, damage, deletion, floods, interruptions, names  # noqa: E402, F401
-from .arena import ATTACKS, BAD, KINDS, Finding, attack_of, play  # noqa: E402
-from .world import World, warm  # noqa: E402
+from .arena import ATTACKS, BAD, KINDS, MEMORY, WALL, Finding, Patience, _size, attack_of, end, play  # noqa: E402
+from .world import PARTS, USES, World, warm  # noqa: E402
 
 SHARES = dict(names=6, prune=5, damage=9, bombs=6, kills=1, disks=1, floods=1)
 "How many cases of each family are played in a round."
@@ -57,8 +60,8 @@ def bad_cases(results: list[dict], seed: int) -> str:
     return "\n".join(lines)
 
 
-def write(path: str, results: list[dict], seed: int, seconds: float, world: World):
-    "The report: table, bad cases, and whether the world is as it was."
+def write(path: str, results: list[dict], seed: int, seconds: float):
+    "The report: table and bad cases."
     head = f"Seed {seed}, {len(results)} cases in {seconds / 60:.1f} minutes.\n\n{table(results)}\n"
     text = f"{head}\n{bad_cases(results, seed)}\n"
     Path(path).write_text(text, encoding="utf-8")
@@ -97,6 +100,72 @@ def one(world: World, folder: Path, family: str, number: int, seed: int, keep: b
     return row, box
 
 
+def players(world: World, folder: Path, cases: list, seed: int) -> list[dict]:
+    """Results of cases that share a process, which spares a fork for each command; when it dies or hangs, another goes on.
+
+    What dies or hangs is the verdict on the case that was being played."""
+    file, results = folder/"results.jsonl", []
+    while len(results) < len(cases):
+        file.write_text("")
+        if not (pid := os.fork()): play_all(world, folder, cases[len(results):], seed, file)
+        patience, status = Patience(pid, 2 * WALL), None
+        while status is None:
+            done, code = os.waitpid(pid, os.WNOHANG)
+            if done: status = fate(code)
+            elif patience.over(file.stat().st_size):
+                end(pid)
+                status = "hang"
+            time.sleep(0.01)
+        results += [json.loads(line) for line in file.read_text().splitlines()]
+        if status and len(results) < len(cases): results.append(fallen(*cases[len(results)], seed, status))
+    return results
+
+
+def fate(status: int) -> str:
+    "What a process died of; \"\" if it came to its end."
+    if not os.WIFSIGNALED(status): return ""
+    return "hang" if os.WTERMSIG(status) == signal.SIGPROF else f"killed by signal {os.WTERMSIG(status)}"
+
+
+def play_all(world: World, folder: Path, cases: list, seed: int, file: Path):
+    "The process of `players`; never returns."
+    try:
+        os.setsid()
+        world.inside = True
+        limit = _size() + 3 * MEMORY * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        with open(file, "a", encoding="utf-8") as told:
+            for family, number in cases: print(json.dumps(one(world, folder, family, number, seed)[0]), file=told, flush=True)
+    finally: os._exit(0)
+
+
+def fallen(family: str, number: int, seed: int, status: str) -> dict:
+    "The verdict on a case that took its process with it."
+    name = attack_of(family, number, seed).run.__name__
+    return dict(family=family, number=number, attack=name, kind="hang" if status == "hang" else "traceback", detail=status, story=name, seconds=WALL)
+
+
+def timed(world: World, folder: Path, args, begun: float) -> list[dict]:
+    "Cases until the time is over, slow ones too."
+    wanted, results = (case for case in rounds(args.seed, False, args.start) if args.only in (None, case[0])), []
+    for part in PARTS: world.part(part)
+    for use in USES: world.right(use)
+    while (now := time.monotonic() - begun) < 60 * args.minutes:
+        print(f"{now / 60:.1f} min, {len(results)} cases, {dict(Counter(r['kind'] for r in results))}", flush=True)
+        results += players(world, folder, list(islice(wanted, 58)), args.seed)
+        if args.out: write(args.out, results, args.seed, now)
+    return results
+
+
+def sample(world: World, folder: Path, args) -> list[dict]:
+    "A number of quick cases."
+    wanted = (case for case in rounds(args.seed, True, args.start) if args.only in (None, case[0]))
+    for use in USES:
+        if use not in ("forge", "forge again", "forge anew", "faces", "faces again", "check clips"): world.right(use)
+    world.part("prunable")
+    return players(world, folder, list(islice(wanted, args.cases)), args.seed)
+
+
 def campaign(args, folder: Path) -> int:
     "Build the world, play, report."
     begun = time.monotonic()
@@ -111,21 +180,11 @@ def campaign(args, folder: Path) -> int:
         for reply in box.replies: print(f"exit code {reply.code}, {reply.cpu:.1f} s, {reply.memory:.0f} MB\n{reply.out[-3000:]}\n{reply.err[-6000:]}\n")
         print(json.dumps(row, indent=1))
         return int(row["kind"] in BAD)
-    results, told = [], begun
-    log = open(args.log, "w", encoding="utf-8") if args.log else None
-    for family, number in rounds(args.seed, args.cases is not None, args.start):
-        now = time.monotonic()
-        if args.only and family != args.only: continue
-        if len(results) >= args.cases if args.cases is not None else now - begun > 60 * args.minutes: break
-        results.append(one(world, folder, family, number, args.seed)[0])
-        if log: print(json.dumps(results[-1]), file=log, flush=True)
-        if now - told > 20:
-            told = now
-            print(f"{(now - begun) / 60:.1f} min, {len(results)} cases, {Counter(r['kind'] for r in results)}", flush=True)
-            if args.out: write(args.out, results, args.seed, now - begun, world)
+    results = sample(world, folder, args) if args.cases is not None else timed(world, folder, args, begun)
     if broken := world.broken(): results.append(dict(family="damage", number=-1, attack="the world", kind="damage", detail=f"{broken[0]} was changed", story="", seconds=0))
     seconds = time.monotonic() - begun
-    if args.out: write(args.out, results, args.seed, seconds, world)
+    if args.log: Path(args.log).write_text("".join(json.dumps(r) + "\n" for r in results), encoding="utf-8")
+    if args.out: write(args.out, results, args.seed, seconds)
     print(table(results))
     bad = [r for r in results if r["kind"] in (*BAD, "void")]  # void: the campaign itself stumbled
     if bad: print(f"\n{bad_cases(results, args.seed)}")

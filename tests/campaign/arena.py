@@ -1,4 +1,5 @@
 "One case: a folder of its own, the command in a process of its own with limits, and a verdict."
+import ctypes
 import hashlib
 import os
 import resource
@@ -7,8 +8,10 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,8 +26,11 @@ something changed, deleted or given away that may not be."""
 BAD = KINDS[2:]
 TOKEN = "CANARY-5d41402abc4b"
 "Stands in every file that no command has any business with."
-CPU, WALL, MEMORY = 5.0, 25.0, 1200
-"Seconds of work, seconds by the clock, MB beside the parent's that a command may take (a case may be granted more)."
+CPU, WALL, MEMORY = 5.0, 12.0, 1200
+"Seconds of work, seconds of rest, MB beside the parent's that a command may take (a case may be granted more)."
+
+
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class Finding(NamedTuple):
@@ -121,21 +127,52 @@ def _child(call: Callable, where: Path, out: Path, memory: float, cpu: float):
     code = 71
     try:
         os.setsid()
+        LIBC.prctl(1, signal.SIGKILL)  # die with who has started it
+        limit = _size() + int(3 * memory * 2**20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(3 * cpu), int(3 * cpu) + 5))
+        with _elsewhere(where, out): code = _answer(call)
+    finally:
+        os._exit(code)
+
+
+def _peak(reset: bool = False) -> float:
+    "The most memory that this process has had since the last reset, in MB (Linux)."
+    if reset: Path("/proc/self/clear_refs").write_text("5")
+    return next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+
+
+@contextmanager
+def _elsewhere(where: Path, out: Path):
+    "Inside, this process works in a folder, and what it prints goes to files."
+    here, streams, kept = os.getcwd(), (sys.stdout, sys.stderr), [os.dup(1), os.dup(2)]
+    try:
         os.chdir(where)
         for number, suffix in ((1, "out"), (2, "err")):
             handle = os.open(f"{out}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
             os.dup2(handle, number)
             os.close(handle)
         sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", errors="backslashreplace", closefd=False) for n in (1, 2))
-        limit = _size() + int(3 * memory * 2**20)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (int(3 * cpu), int(3 * cpu) + 5))
-        code = _answer(call)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        yield
     finally:
-        os._exit(code)
+        for stream in (sys.stdout, sys.stderr): stream.flush()
+        sys.stdout, sys.stderr = streams
+        for number, handle in zip((1, 2), kept):
+            os.dup2(handle, number)
+            os.close(handle)
+        os.chdir(here)
+
+
+def here(call: Callable, where: Path, out: Path, cpu: float) -> tuple[int, float, float]:
+    "Call something in this process: exit code, seconds of work, MB more than before."
+    before, begun = _peak(reset=True), sum(os.times()[:4])
+    signal.setitimer(signal.ITIMER_PROF, 3 * cpu)  # and then SIGPROF, which ends this process
+    with _elsewhere(where, out), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code = _answer(call)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    return code, sum(os.times()[:4]) - begun, max(0.0, _peak() - before)
 
 
 def start(call: Callable, where: Path, out: Path, memory: float = MEMORY, cpu: float = CPU) -> int:
@@ -153,10 +190,29 @@ def end(pid: int):
     os.waitpid(pid, 0)
 
 
+def worked(pid: int) -> float:
+    "Seconds of work that a process and its finished children have done."
+    try: fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError: return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+class Patience:
+    "Whether a process has neither worked nor told anything for some seconds by the clock: a busy machine is no hang."
+
+    def __init__(self, pid: int, seconds: float): self.pid, self.seconds, self.seen, self.since = pid, seconds, None, time.monotonic()
+
+    def over(self, told=None) -> bool:
+        "Look again; `told` is what it has told so far."
+        now = told, round(worked(self.pid), 1)
+        if now != self.seen: self.seen, self.since = now, time.monotonic()
+        return time.monotonic() - self.since > self.seconds
+
+
 def wait(pid: int, seconds: float):
-    "Exit code (negative: a signal's number) and resources of a process; None if it takes longer, and is killed."
-    deadline, pause = time.monotonic() + seconds, 0.001
-    while time.monotonic() < deadline:
+    "Exit code (negative: a signal's number) and resources of a process; None if it rests for longer, and is killed."
+    patience, pause = Patience(pid, seconds), 0.001
+    while not patience.over():
         done, status, used = os.wait4(pid, os.WNOHANG)
         if done: return os.waitstatus_to_exitcode(status), used
         time.sleep(pause)
@@ -191,15 +247,17 @@ class Box:
         "Copy parts of the world into `work`."
         for part in parts: shutil.copytree(self.world.part(part), self.work, symlinks=True, dirs_exist_ok=True)
 
-    def call(self, function: Callable, wall: float = WALL, memory: float = MEMORY, cpu: float = CPU) -> Reply:
-        "Have a process call something."
+    def call(self, function: Callable, wall: float = WALL, memory: float = MEMORY, cpu: float = CPU, apart: bool = False) -> Reply:
+        "Have a process call something; with `apart` one of its own in any case."
         self._count += 1
         out, before = self.path/f"said-{self._count}", _resident()
-        code, used = wait(start(function, self.work, out, memory, cpu), wall)
+        if self.world.inside and not apart: code, took, most = here(function, self.work, out, cpu)
+        else:
+            code, used = wait(start(function, self.work, out, memory, cpu), wall)
+            took, most = (used.ru_utime + used.ru_stime, max(0.0, used.ru_maxrss / 1024 - before)) if used else (wall, 0.0)
         texts = [Path(f"{out}.{s}").read_text(errors="replace") for s in ("out", "err")]
         texts = [text.replace(str(self.work), "WORK") for text in texts]
-        cpu, most = (used.ru_utime + used.ru_stime, max(0.0, used.ru_maxrss / 1024 - before)) if used else (wall, 0.0)
-        self.replies.append(reply := Reply(code, *texts, cpu, most, texts[0]))
+        self.replies.append(reply := Reply(code, *texts, took, most, texts[0]))
         return reply
 
     def prle(self, *words, **limits) -> Reply:

@@ -51,7 +51,7 @@ def a_configuration(box, what, how):
     data = content.encode() if content is not None else b"detector: \xff\xfe\n" if what == "not UTF-8" else BASE.encode("utf-16")[:-1]
     (box.work/name).write_bytes(data)
     if what == "seed huge" or what == "epochs huge" or what in FINE: how = "read"
-    reply = config_text(name)(box) if how == "read" else box.prle("train", name, "--outputs", "out", wall=30)
+    reply = config_text(name)(box) if how == "read" else box.prle("train", name, "--outputs", "out")
     fine = what in (*FINE, "seed huge", "epochs huge", "data NUL")
     return judge(reply, None, [name], must_refuse=not fine)
 
@@ -281,8 +281,8 @@ def a_thing_that_is_no_file(box, what, where):
         os.chdir(target.parent)
         socket.socket(socket.AF_UNIX).bind(target.name)
         os.chdir(here)
-    run = (lambda: box.prle("train", "a.yaml", "--outputs", "out", wall=12)) if where == "train" else \
-        (lambda: box.prle(*USES[where].words, wall=12)) if USES[where].words else (lambda: box.call(_read, wall=12))
+    run = (lambda: box.prle("train", "a.yaml", "--outputs", "out")) if where == "train" else \
+        (lambda: box.prle(*USES[where].words)) if USES[where].words else (lambda: box.call(_read))
     return judge(run(), None, [target.name], must_refuse=True)
 
 

@@ -128,7 +128,7 @@ def bodies(a: dict) -> dict:
     text = json.dumps(a)
     return {"nothing": b"", "half": text[:-9].encode(), "list": b"[]", "null": b"null", "nan": text.replace("900", "NaN").encode() if "900" in text else b"NaN",
             "deep": b"[" * 4000, "deep object": b'{"a":' * 700, "latin": b"\xff\xfe", "NUL": text.replace("fake", "fa\\u0000ke").replace('"real"', '"re\\u0000al"').encode(),
-            "surrogate": b'{"code": "\\ud800"}', "long integer": ('{"index": ' + "9" * 4000 + "}").encode(), "infinity": ('{"rt": 1e999}').encode(), "negative": json.dumps(a | dict(rt=-1)).encode(),
+            "surrogate": b'{"code": "\\ud800"}', "long integer": ('{"index": ' + "9" * 4000 + "}").encode(), "infinity": (b'{"rt": 1e999}'), "negative": json.dumps(a | dict(rt=-1)).encode(),
             "too long": b" " * 5000 + text.encode(), "huge": b"x" * 100_000, "field": json.dumps(a | dict(admin=True)).encode(), "path": json.dumps(a | dict(code="../../key/plan")).encode(),
             "float index": json.dumps(a | dict(index=0.0)).encode(), "true index": json.dumps(a | dict(index=True)).encode(), "list code": json.dumps(a | dict(code=["a"])).encode(),
             "object code": json.dumps(a | dict(code={})).encode(), "two texts": (text + text).encode(), "UTF-16": text.encode("utf-16"), "BOM": b"\xef\xbb\xbf" + text.encode()}

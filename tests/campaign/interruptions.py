@@ -1,5 +1,4 @@
 "Families `kills` and `disks`: SIGKILL at a random moment, a disk that is full; afterwards the same command again."
-import ctypes
 import os
 import resource
 import shutil
@@ -8,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from .arena import Finding, attack, changes, end, exceeded, judge, refusal, snapshot, start, wait
+from .arena import LIBC, Finding, attack, changes, end, exceeded, judge, refusal, snapshot, start, wait
 from .world import USES
 
 COMMANDS = {"train": (), "train masked": (), "localize anew": (), "convert": (), "convert json": (), "go on": ()}
@@ -103,7 +102,6 @@ def a_kill_of_the_server(box):
 
 # ---- full disks ----
 
-LIBC = ctypes.CDLL(None, use_errno=True)
 NEW_NAMESPACE, PRIVATE = 0x20000, (1 << 14) | (1 << 18)
 
 
@@ -159,8 +157,8 @@ def full_disk(box, use: str, what: str) -> Finding:
     size = there + int(box.draw.integers(1, most)) if what == "bytes" else 2**28
     files = 0 if what == "bytes" else 10 + sum(1 for _ in place.rglob("*")) + int(box.draw.integers(1, 60))
     from prle.cli import main
-    reply = box.call(on_a_small_disk(lambda: main(words), place, size, files, after), cpu=USES[use].cpu, wall=120)
-    box.tell(f"{use} with {'%d bytes' % (size - there) if what == 'bytes' else 'few files'} of room")
+    reply = box.call(on_a_small_disk(lambda: main(words), place, size, files, after), cpu=USES[use].cpu, apart=True)
+    box.tell(f"{use} with {f'{size - there} bytes' if what == 'bytes' else 'few files'} of room")
     if reply.code == 99: return Finding("right", "no room to begin with")
     if after.exists():
         shutil.rmtree(place)

@@ -48,7 +48,7 @@ def after_convert(box, reply, table, kept: dict, names) -> Finding:
     new = [name for name in now if name not in kept and name.split("/")[0] != "db" and name.split("/")[0] != "m.parquet"]
     if lost: return Finding("damage", f"{lost[0]} was changed or deleted")
     if new: return Finding("damage", f"{new[0]} was written outside of --out")
-    if reply.code == 0 and (bad := exceeded(reply)) is None: return whole(box, table)
+    if reply.code == 0 and exceeded(reply) is None: return whole(box, table)
     return judge(reply, None, names)
 
 
@@ -179,7 +179,7 @@ def an_output_that_is_somebodys(box, target, command):
     if target == "a file": there.write_text("mine")
     if target == "a link to somebody's folder": become_link(there, box.precious)
     if target == "a link to nothing": become_link(there, box.work/"nothing")
-    for file in there.rglob("*") if there.is_dir() and not there.is_symlink() else (): 
+    for file in there.rglob("*") if there.is_dir() and not there.is_symlink() else ():
         if file.is_file(): file.write_text("mine")
     kept = snapshot(there) if there.is_dir() else {}
     words = {"forge": ("forge", "--out", "there", "--people", "6", "--size", "64", "--steps", "1"),

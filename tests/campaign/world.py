@@ -23,6 +23,7 @@ class World:
 
     def __init__(self, folder: Path, say=print):
         self.folder, self.say, self.rights, self.states = folder, say, {}, {}
+        self.inside = False  # whether commands run in this process, which is quick, and dies with them
 
     def part(self, name: str) -> Path:
         "The folder of a part: `parts/<name>/` holds what `Box.take` copies."
@@ -230,7 +231,7 @@ class Use:
     def run(self, box: Box) -> Reply:
         "Have it done in a case's folder."
         if self._before: self._before(box)
-        reply = self._run(box) if self._run else box.prle(*self.words, cpu=self.cpu, wall=25.0 if self.cpu < 10 else 120.0)
+        reply = self._run(box) if self._run else box.prle(*self.words, cpu=self.cpu)
         if self._result and reply.code in (0, 1): reply.result = self._result(box)
         return reply
 
