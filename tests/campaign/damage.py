@@ -1,4 +1,5 @@
-"Family `damage`: files of runs, manifests, crops, checkpoints, studies, benchmarks that are not as they were written."
+"Family `damage`: files of runs, data, checkpoints, studies, benchmarks that are not as they were written."
+
 from .arena import Box, Finding, attack, exceeded, judge, refusal
 from .mutate import BYTES, CELLS, ODD, damage, misform, respell
 from .world import USES
@@ -14,15 +15,30 @@ OLD = {  # use -> files that it rests on
     "train": [DETECTOR + "*"],
     "train masked": ["out/runs/fusions/*/quantiles/*/*.png", "out/runs/fusions/*/*.json"],
     "fuse anew": ["out/runs/maps/*-train-*/*"],
-    "go on": ["out/runs/detectors/.*partial-*/checkpoint-*/epoch-3/*", "out/runs/detectors/.*partial-*/*.json",
-              "out/runs/detectors/.*.lock/*"],
+    "go on": [
+        "out/runs/detectors/.*partial-*/checkpoint-*/epoch-3/*",
+        "out/runs/detectors/.*partial-*/*.json",
+        "out/runs/detectors/.*.lock/*",
+    ],
     "analyse": ["study/key/*", "study/responses/*"],
     "read manifest": ["data/manifest.parquet"],
 }
 SLOW = {
-    "faces again": ["crops/*.json", "crops/*/*/*.json", "crops/*/*/*.parquet", "crops/*.parquet", "crops/*/*/*.png"],
+    "faces again": [
+        "crops/*.json",
+        "crops/*/*/*.json",
+        "crops/*/*/*.parquet",
+        "crops/*.parquet",
+        "crops/*/*/*.png",
+    ],
     "forge anew": ["mini/generators/*"],
-    "forge again": ["mini/*.json", "mini/manifest.parquet", "mini/dropped.csv", "mini/targets/*/*.json", "mini/DF/*.png"],
+    "forge again": [
+        "mini/*.json",
+        "mini/manifest.parquet",
+        "mini/dropped.csv",
+        "mini/targets/*/*.json",
+        "mini/DF/*.png",
+    ],
 }
 
 
@@ -47,25 +63,34 @@ def strike(box: Box, files: dict, how: str) -> Finding:
 
 
 def compared(use: str, reply, right, target, same: bool = False) -> Finding:
-    "The verdict: `check` has to find what has changed, a list may say what it sees, all else is as it was or refused."
-    if use == "check": return judge(reply, None, [target.name], must_refuse=not same)
+    "The verdict: `check` finds what has changed, a list says what it sees, all else is as it was or refused."
+    if use == "check":
+        return judge(reply, None, [target.name], must_refuse=not same)
     return judge(reply, None if use == "runs" else right, [target.name])
 
 
 @attack("damage", weight=6, how=BYTES)
-def bytes_of_a_file(box, how): return strike(box, OLD, how)
+def bytes_of_a_file(box, how):
+    return strike(box, OLD, how)
 
 
 @attack("damage", slow=True, how=BYTES)
-def bytes_of_a_product(box, how): return strike(box, SLOW, how)
+def bytes_of_a_product(box, how):
+    return strike(box, SLOW, how)
 
 
 NOTES = {
-    "evaluate": [DETECTOR + "config.json", DETECTOR + "provenance.json"], "runs": ["out/runs/*/*/*.json"],
-    "predict": [DETECTOR + "config.json", DETECTOR + "provenance.json"], "check": ["out/runs/*/*/*.json"],
-    "train": [DETECTOR + "*.json"], "analyse": ["study/key/study.json", "study/responses/*.json"],
-    "go on": ["out/runs/detectors/.*partial-*/checkpoint-*/epoch-3/*.json", "out/runs/detectors/.*partial-*/*.json",
-              "out/runs/detectors/.*.lock/*"],
+    "evaluate": [DETECTOR + "config.json", DETECTOR + "provenance.json"],
+    "runs": ["out/runs/*/*/*.json"],
+    "predict": [DETECTOR + "config.json", DETECTOR + "provenance.json"],
+    "check": ["out/runs/*/*/*.json"],
+    "train": [DETECTOR + "*.json"],
+    "analyse": ["study/key/study.json", "study/responses/*.json"],
+    "go on": [
+        "out/runs/detectors/.*partial-*/checkpoint-*/epoch-3/*.json",
+        "out/runs/detectors/.*partial-*/*.json",
+        "out/runs/detectors/.*.lock/*",
+    ],
 }
 
 
@@ -76,7 +101,8 @@ def a_word_in_a_json(box, how):
     right = box.world.right(use)
     box.take(*USES[use].parts)
     target = box.pick(victims(box, box.pick(NOTES[use])))
-    if not target.read_text().strip().startswith("{"): return Finding("right", "no object")
+    if not target.read_text().strip().startswith("{"):
+        return Finding("right", "no object")
     where = misform(target, how, box.draw)
     box.tell(f"{use}: {how} at {where[:60]} of {target.relative_to(box.work)}")
     return compared(use, USES[use].run(box), right, target)
@@ -86,12 +112,17 @@ def a_word_in_a_json(box, how):
 def a_word_in_a_foreign_json(box, how):
     "The same in DeepfakeBench's JSON, of which nobody knows what it said before."
     box.take("bench")
-    target = box.work/"ff/FaceForensics++.json"
+    target = box.work / "ff/FaceForensics++.json"
     where = misform(target, how, box.draw)
     box.tell(f"convert: {how} at {where[:60]} of {target.name}")
     reply = USES["convert json"].run(box)
-    if reply.code == 0 and where != "all" and where.endswith(".label"): return Finding("right", "said twice")
-    must = how in ("null", "list", "minus", "nan", "huge", "true", "nested list", "deep", "zero") and ".val" not in where and ".test" not in where
+    if reply.code == 0 and where != "all" and where.endswith(".label"):
+        return Finding("right", "said twice")
+    must = (
+        how in ("null", "list", "minus", "nan", "huge", "true", "nested list", "deep", "zero")
+        and ".val" not in where
+        and ".test" not in where
+    )
     return judge(reply, None, [target.name], must_refuse=must)
 
 
@@ -101,9 +132,10 @@ def bytes_of_a_foreign_file(box, how):
     kind = box.pick(("yaml", "json", "landmarks", "crop"))
     if kind == "yaml":
         box.take("store")
-        target = box.work/"a.yaml"
+        target = box.work / "a.yaml"
         target.write_bytes(next(box.work.glob(DETECTOR + "run.yaml")).read_bytes())
         from .world import config_text
+
         run = config_text()
     else:
         box.take("bench")
@@ -112,7 +144,12 @@ def bytes_of_a_foreign_file(box, how):
     damage(target, how, box.draw)
     box.tell(f"{kind}: {how} of {target.name}")
     reply = run(box)
-    lost = how in ("delete", "folder") and kind in ("yaml", "json", "crop") or how == "empty" and kind in ("json", "landmarks")
+    lost = (
+        how in ("delete", "folder")
+        and kind in ("yaml", "json", "crop")
+        or how == "empty"
+        and kind in ("json", "landmarks")
+    )
     return judge(reply, None, [target.name], must_refuse=lost)
 
 
@@ -124,9 +161,23 @@ WORDS = ("path", "dataset", "subset", "video", "identity", "source_identity", "s
 
 def refused(column: str, how: str) -> bool:
     "Whether a value cannot stand in a column of a manifest."
-    if column in NUMBERS: return how not in ("true",) and not (column == "frame" and how in ("large",))
-    if column in LISTS: return how not in ("empty list", "nan") or column == "landmarks"
-    return how in ("null", "nan", "number", "bytes", "list", "empty list", "words", "nulls", "true", "minus", "large")
+    if column in NUMBERS:
+        return how not in ("true",) and not (column == "frame" and how in ("large",))
+    if column in LISTS:
+        return how not in ("empty list", "nan") or column == "landmarks"
+    return how in (
+        "null",
+        "nan",
+        "number",
+        "bytes",
+        "list",
+        "empty list",
+        "words",
+        "nulls",
+        "true",
+        "minus",
+        "large",
+    )
 
 
 @attack("damage", weight=3, column=(*NUMBERS, *WORDS, *LISTS), how=list(CELLS))
@@ -134,7 +185,7 @@ def a_cell_of_a_manifest(box, column, how):
     "A manifest in which something stands that may not stand there."
     use = box.pick(("read manifest", "convert", "train", "localize"))
     box.take("data", *(["store"] if use == "localize" else []))
-    target = box.work/"data/manifest.parquet"
+    target = box.work / "data/manifest.parquet"
     n = 36
     rows = box.pick(([int(box.draw.integers(n))], range(n)))
     respell(target, column, how, rows)
@@ -160,42 +211,69 @@ CSV = ("", "x", "nan", "-1", "1e400", '"', "a\x00b", "../../x.png", "9" * 5000, 
 def a_cell_of_the_key(box, file, value):
     "A study's key with another word in it."
     box.take("study")
-    target = box.work/"study/key"/file
+    target = box.work / "study/key" / file
     lines = target.read_text().splitlines()
     row = int(box.draw.integers(len(lines)))
     cells = lines[row].split(",")
     column = int(box.draw.integers(len(cells)))
     before, cells[column] = cells[column], value
-    if before == value: return Finding("right", "the same word")
+    if before == value:
+        return Finding("right", "the same word")
     lines[row] = ",".join(cells)
     target.write_text("\n".join(lines) + "\n")
     box.tell(f"analyse: {value[:20]!r} for {before!r} in row {row} of {file}")
     return judge(USES["analyse"].run(box), box.world.right("analyse"), [file])
 
 
-LINES = ('{"a"', "[]", "null", "7", "\x00\x01", '{"study": []}', "[" * 60_000, '"' + "x" * 200_000 + '"', '{"index": 1e999}',
-         '{"code": {"a": 1}}', "nonsense", '{"answers": 3}')
+LINES = (
+    '{"a"',
+    "[]",
+    "null",
+    "7",
+    "\x00\x01",
+    '{"study": []}',
+    "[" * 60_000,
+    '"' + "x" * 200_000 + '"',
+    '{"index": 1e999}',
+    '{"code": {"a": 1}}',
+    "nonsense",
+    '{"answers": 3}',
+)
 
 
 @attack("damage", weight=2, line=LINES, kind=(".jsonl", ".json", "alien"))
 def a_line_of_the_responses(box, line, kind):
     "An alien line among the answers: reported by its file, the others counted."
     box.take("study")
-    folder = box.work/"study/responses"
+    folder = box.work / "study/responses"
     if kind == "alien":
-        target = folder/box.pick(("alien.json", "alien.jsonl"))
+        target = folder / box.pick(("alien.json", "alien.jsonl"))
         target.write_text(line + "\n")
     else:
         target = next(p for p in folder.iterdir() if p.suffix == kind)
         lines = target.read_text().splitlines()
-        if kind == ".jsonl": lines.insert(int(box.draw.integers(len(lines) + 1)), line)
-        else: lines = [target.read_text()[:-1] + ', "more": ' + (line if len(line) < 9 else "[]") + "}"]
+        if kind == ".jsonl":
+            lines.insert(int(box.draw.integers(len(lines) + 1)), line)
+        else:
+            lines = [target.read_text()[:-1] + ', "more": ' + (line if len(line) < 9 else "[]") + "}"]
         target.write_text("\n".join(lines) + "\n")
     box.tell(f"analyse: {line[:20]!r} in {target.suffix} ({kind})")
     reply = USES["analyse"].run(box)
     right = box.world.right("analyse")
-    if (bad := exceeded(reply, 5 + 3 * right.cpu)) is not None: return bad
-    if reply.code != 0: return refusal(reply, [target.name]) if kind == ".json" else Finding("silent", f"all answers are lost: {reply.err[:90]}")
-    if kind == ".json": return Finding("right")
-    if any(line not in reply.out for line in right.out.splitlines()): return Finding("silent", "other answers are lost")
-    return Finding("clear") if target.name in reply.out + reply.err else Finding("silent", "the line is not reported")
+    if (bad := exceeded(reply, 5 + 3 * right.cpu)) is not None:
+        return bad
+    if reply.code != 0:
+        return (
+            refusal(reply, [target.name])
+            if kind == ".json"
+            else Finding("silent", f"all answers are lost: {reply.err[:90]}")
+        )
+    if kind == ".json":
+        return Finding("right")
+    if any(line not in reply.out for line in right.out.splitlines()):
+        return Finding("silent", "other answers are lost")
+    return (
+        Finding("clear")
+        if target.name in reply.out + reply.err
+        else Finding("silent", "the line is not reported")
+    )
