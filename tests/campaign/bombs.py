@@ -165,12 +165,13 @@ def bmp_bomb(width, height):
     )
 
 
+COMPRESSED = "20,000 px, compressed"
 PICTURES = {
     "30,000 px": png_bomb(30_000, 30_000),
     "2^31 px": png_bomb(2**31 - 1, 2**31 - 1),
     "no pixel": png_bomb(0, 0),
     "a line": png_bomb(2**30, 1),
-    "20,000 px, compressed": None,
+    COMPRESSED: None,
     "pgm": b"P5\n30000 30000\n255\nxxxx",
     "pgm 16 bit": b"P5 2147483647 2147483647 65535\n",
     "bmp": bmp_bomb(30_000, 30_000),
@@ -185,16 +186,25 @@ BIG = {}
 
 def picture(what: str) -> bytes:
     "The bytes of a picture; those that are long in the making are made once."
-    if what == "20,000 px, compressed":
+    if what == COMPRESSED:
         return BIG.setdefault(what, png_bomb(20_000, 20_000, rows=20_000))
     return PICTURES[what]
+
+
+PLACES = ("predict", "predict frames", "crop", "quantiles", "mask", "check", "faces")
+
+
+@attack("bombs", slow=True, where=PLACES)
+def a_picture_of_many_pixels(box, where):
+    "400 million black pixels in a small file."
+    return a_picture(box, COMPRESSED, where)
 
 
 @attack(
     "bombs",
     weight=3,
-    what=list(PICTURES),
-    where=("predict", "predict frames", "crop", "quantiles", "mask", "check", "faces"),
+    what=[what for what in PICTURES if what != COMPRESSED],
+    where=PLACES,
 )
 def a_picture(box, what, where):
     "A picture that promises what nobody can hold."

@@ -5,13 +5,12 @@ And their uses: what a command makes of an undisturbed copy it has to make of a 
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .arena import Box, Reply, digest_of, end, snapshot, start, wait
+from .arena import Box, Reply, digest_of, end, here, snapshot, start, wait
 
 RUN = "meso4-A-none-s0"
 TRAIN = ("train", "meso4", "A", "--preset", "smoke", "--data", "data", "--outputs", "out")
@@ -76,11 +75,19 @@ def forked(call, where: Path, wall: float = 120) -> Path:
     return said
 
 
-def prle(where: Path, *words, **options):
-    "The command, in a process of its own."
+def made(call, where: Path):
+    "Call something in this process, which is warm then."
+    said = where.parent / f"{where.name}-said"
+    code, _, _ = here(call, where, said, 100)
+    if code != 0:
+        raise RuntimeError(f"exit code {code}: {Path(f'{said}.err').read_text()[-2000:]}")
+
+
+def prle(where: Path, *words):
+    "The command, in this process."
     from prle.cli import main
 
-    return forked(lambda: main([str(w) for w in words]), where, **options)
+    made(lambda: main([str(w) for w in words]), where)
 
 
 @part
@@ -99,7 +106,7 @@ def data(world, work):
         write_manifest(toy, work / "data/manifest.parquet")
         shutil.rmtree(work / "toy")
 
-    forked(make, work)
+    made(make, work)
 
 
 def copied(world, work, *names):
@@ -171,7 +178,7 @@ def study(world, work):
         file.with_suffix(".jsonl").write_text("\n".join(lines) + "\n")
         file.unlink()
 
-    forked(make, work)
+    made(make, work)
 
 
 @part
@@ -201,7 +208,7 @@ def bench(world, work):
             )
         (work / "ff/FaceForensics++.json").write_text(json.dumps({"FaceForensics++": record}))
 
-    forked(make, work)
+    made(make, work)
 
 
 @part
@@ -225,7 +232,7 @@ def movie(world, work):
         write_clip(work / "clips/real/a.avi.mp4", frames=3)
         write_clip(work / "clips/fake/b.mp4", frames=3, person="s3")
 
-    forked(make, work)
+    made(make, work)
 
 
 @part
@@ -256,7 +263,7 @@ def prunable(world, work):
         runs.get("detectors", "lost", dict(n=3), fill)
         record_runs(work / "out", "note", [f"detectors/{made.path.name}"])
 
-    forked(make, work)
+    made(make, work)
 
 
 FORGE = ("forge", "--out", "mini", "--people", "6", "--size", "64", "--steps", "1")
@@ -423,11 +430,8 @@ def converted(box) -> Reply:
     return reply
 
 
-def warm(world):
-    "Pay for what the first call of anything costs, here and not in every case."
-    from contextlib import redirect_stderr, redirect_stdout
-    from io import StringIO
-
+def warm(world, parts):
+    "Make parts, and pay for what the first call of anything costs, here and not in every case."
     import cv2
     import tornado.web  # noqa: F401
 
@@ -442,21 +446,12 @@ def warm(world):
     import prle.studyserver  # noqa: F401
 
     cv2.setNumThreads(1)
-    box = Box(world, world.folder / "warm", "warm", 0, 0)
-    box.take("data", "store", "photos", "study")
-    here = os.getcwd()
-    os.chdir(box.work)
-    try:
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            for use in ("evaluate", "predict", "localize anew", "analyse"):
-                if USES[use]._before:
-                    USES[use]._before(box)
-                if code := prle.cli.main(list(USES[use].words)):
-                    raise RuntimeError(f"{use}: exit code {code}")
-    finally:
-        os.chdir(here)
-        sys.stdout.flush()
-    shutil.rmtree(box.path)
+    for name in parts:
+        world.part(name)
+    world.inside = True
+    for use in ("evaluate", "predict", "analyse"):
+        world.right(use)
+    world.inside = False
 
 
 __all__ = ["World", "USES", "RUN", "TRAIN", "MASKED", "LONG", "FORGE", "warm", "end"]
