@@ -40,11 +40,15 @@ QUICK = ("data", "store", "half", "study", "bench", "photos", "prunable")
 "The parts of the world that quick cases need."
 
 
+FEW = dict(names=10, prune=14, damage=14, bombs=9, kills=1, disks=1, floods=1)
+"The same for a sample, which has little time."
+
+
 def rounds(seed: int, quick: bool, start: int = 0):
     "Cases without end: (family, number)."
     number = {family: start for family in SHARES}
     while True:
-        for family, share in SHARES.items():
+        for family, share in (FEW if quick else SHARES).items():
             for _ in range(share):
                 while quick and attack_of(family, number[family], seed).slow:
                     number[family] += 1

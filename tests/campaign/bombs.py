@@ -191,7 +191,8 @@ def picture(what: str) -> bytes:
     return PICTURES[what]
 
 
-PLACES = ("predict", "predict frames", "crop", "quantiles", "mask", "check", "faces")
+QUICK = ("crop", "mask", "check")
+PLACES = (*QUICK, "predict", "predict frames", "quantiles", "faces")
 
 
 @attack("bombs", slow=True, where=PLACES)
@@ -200,12 +201,13 @@ def a_picture_of_many_pixels(box, where):
     return a_picture(box, COMPRESSED, where)
 
 
-@attack(
-    "bombs",
-    weight=3,
-    what=[what for what in PICTURES if what != COMPRESSED],
-    where=PLACES,
-)
+@attack("bombs", weight=2, slow=True, what=[what for what in PICTURES if what != COMPRESSED], where=PLACES)
+def a_picture_to_look_at(box, what, where):
+    "The same wherever pictures are read."
+    return a_picture(box, what, where)
+
+
+@attack("bombs", weight=2, what=[what for what in PICTURES if what != COMPRESSED], where=QUICK)
 def a_picture(box, what, where):
     "A picture that promises what nobody can hold."
     data = picture(what)
@@ -287,22 +289,26 @@ def lying_movie(box, what: str):
     return bytes(data)
 
 
-@attack(
-    "bombs",
-    weight=2,
-    what=(
-        "2^31 frames",
-        "2^32 frames",
-        "no frames",
-        "a million",
-        "65,000 px",
-        "no rate",
-        "half",
-        "head",
-        "no index",
-    ),
-    where=("predict", "faces", "check", "predict --count"),
+MOVIES = (
+    "2^31 frames",
+    "2^32 frames",
+    "no frames",
+    "a million",
+    "65,000 px",
+    "no rate",
+    "half",
+    "head",
+    "no index",
 )
+
+
+@attack("bombs", weight=2, slow=True, what=MOVIES, where=("predict", "faces", "predict --count"))
+def a_video_to_look_at(box, what, where):
+    "The same where its frames are read."
+    return a_video(box, what, where)
+
+
+@attack("bombs", what=MOVIES, where=("check",))
 def a_video(box, what, where):
     "A video that promises what is not there."
     for kind in ("real", "fake"):
@@ -399,7 +405,13 @@ WEIGHTS = {
 }
 
 
-@attack("bombs", weight=2, what=list(WEIGHTS), where=("predict", "localize anew", "go on", "check"))
+@attack("bombs", slow=True, what=list(WEIGHTS), where=("predict",))
+def weights_to_predict_with(box, what, where):
+    "The same in `predict`."
+    return weights(box, what, where)
+
+
+@attack("bombs", weight=2, what=list(WEIGHTS), where=("localize anew", "go on", "check"))
 def weights(box, what, where):
     "Weights with headers of a stranger."
     box.take(*USES[where].parts)
@@ -459,18 +471,17 @@ def a_table(box, what, where):
 LABELS = ("train.json", "labels.csv", "metadata.json")
 
 
+@attack("bombs", slow=True, what=list(ODD), file=("extraction.json", "forge.json"))
+def settings_beside_the_data(box, what, file):
+    "How the faces of a data set were cropped."
+    return a_list_of_a_data_set(box, what, file)
+
+
 @attack(
     "bombs",
     weight=2,
     what=list(ODD),
-    file=(
-        "ff++ train.json",
-        "dfdc labels.csv",
-        "dfdc metadata.json",
-        "extraction.json",
-        "forge.json",
-        "json",
-    ),
+    file=("ff++ train.json", "dfdc labels.csv", "dfdc metadata.json", "json"),
 )
 def a_list_of_a_data_set(box, what, file):
     "Lists that come with data sets, and settings that lie beside data."
@@ -504,7 +515,7 @@ def a_list_of_a_data_set(box, what, file):
 @attack(
     "bombs",
     what=("pipe", "device", "link to itself", "folder", "socket"),
-    where=("train", "read manifest", "predict", "convert json"),
+    where=("train", "read manifest", "convert json"),
 )
 def a_thing_that_is_no_file(box, what, where):
     "A pipe, a device or a link to itself where a file belongs: nobody waits for it."

@@ -7,14 +7,11 @@ from .world import USES
 DETECTOR = "out/runs/detectors/meso4-A-none-s0-*/"
 OLD = {  # use -> files that it rests on
     "evaluate": [DETECTOR + n for n in ("scores.parquet", "config.json", "provenance.json", "run.yaml")],
-    "predict": [DETECTOR + n for n in ("model.safetensors", "config.json", "provenance.json", "run.yaml")],
     "localize": ["out/runs/maps/*-test-*/*", "data/manifest.parquet", DETECTOR + "config.json"],
     "localize anew": [DETECTOR + "model.safetensors", "data/*/*.png", DETECTOR + "run.yaml"],
     "runs": ["out/runs/*/*/*.json"],
     "check": ["out/runs/*/*/*", "out/runs/fusions/*/quantiles/*/*.png"],
     "train": [DETECTOR + "*"],
-    "train masked": ["out/runs/fusions/*/quantiles/*/*.png", "out/runs/fusions/*/*.json"],
-    "fuse anew": ["out/runs/maps/*-train-*/*"],
     "go on": [
         "out/runs/detectors/.*partial-*/checkpoint-*/epoch-3/*",
         "out/runs/detectors/.*partial-*/*.json",
@@ -22,6 +19,11 @@ OLD = {  # use -> files that it rests on
     ],
     "analyse": ["study/key/*", "study/responses/*"],
     "read manifest": ["data/manifest.parquet"],
+}
+MADE_FROM = {  # what takes longer
+    "predict": [DETECTOR + n for n in ("model.safetensors", "config.json", "provenance.json", "run.yaml")],
+    "train masked": ["out/runs/fusions/*/quantiles/*/*.png", "out/runs/fusions/*/*.json"],
+    "fuse anew": ["out/runs/maps/*-train-*/*"],
 }
 SLOW = {
     "faces again": [
@@ -74,6 +76,11 @@ def bytes_of_a_file(box, how):
     return strike(box, OLD, how)
 
 
+@attack("damage", weight=2, slow=True, how=BYTES)
+def bytes_of_what_is_made_from(box, how):
+    return strike(box, MADE_FROM, how)
+
+
 @attack("damage", slow=True, how=BYTES)
 def bytes_of_a_product(box, how):
     return strike(box, SLOW, how)
@@ -82,7 +89,6 @@ def bytes_of_a_product(box, how):
 NOTES = {
     "evaluate": [DETECTOR + "config.json", DETECTOR + "provenance.json"],
     "runs": ["out/runs/*/*/*.json"],
-    "predict": [DETECTOR + "config.json", DETECTOR + "provenance.json"],
     "check": ["out/runs/*/*/*.json"],
     "train": [DETECTOR + "*.json"],
     "analyse": ["study/key/study.json", "study/responses/*.json"],

@@ -314,7 +314,7 @@ def many_connections(box, count, what):
         "half a request": b"GET / HTTP/1.1\r\nHost: ",
         "slow body": POST + b"Content-Type: application/json\r\nContent-Length: 400\r\n\r\n{",
         "noise": np.random.default_rng(0).bytes(2000),
-        "pipeline": b"GET /x HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 100,
+        "pipeline": b"GET /x HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 20,
         "hang up": b"POST /answers HTTP/1.1\r\nContent-Length: 10\r\n\r\n",
     }[what]
 

@@ -271,7 +271,13 @@ def a_name_in_a_json(box, value, where):
 TARGETS = ("somebody's folder", "a file", "a link to somebody's folder", "a link to nothing")
 
 
-@attack("names", target=TARGETS, command=("forge", "faces", "convert json", "predict", "analyse"))
+@attack("names", slow=True, target=TARGETS, command=("forge", "faces", "predict"))
+def an_output_of_a_long_command(box, target, command):
+    "The same for what takes seconds."
+    return an_output_that_is_somebodys(box, target, command)
+
+
+@attack("names", target=TARGETS, command=("convert json", "analyse"))
 def an_output_that_is_somebodys(box, target, command):
     "Commands that are to write where others' things lie."
     box.take("bench", "photos", "store", "data", "study")

@@ -449,7 +449,7 @@ def warm(world, parts):
     for name in parts:
         world.part(name)
     world.inside = True
-    for use in ("evaluate", "predict", "analyse"):
+    for use in ("evaluate", "localize anew", "analyse"):
         world.right(use)
     world.inside = False
 
