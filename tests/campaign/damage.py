@@ -61,7 +61,8 @@ def strike(box: Box, files: dict, how: str) -> Finding:
     box.tell(f"{use}: {how} of {name}")
     same = target.is_file() and target.read_bytes() == was
     reply = USES[use].run(box)
-    return compared(use, reply, right, target, same)
+    crop = target.suffix == ".png" and "quantiles" not in target.parts  # has no digest: may be read as it is
+    return compared(use, reply, None if crop else right, target, same)
 
 
 def compared(use: str, reply, right, target, same: bool = False) -> Finding:
