@@ -7,6 +7,7 @@ __all__ = ['parser', 'main']
 
 # %% ../nbs/13_cli.ipynb #13-cli-2
 import argparse, os, sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from .core import check_choice, outputs_dir, shortened
@@ -17,6 +18,14 @@ from .runs import RunFailed, claimed
 from .studycommand import add_userstudy
 
 # %% ../nbs/13_cli.ipynb #13-cli-4
+@contextmanager
+def _about(file: str):
+    "Name the file in a `ValueError` that does not name it itself."
+    try: yield
+    except ValueError as e:
+        if Path(file).name in str(e): raise
+        raise ValueError(f"{file}: {e}") from e
+
 def _options(args) -> dict:
     "The options of the data set's adapter that were given."
     return {name: tuple(value) if isinstance(value, list) else value for name in _ADAPTER if (value := getattr(args, name)) not in (None, False)}
@@ -61,14 +70,21 @@ def _check_target(out: Path):
     except (ValueError, OSError) as e: raise FileExistsError(f"{out} is there and no manifest; name another file, or move it away.") from e
 
 def _convert(args) -> int:
-    from prle.datasets import read_manifest, write_manifest
-    from prle.deepfakebench import read_folders, read_json_dataset, write_json_dataset
+    with _about(args.inputs[0]):
+        return (_to_deepfakebench if args.inputs[0].endswith(".parquet") else _from_deepfakebench)(args)
+
+def _to_deepfakebench(args) -> int:
+    from prle.datasets import read_manifest
+    from prle.deepfakebench import write_json_dataset
+    _fitting(args, (), "a manifest")
+    print(*write_json_dataset(read_manifest(args.inputs[0]), args.out), sep="\n")
+    return 0
+
+def _from_deepfakebench(args) -> int:
+    from prle.datasets import write_manifest
+    from prle.deepfakebench import read_folders, read_json_dataset
     from prle.layouts import list_dataset
     root, problems = args.root, []
-    if args.inputs[0].endswith(".parquet"):
-        _fitting(args, (), "a manifest")
-        print(*write_json_dataset(read_manifest(args.inputs[0]), args.out), sep="\n")
-        return 0
     _check_target(Path(args.out))
     if args.root is None: raise ValueError("--root is missing: the folder that the crops' paths are relative to.")
     if args.inputs[0].endswith(".json"): rows, missing = read_json_dataset(args.inputs, root, args.splits, **_fitting(args, ("compression",), "a JSON"))

@@ -79,9 +79,10 @@ def who(
 ) -> str:
     "A process, as people read it."
     if not owner: return "a process that has not given its name yet"
-    return f"pid {owner['pid']} on {one_line(owner['host'])}, since {one_line(owner['since'])}"
+    host, since = (shortened(owner.get(name)).strip("'") for name in ("host", "since"))
+    return f"pid {owner['pid']} on {host}, since {since}"
 
-_CLAIM = dict(machine=str, host=str, pid=int, since=str)
+_CLAIM = dict(machine=str, pid=int)
 
 def _owner(file: Path) -> dict | None:
     "Read a claim: None if it was given back, empty if its owner's name is not written yet or cannot be read."
@@ -179,7 +180,8 @@ class Claim(_Row):
         except FileExistsError:
             if self.folder.is_file(): raise
         number, owner = self._last()
-        if owner is not None and not self._dead(number, owner) and not (look and self._given_up(owner)): return owner
+        gone = owner == {} and self.silence() > self.missed * self.heartbeat # nobody writes a name for so long: it is damaged
+        if owner is not None and not gone and not self._dead(number, owner) and not (look and self._given_up(owner)): return owner
         if not self._write(number + 1, dict(this_process(), heartbeat=self.heartbeat)): return {}
         if number and not self._file(number).exists(): # the row that we have read was removed and begun anew
             self._file(number + 1).unlink(missing_ok=True)
@@ -854,7 +856,7 @@ def _notes(outputs: Path) -> Iterable[Path]:
     seen = set()
     for here, folders, files in os.walk(outputs, followlinks=True, onerror=_raise):
         if (place := os.path.realpath(here)) in seen: folders.clear()
-        else: yield from (Path(here, name) for name in files if name.endswith(".provenance.json"))
+        else: yield from (Path(here, name) for name in [*folders, *files] if name.endswith(".provenance.json"))
         seen.add(place)
 
 def _noted(note: Path) -> list[str]:

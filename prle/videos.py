@@ -151,6 +151,7 @@ def sample_frames(
 ) -> list[int]: # in order, none twice
     "Which frames to take; by default DeepfakeBench's, the integer part of linspace(0, total - 1, count)."
     if every: return list(range(0, total, every))
+    if count >= total: return list(range(total))
     return np.unique(np.linspace(0, total - 1, count).astype(int)).tolist()
 
 # %% ../nbs/01b_videos.ipynb #01b-videos-19

@@ -1,5 +1,7 @@
 "Family `damage`: files of runs, data, checkpoints, studies, benchmarks that are not as they were written."
 
+import os
+
 from .arena import Box, Finding, attack, exceeded, judge, refusal
 from .mutate import BYTES, CELLS, ODD, damage, misform, respell
 from .world import USES
@@ -49,6 +51,13 @@ def victims(box: Box, pattern: str) -> list:
     return sorted(p for p in box.work.glob(pattern) if p.is_file())
 
 
+def age(target):
+    "Let ten minutes pass, after which a claim whose owner cannot be read is nobody's."
+    if target.is_file():
+        past = target.stat().st_mtime - 600
+        os.utime(target, (past, past))
+
+
 def strike(box: Box, files: dict, how: str) -> Finding:
     "Damage a file of a finished thing, use the thing, and compare."
     use = box.pick(list(files))
@@ -57,6 +66,7 @@ def strike(box: Box, files: dict, how: str) -> Finding:
     target = box.pick(victims(box, box.pick(files[use])))
     was = target.read_bytes()
     damage(target, how, box.draw)
+    age(target)
     name = target.relative_to(box.work)
     box.tell(f"{use}: {how} of {name}")
     same = target.is_file() and target.read_bytes() == was
@@ -111,6 +121,7 @@ def a_word_in_a_json(box, how):
     if not target.read_text().strip().startswith("{"):
         return Finding("right", "no object")
     where = misform(target, how, box.draw)
+    age(target)
     box.tell(f"{use}: {how} at {where[:60]} of {target.relative_to(box.work)}")
     return compared(use, USES[use].run(box), right, target)
 

@@ -1,6 +1,7 @@
 "Family `prune`: `prle runs prune --delete` among things that are no runs, links, and notes that say nothing."
 
 import json
+import re
 import shutil
 
 from .arena import Finding, attack, exceeded, refusal, snapshot
@@ -15,6 +16,11 @@ def runs_of(box) -> dict:
     return {
         p.name.rsplit("-", 1)[0]: p for p in (box.work / "out/runs").glob("*/*") if not p.name.startswith(".")
     }
+
+
+def claims_deletion(text: str) -> bool:
+    "Whether a report says that something was deleted."
+    return re.search(r"\bDeleted(?! 0 runs)", text) is not None
 
 
 def verdict(box, stay, alien=(), may_refuse=True, names=()) -> Finding:
@@ -40,15 +46,15 @@ def verdict(box, stay, alien=(), may_refuse=True, names=()) -> Finding:
             else Finding("unclear", f"refused for no reason: {found.detail}")
         )
     if lost is not None:
-        if lost.exists() and "Deleted" in reply.out and f"detectors/{lost.name[:11]}" in reply.out:
+        if lost.exists() and claims_deletion(reply.out) and f"detectors/{lost.name[:11]}" in reply.out.split("Left alone")[0]:
             return Finding("silent", "says that it deleted what is there")
         left = [p.name for p in lost.parent.iterdir() if lost.name in p.name or p.name.endswith(".deleted")]
-        left = [n for n in left if lost.parent / n not in alien]
+        left = [n for n in left if lost.parent / n not in alien and f"/{n} " not in reply.out.partition("Left alone")[2]]
         if not lost.exists() and left:
             return Finding("silent", f"{left[0]} is left behind")
         if lost.exists() and not may_refuse:
             return Finding("silent", "what nothing needs is still there")
-    elif "Deleted" in reply.out and "0 runs" not in reply.out:
+    elif claims_deletion(reply.out):
         return Finding("silent", "says that it deleted what was not there")
     return Finding("right")
 
@@ -162,7 +168,7 @@ def a_link_in_the_store(box, what):
     reply = box.prle(*WORDS)
     if (bad := exceeded(reply)) is not None:
         return bad
-    if reply.code == 0 and what == "kind" and "detectors/lost" in reply.out and "Deleted" in reply.out:
+    if reply.code == 0 and what == "kind" and "detectors/lost" in reply.out and claims_deletion(reply.out):
         return Finding("silent", "says that it deleted what is there")
     return Finding("right") if reply.code == 0 else refusal(reply, [place.name, "runs"])
 
@@ -210,8 +216,7 @@ def a_note_that_says_nothing(box, what, where):
     note = box.work / "out" / where
     note.parent.mkdir(exist_ok=True)
     note.write_text(text)
-    whole = what == "empty object" and "plans" not in where
-    return verdict(box, kept(box), names=[note.name], may_refuse=not whole)
+    return verdict(box, kept(box), names=[note.name], may_refuse=True)
 
 
 @attack("prune", weight=2, how=[h for h in BYTES if h != "append"])

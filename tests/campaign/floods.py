@@ -17,12 +17,21 @@ import numpy as np
 from .arena import Finding, attack, end, last_line, start
 
 
+def signed(answer: dict) -> dict:
+    "The answer as the page sends it: with its seal, where the code that is tried has one."
+    try:
+        from prle.studypage import seal_answer
+    except ImportError:
+        return answer
+    return answer | dict(seal=seal_answer(answer))
+
+
 def honest(folder) -> list[dict]:
     "What everybody answers."
     from prle.userstudy import read_study
 
     study = read_study(folder)
-    return [
+    answers = [
         dict(
             study=study.settings["study"],
             code=r.code,
@@ -35,6 +44,7 @@ def honest(folder) -> list[dict]:
         )
         for r in study.plan.rename(columns=dict(index="index_")).itertuples()
     ]
+    return [signed(answer) for answer in answers]
 
 
 POST = b"POST /answers HTTP/1.1\r\nHost: 127.0.0.1\r\n"

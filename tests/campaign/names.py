@@ -81,11 +81,8 @@ def after_convert(box, reply, table, kept: dict, names) -> Finding:
     "The verdict on a conversion: other files as they were, and all crops there or an error."
     now = snapshot(box.work)
     lost = [name for name, was in kept.items() if now.get(name) != was]
-    new = [
-        name
-        for name in now
-        if name not in kept and name.split("/")[0] != "db" and name.split("/")[0] != "m.parquet"
-    ]
+    places = ("db", "elsewhere", "m.parquet")  # --out, and what it may be a link to
+    new = [name for name in now if name not in kept and name.split("/")[0] not in places]
     if lost:
         return Finding("damage", f"{lost[0]} was changed or deleted")
     if new:
@@ -139,7 +136,9 @@ def a_place_that_is_taken(box, place):
         out.mkdir()
         become_link(mine, box.precious)
     if place == "out is a link":
-        become_link(out, box.precious)
+        (box.work / "elsewhere").mkdir()
+        (box.work / "elsewhere/mine.txt").write_text("mine")
+        become_link(out, box.work / "elsewhere")
     if place == "out is a file":
         out.write_text("mine")
     if place == "data as out":
@@ -287,7 +286,9 @@ def an_output_that_is_somebodys(box, target, command):
     if target == "a file":
         there.write_text("mine")
     if target == "a link to somebody's folder":
-        become_link(there, box.precious)
+        (box.work / "elsewhere").mkdir()
+        (box.work / "elsewhere/mine.txt").write_text("mine")
+        become_link(there, box.work / "elsewhere")
     if target == "a link to nothing":
         become_link(there, box.work / "nothing")
     for file in there.rglob("*") if there.is_dir() and not there.is_symlink() else ():
