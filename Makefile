@@ -6,15 +6,23 @@ DATA   ?=
 ONLY   ?=
 ENGINE ?= $(if $(filter mini,$(PRESET)),ray,local)
 BIN    := .venv/bin
+TOOLS  := .tools/bin
 
-.PHONY: setup paper paper-all test bench lab export clean
+.PHONY: setup paper paper-all test bench lab export lock audit clean
 
 setup: .venv/installed
 
-.venv/installed: settings.ini setup.py requirements.lock
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[faces,paper,cluster,study,dev]' --constraint requirements.lock
-	$(BIN)/python -c "import cv2" || { echo "OpenCV needs the system's libGL. On Debian or Ubuntu: apt install libgl1 libglib2.0-0"; exit 1; }
+# Nothing floats: every package is in requirements.lock with the hashes of its files. setuptools comes first, for those
+# that are built from source. A .venv that was made here of another lock is emptied, so that nothing of it stays.
+.venv/locked: requirements.lock
+	test -x $(BIN)/python -a ! -e $@ -a ! -e .venv/installed || $(PYTHON) -m venv --clear .venv
+	sed -n '/^setuptools==/,/[^\\]$$/p' requirements.lock > .venv/setuptools.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement .venv/setuptools.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --no-build-isolation --use-pep517 --requirement requirements.lock
+	touch $@
+
+.venv/installed: .venv/locked settings.ini setup.py
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --use-pep517 --editable .
 	touch $@
 
 # Tables I, III, VIII, Figures 1-4, 7, 8 and outputs/report.html; half an hour on two cores.
@@ -47,6 +55,24 @@ export: setup
 	$(BIN)/nbdev_clean
 	$(BIN)/python tests/readme.py
 
+# uv, which writes the locks, and pip-audit: in a place of their own, by a lock of their own
+.tools/installed: tools.lock
+	$(PYTHON) -m venv --clear .tools
+	$(TOOLS)/python -m pip install --quiet --require-hashes --requirement tools.lock
+	touch $@
+
+# After a change of settings.ini's packages. One version of each for all platforms and Python versions, with the hashes of all
+# of its files. What is locked stays as it is; LOCK=--upgrade takes the newest, LOCK="--upgrade-package NAME" one of them.
+COMPILE = $(TOOLS)/uv pip compile --quiet --universal --fork-strategy fewest --generate-hashes --allow-unsafe \
+	--python-version 3.11 --custom-compile-command 'make lock' $(LOCK)
+lock: .tools/installed
+	$(COMPILE) setup.py --extra all --output-file requirements.lock
+	printf 'uv\npip-audit\n' | $(COMPILE) - --output-file tools.lock
+
+# known vulnerabilities of the locked packages
+audit: .tools/installed
+	$(TOOLS)/python tests/audit.py $(TOOLS)/pip-audit requirements.lock
+
 # outputs/ stays: it may hold days of training
 clean:
-	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .coverage
+	rm -rf .venv .tools *.egg-info .pytest_cache .ruff_cache .coverage

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SUBSETS', 'TARGET_SETS', 'BACKBONES', 'FIGURE6', 'USER_STUDY', 'COLUMNS', 'COLUMN_WIDTH', 'PAGE_WIDTH', 'paper_table',
-           'paper_cells', 'damaged_rows', 'consistency', 'interval', 'describe', 'side_by_side', 'latex_text',
-           'latex_table', 'write_table', 'write_figure', 'changed_files', 'use_paper_style', 'show_image']
+           'paper_cells', 'damaged_rows', 'consistency', 'interval', 'describe', 'side_by_side', 'markdown_text',
+           'latex_text', 'latex_table', 'write_table', 'write_figure', 'changed_files', 'use_paper_style', 'show_image']
 
 # %% ../nbs/11_paper.ipynb #11-paper-2
+import re
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -340,6 +341,15 @@ def _stack(rows: pd.DataFrame, heads: list[str]) -> pd.DataFrame:
             if kind == "ours" or (cells != "").any(): shown.append({**dict(zip(heads, key)), "": kind, **cells})
     return pd.DataFrame(shown)
 
+# %% ../nbs/11_paper.ipynb #11-paper-esc2
+_MARKUP = re.compile(r"[\\`<&|]|\](?=[\[(:])") # code, tags, entities, cells; links and pictures
+
+def markdown_text(
+    text: str, # of a cell or caption; `**` marks bold
+) -> str:
+    "Text for Markdown, on one line."
+    return _MARKUP.sub(r"\\\g<0>", " ".join(str(text).split()))
+
 # %% ../nbs/11_paper.ipynb #11-paper-26
 _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
           "{": r"\{", "}": r"\}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
@@ -348,10 +358,11 @@ _PAGE_ROWS, _LINE = 45, 40 # a longer table breaks over pages, a longer cell ove
 def latex_text(
     text: str, # of a cell or caption; `**` marks bold
 ) -> str:
-    "Text for LaTeX."
-    escaped = "".join(_LATEX.get(c, c) for c in str(text))
+    "Text for LaTeX, on one line."
+    escaped = "".join(_LATEX.get(c, c) for c in " ".join(str(text).split()))
     parts = escaped.split("**")
-    return "".join(rf"\textbf{{{p}}}" if i % 2 else p for i, p in enumerate(parts))
+    bold = "".join(rf"\textbf{{{p}}}" if i % 2 else p for i, p in enumerate(parts))
+    return "{}" + bold if bold.startswith(("[", "*")) else bold # after a row's end these would be its options
 
 def latex_table(
     shown: pd.DataFrame, # as people read it
@@ -384,8 +395,8 @@ def write_table(
     stale = lab.store.names(other_code=True)
     if stale: caption += f" {len(stale)} of the {len(lab.store.used)} runs were made by other code than the present one; the provenance names them."
     shown = shown.astype(str)
-    body = shown.map(lambda cell: str(cell).replace("|", r"\|")).to_markdown(index=False, disable_numparse=True)
-    texts = {".md": f"{caption}\n\n{body}\n", ".csv": rows.to_csv(index=False), ".tex": latex_table(shown, caption, name)}
+    body = shown.rename(columns=markdown_text).map(markdown_text).to_markdown(index=False, disable_numparse=True)
+    texts = {".md": f"{markdown_text(caption)}\n\n{body}\n", ".csv": rows.to_csv(index=False), ".tex": latex_table(shown, caption, name)}
     for suffix, text in texts.items():
         with atomic_path(path.with_suffix(suffix)) as tmp: tmp.write_text(text, encoding="utf-8")
     _note(lab, path, [path.with_suffix(s) for s in sorted(texts)], caption=caption, **facts)

@@ -9,7 +9,6 @@ __all__ = ['NOTEBOOKS', 'HEADLINE', 'FULL', 'notebook_folder', 'list_notebooks',
 # %% ../nbs/11e_reproduce.ipynb #11e-reproduce-2
 import base64, time
 from collections.abc import Callable, Sequence
-from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -212,7 +211,9 @@ def parameters_text() -> str:
 # %% ../nbs/11e_reproduce.ipynb #11e-reproduce-14
 _PAGE = """\
 <!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>PRLE, preset {{ preset }}</title>
 <link rel="icon" href="data:,">
 <style>
@@ -237,20 +238,20 @@ pre { overflow-x: auto; font-size: .75rem; } nav a { margin-right: .8rem; } code
 <nav>{% for s in sections %}<a href="#{{ s.name }}">{{ s.short }}</a> {% endfor %}<a href="#paper">The paper's own numbers</a></nav>
 {% for s in sections %}
 <h2 id="{{ s.name }}">{{ s.title }}</h2>
-{{ s.claim }}
+{{ s.claim | markdown }}
 {% for f in s.figures %}<figure><img alt="{{ f.name }}" src="data:image/png;base64,{{ f.png }}">
-<figcaption>{{ f.caption }} <a href="{{ f.pdf }}">PDF</a></figcaption></figure>{% endfor %}
-{% for t in s.tables %}<div class="wide{{ ' text' if t.text }}">{{ t.html }}</div>
-<p class="small">{% for kind, path in t.files.items() %}<a href="{{ path }}">{{ kind }}</a> {% endfor %}</p>{% endfor %}
+<figcaption>{{ f.caption }} <a href="{{ f.pdf | urlencode }}">PDF</a></figcaption></figure>{% endfor %}
+{% for t in s.tables %}<div class="wide{{ ' text' if t.text }}">{{ t.markdown | markdown }}</div>
+<p class="small">{% for kind, path in t.files.items() %}<a href="{{ path | urlencode }}">{{ kind }}</a> {% endfor %}</p>{% endfor %}
 {% if s.other %}<p class="bad">Made from other data than this page's: {{ s.other | join(", ") }}.</p>{% endif %}
-{% if s.notebook %}<p class="small"><a href="{{ s.notebook }}">The executed notebook</a></p>{% endif %}
+{% if s.notebook %}<p class="small"><a href="{{ s.notebook | urlencode }}">The executed notebook</a></p>{% endif %}
 <details><summary class="small">Provenance</summary><pre>{{ s.provenance }}</pre></details>
 {% endfor %}
 <h2 id="paper">The paper's own numbers</h2>
 <p>Of {{ checked }} numbers of the paper that can be computed from others, these contradict them. Nothing is repaired.</p>
-<div class="wide text">{{ contradictions }}</div>
+<div class="wide text">{{ contradictions | table }}</div>
 <p>Rows of Table III that our copy of the paper shows damaged; their cells are left empty.</p>
-<div class="wide">{{ damaged }}</div>
+<div class="wide">{{ damaged | table }}</div>
 </body></html>
 """
 
@@ -258,11 +259,18 @@ pre { overflow-x: auto; font-size: .75rem; } nav a { margin-right: .8rem; } code
 _MATH = {r"$\alpha$": "\u03b1", r"$\tau_1$": "\u03c4\u2081", r"$\lambda$": "\u03bb"}
 "The formulas of first cells, for a page without MathJax."
 
-def _html(markdown: str) -> str:
-    "Markdown with tables, as the tables and the notebooks' first cells are written."
-    import mistune
-    for formula, letter in _MATH.items(): markdown = markdown.replace(formula, letter)
-    return mistune.create_markdown(plugins=["table"])(markdown)
+def _page_template():
+    "`_PAGE`, in which everything is text but what goes through the filters `markdown` and `table`."
+    import jinja2, markupsafe, mistune
+    render = mistune.create_markdown(escape=True, plugins=["table"])
+    def markdown(text):
+        for formula, letter in _MATH.items(): text = text.replace(formula, letter)
+        return markupsafe.Markup(render(text))
+    def table(frame):
+        return markupsafe.Markup(frame.to_html(index=False, border=0, na_rep="", escape=True))
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= dict(markdown=markdown, table=table)
+    return environment.from_string(_PAGE)
 
 def _origin(name: str, note: dict) -> str:
     "The provenance of a table or figure, as text."
@@ -272,11 +280,11 @@ def _origin(name: str, note: dict) -> str:
 
 def _table_part(note: Path, name: str) -> dict:
     files = {kind: f"{note.parts[-3]}/tables/{name}.{kind.lower()}" for kind in ("CSV", "MD", "TEX")}
-    return dict(html=_html(note.with_name(f"{name}.md").read_text(encoding="utf-8")), text=name == "claims", files=files)
+    return dict(markdown=note.with_name(f"{name}.md").read_text(encoding="utf-8"), text=name == "claims", files=files)
 
 def _figure_part(note: Path, name: str) -> dict:
     png = base64.b64encode(note.with_name(f"{name}.png").read_bytes()).decode()
-    return dict(name=name, caption=escape(read_json(note).get("caption", "")), png=png, pdf=f"{note.parts[-3]}/figures/{name}.pdf")
+    return dict(name=name, caption=read_json(note).get("caption", ""), png=png, pdf=f"{note.parts[-3]}/figures/{name}.pdf")
 
 def _section(folder: Path, name: str, data: str) -> dict:
     "What one notebook has left: title and claim, tables, figures, provenance."
@@ -286,24 +294,22 @@ def _section(folder: Path, name: str, data: str) -> dict:
     there = {p: n for p, n in notes.items() if p.with_name(f"{n}.{'md' if p.parent.name == 'tables' else 'png'}").exists()}
     title, executed = title.lstrip("# "), folder/"notebooks"/f"{name}.ipynb"
     return dict(
-        name=name, title=title, short=title.split(":")[0].split(",")[0], claim=_html(claim), found=bool(notes),
+        name=name, title=title, short=title.split(":")[0].split(",")[0], claim=claim, found=bool(notes),
         notebook=f"{folder.name}/notebooks/{executed.name}" if executed.exists() else "", other=[n for p, n in notes.items() if read_json(p)["data"] != data],
         tables=[_table_part(p, n) for p, n in there.items() if p.parent.name == "tables"], figures=[_figure_part(p, n) for p, n in there.items() if p.parent.name == "figures"],
-        provenance=escape("\n".join(_origin(n, read_json(p)) for p, n in notes.items())))
+        provenance="\n".join(_origin(n, read_json(p)) for p, n in notes.items()))
 
 def write_report(
     lab: Lab, # preset, data and store
     failed: dict[str, str] | None = None, # notebook -> why
 ) -> Path: # outputs/report.html
     "All tables, figures and claims of a preset that were written so far, on one page that needs no network."
-    import jinja2
     folder, checks = lab.outputs/lab.name, consistency()
     sections = [s for name in sorted(list_notebooks(), key=lambda n: n != "claims") if (s := _section(folder, name, lab.fingerprint))["found"]]
-    table = lambda frame: frame.to_html(index=False, border=0, na_rep="")
-    page = jinja2.Environment().from_string(_PAGE).render(
+    page = _page_template().render(
         preset=lab.name, data=lab.fingerprint, code=lab.store.code, now=provenance(), summary=lab.store.summary(), sections=sections,
-        failed={name: escape(why) for name, why in (failed or {}).items()}, changed=changed_files(folder), checked=len(checks),
-        contradictions=table(checks.query("verdict == 'contradicts'").drop(columns="verdict")), damaged=table(damaged_rows()))
+        failed=failed or {}, changed=changed_files(folder), checked=len(checks),
+        contradictions=checks.query("verdict == 'contradicts'").drop(columns="verdict"), damaged=damaged_rows())
     with atomic_path(lab.outputs/"report.html") as tmp: tmp.write_text(page, encoding="utf-8")
     return lab.outputs/"report.html"
 

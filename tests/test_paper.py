@@ -1,5 +1,6 @@
 "prle.paper: the paper's numbers and their consistency, the writers, and what they notice."
 import re
+from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 from prle import paper
 from prle.trust import read_json
 from prle.experiments import Lab
-from prle.paper import (BACKBONES, COLUMNS, FIGURE6, SUBSETS, TARGET_SETS, changed_files, consistency, damaged_rows, interval, latex_table, latex_text, paper_cells, paper_table,
-                        side_by_side, write_figure, write_table)
+from prle.paper import (BACKBONES, COLUMNS, FIGURE6, SUBSETS, TARGET_SETS, changed_files, consistency, damaged_rows, interval, latex_table, latex_text, markdown_text,
+                        paper_cells, paper_table, side_by_side, write_figure, write_table)
 
 
 @pytest.fixture
@@ -107,6 +108,25 @@ def test_latex():
     assert latex_text("> 0.3 {a|b} <c>") == r"\textgreater{} 0.3 \{a\textbar{}b\} \textless{}c\textgreater{}"
     long = latex_table(pd.DataFrame({"a": ["1"] * 46, "b": ["many words " * 9] * 46}), "c", "t")
     assert r"\begin{longtable}{lp{4cm}}" in long and r"\begin{table}" in text and "{ll}" in text
+
+
+@pytest.mark.parametrize("text", ["a|b", r"a\|b", "<b>x</b>", "![p](http://a.example/p.png)", "[l](javascript:x)", "[l][r]", "[r]: http://a.example", "<http://a.example>", "&lt;", "`c`",
+                                  "$x$", "# h", "a\\", "64.0 [62.0, 66.0]", "> 0.3"])
+def test_text_of_the_data_stays_text_in_a_markdown_table(lab, text):
+    import mistune
+    frame = pd.DataFrame({"name": [text], text: ["x"]})
+    page = mistune.create_markdown(plugins=["table"])(write_table(lab, "t", frame, frame, f"About {text}").read_text())
+    shown = ElementTree.fromstring(f"<page>{page}</page>")
+    assert [e.tag for e in shown.iter()] == ["page", "p", "table", "thead", "tr", "th", "th", "tbody", "tr", "td", "td"]
+    assert [e.text for e in shown.iter() if e.tag in ("p", "th", "td")] == [f"About {text}", "name", text, text, "x"]
+
+
+def test_lines_of_a_name_are_one_line():
+    assert markdown_text("a\n\n# b\t|") == r"a # b \|" and latex_text("a\n\nb") == "a b"
+
+
+def test_no_cell_of_latex_reads_as_options_of_the_row_above():
+    assert latex_text("[2cm] a") == "{}[2cm] a" and latex_text("* b") == "{}* b" and latex_text("**[1]**") == r"\textbf{[1]}"
 
 
 def test_a_table_is_four_files_with_the_same_bytes_each_time(lab):

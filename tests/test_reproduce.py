@@ -9,11 +9,13 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from prle import cli, figures, reproduce as module
@@ -22,7 +24,7 @@ from prle.core import write_json
 from prle.datasets import SPLITS, read_manifest, read_quantiles
 from prle.experiments import Lab, detector_run, fusion_run, scores
 from prle.metrics import auc
-from prle.paper import COLUMN_WIDTH, PAGE_WIDTH, SUBSETS, changed_files
+from prle.paper import COLUMN_WIDTH, PAGE_WIDTH, SUBSETS, changed_files, write_figure, write_table
 from prle.reproduce import (FULL, HEADLINE, NOTEBOOKS, announce, cost, find_notebooks, list_notebooks, notebook_folder, parameters_text, plan, reproduce, rtx3090_rate,
                             run_notebook, write_report)
 from prle.studypage import lab_study
@@ -138,14 +140,19 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.images, self.links, self.ids, self.others = [], [], set(), []
+        self.tags, self.text = [], ""
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         a = dict(attributes)
+        self.tags.append(tag)
         if "id" in a: self.ids.add(a["id"])
         if tag == "img": self.images.append((a["alt"], a["src"]))
         elif tag == "a": self.links.append(a["href"])
         elif {"src", "href"} & set(a) and a.get("href") != "data:,": self.others.append((tag, a))
+
+    def handle_data(self, data):
+        self.text += data
 
 
 def test_the_report_is_whole_and_needs_no_network(smoke):
@@ -159,13 +166,55 @@ def test_the_report_is_whole_and_needs_no_network(smoke):
     assert text.count("<table>") + text.count("<table ") >= len(TABLES) + 2 and "Table IV, EfficientNet random, DF-1.0" in text
 
 
+HOSTILE = "<script>alert(1)</script> ![p](http://a.example/p.png) [l](javascript:x) <http://a.example> &lt; `c` a|b {{ 7 * 7 }} \\ '\""
+
+
+def report_of(lab, words):
+    "The report of a table and a figure in which `words` stand wherever data or files can bring them in."
+    frame, fig = pd.DataFrame({"subset": [words], words: ["**64.0**"]}), Figure(figsize=(1, 1))
+    path = write_table(lab, "table4", frame, frame, f"About {words}", notebook="table4_masks", seeds=words, seed=words)
+    write_figure(lab, "figure1", fig, f"About {words}", notebook="figure1_attention")
+    note = read_json(path.with_suffix(".provenance.json"))
+    note["files"][words.replace("/", ":")] = "0"
+    note["runs"], note["commit"], note["time"] = [f"detectors/{words}"], words, words
+    write_json(path.with_suffix(".provenance.json"), note)
+    lab.store.code, lab.fingerprint = words, words
+    (lab.outputs / "smoke/notebooks").mkdir()
+    (lab.outputs / "smoke/notebooks/table4_masks.ipynb").write_text("{}")
+    return write_report(lab, {"table2": f"FAILED: {words}", words: "why"}).read_text()
+
+
+def test_markup_in_names_notes_and_captions_is_text_in_the_report(tmp_path):
+    lab, plain = (Lab("smoke", outputs=tmp_path / name, say=lambda line: None) for name in "ab")
+    for one in (lab, plain): one.fingerprint = "0" * 16
+    text = report_of(lab, HOSTILE)
+    page, same = Page(text), Page(report_of(plain, "harmless"))
+    assert page.tags == same.tags and page.links == same.links and page.ids == same.ids and page.others == []
+    assert [alt for alt, _ in page.images] == ["figure1"]
+    assert page.text.replace(HOSTILE.replace("/", ":"), HOSTILE).count(HOSTILE) == same.text.count("harmless") > 12
+
+
+def test_files_with_odd_names_are_linked_in_the_report(tmp_path):
+    lab = Lab("smoke", outputs=tmp_path, say=lambda line: None)
+    lab.fingerprint = "0" * 16
+    name, frame = 'a"b<i>#1 100%?', pd.DataFrame(dict(auc=["64.0"]))
+    write_table(lab, name, frame, frame, "A caption.", notebook="table4_masks")
+    write_figure(lab, name, Figure(figsize=(1, 1)), "A caption.", notebook="table4_masks")
+    page = Page(write_report(lab).read_text())
+    files = [link for link in page.links if not link.startswith("#")]
+    assert len(files) == 4 and all((tmp_path / unquote(link)).is_file() for link in files)
+    assert "i" not in page.tags and [alt for alt, _ in page.images] == [name]
+
+
 @pytest.mark.skipif(not shutil.which("chromium") and os.environ.get("CI") != "true", reason="no browser: install the package chromium to have the report looked at")
 def test_the_report_in_a_browser(smoke, tmp_path):
     "No console error, all pictures load, and no sideways scrolling of the page at phone width."
     page = tmp_path / "page.html"
     probe = """<script>addEventListener("load", () => { document.title = JSON.stringify({broken: [...document.images].filter(i => !i.naturalWidth).length,
       images: document.images.length, wide: document.documentElement.scrollWidth, width: innerWidth}); })</script></body>"""
-    page.write_text((smoke[0] / "report.html").read_text().replace("</body>", probe))
+    text = (smoke[0] / "report.html").read_text()
+    assert "default-src 'none'" in text
+    page.write_text(text.replace("default-src 'none'", "script-src 'unsafe-inline'").replace("</body>", probe))
     frame = tmp_path / "phone.html" # a headless window cannot be as narrow as a phone
     frame.write_text(f"""<iframe id="f" src="{page.name}" width="390" height="800"></iframe>
       <script>onload = () => setTimeout(() => {{ document.title = f.contentDocument.title }}, 500)</script>""")
@@ -192,7 +241,6 @@ def test_a_cell_changed_by_hand_stands_in_the_report(smoke, monkeypatch):
 
 
 def test_a_table_of_other_data_is_marked_and_links_to_no_notebook_that_is_not_there(toy, tmp_path):
-    from prle.paper import write_table
     lab = Lab("smoke", write_square(toy, tmp_path / "square"), tmp_path, say=lambda line: None)
     frame = pd.DataFrame(dict(auc=["64.0"]))
     write_table(lab, "table4", frame, frame, "A caption.", notebook="table4_masks")
