@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SPREADS', 'ARMS', 'read_responses', 'exclude', 'crossed_bootstrap', 'accuracy_table', 'Effect', 'masked_is_harder',
            'harder_with_alpha', 'robust_difference', 'power', 'participants_needed', 'detector_answers',
-           'figure10_steps', 'lab_detectors', 'detector_table', 'study_detectors', 'draw_figure10', 'report']
+           'lab_detectors', 'detector_table', 'study_detectors', 'draw_figure10', 'report']
 
 # %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-2
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +23,11 @@ from scipy import stats
 
 from .core import rng
 from .datasets import FaceDataset
-from .experiments import Lab, detector_run, load_detector
+from .experiments import Lab, load_detector
 from .paper import PAGE_WIDTH
 from .studyserver import FIELDS, Refused, Responses
 from .trainer import predict
-from .userstudy import Study, conditions, study_steps
+from .userstudy import Study, conditions
 
 # %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-5
 def _records(path: Path) -> Iterator[dict]:
@@ -280,19 +280,17 @@ def detector_answers(
 ARMS = {"": "none", " + PRLE": "primary"}
 "The detectors beside the people, and the masks that they are trained with."
 
-def figure10_steps(
-    lab: Lab, # preset, data and store
-    seed: int = 0, # of the trainings
-) -> list[Callable]: # to be called with a dry lab too
-    "The runs behind Figure 10: the study's quantile maps and the detectors."
-    return [*study_steps(lab, seed=seed), *[lambda b=b, m=m: detector_run(lab, b, "all", mask=m, seed=seed) for b in lab.preset.backbones for m in ARMS.values()]]
-
 def lab_detectors(
     lab: Lab, # preset, data and store
     seed: int = 0, # of the trainings
 ) -> dict: # name -> detector
-    "The preset's backbones, plain and with primary region masks, trained on all manipulations."
-    return {f"{b}{suffix}": load_detector(detector_run(lab, b, "all", mask=mask, seed=seed), lab.device) for b in lab.preset.backbones for suffix, mask in ARMS.items()}
+    "Load the preset's backbones, plain and with primary region masks, trained on all manipulations."
+    detectors = {}
+    for backbone in lab.preset.backbones:
+        for suffix, mask in ARMS.items():
+            run = lab.detector(backbone, "all", mask=mask, seed=seed)
+            detectors[f"{backbone}{suffix}"] = load_detector(run, lab.device)
+    return detectors
 
 def detector_table(
     answers: pd.DataFrame, # from `detector_answers`

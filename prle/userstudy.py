@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PATTERN', 'ALPHAS', 'CHECKS', 'ANSWERS', 'conditions', 'largest_design', 'plan_study', 'mask_face', 'Study',
-           'build_study', 'read_study', 'draw_session', 'select_faces', 'study_steps', 'study_faces']
+           'build_study', 'read_study', 'draw_session', 'select_faces', 'study_cells', 'study_faces']
 
 # %% ../nbs/12_userstudy.ipynb #12-userstudy-3
 import math, os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -24,7 +24,8 @@ from scipy.optimize import Bounds, LinearConstraint, linear_sum_assignment, milp
 from .core import FAKE, REAL, atomic_path, digest, file_digest, progress, provenance, rng, write_json
 from .trust import read_json
 from .datasets import SPLITS, read_quantiles, read_rgb, select
-from .experiments import Lab, fusion_run
+from .configs import Zoo
+from .experiments import Lab, Wanted
 from .masking import MaskParams, PrimaryRegionMask
 from .paper import PAGE_WIDTH
 
@@ -312,19 +313,25 @@ def select_faces(
     found.attrs["root"] = lab.manifest.attrs["root"]
     return found
 
-def study_steps(
-    lab: Lab, # preset, data and store
+def study_cells(
+    lab: Lab, # preset and data
     splits: Sequence[str] = SPLITS, # as `select_faces`
     seed: int = 0, # of the zoo
-) -> list[Callable]: # to be called with a dry lab too
-    "The runs behind a study's masks."
-    return [lambda s=split: fusion_run(lab, "all", seed, split=s) for split in splits]
+) -> dict[str, list[Wanted]]: # split -> the folder of its quantile maps
+    "Want the quantile maps behind a study's masks."
+    return {split: [_wanted_quantiles(split, seed)] for split in splits}
+
+def _wanted_quantiles(split: str, seed: int) -> Wanted:
+    "Want the quantile maps of a split, of the zoo that is trained on all manipulations."
+    return Wanted(lambda lab: lab.quantiles(Zoo("all", seed), split), lambda run: run.path/"quantiles")
 
 def study_faces(
     lab: Lab, # preset, data and store
     splits: Sequence[str] = SPLITS, # as `select_faces`
     seed: int = 0, # of the zoo
 ) -> pd.DataFrame: # rows of the manifest, with the column `quantiles`
-    "The faces of a lab with the quantile maps of its zoo; makes the zoo if it is not there."
-    found, folders = select_faces(lab, splits), {s: run().path/"quantiles" for s, run in zip(splits, study_steps(lab, splits, seed))}
-    return found.assign(quantiles=[str(folders[s]/Path(p).with_suffix(".png")) for s, p in zip(found.split, found.path)])
+    "Return the faces of a lab with the quantile maps of its zoo; makes the zoo if it is not there."
+    found = select_faces(lab, splits)
+    folders = {split: wanted.get(lab) for split, [wanted] in study_cells(lab, splits, seed).items()}
+    quantiles = [str(folders[split]/Path(path).with_suffix(".png")) for split, path in zip(found.split, found.path)]
+    return found.assign(quantiles=quantiles)
