@@ -64,7 +64,7 @@ export: setup
 # After a change of settings.ini's packages. One version of each for all platforms and Python versions, with the hashes of all
 # of its files. What is locked stays as it is; LOCK=--upgrade takes the newest, LOCK="--upgrade-package NAME" one of them.
 COMPILE = $(TOOLS)/uv pip compile --quiet --universal --fork-strategy fewest --generate-hashes --allow-unsafe \
-	--python-version 3.11 --custom-compile-command 'make lock' $(LOCK)
+	--python-version $(shell sed -n 's/^min_python = //p' settings.ini) --custom-compile-command 'make lock' $(LOCK)
 lock: .tools/installed
 	$(COMPILE) setup.py --extra all --output-file requirements.lock
 	printf 'uv\npip-audit\n' | $(COMPILE) - --output-file tools.lock

@@ -19,10 +19,11 @@ setup(
     long_description_content_type="text/markdown",
     author=cfg["author"],
     license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
     keywords=cfg["keywords"],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["prle", "prle.*"]),
-    package_data={"prle": ["static/*", "static/jspsych/*"]},  # the user study's page; the files of jsPsych come from npm, see static/jspsych/LICENSE
+    package_data={"prle": ["static/*", "static/jspsych/*", "static/js-sha256/*"]},  # the user study's page; the files of jsPsych and js-sha256 come from npm, see their LICENSE
     install_requires=cfg["requirements"].split(),
     extras_require={**extras, "all": sum(extras.values(), [])},
     entry_points={"console_scripts": cfg["console_scripts"].split()},

@@ -15,13 +15,13 @@ import pandas as pd
 import torch
 
 from .core import progress
-from .trust import check_entries, read_json, read_record
+from .trust import Damaged, check_entries, read_record
 from .faces import SCALES, FaceError, align, crop_face, find_largest, warp_crop
 from .videos import count_frames, is_pictures, list_videos, read_frames, sample_frames
 from .detectors import Detector
 from .metrics import evaluate
 from .trainer import to_input
-from .runs import Run
+from .runs import Run, check_run, read_run
 from .configs import RunConfig
 from .experiments import Lab
 
@@ -29,9 +29,11 @@ from .experiments import Lab
 def open_run(
     folder: str | Path, # of a detector's run
 ) -> Run:
-    "A run of a detector; `ValueError` for another kind of run."
+    "A run of a detector; `ValueError` for another kind of run, `Damaged` naming the file if it is not what was written."
     folder = Path(folder).absolute()
     if not (folder/"run.yaml").exists(): raise ValueError(f"{folder.name} is no run of a detector: there is no run.yaml in it.")
+    try: check_run(folder)
+    except Damaged as e: raise Damaged(f"{e} It is made again when the training, or a table that needs it, is asked for.") from e
     return Run(folder, folder.name.rsplit("-", 1)[1], True)
 
 def reopen(
@@ -43,7 +45,7 @@ def reopen(
     run = open_run(folder)
     config = RunConfig.read(run.path/"run.yaml")
     lab = Lab(config.preset, data or config.data or None, **options)
-    if read_json(run.path/"config.json")["data"] != lab.fingerprint:
+    if read_run(run.path)[0]["data"] != lab.fingerprint:
         raise ValueError(f"{run.path.name} was trained on other data than lie in {lab.manifest.attrs['root']} now. Name the folder where its own lie (--data), or train it again.")
     return lab, run
 

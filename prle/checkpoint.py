@@ -6,16 +6,16 @@
 __all__ = ['Checkpoint', 'save_checkpoint', 'load_checkpoint', 'check_same']
 
 # %% ../nbs/08a_checkpoint.ipynb #08a-checkpoint-2
-import json, os, re, shutil, warnings
+import errno, json, os, pickle, re, warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from .core import atomic_path, digest, file_digest, write_json
-from .trust import read_json
+from .core import atomic_path, discard, file_digest, is_full, is_leftover, shortened
+from .trust import Damaged, check_digest, one_line, open_file, read_sealed, read_tensors, write_sealed
 
 # %% ../nbs/08a_checkpoint.ipynb #08a-checkpoint-5
 class Checkpoint(NamedTuple):
@@ -31,46 +31,62 @@ def _numbered(folder: Path) -> list[Path]: # oldest first
     found = {int(m[1]): p for p in folder.glob("epoch-*") if (m := re.fullmatch(r"epoch-(\d+)", p.name))}
     return [found[n] for n in sorted(found)]
 
-def _discard(path: Path):
-    "Delete a folder in such a way that nobody sees it half deleted."
-    away = path.with_name(f".{path.name}.deleted")
-    shutil.rmtree(away, ignore_errors=True)
-    os.rename(path, away)
-    shutil.rmtree(away, ignore_errors=True)
+def _note(path: Path) -> dict:
+    "What a checkpoint says of itself; `Damaged` naming its file."
+    return read_sealed(path/"checkpoint.json", epochs=int, record=dict, files=dict)
+
+def _is_ours(path: Path) -> bool:
+    "Whether a folder is a checkpoint that was written here."
+    try: return not path.is_symlink() and bool(_note(path))
+    except (OSError, Damaged): return False
 
 # %% ../nbs/08a_checkpoint.ipynb #08a-checkpoint-7
+def _write(tmp: Path, checkpoint: Checkpoint):
+    "Fill the folder of a checkpoint."
+    tmp.mkdir()
+    for name, tensors in checkpoint.tensors.items():
+        save_file({k: v.contiguous() for k, v in tensors.items()}, tmp/f"{name}.safetensors")
+    with open(tmp/"state.pt", "wb") as file: torch.save(checkpoint.state, file) # so that a full disk is told as such
+    files = {p.name: file_digest(p) for p in sorted(tmp.iterdir())}
+    write_sealed(tmp/"checkpoint.json", dict(epochs=checkpoint.epochs, record=checkpoint.record, files=files))
+
 def save_checkpoint(
     folder: str | Path, # of all checkpoints of one training; created when needed
     checkpoint: Checkpoint, # what to keep
     keep: int = 2, # how many of the last ones stay
 ) -> Path: # where it lies
-    "Write a checkpoint, which appears when it is complete, and delete the oldest."
-    with atomic_path(path := Path(folder)/f"epoch-{checkpoint.epochs}") as tmp:
-        tmp.mkdir()
-        for name, tensors in checkpoint.tensors.items(): save_file({k: v.contiguous() for k, v in tensors.items()}, tmp/f"{name}.safetensors")
-        torch.save(checkpoint.state, tmp/"state.pt")
-        body = dict(epochs=checkpoint.epochs, record=checkpoint.record, files={p.name: file_digest(p) for p in sorted(tmp.iterdir())})
-        write_json(tmp/"checkpoint.json", dict(body, digest=digest(body)))
-    for old in _numbered(Path(folder))[:-keep]: _discard(old)
+    "Write a checkpoint, which appears when it is complete, and delete the oldest. `OSError` if the disk is full."
+    path = Path(folder)/f"epoch-{checkpoint.epochs}"
+    try:
+        with atomic_path(path) as tmp: _write(tmp, checkpoint)
+    except Exception as e:
+        if not is_full(e): raise
+        text = f"{os.strerror(errno.ENOSPC)}: cannot write the checkpoint {path}. Earlier ones are whole; free some space and start again."
+        raise OSError(errno.ENOSPC, text) from e
+    for old in _numbered(Path(folder))[:-keep]:
+        if _is_ours(old): discard(old)
     return path
 
 # %% ../nbs/08a_checkpoint.ipynb #08a-checkpoint-10
+def _read_state(path: Path) -> dict:
+    "Load what `torch.save` wrote, plain values only; `Damaged` naming the file."
+    open_file(path).close()
+    try: return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, TypeError, KeyError, EOFError, pickle.UnpicklingError) as e:
+        raise Damaged(f"{path} holds no state of a training ({one_line(e)}).") from e
+
 def _read(path: Path) -> Checkpoint:
-    "A checkpoint; `ValueError` naming the file that is damaged."
-    if not (path/"checkpoint.json").exists(): raise ValueError(f"{path/'checkpoint.json'} is missing")
-    try: body = read_json(path/"checkpoint.json")
-    except (ValueError, UnicodeDecodeError): body = {}
-    if not isinstance(body, dict) or body.pop("digest", None) != digest(body): raise ValueError(f"{path/'checkpoint.json'} is damaged")
-    for name, fingerprint in body["files"].items():
-        if not (path/name).exists(): raise ValueError(f"{path/name} is missing")
-        if file_digest(path/name) != fingerprint: raise ValueError(f"{path/name} is damaged")
-    tensors = {p.stem: load_file(p) for p in sorted(path.glob("*.safetensors"))}
-    return Checkpoint(body["epochs"], tensors, torch.load(path/"state.pt", map_location="cpu", weights_only=True), body["record"])
+    "A checkpoint; `Damaged` naming the file that is not what was written."
+    note = _note(path)
+    for name, fingerprint in note["files"].items(): check_digest(path/name, fingerprint)
+    try: tensors = {Path(name).stem: read_tensors(path/name) for name in note["files"] if name.endswith(".safetensors")}
+    except ValueError as e: raise Damaged(str(e)) from e
+    return Checkpoint(note["epochs"], tensors, _read_state(path/"state.pt"), note["record"])
 
 def _set_aside(path: Path) -> Path:
     "Take a checkpoint out of use without deleting it."
     number = 1
-    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists(): number += 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.damaged-{number}")): number += 1
     os.rename(path, aside)
     return aside
 
@@ -80,10 +96,11 @@ def load_checkpoint(
 ) -> Checkpoint | None: # on the CPU; None if there is none
     "The last whole checkpoint. Damaged ones are set aside with a warning; leavings of a killed process are removed."
     folder, faults, found = Path(folder), [], None
-    for p in folder.glob(".epoch-*"): shutil.rmtree(p, ignore_errors=True)
+    for p in folder.iterdir() if folder.exists() else ():
+        if is_leftover(p.name): discard(p)
     for path in reversed(_numbered(folder)):
         try: found = _read(path)
-        except ValueError as e: faults.append((e, _set_aside(path).name))
+        except Damaged as e: faults.append((str(e).rstrip("."), _set_aside(path).name))
         else: break
     then = f"goes on after epoch {found.epochs}" if found else "starts anew"
     for fault, aside in faults: warnings.warn(f"{fault}; the checkpoint is set aside as {aside} and training {then}.", stacklevel=2)
@@ -103,5 +120,5 @@ def check_same(
 ):
     "`ValueError` naming every entry in which the two differ."
     a, b = _entries(there), _entries(json.loads(json.dumps(here)))
-    differ = [f"{k} is {a.get(k)} there and {b.get(k)} here" for k in a | b if a.get(k) != b.get(k)]
+    differ = [f"{k} is {shortened(a.get(k))} there and {shortened(b.get(k))} here" for k in a | b if a.get(k) != b.get(k)]
     if differ: raise ValueError(f"{folder} holds a checkpoint of another training: {'; '.join(differ)}. Delete the folder to start anew, or name another one.")

@@ -26,7 +26,7 @@ from .configs import Zoo
 from .datasets import read_mask
 from .efficiency import efficiency
 from .exhibits import SEEDS, Cells, Exhibit, Gap, Parameter, TablePart, Values, declare, seed_range, whole
-from .experiments import Lab, Run, Wanted, fused_batches, map_stores
+from .experiments import Lab, Run, Wanted, fused_batches
 from .paper import SUBSETS, USER_STUDY, describe, interval, paper_cells, paper_table
 from .runs import RunFailed
 from .studyanalysis import exclude, harder_with_alpha, masked_is_harder, read_responses
@@ -68,7 +68,7 @@ def wanted_agreement(
 ) -> Wanted: # as `inside_mask`
     "Want how well a zoo's maps of the test faces agree with the manipulated pixels."
     def read(runs: list[Run]) -> pd.DataFrame:
-        maps = fused_batches(map_stores(runs), zoo.fusion, size, fakes.index.to_numpy())
+        maps = fused_batches(runs, zoo.fusion, size, fakes.index.to_numpy())
         return inside_mask(fakes, root, maps)
     return Wanted(lambda lab: lab.maps(zoo, split="test"), read)
 

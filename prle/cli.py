@@ -102,12 +102,13 @@ def _needed(outputs: Path) -> set[str]:
     return recorded_runs(outputs).union(*(plan(Lab(name, outputs=outputs), list_notebooks(), full=True).store.names() for name in here))
 
 def _runs(args) -> int:
-    from prle.runs import damaged_runs, list_runs, prune, runs_text
+    from prle.runs import damaged_runs, list_runs, prune, runs_text, spared
     outputs = Path(args.outputs or outputs_dir())
     if args.what == "prune":
-        print(runs_text(prune(outputs/"runs", _needed(outputs), args.delete)))
+        print(runs_text(gone := prune(outputs/"runs", _needed(outputs), args.delete)))
+        if len(left := spared(outputs/"runs")): print(f"Left alone, since they are no runs, or not runs alone:\n{runs_text(left)}")
         kept = f"What `prle train` and `prle userstudy build` make is needed as long as their notes lie in {outputs/'plans'}."
-        print("Deleted." if args.delete else f"Nothing was deleted; --delete does. {kept}")
+        print(f"Deleted {len(gone)} runs." if args.delete else f"Nothing was deleted; --delete does. {kept}")
         return 0
     runs = list_runs(outputs/"runs", args.kind, args.match, dict(stale=True, current=False).get(args.code))
     if args.what == "check": runs = damaged_runs(outputs/"runs", runs)

@@ -22,7 +22,9 @@ from .exhibits import Cells, Gap, Values, seed_range
 from .experiments import Lab, Run, Wanted, read_scores
 from .metrics import as_statistic, resamples, total_interval
 from .paper import BACKBONES, CELL_COLUMNS, SUBSETS, TARGET_SETS, paper_cells
+from .runs import run_file
 from .targets import TARGETS
+from .trust import read_table
 
 # %% ../nbs/11a_comparisons.ipynb #11a-comparisons-4
 def mean_interval(
@@ -393,7 +395,7 @@ def read_mask_sizes(
     run: Run, # from `Lab.statistics`
 ) -> pd.DataFrame: # label, identity, p_fake: the attended share of the face, in [0, 1]
     "Read training faces, \"scored\" by nothing but how much of them is masked at alpha = 1."
-    shares = pd.read_parquet(run.path/"shares.parquet")
+    shares = read_table(run_file(run.path, "shares.parquet"))
     return shares.assign(p_fake=shares["above 0"])
 
 def control_cells(

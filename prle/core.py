@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['REAL', 'FAKE', 'shortened', 'check_choice', 'rng', 'torch_rng', 'seed_everything', 'is_leftover', 'discard',
-           'atomic_path', 'write_json', 'digest', 'file_digest', 'provenance', 'outputs_dir', 'progress']
+           'atomic_path', 'write_json', 'is_full', 'digest', 'bytes_digest', 'file_digest', 'provenance', 'outputs_dir',
+           'progress']
 
 # %% ../nbs/00_core.ipynb #00-core-2
-import difflib, hashlib, json, os, platform, re, reprlib, shutil, subprocess, sys, time, uuid
+import difflib, errno, hashlib, json, os, platform, re, reprlib, shutil, subprocess, sys, time, uuid
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
@@ -112,6 +113,17 @@ def write_json(
     with atomic_path(path) as tmp: tmp.write_text(text, encoding="utf-8")
     return Path(path)
 
+# %% ../nbs/00_core.ipynb #00-core-16-n1
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+def is_full(
+    error: BaseException | None, # from whatever wrote
+) -> bool:
+    "Say whether the reason of an error is a full disk."
+    if error is None: return False
+    if getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error): return True
+    return is_full(error.__cause__ or error.__context__)
+
 # %% ../nbs/00_core.ipynb #00-core-18
 def digest(
     obj, # a JSON-able object; the order of dictionary keys does not matter
@@ -119,6 +131,12 @@ def digest(
     "The name of a configuration: the head of the SHA-256 of its canonical JSON."
     text = json.dumps(obj, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+def bytes_digest(
+    content: bytes, # of a file
+) -> str: # 16 hexadecimal digits
+    "Fingerprint bytes, as `file_digest` does with those of a file."
+    return hashlib.sha256(content).hexdigest()[:16]
 
 @lru_cache(maxsize=100_000)
 def _content_digest(path: str, *_) -> str:
@@ -133,7 +151,8 @@ def file_digest(
     return _content_digest(os.path.abspath(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
 
 # %% ../nbs/00_core.ipynb #00-core-21
-_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "opencv-python", "scikit-learn", "dlib-bin", "dlib", "grad-cam")
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "opencv-python-headless", "scikit-learn", "dlib-bin", "dlib",
+             "grad-cam")
 
 def _version(package: str) -> str | None:
     try: return metadata.version(package)

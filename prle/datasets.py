@@ -7,7 +7,7 @@ __all__ = ['COLUMNS', 'SPLITS', 'VIDEO', 'check_manifest', 'write_manifest', 're
            'read_quantiles', 'read_mask', 'FaceDataset', 'BalancedSampler']
 
 # %% ../nbs/02_datasets.ipynb #02-datasets-2
-import warnings
+import os, warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from .core import FAKE, REAL, atomic_path, rng
+from .core import FAKE, REAL, atomic_path, rng, shortened
+from .trust import Damaged, read_bytes, read_digests, read_whole
 
 # %% ../nbs/02_datasets.ipynb #02-datasets-5
 COLUMNS = dict(
@@ -117,10 +118,12 @@ def read_rgb(
 
 def read_quantiles(
     path: str | Path, # a 16-bit one-channel PNG
+    fingerprint: str | None = None, # from the folder's table of digests; None: do not compare
 ) -> np.ndarray: # (H, W) uint16
-    "Decode a quantile map; `OSError` or `ValueError` naming the file."
-    quantiles = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if quantiles is None: raise OSError(f"cannot read the quantile map {path}: it is missing or truncated. Delete its folder to have it made again.")
+    "Decode a quantile map; `Damaged`, `OSError` or `ValueError` naming the file."
+    content = read_whole(path, fingerprint) if fingerprint else read_bytes(path, 2**28)
+    quantiles = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
+    if quantiles is None: raise OSError(f"cannot read the quantile map {path}: it is truncated or damaged.")
     if quantiles.dtype != np.uint16 or quantiles.ndim != 2: raise ValueError(f"{path} is no 16-bit one-channel quantile map.")
     return quantiles
 
@@ -143,17 +146,25 @@ def _check_masks(fakes: pd.DataFrame):
     if len(lacking) == len(fakes): raise ValueError(f"{told}. {remedy}")
     warnings.warn(f"{told}: losses that read masks leave them out.", stacklevel=3)
 
+def _map_digests(folder: Path, paths) -> np.ndarray: # of bytes, in the order of `paths`
+    "The digests of the faces' quantile maps; `Damaged` naming a face without one."
+    digests, names = read_digests(folder), [f"{os.path.splitext(path)[0]}.png" for path in paths]
+    lacking = [name for name in names if name not in digests]
+    if lacking: raise Damaged(f"{folder} has no quantile map {shortened(lacking[0])}.")
+    return np.array([digests[name].encode() for name in names])
+
 class FaceDataset(Dataset):
     "The faces of a manifest: `dict(image, label, index, landmarks[, mask, mask_known][, quantiles])`."
     def __init__(
         self,
         manifest: pd.DataFrame, # rows to serve, in this order; from `read_manifest` or `select`
         transform: Callable[[dict], dict] | None = None, # what to do with each item
-        quantiles: str | Path | None = None, # folder of quantile maps, one a face under the face's own relative path
+        quantiles: str | Path | None = None, # folder of quantile maps, one a face under the face's own relative path, with their digests (`write_digests`)
         masks: bool = False, # serve the masks of manipulated pixels, and whether they are known; `ValueError` if no fake has one
     ):
         self.root, self.transform, self.quantiles = Path(manifest.attrs["root"]), transform, quantiles and Path(quantiles)
         self.paths = np.array([path.encode() for path in manifest.path]) # one block of memory, which forked workers share; a list of strings they would copy bit by bit
+        self.digests = _map_digests(self.quantiles, manifest.path) if self.quantiles else None
         self.labels = manifest.label.to_numpy()
         self.landmarks = np.stack(manifest.landmarks.to_numpy()).astype(np.float32).reshape(-1, 68, 2)
         self.masks = np.array([path.encode() for path in manifest["mask"]]) if masks else None
@@ -170,7 +181,7 @@ class FaceDataset(Dataset):
             item |= dict(mask=torch.from_numpy(mask)[None], mask_known=bool(self.masks[i]) or item["label"] == REAL)
         if self.quantiles:
             path = self.quantiles/Path(name).with_suffix(".png")
-            quantiles = read_quantiles(path)
+            quantiles = read_quantiles(path, self.digests[i].decode())
             if quantiles.shape != image.shape[:2]: raise ValueError(f"{path} is {quantiles.shape[::-1]}, its face {name} is {image.shape[1::-1]} (width, height).")
             item["quantiles"] = torch.from_numpy(quantiles)[None]
         return self.transform(item) if self.transform else item

@@ -22,10 +22,12 @@ from .datasets import FaceDataset
 from .detectors import create_detector
 from .detectors.registry import macs
 from .exhibits import Cells, Exhibit, Parameter, TablePart, Values, declare, whole
-from .experiments import Lab, Run, Wanted
+from .experiments import Lab, Run, Wanted, quantile_folder
 from .masking import PrimaryRegionMask
 from .paper import describe, paper_table
+from .runs import run_file
 from .trainer import predict, train
+from .trust import read_table
 
 # %% ../nbs/11b_efficiency.ipynb #11b-efficiency-4
 COUNTED = {"Xception": ("legacy_xception", 2), "ResNet-50": ("resnet50", 1000)}
@@ -113,7 +115,7 @@ def timing_run(
         backbone=backbone, subset=subset, rounds=rounds, faces=faces, quantiles=maps.key, data=lab.fingerprint,
         size=lab.preset.size, device=here["device"], on=lab.device, threads=here["threads"], torch=here["packages"]["torch"])
     def make(folder):
-        table = _measure(lab, backbone, subset, maps.path/"quantiles", rounds, faces)
+        table = _measure(lab, backbone, subset, quantile_folder(maps), rounds, faces)
         table.to_parquet(folder/"throughput.parquet", index=False)
     return lab.store.get("timings", f"{backbone}-{subset}", config, make)
 
@@ -121,7 +123,7 @@ def read_throughput(
     run: Run, # from `timing_run`
 ) -> pd.DataFrame: # round, arm, train, infer
     "Read the faces a second of each round."
-    return pd.read_parquet(run.path/"throughput.parquet")
+    return read_table(run_file(run.path, "throughput.parquet"))
 
 # %% ../nbs/11b_efficiency.ipynb #11b-efficiency-14
 class Measured(NamedTuple):
@@ -210,7 +212,7 @@ class Table8(Exhibit):
     notebook, headline, parameters = "table8_efficiency", True, (ROUNDS,)
 
     def cells(self, lab: Lab, rounds: int | None) -> Cells:
-        return {"maps": [Wanted(lambda lab: lab.quantiles(Zoo("DF")), read=str)]}
+        return {"maps": [Wanted(lambda lab: lab.quantiles(Zoo("DF")), read=quantile_folder)]}
 
     def parts(self, lab: Lab, values: Values, rounds: int | None) -> Iterator[TablePart]:
         whole(values)

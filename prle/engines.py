@@ -67,7 +67,8 @@ _DEATHS = 3
 
 def _epochs(path: Path) -> int:
     "How many epochs of a run are kept in its working folder."
-    return max((int(p.name.split("-")[1]) for p in path.parent.glob(f".{path.name}.partial-*/checkpoint-*/epoch-*")), default=0)
+    found = path.parent.glob(f".{path.name}.partial-*/checkpoint-*/epoch-*")
+    return max((int(p.name[6:]) for p in found if p.name[6:].isdecimal()), default=0) # not those set aside
 
 def _do_there(root: Path, heartbeat: float, missed: int, device: str | None, task: Task, *inputs: Outcome) -> Outcome:
     "A task, in a worker of Ray; given up if workers die of it."

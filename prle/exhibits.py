@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESET', 'DATA', 'OUTPUTS', 'COMMON', 'SEEDS', 'Cells', 'Values', 'PAPER', 'Parameter', 'parameter_lines', 'Gap',
-           'seed_range', 'read_cell', 'TablePart', 'FigurePart', 'Made', 'Exhibit', 'parameters_cell', 'whole',
-           'declare', 'exhibits']
+           'seed_range', 'as_it_is', 'read_cell', 'TablePart', 'FigurePart', 'Made', 'Exhibit', 'parameters_cell',
+           'whole', 'declare', 'exhibits']
 
 # %% ../nbs/11a0_exhibits.ipynb #11a0-exhibits-2
 import re
@@ -76,6 +76,10 @@ def seed_range(
     return range(seeds)
 
 # %% ../nbs/11a0_exhibits.ipynb #11a0-exhibits-11
+def as_it_is(run: Any) -> Any:
+    "Return a run itself, where it is read bit by bit."
+    return run
+
 def read_cell(
     lab: Lab, # which makes or has the runs
     cell: list[Wanted] | Gap,

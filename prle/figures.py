@@ -31,11 +31,13 @@ from .comparisons import (HIGH, LOW, PLAIN_AND_PRLE, PRIMARY, Arm, Variant, arms
                               split_subsets, wanted_statistics)
 from .configs import IDENTITY, FusionConfig, Zoo
 from .datasets import read_quantiles, read_rgb
-from .exhibits import SEEDS, Cells, Exhibit, FigurePart, Parameter, TablePart, Values, declare, whole
-from .experiments import BINS, Lab, Run, Wanted, fused_batches, map_stores
+from .exhibits import SEEDS, Cells, Exhibit, FigurePart, Parameter, TablePart, Values, as_it_is, declare, whole
+from .experiments import BINS, Lab, Run, Wanted, fused_batches, quantile_folder
 from .masking import region
 from .paper import BACKBONES, COLUMN_WIDTH, FIGURE6, PAGE_WIDTH, TARGET_SETS, describe, interval, show_image
+from .runs import run_file
 from .tables import ArmExhibit
+from .trust import read_array, read_digests, read_table
 
 # %% ../nbs/11c_figures.ipynb #11c-figures-4
 SMALL = dict(fontsize=8)
@@ -73,13 +75,13 @@ def read_face(
 class MappedFace:
     "A training face and what each detector of a zoo attends to."
     image: np.ndarray # (H, W, 3) uint8, RGB
-    stores: dict[str, Path] # backbone -> maps of all training faces
+    maps: dict[str, Run] # backbone -> its maps of all training faces
     row: int # which of them it is
 
     def fused(self, fusion: FusionConfig, *backbones: str) -> np.ndarray: # (H, W) in [0, 1]
         "Fuse the maps of some backbones; of all if none is named."
-        stores = [self.stores[name] for name in backbones or self.stores]
-        batch = next(fused_batches(stores, fusion, len(self.image), rows=[self.row]))
+        runs = [self.maps[name] for name in backbones or self.maps]
+        batch = next(fused_batches(runs, fusion, len(self.image), rows=[self.row]))
         return batch[0].numpy()
 
 @dataclass(frozen=True)
@@ -99,13 +101,13 @@ class RankedFace(MappedFace):
 def map_cells(
     subsets: Iterable[str], # manipulations
     seed: int, # of the zoo
-) -> Cells: # "maps", manipulation -> where each detector's maps of the training faces lie
+) -> Cells: # "maps", manipulation -> the runs with each detector's maps of the training faces
     "Want what the detectors of a zoo attend to."
     return {("maps", subset): [_wanted_maps(Zoo(subset, seed))] for subset in subsets}
 
 def _wanted_maps(zoo: Zoo) -> Wanted:
     "Want the maps of a zoo."
-    return Wanted(lambda lab: lab.maps(zoo), map_stores)
+    return Wanted(lambda lab: lab.maps(zoo), as_it_is)
 
 def rank_cells(
     subsets: Iterable[str], # manipulations
@@ -117,7 +119,7 @@ def rank_cells(
 
 def _wanted_ranks(zoo: Zoo) -> Wanted:
     "Want the quantile maps of a zoo."
-    return Wanted(lambda lab: lab.quantiles(zoo), lambda run: run.path/"quantiles")
+    return Wanted(lambda lab: lab.quantiles(zoo), quantile_folder)
 
 # %% ../nbs/11c_figures.ipynb #11c-figures-10
 def mapped_face(
@@ -127,8 +129,8 @@ def mapped_face(
     row: int, # of `lab.train_faces(subset)`
 ) -> MappedFace:
     "Read a training face and what the zoo attends to."
-    [stores] = values["maps", subset]
-    return MappedFace(read_face(lab.train_faces(subset), row), dict(zip(lab.preset.backbones, stores)), row)
+    [runs] = values["maps", subset]
+    return MappedFace(read_face(lab.train_faces(subset), row), dict(zip(lab.preset.backbones, runs)), row)
 
 def ranked_face(
     lab: Lab, # its training faces
@@ -138,8 +140,9 @@ def ranked_face(
 ) -> RankedFace:
     "Read a training face, what the zoo attends to, and the ranks of the attended pixels."
     face, [folder] = mapped_face(lab, values, subset, row), values["quantiles", subset]
-    path = folder/lab.train_faces(subset).path.iloc[row]
-    return RankedFace(face.image, face.stores, row, read_quantiles(path.with_suffix(".png")))
+    path = Path(lab.train_faces(subset).path.iloc[row]).with_suffix(".png")
+    quantiles = read_quantiles(folder/path, read_digests(folder)[path.as_posix()])
+    return RankedFace(face.image, face.maps, row, quantiles)
 
 # %% ../nbs/11c_figures.ipynb #11c-figures-12
 STYLES = {"none": dict(color="C0", marker="o"), "primary": dict(color="C1", marker="s")}
@@ -180,12 +183,12 @@ def figure1_faces(
     return chosen
 
 # %% ../nbs/11c_figures.ipynb #11c-figures-16
-def _draw_attention(part, faces: pd.DataFrame, stores: dict[str, Path], size: int):
+def _draw_attention(part, faces: pd.DataFrame, maps: dict[str, Run], size: int):
     "Draw where each plain detector looks on fakes of its own manipulation."
     chosen = figure1_faces(faces, 3)
     axes = part.subplots(2, max(map(len, chosen.values())), squeeze=False)
     for row, (train, positions) in zip(axes, chosen.items()):
-        heats = next(fused_batches([stores[train]], IDENTITY, size, positions)).numpy()
+        heats = next(fused_batches([maps[train]], IDENTITY, size, positions)).numpy()
         for ax, i, heat in zip(row, positions, heats): show_image(ax, read_face(faces, i), heat)
         row[0].set_ylabel(f"trained on {train}", **SMALL)
 
@@ -210,14 +213,14 @@ def _draw_masked_form(part, face: RankedFace):
 # %% ../nbs/11c_figures.ipynb #11c-figures-17
 def draw_figure1(
     faces: pd.DataFrame, # all test faces
-    stores: dict[str, Path], # manipulation -> attention on them of the detector that was trained on it
+    maps: dict[str, Run], # manipulation -> attention on them of the detector that was trained on it
     rows: pd.DataFrame, # from `compare`
     face: RankedFace, # of FS
 ) -> Figure:
     "Draw where detectors look, their AUC inside and across, and a face with its masked form (Figure 1)."
     figure = plt.figure(figsize=(PAGE_WIDTH, 2.7), layout="constrained")
     left, middle, right = figure.subfigures(1, 3, width_ratios=(3.2, 3, 1.3))
-    _draw_attention(left, faces, stores, len(face.image))
+    _draw_attention(left, faces, maps, len(face.image))
     _draw_inside_and_across(middle, rows)
     _draw_masked_form(right, face)
     return figure
@@ -238,10 +241,10 @@ class Figure1(Exhibit):
         arms = [arm.key for arm in figure1_arms()]
         rows = compare(split_subsets({key: values[key] for key in arms}, lab.subsets))
         pictures = whole({key: value for key, value in values.items() if key not in arms})
-        stores = {train: pictures["attention", train][0] for train in FIGURE1}
+        maps = {train: pictures["attention", train][0] for train in FIGURE1}
         i = pick_fakes(lab.train_faces("FS"), 1, "figure1", 0, "FS")[0]
         face = ranked_face(lab, pictures, "FS", i)
-        figure = draw_figure1(lab.test_faces(), stores, rows, face)
+        figure = draw_figure1(lab.test_faces(), maps, rows, face)
         about = describe(lab, seeds)
         caption = f"Figure 1: attention (faces drawn at random, seed 0) and AUC of Xception trained on NT and on FS. {about}"
         numbers = rows[rows.test.isin(FIGURE1)].drop(columns="note").round(1)
@@ -251,9 +254,9 @@ def wanted_attention(
     arm: Arm, # that localizes
     seed: int, # of its training
     split: str = "test", # or a target set
-) -> Wanted: # the path of maps.npy
+) -> Wanted: # the run with its maps
     "Want the attention of an arm's detector."
-    return Wanted(lambda lab: lab.attention(arm.run(lab, seed), split), lambda run: run.path/"maps.npy")
+    return Wanted(lambda lab: lab.attention(arm.run(lab, seed), split), as_it_is)
 
 # %% ../nbs/11c_figures.ipynb #11c-figures-20
 def _draw_arrow(figure: Figure, start: plt.Axes, end: plt.Axes):
@@ -297,7 +300,7 @@ def draw_figure2(
     grid = figure.add_gridspec(3, 6)
     ax = {panel: figure.add_subplot(grid[place]) for panel, place in _PLACES2.items()}
     _draw_panel(ax["face"], f"face ({subset})", show_image, face.image)
-    for panel, name in zip(("first", "second", "third"), face.stores):
+    for panel, name in zip(("first", "second", "third"), face.maps):
         _draw_panel(ax[panel], name, show_image, face.image, face.fused(IDENTITY, name))
     _draw_panel(ax["average"], "average > $\\tau_1$\nEq. 6", show_image, face.image, face.fused(HIGH))
     literal = face.fused(FusionConfig("neighbour-literal"))
@@ -380,8 +383,8 @@ def read_attended_values(
     run: Run, # from `Lab.statistics`
 ) -> np.ndarray: # (BINS,) pixels
     "Count the pixels of the training faces in each bin of attention, those without any left out."
-    counts = np.load(run.path/"histogram.npy")
-    attended = pd.read_parquet(run.path/"shares.parquet")["above 0"]
+    counts = read_array(run_file(run.path, "histogram.npy"))
+    attended = read_table(run_file(run.path, "shares.parquet"))["above 0"]
     counts[0] -= counts.sum() - round(attended.mean() * counts.sum())
     return counts
 
@@ -708,8 +711,8 @@ class Figure9(Exhibit):
         chosen = pick_fakes(rows, faces, "figure9", seed)
         drawn = {}
         for arm in self.arms():
-            [scores], [store] = values["scores", arm.key], values["attention", arm.key]
-            heats = next(fused_batches([store], IDENTITY, lab.preset.size, chosen)).numpy()
+            scores, maps = values["scores", arm.key][0], values["attention", arm.key]
+            heats = next(fused_batches(maps, IDENTITY, lab.preset.size, chosen)).numpy()
             drawn[arm.backbone, arm.name] = heats, scores.p_fake.to_numpy()[chosen]
         figure = draw_figure9([read_face(rows, i) for i in chosen], drawn)
         about = describe(lab, 1, self.backbones, on=(), brackets="")

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import atomic_path, check_choice, progress
-from .trust import made_folder
+from .trust import made_folder, read_array, write_digests
 from .datasets import read_quantiles
 from .fusion import fuse
 from .localization import upsample_maps
@@ -292,7 +292,7 @@ class LandmarkMask(RegionMask):
 # %% ../nbs/07_masking.ipynb #07-masking-47
 def _open_stores(stores: Sequence[str | Path], n: int) -> list[np.ndarray]:
     "Memory-mapped attention maps, one (n, h, w) array a detector; `ValueError` naming a store of another length."
-    maps = [np.load(store, mmap_mode="r") for store in stores]
+    maps = [read_array(store, mapped=True) for store in stores]
     for store, m in zip(stores, maps):
         if m.ndim != 3 or len(m) != n: raise ValueError(f"{store} holds maps {m.shape} for {n} faces; localize it again.")
     return maps
@@ -325,4 +325,5 @@ def quantile_store(
                 raise
             quantiles = write_quantiles(fused, [tmp/name for name in names[i:i + batch]])
             shares[i:i + batch] = (quantiles.to(torch.int32) > 0).float().mean((1, 2))
+        write_digests(tmp)
     return shares

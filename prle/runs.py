@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['GIVEN_UP', 'STORE_ERRORS', 'COLUMNS', 'code_modules', 'code_difference', 'process_start', 'this_process', 'who',
-           'Claim', 'check_run', 'Run', 'RunFailed', 'say_misses', 'estimate', 'set_aside', 'claimed', 'forget_failure',
-           'Task', 'needs_text', 'task_inputs', 'RunStore', 'planned', 'seconds_text', 'plan_text', 'list_runs',
-           'bytes_text', 'runs_text', 'damaged_runs', 'find_run', 'record_runs', 'recorded_runs', 'needs', 'reachable',
-           'prune']
+           'Claim', 'read_run', 'run_file', 'check_run', 'Run', 'RunFailed', 'say_misses', 'estimate', 'set_aside',
+           'claimed', 'forget_failure', 'Task', 'needs_text', 'task_inputs', 'RunStore', 'planned', 'seconds_text',
+           'plan_text', 'list_runs', 'bytes_text', 'runs_text', 'damaged_runs', 'find_run', 'record_runs',
+           'recorded_runs', 'needs', 'reachable', 'spared', 'prune']
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-2
-import errno, json, os, re, shutil, socket, statistics, threading, time, traceback, uuid
+import errno, json, numbers, os, re, socket, statistics, threading, time, traceback, uuid
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 
 import prle
-from .core import check_choice, digest, file_digest, provenance, write_json
-from .trust import read_json
+from .core import check_choice, digest, discard, file_digest, is_full, is_leftover, provenance, shortened, write_json
+from .trust import (DIGESTS, MARKER, Damaged, check_digest, check_digests, check_entries, file_name, one_line,
+                        open_file, read_digests, read_json, read_record, read_sealed, write_sealed)
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-5
 def code_modules() -> dict[str, str]: # module ("trainer", "detectors.vgg") -> 16 hexadecimal digits
@@ -77,7 +78,22 @@ def who(
     owner: dict, # from `this_process`; empty if it has not written its name yet
 ) -> str:
     "A process, as people read it."
-    return f"pid {owner['pid']} on {owner['host']}, since {owner['since']}" if owner else "a process that has not given its name yet"
+    if not owner: return "a process that has not given its name yet"
+    return f"pid {owner['pid']} on {one_line(owner['host'])}, since {one_line(owner['since'])}"
+
+_CLAIM = dict(machine=str, host=str, pid=int, since=str)
+
+def _owner(file: Path) -> dict | None:
+    "Read a claim: None if it was given back, empty if its owner's name is not written yet or cannot be read."
+    try:
+        record = read_json(file, most=10_000)
+        return None if record is None else check_entries(record, file, **_CLAIM)
+    except (ValueError, FileNotFoundError, IsADirectoryError): return {}
+
+def _pause(owner: dict) -> float:
+    "Seconds between two signs of life of who has a claim, at most an hour whatever it says."
+    pause = owner.get("heartbeat")
+    return min(pause, GIVEN_UP) if isinstance(pause, numbers.Real) else 0.0
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-12
 class _Row:
@@ -89,22 +105,25 @@ class _Row:
     def _last(self) -> tuple[int, dict | None]: # its owner: None if it is free, {} if not written yet
         "The end of the row, which is read from 1 without gaps."
         try: names = set(os.listdir(self.folder))
-        except FileNotFoundError: return 0, None
+        except (FileNotFoundError, NotADirectoryError): return 0, None
         number = 0
         while str(number + 1) in names: number += 1
-        try: owner = json.loads(self._file(number).read_text()) if number else None
-        except (ValueError, FileNotFoundError): owner = {}
-        return number, owner
+        return number, _owner(self._file(number)) if number else None
+
+    def _sign(self, number: int) -> tuple[int, int]: # number and time, of which only a change means something
+        "The last sign of life; opening the file asks an NFS server, `stat` alone may not."
+        try:
+            with open_file(self._file(number)) as f: return number, os.fstat(f.fileno()).st_mtime_ns
+        except (ValueError, IsADirectoryError): return number, 0
 
     def _dead(self, number: int, owner: dict) -> bool:
         "Whether its process is known to be dead, or has shown no sign of life for too long."
-        if owner.get("machine") == _machine(): return process_start(owner["pid"]) != owner["started"]
+        if owner.get("machine") == _machine(): return process_start(owner["pid"]) != owner.get("started")
         now = time.monotonic()
-        try:
-            with open(self._file(number)) as f: beat = number, os.fstat(f.fileno()).st_mtime_ns # opening asks an NFS server, stat alone may not
+        try: beat = self._sign(number)
         except FileNotFoundError: return False
         if self._seen is None or self._seen[0] != beat: self._seen = beat, now
-        return now - self._seen[1] > self.missed * max(self.heartbeat, owner.get("heartbeat", 0))
+        return now - self._seen[1] > self.missed * max(self.heartbeat, _pause(owner))
 
     def _write(self, number: int, record: dict | None) -> bool:
         "Add to the row; False if another process was faster or the row has been removed."
@@ -138,7 +157,7 @@ class Claim(_Row):
 
     def silence(self) -> float:
         "Seconds since the last claim was made or gave its last sign of life, by the times of files; 0 where nothing can be written."
-        probe = self.folder/f".{uuid.uuid4().hex[:8]}"
+        probe = self.folder/f".prle-tmp-{uuid.uuid4().hex[:8]}"
         try:
             probe.touch()
             return max(0.0, probe.stat().st_mtime - self._file(self._last()[0]).stat().st_mtime)
@@ -148,13 +167,14 @@ class Claim(_Row):
 
     def _given_up(self, owner: dict) -> bool:
         "Whether an owner on another machine has been silent for so long that one look is enough."
-        return owner.get("machine") != _machine() and self.silence() > max(GIVEN_UP, self.missed * owner.get("heartbeat", 0))
+        return owner.get("machine") != _machine() and self.silence() > max(GIVEN_UP, self.missed * _pause(owner))
 
     def take(
         self,
         look: bool = False, # believe one look, as `owner` does; otherwise an owner on another machine is watched from call to call
     ) -> dict | None: # None: it is ours now
         "Take it, if nobody alive has it; otherwise say who has."
+        if self.folder.is_symlink(): raise NotADirectoryError(errno.ENOTDIR, "a link in place of claims", str(self.folder))
         try: self.folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
             if self.folder.is_file(): raise
@@ -186,81 +206,91 @@ class Claim(_Row):
     def remove(self):
         "Remove the row of a run that is finished and needs no claims any more."
         self._stop.set()
-        if not self.lost: _discard(self.folder)
+        if self.lost: return
+        if _strangers(self.folder): self.free()
+        else: discard(self.folder)
 
-def _discard(path: Path):
-    "Delete a file or a folder in such a way that nobody sees it half deleted."
-    away = path.with_name(f".{uuid.uuid4().hex[:8]}.deleted")
-    with suppress(FileNotFoundError):
-        os.rename(path, away)
-        shutil.rmtree(away, ignore_errors=True) if away.is_dir() else away.unlink()
+def _strangers(
+    folder: Path, # of claims; may be absent
+) -> list[str]: # names
+    "What lies among claims and is none."
+    if not folder.is_dir(): return []
+    return [name for name in sorted(os.listdir(folder)) if not (name.isdecimal() or is_leftover(name))]
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-19
-def _open_parquet(path: Path):
-    import pyarrow.parquet
-    pyarrow.parquet.read_metadata(path)
+_ORIGIN = dict(run=str, files=dict, code=str, modules=dict, earlier=list, seconds=numbers.Real, end=str)
 
-def _open_safetensors(path: Path):
-    from safetensors import safe_open
-    with safe_open(path, framework="np") as f: f.keys()
+def _read_config(folder: Path) -> dict:
+    "Read what a run is asked for; `Damaged` naming the file."
+    path = folder/"config.json"
+    try: return read_json(path, dict)
+    except (FileNotFoundError, NotADirectoryError): raise Damaged(f"{path} is missing.") from None
+    except ValueError as e: raise Damaged(str(e)) from e
 
-_OPEN = {".json": read_json, ".parquet": _open_parquet, ".safetensors": _open_safetensors, ".npy": lambda path: np.load(path, mmap_mode="r")}
+def _read_origin(folder: Path) -> dict:
+    "Read where a run comes from; `Damaged` naming the file."
+    return read_sealed(folder/"provenance.json", **_ORIGIN)
 
-def _opens(path: Path):
-    "`ValueError` unless a file can be opened as what its name says; errors of the file system itself pass through."
-    try: _OPEN[path.suffix](path)
-    except Exception as e:
-        if isinstance(e, OSError) and e.errno: raise
-        raise ValueError(f"{path.name} cannot be read ({e})") from e
+def read_run(
+    folder: str | Path, # of a finished run
+) -> tuple[dict, dict]: # its configuration and its provenance
+    "Read what a run is; `Damaged` naming the file that is not what was written, or of another run."
+    folder = Path(folder)
+    config, origin = _read_config(folder), _read_origin(folder)
+    kind, _, name = origin["run"].partition("/")
+    if name != folder.name: raise Damaged(f"{folder/'provenance.json'} is of another run, {one_line(name)}.")
+    if digest([kind, config]) != name[-16:]: raise Damaged(f"{folder/'config.json'} has changed since it was written.")
+    return config, origin
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-20
-def _files(path: Path) -> list[str]:
-    "All files of a folder, however deep; or the file itself."
-    return sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names) if path.is_dir() else [str(path)]
+def _covered(folder: Path) -> list[str]: # relative, POSIX, sorted
+    "List the files of a run whose fingerprints stand in its provenance: of folders with a table of digests, the table."
+    names = []
+    for here, folders, files in os.walk(folder):
+        if DIGESTS in files and here != str(folder):
+            folders.clear()
+            files = [name for name in files if name in (DIGESTS, MARKER)]
+        names += [Path(here, name).relative_to(folder).as_posix() for name in files]
+    return sorted(name for name in names if name != "provenance.json")
 
-def _size(path: Path) -> int: return sum(os.stat(p).st_size for p in _files(path))
+def _listing(folder: Path) -> dict[str, str]:
+    "The fingerprints of a run's files."
+    return {name: file_digest(folder/name) for name in _covered(folder)}
 
-def _fingerprint(path: Path) -> str:
-    "Of a file's content, or of all names and contents in a folder."
-    return digest({os.path.relpath(p, path): file_digest(p) for p in _files(path)}) if path.is_dir() else file_digest(path)
-
-def _listing(folder: Path) -> dict[str, list]:
-    "Size and fingerprint of the files and folders that lie in a run's folder."
-    return {p.name: [_size(p), _fingerprint(p)] for p in sorted(folder.iterdir()) if p.name != "provenance.json"}
+def run_file(
+    folder: str | Path, # of a finished run
+    name: str, # of a file in it, relative
+) -> Path:
+    "Return the path of a run's file that is as it was written; `Damaged` naming it otherwise."
+    files = read_run(folder)[1]["files"]
+    if name not in files: raise Damaged(f"{folder} has no {name}.")
+    return check_digest(Path(folder)/name, files[name])
 
 def check_run(
     folder: str | Path, # of a finished run
-    deep: bool = False, # compare every byte with what was written, not only sizes
+    deep: bool = False, # read also the files that a table of digests covers
 ):
-    "`ValueError` naming the file if a run is not whole or not readable."
-    folder = Path(folder)
-    for name in ("config.json", "provenance.json"):
-        if not (folder/name).exists(): raise ValueError(f"{name} is missing")
-        _opens(folder/name)
-    for name, (size, fingerprint) in read_json(folder/"provenance.json").get("files", {}).items():
-        path = folder/name
-        if not path.exists(): raise ValueError(f"{name} is missing")
-        if (found := _size(path)) != size: raise ValueError(f"{name} has {found} bytes where {size} were written")
-        if deep and _fingerprint(path) != fingerprint: raise ValueError(f"{name} has changed since it was written")
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _OPEN: _opens(path)
+    "`Damaged` naming the first file of a run that is not what was written."
+    folder, files = Path(folder), read_run(folder)[1]["files"]
+    for name, fingerprint in files.items(): check_digest(folder/name, fingerprint)
+    for name in files if deep else ():
+        if Path(name).name == DIGESTS: check_digests((folder/name).parent)
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-22
 _ELSEWHERE = "or choose another folder with PRLE_OUTPUTS"
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
-STORE_ERRORS = _FULL | _CLOSED
+STORE_ERRORS = {errno.ENOSPC, errno.EDQUOT} | _CLOSED
 "The `errno` of an `OSError` after which nothing more can be written."
-
-def _is_full(e: BaseException) -> bool:
-    "Whether a disk is full; libraries that write in C say so in words only."
-    return getattr(e, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(e)
 
 def _explained(e: BaseException, path: Path) -> BaseException:
     "The error that names the store's folder and a way out; `e` itself where it is about something else."
     text = f"{path.parent} cannot take the run {path.name}"
-    if _is_full(e): return OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {text}. Free some space there (`prle runs prune` lists what nothing needs) {_ELSEWHERE}.")
-    if getattr(e, "errno", None) in _CLOSED: return OSError(e.errno, f"{os.strerror(e.errno)}: {text}. Make it a folder that you may write to, {_ELSEWHERE}.")
+    if is_full(e):
+        room = f"Free some space there (`prle runs prune` lists what nothing needs) {_ELSEWHERE}."
+        return OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {text}. {room}")
+    if getattr(e, "errno", None) in _CLOSED:
+        way = f"Make it a folder that you may write to, {_ELSEWHERE}."
+        return OSError(e.errno, f"{os.strerror(e.errno)}: {text}. {way}")
     return e
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-24
@@ -290,20 +320,30 @@ def say_misses(
 
 _NAME = re.compile(r"(?P<label>.+)-(?P<key>[0-9a-f]{16})")
 
-def _check_label(label: str) -> str:
-    "`label`, if it can be part of a folder's name."
-    if label and label == Path(label).name and not label.startswith("."): return label
-    raise ValueError(f"{label!r} cannot be a run's label: it has to be a file's name without a leading dot.")
-
 def _beside(path: Path, what: str) -> Path:
     "What lies beside a run's folder and belongs to it: `lock`, `failed.json`, `partial-3`."
     return path.with_name(f".{path.name}.{what}")
 
+def _attempts(path: Path) -> list[Path]: # oldest first
+    "What is called like the working folders of attempts at a run."
+    start, found = f".{path.name}.partial-", {}
+    for p in path.parent.iterdir() if path.parent.is_dir() else ():
+        if p.name.startswith(start) and (number := p.name.removeprefix(start)).isdecimal(): found[int(number)] = p
+    return [found[number] for number in sorted(found)]
+
+def _begun(folder: Path, path: Path) -> bool:
+    "Whether an attempt at a run has made a working folder: its configuration or its provenance says so."
+    if folder.is_symlink() or not folder.is_dir(): return False
+    if all(is_leftover(name) for name in os.listdir(folder)): return True
+    with suppress(Damaged):
+        if digest([path.parent.name, _read_config(folder)]) == path.name[-16:]: return True
+    with suppress(Damaged):
+        return read_sealed(folder/"provenance.json", run=str)["run"] == f"{path.parent.name}/{path.name}"
+    return False
+
 def _partials(path: Path) -> list[Path]: # oldest first
     "The working folders that attempts at a run have left."
-    start = f".{path.name}.partial-"
-    found = [p for p in path.parent.iterdir() if p.name.startswith(start)] if path.parent.exists() else []
-    return sorted(found, key=lambda p: int(p.name.removeprefix(start)))
+    return [p for p in _attempts(path) if _begun(p, path)]
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-25
 def _leaves(config, name: str = "") -> dict:
@@ -321,8 +361,9 @@ def _past(folder: Path) -> list[tuple[str, dict, dict]]: # label, entries of the
     "The finished runs of a kind."
     found = []
     for p in sorted(folder.iterdir()) if folder.exists() else []:
-        with suppress(OSError, ValueError):
-            if m := _NAME.fullmatch(p.name): found.append((m["label"], _leaves(read_json(p/"config.json")), read_json(p/"provenance.json")))
+        with suppress(OSError, Damaged):
+            config, origin = read_run(p)
+            found.append((_NAME.fullmatch(p.name)["label"], _leaves(config), origin))
     return found
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-26
@@ -348,7 +389,7 @@ def set_aside(
 ) -> Path: # its new name: `...corrupt-1`, or the next number
     "Take a run out of use without deleting it; the next one who asks for it makes it again."
     number = 1
-    while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists(): number += 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.corrupt-{number}")): number += 1
     os.rename(path, aside)
     return aside
 
@@ -373,30 +414,38 @@ def _nearest(label: str, config: dict, past: list[tuple[str, dict, dict]]) -> st
     if "data" in nearest and {*nearest} <= {"data", *_MADE_FROM}: return "the data have changed"
     return f"differs from the nearest in {', '.join(nearest)}" if nearest else "not made yet"
 
+def _failure(path: Path) -> dict:
+    "Read why the last attempt at a run failed; empty if there is no note that can be read."
+    with suppress(OSError, ValueError):
+        return read_record(_beside(path, "failed.json"), error=str, when=str, code=str, diverged=bool)
+    return {}
+
 def _reason(path: Path, config: dict, past: list[tuple[str, dict, dict]]) -> str:
     "Why a run has to be made."
-    if (failed := _beside(path, "failed.json")).exists():
-        with suppress(ValueError): return "tried again after {error} ({when})".format(**read_json(failed))
+    if note := _failure(path): return f"tried again after {one_line(note['error'])} ({one_line(note['when'])})"
     return "was interrupted" if _partials(path) else _nearest(_NAME.fullmatch(path.name)["label"], config, past)
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-30
 def _workplace(path: Path, number: int, resume: bool) -> Path:
     "The working folder of a claim: the last attempt's, to go on from, or an empty one."
-    folder = _beside(path, f"partial-{number}")
-    if resume and (left := _partials(path)): os.rename(left[-1], folder)
-    for p in _partials(path):
-        if p != folder: _discard(p)
-    folder.mkdir(exist_ok=True)
-    for p in folder.glob(".*"): _discard(p)
+    folder, left = _beside(path, f"partial-{number}"), _partials(path)
+    last = left.pop() if resume and left else None
+    for p in left: discard(p)
+    if os.path.lexists(folder) and folder != last: set_aside(folder) # somebody else's
+    if last: os.rename(last, folder)
+    else: folder.mkdir()
+    for p in folder.iterdir():
+        if is_leftover(p.name): discard(p)
     return folder
 
-def _code(store: "RunStore", folder: Path) -> dict:
-    "The code that begins to work in a folder, and the other code that has worked there before."
+def _code(store: "RunStore", path: Path, folder: Path) -> dict:
+    "The run, the code that begins to work on it, and the other code that has worked there before."
     before = []
-    with suppress(OSError, ValueError):
-        note = read_json(folder/"provenance.json")
+    with suppress(OSError, Damaged):
+        note = read_sealed(folder/"provenance.json", code=str, modules=dict, earlier=list)
         before = [*note["earlier"], dict(code=note["code"], modules=note["modules"])]
-    return dict(code=store.code, modules=store.modules, earlier=[b for b in before if b["code"] != store.code])
+    others = [b for b in before if b["code"] != store.code]
+    return dict(run=f"{path.parent.name}/{path.name}", code=store.code, modules=store.modules, earlier=others)
 
 def _origin(store: "RunStore", code: dict, folder: Path, config: dict, started: tuple[str, float], resumed: bool) -> dict:
     "The provenance of a run that has just been made."
@@ -408,39 +457,40 @@ def _make(store: "RunStore", path: Path, claim: Claim, config: dict, make: Calla
     "Fill the working folder of a claim and publish it; `RuntimeError` if another process has taken over."
     started, folder = (_utc(), time.monotonic()), _workplace(path, claim.number, resume)
     resumed = any(p.name not in ("config.json", "provenance.json") for p in folder.iterdir())
+    code = _code(store, path, folder)
     write_json(folder/"config.json", config)
-    write_json(folder/"provenance.json", code := _code(store, folder))
+    write_sealed(folder/"provenance.json", code)
     make(folder)
     if claim.lost: raise RuntimeError(f"another process has taken {path.name} over")
-    write_json(folder/"provenance.json", _origin(store, code, folder, config, started, resumed))
+    write_sealed(folder/"provenance.json", _origin(store, code, folder, config, started, resumed))
     with suppress(FileNotFoundError): os.unlink(_beside(path, "failed.json"))
     os.rename(folder, path)
 
 def _note_failure(store: "RunStore", path: Path, e: BaseException, resume: bool):
     "Leave the reason beside the working folder, and the folder itself only to who can go on from it."
     if not resume or isinstance(e, FloatingPointError):
-        for p in _partials(path): _discard(p)
+        for p in _partials(path): discard(p)
     if not isinstance(e, Exception): return # interrupted by hand: no failure
-    text = "".join(traceback.format_exception(e))
-    with suppress(OSError): write_json(_beside(path, "failed.json"), dict(this_process(), error=f"{type(e).__name__}: {e}", diverged=isinstance(e, FloatingPointError),
-                                                                                 code=store.code, traceback=text, when=_utc()))
+    text, diverged = "".join(traceback.format_exception(e)), isinstance(e, FloatingPointError)
+    note = dict(this_process(), error=f"{type(e).__name__}: {e}", diverged=diverged, code=store.code, traceback=text, when=_utc())
+    with suppress(OSError): write_json(_beside(path, "failed.json"), note)
 
 def _diverged(store: "RunStore", path: Path) -> str: # "": no, or other code has tried
     "What went wrong when this code tried a run that would go wrong again."
-    with suppress(OSError, ValueError):
-        if (note := read_json(_beside(path, "failed.json"))).get("diverged") and note["code"] == store.code: return note["error"].removeprefix("FloatingPointError: ")
-    return ""
+    note = _failure(path)
+    if not note.get("diverged") or note["code"] != store.code: return ""
+    return one_line(note["error"].removeprefix("FloatingPointError: "))
 
 def _stop_diverged(store: "RunStore", path: Path):
     "`RunFailed` about a run that would go wrong again."
     if reason := _diverged(store, path): raise RunFailed(f"{path.parent.name}/{path.name}", reason)
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-33
-def _fault(path: Path) -> str | None: # None: it is there and whole; "": it is not there
+def _fault(path: Path, deep: bool = False) -> str | None: # None: it is there and whole; "": it is not there
     "What is wrong with the run's folder."
-    if not path.exists(): return ""
-    try: check_run(path)
-    except ValueError as e: return str(e)
+    if not os.path.lexists(path): return ""
+    try: check_run(path, deep)
+    except Damaged as e: return str(e).replace(f"{path}/", "", 1).rstrip(".")
 
 def _wait(path: Path, say: Callable, heartbeat: float, missed: int) -> Claim:
     "The claim on a run, once it is ours; says whom it waits for."
@@ -448,7 +498,7 @@ def _wait(path: Path, say: Callable, heartbeat: float, missed: int) -> Claim:
     while (owner := claim.take()) is not None:
         if owner and owner != told:
             mine = this_process()
-            if all(owner[k] == mine[k] for k in ("machine", "pid", "thread")): raise RuntimeError(f"{path.name} needs itself: it was asked for while it is being made here.")
+            if all(owner.get(k) == mine[k] for k in ("machine", "pid", "thread")): raise RuntimeError(f"{path.name} needs itself: it was asked for while it is being made here.")
             say(f"WAIT {path.parent.name} {path.name}: {who(told := owner)}, works on it")
         time.sleep(heartbeat / 5)
     return claim
@@ -490,8 +540,17 @@ def _attempt(store: "RunStore", path: Path, claim: Claim, config: dict, make: Ca
         if isinstance(e, Exception) and claim.lost: return _lost(store, path, claim)
         _note_failure(store, path, e, resume)
         if isinstance(e, FloatingPointError): raise RunFailed(f"{path.parent.name}/{path.name}", str(e)) from e
-        if _is_full(e): raise _explained(e, path) from e
+        if is_full(e): raise _explained(e, path) from e
+        if isinstance(e, Damaged): _give_up_inputs(store, config, e)
         raise
+
+def _give_up_inputs(store: "RunStore", config: dict, e: Damaged):
+    "Set aside what a run was to be made from and is not what was written; `Damaged` says that it can be made again."
+    told = []
+    for name in _inputs(config, _by_key(store.root)):
+        with claimed(path := store.root/name, store.say, store.heartbeat, store.missed):
+            if fault := _fault(path, deep=True): told.append(f"{fault}; {name} is set aside as {set_aside(path).name}.")
+    if told: raise Damaged(f"{' '.join(told)} Start again to have it made again.") from e
 
 def forget_failure(
     path: Path, # folder of a run
@@ -501,7 +560,7 @@ def forget_failure(
 
 def _lost(store: "RunStore", path: Path, claim: Claim):
     "Leave the field to the process that has taken over."
-    _discard(_beside(path, f"partial-{claim.number}")) # what was written here since
+    discard(_beside(path, f"partial-{claim.number}")) # what was written here since
     store.say(f"LOST {path.parent.name} {path.name}: no sign of life was seen from here, and another process took over")
 
 def _obtain(store: "RunStore", path: Path, config: dict, make: Callable, resume: bool) -> bool: # whether another process made it
@@ -580,7 +639,9 @@ class RunStore:
         resume: bool = False, # whether `make` can go on from what an earlier attempt left in the folder
     ) -> Run:
         "The run of this configuration: the one that is there, or else made now. Says which and why. `RunFailed` if it diverges, `OSError` if the store is full or closed."
-        path = self.root/kind/f"{_check_label(label)}-{(key := digest([kind, config]))}"
+        file_name(label, "the run's label")
+        config = json.loads(json.dumps(config)) # as it will be read
+        path = self.root/kind/f"{label}-{(key := digest([kind, config]))}"
         known = path in self.used and (path/"config.json").exists()
         fault = None if known else _fault(path)
         if self.dry and path not in self.used: self.tasks.append(Task(path, config, make, resume, fault))
@@ -598,7 +659,8 @@ class RunStore:
         path: Path, # folder of a run
     ) -> str: # "" if the present code made it or it is not made yet
         "What sets the code that made a run apart from the present one."
-        return code_difference(read_json(path/"provenance.json"), self.modules) if (path/"provenance.json").exists() else ""
+        with suppress(Damaged): return code_difference(_read_origin(path), self.modules)
+        return ""
 
     def names(self, other_code: bool = False) -> list[str]: # "kind/label-hash", sorted
         "The runs that were asked for so far; with `other_code` those of them that other code than the present one has made."
@@ -653,18 +715,23 @@ def plan_text(
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-47
 COLUMNS = ["kind", "label", "key", "state", "made", "seconds", "code", "bytes", "note"]
-"What `list_runs` tells. States: finished, in progress, failed, interrupted, corrupt."
+"What `list_runs` tells. States: finished, in progress, failed, interrupted, corrupt, alien (no run)."
 
 _LEFT = re.compile(r"\.(?P<name>.+-[0-9a-f]{16})\.(lock|failed\.json|partial-\d+)")
 _CORRUPT = re.compile(r"(?P<name>.+-[0-9a-f]{16})\.corrupt-\d+")
 
+def _kinds(root: Path) -> list[Path]: # sorted
+    "The folders of a store, links to folders not among them."
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.is_symlink()) if root.exists() else []
+
 def _found(folder: Path) -> dict[Path, str]:
-    "The runs of a kind, and what is finished, unfinished or corrupt."
+    "The runs of a kind, and what is finished, unfinished, corrupt or no run."
     names, found = sorted(os.listdir(folder)), {}
     for name in names:
         if m := _LEFT.fullmatch(name): found.setdefault(folder/m["name"], "unfinished")
         elif _CORRUPT.fullmatch(name): found[folder/name] = "corrupt"
         elif _NAME.fullmatch(name): found[folder/name] = "finished"
+        elif not is_leftover(name): found[folder/name] = "alien"
     return found
 
 def _bytes(path: Path) -> int:
@@ -680,20 +747,27 @@ def _unfinished(path: Path) -> dict:
     row, claim = dict(bytes=sum(map(_bytes, _partials(path)))), Claim(_beside(path, "lock"))
     sign = f"last sign of life {seconds_text(silence)} ago" if (silence := claim.silence()) >= 60 else ""
     if (owner := claim.owner()) is not None: return row | dict(state="in progress", note=", ".join([who(owner), *[sign] * bool(sign)]))
-    if not (failed := _beside(path, "failed.json")).exists(): return row | dict(state="interrupted", note=sign)
-    try: return row | dict(state="failed", made=read_json(failed)["when"], note=read_json(failed)["error"])
-    except ValueError as e: return row | dict(state="failed", note=str(e))
+    if note := _failure(path): return row | dict(state="failed", made=one_line(note["when"]), note=one_line(note["error"]))
+    failed = _beside(path, "failed.json")
+    if os.path.lexists(failed): return row | dict(state="failed", note=f"{failed.name} cannot be read")
+    return row | dict(state="interrupted", note=sign)
+
+def _alien(path: Path, kind: str, reason: str) -> dict:
+    "What `list_runs` tells of something that is no run."
+    name = path.name if path.name.isprintable() else ascii(path.name)
+    return dict(kind=kind, label=name, key="", state="alien", made="", seconds=float("nan"), code="", bytes=0, note=reason)
 
 def _row(path: Path, state: str, modules: dict) -> dict:
     "What `list_runs` tells of a run."
+    if state == "alien": return _alien(path, path.parent.name, "not named like a run")
     label, key = _NAME.fullmatch(path.name.split(".corrupt-")[0]).groups()
     row = dict(kind=path.parent.name, label=label, key=key, state=state, made="", seconds=float("nan"), code="", note="")
     if state == "unfinished": return row | _unfinished(path)
     row["bytes"] = _bytes(path)
     if state == "corrupt": return row | dict(note=path.name)
-    try: origin = read_json(path/"provenance.json")
-    except (ValueError, OSError) as e: return row | dict(state="corrupt", note=str(e))
-    return row | dict(made=origin.get("end", origin.get("time", "")), seconds=origin.get("seconds", float("nan")), code=code_difference(origin, modules))
+    try: origin = read_run(path)[1]
+    except (Damaged, OSError) as e: return row | dict(state="corrupt", note=one_line(e))
+    return row | dict(made=one_line(origin["end"]), seconds=float(origin["seconds"]), code=code_difference(origin, modules))
 
 def list_runs(
     root: str | Path, # folder of all runs
@@ -701,12 +775,14 @@ def list_runs(
     pattern: str | None = None, # only labels that hold this regular expression
     stale: bool | None = None, # True: only those made by other code; False: only the others
 ) -> pd.DataFrame: # `COLUMNS`
-    "All runs of a store, whatever their state, in the order of their names."
+    "All runs of a store, whatever their state, in the order of their names, and what lies there besides."
     root, modules = Path(root), code_modules()
-    kinds = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.exists() else []
+    kinds = [p.name for p in _kinds(root)]
+    others = [] if kind or not root.exists() else [p for p in sorted(root.iterdir()) if p.name not in kinds and not is_leftover(p.name)]
     if kind is not None: kinds = [check_choice(kind, kinds, "kind of run")]
     found = {p: state for k in kinds for p, state in _found(root/k).items() if re.search(pattern or "", p.name.rsplit("-", 1)[0])}
-    runs = pd.DataFrame([_row(p, state, modules) for p, state in found.items()], columns=COLUMNS)
+    rows = [_row(p, state, modules) for p, state in found.items()] + [_alien(p, "", "no folder of runs, or a link") for p in others]
+    runs = pd.DataFrame(rows, columns=COLUMNS)
     return runs if stale is None else runs[(runs.code != "") == stale].reset_index(drop=True)
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-49
@@ -723,7 +799,8 @@ def runs_text(
     runs: pd.DataFrame, # from `list_runs`
 ) -> str:
     "The runs as a table for people, with a line that counts them."
-    shown = pd.DataFrame(dict(run=runs.kind + "/" + runs.label + "-" + runs.key.str[:6], state=runs.state, made=runs.made.str[:16].str.replace("T", " "),
+    run = runs.kind + "/" + runs.label + ("-" + runs.key.str[:6]).where(runs.key != "", "")
+    shown = pd.DataFrame(dict(run=run, state=runs.state, made=runs.made.str[:16].str.replace("T", " "),
                               time=runs.seconds.map(seconds_text), size=runs["bytes"].map(bytes_text), code=runs.code.replace("", "same"), note=runs.note))
     shown.loc[runs.state != "finished", ["time", "code"]] = ""
     states = ", ".join(f"{n} {state}" for state, n in runs.state.value_counts().items())
@@ -735,12 +812,12 @@ def damaged_runs(
     root: str | Path, # folder of all runs
     runs: pd.DataFrame, # from `list_runs`
 ) -> pd.DataFrame: # those of them that are corrupt, `note` says how
-    "Compare every byte of finished runs with what was written, which asking for them does not."
+    "Compare every byte of finished runs with what was written, those of each map too."
     found = []
     for run in runs.to_dict("records"):
         if run["state"] == "finished":
             try: check_run(Path(root)/run["kind"]/f"{run['label']}-{run['key']}", deep=True)
-            except ValueError as e: run |= dict(state="corrupt", note=str(e))
+            except (ValueError, OSError) as e: run |= dict(state="corrupt", note=one_line(e))
         found += [run] * (run["state"] == "corrupt")
     return pd.DataFrame(found, columns=COLUMNS)
 
@@ -753,11 +830,12 @@ def find_run(
     "The one run that is meant; `ValueError` if none or several are."
     if (Path(name)/"config.json").exists(): return Path(name)
     runs = list_runs(root, kind)
-    names = (runs.kind + "/" + runs.label + "-" + runs.key)[runs.state == "finished"].tolist()
+    there = (runs.state == "finished") | (runs.state == "corrupt") & ~runs.note.str.contains(".corrupt-", regex=False)
+    names = (runs.kind + "/" + runs.label + "-" + runs.key)[there].tolist()
     found = [n for n in names if n.startswith(name) or n.split("/")[1].startswith(name)]
     if len(found) == 1: return Path(root)/found[0]
     if not found: check_choice(name, names, "run")
-    raise ValueError(f"{name!r} may be {', '.join(found[:5])}{' or others' if len(found) > 5 else ''}; say more of the name.")
+    raise ValueError(f"{shortened(name)} may be {', '.join(found[:5])}{' or others' if len(found) > 5 else ''}; say more of the name.")
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-56
 def record_runs(
@@ -769,64 +847,158 @@ def record_runs(
     "Note under `plans/` that something needs these runs, which are not all made yet."
     return write_json(Path(outputs)/"plans"/f"{name}.provenance.json", dict(facts, runs=sorted(runs), when=_utc()))
 
+def _raise(error: OSError): raise error
+
+def _notes(outputs: Path) -> Iterable[Path]:
+    "All notes below a folder, also behind links, each folder once; `OSError` if one cannot be looked into."
+    seen = set()
+    for here, folders, files in os.walk(outputs, followlinks=True, onerror=_raise):
+        if (place := os.path.realpath(here)) in seen: folders.clear()
+        else: yield from (Path(here, name) for name in files if name.endswith(".provenance.json"))
+        seen.add(place)
+
+def _noted(note: Path) -> list[str]:
+    "The runs that a note names; `ValueError` naming the note if they cannot be read from it."
+    runs = read_record(note, runs=list)["runs"]
+    wrong = [name for name in runs if not (isinstance(name, str) and re.fullmatch(r"[^/]+/[^/]+-[0-9a-f]{16}", name))]
+    if wrong: raise ValueError(f"{note} names {shortened(wrong[0])} where the name of a run belongs.")
+    return runs
+
 def recorded_runs(
     outputs: str | Path, # folder of all outputs
 ) -> set[str]: # "kind/label-hash"
-    "The runs that the tables, figures and plans written there rest on, as their provenance says."
-    return {name for p in Path(outputs).rglob("*.provenance.json") for name in read_json(p).get("runs", [])}
+    "The runs that the tables, figures and plans written there rest on; `ValueError` naming a note that cannot be read."
+    try: return {name for note in _notes(Path(outputs)) for name in _noted(note)} if Path(outputs).exists() else set()
+    except ValueError as e: raise ValueError(f"{e} What it rests on is not known: write it again, or move it away.") from e
 
-def _config(path: Path) -> dict:
-    "The configuration of a run, finished or begun; empty if it cannot be read."
-    for folder in [path, *reversed(_partials(path))]:
-        with suppress(OSError, ValueError): return read_json(folder/"config.json")
-    return {}
+# %% ../nbs/09a_runs.ipynb #09a-runs-56-n1
+def _config(path: Path) -> dict | None:
+    "The configuration of a run, finished or begun: empty if there is none, None if there is one that cannot be read."
+    places = [p for p in [path, *reversed(_attempts(path))] if os.path.lexists(p/"config.json")]
+    for place in places:
+        with suppress(OSError, Damaged):
+            config = _read_config(place)
+            if digest([path.parent.name, config]) == path.name[-16:]: return config
+    return None if places else {}
+
+def _configs(root: Path) -> dict[str, dict | None]:
+    "The configurations of a store's runs, by \"kind/label-hash\"; those behind links too."
+    kinds = sorted(k for k in root.iterdir() if k.is_dir()) if root.exists() else []
+    runs = [p for k in kinds for p, state in _found(k).items() if state in ("finished", "unfinished")]
+    return {f"{p.parent.name}/{p.name}": _config(p) for p in runs}
 
 def needs(
     root: str | Path, # folder of all runs
-) -> dict[str, list[str]]: # "kind/label-hash" -> the runs it is made from
+) -> dict[str, list[str] | None]: # "kind/label-hash" -> the runs it is made from; None: not known
     "What each run of a store is made from."
-    found = {f"{p.parent.name}/{p.name}": p for k in sorted(Path(root).iterdir()) if k.is_dir() for p, state in _found(k).items() if state != "corrupt"}
-    keys = {}
-    for name in found: keys.setdefault(name.rsplit("-", 1)[1], []).append(name)
-    return {name: _inputs(_config(p), keys) for name, p in found.items()}
+    configs, keys = _configs(Path(root)), {}
+    for name in configs: keys.setdefault(name.rsplit("-", 1)[1], []).append(name)
+    return {name: None if config is None else _inputs(config, keys) for name, config in configs.items()}
 
 # %% ../nbs/09a_runs.ipynb #09a-runs-57
 def reachable(
-    needed: dict[str, list[str]], # from `needs`
+    needed: dict[str, list[str] | None], # from `needs`
     keep: Iterable[str], # names to start from
 ) -> set[str]:
-    "The runs in `keep`, what they are made from, and so on."
+    "The runs in `keep`, what they are made from, and so on; `ValueError` if that is not known of one."
     seen, todo = set(), list(keep)
     while todo:
         if (name := todo.pop()) in seen: continue
         seen.add(name)
-        todo += needed.get(name, [])
+        if (inputs := needed.get(name, [])) is None:
+            raise ValueError(f"What {name} is made from is not known, since its config.json cannot be read: "
+                             "ask for the run to have it made again, or move it away.")
+        todo += inputs
     return seen
 
+# %% ../nbs/09a_runs.ipynb #09a-runs-58-n0
+def _additions(folder: Path, files: dict) -> list[str]: # relative, sorted
+    "What lies in a run's folder and is not listed in its provenance."
+    known = {"provenance.json", *files}
+    for table in files:
+        if Path(table).name == DIGESTS: known |= {f"{Path(table).parent.as_posix()}/{name}" for name in read_digests((folder/table).parent)}
+    there = [Path(here, name) for here, folders, names in os.walk(folder)
+             for name in [*names, *(f for f in folders if os.path.islink(os.path.join(here, f)))]]
+    return sorted({p.relative_to(folder).as_posix() for p in there if not is_leftover(p.name)} - known)
+
+def _folder_fault(path: Path) -> str:
+    "Say why the folder of a run, finished or set aside, is none; an empty text if it is one or absent."
+    if not os.path.lexists(path): return ""
+    if path.is_symlink() or not path.is_dir(): return f"{path.name} is no folder, or a link"
+    aside = _CORRUPT.fullmatch(path.name)
+    try:
+        origin = _read_origin(path) if aside else read_run(path)[1]
+        if origin["run"] != f"{path.parent.name}/{aside['name'] if aside else path.name}": return f"it is the run {one_line(origin['run'])}"
+        added = _additions(path, origin["files"])
+    except (ValueError, OSError) as e: return one_line(e)
+    return f"it holds {shortened(added[0])}, which was not made with it" if added else ""
+
+def _beside_fault(path: Path) -> str:
+    "Say what beside a run's folder is called like its own and is not; an empty text if nothing is."
+    lock, failed = _beside(path, "lock"), _beside(path, "failed.json")
+    if lock.is_symlink() or lock.exists() and not lock.is_dir(): return f"{lock.name} is no folder, or a link"
+    if others := _strangers(lock): return f"{lock.name} holds {shortened(others[0])}, which is no claim"
+    if os.path.lexists(failed) and (failed.is_symlink() or not _failure(path)): return f"{failed.name} cannot be read"
+    return next((f"{p.name} is not a working folder of this run" for p in _attempts(path) if not _begun(p, path)), "")
+
+def _foreign(path: Path) -> str:
+    "Say why something is not to be deleted as a run; an empty text if it may be."
+    return _folder_fault(path) or _beside_fault(path)
+
+# %% ../nbs/09a_runs.ipynb #09a-runs-58-n1
+def _place(root: Path, run: dict) -> Path:
+    "Where a row of `list_runs` lies."
+    if run["state"] == "corrupt" and _CORRUPT.fullmatch(run["note"]): return root/run["kind"]/run["note"]
+    return root/run["kind"]/(f"{run['label']}-{run['key']}" if run["key"] else run["label"])
+
+def spared(
+    root: str | Path, # folder of all runs
+) -> pd.DataFrame: # `COLUMNS`; `note` says why
+    "What lies in a store and is no run, or not a run alone: `prune` never touches it."
+    found = []
+    for run in list_runs(root).to_dict("records"):
+        reason = run["note"] if run["state"] == "alien" else _foreign(_place(Path(root), run))
+        if reason: found.append(run | dict(state="alien", note=reason))
+    return pd.DataFrame(found, columns=COLUMNS)
+
+# %% ../nbs/09a_runs.ipynb #09a-runs-58-n2
 def _held(path: Path) -> bool: return Claim(_beside(path, "lock")).owner() is not None
 
-def _delete(path: Path) -> bool: # False: another process holds it
+def _delete(path: Path) -> bool: # False: another process holds it, or it is no run any more
     "Delete a run and all that lies beside it."
+    if _foreign(path): return False
     claim = Claim(_beside(path, "lock"))
     if claim.take(look=True) is not None: return False
-    for p in [path, *_partials(path), _beside(path, "failed.json")]: _discard(p)
+    for p in [path, *_partials(path), _beside(path, "failed.json")]: discard(p)
     claim.remove()
     return True
 
+def _sweep(root: Path):
+    "Delete what killed processes have left: what they were deleting, and after an hour what they were writing."
+    for p in [p for folder in [root, *_kinds(root)] for p in folder.iterdir() if is_leftover(p.name)]:
+        with suppress(FileNotFoundError):
+            if p.name.startswith(".prle-del-") or time.time() - p.lstat().st_mtime > GIVEN_UP: discard(p)
+
 # %% ../nbs/09a_runs.ipynb #09a-runs-59
+def _unneeded(root: Path, runs: pd.DataFrame, keep: set[str]) -> pd.DataFrame: # those of `runs`
+    "The runs that nothing needs, nobody holds and nobody added to; `ValueError` if it is not known what one needs."
+    names, aside = runs.kind + "/" + runs.label + "-" + runs.key, runs.note.map(lambda note: bool(_CORRUPT.fullmatch(note)))
+    foreign = np.array([bool(_foreign(p)) for p in runs.path], bool)
+    stay = reachable(needs(root), {*keep, *names[(runs.state == "in progress") | foreign & ~aside]})
+    held = np.array([_held(p) for p in runs.path], bool)
+    return runs[~foreign & ~held & (aside | ~names.isin(stay))]
+
 def prune(
     root: str | Path, # folder of all runs
     keep: Iterable[str], # names "kind/label-hash" that are needed: of a dry store, of `recorded_runs`
     delete: bool = False, # really delete; otherwise only list
-) -> pd.DataFrame: # rows of `list_runs`, those that go; what another process holds is never among them
-    "The runs that nothing needs, and their deletion."
+) -> pd.DataFrame: # rows of `list_runs`: those that go, or with `delete` those that went
+    "The runs that nothing needs, and their deletion. `ValueError`, before anything is deleted, if what is needed is not known."
+    if (root := Path(root)).is_symlink(): raise ValueError(f"{root} is a link; name the folder that it leads to, so that nothing else is deleted.")
     runs = list_runs(root)
-    names = runs.kind + "/" + runs.label + "-" + runs.key
-    aside = runs.note.str.contains(".corrupt-", regex=False)
-    runs["path"] = [Path(root)/(f"{Path(name).parent}/{note}" if a else name) for name, note, a in zip(names, runs.note, aside)]
-    stay = reachable(needs(root), {*keep, *names[runs.state == "in progress"]}) if len(runs) else set()
-    gone = runs[~runs.path.map(_held).astype(bool) & (aside | ~names.isin(stay))]
-    if delete:
-        gone = gone[np.array([_delete(p) for p in gone.path], bool)]
-        for p in Path(root).glob("*/.*.deleted"): shutil.rmtree(p, ignore_errors=True) # whose deletion was interrupted
+    runs = runs[runs.state != "alien"].reset_index(drop=True)
+    runs["path"] = [_place(root, run) for run in runs.to_dict("records")]
+    gone = _unneeded(root, runs, set(keep)) if len(runs) else runs
+    if delete and len(runs): gone = gone[np.array([_delete(p) for p in gone.path], bool)]
+    if delete and root.exists(): _sweep(root)
     return gone.drop(columns="path").reset_index(drop=True)

@@ -8,9 +8,7 @@ __all__ = ['SPREADS', 'ARMS', 'read_responses', 'exclude', 'crossed_bootstrap', 
            'lab_detectors', 'detector_table', 'study_detectors', 'draw_figure10', 'report']
 
 # %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-2
-import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,52 +23,84 @@ from .core import rng
 from .datasets import FaceDataset
 from .experiments import Lab, load_detector
 from .paper import PAGE_WIDTH
-from .studyserver import FIELDS, Refused, Responses
+from .studyserver import FIELDS, LARGEST, Refused, Responses, read_lines
 from .trainer import predict
+from .trust import below, one_line, parse_json, read_bytes, shortened
 from .userstudy import Study, conditions
 
 # %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-5
-def _records(path: Path) -> Iterator[dict]:
-    "The answers of a file; a last line that was cut short was never confirmed and is left out."
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json": yield from json.loads(text)["answers"]
-    else:
-        for line in text.splitlines():
-            try: yield json.loads(line)
-            except ValueError: continue
+def _answers(path: Path) -> tuple[str, list[tuple[int, object]], list[tuple[int, str]]]:
+    "Read what a file counts (line or answer), its numbered answers as they came, and numbered faults."
+    if path.suffix == ".jsonl": return "line", *read_lines(path)
+    found = parse_json(read_bytes(path, LARGEST), "it", dict).get("answers")
+    if not isinstance(found, list): raise ValueError("it has no list of answers")
+    return "answer", list(enumerate(found, 1)), []
 
-def _fitting(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], list[tuple[str, str]]]:
-    "Rows of a file's answers that fit and are not in `seen`, to which they are added; what was left out: (file, reason)."
-    try: found = list(_records(path))
-    except (ValueError, KeyError, TypeError) as e: return [], [(path.name, f"no file of answers ({type(e).__name__})")]
-    rows, why = [], Counter()
-    for record in found:
-        try: answer = responses.fit({k: v for k, v in record.items() if k not in ("received", "simulated")} if isinstance(record, dict) else record)
-        except Refused as e: why[str(e)] += 1
-        else:
-            first = seen.setdefault((answer["code"], answer["index"]), answer)
-            if first is answer: rows.append(dict(answer, simulated=bool(record.get("simulated", False))))
-            elif first != answer: why["this picture was answered already, differently."] += 1
-    return rows, [(path.name, f"{n} of {len(found)} answers left out: {reason}") for reason, n in why.items()]
+def _listed(faults: list[tuple[int, str]], unit: str, total: int) -> list[str]:
+    "Say the faults of a file, those of one kind together."
+    numbers, lines = {}, []
+    for number, reason in sorted(faults): numbers.setdefault(reason, []).append(number)
+    for reason, n in numbers.items():
+        where = ", ".join(map(str, n[:10])) + ", ..." * (len(n) > 10)
+        lines.append(f"{len(n)} of {total} answers left out ({unit} {where}): {reason}")
+    return lines
+
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-6
+def _fit(record, responses: Responses) -> dict:
+    "Return an answer with `simulated`; `Refused` if it does not fit."
+    if not isinstance(record, dict): return responses.fit(record)
+    answer = responses.fit({k: v for k, v in record.items() if k not in ("received", "simulated")})
+    return dict(answer, simulated=record.get("simulated", False) is not False)
+
+def _fitting(path: Path, responses: Responses) -> tuple[str, list[tuple[int, dict]], list[tuple[int, str]]]:
+    "Read as `_answers`, but only answers that fit; `ValueError` if they are of more than one code."
+    unit, found, faults = _answers(path)
+    rows = []
+    for number, record in found:
+        try: rows.append((number, _fit(record, responses)))
+        except Refused as e: faults.append((number, str(e)))
+    codes = {answer["code"] for _, answer in rows}
+    if len(codes) > 1: raise ValueError(f"it answers for {len(codes)} codes; a participant has one")
+    return unit, rows, faults
+
+def _first(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], list[str]]:
+    "Return a file's answers that are not in `seen`, to which they are added, and what was left out, and why."
+    unit, fitting, faults = _fitting(path, responses)
+    rows, total = [], len(fitting) + len(faults)
+    for number, answer in fitting:
+        first = seen.setdefault((answer["code"], answer["index"]), answer)
+        if first is answer: rows.append(answer)
+        elif first != answer: faults.append((number, "this picture was answered already, differently."))
+    return rows, _listed(faults, unit, total)
+
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-7
+def _response_files(folder: Path) -> list[Path]:
+    "List the files of answers, those of the server first."
+    return [path for suffix in (".jsonl", ".json") for path in sorted(folder.glob(f"*{suffix}"))]
+
+def _read_file(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], list[str]]:
+    "Read as `_first`; a file that cannot be read has no rows."
+    try: return _first(below(path.parent, path.name), responses, seen)
+    except (OSError, ValueError) as e: return [], [f"no file of answers ({one_line(e)})"]
 
 def read_responses(
     study: Study, # from `read_study`
 ) -> pd.DataFrame: # code, index, picture, expected, answer, right, rt (ms), source, confidence, simulated, and the key's columns; `attrs["dropped"]`: (file, reason)
     "All answers that fit the study's plan, checks included, with what each picture was."
     rows, dropped, responses, seen = [], [], Responses(study), {}
-    for path in sorted((study.path/"responses").iterdir(), key=lambda p: (p.suffix == ".json", p.name)):
-        if path.suffix not in (".json", ".jsonl"): continue
-        more, out = _fitting(path, responses, seen)
-        rows, dropped = rows + more, dropped + out
+    for path in _response_files(study.path/"responses"):
+        more, out = _read_file(path, responses, seen)
+        rows += more
+        dropped += [(path.name, reason) for reason in out]
     answers = pd.DataFrame(rows, columns=[*FIELDS, "simulated"])
     plan = study.plan.astype(dict(index=answers["index"].dtype) if len(answers) else {})
     table = plan.merge(answers, on=["code", "index"]).merge(study.pictures.drop(columns="practice"), on="picture", how="left")
-    table = table.drop(columns=["study", "item"])
+    table = table.drop(columns=["study", "item", "seal"])
     table["right"] = table.answer == table.expected
     table.attrs["dropped"] = dropped
     return table
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-7
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-9
 def exclude(
     responses: pd.DataFrame, # from `read_responses`
     median: float = 500, # ms; participants whose median is below are left out
@@ -90,7 +120,7 @@ def exclude(
     kept.attrs["left_out"] = len(gone)
     return kept, pd.DataFrame(out, columns=["code", "reason", "decisions"])
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-9
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-11
 def crossed_bootstrap(
     right: np.ndarray, # (N,) bool, whether each decision was right
     participants: np.ndarray, # (N,) who decided
@@ -112,7 +142,7 @@ def crossed_bootstrap(
 
 def _interval(samples: np.ndarray) -> tuple: return tuple(np.nanquantile(samples, [0.025, 0.975], axis=0))
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-11
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-13
 def _conditions_of(kept: pd.DataFrame, subsets: Sequence[str]) -> dict[tuple, np.ndarray]:
     "Figure 10's bars and points: (panel, name, mask, alpha) -> which decisions."
     subset, mask = kept.subset.to_numpy(), kept["mask"].to_numpy()
@@ -135,7 +165,7 @@ def accuracy_table(
     with np.errstate(invalid="ignore"): accuracy = (which & right).sum(1) / which.sum(1)
     return table.assign(accuracy=100 * accuracy, low=100 * low, high=100 * high)
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-13
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-15
 @dataclass(frozen=True)
 class Effect:
     "What a test found."
@@ -167,7 +197,7 @@ def _mixed_logistic(right: np.ndarray, x: np.ndarray, participants: np.ndarray, 
     slopes = np.exp(2 * fit.vcp_mean[1::2]) / [b.shape[1] for b in blocks[1::2]] # variance of the mean of people's and of faces' own slopes, which `fe_sd` takes as known
     return float(fit.fe_mean[1]), float(np.sqrt(fit.fe_sd[1] ** 2 + slopes.sum()))
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-14
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-16
 def _effect(kept: pd.DataFrame, x: np.ndarray, question: str, weights: np.ndarray, span: float) -> Effect:
     "The test of a slope on `x`; `weights` (K, N) and their contrast give the points."
     right, (slope, sd) = kept["right"].to_numpy(bool), _mixed_logistic(kept["right"].to_numpy(bool), x, kept.code, kept.path)
@@ -195,7 +225,7 @@ def harder_with_alpha(
     if len(levels := np.unique(x)) < 2: raise ValueError("there are no decisions at two or more fixed alphas.")
     return _effect(rows, x, "Harder with alpha (per 1.0)?", np.stack([x == a for a in levels]), 0.9)
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-16
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-18
 def robust_difference(
     right: np.ndarray, # (N,) 0 or 1
     x: np.ndarray, # (N,) 0 or 1
@@ -225,7 +255,7 @@ def _draw_study(plan: pd.DataFrame, faces: int, accuracy: tuple[float, float], s
 SPREADS = dict(participant=0.5, face=0.8, participant_slope=0.3, face_slope=0.4)
 "Assumed standard deviations, in log-odds, of participants and faces, and of what the mask does to them."
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-17
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-19
 def power(
     participants: Sequence[int] = (5, 10, 20, 40, 86, 172), # numbers to try
     images: int = 50, # a participant
@@ -260,7 +290,7 @@ def participants_needed(
     enough = table.index[table >= share]
     return f"{enough[0] if len(enough) else f'more than {table.index[-1]}'} participants for a power of {share:.0%}"
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-20
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-22
 def detector_answers(
     study: Study, # from `read_study`
     detectors: dict, # name -> detector of `prle.detectors`
@@ -318,7 +348,7 @@ def study_detectors(
     shown = kept if len(kept) else study.plan[study.plan.picture != ""]
     return detector_table(detector_answers(study, lab_detectors(lab, seed), lab.device), study.settings["subsets"], shown)
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-22
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-24
 def _bars(ax: plt.Axes, table: pd.DataFrame, detectors: pd.DataFrame | None):
     "Figure 10a: accuracy by manipulation, unmasked and masked."
     rows = table[table.panel == "a"]
@@ -340,7 +370,7 @@ def _curve(ax: plt.Axes, table: pd.DataFrame, detectors: pd.DataFrame | None):
     ax.axhline(50, lw=0.6, ls=":", color="black")
     ax.set(xlabel="$\\alpha$ (0: unmasked)", ylim=(0, 105), xlim=(-0.05, 1.05), title="(b)")
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-23
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-25
 def draw_figure10(
     kept: pd.DataFrame, # from `exclude`
     subsets: Sequence[str], # manipulations
@@ -363,13 +393,13 @@ def draw_figure10(
     figure.supxlabel(people, fontsize=7)
     return figure
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-26
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-28
 def report(
     study: Study, # from `read_study`
 ) -> str:
     "What the responses say, in words: exclusions, accuracies, tests."
     responses = read_responses(study)
-    lines = [f"{name}: {reason}" for name, reason in responses.attrs["dropped"]]
+    lines = [f"{shortened(name)}: {reason}" for name, reason in responses.attrs["dropped"]]
     if responses.empty: return "\n".join([*lines, f"No responses in {study.path/'responses'} yet."])
     kept, out = exclude(responses)
     if kept.simulated.any(): lines.append("SIMULATED responses: these numbers say nothing about people.")

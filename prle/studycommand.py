@@ -16,6 +16,11 @@ from .configs import PRESETS
 # %% ../nbs/12d_studycommand.ipynb #12d-studycommand-3
 def _folder(args) -> Path: return Path(args.folder or outputs_dir()/"mini"/"userstudy")
 
+def _secret(folder: str | None) -> str | None:
+    "Read the secret of another study; None for a new one."
+    from prle.userstudy import read_study
+    return read_study(folder).settings["secret"] if folder else None
+
 def _build(args) -> int:
     from prle.experiments import Lab
     from prle.runs import record_runs
@@ -26,14 +31,15 @@ def _build(args) -> int:
     study_faces(dry := lab.dry(), args.splits, args.seed)
     record_runs(lab.outputs, f"{lab.name}-userstudy-{digest(names := dry.store.names())}", names) # so that nobody prunes what is being made
     study = make_study(lab, args.out, args.participants, args.images, args.subsets, args.splits, args.practice, args.seed,
-                       consent=args.consent, post=args.post or None, confidence=args.confidence)
+                       secret=_secret(args.secret_of), consent=args.consent, post=args.post or None,
+                       confidence=args.confidence)
     print(f"{len(study.pictures)} pictures for {len(study.codes)} participants in {study.path}.")
     print(f"Complete the consent text in {study.path/'page'/'index.html'}, then: prle userstudy serve {study.path}")
     return 0
 
 def _serve(args) -> int:
     from prle.studyserver import serve
-    serve(_folder(args), args.host, args.port)
+    serve(_folder(args), args.host, args.port, args.name)
     return 0
 
 def _analyse(args) -> int:
@@ -57,7 +63,10 @@ def add_userstudy(
     build.add_argument("--subsets", nargs="+", help="manipulations (default: all of the data)")
     build.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="whose faces; detectors are compared on test faces only (default: all)")
     build.add_argument("--practice", type=int, default=4, help="pictures to practise on, with feedback (default %(default)s)")
-    build.add_argument("--seed", type=int, default=0, help="of the zoo behind the masks and of everything that is drawn")
+    build.add_argument("--seed", type=int, default=0, help="of the zoo behind the masks and of the faces that are drawn from the data")
+    build.add_argument("--secret-of", metavar="STUDY",
+                       help="folder of a study that is made again, with the same codes and pictures where data and settings are "
+                       "the same; default: a new secret")
     build.add_argument("--consent", help="file with the consent text, HTML; default: a text to complete")
     build.add_argument("--post", default="answers", help="where answers are sent: your address, https://HOST/PATH; \"\" for nowhere; default: to `prle userstudy serve`")
     build.add_argument("--confidence", action="store_true", help="ask after each picture how sure the participant is")
@@ -71,6 +80,8 @@ def add_userstudy(
     serve.add_argument("folder", nargs="?", help="of the study; default: OUTPUTS/mini/userstudy")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at; the default is this machine alone")
     serve.add_argument("--port", type=int, default=8787, help="default %(default)s; 0: any that is free")
+    serve.add_argument("--name", action="append", default=[], metavar="NAME",
+                       help="another name of this machine that the page may be opened at; may be repeated")
     serve.set_defaults(run=_serve)
 
     analyse = steps.add_parser("analyse", help="exclusions, accuracies, tests")

@@ -46,7 +46,7 @@ class StudyImages(Exhibit):
     parameters = (
         Parameter("participants", 86, "people who take part"),
         Parameter("images", None, "for each; None: as many as the identities allow, 50 at most"),
-        Parameter("seed", 0, "of the zoo behind the masks and of everything that is drawn"))
+        Parameter("seed", 0, "of the zoo behind the masks and of the faces that are drawn from the data"))
 
     def cells(self, lab: Lab, seed: int, **size) -> Cells:
         return study_cells(lab, seed=seed)

@@ -23,13 +23,15 @@ from .configs import FusionConfig, Zoo
 from .exhibits import SEEDS, Cells, Exhibit, FigurePart, Gap, Parameter, TablePart, Values, declare, seed_range
 from .experiments import THRESHOLDS, Lab, Run
 from .paper import BACKBONES, PAGE_WIDTH, describe, interval, paper_table, side_by_side
+from .runs import run_file
+from .trust import read_table
 
 # %% ../nbs/11aa_tables.ipynb #11aa-tables-4
 def read_fake_shares(
     run: Run, # from `Lab.statistics`
 ) -> pd.DataFrame: # a row a training fake: identity, above 0, above 0.3
     "Read the share of each fake's pixels that is attended."
-    return pd.read_parquet(run.path/"shares.parquet").query("label == 1")
+    return read_table(run_file(run.path, "shares.parquet")).query("label == 1")
 
 FUSION_VARIANTS = {
     "mean, low tau_1 (0.1)": LOW,

@@ -394,7 +394,7 @@ def _go_on(t: _Training, folder: Path, description: dict):
     "Return to the last checkpoint, if there is one; every process has to call it."
     found = t.processes.share(load_checkpoint(folder) if t.processes.first else None)
     if found is None: return
-    check_same(found.record["training"], description, folder)
+    check_same(found.record.get("training", {}), description, folder)
     t.detector.load_state_dict(found.tensors["model"])
     if t.average:
         t.average.module.load_state_dict(found.tensors["average"])

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 
 from prle.core import rng
-from prle.studypage import write_page
+from prle.studypage import seal_answer, write_page
 from prle.userstudy import build_study
 
+SECRET = "5e" * 32  # so that the tests always see the same study
 FIVE = ("DF", "FS", "F2F", "Fsh", "NT")
 
 
@@ -36,11 +37,17 @@ def faces(folder, n, subsets=FIVE, size=48, split="test", top=None):
     return rows
 
 
-def study(folder, participants=2, images=4, subsets=("F2F", "NT"), n=12, practice=2, post="answers", confidence=False, split="test", top=None):
+def study(folder, participants=2, images=4, subsets=("F2F", "NT"), n=12, practice=2, post="answers", confidence=False, split="test", top=None,
+          secret=SECRET):
     "A study on disk, page included."
-    made = build_study(faces(folder / "faces", n, subsets, split=split, top=top), folder / "study", participants, images, subsets, practice)
+    made = build_study(faces(folder / "faces", n, subsets, split=split, top=top), folder / "study", participants, images, subsets, practice, secret=secret)
     write_page(made, post=post, confidence=confidence)
     return made
+
+
+def signed(answer):
+    "The answer with its seal, as the page sends it."
+    return answer | dict(seal=seal_answer(answer))
 
 
 def simulate(study, accuracy, seed=0, participant=0.5, face=0.5, rt=2000, codes=None):
@@ -57,6 +64,6 @@ def simulate(study, accuracy, seed=0, participant=0.5, face=0.5, rt=2000, codes=
                 p = accuracy(k)
                 right = draw.random() < 1 / (1 + np.exp(-(np.log(p / (1 - p)) + own + faces[k.path])))
             answer = r.expected if right else {"real": "fake", "fake": "real"}[r.expected]
-            answers.append(dict(study=study.settings["study"], code=code, index=int(r.index_), item=r.picture or "check", answer=answer,
-                                rt=int(rt), source="button", confidence=None, simulated=True))
+            answers.append(signed(dict(study=study.settings["study"], code=code, index=int(r.index_), item=r.picture or "check", answer=answer,
+                                       rt=int(rt), source="button", confidence=None)) | dict(simulated=True))
         (study.path / "responses" / f"{code}.json").write_text(json.dumps(dict(study=study.settings["study"], code=code, complete=True, answers=answers)))

@@ -21,7 +21,7 @@ from prle.faces import orl_folder, read_image
 from prle.metrics import auc
 from prle.runs import list_runs, recorded_runs
 from prle.trainer import to_input
-from prle.trust import read_json
+from prle.trust import read_sealed, write_sealed
 from test_experiments import write_square
 
 
@@ -79,11 +79,15 @@ def test_runs_are_listed_and_what_nothing_needs_goes(lab, prle):
     assert len(recorded_runs(lab.outputs)) == 6
     _, text, _ = prle("runs", "--kind", "detectors", "--match", "random")
     assert "detectors/Other-B-random-lr=0.01-s0-" in text and text.endswith("made by other code.\n") and "1 runs (1 finished)" in text
-    write_json(lost.path / "provenance.json", read_json(lost.path / "provenance.json") | dict(code="?", modules=dict(lab.store.modules, trainer="?")))
+    write_sealed(lost.path / "provenance.json", read_sealed(lost.path / "provenance.json") | dict(code="?", modules=dict(lab.store.modules, trainer="?")))
     assert "other code: trainer differs" in prle("runs", "--code", "stale")[1] and "Other-B-random" not in prle("runs", "--code", "current")[1]
     _, text, _ = prle("runs", "prune")
     assert "1 runs (1 finished)" in text and "Nothing was deleted" in text and lost.path.exists()
-    assert "Deleted" in prle("runs", "prune", "--delete")[1] and not lost.path.exists()
+    (lab.outputs / "runs/detectors/thesis").mkdir()
+    _, text, _ = prle("runs", "prune", "--delete")
+    assert "Deleted 1 runs." in text and not lost.path.exists() and re.search("Left alone.*detectors/thesis +alien.*not named like a run", text, re.DOTALL)
+    assert "Deleted 0 runs." in prle("runs", "prune", "--delete")[1]
+    (lab.outputs / "runs/detectors/thesis").rmdir()
     assert set(list_runs(lab.outputs / "runs").state) == {"finished"} and len(list_runs(lab.outputs / "runs")) == 6
     assert "unknown kind of run 'detector'. Did you mean 'detectors'" in prle("runs", "--kind", "detector")[2]
 
@@ -96,6 +100,20 @@ def test_a_byte_that_changed_is_found_when_all_are_compared(lab, prle):
     (run.path / "model.safetensors").write_bytes(bytes_)
     code, text, _ = prle("runs", "check")
     assert code == 1 and "corrupt" in text and "model.safetensors has changed since it was written" in text and prle("runs")[0] == 0
+
+
+def test_a_flipped_bit_in_any_file_is_refused_by_name(lab, prle):
+    "Whatever is asked of the run."
+    run, commands = lab.detector("Small", "A"), (["evaluate", "Small-A"], ["localize", "Small-A"], ["predict", "Small-A", "face.png"])
+    for path in sorted(run.path.iterdir()):
+        whole = path.read_bytes()
+        for at in (0, len(whole) // 3, len(whole) // 2, len(whole) - 2):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
+            for command in commands:
+                code, _, text = prle(*command)
+                assert code == 2 and path.name in text and len(text) < 800, (path.name, at, command, text)
+        path.write_bytes(whole)
+    assert prle("evaluate", "Small-A")[0] == 0
 
 
 def test_train_evaluate_localize(lab, prle, tmp_path):

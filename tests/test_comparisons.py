@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import accuracy_score, roc_auc_score
 from torch import nn
 
-from prle import comparisons
+from prle import comparisons, tables
 from prle.comparisons import (BASELINES, HIGH, LOW, PLAIN_AND_PRLE, Arm, add_paper, arms_of, choose_backbones, compare, estimate_sums, gaps, masked_cells,
                               paper_names, paper_numbers, paper_tests, score_cells, split_subsets, target_cells)
 from prle.core import rng
@@ -149,6 +149,7 @@ def test_attended_shares_allow_for_seeds(lab, monkeypatch, tmp_path):
         shares.to_parquet(tmp_path / f"{zoo.seed}/shares.parquet")
         return type("Run", (), dict(path=tmp_path / f"{zoo.seed}"))
     monkeypatch.setattr(Lab, "statistics", run)
+    monkeypatch.setattr(tables, "run_file", lambda folder, name: folder / name)
     measured = lambda name, seeds: attended_share(read(lab, share_cells(lab, [name], seeds)))
     one, three = (measured("VGG", seeds).query("subset == 'DF'").set_index("threshold") for seeds in (1, 3))
     assert one.share.tolist() == pytest.approx([10, 10]) and one.loc[0.0, ["low", "high"]].tolist() == pytest.approx([10, 10]) and one.loc[0.3, "high"] > 12, "fakes alone"

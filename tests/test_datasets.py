@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from prle.datasets import BalancedSampler, FaceDataset, check_manifest, read_manifest, read_quantiles, read_rgb, select, write_manifest
+from prle.trust import Damaged, write_digests
 
 
 def test_round_trip(toy, tmp_path):
@@ -93,6 +94,7 @@ def test_quantile_maps_come_along(toy, tmp_path):
     for path in toy.path:
         (tmp_path / "q" / path).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(tmp_path / "q" / path), np.arange(24 * 32, dtype=np.uint16).reshape(24, 32))
+    write_digests(tmp_path / "q")
     batch = next(iter(DataLoader(FaceDataset(toy, quantiles=tmp_path / "q"), 4)))
     assert batch["quantiles"].shape == (4, 1, 24, 32) and batch["quantiles"].dtype == torch.uint16
 
@@ -100,8 +102,33 @@ def test_quantile_maps_come_along(toy, tmp_path):
 def test_a_map_of_another_size_is_refused(toy, tmp_path):
     (tmp_path / "q/real").mkdir(parents=True)
     cv2.imwrite(str(tmp_path / "q" / toy.path[0]), np.zeros((32, 24), np.uint16))
+    write_digests(tmp_path / "q")
     with pytest.raises(ValueError, match=r"0_0.png is \(24, 32\), its face real/0_0.png is \(32, 24\)"):
-        FaceDataset(toy, quantiles=tmp_path / "q")[0]
+        FaceDataset(toy.iloc[[0]], quantiles=tmp_path / "q")[0]
+
+
+def test_quantile_maps_are_compared_with_their_digests(toy, tmp_path):
+    "A flipped bit, another face's map, one that is missing, and a folder without digests."
+    for path in toy.path:
+        (tmp_path / "q" / path).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "q" / path), np.random.default_rng(0).integers(0, 2**16, (24, 32), np.uint16))
+    with pytest.raises(Damaged, match="q/digests.parquet is missing"): FaceDataset(toy, quantiles=tmp_path / "q")
+    write_digests(tmp_path / "q")
+    first, faces = tmp_path / "q" / toy.path[0], FaceDataset(toy, quantiles=tmp_path / "q")
+    whole, found = first.read_bytes(), 0
+    for at in range(0, len(whole), 41):
+        first.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1:])
+        with pytest.raises(Damaged, match=f"{toy.path[0]} has changed since it was written"): faces[0]
+        found += 1
+    assert found > 20
+    for worker in (0, 1):
+        with pytest.raises(Damaged, match=f"{toy.path[0]} has changed"): list(DataLoader(faces, 4, num_workers=worker))
+    cv2.imwrite(str(first), np.zeros((24, 32), np.uint16))
+    with pytest.raises(Damaged, match="has changed"): faces[0]
+    first.unlink()
+    with pytest.raises(Damaged, match="is missing"): faces[0]
+    write_digests(tmp_path / "q")
+    with pytest.raises(Damaged, match=f"q has no quantile map '{toy.path[0]}'"): FaceDataset(toy, quantiles=tmp_path / "q")
 
 
 def test_unreadable_files_are_named(tmp_path):

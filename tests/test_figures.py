@@ -17,6 +17,7 @@ from prle.experiments import BINS, Lab
 from prle.figures import FIGURE1, Figure5, Figure6, RankedFace, draw_figure5, draw_figure6, draw_figure8, figure1_arms, what_masks_tell
 from prle.masking import write_quantiles
 from prle.paper import BACKBONES, COLUMN_WIDTH, FIGURE6, PAGE_WIDTH, SUBSETS, use_paper_style
+from prle.trust import write_digests
 
 TARGETS = ("mini-DFDC", "mini-DF1", "mini-Celeb")
 
@@ -126,6 +127,7 @@ def test_what_masks_tell_is_the_auc_of_faces_of_masks_on_gray_and_of_sizes(lab, 
 
 def test_quantile_maps_of_faces_that_are_no_pngs(lab, tmp_path, monkeypatch):
     quantiles, = write_quantiles(torch.rand(1, 8, 8), [tmp_path / "quantiles/a/face.png"]).numpy()
+    write_digests(tmp_path / "quantiles")
     monkeypatch.setattr(figures, "read_face", lambda rows, i: np.zeros((8, 8, 3), np.uint8))
     lab.train_faces = lambda subset: pd.DataFrame(dict(path=["a/face.jpg"]))
     values = {("quantiles", "DF"): [tmp_path / "quantiles"], ("maps", "DF"): [[]]}
@@ -138,6 +140,7 @@ def test_figure1_draws_auc_inside_and_across(lab, monkeypatch):
     monkeypatch.setattr(figures, "ranked_face", lambda *args: RankedFace(square, {}, 0, np.zeros((8, 8), np.uint16)))
     monkeypatch.setattr(Lab, "attention", lambda *args: SimpleNamespace(path=lab.outputs))
     monkeypatch.setattr(Lab, "quantiles", lambda *args: SimpleNamespace(path=lab.outputs))
+    monkeypatch.setattr(figures, "quantile_folder", lambda run: run.path)
     monkeypatch.setattr(Lab, "maps", lambda *args: [])
     lab.train_faces = lambda subset, split="train": pd.DataFrame(dict(label=[0, 1], identity=["a", "b"]))
     lab.test_faces = lambda split="test": pd.DataFrame(dict(label=[0, 1], identity=["a", "b"]))
@@ -153,10 +156,11 @@ def test_figure1_draws_auc_inside_and_across(lab, monkeypatch):
         assert series[label][:, 1] == pytest.approx([np.mean([auc(part(seed, a, b)) for seed in (0, 1)]) for a, b in pairs])
 
 
-def test_figure3_leaves_out_zeros_and_nothing_else(tmp_path):
+def test_figure3_leaves_out_zeros_and_nothing_else(tmp_path, monkeypatch):
     maps = np.concatenate([np.zeros(60), np.full(25, 0.01), np.full(10, 0.5), np.full(5, 1.0)])
     np.save(tmp_path / "histogram.npy", np.histogram(maps, BINS, (0, 1))[0])
     pd.DataFrame({"above 0": [(maps > 0).mean()]}).to_parquet(tmp_path / "shares.parquet")
+    monkeypatch.setattr(figures, "run_file", lambda folder, name: folder / name)
     counts = figures.read_attended_values(SimpleNamespace(path=tmp_path))
     assert counts[0] == 25 and counts[25] == 10 and counts[-1] == 5 and counts.sum() == 40
 

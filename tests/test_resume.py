@@ -1,4 +1,5 @@
 """Training that is killed and goes on: the same result to the last bit, whatever the moment."""
+import io
 import multiprocessing
 import os
 import random
@@ -22,6 +23,7 @@ from prle.datasets import FaceDataset, read_manifest, select
 from prle.detectors import create_detector
 from prle.masking import PrimaryRegionMask, RandomMask
 from prle.trainer import TrainConfig, predict, train
+from prle.trust import write_digests
 
 CONFIG = TrainConfig(epochs=5, batch=4, lr=1e-2, optimizer="AdamW", schedule="step 2 0.5")
 LONG = TrainConfig(**{**vars(CONFIG), "epochs": 40})
@@ -43,6 +45,7 @@ def data(toy, tmp_path):
     for path in toy.path:
         (tmp_path / "q" / path).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(tmp_path / "q" / path), ramp)
+    write_digests(tmp_path / "q")
     return tmp_path
 
 
@@ -70,12 +73,16 @@ def dying(operations, log):
             left[0] -= 1
             if left[0] > 0: return function(*args, **kwargs)
             half(*args)
-            with open(log, "a") as f: f.write(f"{function.__name__} {args[-1] if function.__name__ != 'rmtree' else args[0]}\n")
+            with open(log, "a") as f: f.write(f"{function.__name__} {place(function, args)}\n")
             os.kill(os.getpid(), signal.SIGKILL)
         return wrapped
+    def place(function, args):
+        at = args[0] if function.__name__ == "rmtree" else args[-1]
+        return at.name if isinstance(at, io.IOBase) else at
     write_half = lambda _, path: open(path, "wb").write(b"half")
+    fill_half = lambda _, file: (file.write(b"half"), file.flush())
     remove_half = lambda path, *_: [p.unlink() for p in sorted(path.glob("*"))[:1]]
-    prle.checkpoint.save_file, torch.save = die(prle.checkpoint.save_file, write_half), die(torch.save, write_half)
+    prle.checkpoint.save_file, torch.save = die(prle.checkpoint.save_file, write_half), die(torch.save, fill_half)
     os.replace, os.rename, shutil.rmtree = die(os.replace, lambda *_: None), die(os.rename, lambda *_: None), die(shutil.rmtree, remove_half)
 
 
@@ -116,7 +123,7 @@ def test_killed_in_each_file_operation_it_ends_as_if_nothing_had_been(data, monk
     with monkeypatch.context() as patch:
         stopping(patch, CONFIG.epochs - 1)
         with pytest.raises(KeyboardInterrupt): fit(data, data / "begun")
-    for name in (".epoch-5-0123abcd", ".epoch-2.deleted"): shutil.copytree(data / "begun/epoch-3", data / "begun" / name)
+    for name in (".prle-tmp-0123abcd", ".prle-del-0123abcd"): shutil.copytree(data / "begun/epoch-3", data / "begun" / name)
     while code == -signal.SIGKILL:
         operations += 1
         shutil.rmtree(data / "checkpoint", ignore_errors=True)
@@ -124,9 +131,9 @@ def test_killed_in_each_file_operation_it_ends_as_if_nothing_had_been(data, monk
         code = wait(start(data, operations, CONFIG))
         assert same(fit(data, data / "checkpoint"), expected)
     assert code == 0
-    hit = {re.sub(r"\S*/|-\d.*?(?=[.]deleted|$)", "", line) for line in (data / "log").read_text().splitlines()}
+    hit = {re.sub(r"\S*/|-[0-9a-f]{8}$|-\d+$", "", line) for line in (data / "log").read_text().splitlines()}
     assert hit == {"save_file model.safetensors", "save_file average.safetensors", "save_file best.safetensors", "save state.pt", "replace checkpoint.json", "replace epoch",
-                   "rename .epoch.deleted", "rmtree .epoch.deleted", "rmtree .epoch"}
+                   "rename .prle-del", "rmtree .prle-del"}
 
 
 def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(data):

@@ -17,8 +17,9 @@ from safetensors.numpy import save_file
 
 from prle import runs
 from prle.core import digest, write_json
-from prle.runs import Claim, Run, RunFailed, RunStore, check_run, estimate, forget_failure, list_runs, plan_text, planned, prune, reachable, recorded_runs, runs_text, task_inputs
-from prle.trust import read_json
+from prle.runs import (Claim, Run, RunFailed, RunStore, check_run, claimed, damaged_runs, estimate, forget_failure, list_runs, needs, plan_text, planned, prune, reachable,
+                       recorded_runs, run_file, runs_text, spared, task_inputs)
+from prle.trust import Damaged, made_folder, read_json, read_sealed, read_whole, write_digests, write_sealed
 
 QUICK = dict(heartbeat=0.1, missed=10)
 KEY = digest(["kind", {}])  # of an empty configuration
@@ -95,7 +96,7 @@ def test_processes_that_race_make_a_run_once(tmp_path, processes):
 
 HALF_WAY = """
 def make(folder):
-    log("began"); (folder / "checkpoint").write_text("epoch 3"); (folder / ".checkpoint-tmp").write_text("half")
+    log("began"); (folder / "checkpoint").write_text("epoch 3"); (folder / ".prle-tmp-0123abcd").write_text("half")
     log("waits"); until("go"); (folder / "x").write_text("1")
 store.get("kind", "a", {}, make, resume=True); log("done")
 """
@@ -327,16 +328,16 @@ def test_provenance_tells_when_how_long_and_from_what(tmp_path):
     source = store.get("maps", "a", dict(n=1), lambda folder: time.sleep(0.02))
     origin = read_json(store.get("fusions", "a", dict(zoo=dict(maps=[source.key])), make_answer).path / "provenance.json")
     assert origin["inputs"] == [f"maps/{source.path.name}"] and origin["start"] <= origin["end"] and origin["modules"] == runs.code_modules()
-    assert origin["files"]["x"][0] == 2 and set(origin["files"]) == {"config.json", "x"} and read_json(source.path / "provenance.json")["seconds"] >= 0.02
+    assert set(origin["files"]) == {"config.json", "x"} and read_json(source.path / "provenance.json")["seconds"] >= 0.02
 
 
 def test_other_code_is_named(tmp_path):
     lines, store = [], silent(tmp_path)
     run = store.get("kind", "a", {}, make_answer)
-    origin = read_json(run.path / "provenance.json")
+    origin = read_sealed(run.path / "provenance.json")
     older = {m: d for m, d in origin["modules"].items() if m != "masking"} | dict(trainer="0")
     for changes, text in ((dict(modules=older), "other code: masking, trainer differ"), (dict(modules={}), "other code")):
-        write_json(run.path / "provenance.json", origin | dict(code="0") | changes)
+        write_sealed(run.path / "provenance.json", origin | dict(code="0") | changes)
         store = RunStore(tmp_path, lines.append)
         store.get("kind", "a", {}, make_answer)
         assert lines[-1].endswith(f"(made by {text})") and store.names(other_code=True) == [f"kind/{run.path.name}"]
@@ -465,7 +466,7 @@ def test_a_run_that_needs_itself_stops(tmp_path):
 
 @pytest.mark.parametrize("label", ["a/b", "../a", ".a", ""])
 def test_labels_are_names(tmp_path, label):
-    with pytest.raises(ValueError, match="cannot be a run's label"):
+    with pytest.raises(ValueError, match="the run's label .* cannot name a file"):
         silent(tmp_path).get("kind", label, {}, make_answer)
 
 
@@ -500,38 +501,16 @@ def test_a_map_that_is_no_more_is_missed(tmp_path, damage):
     lines, run = [], silent(tmp_path).get("kind", "a", {}, fill)
     damage(run.path / "quantiles/A/1.png")
     assert not RunStore(tmp_path, lines.append).get("kind", "a", {}, fill).reused
-    assert "cannot be read: quantiles has 10 bytes where 15 were written; set aside" in lines[0] and check_run(run.path, deep=True) is None
-
-
-@pytest.mark.parametrize("name", ["scores.parquet", "model.safetensors", "maps.npy"])
-def test_runs_without_a_list_of_files_are_opened(tmp_path, name):
-    run = silent(tmp_path).get("kind", "a", {}, fill)
-    write_json(run.path / "provenance.json", dict(code="older"))
-    halve(run.path / name)
-    with pytest.raises(ValueError, match=f"{name} cannot be read"):
-        check_run(run.path)
-
-
-def test_a_changed_byte_is_found_by_looking_deep(tmp_path):
-    run = silent(tmp_path).get("kind", "a", {}, fill)
-    for name in ("maps.npy", "quantiles/A/2.png"):
-        before = (run.path / name).read_bytes()
-        (run.path / name).write_bytes(before[:-1] + b"!")
-        check_run(run.path)
-        with pytest.raises(ValueError, match=f"{name.split('/')[0]} has changed since it was written"):
-            check_run(run.path, deep=True)
-        (run.path / name).write_bytes(before)
-    os.rename(run.path / "quantiles/A/0.png", run.path / "quantiles/A/9.png")
-    with pytest.raises(ValueError, match="quantiles has changed"):
-        check_run(run.path, deep=True)
+    assert re.search(r"cannot be read: quantiles/A/1.png (is missing|has changed since it was written); set aside", lines[0])
+    assert check_run(run.path, deep=True) is None
 
 
 def test_a_file_system_that_fails_is_not_a_corrupt_run(tmp_path, monkeypatch):
     run = silent(tmp_path).get("kind", "a", {}, fill)
 
-    def fail(path):
+    def fail(path, *_):
         raise OSError(errno.EIO, "Input/output error")
-    monkeypatch.setitem(runs._OPEN, ".parquet", fail)
+    monkeypatch.setattr("prle.core._content_digest", fail)
     with pytest.raises(OSError, match="Input/output"):
         silent(tmp_path).get("kind", "a", {}, fill)
     assert [p.name for p in run.path.parent.iterdir()] == [run.path.name]
@@ -636,7 +615,7 @@ def test_what_a_run_waits_for_is_of_the_right_kind(tmp_path):
 def test_a_plan_estimates_from_the_nearest_runs(tmp_path):
     for label, seconds in (("X-DF", 100), ("X-FS", 300), ("Y-DF", 7000)):
         run = silent(tmp_path).get("detectors", label, dict(label=label), make_answer)
-        write_json(run.path / "provenance.json", read_json(run.path / "provenance.json") | dict(seconds=seconds))
+        write_sealed(run.path / "provenance.json", read_sealed(run.path / "provenance.json") | dict(seconds=seconds))
     dry = RunStore(tmp_path, dry=True)
     dry.get("detectors", "X-NT", dict(label="X-NT"), make_answer)
     dry.get("detectors", "Z-NT", dict(label="Z-NT"), make_answer)
@@ -728,15 +707,274 @@ def test_prune_spares_what_others_hold_and_what_that_needs(tmp_path, processes):
     held.take()
     assert prune(tmp_path / "runs", []).kind.tolist() == ["kind"] and not runs._delete(source.path)
     held.free()
-    (tmp_path / "runs/kind/.12345678.deleted").mkdir()
+    (tmp_path / "runs/kind/.prle-del-12345678").mkdir()
     assert len(prune(tmp_path / "runs", [], delete=True)) == 2 and not list((tmp_path / "runs").glob("*/*"))
 
 
 def test_recorded_runs_are_read_from_the_tables(tmp_path):
-    write_json(tmp_path / "mini/tables/table1.provenance.json", dict(runs=["maps/a-1", "maps/b-2"]))
-    write_json(tmp_path / "mini/figures/figure3.provenance.json", dict(runs=["maps/a-1", "fusions/c-3"]))
-    assert recorded_runs(tmp_path) == {"maps/a-1", "maps/b-2", "fusions/c-3"}
+    a, b, c = (f"{kind}-{KEY}" for kind in ("maps/a", "maps/b", "fusions/c"))
+    write_json(tmp_path / "mini/tables/table1.provenance.json", dict(runs=[a, b]))
+    write_json(tmp_path / "elsewhere/figures/figure3.provenance.json", dict(runs=[a, c]))
+    (tmp_path / "outputs").mkdir()
+    for name in ("mini", "elsewhere"): (tmp_path / "outputs" / name).symlink_to(tmp_path / name)
+    (tmp_path / "mini/loop").symlink_to(tmp_path)
+    assert recorded_runs(tmp_path / "outputs") == {a, b, c} and recorded_runs(tmp_path / "nowhere") == set()
     assert reachable({"c": ["b"], "b": ["a"], "d": ["a"]}, ["c", "unknown"]) == {"a", "b", "c", "unknown"}
+
+
+def filled(folder):
+    "As `fill`, the quantile maps with their digests."
+    fill(folder)
+    with made_folder(folder / "many", "quantile maps") as new:
+        for n in range(3): (new / f"{n}.png").write_bytes(bytes([n] * 40))
+        write_digests(new)
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    "In each file of a run; those that a table of digests covers when they are read, or all are."
+    run, tried = silent(tmp_path).get("kind", "a", {}, filled), 0
+    for path in sorted(p for p in run.path.rglob("*") if p.is_file()):
+        whole, name = path.read_bytes(), path.relative_to(run.path).as_posix()
+        for at in range(0, len(whole), max(1, len(whole) // 40)):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
+            with pytest.raises(Damaged, match=name) as e: check_run(run.path, deep=True)
+            assert len(str(e.value)) < 500
+            if not name.endswith(".png") or "quantiles" in name:
+                with pytest.raises(Damaged, match=name): check_run(run.path)
+            tried += 1
+        path.write_bytes(whole)
+    check_run(run.path, deep=True)
+    assert tried > 300
+
+
+def test_a_file_is_compared_when_it_is_read(tmp_path):
+    run = silent(tmp_path).get("kind", "a", {}, fill)
+    assert run_file(run.path, "maps.npy") == run.path / "maps.npy"
+    for name in ("thesis", "provenance.json"):
+        with pytest.raises(Damaged, match=f"has no {name}"): run_file(run.path, name)
+    garble(run.path / "maps.npy")
+    with pytest.raises(Damaged, match="maps.npy has changed"): run_file(run.path, "maps.npy")
+    assert run_file(run.path, "scores.parquet").exists()
+
+
+def test_an_unchanged_file_is_read_once_a_process(tmp_path, monkeypatch):
+    silent(tmp_path).get("kind", "a", {}, fill)
+    silent(tmp_path).get("kind", "a", {}, fill)
+    monkeypatch.setattr("prle.core.hashlib.file_digest", lambda *a: pytest.fail("read again"))
+    assert silent(tmp_path).get("kind", "a", {}, fill).reused
+
+
+def test_a_run_under_another_name_is_not_believed(tmp_path):
+    run = silent(tmp_path).get("kind", "a", dict(n=1), make_answer)
+    key = digest(["kind", dict(n=2)])
+    os.rename(run.path, tmp_path / f"kind/a-{key}")
+    lines = []
+    assert not RunStore(tmp_path, lines.append).get("kind", "a", dict(n=2), make_answer).reused
+    assert "provenance.json is of another run" in lines[0]
+
+
+def test_keys_are_the_same_when_they_are_read_back(tmp_path):
+    "Numbers as names sort otherwise than words."
+    config = dict(sizes={10: 1, 9: 2}, pair=(1, 2))
+    assert not silent(tmp_path).get("kind", "a", config, make_answer).reused and silent(tmp_path).get("kind", "a", config, make_answer).reused
+
+
+def test_an_input_that_is_found_damaged_by_a_reader_is_set_aside_and_made_again(tmp_path):
+    "One map among many is only compared when it is read."
+    lines, store = [], silent(tmp_path)
+    def source(store): return store.get("fusions", "f", {}, filled)
+    def train(folder):
+        for n in range(3): read_whole(path / f"many/{n}.png", runs.read_digests(path / "many")[f"{n}.png"])
+        make_answer(folder)
+    path = source(store).path
+    garble(path / "many/1.png")
+    assert source(silent(tmp_path)).reused, "which does not read all maps"
+    store = RunStore(tmp_path, lines.append)
+    with pytest.raises(Damaged, match=f"many/1.png has changed since it was written; fusions/{path.name} is set aside as {path.name}.corrupt-1. Start again") as e:
+        store.get("detectors", "d", dict(quantiles=source(store).key), train)
+    assert len(str(e.value)) < 400 and not path.exists() and beside(path) == []
+    assert not source(silent(tmp_path)).reused and not silent(tmp_path).get("detectors", "d", dict(quantiles=source(silent(tmp_path)).key), train).reused
+
+
+ALIEN = ["[]", "null", "3", '"x"', "{", "", "\x00\xff", "[" * 10**5, '{"a": 1, "a": 2}', '{"error": 3, "when": [], "seconds": "x", "files": 3, "run": null, "pid": "x"}']
+
+
+@pytest.mark.parametrize("content", ALIEN, ids=range(len(ALIEN)))
+@pytest.mark.parametrize("name", ["config.json", "provenance.json"])
+def test_alien_records_of_runs_are_no_traceback(tmp_path, name, content):
+    run = silent(tmp_path).get("kind", "a", {}, make_answer)
+    (run.path / name).write_text(content)
+    (row,) = list_runs(tmp_path).to_dict("records")
+    assert row["state"] == "corrupt" and name in row["note"] and len(row["note"]) < 300 and len(damaged_runs(tmp_path, list_runs(tmp_path))) == 1
+    dry = RunStore(tmp_path, dry=True)
+    dry.get("kind", "a", {}, make_answer), dry.get("kind", "b", dict(n=1), make_answer)
+    assert planned(dry).action.tolist() == ["make", "make"] and dry.names(other_code=True) == []
+    assert len(spared(tmp_path)) == 1 and runs_text(spared(tmp_path))
+    if name == "config.json":
+        with pytest.raises(ValueError, match=f"What kind/{run.path.name} is made from is not known"): prune(tmp_path, [], delete=True)
+    else: assert len(prune(tmp_path, [], delete=True)) == 0
+    assert run.path.exists() and not silent(tmp_path).get("kind", "a", {}, make_answer).reused
+
+
+def test_records_with_wrong_types_inside_are_refused_even_if_sealed(tmp_path):
+    run = silent(tmp_path).get("kind", "a", {}, make_answer)
+    origin = read_sealed(run.path / "provenance.json")
+    for wrong in (dict(seconds="x"), dict(files=3), dict(run=None), dict(modules=[]), dict(earlier={}), dict(end=7)):
+        write_sealed(run.path / "provenance.json", origin | wrong)
+        with pytest.raises(Damaged, match=f"provenance.json: {next(iter(wrong))} is"): check_run(run.path)
+
+
+@pytest.mark.parametrize("content", ALIEN, ids=range(len(ALIEN)))
+def test_alien_notes_beside_runs_are_no_traceback(tmp_path, content):
+    path = tmp_path / f"kind/a-{KEY}"
+    for what in ("failed.json", "lock/1", "partial-1/config.json", "partial-2/provenance.json"):
+        (file := path.parent / f".{path.name}.{what}").parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    before = snapshot(tmp_path)
+    assert len(list_runs(tmp_path)) == 1 and runs_text(list_runs(tmp_path))
+    assert Claim(path.with_name(f".{path.name}.lock")).owner() in ({}, None)
+    dry = RunStore(tmp_path, dry=True)
+    dry.get("kind", "a", {}, make_answer)
+    assert planned(dry).action.tolist() in (["make"], ["wait"]) and len(spared(tmp_path)) == 1
+    with pytest.raises(ValueError, match="is made from is not known"): prune(tmp_path, [], delete=True)
+    assert snapshot(tmp_path) == before
+    for n in (1, 2): (path.with_name(f".{path.name}.partial-{n}") / "thesis").touch()
+    run = RunStore(tmp_path, lambda line: None, heartbeat=0.02, missed=2).get("kind", "a", {}, make_answer)
+    assert check_run(run.path) is None and len(list(tmp_path.rglob("thesis"))) == 2, "what others have put there stays"
+
+
+@pytest.mark.parametrize("claim", [dict(pid="x"), dict(host=3), dict(machine=None), dict(heartbeat="x"), dict(heartbeat=1e300), dict(pid=-1), dict(pid=10**30), dict(since=[])])
+def test_claims_with_wrong_types_inside_are_no_traceback(tmp_path, claim):
+    (tmp_path / "kind").mkdir()
+    write_json(tmp_path / f"kind/.a-{KEY}.lock/1", dict(runs.this_process(), heartbeat=1, machine="elsewhere") | claim)
+    assert len(list_runs(tmp_path)) == 1 and len(prune(tmp_path, [], delete=True)) == 0
+    Claim(tmp_path / f"kind/.a-{KEY}.lock", heartbeat=0.1).take()
+
+
+def test_pipes_do_not_stop_anything(tmp_path):
+    "In place of any file of a run, its notes and its claims."
+    run = silent(tmp_path).get("kind", "a", {}, fill)
+    for path in sorted(p for p in run.path.rglob("*") if p.is_file()):
+        whole = path.read_bytes()
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(Damaged, match=f"{path.name} is no ordinary file"): check_run(run.path, deep=True)
+        list_runs(tmp_path)
+        path.unlink()
+        path.write_bytes(whole)
+    for what in ("failed.json", "lock/1"):
+        (file := run.path.parent / f".{run.path.name}.{what}").parent.mkdir(exist_ok=True)
+        os.mkfifo(file)
+    assert len(list_runs(tmp_path)) == 1 and len(prune(tmp_path, [], delete=True)) == 0
+    os.mkfifo(tmp_path / "note.provenance.json")
+    with pytest.raises(ValueError, match="note.provenance.json is no ordinary file"): recorded_runs(tmp_path)
+
+
+def snapshot(folder):
+    "All that lies below, links not followed."
+    return {p: os.readlink(p) if p.is_symlink() else p.read_bytes() if p.is_file() else "folder" for p in folder.rglob("*")}
+
+
+def whole_store(root):
+    "A store in which a needed and a needless run lie, beside nothing else."
+    needed, lost = (silent(root).get("kind", label, dict(n=label), filled) for label in ("needed", "lost"))
+    return needed.path, lost.path
+
+
+def a_folder_named_like_a_run(root, lost): (root / f"kind/thesis-{KEY}").mkdir(); (root / f"kind/thesis-{KEY}/chapter").touch()
+def a_run_without_provenance(root, lost): (lost / "provenance.json").unlink()
+def a_file_in_a_run(root, lost): (lost / "thesis").touch()
+def a_file_among_its_maps(root, lost): (lost / "many/thesis").touch()
+def a_link_in_a_run(root, lost): (lost / "data").symlink_to(root.parent / "outside")
+def a_copy_under_another_name(root, lost): os.rename(lost, lost.with_name(f"other-{lost.name[-16:]}")); (root / "kind" / f"other-{lost.name[-16:]}" / "config.json").unlink()
+def a_file_named_like_a_run(root, lost): (root / f"kind/b-{KEY}").touch()
+def a_kind_that_is_a_link(root, lost): os.rename(root / "kind", root.parent / "outside/kind"); (root / "kind").symlink_to(root.parent / "outside/kind")
+def a_run_that_is_a_link(root, lost): os.rename(lost, root.parent / "outside/run"); lost.symlink_to(root.parent / "outside/run")
+def a_lock_that_is_a_link(root, lost): lost.with_name(f".{lost.name}.lock").symlink_to(root.parent / "outside")
+def a_file_in_a_lock(root, lost): lost.with_name(f".{lost.name}.lock").mkdir(); (lost.with_name(f".{lost.name}.lock") / "thesis").touch()
+def a_partial_that_is_a_link(root, lost): lost.with_name(f".{lost.name}.partial-1").symlink_to(root.parent / "outside")
+def a_partial_of_others(root, lost): lost.with_name(f".{lost.name}.partial-1").mkdir(); (lost.with_name(f".{lost.name}.partial-1") / "thesis").touch()
+def a_note_of_others(root, lost): lost.with_name(f".{lost.name}.failed.json").write_text("my thesis")
+def files_of_others(root, lost): (root / "thesis").touch(); (root / "kind/.thesis.deleted").mkdir(); (root / "kind/thesis").mkdir(); (root / "kind/.x.partial-1").touch()
+
+
+@pytest.mark.parametrize("change", [
+    a_folder_named_like_a_run, a_run_without_provenance, a_file_in_a_run, a_file_among_its_maps, a_link_in_a_run, a_copy_under_another_name, a_file_named_like_a_run,
+    a_kind_that_is_a_link, a_run_that_is_a_link, a_lock_that_is_a_link, a_file_in_a_lock, a_partial_that_is_a_link, a_partial_of_others, a_note_of_others, files_of_others],
+    ids=lambda f: f.__name__)
+def test_prune_touches_nothing_that_was_not_made_here(tmp_path, change):
+    root = tmp_path / "runs"
+    (tmp_path / "outside/2").mkdir(parents=True)
+    (tmp_path / "outside/1").write_text("mine")
+    needed, lost = whole_store(root)
+    intact = change in (a_folder_named_like_a_run, a_file_named_like_a_run, files_of_others) # the lost run itself
+    change(root, lost)
+    before = snapshot(tmp_path)
+    gone = prune(root, {f"kind/{needed.name}"}, delete=True)
+    assert len(spared(root)) and (spared(root).note != "").all() and runs_text(spared(root))
+    assert gone.label.tolist() == ["lost"] * intact and needed.exists()
+    assert snapshot(tmp_path) == {p: c for p, c in before.items() if not (intact and p.is_relative_to(lost))}
+
+
+def test_prune_follows_no_link_to_the_store(tmp_path):
+    whole_store(tmp_path / "runs")
+    (tmp_path / "link").symlink_to("runs")
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match="link is a link; name the folder"): prune(tmp_path / "link", [], delete=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_prune_leaves_nothing_of_what_it_deletes_and_tells_exactly_that(tmp_path):
+    def fail(folder):
+        (folder / "half").touch()
+        raise MemoryError
+    store, (needed, lost) = silent(tmp_path), whole_store(tmp_path)
+    for label in ("failed", "partial"):
+        with pytest.raises(MemoryError): store.get("kind", label, {}, fail, resume=label == "partial")
+    garble(lost / "maps.npy")
+    silent(tmp_path).get("kind", "lost", dict(n="lost"), filled)
+    for name, age in ((".prle-del-01234567", 0), (".prle-tmp-01234567", 7200), (".prle-tmp-89abcdef", 0)):
+        (tmp_path / "kind" / name).mkdir()
+        os.utime(tmp_path / "kind" / name, times=(time.time() - age,) * 2)
+    gone = prune(tmp_path, {f"kind/{needed.name}"}, delete=True)
+    assert sorted(zip(gone.label, gone.state)) == [("failed", "failed"), ("lost", "corrupt"), ("lost", "finished"), ("partial", "failed")]
+    assert sorted(os.listdir(tmp_path / "kind")) == [".prle-tmp-89abcdef", needed.name], "what may still be written is left"
+    assert len(prune(tmp_path, {f"kind/{needed.name}"}, delete=True)) == 0 and len(spared(tmp_path)) == 0
+
+
+@pytest.mark.parametrize("note", [*ALIEN, '{"runs": "all"}', '{"runs": [1]}', '{"runs": [["kind/a"]]}', '{"runs": ["a"]}', '{"runs": ["../kind/a-0123456789abcdef"]}', "{}"])
+def test_nothing_is_pruned_if_a_note_does_not_tell_what_it_needs(tmp_path, note):
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans/mine.provenance.json").write_text(note)
+    with pytest.raises(ValueError, match="plans/mine.provenance.json.*not known: write it again, or move it away") as e: recorded_runs(tmp_path)
+    assert len(str(e.value)) < 600 and "\n" not in str(e.value)
+
+
+def test_nothing_is_pruned_if_it_is_not_known_what_a_run_needs(tmp_path):
+    graph(silent(tmp_path))
+    fused = next((tmp_path / "fusions").iterdir())
+    garble(fused / "config.json")
+    before = snapshot(tmp_path)
+    for keep in ([], [f"fusions/{fused.name}"]):
+        with pytest.raises(ValueError, match=f"What fusions/{fused.name} is made from is not known"): prune(tmp_path, keep, delete=True)
+    assert snapshot(tmp_path) == before and needs(tmp_path)[f"fusions/{fused.name}"] is None
+
+
+def test_links_are_no_claims(tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "runs/kind").mkdir(parents=True)
+    for target in ("outside", "nowhere"):
+        lock = tmp_path / f"runs/kind/.a-{KEY}.lock"
+        lock.symlink_to(tmp_path / target)
+        with pytest.raises(OSError, match=f"{tmp_path}/runs/kind cannot take the run a-{KEY}"): silent(tmp_path / "runs").get("kind", "a", {}, make_answer)
+        lock.unlink()
+    assert os.listdir(tmp_path / "outside") == []
+
+
+def test_what_others_put_among_claims_stays(tmp_path):
+    with claimed(tmp_path / "data"): (tmp_path / ".data.lock/thesis").touch()
+    assert (tmp_path / ".data.lock/thesis").exists()
+    with claimed(tmp_path / "data"): pass
 
 
 def test_it_imports_without_torch():

@@ -18,6 +18,7 @@ from prle.datasets import FaceDataset, select
 from prle.detectors.registry import Recipe, cross_entropy
 from prle.masking import LandmarkMask, PrimaryRegionMask, RandomMask
 from prle.trainer import MovingAverage, Objective, TrainConfig, TrainingFaces, _steps, check_split, epoch_order, face_weights, predict, to_input, train
+from prle.trust import write_digests
 
 CONFIG = TrainConfig(epochs=2, batch=4, lr=1e-2)
 
@@ -29,6 +30,7 @@ def quantiles(toy, tmp_path):
     for path in toy.path:
         (tmp_path / "q" / path).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(tmp_path / "q" / path), ramp)
+    write_digests(tmp_path / "q")
     return tmp_path / "q"
 
 

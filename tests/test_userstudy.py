@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import studies
-from studies import FIVE, simulate
+from studies import FIVE, SECRET, signed, simulate
 from test_figures import letters
 
 from prle import cli, studyanalysis
@@ -22,9 +22,10 @@ from prle.core import rng
 from prle.paper import PAGE_WIDTH
 from prle.studyanalysis import (accuracy_table, crossed_bootstrap, detector_answers, detector_table, draw_figure10, exclude, harder_with_alpha, masked_is_harder,
                                 participants_needed, power, read_responses, report, robust_difference, study_detectors)
-from prle.studypage import _connect, write_page
-from prle.studyserver import FIELDS, LIMIT, LONGEST, Refused, Responses, _server, serve
-from prle.userstudy import ALPHAS, build_study, conditions, largest_design, plan_study, read_study
+from prle.studypage import SIGNED, _connect, check_page, is_host, plan_name, sealed_plans, unseal, write_page
+from prle.studyserver import FIELDS, LARGEST, LIMIT, LONGEST, Refused, Responses, _called, _server, read_lines, serve
+from prle.trust import Damaged
+from prle.userstudy import ALPHAS, SUMS, build_study, conditions, keyed, largest_design, plan_study, read_study
 
 
 # ---- the design ----
@@ -138,7 +139,7 @@ def study(tmp_path_factory):
 
 def test_picture_files_give_nothing_away(study):
     files = sorted((study.path / "page" / "images").iterdir())
-    assert len(files) == len(study.pictures) and all(re.fullmatch(r"[0-9a-f]{8}\.png", f.name) for f in files)
+    assert len(files) == len(study.pictures) and all(re.fullmatch(r"[0-9a-f]{16}\.png", f.name) for f in files)
     assert len({f.stat().st_size for f in files}) == 1 and len({f.stat().st_mtime for f in files}) == 1
     for f in files:
         data = f.read_bytes()
@@ -148,14 +149,14 @@ def test_picture_files_give_nothing_away(study):
             kinds.append(data[at + 4:at + 8])
             at += 12 + int.from_bytes(data[at:at + 4], "big")
         assert set(kinds) == {b"IHDR", b"IDAT", b"IEND"}
-    names, labels = study.pictures.picture.str[:8].map(lambda x: int(x, 16)), study.pictures.label
+    names, labels = study.pictures.picture.str[:16].map(lambda x: int(x, 16)), study.pictures.label
     assert abs(np.corrcoef(names.rank(), labels)[0, 1]) < 0.3, "the order of the names does not tell"
 
 
 def test_the_page_folder_holds_no_key(study):
     words = set(study.pictures.path) | set(study.pictures.identity) | {"quantiles", "p_fake", "F2F"}
     for f in (study.path / "page").rglob("*"):
-        if f.suffix in (".js", ".html", ".css") and "jspsych" not in f.parts:
+        if f.suffix in (".js", ".html", ".css") and not {"jspsych", "js-sha256"} & set(f.parts):
             text = f.read_text()
             assert not [w for w in words if w in text], f
     tested = set(study.pictures.picture[~study.pictures.practice])
@@ -185,18 +186,21 @@ def test_the_key_and_the_plan_agree(study):
     assert study.settings["seed"] == 0 and study.settings["provenance"]["packages"] and study.settings["people"] == 24
 
 
-def test_the_same_seed_makes_the_same_study_and_a_folder_is_never_overwritten(study, tmp_path):
-    again = studies.study(tmp_path, participants=10, images=10, subsets=FIVE, n=24)
+def test_the_same_secret_makes_the_same_study_and_a_folder_is_never_overwritten(study, tmp_path):
+    again = studies.study(tmp_path, participants=10, images=10, subsets=FIVE, n=24, secret=study.settings["secret"])
     assert again.pictures.equals(study.pictures) and again.plan.equals(study.plan)
     same = lambda f: f.read_bytes() == (study.path / f.relative_to(again.path)).read_bytes()
     assert all(same(f) for f in (again.path / "page").rglob("*") if f.is_file())
+    assert all(same(again.path / "key" / name) for name in ("pictures.csv", "plan.csv", "codes.txt"))
     assert studies.study(tmp_path / "maps", participants=10, images=10, subsets=FIVE, n=24, top=20).codes != study.codes, "other quantile maps are another study"
     faces = studies.faces(tmp_path / "faces", 24)
     with pytest.raises(FileExistsError, match="may hold responses"):
         build_study(faces, again.path, 10, 10)
-    assert build_study(faces, tmp_path / "other", 10, 10, practice=2, seed=1).codes != study.codes
+    assert build_study(faces, tmp_path / "other", 10, 10, practice=2, seed=1, secret=SECRET).codes != study.codes
     with pytest.raises(FileNotFoundError, match="no study in"):
         read_study(tmp_path)
+    with pytest.raises(ValueError, match="64 hexadecimal digits"):
+        build_study(faces, tmp_path / "weak", 10, 10, secret="0")
 
 
 def test_faces_of_different_sizes_are_refused(tmp_path):
@@ -207,6 +211,180 @@ def test_faces_of_different_sizes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="differ in size"):
         build_study(faces, tmp_path / "study", 2, 2, ("F2F",), 2)
     assert not (tmp_path / "study").exists()
+
+
+# ---- what nobody can compute ----
+
+def public_bytes(study):
+    "Every byte that a stranger has: names and contents of the page's files."
+    page = study.path / "page"
+    return {str(f.relative_to(page)): f.read_bytes() for f in sorted(page.rglob("*")) if f.is_file()}
+
+
+def public_words(study):
+    "Numbers and words from which somebody might start: all that the page's own files say, and small seeds."
+    text = " ".join(data.decode() for name, data in public_bytes(study).items() if name in ("settings.js", "index.html"))
+    names = [f.stem for f in (study.path / "page").rglob("*.*")]
+    return [*range(500), *sorted({*re.findall(r"[0-9a-f]{6,}", text), *names}), "", study.settings["seed"]]
+
+
+def test_two_studies_of_the_same_faces_and_seed_have_nothing_in_common(tmp_path):
+    faces = studies.faces(tmp_path / "faces", 24)
+    one, two = (build_study(faces, tmp_path / name, 10, 10, practice=2) for name in ("one", "two"))
+    assert one.settings["seed"] == two.settings["seed"] and one.settings["study"] != two.settings["study"]
+    assert not set(one.codes) & set(two.codes) and not set(one.pictures.picture) & set(two.pictures.picture)
+    orders = [s.plan[s.plan.picture != ""].groupby("code", sort=False).expected.agg("".join).tolist() for s in (one, two)]
+    assert not set(orders[0]) & set(orders[1]), "the order of reals and fakes is another one"
+    drawn = [s.pictures[s.pictures["mask"] == "dynamic"].set_index("path").alpha for s in (one, two)]
+    both = drawn[0].index.intersection(drawn[1].index)
+    assert len(both) > 5 and not np.isclose(drawn[0][both], drawn[1][both]).any(), "nor does a visible alpha tell the face"
+
+
+def test_no_byte_of_the_page_holds_a_part_of_the_key(study):
+    key, page = study.pictures, public_bytes(study)
+    practice = set(key.picture[key.practice])
+    secret = [*study.codes, study.settings["secret"], *key.path, *key.identity, *(f"{a}" for a in key.alpha if 0 < a < 1)]
+    readable = {name: data for name, data in page.items() if not name.startswith(("jspsych", "js-sha256", "images"))}
+    for name, data in page.items():
+        for word in secret[:len(study.codes) + 1]: assert word.encode() not in data and word not in name
+    for name, data in readable.items():
+        for word in {w for w in secret if len(w) > 3} | (set(key.picture) - practice): assert word.encode() not in data, (name, word)
+    assert len({len(data) for name, data in page.items() if name.startswith("plans/")}) == 1
+
+
+def old_names(seed, kind, n, length, alphabet):
+    "Names of a random stream, as they were once drawn."
+    draw, found = rng(seed, kind), {}
+    while len(found) < n: found["".join(draw.choice(list(alphabet), length))] = None
+    return set(found)
+
+
+def test_no_public_number_leads_to_codes_names_or_pairing(study):
+    key, codes = study.pictures, set(study.codes)
+    pictures, n = {p[:-4] for p in key.picture}, len(key)
+    told = {name[6:-3] for name in public_bytes(study) if name.startswith("plans/")}
+    cells = key[["path", "mask", "fixed"]].head(20)
+    for word in public_words(study):
+        for length in (8, 16):
+            assert not old_names(word, "pictures", n, length, "0123456789abcdef") & pictures
+            assert not old_names(word, "codes", 10, length, "abcdefghjkmnpqrstuvwxyz23456789") & codes
+        guess = str(word)
+        assert keyed(guess, "name")[:16] != study.settings["study"] and keyed(guess, "file", study.settings["study"])[:32] not in told
+        assert not {keyed(guess, "picture", *c)[:16] for c in cells.itertuples(index=False)} & pictures
+        assert not any(np.isclose(1 - rng(word, "alpha", r.path).random(), r.alpha, atol=1e-6) for r in key[key["mask"] == "dynamic"].head(5).itertuples())
+
+
+def test_who_knows_faces_and_design_cannot_check_a_guess_against_the_studys_name(study):
+    from prle.core import digest, file_digest
+    rows = studies.people(24)
+    shown = set(study.pictures.path)
+    text = rows[rows.path.isin(shown)].sort_values("path")[["path", "subset", "identity", "source_identity", "split"]].to_csv(index=False)
+    design = [10, 10, list(FIVE), 2, 0]
+    faces, maps = study.path.parent / "faces", study.path.parent / "faces" / "quantiles.png"
+    files = [file_digest(p) for path in sorted(shown) for p in (faces / path, maps)]
+    mark = digest([text, files, *design])
+    own = keyed(study.settings["secret"], "study", mark)
+    assert keyed(own, "name")[:16] == study.settings["study"], "with the secret it is this name"
+    assert study.settings["study"] not in {mark, keyed("", "study", mark)[:16], keyed(mark, "name")[:16]}
+
+
+def unknowns(blocks):
+    "How many labels are left open by what everybody is told: half of a block is real."
+    column = {p: k for k, p in enumerate(sorted(set().union(*blocks)))}
+    equations = np.zeros((len(blocks), len(column)))
+    for k, block in enumerate(blocks): equations[k, [column[p] for p in block]] = 1
+    return len(column) - np.linalg.matrix_rank(equations)
+
+
+def test_everybodys_lists_together_would_tell_the_truth(tmp_path):
+    "Pictures of one face are recognised; the balance of the design is a linear equation a block, and one solution and its opposite are left. So no list may be read."
+    plan, _ = plan_study(studies.people(24), 86, 10)
+    lists = [rows.tolist() for _, rows in plan.groupby(["participant", "mask"]).path]
+    assert unknowns(lists) == 1 and unknowns(lists[:3]) > 5, "of one participant's list much is left open"
+
+
+def test_a_list_is_read_with_its_own_code_alone(study):
+    name, shown = study.settings["study"], study.plan[study.plan.picture != ""]
+    text = b"".join(data for file, data in public_bytes(study).items() if file.startswith("plans/"))
+    assert not [p for p in shown.picture if p.encode() in text or p.encode().hex().encode() in text]
+    for owner in study.codes[:3]:
+        file = study.path / "page" / "plans" / plan_name(owner, name)
+        assert [i.get("picture", "") for i in unseal(owner, name, file)["items"]] == list(study.plan.picture[study.plan.code == owner])
+        for other in {*study.codes, name, owner[:-1], file.stem} - {owner}:
+            with pytest.raises(ValueError): unseal(other, name, file)
+
+
+def test_order_sizes_and_times_of_files_tell_nothing(study):
+    key = study.pictures
+    assert key.picture.is_monotonic_increasing, "written in the order of their names"
+    plans = list((study.path / "page" / "plans").iterdir())
+    assert len(plans) == 10 and len({(f.stat().st_size, f.stat().st_mtime) for f in plans}) == 1
+    shown = study.plan[study.plan.picture != ""].drop_duplicates("picture").picture.rank()
+    assert abs(np.corrcoef(shown, np.arange(len(shown)))[0, 1]) < 0.3, "nor does the order in which they are shown first"
+
+
+@pytest.mark.parametrize("images, subsets", [(50, FIVE), (10, FIVE), (12, FIVE[:3])])
+def test_a_fixed_alpha_tells_nothing_of_the_label(images, subsets):
+    "Over secrets every alpha lies on reals and on fakes alike, also of one participant."
+    plans = [conditions(2, images, subsets, f"secret {k}").query("mask == 'fixed' and participant == 1") for k in range(200)]
+    real = np.array([[(p.alpha[p.subset == "real"] == a).any() for a in ALPHAS] for p in plans])
+    there = np.array([[(p.alpha == a).any() for a in ALPHAS] for p in plans])
+    assert np.abs(real.sum(0) / there.sum(0) - 0.5).max() < 0.2
+    apart = lambda block: block.alpha[block.subset == "real"].mean() - block.alpha[block.subset != "real"].mean()
+    pairs = [p.groupby(p.position // (2 * len(subsets)))[["alpha", "subset"]].apply(apart) for p in plans]
+    higher = np.concatenate([x.to_numpy() for x in pairs])
+    assert 0.35 < np.mean(higher[~np.isnan(higher)] > 0) < 0.65
+
+
+def test_the_key_is_readable_by_its_owner_alone(study, tmp_path):
+    for part in ("key", "responses"):
+        assert (study.path / part).stat().st_mode & 0o777 == 0o700
+        assert all(f.stat().st_mode & 0o777 == 0o600 for f in (study.path / part).iterdir())
+
+
+def key_and_pictures(study):
+    return [*sorted((study.path / "key").iterdir()), *sorted((study.path / "page" / "images").iterdir())[::25]]
+
+
+def test_a_flipped_bit_of_the_key_or_a_picture_is_found_by_name(fresh, capsys):
+    for k, file in enumerate(key_and_pictures(fresh)):
+        whole = file.read_bytes()
+        for bit in rng("bits", k).integers(0, 8 * len(whole), 12).tolist() + [0, 8 * len(whole) - 1]:
+            flipped = bytearray(whole)
+            flipped[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(flipped)
+            with pytest.raises(Damaged, match=f"{re.escape(file.name)} has changed since it was written. Restore it"):
+                read_study(fresh.path)
+        for command in ("serve", "analyse"):
+            assert cli.main(["userstudy", command, str(fresh.path)]) == 2
+            said = capsys.readouterr().err
+            assert file.name in said and len(said.splitlines()) == 1
+        file.write_bytes(whole[:-1])
+        with pytest.raises(Damaged, match=re.escape(file.name)): read_study(fresh.path)
+        file.unlink()
+        with pytest.raises((Damaged, FileNotFoundError), match=re.escape(file.name)): read_study(fresh.path)
+        file.write_bytes(whole)
+    assert read_study(fresh.path).plan.equals(fresh.plan)
+
+
+def test_checksums_name_no_file_outside(fresh, tmp_path):
+    from prle.core import digest, file_digest
+    (tmp_path / "else.txt").write_text("a")
+    lines = f"{file_digest(tmp_path / 'else.txt')}  ../else.txt\n"
+    (fresh.path / SUMS).write_text(f"{lines}{digest(lines)}  the lines above\n")
+    with pytest.raises(ValueError, match="leads out of"): read_study(fresh.path)
+
+
+def test_a_damaged_page_is_not_served(fresh):
+    page = fresh.path / "page"
+    name, text = next(iter(sealed_plans(fresh)))
+    for file, bad in ((page / "plans" / name, text.replace("1", "2")), (page / "settings.js", "window.SETTINGS = {"), (page / "settings.js", "[]")):
+        whole = file.read_text()
+        file.write_text(bad)
+        with pytest.raises(Damaged, match=re.escape(file.name)): serve(fresh.path)
+        file.write_text(whole)
+    (page / "plans" / name).unlink()
+    with pytest.raises(Damaged, match=re.escape(name)): check_page(fresh)
 
 
 # ---- the page ----
@@ -221,7 +399,10 @@ def test_the_consent_is_the_researchers_and_the_policy_names_one_address(study, 
     assert re.search(r"connect-src (.+?);", write_page(read_study(copy), post=None).read_text())[1] == "'none'"
     urls = re.findall(r"(?:src|href)=\"(.+?)\"", html)
     assert urls and all(u == "data:," or (copy / "page" / u).exists() for u in urls)
-    for post in ("https://a.example; script-src *", "lab.example/x", "https://name:word@lab.example/x", "//lab.example/x", "htp://x"):
+    for post in ("https://a.example; script-src *", "lab.example/x", "https://name:word@lab.example/x", "//lab.example/x", "htp://x",
+                 "https://*", "https://*.example/x", "https://*:443", "https://", "https://:80/x", "https://a..example", "https://-a.example", "https://lab.example:x/", "https://lab.example:99999/",
+                 "https://b\u00fccher.example", "https://lab.example\\\\x", "https://lab.example/a b", "https://[::1",
+                 "https://lab.example/\n", "https://_x", "https://" + "a" * 300):
         with pytest.raises(ValueError, match="no address"):
             _connect(post)
 
@@ -260,7 +441,8 @@ def fresh(study, tmp_path):
 def good(study, index=0, code=0, **changes):
     code = study.codes[code]
     row = study.plan[(study.plan.code == code) & (study.plan["index"] == index)].iloc[0]
-    return dict(study=study.settings["study"], code=code, index=index, item=row.picture or "check", answer="fake", rt=1500, source="button", confidence=None) | changes
+    answer = dict(study=study.settings["study"], code=code, index=index, item=row.picture or "check", answer="fake", rt=1500, source="button", confidence=None)
+    return signed(answer | changes)
 
 
 @pytest.mark.parametrize("changes, status, why", [
@@ -273,7 +455,7 @@ def good(study, index=0, code=0, **changes):
     (dict(simulated=True), 400, "unknown field 'simulated'")])
 def test_malformed_answers_are_refused_with_a_reason_and_leave_nothing(fresh, changes, status, why):
     with pytest.raises(Refused, match=why) as e:
-        Responses(fresh).add(good(fresh) | changes)
+        Responses(fresh).add(signed(good(fresh) | changes))
     assert e.value.status == status and list((fresh.path / "responses").iterdir()) == []
 
 
@@ -289,7 +471,7 @@ def test_repeated_answers_are_refused_and_the_file_is_only_appended_to(fresh):
     before = file.read_bytes()
     for changed, same in ((dict(), True), (dict(answer="real"), False), (dict(rt=2), False)):
         with pytest.raises(Refused) as e:
-            responses.add(good(fresh) | changed)
+            responses.add(good(fresh, **changed))
         assert e.value.status == 409 and e.value.same is same
     assert Responses(fresh).add(good(fresh, 1)) == 2, "another process goes on"
     assert file.read_bytes().startswith(before) and file.stat().st_mode & 0o077 == 0
@@ -355,11 +537,70 @@ def test_nothing_outside_the_page_is_served(fresh):
     with serving(fresh) as ask:
         status, body, headers = ask("/")
         assert status == 200 and b"Real or fake" in body and headers["X-Content-Type-Options"] == "nosniff"
-        assert ask(f"/plans/{fresh.codes[0]}.js")[0] == 200
+        assert ask(f"/plans/{plan_name(fresh.codes[0], fresh.settings['study'])}")[0] == 200
         for path in ("/../key/plan.csv", "/%2e%2e/key/plan.csv", "/..%2fkey%2fplan.csv", "//etc/passwd", "/images/../../key/plan.csv", "/link.csv", "/folder/plan.csv", "/plans/",
                      "/images/", "/key/plan.csv", "/responses/", "/static/..%5c..%5ckey/plan.csv", "/plans/%00"):
             status, body, _ = ask(path)
             assert status in (400, 403, 404) and fresh.codes[0].encode() not in body and b"root:" not in body, path
+
+
+def test_what_the_server_says_names_no_version_and_no_page_may_hold_it(fresh):
+    with serving(fresh) as ask:
+        for path, body, method in (("/", None, None), ("/settings.js", None, None), ("/nowhere", None, None), ("/answers", None, None),
+                                   ("/answers", b"{", None), ("/answers", b"{}", "PUT"), ("/", b"{}", None), ("*", None, "OPTIONS"), ("/images", None, None), ("/", None, "TRACE"),
+                                   ("/answers", good(fresh), None), ("/plans/%00", None, None)):
+            status, said, headers = ask(path, body, method)
+            assert "Server" not in headers and b"ornado" not in said + str(headers).encode(), (path, status)
+            rules = headers["Content-Security-Policy"]
+            assert "default-src 'none'" in rules and "frame-ancestors 'none'" in rules and "connect-src 'self'" in rules
+            wanted = {"X-Frame-Options": "DENY", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cross-Origin-Resource-Policy": "same-origin"}
+            assert {name: headers[name] for name in wanted} == wanted
+        html = ask("/")[1].decode()
+        assert re.search(r'Content-Security-Policy" content="(.+?)"', html)[1] == rules.replace("; frame-ancestors 'none'", ""), "the page says the same"
+    write_page(fresh, post="https://lab.example:444/x")
+    with serving(fresh) as ask: assert "connect-src https://lab.example:444;" in ask("/")[2]["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize("name", ["evil.example", "evil.example:8787", "127.0.0.1.evil.example", "localhost.evil.example", "",
+                                  "localhost, evil.example", "evil@localhost.example", "[", "192.168.0.9", "localhost@evil.example"])
+def test_a_name_that_somebody_made_lead_here_is_not_answered(fresh, name):
+    with serving(fresh) as ask:
+        for path, body in (("/", None), ("/answers", good(fresh)), (f"/answers?code={fresh.codes[0]}", None), ("/nowhere", None)):
+            status, said, _ = ask(path, body, Host=name)
+            assert status in (400, 421) and fresh.codes[0].encode() not in said and b"Real or fake" not in said
+        assert ask("/", Host="localhost:1")[0] == ask("/", Host="LOCALHOST")[0] == ask("/", Host="127.0.0.1")[0] == 200
+    assert not list((fresh.path / "responses").iterdir())
+
+
+@pytest.mark.parametrize("header, host, names, called", [
+    ("lab-pc:8787", "127.0.0.1", ("lab-pc",), True), ("lab-pc:8787", "127.0.0.1", (), False), ("192.168.0.9", "192.168.0.9", (), True), ("192.168.0.8", "192.168.0.9", (), False),
+    ("192.168.0.8", "0.0.0.0", (), True), ("[fe80::1]:80", "::", (), True), (socket.gethostname(), "0.0.0.0", (), True),
+    (socket.gethostname() + ".evil.example", "0.0.0.0", (), False),
+    ("evil.example", "::", (), False), ("[::1]:1", "::1", (), True)])
+def test_which_names_the_server_goes_by(header, host, names, called):
+    assert _called(header, host, names) is called
+
+
+def test_a_name_of_the_server_is_a_name(fresh, capsys):
+    assert cli.main(["userstudy", "serve", str(fresh.path), "--name", "*"]) == 2 and "'*' is no name of a machine" in capsys.readouterr().err
+    assert is_host("lab-pc") and is_host("10.0.0.1") and not is_host("*.lab") and not is_host("")
+
+
+def test_serving_closes_the_key(fresh, monkeypatch):
+    for part in ("key", "responses"): (fresh.path / part).chmod(0o755)
+    (fresh.path / "key" / "plan.csv").chmod(0o644)
+    monkeypatch.setattr(asyncio.Event, "wait", lambda self: asyncio.sleep(0))
+    serve(fresh.path, port=0)
+    assert not any(p.stat().st_mode & 0o077 for part in ("key", "responses") for p in [fresh.path / part, *(fresh.path / part).iterdir()])
+
+
+def test_a_damaged_file_of_answers_is_a_fault_of_the_server_and_no_refusal(fresh, capsys):
+    with open(fresh.path / "responses" / f"{fresh.codes[0]}.jsonl", "wb") as f: f.truncate(LARGEST + 1)
+    with serving(fresh) as ask:
+        for path, body in (("/answers", good(fresh)), (f"/answers?code={fresh.codes[0]}", None)):
+            status, said, _ = ask(path, body)
+            assert status == 500 and json.loads(said) == dict(error="the server could not store this answer."), "so the page tries again"
+    assert f"{fresh.codes[0]}.jsonl has {LARGEST + 1:,} bytes" in capsys.readouterr().err
 
 
 def test_nobody_holds_the_server_up(fresh):
@@ -382,7 +623,9 @@ def test_answers_over_http(fresh):
         assert status == 201 and json.loads(body) == dict(stored=1)
         status, body, _ = ask("/answers", good(fresh))
         assert status == 409 and json.loads(body) == dict(error="this answer is stored already.", same=True)
-        for data, want in ((b"{", 400), (b"\xff\xfe", 400), (b"[" * 4000, 400), (b"[]", 400), (b" " * (LIMIT + 1), 413),
+        twice = json.dumps(good(fresh, 1))[:-1] + ', "answer": "real"}'
+        for data, want in ((twice.encode(), 400), (b'{"study": ' * 300 + b"1" + b"}" * 300, 400), (b'{"rt": NaN}', 400), (b"{", 400),
+                           (b"\xff\xfe", 400), (b"[" * 4000, 400), (b"[]", 400), (b" " * (LIMIT + 1), 413),
                            (json.dumps(good(fresh, 1)).encode() + b" " * 5 * LIMIT, 400)):
             status, body, _ = ask("/answers", data)
             assert status == want, (data[:10], status)
@@ -419,6 +662,12 @@ def test_no_responses(fresh):
         masked_is_harder(kept)
 
 
+def resave(file, saved):
+    "Write a file of answers, signed anew."
+    answers = [signed({k: v for k, v in a.items() if k != "seal"}) for a in saved["answers"]]
+    file.write_text(json.dumps(saved | dict(answers=answers)))
+
+
 def test_exclusions(fresh):
     simulate(fresh, lambda k: 0.8)
     folder = fresh.path / "responses"
@@ -426,7 +675,7 @@ def test_exclusions(fresh):
         file = folder / f"{fresh.codes[code]}.json"
         saved = json.loads(file.read_text())
         for a in saved["answers"]: edit(a)
-        file.write_text(json.dumps(saved))
+        resave(file, saved)
     flip = dict(real="fake", fake="real")
     change(0, lambda a: a.update(answer=flip[a["answer"]]) if a["item"] == "check" else None)
     change(1, lambda a: a.update(rt=400))
@@ -441,21 +690,110 @@ def test_exclusions(fresh):
 def test_what_does_not_belong_is_listed_and_costs_only_itself(fresh):
     simulate(fresh, lambda k: 0.8, codes=fresh.codes[:2])
     folder = fresh.path / "responses"
-    (folder / "broken.json").write_text("{")
-    (folder / "list.json").write_text("[]")
-    (folder / "other.json").write_text(json.dumps(dict(answers=[good(fresh) | dict(study="x"), 7])))
-    (folder / "zz.json").write_text(json.dumps(dict(answers=[good(fresh), good(fresh, code=3, item="0.png")])))
+    other, zz = [signed(good(fresh) | dict(study="x")), 7], [good(fresh), good(fresh, 1, item="0.png")]
+    odd = [signed(good(fresh, code=2) | c) for c in (dict(rt="900"), dict(index=[0]), dict(rt=-5), dict(rt=None))]
+    for name, answers in dict(other=other, zz=zz, odd=odd).items(): (folder / f"{name}.json").write_text(json.dumps(dict(answers=answers)))
     (folder / "notes.txt").write_text("not read")
-    (folder / "odd.json").write_text(json.dumps(dict(answers=[good(fresh, code=2) | c for c in (dict(rt="900"), dict(index=[0]), dict(rt=-5), dict(rt=None))])))
     table = read_responses(fresh)
     assert len(table) == 24 and table.attrs["dropped"] == [
-        ("broken.json", "no file of answers (JSONDecodeError)"), ("list.json", "no file of answers (TypeError)"),
-        ("odd.json", "2 of 4 answers left out: the field 'rt' has the wrong type."), ("odd.json", "1 of 4 answers left out: the field 'index' has the wrong type."),
-        ("odd.json", f"1 of 4 answers left out: rt must lie in 0 to {LONGEST} ms."),
-        ("other.json", "1 of 2 answers left out: this answer belongs to another study."), ("other.json", "1 of 2 answers left out: an answer is a JSON object."),
-        ("zz.json", "1 of 2 answers left out: this picture was answered already, differently."),
-        ("zz.json", "1 of 2 answers left out: item 0 of this participant is another one.")]
+        ("odd.json", "2 of 4 answers left out (answer 1, 4): the field 'rt' has the wrong type."),
+        ("odd.json", "1 of 4 answers left out (answer 2): the field 'index' has the wrong type."),
+        ("odd.json", f"1 of 4 answers left out (answer 3): rt must lie in 0 to {LONGEST} ms."),
+        ("other.json", "1 of 2 answers left out (answer 1): this answer belongs to another study."),
+        ("other.json", "1 of 2 answers left out (answer 2): an answer is a JSON object."),
+        ("zz.json", "1 of 2 answers left out (answer 1): this picture was answered already, differently."),
+        ("zz.json", "1 of 2 answers left out (answer 2): item 1 of this participant is another one.")]
     assert len(exclude(table)[0]) == 20
+
+
+def test_a_file_answers_for_one_code(fresh):
+    "Even of somebody who has all codes; and of somebody who has one code and the page, for that code."
+    simulate(fresh, lambda k: 0.8, codes=fresh.codes[1:3])
+    folder = fresh.path / "responses"
+    mine = [good(fresh, k) for k in range(12)]
+    (folder / "all.json").write_text(json.dumps(dict(answers=mine + [good(fresh, 0, code=c) for c in range(3, 10)])))
+    (folder / "all.jsonl").write_text("".join(json.dumps(good(fresh, 0, code=c)) + "\n" for c in (3, 4)))
+    table = read_responses(fresh)
+    assert set(table.code) == set(fresh.codes[1:3]) and table.attrs["dropped"] == [
+        ("all.jsonl", "no file of answers (it answers for 2 codes; a participant has one)"), ("all.json", "no file of answers (it answers for 8 codes; a participant has one)")]
+    (folder / "all.json").write_text(json.dumps(dict(answers=mine)))
+    (folder / "all.jsonl").unlink()
+    guesses = [p.stem for p in (fresh.path / "page" / "plans").iterdir()] + [fresh.settings["study"], "0" * 16]
+    for k, guess in enumerate(guesses):  # what the page says of the others, in place of a code
+        stolen = [signed(a | dict(code=guess)) for a in mine] + [a | dict(code=guess) for a in mine]
+        (folder / f"stolen{k}.json").write_text(json.dumps(dict(answers=stolen)))
+    table = read_responses(fresh)
+    assert set(table.code) == set(fresh.codes[:3]) and len(table) == 36
+    assert all("there is no such code in this study" in why for _, why in table.attrs["dropped"]) and len(table.attrs["dropped"]) == len(guesses)
+
+
+def test_an_answer_that_was_changed_is_found(fresh):
+    "Whatever field it is, in a file and at the server; and so is one that somebody signs with his own code for another."
+    changes = dict(index=1, item="0.png", answer="real", rt=1501, source="keyboard", confidence=1, code=fresh.codes[1], study="x", seal="0" * 32)
+    assert set(changes) == {*SIGNED, "code", "seal"}
+    for name, value in changes.items():
+        with pytest.raises(Refused): Responses(fresh).add(good(fresh) | {name: value})
+    with pytest.raises(Refused, match="changed after it was given"): Responses(fresh).add(good(fresh, code=1) | dict(seal=good(fresh)["seal"]))
+    with pytest.raises(Refused, match="changed after it was given"): Responses(fresh).add(good(fresh) | dict(seal="\ud800"))
+    assert not list((fresh.path / "responses").iterdir())
+
+
+def test_every_line_that_can_be_read_is_kept_and_the_others_are_reported(fresh):
+    responses, file = Responses(fresh), fresh.path / "responses" / f"{fresh.codes[0]}.jsonl"
+    for k in range(12): responses.add(good(fresh, k))
+    whole = file.read_bytes()
+    lines, draw = whole.splitlines(keepends=True), rng("flips")
+    for _ in range(60):
+        bit = int(draw.integers(0, 8 * len(whole)))
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        if b"received" not in flipped or flipped == whole: continue
+        file.write_bytes(flipped)
+        table, hit = read_responses(fresh), whole[:bit // 8].count(b"\n")
+        expected = {k: json.loads(line)["rt"] for k, line in enumerate(lines)}
+        assert all(expected[i] == rt for i, rt in zip(table["index"], table.rt)), "what is kept is what was answered"
+        assert set(range(12)) - set(table["index"]) <= {hit, hit + 1}, "a line costs itself, and its neighbour where the break between them is hit"
+        if len(table) < 12: assert any(f"line {hit + 1}" in why for _, why in table.attrs["dropped"]), (bit, table.attrs["dropped"])
+    file.write_bytes(whole + b"\xff\xfe{\n[]\n7\n" + b'{"study": "' * 3)
+    table = read_responses(fresh)
+    assert len(table) == 12 and [number for number, _ in read_lines(file)[1]] == [13, 14, 15, 16]
+    assert all(re.search("line 1[3-6]", why) for _, why in table.attrs["dropped"])
+
+
+ALIEN = {
+    "null": b"null", "number": b"7", "text": b'"x"', "empty": b"", "zeros": b"\0" * 100, "not UTF-8": b"\xff\xfe\xfa", "deep": b"[" * 200_000,
+    "deep answers": b'{"answers": ' + b"[" * 200_000, "answers no list": b'{"answers": {"a": 1}}', "answers a text": b'{"answers": "abc"}',
+    "answers null": b'{"answers": null}', "a key twice": b'{"answers": [], "answers": []}', "numbers": b'{"answers": [1, null, "x", [], {}, NaN, 1e999]}',
+    "long number": b'{"answers": [' + b"9" * 10_000 + b"]}", "surrogate": b'{"answers": [{"code": "\\ud800", "\\udfff": 1}]}',
+    "lists where words belong": b'{"answers": [{"study": [], "code": {}, "index": [], "item": 1, "answer": [], "rt": {}, "source": [], "confidence": [], "seal": []}]}'}
+
+
+@pytest.mark.parametrize("kind", ALIEN)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_alien_files_of_answers_cost_only_themselves(fresh, kind, suffix, capsys):
+    simulate(fresh, lambda k: 0.8, codes=fresh.codes[:1])
+    (fresh.path / "responses" / f"alien{suffix}").write_bytes(ALIEN[kind])
+    table = read_responses(fresh)
+    assert len(table) == 12 and all(name == f"alien{suffix}" and len(why) < 300 for name, why in table.attrs["dropped"])
+    assert bool(table.attrs["dropped"]) == (bool(ALIEN[kind]) or suffix == ".json")
+    assert cli.main(["userstudy", "analyse", str(fresh.path)]) == 0 and len(capsys.readouterr().out) < 5000
+    file = fresh.path / "responses" / f"{fresh.codes[1]}.jsonl"
+    file.write_bytes(ALIEN[kind] + b"\n")
+    assert Responses(fresh).stored(fresh.codes[1]) == 0 and Responses(fresh).add(good(fresh, code=1)) == 1, "nor does the server fall over one"
+
+
+def test_large_files_links_and_folders_among_the_responses(fresh, tmp_path):
+    simulate(fresh, lambda k: 0.8, codes=fresh.codes[:1])
+    folder = fresh.path / "responses"
+    with open(folder / "big.json", "wb") as f: f.truncate(300 * 2**20)
+    (tmp_path / "else.json").write_text("{}")
+    (folder / "link.json").symlink_to(tmp_path / "else.json")
+    (folder / "zero.jsonl").symlink_to("/dev/zero")
+    (folder / "folder.json").mkdir()
+    (folder / "lost.json").symlink_to(folder / "nowhere.json")
+    table = read_responses(fresh)
+    assert len(table) == 12 and [name for name, _ in table.attrs["dropped"]] == ["zero.jsonl", "big.json", "folder.json", "link.json", "lost.json"]
+    assert f"at most {LARGEST:,} are read" in table.attrs["dropped"][1][1] and "leads out of" in table.attrs["dropped"][3][1]
 
 
 def test_two_people_with_one_code_are_noticed_and_a_misfit_hides_nobody(fresh):
@@ -463,14 +801,14 @@ def test_two_people_with_one_code_are_noticed_and_a_misfit_hides_nobody(fresh):
     first = fresh.path / "responses" / f"{fresh.codes[0]}.json"
     second, copy = json.loads(first.read_text()), first.read_text()
     for a in second["answers"]: a["rt"] += 7
-    (first.parent / f"{fresh.codes[0]} (1).json").write_text(json.dumps(second))
+    resave(first.parent / f"{fresh.codes[0]} (1).json", second)
     (first.parent / "0.json").write_text(copy)
     (first.parent / "A misfit.json").write_text(json.dumps(dict(answers=[a | dict(item="0.png") for a in second["answers"]])))
     table = read_responses(fresh)
     assert len(table) == 12
     dropped = table.attrs["dropped"]
     assert set(table.rt) == {2000}
-    twice = "12 of 12 answers left out: this picture was answered already, differently."
+    twice = "12 of 12 answers left out (answer 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...): this picture was answered already, differently."
     assert {name for name, _ in dropped[:-1]} == {"A misfit.json"} and dropped[-1] == (f"{first.stem} (1).json", twice), "the copy of the first is no other answer"
 
 

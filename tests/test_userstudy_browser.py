@@ -168,8 +168,13 @@ def test_a_session_on_a_desktop_with_a_reload(tmp_path):
         who.driver.get(f"{address}/?code=nosuchcode")
         who.sees("There is no code")
         assert who.script("return document.querySelector('#code').labels.length") == 1
-        assert [e for e in who.errors() if "plans/nosuchcode.js" not in e] == []
-        who.driver.find_element("id", "code").send_keys(study.codes[0].upper())
+        assert who.errors() == [], "what cannot be a code is not asked for"
+        who.driver.find_element("id", "code").send_keys("z" * 16)
+        who.press("Start")
+        who.sees("There is no code")
+        assert all("plans/" in e for e in who.errors())
+        code = study.codes[0].upper()
+        who.driver.find_element("id", "code").send_keys(" ".join((code[:4], code[4:8])) + "-" + code[8:])
         who.press("Start")
         begin(who)
         for k in range(12):
@@ -249,6 +254,7 @@ def test_by_keyboard_alone_offline_and_the_file_read_back(tmp_path):
         who.keys(Keys.TAB, Keys.ENTER)
         file = study.path / "responses" / f"{study.codes[0]}.json"
         who.until(file.exists, "the download")
+        assert study.codes[0] not in who.script("return JSON.stringify({...localStorage})"), "the next person at this machine does not find it"
         assert not [u for u in who.requests() if u.startswith(("http", "ws"))] and who.errors() == []
     saved = json.loads(file.read_text())
     assert saved["complete"] and set(saved) == {"study", "code", "complete", "answers"}
@@ -305,8 +311,9 @@ def test_the_session_goes_on_where_the_server_says(tmp_path):
         file.unlink()  # a pilot's answers, removed
         who.driver.refresh()
         begin(who, practice=0)
-        other = dict(study=study.settings["study"], code=study.codes[0], index=0, item="", answer="real", rt=1, source="button", confidence=None)
-        file.write_text(json.dumps(other) + "\n")  # of somebody else with the same code
+        item = study.plan[study.plan.code == study.codes[0]].picture.iloc[0]
+        other = dict(study=study.settings["study"], code=study.codes[0], index=0, item=item or "check", answer="real", rt=1, source="button", confidence=None)
+        file.write_text(json.dumps(studies.signed(other)) + "\n")  # of somebody else with the same code
         for _ in range(4): answer(who, right)
         who.sees("Please save your answers with the button and hand the file in. Then you may close this page.")
         assert "in use somewhere else" in who.status() and "All your answers are saved" not in who.text()

@@ -1,4 +1,4 @@
-// The study's page: jsPsych shows it, this file says what to show, keeps the answers and sends them. SETTINGS comes from settings.js, PLAN from plans/CODE.js.
+// The study's page: jsPsych shows it, this file says what to show, keeps the answers and sends them. SETTINGS comes from settings.js, PLAN from a file of plans/ that only the code names and unseals.
 "use strict";
 
 const $ = (selector) => document.querySelector(selector);
@@ -7,14 +7,32 @@ const escaped = (text) => text.replace(/[&<>"]/g, (c) => ({"&": "&amp;", "<": "&
 const template = (id) => $("#" + id).innerHTML;
 // A page opened as a file has no server of its own behind it; the address may still be a complete one.
 const POST = SETTINGS.post && (location.protocol !== "file:" || /^https?:/.test(SETTINGS.post)) ? SETTINGS.post : null;
-let jsPsych;
+let jsPsych, PLAN;
 
-// ---- What survives a reload: in the browser's own storage, by study and code ----
+// ---- What the code does: it names the file of the plan, unseals it and signs the answers; as in prle.studypage ----
+
+const keyed = (secret, ...words) => sha256.hmac(secret, words.join("\n")); // null counts as ""
+const planName = (code) => keyed(code, "file", SETTINGS.study).slice(0, 32);
+
+function unsealed(code, hex) { // the plan; an error if it was not sealed with this code
+  let stream = "", text = "";
+  for (let k = 0; stream.length < hex.length; k++) stream += keyed(code, "plan", SETTINGS.study, k);
+  const byte = (digits, i) => parseInt(digits.slice(i, i + 2), 16);
+  for (let i = 0; i < hex.length; i += 2) text += String.fromCharCode(byte(hex, i) ^ byte(stream, i));
+  return JSON.parse(text);
+}
+
+function signed(a) { // an answer as it is sent and saved
+  const seal = keyed(PLAN.code, "answer", SETTINGS.study, a.index, a.item, a.answer, a.rt, a.source, a.confidence).slice(0, 32);
+  return {study: SETTINGS.study, code: PLAN.code, ...a, seal};
+}
+
+// ---- What survives a reload: in the browser's own storage, without the code, which the next person at this machine shall not find ----
 
 const memory = {
   state: null,
   load(code) {
-    this.name = `prle-study ${SETTINGS.study} ${code}`;
+    this.name = `prle-study ${SETTINGS.study} ${planName(code)}`;
     try { this.state = JSON.parse(localStorage.getItem(this.name)); } catch { this.state = null; }
     this.state = this.state || {consented: false, practised: false, answers: [], sent: 0};
   },
@@ -41,7 +59,7 @@ const post = {
     if (!POST || this.busy || this.refused) return;
     this.busy = true;
     for (let wait = 500; memory.state.sent < memory.state.answers.length && !this.refused;) {
-      const reply = await this.send(memory.state.answers[memory.state.sent]);
+      const reply = await this.send(signed(memory.state.answers[memory.state.sent]));
       if (reply === "stored") { memory.state.sent++; memory.save(); status(""); wait = 500; }
       else if (reply === "later") {
         status("Not saved yet: no connection. Please go on, the page keeps trying.");
@@ -76,7 +94,7 @@ const post = {
 
 function results() {
   const answers = memory.state.answers.filter(Boolean);
-  return {study: SETTINGS.study, code: PLAN.code, complete: answers.length === PLAN.items.length, answers};
+  return {study: SETTINGS.study, code: PLAN.code, complete: answers.length === PLAN.items.length, answers: answers.map(signed)};
 }
 
 function download() {
@@ -152,7 +170,7 @@ function session() {
     const keep = (sure) => { memory.state.answers.push({...record, confidence: sure}); memory.save(); post.flush(); };
     const asks = SETTINGS.confidence && item.picture;
     const judge = judging(item, `${index + 1} of ${n}`, index, n, (answer, data) => {
-      record = {study: SETTINGS.study, code: PLAN.code, index, item: item.picture || "check", answer, rt: Math.round(data.rt), source: data.response_source};
+      record = {index, item: item.picture || "check", answer, rt: Math.round(data.rt), source: data.response_source};
       if (!asks) keep(null);
     });
     return asks ? [judge, confidence(index, keep)] : [judge];
@@ -173,27 +191,31 @@ function thanks() {
 
 function plan(code) {
   return new Promise((done) => {
-    if (!/^[a-z0-9]{4,32}$/.test(code)) return done(false);
+    if (!/^[a-z0-9]{16}$/.test(code)) return done(false);
     const script = document.createElement("script");
-    script.src = `plans/${code}.js`;
-    script.onload = () => done(window.PLAN && PLAN.study === SETTINGS.study && PLAN.code === code);
+    script.src = `plans/${planName(code)}.js`;
+    script.onload = () => {
+      try { PLAN = unsealed(code, window.SEALED); } catch { PLAN = null; }
+      done(PLAN && PLAN.study === SETTINGS.study && PLAN.code === code);
+    };
     script.onerror = () => done(false);
     document.head.append(script);
   });
 }
 
 async function code() {
-  const given = (new URLSearchParams(location.search).get("code") || "").trim().toLowerCase();
+  const plain = (text) => text.toLowerCase().replace(/[^a-z0-9]/g, ""); // typed in groups, with spaces or hyphens
+  const given = plain(new URLSearchParams(location.search).get("code") || "");
   if (given && await plan(given)) return;
   let wrong = given;
   while (true) {
     const asked = {
       type: jsPsychSurveyHtmlForm, button_label: "Start", autofocus: "code",
       html: `<h1>Real or fake?</h1>${wrong ? `<p role="alert">There is no code &ldquo;${escaped(wrong)}&rdquo; in this study.</p>` : ""}
-             <label for="code">Your code</label><p id="hint">Eight letters and digits that the researcher gave you.</p>
-             <input type="text" id="code" name="code" required maxlength="32" autocapitalize="none" autocomplete="off" spellcheck="false" aria-describedby="hint">`};
+             <label for="code">Your code</label><p id="hint">Sixteen letters and digits that the researcher gave you.</p>
+             <input type="text" id="code" name="code" required maxlength="40" autocapitalize="none" autocomplete="off" spellcheck="false" aria-describedby="hint">`};
     let entered;
-    await jsPsych.run([{...asked, on_finish: (data) => { entered = data.response.code.trim().toLowerCase(); }}]);
+    await jsPsych.run([{...asked, on_finish: (data) => { entered = plain(data.response.code); }}]);
     if (await plan(entered)) {
       try { history.replaceState(null, "", `?code=${entered}`); } catch { } // so that a reload does not ask again; some browsers forbid it for files
       return;
