@@ -129,8 +129,10 @@ def _excess_text(r) -> str:
 
 def _area_row(rows: pd.DataFrame) -> dict:
     "Print the masks' areas."
-    areas = {r.subset: f"{r.area:.1f}" if r.area == r.area else "gap" for r in rows.drop_duplicates("subset").itertuples()}
-    return {"": "the mask's area", "measure": "(%)", **areas}
+    row = {"": "the mask's area", "measure": "(%)"}
+    for r in rows.drop_duplicates("subset").itertuples():
+        row[r.subset] = "gap" if pd.isna(r.area) else f"{r.area:.1f}"
+    return row
 
 def localization_table(
     rows: pd.DataFrame, # from `forgery_localization`
@@ -260,8 +262,8 @@ def paper_difference(
     tests: Sequence[str], # by the paper's names
 ) -> float:
     "Return the same mean of differences in the paper's table, over the same backbones and tests, as far as it can be read."
-    cells = paper_cells(number).query("measure == 'AUC' and test in @tests and test != train and (train == 'all' or train in @tests)")
-    cells = cells[cells.backbone.isin(backbones)]
+    cells = paper_cells(number).query("measure == 'AUC' and test in @tests and test != train")
+    cells = cells[cells.backbone.isin(backbones) & cells.train.isin(["all", *tests])]
     wide = cells.pivot_table(index=["backbone", "train", "test"], columns="arm", values="paper")
     return (wide[plus] - wide[list(minus)].mean(axis=1)).mean()
 

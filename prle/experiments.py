@@ -295,21 +295,26 @@ class Lab(LabConfigs):
         if not (folder/"scores.parquet").exists():
             task = config, quantiles, label, folder
             if self.processes == 1 and self.track is None: self._train(None, *task)
-            else: together(self._train, task, self.processes, self.device, log_with=self.track, project_dir=self.outputs/"logs")
+            else: together(self._train, task, self.processes, self.device, **self._tracking())
             config.write(folder/"run.yaml")
             made, rows = read_json(folder/"config.json"), self.test_faces()
             detector = _rebuild(made, folder/"model.safetensors", self.device)
             self._score(detector, made, FaceDataset(rows), rows, folder)
         for checkpoint in folder.glob("checkpoint-*"): discard(checkpoint)
 
+    def _tracking(self) -> dict:
+        "Say to accelerate who is told of each epoch."
+        return dict(log_with=self.track, project_dir=self.outputs/"logs")
+
     def _train(self, accelerator, config: RunConfig, quantiles: Path | None, label: str, folder: Path):
         "Leave weights and history in a folder, or checkpoints; with an accelerator, as one of several processes."
         torch.manual_seed(config.recipe.seed)
         detector = create_detector(config.detector, width=config.width, pretrained=config.pretrained, **config.options)
         rows, val_rows = (self.train_faces(config.subset, split) for split in ("train", "val"))
-        checkpoint = folder/f"checkpoint-{torch.device(self.device).type}" # a training does not change its device on the way
+        kind = torch.device(self.device).type # a training does not change its device on the way
         history = train(
-            detector, rows, val_rows, config.recipe, config.policy(), quantiles, self.device, label, checkpoint, accelerator)
+            detector, rows, val_rows, config.recipe, config.policy(), quantiles, self.device, label,
+            folder/f"checkpoint-{kind}", accelerator)
         if accelerator is not None and not accelerator.is_main_process: return
         weights = {name: tensor.contiguous() for name, tensor in detector.state_dict().items()}
         save_file(weights, folder/"model.safetensors")

@@ -334,7 +334,8 @@ def draw_figure4(
         _draw_panel(masked, "masked face", show_image, face.masked(alpha))
         for panel in ("binary", "ranks"): _draw_arrow(figure, ax[panel], refined)
         _draw_arrow(figure, refined, masked)
-    for start, end in (("face", "fused"), ("fused", "binary"), ("fused", "ranks")): _draw_arrow(figure, ax[start], ax[end])
+    for start, end in (("face", "fused"), ("fused", "binary"), ("fused", "ranks")):
+        _draw_arrow(figure, ax[start], ax[end])
     return figure
 
 # %% ../nbs/11c_figures.ipynb #11c-figures-23
@@ -646,7 +647,8 @@ class Figure8(Exhibit):
         return masked_cells(lab, seeds) | gray | sizes
 
     def parts(self, lab: Lab, values: Values, seeds: int) -> Iterator[TablePart | FigurePart]:
-        masked, gray, sizes = ({key: values[key] for key in cells} for cells in (masked_cells(lab, seeds), *control_cells(lab, seeds)))
+        parts = (masked_cells(lab, seeds), *control_cells(lab, seeds))
+        masked, gray, sizes = ({key: values[key] for key in cells} for cells in parts)
         rows, about = masked_accuracy(masked), describe(lab, seeds)
         caption = f"Figure 8: accuracy (%) of Xception on masked test faces. {about}{gaps(rows)}"
         yield FigurePart("figure8", draw_figure8(rows), caption)

@@ -354,7 +354,8 @@ def _verdict(check: Check) -> str: # "agrees", "last digit" or "contradicts"
 
 def consistency() -> pd.DataFrame: # where, what, printed, computed, verdict: agrees, last digit, contradicts
     "List every number of the paper that can be computed from others, and whether it agrees; NaN cells are left out."
-    groups = (_averages(), _parentheses(), _sentences_on_two(), _sentences_on_three(), _sentences_on_masks(), _other_sentences())
+    sentences = (_sentences_on_two(), _sentences_on_three(), _sentences_on_masks(), _other_sentences())
+    groups = (_averages(), _parentheses(), *sentences)
     checks = [check for group in groups for check in group if not np.isnan(check.printed - check.computed)]
     rows = pd.DataFrame(checks).drop(columns="tolerance")
     return rows.assign(computed=rows.computed.round(3), verdict=[_verdict(check) for check in checks])

@@ -330,10 +330,12 @@ def _section(folder: Path, notebook: str, data: str) -> dict:
         name = path.name.removesuffix(".provenance.json")
         origins.append(_origin(name, note))
         if note["data"] != data: others.append(name)
-        if path.parent.name == "tables" and path.with_name(f"{name}.md").exists(): tables.append(_table_part(path, name))
-        if path.parent.name == "figures" and path.with_name(f"{name}.png").exists(): figures.append(_figure_part(path, name))
+        kind = path.parent.name
+        if kind == "tables" and path.with_name(f"{name}.md").exists(): tables.append(_table_part(path, name))
+        if kind == "figures" and path.with_name(f"{name}.png").exists(): figures.append(_figure_part(path, name))
     return dict(
-        name=notebook, title=title, short=title.split(":")[0].split(",")[0], claim=claim, found=bool(origins), other=others,
+        name=notebook, title=title, short=title.split(":")[0].split(",")[0], claim=claim,
+        found=bool(origins), other=others,
         notebook=f"{folder.name}/notebooks/{executed.name}" if executed.exists() else "",
         tables=tables, figures=figures, provenance="\n".join(origins))
 
@@ -449,7 +451,8 @@ def _run_notebooks(
 ) -> dict[str, str]:
     "Run notebooks one after the other, and say what became of each."
     source, results = notebook_folder(), {}
-    common = dict(preset=lab.name, data=data and str(Path(data).resolve()), outputs=str(lab.outputs.resolve()), seeds=seeds)
+    there = data and str(Path(data).resolve())
+    common = dict(preset=lab.name, data=there, outputs=str(lab.outputs.resolve()), seeds=seeds)
     for name in progress(names, desc="notebooks"):
         lacking = _lacking(lab, name, seeds, full, faults)
         out = lab.outputs/lab.name/"notebooks"/f"{name}.ipynb"

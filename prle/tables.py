@@ -218,11 +218,18 @@ def _ranks(names: Iterable[str]) -> dict[str, int]:
 class Table2(ArmTable):
     "Trained on all manipulations, tested on three other data sets (Section IV-C1)."
     notebook, number = "table2_generalization", 2
-    parameters = (SEEDS, BACKBONES_ALL, Parameter("detectors", None, 'list of the paper\'s baselines, e.g. ["RFM"]; None: all eight'))
+    parameters = (
+        SEEDS, BACKBONES_ALL,
+        Parameter("detectors", None, 'list of the paper\'s baselines, e.g. ["RFM"]; None: all eight'))
     caption = "Table II: AUC and ACC (%) on the target sets, trained on all manipulations; the best of a column is bold."
     measures, best = ("ACC", "AUC"), ()
 
-    def arms(self, lab: Lab, backbones: Sequence[str] | str | None = "all", detectors: Sequence[str] | None = None) -> list[Arm]:
+    def arms(
+        self,
+        lab: Lab, # preset and data
+        backbones: Sequence[str] | str | None = "all", # see `choose_backbones`
+        detectors: Sequence[str] | None = None, # baselines by the paper's names; None: all eight
+    ) -> list[Arm]:
         "Return plain baselines, then plain backbones and those with PRLE."
         names = BASELINES if detectors is None else detectors
         plain = [Arm(BASELINES[check_choice(name, BASELINES, "baseline")], "none") for name in names]
