@@ -8,7 +8,7 @@ ENGINE ?= $(if $(filter mini,$(PRESET)),ray,local)
 BIN    := .venv/bin
 TOOLS  := .tools/bin
 
-.PHONY: setup paper paper-all test bench lab export lock audit clean
+.PHONY: setup paper paper-all test campaign bench lab export lock audit clean
 
 setup: .venv/installed
 
@@ -39,6 +39,10 @@ test: setup
 	$(BIN)/ruff check nbs tests setup.py
 	OMP_NUM_THREADS=1 PRLE_QUIET=1 $(BIN)/nbdev_test --n_workers 2
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+
+# 20 minutes of accidents and attacks, on this machine alone; exit code 1 if one ends badly. Linux.
+campaign: setup
+	$(BIN)/python -m tests.campaign --seed 0 --minutes 20 --out outputs/campaign.md
 
 # with nothing else running; the results stay in the notebooks
 bench: setup

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from .core import FAKE, REAL, digest, file_digest, progress, rng, write_json
-from .trust import check_replaceable, made_folder, read_json
+from .core import FAKE, REAL, digest, file_digest, progress, rng, shortened, write_json
+from .trust import below, check_replaceable, file_name, made_folder, one_line, read_record, write_digests
 from .datasets import read_manifest, read_rgb, write_manifest
 from .faces import (PHOTO_SUFFIXES, Face, FaceError, crop_face, find_largest, list_photos, orl_folder, read_faces, summary, write_png)
 from .forge import _MANIPULATIONS, inner, manipulate
@@ -100,10 +100,11 @@ def _pick_other(target: Face, faces: list[Face], generator) -> Face:
 def check_jobs(
     jobs: list[Job], # of a benchmark or a target set
 ) -> list[Job]: # the same
-    "`ValueError` if two crops would have the same file."
+    "`ValueError` if two crops would have the same file, or one a name that is no file's."
     first = {}
     for job in jobs:
         other = first.setdefault((job.subset, job.file), job)
+        file_name(job.video, f"{job.target.photo}: the crop")
         if other is not job: raise ValueError(f"{other.target.photo} and {job.target.photo} would both become {job.subset}/{job.file}; rename one of them.")
     return jobs
 
@@ -180,7 +181,7 @@ def contact_sheet(
         pen.text((left + tile * (x + 0.5), 2), str(column.name)[:14], "black", font, anchor="ma")
         for y, name in enumerate(names):
             if pd.isna(column[name]): continue
-            face = cv2.resize(read_rgb(Path(table.attrs["root"])/column[name]), (tile, tile), interpolation=cv2.INTER_AREA)
+            face = cv2.resize(read_rgb(below(table.attrs["root"], column[name])), (tile, tile), interpolation=cv2.INTER_AREA)
             sheet.paste(Image.fromarray(face), (left + tile * x, top + tile * y))
     if path: write_png(path, np.asarray(sheet))
     return np.asarray(sheet)
@@ -198,11 +199,20 @@ def _fingerprint(photos: list[Path]) -> str:
     return digest([(f"{p.parent.name}/{p.name}", file_digest(p)) for p in photos])
 
 # %% ../nbs/03b_benchmark.ipynb #03b-benchmark-22
+def read_made(
+    path: str | Path, # forge.json of a benchmark, target.json of a target set
+) -> dict: # config, digest, pictures, ...
+    "Read what was made; `ValueError` naming the file if it is damaged."
+    made = read_record(path, config=dict, digest=str, pictures=int)
+    if digest(made["config"]) != made["digest"]: raise ValueError(f"{path}: config has changed since it was written.")
+    return made
+
 def _why_not(out: Path, config: dict) -> str | None:
     "Why the benchmark in `out` cannot be used again; None if it can."
     if not (out/"forge.json").exists(): return "none there yet"
-    made = read_json(out/"forge.json")
-    changed = [f"{k} was {made['config'].get(k)}, is {v}" for k, v in config.items() if made["config"].get(k) != v]
+    try: made = read_made(out/"forge.json")
+    except ValueError as e: return f"the record is damaged: {one_line(e)}"
+    changed = [f"{k} was {shortened(made['config'].get(k))}, is {shortened(v)}" for k, v in config.items() if made["config"].get(k) != v]
     if changed: return "; ".join(changed)
     missing = made["pictures"] - sum(1 for name in ("real", "masks", *MANIPULATIONS) for _ in (out/name).rglob("*.png"))
     return f"{missing} of {made['pictures']} pictures missing" if missing else None
@@ -228,6 +238,13 @@ def _read(files: list[Path], count: int, size: int) -> tuple[list[Face], pd.Data
     return sum((faces for faces, _ in parts), []), pd.concat([dropped for _, dropped in parts], ignore_index=True)
 
 # %% ../nbs/03b_benchmark.ipynb #03b-benchmark-24
+def crop_digests(
+    root: Path, # of the crops
+    rows: pd.DataFrame, # of their manifest
+) -> dict[str, str]: # path -> `file_digest`
+    "What the crops and masks are that were just written."
+    return {path: file_digest(root/path) for path in [*rows.path, *filter(None, rows["mask"])]}
+
 def _write_benchmark(root: Path, photos: list[Path], config: dict, workers: int, earlier: Path):
     "Faces, networks, fakes, masks, manifest, drop report and, last, forge.json."
     found, dropped = _read(photos, config["count"], config["size"])
@@ -241,6 +258,7 @@ def _write_benchmark(root: Path, photos: list[Path], config: dict, workers: int,
     several = {face.photo: face.found for face in found if face.found > 1}
     pictures = len(rows) + int((rows["mask"] != "").sum())
     counts = rows.groupby(["split", "subset"]).size().unstack().to_dict("index")
+    write_digests(root, crop_digests(root, rows))
     write_json(root/"forge.json", dict(config=config, digest=digest(config), pictures=pictures, counts=counts, several_faces=several))
 
 # %% ../nbs/03b_benchmark.ipynb #03b-benchmark-25
@@ -271,8 +289,8 @@ def build_benchmark(
 # %% ../nbs/03b_benchmark.ipynb #03b-benchmark-27
 def _cues(path: Path) -> dict:
     "Trivial measurements of one written crop."
-    picture = cv2.imread(str(path))
-    grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY).astype(np.float32)
+    picture = read_rgb(path)
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
     border = grey[~inner(len(grey))]
     return dict(file_size=path.stat().st_size, border_mean=border.mean(), border_std=border.std(),
                 brightness=grey.mean(), contrast=grey.std(), sharpness=cv2.Laplacian(grey, cv2.CV_32F).var(),
@@ -283,7 +301,7 @@ def trivial_cues(
     manifest: pd.DataFrame, # from `read_manifest`
 ) -> pd.DataFrame: # one row a face: file_size, border_mean, border_std, brightness, contrast, sharpness, colour
     "Measure the trivial cues on every crop of a manifest."
-    return pd.DataFrame([_cues(Path(manifest.attrs["root"])/p) for p in manifest.path], index=manifest.index)
+    return pd.DataFrame([_cues(below(manifest.attrs["root"], p)) for p in manifest.path], index=manifest.index)
 
 # %% ../nbs/03b_benchmark.ipynb #03b-benchmark-29
 def cue_table(

@@ -27,7 +27,16 @@ def _fitting(args, known: tuple[str, ...], what: str) -> dict:
     if wrong := [f"--{name}" for name in options if name not in known]: raise ValueError(f"{what} takes no {', '.join(wrong)}.")
     return options
 
+def _check_manifest(args) -> int:
+    from prle.datasets import check_crops
+    _fitting(args, (), "a manifest")
+    bad, summary = check_crops(args.root)
+    lines = [f"{path}: {reason}" for path, reason in bad.itertuples(index=False)]
+    print(*lines[:_MOST], *[f"... and {len(lines) - _MOST} more"] * (len(lines) > _MOST), summary, sep="\n")
+    return int(len(bad) > 0)
+
 def _check(args) -> int:
+    if args.name == "manifest": return _check_manifest(args)
     from prle.layouts import check
     report = check(args.name, args.root, **_options(args))
     print(report)
@@ -41,6 +50,16 @@ def _faces(args) -> int:
     else: crop_videos(list_videos(args.inputs), args.out, **settings, **_fitting(args, (), "without --root, the folder of a data set, the command"))
     return 0
 
+_MOST = 20
+"Problems that are shown; their number is told in any case."
+
+def _check_target(out: Path):
+    "`FileExistsError` if a manifest would replace what is none."
+    from prle.datasets import read_manifest
+    if not os.path.lexists(out): return
+    try: read_manifest(out)
+    except (ValueError, OSError) as e: raise FileExistsError(f"{out} is there and no manifest; name another file, or move it away.") from e
+
 def _convert(args) -> int:
     from prle.datasets import read_manifest, write_manifest
     from prle.deepfakebench import read_folders, read_json_dataset, write_json_dataset
@@ -50,13 +69,14 @@ def _convert(args) -> int:
         _fitting(args, (), "a manifest")
         print(*write_json_dataset(read_manifest(args.inputs[0]), args.out), sep="\n")
         return 0
+    _check_target(Path(args.out))
     if args.root is None: raise ValueError("--root is missing: the folder that the crops' paths are relative to.")
     if args.inputs[0].endswith(".json"): rows, missing = read_json_dataset(args.inputs, root, args.splits, **_fitting(args, ("compression",), "a JSON"))
     else:
         listing = list_dataset(args.inputs[0], root, **_options(args) | dict(frames=True))
         if args.reals: root = os.path.commonpath([os.path.abspath(root), os.path.abspath(args.reals)])
         problems, (rows, missing) = listing.problems, read_folders(listing.videos, root)
-    for path, reason in [*problems, *missing.itertuples(index=False)][:20]: print(f"{path}: {reason}", file=sys.stderr)
+    for path, reason in [*problems, *missing.itertuples(index=False)][:_MOST]: print(f"{path}: {reason}", file=sys.stderr)
     print(f"{len(rows)} crops, {len(missing)} missing -> {write_manifest(rows, args.out, root)}")
     return int(len(missing) + len(problems) > 0)
 
@@ -259,9 +279,10 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser("prle", description="Primary region regularization for generalizable deepfake detection.")
     commands = main.add_subparsers(dest="command", required=True)
 
-    check = commands.add_parser("check", help="compare a data set on disk with what should be there; exit code 1 if it is incomplete")
-    check.add_argument("name", help="ff++, dfdc, df-1.0, celeb-df or folder")
-    check.add_argument("root", help="the data set's folder")
+    check = commands.add_parser("check", help="compare a data set on disk with what should be there, or the crops of a manifest with what was written;"
+                                              " exit code 1 if something is missing or damaged")
+    check.add_argument("name", help="ff++, dfdc, df-1.0, celeb-df or folder; or manifest")
+    check.add_argument("root", help="the data set's folder; the manifest, or the folder that holds manifest.parquet")
     _add_adapter_options(check)
     check.set_defaults(run=_check)
 

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'SPLITS', 'VIDEO', 'check_manifest', 'write_manifest', 'read_manifest', 'select', 'read_rgb',
-           'read_quantiles', 'read_mask', 'FaceDataset', 'BalancedSampler']
+           'read_quantiles', 'read_mask', 'FaceDataset', 'BalancedSampler', 'check_crops']
 
 # %% ../nbs/02_datasets.ipynb #02-datasets-2
 import os, warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -17,8 +18,10 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from .core import FAKE, REAL, atomic_path, rng, shortened
-from .trust import Damaged, read_bytes, read_digests, read_whole
+from .core import FAKE, REAL, progress, rng, shortened
+from .faces import PHOTO_SUFFIXES
+from .trust import (DIGESTS, Damaged, below, check_digest, check_picture, file_path, read_digests, read_picture,
+                        read_table, read_whole, write_digests, write_table)
 
 # %% ../nbs/02_datasets.ipynb #02-datasets-5
 COLUMNS = dict(
@@ -42,27 +45,64 @@ VIDEO = ["dataset", "subset", "video"]
 "The columns that name a video. Videos of different manipulations share their names (`071_054` of DF, FS, ...) and never merge."
 
 # %% ../nbs/02_datasets.ipynb #02-datasets-7
+def _row(df: pd.DataFrame, i: int, name: str) -> str:
+    "Name a row in an error."
+    path = df.path.iloc[i]
+    return f"{name}, row {i} ({shortened(path)[1:-1] if isinstance(path, str) else shortened(path)})"
+
 def _first_bad(df: pd.DataFrame, bad, what: str, name: str):
     "Raise about the first row for which `bad` holds."
     where = np.flatnonzero(np.asarray(bad))
-    if len(where): raise ValueError(f"{name}, row {where[0]} ({df.path.iloc[where[0]]}): {what}")
+    if len(where): raise ValueError(f"{_row(df, where[0], name)}: {what}")
 
+def _check_column(df: pd.DataFrame, column: str, fits: Callable, what: str, name: str):
+    "Raise about the first row in which a column holds something else."
+    for i, value in enumerate(df[column]):
+        if not fits(value): raise ValueError(f"{_row(df, i, name)}: {column} must be {what}, not {shortened(value)}.")
+
+def _is_text(value) -> bool: return isinstance(value, str) and len(value) <= 1000
+def _is_count(value) -> bool: return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value < 2**63
+
+def _numbers(value, lengths: tuple[int, ...]) -> bool:
+    "Whether a value is a list of so many numbers, of which none is infinite."
+    if not isinstance(value, (list, tuple, np.ndarray)) or len(value) not in lengths: return False
+    try: numbers = np.asarray(value)
+    except ValueError: return False # lists in lists
+    return not len(value) or numbers.ndim == 1 and numbers.dtype.kind in "fiu" and not np.isinf(numbers).any()
+
+# %% ../nbs/02_datasets.ipynb #new-53148486
+def _is_path(value) -> bool:
+    try: return bool(file_path(value))
+    except ValueError: return False
+
+_TEXT = [column for column, kind in COLUMNS.items() if kind == "object" and column not in ("landmarks", "transform")]
+"The columns that hold text."
+
+def _check_types(df: pd.DataFrame, name: str):
+    "Raise about the first value of a wrong type; \"\" and NaN stand for what is unknown, a missing value for nothing."
+    for column in _TEXT: _check_column(df, column, _is_text, "text of at most 1000 letters", name)
+    for column in ("label", "frame"): _check_column(df, column, _is_count, "a whole number from 0", name)
+    _check_column(df, "landmarks", lambda value: _numbers(value, (136,)), "136 numbers (68 points, x and y)", name)
+    _check_column(df, "transform", lambda value: _numbers(value, (0, 6)), "6 numbers, or none", name)
+    _check_column(df, "path", _is_path, "a path that must be relative and stay below the manifest's root", name)
+    _check_column(df, "mask", lambda value: not value or _is_path(value), "empty or a path below the manifest's root", name)
+
+
+# %% ../nbs/02_datasets.ipynb #new-checkm
 def check_manifest(
     df: pd.DataFrame, # the table
     name: str = "manifest", # how to call it in an error
 ) -> pd.DataFrame: # the same table
-    "Check columns, labels, splits, uniqueness, landmarks and identity overlap; `ValueError` names the first bad row."
+    "Check columns, types, labels, splits, paths, uniqueness and identity overlap; `ValueError` names the first bad row."
     missing = [c for c in COLUMNS if c not in df]
     if missing: raise ValueError(f"{name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}.")
     if df.empty: raise ValueError(f"{name} has no rows.")
+    _check_types(df, name)
     _first_bad(df, ~df.label.isin((REAL, FAKE)), "label must be 0 (real) or 1 (fake).", name)
     _first_bad(df, ~df.split.isin(SPLITS), f"split must be one of {', '.join(SPLITS)}.", name)
     _first_bad(df, df.path.duplicated(), "the path stands in an earlier row already.", name)
-    _first_bad(df, [".." in (parts := Path(p).parts) or Path(p).is_absolute() or not parts for p in df.path], "the path must be relative and stay below the manifest's root.", name)
     _first_bad(df, (df.subset == "real") != (df.label == REAL), "subset 'real' and label 0 must go together.", name)
     _first_bad(df, df.duplicated([*VIDEO, "frame"]), "another row has the same dataset, subset, video and frame.", name)
-    _first_bad(df, [len(points) != 136 for points in df.landmarks], "landmarks must be 136 numbers (68 points, x and y).", name)
-    _first_bad(df, [len(matrix) not in (0, 6) for matrix in df["transform"]], "transform must be 6 numbers, or none.", name)
     home = df.groupby("identity").split.nunique()
     _first_bad(df, df.identity.isin(home.index[home > 1]), "this identity stands in more than one split.", name)
     return df
@@ -77,17 +117,17 @@ def write_manifest(
     check_manifest(df, str(path))
     table = df[list(COLUMNS)].astype(COLUMNS)
     table.attrs = {} if root is None else dict(root=str(Path(root).absolute()))
-    with atomic_path(path) as tmp: table.to_parquet(tmp, index=False)
-    return Path(path)
+    return write_table(path, table)
 
 def read_manifest(
     path: str | Path, # the Parquet file
 ) -> pd.DataFrame: # `df.attrs["root"]` is the folder that paths are relative to
-    "Read and check a manifest."
+    "Read and check a manifest; `ValueError` naming the file, `FileNotFoundError` without it."
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f"no manifest at {path}. `prle forge` makes the mini benchmark's.")
-    df = check_manifest(pd.read_parquet(path), str(path))
-    df.attrs.setdefault("root", str(path.parent))
+    df = check_manifest(read_table(path), str(path))
+    root = df.attrs.setdefault("root", str(path.parent))
+    if not _is_text(root) or "\0" in root: raise ValueError(f"{path}: its root {shortened(root)} is no folder's path.")
     return df
 
 # %% ../nbs/02_datasets.ipynb #02-datasets-13
@@ -108,12 +148,20 @@ def select(
     return rows
 
 # %% ../nbs/02_datasets.ipynb #02-datasets-16
+def _decode(path: str | Path, how: int, what: str, content: bytes | None = None) -> np.ndarray:
+    "Decode a picture with OpenCV, from its file or its content; `OSError` naming the file."
+    try: content = read_picture(path) if content is None else check_picture(path, content)
+    except FileNotFoundError as e: raise FileNotFoundError(f"cannot read the {what} {path}: it is missing.") from e
+    except ValueError as e: raise OSError(f"cannot read the {what} {path}: {str(e).removeprefix(f'{path} ')}") from e
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), how)
+    if image is None: raise OSError(f"cannot read the {what} {path}: it is truncated or damaged.")
+    return image
+
 def read_rgb(
     path: str | Path, # an 8-bit picture
 ) -> np.ndarray: # (H, W, 3) uint8, RGB
     "Decode a face crop; `OSError` naming the file if it cannot be read."
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None: raise OSError(f"cannot read the picture {path}: it is missing, truncated or no picture.")
+    image = _decode(path, cv2.IMREAD_COLOR, "picture")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 def read_quantiles(
@@ -121,9 +169,7 @@ def read_quantiles(
     fingerprint: str | None = None, # from the folder's table of digests; None: do not compare
 ) -> np.ndarray: # (H, W) uint16
     "Decode a quantile map; `Damaged`, `OSError` or `ValueError` naming the file."
-    content = read_whole(path, fingerprint) if fingerprint else read_bytes(path, 2**28)
-    quantiles = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
-    if quantiles is None: raise OSError(f"cannot read the quantile map {path}: it is truncated or damaged.")
+    quantiles = _decode(path, cv2.IMREAD_UNCHANGED, "quantile map", read_whole(path, fingerprint) if fingerprint else None)
     if quantiles.dtype != np.uint16 or quantiles.ndim != 2: raise ValueError(f"{path} is no 16-bit one-channel quantile map.")
     return quantiles
 
@@ -132,8 +178,7 @@ def read_mask(
     shape: tuple[int, int], # (height, width) that it must have
 ) -> np.ndarray: # (H, W) uint8, 255 where manipulated
     "Decode a manipulation mask; `OSError` or `ValueError` naming the file."
-    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if mask is None: raise OSError(f"cannot read the mask {path}: it is missing or truncated.")
+    mask = _decode(path, cv2.IMREAD_GRAYSCALE, "mask")
     if mask.shape != shape: raise ValueError(f"the mask {path} is {mask.shape[::-1]}, its face {shape[::-1]} (width, height).")
     return mask
 
@@ -162,7 +207,7 @@ class FaceDataset(Dataset):
         quantiles: str | Path | None = None, # folder of quantile maps, one a face under the face's own relative path, with their digests (`write_digests`)
         masks: bool = False, # serve the masks of manipulated pixels, and whether they are known; `ValueError` if no fake has one
     ):
-        self.root, self.transform, self.quantiles = Path(manifest.attrs["root"]), transform, quantiles and Path(quantiles)
+        self.root, self.transform, self.quantiles = os.path.realpath(manifest.attrs["root"]), transform, quantiles and os.path.realpath(quantiles)
         self.paths = np.array([path.encode() for path in manifest.path]) # one block of memory, which forked workers share; a list of strings they would copy bit by bit
         self.digests = _map_digests(self.quantiles, manifest.path) if self.quantiles else None
         self.labels = manifest.label.to_numpy()
@@ -174,13 +219,13 @@ class FaceDataset(Dataset):
 
     def __getitem__(self, i: int) -> dict: # image (3, H, W) uint8 RGB, landmarks (68, 2) px, mask (1, H, W) uint8, mask_known, quantiles (1, H, W) uint16
         name = self.paths[i].decode()
-        image = read_rgb(self.root/name)
+        image = read_rgb(below(self.root, name))
         item = dict(image=torch.from_numpy(image).permute(2, 0, 1), label=int(self.labels[i]), index=i, landmarks=torch.from_numpy(self.landmarks[i]))
         if self.masks is not None:
-            mask = read_mask(self.root/self.masks[i].decode(), image.shape[:2]) if self.masks[i] else np.zeros(image.shape[:2], np.uint8)
+            mask = read_mask(below(self.root, self.masks[i].decode()), image.shape[:2]) if self.masks[i] else np.zeros(image.shape[:2], np.uint8)
             item |= dict(mask=torch.from_numpy(mask)[None], mask_known=bool(self.masks[i]) or item["label"] == REAL)
         if self.quantiles:
-            path = self.quantiles/Path(name).with_suffix(".png")
+            path = below(self.quantiles, Path(name).with_suffix(".png"))
             quantiles = read_quantiles(path, self.digests[i].decode())
             if quantiles.shape != image.shape[:2]: raise ValueError(f"{path} is {quantiles.shape[::-1]}, its face {name} is {image.shape[1::-1]} (width, height).")
             item["quantiles"] = torch.from_numpy(quantiles)[None]
@@ -206,3 +251,39 @@ class BalancedSampler(Sampler[int]):
         generator = rng(self.seed, "balance", self.epoch)
         drawn = [generator.permutation(indices)[:len(self) // 2] for indices in self.classes]
         return iter(generator.permutation(np.concatenate(drawn)).tolist())
+
+# %% ../nbs/02_datasets.ipynb #new-46991693
+def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
+    "Say what is wrong with a crop or mask; an empty text if nothing is."
+    try:
+        file = below(root, path)
+        if not file.is_file(): return "missing"
+        if digests is None: read_rgb(file)
+        elif path not in digests: return "it has no digest"
+        else: check_digest(file, digests[path])
+    except (ValueError, OSError) as e: return f"damaged: {e}"
+    return ""
+
+def _unlisted(root: Path, listed: set[str]) -> list[str]:
+    "List the pictures that lie among the crops and are none of them."
+    folders = {os.path.dirname(path) for path in listed}
+    here = [os.path.join(folder, name) for folder in sorted(folders) if (root/folder).is_dir() for name in sorted(os.listdir(root/folder))]
+    return [path for path in here if path not in listed and Path(path).suffix.lower() in PHOTO_SUFFIXES]
+
+
+# %% ../nbs/02_datasets.ipynb #new-76712667
+def check_crops(
+    manifest: str | Path, # the Parquet file, or the folder that holds manifest.parquet
+) -> tuple[pd.DataFrame, str]: # what is missing, damaged or in no row, with columns path, reason; a summary
+    "Compare the crops and masks of a manifest with what was written; without digests, decode them."
+    path = Path(manifest)/"manifest.parquet" if Path(manifest).is_dir() else Path(manifest)
+    rows = read_manifest(path)
+    root, digests = Path(rows.attrs["root"]), read_digests(path.parent) if (path.parent/DIGESTS).exists() else None
+    listed = [*rows.path, *filter(None, dict.fromkeys(rows["mask"]))]
+    def fault(name): return _fault(root, name, digests)
+    with ThreadPoolExecutor(8) as pool: faults = list(progress(pool.map(fault, listed), desc="check", total=len(listed)))
+    bad = [(name, reason) for name, reason in zip(listed, faults) if reason]
+    bad += [(name, "not in the manifest") for name in _unlisted(root, set(listed))]
+    how = "compared with their digests" if digests is not None else f"decoded (there is no {DIGESTS} to compare them with)"
+    return pd.DataFrame(bad, columns=["path", "reason"]), f"{len(listed)} crops and masks {how}: {len(bad)} problems"
+

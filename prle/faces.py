@@ -6,10 +6,11 @@
 __all__ = ['FIVE_POINTS', 'TEMPLATE', 'ALIGNMENTS', 'SCALES', 'PHOTO_SUFFIXES', 'FaceError', 'read_image', 'orl_folder',
            'find_faces', 'Detection', 'find_largest', 'five_targets', 'similarity', 'warp_crop', 'move_points',
            'crop_face', 'Face', 'read_face', 'align', 'natural_key', 'list_photos', 'read_faces', 'summary',
-           'write_png', 'check_folder']
+           'write_png']
 
 # %% ../nbs/01_faces.ipynb #01-faces-2
 import importlib.util
+import io
 import re
 import tempfile
 from collections import Counter
@@ -24,6 +25,7 @@ import pandas as pd
 from PIL import Image, ImageOps
 
 from .core import check_choice, progress
+from .trust import one_line, read_picture
 
 # %% ../nbs/01_faces.ipynb #01-faces-5
 class FaceError(ValueError):
@@ -45,12 +47,13 @@ def read_image(
     path: str | Path, # a picture in any format that Pillow reads
 ) -> np.ndarray: # (H, W, 3) uint8, RGB, upright
     "Decode a photograph; `FaceError` naming the file if it is missing, no picture, or cut off."
-    try:
-        with Image.open(path) as image: return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+    try: content = read_picture(path)
     except FileNotFoundError as e: raise FaceError(f"{path}: no such file.") from e
-    except Image.UnidentifiedImageError as e: raise FaceError(f"{path}: not a picture.") from e
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise FaceError(f"{path}: truncated or damaged picture ({e}).") from e
+    except (OSError, ValueError) as e: raise FaceError(f"{path}: {str(e).removeprefix(f'{path} is ').removeprefix('a ')}") from e
+    try:
+        with Image.open(io.BytesIO(content)) as image: return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+    except Exception as e: # Pillow's decoders raise whatever they meet
+        raise FaceError(f"{path}: truncated or damaged picture ({one_line(e)}).") from e
 
 # %% ../nbs/01_faces.ipynb #01-faces-9
 def _package_folder(package: str, extra: str) -> Path:
@@ -459,13 +462,3 @@ def write_png(
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
-
-# %% ../nbs/01_faces.ipynb #01-faces-76
-def check_folder(
-    out: str | Path, # folder that is about to be replaced
-    marker: str, # the file by which our own result is known
-):
-    "`FileExistsError` if `out` holds anything that was not written here: replacing it would delete it."
-    out = Path(out)
-    if out.exists() and not (out/marker).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} holds other files (there is no {marker}); name a new or an empty folder.")

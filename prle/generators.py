@@ -20,11 +20,11 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .core import check_choice, digest, progress, torch_rng, write_json
-from .trust import made_folder, read_json
+from .core import check_choice, digest, file_digest, progress, shortened, torch_rng, write_json
+from .trust import Damaged, check_digest, made_folder, one_line, read_record, read_tensors, write_table
 from .faces import Face, crop_face, similarity
 from .forge import composite, expression, feather, hull, inner, match_colour, match_sharpness, membrane, register
 
@@ -355,15 +355,22 @@ def _training(faces: list[Face], steps: int, seed: int) -> dict:
 def _why_not(folder: Path, training: dict) -> str | None:
     "Why the networks in `folder` cannot be used; None if they can."
     if not (folder/"generators.json").exists(): return "none there yet"
-    before = read_json(folder/"generators.json")
+    try: before = read_record(folder/"generators.json", files=dict)
+    except ValueError as e: return f"the record is damaged: {one_line(e)}"
     changed = [k for k in training if before.get(k) != training[k]]
-    show = lambda k: f"{k} was {before.get(k)}, is {training[k]}" if isinstance(training[k], int) else f"other {k}"
-    return "; ".join(map(show, changed)) or None
+    show = lambda k: f"{k} was {shortened(before.get(k))}, is {training[k]}" if isinstance(training[k], int) else f"other {k}"
+    return "; ".join(map(show, changed)) or _damage(folder, before["files"])
+
+def _damage(folder: Path, files: dict) -> str | None:
+    "Which of the networks is not what was written; None if all are."
+    try:
+        for name in NETWORKS: check_digest(folder/f"{name}.safetensors", files.get(f"{name}.safetensors"))
+    except Damaged as e: return str(e).rstrip(".")
 
 def _load(folder: Path, people: list[str], seed: int) -> dict[str, Generator]:
     "The networks of a folder."
     networks = _new_networks(people, seed)
-    for name, network in networks.items(): network.load_state_dict(load_file(folder/f"{name}.safetensors"))
+    for name, network in networks.items(): network.load_state_dict(read_tensors(folder/f"{name}.safetensors"))
     return {name: network.requires_grad_(False).eval() for name, network in networks.items()}
 
 # %% ../nbs/03a_generators.ipynb #03a-generators-42
@@ -383,6 +390,6 @@ def trained_networks(
     networks, losses = train_networks(faces, steps, seed)
     with made_folder(folder, "generators") as tmp:
         for name, network in networks.items(): save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp/f"{name}.safetensors")
-        losses.to_parquet(tmp/"losses.parquet", index=False)
-        write_json(tmp/"generators.json", training)
+        write_table(tmp/"losses.parquet", losses)
+        write_json(tmp/"generators.json", dict(training, files={path.name: file_digest(path) for path in sorted(tmp.iterdir())}))
     return networks

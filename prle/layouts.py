@@ -8,7 +8,7 @@ __all__ = ['VIDEO_COLUMNS', 'BESIDE', 'METHODS', 'PAIRS', 'COMPRESSIONS', 'CELEB
            'celeb_df', 'deeperforensics', 'plain_folder', 'probe', 'Report', 'check', 'crop_dataset']
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-2
-import csv, inspect, json, os, re
+import csv, inspect, os, re
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +20,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .core import FAKE, REAL, atomic_path, check_choice, digest, progress
+from .core import FAKE, REAL, atomic_path, check_choice, digest, progress, shortened
+from .trust import file_name, one_line, read_bytes, read_json, write_digests
 from .datasets import COLUMNS, SPLITS, VIDEO, check_manifest
 from .distortions import read_meta
 from .faces import PHOTO_SUFFIXES, FaceError, read_image
-from .videos import VIDEO_SUFFIXES, crop_videos, is_folder_name, is_pictures, list_pictures, open_video, walk_folders
+from .videos import VIDEO_SUFFIXES, crop_digests, crop_videos, is_pictures, list_pictures, open_video, promised_frames, walk_folders
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-5
 VIDEO_COLUMNS = ["file", *VIDEO, "label", "identity", "source_identity", "split", "compression", "mask_file", "untouched_file", "distortion"]
@@ -98,6 +99,13 @@ def list_layouts() -> list[str]:
     return list(_LAYOUTS)
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-12
+def _name_fault(row: dict) -> str:
+    "Say which name of a video cannot be a folder's; an empty text if all can."
+    try:
+        for column in ("dataset", "subset", "video"): file_name(row[column], f"the {column}")
+    except ValueError as e: return str(e).rstrip(".")
+    return ""
+
 def list_dataset(
     name: str, # one of `list_layouts()`
     root: str | Path, # its folder
@@ -109,8 +117,9 @@ def list_dataset(
     for option in options: check_choice(option, known, f"option of {name}")
     if not Path(root).is_dir(): raise FileNotFoundError(f"{root}: no such folder.")
     listing = adapter(Path(os.path.abspath(root)), **options)
-    listing.problems += [(row["file"], f"the name {row['video']!r} cannot be a folder's; left out") for row in listing.rows if not is_folder_name(row["video"])]
-    listing.rows = [row for row in listing.rows if is_folder_name(row["video"])]
+    faults = [_name_fault(row) for row in listing.rows]
+    listing.problems += [(row["file"], f"{fault}; left out") for row, fault in zip(listing.rows, faults) if fault]
+    listing.rows = [row for row, fault in zip(listing.rows, faults) if not fault]
     return listing
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-13
@@ -127,23 +136,29 @@ def _tell_apart(rows: list[dict], root: Path):
         for row in rows:
             if times[row["subset"], row["video"]] > 1: row["video"] += more(row["file"])
 
+MAX_LIST = 2**26
+"Bytes of a data set's list, or of its JSON."
+
 def _lines(path: Path, problems: list) -> list[tuple[int, str]]:
     "The numbered lines of a list that are not empty; a missing list becomes a problem."
     if not path.is_file():
         problems.append((str(path), "no such file; what it lists is left out"))
         return []
-    try: lines = path.read_text(encoding="utf-8-sig").splitlines()
+    try: lines = read_bytes(path, MAX_LIST).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as e:
-        problems.append((str(path), f"not UTF-8 text ({e}); what it lists is left out"))
+        problems.append((str(path), f"not UTF-8 text ({one_line(e)}); what it lists is left out"))
+        return []
+    except (ValueError, OSError) as e:
+        problems.append((str(path), f"{one_line(e)}; what it lists is left out"))
         return []
     return [(i, line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
 
 def _json(path: Path, fits: Callable[[object], bool], form: str, problems: list):
     "What a JSON file holds; None, and a problem, if it is missing, broken or not of the expected form."
-    try: content = json.loads(path.read_text(encoding="utf-8"))
+    try: content = read_json(path, most=MAX_LIST)
     except FileNotFoundError: problem = "no such file"
     except OSError as e: problem = f"cannot be read ({e.strerror})"
-    except ValueError as e: problem = f"not valid JSON ({e})"
+    except ValueError as e: problem = str(e).removeprefix(f"{path} ").removeprefix("is ").rstrip(".")
     else:
         if fits(content): return content
         problem = f"not {form}"
@@ -162,7 +177,8 @@ def _pairs(root: Path, split: str, problems: list, seen: set[str]) -> list[list[
     fits = lambda pairs: isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 and all(isinstance(i, str) for i in p) for p in pairs)
     kept = []
     for pair in _json(path, fits, "a list of pairs of ids", problems) or []:
-        if seen & set(pair) or pair[0] == pair[1]: problems.append((str(path), f"the pair {pair} names an id that stands in it or in an earlier pair or split already; left out"))
+        if seen & set(pair) or pair[0] == pair[1]:
+            problems.append((str(path), f"the pair {shortened(pair)} names an id that stands in it or in an earlier pair or split already; left out"))
         else:
             kept.append(pair)
             seen |= set(pair)
@@ -214,18 +230,24 @@ def dfdc(
     return _dfdc_test(folder, root, frames) if part == "test" else _dfdc_train(folder, frames)
 
 # %% ../nbs/02a_layouts.ipynb #02a-layouts-24
+def _fields(line: str) -> tuple[str, str]:
+    "The first two fields of a line of CSV, empty where there are none."
+    try: fields = next(csv.reader([line]))
+    except csv.Error: fields = []
+    return (*fields, "", "")[:2]
+
 def _dfdc_test(folder: Path, root: Path, frames: bool) -> Listing:
     "Rows of labels.csv; unknown labels, repeated names and videos without a row are problems."
     listing, store = Listing([], {("test", "real"): 2500, ("test", "fake"): 2500}), Store(folder, frames=frames)
     path = next((p for place in (folder, root) if (p := _child(place, "labels.csv")).is_file()), folder/"labels.csv")
     names, lines = set(), _lines(path, listing.problems)
     if lines and [c.strip().lower() for c in lines[0][1].split(",")] == ["filename", "label"]: lines = lines[1:]
-    elif lines: listing.problems.append((str(path), f"the first line should be 'filename,label', not {lines[0][1]!r}; read as a row"))
+    elif lines: listing.problems.append((str(path), f"the first line should be 'filename,label', not {shortened(lines[0][1])}; read as a row"))
     for line, text in lines:
-        file, label, *_ = *next(csv.reader([text])), ""
+        file, label = _fields(text)
         name, where = Path(file).stem, f"line {line}"
-        if not is_folder_name(name): listing.problems.append((str(path), f"{where}: {file!r} is no video's name; left out"))
-        elif label not in ("0", "1"): listing.problems.append((str(path), f"{where}: {file} has the unknown label {label!r} (0 is real, 1 is fake); left out"))
+        if _name_fault(dict(dataset="DFDC", subset="real", video=name)): listing.problems.append((str(path), f"{where}: {shortened(file)} is no video's name; left out"))
+        elif label not in ("0", "1"): listing.problems.append((str(path), f"{where}: {file} has the unknown label {shortened(label)} (0 is real, 1 is fake); left out"))
         elif name in names: listing.problems.append((str(path), f"{where}: {file} stands in an earlier line already; left out"))
         else: listing.rows.append(_row(store, name, "DFDC", "fake" if label == "1" else "real", "test", identity=name))
         names.add(name)
@@ -246,9 +268,10 @@ def _dfdc_train(folder: Path, frames: bool) -> Listing:
         path, store = _child(part, "metadata.json"), Store(part, frames=frames)
         if (metadata := _json(path, fits, "an object with an object for each video", listing.problems)) is None: continue
         for file, facts in metadata.items():
-            name, label = Path(file).stem, facts.get("label")
-            if label not in ("REAL", "FAKE"): listing.problems.append((str(path), f"{file} has the unknown label {label!r}; left out"))
-            else: listing.rows.append(_row(store, name, "DFDC", label.lower(), "train", identity=Path(facts.get("original") or file).stem))
+            name, label, original = Path(file).stem, facts.get("label"), facts.get("original") or file
+            if label not in ("REAL", "FAKE"): listing.problems.append((str(path), f"{shortened(file)} has the unknown label {shortened(label)}; left out"))
+            elif not isinstance(original, str): listing.problems.append((str(path), f"{shortened(file)} has the original {shortened(original)}; left out"))
+            else: listing.rows.append(_row(store, name, "DFDC", label.lower(), "train", identity=Path(original).stem))
         extra = store.files.keys() - {Path(file).stem.lower() for file in metadata}
         listing.problems += [(str(store.files[stem]), f"no entry in {path.name}; left out") for stem in sorted(extra)]
     listing.totals = [dict(what="parts", expected=50, found=len(parts), optional=False)]
@@ -276,10 +299,10 @@ def celeb_df(
         folder, name = known.get(file.strip().split("/")[0].lower()), Path(file.strip()).stem
         subset = folder and CELEB_FOLDERS[folder][0]
         if subset is None or label != {"real": "1", "fake": "0"}[subset]:
-            listing.problems.append((str(path), f"line {line}: {text!r} is not a label (1 real, 0 fake) and a video of the folder that goes with it; left out"))
+            listing.problems.append((str(path), f"line {line}: {shortened(text)} is not a label (1 real, 0 fake) and a video of the folder that goes with it; left out"))
             continue
         if (subset, name) in seen:
-            listing.problems.append((str(path), f"line {line}: {file.strip()} stands in an earlier line already; left out"))
+            listing.problems.append((str(path), f"line {line}: {shortened(file.strip())[1:-1]} stands in an earlier line already; left out"))
             continue
         seen.add((subset, name))
         person, source = _celeb_identity(folder, name)
@@ -449,7 +472,8 @@ def probe(
             return "" if pictures else "unreadable"
         video = open_video(file)
     except FaceError: return "unreadable"
-    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    count = promised_frames(video, file)
+    if not count: return "unreadable" # it says nothing, or what cannot be
     first, last = video.read()[0], video.set(cv2.CAP_PROP_POS_FRAMES, count - 1) and int(video.get(cv2.CAP_PROP_POS_FRAMES)) == count - 1 and video.read()[0]
     return "" if first and (last or _decodable(file) >= count) else "unreadable"
 
@@ -518,8 +542,9 @@ def _check_videos(videos: pd.DataFrame, name: str):
 
 def _write_manifest(faces: Path, path: Path) -> Path:
     "The columns of a manifest from the table of all faces."
-    table = pq.ParquetFile(faces)
-    with atomic_path(path) as tmp, pq.ParquetWriter(tmp, pa.schema([table.schema_arrow.field(column) for column in COLUMNS])) as writer:
+    table = pq.ParquetFile(faces, page_checksum_verification=True)
+    schema = pa.schema([table.schema_arrow.field(column) for column in COLUMNS])
+    with atomic_path(path) as tmp, pq.ParquetWriter(tmp, schema, write_page_checksum=True) as writer:
         for batch in table.iter_batches(batch_size=2000, columns=list(COLUMNS)): writer.write_batch(batch.select(list(COLUMNS)))
     return path
 
@@ -542,4 +567,6 @@ def crop_dataset(
     if len(problems): print(f"{len(problems)} problems with the data set's lists: {Path(out)/'problems.csv'}")
     print(*(f"note: {note}" for note in listing.notes), sep="\n", end="\n" * bool(listing.notes))
     if not pq.read_metadata(faces).num_rows: raise FaceError(f"no face in any of the {len(listing.rows)} videos of {root}: {Path(out)/'dropped.csv'} says why.")
-    return _write_manifest(faces, Path(out)/"manifest.parquet")
+    manifest = _write_manifest(faces, Path(out)/"manifest.parquet")
+    write_digests(out, crop_digests(out, pq.read_table(manifest, columns=["path"])["path"].to_pylist()))
+    return manifest

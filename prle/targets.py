@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 from scipy.fft import dctn, idctn
 
-from .benchmark import Job, _choose, _fingerprint, _nearest, _pick_other, _read, check_jobs, compress, contact_sheet, video_names
-from .core import FAKE, REAL, check_choice, digest, progress, rng, write_json
-from .trust import check_replaceable, made_folder, read_json
+from .benchmark import Job, _choose, _fingerprint, _nearest, _pick_other, _read, check_jobs, compress, contact_sheet, crop_digests, read_made, video_names
+from .core import FAKE, REAL, check_choice, digest, progress, rng, shortened, write_json
+from .trust import check_entries, check_replaceable, made_folder, one_line, read_csv, write_digests
 from .datasets import read_manifest, write_manifest
 from .distortions import distort_frame, draw, frame_level
 from .faces import Face, similarity, write_png
@@ -317,7 +317,7 @@ def _make(job: Job, line: str, name: str, root: Path, seed: int, quality: int) -
 def _test_photographs(root: Path, faces, expected: str) -> list[Path]:
     "The photographs and videos of a benchmark's test people; `ValueError` if they are not what it was made from."
     manifest = read_manifest(root/"manifest.parquet")
-    dropped = pd.read_csv(root/"dropped.csv", dtype=str).path.str.split("/").str[0]
+    dropped = read_csv(root/"dropped.csv", ["path", "reason"]).path.str.split("/").str[0]
     people, test = {*manifest.identity, *dropped}, set(manifest.identity[manifest.split == "test"])
     photos = [path for path in _choose(faces, None, 0) if path.parent.name in people]
     if _fingerprint(photos) != expected:
@@ -329,8 +329,9 @@ def _test_photographs(root: Path, faces, expected: str) -> list[Path]:
 def _why_not(out: Path, config: dict) -> str | None:
     "Why the target set in `out` cannot be used again; None if it can."
     if not (out/"target.json").exists(): return "none there yet"
-    made = read_json(out/"target.json")
-    changed = [f"{k} was {made['config'].get(k)}, is {v}" for k, v in config.items() if made["config"].get(k) != v]
+    try: made = read_made(out/"target.json")
+    except ValueError as e: return f"the record is damaged: {one_line(e)}"
+    changed = [f"{k} was {shortened(made['config'].get(k))}, is {shortened(v)}" for k, v in config.items() if made["config"].get(k) != v]
     missing = made["pictures"] - sum(1 for _ in out.rglob("*.png"))
     if missing: changed.append(f"{missing} of {made['pictures']} pictures missing")
     return "; ".join(changed) or None
@@ -344,6 +345,7 @@ def _write_target(root: Path, name: str, faces: list[Face], config: dict, worker
     with ThreadPoolExecutor(workers) as pool: rows = pd.DataFrame(progress(pool.map(make, jobs, lines), desc=name, total=len(jobs)))
     contact_sheet(write_manifest(rows, root/"manifest.parquet"), root/"contact_sheet.png")
     pictures = len(rows) + int((rows["mask"] != "").sum()) + 1
+    write_digests(root, crop_digests(root, rows))
     write_json(root/"target.json", dict(config=config, digest=digest(config), pictures=pictures, counts=rows.subset.value_counts().to_dict()))
 
 # %% ../nbs/03c_targets.ipynb #03c-targets-56
@@ -357,7 +359,8 @@ def build_targets(
     "Build the three target sets of a benchmark, or find them built; `ValueError` about other photographs, `FileNotFoundError` without a benchmark."
     root = Path(benchmark).parent if Path(benchmark).suffix == ".parquet" else Path(benchmark)
     if not (root/"forge.json").exists(): raise FileNotFoundError(f"no benchmark in {root} (there is no forge.json). `prle forge` makes one.")
-    made = read_json(root/"forge.json")
+    made = read_made(root/"forge.json")
+    check_entries(made["config"], root/"forge.json", photographs=str, size=int, seed=int, quality=int, count=int)
     base = {k: made["config"][k] for k in ("photographs", "size", "seed", "quality", "count")}
     photos, found, manifests = _test_photographs(root, faces, base["photographs"]), None, {}
     for name, kind in TARGETS.items():

@@ -7,7 +7,7 @@ import pytest
 from clips import write_clip, write_people
 from PIL import Image
 
-from prle import benchmark, faces
+from prle import benchmark, faces, targets
 from prle.cli import main
 from prle.core import file_digest, rng
 from prle.datasets import read_manifest, write_manifest
@@ -243,3 +243,14 @@ def test_no_trivial_cue_in_colour(tmp_path):
     table = benchmark.cue_table(manifest)
     assert blue / red < 0.85 and list(table.index) == NAMES and manifest.groupby("subset").size().min() >= 75
     assert (table < 0.65).all().all(), table.round(3).to_string()
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "", '{"config": []}', '{"config": {}, "digest": 3, "pictures": 1}', '{"config": {}, "digest": "x", "pictures": 1}',
+                                     "[" * 10**5, "null"])
+@pytest.mark.parametrize("module, name", [(benchmark, "forge.json"), (targets, "target.json")])
+def test_a_damaged_record_is_a_reason(tmp_path, module, name, content):
+    (tmp_path/name).write_text(content)
+    reason = module._why_not(tmp_path, dict(size=64))
+    assert reason.startswith("the record is damaged: ") and name in reason and len(reason) < 500
+    if name == "forge.json":
+        with pytest.raises(ValueError, match="forge.json"): targets.build_targets(tmp_path)

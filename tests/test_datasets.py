@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from prle.datasets import BalancedSampler, FaceDataset, check_manifest, read_manifest, read_quantiles, read_rgb, select, write_manifest
+from prle.cli import main
+from prle.core import file_digest, rng
+from prle.datasets import (BalancedSampler, FaceDataset, check_crops, check_manifest, read_manifest, read_mask, read_quantiles, read_rgb, select, write_manifest)
 from prle.trust import Damaged, write_digests
 
 
@@ -161,3 +163,116 @@ def test_fakes_without_a_mask_are_counted(toy):
     assert item["mask_known"] is False and not item["mask"].any()
     with pytest.raises(ValueError, match="24 of 24 fakes have no mask.*`prle faces`"): FaceDataset(toy, masks=True)
     assert not FaceDataset(toy[toy.label == 0], masks=True)[0]["mask"].any()
+
+
+def damaged(toy, column, value):
+    rows = toy.astype({column: object})
+    rows[column] = pd.Series([value if i == 4 else v for i, v in enumerate(rows[column])], dtype=object)
+    return rows
+
+
+TEXTS = ["path", "dataset", "subset", "video", "identity", "source_identity", "split", "compression", "mask"]
+
+
+@pytest.mark.parametrize("column, values", [
+    *((column, [None, np.nan, 3, b"x", ["x"], "x" * 10**6]) for column in TEXTS), ("label", [None, np.nan, 1.0, "1", True, [1], 2**70, -1]),
+    ("frame", [None, np.nan, 0.5, "0", -1, 2**63]), ("transform", [None, np.nan, "text", ["a"] * 6, [[1.0]] * 6, [np.inf] * 6, [None] * 6]),
+    ("landmarks", [None, 1.5, "x" * 136, ["a"] * 136, [[0.0]] * 136, [np.inf] * 136, [None] * 136, np.zeros((136, 2))])])
+def test_wrong_types_and_nulls_are_named_by_row_and_column(toy, column, values):
+    for value in values:
+        with pytest.raises(ValueError, match=rf"^m.parquet, row 4 \(.*\): {column} must be") as e: check_manifest(damaged(toy, column, value), "m.parquet")
+        assert len(str(e.value)) < 600
+
+
+@pytest.mark.parametrize("path", ["", "/etc/face.png", "a/../../b.png", "./a.png", "a\\b.png", "a//b.png", "a\nb.png", "nul.png"])
+def test_no_path_leaves_the_root(toy, path):
+    with pytest.raises(ValueError, match="row 4 .*path must be"): check_manifest(damaged(toy, "path", path))
+    if path:
+        with pytest.raises(ValueError, match="row 4 .*mask must be"): check_manifest(damaged(toy, "mask", path))
+
+
+@pytest.mark.parametrize("root", [None, 3, ["x"], {"a": 1}, "a\0b", "x" * 10**6])
+def test_a_root_that_is_no_path_is_named(toy, tmp_path, root):
+    path = tmp_path / "toy/manifest.parquet"
+    toy.attrs = dict(root=root)
+    toy.to_parquet(path, index=False)
+    with pytest.raises(ValueError, match="manifest.parquet: its root .* is no folder's path") as e: read_manifest(path)
+    assert len(str(e.value)) < 500
+
+
+def test_damaged_manifests_name_the_file_and_never_pass(toy, tmp_path):
+    path, draw, seen = tmp_path / "toy/manifest.parquet", rng("damage"), 0
+    whole = path.read_bytes()
+    for i in range(200):
+        content = bytearray(whole[:draw.integers(len(whole))]) if i % 4 == 0 else bytearray(whole)
+        if i % 4: content[draw.integers(len(whole))] ^= 1 << draw.integers(8)
+        path.write_bytes(content)
+        try: again = read_manifest(path)
+        except ValueError as e:
+            seen += 1
+            assert str(path) in str(e) and "\n" not in str(e) and len(str(e)) < 1000
+        else: pd.testing.assert_frame_equal(again.drop(columns="landmarks"), toy.drop(columns="landmarks"))
+    assert seen > 100
+
+
+def test_faces_and_masks_outside_are_not_read(toy, tmp_path):
+    cv2.imwrite(str(tmp_path / "secret.png"), np.zeros((24, 32, 3), np.uint8))
+    crop = tmp_path / "toy" / toy.path[1]
+    crop.unlink()
+    crop.symlink_to(tmp_path / "secret.png")
+    with pytest.raises(ValueError, match="leads out of"): FaceDataset(toy)[1]
+    rows = toy.assign(mask=np.where(toy.label == 1, "m.png", ""))
+    rows.attrs = toy.attrs
+    (tmp_path / "toy/m.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(ValueError, match="m.png.* leads out of"): FaceDataset(rows, masks=True)[2]
+    (tmp_path / "q/real").mkdir(parents=True)
+    (tmp_path / "q" / toy.path[0]).symlink_to(tmp_path / "secret.png")
+    write_digests(tmp_path / "q", dict.fromkeys(toy.path, "0"))
+    with pytest.raises(ValueError, match="leads out of"): FaceDataset(toy, quantiles=tmp_path / "q")[0]
+
+
+def test_pictures_that_promise_too_much_are_not_decoded(tmp_path):
+    (tmp_path / "face.pgm").write_bytes(b"P5 30000 30000 255 ")
+    for read in (read_rgb, read_quantiles, lambda path: read_mask(path, (8, 8))):
+        with pytest.raises(OSError, match="face.pgm: promises far too many pixels"): read(tmp_path / "face.pgm")
+
+
+@pytest.fixture
+def known(toy):
+    write_digests(toy.attrs["root"], {path: file_digest(Path(toy.attrs["root"]) / path) for path in toy.path})
+    return toy
+
+
+def test_crops_that_are_what_they_were_pass(known, tmp_path, capsys):
+    for given in (tmp_path / "toy", tmp_path / "toy/manifest.parquet"): assert main(["check", "manifest", str(given)]) == 0
+    assert "36 crops and masks compared with their digests: 0 problems" in capsys.readouterr().out
+
+
+def test_damaged_missing_and_unlisted_crops_are_named(known, tmp_path, capsys):
+    root = tmp_path / "toy"
+    flipped = bytearray((root / known.path[0]).read_bytes())
+    flipped[-20] ^= 1
+    (root / known.path[0]).write_bytes(flipped)
+    (root / known.path[1]).unlink()
+    (root / known.path[2]).unlink()
+    (root / known.path[2]).symlink_to("/etc/passwd")
+    (root / "A/new.png").touch()
+    bad, said = check_crops(root)
+    assert bad.path.tolist() == [*known.path[:3], "A/new.png"] and "4 problems" in said
+    assert all(part in reason for part, reason in zip(("has changed since", "missing", "leads out", "not in the manifest"), bad.reason))
+    assert main(["check", "manifest", str(root)]) == 1 and f"{known.path[0]}: damaged" in capsys.readouterr().out
+
+
+def test_without_digests_crops_are_decoded(toy, tmp_path):
+    assert check_crops(tmp_path / "toy")[0].empty and "there is no digests.parquet" in check_crops(tmp_path / "toy")[1]
+    (tmp_path / "toy" / toy.path[0]).write_bytes((tmp_path / "toy" / toy.path[0]).read_bytes()[:300])
+    assert check_crops(tmp_path / "toy")[0].path.tolist() == [toy.path[0]]
+
+
+def test_a_damaged_manifest_or_table_of_digests_is_one_line(known, tmp_path, capsys):
+    for name in ("digests.parquet", "manifest.parquet"):
+        (tmp_path / "toy" / name).write_bytes(b"garbage")
+        assert main(["check", "manifest", str(tmp_path / "toy")]) == 2
+        said = capsys.readouterr().err
+        assert name in said and said.count("\n") == 1
+    assert main(["check", "manifest", str(tmp_path / "nothing")]) == 2

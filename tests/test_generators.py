@@ -221,3 +221,21 @@ def test_the_expression_is_the_other_photograph_s(few, networks):
     assert np.abs(own - other).max() > 1
     shifted = replace(few[0], landmarks=few[0].landmarks + 3)
     assert np.abs(own - networks["NT"].render(few[0], shifted)).max() < 0.5
+
+
+@pytest.mark.parametrize("name, content", [("generators.json", b"[]"), ("generators.json", b"{"), ("generators.json", b"[" * 10**5), ("generators.json", b'{"files": {}}'),
+                                           ("DF.safetensors", b"garbage"), ("NT.safetensors", None), ("Fsh.safetensors", "flip")])
+def test_damaged_networks_are_made_again(few, tmp_path, capsys, name, content):
+    generators.trained_networks(few, tmp_path/"g", steps=1)
+    path = tmp_path/"g"/name
+    whole = path.read_bytes()
+    if content is None: path.unlink()
+    else: path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:] if content == "flip" else content)
+    capsys.readouterr()
+    generators.trained_networks(few, tmp_path/"g", steps=1)
+    said = capsys.readouterr().out
+    assert said.startswith("generators: MISS (") and "\n" not in said[:-1] and len(said) < 600
+    if name != "generators.json": assert name in said
+    assert path.read_bytes() == whole
+    generators.trained_networks(few, tmp_path/"g", steps=1)
+    assert capsys.readouterr().out == "generators: HIT\n"

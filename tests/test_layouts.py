@@ -143,6 +143,10 @@ def test_prle_faces_goes_on_where_it_was_killed(ffpp, tmp_path):
     assert start(tmp_path/"command.py", *argv(out, 2)).wait() == 0 and main([str(a) for a in argv(tmp_path/"uninterrupted", 0)]) == 0
     here, there = contents(out), contents(tmp_path/"uninterrupted")
     assert here == there and {"manifest.parquet", "dropped.csv", "problems.csv"} <= set(here) and len(read_manifest(out/"manifest.parquet")) == 4 * 18
+    assert main(["check", "manifest", str(out)]) == 0
+    first, second = read_manifest(out/"manifest.parquet").path[:2]
+    (out/first).write_bytes((out/second).read_bytes())
+    assert main(["check", "manifest", str(out)]) == 1
 
 
 def test_a_complete_data_set(ffpp, monkeypatch, capsys):
@@ -223,7 +227,7 @@ def test_dfdc_training_parts(dfdc_train):
     with pytest.raises(ValueError, match="unknown part 'val'"): list_dataset("dfdc", dfdc_train, part="val")
     (dfdc_train/"dfdc_train_part_2"/"metadata.json").write_text('{"": {"label": "REAL"}}')
     listing = list_dataset("dfdc", dfdc_train, part="train")
-    assert set(listing.videos.video) == {"a", "b"} and "the name '' cannot be a folder's; left out" in {reason for _, reason in listing.problems}
+    assert set(listing.videos.video) == {"a", "b"} and "the video '' cannot name a file: it is empty; left out" in {reason for _, reason in listing.problems}
 
 
 @pytest.mark.parametrize("content, reason", [("[]", "not an object with an object for each video"), ('{"a.mp4": "REAL"}', "not an object with"),

@@ -32,7 +32,7 @@ def write_stub(root, photos, size):
     pd.DataFrame(dict(path=[], reason=[])).to_csv(root/"dropped.csv", index=False)
     content = digest([(f"{p.parent.name}/{p.name}", file_digest(p)) for p in photos])
     config = dict(photographs=content, size=size, seed=0, quality=90, count=4)
-    write_json(root/"forge.json", dict(config=config, digest=digest(config)))
+    write_json(root/"forge.json", dict(config=config, digest=digest(config), pictures=len(rows)))
     return root
 
 

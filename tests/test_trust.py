@@ -3,14 +3,19 @@ import os
 import tracemalloc
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from prle.core import atomic_path, discard, file_digest, is_leftover, shortened
-from prle.trust import (LONGEST_NAME, MARKER, MAX_YAML, Damaged, below, check_digest, check_replaceable, file_name, made_folder, one_line,
-                        parse_json, parse_yaml, read_array, read_bytes, read_json, read_tensors, read_yaml)
+from prle.trust import (LONGEST_NAME, MARKER, MAX_YAML, Damaged, below, check_digest, check_replaceable, file_name, file_path, made_folder, one_line,
+                        parse_json, parse_yaml, read_array, read_bytes, read_csv, read_json, read_picture, read_table, read_tensors, read_yaml,
+                        write_table)
 
 
 @pytest.mark.parametrize("value", ["x" * 10**7, list(range(10**6)), {str(i): "y" * 1000 for i in range(1000)}, 10**4000, [[[[[[[[[]]]]]]]]]])
@@ -79,15 +84,16 @@ def test_only_what_was_made_here_for_the_same_purpose_is_replaced(tmp_path):
 
 def stranger(folder): (folder / "thesis").write_text("x")
 def added(folder): made(folder); (folder / "sub/mine").touch()
-def lost(folder): made(folder); (folder / "sub/file").unlink()
 def other(folder): made(folder, "target set")
 def forged(folder): (folder / MARKER).write_text('{"made_by": "prle", "purpose": "benchmark"}'); (folder / "thesis").touch()
 def listed(folder): (folder / MARKER).write_text("[]")
 def inner(folder): made(folder); made(folder / "inner", "generators"); (folder / "inner/mine").touch()
+def link_added(folder): made(folder); (folder / "sub/mine").symlink_to("..")
+def markless(folder): made(folder); (folder / MARKER).write_text('{"made_by": "prle", "purpose": "benchmark", "files": [1]}')
 def linked(folder): (folder / MARKER).symlink_to(folder / "nowhere"); (folder / "thesis").touch()
 
 
-@pytest.mark.parametrize("content", [stranger, added, lost, other, forged, listed, inner, linked], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("content", [stranger, added, link_added, other, forged, listed, markless, inner, linked], ids=lambda f: f.__name__)
 def test_anything_else_is_left_alone_before_work(tmp_path, content):
     (tmp_path / "out").mkdir()
     content(tmp_path / "out")
@@ -95,6 +101,13 @@ def test_anything_else_is_left_alone_before_work(tmp_path, content):
     with pytest.raises((FileExistsError, ValueError), match="out"), made_folder(tmp_path / "out", "benchmark"):
         raise AssertionError("work has begun")
     assert every(tmp_path) == before
+
+
+def test_a_result_that_lost_files_is_made_again(tmp_path):
+    made(tmp_path / "out")
+    (tmp_path / "out/sub/file").unlink()
+    made(tmp_path / "out", content="new")
+    assert (tmp_path / "out/sub/file").read_text() == "new"
 
 
 def test_what_was_made_inside_later_goes_with_it_if_nobody_added_to_it(tmp_path):
@@ -160,6 +173,11 @@ def test_leavings_of_killed_processes_have_names_of_their_own(tmp_path):
 
 def test_devices_pipes_and_long_files_are_not_read(tmp_path):
     with pytest.raises(ValueError, match="/dev/zero is no ordinary file"): read_bytes("/dev/zero", 10)
+    os.mkfifo(tmp_path / "pipe")
+    for read in (lambda path: read_bytes(path, 10), read_json, read_yaml, read_array, read_tensors, read_picture, read_table):
+        with pytest.raises(ValueError, match="pipe is no ordinary file"): read(tmp_path / "pipe")
+        with pytest.raises((ValueError, OSError), match=str(tmp_path)): read(tmp_path)
+        with pytest.raises(FileNotFoundError): read(tmp_path / "nothing")
     (tmp_path / "long").write_bytes(b"x" * 11)
     with pytest.raises(ValueError, match="long has 11 bytes; at most 10"): read_bytes(tmp_path / "long", 10)
     assert read_bytes(tmp_path / "long", 11) == b"x" * 11
@@ -237,3 +255,92 @@ def test_damage_is_found_and_unchanged_files_are_read_once(tmp_path, monkeypatch
     with pytest.raises(Damaged, match="scores has changed"): check_digest(path, fingerprint)
     path.unlink()
     with pytest.raises(Damaged, match="scores is missing"): check_digest(path, fingerprint)
+
+
+@pytest.mark.parametrize("path", ["", "/a", "a//b", "a/", "a/../b", "./a", "a/./b", "a\\b", "C:\\a", "a/b\n", "a/.hidden", "nul/a", "x" * 300, None, 3, ["a"]])
+def test_what_is_no_relative_path_is_refused_briefly(path):
+    with pytest.raises(ValueError, match="^the crop ") as e: file_path(path, "the crop")
+    assert len(str(e.value)) < 400 and str(e.value).isprintable()
+
+
+HEADERS = {"a.pgm": b"P5 30000 30000 255 ", "a.bmp": b"BM" + bytes(8) + b"\x36\0\0\0\x28\0\0\0" + (30_000).to_bytes(4, "little") * 2 + b"\1\0\x18" + bytes(25)}
+
+
+@pytest.mark.parametrize("suffix", ["pgm", "bmp", "png", "jpg", "tif", "webp"])
+def test_pictures_that_promise_too_much_are_not_decoded(tmp_path, suffix, monkeypatch):
+    path = tmp_path / f"a.{suffix}"
+    if path.name in HEADERS: path.write_bytes(HEADERS[path.name])
+    else:
+        cv2.imwrite(str(path), np.zeros((40, 50), np.uint8))
+        monkeypatch.setattr("prle.trust.MAX_PIXELS", 1999)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=rf"a.{suffix} promises .* pixels; at most [\d,]+ are decoded"): read_picture(path)
+    assert tracemalloc.get_traced_memory()[1] < 1e7
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("content", [b"", b"root:x:0:0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0" + b"\xff" * 50, b"P5 x y 255 ", b"BM" + b"\xff" * 60])
+def test_what_is_no_picture_is_refused(tmp_path, content):
+    (tmp_path / "mask.png").write_bytes(content)
+    with pytest.raises(ValueError, match="mask.png is (not a|a truncated or damaged) picture|mask.png promises"): read_picture(tmp_path / "mask.png")
+
+
+def parquet(path, columns, **options):
+    pq.write_table(pa.table(columns), path, **options)
+    return path
+
+
+def test_tables_are_read_as_they_were_written(tmp_path):
+    table = pd.DataFrame(dict(path=["a", "b", "a"], n=[1, 2, 3], p=[0.5, np.nan, 1], ok=[True, False, True], points=[[1.0, 2.0], [], [3.0]], none=[[], [], []]))
+    table.attrs = dict(root="/data")
+    again = read_table(write_table(tmp_path / "t.parquet", table))
+    assert again.attrs == dict(root="/data") and list(again.dtypes) == list(pd.read_parquet(tmp_path / "t.parquet").dtypes)
+    pd.testing.assert_frame_equal(again[["path", "n", "p", "ok"]], pd.read_parquet(tmp_path / "t.parquet")[["path", "n", "p", "ok"]])
+    assert [list(p) for p in again.points] == [[1, 2], [], [3]] and len(read_table(write_table(tmp_path / "e.parquet", table.iloc[:0]))) == 0
+
+
+def test_tables_that_expand_are_not_expanded(tmp_path):
+    word = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10**6, np.int32)), pa.array(["x" * 10**5]))
+    bombs = [parquet(tmp_path / "words.parquet", dict(path=word), store_schema=False),
+             parquet(tmp_path / "numbers.parquet", dict(n=pa.array(np.zeros(2**25, np.int64))))]
+    assert all(path.stat().st_size < 2e6 for path in bombs)
+    before = pa.total_allocated_bytes()
+    for path in bombs:
+        with pytest.raises(ValueError, match=f"{path.name} is no whole table .*(more than|at most) 134,217,728"): read_table(path, most=2**27)
+    with pytest.raises(ValueError, match="100,000,000,000 bytes"): read_table(bombs[0])
+    assert pa.total_allocated_bytes() - before < 1e8
+
+
+@pytest.mark.parametrize("column", [pa.array([[[1.0]]]), pa.array([["x"]]), pa.array([dict(a=1)]), pa.array([b"x"]),
+                                    pa.array([0], pa.timestamp("s")), pa.array([0], pa.decimal128(5))])
+def test_tables_of_other_things_are_refused(tmp_path, column):
+    with pytest.raises(ValueError, match="x.parquet is no whole table .the column 'landmarks' holds .*, not text"):
+        read_table(parquet(tmp_path / "x.parquet", dict(landmarks=column)))
+
+
+def test_damaged_tables_name_the_file_and_never_pass(tmp_path):
+    path, draw = tmp_path / "x.parquet", np.random.default_rng(0)
+    table = pd.DataFrame(dict(path=[f"{i}.png" for i in range(200)], p=draw.random(200), points=list(draw.random((200, 4)))))
+    whole = write_table(path, table).read_bytes()
+    for i in range(400):
+        content = bytearray(whole[:draw.integers(len(whole))]) if i % 4 == 0 else bytearray(whole)
+        if i % 4: content[draw.integers(len(whole))] ^= 1 << draw.integers(8)
+        path.write_bytes(content)
+        try: again = read_table(path)
+        except ValueError as e: assert str(path) in str(e) and "\n" not in str(e) and len(str(e)) < 500 + len(str(path))
+        else:
+            if list(again) != list(table): continue # a column's name; whoever needs the column says that it is missing
+            assert len(again) == 200 and all((again[c] == table[c]).all() for c in ("path", "p"))
+            assert np.array_equal(np.stack(again.points), np.stack(table.points))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b'path,reason\n"a', b"path,reason\na,b,c,d\ne,f,g,h,i", b"path\n", b"\0" * 50, b"path,reason,path\n\xff,1,2"])
+def test_csv_that_is_none_names_the_file(tmp_path, content):
+    (tmp_path / "dropped.csv").write_bytes(content)
+    with pytest.raises(ValueError, match="dropped.csv (is no table|lacks the column)") as e: read_csv(tmp_path / "dropped.csv", ["path", "reason"])
+    assert "\n" not in str(e.value)
+
+
+def test_csv_is_read_as_text(tmp_path):
+    (tmp_path / "x.csv").write_text("path,reason\n007,NA\n")
+    assert read_csv(tmp_path / "x.csv", ["path", "reason"]).values.tolist() == [["007", "NA"]]

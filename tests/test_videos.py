@@ -132,9 +132,9 @@ def test_what_a_killed_run_leaves_is_replaced(clips, whole, tmp_path):
     shutil.copytree(whole, out)
     for name in ("s1", "s2"): (out/"clips"/name/"video.json").unlink()       # killed while an old folder was being deleted
     (out/"clips"/"s1"/"0000.png").unlink()
-    (out/"clips"/".s2-0123abcd").mkdir()                                     # killed while writing
-    (out/"clips"/".s2-0123abcd"/"0000.png").write_bytes(b"half")
-    (out/".faces-0123abcd.parquet").write_bytes(b"half")
+    (out/"clips"/".prle-tmp-0123abcd").mkdir()                                     # killed while writing
+    (out/"clips"/".prle-tmp-0123abcd"/"0000.png").write_bytes(b"half")
+    (out/".prle-tmp-0123abcd.parquet").write_bytes(b"half")
     (out/"faces.parquet").unlink()
     V.extract(V.list_videos(clips), out, **QUICK)
     assert contents(out) == contents(whole)
@@ -589,7 +589,7 @@ def test_frames_as_pictures_are_the_video(tmp_path):
     V.extract(videos, tmp_path/"out", **QUICK)
     one, other = contents(tmp_path/"out"/"clips"/"a"), contents(tmp_path/"out"/"clips"/"b")
     one.pop("video.json"), other.pop("video.json")
-    assert len(one) == 7 and one == other
+    assert len(one) == 8 and one == other
 
 
 @pytest.mark.parametrize("masks", ["video", "folder"])
@@ -629,3 +629,63 @@ def test_frames_in_colour_keep_their_channels(tmp_path):
     image = np.full((64, 64, 3), (200, 120, 40), np.uint8)
     [frame] = V.read_frames(write_frames(tmp_path/"a.mp4", [image] * 2, (64, 64)), [1])
     assert np.abs(frame.astype(int) - image).max() < 12
+
+
+# Damage and strangers
+
+@pytest.mark.parametrize("name, content", [("video.json", b"[]"), ("video.json", b"{"), ("video.json", b'{"origin": {}}'), ("video.json", b"[" * 10**5),
+                                           ("faces.parquet", b"garbage")])
+def test_a_video_with_a_damaged_record_is_cropped_again(clips, whole, tmp_path, name, content, capsys):
+    shutil.copytree(whole, tmp_path/"out")
+    (tmp_path/"out"/"clips"/"s1"/name).write_bytes(content)
+    V.extract(V.list_videos(clips), tmp_path/"out", **QUICK)
+    assert contents(tmp_path/"out") == contents(whole) and "(2 of them done before)" in capsys.readouterr().out
+
+
+def test_what_others_put_into_the_output_is_left_alone(clips, whole, tmp_path):
+    out = tmp_path/"out"
+    shutil.copytree(whole, out)
+    for name in (".backup-20240101", ".notes-0123abcd.txt", "clips/.old-0123abcd"): (out/name).mkdir()
+    before = contents(out)
+    V.extract(V.list_videos(clips), out, **QUICK)
+    assert contents(out) == before and all((out/name).is_dir() for name in (".backup-20240101", ".notes-0123abcd.txt", "clips/.old-0123abcd"))
+    (out/"clips"/"s1"/"thesis.tex").write_text("three years")
+    (out/"clips"/"s1"/"video.json").unlink()
+    before = contents(out)
+    with pytest.raises(FileExistsError, match="s1 holds 1 files that were not made"): V.extract(V.list_videos(clips), out, **QUICK)
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "/tmp", "a\0b", "NUL", None, 3])
+@pytest.mark.parametrize("column", ["dataset", "subset", "video"])
+def test_no_name_leads_out_of_the_output(clips, tmp_path, column, name):
+    videos = V.list_videos(clips/"s1.mp4").assign(dataset="x").assign(**{column: [name]})
+    with pytest.raises(ValueError, match=f"the {column} .* cannot name a file"): V.extract(videos, tmp_path/"out", **QUICK)
+    assert not (tmp_path/"out").exists()
+
+
+def test_no_link_leads_out_of_the_output(clips, whole, tmp_path):
+    shutil.copytree(whole, tmp_path/"out")
+    (tmp_path/"theirs").mkdir()
+    shutil.rmtree(tmp_path/"out"/"clips")
+    (tmp_path/"out"/"clips").symlink_to(tmp_path/"theirs")
+    with pytest.raises(ValueError, match="leads out of"): V.extract(V.list_videos(clips), tmp_path/"out", **QUICK)
+    assert not any((tmp_path/"theirs").iterdir())
+
+
+def test_a_header_that_promises_billions_of_frames_is_not_believed(clips, monkeypatch):
+    class Boasting:
+        def __init__(self, video): self.video = video
+        def get(self, what): return 2**31 - 1 if what == cv2.CAP_PROP_FRAME_COUNT else self.video.get(what)
+        def __getattr__(self, name): return getattr(self.video, name)
+    count, real = V.count_frames(clips/"s1.mp4"), V.open_video
+    monkeypatch.setattr(V, "open_video", lambda file: Boasting(real(file)))
+    assert V.count_frames(clips/"s1.mp4") == count
+    for said in (float("nan"), float("inf"), -1, 2**62):
+        monkeypatch.setattr(Boasting, "get", lambda self, what, said=said: said)
+        assert V.count_frames(clips/"s1.mp4") == count
+
+
+def test_frames_that_are_too_large_are_not_decoded(clips, monkeypatch):
+    monkeypatch.setattr("prle.trust.MAX_PIXELS", 1000)
+    with pytest.raises(V.FaceError, match="s1.mp4: promises .* pixels; at most 1,000"): V.count_frames(clips/"s1.mp4")

@@ -8,7 +8,19 @@ __all__ = ['Detector', 'create_detector', 'list_detectors']
 # %% ../../nbs/04z_detectors.ipynb #04z-detectors-2
 from .registry import Detector, create_detector, list_detectors  # noqa: F401 (exported by name below)
 from prle.detectors import (  # noqa: F401 (importing a family registers it)
-    capsule, cvit, efficientnet, f3net, ffd, mat, meso, recce, resnet, rfm, srm, vgg, xception,
+    capsule,
+    cvit,
+    efficientnet,
+    f3net,
+    ffd,
+    mat,
+    meso,
+    recce,
+    resnet,
+    rfm,
+    srm,
+    vgg,
+    xception,
 )
 
 _all_ = ["Detector", "create_detector", "list_detectors"]

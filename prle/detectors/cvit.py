@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prle.detectors.registry import (
-    IMAGENET_MEAN, IMAGENET_STD, Detector, Recipe, Weights, fake_minus_real, init_body, init_head, register_detector, scaled,
+    BEFORE_NORM, IMAGENET_MEAN, IMAGENET_STD, Detector, Published, Recipe, Weights,
+    fake_minus_real, init_body, init_head, register_detector, scaled,
 )
 
 # %% ../../nbs/04g_cvit.ipynb #04g-cvit-8
@@ -22,12 +23,13 @@ def stage(
     outputs: int, # channels that go out
     convolutions: int, # how many, each with batch norm and ReLU
 ) -> nn.Sequential: # (N, inputs, H, W) -> (N, outputs, H/2, W/2)
-    "3x3 convolutions with biases, and a pooling that halves the grid."
+    "Build 3x3 convolutions with biases, and a pooling that halves the grid."
     units = OrderedDict()
     for i in range(1, convolutions + 1):
-        units[f"conv{i}"] = nn.Conv2d(inputs if i == 1 else outputs, outputs, 3, padding=1)
+        units[f"conv{i}"] = nn.Conv2d(inputs, outputs, 3, padding=1)
         units[f"bn{i}"] = nn.BatchNorm2d(outputs)
         units[f"relu{i}"] = nn.ReLU(inplace=True)
+        inputs = outputs
     units["pool"] = nn.MaxPool2d(2)
     return nn.Sequential(units)
 
@@ -38,10 +40,13 @@ STAGES = ((32, 3), (64, 3), (128, 3), (256, 4), (512, 4))
 def feature_learner(
     width: float = 1.0, # factor on the channels
 ) -> nn.Sequential: # (N, 3, S, S) -> (N, 512, S/32, S/32), stage1 to stage5
-    "The convolutional half of CViT."
-    channels = [3] + [scaled(c, width) for c, _ in STAGES]
-    stages = [stage(a, b, n) for a, b, (_, n) in zip(channels, channels[1:], STAGES)]
-    return nn.Sequential(OrderedDict((f"stage{i}", s) for i, s in enumerate(stages, 1)))
+    "Build the convolutional half of CViT."
+    stages, inputs = OrderedDict(), 3
+    for i, (channels, convolutions) in enumerate(STAGES, 1):
+        outputs = scaled(channels, width)
+        stages[f"stage{i}"] = stage(inputs, outputs, convolutions)
+        inputs = outputs
+    return nn.Sequential(stages)
 
 # %% ../../nbs/04g_cvit.ipynb #04g-cvit-14
 class Attention(nn.Module):
@@ -53,9 +58,11 @@ class Attention(nn.Module):
     ):
         super().__init__()
         self.heads, self.scale = heads, width ** -0.5
-        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width)
 
-    def project(self, z: Tensor) -> Tensor: # (N, T, width) -> (3, N, heads, T, width/heads): queries, keys, values
+    def project(self, z: Tensor) -> Tensor:
+        "Compute queries, keys and values: (N, T, width) -> (3, N, heads, T, width/heads)."
         return self.qkv(z).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
     def forward(self, z):
@@ -83,14 +90,17 @@ class Layer(nn.Module):
 CVIT_WEIGHTS = Weights("none", "none", 224, IMAGENET_MEAN, IMAGENET_STD)
 CVIT_RECIPE = Recipe(
     lr=1e-4, weight_decay=1e-7, schedule="step 15 0.1", batch=32, epochs=50, size=224,
-    augmentation="with probability 0.9: quarter turn, transpose, noise, shift-scale-rotate, contrast or sharpening, hue (0.2 each), flips (0.5 each)",
-    source="original code; the learning rate is its default (its README: 1e-3), the epochs are read off its checkpoints' names")
+    augmentation="with probability 0.9: quarter turn, transpose, noise, shift-scale-rotate, "
+                 "contrast or sharpening, hue (0.2 each), flips (0.5 each)",
+    source="original code; the learning rate is its default (its README: 1e-3), "
+           "the epochs are read off its checkpoints' names")
 
 # %% ../../nbs/04g_cvit.ipynb #04g-cvit-22
 class CViT(Detector):
     "CViT with the outputs for real and fake."
     licence = "not found"
-    deviations = ("position table of length 2; trainable at all multiples of 32; scored by the difference of the outputs, where the original averages their sigmoids; "
+    deviations = ("position table of length 2; trainable at all multiples of 32; "
+                  "scored by the difference of the outputs, where the original averages their sigmoids; "
                   "convolutions start by He's rule, the last layer near zero")
 
     def __init__(
@@ -99,26 +109,36 @@ class CViT(Detector):
         width: float = 1.0, # factor on the channels and on the widths of the transformer
     ):
         if size < 32 or size % 32:
+            nearest = 32 * max(1, round(size / 32))
             raise ValueError(f"CViT halves a face five times and embeds every cell that is left, so its size must be "
-                             f"a multiple of 32, not {size}: try {32 * max(1, round(size / 32))}")
+                             f"a multiple of 32, not {size}: try {nearest}")
         super().__init__(CVIT_WEIGHTS, ("features.stage5.conv4", "features.stage4.conv4"), CVIT_RECIPE, size)
         dim, hidden, cells = scaled(1024, width), scaled(2048, width), (size // 32) ** 2
         self.features = feature_learner(width)
         self.embed = nn.Linear(scaled(512, width) * cells, dim)
-        self.token, self.position = nn.Parameter(torch.randn(1, 1, dim)), nn.Parameter(torch.randn(1, 2, dim))
+        self.token = nn.Parameter(torch.randn(1, 1, dim))
+        self.position = nn.Parameter(torch.randn(1, 2, dim))
         self.layers = nn.Sequential(*[Layer(dim, hidden) for _ in range(6)])
         self.head = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, 2))
         init_body(self.features, "fan_out")
         init_head(self.head[2])
 
-    def tokens(self, x: Tensor) -> Tensor: # (N, 3, S, S), normalized -> (N, 2, dim): class token, face
-        patch = self.embed(self.features(x).permute(0, 2, 3, 1).flatten(1))  # rows, columns, channels
-        return torch.stack([self.token[:, 0].expand_as(patch), patch], 1) + self.position
+    def tokens(self, x: Tensor) -> Tensor:
+        "Make the class token and the face's: (N, 3, S, S), normalized -> (N, 2, dim)."
+        cells = self.features(x).permute(0, 2, 3, 1)  # rows, columns, channels
+        patch = self.embed(cells.flatten(1))
+        token = self.token[:, 0].expand_as(patch)
+        return torch.stack([token, patch], 1) + self.position
 
-    def logit(self, x): return fake_minus_real(self.head(self.layers(self.tokens(x))[:, 0]))
+    def logit(self, x):
+        token = self.layers(self.tokens(x))[:, 0]
+        return fake_minus_real(self.head(token))
 
 # %% ../../nbs/04g_cvit.ipynb #04g-cvit-23
-@register_detector(CVIT_WEIGHTS)
+@register_detector(
+    CVIT_WEIGHTS,
+    Published(88_991_554, size=224, gmacs={224: 6.6458}),
+    idle={r"features\.stage\d\.conv\d\.bias": BEFORE_NORM})
 def cvit(
     width: float = 1.0, # factor on the channels and on the widths of the transformer
     pretrained: bool = False, # there are no ImageNet weights: the original starts from random ones

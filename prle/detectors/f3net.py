@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from ..core import check_choice
-from .registry import Detector, Recipe, fake_minus_real, full_precision, init_body, init_head, register_detector
+from prle.detectors.registry import (
+    BEFORE_NORM, Detector, Published, Recipe, fake_minus_real, full_precision, init_body, init_head, register_detector,
+)
 from .xception import XCEPTION_WEIGHTS, XceptionBody, load_imagenet
 
 # %% ../../nbs/04m_f3net.ipynb #04m-f3net-10
 def dct_matrix(
     size: int, # number of samples
 ) -> Tensor: # (size, size): frequency, sample
-    "The orthonormal DCT-II: `T @ x` are the coefficients of x."
+    "Compute the orthonormal DCT-II T: `T @ x` are the coefficients of x."
     wave = torch.arange(size, dtype=torch.float64)
     matrix = torch.cos(torch.pi / size * wave[:, None] * (wave + 0.5)) * (2 / size) ** 0.5
     matrix[0] /= 2**0.5
@@ -28,7 +30,7 @@ def dct_matrix(
 def diagonals(
     size: int, # edge of the spectrum
 ) -> Tensor: # (size, size), integers from 0 to 2 size - 2
-    "The index i + j of every coefficient."
+    "Compute the index i + j of every coefficient."
     place = torch.arange(size)
     return place[:, None] + place
 
@@ -37,14 +39,17 @@ def fad_bands(
     size: int, # edge of the face in pixels
     bands: str = "area", # how the ends are placed: "area" or "index"
 ) -> Tensor: # (4, size, size) of 0 and 1: low, middle, high, all
-    "The base masks of FAD; `ValueError` for an unknown division."
+    "Draw the base masks of FAD; `ValueError` for an unknown division."
     check_choice(bands, ("area", "index"), "division into bands")
     index = diagonals(size)
     if bands == "area":
-        ends = [(0, int(size / 2.82)), (int(size / 2.82), size // 2), (size // 2, 2 * size), (0, 2 * size)]
-        return torch.stack([(index >= a) & (index <= b) for a, b in ends]).float()
-    ends = [(0, size // 16), (size // 16, size // 8), (size // 8, size), (0, 2 * size)]
-    return torch.stack([(index > a) & (index <= b) for a, b in ends]).float()
+        low, middle, high = int(size / 2.82), size // 2, 2 * size
+        above = index.ge # a band holds its lower end too
+    else:
+        low, middle, high = size // 16, size // 8, size
+        above = index.gt
+    ends = [(0, low), (low, middle), (middle, high), (0, 2 * size)]
+    return torch.stack([above(a) & (index <= b) for a, b in ends]).float()
 
 # %% ../../nbs/04m_f3net.ipynb #04m-f3net-20
 class FAD(nn.Module):
@@ -66,26 +71,29 @@ class FAD(nn.Module):
             banded = spectrum[:, None] * masks[:, None]  # (N, 4, 3, size, size)
             return (self.dct.T @ banded @ self.dct).flatten(1, 2)
 
-# %% ../../nbs/04m_f3net.ipynb #04m-f3net-24
-WINDOW, STEP, PADDING, LFS_BANDS = 10, 2, 4, 6
+# %% ../../nbs/04m_f3net.ipynb #cut-24-0
+WINDOW, STEP, PADDING = 10, 2, 4 # pixels
+LFS_BANDS = 6
 
 def window_grid(
     size: int, # edge of the face in pixels
 ) -> int: # number of windows along an edge
-    "The grid of LFS."
+    "Count the windows of LFS."
     return (size + 2 * PADDING - WINDOW) // STEP + 1
 
+# %% ../../nbs/04m_f3net.ipynb #04m-f3net-24
 def lfs_bands() -> Tensor: # (6, 10, 10) of 0 and 1
-    "The base masks of LFS: band m holds the diagonals from 20 m / 6 to 20 (m + 1) / 6."
-    scaled, m = diagonals(WINDOW) * LFS_BANDS, torch.arange(LFS_BANDS)[:, None, None]
-    return ((scaled >= 2 * WINDOW * m) & (scaled <= 2 * WINDOW * (m + 1))).float()
+    "Draw the base masks of LFS: band m holds the diagonals from 20 m / 6 to 20 (m + 1) / 6."
+    index = LFS_BANDS * diagonals(WINDOW)
+    start = 2 * WINDOW * torch.arange(LFS_BANDS)[:, None, None]
+    return ((index >= start) & (index <= start + 2 * WINDOW)).float()
 
 # %% ../../nbs/04m_f3net.ipynb #04m-f3net-27
 class LFS(nn.Module):
-    "Local frequency statistics: (N, 3, H, W) in [-1, 1] to (N, 6, h, w), log energy of the bands in windows of 10x10 pixels."
+    "Local frequency statistics: (N, 3, H, W) in [-1, 1] to (N, 6, h, w), log energy of bands in 10x10 windows."
     def __init__(
         self,
-        log: str = "after", # where the logarithm is taken: "after" the sum over the band (paper) or "before" (ports)
+        log: str = "after", # where the logarithm is taken: "after" the sum over the band (paper), "before" (ports)
     ):
         super().__init__()
         self.log = check_choice(log, ("after", "before"), "place of the logarithm")
@@ -94,17 +102,21 @@ class LFS(nn.Module):
         self.register_buffer("grey", torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1), persistent=False)
         self.weight = nn.Parameter(0.1 * torch.randn(LFS_BANDS, WINDOW, WINDOW))
 
-    def coefficients(self, x): # (N, 3, H, W) in [-1, 1] -> (N, h, w, 100), the absolute DCT coefficients of every window
-        grey = nn.functional.pad(((x.to(self.dct.dtype) + 1) * 122.5 * self.grey).sum(1), [PADDING] * 4)
+    def coefficients(self, x):
+        "Compute the absolute DCT coefficients of every window: (N, 3, H, W) in [-1, 1] -> (N, h, w, 100)."
+        grey = ((x.to(self.dct.dtype) + 1) * 122.5 * self.grey).sum(1)
+        grey = nn.functional.pad(grey, [PADDING] * 4)
         windows = grey.unfold(1, WINDOW, STEP).unfold(2, WINDOW, STEP)  # (N, h, w, 10, 10)
         return (self.dct @ (windows @ self.dct.T)).flatten(3).abs()
 
     def forward(self, x):
         with full_precision(x):
-            found, share = self.coefficients(x), self.base.sum((1, 2))[:, None]
-            filters = (self.base + 2 * torch.sigmoid(self.weight) - 1).flatten(1) / share  # (6, 100)
-            if self.log == "after": return (found @ filters.abs().T + 1e-15).log10().permute(0, 3, 1, 2)
-            return ((found + 1e-15).log10() @ filters.T).permute(0, 3, 1, 2)
+            found = self.coefficients(x)
+            count = self.base.sum((1, 2))[:, None]  # coefficients in each band
+            filters = (self.base + 2 * torch.sigmoid(self.weight) - 1).flatten(1) / count  # (6, 100)
+            if self.log == "after": energy = (found @ filters.abs().T + 1e-15).log10()
+            else: energy = (found + 1e-15).log10() @ filters.T
+            return energy.permute(0, 3, 1, 2)
 
 # %% ../../nbs/04m_f3net.ipynb #04m-f3net-34
 class MixBlock(nn.Module):
@@ -117,11 +129,14 @@ class MixBlock(nn.Module):
         for branch in ("fad", "lfs"):
             self.add_module(f"{branch}_query", nn.Conv2d(channels, channels, 1))
             self.add_module(f"{branch}_key", nn.Conv2d(channels, channels, 1))
-            self.add_module(f"{branch}_out", nn.Sequential(nn.Conv2d(channels, channels, 1, groups=channels), nn.BatchNorm2d(channels)))
+            out = nn.Conv2d(channels, channels, 1, groups=channels)
+            self.add_module(f"{branch}_out", nn.Sequential(out, nn.BatchNorm2d(channels)))
         init_body(self)
-        self.fad_gamma, self.lfs_gamma = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+        self.fad_gamma = nn.Parameter(torch.zeros(()))
+        self.lfs_gamma = nn.Parameter(torch.zeros(()))
 
-    def attention(self, fad, lfs): # (N, C, W, W) twice -> (N, C, W, W), rows that sum to 1
+    def attention(self, fad, lfs):
+        "Relate rows of the two maps (N, C, W, W): (N, C, W, W), whose rows sum to 1."
         query = torch.cat([self.fad_query(fad), self.lfs_query(lfs)], 3)
         key = torch.cat([self.fad_key(fad), self.lfs_key(lfs)], 3)
         return (query @ key.mT).softmax(-1)
@@ -136,32 +151,39 @@ class MixBlock(nn.Module):
 def branch_grids(
     size: int, # edge of the face in pixels
 ) -> dict[str, int]: # cells along an edge after block 7 in "fad" and "lfs"; below 1 where there is no map
-    "The grids on which the first MixBlock meets the two branches."
-    cells = dict(fad=(size - 3) // 2 - 1, lfs=window_grid(size) - 4)
-    for _ in range(3): cells = {branch: (n + 1) // 2 for branch, n in cells.items()}
-    return cells
+    "Compute the grids on which the first MixBlock meets the two branches."
+    fad = (size - 3) // 2 - 1
+    lfs = window_grid(size) - 4
+    for _ in range(3): fad, lfs = (fad + 1) // 2, (lfs + 1) // 2
+    return dict(fad=fad, lfs=lfs)
 
 # %% ../../nbs/04m_f3net.ipynb #04m-f3net-42
 MODES = dict(mix=("fad", "lfs"), both=("fad", "lfs"), fad=("fad",), lfs=("lfs",)) # mode -> its branches
 
 # %% ../../nbs/04m_f3net.ipynb #04m-f3net-43
 def _check_size(size: int, mode: str):
-    "`ValueError` for a size at which the branches have no map, or MixBlock two that do not fit."
+    "Refuse a size at which the branches have no map, or MixBlock two that do not fit."
     grids = {branch: cells for branch, cells in branch_grids(size).items() if branch in MODES[mode]}
-    if min(grids.values()) < 1: raise ValueError(f"faces of {size} pixels are too small for F3-Net: after block 7 nothing is left ({grids})")
-    if mode == "mix" and (len(set(grids.values())) > 1 or min(grids.values()) < 3):
-        raise ValueError(f"MixBlock needs the same grid in both branches and at least 3 cells after block 7; at {size} pixels there are {grids}. "
+    least, most = min(grids.values()), max(grids.values())
+    if least < 1:
+        raise ValueError(f"faces of {size} pixels are too small for F3-Net: after block 7 nothing is left ({grids})")
+    if mode == "mix" and (least < most or least < 3):
+        raise ValueError("MixBlock needs the same grid in both branches and at least 3 cells after block 7; "
+                         f"at {size} pixels there are {grids}. "
                          "Use a size from 42 on that does not leave 7, 8 or 9 when divided by 16, or mode='both'")
 
 # %% ../../nbs/04m_f3net.ipynb #04m-f3net-46
-F3NET_RECIPE = Recipe("SGD", 2e-3, schedule="cosine", batch=128, size=299, beyond="the 150,000 steps; SGD's momentum of 0.9 is added here",
-                      source="paper (unverified: SGD, 0.002, cosine, about 150,000 steps); 299 as in the ports")
+F3NET_RECIPE = Recipe(
+    "SGD", 2e-3, schedule="cosine", batch=128, size=299,
+    beyond="the 150,000 steps; SGD's momentum of 0.9 is added here",
+    source="paper (unverified: SGD, 0.002, cosine, about 150,000 steps); 299 as in the ports")
 
 # %% ../../nbs/04m_f3net.ipynb #04m-f3net-48
 class F3Net(Detector):
     "F3-Net for faces of one size. `ValueError` for an unknown option or a size that the branches cannot share."
     licence = "not found"
-    deviations = ("no authors' code: a fourth FAD band as in the ports, band ends by area, LFS logarithm after the sum as in the paper; "
+    deviations = ("no authors' code: a fourth FAD band as in the ports, band ends by area, "
+                  "LFS logarithm after the sum as in the paper; "
                   "layers without ImageNet weights start by He's rule, the last near zero")
 
     def __init__(
@@ -177,32 +199,45 @@ class F3Net(Detector):
         _check_size(size, mode)
         layers = tuple(f"bodies.{branches[0]}.{name}" for name in ("conv4", "block11", "block2", "block1"))
         super().__init__(XCEPTION_WEIGHTS, layers, F3NET_RECIPE, size)
-        self.filters, self.bodies = nn.ModuleDict(), nn.ModuleDict()
-        if "fad" in branches: self.filters["fad"], self.bodies["fad"] = FAD(size, bands), XceptionBody(width, 12)
-        if "lfs" in branches: self.filters["lfs"], self.bodies["lfs"] = LFS(log), XceptionBody(width, LFS_BANDS, stride=1)
-        c = self.bodies[branches[0]].channels
         self.mode = mode
+        self.filters, self.bodies = nn.ModuleDict(), nn.ModuleDict()
+        if "fad" in branches:
+            self.filters["fad"] = FAD(size, bands)
+            self.bodies["fad"] = XceptionBody(width, 12)
+        if "lfs" in branches:
+            self.filters["lfs"] = LFS(log)
+            self.bodies["lfs"] = XceptionBody(width, LFS_BANDS, stride=1)
+        c = self.bodies[branches[0]].channels
         if mode == "mix": self.mix7, self.mix12 = MixBlock(c[728]), MixBlock(c[1024])
-        self.drop, self.fc = nn.Dropout(dropout), nn.Linear(len(branches) * c[2048], 2)
+        self.drop = nn.Dropout(dropout)
+        self.fc = nn.Linear(len(branches) * c[2048], 2)
         init_head(self.fc)
 
-    def features(self, x): # (N, 3, H, W), normalized -> (N, 2048 a branch)
+    def features(self, x):
+        "Compute the averages over the last maps: (N, 3, H, W), normalized -> (N, 2048 a branch)."
         bodies = self.bodies.values()
-        maps = [body.stem2(body.stem1(f(x))) for f, body in zip(self.filters.values(), bodies)]
+        filtered = [f(x) for f in self.filters.values()]
+        maps = [body.stem2(body.stem1(m)) for m, body in zip(filtered, bodies)]
         maps = [body.blocks(m, 1, 7) for m, body in zip(maps, bodies)]
         if self.mode == "mix": maps = self.mix7(*maps)
         maps = [body.blocks(m, 8, 12) for m, body in zip(maps, bodies)]
         if self.mode == "mix": maps = self.mix12(*maps)
         return torch.cat([body.tail(m).mean((2, 3)) for m, body in zip(maps, bodies)], 1)
 
-    def logit(self, x): return fake_minus_real(self.fc(self.drop(self.features(x))))
+    def logit(self, x):
+        two = self.fc(self.drop(self.features(x)))
+        return fake_minus_real(two)
 
     def load_imagenet(self):
-        "Load the published ImageNet weights of Xception into every branch: RGB kernels repeated 4 times over 4, or twice over 2."
+        "Load the published ImageNet weights of Xception into every branch, the RGB kernels repeated."
         for body in self.bodies.values(): load_imagenet(body)
 
 # %% ../../nbs/04m_f3net.ipynb #04m-f3net-49
-@register_detector(XCEPTION_WEIGHTS)
+@register_detector(
+    XCEPTION_WEIGHTS,
+    Published(48_223_566, gmacs={256: 13.2389, 299: 18.7880}),
+    idle={r"mix(7|12)\.(fad|lfs)_key\.bias": "the same for a whole row before the softmax",
+          r"mix(7|12)\.(fad|lfs)_out\.0\.bias": BEFORE_NORM})
 def f3net(
     width: float = 1.0, # factor on the channels; 1 is the published size
     pretrained: bool = False, # ImageNet weights in every branch (width 1)

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import FAKE, check_choice
-from .registry import Detector, Recipe, cross_entropy, fake_minus_real, init_body, init_head, register_detector, scaled
+from prle.detectors.registry import (
+    Detector, Published, Recipe, cross_entropy, fake_minus_real, init_body, init_head, register_detector, scaled,
+)
 from .xception import XCEPTION_WEIGHTS, Block, XceptionBody, load_imagenet, separable
 
 # %% ../../nbs/04h_ffd.ipynb #04h-ffd-15
@@ -29,19 +31,23 @@ class RegressionMap(nn.Sequential):
 def cosine_templates(
     size: int = 19, # cells along an edge
 ) -> Tensor: # (10, size, size) in [-1, 1]; the first is 1
-    "The ten products of cosines with a total frequency of up to 3."
+    "Draw the ten products of cosines with a total frequency of up to 3."
     place = (torch.arange(size) + 0.5) / size
     waves = torch.cos(torch.pi * torch.arange(4)[:, None] * place)
-    pairs = [(u, total - u) for total in range(4) for u in range(total + 1)]
-    return torch.stack([torch.outer(waves[u], waves[v]) for u, v in pairs])
+    templates = []
+    for total in range(4):
+        for u in range(total + 1):
+            templates.append(torch.outer(waves[u], waves[total - u]))
+    return torch.stack(templates)
 
 # %% ../../nbs/04h_ffd.ipynb #04h-ffd-21
 def principal_templates(
     masks: Tensor, # (N, 1, H, W) in [0, 1], of at least ten faces
     size: int = 19, # cells along an edge
 ) -> Tensor: # (10, size, size)
-    "The mean of the masks and their first nine principal components; `ValueError` for fewer than ten masks."
-    if len(masks) < 10: raise ValueError(f"ten templates need at least ten masks, not {len(masks)}")
+    "Compute the mean of the masks and their first nine principal components; `ValueError` for fewer than ten masks."
+    if len(masks) < 10:
+        raise ValueError(f"ten templates need at least ten masks, not {len(masks)}")
     rows = F.interpolate(masks, (size, size), mode="area").flatten(1)
     mean = rows.mean(0, keepdim=True)
     axes = torch.linalg.svd(rows - mean, full_matrices=False).Vh[:9]
@@ -56,56 +62,65 @@ class TemplateMap(nn.Module):
         hidden: int, # channels of the block that the weights are read from
     ):
         super().__init__()
-        self.block, self.fc = Block(channels, channels, hidden, stride=2), nn.Linear(hidden, 10)
+        self.block = Block(channels, channels, hidden, stride=2)
+        self.fc = nn.Linear(hidden, 10)
         self.register_buffer("templates", cosine_templates())
         init_body(self.block, "fan_out")
         nn.init.normal_(self.fc.weight, std=0.001)
-        self.fc.bias = nn.Parameter(0.5 * torch.eye(10)[0])  # times the constant template: one half everywhere, as by regression
+        self.fc.bias = nn.Parameter(0.5 * torch.eye(10)[0])  # times the constant template: one half everywhere
 
     def forward(self, x):
         weights = self.fc(F.relu(self.block(x)).mean((2, 3)))
         A = torch.einsum("nk,kij->nij", weights, self.templates)[:, None]
         return F.interpolate(A, x.shape[2:], mode="bilinear")
 
-# %% ../../nbs/04h_ffd.ipynb #04h-ffd-26
+# %% ../../nbs/04h_ffd.ipynb #cut-26-0
 def map_target(
     mask: Tensor, # (N, 1, H, W) in [0, 1], 1 where a pixel was manipulated
     label: Tensor, # (N,) REAL or FAKE
     size: tuple[int, int], # rows and columns of the map
 ) -> Tensor: # (N, 1, *size) in [0, 1]; 0 for real faces
-    "What the map should be: the share of manipulated pixels in each cell."
-    return F.interpolate(mask, size, mode="area") * (label == FAKE).view(-1, 1, 1, 1)
+    "Compute what the map should be: the share of manipulated pixels in each cell."
+    fake = (label == FAKE).view(-1, 1, 1, 1)
+    return F.interpolate(mask, size, mode="area") * fake
 
+# %% ../../nbs/04h_ffd.ipynb #04h-ffd-26
 def mask_loss(
     A: Tensor, # (N, 1, h, w) maps
     mask: Tensor, # (N, 1, H, W) in [0, 1]
     label: Tensor, # (N,) REAL or FAKE
     known: Tensor | None = None, # (N,) bool: whose mask is known; None: all
 ) -> Tensor: # ()
-    "L1 between the maps and the shrunk masks, over the faces whose mask is known; 0 if there are none."
-    each = (A - map_target(mask, label, A.shape[2:])).abs().mean((1, 2, 3))
-    return each.mean() if known is None else (each * known).sum() / known.sum().clamp(min=1)
+    "Average |map - shrunk mask| over the faces whose mask is known; 0 if there are none."
+    target = map_target(mask, label, A.shape[2:])
+    each = (A - target).abs().mean((1, 2, 3))
+    if known is None: return each.mean()
+    return (each * known).sum() / known.sum().clamp(min=1)
 
 # %% ../../nbs/04h_ffd.ipynb #04h-ffd-30
 def weak_loss(
     A: Tensor, # (N, 1, h, w) maps
     label: Tensor, # (N,) REAL or FAKE
 ) -> Tensor: # ()
-    "Mean of |A| over a real face's map, |max A - 0.75| for a fake's; then the mean over the faces."
-    return torch.where(label == FAKE, (A.amax((1, 2, 3)) - 0.75).abs(), A.abs().mean((1, 2, 3))).mean()
+    "Average over the faces: the mean of |A| for a real one, |max A - 0.75| for a fake."
+    of_fake = (A.amax((1, 2, 3)) - 0.75).abs()
+    of_real = A.abs().mean((1, 2, 3))
+    return torch.where(label == FAKE, of_fake, of_real).mean()
 
 # %% ../../nbs/04h_ffd.ipynb #04h-ffd-34
 FFD_RECIPE = Recipe(
     lr=1e-4, weight_decay=1e-3, batch=30, epochs=100, size=299, flip=False, balance=True, augmentation="none",
     beyond="an epoch is 1000 steps; each step has 15 + 15 faces, where `balance` balances the epoch",
-    source="original code: 15 real and 15 fake faces a step, an epoch is 1000 steps; the paper (unverified): 2e-4, 8 + 8 faces, ImageNet weights")
+    source="original code: 15 real and 15 fake faces a step, an epoch is 1000 steps; "
+           "the paper (unverified): 2e-4, 8 + 8 faces, ImageNet weights")
 
 # %% ../../nbs/04h_ffd.ipynb #04h-ffd-36
 class FFD(Detector):
     "Xception gated by a map of the manipulated region, with the outputs for real and fake."
     needs = ("mask",)
     licence = "not found"
-    deviations = ("one logit, the difference of the outputs; maps of any size; the unpublished templates are replaced by ten cosines; "
+    deviations = ("one logit, the difference of the outputs; maps of any size; "
+                  "the unpublished templates are replaced by ten cosines; "
                   "layers without ImageNet weights start by He's rule, the last near zero")
 
     def __init__(
@@ -120,21 +135,25 @@ class FFD(Detector):
         check_choice(map, ("regression", "template"), "map")
         self.body = XceptionBody(width)
         features = self.body.channels[728]
-        self.map = RegressionMap(features) if map == "regression" else TemplateMap(features, scaled(364, width))
+        if map == "regression": self.map = RegressionMap(features)
+        else: self.map = TemplateMap(features, scaled(364, width))
         self.fc = nn.Linear(self.body.channels[2048], 2)
         init_head(self.fc)
 
     def compute(self, x):
-        x = self.body.blocks(self.body.stem2(self.body.stem1(x)), 1, 7)
+        x = self.body.stem2(self.body.stem1(x))
+        x = self.body.blocks(x, 1, 7)
         A = self.map(x)
         x = self.body.tail(self.body.blocks(x * A, 8, 12))
-        return dict(logit=fake_minus_real(self.fc(x.mean((2, 3)))), map=A)
+        two = self.fc(x.mean((2, 3)))
+        return dict(logit=fake_minus_real(two), map=A)
 
     def loss(self, outputs, batch):
-        "Cross-entropy (Eq. 2), and the loss of the map."
+        "Add the cross-entropy (Eq. 2) and the loss of the map."
+        A, label = outputs["map"], batch["label"]
         loss = cross_entropy(outputs["logit"], batch)
-        if self.supervision == "mask": loss = loss + mask_loss(outputs["map"], batch["mask"], batch["label"], batch.get("mask_known"))
-        if self.supervision == "weak": loss = loss + weak_loss(outputs["map"], batch["label"])
+        if self.supervision == "mask": loss = loss + mask_loss(A, batch["mask"], label, batch.get("mask_known"))
+        if self.supervision == "weak": loss = loss + weak_loss(A, label)
         return loss
 
     def load_imagenet(self):
@@ -142,7 +161,7 @@ class FFD(Detector):
         load_imagenet(self.body)
 
 # %% ../../nbs/04h_ffd.ipynb #04h-ffd-37
-@register_detector(XCEPTION_WEIGHTS)
+@register_detector(XCEPTION_WEIGHTS, Published(20_818_330, gmacs={256: 5.9526, 299: 8.3580}))
 def ffd(
     width: float = 1.0, # factor on the channels
     pretrained: bool = False, # ImageNet weights of the body (width 1)

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import REAL, check_choice
-from .efficientnet import _b4_net, efficientnet_b4
+from .efficientnet import BEFORE_BOTTLENECK, b4_net, efficientnet_b4
 from prle.detectors.registry import (
-    Detector, Recipe, TimmDetector, Weights, cross_entropy, fake_minus_real, imagenet_state, init_body, init_head,
-    load_body, register_detector, scaled,
+    BEFORE_NORM, Detector, Published, Recipe, TimmDetector, Weights, cross_entropy, fake_minus_real, imagenet_state,
+    init_body, init_head, load_body, register_detector, scaled,
 )
 
 # %% ../../nbs/04i_mat.ipynb #04i-mat-14
@@ -28,22 +28,26 @@ def taps(
     net: nn.Module, # timm EfficientNet
     x: Tensor, # (N, 3, H, W), normalized
 ) -> tuple[Tensor, Tensor, Tensor]: # (N, 32, H/4, W/4) b2; (N, 160, H/16, W/16) b5; (N, 1792, H/32, W/32) head
-    "The features that MAT reads, at three depths."
+    "Compute the features that MAT reads, at three depths."
     shallow = net.blocks[:2](net.bn1(net.conv_stem(x)))
     middle = net.blocks[2:5](shallow)
-    return shallow, middle, net.bn2(net.conv_head(net.blocks[5:](middle)))
+    deep = net.blocks[5:](middle)
+    return shallow, middle, net.bn2(net.conv_head(deep))
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-18
+# %% ../../nbs/04i_mat.ipynb #cut-18-0
 def border_mask() -> Tensor: # (1, 1, 24, 24)
-    "1 inside, 0 on a rim of two cells."
+    "Draw the mask: 1 inside, 0 on a rim of two cells."
     return F.pad(torch.ones(1, 1, 20, 20), (2, 2, 2, 2))
 
+# %% ../../nbs/04i_mat.ipynb #cut-18-1
 def resize(
     maps: Tensor, # (N, M, h, w)
     like: Tensor, # (..., H, W)
 ) -> Tensor: # (N, M, H, W)
-    "Attention maps on another grid: bilinear, corner on corner."
-    return maps if maps.shape[-2:] == like.shape[-2:] else F.interpolate(maps, like.shape[-2:], mode="bilinear", align_corners=True)
+    "Bring attention maps to another grid: bilinear, corner on corner."
+    grid = like.shape[-2:]
+    if maps.shape[-2:] == grid: return maps
+    return F.interpolate(maps, grid, mode="bilinear", align_corners=True)
 
 # %% ../../nbs/04i_mat.ipynb #04i-mat-19
 class Attention(nn.Module):
@@ -55,12 +59,16 @@ class Attention(nn.Module):
     ):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(inplace=True),
-            nn.Conv2d(channels, maps, 1, bias=False), nn.BatchNorm2d(maps))
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, maps, 1, bias=False),
+            nn.BatchNorm2d(maps))
         self.register_buffer("border", border_mask(), persistent=False)
 
     def forward(self, x):  # (N, C, h, w) -> (N, M, h, w), not negative
-        return (F.elu(self.layers(x)) + 1) * F.interpolate(self.border, x.shape[-2:], mode="nearest")
+        border = F.interpolate(self.border, x.shape[-2:], mode="nearest")
+        return (F.elu(self.layers(x)) + 1) * border
 
 # %% ../../nbs/04i_mat.ipynb #04i-mat-23
 class DenseBlock(nn.Module):
@@ -73,16 +81,21 @@ class DenseBlock(nn.Module):
         outputs: int, # channels a group at the end
     ):
         super().__init__()
-        self.groups, c = groups, groups * channels
+        self.groups = groups
+        c, end = groups * channels, groups * outputs
         self.first = nn.Conv2d(c, c, kernel, padding=kernel // 2, groups=groups)
-        self.grow = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm2d(i * c), nn.ReLU(inplace=True), nn.Conv2d(i * c, c, 3, padding=1, groups=groups)) for i in (1, 2, 3))
-        self.last = nn.Sequential(nn.BatchNorm2d(4 * c), nn.ReLU(inplace=True),
-                                  nn.Conv2d(4 * c, groups * outputs, 1, groups=groups), nn.BatchNorm2d(groups * outputs))
+        self.grow = nn.ModuleList()
+        for seen in (c, 2 * c, 3 * c):
+            convolution = nn.Conv2d(seen, c, 3, padding=1, groups=groups)
+            self.grow.append(nn.Sequential(nn.BatchNorm2d(seen), nn.ReLU(inplace=True), convolution))
+        convolution = nn.Conv2d(4 * c, end, 1, groups=groups)
+        self.last = nn.Sequential(nn.BatchNorm2d(4 * c), nn.ReLU(inplace=True), convolution, nn.BatchNorm2d(end))
 
     def forward(self, x):  # (N, groups * channels, H, W) -> (N, groups * outputs, H, W)
         x = self._split(self.first(x))
-        for unit in self.grow: x = torch.cat([x, self._split(unit(x.flatten(1, 2)))], 2)
+        for unit in self.grow:
+            grown = self._split(unit(x.flatten(1, 2)))
+            x = torch.cat([x, grown], 2)
         return self.last(x.flatten(1, 2))
 
     def _split(self, x): return x.unflatten(1, (self.groups, -1))
@@ -92,9 +105,10 @@ def split_texture(
     features: Tensor, # (N, C, H, W)
     grid: torch.Size, # (h, w) of the attention
 ) -> tuple[Tensor, Tensor]: # texture (N, C, H, W); coarse (N, C, h, w)
-    "T = F - up(D), and D, the average of F over the cells of the grid."
+    "Split the features F into their average D over the cells of the grid, and the texture F - up(D)."
     coarse = F.adaptive_avg_pool2d(features, grid)
-    return features - F.interpolate(coarse, features.shape[-2:], mode="nearest"), coarse
+    texture = features - F.interpolate(coarse, features.shape[-2:], mode="nearest")
+    return texture, coarse
 
 # %% ../../nbs/04i_mat.ipynb #04i-mat-30
 class TextureV1(nn.Module):
@@ -104,7 +118,8 @@ class TextureV1(nn.Module):
         channels: int, # of the features b2
     ):
         super().__init__()
-        self.block, self.pooled = DenseBlock(channels, groups=1, kernel=1, outputs=4 * channels), 4 * channels
+        self.pooled = 4 * channels
+        self.block = DenseBlock(channels, groups=1, kernel=1, outputs=self.pooled)
 
     def forward(self, x, attention):  # (N, C, H, W), (N, M, h, w) -> texture (N, 4C, H, W), coarse (N, C, h, w)
         texture, coarse = split_texture(x, attention.shape[-2:])
@@ -125,24 +140,27 @@ class TextureV2(nn.Module):
 
     def forward(self, x, attention):  # (N, C, H, W), (N, M, h, w) -> texture (N, M, C, H, W), coarse (N, C, h, w)
         texture, coarse = split_texture(self.conv(x), attention.shape[-2:])
-        seen = resize(attention.detach(), x).tanh().unsqueeze(2) * texture.unsqueeze(1)
-        return F.relu(self.block(seen.flatten(1, 2))).unflatten(1, (self.maps, -1)), coarse
+        damped = resize(attention.detach(), x).tanh().unsqueeze(2) * texture.unsqueeze(1)
+        refined = F.relu(self.block(damped.flatten(1, 2)))
+        return refined.unflatten(1, (self.maps, -1)), coarse
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-35
+# %% ../../nbs/04i_mat.ipynb #cut-35-0
 def attention_pool(
     features: Tensor, # (N, C, H, W) for all maps, or (N, M, C, H, W) for each its own
     attention: Tensor, # (N, M, h, w), not negative
 ) -> Tensor: # (N, M, C) in single precision or better, rows of length 1
-    "Bilinear attention pooling: V_m = sum over the grid of A_m F, scaled to length 1."
+    "Pool the features under each map: V_m = sum over the grid of A_m F, scaled to length 1."
     each = "nmchw" if features.ndim == 5 else "nchw"
     pooled = torch.einsum(f"{each},nmhw->nmc", features, resize(attention, features))
-    return F.normalize(pooled.to(torch.promote_types(pooled.dtype, torch.float32)), dim=-1, eps=1e-3)
+    pooled = pooled.to(torch.promote_types(pooled.dtype, torch.float32))
+    return F.normalize(pooled, dim=-1, eps=1e-3)
 
+# %% ../../nbs/04i_mat.ipynb #04i-mat-35
 def attention_mean(
     features: Tensor, # (N, C, H, W)
     attention: Tensor, # (N, M, h, w), not negative
 ) -> Tensor: # (N, C)
-    "The mean of the features, weighted by the sum of all maps; the plain mean where no map looks at anything."
+    "Average the features, weighted by the sum of all maps; plainly where no map looks at anything."
     total = resize(attention.sum(1, keepdim=True), features) + 1e-8
     return (features * total).sum((2, 3)) / total.sum((2, 3))
 
@@ -153,7 +171,7 @@ def moved_centres(
     centres: Tensor, # (M, C)
     alpha: float, # how far, in (0, 1]
 ) -> Tensor: # (M, C), with a gradient to `regions`
-    "The centres after a step towards the real faces of the batch."
+    "Move the centres a step towards the real faces of the batch."
     real = (label == REAL).to(regions.dtype)[:, None, None]
     return centres + alpha * (real * (regions - centres)).mean(0)
 
@@ -164,7 +182,7 @@ def region_independence(
     centres: Tensor, # (M, C), already moved
     alpha: float, # how far they were moved
 ) -> Tensor: # ()
-    "The released code's auxiliary loss: real faces near the centres, fake ones away, centres apart."
+    "Compute the released code's auxiliary loss: real faces near the centres, fake ones away, centres apart."
     distance = torch.linalg.vector_norm(regions - centres, dim=(1, 2))
     within = torch.where(label == REAL, distance - 0.2, 0.8 - distance).relu().mean()
     apart = (0.8 - F.pdist(centres)).relu().sum()
@@ -174,28 +192,30 @@ def region_independence(
 def over_processes(
     values: Tensor, # the same shape in every process
 ) -> Tensor: # the same shape
-    "The mean over the processes that train together; `values` themselves where there is one."
+    "Average over the processes that train together; return `values` themselves where there is one."
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()): return values
     values = values.clone()
     torch.distributed.all_reduce(values)
     return values / torch.distributed.get_world_size()
 
-# %% ../../nbs/04i_mat.ipynb #04i-mat-48
+# %% ../../nbs/04i_mat.ipynb #cut-48-0
 def degrade(
     x: Tensor, # (N, 3, H, W), normalized
 ) -> Tensor: # (N, 3, H, W)
-    "Half the size, Gaussian blur (11 pixels, sigma 7), noise of 0.1, and back."
+    "Halve the size, blur (Gaussian of 11 pixels, sigma 7), add noise of 0.1, and enlarge again."
     from torchvision.transforms.v2.functional import gaussian_blur
     small = F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=True)
     small = gaussian_blur(small, 11, 7)
-    return F.interpolate(small + 0.1 * torch.randn_like(small), x.shape[-2:], mode="bilinear", align_corners=True)
+    small = small + 0.1 * torch.randn_like(small)
+    return F.interpolate(small, x.shape[-2:], mode="bilinear", align_corners=True)
 
+# %% ../../nbs/04i_mat.ipynb #04i-mat-48
 def soft_threshold(
     x: Tensor, # (N, ...) in [0, 1]
     threshold: Tensor, # where it is steepest, in (0, 1); broadcasts with x
     gain: Tensor, # how steep; broadcasts with x
 ) -> Tensor: # (N, ...) in [0, 1)
-    "A sigmoid around `threshold`, shifted and stretched so that 0 stays 0."
+    "Apply a sigmoid around `threshold`, shifted and stretched so that 0 stays 0."
     bottom = torch.sigmoid(-gain * threshold)
     return (torch.sigmoid(gain * (x - threshold)) - bottom) / (1 - bottom)
 
@@ -210,8 +230,9 @@ def agda(
     picked = torch.multinomial((attention.sum((2, 3)) + 1).sqrt(), 1)
     part = resize(attention.take_along_dim(picked[:, :, None, None], 1), x)
     part = part / (part.amax((2, 3), keepdim=True) + 1e-8)
-    draw = lambda low, high: torch.empty(len(x), 1, 1, 1, device=x.device).uniform_(low, high)
-    share = soft_threshold(part, draw(0.4, 0.6), draw(3.0, 5.0)).to(x.dtype)
+    threshold = torch.empty(len(x), 1, 1, 1, device=x.device).uniform_(0.4, 0.6)
+    gain = torch.empty_like(threshold).uniform_(3.0, 5.0)
+    share = soft_threshold(part, threshold, gain).to(x.dtype)
     return x + share * (degrade(x) - x), picked.squeeze(1)
 
 # %% ../../nbs/04i_mat.ipynb #04i-mat-54
@@ -220,19 +241,26 @@ def match_loss(
     again: Tensor, # (N, M, C) of the degraded ones
     picked: Tensor, # (N,) index of the map that was degraded
 ) -> Tensor: # ()
-    "The mean distance between both passes' parts over all maps, that of the picked one counted as 0."
+    "Average the distance between both passes' parts over all maps, that of the picked one counted as 0."
     others = 1 - F.one_hot(picked, regions.shape[1]).to(regions.dtype)
-    return (torch.linalg.vector_norm(regions - again, dim=-1) * others).mean()
+    distance = torch.linalg.vector_norm(regions - again, dim=-1)
+    return (distance * others).mean()
 
 # %% ../../nbs/04i_mat.ipynb #04i-mat-57
 MAT_WEIGHTS = Weights("tf_efficientnet_b4.ap_in1k", "Apache-2.0", 380)
+_REPEATED = "reals are repeated until balanced, where `balance` draws fewer fakes"
+
 MAT_RECIPE = Recipe(
-    optimizer="AdamW", lr=1e-4, weight_decay=1e-6, schedule="step 5 0.5", batch=15, epochs=50, size=380, balance=True, augmentation="flip, AGDA (the method's own)",
-    beyond="stage one (`train_stages` trains both); reals are repeated until balanced, where `balance` draws fewer fakes",
-    source="the released code. Stage 1 (Mat.stage_one): the plain EfficientNet-B4, 20 epochs, batch 16 a GPU. Stage 2 (these settings, batch 15 a GPU): MAT from that body "
-           "(Mat.load_stage_one), 50 frames a video. The paper's text (unverified): Adam, 1e-3, batch 48")
-STAGE_ONE_RECIPE = replace(MAT_RECIPE, batch=16, epochs=20, augmentation="flip", beyond="reals are repeated until balanced, where `balance` draws fewer fakes",
-                           source="the released code's stage 1, batch 16 a GPU; what is not said of it is as in stage 2")
+    optimizer="AdamW", lr=1e-4, weight_decay=1e-6, schedule="step 5 0.5", batch=15, epochs=50, size=380, balance=True,
+    augmentation="flip, AGDA (the method's own)",
+    beyond=f"stage one (`train_stages` trains both); {_REPEATED}",
+    source="the released code. Stage 1 (Mat.stage_one): the plain EfficientNet-B4, 20 epochs, batch 16 a GPU. "
+           "Stage 2 (these settings, batch 15 a GPU): MAT from that body (Mat.load_stage_one), 50 frames a video. "
+           "The paper's text (unverified): Adam, 1e-3, batch 48")
+
+STAGE_ONE_RECIPE = replace(
+    MAT_RECIPE, batch=16, epochs=20, augmentation="flip", beyond=_REPEATED,
+    source="the released code's stage 1, batch 16 a GPU; what is not said of it is as in stage 2")
 
 # %% ../../nbs/04i_mat.ipynb #04i-mat-59
 class MultiAttention(nn.Module):
@@ -249,29 +277,36 @@ class MultiAttention(nn.Module):
         super().__init__()
         shallow, middle, deep = channels
         self.attention = Attention(middle, maps)
-        self.texture = TextureV2(shallow, maps) if check_choice(texture, ("v1", "v2"), "texture") == "v2" else TextureV1(shallow)
-        linear = lambda inputs: [nn.Linear(inputs, hidden), nn.Hardswish()]
+        check_choice(texture, ("v1", "v2"), "texture")
+        self.texture = TextureV2(shallow, maps) if texture == "v2" else TextureV1(shallow)
         self.drop_maps = nn.Dropout(map_dropout)
-        self.local = nn.Sequential(nn.Flatten(), *linear(maps * self.texture.pooled), *linear(hidden))
-        self.whole = nn.Sequential(nn.Dropout(dropout), *linear(deep))
-        self.joint = nn.Sequential(*linear(2 * hidden), nn.Linear(hidden, 2))
+        self.local = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(maps * self.texture.pooled, hidden), nn.Hardswish(),
+            nn.Linear(hidden, hidden), nn.Hardswish())
+        self.whole = nn.Sequential(nn.Dropout(dropout), nn.Linear(deep, hidden), nn.Hardswish())
+        self.joint = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.Hardswish(), nn.Linear(hidden, 2))
         init_body(self)
         init_head(self.joint[-1])
 
-    def forward(self, shallow, middle, deep) -> dict: # logit (N,), maps (N, M, h, w), regions (N, M, C): parts, in the coarse features
+    def forward(self, shallow, middle, deep) -> dict:
+        "Return logit (N,), maps (N, M, h, w), and regions (N, M, C), the parts in the coarse features."
         maps = self.attention(middle)
         texture, coarse = self.texture(shallow, maps)
         kept = self.drop_maps(maps.new_ones(*maps.shape[:2], 1))  # (N, M, 1): 0 or 1 / (1 - share)
-        local, whole = self.local(attention_pool(texture, maps) * kept), self.whole(attention_mean(deep, maps * kept[..., None]))
+        local = self.local(attention_pool(texture, maps) * kept)
+        whole = self.whole(attention_mean(deep, maps * kept[..., None]))
         two = self.joint(torch.cat([local, whole], 1))
-        return dict(logit=fake_minus_real(two), maps=maps, regions=attention_pool(F.instance_norm(coarse), maps))
+        regions = attention_pool(F.instance_norm(coarse), maps)
+        return dict(logit=fake_minus_real(two), maps=maps, regions=regions)
 
 # %% ../../nbs/04i_mat.ipynb #04i-mat-61
 class Mat(Detector):
     "Multi-attentional detector on EfficientNet-B4."
     licence = "not found"
     smallest = 17
-    deviations = ("timm's padding (attention 24x24 at 380 pixels, 23x23 in the bundled backbone); AGDA draws threshold and gain for each face; "
+    deviations = ("timm's padding (attention 24x24 at 380 pixels, 23x23 in the bundled backbone); "
+                  "AGDA draws threshold and gain for each face; "
                   "pooled vectors shorter than 0.001 are not stretched to 1; "
                   "new layers start by He's rule, the last near zero")
 
@@ -283,15 +318,16 @@ class Mat(Detector):
         agda: bool = True, # in training, a second pass over degraded faces
         map_dropout: float = 0.25, # share of maps dropped, in [0, 1)
         dropout: float = 0.5, # of the global vector, in [0, 1)
-        drop_path: float = 0.2, # share of the body's residual branches skipped in training, rising with depth, in [0, 1)
-        momentum: float = 0.01, # share of a new batch in the running statistics of the body's batch norms, in (0, 1]
+        drop_path: float = 0.2, # share of the body's branches skipped in training, rising with depth, in [0, 1)
+        momentum: float = 0.01, # share of a new batch in the body's running statistics, in (0, 1]
     ):
         super().__init__(MAT_WEIGHTS, ("net.conv_head", "net.blocks.4", "net.blocks.2"), MAT_RECIPE)
         self.width, self.agda, self.momentum = width, agda, momentum
-        self.net = _b4_net(width, momentum, num_classes=0, drop_path_rate=drop_path)
-        channels = tuple(self.net.feature_info[i]["num_chs"] for i in (1, 3)) + (self.net.num_features,)
+        self.net = b4_net(width, momentum, num_classes=0, drop_path_rate=drop_path)
+        shallow, middle = (self.net.feature_info[i]["num_chs"] for i in (1, 3))
+        channels = (shallow, middle, self.net.num_features)
         self.parts = MultiAttention(channels, scaled(256, width), texture, maps, map_dropout, dropout)
-        self.register_buffer("centres", torch.zeros(maps, channels[0]))
+        self.register_buffer("centres", torch.zeros(maps, shallow))
         self.begin_epoch(0)
 
     def compute(self, x):
@@ -306,27 +342,33 @@ class Mat(Detector):
         regions: Tensor, # (N, M, C) parts of the faces
         label: Tensor, # (N,) REAL or FAKE
     ) -> Tensor: # (M, C), with a gradient to `regions`
-        "The moved centres, in training the mean over all processes, which is kept."
+        "Move the centres; in training keep the mean over all processes."
         moved = moved_centres(regions, label, self.centres, self.alpha)
         if not self.training: return moved
         self.centres.copy_(over_processes(moved.detach()))
         return moved + (self.centres - moved.detach())
 
     def loss(self, outputs, batch):
-        centres = self.move_centres(outputs["regions"], batch["label"])
-        loss = cross_entropy(outputs["logit"], batch) + 0.5 * region_independence(outputs["regions"], batch["label"], centres, self.alpha)
+        regions, label = outputs["regions"], batch["label"]
+        centres = self.move_centres(regions, label)
+        independence = region_independence(regions, label, centres, self.alpha)
+        loss = cross_entropy(outputs["logit"], batch) + 0.5 * independence
         if "picked" not in outputs: return loss
-        self.move_centres(outputs["hard_regions"].detach(), batch["label"])
-        return loss + cross_entropy(outputs["hard_logit"], batch) + 0.1 * match_loss(outputs["regions"], outputs["hard_regions"], outputs["picked"])
+        hard = outputs["hard_regions"]
+        self.move_centres(hard.detach(), label)
+        match = match_loss(regions, hard, outputs["picked"])
+        return loss + cross_entropy(outputs["hard_logit"], batch) + 0.1 * match
 
-    def begin_epoch(self, epoch): self.alpha = 0.05 * 0.9 ** epoch # of the centres
+    def begin_epoch(self, epoch):
+        "Set the step of the centres, which shrinks by a tenth an epoch."
+        self.alpha = 0.05 * 0.9 ** epoch
 
     def load_imagenet(self):
         "Load the AdvProp weights of the body."
         load_body(self.net, imagenet_state(self.weights.source), "classifier")
 
     def stage_one(self) -> TimmDetector:
-        "The first stage: a plain EfficientNet-B4 of the same width, which starts with this body's weights."
+        "Build the first stage: a plain EfficientNet-B4 of the same width, which starts with this body's weights."
         plain = efficientnet_b4(width=self.width, momentum=self.momentum)
         plain.recipe = STAGE_ONE_RECIPE
         load_body(plain.net, self.net.state_dict(), "classifier")
@@ -340,7 +382,12 @@ class Mat(Detector):
         load_body(self.net, plain.net.state_dict(), "classifier")
 
 # %% ../../nbs/04i_mat.ipynb #04i-mat-62
-@register_detector(MAT_WEIGHTS)
+@register_detector(
+    MAT_WEIGHTS,
+    Published(18_822_482, gmacs={256: 3.4515}),
+    idle={r"net\.blocks\.(0\.1\.bn2|[2356]\.\d\.bn3)\.bias": BEFORE_BOTTLENECK,
+          r"parts\.(attention\.layers\.0|texture\.block\.(first|grow\.\d\.2))\.bias": BEFORE_NORM,
+          r"parts\.texture\.(conv|block\.last\.2)\.bias": "texture and standardized features have no constant"})
 def mat(
     width: float = 1.0, # factor on the channels; 1 is the published size
     pretrained: bool = False, # ImageNet weights of the body (AdvProp, width 1), fetched by timm
@@ -350,7 +397,7 @@ def mat(
     map_dropout: float = 0.25, # share of maps dropped, in [0, 1)
     dropout: float = 0.5, # of the global vector, in [0, 1)
     drop_path: float = 0.2, # share of residual branches skipped in training, rising with depth, in [0, 1)
-    momentum: float = 0.01, # share of a new batch in the running statistics of the body's batch norms, in (0, 1]
+    momentum: float = 0.01, # share of a new batch in the body's running statistics, in (0, 1]
 ) -> Mat:
     "Multi-attentional detection (Table II); `ValueError` for an unknown texture or no map."
     model = Mat(width, texture, maps, agda, map_dropout, dropout, drop_path, momentum)

@@ -14,15 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import check_choice
-from .registry import Detector, Recipe, Weights, cross_entropy, init_head, register_detector, scaled, weighted
+from prle.detectors.registry import (
+    Detector, Published, Recipe, Weights, cross_entropy, init_head, register_detector, scaled, weighted,
+)
+
+# %% ../../nbs/04e_meso.ipynb #cut-9-0
+class SamePool(nn.MaxPool2d):
+    "Max-pooling of (N, C, h, w) as with Keras' \"same\": missing cells are added on both sides, an odd one at the end."
+    def forward(self, x):
+        padding = []  # left, right, top, bottom
+        for edge in (x.shape[3], x.shape[2]):
+            missing = -edge % self.kernel_size
+            padding += [missing // 2, missing - missing // 2]
+        return super().forward(F.pad(x, padding, value=-math.inf))
 
 # %% ../../nbs/04e_meso.ipynb #04e-meso-9
-class SamePool(nn.MaxPool2d):
-    "Max-pooling of (N, C, h, w) as with Keras' \"same\": cells that the windows lack are added on both sides, an odd one at the end."
-    def forward(self, x):
-        lacks = [-edge % self.kernel_size for edge in (x.shape[3], x.shape[2])]
-        return super().forward(F.pad(x, [n for lack in lacks for n in (lack // 2, lack - lack // 2)], value=-math.inf))
-
 def block(
     inputs: int, # channels that come in
     outputs: int, # channels that go out
@@ -30,7 +36,7 @@ def block(
     pool: int, # edge and stride of the max-pooling
     momentum: float = 0.01, # share of a new batch in batch norm's running statistics, in (0, 1]
 ) -> nn.Sequential: # (N, inputs, h, w) -> (N, outputs, ceil(h / pool), ceil(w / pool))
-    "Convolution, ReLU, batch norm, max-pooling; no cell is cut off at the edge."
+    "Build convolution, ReLU, batch norm and max-pooling; no cell is cut off at the edge."
     return nn.Sequential(OrderedDict(
         conv=nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2),
         relu=nn.ReLU(),
@@ -42,8 +48,9 @@ def squared_error(
     logit: Tensor, # (N,) of fake
     batch: dict[str, Tensor], # label (N,) REAL or FAKE; weight (N,) if not 1
 ) -> Tensor: # ()
-    "Mean squared error of the probability of fake (MesoNet's loss), masked faces weighted (Eq. 13)."
-    return weighted((logit.sigmoid() - batch["label"].to(logit.dtype)).square(), batch)
+    "Compute the mean squared error of the probability of fake, masked faces weighted (Eq. 13)."
+    error = logit.sigmoid() - batch["label"].to(logit.dtype)
+    return weighted(error.square(), batch)
 
 LOSSES = dict(mse=squared_error, bce=cross_entropy)
 "The original's loss, and the paper's."
@@ -52,14 +59,16 @@ LOSSES = dict(mse=squared_error, bce=cross_entropy)
 MESO_WEIGHTS = Weights("none", "none", 256, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # RGB in [0, 1] as it is
 MESO_RECIPE = Recipe(
     lr=1e-3, batch=75, schedule="step 6 0.1", size=256,
-    augmentation="small rotation, zoom, flip, brightness, hue", beyond="the rate falls every 1000 steps, whatever an epoch is",
-    source="MesoNet (Adam and its rate from the code; unverified: batch, schedule down to 1e-6, augmentation; epochs unknown)")
+    augmentation="small rotation, zoom, flip, brightness, hue",
+    beyond="the rate falls every 1000 steps, whatever an epoch is",
+    source="MesoNet (Adam and its rate from the code; "
+           "unverified: batch, schedule down to 1e-6, augmentation; epochs unknown)")
 
 # %% ../../nbs/04e_meso.ipynb #04e-meso-18
 def init_keras(
     model: nn.Module, # its convolutions and linear layers are set in place
 ):
-    "Keras' initialization: Glorot's uniform weights, biases zero."
+    "Set weights as Keras does: Glorot's uniform distribution, biases zero."
     for m in model.modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)):
             nn.init.xavier_uniform_(m.weight)
@@ -80,24 +89,32 @@ class Meso4(Detector):
         momentum: float = 0.01, # share of a new batch in batch norm's running statistics, in (0, 1]
     ):
         check_choice(loss, LOSSES, "loss")
-        if size < 32: raise ValueError(f"meso4 needs faces of at least 32 pixels, not {size}: its last pooling takes 4x4 cells of 8 pixels each; enlarge the faces")
+        if size < 32:
+            raise ValueError(f"meso4 needs faces of at least 32 pixels, not {size}: its last pooling takes "
+                             "4x4 cells of 8 pixels each; enlarge the faces")
         super().__init__(MESO_WEIGHTS, ("block4.relu", "block3.relu"), MESO_RECIPE, size)
-        self.criterion, few, many, hidden = LOSSES[loss], scaled(8, width), scaled(16, width), scaled(16, width)
-        self.block1, self.block2 = block(3, few, 3, 2, momentum), block(few, few, 5, 2, momentum)
-        self.block3, self.block4 = block(few, many, 5, 2, momentum), block(many, many, 5, 4, momentum)
+        few, many = scaled(8, width), scaled(16, width)
+        cells = math.ceil(size / 32) ** 2  # of the last map
+        self.block1 = block(3, few, 3, 2, momentum)
+        self.block2 = block(few, few, 5, 2, momentum)
+        self.block3 = block(few, many, 5, 2, momentum)
+        self.block4 = block(many, many, 5, 4, momentum)
         self.drop, self.act = nn.Dropout(dropout), nn.LeakyReLU(0.1)
-        self.hidden, self.head = nn.Linear(many * (-(-size // 32)) ** 2, hidden), nn.Linear(hidden, 1)
+        self.hidden = nn.Linear(many * cells, many)
+        self.head = nn.Linear(many, 1)
+        self.criterion = LOSSES[loss]
         init_keras(self)
         init_head(self.head)
 
     def logit(self, x):
         x = self.block4(self.block3(self.block2(self.block1(x)))).flatten(1)  # (N, 16 * 8 * 8) at 256 pixels
-        return self.head(self.drop(self.act(self.hidden(self.drop(x))))).squeeze(1)
+        x = self.act(self.hidden(self.drop(x)))
+        return self.head(self.drop(x)).squeeze(1)
 
     def loss(self, outputs, batch): return self.criterion(outputs["logit"], batch)
 
 # %% ../../nbs/04e_meso.ipynb #04e-meso-21
-@register_detector(MESO_WEIGHTS)
+@register_detector(MESO_WEIGHTS, Published(27_994, second_output=17, gmacs={256: 0.0600}))
 def meso4(
     width: float = 1.0, # factor on the channels; 1 is the published size
     pretrained: bool = False, # there are no pretrained weights

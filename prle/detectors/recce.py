@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core import REAL
 from prle.detectors.registry import (
-    Detector, Recipe, cross_entropy, flood, init_body, init_head, register_detector,
+    Detector, Published, Recipe, cross_entropy, flood, init_body, init_head, register_detector,
 )
 from .xception import XCEPTION_WEIGHTS, Block, XceptionBody, load_imagenet, separable
 
@@ -22,8 +22,12 @@ def double(
     inputs: int, # channels that come in
     outputs: int, # channels that go out
 ) -> nn.Sequential:
-    "Twice the grid (each cell repeated), then a separable convolution, batch norm and ReLU."
-    return nn.Sequential(nn.Upsample(scale_factor=2), separable(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+    "Double the grid (each cell repeated), then apply a separable convolution, batch norm and ReLU."
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2),
+        separable(inputs, outputs),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True))
 
 # %% ../../nbs/04l_recce.ipynb #04l-recce-15
 class Decoder(nn.Module):
@@ -39,7 +43,8 @@ class Decoder(nn.Module):
         init_body(self, "fan_out")
         init_body(self.paint)
 
-    def forward(self, e, size): # (N, 728, h, w) -> D2 (N, 256, 2h, 2w), D4 (N, 128, 4h, 4w), face (N, 3, *size)
+    def forward(self, e, size):
+        "Paint E (N, 728, h, w): D2 (N, 256, 2h, 2w), D4 (N, 128, 4h, 4w), face (N, 3, *size)."
         d2 = self.block1(self.double1(e))
         d4 = self.block2(self.double2(d2))
         face = self.paint(self.double3(d4)).tanh()
@@ -47,10 +52,11 @@ class Decoder(nn.Module):
 
 # %% ../../nbs/04l_recce.ipynb #04l-recce-18
 def _pointwise(inputs: int, outputs: int) -> nn.Conv2d:
-    "A linear layer without bias, at every place."
+    "Build a linear layer without bias, at every place."
     return nn.Conv2d(inputs, outputs, 1, bias=False)
 
 def _embedding(inputs: int, outputs: int) -> nn.Sequential:
+    "Build two linear layers with a ReLU between them, at every place."
     return nn.Sequential(_pointwise(inputs, outputs), nn.ReLU(inplace=True), _pointwise(outputs, outputs))
 
 # %% ../../nbs/04l_recce.ipynb #04l-recce-20
@@ -69,12 +75,14 @@ class Neighbours(nn.Module):
         self.score_cell, self.score_fine = _pointwise(embedded, 1), _pointwise(embedded, 1)
         init_body(self)
 
-    def forward(self, cells, a, fine): # (N, cell, h, w), its embedding (N, embedded, h, w), (N, fine, rh, rw) -> (N, embedded, h, w)
+    def forward(self, cells, a, fine):
+        "Gather from `fine` (N, fine, rh, rw) for cells (N, cell, h, w) embedded as a: (N, embedded, h, w)."
         b = self.embedding(fine)
         score = self.score_cell(a) + F.pixel_unshuffle(self.score_fine(b), self.ratio) # (N, r * r, h, w)
         weight = score.relu().softmax(1)
         patch = F.pixel_unshuffle(b, self.ratio).unflatten(1, (b.shape[1], -1)) # (N, embedded, r * r, h, w)
-        return (patch * weight[:, None]).sum(2) * (1 - self.gate(cells).sigmoid())
+        gathered = (patch * weight[:, None]).sum(2)
+        return gathered * (1 - self.gate(cells).sigmoid())
 
 # %% ../../nbs/04l_recce.ipynb #04l-recce-26
 class GraphReasoning(nn.Module):
@@ -86,11 +94,15 @@ class GraphReasoning(nn.Module):
     ):
         super().__init__()
         self.embedding = _embedding(c[728], c[256])
-        self.near2, self.near4 = Neighbours(c[728], c[256], c[256], 2), Neighbours(c[728], c[128], c[256], 4)
-        self.back = nn.Sequential(_pointwise(3 * c[256], c[728]), nn.ReLU(inplace=True), _pointwise(c[728], c[728]), nn.Dropout(dropout))
+        self.near2 = Neighbours(c[728], c[256], c[256], 2)
+        self.near4 = Neighbours(c[728], c[128], c[256], 4)
+        self.back = nn.Sequential(
+            _pointwise(3 * c[256], c[728]), nn.ReLU(inplace=True),
+            _pointwise(c[728], c[728]), nn.Dropout(dropout))
         init_body(self)
 
-    def forward(self, x, d2, d4): # (N, 728, h, w), (N, 256, 2h, 2w), (N, 128, 4h, 4w) -> (N, 728, h, w)
+    def forward(self, x, d2, d4):
+        "Add to x (N, 728, h, w) what d2 (N, 256, 2h, 2w) and d4 (N, 128, 4h, 4w) know."
         a = self.embedding(x)
         vertices = torch.cat([a, self.near2(x, a, d2), self.near4(x, a, d4)], 1)
         return x + self.back(vertices.sigmoid())
@@ -104,13 +116,18 @@ class GuidedAttention(nn.Module):
         dropout: float, # of the features as they came, in [0, 1)
     ):
         super().__init__()
-        self.look = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.ReLU(inplace=True), _pointwise(3, 1), nn.Sigmoid())
-        self.extra = nn.Sequential(_pointwise(channels, channels), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+        self.look = nn.Sequential(
+            nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.ReLU(inplace=True),
+            _pointwise(3, 1), nn.Sigmoid())
+        self.extra = nn.Sequential(
+            _pointwise(channels, channels), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
         self.drop = nn.Dropout(dropout)
         init_body(self)
-        with torch.no_grad(): self.look[0].weight.abs_()
+        with torch.no_grad():
+            self.look[0].weight.abs_()
 
-    def forward(self, x, error): # (N, channels, h, w), (N, 3, H, W) not negative -> (N, channels, h, w)
+    def forward(self, x, error):
+        "Add to x (N, channels, h, w) where the error (N, 3, H, W), not negative, is large."
         error = F.interpolate(error, x.shape[2:], mode="bilinear", align_corners=True)
         return self.look(error) * self.extra(x) + self.drop(x)
 
@@ -119,7 +136,7 @@ def mean_over(
     values: Tensor, # of any shape
     chosen: Tensor, # bool, of the same shape
 ) -> Tensor: # ()
-    "The mean of the chosen values; 0 if there are none."
+    "Average the chosen values; 0 if there are none."
     return (values * chosen).sum() / chosen.sum().clamp(min=1)
 
 # %% ../../nbs/04l_recce.ipynb #04l-recce-34
@@ -131,18 +148,23 @@ def metric_loss(
     e = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     alike = (F.cosine_similarity(e[:, None], e[None], dim=2, eps=1e-6) + 1) / 2 # (N, N)
     itself = torch.eye(len(e), dtype=torch.bool, device=e.device)
-    reals, mixed = real[:, None] & real & ~itself, real[:, None] & ~real
+    reals = real[:, None] & real & ~itself # pairs of two real faces
+    mixed = real[:, None] & ~real # pairs of a real and a fake one
     return mean_over(1 - alike, reals) + mean_over(alike, mixed)
 
-# %% ../../nbs/04l_recce.ipynb #04l-recce-38
-RECCE_RECIPE = Recipe(weight_decay=1e-5, schedule="step 10 0.5", batch=32, epochs=40, size=299,
-                      beyond="mixed precision (`precision`); 22,500 steps are one of the schedule's 10 epochs, whatever an epoch is",
-                      source="released code: 90,000 steps in mixed precision, halving every 22,500, which its README calls 10 epochs of FF++")
+# %% ../../nbs/04l_recce.ipynb #cut-38-0
+RECCE_RECIPE = Recipe(
+    weight_decay=1e-5, schedule="step 10 0.5", batch=32, epochs=40, size=299,
+    beyond="mixed precision (`precision`); 22,500 steps are one of the schedule's 10 epochs, whatever an epoch is",
+    source="released code: 90,000 steps in mixed precision, halving every 22,500, "
+           "which its README calls 10 epochs of FF++")
 
+# %% ../../nbs/04l_recce.ipynb #04l-recce-38
 class RECCE(Detector):
     "Xception that paints real faces, and attends to where it fails."
     licence = "MIT"
-    deviations = "the error's 3x3 filters start positive; graph over all cells at once; layers without ImageNet weights start by He's rule, the last near zero"
+    deviations = ("the error's 3x3 filters start positive; graph over all cells at once; "
+                  "layers without ImageNet weights start by He's rule, the last near zero")
 
     def __init__(
         self,
@@ -151,18 +173,25 @@ class RECCE(Detector):
         noise: float = 1e-6, # standard deviation on half of the training faces, which span -1 to 1
     ):
         super().__init__(XCEPTION_WEIGHTS, ("body.conv4", "body.block11", "body.block2"), RECCE_RECIPE)
-        self.body, self.noise, self.drop = XceptionBody(width), noise, nn.Dropout(dropout)
+        self.noise = noise
+        self.body, self.drop = XceptionBody(width), nn.Dropout(dropout)
         c = self.body.channels
-        self.decoder, self.reasoning, self.guided = Decoder(c), GraphReasoning(c, dropout), GuidedAttention(c[728], dropout)
+        self.decoder = Decoder(c)
+        self.reasoning = GraphReasoning(c, dropout)
+        self.guided = GuidedAttention(c[728], dropout)
         self.fc = nn.Linear(c[2048], 1)
         init_head(self.fc)
 
-    def add_noise(self, x): # (N, 3, H, W) -> the same
+    def add_noise(self, x):
+        "Add white noise to every second face (N, 3, H, W), at random."
         chosen = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
-        return torch.where(chosen, x + self.noise * torch.randn_like(x), x).clamp(-1, 1)
+        noisy = x + self.noise * torch.randn_like(x)
+        return torch.where(chosen, noisy, x).clamp(-1, 1)
 
-    def paint(self, x): # (N, 3, H, W) -> E (N, 728, h, w), D2, D4, face (N, 3, H, W)
-        e = self.body.blocks(self.body.stem2(self.body.stem1(x)), 1, 4)
+    def paint(self, x):
+        "Encode and paint faces (N, 3, H, W): E (N, 728, h, w), D2, D4, face (N, 3, H, W)."
+        stem = self.body.stem2(self.body.stem1(x))
+        e = self.body.blocks(stem, 1, 4)
         return e, *self.decoder(self.drop(e), x.shape[2:])
 
     def compute(self, x):
@@ -178,10 +207,13 @@ class RECCE(Detector):
         real = batch["label"] == REAL
         painting = mean_over(outputs["error"].mean((1, 2, 3)), real)
         metric = sum(metric_loss(outputs[name], real) for name in ("e", "d2", "d4"))
-        return flood(cross_entropy(outputs["logit"], batch), 0.04) + 0.1 * painting + 0.1 * metric
+        classification = flood(cross_entropy(outputs["logit"], batch), 0.04)
+        return classification + 0.1 * painting + 0.1 * metric
 
 # %% ../../nbs/04l_recce.ipynb #04l-recce-39
-@register_detector(XCEPTION_WEIGHTS)
+@register_detector(
+    XCEPTION_WEIGHTS,
+    Published(23_783_558, second_output=2_049, gmacs={256: 7.9873, 299: 11.2272}))
 def recce(
     width: float = 1.0, # factor on the channels; 1 is the published size
     pretrained: bool = False, # ImageNet weights in the encoder (width 1)

@@ -6,12 +6,16 @@
 __all__ = ['RESNET50_WEIGHTS', 'resnet50']
 
 # %% ../../nbs/04d_resnet.ipynb #04d-resnet-6
-from .registry import IMAGENET_MEAN, IMAGENET_STD, TimmDetector, Weights, register_detector, scaled
+from prle.detectors.registry import (
+    IMAGENET_MEAN, IMAGENET_STD, Published, TimmDetector, Weights, register_detector, scaled,
+)
 
 # %% ../../nbs/04d_resnet.ipynb #04d-resnet-8
 RESNET50_WEIGHTS = Weights("resnet50.tv_in1k", "BSD-3-Clause", 224, IMAGENET_MEAN, IMAGENET_STD)
 
-@register_detector(RESNET50_WEIGHTS)
+@register_detector(
+    RESNET50_WEIGHTS,
+    Published(23_512_130, second_output=2_049, gmacs={224: 4.0871, 256: 5.3383, 299: 7.6256}))
 def resnet50(
     width: float = 1.0, # factor on the channels of the four stages; 1 is the published size
     pretrained: bool = False, # ImageNet weights (width 1), torchvision's, fetched by timm

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from prle.detectors.registry import (
-    Detector, Recipe, Weights, cross_entropy, evaluating, fake_minus_real, flood, init_head, register_detector,
+    Detector, Published, Recipe, Weights, cross_entropy, evaluating, fake_minus_real, flood, init_head,
+    register_detector,
 )
 from .xception import XceptionBody
 
@@ -20,10 +21,16 @@ def forgery_attention(
     model: nn.Module, # has `logit`: (N, 3, H, W) -> (N,)
     x: Tensor, # (N, 3, H, W), normalized
 ) -> Tensor: # (N, H, W), not negative
-    "The forgery attention map (FAM): the largest |d logit / d pixel| of the three colours."
+    "Compute the forgery attention map (FAM): the largest |d logit / d pixel| of the three colours."
     x = x.detach().requires_grad_()
-    with evaluating(model): gradient, = torch.autograd.grad(model.logit(x).sum(), x)
+    with evaluating(model):
+        gradient, = torch.autograd.grad(model.logit(x).sum(), x)
     return gradient.abs().amax(1)
+
+# %% ../../nbs/04k_rfm.ipynb #cut-17-0
+def _integers(share: Tensor, largest: int | Tensor) -> Tensor:
+    "Turn numbers in [0, 1) into integers from 1 to `largest`."
+    return (share * largest).long() + 1
 
 # %% ../../nbs/04k_rfm.ipynb #04k-rfm-17
 RECTANGLES = 3 # a face
@@ -34,17 +41,17 @@ def draw_rectangles(
     height: int, # of the faces, in pixels
     width: int, # of the faces, in pixels
     device: torch.device | str = "cpu", # where to draw
-) -> Tensor: # (n, RECTANGLES, 4) integers: h and w of a rectangle, offsets a in 1..h and b in 1..w of its corner from its pixel
+) -> Tensor: # (n, RECTANGLES, 4) integers: a rectangle's h and w, offsets a in 1..h and b in 1..w of its corner
     "Draw the rectangles of a batch: edges uniform from 1 to `LONGEST` of the face, offsets uniform from 1 to the edge."
     share = torch.rand(n, RECTANGLES, 4, device=device)
-    edge = lambda u, size: (u * max(1, round(LONGEST * size))).long() + 1
-    offset = lambda u, edge: (u * edge).long() + 1
-    h, w = edge(share[..., 0], height), edge(share[..., 1], width)
-    return torch.stack([h, w, offset(share[..., 2], h), offset(share[..., 3], w)], -1)
+    h = _integers(share[..., 0], max(1, round(LONGEST * height)))
+    w = _integers(share[..., 1], max(1, round(LONGEST * width)))
+    a, b = _integers(share[..., 2], h), _integers(share[..., 3], w)
+    return torch.stack([h, w, a, b], -1)
 
 # %% ../../nbs/04k_rfm.ipynb #04k-rfm-20
 def _between(start: Tensor, length: Tensor, size: int) -> Tensor:
-    "Which of the numbers 0 to size - 1 lie in [start, start + length): (N,), (N,) -> (N, size) bool."
+    "Mark the numbers from 0 to size - 1 that lie in [start, start + length): (N,), (N,) -> (N, size) bool."
     at = torch.arange(size, device=start.device)
     return (at >= start[:, None]) & (at < (start + length)[:, None])
 
@@ -53,9 +60,10 @@ def erased_pixels(
     fam: Tensor, # (N, H, W), not negative
     rectangles: Tensor, # (N, K, 4), from `draw_rectangles`
 ) -> Tensor: # (N, H, W) bool
-    "Which pixels suspicious forgeries erasing covers, for all faces at once."
+    "Mark the pixels that suspicious forgeries erasing covers, for all faces at once."
     width = fam.shape[2]
-    left, erased = fam.flatten(1).clone(), torch.zeros_like(fam, dtype=torch.bool)
+    left = fam.flatten(1).clone()
+    erased = torch.zeros_like(fam, dtype=torch.bool)
     for h, w, a, b in rectangles.permute(1, 2, 0):
         pixel = left.argmax(1)
         rows = _between(pixel // width - a, h, fam.shape[1])
@@ -69,20 +77,26 @@ def erase(
     x: Tensor, # (N, 3, H, W), normalized
     fam: Tensor, # (N, H, W), from `forgery_attention`
 ) -> Tensor: # (N, 3, H, W), a copy
-    "Suspicious forgeries erasing (SFE): three rectangles around the pixels of highest FAM become noise."
-    erased = erased_pixels(fam, draw_rectangles(len(x), *x.shape[2:], x.device))
-    return torch.where(erased[:, None], torch.empty_like(x).uniform_(-1, 1), x)
+    "Turn three rectangles around the pixels of highest FAM into noise (suspicious forgeries erasing, SFE)."
+    rectangles = draw_rectangles(len(x), *x.shape[2:], x.device)
+    erased = erased_pixels(fam, rectangles)
+    noise = torch.empty_like(x).uniform_(-1, 1)
+    return torch.where(erased[:, None], noise, x)
+
+# %% ../../nbs/04k_rfm.ipynb #cut-30-0
+RFM_WEIGHTS = Weights("none", "none", 224, std=(0.25, 0.25, 0.25))
+RFM_RECIPE = Recipe(
+    batch=16, size=224, balance=True,
+    augmentation="random crop 224 of 256 (centre crop in tests), flip, the method's own erasing",
+    beyond="the 500,000 steps; each step has 8 + 8 faces, where `balance` balances the epoch",
+    source="released code: up to 500,000 steps of 8 real and 8 fake faces, random initial weights")
 
 # %% ../../nbs/04k_rfm.ipynb #04k-rfm-30
-RFM_WEIGHTS = Weights("none", "none", 224, std=(0.25, 0.25, 0.25))
-RFM_RECIPE = Recipe(batch=16, size=224, balance=True, augmentation="random crop 224 of 256 (centre crop in tests), flip, the method's own erasing",
-                    beyond="the 500,000 steps; each step has 8 + 8 faces, where `balance` balances the epoch",
-                    source="released code: up to 500,000 steps of 8 real and 8 fake faces, random initial weights")
-
 class RFM(Detector):
     "Xception with two outputs; in training it erases where it looks."
     licence = "not found"
-    deviations = "the largest edge of a rectangle scales with the face (120 at 224 pixels, as published); layers start by He's rule, the last near zero"
+    deviations = ("the largest edge of a rectangle scales with the face (120 at 224 pixels, as published); "
+                  "layers start by He's rule, the last near zero")
 
     def __init__(
         self,
@@ -93,16 +107,20 @@ class RFM(Detector):
         self.fc = nn.Linear(self.body.channels[2048], 2)
         init_head(self.fc)
 
-    def logit(self, x): return fake_minus_real(self.fc(self.body(x).mean((2, 3))))
+    def logit(self, x):
+        features = self.body(x).mean((2, 3)) # (N, 2048)
+        return fake_minus_real(self.fc(features))
 
     def compute(self, x):
+        "Erase in training, where gradients are taken; then score."
         if self.training and torch.is_grad_enabled(): x = erase(x, forgery_attention(self, x))
         return dict(logit=self.logit(x))
 
-    def loss(self, outputs, batch): return flood(cross_entropy(outputs["logit"], batch), 0.04)
+    def loss(self, outputs, batch):
+        return flood(cross_entropy(outputs["logit"], batch), 0.04)
 
 # %% ../../nbs/04k_rfm.ipynb #04k-rfm-31
-@register_detector(RFM_WEIGHTS)
+@register_detector(RFM_WEIGHTS, Published(20_811_050, gmacs={224: 4.5508, 256: 5.9507}))
 def rfm(
     width: float = 1.0, # factor on the channels; 1 is the published size
     pretrained: bool = False, # the original starts from random weights

@@ -14,48 +14,67 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import check_choice
-from .registry import Detector, Recipe, cross_entropy, fake_minus_real, full_precision, init_body, init_head, register_detector
+from prle.detectors.registry import (
+    Detector, Published, Recipe, cross_entropy, fake_minus_real, full_precision, init_body, init_head,
+    register_detector,
+)
 from .xception import XCEPTION_WEIGHTS, XceptionBody, load_imagenet
 
 # %% ../../nbs/04j_srm.ipynb #04j-srm-10
 def srm_kernels() -> Tensor: # (3, 5, 5)
-    "The three high-pass kernels: second difference in both directions, the same over 5x5, and in a row."
-    square = torch.tensor([[0, 0, 0, 0, 0], [0, -1, 2, -1, 0], [0, 2, -4, 2, 0], [0, -1, 2, -1, 0], [0, 0, 0, 0, 0]])
-    wide = torch.tensor([[-1, 2, -2, 2, -1], [2, -6, 8, -6, 2], [-2, 8, -12, 8, -2], [2, -6, 8, -6, 2], [-1, 2, -2, 2, -1]])
+    "Write down the high-pass kernels: second difference in both directions, the same over 5x5, and in a row."
+    square = torch.tensor([
+        [0,  0,  0,  0, 0],
+        [0, -1,  2, -1, 0],
+        [0,  2, -4,  2, 0],
+        [0, -1,  2, -1, 0],
+        [0,  0,  0,  0, 0]])
+    wide = torch.tensor([
+        [-1,  2,  -2,  2, -1],
+        [ 2, -6,   8, -6,  2],
+        [-2,  8, -12,  8, -2],
+        [ 2, -6,   8, -6,  2],
+        [-1,  2,  -2,  2, -1]])
     row = torch.zeros(5, 5)
     row[2, 1:4] = torch.tensor([1, -2, 1])
     return torch.stack([square / 4, wide / 12, row / 2])
 
 # %% ../../nbs/04j_srm.ipynb #04j-srm-13
 class HighPass(nn.Module):
-    "The three fixed filters in every channel, clipped to [-3, 3]: (N, C, H, W) to (N, 3 C, H, W). `ValueError` for an unknown order."
+    "The three fixed filters in every channel, clipped to [-3, 3]: (N, C, H, W) to (N, 3 C, H, W)."
     def __init__(
         self,
         channels: int, # C
-        order: str = "channel", # "channel": each channel gets all three; "released": the bank as the released code lays it out
+        order: str = "channel", # "channel": each gets all three; "released": as the released code lays them out
     ):
         super().__init__()
         check_choice(order, ("channel", "released"), "order of the SRM filters")
         place = torch.arange(3 * channels)
-        self.register_buffer("taps", srm_kernels()[place % 3 if order == "channel" else place // channels, None], persistent=False)
+        kernel = place % 3 if order == "channel" else place // channels
+        self.register_buffer("taps", srm_kernels()[kernel, None], persistent=False)
 
     def forward(self, x):
         with full_precision(x):
-            return F.conv2d(x.to(self.taps.dtype), self.taps, padding=2, groups=x.shape[1]).clamp(-3, 3)
+            noise = F.conv2d(x.to(self.taps.dtype), self.taps, padding=2, groups=x.shape[1])
+            return noise.clamp(-3, 3)
 
 # %% ../../nbs/04j_srm.ipynb #04j-srm-18
 def feature_noise(
     channels: int, # of the colour stream
     order: str, # of the filters: "channel" or "released"
 ) -> nn.Sequential:
-    "Noise of a feature map: (N, channels, H, W) to the same shape, not negative."
-    return nn.Sequential(HighPass(channels, order), nn.Conv2d(3 * channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+    "Build what measures the noise of a feature map: (N, channels, H, W) to the same shape, not negative."
+    return nn.Sequential(
+        HighPass(channels, order),
+        nn.Conv2d(3 * channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True))
 
 # %% ../../nbs/04j_srm.ipynb #04j-srm-21
 def init_attention(
     model: nn.Module, # its convolutions and linear layers are set in place
 ):
-    "Weights so small that attention starts even: Xavier's normal ones times 0.02, biases zero."
+    "Draw weights so small that attention starts even: Xavier's normal ones times 0.02, biases zero."
     for m in model.modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)): nn.init.xavier_normal_(m.weight, gain=0.02)
         if getattr(m, "bias", None) is not None: nn.init.zeros_(m.bias)
@@ -70,13 +89,14 @@ class ResidualAttention(nn.Module):
     ):
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(3, first, 3, 2, bias=False), nn.BatchNorm2d(first), nn.ReLU(inplace=True),
+            nn.Conv2d(3, first, 3, stride=2, bias=False), nn.BatchNorm2d(first), nn.ReLU(inplace=True),
             nn.Conv2d(first, second, 3, bias=False), nn.BatchNorm2d(second), nn.ReLU(inplace=True))
         self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 
     def forward(self, noise):
         x = self.features(noise)
-        return torch.sigmoid(self.conv(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
+        summary = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1) # (N, 2, h, w)
+        return torch.sigmoid(self.conv(summary))
 
 # %% ../../nbs/04j_srm.ipynb #04j-srm-25
 class CrossAttention(nn.Module):
@@ -95,7 +115,8 @@ class CrossAttention(nn.Module):
         self.gamma_x, self.gamma_y = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
         init_attention(self)
 
-    def attend(self, energy, mix, values): # (N, T, T), linear layer, (N, C, h, w) -> (N, C, h, w)
+    def attend(self, energy, mix, values):
+        "Gather the values (N, C, h, w) by the energies (N, T, T), which the linear layer `mix` relates first."
         weights = mix(energy).softmax(-1)
         return (values.flatten(2) @ weights.mT).view_as(values)
 
@@ -110,7 +131,7 @@ class CrossAttention(nn.Module):
 def attention_grid(
     size: int, # edge of the face in pixels
 ) -> int: # cells along an edge of the map after block 3; below 1 where there is none
-    "The grid on which Xception's blocks 4 to 11 work."
+    "Compute the grid on which Xception's blocks 4 to 11 work."
     cells = (size - 3) // 2 - 1
     for _ in range(3): cells = (cells + 1) // 2
     return cells
@@ -124,14 +145,21 @@ class Fusion(nn.Module):
     ):
         super().__init__()
         hidden = max(channels // 16, 1)
-        self.fuse = nn.Sequential(nn.Conv2d(2 * channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
-        self.weigh = nn.Sequential(nn.Conv2d(channels, hidden, 1, bias=False), nn.ReLU(), nn.Conv2d(hidden, channels, 1, bias=False))
+        self.fuse = nn.Sequential(
+            nn.Conv2d(2 * channels, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True))
+        self.weigh = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(hidden, channels, 1, bias=False))
         init_body(self.fuse, "fan_out")
         init_attention(self.weigh)
 
     def forward(self, x, y):
         f = self.fuse(torch.cat([x, y], 1))
-        return f + f * torch.sigmoid(self.weigh(f.mean((2, 3), keepdim=True)) + self.weigh(f.amax((2, 3), keepdim=True)))
+        mean, largest = f.mean((2, 3), keepdim=True), f.amax((2, 3), keepdim=True) # (N, C, 1, 1)
+        return f + f * torch.sigmoid(self.weigh(mean) + self.weigh(largest))
 
 # %% ../../nbs/04j_srm.ipynb #04j-srm-36
 def am_softmax(
@@ -140,17 +168,21 @@ def am_softmax(
     margin: float = 0.45, # m
     scale: float = 30.0, # s
 ) -> Tensor: # ()
-    "The additive-margin softmax (Wang et al., 2018) of two classes, with masked faces weighted (Eq. 13)."
-    return cross_entropy(scale * (logit + margin * (1 - 2 * batch["label"].to(logit.dtype))), batch)
+    "Compute the additive-margin softmax (Wang et al., 2018) of two classes, masked faces weighted (Eq. 13)."
+    sign = 1 - 2 * batch["label"].to(logit.dtype) # 1 for real, -1 for fake
+    return cross_entropy(scale * (logit + margin * sign), batch)
 
 # %% ../../nbs/04j_srm.ipynb #04j-srm-42
-SRM_RECIPE = Recipe(flip=False, augmentation="none", beyond="nothing is known", source="no training script released; Adam, 2e-4, batch 32 (unverified)")
+SRM_RECIPE = Recipe(
+    flip=False, augmentation="none", beyond="nothing is known",
+    source="no training script released; Adam, 2e-4, batch 32 (unverified)")
 
 # %% ../../nbs/04j_srm.ipynb #04j-srm-44
 def _last_map(body: XceptionBody, x: Tensor) -> Tensor:
-    "Blocks 8 to 12 and the two last convolutions, up to the batch norm and without the ReLU behind it."
+    "Apply blocks 8 to 12 and the two last convolutions, up to the batch norm, without the ReLU behind it."
     x = body.blocks(x, 8, 12)
-    return body.bn4(body.conv4(F.relu(body.bn3(body.conv3(x)), inplace=True)))
+    x = F.relu(body.bn3(body.conv3(x)), inplace=True)
+    return body.bn4(body.conv4(x))
 
 # %% ../../nbs/04j_srm.ipynb #04j-srm-45
 class SRM(Detector):
@@ -166,21 +198,27 @@ class SRM(Detector):
         order: str = "channel", # which filters a channel gets: "channel" all three, "released" as in the released code
         dropout: float = 0.5, # before the linear layer, in [0, 1)
     ):
-        if (grid := attention_grid(size)) < 2:
-            raise ValueError(f"SRM relates places of a map that is 1/16 of the face's size; at {size} pixels it has fewer than 2x2: use at least 23")
+        grid = attention_grid(size)
+        if grid < 2:
+            raise ValueError("SRM relates places of a map that is 1/16 of the face's size; "
+                             f"at {size} pixels it has fewer than 2x2: use at least 23")
         super().__init__(XCEPTION_WEIGHTS, ("fusion.fuse", "rgb.block11", "rgb.block2"), SRM_RECIPE, size)
         self.rgb, self.noise = XceptionBody(width), XceptionBody(width)
         c = self.rgb.channels
         self.high_pass = HighPass(1)
         self.noise1, self.noise2 = feature_noise(c[32], order), feature_noise(c[64], order)
-        self.attention, self.after = ResidualAttention(c[32], c[64]), nn.Sequential(nn.BatchNorm2d(c[64]), nn.ReLU(inplace=True))
-        self.fusion, self.drop, self.fc = Fusion(c[2048]), nn.Dropout(dropout), nn.Linear(c[2048], 2)
+        self.attention = ResidualAttention(c[32], c[64])
+        self.after = nn.Sequential(nn.BatchNorm2d(c[64]), nn.ReLU(inplace=True))
+        self.fusion = Fusion(c[2048])
+        self.drop = nn.Dropout(dropout)
+        self.fc = nn.Linear(c[2048], 2)
         for m in chain(self.noise1, self.noise2, self.attention.modules()):
             if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, a=1) # variance 1 / fan-in
         self.cross1, self.cross2 = CrossAttention(c[728], grid**2), CrossAttention(c[728], grid**2)
         init_head(self.fc)
 
-    def stems(self, x): # (N, 3, H, W), normalized -> the two maps before block 1
+    def stems(self, x):
+        "Compute the two maps before block 1 from faces (N, 3, H, W), normalized."
         maps = self.high_pass(x.sum(1, keepdim=True))
         x = self.rgb.stem1(x)
         y = self.noise.stem1(maps) + self.noise1(x)
@@ -189,13 +227,16 @@ class SRM(Detector):
         attended = self.attention(self.high_pass(maps.sum(1, keepdim=True)))
         return self.after(x * attended + x), y
 
-    def features(self, x): # (N, 3, H, W), normalized -> (N, 2048, h, w)
+    def features(self, x):
+        "Compute the fused last map: (N, 3, H, W), normalized -> (N, 2048, h, w)."
         x, y = self.stems(x)
         x, y = self.cross1(self.rgb.blocks(x, 1, 3), self.noise.blocks(y, 1, 3))
         x, y = self.cross2(self.rgb.blocks(x, 4, 7), self.noise.blocks(y, 4, 7))
         return self.fusion(_last_map(self.rgb, x), _last_map(self.noise, y))
 
-    def logit(self, x): return fake_minus_real(self.fc(self.drop(self.features(x).mean((2, 3)))))
+    def logit(self, x):
+        features = self.features(x).mean((2, 3)) # (N, 2048)
+        return fake_minus_real(self.fc(self.drop(features)))
 
     def loss(self, outputs, batch): return am_softmax(outputs["logit"], batch)
 
@@ -204,12 +245,15 @@ class SRM(Detector):
         for body in (self.rgb, self.noise): load_imagenet(body)
 
 # %% ../../nbs/04j_srm.ipynb #04j-srm-46
-@register_detector(XCEPTION_WEIGHTS)
+@register_detector(
+    XCEPTION_WEIGHTS,
+    Published(53_238_380, gmacs={256: 14.0165}),
+    idle={r"(rgb|noise)\.bn4\.bias": "a shift in front of the fusion's 1x1 convolution and batch norm"})
 def srm(
     width: float = 1.0, # factor on the channels; 1 is the published size
     pretrained: bool = False, # ImageNet weights in both streams (width 1)
     size: int = 256, # edge of the faces in pixels; the attention has a weight for each pair of cells
-    order: str = "channel", # filters of a channel in the feature maps: "channel" all three, "released" as in the released code
+    order: str = "channel", # filters of a channel: "channel" all three, "released" as in the released code
     dropout: float = 0.5, # before the linear layer, in [0, 1)
 ) -> SRM:
     "SRM of Luo et al. (2021); in the paper: Table II."

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from prle.detectors.registry import (
-    IMAGENET_MEAN, IMAGENET_STD, Detector, Weights, imagenet_state, init_body, init_head, load_body, register_detector,
-    scaled,
+    BEFORE_NORM, IMAGENET_MEAN, IMAGENET_STD, Detector, Published, Weights, imagenet_state, init_body, init_head,
+    load_body, register_detector, scaled,
 )
 
 # %% ../../nbs/04c_vgg.ipynb #04c-vgg-8
@@ -22,7 +22,7 @@ def conv_groups(
     width: float, # factor on the channels
     batch_norm: bool, # a batch norm after every convolution
 ) -> tuple[nn.Sequential, list[int]]: # the layers, and the index of the last ReLU of each group
-    "The convolutional part of VGG-16, numbered like the published weight files."
+    "Build the convolutional part of VGG-16, numbered like the published weight files."
     layers, ends, inputs = [], [], 3
     for group in GROUPS:
         for channels in (scaled(c, width) for c in group):
@@ -50,7 +50,8 @@ class VGG(Detector):
     ):
         features, ends = conv_groups(width, batch_norm)
         super().__init__(weights, tuple(f"features.{i}" for i in reversed(ends[3:])))
-        self.features, hidden = features, scaled(4096, width)
+        self.features = features
+        hidden = scaled(4096, width)
         self.pool = nn.AdaptiveAvgPool2d(7)
         self.hidden = nn.Sequential(
             nn.Linear(scaled(512, width) * 49, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout),
@@ -69,11 +70,12 @@ def linear_names(
 ) -> dict[str, torch.Tensor]: # with the names and shapes of `VGG`, the head as `head`
     "Translate timm's VGG: the convolutions `pre_logits.fc1` and `fc2` become linear layers."
     names = {"pre_logits.fc1": "hidden.0", "pre_logits.fc2": "hidden.3", "head.fc": "head"}
-    def translate(key, value):
+    translated = {}
+    for key, value in state.items():
         layer, _, kind = key.rpartition(".")
-        if layer not in names: return key, value
-        return f"{names[layer]}.{kind}", value.flatten(1) if kind == "weight" else value
-    return dict(translate(k, v) for k, v in state.items())
+        if layer in names and kind == "weight": value = value.flatten(1)
+        translated[f"{names.get(layer, layer)}.{kind}"] = value
+    return translated
 
 # %% ../../nbs/04c_vgg.ipynb #04c-vgg-15
 def _vgg(weights: Weights, width: float, pretrained: bool, **options) -> VGG:
@@ -86,7 +88,9 @@ def _vgg(weights: Weights, width: float, pretrained: bool, **options) -> VGG:
 VGG16_WEIGHTS = Weights("vgg16.tv_in1k", "BSD-3-Clause", 224, IMAGENET_MEAN, IMAGENET_STD)
 VGG16_BN_WEIGHTS = Weights("vgg16_bn.tv_in1k", "BSD-3-Clause", 224, IMAGENET_MEAN, IMAGENET_STD)
 
-@register_detector(VGG16_WEIGHTS)
+@register_detector(
+    VGG16_WEIGHTS,
+    Published(134_268_738, second_output=4_097, gmacs={224: 15.4662, 256: 20.1641}))
 def vgg16(
     width: float = 1.0, # factor on the channels; 1 is the published size
     pretrained: bool = False, # ImageNet weights (width 1), torchvision's, fetched by timm
@@ -95,7 +99,10 @@ def vgg16(
     "VGG-16 without batch norm, the published one."
     return _vgg(VGG16_WEIGHTS, width, pretrained, dropout=dropout)
 
-@register_detector(VGG16_BN_WEIGHTS)
+@register_detector(
+    VGG16_BN_WEIGHTS,
+    Published(134_277_186, second_output=4_097, gmacs={224: 15.4662, 256: 20.1641}),
+    idle={r"features\.(0|3|7|10|14|17|20|24|27|30|34|37|40)\.bias": BEFORE_NORM})
 def vgg16_bn(
     width: float = 1.0, # factor on the channels; 1 is the published size
     pretrained: bool = False, # ImageNet weights (width 1), torchvision's, fetched by timm

@@ -7,6 +7,7 @@ __all__ = ['XCEPTION_WEIGHTS', 'XCEPTION_RECIPE', 'separable', 'Block', 'Xceptio
            'load_imagenet', 'xception']
 
 # %% ../../nbs/04a_xception.ipynb #04a-xception-6
+import math
 from collections import OrderedDict
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prle.detectors.registry import (
-    Detector, Recipe, Weights, imagenet_state, init_body, init_head, register_detector, scaled,
+    Detector, Published, Recipe, Weights, imagenet_state, init_body, init_head, register_detector, scaled,
 )
 
 # %% ../../nbs/04a_xception.ipynb #04a-xception-8
@@ -23,14 +24,14 @@ def separable(
     inputs: int, # channels that come in
     outputs: int, # channels that go out
 ) -> nn.Sequential:
-    "A separable convolution: 3x3 in every channel alone, then 1x1 across channels; nothing in between."
+    "Build a separable convolution: 3x3 in every channel alone, then 1x1 across channels; nothing in between."
     return nn.Sequential(OrderedDict(
         conv1=nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False),
         pointwise=nn.Conv2d(inputs, outputs, 1, bias=False)))
 
 # %% ../../nbs/04a_xception.ipynb #04a-xception-11
 class Block(nn.Module):
-    "Separable convolutions beside a shortcut, which is a 1x1 convolution of every `stride`-th cell where the shape changes."
+    "Separable convolutions beside a shortcut: where the shape changes, a 1x1 convolution of every `stride`-th cell."
     def __init__(
         self,
         *channels: int, # channels before the first, between, and after the last separable convolution
@@ -44,17 +45,23 @@ class Block(nn.Module):
             units += [relu, separable(a, b), nn.BatchNorm2d(b)]
         if stride > 1: units.append(nn.MaxPool2d(3, stride, padding=1))
         self.rep = nn.Sequential(*units[0 if first_relu else 1:])
-        self.stride, self.skip, self.skipbn = stride, nn.Identity(), nn.Identity()
+        self.stride = stride
+        self.skip, self.skipbn = nn.Identity(), nn.Identity()
         if stride > 1 or channels[0] != channels[-1]:
             self.skip = nn.Conv2d(channels[0], channels[-1], 1, bias=False)
             self.skipbn = nn.BatchNorm2d(channels[-1])
 
-    def forward(self, x): return self.rep(x) + self.skipbn(self.skip(x[..., ::self.stride, ::self.stride]))
+    def forward(self, x):
+        y = self.rep(x)  # first, because gradients are added up in this order
+        picked = x[..., ::self.stride, ::self.stride]
+        return y + self.skipbn(self.skip(picked))
 
 # %% ../../nbs/04a_xception.ipynb #04a-xception-15
 XCEPTION_WEIGHTS = Weights("legacy_xception.tf_in1k", "Apache-2.0", 299)
-XCEPTION_RECIPE = Recipe(batch=32, epochs=18, size=299, flip=False, augmentation="none", beyond="the first 3 epochs train the head alone",
-                         source="FaceForensics++ (unverified: 3 epochs head only, then 15 epochs all)")
+XCEPTION_RECIPE = Recipe(
+    batch=32, epochs=18, size=299, flip=False, augmentation="none",
+    beyond="the first 3 epochs train the head alone",
+    source="FaceForensics++ (unverified: 3 epochs head only, then 15 epochs all)")
 
 # %% ../../nbs/04a_xception.ipynb #04a-xception-17
 class XceptionBody(nn.Module):
@@ -66,7 +73,8 @@ class XceptionBody(nn.Module):
         stride: int = 2, # of the first convolution
     ):
         super().__init__()
-        self.channels = c = {n: scaled(n, width) for n in (32, 64, 128, 256, 728, 1024, 1536, 2048)} # published -> here
+        published = (32, 64, 128, 256, 728, 1024, 1536, 2048)
+        self.channels = c = {n: scaled(n, width) for n in published}
         self.conv1, self.bn1 = nn.Conv2d(inputs, c[32], 3, stride, bias=False), nn.BatchNorm2d(c[32])
         self.conv2, self.bn2 = nn.Conv2d(c[32], c[64], 3, bias=False), nn.BatchNorm2d(c[64])
         self.block1 = Block(c[64], c[128], c[128], stride=2, first_relu=False)
@@ -78,18 +86,27 @@ class XceptionBody(nn.Module):
         self.conv4, self.bn4 = separable(c[1536], c[2048]), nn.BatchNorm2d(c[2048])
         init_body(self, "fan_out")
 
-    def stem1(self, x): return F.relu(self.bn1(self.conv1(x)), inplace=True) # (N, inputs, H, W) -> (N, 32, H/2, W/2)
-    def stem2(self, x): return F.relu(self.bn2(self.conv2(x)), inplace=True) # -> (N, 64, H/2, W/2)
+    def stem1(self, x):
+        "Apply the first convolution: (N, inputs, H, W) -> (N, 32, H/2, W/2)."
+        return F.relu(self.bn1(self.conv1(x)), inplace=True)
 
-    def blocks(self, x, first: int, last: int): # from after block first - 1 to after block last; block12: (N, 1024, H/32, W/32)
+    def stem2(self, x):
+        "Apply the second convolution: (N, 32, H/2, W/2) -> (N, 64, H/2, W/2)."
+        return F.relu(self.bn2(self.conv2(x)), inplace=True)
+
+    def blocks(self, x, first: int, last: int):
+        "Apply blocks `first` to `last`; behind block 12: (N, 1024, H/32, W/32)."
         for i in range(first, last + 1): x = getattr(self, f"block{i}")(x)
         return x
 
-    def tail(self, x): # (N, 1024, h, w) -> (N, 2048, h, w), not negative
+    def tail(self, x):
+        "Apply the last two convolutions: (N, 1024, h, w) -> (N, 2048, h, w), not negative."
         x = F.relu(self.bn3(self.conv3(x)), inplace=True)
         return F.relu(self.bn4(self.conv4(x)), inplace=True)
 
-    def forward(self, x): return self.tail(self.blocks(self.stem2(self.stem1(x)), 1, 12))
+    def forward(self, x):
+        x = self.stem2(self.stem1(x))
+        return self.tail(self.blocks(x, 1, 12))
 
 # %% ../../nbs/04a_xception.ipynb #04a-xception-20
 class Xception(Detector):
@@ -106,10 +123,13 @@ class Xception(Detector):
     ):
         super().__init__(weights, ("body.conv4", "body.block11", "body.block2"), recipe)
         self.body = XceptionBody(width)
-        self.drop, self.fc = nn.Dropout(dropout), nn.Linear(self.body.channels[2048], 1)
+        self.drop = nn.Dropout(dropout)
+        self.fc = nn.Linear(self.body.channels[2048], 1)
         init_head(self.fc)
 
-    def logit(self, x): return self.fc(self.drop(self.body(x).mean((2, 3)))).squeeze(1)
+    def logit(self, x):
+        features = self.body(x).mean((2, 3)) # (N, 2048)
+        return self.fc(self.drop(features)).squeeze(1)
 
     def load_imagenet(self):
         "Load the published ImageNet weights of the body."
@@ -119,21 +139,30 @@ class Xception(Detector):
 def published_names(
     state: dict[str, torch.Tensor], # state dict of any published Xception
 ) -> dict[str, torch.Tensor]: # with the names and shapes of `XceptionBody`, without the head
-    "Translate a published Xception: 2-D pointwise kernels become 1x1 convolutions, the head (`fc`, `last_linear`) is left out."
-    four = lambda name, v: v[:, :, None, None] if "pointwise" in name and v.ndim == 2 else v
-    return {k: four(k, v) for k, v in state.items() if not k.startswith(("fc.", "last_linear."))}
+    "Translate a published Xception: 2-D pointwise kernels become 1x1 convolutions, the head is left out."
+    body = {}
+    for name, value in state.items():
+        if name.startswith(("fc.", "last_linear.")): continue
+        if "pointwise" in name and value.ndim == 2: value = value[:, :, None, None]
+        body[name] = value
+    return body
 
+# %% ../../nbs/04a_xception.ipynb #new-22-3
 def load_imagenet(
     body: XceptionBody, # of width 1
 ):
-    "Load the published ImageNet weights. Other input channels than three get the RGB kernels over and over, scaled to the same sum (as F3-Net's ports do)."
+    "Load the published ImageNet weights into a body with any number of input channels."
     state = published_names(imagenet_state(XCEPTION_WEIGHTS.source))
-    kernel, inputs = state["conv1.weight"], body.conv1.in_channels
-    state["conv1.weight"] = kernel.repeat(1, -(-inputs // 3), 1, 1)[:, :inputs] * (3 / inputs)
+    inputs = body.conv1.in_channels
+    kernel = state["conv1.weight"] # (32, 3, 3, 3)
+    repeated = kernel.repeat(1, math.ceil(inputs / 3), 1, 1)[:, :inputs]
+    state["conv1.weight"] = repeated * (3 / inputs)
     body.load_state_dict(state)
 
 # %% ../../nbs/04a_xception.ipynb #04a-xception-23
-@register_detector(XCEPTION_WEIGHTS)
+@register_detector(
+    XCEPTION_WEIGHTS,
+    Published(20_811_050, second_output=2_049, gmacs={256: 5.9507, 299: 8.3554}))
 def xception(
     width: float = 1.0, # factor on the channels; 1 is the published size
     pretrained: bool = False, # ImageNet weights (width 1)
