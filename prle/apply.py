@@ -22,7 +22,8 @@ from .detectors import Detector
 from .metrics import evaluate
 from .trainer import to_input
 from .runs import Run, check_run, read_run
-from .experiments import Lab, RunConfig
+from .configs import RunConfig
+from .experiments import Lab
 
 # %% ../nbs/10b_apply.ipynb #10b-apply-5
 def open_run(
@@ -50,7 +51,7 @@ def reopen(
 
 # %% ../nbs/10b_apply.ipynb #10b-apply-7
 def evaluation(
-    scores: pd.DataFrame, # from `prle.experiments.scores`
+    scores: pd.DataFrame, # from `prle.experiments.read_scores`
     n: int = 1000, # resamples behind the intervals
 ) -> pd.DataFrame: # subset, unit, measure; value, low, high in per cent
     "AUC and accuracy for each manipulation against all reals, and for all; by face, and by video where videos have several."

@@ -13,7 +13,7 @@ from pathlib import Path
 from .core import check_choice, outputs_dir, shortened
 from .trust import parse_yaml
 from .datasets import SPLITS
-from .experiments import PRESETS
+from .configs import PRESETS
 from .runs import RunFailed, claimed
 from .studycommand import add_userstudy
 
@@ -159,7 +159,7 @@ def _settings(words: list[str]) -> dict:
 
 def _run_config(args):
     "What `prle train` is to train."
-    from prle.experiments import RunConfig
+    from prle.configs import RunConfig
     if args.what[0].endswith((".yaml", ".yml", ".json")):
         config = RunConfig.read(args.what[0])
         if beside := [*args.what[1:], *(f"--{name}" for name in ("preset", "data", "mask", "seed", "set") if getattr(args, name) is not None)]:
@@ -170,14 +170,14 @@ def _run_config(args):
 
 def _train(args) -> int:
     from prle.apply import evaluation
-    from prle.experiments import Lab, scores, train_run
+    from prle.experiments import Lab, read_scores
     from prle.runs import record_runs
     config = _run_config(args)
     lab = Lab(config.preset, config.data or None, args.outputs, say=_say, processes=args.processes, track=args.track)
-    planned = train_run(dry := lab.dry(), config)
+    planned = (dry := lab.dry()).train(config)
     record_runs(lab.outputs, f"train-{planned.path.name}", dry.store.names()) # before, so that nobody prunes what is being made
-    run = train_run(lab, config)
-    print(f"{run.path}\n{evaluation(scores(run)).to_string(index=False, float_format='%.1f')}")
+    run = lab.train(config)
+    print(f"{run.path}\n{evaluation(read_scores(run)).to_string(index=False, float_format='%.1f')}")
     return 0
 
 def _found(args) -> Path:
@@ -189,16 +189,18 @@ def _open(args):
     return reopen(_found(args), args.data, outputs=args.outputs, say=_say)
 
 def _localize(args) -> int:
-    from prle.experiments import attention_run
     lab, run = _open(args)
-    print(attention_run(lab, run, args.split, args.subset).path/"maps.npy")
+    print(lab.attention(run, args.split, args.subset).path/"maps.npy")
     return 0
 
 def _evaluate(args) -> int:
     from prle.apply import evaluation, open_run
-    from prle.experiments import scores, target_run
-    run = open_run(_found(args)) if args.on == "test" else target_run(*_open(args), args.on) # the scores of its own test faces are in the run
-    table = evaluation(scores(run))
+    from prle.experiments import read_scores
+    if args.on == "test": scores = read_scores(open_run(_found(args))) # in the run itself
+    else:
+        lab, run = _open(args)
+        scores = lab.scores(run, args.on)
+    table = evaluation(scores)
     print(table.to_string(index=False, float_format="%.1f"))
     return 0
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SPREADS', 'ARMS', 'read_responses', 'exclude', 'crossed_bootstrap', 'accuracy_table', 'Effect', 'masked_is_harder',
            'harder_with_alpha', 'robust_difference', 'power', 'participants_needed', 'detector_answers',
-           'figure10_steps', 'lab_detectors', 'detector_table', 'study_detectors', 'draw_figure10', 'report']
+           'lab_detectors', 'detector_table', 'study_detectors', 'draw_figure10', 'report']
 
 # %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-2
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,12 @@ from scipy import stats
 
 from .core import rng
 from .datasets import FaceDataset
-from .experiments import Lab, detector_run, load_detector
+from .experiments import Lab, load_detector
 from .paper import PAGE_WIDTH
 from .studyserver import FIELDS, LARGEST, Refused, Responses, read_lines
 from .trainer import predict
 from .trust import below, one_line, parse_json, read_bytes, shortened
-from .userstudy import Study, conditions, study_steps
+from .userstudy import Study, conditions
 
 # %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-5
 def _answers(path: Path) -> tuple[str, list[tuple[int, object]], list[tuple[int, str]]]:
@@ -45,7 +45,7 @@ def _listed(faults: list[tuple[int, str]], unit: str, total: int) -> list[str]:
         lines.append(f"{len(n)} of {total} answers left out ({unit} {where}): {reason}")
     return lines
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-5a
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-6
 def _fit(record, responses: Responses) -> dict:
     "Return an answer with `simulated`; `Refused` if it does not fit."
     if not isinstance(record, dict): return responses.fit(record)
@@ -73,7 +73,7 @@ def _first(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], li
         elif first != answer: faults.append((number, "this picture was answered already, differently."))
     return rows, _listed(faults, unit, total)
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-5b
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-7
 def _response_files(folder: Path) -> list[Path]:
     "List the files of answers, those of the server first."
     return [path for suffix in (".jsonl", ".json") for path in sorted(folder.glob(f"*{suffix}"))]
@@ -100,7 +100,7 @@ def read_responses(
     table.attrs["dropped"] = dropped
     return table
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-7
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-9
 def exclude(
     responses: pd.DataFrame, # from `read_responses`
     median: float = 500, # ms; participants whose median is below are left out
@@ -120,7 +120,7 @@ def exclude(
     kept.attrs["left_out"] = len(gone)
     return kept, pd.DataFrame(out, columns=["code", "reason", "decisions"])
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-9
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-11
 def crossed_bootstrap(
     right: np.ndarray, # (N,) bool, whether each decision was right
     participants: np.ndarray, # (N,) who decided
@@ -142,7 +142,7 @@ def crossed_bootstrap(
 
 def _interval(samples: np.ndarray) -> tuple: return tuple(np.nanquantile(samples, [0.025, 0.975], axis=0))
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-11
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-13
 def _conditions_of(kept: pd.DataFrame, subsets: Sequence[str]) -> dict[tuple, np.ndarray]:
     "Figure 10's bars and points: (panel, name, mask, alpha) -> which decisions."
     subset, mask = kept.subset.to_numpy(), kept["mask"].to_numpy()
@@ -165,7 +165,7 @@ def accuracy_table(
     with np.errstate(invalid="ignore"): accuracy = (which & right).sum(1) / which.sum(1)
     return table.assign(accuracy=100 * accuracy, low=100 * low, high=100 * high)
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-13
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-15
 @dataclass(frozen=True)
 class Effect:
     "What a test found."
@@ -197,7 +197,7 @@ def _mixed_logistic(right: np.ndarray, x: np.ndarray, participants: np.ndarray, 
     slopes = np.exp(2 * fit.vcp_mean[1::2]) / [b.shape[1] for b in blocks[1::2]] # variance of the mean of people's and of faces' own slopes, which `fe_sd` takes as known
     return float(fit.fe_mean[1]), float(np.sqrt(fit.fe_sd[1] ** 2 + slopes.sum()))
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-14
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-16
 def _effect(kept: pd.DataFrame, x: np.ndarray, question: str, weights: np.ndarray, span: float) -> Effect:
     "The test of a slope on `x`; `weights` (K, N) and their contrast give the points."
     right, (slope, sd) = kept["right"].to_numpy(bool), _mixed_logistic(kept["right"].to_numpy(bool), x, kept.code, kept.path)
@@ -225,7 +225,7 @@ def harder_with_alpha(
     if len(levels := np.unique(x)) < 2: raise ValueError("there are no decisions at two or more fixed alphas.")
     return _effect(rows, x, "Harder with alpha (per 1.0)?", np.stack([x == a for a in levels]), 0.9)
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-16
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-18
 def robust_difference(
     right: np.ndarray, # (N,) 0 or 1
     x: np.ndarray, # (N,) 0 or 1
@@ -255,7 +255,7 @@ def _draw_study(plan: pd.DataFrame, faces: int, accuracy: tuple[float, float], s
 SPREADS = dict(participant=0.5, face=0.8, participant_slope=0.3, face_slope=0.4)
 "Assumed standard deviations, in log-odds, of participants and faces, and of what the mask does to them."
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-17
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-19
 def power(
     participants: Sequence[int] = (5, 10, 20, 40, 86, 172), # numbers to try
     images: int = 50, # a participant
@@ -290,7 +290,7 @@ def participants_needed(
     enough = table.index[table >= share]
     return f"{enough[0] if len(enough) else f'more than {table.index[-1]}'} participants for a power of {share:.0%}"
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-20
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-22
 def detector_answers(
     study: Study, # from `read_study`
     detectors: dict, # name -> detector of `prle.detectors`
@@ -310,19 +310,17 @@ def detector_answers(
 ARMS = {"": "none", " + PRLE": "primary"}
 "The detectors beside the people, and the masks that they are trained with."
 
-def figure10_steps(
-    lab: Lab, # preset, data and store
-    seed: int = 0, # of the trainings
-) -> list[Callable]: # to be called with a dry lab too
-    "The runs behind Figure 10: the study's quantile maps and the detectors."
-    return [*study_steps(lab, seed=seed), *[lambda b=b, m=m: detector_run(lab, b, "all", mask=m, seed=seed) for b in lab.preset.backbones for m in ARMS.values()]]
-
 def lab_detectors(
     lab: Lab, # preset, data and store
     seed: int = 0, # of the trainings
 ) -> dict: # name -> detector
-    "The preset's backbones, plain and with primary region masks, trained on all manipulations."
-    return {f"{b}{suffix}": load_detector(detector_run(lab, b, "all", mask=mask, seed=seed), lab.device) for b in lab.preset.backbones for suffix, mask in ARMS.items()}
+    "Load the preset's backbones, plain and with primary region masks, trained on all manipulations."
+    detectors = {}
+    for backbone in lab.preset.backbones:
+        for suffix, mask in ARMS.items():
+            run = lab.detector(backbone, "all", mask=mask, seed=seed)
+            detectors[f"{backbone}{suffix}"] = load_detector(run, lab.device)
+    return detectors
 
 def detector_table(
     answers: pd.DataFrame, # from `detector_answers`
@@ -350,7 +348,7 @@ def study_detectors(
     shown = kept if len(kept) else study.plan[study.plan.picture != ""]
     return detector_table(detector_answers(study, lab_detectors(lab, seed), lab.device), study.settings["subsets"], shown)
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-22
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-24
 def _bars(ax: plt.Axes, table: pd.DataFrame, detectors: pd.DataFrame | None):
     "Figure 10a: accuracy by manipulation, unmasked and masked."
     rows = table[table.panel == "a"]
@@ -372,7 +370,7 @@ def _curve(ax: plt.Axes, table: pd.DataFrame, detectors: pd.DataFrame | None):
     ax.axhline(50, lw=0.6, ls=":", color="black")
     ax.set(xlabel="$\\alpha$ (0: unmasked)", ylim=(0, 105), xlim=(-0.05, 1.05), title="(b)")
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-23
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-25
 def draw_figure10(
     kept: pd.DataFrame, # from `exclude`
     subsets: Sequence[str], # manipulations
@@ -395,7 +393,7 @@ def draw_figure10(
     figure.supxlabel(people, fontsize=7)
     return figure
 
-# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-26
+# %% ../nbs/12c_studyanalysis.ipynb #12c-studyanalysis-28
 def report(
     study: Study, # from `read_study`
 ) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .core import digest, outputs_dir
 from .datasets import SPLITS
-from .experiments import PRESETS
+from .configs import PRESETS
 
 # %% ../nbs/12d_studycommand.ipynb #12d-studycommand-3
 def _folder(args) -> Path: return Path(args.folder or outputs_dir()/"mini"/"userstudy")

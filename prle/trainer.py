@@ -7,7 +7,7 @@ __all__ = ['PAPER_TWO_GPUS', 'TrainConfig', 'TrainingFaces', 'epoch_order', 'Bat
            'memory_explained', 'predict', 'check_split', 'MovingAverage', 'train']
 
 # %% ../nbs/09_trainer.ipynb #09-trainer-2
-import copy, hashlib, math, numbers, sys, time
+import copy, hashlib, math, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from .core import check_choice, digest, file_digest, progress, rng, seed_everything, shortened, torch_rng
+from .fields import FLAG, check_fields, number_rule, set_fields
 from .datasets import BalancedSampler, FaceDataset
 from .detectors import Detector
 from .detectors.registry import Recipe, evaluating
@@ -31,16 +32,24 @@ from .processes import Processes
 OPTIMIZERS, SCHEDULES = ["Adam", "AdamW", "SGD"], ["cosine", "constant", "step"]
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
-_whole = lambda x: isinstance(x, numbers.Integral) and not isinstance(x, bool)
-_number = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and abs(x) <= sys.float_info.max
-_CHECKS = dict( # field -> what must hold, and how to say so
-    epochs=(lambda x: _whole(x) and x > 0, "a whole number above 0"), batch=(lambda x: _whole(x) and x > 1, "a whole number of at least 2 (batch normalization)"),
-    accumulate=(lambda x: _whole(x) and x > 0, "a whole number above 0"), lr=(lambda x: _number(x) and x > 0, "a number above 0"),
-    weight_decay=(lambda x: _number(x) and x >= 0, "0 or more"), gamma=(lambda x: _number(x) and x >= 0, "0 or more"),
-    ema=(lambda x: _number(x) and 0 <= x < 1, "in [0, 1)"), flip=(lambda x: isinstance(x, bool), "True or False"),
-    balance=(lambda x: isinstance(x, bool), "True or False"),
-    compile=(lambda x: isinstance(x, bool), "True or False"), seed=(lambda x: _whole(x) and x >= 0, "a whole number of 0 or more"),
-    workers=(lambda x: _whole(x) and x >= 0, "a whole number of 0 or more"))
+_POSITIVE = number_rule("be a number above 0", lambda x: x > 0)
+_NOT_NEGATIVE = number_rule("be 0 or more", lambda x: x >= 0)
+_COUNT = number_rule("be a whole number above 0", lambda x: x > 0, whole=True)
+_COUNT_OR_NONE = number_rule("be a whole number of 0 or more", lambda x: x >= 0, whole=True)
+_RULES = dict(
+    epochs=_COUNT,
+    batch=number_rule("be a whole number of at least 2 (batch normalization)", lambda x: x > 1, whole=True),
+    accumulate=_COUNT,
+    lr=_POSITIVE,
+    weight_decay=_NOT_NEGATIVE,
+    gamma=_NOT_NEGATIVE,
+    ema=number_rule("lie in [0, 1)", lambda x: 0 <= x < 1),
+    flip=FLAG,
+    balance=FLAG,
+    compile=FLAG,
+    seed=_COUNT_OR_NONE,
+    workers=_COUNT_OR_NONE,
+)
 
 def _check_schedule(schedule: str):
     "`ValueError` for what is no schedule."
@@ -71,13 +80,12 @@ class TrainConfig:
     workers: int = 0 # processes that decode, a training process; the result does not depend on it
 
     def __post_init__(self):
-        for name, (ok, must) in _CHECKS.items():
-            if not ok(value := getattr(self, name)): raise ValueError(f"{name} must be {must}, not {shortened(value)}.")
+        check_fields(self, _RULES)
         if self.batch < 2 * self.accumulate: raise ValueError(f"accumulate must leave at least two faces a part, not be {self.accumulate} with batch {self.batch}.")
         check_choice(self.optimizer, OPTIMIZERS, "optimizer")
         check_choice(self.precision, PRECISIONS, "precision")
         _check_schedule(self.schedule)
-        for f in fields(self): object.__setattr__(self, f.name, f.type(getattr(self, f.name))) # 1 and 1.0 and NumPy's are one configuration
+        set_fields(self, **{f.name: f.type(getattr(self, f.name)) for f in fields(self)}) # 1 and 1.0 and NumPy's are one
 
     @classmethod
     def of(

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['PATTERN', 'ALPHAS', 'LETTERS', 'CODE', 'COLUMNS', 'DATED', 'CHECKS', 'ANSWERS', 'SUMS', 'RESTORE', 'TEXT',
            'conditions', 'largest_design', 'plan_study', 'keyed', 'mask_face', 'Study', 'close_key', 'check_key',
-           'build_study', 'read_study', 'draw_session', 'select_faces', 'study_steps', 'study_faces']
+           'build_study', 'read_study', 'draw_session', 'select_faces', 'study_cells', 'study_faces']
 
 # %% ../nbs/12_userstudy.ipynb #12-userstudy-3
 import hmac, math, os, secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -25,7 +25,8 @@ from scipy.optimize import Bounds, LinearConstraint, linear_sum_assignment, milp
 from .core import FAKE, REAL, atomic_path, digest, file_digest, progress, provenance, rng, write_json
 from .trust import Damaged, below, check_digest, read_bytes, read_json
 from .datasets import SPLITS, read_quantiles, read_rgb, select
-from .experiments import Lab, fusion_run
+from .configs import Zoo
+from .experiments import Lab, Wanted
 from .masking import MaskParams, PrimaryRegionMask
 from .paper import PAGE_WIDTH
 
@@ -167,7 +168,7 @@ def plan_study(
         raise ValueError(f"{images} images a participant with every identity at most once, and {practice} to practise on, "
                          f"need more people than the {faces.identity.nunique()} there are, with one face drawn for each person and kind. {offer}") from e
 
-# %% ../nbs/12_userstudy.ipynb #12-userstudy-22b
+# %% ../nbs/12_userstudy.ipynb #12-userstudy-24
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789" # no i, l, o, 0, 1
 CODE = 16 # letters of a code: 79 bits, too many to be tried out
 
@@ -187,7 +188,7 @@ def _code(secret: str, participant: int) -> str:
         code += LETTERS[letter]
     return code
 
-# %% ../nbs/12_userstudy.ipynb #12-userstudy-24
+# %% ../nbs/12_userstudy.ipynb #12-userstudy-27
 COLUMNS = ["picture", "path", "subset", "label", "identity", "source_identity", "split", "mask", "fixed", "alpha", "masked_share"]
 "What the key says of a picture."
 
@@ -211,7 +212,7 @@ def _draw_alpha(path: str, mask: str, alpha: float, secret: str) -> float:
     "The share that a picture is masked with: one draw from (0, 1] for each face that is masked at random."
     return 0.0 if mask == "none" else alpha if mask == "fixed" else 1 - rng(secret, "alpha", path).random()
 
-# %% ../nbs/12_userstudy.ipynb #12-userstudy-26
+# %% ../nbs/12_userstudy.ipynb #12-userstudy-29
 def _named(wanted: pd.DataFrame, secret: str) -> pd.DataFrame:
     "Each distinct picture once, with its name and its alpha, by name."
     distinct = wanted[["path", "mask", "alpha"]].drop_duplicates().rename(columns=dict(alpha="fixed"))
@@ -235,7 +236,7 @@ def _write_pictures(wanted: pd.DataFrame, faces: pd.DataFrame, folder: Path, sec
         raise ValueError("the faces differ in size, which the size of the files would tell; crop them to one size.")
     return named.assign(masked_share=shares)[COLUMNS]
 
-# %% ../nbs/12_userstudy.ipynb #12-userstudy-28
+# %% ../nbs/12_userstudy.ipynb #12-userstudy-31
 CHECKS = (REAL, FAKE) # what the attention checks ask for, in this order
 ANSWERS = ("real", "fake")
 "The words for REAL and FAKE that page and responses use."
@@ -259,7 +260,7 @@ class Study:
     @property
     def codes(self) -> list[str]: return list(dict.fromkeys(self.plan.code))
 
-# %% ../nbs/12_userstudy.ipynb #12-userstudy-29
+# %% ../nbs/12_userstudy.ipynb #12-userstudy-32
 def _rows(plan: pd.DataFrame, key: pd.DataFrame, secret: str) -> pd.DataFrame:
     "Who answers what: the key's plan."
     rows, cells = [], plan.merge(key[["path", "mask", "fixed", "picture"]], left_on=["path", "mask", "alpha"], right_on=["path", "mask", "fixed"], how="left")
@@ -271,7 +272,7 @@ def _rows(plan: pd.DataFrame, key: pd.DataFrame, secret: str) -> pd.DataFrame:
             rows.append(dict(code=_code(secret, p), index=index, picture=picture, expected=expected))
     return pd.DataFrame(rows)
 
-# %% ../nbs/12_userstudy.ipynb #12-userstudy-29b
+# %% ../nbs/12_userstudy.ipynb #12-userstudy-34
 SUMS = "key/checksums.txt"
 RESTORE = "Restore it from a copy of the study; with another key or other pictures its numbers would be wrong."
 
@@ -289,7 +290,7 @@ def _write_sums(folder: Path):
     lines = "".join(f"{file_digest(p)}  {p.relative_to(folder).as_posix()}\n" for p in files)
     (folder/SUMS).write_text(f"{lines}{digest(lines)}  the lines above\n", encoding="utf-8")
 
-# %% ../nbs/12_userstudy.ipynb #12-userstudy-29c
+# %% ../nbs/12_userstudy.ipynb #12-userstudy-35
 def check_key(
     folder: Path, # of a study
 ):
@@ -303,7 +304,7 @@ def check_key(
         try: check_digest(below(folder, name), wanted)
         except Damaged as e: raise Damaged(f"{e} {RESTORE}") from e
 
-# %% ../nbs/12_userstudy.ipynb #12-userstudy-29d
+# %% ../nbs/12_userstudy.ipynb #12-userstudy-36
 def _absent(folder: Path):
     "`FileExistsError` if the folder is there."
     if folder.exists(): raise FileExistsError(f"{folder} is there already and may hold responses; remove it, or name another folder.")
@@ -325,7 +326,7 @@ def _write_key(folder: Path, pictures: pd.DataFrame, plan: pd.DataFrame, setting
     _write_sums(folder)
     close_key(folder)
 
-# %% ../nbs/12_userstudy.ipynb #12-userstudy-29e
+# %% ../nbs/12_userstudy.ipynb #12-userstudy-37
 def build_study(
     faces: pd.DataFrame, # rows of a manifest, with a column `quantiles` (paths of quantile maps); `attrs["root"]` is the folder of the faces
     folder: str | Path, # of the study; appears when it is complete
@@ -353,7 +354,7 @@ def build_study(
         _write_key(tmp, key, _rows(plan, key, own), settings)
     return read_study(folder)
 
-# %% ../nbs/12_userstudy.ipynb #12-userstudy-29f
+# %% ../nbs/12_userstudy.ipynb #12-userstudy-38
 TEXT = dict.fromkeys(("picture", "path", "subset", "identity", "source_identity", "split", "mask", "code", "expected"), str)
 
 def read_study(
@@ -369,7 +370,7 @@ def read_study(
     pictures["fixed"] = pd.to_numeric(pictures.fixed)
     return Study(folder, read_json(folder/"key"/"study.json", dict), pictures, read("plan.csv"))
 
-# %% ../nbs/12_userstudy.ipynb #12-userstudy-33
+# %% ../nbs/12_userstudy.ipynb #12-userstudy-44
 def draw_session(
     study: Study, # from `read_study`
     code: str, # of a participant
@@ -386,7 +387,7 @@ def draw_session(
         ax.set_title(f"{k.subset} {k['mask']}" + (f" {k.alpha:.1f}" if k.alpha else ""), fontsize=6)
     return figure
 
-# %% ../nbs/12_userstudy.ipynb #12-userstudy-37
+# %% ../nbs/12_userstudy.ipynb #12-userstudy-48
 def select_faces(
     lab: Lab, # preset, data and store
     splits: Sequence[str] = SPLITS, # which faces; detectors are compared on "test" only
@@ -396,19 +397,25 @@ def select_faces(
     found.attrs["root"] = lab.manifest.attrs["root"]
     return found
 
-def study_steps(
-    lab: Lab, # preset, data and store
+def study_cells(
+    lab: Lab, # preset and data
     splits: Sequence[str] = SPLITS, # as `select_faces`
     seed: int = 0, # of the zoo
-) -> list[Callable]: # to be called with a dry lab too
-    "The runs behind a study's masks."
-    return [lambda s=split: fusion_run(lab, "all", seed, split=s) for split in splits]
+) -> dict[str, list[Wanted]]: # split -> the folder of its quantile maps
+    "Want the quantile maps behind a study's masks."
+    return {split: [_wanted_quantiles(split, seed)] for split in splits}
+
+def _wanted_quantiles(split: str, seed: int) -> Wanted:
+    "Want the quantile maps of a split, of the zoo that is trained on all manipulations."
+    return Wanted(lambda lab: lab.quantiles(Zoo("all", seed), split), lambda run: run.path/"quantiles") # planned too
 
 def study_faces(
     lab: Lab, # preset, data and store
     splits: Sequence[str] = SPLITS, # as `select_faces`
     seed: int = 0, # of the zoo
 ) -> pd.DataFrame: # rows of the manifest, with the column `quantiles`
-    "The faces of a lab with the quantile maps of its zoo; makes the zoo if it is not there."
-    found, folders = select_faces(lab, splits), {s: run().path/"quantiles" for s, run in zip(splits, study_steps(lab, splits, seed))}
-    return found.assign(quantiles=[str(folders[s]/Path(p).with_suffix(".png")) for s, p in zip(found.split, found.path)])
+    "Return the faces of a lab with the quantile maps of its zoo; makes the zoo if it is not there."
+    found = select_faces(lab, splits)
+    folders = {split: wanted.get(lab) for split, [wanted] in study_cells(lab, splits, seed).items()}
+    quantiles = [str(folders[split]/Path(path).with_suffix(".png")) for split, path in zip(found.split, found.path)]
+    return found.assign(quantiles=quantiles)

@@ -9,12 +9,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from prle import cli, reproduce
+from prle import cli, exhibits, reproduce
 from prle.apply import crop_largest, crop_settings, evaluation, reopen
 from prle.benchmark import LIFT, SCALE, build_benchmark
 from prle.core import write_json
 from prle.datasets import read_manifest, read_rgb, write_manifest
-from prle.experiments import PRESETS, Backbone, Lab, Preset, RunConfig, detector_run, load_detector, scores, statistics_run, train_run
+from prle.configs import IDENTITY, PRESETS, Backbone, Preset, RunConfig, Zoo
+from prle.exhibits import Exhibit
+from prle.experiments import Lab, Wanted, load_detector, read_scores
 from prle.faces import orl_folder, read_image
 from prle.metrics import auc
 from prle.runs import list_runs, recorded_runs
@@ -23,14 +25,23 @@ from prle.trust import read_sealed, write_sealed
 from test_experiments import write_square
 
 
+def needing(ask, name="table"):
+    "A table that needs a run of each seed."
+    class Table(Exhibit):
+        notebook = name
+        def cells(self, lab, seeds): return {"cell": [Wanted(lambda lab, seed=seed: ask(lab, seed), str) for seed in range(seeds)]}
+    return Table()
+
+
 @pytest.fixture
 def lab(toy, tmp_path, monkeypatch):
     tiny = Preset(64, 8, {"Small": Backbone("xception", 1 / 8), "Other": Backbone("vgg16", 1 / 8)}, dict(epochs=1, batch=4), grid=4, width=1 / 8)
     monkeypatch.setitem(PRESETS, "tiny", tiny)
-    needs = dict(table_a=lambda lab, seeds: [lambda s=s: detector_run(lab, "Small", "A", "primary", s) for s in range(seeds)],
-                 table_b=lambda lab, seeds: [lambda: statistics_run(lab, "B")])
-    monkeypatch.setattr(reproduce, "NOTEBOOKS", needs)
-    monkeypatch.setattr(reproduce, "list_notebooks", lambda: list(needs))
+    declared = dict(
+        table_a=needing(lambda lab, seed: lab.detector("Small", "A", "primary", seed), "table_a"),
+        table_b=needing(lambda lab, seed: lab.statistics(Zoo("B", fusion=IDENTITY)), "table_b"))
+    monkeypatch.setattr(exhibits, "PAPER", declared)
+    monkeypatch.setattr(reproduce, "list_notebooks", lambda: list(declared))
     return Lab("tiny", data=write_square(toy, tmp_path / "square"), outputs=tmp_path / "out", say=lambda line: None)
 
 
@@ -48,15 +59,15 @@ def prle(lab, capsys):
 def test_plan_tells_what_is_there_and_why_not(lab, prle):
     code, text, _ = prle("plan", "table_a")
     assert code == 0 and "6 to make, 6 of them like none before." in text and "masks" not in text
-    assert reproduce.announce(lab, lambda dry: [lambda: detector_run(dry, "Small", "A")]) == "1 of 1 runs are to be made: 1 of them like none before."
-    detector_run(lab, "Small", "A", seed=0)
+    assert reproduce.announce(lab, needing(lambda lab, seed: lab.detector("Small", "A")), seeds=1) == "1 of 1 runs are to be made: 1 of them like none before."
+    lab.detector("Small", "A", seed=0)
     _, text, _ = prle("plan", "table_a", "table_b")
     assert re.search("reuse +detectors/Small-A-none-s0", text) and "11 runs: 1 reused, 10 to make in about" in text
     assert prle("plan", "table_c")[0] == 2 and not list((lab.outputs / "runs").glob("maps*"))
 
 
 def test_changed_data_are_said_to_have_changed(lab, prle):
-    detector_run(lab, "Small", "A")
+    lab.detector("Small", "A")
     with open(f"{lab.manifest.attrs['root']}/{lab.manifest.path[0]}", "ab") as f:
         f.write(b"x")
     assert "the data have changed" in prle("plan", "table_a")[1]
@@ -64,7 +75,7 @@ def test_changed_data_are_said_to_have_changed(lab, prle):
 
 def test_runs_are_listed_and_what_nothing_needs_goes(lab, prle):
     reproduce.prepare(lab, ["table_a"])
-    lost = detector_run(lab, "Other", "B", "random", lr=0.01)
+    lost = lab.detector("Other", "B", "random", lr=0.01)
     assert len(recorded_runs(lab.outputs)) == 6
     _, text, _ = prle("runs", "--kind", "detectors", "--match", "random")
     assert "detectors/Other-B-random-lr=0.01-s0-" in text and text.endswith("made by other code.\n") and "1 runs (1 finished)" in text
@@ -82,7 +93,7 @@ def test_runs_are_listed_and_what_nothing_needs_goes(lab, prle):
 
 
 def test_a_byte_that_changed_is_found_when_all_are_compared(lab, prle):
-    run = detector_run(lab, "Small", "A")
+    run = lab.detector("Small", "A")
     assert prle("runs", "check")[0] == 0
     bytes_ = bytearray((run.path / "model.safetensors").read_bytes())
     bytes_[-1] ^= 1
@@ -93,7 +104,7 @@ def test_a_byte_that_changed_is_found_when_all_are_compared(lab, prle):
 
 def test_a_flipped_bit_in_any_file_is_refused_by_name(lab, prle):
     "Whatever is asked of the run."
-    run, commands = detector_run(lab, "Small", "A"), (["evaluate", "Small-A"], ["localize", "Small-A"], ["predict", "Small-A", "face.png"])
+    run, commands = lab.detector("Small", "A"), (["evaluate", "Small-A"], ["localize", "Small-A"], ["predict", "Small-A", "face.png"])
     for path in sorted(run.path.iterdir()):
         whole = path.read_bytes()
         for at in (0, len(whole) // 3, len(whole) // 2, len(whole) - 2):
@@ -145,10 +156,10 @@ def test_a_configuration_may_name_its_data_as_seen_from_here(lab, prle, tmp_path
 def test_what_is_being_made_is_needed_already(lab, prle, monkeypatch):
     "By a training with its zoo, and by a user study; also if they are killed."
     def dying(*args, **kwargs): raise KeyboardInterrupt
-    for patched, words, runs in (("prle.experiments.train_run", ["train", "Small", "A", "--mask", "primary"], 6),
+    for patched, words, runs in (("prle.experiments.Lab.train", ["train", "Small", "A", "--mask", "primary"], 6),
                                  ("prle.studypage.make_study", ["userstudy", "build", "--preset", "tiny", "--data", lab.data, "--splits", "train", "test"], 6 + 8)):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            real = train_run
+            real = Lab.train
             patch.setattr(patched, lambda lab, *args, **kwargs: real(lab, *args) if lab.store.dry else dying())
             prle(*words)
         assert len(recorded_runs(lab.outputs)) == runs
@@ -156,7 +167,7 @@ def test_what_is_being_made_is_needed_already(lab, prle, monkeypatch):
 
 def test_what_has_seen_other_data_is_not_used_on_these(lab, prle, tmp_path):
     "Whose people it was trained on is not known any more; where the data have only been moved, it goes on."
-    run = detector_run(lab, "Small", "A")
+    run = lab.detector("Small", "A")
     words = [("localize", "Small-A"), ("predict", "Small-A", tmp_path / "absent.png"), ("evaluate", "Small-A", "--on", "mini-DF1")]
     shutil.move(tmp_path / "square", tmp_path / "moved")
     assert all("no manifest at" in prle(*w)[2] for w in words)
@@ -177,7 +188,7 @@ def test_a_training_that_diverges_is_an_exit_code(lab, prle):
 
 
 def test_evaluation_is_the_metrics_by_manipulation(lab):
-    table = scores(detector_run(lab, "Small", "A"))
+    table = read_scores(lab.detector("Small", "A"))
     rows = evaluation(table).set_index(["subset", "unit", "measure"]).value
     part = table[table.subset.isin(["real", "B"])]
     assert rows["B", "frame", "auc"] == pytest.approx(100 * auc(part.label, part.p_fake)) and rows["all", "frame", "auc"] == pytest.approx(100 * auc(table.label, table.p_fake))
@@ -206,7 +217,7 @@ def test_a_damaged_record_of_the_crops_is_named(tmp_path, name, content):
 
 
 def test_predict_scores_what_it_can(lab, prle, tmp_path):
-    run, files = detector_run(lab, "Small", "A"), tmp_path / "files"
+    run, files = lab.detector("Small", "A"), tmp_path / "files"
     face = read_image(sorted((orl_folder() / "s1").glob("*.pgm"))[0])
     (files / "clip").mkdir(parents=True)
     for path in (files / "one.png", files / "clip/0.png", files / "clip/1.png"):
@@ -249,7 +260,7 @@ def test_wrong_configurations_say_what_is_wrong(tmp_path, text, message):
 
 
 def test_a_read_only_copy_of_a_store_can_be_used(lab, prle):
-    run = detector_run(lab, "Small", "A")
+    run = lab.detector("Small", "A")
     copy = lab.outputs.parent / "copy"
     shutil.copytree(run.path, copy / run.path.name)
     assert prle("evaluate", copy / run.path.name)[0] == 0

@@ -6,14 +6,23 @@ import torch
 from sklearn.metrics import accuracy_score, roc_auc_score
 from torch import nn
 
-from prle import comparisons
-from prle.comparisons import (BASELINES, HIGH, LOW, Arm, add_figure6, add_paper, arm_table, choose_backbones, compare_arms, estimate_sums, figure5_arms, figure6_arms, gaps,
-                              paper_names, paper_tests, subset_cells, table_arms)
+from prle import comparisons, tables
+from prle.comparisons import (BASELINES, HIGH, LOW, PLAIN_AND_PRLE, Arm, add_paper, arms_of, choose_backbones, compare, estimate_sums, gaps, masked_cells,
+                              paper_names, paper_numbers, paper_tests, score_cells, split_subsets, target_cells)
 from prle.core import rng
-from prle.efficiency import COUNTED, _sample, efficiency_table, norm_elements, paper_gflops, paper_network
+from prle.efficiency import COUNTED, efficiency_table, even_sample, norm_elements, paper_gflops, paper_network
+from prle.exhibits import Gap, exhibits, read_cell
 from prle.experiments import Lab
+from prle.figures import Figure5, Figure6, add_figure6
 from prle.paper import BACKBONES, SUBSETS, TARGET_SETS, paper_table
 from prle.runs import RunFailed
+from prle.tables import Table2, Table3, Table4, Table5, Table6, Table7, attended_share, share_cells, share_table
+
+ARM_TABLES = [Table2(), Table3(), Table4(), Table5(), Table6(), Table7()]
+
+
+def read(lab, cells):
+    return {name: read_cell(lab, cell) for name, cell in cells.items()}
 
 
 @pytest.fixture
@@ -66,7 +75,7 @@ def test_several_seeds_allow_for_seeds():
 
 
 def test_a_run_that_failed_is_a_gap_with_its_reason():
-    found = estimate_sums({"a": [table("a")], "b": "it diverged"}, dict(a="auc", b="auc"), {"a": {"a": 1.0}, "b": {"b": 1.0}, "mean": {"a": 0.5, "b": 0.5}}).set_index("key")
+    found = estimate_sums({"a": [table("a")], "b": Gap("it diverged")}, dict(a="auc", b="auc"), {"a": {"a": 1.0}, "b": {"b": 1.0}, "mean": {"a": 0.5, "b": 0.5}}).set_index("key")
     assert found.value.isna().to_dict() == dict(a=False, b=True, mean=True) and found.note.to_dict() == dict(a="", b="it diverged", mean="it diverged")
 
 
@@ -74,17 +83,19 @@ def test_gaps_in_a_table(lab, monkeypatch):
     def run(lab, backbone, train, seed, **changes):
         if backbone == "VGG" and changes: raise RunFailed("detectors/VGG-DF-primary-s0", "the loss became nan in epoch 1")
         return backbone, bool(changes)
-    monkeypatch.setattr(comparisons, "detector_run", run)
-    monkeypatch.setattr(comparisons, "scores", lambda run: pd.concat([table((run, s), subset=s, shift=0.4 + 0.2 * run[1]) for s in SUBSETS]))
-    rows = compare_arms(lab, table_arms(lab, 3, ["VGG", "Xception"]), 1, subset_cells)
+    monkeypatch.setattr(Lab, "detector", run)
+    monkeypatch.setattr(comparisons, "read_scores", lambda run: pd.concat([table((run, s), subset=s, shift=0.4 + 0.2 * run[1]) for s in SUBSETS]))
+    values = read(lab, Table3().cells(lab, 1, backbones=["VGG", "Xception"]))
+    rows = compare(split_subsets(values, lab.subsets))
     assert len(rows) == 5 * 2 * 3 * 7 and "1 gap: detectors/VGG-DF-primary-s0 failed: the loss became nan" in gaps(rows) and gaps(rows[rows.backbone == "Xception"]) == ""
     cells = rows.set_index(["backbone", "arm", "train", "test"]).value
     assert cells.loc["VGG"].isna().groupby(level=0).all().to_dict() == {"none": False, "primary": True, "primary - none": True}
     assert cells["Xception", "primary - none", "FS", "NT"] == pytest.approx(cells["Xception", "primary", "FS", "NT"] - cells["Xception", "none", "FS", "NT"])
     assert cells["Xception", "none", "FS", "unseen"] == pytest.approx(np.mean([cells["Xception", "none", "FS", t] for t in SUBSETS if t != "FS"]))
     with_paper = add_paper(lab, 3, rows)
+    assert with_paper.equals(Table3().rows(lab, values)), "what the table shows"
     assert with_paper.drop(columns="paper").equals(rows) and with_paper.set_index(["backbone", "arm", "train", "test"]).paper["Xception", "none", "DF", "NT"] == 83.74
-    shown = arm_table(lab, 3, with_paper)
+    shown = Table3().layout(lab, with_paper)
     assert set(shown[(shown.backbone == "VGG") & (shown.arm == "+ PRLE") & (shown[""] == "ours")].DF) == {"gap"}
     given = shown[(shown.backbone == "Xception") & (shown.train == "DF") & (shown[""] == "paper")].set_index("arm")
     assert given.NT["plain"] == "83.74" and given.NT["PRLE - plain"] == "+0.28" and given.unseen["plain"] == ""
@@ -105,7 +116,7 @@ def test_target_sets_stand_where_the_papers_stand(lab, tmp_path):
 
 
 def test_the_papers_average_is_over_the_tests_that_are_there(lab, tmp_path):
-    average = lambda number, arm: comparisons._paper(lab, number).query("backbone == 'VGG' and arm == @arm and measure == 'AUC' and test == 'AVG'").paper.item()
+    average = lambda number, arm: paper_numbers(lab, number).query("backbone == 'VGG' and arm == @arm and measure == 'AUC' and test == 'AVG'").paper.item()
     cells = paper_table(2).query("backbone == 'VGG' and arm == 'primary'")
     assert average(2, "primary") == cells["AVG:AUC"].item(), "as it is printed"
     lab._sets = None, {t: tmp_path for t in ("DF-1.0", "Celeb-DF")}
@@ -117,41 +128,51 @@ def test_the_papers_average_is_over_the_tests_that_are_there(lab, tmp_path):
 def test_a_target_set_of_one_class_is_a_gap(lab, monkeypatch, label, says):
     faces = {t: pd.DataFrame(dict(label=[0, 1] if t != "mini-DF1" else [label])) for t in lab.targets}
     lab.test_faces = faces.__getitem__
-    monkeypatch.setattr(comparisons, "detector_run", lambda *args, **kwargs: None)
-    monkeypatch.setattr(comparisons, "target_scores", lambda lab, run, target: table(target) if target != "mini-DF1" else pytest.fail("it cannot be measured"))
-    rows = compare_arms(lab, [Arm("VGG", "none")], 1).set_index("test")
+    monkeypatch.setattr(Lab, "detector", lambda *args, **kwargs: None)
+    monkeypatch.setattr(Lab, "target", lambda lab, run, target: target)
+    monkeypatch.setattr(comparisons, "read_scores", lambda target: table(target) if target != "mini-DF1" else pytest.fail("it cannot be measured"))
+    rows = compare(read(lab, target_cells(lab, [Arm("VGG", "none")], 1))).set_index("test")
     assert rows.value.isna().to_dict() == {"mini-DFDC": False, "mini-DF1": True, "mini-Celeb": False, "AVG": True} and says in gaps(rows)
 
 
+def test_no_target_sets_are_no_table(lab, tmp_path):
+    lab._sets = None, {}
+    for exhibit in (*ARM_TABLES[:1], *ARM_TABLES[2:], Figure5(), Figure6()):
+        with pytest.raises(ValueError, match="this data has no target sets"):
+            exhibit.cells(lab, 1)
+
+
 def test_attended_shares_allow_for_seeds(lab, monkeypatch, tmp_path):
-    def run(lab, subset, seed, fusion, zoo):
-        (tmp_path / f"{seed}").mkdir(exist_ok=True)
-        shares = pd.DataFrame({"label": [0, 1, 1, 1], "identity": list("abcd"), "above 0": [0.9, *[0.1 + 0.2 * seed] * 3], "above 0.3": [0.9, 0.0, 0.1, 0.2]})
-        shares.to_parquet(tmp_path / f"{seed}/shares.parquet")
-        return type("Run", (), dict(path=tmp_path / f"{seed}"))
-    monkeypatch.setattr(comparisons, "statistics_run", run)
-    one, three = (comparisons.attended_share(lab, seeds, {"VGG": (None, ("VGG",))}).query("subset == 'DF'").set_index("threshold") for seeds in (1, 3))
+    def run(lab, zoo):
+        (tmp_path / f"{zoo.seed}").mkdir(exist_ok=True)
+        shares = pd.DataFrame({"label": [0, 1, 1, 1], "identity": list("abcd"), "above 0": [0.9, *[0.1 + 0.2 * zoo.seed] * 3], "above 0.3": [0.9, 0.0, 0.1, 0.2]})
+        shares.to_parquet(tmp_path / f"{zoo.seed}/shares.parquet")
+        return type("Run", (), dict(path=tmp_path / f"{zoo.seed}"))
+    monkeypatch.setattr(Lab, "statistics", run)
+    monkeypatch.setattr(tables, "run_file", lambda folder, name: folder / name)
+    measured = lambda name, seeds: attended_share(read(lab, share_cells(lab, [name], seeds)))
+    one, three = (measured("VGG", seeds).query("subset == 'DF'").set_index("threshold") for seeds in (1, 3))
     assert one.share.tolist() == pytest.approx([10, 10]) and one.loc[0.0, ["low", "high"]].tolist() == pytest.approx([10, 10]) and one.loc[0.3, "high"] > 12, "fakes alone"
     assert three.share.tolist() == pytest.approx([30, 10]) and three.high[0.0] - three.low[0.0] > 40, "three seeds so far apart say little"
-    shown = comparisons.share_table(three.reset_index()).set_index(["", "attention"]).DF
+    shown = share_table(three.reset_index()).set_index(["", "attention"]).DF
     assert shown["VGG, paper", "not stated"] == "14.86" and shown["VGG, ours - paper", "> 0"] == "+15.1" and shown["VGG, ours - paper", "> 0.3"] == "-4.9"
-    assert comparisons.attended_share(lab, 1, {"fused": (None, ())}).paper.isna().all() and len(comparisons.share_table(three.reset_index().assign(paper=np.nan))) == 2
+    assert measured("neighbour", 1).paper.isna().all() and len(share_table(three.reset_index().assign(paper=np.nan))) == 2
 
 
 def test_a_zoo_that_diverged_is_a_gap_of_table1(lab, monkeypatch):
     def fail(*args): raise RunFailed("detectors/VGG-DF-none-s0", "the loss became nan")
-    monkeypatch.setattr(comparisons, "statistics_run", fail)
-    rows = comparisons.attended_share(lab, 1, {"VGG": (None, ("VGG",))})
-    assert rows.share.isna().all() and "the loss became nan" in gaps(rows) and set(comparisons.share_table(rows).iloc[0, 2:]) == {"gap"}
+    monkeypatch.setattr(Lab, "statistics", fail)
+    rows = attended_share(read(lab, share_cells(lab, ["VGG"], 1)))
+    assert rows.share.isna().all() and "the loss became nan" in gaps(rows) and set(share_table(rows).iloc[0, 2:]) == {"gap"}
 
 
-@pytest.mark.parametrize("make", [
-    lambda lab: compare_arms(lab, table_arms(lab, 6), 0), lambda lab: comparisons.arm_steps(lab, table_arms(lab, 6), 0), lambda lab: comparisons.share_steps(lab, -1),
-    lambda lab: comparisons.masked_steps(lab, 0), lambda lab: comparisons.masked_accuracy(lab, 0), lambda lab: comparisons.attended_share(lab, 0)])
-def test_no_seed_is_no_table(lab, make):
-    lab.test_faces = lambda target: pd.DataFrame(dict(label=[0, 1]))
+@pytest.mark.parametrize("name", [name for name, e in exhibits().items() if any(p.name == "seeds" for p in e.parameters)])
+def test_no_seed_is_no_table(lab, name):
+    lab.test_faces = lambda target="test": (rows := pd.DataFrame(dict(label=[0, 1], subset="DF", mask="m")), rows.attrs.update(root="."))[0]
     with pytest.raises(ValueError, match="seeds must be 1 or more"):
-        make(lab)
+        exhibits()[name].plan(lab, seeds=0)
+    with pytest.raises(ValueError, match="seeds must be 1 or more"):
+        masked_cells(lab, -1)
 
 
 def test_figure6_has_the_papers_averages_where_they_are_over_the_same_sets(lab, tmp_path):
@@ -164,7 +185,7 @@ def test_figure6_has_the_papers_averages_where_they_are_over_the_same_sets(lab, 
 
 
 def test_arms_of_the_tables(lab):
-    arms = {n: table_arms(lab, n) for n in range(2, 8)}
+    arms = {table.number: table.arms(lab) if table.number != 3 else table.arms(lab, "all") for table in ARM_TABLES}
     assert {n: len(a) for n, a in arms.items()} == {2: 18, 3: 50, 4: 15, 5: 15, 6: 4, 7: 4}
     names = {v: k for k, v in BASELINES.items()}
     for n, some in arms.items():
@@ -173,26 +194,31 @@ def test_arms_of_the_tables(lab):
     changes = {a.name: a.changes for a in arms[5][:3] + arms[6] + arms[7]}
     assert changes["low"]["fusion"] == LOW and changes["high"]["fusion"] == HIGH and (LOW.tau, HIGH.tau) == (0.1, 0.3)
     assert changes["V"]["zoo"] == ("VGG",) and changes["static"]["alpha"] == "static" and "alpha" not in changes["dynamic"]
-    assert [a.changes["zoo"] for a in figure6_arms(lab, ["Xception"])] == [BACKBONES[:n] for n in range(1, 6)]
-    assert len(figure5_arms(lab)) == 20 and {a.train for a in figure5_arms(lab)} == {"DF", "FS"}
-    with pytest.raises(ValueError, match="Table 8 compares no trainings"):
-        table_arms(lab, 8)
+    figure6 = Figure6().arms(lab)
+    assert [a.changes["zoo"] for a in figure6 if a.backbone == "Xception"] == [BACKBONES[:n] for n in range(1, 6)] and len(figure6) == 10
+    assert len(Figure5().arms(lab)) == 20 and {a.train for a in Figure5().arms(lab)} == {"DF", "FS"}
 
 
 def test_which_backbones(lab):
     assert choose_backbones(lab, None) == list(BACKBONES[:3]) and choose_backbones(lab, "all") == list(BACKBONES) and choose_backbones(lab, ["VGG"]) == ["VGG"]
-    assert [a.backbone for a in table_arms(lab, 7, ["EfficientNet", "VGG"])] == ["EfficientNet"] * 2
+    assert [a.backbone for a in Table7().arms(lab, ["EfficientNet", "VGG"])] == ["EfficientNet"] * 2
     with pytest.raises(ValueError, match="Did you mean 'EfficientNet'"):
         choose_backbones(lab, ["EffcientNet"])
     with pytest.raises(ValueError, match="unknown baseline 'RFN'"):
-        table_arms(lab, 2, detectors=["RFN"])
+        Table2().arms(lab, detectors=["RFN"])
 
 
 def test_every_arm_is_a_valid_configuration(lab):
-    for arm in [a for n in range(2, 8) for a in table_arms(lab, n)] + figure5_arms(lab) + figure6_arms(lab):
+    for arm in [arm for table in (*ARM_TABLES, Figure5(), Figure6()) for arm in table.arms(lab, "all")]:
         config = lab.config(arm.backbone, arm.train, 0, **arm.changes)
         assert config.recipe.balance == (arm.train == "all") and (config.mask == "none") == (not arm.changes)
-    assert Arm("VGG", "x").key == ("VGG", "x", "all")
+    assert Arm("VGG", "x").key == ("VGG", "x", "all") and [a.name for a in arms_of(["VGG"], PLAIN_AND_PRLE)] == ["none", "primary"]
+
+
+def test_cells_are_asked_once_an_arm_and_seed(lab):
+    "On the test faces all manipulations come from one run."
+    cells = score_cells([Arm("VGG", "none"), Arm("VGG", "primary")], 3)
+    assert {key: len(wanted) for key, wanted in cells.items()} == {("VGG", "none", "all"): 3, ("VGG", "primary", "all"): 3}
 
 
 @pytest.mark.parametrize("name", COUNTED)
@@ -211,7 +237,7 @@ def test_elements_of_batch_normalizations():
 
 def test_the_timed_sample_has_both_classes():
     rows = pd.DataFrame(dict(label=[0] * 10 + [1] * 50))
-    assert _sample(rows, 16).label.value_counts().to_dict() == {0: 8, 1: 8} and len(_sample(rows, 1000)) == 60
+    assert even_sample(rows, 16).label.value_counts().to_dict() == {0: 8, 1: 8} and len(even_sample(rows, 1000)) == 60
 
 
 def test_table8_compares_the_change_and_not_the_machines():

@@ -18,7 +18,8 @@ from kills import contents
 import prle.engines
 from prle.core import digest, rng, write_json
 from prle.engines import Outcome, do_task, execute, in_process
-from prle.experiments import PRESETS, Backbone, Lab, Preset, detector_run, statistics_run
+from prle.configs import IDENTITY, PRESETS, Backbone, Preset, Zoo
+from prle.experiments import Lab
 from prle.runs import RunFailed, RunStore, list_runs, planned
 from prle.trust import read_json
 from test_experiments import write_square
@@ -190,10 +191,10 @@ def lab(toy, tmp_path, monkeypatch):
 def whole(lab):
     "Plain and masked trainings of two backbones on two manipulations, and statistics of their maps."
     for subset in lab.subsets:
-        statistics_run(lab, subset)
+        lab.statistics(Zoo(subset, fusion=IDENTITY))
         for backbone in lab.preset.backbones:
             for mask in ("none", "primary", "random"):
-                detector_run(lab, backbone, subset, mask)
+                lab.detector(backbone, subset, mask)
 
 
 def planned_by(lab):

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from prle.trust import read_json
-from prle.experiments import (FURTHER, IDENTITY, PRESETS, Backbone, FusionConfig, Lab, Preset, RunConfig, attention, attention_run, data_fingerprint, data_sets, detector_run,
-                              fused_maps, fusion_run, load_detector, maps_run, masked_scores, scores, statistics_run, target_run, target_scores, train_faces, train_run)
+from prle.configs import FURTHER, PRESETS, Backbone, FusionConfig, Preset, RunConfig, Zoo
+from prle.experiments import Lab, Wanted, load_detector, read_scores
+from prle.labdata import data_fingerprint, data_sets
 from prle.runs import RunFailed
 from prle.trainer import predict
 from prle.datasets import FaceDataset, select
@@ -90,7 +91,7 @@ def test_unknown_backbones_and_manipulations_name_the_nearest(lab):
 def test_any_registered_detector_trains_by_name(lab):
     "Table II: at the preset's width, built for the preset's faces where it has to be."
     for name, options in dict(cvit=dict(size=64), meso4=dict(size=64), rfm={}).items():
-        run = detector_run(lab, name, "A")
+        run = lab.detector(name, "A")
         assert read_json(run.path / "config.json")["options"] == options
         assert np.isfinite(predict(load_detector(run), FaceDataset(select(lab.manifest, "test")))).all()
     b = PRESETS["paper"].backbone("srm")
@@ -99,9 +100,9 @@ def test_any_registered_detector_trains_by_name(lab):
 
 
 def test_a_detector_run_is_whole_and_loads(lab):
-    run = detector_run(lab, "Small", "A")
+    run = lab.detector("Small", "A")
     assert {p.name for p in run.path.iterdir()} == {"config.json", "provenance.json", "model.safetensors", "history.parquet", "scores.parquet", "run.yaml"}
-    table, test = scores(run), select(lab.manifest, "test")
+    table, test = read_scores(run), select(lab.manifest, "test")
     assert table.path.tolist() == test.path.tolist() and table.p_fake.between(0, 1).all()
     assert np.allclose(predict(load_detector(run), FaceDataset(test)), table.p_fake, atol=1e-6)
     assert json.loads((run.path / "provenance.json").read_text())["code"] == lab.store.code
@@ -116,26 +117,26 @@ def test_baselines_train_with_primary_masks(name, lab, monkeypatch):
     seen, kind = [], type(create_detector(name, width=1 / 8))
     loss = kind.loss
     monkeypatch.setattr(kind, "loss", lambda self, outputs, batch: seen.append(batch) or loss(self, outputs, batch))
-    run = detector_run(lab, name, "A", mask="primary", p=1.0)
-    assert scores(run).p_fake.between(0, 1).all() and seen
+    run = lab.detector(name, "A", mask="primary", p=1.0)
+    assert read_scores(run).p_fake.between(0, 1).all() and seen
     for batch in seen:
         assert (batch["image"] == 0).all(1).float().mean() > 0.01, "pixels are masked"
         if name == "ffd": assert torch.equal(batch["mask"].amax((1, 2, 3)), batch["label"].float()) and batch["mask_known"].all()
 
 
 def test_primary_needs_the_zoo_and_shares_it(lab):
-    run = detector_run(lab, "Small", "A", mask="primary")
+    run = lab.detector("Small", "A", mask="primary")
     kinds = pd.Series([name.split("/")[0] for name in lab.store.names()]).value_counts().to_dict()
     assert kinds == dict(detectors=3, maps=2, fusions=1)
-    detector_run(lab, "Other", "A", mask="primary")
+    lab.detector("Other", "A", mask="primary")
     assert len(lab.store.names()) == 7, "one more training, nothing else"
-    assert json.loads((run.path / "config.json").read_text())["quantiles"] == fusion_run(lab, "A").key
+    assert json.loads((run.path / "config.json").read_text())["quantiles"] == lab.quantiles(Zoo("A")).key
 
 
 def test_keys_follow_what_a_run_depends_on(lab):
     variants = [dict(subset="A"), dict(subset="B"), dict(subset="A", seed=1), dict(subset="A", mask="random")]
-    assert len({detector_run(lab, "Small", **v).key for v in variants}) == 4
-    assert fusion_run(lab, "A").key != fusion_run(lab, "A", fusion=FusionConfig(lam=0.2)).key != fusion_run(lab, "A", zoo=("Small",)).key
+    assert len({lab.detector("Small", **v).key for v in variants}) == 4
+    assert len({lab.quantiles(zoo).key for zoo in (Zoo("A"), Zoo("A", fusion=FusionConfig(lam=0.2)), Zoo("A", backbones=("Small",)), Zoo("A", 1))}) == 4
     rows = lab.manifest.assign(path=lab.manifest.path[0], mask=lab.manifest.path[1])
     rows.attrs["root"], seen = lab.manifest.attrs["root"], {data_fingerprint(rows)}
     for name in lab.manifest.path[:2]: # of the only crop; of the only mask
@@ -146,23 +147,24 @@ def test_keys_follow_what_a_run_depends_on(lab):
 
 def test_same_configuration_same_scores_other_seed_other_scores(lab, tmp_path):
     other = Lab("tiny", data=lab.data, outputs=tmp_path / "elsewhere", say=lambda line: None)
-    first, second, seed = detector_run(lab, "Small", "A", mask="random"), detector_run(other, "Small", "A", mask="random"), detector_run(lab, "Small", "A", mask="random", seed=1)
+    first, second, seed = lab.detector("Small", "A", mask="random"), other.detector("Small", "A", mask="random"), lab.detector("Small", "A", mask="random", seed=1)
     assert first.key == second.key and first.path != second.path
-    assert np.array_equal(scores(first).p_fake, scores(second).p_fake) and not np.array_equal(scores(first).p_fake, scores(seed).p_fake)
+    assert np.array_equal(read_scores(first).p_fake, read_scores(second).p_fake) and not np.array_equal(read_scores(first).p_fake, read_scores(seed).p_fake)
 
 
 def test_maps_lie_on_the_grid_in_the_faces_order(lab):
-    maps = np.load(maps_run(lab, "Small", "A").path / "maps.npy")
-    assert len(maps) == len(train_faces(lab, "A")) and maps.shape[1] >= 4 and maps.dtype == np.float16
+    maps = np.load(lab.maps(Zoo("A", backbones=("Small",)))[0].path / "maps.npy")
+    assert len(maps) == len(lab.train_faces("A")) and maps.shape[1] >= 4 and maps.dtype == np.float16
 
 
 def test_statistics_are_those_of_the_maps(lab):
-    run = statistics_run(lab, "A", zoo=("Small",))
+    zoo = Zoo.single("A", 0, "Small")
+    run = lab.statistics(zoo)
     shares, counts = pd.read_parquet(run.path / "shares.parquet"), np.load(run.path / "histogram.npy")
-    maps = np.concatenate([m.numpy() for m in fused_maps(lab, "A", fusion=IDENTITY, zoo=("Small",))])
+    maps = np.concatenate([m.numpy() for m in lab.fused_maps(zoo)])
     assert np.allclose(shares["above 0.3"], (maps > 0.3).mean((1, 2))) and np.allclose(shares["above 0"], (maps > 0).mean((1, 2)))
     assert counts.sum() == maps.size == len(shares) * 64 * 64
-    some = next(fused_maps(lab, "A", fusion=IDENTITY, zoo=("Small",), rows=np.array([3, 1])))
+    some = next(lab.fused_maps(zoo, rows=np.array([3, 1])))
     assert np.array_equal(some.numpy(), maps[[3, 1]])
 
 
@@ -170,23 +172,23 @@ def test_all_manipulations_at_once_are_balanced(lab):
     config = lab.config("Small", "all")
     assert config.recipe.balance and not lab.config("Small", "A").recipe.balance
     assert set(lab.train_faces("all").subset) == {"real", "A", "B"} and (lab.train_faces("all").label == 1).mean() == 2 / 3
-    assert read_json(detector_run(lab, "Small", "all", "primary", zoo=("Small",)).path / "config.json")["recipe"]["balance"]
+    assert read_json(lab.detector("Small", "all", "primary", zoo=("Small",)).path / "config.json")["recipe"]["balance"]
 
 
 def test_what_is_the_same_is_one_run(lab):
     "However it is written, and however much of it a mask does not use."
     same = [dict(mask="none"), dict(mask="none", p=0.2), dict(mask="none", fusion=FusionConfig("mean")), dict(mask="none", alpha="static", fill="noise"), dict(zoo=("Small",))]
-    assert len({detector_run(lab, "Small", "A", **s).path for s in same}) == 1
+    assert len({lab.detector("Small", "A", **s).path for s in same}) == 1
     same = [dict(gamma=0.5), dict(workers=2), dict()]
-    assert len({detector_run(lab, "Small", "A", **s).path for s in same}) == 1
+    assert len({lab.detector("Small", "A", **s).path for s in same}) == 1
     same = [dict(zoo=("Small", "Other")), dict(zoo=["Other", "Small"]), dict(zoo=()), dict(alpha=(0, 1)), dict(alpha=[0.0, 1.0])]
-    assert len({detector_run(lab, "Small", "A", "primary", **s).path for s in same}) == 1
+    assert len({lab.detector("Small", "A", "primary", **s).path for s in same}) == 1
     other = [dict(zoo=("Other",)), dict(fusion=FusionConfig("mean", tau=0.1)), dict(alpha="static"), dict(gamma=0.5), dict(p=0.2), dict(fill="noise")]
-    assert len({detector_run(lab, "Small", "A", "primary", **o).key for o in other}) == len(other)
+    assert len({lab.detector("Small", "A", "primary", **o).key for o in other}) == len(other)
     for same in ([dict(p=1), dict(p=1.0)], [dict(width=1), dict(width=1.0), dict(width=np.float64(1))], [dict(fusion=FusionConfig(tau=0)), dict(fusion=dict(tau=0.0, lam=0.15))]):
         configs, dry = [lab.config("Small", "A", mask="primary", **s) for s in same], lab.dry()
-        assert len(set(map(str, configs))) == len({train_run(dry, c).key for c in configs}) == 1
-    assert detector_run(lab, "Small", "A", "primary", alpha="static", gamma=0.5).path.name.startswith("Small-A-primary-alpha=1..1-gamma=0.5-s0-")
+        assert len(set(map(str, configs))) == len({dry.train(c).key for c in configs}) == 1
+    assert lab.detector("Small", "A", "primary", alpha="static", gamma=0.5).path.name.startswith("Small-A-primary-alpha=1..1-gamma=0.5-s0-")
 
 
 @pytest.mark.parametrize("change, message", [
@@ -202,7 +204,7 @@ def test_what_is_the_same_is_one_run(lab):
     (dict(options=dict(dropuot=0.5)), "'xception' has no option 'dropuot'"), (dict(options=dict(dropout=7)), "dropout")])
 def test_wrong_parameters_stop_before_anything_is_made(lab, change, message):
     with pytest.raises(ValueError, match=message):
-        detector_run(lab, "Small", "A", "primary", **change)
+        lab.detector("Small", "A", "primary", **change)
     assert not (lab.outputs / "runs").exists()
     for wrong in (1.5, "0.1", None, float("nan")):
         with pytest.raises(ValueError, match=rf"lam must lie in \[0, 1\], not {wrong!r}"):
@@ -216,7 +218,7 @@ def test_wrong_parameters_stop_before_anything_is_made(lab, change, message):
 def test_a_detector_for_faces_of_another_size_stops_before_its_zoo_is_trained(lab):
     wrong = RunConfig("cvit", "A", "tiny", lab.data, 1 / 8, options=dict(size=224), mask="primary")
     with pytest.raises(ValueError, match="built for faces of 224 x 224 pixels, not 64 x 64"):
-        train_run(lab, wrong)
+        lab.train(wrong)
     assert not (lab.outputs / "runs").exists()
     assert lab.config("cvit", "A", options=dict(dropout=0.1)).options == dict(size=64, dropout=0.1), "what is not said stays the preset's"
 
@@ -238,13 +240,13 @@ def real(toy, tmp_path, lab):
 
 def test_target_sets_of_real_data(real, lab, tmp_path):
     assert real.targets == ["Celeb-DF"] and lab.targets == [] and real.subsets == ["A", "B"]
-    run = detector_run(real, "Small", "A")
-    assert run.reused is False and detector_run(lab, "Small", "A").key == run.key, "the same faces, wherever they lie"
-    table, rows = target_scores(real, run, "Celeb-DF"), real.test_faces("Celeb-DF")
+    run = real.detector("Small", "A")
+    assert run.reused is False and lab.detector("Small", "A").key == run.key, "the same faces, wherever they lie"
+    table, rows = real.scores(run, "Celeb-DF"), real.test_faces("Celeb-DF")
     assert table.path.tolist() == rows.path.tolist() and len(rows) == 24
     assert np.allclose(predict(load_detector(run), FaceDataset(rows)), table.p_fake, atol=1e-6)
     with pytest.raises(ValueError, match="unknown split or target set 'celeb-df'. Did you mean 'Celeb-DF'"):
-        target_scores(real, run, "celeb-df")
+        real.scores(run, "celeb-df")
     with pytest.raises(FileNotFoundError, match="no manifest at .*nowhere.*prle forge"):
         data_sets(tmp_path / "nowhere")
 
@@ -254,7 +256,7 @@ def test_target_sets_that_are_absent_are_named(real, tmp_path):
     Lab("tiny", data=tmp_path / "root", outputs=tmp_path / "out", say=said.append)
     assert len(said) == 1 and said[0].endswith("has no manifest of DFDC, DF-1.0: tables and figures go without.")
     with pytest.raises(ValueError, match="the configuration is for the preset mini on its own data, the lab is another"):
-        train_run(real, RunConfig("xception", "A"))
+        real.train(RunConfig("xception", "A"))
 
 
 def test_a_path_may_be_written_in_any_way(lab, monkeypatch):
@@ -273,8 +275,8 @@ def test_the_benchmark_is_built_by_one_process_at_a_time(tmp_path, monkeypatch):
         wait(0.1)
         log.append(kind)
         return folder / "manifest.parquet"
-    monkeypatch.setattr("prle.experiments.build_benchmark", lambda out, **settings: build("benchmark", out))
-    monkeypatch.setattr("prle.experiments.build_targets", lambda manifest: {"mini-DF1": build("targets", manifest.parent)})
+    monkeypatch.setattr("prle.labdata.build_benchmark", lambda out, **settings: build("benchmark", out))
+    monkeypatch.setattr("prle.labdata.build_targets", lambda manifest: {"mini-DF1": build("targets", manifest.parent)})
     monkeypatch.setattr("prle.runs.time.sleep", lambda seconds: wait(0.01))
     threads = [threading.Thread(target=lambda: Lab("smoke", outputs=tmp_path)._target_sets) for _ in range(3)]
     for t in threads: t.start()
@@ -290,75 +292,75 @@ def test_a_forged_folder_brings_its_target_sets(toy, tmp_path):
 
 
 def test_attention_of_any_detector_on_any_faces(real):
-    run = detector_run(real, "Small", "A", "random")
-    maps = np.concatenate([m.numpy() for m in attention(real, run, "Celeb-DF", batch=5)])
+    run = real.detector("Small", "A", "random")
+    maps = np.concatenate([m.numpy() for m in real.heat_maps(run, "Celeb-DF", batch_size=5)])
     detector, rows = load_detector(run), real.test_faces("Celeb-DF")
     image = torch.stack([item["image"] for item in FaceDataset(rows)]) / 255
     assert np.allclose(maps, attention_maps(detector, detector.cam_layer(64, 4), image).numpy(), atol=2e-3)
-    assert np.array_equal(next(attention(real, run, "Celeb-DF", rows=[7, 2])).numpy(), maps[[7, 2]])
-    assert len(next(attention(real, run))) == len(real.test_faces()) == len(scores(run))
+    assert np.array_equal(next(real.heat_maps(run, "Celeb-DF", rows=[7, 2])).numpy(), maps[[7, 2]])
+    assert len(next(real.heat_maps(run))) == len(real.test_faces()) == len(read_scores(run))
 
 
 def test_masked_faces_are_masked_with_the_zoos_regions(real):
-    run = detector_run(real, "Small", "all")
-    assert np.array_equal(masked_scores(real, run, "all", 0).p_fake, scores(run).p_fake)
-    table, maps = masked_scores(real, run, "all", 0.5), fusion_run(real, "all", split="test").path / "quantiles"
+    run = real.detector("Small", "all")
+    assert np.array_equal(read_scores(real.masked(run, Zoo("all"), 0)).p_fake, read_scores(run).p_fake)
+    table, maps = read_scores(real.masked(run, Zoo("all"), 0.5)), real.quantiles(Zoo("all"), "test").path / "quantiles"
     by_hand = lambda item: item | dict(image=item["image"] * ~region(item["quantiles"], 0.5))
     assert np.allclose(predict(load_detector(run), FaceDataset(real.test_faces(), by_hand, maps)), table.p_fake, atol=1e-6)
-    assert not np.allclose(table.p_fake, scores(run).p_fake, atol=1e-6) and len(masked_scores(real, run, "all", 0.5, split="Celeb-DF")) == 24
+    assert not np.allclose(table.p_fake, read_scores(run).p_fake, atol=1e-6) and len(read_scores(real.masked(run, Zoo("all"), 0.5, split="Celeb-DF"))) == 24
     gray = lambda item: item | dict(image=torch.where(region(item["quantiles"], 1.0), 0, 128).expand(3, -1, -1).to(torch.uint8))
-    bare = masked_scores(real, run, "all", 1.0, face=False)
+    bare = read_scores(real.masked(run, Zoo("all"), 1.0, face=False))
     assert np.allclose(predict(load_detector(run), FaceDataset(real.test_faces(), gray, maps)), bare.p_fake, atol=1e-6)
-    assert not np.allclose(bare.p_fake, masked_scores(real, run, "all", 1.0).p_fake, atol=1e-6), "another run"
+    assert not np.allclose(bare.p_fake, read_scores(real.masked(run, Zoo("all"), 1.0)).p_fake, atol=1e-6), "another run"
     with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], not 1.5"):
-        masked_scores(real, run, "all", 1.5)
+        real.masked(run, Zoo("all"), 1.5)
 
 
 def test_what_was_trained_is_not_trained_again_after_a_death(lab, monkeypatch):
     "Killed after the last epoch, or when all was written but the checkpoint's removal: the rest is done, the training is not."
-    whole, calls = detector_run(lab, "Small", "A"), []
+    whole, calls = lab.detector("Small", "A"), []
     other = Lab("tiny", data=lab.data, outputs=lab.outputs.parent / "other", say=lambda line: None)
 
     def die(*args): raise KeyboardInterrupt
-    for name in ("_score", "discard"):
+    for name in ("Lab._score", "discard"):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
             patched.setattr(f"prle.experiments.{name}", die)
-            detector_run(other, "Small", "A")
+            other.detector("Small", "A")
         monkeypatch.setattr("prle.trainer._train_epoch", lambda *a: calls.append(1))
-    run = detector_run(other, "Small", "A")
-    assert calls == [] and scores(run).equals(scores(whole)) and not list(run.path.glob("checkpoint*")) and read_json(run.path / "provenance.json")["resumed"]
+    run = other.detector("Small", "A")
+    assert calls == [] and read_scores(run).equals(read_scores(whole)) and not list(run.path.glob("checkpoint*")) and read_json(run.path / "provenance.json")["resumed"]
 
 
 def test_a_training_that_diverges_is_a_gap_with_a_reason(lab):
     "Only the run itself, and what is made from it."
     with pytest.raises(RunFailed, match="detectors/Small-A-none-optimizer=SGD-lr=1e.30-s0-.* failed: .*lower lr") as caught:
-        detector_run(lab, "Small", "A", lr=1e30, optimizer="SGD")
+        lab.detector("Small", "A", lr=1e30, optimizer="SGD")
     assert caught.value.run.startswith("detectors/Small-A-none-") and "in epoch 1" in caught.value.reason
     start = time.monotonic()
     with pytest.raises(RunFailed):
-        target_run(lab, detector_run(lab, "Small", "A", lr=1e30, optimizer="SGD"), "Celeb-DF")
-    assert time.monotonic() - start < 0.5 and not detector_run(lab, "Small", "A").reused
+        lab.target(lab.detector("Small", "A", lr=1e30, optimizer="SGD"), "Celeb-DF")
+    assert time.monotonic() - start < 0.5 and not lab.detector("Small", "A").reused
 
 
 def test_scores_and_maps_are_computed_in_the_parts_of_a_batch_that_the_training_had(lab, monkeypatch):
     "Where they do not fit either, the settings to change are named."
     sizes = []
     monkeypatch.setattr("prle.experiments.predict", lambda detector, faces, batch, *a: sizes.append(batch) or predict(detector, faces, batch, *a))
-    run = detector_run(lab, "Small", "A", batch=6, accumulate=3)
+    run = lab.detector("Small", "A", batch=6, accumulate=3)
     def full(*args): raise torch.OutOfMemoryError("CUDA out of memory")
     monkeypatch.setattr("prle.experiments.localize", full)
-    with pytest.raises(torch.OutOfMemoryError, match=r"on the device for batch=2: lower batch or raise accumulate .* \(CUDA out of memory"): attention_run(lab, run)
+    with pytest.raises(torch.OutOfMemoryError, match=r"on the device for batch=2: lower batch or raise accumulate .* \(CUDA out of memory"): lab.attention(run)
     assert sizes == [2]
 
 
 def test_scores_that_are_no_numbers_are_no_result(lab, monkeypatch):
     monkeypatch.setattr("prle.experiments.predict", lambda detector, faces, *a: np.full(len(faces), np.nan))
     with pytest.raises(RunFailed, match="the score of .*png is no number"):
-        detector_run(lab, "Small", "A")
+        lab.detector("Small", "A")
 
 
 def test_provenance_names_machine_code_data_and_times(lab):
-    run = detector_run(lab, "Small", "A", "primary", zoo=("Other",))
+    run = lab.detector("Small", "A", "primary", zoo=("Other",))
     origin, config = read_json(run.path / "provenance.json"), read_json(run.path / "config.json")
     assert config["data"] == lab.fingerprint and {"commit", "clean", "packages", "device", "threads", "start", "end", "seconds", "host", "modules"} <= set(origin)
     assert [name.split("/")[0] for name in origin["inputs"]] == ["fusions"] and origin["resumed"] is False
@@ -368,7 +370,7 @@ def test_provenance_is_of_the_device_that_was_asked_for(lab, monkeypatch):
     monkeypatch.setattr("prle.runs.provenance", lambda device: dict(device=device))
     here = Lab("tiny", lab.data, lab.outputs, "cpu", say=pytest.fail)
     here.store.say = str
-    assert read_json(detector_run(here, "Small", "A").path / "provenance.json")["device"] == "cpu"
+    assert read_json(here.detector("Small", "A").path / "provenance.json")["device"] == "cpu"
 
 
 def test_a_lab_travels_without_its_tables(lab):
@@ -376,3 +378,30 @@ def test_a_lab_travels_without_its_tables(lab):
     again = pickle.loads(pickle.dumps(lab))
     assert len(pickle.dumps(lab)) < 5000 and "manifest" not in vars(again) and again.fingerprint == lab.fingerprint
     assert again.train_faces("A").path.tolist() == lab.train_faces("A").path.tolist() and again.device == lab.device
+
+
+def test_a_wanted_run_is_planned_and_then_read(lab):
+    "By the same object: a dry lab notes it, a real one makes it once, and a run that diverged is an error of the one that reads."
+    wanted = Wanted(lambda lab: lab.detector("Small", "A"), read_scores)
+    assert not wanted.ask(dry := lab.dry()).path.exists() and [t.path.parent.name for t in dry.store.tasks] == ["detectors"]
+    assert wanted.get(lab).equals(read_scores(lab.detector("Small", "A"))) and wanted.ask(lab).reused
+    with pytest.raises(RunFailed):
+        Wanted(lambda lab: lab.detector("Small", "A", lr=1e30, optimizer="SGD"), read_scores).get(lab)
+
+
+def test_a_zoo_named_in_any_way_is_one(lab):
+    dry = lab.dry()
+    same = [Zoo("A"), Zoo("A", backbones=("Small", "Other")), Zoo("A", backbones=("Other", "Small"))]
+    assert len({dry.quantiles(zoo).path for zoo in same}) == len({dry.statistics(zoo).path for zoo in same}) == 1
+    assert [run.path.name.split("-")[0] for run in dry.maps(same[2])] == ["Small", "Other"], "in the preset's order"
+    with pytest.raises(ValueError, match="unknown backbone 'Smal'. Did you mean 'Small'"):
+        dry.quantiles(Zoo("A", backbones=("Smal",)))
+
+
+def test_labels_say_what_is_not_as_usual(lab):
+    dry = lab.dry()
+    for changes, label in ((dict(), "Small-A-none-s0"), (dict(mask="primary", fusion=FusionConfig("mean"), zoo=("Other",)), "Small-A-primary-mean-Other-s0"),
+                           (dict(mask="random", p=0.2, lr=0.01, seed=3), "Small-A-random-p=0.2-lr=0.01-s3")):
+        assert dry.detector("Small", "A", **changes).path.name.rsplit("-", 1)[0] == label
+    assert dry.quantiles(Zoo("A", 1, ("Other",), FusionConfig("mean")), "test").path.name.rsplit("-", 1)[0] == "A-mean-Other-test-s1"
+    assert dry.statistics(Zoo.single("A", 2, "Other")).path.name.rsplit("-", 1)[0] == "A-mean,tau=0-Other-s2"

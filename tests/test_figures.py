@@ -10,10 +10,11 @@ from matplotlib.text import Text
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from prle import comparisons, figures
-from prle.comparisons import ALPHAS, add_figure6, compare_arms, figure5_arms, figure6_arms, masked_accuracy, subset_cells, what_masks_tell
+from prle.comparisons import FIGURE8_ALPHAS, control_cells, masked_accuracy, masked_cells
 from prle.core import rng
-from prle.experiments import BINS, FusionConfig, Lab
-from prle.figures import FIGURE1, draw_figure5, draw_figure6, draw_figure8, figure1_arms
+from prle.exhibits import read_cell
+from prle.experiments import BINS, Lab
+from prle.figures import FIGURE1, Figure5, Figure6, RankedFace, draw_figure5, draw_figure6, draw_figure8, figure1_arms, what_masks_tell
 from prle.masking import write_quantiles
 from prle.paper import BACKBONES, COLUMN_WIDTH, FIGURE6, PAGE_WIDTH, SUBSETS, use_paper_style
 from prle.trust import write_digests
@@ -34,13 +35,22 @@ def lab(tmp_path, monkeypatch):
     lab = Lab("mini", outputs=tmp_path, say=lambda line: None)
     lab.manifest, lab._sets = pd.DataFrame(dict(subset=["real", *SUBSETS])), (None, dict.fromkeys(TARGETS, tmp_path))
     lab.test_faces = lambda split="test": pd.DataFrame(dict(label=[0, 1]))
-    monkeypatch.setattr(comparisons, "detector_run", lambda lab, backbone, train="all", seed=0, **changes: (backbone, train, seed, str(sorted(changes.items()))))
-    monkeypatch.setattr(comparisons, "target_scores", lambda lab, run, target: faces(*run, target))
-    monkeypatch.setattr(comparisons, "scores", lambda run: faces(*run, subsets=SUBSETS))
-    monkeypatch.setattr(comparisons, "masked_scores", lambda lab, run, subset, alpha, seed, face: faces(*run, subset, alpha, *(() if face else ("gray",)), subsets=SUBSETS))
+    monkeypatch.setattr(Lab, "detector", lambda lab, backbone, train="all", seed=0, **changes: (backbone, train, seed, str(sorted(changes.items()))))
+    monkeypatch.setattr(Lab, "target", lambda lab, run, target: (*run, target))
+    monkeypatch.setattr(Lab, "masked", lambda lab, run, zoo, alpha, face: (*run, zoo.subset, alpha, *(() if face else ("gray",))))
+    monkeypatch.setattr(comparisons, "read_scores", lambda run: faces(*run, subsets=("DF",) if run[-1] in TARGETS else SUBSETS))
     use_paper_style()
     yield lab
     plt.close("all")
+
+
+def read(lab, cells):
+    return {name: read_cell(lab, cell) for name, cell in cells.items()}
+
+
+def rows_of(lab, figure, seeds=1):
+    "The numbers of Figure 5 or 6."
+    return figure.rows(lab, read(lab, figure.cells(lab, seeds)))
 
 
 def auc(table): return 100 * roc_auc_score(table.label, table.p_fake)
@@ -62,9 +72,8 @@ def wanted(rows): return rows[["value", "low", "high"]].to_numpy()
 
 
 def test_figure5_draws_the_average_over_the_target_sets(lab):
-    arms = figure5_arms(lab)
-    rows = compare_arms(lab, arms)
-    for ax, train in zip(draw_figure5(lab, rows).axes, ("DF", "FS")):
+    arms, rows = Figure5().arms(lab), rows_of(lab, Figure5())
+    for ax, train in zip(draw_figure5(rows).axes, ("DF", "FS")):
         series = drawn(ax)
         assert [t.get_text() for t in ax.get_xticklabels()] == list(BACKBONES) and set(series) == {"plain", "+ PRLE"} and train in ax.get_title()
         for name, label in (("none", "plain"), ("primary", "+ PRLE")):
@@ -74,13 +83,12 @@ def test_figure5_draws_the_average_over_the_target_sets(lab):
             assert series[label][:, 1:] == pytest.approx(wanted(part))
 
 
-def arm_key(lab, arm, seed=0): return comparisons.detector_run(lab, arm.backbone, arm.train, seed=seed, **arm.changes)
+def arm_key(lab, arm, seed=0): return arm.run(lab, seed)
 
 
 def test_figure6_draws_auc_and_acc_and_the_papers_averages(lab):
-    arms = figure6_arms(lab)
-    rows = add_figure6(lab, compare_arms(lab, arms, measures=("AUC", "ACC")))
-    for ax, backbone in zip(draw_figure6(lab, rows).axes, ("Xception", "EfficientNet")):
+    arms, rows = Figure6().arms(lab), rows_of(lab, Figure6())
+    for ax, backbone in zip(draw_figure6(rows).axes, ("Xception", "EfficientNet")):
         series, some = drawn(ax), [arm for arm in arms if arm.backbone == backbone]
         for measure, function in (("AUC", auc), ("ACC", acc)):
             values = [np.mean([function(faces(*arm_key(lab, arm), t)) for t in TARGETS]) for arm in some]
@@ -90,26 +98,28 @@ def test_figure6_draws_auc_and_acc_and_the_papers_averages(lab):
 
 
 def test_figure8_draws_the_accuracy_on_masked_faces(lab):
-    rows = masked_accuracy(lab)
-    ax, = draw_figure8(lab, rows).axes
+    rows = masked_accuracy(read(lab, masked_cells(lab, 1)))
+    ax, = draw_figure8(rows).axes
     lines = {line.get_label(): line.get_xydata() for line in ax.lines}
-    assert set(lines) == {*SUBSETS, "mean"} and all(line[:, 0] == pytest.approx(100 * np.array(ALPHAS)) for line in lines.values())
+    assert set(lines) == {*SUBSETS, "mean"} and all(line[:, 0] == pytest.approx(100 * np.array(FIGURE8_ALPHAS)) for line in lines.values())
     def value(subset, alpha):
-        table = faces(*comparisons.detector_run(lab, "Xception", subset), subset, alpha, subsets=SUBSETS)
+        table = faces(*lab.detector("Xception", subset), subset, alpha, subsets=SUBSETS)
         return acc(table[table.subset.isin(["real", subset])])
-    for s in SUBSETS: assert lines[s][:, 1] == pytest.approx([value(s, a) for a in ALPHAS]), s
+    for s in SUBSETS: assert lines[s][:, 1] == pytest.approx([value(s, a) for a in FIGURE8_ALPHAS]), s
     assert lines["mean"][:, 1] == pytest.approx(np.mean([lines[s][:, 1] for s in SUBSETS], axis=0))
     band, mean = ax.collections[0].get_paths()[0].vertices, rows[rows.subset == "mean"]
     assert band[:, 1].min() == pytest.approx(mean.low.min()) and band[:, 1].max() == pytest.approx(mean.high.max())
 
 
 def test_what_masks_tell_is_the_auc_of_faces_of_masks_on_gray_and_of_sizes(lab, monkeypatch):
-    monkeypatch.setattr(comparisons, "mask_sizes", lambda lab, subset, seed: faces(subset, seed, "size", subsets=[subset]))
-    rows = what_masks_tell(lab, seeds=2).set_index(["what", "subset"])
+    monkeypatch.setattr(Lab, "statistics", lambda lab, zoo: zoo)
+    monkeypatch.setattr(comparisons, "read_mask_sizes", lambda zoo: faces(zoo.subset, zoo.seed, "size", subsets=[zoo.subset]))
+    values = [read(lab, cells) for cells in (masked_cells(lab, 2), *control_cells(lab, 2))]
+    rows = what_masks_tell(*values).set_index(["what", "subset"])
     assert len(rows) == 3 * 5 and (rows.low < rows.value).all() and (rows.value < rows.high).all()
     for s in SUBSETS:
         part = lambda table: table[table.subset.isin(["real", s])]
-        keys = [(*comparisons.detector_run(lab, "Xception", s, seed=seed), s, 1.0) for seed in (0, 1)]
+        keys = [(*lab.detector("Xception", s, seed=seed), s, 1.0) for seed in (0, 1)]
         for what, more in (("masked face", ()), ("mask on gray", ("gray",))):
             assert rows.value[what, s] == pytest.approx(np.mean([auc(part(faces(*key, *more, subsets=SUBSETS))) for key in keys]))
         assert rows.value["size of the mask, in training", s] == pytest.approx(np.mean([auc(faces(s, seed, "size", subsets=[s])) for seed in (0, 1)]))
@@ -118,43 +128,47 @@ def test_what_masks_tell_is_the_auc_of_faces_of_masks_on_gray_and_of_sizes(lab, 
 def test_quantile_maps_of_faces_that_are_no_pngs(lab, tmp_path, monkeypatch):
     quantiles, = write_quantiles(torch.rand(1, 8, 8), [tmp_path / "quantiles/a/face.png"]).numpy()
     write_digests(tmp_path / "quantiles")
-    monkeypatch.setattr(figures, "fusion_run", lambda *args: SimpleNamespace(path=tmp_path))
-    monkeypatch.setattr(figures, "quantile_folder", lambda run: run.path / "quantiles")
+    monkeypatch.setattr(figures, "read_face", lambda rows, i: np.zeros((8, 8, 3), np.uint8))
     lab.train_faces = lambda subset: pd.DataFrame(dict(path=["a/face.jpg"]))
-    assert (figures._quantiles(lab, "DF", 0, 0) == quantiles).all()
+    values = {("quantiles", "DF"): [tmp_path / "quantiles"], ("maps", "DF"): [[]]}
+    assert (figures.ranked_face(lab, values, "DF", 0).quantiles == quantiles).all()
 
 
 def test_figure1_draws_auc_inside_and_across(lab, monkeypatch):
     square = np.zeros((8, 8, 3), np.uint8)
-    monkeypatch.setattr(figures, "_figure1_faces", lambda part, *args: part.subplots())
-    monkeypatch.setattr(figures, "_face", lambda rows, i: square)
-    monkeypatch.setattr(figures, "_quantiles", lambda *args: np.zeros((8, 8), np.uint16))
+    monkeypatch.setattr(figures, "_draw_attention", lambda part, *args: part.subplots())
+    monkeypatch.setattr(figures, "ranked_face", lambda *args: RankedFace(square, {}, 0, np.zeros((8, 8), np.uint16)))
+    monkeypatch.setattr(Lab, "attention", lambda *args: SimpleNamespace(path=lab.outputs))
+    monkeypatch.setattr(Lab, "quantiles", lambda *args: SimpleNamespace(path=lab.outputs))
+    monkeypatch.setattr(figures, "quantile_folder", lambda run: run.path)
+    monkeypatch.setattr(Lab, "maps", lambda *args: [])
     lab.train_faces = lambda subset, split="train": pd.DataFrame(dict(label=[0, 1], identity=["a", "b"]))
-    figure, rows = figures.draw_figure1(lab, seeds=2)
+    lab.test_faces = lambda split="test": pd.DataFrame(dict(label=[0, 1], identity=["a", "b"]))
+    part, = figures.Figure1().compute(lab, seeds=2)
+    figure = part.figure
     assert figure.get_figwidth() == PAGE_WIDTH and min(letters(figure)) >= 6
     ax = next(ax for ax in figure.axes if "AUC" in ax.get_ylabel())
     series, pairs = drawn(ax), [("NT", "NT"), ("NT", "FS"), ("FS", "FS"), ("FS", "NT")]
     assert [t.get_text() for t in ax.get_xticklabels()] == [f"{a}\n\u2193\n{b}" for a, b in pairs] and FIGURE1 == ("NT", "FS")
     for arm_name, label in (("none", "plain"), ("primary", "+ PRLE")):
         arms = {arm.train: arm for arm in figure1_arms() if arm.name == arm_name}
-        part = lambda seed, a, b: (t := subset_cells(lab, arms[a], 2)[b][seed])[t.subset.isin(["real", b])]
+        part = lambda seed, a, b: (t := faces(*arms[a].run(lab, seed), subsets=SUBSETS))[t.subset.isin(["real", b])]
         assert series[label][:, 1] == pytest.approx([np.mean([auc(part(seed, a, b)) for seed in (0, 1)]) for a, b in pairs])
 
 
-def test_figure3_leaves_out_zeros_and_nothing_else(lab, monkeypatch, tmp_path):
+def test_figure3_leaves_out_zeros_and_nothing_else(tmp_path, monkeypatch):
     maps = np.concatenate([np.zeros(60), np.full(25, 0.01), np.full(10, 0.5), np.full(5, 1.0)])
     np.save(tmp_path / "histogram.npy", np.histogram(maps, BINS, (0, 1))[0])
     pd.DataFrame({"above 0": [(maps > 0).mean()]}).to_parquet(tmp_path / "shares.parquet")
-    monkeypatch.setattr(figures, "statistics_run", lambda *args: SimpleNamespace(path=tmp_path))
     monkeypatch.setattr(figures, "run_file", lambda folder, name: folder / name)
-    counts = figures._attended_values(lab, "DF", 0, FusionConfig())
+    counts = figures.read_attended_values(SimpleNamespace(path=tmp_path))
     assert counts[0] == 25 and counts[25] == 10 and counts[-1] == 5 and counts.sum() == 40
 
 
 def test_faces_are_drawn_at_random_and_not_only_people():
     rows = pd.DataFrame(dict(label=[0, 1, 1, 1] * 6, identity=np.repeat(list("abcdef"), 4)))
-    picks = [figures._pick(rows, 3, "test", seed) for seed in range(40)]
-    assert all(rows.label[p].all() and rows.identity[p].nunique() == 3 for p in picks) and figures._pick(rows, 3, "test", 0) == picks[0]
+    picks = [figures.pick_fakes(rows, 3, "test", seed) for seed in range(40)]
+    assert all(rows.label[p].all() and rows.identity[p].nunique() == 3 for p in picks) and figures.pick_fakes(rows, 3, "test", 0) == picks[0]
     assert {i for p in picks for i in p} == set(rows.index[rows.label == 1]), "any fake can be drawn"
 
 
@@ -164,9 +178,8 @@ def letters(figure):
 
 
 @pytest.mark.parametrize("draw", [
-    lambda lab: draw_figure5(lab, compare_arms(lab, figure5_arms(lab))),
-    lambda lab: draw_figure6(lab, add_figure6(lab, compare_arms(lab, figure6_arms(lab), measures=("AUC", "ACC")))),
-    lambda lab: draw_figure8(lab, masked_accuracy(lab))])
+    lambda lab: draw_figure5(rows_of(lab, Figure5())), lambda lab: draw_figure6(rows_of(lab, Figure6())),
+    lambda lab: draw_figure8(masked_accuracy(read(lab, masked_cells(lab, 1))))])
 def test_letters_can_be_read_at_the_printed_width(lab, draw):
     figure = draw(lab)
     assert figure.get_figwidth() in (COLUMN_WIDTH, PAGE_WIDTH) and min(letters(figure)) >= 6

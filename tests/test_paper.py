@@ -10,7 +10,7 @@ import pytest
 from prle import paper
 from prle.trust import read_json
 from prle.experiments import Lab
-from prle.paper import (BACKBONES, COLUMNS, FIGURE6, SUBSETS, TARGET_SETS, changed_files, consistency, damaged_rows, interval, latex_table, latex_text, markdown_text,
+from prle.paper import (BACKBONES, CELL_COLUMNS, FIGURE6, SUBSETS, TARGET_SETS, changed_files, consistency, damaged_rows, interval, latex_table, latex_text, markdown_text,
                         paper_cells, paper_table, side_by_side, write_figure, write_table)
 
 
@@ -74,7 +74,7 @@ def test_cells_are_left_out_only_where_the_copy_is_damaged():
 @pytest.mark.parametrize("number", range(2, 8))
 def test_cells_a_row_each_are_the_table(number):
     wide, long = paper_table(number), paper_cells(number)
-    assert not long.duplicated(COLUMNS).any() and not long.test.str.contains(":").any()
+    assert not long.duplicated(CELL_COLUMNS).any() and not long.test.str.contains(":").any()
     r = long.dropna().iloc[-1]
     row = wide[(wide.backbone == r.backbone) & (wide.arm == r.arm) & (wide.train == r.train if "train" in wide else True)].iloc[0]
     assert row[f"{r.test}:{r.measure}" if number == 2 else r.test] == r.paper
@@ -82,8 +82,8 @@ def test_cells_a_row_each_are_the_table(number):
 
 
 def rows(*values):
-    ours = pd.DataFrame([("VGG", arm, "all", "DFDC", "AUC", v, v - 1, v + 1) for arm, v in values], columns=[*COLUMNS, "value", "low", "high"])
-    return ours.merge(paper_cells(2), on=COLUMNS, how="left")
+    ours = pd.DataFrame([("VGG", arm, "all", "DFDC", "AUC", v, v - 1, v + 1) for arm, v in values], columns=[*CELL_COLUMNS, "value", "low", "high"])
+    return ours.merge(paper_cells(2), on=CELL_COLUMNS, how="left")
 
 
 def test_ours_beside_the_papers():

@@ -8,18 +8,20 @@ import pandas as pd
 import pytest
 from clips import write_clip
 
-from prle import cli, experiments
+from prle import cli, configs
 from prle import reproduce as module
-from prle.comparisons import compare_arms, table_arms
+from prle.comparisons import compare, target_cells
+from prle.exhibits import exhibits, read_cell
 from prle.experiments import Lab
 from prle.paper import BACKBONES, TARGET_SETS
-from prle.reproduce import NOTEBOOKS, announce, plan, reproduce
+from prle.reproduce import announce, plan, reproduce
+from prle.tables import Table6
 
 
 @pytest.fixture
 def real_data(tmp_path, monkeypatch, request):
     "The folders of `prle faces` made of real mp4s in the official layouts, and the preset paper at its full size, or with smaller crops, for one epoch of a few faces."
-    source, root, full = tmp_path / "sources", tmp_path / "root", experiments.PRESETS["paper"]
+    source, root, full = tmp_path / "sources", tmp_path / "root", configs.PRESETS["paper"]
     size = getattr(request, "param", full.size)
     people = {f"{i:03}": f"s{i + 1}" for i in range(6)}
     put = lambda path, who, mask=None: write_clip(path, who, frames=2, size=(224, 180), mask=mask)
@@ -47,7 +49,7 @@ def real_data(tmp_path, monkeypatch, request):
     for name, folder, options in sets:
         assert cli.main(["faces", name, "--root", str(folder), "--out", str(root / name), "--count", "2", "--size", str(size), "--workers", "0", *options]) == 0
     networks = {name: dataclasses.replace(b, pretrained=False) for name, b in full.backbones.items()}
-    monkeypatch.setitem(experiments.PRESETS, "paper", dataclasses.replace(full, size=size, backbones=networks, recipe=dict(epochs=1, batch=4, workers=0)))
+    monkeypatch.setitem(configs.PRESETS, "paper", dataclasses.replace(full, size=size, backbones=networks, recipe=dict(epochs=1, batch=4, workers=0)))
     return root
 
 
@@ -56,14 +58,15 @@ def test_real_data_in_official_layouts_with_full_size_networks(real_data, tmp_pa
     "Crops of videos, the zoo at its published size, its maps, fusion, training with masks, a target set: Table VI's first row, with what it will cost said first."
     lab = Lab("paper", real_data, tmp_path / "outputs", say=lambda line: None)
     assert lab.targets == ["DFDC", "DF-1.0", "Celeb-DF"] and lab.subsets == ["DF"] and len(lab.train_faces("all")) == 8
-    text = announce(lab, lambda lab: NOTEBOOKS["table6_single_detectors"](lab, 1))
+    text = announce(lab, Table6(), seeds=1)
     assert re.fullmatch(r"\d+ of \d+ runs are to be made, 7 of them trainings: about [\d.e-]+ hours of one RTX 3090 at the paper's throughput, reading not included, "
                         r"and [\d.]+ [MG]B on disk.", text), text
-    rows = compare_arms(lab, table_arms(lab, 6)[:1], 1).set_index("test")
+    cells = target_cells(lab, Table6().arms(lab)[:1], 1)
+    rows = compare({name: read_cell(lab, cell) for name, cell in cells.items()}).set_index("test")
     assert set(rows.index) == {*lab.targets, "AVG"} and rows.value.between(0, 100).all() and (rows.note == "").all()
     said = []
     lab.store.say = said.append
-    asked = plan(lab, list(NOTEBOOKS)).store.names()
+    asked = plan(lab, list(exhibits())).store.names()
     assert [line.split()[1] for line in said] == ["figure1_attention", "figure5_single_training"] and len(asked) > 50, "FS and NT are not there; the rest is planned"
     weights = sum(p.stat().st_size for p in (tmp_path / "outputs/runs/detectors").glob("*/model.safetensors"))
     assert weights > 500e6, "VGG-16 alone has 134 million weights"
@@ -82,9 +85,9 @@ def run_here(source, out, **parameters):
 @pytest.mark.parametrize("real_data", [64], indirect=True)
 def test_the_preset_paper_on_official_layouts_through_its_notebooks(real_data, tmp_path, monkeypatch, capsys):
     "With small faces and narrow networks; of FF++ only DF is there."
-    full = experiments.PRESETS["paper"]
+    full = configs.PRESETS["paper"]
     narrow = {name: dataclasses.replace(b, width=1 / 8) for name, b in full.backbones.items()}
-    monkeypatch.setitem(experiments.PRESETS, "paper", dataclasses.replace(full, backbones=narrow, width=1 / 8, options=experiments.PRESETS["mini"].options))
+    monkeypatch.setitem(configs.PRESETS, "paper", dataclasses.replace(full, backbones=narrow, width=1 / 8, options=configs.PRESETS["mini"].options))
     monkeypatch.setattr(module, "run_notebook", run_here)
     lines, wanted = [], ["table3", "table6", "table7", "table8", "claims", "localization", "figure3", "figure5", "figure9"]
     results = reproduce(wanted, "paper", data=str(real_data), outputs=str(tmp_path / "outputs"), say=lines.append)

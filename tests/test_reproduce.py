@@ -1,5 +1,6 @@
 "prle.reproduce: every notebook in the preset smoke through papermill, the report, what fails, what it costs, and real data."
 import base64
+import importlib
 import io
 import json
 import os
@@ -18,16 +19,20 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from prle import cli, figures, reproduce as module
-from prle.comparisons import compare_arms, table_arms
+from prle import cli, reproduce as module
+from prle.comparisons import compare, target_cells
 from prle.core import write_json
 from prle.datasets import SPLITS, read_manifest, read_quantiles
-from prle.experiments import Lab, detector_run, fusion_run, scores
+from prle.configs import Zoo
+from prle.exhibits import PAPER, exhibits, parameters_cell, read_cell
+from prle.experiments import Lab, Wanted, read_scores
+from prle.figures import Figure2, Figure3, Figure4, Figure7, Figure9
 from prle.metrics import auc
 from prle.paper import COLUMN_WIDTH, PAGE_WIDTH, SUBSETS, changed_files, write_figure, write_table
-from prle.reproduce import (FULL, HEADLINE, NOTEBOOKS, announce, cost, find_notebooks, list_notebooks, notebook_folder, parameters_text, plan, reproduce, rtx3090_rate,
+from prle.reproduce import (announce, cost, find_exhibit, find_notebooks, headline, list_notebooks, notebook_folder, parameters_text, plan, reproduce, rtx3090_rate,
                             run_notebook, write_report)
 from prle.studypage import lab_study
+from prle.tables import Table6
 from prle.trust import read_json
 from prle.userstudy import read_study
 from test_experiments import write_square
@@ -57,12 +62,12 @@ def test_every_notebook_runs(smoke):
     wanted = {f"tables/{n}{s}" for n in TABLES for s in (".csv", ".md", ".tex", ".provenance.json")}
     wanted |= {f"figures/{n}{s}" for n in FIGURES for s in (".png", ".pdf", ".provenance.json")}
     assert wanted | {f"notebooks/{n}.ipynb" for n in list_notebooks()} <= made and changed_files(outputs / "smoke") == []
-    assert re.search(r"\d+ of \d+ runs are to be made", "\n".join(lines)) and set(NOTEBOOKS) <= set(list_notebooks())
+    assert re.search(r"\d+ of \d+ runs are to be made", "\n".join(lines)) and set(exhibits()) == set(list_notebooks())
 
 
 def test_notebooks_find_all_their_runs_made(smoke):
     "What a notebook needs is in the plan, except the timing, which is measured where nothing else runs."
-    for name in NOTEBOOKS:
+    for name in exhibits():
         text = "".join(o.get("text", "") for c in nbformat.read(smoke[0] / f"smoke/notebooks/{name}.ipynb", as_version=4).cells for o in c.get("outputs", []))
         made = re.findall(r"MISS (\w+) ", text)
         assert set(made) <= {"timings"}, f"{name}: {made}"
@@ -111,7 +116,7 @@ def test_tables_for_machines_have_the_papers_numbers_too(smoke):
 def test_table3_numbers_are_the_scores(smoke):
     rows = pd.read_csv(smoke[0] / "smoke/tables/table3.csv").set_index(["backbone", "arm", "train", "test"])
     assert len(rows) == 3 * 3 * 5 * 7 and (rows.low <= rows.high).all()
-    table = scores(detector_run(quiet(smoke[0]), "VGG", "FS", mask="primary"))
+    table = read_scores(quiet(smoke[0]).detector("VGG", "FS", mask="primary"))
     part = table[table.subset.isin(["real", "NT"])]
     value = 100 * auc(part.label, part.p_fake)
     assert rows.loc[("VGG", "primary", "FS", "NT"), "value"] == pytest.approx(value)
@@ -131,7 +136,10 @@ def test_tables_show_ours_the_papers_and_the_difference(smoke):
 
 def test_several_seeds_widen_the_intervals(smoke):
     lab = quiet(smoke[0])
-    one, two = (compare_arms(lab, table_arms(lab, 6)[:1], seeds).set_index("test") for seeds in (1, 2))
+    def measured(seeds):
+        cells = target_cells(lab, Table6().arms(lab)[:1], seeds)
+        return compare({name: read_cell(lab, cell) for name, cell in cells.items()}).set_index("test")
+    one, two = measured(1), measured(2)
     assert not np.allclose(one.value, two.value) and (two.high - two.low).loc["AVG"] > 0
 
 
@@ -162,7 +170,7 @@ def test_the_report_is_whole_and_needs_no_network(smoke):
     assert {alt for alt, _ in page.images} >= FIGURES and not page.others and "http" not in re.sub(r'src="data:[^"]+"', "", text)
     for _, source in page.images: Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,")))).verify()
     for link in page.links: assert (link[1:] in page.ids) if link.startswith("#") else (outputs / link).exists(), link
-    assert set(NOTEBOOKS) <= page.ids and "Not what was written" not in text and "Failed:" not in text and "$" not in text
+    assert set(exhibits()) <= page.ids and "Not what was written" not in text and "Failed:" not in text and "$" not in text
     assert text.count("<table>") + text.count("<table ") >= len(TABLES) + 2 and "Table IV, EfficientNet random, DF-1.0" in text
 
 
@@ -264,10 +272,16 @@ def test_a_table_of_other_data_is_marked_and_links_to_no_notebook_that_is_not_th
     assert "Made from other data than this page's: table4." in page and 'href="smoke/notebooks/table4_masks.ipynb"' in page
 
 
+def drawn(smoke, exhibit, **settings):
+    "The figure of an exhibit, from runs that are there."
+    part, = exhibit.compute(quiet(smoke[0]), **settings)
+    return part.figure
+
+
 def test_figure7_masks_grow_with_alpha_and_stay_what_they_were(smoke):
-    figure = figures.draw_figure7(quiet(smoke[0]), cases=3)
+    figure = drawn(smoke, Figure7())
     assert min(letters(figure)) >= 6
-    rows = np.array_split(figure.axes, 3)
+    rows = np.array_split(figure.axes, 6)
     for row in rows:
         face, *masked = [ax.images[0].get_array().astype(int) for ax in row]
         changed = [(m != face).any(-1) for m in masked]  # alpha 1.0, 0.9, ... 0.1
@@ -279,7 +293,7 @@ def test_figure7_masks_grow_with_alpha_and_stay_what_they_were(smoke):
 def test_the_size_of_a_mask_is_counted_in_its_quantile_map(smoke):
     lab, found = quiet(smoke[0]), pd.read_csv(smoke[0] / "smoke/tables/figure8_masks.csv").set_index(["what", "subset"])
     for s in ("DF", "NT"):
-        rows, maps = lab.train_faces(s), fusion_run(lab, s).path / "quantiles"
+        rows, maps = lab.train_faces(s), lab.quantiles(Zoo(s)).path / "quantiles"
         sizes = [(read_quantiles(maps / path) > 0).mean() for path in rows.path]
         assert found.value["size of the mask, in training", s] == pytest.approx(100 * auc(rows.label, sizes)) and len(set(sizes)) > 10
 
@@ -291,7 +305,7 @@ def test_figures_have_the_width_at_which_they_are_printed(smoke, name):
 
 
 def test_figure3_has_a_row_a_fusion_and_a_curve_each(smoke):
-    figure = figures.draw_figure3(quiet(smoke[0]))
+    figure = drawn(smoke, Figure3())
     *faces, curves = figure.axes
     assert min(letters(figure)) >= 6
     assert len(faces) == 3 * 5 and len(curves.patches) == 3
@@ -300,8 +314,7 @@ def test_figure3_has_a_row_a_fusion_and_a_curve_each(smoke):
 
 
 def test_figures_2_and_4_are_intermediate_results(smoke):
-    lab = quiet(smoke[0])
-    figure2, figure4 = figures.draw_figure2(lab), figures.draw_figure4(lab)
+    figure2, figure4 = drawn(smoke, Figure2()), drawn(smoke, Figure4())
     assert min(letters(figure2) + letters(figure4)) >= 6
     panels = {ax.get_title(): ax.images for ax in figure2.axes}
     binary, kept = (panels[t][0].get_array() for t in ("mask $M_b$\nEq. 4", "highest 50%\nEq. 10"))
@@ -314,9 +327,11 @@ def test_figures_2_and_4_are_intermediate_results(smoke):
 
 
 def test_figure9_draws_what_it_is_told_to(smoke):
-    (figure, one), (_, two), (_, other) = (figures.draw_figure9(quiet(smoke[0]), seed, ["EfficientNet"], faces=1) for seed in (0, 0, 3))
-    assert min(letters(figure)) >= 6
-    assert one.equals(two) and len(one) == 2 and set(one.arm) == {"none", "primary"} and not one.path.equals(other.path)
+    one, two, other = (drawn(smoke, Figure9(), seed=seed, faces=1) for seed in (0, 0, 3))
+    assert min(letters(one)) >= 6 and len(one.axes) == 1 + 4
+    first, same, another = (figure.axes[0].images[0].get_array() for figure in (one, two, other))
+    assert (first == same).all() and not np.array_equal(first, another)
+    assert [ax.get_ylabel() for ax in one.axes[1:]] == ["EfficientNet\nplain", "EfficientNet\n+ PRLE", "F3-Net\nplain", "F3-Net\n+ PRLE"]
 
 
 def test_a_study_is_built_on_the_command_line(smoke, tmp_path, capsys, monkeypatch):
@@ -343,6 +358,71 @@ def test_a_study_is_built_on_the_command_line(smoke, tmp_path, capsys, monkeypat
     lab.fingerprint = "other faces"
     with pytest.raises(ValueError, match="made of other faces"):
         lab_study(lab, tmp_path / "file")
+
+
+DECLARATION = """
+import pandas as pd
+from prle.exhibits import SEEDS, Exhibit, Parameter, TablePart, declare, seed_range
+from prle.experiments import Wanted, read_scores
+
+@declare
+class Table0(Exhibit):
+    "How many test faces are scored as fake."
+    notebook = "table0_verdicts"
+    parameters = (SEEDS, Parameter("subset", "DF", "manipulation"))
+
+    def cells(self, lab, seeds, subset):
+        wanted = [Wanted(lambda lab, seed=seed: lab.detector("VGG", subset, seed=seed), read_scores) for seed in seed_range(seeds)]
+        return {("VGG", subset): wanted}
+
+    def parts(self, lab, values, seeds, subset):
+        tables = values["VGG", subset]
+        rows = pd.DataFrame(dict(seed=range(seeds), fakes=[int((t.p_fake > 0.5).sum()) for t in tables]))
+        yield TablePart("table0", rows, rows, f"Table 0: faces that VGG, trained on {subset}, calls fake.")
+"""
+
+
+@pytest.fixture
+def table0(tmp_path, monkeypatch):
+    "A table added to the paper: a declaration, and a notebook of the form of all others."
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code/declares_table0.py").write_text(DECLARATION)
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "code"), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    monkeypatch.setattr(sys.modules["prle.exhibits"], "PAPER", dict(PAPER))
+    sys.modules.pop("declares_table0", None)
+    importlib.import_module("declares_table0")
+    like = nbformat.read(notebook_folder() / "table6_single_detectors.ipynb", as_version=4)
+    for cell in like.cells:
+        cell.source = cell.source.replace("table6_single_detectors", "table0_verdicts").replace("seeds=seeds", "seeds=seeds, subset=subset")
+    like.cells[0].source = "# Table 0: verdicts\n\n**Claim.** Some."
+    like.cells[1].source = parameters_cell(find_exhibit("table0_verdicts"))
+    like.cells[2].source = "import declares_table0\n" + like.cells[2].source
+    (tmp_path / "paper").mkdir()
+    nbformat.write(like, tmp_path / "paper/table0_verdicts.ipynb")
+    monkeypatch.setattr(module, "notebook_folder", lambda: tmp_path / "paper")
+    return find_exhibit("table0_verdicts")
+
+
+def test_a_table_is_added_by_one_notebook_and_one_declaration(smoke, table0, tmp_path):
+    "Planned, computed, shown, written, told by --help, and in the report, by nothing else."
+    lab, outputs = quiet(smoke[0]), tmp_path / "out"
+    shutil.copytree(smoke[0] / "data", outputs / "data")
+    assert find_notebooks(["table0"]) == ["table0_verdicts"] and "  table0_verdicts:\n    subset = \"DF\" # manipulation" in parameters_text()
+    names = plan(lab, ["table0_verdicts"], seeds=2).store.names()
+    assert [n.rsplit("-", 1)[0] for n in names] == ["detectors/VGG-DF-none-s0", "detectors/VGG-DF-none-s1"] and announce(lab, table0, seeds=1) == "All 1 runs are there."
+    lines = []
+    assert reproduce(["table0"], "smoke", outputs=outputs, say=lines.append) == {"table0_verdicts": "done"}, lines
+    assert "1 of 1 runs are to be made: 1 of them like none before." in lines
+    rows = pd.read_csv(outputs / "smoke/tables/table0.csv")
+    assert rows.fakes.tolist() == [(read_scores(lab.detector("VGG", "DF")).p_fake > 0.5).sum()]
+    note = read_json(outputs / "smoke/tables/table0.provenance.json")
+    assert note["seeds"] == 1 and note["subset"] == "DF" and note["notebook"] == "table0_verdicts" and len(note["runs"]) == 1
+    executed = nbformat.read(outputs / "smoke/notebooks/table0_verdicts.ipynb", as_version=4)
+    shown = json.dumps([cell.get("outputs") for cell in executed.cells])
+    assert "Table 0: faces that VGG, trained on DF, calls fake." in shown and "All 1 runs are there." in shown
+    page = Page((outputs / "report.html").read_text())
+    assert "table0_verdicts" in page.ids and "Table 0: verdicts" in page.text and "smoke/tables/table0.csv" in page.links
 
 
 @pytest.fixture
@@ -393,8 +473,9 @@ def test_what_could_not_be_made_is_not_trained_in_a_notebook(toy, tmp_path, monk
     faults = lambda store, dry, *options: {t.name: "its worker died" for t in dry.tasks}
     monkeypatch.setattr(module, "execute", faults)
     monkeypatch.setattr(module, "run_notebook", lambda *a, **k: ran.append(a[0].stem))
-    monkeypatch.setitem(module.NOTEBOOKS, "figure7_alpha", lambda lab, seeds: [])
-    monkeypatch.setitem(module.NOTEBOOKS, "figure4_exploitation", lambda lab, seeds: [lambda: detector_run(lab, "VGG", "A")])
+    monkeypatch.setattr(PAPER["figure7_alpha"], "cells", lambda lab, seed: {}, raising=False)
+    one = Wanted(lambda lab: lab.detector("VGG", "A"), str)
+    monkeypatch.setattr(PAPER["figure4_exploitation"], "cells", lambda lab, seed, subset: {"one": [one]}, raising=False)
     ran, data = [], write_square(toy, tmp_path / "square")
     told = dict(preset="smoke", data=str(data), outputs=str(tmp_path), say=lambda line: None)
     results = reproduce(["figure4", "figure7"], **told)
@@ -427,10 +508,23 @@ def test_forge_on_the_command_line(capsys, tmp_path):
 
 
 def test_find_notebooks():
-    assert find_notebooks([]) == find_notebooks(["headline"]) == list(HEADLINE) and find_notebooks(["all"]) == list_notebooks()
-    assert {n.split("_")[0] for n in HEADLINE} == {"table1", "table3", "table8", *(f"figure{n}" for n in (1, 2, 3, 4, 7, 8))}, "what the issue calls the headline"
+    assert find_notebooks([]) == find_notebooks(["headline"]) == headline() and find_notebooks(["all"]) == list_notebooks()
+    assert {n.split("_")[0] for n in headline()} == {"table1", "table3", "table8", *(f"figure{n}" for n in (1, 2, 3, 4, 7, 8))}, "what the issue calls the headline"
     assert find_notebooks(["figure7", "table3"]) == ["table3_cross_manipulation", "figure7_alpha"] and len(find_notebooks(["figure1"])) == 1, "not figure10"
-    assert {p.stem for p in notebook_folder().glob("*.ipynb")} == set(list_notebooks()) >= set(NOTEBOOKS)
+    assert {p.stem for p in notebook_folder().glob("*.ipynb")} == set(list_notebooks()) == set(exhibits())
+    assert [n.split("_")[0] for n in list_notebooks()[9:18]] == ["table2", "table4", "table5", "table6", "table7", "figure5", "figure6", "figure9", "figure10"]
+    assert find_exhibit("table5_fusion").number == 5
+    with pytest.raises(ValueError, match="Did you mean 'table5_fusion'"):
+        find_exhibit("table5_fusions")
+
+
+@pytest.mark.parametrize("name", list_notebooks())
+def test_a_notebook_has_the_parameters_that_are_declared_and_hands_them_on(name):
+    cells = nbformat.read(notebook_folder() / f"{name}.ipynb", as_version=4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    own = ", ".join(f"{p.name}={p.name}" for p in find_exhibit(name).parameters)
+    assert code[0] == parameters_cell(find_exhibit(name)) and code[2].startswith(f'{code[2].split(" = ")[0]} = find_exhibit("{name}")')
+    assert code[2].count(own) == code[3].count(own) == 1 and len(code) == 5 and sum(len(c.splitlines()) for c in code[1:]) == 10
 
 
 def test_the_parameters_are_told(capsys):
@@ -445,7 +539,8 @@ def test_the_parameters_are_told(capsys):
 def test_everything_adds_the_further_backbones(smoke):
     tasks = [plan(quiet(smoke[0]), ["table3_cross_manipulation"], 1, full).store.tasks for full in (False, True)]
     labels = [{t.path.name.split("-DF")[0] for t in some if t.path.parent.name == "detectors" and "-DF-" in t.path.name} for some in tasks]
-    assert labels[0] == {"Xception", "EfficientNet", "VGG"} and labels[1] - labels[0] == {"F3-Net", "ResNet-50"} and set(FULL) == {"table3_cross_manipulation", "claims"}
+    assert labels[0] == {"Xception", "EfficientNet", "VGG"} and labels[1] - labels[0] == {"F3-Net", "ResNet-50"}
+    assert {name for name, exhibit in exhibits().items() if exhibit.full} == {"table3_cross_manipulation", "claims"}
     tables = find_notebooks([*(f"table{n}" for n in range(1, 8)), "figure8"])
     trained = [{run for run in plan(quiet(smoke[0]), names, 1, True).store.names() if run.startswith("detectors/")} for names in (["claims"], tables)]
     assert trained[0] <= trained[1], "the claims over all five train nothing that the tables do not"
@@ -453,8 +548,8 @@ def test_everything_adds_the_further_backbones(smoke):
 
 def test_what_it_costs(smoke, tmp_path):
     lab = quiet(smoke[0])
-    assert announce(lab, lambda lab: NOTEBOOKS["table6_single_detectors"](lab, 1)).startswith("All ")
-    assert re.fullmatch(r"\d+ of \d+ runs are to be made: about .+\.", announce(lab, lambda lab: NOTEBOOKS["table6_single_detectors"](lab, 3)))
+    assert announce(lab, Table6(), seeds=1).startswith("All ")
+    assert re.fullmatch(r"\d+ of \d+ runs are to be made: about .+\.", announce(lab, Table6(), seeds=3))
     assert 6e12 / 2 < rtx3090_rate() < 8e12 / 2, "an RTX 3090's practical speed, in multiply-accumulates"
     empty = Lab("smoke", smoke[0] / "data/smoke", tmp_path)
     one, three = (cost(plan(empty, ["table7_exploitation"], seeds)) for seeds in (1, 3))

@@ -354,7 +354,7 @@ def config_text(path="a.yaml"):
     "Print a configuration."
 
     def call():
-        from prle.experiments import RunConfig
+        from prle.configs import RunConfig
 
         print(RunConfig.read(path))
 
