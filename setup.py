@@ -23,7 +23,8 @@ setup(
     keywords=cfg["keywords"],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["prle", "prle.*"]),
-    package_data={"prle": ["static/*", "static/jspsych/*", "static/js-sha256/*"]},  # the user study's page; the files of jsPsych and js-sha256 come from npm, see their LICENSE
+    # the user study's page; the files of jsPsych and js-sha256 come from npm, see their LICENSE
+    package_data={"prle.study": ["static/*", "static/jspsych/*", "static/js-sha256/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={**extras, "all": sum(extras.values(), [])},
     entry_points={"console_scripts": cfg["console_scripts"].split()},

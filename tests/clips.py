@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from prle.core import rng
-from prle.faces import orl_folder, read_image
+from prle.data.faces import orl_folder, read_image
 
 
 @cache

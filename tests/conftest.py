@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from prle.core import rng
-from prle.datasets import read_manifest, write_manifest
+from prle.data.manifest import read_manifest, write_manifest
 from prle.detectors.registry import Detector, Weights
 
 torch.set_num_threads(1)

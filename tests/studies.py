@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from prle.core import rng
-from prle.studypage import seal_answer, write_page
-from prle.userstudy import build_study
+from prle.study.page import seal_answer, write_page
+from prle.study.images import build_study
 
 SECRET = "5e" * 32  # so that the tests always see the same study
 FIVE = ("DF", "FS", "F2F", "Fsh", "NT")

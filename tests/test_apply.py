@@ -1,4 +1,4 @@
-"""prle.apply and the commands for runs: plan, runs, train, evaluate, localize, predict."""
+"""prle.lab.apply and the commands for runs: plan, runs, train, evaluate, localize, predict."""
 import json
 import re
 import shutil
@@ -9,17 +9,20 @@ import pandas as pd
 import pytest
 import yaml
 
-from prle import cli, exhibits, reproduce
-from prle.apply import crop_largest, crop_settings, evaluation, reopen
-from prle.benchmark import LIFT, SCALE, build_benchmark
+from prle import cli
+from prle.paper import exhibits
+from prle.paper import reproduce
+from prle.lab.apply import crop_largest, crop_settings, evaluation, reopen
+from prle.mini.benchmark import LIFT, SCALE, build_benchmark
 from prle.core import write_json
-from prle.datasets import read_manifest, read_rgb, write_manifest
-from prle.configs import IDENTITY, PRESETS, Backbone, Preset, RunConfig, Zoo
-from prle.exhibits import Exhibit
-from prle.experiments import Lab, Wanted, load_detector, read_scores
-from prle.faces import orl_folder, read_image
+from prle.data.crops import read_rgb
+from prle.data.manifest import read_manifest, write_manifest
+from prle.lab.configs import IDENTITY, PRESETS, Backbone, Preset, RunConfig, Zoo
+from prle.paper.exhibits import Exhibit
+from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
+from prle.data.faces import orl_folder, read_image
 from prle.metrics import auc
-from prle.runs import list_runs, recorded_runs
+from prle.lab.runs import list_runs, recorded_runs
 from prle.trainer import to_input
 from prle.trust import read_sealed, write_sealed
 from test_experiments import write_square
@@ -156,8 +159,8 @@ def test_a_configuration_may_name_its_data_as_seen_from_here(lab, prle, tmp_path
 def test_what_is_being_made_is_needed_already(lab, prle, monkeypatch):
     "By a training with its zoo, and by a user study; also if they are killed."
     def dying(*args, **kwargs): raise KeyboardInterrupt
-    for patched, words, runs in (("prle.experiments.Lab.train", ["train", "Small", "A", "--mask", "primary"], 6),
-                                 ("prle.studypage.make_study", ["userstudy", "build", "--preset", "tiny", "--data", lab.data, "--splits", "train", "test"], 6 + 8)):
+    for patched, words, runs in (("prle.lab.experiments.Lab.train", ["train", "Small", "A", "--mask", "primary"], 6),
+                                 ("prle.study.page.make_study", ["userstudy", "build", "--preset", "tiny", "--data", lab.data, "--splits", "train", "test"], 6 + 8)):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             real = Lab.train
             patch.setattr(patched, lambda lab, *args, **kwargs: real(lab, *args) if lab.store.dry else dying())

@@ -7,12 +7,14 @@ import pytest
 from clips import write_clip, write_people
 from PIL import Image
 
-from prle import benchmark, faces, targets
+from prle.mini import benchmark
+from prle.data import faces
+from prle.mini import targets
 from prle.cli import main
 from prle.core import file_digest, rng
-from prle.datasets import read_manifest, write_manifest
-from prle.generators import train_networks
-from prle.targets import TARGETS
+from prle.data.manifest import read_manifest, write_manifest
+from prle.mini.generators import train_networks
+from prle.mini.targets import TARGETS
 from prle.trust import read_json
 
 NAMES = ["DF", "FS", "F2F", "Fsh", "NT"]

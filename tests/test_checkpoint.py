@@ -1,4 +1,4 @@
-"""prle.checkpoint: a state is whole or absent, and damage is found."""
+"""prle.training.checkpoint: a state is whole or absent, and damage is found."""
 import errno
 import os
 import shutil
@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-import prle.checkpoint
-from prle.checkpoint import Checkpoint, check_same, load_checkpoint, save_checkpoint
+import prle.training.checkpoint
+from prle.training.checkpoint import Checkpoint, check_same, load_checkpoint, save_checkpoint
 from prle.core import file_digest
 from prle.trust import read_sealed, write_sealed
 
@@ -135,7 +135,7 @@ def test_a_full_disk_leaves_what_was_there_and_is_named(tmp_path, monkeypatch, l
         if library == "safetensors": raise SafetensorError(f"Error while serializing: I/O error: {full.strerror} (os error 28)")
         try: raise full
         finally: raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
-    monkeypatch.setattr(*((prle.checkpoint, "save_file") if library == "safetensors" else (torch, "save")), save)
+    monkeypatch.setattr(*((prle.training.checkpoint, "save_file") if library == "safetensors" else (torch, "save")), save)
     with pytest.raises(OSError, match="No space left on device: cannot write the checkpoint .*epoch-4. Earlier ones are whole") as e:
         save_checkpoint(tmp_path, Checkpoint(4, dict(model=dict(w=torch.ones(2))), {}, {}))
     assert e.value.errno == errno.ENOSPC and sorted(p.name for p in tmp_path.iterdir()) == ["epoch-2", "epoch-3"]

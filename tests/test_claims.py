@@ -1,4 +1,4 @@
-"prle.claims: verdicts, and the two measures of forgery localization on maps whose answer is known."
+"prle.paper.claims: verdicts, and the two measures of forgery localization on maps whose answer is known."
 from pathlib import Path
 
 import cv2
@@ -7,16 +7,16 @@ import pandas as pd
 import pytest
 import torch
 
-from prle import claims as module
-from prle.claims import (CLAIM_GROUPS, CONTRASTS, LESS, MORE, ClaimGroup, Claims, MaskedClaims, PeopleClaims, PlaceClaims, Question, TargetClaims, TimeClaims, claim_list,
+from prle.paper import claims as module
+from prle.paper.claims import (CLAIM_GROUPS, CONTRASTS, LESS, MORE, ClaimGroup, Claims, MaskedClaims, PeopleClaims, PlaceClaims, Question, TargetClaims, TimeClaims, claim_list,
                          claim_row, claims_table, forgery_localization, inside_mask, localization_cells, localization_table, mean_difference, paper_difference, told_fakes,
                          verdict)
-from prle.comparisons import Arm, gaps, mean_interval
-from prle.exhibits import read_cell
-from prle.experiments import Lab
-from prle.paper import BACKBONES, SUBSETS, TARGET_SETS, paper_cells
-from prle.runs import RunFailed
-from prle.userstudy import read_study
+from prle.paper.comparisons import Arm, gaps, mean_interval
+from prle.paper.exhibits import read_cell
+from prle.lab.experiments import Lab
+from prle.paper.numbers import BACKBONES, SUBSETS, TARGET_SETS, paper_cells
+from prle.lab.runs import RunFailed
+from prle.study.images import read_study
 from studies import simulate, study
 
 

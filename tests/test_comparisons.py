@@ -1,4 +1,4 @@
-"prle.comparisons and prle.efficiency: which arms a table has, and how its numbers, averages, differences and gaps are made."
+"prle.paper.comparisons and prle.paper.efficiency: which arms a table has, and how its numbers, averages, differences and gaps are made."
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,17 +6,18 @@ import torch
 from sklearn.metrics import accuracy_score, roc_auc_score
 from torch import nn
 
-from prle import comparisons, tables
-from prle.comparisons import (BASELINES, HIGH, LOW, PLAIN_AND_PRLE, Arm, add_paper, arms_of, choose_backbones, compare, estimate_sums, gaps, masked_cells,
+from prle.paper import comparisons
+from prle.paper import tables
+from prle.paper.comparisons import (BASELINES, HIGH, LOW, PLAIN_AND_PRLE, Arm, add_paper, arms_of, choose_backbones, compare, estimate_sums, gaps, masked_cells,
                               paper_names, paper_numbers, paper_tests, score_cells, split_subsets, target_cells)
 from prle.core import rng
-from prle.efficiency import COUNTED, efficiency_table, even_sample, norm_elements, paper_gflops, paper_network
-from prle.exhibits import Gap, exhibits, read_cell
-from prle.experiments import Lab
-from prle.figures import Figure5, Figure6, add_figure6
-from prle.paper import BACKBONES, SUBSETS, TARGET_SETS, paper_table
-from prle.runs import RunFailed
-from prle.tables import Table2, Table3, Table4, Table5, Table6, Table7, attended_share, share_cells, share_table
+from prle.paper.efficiency import COUNTED, efficiency_table, even_sample, norm_elements, paper_gflops, paper_network
+from prle.paper.exhibits import Gap, exhibits, read_cell
+from prle.lab.experiments import Lab
+from prle.paper.figures import Figure5, Figure6, add_figure6
+from prle.paper.numbers import BACKBONES, SUBSETS, TARGET_SETS, paper_table
+from prle.lab.runs import RunFailed
+from prle.paper.tables import Table2, Table3, Table4, Table5, Table6, Table7, attended_share, share_cells, share_table
 
 ARM_TABLES = [Table2(), Table3(), Table4(), Table5(), Table6(), Table7()]
 

@@ -1,4 +1,4 @@
-"""prle.datasets: the manifest's checks and FaceDataset."""
+"""prle.data.datasets: the manifest's checks and FaceDataset."""
 from pathlib import Path
 
 import cv2
@@ -10,7 +10,9 @@ from torch.utils.data import DataLoader
 
 from prle.cli import main
 from prle.core import file_digest, rng
-from prle.datasets import (BalancedSampler, FaceDataset, check_crops, check_manifest, read_manifest, read_mask, read_quantiles, read_rgb, select, write_manifest)
+from prle.data.crops import read_mask, read_quantiles, read_rgb
+from prle.data.datasets import BalancedSampler, FaceDataset
+from prle.data.manifest import check_crops, check_manifest, read_manifest, select, write_manifest
 from prle.trust import Damaged, write_digests
 
 

@@ -1,4 +1,4 @@
-"prle.deepfakebench: JSON and folders, as DeepfakeBench publishes them, to a manifest and back."
+"prle.data.deepfakebench: JSON and folders, as DeepfakeBench publishes them, to a manifest and back."
 import json
 from pathlib import Path
 
@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 
 from prle.cli import main
-from prle.datasets import FaceDataset, read_manifest, write_manifest
-from prle.deepfakebench import read_folders, read_json_dataset, write_json_dataset
-from prle.faces import write_png
-from prle.layouts import list_dataset
+from prle.data.datasets import FaceDataset
+from prle.data.manifest import read_manifest, write_manifest
+from prle.data.deepfakebench import read_folders, read_json_dataset, write_json_dataset
+from prle.data.faces import write_png
+from prle.data.layouts import list_dataset
 
 
 def put_crop(root, path, value=100, landmarks=True, mask=False):

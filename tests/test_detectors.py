@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from prle import localization
 from prle.detectors import Detector, create_detector, efficientnet, list_detectors, registry, vgg, xception
 from prle.detectors.registry import cam_grids, card, macs
-from prle.faces import orl_folder
+from prle.data.faces import orl_folder
 from prle.metrics import auc
 from prle.trainer import TrainConfig
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from prle import distortions as D
+from prle.data import distortions as D
 from prle.core import rng
-from prle.faces import orl_folder, read_image
+from prle.data.faces import orl_folder, read_image
 
 LEVELS = range(1, 6)
 SHAPES = [(256, 256), (257, 301), (91, 120), (530, 515)]

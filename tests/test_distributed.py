@@ -23,9 +23,10 @@ from torch import nn
 import prle.trainer
 from prle import cli
 from prle.trust import read_json
-from prle.datasets import FaceDataset, read_manifest, select
+from prle.data.datasets import FaceDataset
+from prle.data.manifest import read_manifest, select
 from prle.masking import RandomMask
-from prle.processes import Processes, _member, check_processes, together
+from prle.training.processes import Processes, _member, check_processes, together
 from prle.trainer import PAPER_TWO_GPUS, BatchParts, TrainConfig, predict, train
 
 CONFIG = TrainConfig(epochs=3, batch=7, lr=1e-2)  # 12 faces: batches of 7 and 5, so of 4 + 3 and 3 + 2

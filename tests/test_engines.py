@@ -1,4 +1,4 @@
-"""prle.engines: one graph, two engines, the same runs; failures cost what needs them, deaths cost an epoch."""
+"""prle.lab.engines: one graph, two engines, the same runs; failures cost what needs them, deaths cost an epoch."""
 import errno
 import os
 import re
@@ -15,12 +15,12 @@ import pytest
 import ray
 from kills import contents
 
-import prle.engines
+import prle.lab.engines
 from prle.core import digest, rng, write_json
-from prle.engines import Outcome, do_task, execute, in_process
-from prle.configs import IDENTITY, PRESETS, Backbone, Preset, Zoo
-from prle.experiments import Lab
-from prle.runs import RunFailed, RunStore, list_runs, planned
+from prle.lab.engines import Outcome, do_task, execute, in_process
+from prle.lab.configs import IDENTITY, PRESETS, Backbone, Preset, Zoo
+from prle.lab.experiments import Lab
+from prle.lab.runs import RunFailed, RunStore, list_runs, planned
 from prle.trust import read_json
 from test_experiments import write_square
 
@@ -149,13 +149,13 @@ def test_a_training_that_gets_on_may_lose_more_workers(here, tmp_path):
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_the_time_that_is_left_is_learned_on_the_way(engine, here, tmp_path, monkeypatch):
-    said, real = [], prle.engines.progress
+    said, real = [], prle.lab.engines.progress
 
     def watched(**options):
         bar = real(**options)
         bar.set_postfix_str = said.append
         return bar
-    monkeypatch.setattr(prle.engines, "progress", watched)
+    monkeypatch.setattr(prle.lab.engines, "progress", watched)
     execute(quiet(tmp_path), asked(tmp_path, seconds=0.4), engine)
     unknown = [int(m[1]) if (m := re.search(r"(\d+) runs like none before", text)) else 0 for text in said]
     assert unknown[0] < 7 and unknown == sorted(unknown, reverse=True) and unknown[-1] == 0 and not any("?" in text for text in said)

@@ -1,4 +1,4 @@
-"""prle.experiments: configurations and the graph."""
+"""prle.lab.experiments: configurations and the graph."""
 import json
 import pickle
 import threading
@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from prle.trust import read_json
-from prle.configs import FURTHER, PRESETS, Backbone, FusionConfig, Preset, RunConfig, Zoo
-from prle.experiments import Lab, Wanted, load_detector, read_scores
-from prle.labdata import data_fingerprint, data_sets
-from prle.runs import RunFailed
+from prle.lab.configs import FURTHER, PRESETS, Backbone, FusionConfig, Preset, RunConfig, Zoo
+from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
+from prle.lab.labdata import data_fingerprint, data_sets
+from prle.lab.runs import RunFailed
 from prle.trainer import predict
-from prle.datasets import FaceDataset, select
+from prle.data.datasets import FaceDataset
+from prle.data.manifest import select
 from prle.detectors import create_detector
 from prle.detectors.registry import size_option
 from prle.localization import attention_maps
@@ -32,7 +33,8 @@ def lab(toy, tmp_path, monkeypatch):
 
 
 def write_square(toy, folder):
-    from prle.datasets import read_rgb, write_manifest
+    from prle.data.crops import read_rgb
+    from prle.data.manifest import write_manifest
     for path in toy.path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / path), cv2.resize(read_rgb(f"{toy.attrs['root']}/{path}"), (64, 64)))
@@ -275,9 +277,9 @@ def test_the_benchmark_is_built_by_one_process_at_a_time(tmp_path, monkeypatch):
         wait(0.1)
         log.append(kind)
         return folder / "manifest.parquet"
-    monkeypatch.setattr("prle.labdata.build_benchmark", lambda out, **settings: build("benchmark", out))
-    monkeypatch.setattr("prle.labdata.build_targets", lambda manifest: {"mini-DF1": build("targets", manifest.parent)})
-    monkeypatch.setattr("prle.runs.time.sleep", lambda seconds: wait(0.01))
+    monkeypatch.setattr("prle.lab.labdata.build_benchmark", lambda out, **settings: build("benchmark", out))
+    monkeypatch.setattr("prle.lab.labdata.build_targets", lambda manifest: {"mini-DF1": build("targets", manifest.parent)})
+    monkeypatch.setattr("prle.lab.runs.time.sleep", lambda seconds: wait(0.01))
     threads = [threading.Thread(target=lambda: Lab("smoke", outputs=tmp_path)._target_sets) for _ in range(3)]
     for t in threads: t.start()
     for t in threads: t.join()
@@ -324,7 +326,7 @@ def test_what_was_trained_is_not_trained_again_after_a_death(lab, monkeypatch):
     def die(*args): raise KeyboardInterrupt
     for name in ("Lab._score", "discard"):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(f"prle.experiments.{name}", die)
+            patched.setattr(f"prle.lab.experiments.{name}", die)
             other.detector("Small", "A")
         monkeypatch.setattr("prle.trainer._train_epoch", lambda *a: calls.append(1))
     run = other.detector("Small", "A")
@@ -345,16 +347,16 @@ def test_a_training_that_diverges_is_a_gap_with_a_reason(lab):
 def test_scores_and_maps_are_computed_in_the_parts_of_a_batch_that_the_training_had(lab, monkeypatch):
     "Where they do not fit either, the settings to change are named."
     sizes = []
-    monkeypatch.setattr("prle.experiments.predict", lambda detector, faces, batch, *a: sizes.append(batch) or predict(detector, faces, batch, *a))
+    monkeypatch.setattr("prle.lab.experiments.predict", lambda detector, faces, batch, *a: sizes.append(batch) or predict(detector, faces, batch, *a))
     run = lab.detector("Small", "A", batch=6, accumulate=3)
     def full(*args): raise torch.OutOfMemoryError("CUDA out of memory")
-    monkeypatch.setattr("prle.experiments.localize", full)
+    monkeypatch.setattr("prle.lab.experiments.localize", full)
     with pytest.raises(torch.OutOfMemoryError, match=r"on the device for batch=2: lower batch or raise accumulate .* \(CUDA out of memory"): lab.attention(run)
     assert sizes == [2]
 
 
 def test_scores_that_are_no_numbers_are_no_result(lab, monkeypatch):
-    monkeypatch.setattr("prle.experiments.predict", lambda detector, faces, *a: np.full(len(faces), np.nan))
+    monkeypatch.setattr("prle.lab.experiments.predict", lambda detector, faces, *a: np.full(len(faces), np.nan))
     with pytest.raises(RunFailed, match="the score of .*png is no number"):
         lab.detector("Small", "A")
 
@@ -367,7 +369,7 @@ def test_provenance_names_machine_code_data_and_times(lab):
 
 
 def test_provenance_is_of_the_device_that_was_asked_for(lab, monkeypatch):
-    monkeypatch.setattr("prle.runs.provenance", lambda device: dict(device=device))
+    monkeypatch.setattr("prle.lab.runs.provenance", lambda device: dict(device=device))
     here = Lab("tiny", lab.data, lab.outputs, "cpu", say=pytest.fail)
     here.store.say = str
     assert read_json(here.detector("Small", "A").path / "provenance.json")["device"] == "cpu"

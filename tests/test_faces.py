@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prle import faces as F
+from prle.data import faces as F
 from prle.core import rng
 
 ORL = F.orl_folder()

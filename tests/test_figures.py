@@ -1,4 +1,4 @@
-"prle.figures: the numbers that are drawn are those of the scores, and what cannot be read at the printed width is not drawn."
+"prle.paper.figures: the numbers that are drawn are those of the scores, and what cannot be read at the printed width is not drawn."
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -9,14 +9,15 @@ import torch
 from matplotlib.text import Text
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-from prle import comparisons, figures
-from prle.comparisons import FIGURE8_ALPHAS, control_cells, masked_accuracy, masked_cells
+from prle.paper import comparisons
+from prle.paper import figures
+from prle.paper.comparisons import FIGURE8_ALPHAS, control_cells, masked_accuracy, masked_cells
 from prle.core import rng
-from prle.exhibits import read_cell
-from prle.experiments import BINS, Lab
-from prle.figures import FIGURE1, Figure5, Figure6, RankedFace, draw_figure5, draw_figure6, draw_figure8, figure1_arms, what_masks_tell
+from prle.paper.exhibits import read_cell
+from prle.lab.experiments import BINS, Lab
+from prle.paper.figures import FIGURE1, Figure5, Figure6, RankedFace, draw_figure5, draw_figure6, draw_figure8, figure1_arms, what_masks_tell
 from prle.masking import write_quantiles
-from prle.paper import BACKBONES, COLUMN_WIDTH, FIGURE6, PAGE_WIDTH, SUBSETS, use_paper_style
+from prle.paper.numbers import BACKBONES, COLUMN_WIDTH, FIGURE6, PAGE_WIDTH, SUBSETS, use_paper_style
 from prle.trust import write_digests
 
 TARGETS = ("mini-DFDC", "mini-DF1", "mini-Celeb")

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from prle import faces, forge
+from prle.data import faces
+from prle.mini import forge
 from prle.core import rng
 
 NAMES = ["FS", "F2F"]

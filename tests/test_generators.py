@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from prle import faces, forge, generators
+from prle.data import faces
+from prle.mini import forge
+from prle.mini import generators
 from prle.core import rng
 from prle.trust import read_json
 

@@ -1,4 +1,4 @@
-"prle.layouts: small trees in each official layout, made of real videos, through `prle check`, `prle faces` and FaceDataset."
+"prle.data.layouts: small trees in each official layout, made of real videos, through `prle check`, `prle faces` and FaceDataset."
 import json
 import shutil
 
@@ -11,11 +11,12 @@ from clips import draw_frame, ffmpeg, photograph, write_clip
 from kills import contents, kill_at_work, start
 from torch.utils.data import DataLoader
 
-from prle import layouts
+from prle.data import layouts
 from prle.cli import main
-from prle.datasets import FaceDataset, read_manifest
-from prle.faces import write_png
-from prle.layouts import METHODS, check, list_dataset, probe
+from prle.data.datasets import FaceDataset
+from prle.data.manifest import read_manifest
+from prle.data.faces import write_png
+from prle.data.layouts import METHODS, check, list_dataset, probe
 
 
 @pytest.fixture(scope="session")

@@ -482,7 +482,7 @@ def test_stages_hand_the_body_over_and_back(faces):
 
 
 def test_both_stages_through_the_trainer(toy):
-    from prle.datasets import select
+    from prle.data.manifest import select
     from prle.trainer import TrainConfig, train
     rows = [select(toy, split, ["real", "A"]) for split in ("train", "val")]
     model, configs = small(), []

@@ -1,4 +1,4 @@
-"prle.paper: the paper's numbers and their consistency, the writers, and what they notice."
+"prle.paper.numbers: the paper's numbers and their consistency, the writers, and what they notice."
 import re
 from xml.etree import ElementTree
 
@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prle import paper
+from prle.paper import numbers as paper
 from prle.trust import read_json
-from prle.experiments import Lab
-from prle.paper import (BACKBONES, CELL_COLUMNS, FIGURE6, SUBSETS, TARGET_SETS, changed_files, consistency, damaged_rows, interval, latex_table, latex_text, markdown_text,
+from prle.lab.experiments import Lab
+from prle.paper.numbers import (BACKBONES, CELL_COLUMNS, FIGURE6, SUBSETS, TARGET_SETS, changed_files, consistency, damaged_rows, interval, latex_table, latex_text, markdown_text,
                         paper_cells, paper_table, side_by_side, write_figure, write_table)
 
 

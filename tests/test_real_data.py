@@ -8,14 +8,15 @@ import pandas as pd
 import pytest
 from clips import write_clip
 
-from prle import cli, configs
-from prle import reproduce as module
-from prle.comparisons import compare, target_cells
-from prle.exhibits import exhibits, read_cell
-from prle.experiments import Lab
-from prle.paper import BACKBONES, TARGET_SETS
-from prle.reproduce import announce, plan, reproduce
-from prle.tables import Table6
+from prle import cli
+from prle.lab import configs
+from prle.paper import reproduce as module
+from prle.paper.comparisons import compare, target_cells
+from prle.paper.exhibits import exhibits, read_cell
+from prle.lab.experiments import Lab
+from prle.paper.numbers import BACKBONES, TARGET_SETS
+from prle.paper.reproduce import announce, plan, reproduce
+from prle.paper.tables import Table6
 
 
 @pytest.fixture

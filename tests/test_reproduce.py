@@ -1,4 +1,4 @@
-"prle.reproduce: every notebook in the preset smoke through papermill, the report, what fails, what it costs, and real data."
+"prle.paper.reproduce: every notebook in the preset smoke through papermill, the report, what fails, what it costs, and real data."
 import base64
 import importlib
 import io
@@ -19,22 +19,24 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from prle import cli, reproduce as module
-from prle.comparisons import compare, target_cells
+from prle import cli
+from prle.paper import reproduce as module
+from prle.paper.comparisons import compare, target_cells
 from prle.core import write_json
-from prle.datasets import SPLITS, read_manifest, read_quantiles
-from prle.configs import Zoo
-from prle.exhibits import PAPER, exhibits, parameters_cell, read_cell
-from prle.experiments import Lab, Wanted, read_scores
-from prle.figures import Figure2, Figure3, Figure4, Figure7, Figure9
+from prle.data.manifest import SPLITS, read_manifest
+from prle.data.crops import read_quantiles
+from prle.lab.configs import Zoo
+from prle.paper.exhibits import PAPER, exhibits, parameters_cell, read_cell
+from prle.lab.experiments import Lab, Wanted, read_scores
+from prle.paper.figures import Figure2, Figure3, Figure4, Figure7, Figure9
 from prle.metrics import auc
-from prle.paper import COLUMN_WIDTH, PAGE_WIDTH, SUBSETS, changed_files, write_figure, write_table
-from prle.reproduce import (announce, cost, find_exhibit, find_notebooks, headline, list_notebooks, notebook_folder, parameters_text, plan, reproduce, rtx3090_rate,
+from prle.paper.numbers import COLUMN_WIDTH, PAGE_WIDTH, SUBSETS, changed_files, write_figure, write_table
+from prle.paper.reproduce import (announce, cost, find_exhibit, find_notebooks, headline, list_notebooks, notebook_folder, parameters_text, plan, reproduce, rtx3090_rate,
                             run_notebook, write_report)
-from prle.studypage import lab_study
-from prle.tables import Table6
+from prle.study.page import lab_study
+from prle.paper.tables import Table6
 from prle.trust import read_json
-from prle.userstudy import read_study
+from prle.study.images import read_study
 from test_experiments import write_square
 from test_figures import letters
 
@@ -351,7 +353,7 @@ def test_a_study_is_built_on_the_command_line(smoke, tmp_path, capsys, monkeypat
     again, served = (read_study(tmp_path / name) for name in ("again", "served"))
     assert again.plan.equals(served.plan) and again.settings["study"] == served.settings["study"]
     capsys.readouterr()
-    monkeypatch.setattr("prle.studypage.study_faces", lambda *a: pytest.fail("the zoo is made before what cannot work is refused"))
+    monkeypatch.setattr("prle.study.page.study_faces", lambda *a: pytest.fail("the zoo is made before what cannot work is refused"))
     for wrong, why in ((["--post", "htp://x"], "no address"), (["--out", str(tmp_path / "file")], "may hold responses"), (["--images", "7"], "no multiple"),
                        (["--images", "500"], "largest balanced design"), (["--subsets", "FF"], "manipulation")):
         assert build(*["--out", str(tmp_path / "new")] * ("--out" not in wrong), *wrong) == 2 and why in capsys.readouterr().err and not (tmp_path / "new").exists(), wrong
@@ -362,8 +364,8 @@ def test_a_study_is_built_on_the_command_line(smoke, tmp_path, capsys, monkeypat
 
 DECLARATION = """
 import pandas as pd
-from prle.exhibits import SEEDS, Exhibit, Parameter, TablePart, declare, seed_range
-from prle.experiments import Wanted, read_scores
+from prle.paper.exhibits import SEEDS, Exhibit, Parameter, TablePart, declare, seed_range
+from prle.lab.experiments import Wanted, read_scores
 
 @declare
 class Table0(Exhibit):
@@ -389,7 +391,7 @@ def table0(tmp_path, monkeypatch):
     (tmp_path / "code/declares_table0.py").write_text(DECLARATION)
     monkeypatch.syspath_prepend(tmp_path / "code")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "code"), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    monkeypatch.setattr(sys.modules["prle.exhibits"], "PAPER", dict(PAPER))
+    monkeypatch.setattr(sys.modules["prle.paper.exhibits"], "PAPER", dict(PAPER))
     sys.modules.pop("declares_table0", None)
     importlib.import_module("declares_table0")
     like = nbformat.read(notebook_folder() / "table6_single_detectors.ipynb", as_version=4)
@@ -436,7 +438,8 @@ def notebook(tmp_path):
 
 
 def test_tables_and_figures_do_not_wait_for_libraries_that_they_do_not_use():
-    code = "import sys, prle.claims, prle.figures, prle.reproduce, prle.studypage; print({'timm', 'torchvision', 'sklearn', 'seaborn', 'dlib'} & sys.modules.keys())"
+    modules = "prle.paper.claims, prle.paper.figures, prle.paper.reproduce, prle.study.page"
+    code = f"import sys, {modules}; print({{'timm', 'torchvision', 'sklearn', 'seaborn', 'dlib'}} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
@@ -511,7 +514,7 @@ def test_find_notebooks():
     assert find_notebooks([]) == find_notebooks(["headline"]) == headline() and find_notebooks(["all"]) == list_notebooks()
     assert {n.split("_")[0] for n in headline()} == {"table1", "table3", "table8", *(f"figure{n}" for n in (1, 2, 3, 4, 7, 8))}, "what the issue calls the headline"
     assert find_notebooks(["figure7", "table3"]) == ["table3_cross_manipulation", "figure7_alpha"] and len(find_notebooks(["figure1"])) == 1, "not figure10"
-    assert {p.stem for p in notebook_folder().glob("*.ipynb")} == set(list_notebooks()) == set(exhibits())
+    assert {p.stem for p in notebook_folder().glob("[!0-9]*.ipynb")} == set(list_notebooks()) == set(exhibits())
     assert [n.split("_")[0] for n in list_notebooks()[9:18]] == ["table2", "table4", "table5", "table6", "table7", "figure5", "figure6", "figure9", "figure10"]
     assert find_exhibit("table5_fusion").number == 5
     with pytest.raises(ValueError, match="Did you mean 'table5_fusion'"):

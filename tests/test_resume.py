@@ -18,8 +18,9 @@ from conftest import TinyDetector, write_toy
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import prle.checkpoint
-from prle.datasets import FaceDataset, read_manifest, select
+import prle.training.checkpoint
+from prle.data.datasets import FaceDataset
+from prle.data.manifest import read_manifest, select
 from prle.detectors import create_detector
 from prle.masking import PrimaryRegionMask, RandomMask
 from prle.trainer import TrainConfig, predict, train
@@ -82,7 +83,7 @@ def dying(operations, log):
     write_half = lambda _, path: open(path, "wb").write(b"half")
     fill_half = lambda _, file: (file.write(b"half"), file.flush())
     remove_half = lambda path, *_: [p.unlink() for p in sorted(path.glob("*"))[:1]]
-    prle.checkpoint.save_file, torch.save = die(prle.checkpoint.save_file, write_half), die(torch.save, fill_half)
+    prle.training.checkpoint.save_file, torch.save = die(prle.training.checkpoint.save_file, write_half), die(torch.save, fill_half)
     os.replace, os.rename, shutil.rmtree = die(os.replace, lambda *_: None), die(os.rename, lambda *_: None), die(shutil.rmtree, remove_half)
 
 

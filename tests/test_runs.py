@@ -1,4 +1,4 @@
-"""prle.runs: one maker a run, whoever asks and whoever dies; corrupt results, full and closed disks; plans, lists, pruning."""
+"""prle.lab.runs: one maker a run, whoever asks and whoever dies; corrupt results, full and closed disks; plans, lists, pruning."""
 import errno
 import os
 import pickle
@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from prle import runs
+from prle.lab import runs
 from prle.core import digest, write_json
-from prle.runs import (Claim, Run, RunFailed, RunStore, check_run, claimed, damaged_runs, estimate, forget_failure, list_runs, needs, plan_text, planned, prune, reachable,
+from prle.lab.runs import (Claim, Run, RunFailed, RunStore, check_run, claimed, damaged_runs, estimate, forget_failure, list_runs, needs, plan_text, planned, prune, reachable,
                        recorded_runs, run_file, runs_text, spared, task_inputs)
 from prle.trust import Damaged, made_folder, read_json, read_sealed, read_whole, write_digests, write_sealed
 
@@ -26,7 +26,7 @@ KEY = digest(["kind", {}])  # of an empty configuration
 CHILD = """
 import sys, time
 from pathlib import Path
-from prle import runs
+from prle.lab import runs
 runs.provenance = dict
 root, machine = Path(sys.argv[1]), sys.argv[2]
 if machine: runs._machine = lambda: machine
@@ -978,5 +978,5 @@ def test_what_others_put_among_claims_stays(tmp_path):
 
 
 def test_it_imports_without_torch():
-    code = "import sys, prle.runs; sys.exit('torch' in sys.modules)"
+    code = "import sys, prle.lab.runs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -9,12 +9,13 @@ import pytest
 from clips import write_people
 from PIL import Image
 
-from prle import benchmark, targets
+from prle.mini import benchmark
+from prle.mini import targets
 from prle.core import digest, file_digest, rng, write_json
-from prle.datasets import read_manifest, write_manifest
-from prle.distortions import parse_meta
-from prle.faces import list_photos, orl_folder, read_faces, read_image
-from prle.forge import inner
+from prle.data.manifest import read_manifest, write_manifest
+from prle.data.distortions import parse_meta
+from prle.data.faces import list_photos, orl_folder, read_faces, read_image
+from prle.mini.forge import inner
 from prle.trust import read_json
 
 ORL = orl_folder()

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 import prle.core
 from prle.core import digest
-from prle.datasets import FaceDataset, select
+from prle.data.datasets import FaceDataset
+from prle.data.manifest import select
 from prle.detectors.registry import Recipe, cross_entropy
 from prle.masking import LandmarkMask, PrimaryRegionMask, RandomMask
 from prle.trainer import MovingAverage, Objective, TrainConfig, TrainingFaces, _steps, check_split, epoch_order, face_weights, predict, to_input, train

@@ -1,4 +1,4 @@
-"""prle.userstudy, studypage, studyserver, studyanalysis: the design, the pictures, what is served and stored, and what the numbers are."""
+"""prle.study.images, studypage, studyserver, studyanalysis: the design, the pictures, what is served and stored, and what the numbers are."""
 import asyncio
 import http.client
 import json
@@ -17,15 +17,16 @@ import studies
 from studies import FIVE, SECRET, signed, simulate
 from test_figures import letters
 
-from prle import cli, studyanalysis
+from prle import cli
+from prle.study import analysis as studyanalysis
 from prle.core import rng
-from prle.paper import PAGE_WIDTH
-from prle.studyanalysis import (accuracy_table, crossed_bootstrap, detector_answers, detector_table, draw_figure10, exclude, harder_with_alpha, masked_is_harder,
+from prle.paper.numbers import PAGE_WIDTH
+from prle.study.analysis import (accuracy_table, crossed_bootstrap, detector_answers, detector_table, draw_figure10, exclude, harder_with_alpha, masked_is_harder,
                                 participants_needed, power, read_responses, report, robust_difference, study_detectors)
-from prle.studypage import SIGNED, _connect, check_page, is_host, plan_name, sealed_plans, unseal, write_page
-from prle.studyserver import FIELDS, LARGEST, LIMIT, LONGEST, Refused, Responses, _called, _server, read_lines, serve
+from prle.study.page import SIGNED, _connect, check_page, is_host, plan_name, sealed_plans, unseal, write_page
+from prle.study.server import FIELDS, LARGEST, LIMIT, LONGEST, Refused, Responses, _called, _server, read_lines, serve
 from prle.trust import Damaged
-from prle.userstudy import ALPHAS, SUMS, build_study, conditions, keyed, largest_design, plan_study, read_study
+from prle.study.images import ALPHAS, SUMS, build_study, conditions, keyed, largest_design, plan_study, read_study
 
 
 # ---- the design ----
@@ -416,7 +417,7 @@ def test_the_texts_say_what_is_done(tmp_path, practice, confidence):
 
 def test_texts_have_enough_contrast():
     "WCAG's ratio of every colour of text against its ground, 4.5 or more."
-    from prle.studypage import STATIC
+    from prle.study.page import STATIC
     linear = lambda v: v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4
     light = lambda c: sum(w * linear(int(c[i:i + 2], 16) / 255) for w, i in zip((0.2126, 0.7152, 0.0722), (0, 2, 4)))
     full = lambda c: c.lstrip("#") if len(c) == 7 else "".join(2 * x for x in c.lstrip("#"))

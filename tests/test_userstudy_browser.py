@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import studies
 
-from prle.studyanalysis import exclude, read_responses
+from prle.study.analysis import exclude, read_responses
 
 ROOT = Path(__file__).parents[1]
 PHONE, DESKTOP = (360, 740), (1280, 860)

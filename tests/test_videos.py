@@ -17,11 +17,11 @@ import pytest
 from clips import background, draw_frame, ffmpeg, photograph, write_clip, write_frames, write_h264, write_rotated
 from kills import contents, kill_at_work, start
 
-from prle import videos as V
+from prle.data import videos as V
 from prle.cli import main
 from prle.core import rng
-from prle.distortions import distort_frame, distort_video
-from prle.faces import FaceError, align, find_largest, move_points, read_image, warp_crop, write_png
+from prle.data.distortions import distort_frame, distort_video
+from prle.data.faces import FaceError, align, find_largest, move_points, read_image, warp_crop, write_png
 
 QUICK = dict(count=3, size=64, workers=0)
 
@@ -142,7 +142,7 @@ def test_what_a_killed_run_leaves_is_replaced(clips, whole, tmp_path):
 
 SCRIPT = """
 import sys
-from prle.videos import extract, list_videos
+from prle.data.videos import extract, list_videos
 if __name__ == "__main__": extract(list_videos(sys.argv[1]), sys.argv[2], count=8, size=64, workers=2)
 """
 
@@ -185,7 +185,7 @@ def test_other_settings_need_another_folder(clips, whole):
 @pytest.mark.parametrize("workers, engine", [(1, "process"), (2, "process"), pytest.param(2, "ray", marks=pytest.mark.slow)])
 def test_a_worker_that_dies_costs_one_video(clips, tmp_path, monkeypatch, workers, engine):
     "The decoder of one video brings down its process each time."
-    (tmp_path/"deadly.py").write_text("import os, prle.videos as V\nextract = V._extract_video\n"
+    (tmp_path/"deadly.py").write_text("import os, prle.data.videos as V\nextract = V._extract_video\n"
                                       "def deadly(row, *job): return os._exit(11) if row['video'] == 's2' else extract(row, *job)\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep) # for Ray's processes
@@ -389,7 +389,7 @@ def test_a_read_only_folder(clips):
         os.chmod(place, 0o555)
         code = f"""
 import os
-from prle import videos
+from prle.data import videos
 table = videos.list_videos({str(clips)!r})
 if os.geteuid() == 0: os.setgid(65534), os.setuid(65534)
 try: videos.extract(table, {place + "/out"!r}, count=3, size=64, workers=0)

@@ -555,7 +555,7 @@ def a_thing_that_is_no_file(box, what, where):
 
 
 def _read():
-    from prle.datasets import read_manifest
+    from prle.data.manifest import read_manifest
 
     print(len(read_manifest("data/manifest.parquet")))
 

@@ -20,7 +20,7 @@ from .arena import Finding, attack, end, last_line, start
 def signed(answer: dict) -> dict:
     "The answer as the page sends it: with its seal, where the code that is tried has one."
     try:
-        from prle.studypage import seal_answer
+        from prle.study.page import seal_answer
     except ImportError:
         return answer
     return answer | dict(seal=seal_answer(answer))
@@ -28,7 +28,7 @@ def signed(answer: dict) -> dict:
 
 def honest(folder) -> list[dict]:
     "What everybody answers."
-    from prle.userstudy import read_study
+    from prle.study.images import read_study
 
     study = read_study(folder)
     answers = [
@@ -443,7 +443,7 @@ def what_a_stranger_can_compute(box, what):
 
         for name in ("one", "two"):
             studies.study(box.work / name)
-        from prle.userstudy import read_study
+        from prle.study.images import read_study
 
         one, two = (read_study(box.work / name / "study") for name in ("one", "two"))
         if what == "codes":

@@ -97,7 +97,8 @@ def data(world, work):
     def make():
         import cv2
         from conftest import write_toy
-        from prle.datasets import read_manifest, read_rgb, write_manifest
+        from prle.data.crops import read_rgb
+        from prle.data.manifest import read_manifest, write_manifest
 
         toy = read_manifest(write_toy(work / "toy"))
         for path in toy.path:
@@ -161,7 +162,7 @@ def study(world, work):
 
     def make():
         import studies
-        from prle.userstudy import read_study
+        from prle.study.images import read_study
 
         made = studies.study(work / "made")
         studies.simulate(made, lambda row: 0.8)
@@ -186,7 +187,7 @@ def bench(world, work):
     "`ff/`: a data set as DeepfakeBench publishes it, and its JSON."
 
     def make():
-        from prle.faces import write_png
+        from prle.data.faces import write_png
 
         methods, record = "F/manipulated_sequences", {}
         for name, label, home in (
@@ -214,7 +215,7 @@ def bench(world, work):
 @part
 def photos(world, work):
     "`photos/`: a portrait, and a clip of frames."
-    from prle.faces import orl_folder
+    from prle.data.faces import orl_folder
 
     (work / "photos/clip").mkdir(parents=True)
     for k in (1, 2):
@@ -254,7 +255,7 @@ def prunable(world, work):
     "`out/`: runs of which one is noted, one is needed by it, and one is needed by nobody."
 
     def make():
-        from prle.runs import RunStore, record_runs
+        from prle.lab.runs import RunStore, record_runs
 
         runs = RunStore(work / "out/runs", lambda line: None)
         fill = lambda folder: (folder / "x.txt").write_text("42")
@@ -339,7 +340,7 @@ def manifest_text(path="data/manifest.parquet"):
     "Print every cell of a manifest."
 
     def call():
-        from prle.datasets import read_manifest
+        from prle.data.manifest import read_manifest
 
         table = read_manifest(path)
         table["landmarks"] = [np.asarray(p, float).tolist() for p in table.landmarks]
@@ -354,7 +355,7 @@ def config_text(path="a.yaml"):
     "Print a configuration."
 
     def call():
-        from prle.configs import RunConfig
+        from prle.lab.configs import RunConfig
 
         print(RunConfig.read(path))
 
@@ -435,15 +436,15 @@ def warm(world, parts):
     import cv2
     import tornado.web  # noqa: F401
 
-    import prle.apply  # noqa: F401
-    import prle.benchmark  # noqa: F401
+    import prle.lab.apply  # noqa: F401
+    import prle.mini.benchmark  # noqa: F401
     import prle.cli
-    import prle.deepfakebench  # noqa: F401
-    import prle.layouts  # noqa: F401
-    import prle.reproduce  # noqa: F401
-    import prle.studyanalysis  # noqa: F401
-    import prle.studypage  # noqa: F401
-    import prle.studyserver  # noqa: F401
+    import prle.data.deepfakebench  # noqa: F401
+    import prle.data.layouts  # noqa: F401
+    import prle.paper.reproduce  # noqa: F401
+    import prle.study.analysis  # noqa: F401
+    import prle.study.page  # noqa: F401
+    import prle.study.server  # noqa: F401
 
     cv2.setNumThreads(1)
     for name in parts:
