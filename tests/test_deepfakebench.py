@@ -286,3 +286,11 @@ def test_paths_that_lead_out_cost_themselves(tree):
     rows, missing = read_json_dataset([tree/"x.json"], tree/"datasets")
     assert missing.path.tolist() == frames and rows.empty
     assert missing.reason.str.contains("leads out of").sum() >= 4
+
+
+@pytest.mark.parametrize("column", ["dataset", "subset", "video"])
+def test_the_command_names_the_manifest_whose_words_name_no_files(toy, tmp_path, capsys, column):
+    table = toy.assign(**{column: toy[column].replace({toy[column].iloc[-1]: ".."})})
+    file = write_manifest(table, tmp_path/"mine.parquet", toy.attrs["root"])
+    assert main(["convert", str(file), "--out", str(tmp_path/"out")]) == 2
+    assert "mine.parquet" in capsys.readouterr().err and not (tmp_path/"out").exists()

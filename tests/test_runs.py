@@ -950,6 +950,14 @@ def test_nothing_is_pruned_if_a_note_does_not_tell_what_it_needs(tmp_path, note)
     assert len(str(e.value)) < 600 and "\n" not in str(e.value)
 
 
+def test_nothing_is_pruned_if_a_note_is_a_folder(tmp_path):
+    graph(silent(tmp_path))
+    (tmp_path / "plans/mine.provenance.json").mkdir(parents=True)
+    before = snapshot(tmp_path)
+    with pytest.raises((ValueError, OSError), match="mine.provenance.json"): prune(tmp_path, recorded_runs(tmp_path), delete=True)
+    assert snapshot(tmp_path) == before
+
+
 def test_nothing_is_pruned_if_it_is_not_known_what_a_run_needs(tmp_path):
     graph(silent(tmp_path))
     fused = next((tmp_path / "fusions").iterdir())
@@ -958,6 +966,18 @@ def test_nothing_is_pruned_if_it_is_not_known_what_a_run_needs(tmp_path):
     for keep in ([], [f"fusions/{fused.name}"]):
         with pytest.raises(ValueError, match=f"What fusions/{fused.name} is made from is not known"): prune(tmp_path, keep, delete=True)
     assert snapshot(tmp_path) == before and needs(tmp_path)[f"fusions/{fused.name}"] is None
+
+
+def test_a_damaged_claim_is_taken_over_once_it_has_been_silent(tmp_path):
+    "At one look, by the times of files: nobody watches for a minute what a killed process has left."
+    lock = tmp_path / "lock"
+    lock.mkdir()
+    (lock / "1").write_text('{"mach')
+    assert Claim(lock).take() == {}, "its owner may be writing its name"
+    os.utime(lock / "1", times=(time.time() - 600,) * 2)
+    claim = Claim(lock)
+    assert claim.take() is None and claim.number == 2
+    claim.free()
 
 
 def test_links_are_no_claims(tmp_path):

@@ -98,6 +98,7 @@ def test_32_frames_are_deepfakebenchs():
     for n in (32, 33, 100, 317, 1500):
         assert V.sample_frames(n) == [int(x) for x in np.linspace(0, n - 1, 32)]
     assert V.sample_frames(1) == [0] and V.sample_frames(31) == list(range(31))
+    assert V.sample_frames(5, 10**12) == list(range(5)), "who asks for more than there are gets all, in no more memory"
 
 
 def test_neither_order_nor_number_of_workers_shows(clips, whole, tmp_path):
