@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core import check_choice, digest, outputs_dir
+from ..trust import below
 from .configs import PRESETS, absolute_data
 from ..data.manifest import SPLITS, read_manifest, select
 from ..mini.benchmark import build_benchmark
@@ -40,8 +41,8 @@ def data_sets(
 
 # %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-7
 def _sizes(root: Path, paths: pd.Series) -> list[int]:
-    "Return the size of every file, in bytes; 0 where none is named."
-    return [(root/path).stat().st_size if path else 0 for path in paths]
+    "Return the size of every file, in bytes; 0 where none is named. `ValueError` for a path, or a link, that leads out of the root."
+    return [below(root, path).stat().st_size if path else 0 for path in paths]
 
 def data_fingerprint(
     manifest: pd.DataFrame, # from `read_manifest`

@@ -38,7 +38,7 @@ from ..masking import region
 from .numbers import BACKBONES, COLUMN_WIDTH, FIGURE6, PAGE_WIDTH, TARGET_SETS, describe, interval, show_image
 from ..lab.runs import run_file
 from .tables import ArmExhibit
-from ..trust import read_array, read_digests, read_table
+from ..trust import below, read_array, read_digests, read_table
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-4
 SMALL = dict(fontsize=8)
@@ -69,7 +69,7 @@ def read_face(
     i: int, # position in it
 ) -> np.ndarray: # (H, W, 3) uint8, RGB
     "Read a face."
-    return read_rgb(Path(rows.attrs["root"])/rows.path.iloc[i])
+    return read_rgb(below(rows.attrs["root"], rows.path.iloc[i]))
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-7
 @dataclass(frozen=True)
@@ -205,11 +205,11 @@ def _draw_inside_and_across(part, rows: pd.DataFrame):
 
 def _draw_masked_form(part, face: RankedFace):
     "Draw a face of FS and its masked form."
-    above, below = part.subplots(2, 1)
-    show_image(above, face.image)
-    above.set_title("FS", **SMALL)
-    show_image(below, face.masked(0.5))
-    below.set_title("FS$_\\rho$, $\\alpha$ = 0.5", **SMALL)
+    whole_ax, masked_ax = part.subplots(2, 1)
+    show_image(whole_ax, face.image)
+    whole_ax.set_title("FS", **SMALL)
+    show_image(masked_ax, face.masked(0.5))
+    masked_ax.set_title("FS$_\\rho$, $\\alpha$ = 0.5", **SMALL)
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-17
 def draw_figure1(

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from scipy.optimize import Bounds, LinearConstraint, linear_sum_assignment, milp
 
 from ..core import FAKE, REAL, atomic_path, digest, file_digest, progress, provenance, rng, write_json
-from ..trust import Damaged, below, check_digest, read_bytes, read_json
+from ..trust import Damaged, below, check_digest, read_bytes, read_digests, read_json
 from ..data.crops import read_rgb
 from ..data.manifest import SPLITS, select
 from ..data.crops import read_quantiles
@@ -229,8 +229,8 @@ def _write_pictures(wanted: pd.DataFrame, faces: pd.DataFrame, folder: Path, sec
     named = named.merge(faces.drop(columns="mask", errors="ignore"), on="path", how="left")
     folder.mkdir(parents=True)
     for w in progress(named.itertuples(), desc="pictures", total=len(named)):
-        image = read_rgb(root/w.path)
-        picture = mask_face(image, read_quantiles(w.quantiles), w.alpha) if w.alpha else image
+        image = read_rgb(below(root, w.path))
+        picture = mask_face(image, read_quantiles(w.quantiles, getattr(w, "fingerprint", None)), w.alpha) if w.alpha else image
         _write_picture(picture, folder/w.picture)
         shares.append(float((picture != image).any(-1).mean()))
     if len({p.stat().st_size for p in folder.iterdir()}) > 1:
@@ -313,7 +313,7 @@ def _absent(folder: Path):
 def _mark(faces: pd.DataFrame, shown: set, design: list) -> str:
     "A fingerprint of the design and of the faces and quantile maps that are shown: other pictures are another study, with other codes."
     rows = faces[faces.path.isin(shown)].sort_values("path")
-    files = [file_digest(p) for r in rows.itertuples() for p in (Path(faces.attrs["root"])/r.path, r.quantiles)]
+    files = [file_digest(p) for r in rows.itertuples() for p in (below(faces.attrs["root"], r.path), r.quantiles)]
     return digest([rows[["path", "subset", "identity", "source_identity", "split"]].to_csv(index=False), files, *design])
 
 def _write_key(folder: Path, pictures: pd.DataFrame, plan: pd.DataFrame, settings: dict):
@@ -415,9 +415,12 @@ def study_faces(
     lab: Lab, # preset, data and store
     splits: Sequence[str] = SPLITS, # as `select_faces`
     seed: int = 0, # of the zoo
-) -> pd.DataFrame: # rows of the manifest, with the column `quantiles`
+) -> pd.DataFrame: # rows of the manifest, with the columns `quantiles` and, of maps that are made, `fingerprint`
     "Return the faces of a lab with the quantile maps of its zoo; makes the zoo if it is not there."
     found = select_faces(lab, splits)
     folders = {split: wanted.get(lab) for split, [wanted] in study_cells(lab, splits, seed).items()}
-    quantiles = [str(folders[split]/Path(path).with_suffix(".png")) for split, path in zip(found.split, found.path)]
-    return found.assign(quantiles=quantiles)
+    names = [Path(path).with_suffix(".png").as_posix() for path in found.path]
+    found = found.assign(quantiles=[str(folders[split]/name) for split, name in zip(found.split, names)])
+    if lab.store.dry: return found
+    digests = {split: read_digests(folder) for split, folder in folders.items()}
+    return found.assign(fingerprint=[digests[split][name] for split, name in zip(found.split, names)])
