@@ -8,9 +8,12 @@ ENGINE ?= $(if $(filter mini,$(PRESET)),ray,local)
 BIN    := .venv/bin
 TOOLS  := .tools/bin
 
-.PHONY: setup paper paper-all test campaign bench lab export lock audit clean
+.PHONY: help setup paper paper-all test test-fast campaign bench lab export lock audit clean
 
-setup: .venv/installed
+help: # what can be made
+	@grep -E '^[a-z-]+:.*# ' Makefile | sed -E 's/^([a-z-]+):.*# /\1|/' | column -t -s '|'
+
+setup: .venv/installed # .venv, exactly as requirements.lock says
 
 # Nothing floats: every package is in requirements.lock with the hashes of its files. setuptools comes first, for those
 # that are built from source. A .venv that was made here of another lock is emptied, so that nothing of it stays.
@@ -28,33 +31,37 @@ setup: .venv/installed
 # Tables I, III, VIII, Figures 1-4, 7, 8 and outputs/report.html; half an hour on two cores.
 # ray: as many runs at once as there are cores; local: one after the other, each on all cores or the GPU.
 # make paper ONLY="table3 figure7" SEEDS=3 PRESET=paper DATA=/data
-paper: setup
+paper: setup # the headline tables and figures, and outputs/report.html
 	$(BIN)/prle reproduce $(ONLY) --preset $(PRESET) --seeds $(SEEDS) --engine $(ENGINE) $(if $(DATA),--data $(DATA))
 
 # every table, figure and claim
 paper-all: ONLY = all
-paper-all: paper
+paper-all: paper # every table, figure and claim
 
-test: setup
+test: setup # everything that has to pass
 	$(BIN)/ruff check nbs tests setup.py
 	OMP_NUM_THREADS=1 PRLE_QUIET=1 $(BIN)/nbdev_test --n_workers 2
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
+FAST = frame core trust fields localization fusion masking metrics datasets paper
+test-fast: setup # lint, the frame and the method
+	$(BIN)/ruff check nbs tests setup.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-cov $(wildcard $(FAST:%=tests/test_%.py)) -k "not setup_installs"
+
 # 20 minutes of accidents and attacks, on this machine alone; exit code 1 if one ends badly. Linux.
-campaign: setup
+campaign: setup # twenty minutes of accidents and attacks
 	$(BIN)/python -m tests.campaign --seed 0 --minutes 20 --out outputs/campaign.md
 
 # with nothing else running; the results stay in the notebooks
-bench: setup
+bench: setup # speed and memory, measured again
 	for name in faces datasets detectors localization fusion masking metrics trainer engines; do \
 	  PRLE_QUIET=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/bench/$$name.ipynb && $(BIN)/nbdev_clean --fname nbs/bench/$$name.ipynb || exit 1; \
 	done
 
-lab: setup
+lab: setup # JupyterLab
 	$(BIN)/jupyter lab --notebook-dir nbs
 
-# after editing a notebook: generated code, clean notebooks, README
-export: setup
+export: setup # after editing a notebook: generated code, clean notebooks, README
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python tests/readme.py
@@ -69,14 +76,14 @@ export: setup
 # of its files. What is locked stays as it is; LOCK=--upgrade takes the newest, LOCK="--upgrade-package NAME" one of them.
 COMPILE = $(TOOLS)/uv pip compile --quiet --universal --fork-strategy fewest --generate-hashes --allow-unsafe \
 	--python-version $(shell sed -n 's/^min_python = //p' settings.ini) --custom-compile-command 'make lock' $(LOCK)
-lock: .tools/installed
+lock: .tools/installed # both locks anew, with all hashes
 	$(COMPILE) setup.py --extra all --output-file requirements.lock
 	printf 'uv\npip-audit\n' | $(COMPILE) - --output-file tools.lock
 
 # known vulnerabilities of the locked packages
-audit: .tools/installed
+audit: .tools/installed # known vulnerabilities of what is locked, where the service can be reached
 	$(TOOLS)/python tests/audit.py $(TOOLS)/pip-audit requirements.lock
 
 # outputs/ stays: it may hold days of training
-clean:
+clean: # all but outputs/
 	rm -rf .venv .tools *.egg-info .pytest_cache .ruff_cache .coverage
