@@ -30,7 +30,7 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 def shortened(
     value, # what a message is about
 ) -> str: # at most 120 characters
-    "Show a value in a message, cut where it is long."
+    "Return the `repr` of a value for a message, cut where it is long."
     text = _SHORT.repr(value)
     return text if len(text) <= 120 else f"{text[:120]}..."
 
@@ -39,7 +39,7 @@ def check_choice(
     options, # iterable of the valid names
     kind: str, # what is being named, for the message ("detector", "fill", ...)
 ) -> str: # `value`, unchanged
-    "Return `value` if it is one of `options`; `ValueError` with the nearest valid name otherwise."
+    "Return `value` if it is one of `options`; `ValueError` suggesting the nearest valid name otherwise."
     options = [str(o) for o in options]
     if value in options: return value
     near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.4)
@@ -48,19 +48,19 @@ def check_choice(
 
 # %% ../nbs/00_core.ipynb #00-core-9
 def _entropy(key) -> int:
-    "128 bits that depend on every part of `key`."
+    "Hash `key` to a 128-bit integer that depends on every part of it."
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:16], "little")
 
 def rng(
     *key, # ints and strings that name the stream, e.g. `rng(seed, "split")`
 ) -> np.random.Generator:
-    "A NumPy generator of its own for `key`: same key, same stream; another key, an independent one."
+    "Return a NumPy generator for `key`: equal keys give equal streams, different keys independent ones."
     return np.random.default_rng(_entropy(key))
 
 def torch_rng(
     *key, # ints and strings that name the stream, e.g. `torch_rng(seed, epoch, index)`
 ) -> "torch.Generator": # on the CPU
-    "A torch generator of its own for `key`."
+    "Return a torch generator for `key`: equal keys give equal streams, different keys independent ones."
     import torch
     return torch.Generator().manual_seed(_entropy(key) % 2**63)
 
@@ -68,7 +68,7 @@ def torch_rng(
 def seed_everything(
     seed: int, # start of the global streams, on all devices
 ):
-    "Set torch's global random streams, for layers that take no generator."
+    "Seed torch's global random streams, for layers that take no generator."
     import torch
     torch.manual_seed(seed)
 
@@ -76,13 +76,13 @@ def seed_everything(
 def is_leftover(
     name: str, # of a file or folder
 ) -> bool:
-    "Say whether something is only there because a process was killed while it wrote or deleted it."
+    "Say whether a name was left behind by a process that was killed while writing or deleting."
     return re.fullmatch(r"\.prle-(tmp|del)-[0-9a-f]{8}(\..*)?", name) is not None
 
 def discard(
     path: str | Path, # file, folder or link; may be absent
 ):
-    "Delete something in such a way that nobody sees it half deleted; of a link only the link."
+    "Delete a file, folder or link so that nobody sees it half deleted; the target of a link stays."
     path = Path(path)
     away = path.with_name(f".prle-del-{uuid.uuid4().hex[:8]}")
     try: os.rename(path, away)
@@ -94,7 +94,9 @@ def discard(
 def atomic_path(
     path: str | Path, # where the finished file or folder shall be; its parent is created
 ):
-    "Yield a temporary path beside `path`; rename it to `path` on success, remove it on any failure. A file replaces a file; a folder replaces nothing."
+    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any failure.
+
+    A file replaces an existing file; a folder replaces nothing but an empty folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".prle-tmp-{uuid.uuid4().hex[:8]}{path.suffix[:20]}")
@@ -110,7 +112,7 @@ def write_json(
     path: str | Path, # file to write
     obj, # anything `json` can write
 ) -> Path:
-    "Write `obj` as indented JSON, atomically."
+    "Write `obj` atomically as indented JSON with sorted keys."
     text = json.dumps(obj, indent=2, sort_keys=True) + "\n"
     with atomic_path(path) as tmp: tmp.write_text(text, encoding="utf-8")
     return Path(path)
@@ -121,7 +123,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 def is_full(
     error: BaseException | None, # from whatever wrote
 ) -> bool:
-    "Say whether the reason of an error is a full disk."
+    "Say whether an error, or what caused it, was a full disk or an exhausted quota."
     if error is None: return False
     if getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error): return True
     return is_full(error.__cause__ or error.__context__)
@@ -130,25 +132,25 @@ def is_full(
 def digest(
     obj, # a JSON-able object; the order of dictionary keys does not matter
 ) -> str: # 16 hexadecimal digits
-    "The name of a configuration: the head of the SHA-256 of its canonical JSON."
+    "Return the head of the SHA-256 of an object's canonical JSON, the name of a configuration."
     text = json.dumps(obj, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 def bytes_digest(
     content: bytes, # of a file
 ) -> str: # 16 hexadecimal digits
-    "Fingerprint bytes, as `file_digest` does with those of a file."
+    "Return the fingerprint of `content`, equal to the `file_digest` of a file that holds it."
     return hashlib.sha256(content).hexdigest()[:16]
 
 @lru_cache(maxsize=100_000)
 def _content_digest(path: str, *_) -> str:
-    "Hash a file's content, once for each state that it is in."
+    "Hash a file's content, once for each state (the further arguments) that it is in."
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()[:16]
 
 def file_digest(
     path: str | Path, # file to hash
 ) -> str: # 16 hexadecimal digits
-    "Fingerprint a file's content; a file whose size and times have not changed is not read again."
+    "Return the fingerprint of a file's content; an unchanged file (by size and times) is not read again."
     state = os.stat(path)
     return _content_digest(os.path.abspath(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
 
@@ -161,12 +163,12 @@ def _version(package: str) -> str | None:
     except metadata.PackageNotFoundError: return None
 
 def _git(*args: str) -> str | None:
-    "What git says of the folder this module lies in; None outside a repository."
+    "Return what git says of the folder of this module; None without git or outside a repository."
     try: return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError, NameError): return None
 
 def _cpu() -> str:
-    "The model of the CPU; where the system does not tell, its architecture."
+    "Return the model name of the CPU, or its architecture where the system does not tell."
     try: names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     except OSError: names = []
     return names[0] if names else platform.processor() or platform.machine()
@@ -174,7 +176,7 @@ def _cpu() -> str:
 def provenance(
     device: str | None = None, # on which detectors run; None: a GPU where there is one
 ) -> dict: # JSON-able
-    "Where a result made now comes from: commit, clean or not, versions, hardware, time (UTC)."
+    "Return the origin of a result made now: time (UTC), commit, clean or not, versions, hardware."
     import torch
     status, cpu = _git("status", "--porcelain", "--untracked-files=no"), _cpu()
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -187,14 +189,14 @@ def provenance(
 
 # %% ../nbs/00_core.ipynb #00-core-27
 def outputs_dir() -> Path:
-    "`$PRLE_OUTPUTS`, or `outputs/` of the project that the working directory lies in, or `outputs/` here."
+    "Return `$PRLE_OUTPUTS`, else `outputs/` of the project around the working directory, else `outputs/` here."
     if "PRLE_OUTPUTS" in os.environ: return Path(os.environ["PRLE_OUTPUTS"])
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p/"settings.ini").exists()), here)/"outputs"
 
 # %% ../nbs/00_core.ipynb #00-core-30
 def _watched() -> bool:
-    "Whether somebody looks at the output: in a terminal, or in a notebook."
+    "Say whether somebody sees the output, in a terminal or a notebook; never if `PRLE_QUIET` is 1."
     if os.environ.get("PRLE_QUIET") == "1": return False
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return sys.stderr.isatty() or hasattr(shell, "kernel")
@@ -206,5 +208,5 @@ def progress(
     disable: bool = False, # show nothing, e.g. in the second of several processes
     **kwargs, # further settings of tqdm
 ):
-    "A tqdm bar with an estimate of the time left, where somebody looks."
+    "Return a tqdm bar with the estimated time left; nothing is shown where nobody watches."
     return tqdm(iterable, desc=desc, total=total, disable=disable or not _watched(), dynamic_ncols=True, **kwargs)

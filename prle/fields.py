@@ -16,24 +16,24 @@ from .core import check_choice, shortened
 
 # %% ../nbs/02_fields.ipynb #02-fields-4
 def is_number(value) -> bool:
-    "Tell whether a value is a number that a float can hold."
+    "Say whether a value is a number that a finite float can hold; a bool is not."
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 def is_whole(value) -> bool:
-    "Tell whether a value is a whole number."
+    "Say whether a value is a whole number; a bool is not."
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 def is_flag(value) -> bool:
-    "Tell whether a value is True or False."
+    "Say whether a value is True or False."
     return isinstance(value, bool)
 
 def is_word(value) -> bool:
-    "Tell whether a value is a text."
+    "Say whether a value is a string."
     return isinstance(value, str)
 
 # %% ../nbs/02_fields.ipynb #02-fields-7
 class Rule(NamedTuple):
-    "What must hold of the value of a field."
+    "A condition on the value of a field, and the words that state it."
     holds: Callable[[object], bool]
     text: str # after "must", e.g. "be a word"
 
@@ -46,7 +46,7 @@ def number_rule(
     fits: Callable[[float], bool], # asked of finite numbers
     whole: bool = False, # whole numbers only
 ) -> Rule:
-    "Return the rule of a number."
+    "Return the rule that a value is a finite number and that `fits` holds of it."
     kind = is_whole if whole else is_number
     return Rule(lambda value: kind(value) and fits(value), text)
 
@@ -58,7 +58,7 @@ def check_fields(
     config: object, # whose fields are checked
     rules: dict[str, Rule], # by the field's name
 ):
-    "Check the fields of a configuration. `ValueError` naming the first that breaks its rule, and the rule."
+    "Check the fields of a configuration; `ValueError` naming the first that breaks its rule, and the rule."
     for name, rule in rules.items():
         value = getattr(config, name)
         if not rule.holds(value):
@@ -69,13 +69,13 @@ def set_fields(
     config: object, # a frozen dataclass, in its `__post_init__`
     **values, # by the field's name
 ):
-    "Replace fields of a frozen dataclass while it is made."
+    "Replace fields of a frozen dataclass while it is initialized."
     for name, value in values.items():
         object.__setattr__(config, name, value)
 
 # %% ../nbs/02_fields.ipynb #02-fields-14
 def _as_number(name: str, value):
-    "Return a number that YAML has read as a word, such as 2e-3; `ValueError` if it is none."
+    "Convert a number that YAML has read as a string, such as 2e-3; `ValueError` if it is none."
     if not isinstance(value, str): return value
     try: return float(value)
     except ValueError: raise ValueError(f"{name} must be a number, not {shortened(value)}.") from None
@@ -84,7 +84,7 @@ def build_config(
     kind: type, # a dataclass
     given: dict, # names and values as they were read
 ):
-    "Build a configuration. `ValueError` for an unknown name, a missing one, and a word where a number belongs."
+    "Build a configuration; `ValueError` for an unknown or missing name, and for a word in place of a number."
     if not isinstance(given, dict):
         raise ValueError(f"a {kind.__name__} reads as names and values, not {shortened(given)}.")
     types = {f.name: f.type for f in fields(kind)}

@@ -17,7 +17,7 @@ _SHIFTS = {-1: (slice(1, None), slice(None, -1)), 0: (slice(None), slice(None)),
 "Shift -> (pixels that have a neighbour there, those neighbours), along one axis."
 
 def _windows():
-    "The nine (rows, columns, neighbours' rows, neighbours' columns) of a 3x3 neighbourhood that ends at the border."
+    "Yield the slices of a 3x3 neighbourhood cut at the border: rows, columns, neighbours' rows and columns."
     for rows, near_rows in _SHIFTS.values():
         for columns, near_columns in _SHIFTS.values(): yield rows, columns, near_rows, near_columns
 
@@ -25,7 +25,7 @@ def _windows():
 def neighbour_difference(
     maps: Tensor, # (N, T, H, W) float
 ) -> Tensor: # (N, H, W), the left side of Eq. 7 at the worst pair (j, k)
-    "The largest mean difference between some map around a pixel and some map at it, Eq. 7."
+    "Return the largest mean difference between any map around a pixel and any map at it, Eq. 7."
     values = [maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)]
     sums, count = [torch.zeros_like(maps) for _ in values], torch.zeros_like(maps[0, 0])
     for y, x, near_y, near_x in _windows():
@@ -37,21 +37,21 @@ def neighbour_difference(
 def neighbour_maximum(
     maps: Tensor, # (N, T, H, W) float
 ) -> Tensor: # (N, H, W)
-    "The largest value of any map around a pixel, Eq. 8."
+    "Return the largest value of any map in the 3x3 neighbourhood of each pixel, Eq. 8."
     return F.max_pool2d(maps.amax(1), 3, stride=1, padding=1)
 
 # %% ../nbs/04_fusion.ipynb #04-fusion-12
 def _mean(maps: Tensor, tau: float, lam: float) -> Tensor:
-    "Eq. 6."
+    "Average the maps and set averages of `tau` or less to 0, Eq. 6."
     average = maps.mean(1)
     return average.where(average > tau, 0)
 
 def _neighbour_literal(maps: Tensor, tau: float, lam: float) -> Tensor:
-    "Eq. 7 and 8 alone."
+    "Apply Eq. 7 and 8 alone: the neighbours' maximum where the difference exceeds `lam`, else 0."
     return neighbour_maximum(maps).where(neighbour_difference(maps) > lam, 0)
 
 def _neighbour(maps: Tensor, tau: float, lam: float) -> Tensor:
-    "Eq. 6 with the higher tau, expanded by Eq. 7 and 8."
+    "Apply Eq. 6 with the higher tau, expanded by Eq. 7 and 8."
     average = maps.mean(1)
     return average.where(average > tau, _neighbour_literal(maps, tau, lam))
 
@@ -60,7 +60,7 @@ _RELEASED = dict(keep=0.3, drop=0.1, lam=0.2)
 "The thresholds in the published code, which are not the paper's."
 
 def _released(maps: Tensor, tau: float, lam: float) -> Tensor:
-    "The published code's neighbouring fusion."
+    "Fuse as the published code does, with its thresholds `_RELEASED`; `tau` and `lam` are ignored."
     average = maps.mean(1)
     _, place = F.max_pool2d(maps.amax(1), 3, stride=1, padding=1, return_indices=True)
     there = average.flatten(1).gather(1, place.flatten(1)).view_as(average)
@@ -73,7 +73,7 @@ FUSIONS = {"mean": _mean, "neighbour": _neighbour, "neighbour-literal": _neighbo
 
 # %% ../nbs/04_fusion.ipynb #04-fusion-16
 def _check_maps(maps: Tensor):
-    "Raise about a wrong type, shape or value; the message names the map."
+    "Raise `TypeError` or `ValueError` for a wrong type, shape or value; the message names the map."
     if not isinstance(maps, Tensor) or not maps.is_floating_point(): raise TypeError("maps must be a float tensor (N, T, H, W).")
     if maps.ndim != 4 or 0 in maps.shape: raise ValueError(f"maps must be (N, T, H, W) with nothing empty, not {tuple(maps.shape)}.")
     low, high = maps.aminmax()
@@ -94,7 +94,7 @@ def fuse(
     lam: float = 0.15, # lambda of Eq. 7, in [0, 1], for "neighbour" and "neighbour-literal"
     floor: float = 0.0, # attention below it counts as zero before fusion, in [0, 1]
 ) -> Tensor: # (N, H, W) float32 in [0, 1]
-    "Fuse the maps of T detectors into one an image, Eq. 6-8."
+    "Fuse the maps of T detectors into one map an image, Eq. 6-8; errors as in `_check_maps`."
     rule = FUSIONS[check_choice(method, FUSIONS, "fusion method")]
     _check_maps(maps)
     _check_unit(tau=tau, lam=lam, floor=floor)

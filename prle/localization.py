@@ -22,7 +22,7 @@ from .core import FAKE, REAL, atomic_path, check_choice, progress
 def fake_logit(
     output: Tensor, # what a detector returns: (N,) or (N, 1) logits of fake, or (N, 2) logits of (real, fake)
 ) -> Tensor: # (N,) log-odds of fake
-    "The default score of Eq. 3; `ValueError` for any other output."
+    "Return the log-odds of fake, the default score of Eq. 3; `ValueError` for an output of another shape."
     if output.ndim == 1: return output
     if output.ndim == 2 and output.shape[1] == 1: return output[:, 0]
     if output.ndim == 2 and output.shape[1] == 2: return output[:, FAKE] - output[:, REAL]
@@ -33,7 +33,7 @@ def fake_logit(
 def as_found(
     model: nn.Module, # any network
 ):
-    "Evaluation mode inside; afterwards every submodule has its own mode and every weight its own `.grad` again."
+    "Yield `model` in evaluation mode; on exit restore every submodule's mode and every weight's `.grad`."
     modes = [(m, m.training) for m in model.modules()]
     grads = [(w, w.grad) for w in model.parameters()]
     for w, _ in grads: w.grad = None
@@ -49,9 +49,10 @@ def tapped(
     model: nn.Module, # the network
     layers: list[nn.Module], # submodules with an (N, C, h, w) output
 ):
-    "Run `model` inside to collect {layer: its output}: no graph up to the first of `layers`, a graph behind it."
+    "Yield a dictionary that a forward pass fills with {layer: output}; the graph begins at the first layer."
     kept = {}
     def cut(layer, inputs, output):
+        "Keep a layer's output, where the graph begins; an error if it runs twice or is not (N, C, h, w)."
         if layer in kept:
             raise RuntimeError(f"the layer {_name(model, layer)} runs more than once in a forward pass; hook one that runs once.")
         if not isinstance(output, Tensor) or output.ndim != 4:
@@ -67,17 +68,19 @@ def tapped(
 
 # %% ../nbs/03_localization.ipynb #03-localization-14
 def _name(model: nn.Module, layer: nn.Module) -> str:
-    "The layer's name in the model and its class, for messages."
+    "Return the layer's name in the model and its class, for messages."
     return next((f"{name!r} ({type(layer).__name__})" for name, m in model.named_modules() if m is layer), type(layer).__name__)
 
 # %% ../nbs/03_localization.ipynb #03-localization-18
 def _check_images(x: Tensor):
+    "Raise `TypeError` unless `x` is a float tensor (N, 3, H, W), `ValueError` if it is not finite."
     if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
         raise TypeError("x must be a float tensor (N, 3, H, W), as the model takes it.")
     bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
     if bad: raise ValueError(f"NaN or infinity in image {bad[0]} of the batch ({len(bad)} of {len(x)} are affected).")
 
 def _check_layers(model: nn.Module, layer) -> list[nn.Module]:
+    "Return the layers as a list; `ValueError` for one that is no submodule of `model`."
     layers = [layer] if isinstance(layer, nn.Module) else list(layer)
     inside = set(model.modules())
     for one in layers:
@@ -85,13 +88,14 @@ def _check_layers(model: nn.Module, layer) -> list[nn.Module]:
     return layers
 
 def _check_score(value: Tensor, n: int) -> Tensor:
+    "Return `value`; `ValueError` unless it is a tensor of shape (n,)."
     if not isinstance(value, Tensor) or value.shape != (n,):
         raise ValueError(f"score must give one number an image, shape ({n},), not {tuple(getattr(value, 'shape', ()))}.")
     return value
 
 # %% ../nbs/03_localization.ipynb #03-localization-19
 def _gradcam(model: nn.Module, layers: list[nn.Module], x: Tensor, score: Callable) -> list[Tensor]:
-    "Eq. 3 before normalization: one (N, h, w) map a layer."
+    "Compute Eq. 3 before normalization, one (N, h, w) map a layer; `RuntimeError` without a gradient."
     with tapped(model, layers) as kept:
         output = model(x.clone() if x.is_inference() else x)
         missed = [layer for layer in layers if layer not in kept]
@@ -105,16 +109,16 @@ def _gradcam(model: nn.Module, layers: list[nn.Module], x: Tensor, score: Callab
 
 # %% ../nbs/03_localization.ipynb #03-localization-21
 def _stretch(maps: Tensor) -> Tensor:
-    "Min-max normalization of every (h, w) map; a flat map becomes 0."
+    "Normalize every (h, w) map to [0, 1] by its minimum and maximum; a flat map becomes 0."
     maps = maps - maps.amin((-2, -1), keepdim=True)
     return maps / (1e-7 + maps.amax((-2, -1), keepdim=True))
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    "Bilinear, (N, h, w) -> (N, *size)."
+    "Resize maps bilinearly, (N, h, w) -> (N, *size)."
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 def _size(size, x: Tensor, maps: list[Tensor]) -> tuple[int, int]:
-    "Height and width asked for: None is the input's, 'grid' the finest layer's."
+    "Return the height and width asked for: None is the input's, 'grid' the finest layer's."
     if size is None: return tuple(x.shape[-2:])
     if isinstance(size, str):
         check_choice(size, ["grid"], "size")
@@ -130,14 +134,14 @@ CAM_METHODS = {
 
 # %% ../nbs/03_localization.ipynb #03-localization-24
 def _library(method: str):
-    "The class in pytorch_grad_cam; `ImportError` naming the extra."
+    "Return the method's class in pytorch_grad_cam; `ImportError` naming the extra."
     try: import pytorch_grad_cam
     except ImportError as e:
         raise ImportError(f"method={method!r} needs pytorch-grad-cam: pip install 'prle[paper]'. Only 'gradcam' works without.") from e
     return getattr(pytorch_grad_cam, CAM_METHODS[method])
 
 def _library_maps(method: str, model: nn.Module, layers: list[nn.Module], x: Tensor, score: Callable) -> list[Tensor]:
-    "One (N, h, w) map a layer on the layer's own grid, by pytorch_grad_cam."
+    "Compute one (N, h, w) map a layer on the layer's own grid with pytorch_grad_cam."
     target = lambda output: _check_score(score(output[None]), 1)[0]
     maps = []
     for layer in layers:
@@ -156,7 +160,9 @@ def attention_maps(
     size: tuple[int, int] | str | None = None, # (height, width) of the maps; None: the input's, "grid": the layer's own
     method: str = "gradcam", # one of `CAM_METHODS`
 ) -> Tensor: # (N, H, W) float32 in [0, 1]
-    "Attention maps, Eq. 3, normalized per image; the model is left as it was found."
+    """Compute attention maps, Eq. 3, normalized per image; the model is left as it was found.
+
+    `TypeError` or `ValueError` for unusable images, layers or scores, `RuntimeError` without a gradient."""
     check_choice(method, CAM_METHODS, "CAM method")
     _check_images(x)
     layers, score = _check_layers(model, layer), score or fake_logit
@@ -170,12 +176,12 @@ def attention_maps(
 
 # %% ../nbs/03_localization.ipynb #03-localization-36
 def _images(batch) -> Tensor:
-    "The float images of a loader's batch: a tensor, or what `FaceDataset` yields."
+    "Return the images of a batch, a tensor or dictionary, as floats; uint8 is scaled to [0, 1]."
     x = batch["image"] if isinstance(batch, dict) else batch
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
 def _write_header(file, shape: tuple[int, ...]):
-    "The .npy header; NumPy leaves room in it for the number of rows to grow."
+    "Write the .npy header; NumPy leaves room in it for the number of rows to grow."
     file.seek(0)
     np.lib.format.write_array_header_1_0(file, dict(descr="<f2", fortran_order=False, shape=tuple(shape)))
 
@@ -188,7 +194,9 @@ def localize(
     score: Callable | None = None, # as in `attention_maps`
     method: str = "gradcam", # one of `CAM_METHODS`
 ) -> Path: # of the file: (rows, h, w) float16, in the loader's order
-    "Write the attention maps of all images on the layer's own grid, batch by batch; the file appears when it is complete."
+    """Write the attention maps of all images on the layer's own grid, batch by batch.
+
+    The file appears when it is complete. `ValueError` naming the row for bad images or images of several sizes."""
     device, rows, grid = next(model.parameters()).device, 0, None
     with atomic_path(path) as tmp, open(tmp, "wb") as file:
         for batch in progress(loader, desc=f"localize {Path(path).stem}"):
@@ -211,6 +219,6 @@ def upsample_maps(
     grid_maps: Tensor | np.ndarray, # (N, h, w) stored maps
     size: tuple[int, int], # (height, width) to bring them to
 ) -> Tensor: # (N, H, W) float32 in [0, 1]
-    "What `attention_maps` would have given at `size`, from maps on the layer's grid."
+    "Bring maps on the layer's grid to `size`, as `attention_maps` would have given them."
     if not isinstance(grid_maps, Tensor): grid_maps = torch.from_numpy(np.array(grid_maps))
     return _stretch(_resize(grid_maps.float(), tuple(size)))

@@ -24,7 +24,7 @@ from .core import check_choice
 def quantile_map(
     fused: Tensor, # (N, H, W) float fused attention, 0 = not attended
 ) -> Tensor: # (N, H, W) uint16: 0 = not attended, else 1 (highest attention) to 65535
-    "Rank the attended pixels of each map, Eq. 9; equal values are ranked by position, row by row."
+    "Rank the attended pixels of each map, Eq. 9; ties are ranked row by row. `ValueError` for NaN."
     if fused.ndim != 3: raise ValueError(f"fused maps must be (N, H, W), not {tuple(fused.shape)}.")
     if fused.isnan().any(): raise ValueError(f"fused map {fused.isnan().flatten(1).any(1).nonzero()[0].item()} holds NaN.")
     values = fused.flatten(1)
@@ -39,7 +39,7 @@ def region(
     quantiles: Tensor, # (..., H, W) uint16 or int32
     alpha: float | Tensor, # share of the attended pixels to keep, in [0, 1]; a tensor holds one a map
 ) -> Tensor: # bool, like `quantiles`; True = primary region
-    "The most attended `alpha` of each map, Eq. 10 and 12."
+    "Select the most attended share `alpha` of each map, Eq. 10 and 12."
     limit = (65535 * torch.as_tensor(alpha, dtype=torch.float64, device=quantiles.device)).floor().to(torch.int32)
     limit = limit.reshape(limit.shape + (1,) * (quantiles.ndim - limit.ndim))
     quantiles = quantiles.to(torch.int32)
@@ -50,29 +50,29 @@ def resize_quantiles(
     quantiles: Tensor, # (..., H, W) uint16
     size: tuple[int, int], # (height, width)
 ) -> Tensor: # (..., *size) uint16
-    "Nearest-neighbour resizing, for a face that was itself resized."
+    "Resize quantile maps by nearest neighbour, for a face that was itself resized."
     flat = quantiles.to(torch.float32).reshape(1, -1, *quantiles.shape[-2:])
     return F.interpolate(flat, tuple(size), mode="nearest-exact").to(torch.uint16).reshape(*quantiles.shape[:-2], *size)
 
 # %% ../nbs/05_masking.ipynb #05-masking-16
 def _zero(image: Tensor, seed: Tensor) -> Tensor:
-    "Black."
+    "Return black."
     return torch.zeros_like(image)
 
 def _noise(image: Tensor, seed: Tensor) -> Tensor:
-    "Uniform 8-bit values, each image from its own seed; in steps of 1/255 where images are float."
+    "Draw uniform 8-bit values, each image from its own seed; in steps of 1/255 where images are float."
     shape = image.shape[1:]
     noise = [torch.randint(256, shape, generator=torch.Generator().manual_seed(s), dtype=torch.uint8) for s in seed.tolist()]
     noise = torch.stack(noise).to(image.device)
     return noise.to(image.dtype) / 255 if image.is_floating_point() else noise
 
 def _mean(image: Tensor, seed: Tensor) -> Tensor:
-    "Each image's mean, a channel."
+    "Return the mean of each channel of each image."
     mean = image.float().mean((-2, -1), keepdim=True)
     return (mean if image.is_floating_point() else mean.round()).to(image.dtype).expand_as(image)
 
 def _blur(image: Tensor, seed: Tensor) -> Tensor:
-    "The image under a Gaussian of a sixteenth of its shorter side, rows first, then columns."
+    "Blur with a Gaussian whose sigma is a sixteenth of the shorter side, rows first, then columns."
     from torchvision.transforms.v2.functional import gaussian_blur
     side = min(image.shape[-2:])
     kernel, sigma = 2 * min(math.ceil(side / 8), side - 1) + 1, side / 16
@@ -86,7 +86,7 @@ FILLS = {"zero": _zero, "mean": _mean, "noise": _noise, "blur": _blur}
 
 # %% ../nbs/05_masking.ipynb #05-masking-19
 def _as_batch(image) -> tuple[Tensor, Callable]:
-    "A (N, C, H, W) tensor and the function that brings such a tensor back to the kind of `image`."
+    "Return `image` as an (N, C, H, W) tensor, and the function that converts such a tensor back."
     if isinstance(image, PIL.Image.Image):
         if image.mode not in ("L", "RGB"): raise ValueError(f"PIL image of mode {image.mode!r}: convert it to 'RGB' or 'L' first.")
         batch, back = _as_batch(np.asarray(image))
@@ -100,7 +100,7 @@ def _as_batch(image) -> tuple[Tensor, Callable]:
     raise TypeError(f"image must be a tensor (C, H, W) or (N, C, H, W), an array (H, W[, C]) or a PIL image, not {kind}.")
 
 def _as_quantiles(quantiles) -> Tensor:
-    "(N, 1, H, W) uint16 or int32 from a tensor, an array or a 16-bit PIL image."
+    "Return (N, 1, H, W) uint16 or int32 of a tensor, an array or a 16-bit PIL image; `TypeError` otherwise."
     if isinstance(quantiles, (PIL.Image.Image, np.ndarray)): quantiles = torch.from_numpy(np.array(quantiles))
     if not isinstance(quantiles, Tensor):
         raise TypeError(f"the quantile map must be a tensor, an array or a 16-bit PIL image, not {type(quantiles).__name__}.")
@@ -110,7 +110,7 @@ def _as_quantiles(quantiles) -> Tensor:
 
 # %% ../nbs/05_masking.ipynb #05-masking-21
 class MaskParams(NamedTuple):
-    "What was drawn for each of n images (or for one, without the leading axis)."
+    "The draws for n images (or for one, without the leading axis)."
     alpha: Tensor # float64 in [0, 1]; 0 = the image is left alone
     place: Tensor # (..., 3) float64 in [0, 1): where and of which shape; its meaning is the policy's
     seed: Tensor # int64, of the noise fill
@@ -121,6 +121,7 @@ class RegionMask(nn.Module):
     needs = None # name of what `apply` takes second: "quantiles", "landmarks" or None
 
     def __init__(self, p: float, alpha: tuple[float, float], fill: str):
+        "Set up the policy; `ValueError` for p or alpha out of range, or an unknown fill."
         super().__init__()
         low, high = alpha
         if not 0 <= p <= 1: raise ValueError(f"p must lie in [0, 1], not {p}.")
@@ -135,7 +136,7 @@ class RegionMask(nn.Module):
         n: int | None = None, # number of images; None for a single one
         generator: torch.Generator | None = None, # on the CPU; None: torch's global stream
     ) -> MaskParams:
-        "Draw for each image on its own: masked with probability p, alpha uniform in (low, high]."
+        "Draw for each image independently: masked with probability p, alpha uniform in (low, high]."
         u = torch.rand((n or 1, 5), generator=generator, dtype=torch.float64)
         seed = torch.randint(2**62, (n or 1,), generator=generator)
         low, high = self.alpha
@@ -148,7 +149,7 @@ class RegionMask(nn.Module):
         second, # what `needs` names, for each image
         params: MaskParams, # from `draw`
     ):
-        "Mask `image` as drawn: same kind, size and dtype back; the same object if nothing was to be masked."
+        "Mask `image` as drawn; return the same kind, size and dtype, or `image` itself if nothing is masked."
         if not params.alpha.any(): return image
         batch, back = _as_batch(image)
         params = MaskParams(*(p.reshape(-1, *p.shape[params.alpha.ndim:]) for p in params))
@@ -165,7 +166,7 @@ class RegionMask(nn.Module):
         second=None, # as in `apply`
         generator: torch.Generator | None = None, # as in `draw`
     ):
-        "Draw and apply; a batch gets one draw an image."
+        "Draw and apply a mask; each image of a batch gets a draw of its own."
         n = len(image) if isinstance(image, Tensor) and image.ndim == 4 else None
         return self.apply(image, second, self.draw(n, generator))
 
@@ -179,9 +180,12 @@ class PrimaryRegionMask(RegionMask):
         p: float = 0.5, # probability that an image is masked, in [0, 1]
         alpha: tuple[float, float] = (0.0, 1.0), # share of the attended pixels, uniform in (low, high]; (1, 1): Eq. 4, static
         fill: str = "zero", # one of `FILLS`
-    ): super().__init__(p, alpha, fill)
+    ):
+        "Set up the policy; `ValueError` for p or alpha out of range, or an unknown fill."
+        super().__init__(p, alpha, fill)
 
     def _where(self, batch, quantiles, params):
+        "Return the primary regions, Eq. 10; `ValueError` if quantile maps and images do not match."
         quantiles = _as_quantiles(quantiles).to(batch.device)
         if quantiles.shape[0] != len(batch) or quantiles.shape[-2:] != batch.shape[-2:]:
             raise ValueError(f"quantile maps {tuple(quantiles.shape)} for images {tuple(batch.shape)}, (N, C, H, W); "
@@ -199,6 +203,7 @@ class RandomMask(RegionMask):
         fill: str = "zero", # one of `FILLS`
         aspect: float = 2.0, # height / width is log-uniform in [1 / aspect, aspect]
     ):
+        "Set up the policy; `ValueError` for p, alpha or aspect out of range, or an unknown fill."
         super().__init__(p, alpha, fill)
         if aspect < 1: raise ValueError(f"aspect must be 1 or more, not {aspect}.")
         self.aspect = aspect
@@ -206,12 +211,13 @@ class RandomMask(RegionMask):
     def extra_repr(self) -> str: return f"{super().extra_repr()}, aspect={self.aspect}"
 
     def _where(self, batch, second, params):
+        "Return one rectangle an image; empty where alpha is 0."
         h, w = self._sides(params, *batch.shape[-2:])
         rows, columns = (self._inside(batch.shape[d], side, params.place[:, d - 1]) for d, side in ((2, h), (3, w)))
         return (rows[:, None, :, None] & columns[:, None, None, :]).to(batch.device)
 
     def _sides(self, params, height: int, width: int) -> tuple[Tensor, Tensor]:
-        "Height and width in pixels, (N,) each; at least 1 where something is masked."
+        "Return height and width in pixels, (N,) each; at least 1 where something is masked."
         area = params.alpha * height * width
         h = (area * self.aspect ** (2 * params.place[:, 0] - 1)).sqrt().clamp(1, height)
         w = (area / h).clamp(max=width)
@@ -219,7 +225,7 @@ class RandomMask(RegionMask):
         return tuple(torch.where(area > 0, side.round().clamp(min=1), 0) for side in (h, w))
 
     def _inside(self, length: int, side: Tensor, place: Tensor) -> Tensor:
-        "(N, length) bool: an interval of `side` pixels that lies at `place` of the room there is."
+        "Return an (N, length) bool of intervals of `side` pixels; `place` in [0, 1] shifts them from end to end."
         start = (place * (length - side + 1)).floor()[:, None]
         at = torch.arange(length)
         return (at >= start) & (at < start + side[:, None])
@@ -232,7 +238,7 @@ FACE_PARTS = {
 
 # %% ../nbs/05_masking.ipynb #05-masking-40
 def _hulls(part: str, landmarks: np.ndarray, size: tuple[int, int], dilate: float) -> np.ndarray: # (H, W) bool
-    "The part's convex hulls, widened by `dilate` times the distance of the outer eye corners."
+    "Fill the part's convex hulls, widened by `dilate` times the distance of the outer eye corners."
     import cv2
     where = np.zeros(size, np.uint8)
     for hull in FACE_PARTS[part]: cv2.fillConvexPoly(where, cv2.convexHull(landmarks[list(hull)].round().astype(np.int32)), 1)
@@ -251,6 +257,7 @@ class LandmarkMask(RegionMask):
         parts: Sequence[str] = tuple(FACE_PARTS), # parts to choose from
         dilate: float = 0.1, # how far a part is widened, in distances of the outer eye corners
     ):
+        "Set up the policy; `ValueError` for p or dilate out of range, an unknown fill or part, or no part."
         super().__init__(p, (1.0, 1.0), fill)
         if not parts: raise ValueError("parts must name at least one part of the face.")
         if dilate < 0: raise ValueError(f"dilate must be 0 or more, not {dilate}.")
@@ -259,6 +266,7 @@ class LandmarkMask(RegionMask):
     def extra_repr(self) -> str: return f"p={self.p}, fill={self.fill!r}, parts={self.parts}, dilate={self.dilate}"
 
     def _where(self, batch, landmarks, params):
+        "Return one part of each masked face; `ValueError` for landmarks of a wrong shape or with NaN."
         points = np.asarray(landmarks.cpu() if isinstance(landmarks, Tensor) else landmarks, np.float32)
         if points.size != len(batch) * 136:
             raise ValueError(f"landmarks {points.shape} for {len(batch)} images; each needs (68, 2) pixel coordinates (x, y).")
@@ -273,6 +281,6 @@ class LandmarkMask(RegionMask):
 _IN_FILES = ("quantile_store", "read_quantiles", "write_quantiles")
 
 def __getattr__(name: str):
-    "Look up the functions that read and write files of quantile maps."
+    "Look up the functions that read and write files of quantile maps, in `prle.data.crops`."
     if name not in _IN_FILES: raise AttributeError(f"module 'prle.masking' has no attribute {name!r}")
     return getattr(import_module("prle.data.crops"), name)

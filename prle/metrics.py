@@ -18,7 +18,9 @@ from .core import FAKE, REAL, VIDEO, check_choice, rng
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-5
 def _check_rows(label: np.ndarray, score: np.ndarray, needs: Sequence[int]):
-    "`ValueError` unless the rows can be measured: equally many labels and scores, labels 0 and 1, no NaN, the classes that are needed."
+    """Raise `ValueError` unless the rows can be measured.
+
+    That takes equally many labels and scores, labels 0 and 1, no NaN, and the classes in `needs`."""
     if label.ndim != 1 or label.shape != score.shape:
         raise ValueError(f"label and score must be two columns of the same length, not of shapes {label.shape} and {score.shape}.")
     if not len(label): raise ValueError("no rows to measure.")
@@ -37,6 +39,7 @@ class Ranking:
         score: np.ndarray, # (N,) rises with the evidence for fake; no NaN
         needs: Sequence[int] = (REAL, FAKE), # the classes that must be there
     ):
+        "Sort the rows; `ValueError` for lengths that differ, other labels, NaN or a missing class."
         label, score = np.asarray(label), np.asarray(score, dtype=float)
         _check_rows(label, score, needs)
         self.order = np.argsort(-score)
@@ -48,7 +51,9 @@ class Ranking:
         self,
         weight: np.ndarray | None = None, # (N,) or (B, N) >= 0, how often each row counts; None: once
     ) -> tuple[np.ndarray, np.ndarray]: # fake and real weight at each of the V distinct scores, (V,) or (B, V)
-        "What lies at each distinct score, from the highest to the lowest."
+        """Sum the weights of fakes and reals at each distinct score, from the highest to the lowest.
+
+        `ValueError` for negative weights or weights of another number of rows."""
         weight = np.ones(len(self.order)) if weight is None else np.asarray(weight, dtype=float)
         if weight.shape[-1:] != self.order.shape: raise ValueError(f"weights of shape {weight.shape} do not fit {len(self.order)} rows.")
         if not (weight >= 0).all(): raise ValueError("weights must be 0 or more.")
@@ -60,11 +65,11 @@ class Ranking:
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-11
 def _ratio(part, whole):
-    "part / whole, NaN where there is no whole."
+    "Divide `part` by `whole`; NaN where there is no whole."
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
 
 def _plain(value):
-    "A float in place of an array of no dimensions."
+    "Convert an array of no dimensions to a float; return any other as it is."
     return float(value) if np.ndim(value) == 0 else value
 
 def _auc(fake, real):
@@ -76,13 +81,16 @@ def auc(
     score: np.ndarray, # (N,) rises with the evidence for fake
     weight: np.ndarray | None = None, # (N,) or (B, N) >= 0, how often each row counts; None: once
 ) -> float | np.ndarray: # in [0, 1], or (B,) of them; NaN if a class has no weight
-    "Area under the ROC curve, as the weighted Mann-Whitney statistic. `ValueError` if a class is missing or a score is NaN."
+    """Return the area under the ROC curve, as the weighted Mann-Whitney statistic.
+
+    `ValueError` if a class is missing or a score is NaN."""
     return _plain(_auc(*Ranking(label, score).counts(weight)))
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-15
 _ACC_NEEDS = dict(all=(), real=(REAL,), fake=(FAKE,), balanced=(REAL, FAKE))
 
 def _acc(values, fake, real, over, threshold):
+    "Return the accuracy from the weights at each distinct score; `over` as in `acc`."
     above = np.searchsorted(-values, -threshold) # the scores before this one exceed the threshold
     found, kept = fake[..., :above].sum(-1), real[..., above:].sum(-1)
     fakes, reals = fake.sum(-1), real.sum(-1)
@@ -98,13 +106,13 @@ def acc(
     over: str = "all", # rows that are judged: "all", "real", "fake"; "balanced" is the mean of the last two
     threshold: float = 0.5, # above it a row is called fake
 ) -> float | np.ndarray: # in [0, 1], or (B,) of them; NaN if the rows it is over have no weight
-    "Share of rows on the right side of `threshold`."
+    "Return the share of rows on the right side of `threshold`; `ValueError` if a class it needs is missing."
     ranking = Ranking(label, p_fake, needs=_ACC_NEEDS[check_choice(over, _ACC_NEEDS, "choice of rows")])
     return _plain(_acc(ranking.values, *ranking.counts(weight), over, threshold))
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-20
 def _corners(fake, real, cross):
-    "The points before and from `cross` on that `roc_curve` keeps; point j lies behind step j, and -1 is the origin."
+    "Return the last point before `cross` and the first from it on that `roc_curve` keeps; -1 is the origin."
     moves = fake + real > 0
     turns = moves & ((fake != fake[cross]) | (real != real[cross]))
     before, after = turns[:cross][::-1], turns[cross + 1:]
@@ -114,6 +122,7 @@ def _corners(fake, real, cross):
     return left, right
 
 def _eer(fake, real, definition):
+    "Return the equal error rate from the weights at each distinct score; NaN if a class has no weight."
     if fake.ndim > 1: return np.array([_eer(f, r, definition) for f, r in zip(fake, real)])
     tpr, fpr = fake.cumsum(), real.cumsum()
     if not (tpr[-1] and fpr[-1]): return np.nan
@@ -136,12 +145,13 @@ def eer(
     weight: np.ndarray | None = None, # (N,) or (B, N), how often each row counts
     definition: str = "deepfakebench", # one of `EERS`
 ) -> float | np.ndarray: # in [0, 1], or (B,) of them; NaN if a class has no weight
-    "Equal error rate: where as many reals are taken for fakes as fakes for reals."
+    "Return the equal error rate, where as many reals are taken for fakes as fakes for reals."
     check_choice(definition, EERS, "definition of the EER")
     return _plain(_eer(*Ranking(label, score).counts(weight), definition))
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-25
 def _average_precision(fake, real):
+    "Return the average precision from the weights at each distinct score; NaN if a class has no weight."
     found = fake.cumsum(-1)
     rows = found + real.cumsum(-1)
     precision = np.divide(found, rows, out=np.zeros_like(rows), where=rows > 0)
@@ -153,12 +163,12 @@ def average_precision(
     score: np.ndarray, # (N,) rises with the evidence for fake
     weight: np.ndarray | None = None, # (N,) or (B, N), how often each row counts
 ) -> float | np.ndarray: # in [0, 1], or (B,) of them; NaN if a class has no weight
-    "Average precision with fake as the positive class (scikit-learn's definition)."
+    "Return the average precision with fake as the positive class (scikit-learn's definition)."
     return _plain(_average_precision(*Ranking(label, score).counts(weight)))
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-29
 def _measure(name, values, fake, real, threshold):
-    "One of `MEASURES` from the weights at each distinct score."
+    "Compute one of `MEASURES` from the weights at each distinct score."
     kind, _, how = name.partition("_")
     if kind == "acc": return _acc(values, fake, real, how or "all", threshold)
     if kind == "eer": return _eer(fake, real, how or "deepfakebench")
@@ -174,14 +184,14 @@ def as_statistic(
     score: np.ndarray, # (N,) rises with the evidence for fake
     threshold: float = 0.5, # of the accuracies
 ) -> Callable[[np.ndarray], float | np.ndarray]: # weights (N,) -> float, (B, N) -> (B,)
-    "A measure of these rows as a function of their weights, for `bootstrap`."
+    "Return a measure of these rows as a function of their weights, for `bootstrap`."
     check_choice(measure, MEASURES, "measure")
     ranking = Ranking(label, score)
     return lambda weight: _plain(_measure(measure, ranking.values, *ranking.counts(weight), threshold))
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-33
 def _check_columns(table: pd.DataFrame, columns: Sequence[str]):
-    "`ValueError` naming the columns that a table of scores lacks."
+    "Raise `ValueError` naming the columns that a table of scores lacks."
     if missing := [c for c in columns if c not in table]: raise ValueError(f"the scores lack the column{'s' * (len(missing) > 1)} {', '.join(missing)}.")
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-34
@@ -192,7 +202,9 @@ def video_scores(
     scores: pd.DataFrame, # one row a frame: dataset, subset, video, identity, label, p_fake
     grouping: str = "video", # one of `GROUPINGS`
 ) -> pd.DataFrame: # one row a video; in DeepfakeBench's grouping `subset` lists all that were merged
-    "The mean score of each video, in the order of their first frames. `ValueError` if a video has reals and fakes, or a score is NaN."
+    """Average the scores of each video, in the order of the videos' first frames.
+
+    `ValueError` if a score is NaN or, grouped by `video`, a video has real and fake frames."""
     keys = GROUPINGS[check_choice(grouping, GROUPINGS, "grouping")]
     _check_columns(scores, [*VIDEO, "identity", "label", "p_fake"])
     _check_rows(scores.label.to_numpy(), scores.p_fake.to_numpy(float), needs=())
@@ -211,7 +223,9 @@ def resamples(
     seed: int = 0, # of the resampling
     batched: bool = False, # `statistic` takes many resamples at once: weights (B, N) -> (B, ...)
 ) -> np.ndarray: # (n, ...)
-    "`statistic` under resampling of whole clusters; resamples on which it is NaN (a class is missing) are drawn again."
+    """Compute `statistic` on resamples of whole clusters; those where it is NaN (a missing class) are drawn again.
+
+    `ValueError` if a row belongs to no cluster, or too few resamples hold both classes."""
     if n < 1: raise ValueError(f"the number of resamples must be 1 or more, not {n}.")
     if pd.isna(clusters := np.asarray(clusters)).any(): raise ValueError("a row belongs to no cluster (NaN or None).")
     names, member = np.unique(clusters, return_inverse=True)
@@ -239,13 +253,13 @@ def bootstrap(
     seed: int = 0, # of the resampling
     batched: bool = False, # `statistic` takes many resamples at once: weights (B, N) -> (B,) or (B, K)
 ) -> tuple: # lower and upper end, each a float or (K,)
-    "Percentile interval of `statistic` under resampling of whole clusters, see `resamples`."
+    "Return the percentile interval of `statistic` under resampling of whole clusters, see `resamples`."
     _check_level(level)
     return tuple(np.quantile(resamples(statistic, clusters, n, seed, batched), [(1 - level) / 2, (1 + level) / 2], axis=0))
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-45
 def _several(values) -> np.ndarray:
-    "The numbers of the seeds, (S, ...); `ValueError` unless there are two or more."
+    "Return the numbers of the seeds as an array (S, ...); `ValueError` for fewer than two, or NaN."
     values = np.asarray(values, dtype=float)
     if values.ndim == 0 or len(values) < 2: raise ValueError("an interval over seeds needs the numbers of 2 seeds or more.")
     if np.isnan(values).any(): raise ValueError("the number of a seed is NaN.")
@@ -256,7 +270,7 @@ def seed_interval(
     values: np.ndarray, # (S,) or (S, K), a number, or several, for each seed
     level: float = 0.95, # coverage of the interval
 ) -> tuple: # lower and upper end, each a float or (K,)
-    "Student's t interval of the mean over seeds. `ValueError` for fewer than two."
+    "Return Student's t interval of the mean over seeds; `ValueError` for fewer than two."
     _check_level(level)
     values = _several(values)
     half = stdtrit(len(values) - 1, (1 + level) / 2) * values.std(axis=0, ddof=1) / len(values)**0.5
@@ -269,7 +283,7 @@ def total_interval(
     clusters: int, # how many clusters were drawn from
     level: float = 0.95, # coverage of the interval
 ) -> tuple: # lower and upper end, each a float or (K,)
-    "Interval of the mean over seeds that allows for other seeds and for other people."
+    "Return an interval of the mean over seeds that allows for other seeds and for other people."
     _check_level(level)
     values = _several(values)
     a, b = values.var(axis=0, ddof=1) / len(values), np.var(resampled, axis=0, ddof=1)
@@ -287,13 +301,14 @@ SOURCES = ("clusters", "seeds", "both")
 "What an interval allows for: other people (or videos), other seeds, or both."
 
 def _check_options(measures, unit, cluster, over, level):
+    "Raise `ValueError` for an unknown measure, unit, cluster or source of chance, or a level outside (0, 1)."
     for m in measures: check_choice(m, MEASURES, "measure")
     check_choice(unit, UNITS, "unit"), check_choice(cluster, CLUSTERS, "cluster"), check_choice(over, SOURCES, "source of chance")
     _check_level(level)
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-52
 def _same_rows(tables: list[pd.DataFrame]):
-    "`ValueError` unless all tables are about the same rows in the same order."
+    "Raise `ValueError` unless all tables hold the same rows in the same order."
     columns = [c for c in ("path", *VIDEO, "frame", "identity", "label") if c in tables[0]]
     for i, table in enumerate(tables[1:], 1):
         if len(table) != len(tables[0]): raise ValueError(f"table {i} of scores has {len(table)} rows, table 0 has {len(tables[0])}: score the same faces with both.")
@@ -306,7 +321,7 @@ def _same_rows(tables: list[pd.DataFrame]):
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-53
 def _tables(scores, unit: str) -> list[pd.DataFrame]:
-    "The tables of one or more seeds, checked and brought to the unit."
+    "Return the tables of one or more seeds, checked and brought to the unit."
     tables = [scores] if isinstance(scores, pd.DataFrame) else list(scores)
     if not tables: raise ValueError("no table of scores.")
     for table in tables: _check_columns(table, [*VIDEO, "identity", "label", "p_fake"])
@@ -314,7 +329,7 @@ def _tables(scores, unit: str) -> list[pd.DataFrame]:
     return tables if unit == "frame" else [video_scores(table, unit) for table in tables]
 
 def _statistic(tables: list[pd.DataFrame], measures: Sequence[str], threshold: float) -> Callable:
-    "The function weights (B, N) -> (B, S, K) for S tables and K measures."
+    "Return the function weights (B, N) -> (B, S, K) for S tables and K measures."
     rankings = [Ranking(t.label, t.p_fake) for t in tables]
     def statistic(weight):
         counts = [ranking.counts(weight) for ranking in rankings]
@@ -322,7 +337,7 @@ def _statistic(tables: list[pd.DataFrame], measures: Sequence[str], threshold: f
     return statistic
 
 def _interval(statistic, table, cluster, over, n, level, seed):
-    "Mean over seeds (K,) and the ends of its interval."
+    "Return the mean over seeds (K,) and the ends of its interval."
     values = statistic(np.ones((1, len(table))))[0]
     if over == "seeds": return values.mean(0), *seed_interval(values, level)
     if over == "both": _several(values)
@@ -343,7 +358,9 @@ def evaluate(
     seed: int = 0, # of the resampling
     threshold: float = 0.5, # of the accuracies
 ) -> pd.DataFrame: # a row a measure: measure, unit, value (mean over seeds), low, high
-    "What a detector scores, with intervals. `ValueError` for unknown names, NaN scores, one class only, or seeds that saw other faces."
+    """Measure what a detector scores, with intervals.
+
+    `ValueError` for unknown names, NaN scores, one class only, or seeds that scored other faces."""
     _check_options(measures, unit, cluster, over, level)
     tables = _tables(scores, unit)
     value, low, high = _interval(_statistic(tables, measures, threshold), tables[0], cluster, over, n, level, seed)
@@ -362,7 +379,7 @@ def compare(
     seed: int = 0, # of the resampling
     threshold: float = 0.5, # of the accuracies
 ) -> pd.DataFrame: # a row a measure: measure, unit, a, b, difference (b - a), low, high (of the difference)
-    "The paired difference between two detectors on the same faces, resampled together. Errors as `evaluate`."
+    "Return the paired difference of two detectors on the same faces, resampled together; errors as `evaluate`."
     _check_options(measures, unit, cluster, over, level)
     one, other = _tables(a, unit), _tables(b, unit)
     if len(one) != len(other): raise ValueError(f"{len(one)} seeds of a and {len(other)} of b: pair them one to one.")

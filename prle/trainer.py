@@ -52,7 +52,7 @@ _RULES = dict(
 )
 
 def _check_schedule(schedule: str):
-    "`ValueError` for what is no schedule."
+    "Raise `ValueError` for what is not a schedule."
     kind, *settings = str(schedule).split() or [""]
     check_choice(kind, SCHEDULES, "schedule")
     try: fits = [float(x) > 0 for x in settings] == [True] * (2 * (kind == "step"))
@@ -62,7 +62,9 @@ def _check_schedule(schedule: str):
 # %% ../nbs/07_trainer.ipynb #07-trainer-5
 @dataclass(frozen=True)
 class TrainConfig:
-    "How a detector is trained: batch and gamma are the paper's (IV-B, III-D), Adam, lr and epochs its release's, the rest is chosen here. `ValueError` for an impossible value."
+    """The settings of a training; `ValueError` for an impossible value.
+
+    Batch and gamma are the paper's (IV-B, III-D), Adam, lr and epochs its release's; the rest is chosen here."""
     epochs: int = 10
     batch: int = 64 # faces a step, over all processes
     accumulate: int = 1 # parts in which each process computes its share of a batch, one after the other, to save memory
@@ -80,6 +82,7 @@ class TrainConfig:
     workers: int = 0 # processes that decode, a training process; the result does not depend on it
 
     def __post_init__(self):
+        "Check all fields and convert them to their types; `ValueError` naming the one that is wrong."
         check_fields(self, _RULES)
         if self.batch < 2 * self.accumulate: raise ValueError(f"accumulate must leave at least two faces a part, not be {self.accumulate} with batch {self.batch}.")
         check_choice(self.optimizer, OPTIMIZERS, "optimizer")
@@ -93,7 +96,10 @@ class TrainConfig:
         recipe: Recipe, # of a detector
         **changes, # other fields
     ): # a TrainConfig without averaging of weights
-        "The optimizer, schedule, batch, epochs, mirroring and balance of the detector's original, in place of the common ones; what else it did, `recipe` says in words."
+        """Return the settings of a detector's original in place of the common ones.
+
+        They are optimizer, learning rate, weight decay, schedule, batch, epochs, mirroring and balance, as far as
+        they are known. What else the original did, `recipe` says in words."""
         names = ("optimizer", "lr", "weight_decay", "schedule", "batch", "epochs", "flip", "balance")
         known = {name: value for name in names if (value := getattr(recipe, name)) is not None}
         return cls(**{**known, "ema": 0.0, **changes})
@@ -110,18 +116,23 @@ For a run of the store, `prle train Xception DF --preset paper --data /data --pr
 
 # %% ../nbs/07_trainer.ipynb #07-trainer-12
 class TrainingFaces(Dataset):
-    "The faces of a training set, masked and mirrored: `faces[epoch, i] -> dict(image, label, masked[, mask, mask_known])`."
+    """The faces of a training set, masked and mirrored.
+
+    `faces[epoch, i]` is a dict(image, label, masked[, mask, mask_known])."""
     def __init__(
         self,
         faces: FaceDataset, # what to train on
         mask: nn.Module | None = None, # a policy of `prle.masking` with `draw` and `apply`; None masks nothing
         flip: bool = True, # mirror half of the faces
         seed: int = 0, # start of all draws
-    ): self.faces, self.mask, self.flip, self.seed = faces, mask, flip, seed
+    ):
+        "Keep the settings; faces are read and masks drawn when an item is asked for."
+        self.faces, self.mask, self.flip, self.seed = faces, mask, flip, seed
 
     def __len__(self): return len(self.faces)
 
     def __getitem__(self, key: tuple[int, int]) -> dict: # image (3, H, W) uint8, label, masked (whether by the policy), mask (1, H, W) uint8 of manipulated pixels, mask_known
+        "Return face `i` as masked and mirrored in `epoch`; the draws depend on the seed, `epoch` and `i` only."
         epoch, i = key
         item = self.faces[i]
         batch = {k: item[k] for k in ("image", "label", "mask", "mask_known") if k in item} | dict(masked=False)
@@ -141,7 +152,9 @@ def epoch_order(
     parts: int = 1, # that each batch is cut into: processes times `accumulate`
     sampler: BalancedSampler | None = None, # which faces, in which order; None: all
 ) -> list[list[tuple[int, int]]]: # batches of (epoch, index), the keys of `TrainingFaces`
-    "Shuffle the faces and cut them into batches; a last batch with fewer than two faces a part is dropped, which batch normalization could not use."
+    """Shuffle the faces and cut them into batches.
+
+    A last batch with fewer than two faces a part is dropped, since batch normalization could not use it."""
     if sampler: sampler.set_epoch(epoch)
     order = list(sampler) if sampler else rng(seed, "order", epoch).permutation(n).tolist()
     batches = [[(epoch, i) for i in order[k:k + batch]] for k in range(0, len(order), batch)]
@@ -158,6 +171,7 @@ class BatchParts(Sampler[list]):
         count: int = 1, # of processes
         labels=None, # (n,) REAL or FAKE; needed to balance them
     ):
+        "Plan the batches of epoch 0; `ValueError` if there would be fewer than two faces a part."
         self.n, self.config, self.rank, self.parts = n, config, rank, count * config.accumulate
         short = f"too few to train on {count} processes with accumulate {config.accumulate}: at least two a part are needed."
         if config.batch < 2 * self.parts: raise ValueError(f"batches of {config.batch} faces are {short}")
@@ -166,7 +180,7 @@ class BatchParts(Sampler[list]):
         if not self.batches: raise ValueError(f"{n} faces are {short}")
 
     def set_epoch(self, epoch: int): # counts from 0
-        "Go to another order."
+        "Change to the batches of another epoch."
         self.batches = epoch_order(self.n, self.config.batch, epoch, self.config.seed, self.parts, self.sampler)
 
     def __len__(self): return len(self.batches) * self.config.accumulate
@@ -180,21 +194,25 @@ def face_weights(
     masked: Tensor, # (N,) bool; 1 - q of Eq. 13
     gamma: float = 1.0, # weight of the masked faces
 ) -> Tensor: # (N,) float32
-    "The weights of the faces in Eq. 13."
+    "Return the weights of the faces in Eq. 13: `gamma` where masked, else 1."
     return torch.where(masked, gamma, 1.0)
 
 # %% ../nbs/07_trainer.ipynb #07-trainer-23
 class Objective(nn.Module):
-    "A detector's loss as one module, which can be compiled and copied to several processes; the network in half precision, the loss in full."
+    """A detector's loss as one module, which can be compiled and copied to several processes.
+
+    The network computes in `precision`, the loss in fp32."""
     def __init__(
         self,
         detector: Detector, # what to train
         precision: str = "fp32", # "fp32", "bf16" or "fp16"
     ):
+        "Keep the detector and the precision of its network."
         super().__init__()
         self.detector, self.precision = detector, precision
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor: # ()
+        "Return the loss of a batch, a scalar; `batch` holds the images and what `Detector.loss` reads."
         image = batch["image"]
         with torch.autocast(image.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"): outputs = self.detector.outputs(image)
         return self.detector.loss({k: v.float() if v.is_floating_point() else v for k, v in outputs.items()}, batch)
@@ -204,7 +222,7 @@ def to_input(
     image: Tensor, # (N, 3, H, W) uint8
     device: torch.device | str, # where the detector lives
 ) -> Tensor: # (N, 3, H, W) float32 in [0, 1], channels last
-    "Move a decoded batch to the device, as detectors take it."
+    "Move a decoded batch to the device in the form that detectors take."
     return image.to(device, non_blocking=True).to(memory_format=torch.channels_last).float().div_(255)
 
 # %% ../nbs/07_trainer.ipynb #07-trainer-26
@@ -213,23 +231,25 @@ def memory_explained(
     advice: str, # what to do
     **settings, # which decide how much memory is needed
 ):
-    "Name the settings that decide how much memory is needed, where it does not suffice."
+    "Add `advice` and the settings that decide how much memory is needed to an `OutOfMemoryError`."
     try: yield
     except torch.OutOfMemoryError as e:
         raise torch.OutOfMemoryError(f"too little memory on the device for {', '.join(f'{k}={v}' for k, v in settings.items())}: {advice}. ({e})") from e
 
 # %% ../nbs/07_trainer.ipynb #07-trainer-27
 def _loader(faces: Dataset, workers: int, device: torch.device, **batches) -> DataLoader:
-    "Decoding processes that stay from epoch to epoch; with a random stream of its own, so that their number does not move the network's."
+    """Return a loader whose decoding processes stay from epoch to epoch.
+
+    It has a random stream of its own, so that their number does not change what the network draws."""
     return DataLoader(faces, num_workers=workers, persistent_workers=workers > 0, pin_memory=device.type == "cuda", generator=torch.Generator(), **batches)
 
 def _mine(faces: FaceDataset, batch: int, workers: int, processes: Processes) -> DataLoader:
-    "Every `processes.count`-th face, for scoring."
+    "Return a loader of every `processes.count`-th face, this process's share, for scoring."
     return _loader(Subset(faces, range(processes.rank, len(faces), processes.count)), workers, processes.device, batch_size=batch)
 
 @torch.inference_mode()
 def _score(detector: nn.Module, loader: DataLoader, n: int, processes: Processes) -> np.ndarray: # (n,) float64
-    "Probability of fake of all faces, from each process's share; no face is counted twice."
+    "Return the probability of fake of all faces, from each process's share; no face is counted twice."
     logits = torch.zeros(n, device=processes.device)
     with evaluating(detector): mine = [detector(to_input(items["image"], processes.device)).float() for items in loader]
     if mine: logits[processes.rank::processes.count] = torch.cat(mine)
@@ -244,7 +264,7 @@ def predict(
     workers: int = 0, # processes that decode
     accelerator=None, # `accelerate.Accelerator`, where several processes score together
 ) -> np.ndarray: # (N,) float64 in [0, 1], in the order of `faces`; the same in all processes
-    "Probability of fake of every face; the detector is left in the mode it was in."
+    "Return the probability of fake of every face; the detector is left in the mode it was in."
     processes = Processes(device, accelerator)
     with memory_explained("lower batch", batch=batch): return _score(detector, _mine(faces, batch, workers, processes), len(faces), processes)
 
@@ -253,7 +273,7 @@ def check_split(
     train_rows: pd.DataFrame, # what will be trained on
     val_rows: pd.DataFrame, # what will choose the checkpoint
 ):
-    "`ValueError` unless the rows are of the splits train and val and share no person."
+    "Raise `ValueError` unless rows are of train and val, with both classes in each and no person in both."
     for rows, split in ((train_rows, "train"), (val_rows, "val")):
         wrong = set(rows.split) - {split}
         if wrong: raise ValueError(f"rows of the split {', '.join(sorted(wrong))} where only {split} rows may be.")
@@ -263,7 +283,7 @@ def check_split(
 
 # %% ../nbs/07_trainer.ipynb #07-trainer-31
 def _steps(config: TrainConfig, detector: nn.Module, steps: int) -> tuple:
-    "The optimizer, and the schedule of its learning rate with `steps` an epoch."
+    "Return the optimizer, and the schedule of its learning rate with `steps` an epoch."
     momentum = dict(momentum=0.9) if config.optimizer == "SGD" else {}
     optimizer = getattr(torch.optim, config.optimizer)(detector.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True, **momentum)
     kind, *settings = config.schedule.split()
@@ -272,26 +292,27 @@ def _steps(config: TrainConfig, detector: nn.Module, steps: int) -> tuple:
     return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, max(1, round(every * steps)), factor)
 
 def _to_batch(items: dict, gamma: float, device) -> dict:
-    "What `Detector.loss` reads, on the device."
+    "Move what `Detector.loss` reads to the device, with the weights of Eq. 13."
     there = lambda x: x.to(device, non_blocking=True)
     batch = dict(image=to_input(items["image"], device), label=there(items["label"]), weight=face_weights(there(items["masked"]), gamma))
     return batch | (dict(mask=there(items["mask"]).float().div_(255), mask_known=there(items["mask_known"])) if "mask" in items else {})
 
 # %% ../nbs/07_trainer.ipynb #07-trainer-33
 class MovingAverage:
-    "The exponential moving average of a detector's weights and statistics; begins with the first step's."
+    "The exponential moving average of a detector's weights and statistics; it begins with the first step's."
     def __init__(
         self,
         detector: nn.Module, # on its device
         decay: float, # in [0, 1)
     ):
+        "Copy the detector; floating-point tensors will be averaged, the others copied."
         self.module, self.decay, self.begun = copy.deepcopy(detector).requires_grad_(False), decay, False
         pairs = list(zip(*(chain(m.parameters(), m.buffers()) for m in (self.module, detector))))
         self.averaged, self.copied = ([p for p in pairs if p[0].is_floating_point() is floating] for floating in (True, False))
 
     @torch.no_grad()
     def update(self):
-        "Move towards the detector as it is now."
+        "Move the average towards the detector as it is now."
         if self.averaged: torch._foreach_lerp_(*map(list, zip(*self.averaged)), 1 - self.decay if self.begun else 1.0)
         if self.copied: torch._foreach_copy_(*map(list, zip(*self.copied)))
         self.begun = True
@@ -300,6 +321,7 @@ class MovingAverage:
 class _Training:
     "Everything that changes while a detector is trained."
     def __init__(self, detector: Detector, config: TrainConfig, processes: Processes, steps: int):
+        "Move the detector to the device and set up what trains it, with `steps` an epoch."
         self.detector, self.config, self.processes = detector.to(processes.device, memory_format=torch.channels_last), config, processes
         self.optimizer, self.scheduler = _steps(config, detector, steps)
         self.optimizer.zero_grad()
@@ -315,7 +337,7 @@ class _Training:
 
 # %% ../nbs/07_trainer.ipynb #07-trainer-37
 def _step(t: _Training):
-    "After the gradient of a whole batch."
+    "Step the optimizer, the schedule and the average, after the gradient of a whole batch."
     t.scaler.step(t.optimizer)
     t.scaler.update()
     t.optimizer.zero_grad()
@@ -323,7 +345,7 @@ def _step(t: _Training):
     if t.average: t.average.update()
 
 def _train_epoch(t: _Training, loader: DataLoader, bar) -> float:
-    "Returns the mean loss of the epoch's batches."
+    "Train for one epoch; return the mean loss of its batches."
     t.detector.train()
     accumulate, batches, total = t.config.accumulate, loader.batch_sampler.batches, torch.zeros((), device=t.processes.device)
     for k, items in enumerate(loader):
@@ -340,26 +362,26 @@ def _train_epoch(t: _Training, loader: DataLoader, bar) -> float:
 
 # %% ../nbs/07_trainer.ipynb #07-trainer-38
 def _validate(t: _Training, loader: DataLoader, labels: np.ndarray) -> float:
-    "The AUC of the weights as they would be kept."
+    "Return the AUC of the weights as they would be kept; NaN if a score is not finite."
     t.processes.align(t.candidate)
     p_fake = _score(t.candidate, loader, len(labels), t.processes)
     return auc(labels, p_fake) if np.isfinite(p_fake).all() else float("nan")
 
 def _check_finite(row: dict, lr: float):
-    "`FloatingPointError` if the run has diverged; all processes have the same numbers."
+    "Raise `FloatingPointError` if the run has diverged; all processes have the same numbers."
     for name, what in (("loss", "the loss"), ("val_auc", "a score of a validation face")):
         if not math.isfinite(row[name]): raise FloatingPointError(f"{what} became {row[name]} in epoch {row['epoch']}; a lower lr than {lr} may help.")
 
 # %% ../nbs/07_trainer.ipynb #07-trainer-40
 def _fingerprint(rows: pd.DataFrame, quantiles: Path | None) -> dict:
-    "What tells faces apart: their rows, and the content of a few pictures and quantile maps."
+    "Return what tells faces apart: digests of their rows and of at most 16 pictures and quantile maps."
     some = [Path(p) for p in rows.path.iloc[np.unique(np.linspace(0, len(rows) - 1, 16).astype(int))]]
     table, landmarks = rows[["path", "label", "mask"]].to_csv(index=False), hashlib.sha256(np.stack(rows.landmarks.to_numpy()).tobytes()).hexdigest()
     here = dict(faces=len(rows), rows=digest([table, landmarks]), pictures=digest([file_digest(Path(rows.attrs["root"])/p) for p in some]))
     return here | (dict(quantiles=digest([file_digest((quantiles/p).with_suffix(".png")) for p in some])) if quantiles else {})
 
 def _description(t: _Training, train_rows, val_rows, mask, quantiles) -> dict: # JSON-able
-    "What has to be the same for a training to go on."
+    "Describe what has to be the same for a training to go on."
     config = {k: v for k, v in asdict(t.config).items() if k != "workers"}
     tensors = digest([[k, list(v.shape), str(v.dtype)] for k, v in t.detector.state_dict().items()])
     detector = dict(type=type(t.detector).__name__, tensors=tensors, **getattr(t.detector, "config", {}))
@@ -371,13 +393,13 @@ def _which(device: torch.device) -> list: # what a device's random functions hav
     return [] if device.type == "mps" else [device]
 
 def _streams(device: torch.device) -> dict[str, Tensor]:
-    "The state of torch's global random streams, from which dropout is drawn."
+    "Return the state of torch's global random streams, from which dropout is drawn."
     streams = dict(cpu=torch.get_rng_state())
     if device.type != "cpu": streams["device"] = torch.get_device_module(device).get_rng_state(*_which(device))
     return streams
 
 def _set_streams(streams: dict[str, Tensor], device: torch.device):
-    "Go on where `_streams` was asked."
+    "Restore the streams that `_streams` returned."
     torch.set_rng_state(streams["cpu"])
     if device.type != "cpu": torch.get_device_module(device).set_rng_state(streams["device"], *_which(device))
 
@@ -391,7 +413,9 @@ def _keep(t: _Training, folder: Path, description: dict):
 
 # %% ../nbs/07_trainer.ipynb #07-trainer-42
 def _go_on(t: _Training, folder: Path, description: dict):
-    "Return to the last checkpoint, if there is one; every process has to call it."
+    """Restore the last checkpoint, if there is one; every process has to call it.
+
+    `ValueError` if it is of another training."""
     found = t.processes.share(load_checkpoint(folder) if t.processes.first else None)
     if found is None: return
     check_same(found.record.get("training", {}), description, folder)
@@ -405,7 +429,7 @@ def _go_on(t: _Training, folder: Path, description: dict):
 
 # %% ../nbs/07_trainer.ipynb #07-trainer-43
 def _epoch(t: _Training, epoch: int, loader: DataLoader, val_loader: DataLoader, labels: np.ndarray, bar):
-    "Train one epoch, score it, and note its weights if they are the best so far."
+    "Train one epoch, score it, and keep its weights if they are the best so far."
     start = time.perf_counter()
     t.detector.begin_epoch(epoch)
     loader.batch_sampler.set_epoch(epoch)
@@ -430,7 +454,10 @@ def train(
     checkpoint: str | Path | None = None, # folder that keeps the state after every epoch; the caller deletes it once the result is safe
     accelerator=None, # `accelerate.Accelerator` of this process: one of several that train together, or one with trackers
 ) -> pd.DataFrame: # one row an epoch: epoch, loss, val_auc, seconds, chosen
-    "Train `detector` with masked faces in place of some plain ones (Algorithm 1)."
+    """Train `detector` with masked faces in place of some plain ones (Algorithm 1).
+
+    `ValueError` for wrong splits, too few faces or the checkpoint of another training; `FloatingPointError` if it
+    diverges."""
     check_split(train_rows, val_rows)
     processes, quantiles = Processes(device, accelerator, config.precision), quantiles and Path(quantiles)
     seed_everything(config.seed if processes.first else torch_rng(config.seed, "process", processes.rank).initial_seed())

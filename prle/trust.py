@@ -24,7 +24,7 @@ from .core import atomic_path, bytes_digest, digest, discard, file_digest, short
 def one_line(
     error: BaseException, # from a library
 ) -> str: # at most 200 characters
-    "Say on one line what a library has said on many."
+    "Return the message of a library's error on one line, cut where it is long."
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
 
@@ -36,7 +36,7 @@ _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{k}" for port in ("COM", "LPT
 
 @lru_cache(maxsize=2**16)
 def _name_fault(name: str) -> str:
-    "Say why a word cannot be a file's name; an empty text if it can."
+    "Say why a word is not a valid file name; an empty string if it is."
     if not name: return "it is empty"
     if "/" in name or "\\" in name: return "it holds a separator"
     if name.startswith(".") or name.endswith((".", " ")): return "it begins with a dot, or ends with a dot or a blank"
@@ -49,7 +49,7 @@ def file_name(
     name: str, # a word from data
     what: str = "the name", # what it names, for the message
 ) -> str: # `name`, unchanged
-    "Return `name` if it can name a file on every system; `ValueError` says why it cannot."
+    "Return `name` if it is a valid file name on every system; `ValueError` saying why if it is not."
     if fault := _name_fault(name) if isinstance(name, str) else "it is no text": raise ValueError(f"{what} {shortened(name)} cannot name a file: {fault}.")
     return name
 
@@ -58,7 +58,7 @@ def file_path(
     path: str, # from data, POSIX
     what: str = "the path", # what it leads to, for the message
 ) -> str: # `path`, unchanged
-    "Return `path` if it is relative and each of its parts can name a file; `ValueError` says why not."
+    "Return `path` if it is relative and its parts are valid file names; `ValueError` saying why if not."
     if not isinstance(path, str): raise ValueError(f"{what} {shortened(path)} is no text.")
     for part in path.split("/"):
         fault = _name_fault(part)
@@ -71,7 +71,7 @@ def below(
     root: str | Path, # the folder that must not be left
     path: str | Path, # relative to it
 ) -> Path: # absolute, without links
-    "Join the two, following links; `ValueError` if the result lies outside of `root` or is no path."
+    "Join `root` and `path`, following links; `ValueError` if the result is outside `root` or not a path."
     root = os.path.realpath(root)
     try: full = os.path.realpath(os.path.join(root, path))
     except (ValueError, UnicodeError) as e: raise ValueError(f"{shortened(str(path))} is no path ({one_line(e)}).") from e
@@ -81,13 +81,13 @@ def below(
 
 # %% ../nbs/01_trust.ipynb #01-trust-17
 def _at_once(path: str, flags: int) -> int:
-    "Open without waiting for somebody who writes to a pipe."
+    "Open a file descriptor without waiting for a pipe's writer."
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 def open_file(
     path: str | Path, # an ordinary file
 ): # as of `open(path, "rb")`
-    "Open a file for reading; `ValueError`, at once, if it is a device or pipe."
+    "Open a regular file for reading; `ValueError`, without waiting, if it is a device or pipe."
     file = open(path, "rb", opener=_at_once)
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode): return file
     file.close()
@@ -97,7 +97,7 @@ def read_bytes(
     path: str | Path, # an ordinary file
     most: int, # bytes
 ) -> bytes:
-    "Read a whole file; `ValueError` if it is longer than `most`, or a device or pipe."
+    "Read a whole file; `ValueError` if it is longer than `most` bytes, or a device or pipe."
     with open_file(path) as f:
         size = os.fstat(f.fileno()).st_size
         if size > most: raise ValueError(f"{path} has {size:,} bytes; at most {most:,} are read.")
@@ -108,7 +108,7 @@ MAX_JSON = 2**26
 "Bytes of a JSON file, unless its reader knows better."
 
 def _no_key_twice(pairs: list[tuple]) -> dict:
-    "Build a dictionary; `ValueError` for a key that stands twice."
+    "Build a dictionary from pairs; `ValueError` if a key occurs twice."
     found = dict(pairs)
     if len(found) == len(pairs): return found
     keys = [key for key, _ in pairs]
@@ -120,7 +120,7 @@ def parse_json(
     name: str | Path, # what to call it in an error
     kind: type = object, # what it must be: dict, list, ...
 ):
-    "Parse JSON; `ValueError` naming it if it is broken, nested too deeply, has a key twice or is no `kind`."
+    "Parse JSON; `ValueError` naming it if it is broken, nested too deeply, repeats a key or is no `kind`."
     try: found = json.loads(text, object_pairs_hook=_no_key_twice)
     except RecursionError: raise ValueError(f"{name} is nested too deeply.") from None
     except ValueError as e: raise ValueError(f"{name} is not valid JSON ({one_line(e)}).") from e
@@ -132,7 +132,7 @@ def read_json(
     kind: type = object, # what it must hold: dict, list, ...
     most: int = MAX_JSON, # bytes
 ):
-    "Read a JSON file; `ValueError` naming the file as of `parse_json`, or the limit."
+    "Read a JSON file; `ValueError` naming the file, as in `parse_json` or above `most` bytes."
     return parse_json(read_bytes(path, most), path, kind)
 
 # %% ../nbs/01_trust.ipynb #01-trust-21
@@ -142,7 +142,7 @@ def check_entries(
     /,
     **kinds: type, # entries that it must have, and what each must be
 ) -> dict: # the same
-    "Return a dictionary that has these entries; `ValueError` naming the one that is missing or something else."
+    "Return a record that has these entries; `ValueError` naming the first that is missing or of another type."
     if not isinstance(record, dict): raise ValueError(f"{name} holds {shortened(record)} where a dict belongs.")
     for entry, kind in kinds.items():
         if entry not in record: raise ValueError(f"{name} lacks the entry {entry}.")
@@ -155,7 +155,7 @@ def read_record(
     /,
     **kinds: type, # entries that it must have, and what each must be
 ) -> dict:
-    "Read a record; `ValueError` naming the file and the entry as of `check_entries`."
+    "Read a JSON record; `ValueError` naming the file and the entry, as in `check_entries`."
     return check_entries(read_json(path), path, **kinds)
 
 # %% ../nbs/01_trust.ipynb #01-trust-24
@@ -163,10 +163,11 @@ MAX_YAML = 20_000
 "Bytes of a YAML file, for which its parser needs half a second."
 
 def _yaml_loader() -> type:
-    "Make PyYAML's safe loader, which builds nothing but plain values, refuse aliases and keys that stand twice."
+    "Return PyYAML's safe loader (plain values only), made to refuse aliases, deep nesting and repeated keys."
     import yaml
 
     class Loader(yaml.SafeLoader):
+        "A safe loader that raises `ValueError` for aliases, repeated keys and brackets nested 50 deep."
         def compose_node(self, parent, index):
             if self.check_event(yaml.AliasEvent): raise ValueError("it has an alias (*name); write the value itself")
             return super().compose_node(parent, index)
@@ -176,6 +177,7 @@ def _yaml_loader() -> type:
             super().fetch_flow_collection_start(token)
 
         def construct_mapping(self, node, deep=False):
+            "Build a dictionary; `ValueError` if a key occurs twice."
             pairs = [(self.construct_object(key, deep=True), None) for key, _ in node.value]
             _no_key_twice(pairs)
             return super().construct_mapping(node, deep)
@@ -185,7 +187,9 @@ def parse_yaml(
     text: str | bytes, # UTF-8; JSON is YAML too
     name: str | Path, # what to call it in an error
 ):
-    "Parse YAML into plain values; `ValueError` naming it if it is broken, nested too deeply, or has aliases or a key twice."
+    """Parse YAML (or JSON) into plain values.
+
+    `ValueError` naming it if it is broken, nested too deeply, or has aliases or a key twice."""
     import yaml
     try: return yaml.load(text, _yaml_loader())
     except RecursionError: raise ValueError(f"{name} is nested too deeply.") from None
@@ -195,12 +199,12 @@ def parse_yaml(
 def read_yaml(
     path: str | Path, # a file with UTF-8
 ):
-    "Read a YAML or JSON file; `ValueError` naming the file as of `parse_yaml`, or the limit."
+    "Read a YAML or JSON file; `ValueError` naming the file, as in `parse_yaml` or above `MAX_YAML` bytes."
     return parse_yaml(read_bytes(path, MAX_YAML), path)
 
 # %% ../nbs/01_trust.ipynb #01-trust-27
 def _array_header(file) -> tuple[tuple[int, ...], np.dtype]:
-    "Read shape and type from the head of a .npy file, and leave the file where the numbers begin."
+    "Read shape and type from the header of an open .npy file and leave it where the numbers begin."
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
@@ -210,7 +214,9 @@ def read_array(
     path: str | Path, # a .npy file
     mapped: bool = False, # leave the numbers on disk until they are used
 ) -> np.ndarray: # read-only if `mapped`
-    "Open an array; `ValueError` naming the file if it is damaged, holds objects, or is not as long as its header says."
+    """Read a .npy file, or map it into memory.
+
+    `ValueError` naming the file if it is damaged, holds objects, or is not as long as its header says."""
     open_file(path).close()
     try:
         with open_file(path) as f:
@@ -234,7 +240,7 @@ def check_pixels(
     width: int, # as its header says
     height: int, # likewise
 ):
-    "`ValueError` naming the file if it promises more than `MAX_PIXELS`."
+    "Raise `ValueError` naming the file if `width` times `height` exceeds `MAX_PIXELS`."
     if width * height <= MAX_PIXELS: return
     raise ValueError(f"{path} promises {width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are decoded.")
 
@@ -242,7 +248,7 @@ def check_picture(
     path: str | Path, # for the message
     content: bytes, # of the file
 ) -> bytes: # the same, to be decoded
-    "`ValueError` naming the file if it is no picture in any format that Pillow knows, or promises too much."
+    "Return `content` if Pillow knows its format; `ValueError` naming the file if not, or if it is too large."
     from PIL import Image
     try:
         with Image.open(io.BytesIO(content)) as picture: size = picture.size
@@ -256,7 +262,7 @@ def check_picture(
 def read_picture(
     path: str | Path,
 ) -> bytes: # the file, to be decoded
-    "Read a picture's file; `ValueError` as of `check_picture`, `OSError` if it cannot be read."
+    "Read a picture's file; `ValueError` as in `check_picture`, `OSError` if it cannot be read."
     return check_picture(path, read_bytes(path, MAX_PICTURE))
 
 
@@ -265,7 +271,7 @@ MAX_TABLE = 2**33
 "Bytes of a table in memory: 14 million faces with their landmarks."
 
 def _check_kinds(schema):
-    "`ValueError` about the first column that holds neither text nor numbers nor lists of numbers."
+    "Raise `ValueError` for the first column that holds neither text nor numbers nor lists of numbers."
     import pyarrow.types as kinds
     def is_number(kind): return any(is_a(kind) for is_a in (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_null))
     for field in schema:
@@ -288,12 +294,12 @@ def _read_parts(file, most: int):
 
 # %% ../nbs/01_trust.ipynb #01-trust-34
 def _letters(column) -> int:
-    "Count the bytes of a column's text, stored once, if it were written out for every row."
+    "Count the bytes that a dictionary-encoded text column takes when it is written out for every row."
     import pyarrow.compute as pc
     return sum(pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)).as_py() or 0 for chunk in column.chunks)
 
 def _write_out(table, most: int):
-    "Replace columns whose text is stored once by ones that have it in every row; `ValueError` if that takes more than `most` bytes."
+    "Replace dictionary-encoded text columns by plain ones; `ValueError` if they take more than `most` bytes."
     import pyarrow as pa
     stored_once = [i for i, field in enumerate(table.schema) if pa.types.is_dictionary(field.type)]
     letters = sum(_letters(table.column(i)) for i in stored_once)
@@ -303,7 +309,7 @@ def _write_out(table, most: int):
 
 # %% ../nbs/01_trust.ipynb #01-trust-35
 def _read_columns(path: Path, most: int):
-    "Read a Parquet file as a table of Arrow, its checksums verified."
+    "Read a Parquet file as an Arrow table, its page checksums verified."
     import pyarrow.parquet as pq
     with pq.ParquetFile(path) as file: schema = file.schema_arrow
     _check_kinds(schema)
@@ -316,7 +322,9 @@ def read_table(
     path: str | Path, # a Parquet file
     most: int = MAX_TABLE, # bytes in memory
 ) -> "pd.DataFrame": # with the `attrs` that it was written with
-    "Read a table; `ValueError` naming the file if it is damaged, holds other things than text and numbers, or is larger than `most`."
+    """Read a Parquet file of text, numbers and lists of numbers.
+
+    `ValueError` naming the file if it is damaged, holds other types, or needs more than `most` bytes."""
     open_file(path).close()
     try:
         table = _read_columns(Path(path), most)
@@ -331,7 +339,7 @@ def write_table(
     path: str | Path, # the Parquet file
     table: "pd.DataFrame", # text, numbers, lists of numbers; its index is left out, its `attrs` are kept
 ) -> Path:
-    "Write a table, atomically, with a checksum for each page."
+    "Write a table atomically, with a checksum for each page."
     with atomic_path(path) as tmp: table.to_parquet(tmp, index=False, write_page_checksum=True)
     return Path(path)
 
@@ -344,7 +352,7 @@ def read_csv(
     path: str | Path, # UTF-8
     columns: list[str], # that it must have
 ) -> "pd.DataFrame": # text only, "" where a field is empty
-    "Read a CSV file; `ValueError` naming it if it is none or lacks a column."
+    "Read a CSV file as text; `ValueError` naming it if it cannot be parsed or lacks a column."
     import pandas as pd
     try: table = pd.read_csv(io.BytesIO(read_bytes(path, MAX_CSV)), dtype=str, keep_default_na=False)
     except (ValueError, pd.errors.ParserError) as e: raise ValueError(f"{path} is no table ({one_line(e)}).") from e
@@ -356,7 +364,7 @@ def read_csv(
 def read_tensors(
     path: str | Path, # a .safetensors file
 ) -> dict: # name -> tensor, on the CPU
-    "Read weights; `ValueError` naming the file if it is damaged."
+    "Read the tensors of a .safetensors file; `ValueError` naming it if it is damaged."
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     open_file(path).close()
@@ -371,7 +379,7 @@ MAX_MARKER = 2**30
 "Bytes of a marker, which has a line for each file of the folder."
 
 def _unmarked(folder: Path) -> list[str]: # relative paths, sorted
-    "List the files and links of a folder, without those of the results that were made in it later."
+    "List the files and links of a folder, without its marker and the marked folders inside it."
     names = []
     for here, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(here, name))]
@@ -383,11 +391,11 @@ def mark_folder(
     folder: str | Path, # complete, nothing will be added to it
     purpose: str, # what it is: "benchmark", "quantile maps", ...
 ):
-    "Say in a folder that it was made here, for what, and which files it has."
+    "Write the marker of a folder: that this project made it, for what purpose, and with which files."
     write_json(Path(folder)/MARKER, dict(made_by="prle", purpose=purpose, files=_unmarked(Path(folder))))
 
 def _read_marker(folder: Path) -> tuple[str, set[str]]: # purpose, files
-    "Read what a folder says of itself; `ValueError` naming the marker if it is damaged."
+    "Read the marker of a folder; `ValueError` naming it if it is damaged."
     note = read_json(folder/MARKER, dict, MAX_MARKER)
     purpose, files = note.get("purpose"), note.get("files")
     if not isinstance(purpose, str) or not isinstance(files, list) or not all(isinstance(name, str) for name in files):
@@ -396,7 +404,7 @@ def _read_marker(folder: Path) -> tuple[str, set[str]]: # purpose, files
 
 # %% ../nbs/01_trust.ipynb #01-trust-46
 def _stranger(folder: Path, purpose: str) -> str:
-    "Say what keeps a folder from being replaced; an empty text if nothing does."
+    "Say why a folder may not be replaced; an empty string if it may."
     if not folder.is_dir(): return "is a file"
     if not any(folder.iterdir()): return ""
     if not (folder/MARKER).is_file(): return "holds files that were not made by this command"
@@ -407,11 +415,11 @@ def _stranger(folder: Path, purpose: str) -> str:
     return next(filter(None, map(_inner, _marked(folder))), "")
 
 def _marked(folder: Path) -> list[Path]:
-    "List the results that were made inside a folder."
+    "List the marked folders inside a folder."
     return [p.parent for p in sorted(folder.rglob(MARKER)) if p.parent != folder]
 
 def _inner(folder: Path) -> str:
-    "Say what keeps a result inside another from being deleted with it."
+    "Say why a marked folder may not be deleted with the one around it; an empty string if it may."
     fault = _stranger(folder, _read_marker(folder)[0])
     return f"has a folder {folder.name} that {fault}" if fault else ""
 
@@ -420,7 +428,9 @@ def check_replaceable(
     folder: str | Path, # where a result shall be
     purpose: str, # what it is
 ):
-    "`FileExistsError` unless there is nothing yet, an empty folder, or an earlier result of the same purpose to which nobody added anything."
+    """Raise `FileExistsError` unless a result may be put at `folder`.
+
+    It may where there is nothing, an empty folder, or an earlier result of the same purpose without added files."""
     if os.path.lexists(folder) and (fault := _stranger(Path(os.path.realpath(folder)), purpose)):
         raise FileExistsError(f"{folder} {fault}; name a new or an empty folder, or move it away.")
 
@@ -429,7 +439,9 @@ def made_folder(
     folder: str | Path, # where the result shall be; its parent is created
     purpose: str, # what it is
 ):
-    "Yield a new folder that takes its place when it is complete; `FileExistsError`, before any work, where `check_replaceable` says so."
+    """Yield a new folder that takes the place of `folder` when it is complete.
+
+    `FileExistsError` as in `check_replaceable`, before any work and again before anything is replaced."""
     check_replaceable(folder, purpose)
     final = Path(os.path.realpath(folder))
     with atomic_path(final) as new:
@@ -441,7 +453,7 @@ def made_folder(
 
 # %% ../nbs/01_trust.ipynb #01-trust-50
 class Damaged(ValueError):
-    "A file is not what was written."
+    "Error for a file that is missing or not what was written."
 
 def check_digest(
     path: str | Path, # a file of ours
@@ -459,7 +471,7 @@ def write_sealed(
     path: str | Path, # the JSON file
     record: dict, # JSON-able
 ) -> Path:
-    "Write a record together with its digest."
+    "Write a record as JSON, atomically, together with its digest."
     return write_json(path, dict(record, digest=digest(record)))
 
 def read_sealed(
@@ -467,7 +479,7 @@ def read_sealed(
     /,
     **kinds: type, # entries that it must have, and what each must be
 ) -> dict: # without its digest
-    "Read a record; `Damaged` naming the file if it is missing, or not what was written."
+    "Read a sealed record; `Damaged` naming the file if it is missing or not what was written."
     try:
         record = read_record(path, digest=str)
         if record.pop("digest") != digest(record): raise ValueError(f"{path} has changed since it was written.")
@@ -488,7 +500,7 @@ def write_digests(
     folder: str | Path, # complete
     digests: dict[str, str] | None = None, # relative path -> digest; None: of all files that are there
 ) -> Path: # of the table
-    "Write down the digest of each file in a folder."
+    "Write a folder's table of digests, a row a file."
     import pandas as pd
     if digests is None: digests = {name: bytes_digest((Path(folder)/name).read_bytes()) for name in _relative(Path(folder))}
     return write_table(Path(folder)/DIGESTS, pd.DataFrame(dict(path=list(digests), digest=list(digests.values())), dtype=str))
@@ -496,7 +508,7 @@ def write_digests(
 def read_digests(
     folder: str | Path, # after `write_digests`
 ) -> dict[str, str]: # relative path -> digest
-    "Read what was written down; `Damaged` if there is nothing."
+    "Read a folder's table of digests; `Damaged` if it is missing or is another table."
     if not os.path.isfile(Path(folder)/DIGESTS): raise Damaged(f"{Path(folder)/DIGESTS} is missing.")
     table = read_table(Path(folder)/DIGESTS)
     if list(table) != ["path", "digest"]: raise Damaged(f"{Path(folder)/DIGESTS} is no table of digests.")
@@ -508,7 +520,7 @@ def read_whole(
     fingerprint: str, # what was written down
     most: int = 2**28, # bytes
 ) -> bytes:
-    "Read a file once and return its content, if that is what was written; `Damaged` naming it otherwise."
+    "Read a file once and return its content; `Damaged` naming it if that is not what was written."
     try: content = read_bytes(path, most)
     except (FileNotFoundError, NotADirectoryError): raise Damaged(f"{path} is missing.") from None
     except ValueError as e: raise Damaged(str(e)) from e
@@ -518,5 +530,5 @@ def read_whole(
 def check_digests(
     folder: str | Path, # after `write_digests`
 ):
-    "Read every file of a folder; `Damaged` naming the first that is not what was written."
+    "Compare every file of a folder with its digest; `Damaged` naming the first that differs."
     for name, fingerprint in read_digests(folder).items(): read_whole(Path(folder)/name, fingerprint)

@@ -41,7 +41,7 @@ def read_mask(
     path: str | Path, # an 8-bit picture
     shape: tuple[int, int], # (height, width) that it must have
 ) -> np.ndarray: # (H, W) uint8, 255 where manipulated
-    "Decode a manipulation mask; `OSError` or `ValueError` naming the file."
+    "Decode a manipulation mask; `OSError` naming the file, `ValueError` if it is of another size."
     mask = _decode(path, cv2.IMREAD_GRAYSCALE, "mask")
     if mask.shape != shape: raise ValueError(f"the mask {path} is {mask.shape[::-1]}, its face {shape[::-1]} (width, height).")
     return mask
@@ -51,7 +51,7 @@ def write_quantiles(
     fused: Tensor, # (N, H, W) float fused attention, as from `fuse`
     paths: Sequence[str | Path], # N files, ending in .png
 ) -> Tensor: # (N, H, W) uint16, what was written
-    "Write one 16-bit PNG a map; each file appears when it is complete."
+    "Rank fused maps, Eq. 9, and write one 16-bit PNG a map; each file appears when it is complete."
     if len(fused) != len(paths): raise ValueError(f"{len(fused)} maps for {len(paths)} paths.")
     quantiles = quantile_map(fused)
     for q, path in zip(quantiles.cpu().numpy(), paths):
@@ -71,14 +71,14 @@ def read_quantiles(
 
 # %% ../../nbs/data/03_crops.ipynb #data-03-crops-10
 def _open_stores(stores: Sequence[str | Path], n: int) -> list[np.ndarray]:
-    "Memory-mapped attention maps, one (n, h, w) array a detector; `ValueError` naming a store of another length."
+    "Map the attention maps into memory, one (n, h, w) array a detector; `ValueError` naming an unfit store."
     maps = [read_array(store, mapped=True) for store in stores]
     for store, m in zip(stores, maps):
         if m.ndim != 3 or len(m) != n: raise ValueError(f"{store} holds maps {m.shape} for {n} faces; localize it again.")
     return maps
 
 def _png_names(faces: Sequence[str]) -> list[Path]:
-    "The faces' relative paths with the suffix .png; `ValueError` where two would share a file."
+    "Return the faces' paths with the suffix .png; `ValueError` if two would share a file or one is not relative."
     names = [Path(face).with_suffix(".png") for face in faces]
     outside = [face for face, name in zip(faces, names) if name.is_absolute() or ".." in name.parts]
     if outside: raise ValueError(f"{outside[0]} must be relative to the manifest's folder.")

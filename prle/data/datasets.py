@@ -30,7 +30,7 @@ def _check_masks(fakes: pd.DataFrame):
     warnings.warn(f"{told}: losses that read masks leave them out.", stacklevel=3)
 
 def _map_digests(folder: Path, paths) -> np.ndarray: # of bytes, in the order of `paths`
-    "The digests of the faces' quantile maps; `Damaged` naming a face without one."
+    "Return the digests of the faces' quantile maps; `Damaged` naming a face without one."
     digests, names = read_digests(folder), [f"{os.path.splitext(path)[0]}.png" for path in paths]
     lacking = [name for name in names if name not in digests]
     if lacking: raise Damaged(f"{folder} has no quantile map {shortened(lacking[0])}.")
@@ -45,6 +45,7 @@ class FaceDataset(Dataset):
         quantiles: str | Path | None = None, # folder of quantile maps, one a face under the face's own relative path, with their digests (`write_digests`)
         masks: bool = False, # serve the masks of manipulated pixels, and whether they are known; `ValueError` if no fake has one
     ):
+        "Index the rows; pictures are read on access. `Damaged` if a face has no quantile map in the table of digests."
         self.root, self.transform, self.quantiles = os.path.realpath(manifest.attrs["root"]), transform, quantiles and os.path.realpath(quantiles)
         self.paths = np.array([path.encode() for path in manifest.path]) # one block of memory, which forked workers share; a list of strings they would copy bit by bit
         self.digests = _map_digests(self.quantiles, manifest.path) if self.quantiles else None
@@ -56,6 +57,7 @@ class FaceDataset(Dataset):
     def __len__(self): return len(self.paths)
 
     def __getitem__(self, i: int) -> dict: # image (3, H, W) uint8 RGB, landmarks (68, 2) px, mask (1, H, W) uint8, mask_known, quantiles (1, H, W) uint16
+        "Read face `i`; `OSError` or `ValueError` naming a file that is missing, damaged or of another size."
         name = self.paths[i].decode()
         image = read_rgb(below(self.root, name))
         item = dict(image=torch.from_numpy(image).permute(2, 0, 1), label=int(self.labels[i]), index=i, landmarks=torch.from_numpy(self.landmarks[i]))
@@ -71,12 +73,13 @@ class FaceDataset(Dataset):
 
 # %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-8
 class BalancedSampler(Sampler[int]):
-    "Indices with both classes equally often; `set_epoch` gives the next draw, as with torch's DistributedSampler."
+    "Indices with both classes equally often; `set_epoch` gives the next draw, as in torch's DistributedSampler."
     def __init__(
         self,
         labels, # (n,) REAL or FAKE
         seed: int = 0, # of the draws
     ):
+        "Sort the indices by class; `ValueError` if a class has no face."
         labels = np.asarray(labels)
         self.classes, self.seed, self.epoch = [np.flatnonzero(labels == label) for label in (REAL, FAKE)], seed, 0
         if not all(map(len, self.classes)): raise ValueError("both classes are needed to balance them; one has no face.")
@@ -86,6 +89,7 @@ class BalancedSampler(Sampler[int]):
     def __len__(self): return 2 * min(map(len, self.classes))
 
     def __iter__(self):
+        "Iterate over this epoch's draw, shuffled."
         generator = rng(self.seed, "balance", self.epoch)
         drawn = [generator.permutation(indices)[:len(self) // 2] for indices in self.classes]
         return iter(generator.permutation(np.concatenate(drawn)).tolist())

@@ -38,16 +38,16 @@ LEVELS = {"raw", "c23", "c40"}
 "Compressions of FaceForensics++, a level of its own in some JSONs."
 
 def _where(name: str, *keys: str) -> str:
-    "A place in a JSON, for an error."
+    "Name a place in a JSON, for an error."
     return f"{name}, {', '.join(shortened(key)[1:-1] for key in keys if key)}" if any(keys) else name
 
 def _object(value, name: str, *keys: str) -> dict:
-    "What stands at a place of a JSON; `ValueError` naming the place if it is no object."
+    "Return the object at a place of a JSON; `ValueError` naming the place if it is something else."
     if isinstance(value, dict): return value
     raise ValueError(f"{_where(name, *keys)}: {shortened(value)} where an object belongs.")
 
 def _check_frames(record: dict, name: str, label: str, split: str, video: str):
-    "`ValueError` naming the place if a record's frames are no list of paths."
+    "Raise `ValueError` naming the place if a record's frames are not a list of paths."
     keys = label, split, video
     if "frames" not in record: raise ValueError(f"{name}: the record of {shortened(video)[1:-1]} ({label}, {shortened(split)[1:-1]}) has no frames.")
     frames = record["frames"]
@@ -56,7 +56,7 @@ def _check_frames(record: dict, name: str, label: str, split: str, video: str):
         if not isinstance(path, str): raise ValueError(f"{_where(name, *keys)}: among the frames is {shortened(path)}, which is no path.")
 
 def _walk(tree: dict, name: str, compression: str) -> Iterator[tuple[str, str, str, str, dict]]:
-    "(label name, split, compression, video, its record) of a data set's JSON."
+    "Yield (label name, split, compression, video, its record) for every video in a data set's JSON."
     for label, splits in _object(tree, name).items():
         check_choice(label, LABELS, f"label name in {name}")
         for split, videos in _object(splits, name, label).items():
@@ -68,7 +68,7 @@ def _walk(tree: dict, name: str, compression: str) -> Iterator[tuple[str, str, s
                 yield label, split, level, video, record
 
 def _people(dataset: str, subset: str, video: str) -> tuple[str, str]:
-    "Who is in the picture and whose face was put in, as far as the video's name says."
+    "Return who is in the picture and whose face was put in, as far as the video's name says."
     parts = video.split("_")
     if dataset == "FF++": return parts[0], parts[1] if len(parts) > 1 else ""
     if dataset.startswith("Celeb-DF") and video.startswith("id"): return parts[0], parts[1] if subset != "real" else ""
@@ -76,12 +76,12 @@ def _people(dataset: str, subset: str, video: str) -> tuple[str, str]:
 
 # %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-9
 def _beside(path: str, folder: str, suffix: str) -> str:
-    "The path of a crop's landmarks or mask."
+    "Return the path of a crop's landmarks or mask."
     head, _, tail = path.rpartition("frames/")
     return Path(f"{head}{folder}/{tail}").with_suffix(suffix).as_posix()
 
 def _landmarks(path: Path) -> np.ndarray: # (136,) float32
-    "The first 68 of a crop's landmarks; NaN where there is no file."
+    "Read the first 68 of a crop's landmarks; NaN if there is no file, `ValueError` if it holds anything else."
     if not path.is_file(): return np.full(136, np.nan, np.float32)
     points = read_array(path)
     if points.ndim != 2 or len(points) < 68 or points.shape[1] != 2 or points.dtype.kind not in "iuf":
@@ -91,19 +91,19 @@ def _landmarks(path: Path) -> np.ndarray: # (136,) float32
     return points
 
 def _number(path: str) -> int | None:
-    "The number of a frame by its file's name; None if the name is none."
+    "Return the number of a frame from its file's name; None if the name is not a number."
     stem = Path(path).stem
     return int(stem) if stem.isdecimal() and len(stem) < 10 else None
 
 def _crop_row(path: str, root: Path, facts: dict) -> dict:
-    "The manifest's row of a crop, `path` relative to `root`."
+    "Build the manifest's row of a crop, `path` relative to `root`."
     mask = _beside(path, "masks", ".png")
     has_mask = facts["label"] != REAL and below(root, mask).is_file()
     landmarks = _landmarks(below(root, _beside(path, "landmarks", ".npy")))
     return dict(facts, path=path, frame=_number(path), landmarks=landmarks, transform=[], mask=mask if has_mask else "")
 
 def _try_row(path: str, root: Path, facts: dict) -> dict | str:
-    "The row of a crop, or why it has none."
+    "Return the row of a crop, or the reason why it has none."
     if _number(path) is None: return "its name is not a frame's number"
     try: return _crop_row(file_path(path), root, facts) if below(root, path).is_file() else f"not below {root}"
     except (ValueError, OSError) as e: return one_line(e).rstrip(".")
@@ -113,7 +113,7 @@ MAX_DATASET = 2**31
 "Bytes of a data set's JSON, which lists every crop."
 
 def _one_split(rows: dict, files: Iterable):
-    "`ValueError` if a crop stands in several splits."
+    "Raise `ValueError` if a crop is listed under several splits."
     split = {}
     for s, path in rows:
         if split.setdefault(path, s) != s:
@@ -125,7 +125,9 @@ def read_json_dataset(
     splits: tuple[str, ...] = SPLITS, # which to take; several data sets list the same videos under more than one
     compression: str = "c23", # where there is a choice
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # rows for `write_manifest(rows, path, root)`; crops that are not there, with columns path, reason
-    "DeepfakeBench's data set JSON as rows of a manifest; `ValueError` for label names or compressions that it does not know."
+    """Read DeepfakeBench's data set JSON as rows of a manifest.
+
+    `ValueError` for unknown label names or compressions, and for a crop in several splits."""
     files, root, rows, missing = list(files), Path(root), {}, []
     for file in files:
         for name, tree in read_json(file, dict, MAX_DATASET).items():
@@ -147,7 +149,7 @@ def read_folders(
     videos: pd.DataFrame, # of a listing; `file` is the folder of a video's crops
     root: str | Path, # a folder above all of them, which paths will be relative to
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # rows for `write_manifest(rows, path, root)`; videos without crops and pictures that are no crops, with columns path, reason
-    "Preprocessed folders as rows of a manifest."
+    "Read preprocessed folders as rows of a manifest."
     root, rows, missing = Path(root).absolute(), [], []
     for video in progress(videos.to_dict("records"), desc="crops"):
         folder, facts = Path(video["file"]), {c: video[c] for c in COLUMNS if c in video}
@@ -167,28 +169,32 @@ _LABEL_NAMES = {
     "DFDC": dict(real="DFDC_Real", fake="DFDC_Fake"), "DF-1.0": dict(real="DF_real", fake="DF_fake")}
 
 def _label_name(dataset: str, subset: str) -> str:
-    "DeepfakeBench's label name; every variant of DF-1.0 is DF_fake there, and other data sets borrow the names of DFDC."
+    """Return DeepfakeBench's label name of a subset.
+
+    Every variant of DF-1.0 is DF_fake there, and other data sets borrow the names of DFDC."""
     names = _LABEL_NAMES.get(dataset, _LABEL_NAMES["DFDC"])
     return names[subset] if subset in names else names["fake"]
 
 def _video_names(manifest: pd.DataFrame, dataset: str) -> Callable: # row -> key of its record
-    "A video's own name; with the manipulation's before it where several manipulations have one label, so that none of their videos merge."
+    """Return the function that names a row's record, so that no videos merge.
+
+    The name is the video's own, preceded by the manipulation's where several manipulations have one label."""
     labels = {subset: _label_name(dataset, subset) for subset in manifest.subset.unique()}
     shared = {subset for subset, label in labels.items() if Counter(labels.values())[label] > 1}
     return lambda row: f"{row.subset}_{row.video}" if row.subset in shared else row.video
 
 def _place(row, kind: str, suffix: str) -> Path:
-    "Where a crop's frame, mask or landmarks go, below the data set's folder."
+    "Return the place of a crop's frame, mask or landmarks below the data set's folder."
     return Path(file_name(row.subset, "the subset"))/kind/file_name(row.video, "the video")/f"{row.frame:03d}{suffix}"
 
 def _copy_picture(root: Path, path: str, target: Path):
-    "Copy a picture that lies below `root`; `ValueError` or `OSError` about anything else."
+    "Copy a picture from below `root`; `ValueError` or `OSError` for anything else."
     file = below(root, path)
     read_rgb(file)
     target.write_bytes(read_picture(file))
 
 def _copy_crop(row, root: Path, folder: Path):
-    "Copy a crop with its landmarks and mask into DeepfakeBench's folders; nothing is copied but pictures that can be decoded."
+    "Copy a crop, its mask and its landmarks into DeepfakeBench's folders; pictures must be decodable."
     for kind in ("frames", "masks", "landmarks"): (folder/_place(row, kind, "")).parent.mkdir(parents=True, exist_ok=True)
     _copy_picture(root, row.path, folder/_place(row, "frames", Path(row.path).suffix))
     if row.mask: _copy_picture(root, row.mask, folder/_place(row, "masks", ".png"))
@@ -199,7 +205,7 @@ _PURPOSE = "folders of DeepfakeBench"
 _WRITTEN = "written.json"
 
 def _check_json(folder: Path, path: Path) -> str | None: # its digest; None: there is none
-    "`FileExistsError` if a JSON is not what was written together with `folder`."
+    "Return the digest of a JSON; `FileExistsError` if it is not what was written together with `folder`."
     if not os.path.lexists(path): return None
     written = read_json(folder/_WRITTEN, dict).get(path.stem) if (folder/_WRITTEN).is_file() else None
     if path.is_symlink() or not path.is_file() or file_digest(path) not in (written or []):
@@ -207,7 +213,7 @@ def _check_json(folder: Path, path: Path) -> str | None: # its digest; None: the
     return file_digest(path)
 
 def _parts(tree: dict, name: str) -> dict[str, dict]:
-    "Content by the JSON's name: FaceShifter has one of its own, with the reals again."
+    "Return the content of each JSON by its name; FaceShifter has its own, which repeats the reals."
     parts = {name: {label: splits for label, splits in tree.items() if label != "FF-FH"}}
     if "FF-FH" in tree: parts["FaceShifter"] = {label: splits for label, splits in tree.items() if label in ("FF-real", "FF-FH")}
     return parts
@@ -218,9 +224,10 @@ def write_json_dataset(
     manifest: pd.DataFrame, # from `read_manifest`, of one data set
     out: str | Path, # folder; gets <name>/... and <name>.json
 ) -> list[Path]: # the JSONs: one, or FaceForensics++.json and FaceShifter.json, which repeats the reals
-    """Write a manifest as DeepfakeBench's preprocessed folders and data set JSON; `ValueError` if it holds several data sets or names that name no files.
+    """Write a manifest as DeepfakeBench's preprocessed folders and data set JSON.
 
-    `FileExistsError`, before any work, if other files than an earlier result stand in the way."""
+    `ValueError` if it holds several data sets or names that are not valid file names. `FileExistsError`, before
+    any work, if files other than an earlier result stand in the way."""
     datasets = manifest.dataset.unique()
     if len(datasets) > 1: raise ValueError(f"one JSON holds one data set, this manifest has {shortened(', '.join(datasets))[1:-1]}.")
     dataset = datasets[0]

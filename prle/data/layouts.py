@@ -43,12 +43,12 @@ class Listing:
 
     @property
     def videos(self) -> pd.DataFrame:
-        "The table that `prle.data.videos.crop_videos` takes."
+        "Return the table that `prle.data.videos.crop_videos` takes."
         return pd.DataFrame(self.rows, columns=VIDEO_COLUMNS)
 
 # %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-7
 def _child(folder: Path, names: str | tuple[str, ...]) -> Path:
-    "The sub-folder or file with one of `names`, whatever its case; the first name's path if there is none."
+    "Return the sub-folder or file with one of `names`, ignoring case; the first name's path if there is none."
     names = (names,) if isinstance(names, str) else names
     here = {p.name.lower(): p for p in sorted(folder.iterdir())} if folder.is_dir() else {}
     return next((here[name.lower()] for name in names if name.lower() in here), folder/names[0])
@@ -67,6 +67,7 @@ class Store:
         *names: str | tuple[str, ...], # sub-folders on the way, each with its alternatives; case does not matter
         frames: bool = False, # take the folders of extracted frames, not the videos
     ):
+        "Find the folder and index its videos, and folders of frames, by their lower-case names."
         self.path = Path(root).absolute()
         for name in names: self.path = _child(self.path, name)
         films = lambda: [p for p in _entries(self.path) if p.suffix.lower() in VIDEO_SUFFIXES]
@@ -80,7 +81,7 @@ class Store:
     def __len__(self): return len(self.files)
 
     def total(self, what: str, expected: int, optional: bool = False) -> dict: # a row of `Listing.totals`
-        "How many videos the folder holds beside how many it should."
+        "Return how many videos the folder holds and how many it should."
         return dict(what=what, expected=expected, found=len(self), optional=optional)
 
 # %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-11
@@ -89,19 +90,19 @@ _LAYOUTS: dict[str, Callable] = {}
 def layout(
     name: str, # what the command line calls the data set
 ):
-    "Decorator that registers an adapter."
+    "Return a decorator that registers an adapter."
     def add(function):
         _LAYOUTS[name] = function
         return function
     return add
 
 def list_layouts() -> list[str]:
-    "Names of the data sets that can be read."
+    "List the names of the data sets that can be read."
     return list(_LAYOUTS)
 
 # %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-12
 def _name_fault(row: dict) -> str:
-    "Say which name of a video cannot be a folder's; an empty text if all can."
+    "Say which name of a video is not valid for a folder; an empty string if all are."
     try:
         for column in ("dataset", "subset", "video"): file_name(row[column], f"the {column}")
     except ValueError as e: return str(e).rstrip(".")
@@ -112,7 +113,7 @@ def list_dataset(
     root: str | Path, # its folder
     **options, # of its adapter, e.g. `compression="c40"`
 ) -> Listing:
-    "The videos of a data set; `ValueError` for an unknown name or option, `FileNotFoundError` without the folder."
+    "List the videos of a data set; `ValueError` for an unknown name or option, `FileNotFoundError` without `root`."
     adapter = _LAYOUTS[check_choice(name, _LAYOUTS, "data set")]
     known = list(inspect.signature(adapter).parameters)[1:]
     for option in options: check_choice(option, known, f"option of {name}")
@@ -126,12 +127,15 @@ def list_dataset(
 # %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-13
 def _row(store: Store, name: str, dataset: str, subset: str, split: str, identity: str, video: str = "", source: str = "", compression: str = "",
          mask: str = "", untouched: str = "", distortion: str = "") -> dict:
-    "A row of a listing."
+    "Build a row of a listing; `subset` decides the label."
     return dict(file=str(store[name]), dataset=dataset, subset=subset, video=video or name, label=REAL if subset == "real" else FAKE, identity=identity,
                 source_identity=source, split=split, compression=compression, mask_file=mask, untouched_file=untouched, distortion=distortion)
 
 def _tell_apart(rows: list[dict], root: Path):
-    "Give videos of one name the ending of their files as well, and where that is the same (a-b.mp4 beside a/b.mp4) a digest of their places."
+    """Make the names of videos unique, in place.
+
+    Videos of one name get the ending of their files as well, and where that is the same (a-b.mp4 beside a/b.mp4)
+    a digest of their places."""
     for more in (lambda file: Path(file).suffix, lambda file: f"-{digest(os.path.relpath(file, root))[:8]}"):
         times = Counter((row["subset"], row["video"]) for row in rows)
         for row in rows:
@@ -141,7 +145,7 @@ MAX_LIST = 2**26
 "Bytes of a data set's list, or of its JSON."
 
 def _lines(path: Path, problems: list) -> list[tuple[int, str]]:
-    "The numbered lines of a list that are not empty; a missing list becomes a problem."
+    "Return the non-empty lines of a list with their numbers; a missing or unreadable list becomes a problem."
     if not path.is_file():
         problems.append((str(path), "no such file; what it lists is left out"))
         return []
@@ -155,7 +159,7 @@ def _lines(path: Path, problems: list) -> list[tuple[int, str]]:
     return [(i, line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
 
 def _json(path: Path, fits: Callable[[object], bool], form: str, problems: list):
-    "What a JSON file holds; None, and a problem, if it is missing, broken or not of the expected form."
+    "Return the content of a JSON file; None, and a problem, if it is missing, broken or of another form."
     try: content = read_json(path, most=MAX_LIST)
     except FileNotFoundError: problem = "no such file"
     except OSError as e: problem = f"cannot be read ({e.strerror})"
@@ -173,7 +177,7 @@ COMPRESSIONS = dict(raw=("raw", "c0"), c23="c23", c40="c40")
 
 # %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-16
 def _pairs(root: Path, split: str, problems: list, seen: set[str]) -> list[list[str]]: # `seen`: the ids so far, of other splits too
-    "The pairs of ids in a split file of FaceForensics++; what is wrong with it becomes a problem."
+    "Read the pairs of ids in a split file of FaceForensics++; what is wrong with it becomes a problem."
     path = next((p for folder in (root, _child(root, "splits")) if (p := _child(folder, f"{split}.json")).is_file()), root/f"{split}.json")
     fits = lambda pairs: isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 and all(isinstance(i, str) for i in p) for p in pairs)
     kept = []
@@ -193,7 +197,7 @@ def faceforensics(
     subsets: tuple[str, ...] = tuple(METHODS), # of DF, FS, F2F, Fsh, NT
     frames: bool = False, # read folders of extracted frames
 ) -> Listing:
-    "FaceForensics++ in its official splits."
+    "List FaceForensics++ in its official splits; `ValueError` for an unknown compression or manipulation."
     compression = "raw" if compression == "c0" else compression
     folder, seen = COMPRESSIONS[check_choice(compression, COMPRESSIONS, "compression")], set()
     for subset in subsets: check_choice(subset, METHODS, "manipulation")
@@ -224,7 +228,7 @@ def dfdc(
     part: str = "test", # "test" or "train"
     frames: bool = False, # read folders of extracted frames
 ) -> Listing:
-    "The public test part of the DeepFake Detection Challenge, or its training parts."
+    "List the public test part of the DeepFake Detection Challenge, or its training parts."
     check_choice(part, ("test", "train"), "part")
     inside = _child(root, part)
     folder = inside if inside.is_dir() else root
@@ -232,13 +236,13 @@ def dfdc(
 
 # %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-24
 def _fields(line: str) -> tuple[str, str]:
-    "The first two fields of a line of CSV, empty where there are none."
+    "Return the first two fields of a line of CSV, empty where there are none."
     try: fields = next(csv.reader([line]))
     except csv.Error: fields = []
     return (*fields, "", "")[:2]
 
 def _dfdc_test(folder: Path, root: Path, frames: bool) -> Listing:
-    "Rows of labels.csv; unknown labels, repeated names and videos without a row are problems."
+    "List the videos of labels.csv; unknown labels, repeated names and videos without a row are problems."
     listing, store = Listing([], {("test", "real"): 2500, ("test", "fake"): 2500}), Store(folder, frames=frames)
     path = next((p for place in (folder, root) if (p := _child(place, "labels.csv")).is_file()), folder/"labels.csv")
     names, lines = set(), _lines(path, listing.problems)
@@ -260,7 +264,7 @@ def _dfdc_test(folder: Path, root: Path, frames: bool) -> Listing:
 
 # %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-25
 def _dfdc_train(folder: Path, frames: bool) -> Listing:
-    "Rows of every part's metadata.json."
+    "List the videos of every part's metadata.json."
     listing = Listing([], {("train", "real"): 19154, ("train", "fake"): 100000})
     numbered = {int(m[1]): p for p in sorted(folder.iterdir()) if p.is_dir() and (m := re.fullmatch(r"dfdc_train_part_(\d+)", p.name.lower()))}
     parts = [numbered[k] for k in sorted(numbered)]
@@ -282,7 +286,7 @@ def _dfdc_train(folder: Path, frames: bool) -> Listing:
 CELEB_FOLDERS = {"Celeb-real": ("real", 590), "YouTube-real": ("real", 300), "Celeb-synthesis": ("fake", 5639)}
 
 def _celeb_identity(folder: str, name: str) -> tuple[str, str]: # the person in the picture; the person whose face was put in
-    "Who is in a video of Celeb-DF."
+    "Return who is in a video of Celeb-DF and whose face was put in."
     parts = name.split("_")
     return (f"youtube-{name}", "") if folder == "YouTube-real" else (parts[0], parts[1] if folder == "Celeb-synthesis" else "")
 
@@ -291,7 +295,7 @@ def celeb_df(
     root: Path, # holds Celeb-real, YouTube-real, Celeb-synthesis and List_of_testing_videos.txt
     frames: bool = False, # read folders of extracted frames
 ) -> Listing:
-    "The test videos of Celeb-DF v2."
+    "List the test videos of Celeb-DF v2."
     listing, stores = Listing([], {("test", "real"): 178, ("test", "fake"): 340}), {f: Store(root, f, frames=frames) for f in CELEB_FOLDERS}
     path = _child(root, "List_of_testing_videos.txt")
     known, seen = {folder.lower(): folder for folder in CELEB_FOLDERS}, set()
@@ -314,7 +318,7 @@ def celeb_df(
 
 # %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-28
 def _celeb_overlap(listing: Listing, stores: dict[str, Store]) -> list[str]:
-    "How many persons of the test list appear in the other videos too."
+    "Say how many persons of the test list appear in the other videos too; an empty list if none does."
     tested, names = {row["identity"] for row in listing.rows}, {row["video"].lower() for row in listing.rows}
     rest = {_celeb_identity(folder, name)[0] for folder, store in stores.items() for name in store.files if name not in names}
     both = tested & rest
@@ -329,7 +333,7 @@ OFFICIAL = dict(train=703, val=96, test=201)
 
 # %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-31
 def _df1_splits(root: Path, protocol: str, ffpp: Path | None, stores: dict[str, Store], listing: Listing) -> dict[str, dict[str, list[str]]]:
-    "The fakes of every variant and split."
+    "Return the names of the fakes by variant and split."
     if protocol != "ff++":
         folder, home, lists = _child(_child(root, "lists"), "splits"), {}, {}
         for split in SPLITS:
@@ -342,7 +346,7 @@ def _df1_splits(root: Path, protocol: str, ffpp: Path | None, stores: dict[str, 
     return {variant: dict(test=[name for name in sorted(store.files) if name[:3] in targets]) for variant, store in stores.items()}
 
 def _df1_meta(root: Path, variant: str, names: list[str], listing: Listing) -> dict[str, str]:
-    "The distortion of each of these videos of a variant, as far as its file tells; none for the clean ones."
+    "Return the distortions of these videos of a variant as its file lists them; none for the clean variants."
     if variant in CLEAN: return dict.fromkeys(names, "")
     path = _child(_child(_child(root, "lists"), "manipulated_videos_distortions_meta"), f"manipulated_videos_{variant}_meta.txt")
     try: meta = read_meta(path)
@@ -363,7 +367,9 @@ def deeperforensics(
     reals: str | Path | None = None, # FaceForensics++'s folder, for the protocols that take its c23 videos as reals
     frames: bool = False, # read folders of extracted frames
 ) -> Listing:
-    "DeeperForensics-1.0 under one of the three protocols in use."
+    """List DeeperForensics-1.0 under one of the three protocols in use.
+
+    `ValueError` for an unknown protocol or variant, or without `reals` where the protocol needs them."""
     check_choice(protocol, PROTOCOLS, "protocol")
     for variant in variants: check_choice(variant, VARIANTS, "variant")
     if protocol != "deepfakebench" and reals is None:
@@ -384,7 +390,7 @@ def deeperforensics(
 
 # %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-33
 def _df1_reals(store: Store, variant: str, splits: dict[str, list[str]], meta: dict[str, str]) -> list[dict]:
-    "The real video of each fake's target, with the fake's distortion; a distorted one is a video of its own."
+    "List the real video of each fake's target with the fake's distortion; distorted ones have their own names."
     rows = []
     for split, names in splits.items():
         for name in names:
@@ -395,7 +401,7 @@ def _df1_reals(store: Store, variant: str, splits: dict[str, list[str]], meta: d
     return rows
 
 def _df1_actors(root: Path, frames: bool, listing: Listing):
-    "The actors' source videos, which DeepfakeBench takes as reals, in the test split."
+    "Add the actors' source videos, which DeepfakeBench takes as reals, to the test split of the listing."
     folder, files = _child(root, "source_videos"), []
     for parent, folders, names in walk_folders(folder):
         folders[:] = [name for name in folders if name.lower() not in ("landmarks", "masks")]
@@ -410,7 +416,7 @@ def _df1_actors(root: Path, frames: bool, listing: Listing):
 
 # %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-34
 def _df1_expected(variants: tuple[str, ...], protocol: str) -> dict:
-    "The official numbers of videos by split and subset."
+    "Return the official numbers of videos by split and subset."
     numbers = dict(test=140) if protocol == "ff++" else OFFICIAL
     fakes = {(split, v): n for split, n in numbers.items() for v in variants}
     if protocol == "deepfakebench": return fakes | {("test", "real"): 48475}
@@ -419,7 +425,7 @@ def _df1_expected(variants: tuple[str, ...], protocol: str) -> dict:
 
 # %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-36
 def _items(place: Path, frames: bool) -> list[Path]:
-    "Videos, photographs and folders of frames (or only these) in `place` and its groups."
+    "List the videos, photographs and folders of frames (or only these) in `place` and its groups."
     items = []
     for parent, folders, names in walk_folders(place):
         folders[:] = [name for name in folders if name.lower() not in ("landmarks", "masks")]
@@ -430,7 +436,7 @@ def _items(place: Path, frames: bool) -> list[Path]:
     return sorted(items)
 
 def _plain_row(path: Path, place: Path, root: Path, split: str) -> dict:
-    "A row for a video in `place`, which is a folder `real` or `fake`."
+    "Build the row of a video in `place`, which is a folder `real` or `fake`."
     group = next((part for part in path.relative_to(place).parts[:-1] if part.lower() not in BESIDE), "fake")
     name = path.relative_to(root).with_suffix("").as_posix().replace("/", "-")
     return _row({name: path}, name, root.name, "real" if place.name.lower() == "real" else group, split, identity=name)
@@ -441,7 +447,7 @@ def plain_folder(
     root: Path, # holds real and fake, or train, val, test with these in them
     frames: bool = False, # read only folders of extracted frames
 ) -> Listing:
-    "A folder of one's own, of which no more is known than what is there."
+    "List a folder of one's own, of which nothing is known but what is there."
     listing = Listing([], notes=["nobody says how many videos there should be or who is in them: every video counts as a person"])
     splits = {split: folder for split in SPLITS if (folder := _child(root, split)).is_dir()} or dict(test=root)
     for split, folder in splits.items():
@@ -457,13 +463,13 @@ def plain_folder(
 
 # %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-40
 def _decodable(file: Path) -> int:
-    "How many frames a video really has; slow, for those whose end cannot be jumped to."
+    "Count the frames of a video by decoding them; slow, for those whose end cannot be sought."
     return sum(1 for _ in iter(open_video(file).grab, False))
 
 def probe(
     file: str | Path, # a video, a photograph or a folder of frames
 ) -> str: # "", "missing" or "unreadable"
-    "Whether a video is there and can be decoded from its first frame to its last."
+    "Check that a video is there and can be decoded from its first frame to its last."
     file = Path(file)
     if not file.exists(): return "missing"
     try:
@@ -481,7 +487,7 @@ def probe(
 # %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-41
 @dataclass
 class Report:
-    "What `check` found."
+    "The result of `check`; `str(report)` is readable."
     counts: pd.DataFrame  # a row a split and subset: expected, listed, found, missing, unreadable
     totals: pd.DataFrame  # a row a folder: what, expected, found, optional
     bad: pd.DataFrame     # a row a file or list that is missing, unreadable or wrong: file, reason
@@ -489,12 +495,13 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        "Whether everything that should be there is there and can be read."
+        "Say whether everything that should be there is there and can be read."
         enough = self.totals.optional | (self.totals.found >= self.totals.expected)
         listed = self.counts.expected.isna() | (self.counts.expected == self.counts.listed)
         return bool(self.bad.empty and enough.all() and listed.all() and len(self.counts))
 
     def __str__(self):
+        "Format counts, totals, the first 20 problems, notes and verdict as text."
         counts, totals = self.counts.astype(object).fillna("-"), self.totals.drop(columns="optional")
         some = "\n".join(f"  {file}: {reason}" for file, reason in self.bad.head(20).itertuples(index=False))
         more = f"\n  ... and {len(self.bad) - 20} more" if len(self.bad) > 20 else ""
@@ -505,7 +512,7 @@ class Report:
 
 # %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-42
 def _counts(listing: Listing, state: pd.Series) -> pd.DataFrame:
-    "The numbers of videos by split and subset."
+    "Count the videos by split and subset."
     places = list(zip(listing.videos.split, listing.videos.subset))
     rows = []
     for split, subset in dict.fromkeys([*listing.expected, *places]):
@@ -515,7 +522,7 @@ def _counts(listing: Listing, state: pd.Series) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["split", "subset", "expected", "listed", "found", "missing", "unreadable"]).astype(dict(expected="Int64"))
 
 def _overlap(videos: pd.DataFrame) -> str:
-    "A sentence on persons who stand in more than one split."
+    "Write the sentence on persons who are in more than one split."
     people = pd.concat([videos[["split", "identity"]], videos[["split", "source_identity"]].set_axis(["split", "identity"], axis=1)])
     splits = people[people.identity != ""].groupby("identity").split.nunique()
     both = splits.index[splits > 1].tolist()
@@ -538,11 +545,11 @@ def check(
 
 # %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-46
 def _check_videos(videos: pd.DataFrame, name: str):
-    "`check_manifest` for a manifest with one face of each video."
+    "Check the manifest that one face of each video would make; errors as in `check_manifest`."
     check_manifest(videos.assign(path=videos.subset + "/" + videos.video, frame=0, landmarks=[[0] * 136] * len(videos), transform=[[]] * len(videos), mask=""), name)
 
 def _write_manifest(faces: Path, path: Path) -> Path:
-    "The columns of a manifest from the table of all faces."
+    "Write the columns of a manifest from the table of all faces."
     table = pq.ParquetFile(faces, page_checksum_verification=True)
     schema = pa.schema([table.schema_arrow.field(column) for column in COLUMNS])
     with atomic_path(path) as tmp, pq.ParquetWriter(tmp, schema, write_page_checksum=True) as writer:
@@ -556,7 +563,10 @@ def crop_dataset(
     options: dict | None = None, # of the adapter
     **settings, # of `prle.data.videos.crop_videos`: count, every, align, size, scale, workers, engine
 ) -> Path: # the manifest
-    "Crop the faces of a data set; what its lists get wrong goes to out/problems.csv, what has no face to out/dropped.csv."
+    """Crop the faces of a data set and write its manifest.
+
+    What is wrong with its lists goes to out/problems.csv, what has no face to out/dropped.csv.
+    `FileNotFoundError` if there are no videos, `FaceError` if none of them shows a face."""
     listing = list_dataset(name, root, **(options or {}))
     if not listing.rows:
         reasons = "".join(f"\n  {file}: {reason}" for file, reason in listing.problems[:10])

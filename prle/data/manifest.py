@@ -46,12 +46,12 @@ def _row(df: pd.DataFrame, i: int, name: str) -> str:
     return f"{name}, row {i} ({shortened(path)[1:-1] if isinstance(path, str) else shortened(path)})"
 
 def _first_bad(df: pd.DataFrame, bad, what: str, name: str):
-    "Raise about the first row for which `bad` holds."
+    "Raise `ValueError` for the first row where `bad` holds."
     where = np.flatnonzero(np.asarray(bad))
     if len(where): raise ValueError(f"{_row(df, where[0], name)}: {what}")
 
 def _check_column(df: pd.DataFrame, column: str, fits: Callable, what: str, name: str):
-    "Raise about the first row in which a column holds something else."
+    "Raise `ValueError` for the first row whose value in a column does not fit."
     for i, value in enumerate(df[column]):
         if not fits(value): raise ValueError(f"{_row(df, i, name)}: {column} must be {what}, not {shortened(value)}.")
 
@@ -59,7 +59,7 @@ def _is_text(value) -> bool: return isinstance(value, str) and len(value) <= 100
 def _is_count(value) -> bool: return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value < 2**63
 
 def _numbers(value, lengths: tuple[int, ...]) -> bool:
-    "Whether a value is a list of so many numbers, of which none is infinite."
+    "Say whether a value is a list of numbers, as long as one of `lengths`, none of them infinite."
     if not isinstance(value, (list, tuple, np.ndarray)) or len(value) not in lengths: return False
     try: numbers = np.asarray(value)
     except ValueError: return False # lists in lists
@@ -74,7 +74,9 @@ _TEXT = [column for column, kind in COLUMNS.items() if kind == "object" and colu
 "The columns that hold text."
 
 def _check_types(df: pd.DataFrame, name: str):
-    "Raise about the first value of a wrong type; \"\" and NaN stand for what is unknown, a missing value for nothing."
+    """Raise `ValueError` for the first value of a wrong type.
+
+    Unknown text is an empty string and unknown landmarks are NaN; a missing value is an error."""
     for column in _TEXT: _check_column(df, column, _is_text, "text of at most 1000 letters", name)
     for column in ("label", "frame"): _check_column(df, column, _is_count, "a whole number from 0", name)
     _check_column(df, "landmarks", lambda value: _numbers(value, (136,)), "136 numbers (68 points, x and y)", name)
@@ -88,7 +90,9 @@ def check_manifest(
     df: pd.DataFrame, # the table
     name: str = "manifest", # how to call it in an error
 ) -> pd.DataFrame: # the same table
-    "Check columns, types, labels, splits, paths, uniqueness and identity overlap; `ValueError` names the first bad row."
+    """Check columns, types, labels, splits, paths, uniqueness and identity overlap.
+
+    `ValueError` naming the missing columns or the first bad row."""
     missing = [c for c in COLUMNS if c not in df]
     if missing: raise ValueError(f"{name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}.")
     if df.empty: raise ValueError(f"{name} has no rows.")
@@ -108,7 +112,7 @@ def write_manifest(
     path: str | Path, # the Parquet file
     root: str | Path | None = None, # the folder that crops and masks are relative to; None: the manifest's own
 ) -> Path:
-    "Check `df` and write it, atomically."
+    "Check `df` and write it atomically; `ValueError` as in `check_manifest`."
     check_manifest(df, str(path))
     table = df[list(COLUMNS)].astype(COLUMNS)
     table.attrs = {} if root is None else dict(root=str(Path(root).absolute()))
@@ -131,7 +135,7 @@ def select(
     split: str, # "train", "val" or "test"
     subsets: str | list[str] | None = None, # manipulations to keep beside the reals; None keeps all
 ) -> pd.DataFrame: # rows in the manifest's order, index kept
-    "The real faces of a split and its fakes of the named manipulations; `ValueError` if a class is missing."
+    "Select the reals of a split and its fakes of some manipulations; `ValueError` if a class or name is missing."
     subsets = [subsets] if isinstance(subsets, str) else subsets
     rows = manifest[manifest.split == split]
     if subsets is not None:
@@ -144,7 +148,7 @@ def select(
 
 # %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-18
 def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
-    "Say what is wrong with a crop or mask; an empty text if nothing is."
+    "Say what is wrong with a crop or mask; an empty string if nothing is."
     try:
         file = below(root, path)
         if not file.is_file(): return "missing"
@@ -155,7 +159,7 @@ def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
     return ""
 
 def _unlisted(root: Path, listed: set[str]) -> list[str]:
-    "List the pictures that lie among the crops and are none of them."
+    "List the pictures that lie among the crops and are not in `listed`."
     folders = {os.path.dirname(path) for path in listed}
     here = [os.path.join(folder, name) for folder in sorted(folders) if (root/folder).is_dir() for name in sorted(os.listdir(root/folder))]
     return [path for path in here if path not in listed and Path(path).suffix.lower() in PHOTO_SUFFIXES]
@@ -165,7 +169,7 @@ def _unlisted(root: Path, listed: set[str]) -> list[str]:
 def check_crops(
     manifest: str | Path, # the Parquet file, or the folder that holds manifest.parquet
 ) -> tuple[pd.DataFrame, str]: # what is missing, damaged or in no row, with columns path, reason; a summary
-    "Compare the crops and masks of a manifest with what was written; without digests, decode them."
+    "Compare the crops and masks of a manifest with their digests; decode them if there are none."
     path = Path(manifest)/"manifest.parquet" if Path(manifest).is_dir() else Path(manifest)
     rows = read_manifest(path)
     root, digests = Path(rows.attrs["root"]), read_digests(path.parent) if (path.parent/DIGESTS).exists() else None

@@ -34,7 +34,7 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8") # read when the first vide
 
 @contextmanager
 def _quiet():
-    "OpenCV without its warnings."
+    "Silence OpenCV's warnings inside the `with`."
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try: yield
     finally: cv2.utils.logging.setLogLevel(level)
@@ -43,13 +43,13 @@ def _quiet():
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".m2ts", ".vob", ".asf", ".3gp", ".ogv"}
 
 def is_pictures(source: str | Path) -> bool:
-    "Whether a source is a folder of pictures or a single one, and not a video file."
+    "Say whether a source is a folder of pictures or a single one, and not a video file."
     return Path(source).is_dir() or Path(source).suffix.lower() in PHOTO_SUFFIXES
 
 def list_pictures(
     folder: str | Path, # or one picture, a video of one frame
 ) -> list[Path]: # the frames of a video
-    "The pictures that lie directly in a folder, in natural order; `FaceError` if it is missing."
+    "List the pictures directly in a folder, in natural order; `FaceError` if it is missing."
     if not Path(folder).exists(): raise FaceError(f"{folder}: no such file.")
     if Path(folder).is_file(): return [Path(folder)]
     files = [p for p in Path(folder).iterdir() if p.suffix.lower() in PHOTO_SUFFIXES and not p.name.startswith(".")]
@@ -61,7 +61,7 @@ _SETTINGS_FILE = "extraction.json"
 def walk_folders(
     folder: str | Path, # where to begin
 ) -> Iterator[tuple[str, list[str], list[str]]]: # as `os.walk`: a folder, the names of its folders (clear the list to stay out of them) and of its files
-    "A folder and all below it, links followed, none twice and none whose name begins with a dot."
+    "Walk a folder and all below it, following links; none twice and none whose name begins with a dot."
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         if os.path.realpath(parent) in seen: folders.clear(); continue
@@ -70,7 +70,7 @@ def walk_folders(
         yield parent, folders, files
 
 def _videos_below(folder: Path) -> list[Path]:
-    "Video files and folders of pictures in and below a folder."
+    "List video files and folders of pictures in and below a folder, folders of crops left out."
     found = []
     for parent, folders, files in walk_folders(folder):
         if _SETTINGS_FILE in files: folders.clear(); continue
@@ -81,14 +81,14 @@ def _videos_below(folder: Path) -> list[Path]:
 _TEXT = {".txt", ".ans", ".art", ".asc", ".diz", ".ice", ".nfo", ".vt"} # which ffmpeg would film
 
 def _is_video(file: Path) -> bool:
-    "Whether a file is a video, by its name or, when that ends otherwise, by what OpenCV thinks of it."
+    "Say whether a file is a video, by its suffix or, if that is another, by whether OpenCV opens it."
     suffix = file.suffix.lower()
     if suffix in VIDEO_SUFFIXES | _TEXT: return suffix in VIDEO_SUFFIXES
     try: return open_video(file).isOpened()
     except FaceError: return False
 
 def _expand(given: str | Path) -> list[tuple[Path, str]]:
-    "The videos of one input, each with its subset; `FaceError` if there are none."
+    "List the videos of one input, each with its subset; `FaceError` if there are none."
     root = Path(os.path.abspath(given))
     if not root.exists(): raise FaceError(f"{given}: no such file or folder (the name of a data set needs --root, its folder).")
     if root.is_file():
@@ -102,7 +102,7 @@ def _expand(given: str | Path) -> list[tuple[Path, str]]:
 def list_videos(
     inputs: str | Path | Iterable[str | Path], # video files, folders of videos at any depth, folders of pictures (= the frames of one video)
 ) -> pd.DataFrame: # columns file, subset, video
-    "A table of unlabelled videos; `FaceError` naming an input that is missing or holds none."
+    "List unlabelled videos in a table; `FaceError` naming an input that is missing or holds none."
     if isinstance(inputs, str | Path): inputs = [inputs]
     found = dict(pair for given in inputs for pair in _expand(given))
     stems = Counter(file.with_suffix("") for file in found)
@@ -127,14 +127,14 @@ def promised_frames(
     video: cv2.VideoCapture, # of `open_video`
     file: str | Path, # likewise
 ) -> int: # 0 where the file says nothing, or more than a file of its size can hold
-    "What a video says of the number of its frames, each of which takes a byte at least."
+    "Return the number of frames that a video claims to have; each takes a byte of the file at least."
     promised = video.get(cv2.CAP_PROP_FRAME_COUNT)
     return int(promised) if math.isfinite(promised) and 0 < promised <= os.path.getsize(file) else 0
 
 def count_frames(
     source: str | Path, # a video file or a folder of pictures
 ) -> int: # what the file says, which may be more than there are; counted where it says nothing
-    "The number of frames; `FaceError` naming the source if there are none."
+    "Return the number of frames; `FaceError` naming the source if there are none."
     source = Path(source)
     if is_pictures(source): count = len(list_pictures(source))
     else:
@@ -149,14 +149,14 @@ def sample_frames(
     count: int | None = 32, # how many, evenly spaced from the first to the last
     every: int | None = None, # or every so many
 ) -> list[int]: # in order, none twice
-    "Which frames to take; by default DeepfakeBench's, the integer part of linspace(0, total - 1, count)."
+    "Choose frames; by default DeepfakeBench's, the integer part of linspace(0, total - 1, count)."
     if every: return list(range(0, total, every))
     if count >= total: return list(range(total))
     return np.unique(np.linspace(0, total - 1, count).astype(int)).tolist()
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-19
 def _video_frames(file: Path, wanted: list[int]) -> Iterator[np.ndarray | FaceError]:
-    "Frames of a video file, RGB."
+    "Yield frames of a video file, RGB, or the `FaceError` of one that cannot be decoded."
     video, position = open_video(file), -1
     for index in wanted:
         while position < index and video.grab(): position += 1
@@ -166,7 +166,7 @@ def _video_frames(file: Path, wanted: list[int]) -> Iterator[np.ndarray | FaceEr
         else: yield FaceError("this frame cannot be decoded.")
 
 def _picture_frames(folder: Path, wanted: list[int]) -> Iterator[np.ndarray | FaceError]:
-    "Pictures of a folder, RGB."
+    "Yield pictures of a folder, RGB, or the `FaceError` of one that cannot be read."
     files = list_pictures(folder)
     for index in wanted:
         try: yield read_image(files[index]) if index < len(files) else FaceError(f"there is no picture for this frame (only {len(files)}).")
@@ -183,7 +183,7 @@ def read_frames(
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-23
 @contextmanager
 def _distorted(file: Path, meta: str) -> Iterator[tuple[Path, Callable]]:
-    "The source to decode and the function (frame, index) -> frame to apply."
+    "Yield the source to decode and the function (frame, index) -> frame to apply."
     if not meta: yield file, lambda frame, index: frame
     elif is_pictures(file):
         if not frame_level(meta): raise FaceError(f"{file}: VC compresses videos, and these are pictures.")
@@ -197,7 +197,7 @@ def difference_mask(
     fake: np.ndarray, # (H, W, 3) uint8, RGB
     real: np.ndarray, # (H, W, 3) uint8, RGB: the frame that `fake` was made from
 ) -> np.ndarray: # (H, W) uint8, grey: 0 where they are the same
-    "How much two frames differ, |fake - real| in grey; `ValueError` for frames of two sizes."
+    "Return how much two frames differ, |fake - real| in grey; `ValueError` for frames of two sizes."
     if fake.shape != real.shape: raise ValueError(f"two frames of different sizes: {fake.shape[1]}x{fake.shape[0]} and {real.shape[1]}x{real.shape[0]}.")
     return cv2.cvtColor(cv2.absdiff(fake, real), cv2.COLOR_RGB2GRAY)
 
@@ -213,7 +213,9 @@ def _crop_frame(frame: np.ndarray, index: int, folder: Path, settings: dict) -> 
     return dict(path=name, frame=index, landmarks=landmarks, transform=matrix.ravel(), mask="", found=face.found)
 
 def _crop_mask(mask: np.ndarray, frame: np.ndarray, untouched: bool, row: dict, folder: Path, size: int) -> str:
-    "Crop the frame of a mask video, or what it differs in from an untouched one, like the face; its name, or `FaceError` if it is of another size."
+    """Crop a mask like the face and return its name; `FaceError` if it is of another size than the frame.
+
+    `mask` is the frame of a mask video or, if `untouched`, of the video to compare with."""
     if mask.shape != frame.shape: raise FaceError(f"it has another size than the frame ({mask.shape[1]}x{mask.shape[0]}, not {frame.shape[1]}x{frame.shape[0]}).")
     grey = difference_mask(frame, mask) if untouched else cv2.cvtColor(mask, cv2.COLOR_RGB2GRAY)
     crop = warp_crop(grey, row["transform"].reshape(2, 3), size)
@@ -223,7 +225,7 @@ def _crop_mask(mask: np.ndarray, frame: np.ndarray, untouched: bool, row: dict, 
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-29
 def _reason(error: Exception, source: str) -> str:
-    "What goes into the drop report: the message without the path of `source`."
+    "Return what goes into the drop report: the message without the path of `source`."
     return str(error).splitlines()[0].removeprefix(f"{source}: ").replace(f"{source}{os.sep}", "")
 
 class _Crops:
@@ -233,32 +235,35 @@ class _Crops:
 
     @contextmanager
     def attempt(self, index: int, source: str, kind: str = ""):
-        "Note what is wrong with `source` instead of raising it."
+        "Record what is wrong with `source` in the drop list instead of raising it."
         try: yield
         except (ValueError, cv2.error) as e: self.dropped.append((index, kind + _reason(e, source)))
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-30
 def _numbers(source: Path) -> Sequence[int] | None:
-    "The frame's number at each position: all numbers in a video, the names of the pictures in a folder; None if these are not numbers, or two are the same."
+    """Return the frame's number at each position.
+
+    These are all numbers in a video and the names of the pictures in a folder; None if a name is not a number, or
+    two are the same."""
     if not source.is_dir(): return range(2**31)
     stems = [p.stem for p in list_pictures(source)]
     numbers = {int(stem) for stem in stems if stem.isdecimal() and len(stem) < 10}
     return sorted(numbers) if len(numbers) == len(stems) else None
 
 def _positions(source: Path, frames: list[int] | None) -> list[int]:
-    "Where a source of masks has these frames, its end for those it has not; `FaceError` where nothing tells."
+    "Return where a mask source has these frames, its end for those it lacks; `FaceError` if nothing tells."
     numbers = _numbers(source)
     if frames is None or numbers is None: raise FaceError("the names of the pictures are no frame numbers, so nobody knows which mask belongs to which.")
     return [numbers.index(i) if i in numbers else len(numbers) for i in frames]
 
 def _read_masks(crops: _Crops, source: str, frames: list[int] | None) -> Iterator[np.ndarray | FaceError | None]:
-    "The mask of each of these frames; None where there is no mask video, or none that can be read."
+    "Yield the mask of each of these frames; None if there is no mask video, or none that can be read."
     with crops.attempt(-1, source, "mask: "):
         if source: yield from read_frames(source, _positions(Path(source), frames))
     while True: yield None
 
 def _crop_video(row: dict, folder: Path, settings: dict) -> _Crops:
-    "Crop the wanted frames of a video into `folder`."
+    "Crop the wanted frames of a video into `folder`; what fails goes to the drop list."
     crops, file, mask_file = _Crops(), row["file"], row["mask_file"] or row["untouched_file"]
     with crops.attempt(-1, file), _distorted(Path(file), row["distortion"]) as (source, distort):
         wanted = sample_frames(count_frames(source), settings["count"], settings["every"])
@@ -279,18 +284,20 @@ _RECORD, _FACES = "video.json", "faces.parquet"
 _VIDEO_FOLDER = "crops of a video"
 
 def _state(source: str) -> list | str | None:
-    "Size and time of modification of a file, a digest of those of a folder's pictures; None where there is nothing."
+    "Return a file's size and modification time, a digest of those in a folder, None where there is nothing."
     path = Path(source)
     if not source or not path.exists(): return None
     if path.is_dir(): return digest([[p.name, *_state(str(p))] for p in list_pictures(path)])
     return [path.stat().st_size, path.stat().st_mtime_ns]
 
 def _origin(row: dict) -> dict:
-    "What a video's crops are made from, beside the settings."
+    "Describe what a video's crops are made from, apart from the settings."
     return dict(file=_state(row["file"]), mask_file=_state(row["mask_file"]), untouched_file=_state(row["untouched_file"]), distortion=row["distortion"])
 
 def _read_video_record(folder: Path) -> dict:
-    "Read what a folder says of its video; `ValueError` naming the record or the table if it is damaged, `FileNotFoundError` without it."
+    """Read the record of a video's folder; `FileNotFoundError` without it.
+
+    `ValueError` naming the record or the table if it is damaged."""
     record = read_record(folder/_RECORD, origin=dict, frames=int, faces=int, dropped=list, files=dict)
     for entry in record["dropped"]:
         if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], int) and isinstance(entry[1], str)):
@@ -299,13 +306,13 @@ def _read_video_record(folder: Path) -> dict:
     return record
 
 def _is_finished(row: dict, folder: Path) -> bool:
-    "Whether the folder holds what this video gives; a damaged record says no."
+    "Say whether the folder holds what this video gives; not if the record is damaged."
     try: return _read_video_record(folder)["origin"] == _origin(row)
     except (FileNotFoundError, ValueError): return False
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-33
 def _write_video(row: dict, folder: Path, crop: Callable[[Path], _Crops]):
-    "Replace a video's folder by what `crop` writes there, its tables and the digests of its files added."
+    "Replace a video's folder by what `crop` writes there, with its table and the digests of its files."
     origin = _origin(row)
     with made_folder(folder, _VIDEO_FOLDER) as tmp:
         crops = crop(tmp)
@@ -315,14 +322,14 @@ def _write_video(row: dict, folder: Path, crop: Callable[[Path], _Crops]):
 
 @contextmanager
 def _one_thread():
-    "OpenCV with one thread, since the videos are what is spread over the processors."
+    "Limit OpenCV to one thread, since it is the videos that are spread over the processors."
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try: yield
     finally: cv2.setNumThreads(threads)
 
 def _extract_video(row: dict, folder: Path, settings: dict):
-    "One video from start to end: what a worker does."
+    "Crop one video from start to end: what a worker does."
     with _one_thread(): _write_video(row, folder, lambda tmp: _crop_video(row, tmp, settings))
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-35
@@ -355,14 +362,14 @@ def _give_up(row: dict, folder: Path, settings: dict):
     _write_video(row, folder, lambda tmp: crops)
 
 def _alone(job: tuple) -> Iterator[None]:
-    "A job in a process of its own."
+    "Do one job in a process of its own, and give it up if that dies too."
     try: yield from _through_pool(deque([job]), {}, 1)
     except BrokenProcessPool:
         _give_up(*job)
         yield
 
 def _check_workers():
-    "`RuntimeError` if no worker can be started at all."
+    "Raise `RuntimeError` if no worker can be started at all."
     try:
         with _pool(1) as pool: pool.submit(os.getpid).result()
     except BrokenProcessPool as e:
@@ -370,11 +377,11 @@ def _check_workers():
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-38
 def _processors() -> int:
-    "Processors that this process may use."
+    "Count the processors that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 def _in_processes(jobs: list[tuple], workers: int | None) -> Iterator[None]:
-    "Do all jobs in worker processes, or with 0 workers in this one."
+    "Do all jobs in worker processes or, with 0 workers, in this one; yield after each."
     todo, workers = deque(jobs), min(len(jobs), _processors() if workers is None else workers)
     while workers == 0 and todo: yield _extract_video(*todo.popleft())
     while todo:
@@ -386,7 +393,7 @@ def _in_processes(jobs: list[tuple], workers: int | None) -> Iterator[None]:
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-40
 def _on_ray(jobs: list[tuple], workers: int | None) -> Iterator[None]:
-    "Do all jobs as Ray tasks, at most `workers` at once; a task whose process dies is retried by Ray."
+    "Do all jobs as Ray tasks, at most `workers` at once; Ray retries a task whose process dies."
     try: import ray
     except ImportError as e: raise ImportError("engine 'ray' needs Ray: pip install 'prle[cluster]'") from e
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -417,7 +424,7 @@ _OWN_COLUMNS = dict(path=pa.string(), frame=pa.int64(), landmarks=pa.list_(pa.fl
 _INPUTS = ("file", "mask_file", "untouched_file", "distortion")
 
 def _check_videos(videos: pd.DataFrame) -> pd.DataFrame:
-    "The table with the columns that may be missing; `ValueError` about a wrong one."
+    "Return the table with the columns that may be missing; `ValueError` for a wrong one."
     missing = [c for c in ("file", "subset", "video") if c not in videos]
     if missing: raise ValueError(f"the table of videos lacks {', '.join(missing)}.")
     taken = [c for c in _OWN_COLUMNS if c in videos]
@@ -432,7 +439,9 @@ def _check_videos(videos: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-44
 def _folders(videos: pd.DataFrame, out: Path) -> list[Path]:
-    "The folder of each video; `ValueError` naming two that would share one, or one that a link would lead out of `out`."
+    """Return the folder of each video.
+
+    `ValueError` naming two that would share one, or one that a link would lead out of `out`."""
     levels = [c for c in ("dataset", "subset", "video") if c in videos]
     folders = [below(out, Path(*names)) for names in videos[levels].itertuples(index=False)]
     first = {}
@@ -442,7 +451,7 @@ def _folders(videos: pd.DataFrame, out: Path) -> list[Path]:
     return folders
 
 def _settings(count: int | None, every: int | None, align: str, size: int, scale: float | None) -> dict:
-    "What all crops in a folder have in common; `ValueError` about a value that makes no sense."
+    "Return what all crops in a folder have in common; `ValueError` for a value out of range."
     scale = SCALES[check_choice(align, ALIGNMENTS, "alignment")] if scale is None else scale
     least = dict(count=1, every=1, size=16, scale=1 if align == "chip" else 0.1)
     for name, value in dict(count=count, every=every, size=size, scale=scale).items():
@@ -451,7 +460,10 @@ def _settings(count: int | None, every: int | None, align: str, size: int, scale
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-45
 def _open_folder(out: Path, settings: dict):
-    "Make the output folder or go on in it; an error if it is foreign, was made with other settings or cannot be written."
+    """Make the output folder or go on in it.
+
+    `FileExistsError` if it is foreign, `ValueError` if it was made with other settings, `OSError` if it cannot be
+    written."""
     if os.path.lexists(out) and not (out/_SETTINGS_FILE).exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} holds other files (there is no {_SETTINGS_FILE}); name a new or an empty folder.")
     before = read_json(out/_SETTINGS_FILE, dict) if (out/_SETTINGS_FILE).exists() else settings
@@ -469,12 +481,12 @@ def _remove_leftovers(folders: set[Path]):
 _TOGETHER = 64 # videos whose faces are in memory at once
 
 def _read_video(folder: Path, out: Path, copied: dict) -> pd.DataFrame:
-    "A video's rows with paths relative to `out` and the columns of the table of videos."
+    "Read a video's rows; paths become relative to `out`, and the columns of the table of videos are added."
     rows, prefix = read_table(folder/_FACES), folder.relative_to(out).as_posix()
     return rows.assign(path=f"{prefix}/" + rows.path, mask=[mask and f"{prefix}/{mask}" for mask in rows["mask"]], **copied)
 
 def _write_faces(videos: pd.DataFrame, folders: list[Path], out: Path):
-    "Put the tables of all videos together."
+    "Write the tables of all videos as one."
     copied = videos.drop(columns=list(_INPUTS))
     path, *others = (pa.field(*column) for column in _OWN_COLUMNS.items())
     schema = pa.schema([path, *pa.Schema.from_pandas(copied, preserve_index=False), *others])
@@ -488,14 +500,14 @@ def crop_digests(
     out: str | Path, # of `crop_videos`
     paths: Iterable[str], # crops, relative to it
 ) -> dict[str, str]: # path -> `file_digest` of when it was written
-    "What the records of the videos say of their crops and masks."
+    "Return the digests of crops and masks as the records of their videos say."
     digests = {}
     for folder in dict.fromkeys(Path(path).parent for path in paths):
         for name, fingerprint in _read_video_record(Path(out)/folder)["files"].items(): digests[(folder/name).as_posix()] = str(fingerprint)
     return digests
 
 def _reports(videos: pd.DataFrame, folders: list[Path]) -> tuple[pd.DataFrame, dict[str, str], int, int]:
-    "Everything that was dropped; the files without any face, with a reason; the numbers of frames that were wanted and of faces."
+    "Return the drop report, the files without any face and why, and the numbers of wanted frames and faces."
     names, entries, lost, frames, faces = videos.reindex(columns=["file", "dataset", "subset", "video"], fill_value=""), [], {}, 0, 0
     for name, folder in zip(names.itertuples(index=False), folders):
         record = _read_video_record(folder)
@@ -506,14 +518,14 @@ def _reports(videos: pd.DataFrame, folders: list[Path]) -> tuple[pd.DataFrame, d
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-48
 def _summary(videos: int, reused: int, frames: int, faces: int, dropped: pd.DataFrame) -> str:
-    "One line on what became of everything."
+    "Say in one line what became of everything."
     reasons = Counter(re.sub(r"^[^:]*\.\w+: | \(.*", "", reason).rstrip(".") for reason in dropped.reason)
     why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
     before = f" ({reused} of them done before)" if reused else ""
     return f"{videos} videos{before}: {frames} frames, {faces} faces, {len(dropped)} dropped" + (f" ({why})" if why else "")
 
 def _complaints(lost: dict[str, str], most: int = 10) -> list[str]:
-    "The files that give no face at all, each with the reason; the rest of a long list is in the drop report."
+    "List the files that give no face, each with the reason, `most` at most; the drop report has the rest."
     lines = [reason if file in reason else f"{file}: {reason}" for file, reason in lost.items()]
     return lines[:most] + [f"and {len(lines) - most} more, see dropped.csv"] * (len(lines) > most)
 
@@ -529,9 +541,11 @@ def crop_videos(
     workers: int | None = None, # processes; None: one a processor; 0: none but this one
     engine: str = "process", # one of `ENGINES`
 ) -> Path: # `out/faces.parquet`, a row a face
-    """Crop the largest face of some frames of every video into `out/<dataset>/<subset>/<video>/<frame>.png`; tables in `faces.parquet` and `dropped.csv`.
+    """Crop the largest face of some frames of every video.
 
-    Videos that are finished are not done again. `ValueError` about the table, the settings or a folder made with others; `OSError` about a folder that cannot be written."""
+    Crops go to `out/<dataset>/<subset>/<video>/<frame>.png`, tables to `faces.parquet` and `dropped.csv`. Videos
+    that are finished are not done again. `ValueError` for a wrong table, wrong settings or a folder made with
+    others; `OSError` for a folder that cannot be written."""
     run, settings = ENGINES[check_choice(engine, ENGINES, "engine")], _settings(count, every, align, size, scale)
     least = 1 if engine == "ray" else 0
     if workers is not None and workers < least: raise ValueError(f"workers must be at least {least}, not {workers}.")
@@ -554,5 +568,5 @@ def extract(
     out: str | Path, # likewise
     **settings, # of `crop_videos`
 ) -> pd.DataFrame: # a row a face
-    "`crop_videos`, and its table."
+    "Run `crop_videos` and return its table of faces."
     return read_table(crop_videos(videos, out, **settings))

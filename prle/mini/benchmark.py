@@ -38,7 +38,9 @@ def split_people(
     people: list[str], # identities
     seed: int = 0, # of the shuffle
 ) -> dict[str, str]: # identity -> "train", "val" or "test"
-    "Split identities 6:1:3 at random (40 people: 24/4/12), at least two in each split; `ValueError` below six people."
+    """Split identities 6:1:3 at random (40 people: 24/4/12), at least two in each split.
+
+    `ValueError` below six people."""
     if len(people) < 6: raise ValueError(f"{len(people)} people with a usable face; the three splits need at least 6 (a swap needs two in each).")
     order = rng(seed, "split").permutation(people).tolist()
     val, test = max(2, round(0.1 * len(order))), max(2, round(0.3 * len(order)))
@@ -48,7 +50,9 @@ def split_people(
 def video_names(
     photos: list[str], # photographs and videos, person/file
 ) -> dict[str, str]: # photograph or video -> person-file, without the file's ending
-    "A name for each; those that would share one (1.jpg and 1.png, or a-b/c and a/b-c) keep the ending, or else get a digest."
+    """Name each photograph or video.
+
+    Those that would share a name (1.jpg and 1.png, or a-b/c and a/b-c) keep the ending, or else get a digest."""
     names = {photo: photo.rsplit(".", 1)[0].replace("/", "-") for photo in photos}
     for more in (lambda photo: Path(photo).suffix, lambda photo: f"-{digest(photo)[:8]}"):
         times = Counter(names.values())
@@ -66,22 +70,22 @@ class Job:
 
     @property
     def video(self) -> str:
-        "The target's photograph or video, for fakes joined to the source's."
+        "Return the name of the target's photograph or video; for fakes joined to the source's."
         faces = (self.target, self.source) if self.source else (self.target,)
         return "_".join(self.names[face.photo] for face in faces)
 
     @property
     def file(self) -> str:
-        "The crop's file, below the folder of its subset."
+        "Return the crop's file, relative to the folder of its subset."
         return f"{self.video}.png" if self.target.frame is None else f"{self.video}/{self.target.frame:04d}.png"
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-9
 def _nearest(face: Face, faces: list[Face]) -> Face:
-    "The face with the most similar geometry."
+    "Return the face with the most similar landmarks."
     return min(faces, key=lambda f: np.abs(f.landmarks - face.landmarks).mean())
 
 def _pick_same(target: Face, faces: list[Face], generator) -> Face | None:
-    "A source of the same person: another photograph or video, or another part of the only video."
+    "Pick a source of the same person: another photograph or video, or another part of the only video."
     others = [f for f in faces if f.identity == target.identity and f.photo != target.photo]
     own = [f for f in faces if f.photo == target.photo]
     place = [f.frame for f in own].index(target.frame)
@@ -91,7 +95,7 @@ def _pick_same(target: Face, faces: list[Face], generator) -> Face | None:
     return frames[place % len(frames)]
 
 def _pick_other(target: Face, faces: list[Face], generator) -> Face:
-    "A source of a random other person: the photograph or the video's frame that is nearest in geometry."
+    "Pick a source of a random other person: the photograph or video frame that is nearest in geometry."
     person = generator.choice(sorted({f.identity for f in faces} - {target.identity}))
     theirs = [f for f in faces if f.identity == person]
     clip = _nearest(next(f for f in faces if f.photo == target.photo), theirs).photo
@@ -101,7 +105,7 @@ def _pick_other(target: Face, faces: list[Face], generator) -> Face:
 def check_jobs(
     jobs: list[Job], # of a benchmark or a target set
 ) -> list[Job]: # the same
-    "`ValueError` if two crops would have the same file, or one a name that is no file's."
+    "Return `jobs`; `ValueError` if two crops would share a file, or one has no valid file name."
     first = {}
     for job in jobs:
         other = first.setdefault((job.subset, job.file), job)
@@ -113,7 +117,7 @@ def plan(
     faces: list[Face], # all usable faces
     seed: int, # of split and pairing
 ) -> tuple[list[Job], pd.DataFrame]: # what to make; fakes that cannot be made, with columns path, reason
-    "Every face once as real and once as the target of each manipulation; the source comes from the same split."
+    "Plan every face once as real and once as target of each manipulation, with a source of the same split."
     split, jobs, dropped = split_people(list(dict.fromkeys(f.identity for f in faces)), seed), [], []
     names = video_names(list(dict.fromkeys(f.photo for f in faces)))
     groups = {s: [f for f in faces if split[f.identity] == s] for s in ("train", "val", "test")}
@@ -131,13 +135,13 @@ def compress(
     image: np.ndarray, # (S, S, 3) uint8
     quality: int, # of the JPEG, 1 to 100
 ) -> np.ndarray: # (S, S, 3) uint8
-    "A JPEG round trip, the same for reals and fakes."
+    "Encode and decode as JPEG, the same for reals and fakes."
     code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return cv2.imdecode(code, cv2.IMREAD_COLOR)[..., ::-1]
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-15
 def _make(job: Job, root: Path, networks: dict[str, Generator], seed: int, quality: int) -> dict:
-    "Make and write one crop (and its mask); its row of the manifest."
+    "Make and write one crop (and its mask); return its row of the manifest."
     image, mask = job.target.crop, ""
     if job.source:
         image, region = manipulate(job.subset, job.target, job.source, rng(seed, job.subset, job.video), networks)
@@ -151,13 +155,13 @@ def _make(job: Job, root: Path, networks: dict[str, Generator], seed: int, quali
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-16
 def _make_all(jobs: list[Job], root: Path, networks: dict[str, Generator], seed: int, quality: int, workers: int) -> list[dict]:
-    "Rows of all jobs, in order, whatever the number of workers."
+    "Make all crops; return their rows in order, whatever the number of workers."
     make = partial(_make, root=root, networks=networks, seed=seed, quality=quality)
     with one_thread(), ThreadPoolExecutor(workers) as pool: return list(progress(pool.map(make, jobs), desc="forge", total=len(jobs)))
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-18
 def _columns(manifest: pd.DataFrame, people: int) -> list[pd.Series]: # a path a subset, NaN where there is none; its name is the identity
-    "A target with its fakes for each of some identities."
+    "Return a target with its fakes for each of some identities, evenly chosen."
     keys = [manifest.identity, [np.asarray(points).tobytes() for points in manifest.landmarks]]
     paths = manifest.groupby([*keys, manifest.subset], sort=False).path.first().unstack("subset", sort=False)
     firsts = paths.groupby("identity", sort=False).head(1)
@@ -171,7 +175,7 @@ def contact_sheet(
     people: int = 6, # columns: identities, evenly chosen
     tile: int = 112, # side of a face on the sheet, px
 ) -> np.ndarray: # (H, W, 3) uint8
-    "Faces of several people and the fakes made of them, a row a manipulation; white where one could not be made."
+    "Draw faces of several people and the fakes made of them, a row a manipulation; white where there is none."
     table = manifest if isinstance(manifest, pd.DataFrame) else read_manifest(manifest)
     columns, left, top = _columns(table, people), 72, 20
     names = sorted(columns[0].index, key=lambda name: name != "real")
@@ -189,27 +193,27 @@ def contact_sheet(
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-21
 def _choose(faces, people: int | None, seed: int) -> list[Path]:
-    "The photographs and videos of `people` randomly chosen persons (None: of all)."
+    "List the photographs and videos of `people` randomly chosen persons (None: of all)."
     everyone = list_photos(faces, PHOTO_SUFFIXES | VIDEO_SUFFIXES) if faces else list_photos(orl_folder(), {".pgm"})
     if people is not None and not 6 <= people <= len(everyone): raise ValueError(f"people must lie between 6 and {len(everyone)}, not {people}.")
     chosen = everyone if people is None else sorted(rng(seed, "people").permutation(list(everyone))[:people])
     return [path for name in everyone if name in set(chosen) for path in everyone[name]]
 
 def _fingerprint(photos: list[Path]) -> str:
-    "What the photographs and videos are, wherever they lie."
+    "Return a digest of the photographs and videos that does not depend on where they lie."
     return digest([(f"{p.parent.name}/{p.name}", file_digest(p)) for p in photos])
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-22
 def read_made(
     path: str | Path, # forge.json of a benchmark, target.json of a target set
 ) -> dict: # config, digest, pictures, ...
-    "Read what was made; `ValueError` naming the file if it is damaged."
+    "Read the record of what was made; `ValueError` naming the file if it is damaged."
     made = read_record(path, config=dict, digest=str, pictures=int)
     if digest(made["config"]) != made["digest"]: raise ValueError(f"{path}: config has changed since it was written.")
     return made
 
 def _why_not(out: Path, config: dict) -> str | None:
-    "Why the benchmark in `out` cannot be used again; None if it can."
+    "Say why the benchmark in `out` cannot be used again; None if it can."
     if not (out/"forge.json").exists(): return "none there yet"
     try: made = read_made(out/"forge.json")
     except ValueError as e: return f"the record is damaged: {one_line(e)}"
@@ -220,7 +224,7 @@ def _why_not(out: Path, config: dict) -> str | None:
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-23
 def _read_video(path: Path, count: int, size: int) -> tuple[list[Face], pd.DataFrame]:
-    "The largest face of `count` evenly spaced frames of a video, and the frames without one, with columns path, reason."
+    "Crop the largest face of `count` evenly spaced frames of a video, and list the frames without one."
     faces, dropped, name = [], [], f"{path.parent.name}/{path.name}"
     try:
         wanted = sample_frames(count_frames(path), count)
@@ -232,7 +236,7 @@ def _read_video(path: Path, count: int, size: int) -> tuple[list[Face], pd.DataF
     return faces, pd.DataFrame(dropped, columns=["path", "reason"])
 
 def _read(files: list[Path], count: int, size: int) -> tuple[list[Face], pd.DataFrame]:
-    "The faces of photographs and videos, and what was dropped."
+    "Crop the faces of photographs and videos; return them and the drop report."
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
     parts = [read_faces([path for path in files if path not in set(videos)], size, SCALE, LIFT)]
     parts += [_read_video(path, count, size) for path in progress(videos, desc="videos")]
@@ -243,11 +247,11 @@ def crop_digests(
     root: Path, # of the crops
     rows: pd.DataFrame, # of their manifest
 ) -> dict[str, str]: # path -> `file_digest`
-    "What the crops and masks are that were just written."
+    "Return the digests of the crops and masks that were just written."
     return {path: file_digest(root/path) for path in [*rows.path, *filter(None, rows["mask"])]}
 
 def _write_benchmark(root: Path, photos: list[Path], config: dict, workers: int, earlier: Path):
-    "Faces, networks, fakes, masks, manifest, drop report and, last, forge.json."
+    "Write networks, crops, masks, manifest, drop report and, last, forge.json."
     found, dropped = _read(photos, config["count"], config["size"])
     print(summary(found, dropped))
     jobs, impossible = plan(found, config["seed"])
@@ -274,7 +278,9 @@ def build_benchmark(
     count: int = 32, # frames of a video, evenly spaced
     workers: int | None = None, # threads; None: one a core. The result does not depend on it
 ) -> Path: # the manifest
-    "Build the mini benchmark, or find it built; `ValueError` below six people, `FaceError` without photographs."
+    """Build the mini benchmark, or return the one that is there.
+
+    `ValueError` below six people, `FaceError` without photographs."""
     out, photos = Path(out), _choose(faces, people, seed)
     config = dict(recipe=RECIPE, photographs=_fingerprint(photos), size=size, scale=SCALE, lift=LIFT, seed=seed, quality=quality, steps=steps, count=count,
                   manipulations=list(MANIPULATIONS))
@@ -289,7 +295,7 @@ def build_benchmark(
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-27
 def _cues(path: Path) -> dict:
-    "Trivial measurements of one written crop."
+    "Measure the trivial cues of one written crop."
     picture = read_rgb(path)
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
     border = grey[~inner(len(grey))]
@@ -308,7 +314,7 @@ def trivial_cues(
 def cue_table(
     manifest: pd.DataFrame, # from `read_manifest`
 ) -> pd.DataFrame: # AUC in [0.5, 1], a row a manipulation, a column a cue
-    "How well each trivial cue alone separates the fakes of each manipulation from the reals."
+    "Measure how well each trivial cue alone separates the fakes of each manipulation from the reals."
     from sklearn.metrics import roc_auc_score
     cues, table = trivial_cues(manifest), {}
     for name in manifest.subset[manifest.label == FAKE].unique():

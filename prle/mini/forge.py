@@ -20,7 +20,7 @@ from ..data.faces import Face, similarity
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-5
 def _with_frame(points: np.ndarray, size: int) -> np.ndarray:
-    "Landmarks plus eight fixed points on the frame."
+    "Add eight fixed points on the frame to the landmarks."
     a, b, c = 0, (size - 1) / 2, size - 1
     frame = [(a, a), (b, a), (c, a), (c, b), (c, c), (b, c), (a, c), (a, b)]
     return np.vstack([points, frame])
@@ -31,7 +31,7 @@ def warp(
     points: np.ndarray, # (68, 2) landmarks of `image`, px
     goal: np.ndarray, # (68, 2) where they shall go, px
 ) -> np.ndarray: # (S, S, 3) float32, 0 to 255
-    "Piecewise affine warp of a square crop over the Delaunay triangulation of `goal`."
+    "Warp a square crop piecewise affinely over the Delaunay triangulation of `goal`."
     size = len(image)
     start, end = _with_frame(points, size), _with_frame(goal, size)
     mesh = Delaunay(end)
@@ -49,14 +49,14 @@ def hull(
     points: np.ndarray, # (n, 2), px
     size: int, # side of the crop
 ) -> np.ndarray: # (S, S) bool
-    "The pixels inside the convex hull of `points`."
+    "Return the pixels inside the convex hull of `points`."
     region = np.zeros((size, size), np.uint8)
     cv2.fillConvexPoly(region, cv2.convexHull(np.rint(points).astype(np.int32)), 1)
     return region.astype(bool)
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-12
 def inner(size: int) -> np.ndarray: # (S, S) bool
-    "All of a crop but its frame of size/32 pixels, which no manipulation touches: the border tells nothing."
+    "Return all of a crop but its frame of size/32 pixels, which no manipulation touches, so that it tells nothing."
     edge = max(1, size // 32)
     region = np.zeros((size, size), bool)
     region[edge:-edge, edge:-edge] = True
@@ -67,7 +67,7 @@ def feather(
     region: np.ndarray, # (S, S) bool
     width: float, # px over which the weight falls
 ) -> np.ndarray: # (S, S) float32 in [0, 1], 0 outside `region`
-    "Blending weights: 1 inside the region, falling to 0 at its edge."
+    "Return blending weights: 1 inside the region, falling to 0 at its edge."
     return np.clip(distance_transform_edt(region) / (width + 1), 0, 1).astype(np.float32)
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-16
@@ -76,7 +76,7 @@ def composite(
     content: np.ndarray, # (S, S, 3) float, what is put in
     weight: np.ndarray, # (S, S) in [0, 1]
 ) -> tuple[np.ndarray, np.ndarray]: # fake (S, S, 3) uint8; mask (S, S) bool, every pixel that may have changed
-    "Blend `content` into `target`; where the weight is 0 the target stays as it is, to the bit."
+    "Blend `content` into `target`, which stays bit for bit where the weight is 0."
     weight = np.where(inner(len(target)), weight, 0)
     mixed = target + weight[..., None] * (content.clip(0, 255) - target)
     return np.rint(mixed).clip(0, 255).astype(np.uint8), weight > 0
@@ -134,15 +134,16 @@ def register(
     source: str, # "other" or "same": the person the source photograph shows
     learned: bool = False, # whether it needs the trained network of its name
 ):
-    "Decorator that adds a manipulation to the registry."
+    "Return a decorator that adds a manipulation to the registry."
     def add(function):
+        "Add `function` to the registry and return it."
         function.source, function.learned = check_choice(source, ("other", "same"), "source"), learned
         _MANIPULATIONS[name] = function
         return function
     return add
 
 def list_manipulations() -> list[str]:
-    "Names of all manipulations, in the order of registration."
+    "List the names of all manipulations, in the order of registration."
     return list(_MANIPULATIONS)
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-30
@@ -165,14 +166,14 @@ def texels(
     share: float, # texels per pixel, below 1
     look_up: int, # interpolation of OpenCV: INTER_LINEAR blurs a little, INTER_NEAREST turns edges into small stairs
 ) -> np.ndarray: # (S, S, 3) uint8
-    "A face painted from a coarser texture."
+    "Paint a face from a coarser texture."
     size, small = len(face), max(4, round(share * len(face)))
     return cv2.resize(cv2.resize(face, (small, small), interpolation=cv2.INTER_AREA), (size, size), interpolation=look_up)
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-34
 @register("FS", source="other")
 def faceswap(target, source, generator):
-    "FaceSwap: the other face, warped piecewise, its mean colour matched, cut out along the hard convex hull."
+    "Make a FaceSwap: the other face, warped piecewise, its mean colour matched, cut along the hard convex hull."
     crop = target.crop
     region = hull(target.landmarks, len(crop)) & inner(len(crop))
     texture = texels(source.crop, generator.uniform(0.85, 0.95), cv2.INTER_LINEAR)
@@ -186,7 +187,7 @@ def expression(
     target: Face, # whose pose is kept
     source: Face, # whose expression is taken
 ) -> np.ndarray: # (68, 2) px of the target
-    "The landmarks of `source` in the pose of `target`."
+    "Return the landmarks of `source` in the pose of `target`."
     pose = similarity(source.landmarks[list(RIGID)], target.landmarks[list(RIGID)])
     return source.landmarks @ pose[:, :2].T + pose[:, 2]
 
@@ -196,7 +197,7 @@ def bend(
     points: np.ndarray, # (68, 2) landmarks of `image`, px
     goal: np.ndarray, # (68, 2) where they shall go, px
 ) -> np.ndarray: # (S, S, 3) float32, 0 to 255
-    "Smooth warp of a square crop by a thin plate spline (slightly relaxed) that leaves the frame where it is."
+    "Warp a square crop smoothly by a (slightly relaxed) thin plate spline that leaves the frame in place."
     size = len(image)
     start, end = _with_frame(points, size), _with_frame(goal, size)
     spline = RBFInterpolator(end, start - end, kernel="thin_plate_spline", smoothing=1.0)
@@ -209,7 +210,7 @@ def oval(
     points: np.ndarray, # (68, 2) landmarks, px
     size: int, # side of the crop
 ) -> np.ndarray: # (S, S) bool
-    "The ellipse around the face, from the brows to the chin."
+    "Return the ellipse around the face, from the brows to the chin."
     top, chin = points[17:27].mean(0), points[8]
     across, down = 0.95 * np.linalg.norm(points[16] - points[0]), 1.08 * np.linalg.norm(chin - top)
     tilt = np.degrees(np.arctan2(*(chin - top)[::-1])) - 90
@@ -221,7 +222,7 @@ def oval(
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-43
 @register("F2F", source="same")
 def face2face(target, source, generator):
-    "Face2Face: the person's own face, bent into another expression of the same person, faded in over an oval."
+    "Make a Face2Face: the person's own face, bent into another of their expressions, faded in over an oval."
     size, points, goal = len(target.crop), target.landmarks, target.landmarks.copy()
     moved = expression(target, source)
     goal[17:] += 0.8 * (moved - points)[17:]

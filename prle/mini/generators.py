@@ -39,7 +39,7 @@ def cut(
     face: Face, # of any size
     layout: Layout, # which square of it
 ) -> tuple[np.ndarray, np.ndarray]: # patch (s, s, 3) uint8; the face's landmarks (68, 2), px of the patch
-    "What a network sees of a face."
+    "Cut out what a network sees of a face."
     return crop_face(face.crop, face.landmarks, *layout)
 
 def paste(
@@ -47,7 +47,7 @@ def paste(
     points: np.ndarray, # (68, 2) landmarks, px of the patch, from `cut`
     face: Face, # what `cut` was given
 ) -> np.ndarray: # (S, S, 3) float32
-    "A patch back in its place on a crop, its border pixels repeated around it; grey on a grey photograph."
+    "Put a patch back in its place on a crop, its border pixels repeated; grey on a grey photograph."
     size = len(face.crop)
     if (face.crop == face.crop[..., :1]).all(): patch = np.repeat(patch.mean(2, keepdims=True), 3, 2)
     return cv2.warpAffine(patch, similarity(points, face.landmarks), (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
@@ -61,7 +61,7 @@ def draw_landmarks(
     points: np.ndarray, # (68, 2), px
     size: int, # side of the drawing
 ) -> np.ndarray: # (size, size) uint8
-    "The outlines of jaw, brows, nose, eyes and lips, white on black."
+    "Draw the outlines of jaw, brows, nose, eyes and lips, white on black."
     drawing = np.zeros((size, size), np.uint8)
     for line, closed in _LINES:
         cv2.polylines(drawing, [np.rint(points[list(line)] * 16).astype(np.int32)], closed, 255, 1, cv2.LINE_AA, shift=4)
@@ -74,36 +74,37 @@ def _bytes(pictures) -> Tensor: # (N, c, s, s) uint8
     return x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous()
 
 def _unit(x: Tensor) -> Tensor:
-    "Bytes to [-1, 1]."
+    "Convert bytes to floats in [-1, 1]."
     return x.float() / 127.5 - 1
 
 def _picture(x: Tensor) -> np.ndarray: # (s, s, 3) float32, 0 to 255
-    "The only picture of a batch."
+    "Return the only picture of a batch with values in [-1, 1]."
     return np.ascontiguousarray((x[0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5)
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-13
 class Generator(nn.Module):
-    "A network that knows people; `ValueError` for anybody else."
+    "Base of the networks that know certain people; `ValueError` for anybody else."
     layout: Layout # what it sees
 
     def __init__(
         self,
         people: list[str], # identities it learns
     ):
+        "Keep the people that the network knows."
         super().__init__()
         self.people = list(people)
 
     def number(self, faces: list[Face]) -> Tensor: # (N,) int64
-        "Whom the faces show."
+        "Return the index of the person that each face shows; `ValueError` for an unknown one."
         return torch.tensor([self.people.index(check_choice(f.identity, self.people, "trained person")) for f in faces])
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-14
 def _down(channels: int, out: int) -> nn.Module:
-    "Half the size."
+    "Return a convolution that halves the size."
     return nn.Sequential(nn.Conv2d(channels, out, 3, stride=2, padding=1), nn.LeakyReLU(0.1))
 
 def _error(out: Tensor, want: Tensor) -> Tensor:
-    "Mean absolute error of the pixels and of their differences to the right and below."
+    "Return the mean absolute error of the pixels and of their differences to the right and below."
     d = out - want
     return d.abs().mean() + d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
 
@@ -113,7 +114,7 @@ def jitter(
     generator: torch.Generator, # of the shifts
     strength: float = 0.03, # their standard deviation, as a share of half the side
 ) -> Tensor:
-    "Random smooth warps: a 5 x 5 grid of shifts, enlarged."
+    "Warp pictures smoothly at random: a 5 x 5 grid of shifts, enlarged."
     n, _, size, _ = x.shape
     shifts = F.interpolate(torch.randn(n, 2, 5, 5, generator=generator) * strength, (size, size), mode="bicubic", align_corners=True)
     straight = F.affine_grid(torch.eye(2, 3).expand(n, 2, 3), (n, 1, size, size), align_corners=True)
@@ -121,10 +122,11 @@ def jitter(
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-18
 class Autoencoder(Generator):
-    "DF: an encoder for everybody and a decoder told whom to paint (64 px)."
+    "The network of DF: an encoder for everybody and a decoder told whom to paint (64 px)."
     layout = Layout(64, 0.82, 0.22)
 
     def __init__(self, people: list[str]):
+        "Set up encoder and decoder for these people."
         super().__init__(people)
         self.encoder = nn.Sequential(_down(3, 32), _down(32, 64), _down(64, 128), _down(128, 128), nn.Flatten(), nn.Linear(128 * 16, 96))
         self.start, self.own = nn.Linear(96, 64 * 64), nn.Embedding(len(people), 64 * 64)
@@ -134,6 +136,7 @@ class Autoencoder(Generator):
         self.out = nn.Conv2d(32, 3, 3, padding=1)
 
     def forward(self, face, person): # (N, 3, 64, 64) in [-1, 1], (N,) -> (N, 3, 64, 64)
+        "Paint each person with the pose and expression of the face that is given."
         x = (self.start(self.encoder(face)) + self.own(person)).unflatten(1, (64, 8, 8))
         for up, style in zip(self.up, self.style):
             gain, shift = (0.5 * style(person))[..., None, None].chunk(2, 1)
@@ -156,14 +159,14 @@ def add_grain(
     region: np.ndarray, # (S, S) bool, where to measure
     generator: np.random.Generator, # of the grain
 ) -> np.ndarray: # (S, S, 3) float32
-    "Add as much white noise to `content` as its Laplacian energy inside `region` falls short of that of `target`."
+    "Add as much white noise to `content` as its Laplacian energy in `region` falls short of that of `target`."
     have, want = (np.square(cv2.Laplacian(np.float32(p), cv2.CV_32F)[region]).mean() for p in (content, target))
     variance = max(want - have, 0) / 20 # the squares of the Laplacian's weights, 4 x 1 and (-4)^2, add up to 20
     return content + np.float32(np.sqrt(variance)) * generator.standard_normal((*region.shape, 1), np.float32)
 
 @register("DF", source="other", learned=True)
 def deepfakes(target, source, generator, network):
-    "Deepfakes: the autoencoder's face of the other person, smooth but for the target's grain, in a soft rectangle."
+    "Make a Deepfake: the autoencoder's face of the other person, with the target's grain, in a soft rectangle."
     size, points = len(target.crop), target.landmarks
     (left, top), (right, _) = points[17:27].min(0), points[17:27].max(0)
     bottom = points[6:11, 1].max()
@@ -177,16 +180,17 @@ def mouth_region(
     points: np.ndarray, # (68, 2) landmarks, px
     size: int, # side of the picture
 ) -> np.ndarray: # (size, size) bool
-    "The lower face: from the nose to the chin, half as wide again as the mouth."
+    "Return the lower face: from the nose to the chin, half as wide again as the mouth."
     mouth = points[48:60]
     return hull(np.vstack([points[31:36], points[5:12], mouth + 0.5 * (mouth - mouth.mean(0))]), size)
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-24
 class MouthRenderer(Generator):
-    "NT: a U-Net that puts a mouth into a face without one, as drawn (64 px around the mouth)."
+    "The network of NT: a U-Net that puts a mouth into a face without one, as drawn (64 px around the mouth)."
     layout = Layout(64, 0.75, 0.35)
 
     def __init__(self, people: list[str]):
+        "Set up the U-Net for these people."
         super().__init__(people)
         down, up = (16, 32, 64, 64, 64), ((64, 64), (128, 64), (128, 32), (64, 16))
         self.first = nn.Sequential(nn.Conv2d(5, 16, 3, padding=1), nn.LeakyReLU(0.1))
@@ -196,6 +200,7 @@ class MouthRenderer(Generator):
         self.out = nn.Conv2d(32, 3, 3, padding=1)
 
     def forward(self, face, drawing, hole, person): # (N, 3, 64, 64), (N, 1, 64, 64), (N, 1, 64, 64) all in [-1, 1], (N,) -> (N, 3, 64, 64)
+        "Paint each face with a mouth as drawn; what `face` shows in the hole is not seen."
         x, levels = self.first(torch.cat([face * (hole < 0), drawing, hole], 1)), []
         for down in self.down:
             levels.append(x)
@@ -208,6 +213,7 @@ class MouthRenderer(Generator):
         return np.vstack([target.landmarks[:48], expression(target, source)[48:]])
 
     def condition(self, face, goal): # goal (68, 2) px of the crop -> patch, drawing, hole, all uint8
+        "Return what the network sees: the patch, the landmarks `goal` drawn, and the hole around the mouth."
         patch, points = cut(face, self.layout)
         to_patch = similarity(face.landmarks, points)
         hole = mouth_region(points, self.layout.size)
@@ -217,6 +223,7 @@ class MouthRenderer(Generator):
         return *(_bytes(x) for x in zip(*(self.condition(f, f.landmarks) for f in faces))), self.number(faces)
 
     def loss(self, examples, index, generator):
+        "Return the error of the examples at `index`, with the hole as painted; `generator` is not used."
         face, drawing, hole = (_unit(e[index]) for e in examples[:3])
         out = self(face, drawing, hole, examples[3][index])
         return _error(torch.where(hole > 0, out, face), face)
@@ -228,7 +235,7 @@ class MouthRenderer(Generator):
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-25
 @register("NT", source="same", learned=True)
 def neural_textures(target, source, generator, network):
-    "NeuralTextures: the person's own mouth region, rendered in another photograph's expression, with soft edges."
+    "Make a NeuralTextures fake: the own mouth region with another photograph's expression, with soft edges."
     size = len(target.crop)
     region = mouth_region(target.landmarks, size) & inner(size)
     mouth = paste(network.render(target, source), cut(target, network.layout)[1], target)
@@ -236,10 +243,11 @@ def neural_textures(target, source, generator, network):
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-27
 class FaceShifter(Generator):
-    "Fsh: a face from light, landmarks and an identity that is injected by adaptive normalization (96 px)."
+    "The network of Fsh: a face from light, landmarks and an identity injected by adaptive normalization (96 px)."
     layout = Layout(96, 0.9, 0.17)
 
     def __init__(self, people: list[str]):
+        "Set up the network for these people."
         super().__init__(people)
         channels = (96, 96, 64, 32, 16, 16)
         self.identity = nn.Embedding(len(people), 64)
@@ -249,6 +257,7 @@ class FaceShifter(Generator):
         self.out = nn.Conv2d(16, 3, 3, padding=1)
 
     def forward(self, face, drawing, person): # (N, 3, 96, 96) and (N, 1, 96, 96) in [-1, 1], (N,) -> (N, 3, 96, 96)
+        "Paint each person under the light of `face`, with the landmarks as drawn."
         light, identity = F.avg_pool2d(face, 16), self.identity(person)
         x = self.start(torch.cat([light, F.avg_pool2d(drawing, 16)], 1))
         for step, (style, conv) in enumerate(zip(self.style, self.conv)):
@@ -274,14 +283,16 @@ class FaceShifter(Generator):
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-29
 def _fine(picture: np.ndarray) -> np.ndarray:
-    "The finest detail of a picture: what a blur by a hundredth of its side takes away."
+    "Return the finest detail of a picture: what a blur by a hundredth of its side takes away."
     picture = np.float32(picture)
     return picture - cv2.GaussianBlur(picture, (0, 0), len(picture) / 100)
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-30
 @register("Fsh", source="other", learned=True)
 def faceshifter(target, source, generator, network):
-    "FaceShifter: the other person's face under the target's light, with the target's grain, blended in the gradient domain."
+    """Make a FaceShifter fake: the other person's face under the target's light.
+
+    It has the target's grain and is blended in the gradient domain."""
     size, points = len(target.crop), target.landmarks
     region = hull(np.vstack([points[2:15], points[17:27]]), size) & inner(size)
     face = match_colour(paste(network.render(target, source), cut(target, network.layout)[1], target), target.crop, region)
@@ -299,7 +310,7 @@ def fit(
     steps: int = STEPS, # of the optimizer
     seed: int = 0, # of the draws
 ) -> list[float]: # the loss of every step
-    "Train one network."
+    "Train one network in place; return its losses."
     name = type(network).__name__
     examples = [torch.cat([x, x.flip(-1) if x.ndim == 4 else x]) for x in network.examples(faces)]
     optimizer = torch.optim.Adam(network.parameters(), RATE)
@@ -317,7 +328,7 @@ def fit(
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-34
 @contextmanager
 def one_thread():
-    "Torch calculates on one thread, whoever calls it, until the end of the `with`."
+    "Limit torch to one thread until the end of the `with`."
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try: yield
@@ -325,7 +336,7 @@ def one_thread():
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-35
 def _new_networks(people: list[str], seed: int) -> dict[str, Generator]:
-    "Untrained networks; torch's global stream is left as it was."
+    "Make untrained networks; torch's global stream is left as it was."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return {name: network(people).to(memory_format=torch.channels_last) for name, network in NETWORKS.items()}
@@ -347,13 +358,13 @@ def train_networks(
 RECIPE = 1 # raised whenever a change here changes the weights
 
 def _training(faces: list[Face], steps: int, seed: int) -> dict:
-    "Everything that the weights depend on."
+    "Describe everything that the weights depend on."
     content = [[f.identity, hashlib.sha256(f.crop.tobytes() + f.landmarks.tobytes()).hexdigest()] for f in faces]
     return dict(recipe=RECIPE, faces=digest(content), people=list(dict.fromkeys(f.identity for f in faces)), steps=steps, seed=seed)
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-41
 def _why_not(folder: Path, training: dict) -> str | None:
-    "Why the networks in `folder` cannot be used; None if they can."
+    "Say why the networks in `folder` cannot be used; None if they can."
     if not (folder/"generators.json").exists(): return "none there yet"
     try: before = read_record(folder/"generators.json", files=dict)
     except ValueError as e: return f"the record is damaged: {one_line(e)}"
@@ -362,13 +373,13 @@ def _why_not(folder: Path, training: dict) -> str | None:
     return "; ".join(map(show, changed)) or _damage(folder, before["files"])
 
 def _damage(folder: Path, files: dict) -> str | None:
-    "Which of the networks is not what was written; None if all are."
+    "Say which of the networks is not what was written; None if all are."
     try:
         for name in NETWORKS: check_digest(folder/f"{name}.safetensors", files.get(f"{name}.safetensors"))
     except Damaged as e: return str(e).rstrip(".")
 
 def _load(folder: Path, people: list[str], seed: int) -> dict[str, Generator]:
-    "The networks of a folder."
+    "Load the networks of a folder."
     networks = _new_networks(people, seed)
     for name, network in networks.items(): network.load_state_dict(read_tensors(folder/f"{name}.safetensors"))
     return {name: network.requires_grad_(False).eval() for name, network in networks.items()}
@@ -380,7 +391,7 @@ def trained_networks(
     steps: int = STEPS, # of each network
     seed: int = 0, # of weights and draws
 ) -> dict[str, Generator]: # by manipulation
-    "The networks of these faces: those in `folder` (HIT), or trained now and put there (MISS, with the reason)."
+    "Return the networks of these faces: those in `folder` (HIT), or new ones, trained and put there (MISS)."
     folder, training = Path(folder), _training(faces, steps, seed)
     reason = _why_not(folder, training)
     if reason is None:

@@ -30,7 +30,7 @@ from .forge import composite, feather, hull, inner, match_colour, match_sharpnes
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-5
 def _matched(content: np.ndarray, target: Face, region: np.ndarray) -> np.ndarray:
-    "`content` with the colour and the sharpness of the target inside `region`."
+    "Give `content` the colour and the sharpness of the target inside `region`."
     return match_sharpness(match_colour(np.float32(content), target.crop, region), target.crop, region)
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-7
@@ -43,7 +43,7 @@ def affine_face(
     source: Face, # of the same size
     share: float = 1, # texels per pixel
 ) -> np.ndarray: # (S, S, 3) uint8
-    "The source's crop under the affine map that takes its landmarks to the target's in the least-squares sense."
+    "Warp the source's crop by the affine map that takes its landmarks to the target's by least squares."
     size = len(target.crop)
     ones = np.column_stack([source.landmarks, np.ones(68)])
     matrix = np.linalg.lstsq(ones, target.landmarks, rcond=None)[0].T
@@ -69,7 +69,7 @@ def pyramid(
     target: Face, # the background
     source: Face, # the other person, of the same size
 ) -> tuple[np.ndarray, np.ndarray]: # fake (S, S, 3) uint8; mask (S, S) bool
-    "The other face, affinely aligned, in a Laplacian-pyramid blend over an ellipse."
+    "Make a forgery: the other face, affinely aligned, in a Laplacian-pyramid blend over an ellipse."
     size = len(target.crop)
     region = oval(target.landmarks, size) & inner(size)
     centre = target.landmarks[17:].mean(0)
@@ -87,7 +87,7 @@ def ellipse_around(
     size: int, # side of the picture
     margin: float, # px around them
 ) -> np.ndarray: # (size, size) bool
-    "An upright ellipse around some points."
+    "Return an upright ellipse around some points."
     low, high = points.min(0) - margin, points.max(0) + margin
     (x, y), (a, b) = (low + high) / 2, (high - low) / 2
     down, across = np.mgrid[:size, :size]
@@ -98,7 +98,7 @@ def parts(
     target: Face, # the background
     source: Face, # the other person, of the same size
 ) -> tuple[np.ndarray, np.ndarray]: # fake (S, S, 3) uint8; mask (S, S) bool
-    "The other person's eyes, nose and mouth, each aligned by itself, in the target's skin."
+    "Make a forgery: the other person's eyes, nose and mouth, each aligned by itself, in the target's skin."
     size, fake, texture = len(target.crop), target.crop, texels(source.crop, SHARES["parts"], cv2.INTER_LINEAR)
     mask = np.zeros((size, size), bool)
     for part in map(list, PARTS):
@@ -114,7 +114,7 @@ def bands(
     target: Face, # the background
     source: Face, # the other person, of the same size
 ) -> tuple[np.ndarray, np.ndarray]: # fake (S, S, 3) uint8; mask (S, S) bool
-    "The target's low and the other face's high frequencies, by the cosine transform."
+    "Make a forgery: the target's low and the other face's high frequencies, by the cosine transform."
     size, features = len(target.crop), target.landmarks[17:]
     region = hull(features + 0.25 * (features - features.mean(0)), size) & inner(size)
     face = match_colour(np.float32(affine_face(target, source, SHARES["bands"])), target.crop, region)
@@ -130,7 +130,7 @@ def rigid_warp(
     points: np.ndarray, # (68, 2) landmarks of `image`, px
     goal: np.ndarray, # (68, 2) where they shall go, px
 ) -> np.ndarray: # (S, S, 3) uint8
-    "Warp by moving least squares: a similarity of its own at every pixel."
+    "Warp by moving least squares, with a similarity of its own at every pixel."
     size = len(image)
     down, across = np.mgrid[:size, :size]
     z, p, q = (across + 1j * down).reshape(-1, 1), goal @ (1, 1j), points @ (1, 1j)
@@ -147,7 +147,7 @@ def relit(
     target: Face, # the background
     source: Face, # the other person, of the same size
 ) -> tuple[np.ndarray, np.ndarray]: # fake (S, S, 3) uint8; mask (S, S) bool
-    "The other face, smoothly warped, under the target's light, with a wide soft edge."
+    "Make a forgery: the other face, smoothly warped, under the target's light, with a wide soft edge."
     size, points = len(target.crop), target.landmarks
     region = hull(np.vstack([points[1:16], points[17:27]]), size) & inner(size)
     light = lambda picture: cv2.GaussianBlur(np.float32(picture), (0, 0), size / 10) + 8
@@ -160,7 +160,7 @@ def refined(
     target: Face, # the background
     source: Face, # the other person, of the same size
 ) -> tuple[np.ndarray, np.ndarray]: # fake (S, S, 3) uint8; mask (S, S) bool
-    "The other face at full resolution, colour and sharpness matched, behind a Gaussian edge."
+    "Make a forgery: the other face at full resolution, colour and sharpness matched, behind a Gaussian edge."
     size = len(target.crop)
     core = hull(target.landmarks, size)
     weight = cv2.GaussianBlur(np.float32(core), (0, 0), size / 24)
@@ -184,7 +184,7 @@ CAMERA = dict(
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-35
 def _motion(image, share, generator):
-    "A streak in a random direction."
+    "Blur along a streak in a random direction."
     size = max(3, round(share * len(image)))
     kernel, angle = np.zeros((2 * size + 1,) * 2, np.float32), generator.uniform(0, np.pi)
     end = size / 2 * np.array([np.cos(angle), np.sin(angle)])
@@ -192,13 +192,13 @@ def _motion(image, share, generator):
     return cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE)
 
 def _lowres(image, factor, generator):
-    "Shrunk by area and enlarged again, linearly or cubically."
+    "Shrink by area and enlarge again, linearly or cubically."
     size, small = len(image), round(len(image) / factor)
     reduced = cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA)
     return cv2.resize(reduced, (size, size), interpolation=int(generator.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC])))
 
 def _noise(image, sigma, generator):
-    "A sensor's noise: its variance grows with the light."
+    "Add a sensor's noise, whose variance grows with the light."
     deviation = sigma * np.sqrt(0.25 + 1.5 * image / 255)
     return np.rint(image + deviation * generator.standard_normal(image.shape)).clip(0, 255).astype(np.uint8)
 
@@ -212,7 +212,7 @@ _APPLY = dict(
 def draw_camera(
     generator: np.random.Generator, # e.g. `rng(seed, video)`
 ) -> str: # e.g. "motion:2 noise:5"
-    "One to three degradations of a camera, each at a random level."
+    "Draw one to three degradations of a camera, each at a random level."
     names = generator.choice(list(CAMERA), generator.integers(1, 4), replace=False)
     return " ".join(f"{name}:{generator.integers(1, 6)}" for name in CAMERA if name in names)
 
@@ -234,7 +234,7 @@ DF1_SIDE = 512 # px: side at which a crop is distorted, about half of 1080 lines
 def draw_mixed(
     generator: np.random.Generator, # e.g. `rng(seed, video)`
 ) -> str: # e.g. "CS:3 GB:1"
-    "Two to four distortions as in DF-1.0's mixed sets, none of them VC."
+    "Draw two to four distortions as in DF-1.0's mixed sets, none of them VC."
     while not frame_level(meta := draw(f"mix_{generator.integers(2, 5)}_distortions", generator)): pass
     return meta
 
@@ -251,7 +251,7 @@ def mixed(
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-42
 class TargetSet(NamedTuple):
-    "What makes a target set."
+    "The definition of a target set: its forgeries, their sources and its degradation."
     recipes: tuple[str, ...] # of `RECIPES`
     nearest: bool = False # source: the nearest face of all other people, or of one random other person
     draw: Callable | None = None # (generator) -> meta line; None: nothing is degraded
@@ -265,7 +265,7 @@ TARGETS = {
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-44
 def _pick_nearest(target: Face, faces: list[Face], generator) -> Face:
-    "Of all other people the photograph, or the video and its frame, that is nearest in geometry; nothing is left to chance."
+    "Pick the photograph, or the video and its frame, of any other person that is nearest in geometry."
     others = [f for f in faces if f.identity != target.identity]
     clip = _nearest(next(f for f in faces if f.photo == target.photo), others).photo
     return _nearest(target, [f for f in others if f.photo == clip])
@@ -276,7 +276,7 @@ def plan_targets(
     name: str, # one of `TARGETS`
     seed: int, # of the pairs
 ) -> list[Job]:
-    "What a target set consists of; `ValueError` for an unknown set."
+    "Plan the crops of a target set; `ValueError` for an unknown set."
     kind, jobs = TARGETS[check_choice(name, TARGETS, "target set")], []
     names = video_names(list(dict.fromkeys(f.photo for f in faces)))
     pick = _pick_nearest if kind.nearest else _pick_other
@@ -291,7 +291,7 @@ def deal(
     kind: TargetSet, # whose lines are drawn
     *key, # names the random streams
 ) -> list[str]: # a line a job; "" where nothing is degraded
-    "Draw a degradation for every real photograph or video and give the same ones, each time shuffled, to every forgery."
+    "Draw a degradation for each photograph or video and deal the same ones, shuffled anew, to every subset."
     if kind.draw is None: return [""] * len(jobs)
     photos = list(dict.fromkeys(job.target.photo for job in jobs))
     lines = [kind.draw(rng(*key, i)) for i in range(len(photos))]
@@ -300,7 +300,7 @@ def deal(
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-51
 def _make(job: Job, line: str, name: str, root: Path, seed: int, quality: int) -> dict:
-    "Make and write one crop (and its mask); its row of the manifest."
+    "Make and write one crop (and its mask); return its row of the manifest."
     image, mask = job.target.crop, ""
     if job.source:
         image, region = RECIPES[job.subset](job.target, job.source)
@@ -315,7 +315,9 @@ def _make(job: Job, line: str, name: str, root: Path, seed: int, quality: int) -
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-53
 def _test_photographs(root: Path, faces, expected: str) -> list[Path]:
-    "The photographs and videos of a benchmark's test people; `ValueError` if they are not what it was made from."
+    """List the photographs and videos of a benchmark's test people.
+
+    `ValueError` if they are not what it was made from."""
     manifest = read_manifest(root/"manifest.parquet")
     dropped = read_csv(root/"dropped.csv", ["path", "reason"]).path.str.split("/").str[0]
     people, test = {*manifest.identity, *dropped}, set(manifest.identity[manifest.split == "test"])
@@ -327,7 +329,7 @@ def _test_photographs(root: Path, faces, expected: str) -> list[Path]:
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-54
 def _why_not(out: Path, config: dict) -> str | None:
-    "Why the target set in `out` cannot be used again; None if it can."
+    "Say why the target set in `out` cannot be used again; None if it can."
     if not (out/"target.json").exists(): return "none there yet"
     try: made = read_made(out/"target.json")
     except ValueError as e: return f"the record is damaged: {one_line(e)}"
@@ -338,7 +340,7 @@ def _why_not(out: Path, config: dict) -> str | None:
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-55
 def _write_target(root: Path, name: str, faces: list[Face], config: dict, workers: int):
-    "Crops, masks, manifest and, last, target.json."
+    "Write crops, masks, manifest and, last, target.json."
     make = partial(_make, name=name, root=root, seed=config["seed"], quality=config["quality"])
     jobs = plan_targets(faces, name, config["seed"])
     lines = deal(jobs, TARGETS[name], config["seed"], name)
@@ -356,7 +358,9 @@ def build_targets(
     faces: str | Path | None = None, # the photographs and videos it was made from; None: the ORL faces
     workers: int | None = None, # threads; None: one a core. The result does not depend on it
 ) -> dict[str, Path]: # target set -> its manifest
-    "Build the three target sets of a benchmark, or find them built; `ValueError` about other photographs, `FileNotFoundError` without a benchmark."
+    """Build the three target sets of a benchmark, or find them built.
+
+    `ValueError` for photographs that it was not made from, `FileNotFoundError` without a benchmark."""
     root = Path(benchmark).parent if Path(benchmark).suffix == ".parquet" else Path(benchmark)
     if not (root/"forge.json").exists(): raise FileNotFoundError(f"no benchmark in {root} (there is no forge.json). `prle forge` makes one.")
     made = read_made(root/"forge.json")

@@ -19,7 +19,7 @@ from ..trust import Damaged, check_digest, one_line, open_file, read_sealed, rea
 
 # %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-5
 class Checkpoint(NamedTuple):
-    "A training after some epochs."
+    "The state of a training after some epochs."
     epochs: int # how many are finished
     tensors: dict[str, dict[str, Tensor]] # weights, by the name of their file
     state: dict # what `torch.load(weights_only=True)` reads: tensors, numbers, strings, and lists and dictionaries of them
@@ -27,22 +27,22 @@ class Checkpoint(NamedTuple):
 
 # %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-6
 def _numbered(folder: Path) -> list[Path]: # oldest first
-    "The checkpoints of a folder."
+    "List the checkpoints of a folder."
     found = {int(m[1]): p for p in folder.glob("epoch-*") if (m := re.fullmatch(r"epoch-(\d+)", p.name))}
     return [found[n] for n in sorted(found)]
 
 def _note(path: Path) -> dict:
-    "What a checkpoint says of itself; `Damaged` naming its file."
+    "Read the record of a checkpoint; `Damaged` naming its file."
     return read_sealed(path/"checkpoint.json", epochs=int, record=dict, files=dict)
 
 def _is_ours(path: Path) -> bool:
-    "Whether a folder is a checkpoint that was written here."
+    "Say whether a folder is a checkpoint that was written here."
     try: return not path.is_symlink() and bool(_note(path))
     except (OSError, Damaged): return False
 
 # %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-7
 def _write(tmp: Path, checkpoint: Checkpoint):
-    "Fill the folder of a checkpoint."
+    "Write the files of a checkpoint into a new folder."
     tmp.mkdir()
     for name, tensors in checkpoint.tensors.items():
         save_file({k: v.contiguous() for k, v in tensors.items()}, tmp/f"{name}.safetensors")
@@ -55,7 +55,7 @@ def save_checkpoint(
     checkpoint: Checkpoint, # what to keep
     keep: int = 2, # how many of the last ones stay
 ) -> Path: # where it lies
-    "Write a checkpoint, which appears when it is complete, and delete the oldest. `OSError` if the disk is full."
+    "Write a checkpoint atomically and delete all but the last `keep`; `OSError` if the disk is full."
     path = Path(folder)/f"epoch-{checkpoint.epochs}"
     try:
         with atomic_path(path) as tmp: _write(tmp, checkpoint)
@@ -76,7 +76,7 @@ def _read_state(path: Path) -> dict:
         raise Damaged(f"{path} holds no state of a training ({one_line(e)}).") from e
 
 def _read(path: Path) -> Checkpoint:
-    "A checkpoint; `Damaged` naming the file that is not what was written."
+    "Read a checkpoint; `Damaged` naming the file that is not what was written."
     note = _note(path)
     for name, fingerprint in note["files"].items(): check_digest(path/name, fingerprint)
     try: tensors = {Path(name).stem: read_tensors(path/name) for name in note["files"] if name.endswith(".safetensors")}
@@ -84,7 +84,7 @@ def _read(path: Path) -> Checkpoint:
     return Checkpoint(note["epochs"], tensors, _read_state(path/"state.pt"), note["record"])
 
 def _set_aside(path: Path) -> Path:
-    "Take a checkpoint out of use without deleting it."
+    "Rename a checkpoint to take it out of use without deleting it."
     number = 1
     while os.path.lexists(aside := path.with_name(f"{path.name}.damaged-{number}")): number += 1
     os.rename(path, aside)
@@ -94,7 +94,9 @@ def _set_aside(path: Path) -> Path:
 def load_checkpoint(
     folder: str | Path, # of all checkpoints of one training
 ) -> Checkpoint | None: # on the CPU; None if there is none
-    "The last whole checkpoint. Damaged ones are set aside with a warning; leavings of a killed process are removed."
+    """Return the last intact checkpoint.
+
+    Damaged ones are set aside with a warning; leftovers of a killed process are removed."""
     folder, faults, found = Path(folder), [], None
     for p in folder.iterdir() if folder.exists() else ():
         if is_leftover(p.name): discard(p)
@@ -108,7 +110,7 @@ def load_checkpoint(
 
 # %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-16
 def _entries(x, name: str = "") -> dict:
-    "The entries of nested dictionaries, by their dotted names."
+    "Return the entries of nested dictionaries by their dotted names."
     if not isinstance(x, dict): return {name: x}
     return {k: v for part, inner in x.items() for k, v in _entries(inner, f"{name}.{part}" if name else str(part)).items()}
 
@@ -118,7 +120,7 @@ def check_same(
     here: dict, # of the present one
     folder: str | Path, # of the checkpoints, for the message
 ):
-    "`ValueError` naming every entry in which the two differ."
+    "Raise `ValueError` naming every entry in which the two differ."
     a, b = _entries(there), _entries(json.loads(json.dumps(here)))
     differ = [f"{k} is {shortened(a.get(k))} there and {shortened(b.get(k))} here" for k in a | b if a.get(k) != b.get(k)]
     if differ: raise ValueError(f"{folder} holds a checkpoint of another training: {'; '.join(differ)}. Delete the folder to start anew, or name another one.")

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 # %% ../../nbs/training/01_processes.ipynb #training-01-processes-5
 def _check_accelerator(accelerator, precision: str | None):
-    "`ValueError` if the accelerator is set to do what the trainer does, otherwise than the trainer."
+    "Raise `ValueError` if the accelerator's settings contradict those of the trainer."
     kind, mixed, steps = accelerator.distributed_type, accelerator.mixed_precision, accelerator.gradient_accumulation_steps
     if kind != "NO" and not kind.startswith("MULTI_"): raise ValueError(f"the accelerator works by {kind}; training knows copies of the whole detector only (DDP).")
     if precision and mixed not in ("no", precision):
@@ -27,13 +27,14 @@ def _check_accelerator(accelerator, precision: str | None):
 
 # %% ../../nbs/training/01_processes.ipynb #training-01-processes-6
 class Processes:
-    "Who trains one detector together: this process alone, or all that accelerate has started."
+    "The processes that train one detector together: this one alone, or all that accelerate has started."
     def __init__(
         self,
         device: torch.device | str = "cpu", # of this process; an accelerator knows its own
         accelerator=None, # `accelerate.Accelerator` of this process; None: it is alone
         precision: str | None = None, # of the training; None: no training
     ):
+        "Join the processes of the accelerator; `ValueError` if its settings contradict those of the trainer."
         if accelerator is not None: _check_accelerator(accelerator, precision)
         self.accelerator, self.device = accelerator, torch.device(device) if accelerator is None else accelerator.device
         self.rank, self.count = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
@@ -45,7 +46,7 @@ class Processes:
         self,
         module: nn.Module, # on this process's device; its output is a loss
     ) -> nn.Module: # the same, or one that averages gradients over the processes
-        "Make the gradients those of all processes' mean loss."
+        "Make the gradients of `module` those of the mean loss over all processes."
         if self.count == 1: return module
         options = self.accelerator.ddp_handler.to_kwargs() if self.accelerator.ddp_handler else {}
         return DistributedDataParallel(module, device_ids=None if self.device.type == "cpu" else [self.device], **options)
@@ -54,21 +55,21 @@ class Processes:
         self,
         module: nn.Module, # from `wrap`
     ): # a context: gradients add up here, without an exchange
-        "For all parts of a batch but the last."
+        "Return the context for all parts of a batch but the last, in which gradients are not exchanged."
         return nullcontext() if self.count == 1 else module.no_sync()
 
     def total(
         self,
         x: Tensor, # on this process's device, of the same shape everywhere
     ) -> Tensor:
-        "The sum over the processes."
+        "Return the sum of `x` over the processes."
         return x if self.count == 1 else self.accelerator.reduce(x, "sum")
 
     def every(
         self,
         thing, # anything
     ) -> list: # by process
-        "What each process has."
+        "Gather `thing` from every process."
         if self.count == 1: return [thing]
         from accelerate.utils import gather_object
         return gather_object([thing])
@@ -77,7 +78,7 @@ class Processes:
         self,
         thing, # of the first process; the others' is ignored
     ):
-        "What the first process has."
+        "Return the first process's `thing` in every process."
         if self.count == 1: return thing
         from accelerate.utils import broadcast_object_list
         return broadcast_object_list([thing])[0]
@@ -86,7 +87,9 @@ class Processes:
         self,
         module: nn.Module, # the same network in every process
     ):
-        "Give all processes the first one's buffers: the statistics of batch normalization, which each gathered from its own faces."
+        """Copy the first process's buffers to all processes.
+
+        They hold the statistics of batch normalization, which each process gathered from its own faces."""
         if self.count == 1: return
         from accelerate.utils import broadcast
         broadcast([b for b in module.buffers() if b.numel()])
@@ -97,7 +100,7 @@ class Processes:
         name: str, # of the run
         config: dict, # its settings
     ):
-        "Inside, the trackers run that the accelerator was given by name; those that run already are left running."
+        "Run the trackers named in the accelerator inside the `with`; those that run already are left running."
         ours = self.accelerator is not None and self.accelerator.log_with and not self.accelerator.trackers
         if ours: self.accelerator.init_trackers(name, config)
         try: yield
@@ -111,7 +114,7 @@ class Processes:
         values: dict, # numbers by name
         step: int, # what they belong to
     ):
-        "Tell the trackers."
+        "Report numbers to the trackers, if there are any."
         if self.accelerator is not None: self.accelerator.log(values, step=step)
 
 # %% ../../nbs/training/01_processes.ipynb #training-01-processes-11
@@ -119,21 +122,21 @@ def check_processes(
     count: int, # of processes that train one detector
     device: str, # where
 ) -> int: # `count`
-    "`ValueError` if there cannot be so many: on GPUs, each needs one of its own."
+    "Return `count`; `ValueError` if there cannot be so many processes: each needs a GPU of its own on 'cuda'."
     if isinstance(count, bool) or not isinstance(count, int) or count < 1: raise ValueError(f"processes must be a whole number above 0, not {count!r}.")
     if device == "cuda" and count > max(1, there := torch.cuda.device_count()):
         raise ValueError(f"{count} processes need a GPU each and this machine has {there}: lower processes to {max(there, 1)}, or train on the device 'cpu'.")
     return count
 
 def _free_port() -> int:
-    "A port of this machine that nobody listens on."
+    "Return a free TCP port of this machine."
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
 # %% ../../nbs/training/01_processes.ipynb #training-01-processes-12
 def _member(rank: int, function: Callable, args: tuple, where: dict, threads: int, accelerator: Callable, errors):
-    "One of the processes: it joins the others, works, and tells what stopped it."
+    "Run `function` in one of the processes; an exception that stops it is put into `errors`."
     torch.set_num_threads(threads)
     if where: os.environ |= dict(where, RANK=str(rank), LOCAL_RANK=str(rank))
     try:
@@ -153,7 +156,10 @@ def together(
     device: str = "cpu", # "cpu" or "cuda"
     **options, # of `accelerate.Accelerator`: log_with, project_dir
 ):
-    "Run a function in new processes of this machine that know each other. What stops one of them is raised here and ends them all. `ImportError` naming the extra."
+    """Run a function in new processes of this machine that know each other.
+
+    An exception in one of them is raised here and ends them all. `ImportError` naming the extra if accelerate or
+    a tracker is missing."""
     check_processes(count, device)
     if device not in ("cpu", "cuda"): raise ValueError(f"processes of their own train on 'cpu' or 'cuda', not on {device!r}.")
     try: from accelerate import Accelerator
