@@ -20,23 +20,24 @@ from .study.command import add_userstudy
 # %% ../nbs/08_cli.ipynb #08-cli-4
 @contextmanager
 def _about(file: str):
-    "Name the file in a `ValueError` that does not name it itself."
+    "Add the file's name to a `ValueError` that does not hold it."
     try: yield
     except ValueError as e:
         if Path(file).name in str(e): raise
         raise ValueError(f"{file}: {e}") from e
 
 def _options(args) -> dict:
-    "The options of the data set's adapter that were given."
+    "Return the data set adapter's options that were given."
     return {name: tuple(value) if isinstance(value, list) else value for name in _ADAPTER if (value := getattr(args, name)) not in (None, False)}
 
 def _fitting(args, known: tuple[str, ...], what: str) -> dict:
-    "Those options, of which only `known` make sense; `ValueError` about others."
+    "Return the options that were given; raise `ValueError` for one that is not in `known`."
     options = _options(args)
     if wrong := [f"--{name}" for name in options if name not in known]: raise ValueError(f"{what} takes no {', '.join(wrong)}.")
     return options
 
 def _check_manifest(args) -> int:
+    "Run `prle check manifest`: print damaged crops; exit code 1 if there are any."
     from prle.data.manifest import check_crops
     _fitting(args, (), "a manifest")
     bad, summary = check_crops(args.root)
@@ -45,6 +46,7 @@ def _check_manifest(args) -> int:
     return int(len(bad) > 0)
 
 def _check(args) -> int:
+    "Run `prle check`: print the report on a data set; exit code 1 if it is not complete."
     if args.name == "manifest": return _check_manifest(args)
     from prle.data.layouts import check
     report = check(args.name, args.root, **_options(args))
@@ -52,6 +54,7 @@ def _check(args) -> int:
     return int(not report.complete)
 
 def _faces(args) -> int:
+    "Run `prle faces`: crop the faces of a data set, or of videos and folders."
     from prle.data.layouts import crop_dataset, list_layouts
     from prle.data.videos import crop_videos, list_videos
     settings = dict(count=args.count, every=args.every, align=args.align, size=args.size, scale=args.scale, workers=args.workers, engine=args.engine)
@@ -63,7 +66,7 @@ _MOST = 20
 "Problems that are shown; their number is told in any case."
 
 def _check_target(out: Path):
-    "`FileExistsError` if a manifest would replace what is none."
+    "Raise `FileExistsError` if something other than a manifest would be overwritten."
     from prle.data.manifest import read_manifest
     if not os.path.lexists(out): return
     try: read_manifest(out)
@@ -74,6 +77,7 @@ def _convert(args) -> int:
         return (_to_deepfakebench if args.inputs[0].endswith(".parquet") else _from_deepfakebench)(args)
 
 def _to_deepfakebench(args) -> int:
+    "Write a manifest as DeepfakeBench's JSON files, and print their paths."
     from prle.data.manifest import read_manifest
     from prle.data.deepfakebench import write_json_dataset
     _fitting(args, (), "a manifest")
@@ -81,6 +85,7 @@ def _to_deepfakebench(args) -> int:
     return 0
 
 def _from_deepfakebench(args) -> int:
+    "Write a manifest from DeepfakeBench's JSON or folders; exit code 1 if something is missing."
     from prle.data.manifest import write_manifest
     from prle.data.deepfakebench import read_folders, read_json_dataset
     from prle.data.layouts import list_dataset
@@ -98,6 +103,7 @@ def _from_deepfakebench(args) -> int:
 
 # %% ../nbs/08_cli.ipynb #08-cli-5
 def _forge(args) -> int:
+    "Run `prle forge`: make benchmark and target sets, and print the AUC of trivial cues."
     from prle.mini.benchmark import build_benchmark, cue_table
     from prle.data.manifest import read_manifest
     from prle.mini.targets import build_targets
@@ -110,13 +116,14 @@ def _forge(args) -> int:
     return 0
 
 def _reproduce(args) -> int:
+    "Run `prle reproduce`; exit code 1 unless all notebooks are done."
     from prle.paper.reproduce import reproduce
     results = reproduce(args.ids, args.preset, args.seeds, args.data, args.outputs, engine=args.engine, gpus=args.gpus)
     return int(any(result != "done" for result in results.values()))
 
 # %% ../nbs/08_cli.ipynb #08-cli-7
 def _say(line: str):
-    "What is made, beside the result."
+    "Print what is made to stderr, apart from the result; reused runs are left out."
     if not line.startswith("HIT"): print(line, file=sys.stderr)
 
 def _lab(args):
@@ -124,13 +131,17 @@ def _lab(args):
     return Lab(args.preset or "mini", args.data, args.outputs, say=_say)
 
 def _plan(args) -> int:
+    "Run `prle plan`: print what the notebooks' runs would take."
     from prle.paper.reproduce import find_notebooks, plan
     from prle.lab.runs import plan_text, planned
     print(plan_text(planned(plan(_lab(args), find_notebooks(args.ids), args.seeds, "all" in args.ids).store)))
     return 0
 
 def _needed(outputs: Path) -> set[str]:
-    "The runs that something needs: what tables, figures, plans and trainings recorded, and what the notebooks would ask for on the data that lie here."
+    """Return the runs that are needed: those recorded, and those that notebooks would request.
+
+    Recorded are the runs of tables, figures, plans and trainings.
+    Notebooks are planned on the forged data of each preset that lie in `outputs`."""
     from prle.lab.experiments import Lab
     from prle.paper.reproduce import list_notebooks, plan
     from prle.lab.runs import recorded_runs
@@ -138,6 +149,7 @@ def _needed(outputs: Path) -> set[str]:
     return recorded_runs(outputs).union(*(plan(Lab(name, outputs=outputs), list_notebooks(), full=True).store.names() for name in here))
 
 def _runs(args) -> int:
+    "Run `prle runs`: list, check or prune; exit code 1 if a check finds damage."
     from prle.lab.runs import damaged_runs, list_runs, prune, runs_text, spared
     outputs = Path(args.outputs or outputs_dir())
     if args.what == "prune":
@@ -153,12 +165,12 @@ def _runs(args) -> int:
 
 # %% ../nbs/08_cli.ipynb #08-cli-9
 def _settings(words: list[str]) -> dict:
-    "NAME=VALUE, the value as in YAML; `ValueError` for what reads otherwise."
+    "Parse NAME=VALUE, the value as YAML; raise `ValueError` for anything else."
     if wrong := [word for word in words if "=" not in word]: raise ValueError(f"--set takes NAME=VALUE, not {shortened(wrong[0])}.")
     return {name: parse_yaml(value, f"--set {name}") for name, value in (word.split("=", 1) for word in words)}
 
 def _run_config(args):
-    "What `prle train` is to train."
+    "Return the configuration that `prle train` is to train, from a file or from the options."
     from prle.lab.configs import RunConfig
     if args.what[0].endswith((".yaml", ".yml", ".json")):
         config = RunConfig.read(args.what[0])
@@ -169,6 +181,7 @@ def _run_config(args):
     return _lab(args).config(*args.what, seed=args.seed or 0, mask=args.mask or "none", **_settings(args.set or []))
 
 def _train(args) -> int:
+    "Run `prle train`: train a detector, and print its folder and its evaluation."
     from prle.lab.apply import evaluation
     from prle.lab.experiments import Lab, read_scores
     from prle.lab.runs import record_runs
@@ -189,11 +202,13 @@ def _open(args):
     return reopen(_found(args), args.data, outputs=args.outputs, say=_say)
 
 def _localize(args) -> int:
+    "Run `prle localize`: print the path of the attention maps."
     lab, run = _open(args)
     print(lab.attention(run, args.split, args.subset).path/"maps.npy")
     return 0
 
 def _evaluate(args) -> int:
+    "Run `prle evaluate`: print AUC and accuracy on the test faces or a target set."
     from prle.lab.apply import evaluation, open_run
     from prle.lab.experiments import read_scores
     if args.on == "test": scores = read_scores(open_run(_found(args))) # in the run itself
@@ -205,6 +220,7 @@ def _evaluate(args) -> int:
     return 0
 
 def _predict(args) -> int:
+    "Run `prle predict`: print the scores of files; exit code 1 if one has none."
     from prle.lab.apply import crop_settings, predict_files
     from prle.lab.experiments import load_detector
     lab, run = _open(args)
@@ -218,7 +234,7 @@ def _predict(args) -> int:
 _ADAPTER = ("compression", "subsets", "part", "variants", "protocol", "reals", "frames")
 
 def _add_adapter_options(command: argparse.ArgumentParser):
-    "The options that some of the data sets have."
+    "Add the options that only some data sets have."
     group = command.add_argument_group("of some data sets")
     group.add_argument("--compression", help="ff++, and its JSON: raw, c23 or c40")
     group.add_argument("--subsets", nargs="+", help="ff++: of DF, FS, F2F, Fsh, NT")
@@ -232,16 +248,19 @@ def _add_adapter_options(command: argparse.ArgumentParser):
 _OUTPUTS = "folder for everything that is written; default: outputs/ of the project"
 
 def _add_lab_options(command: argparse.ArgumentParser):
+    "Add the options that choose preset, data and outputs."
     command.add_argument("--preset", default="mini", choices=PRESETS, help="size of the experiment (default mini)")
     command.add_argument("--data", help="other data: a folder with ff++/, dfdc/, df-1.0/, celeb-df/ as `prle faces` makes them; a folder of `prle forge`; a manifest")
     command.add_argument("--outputs", help=_OUTPUTS)
 
 def _add_notebook_options(command: argparse.ArgumentParser):
+    "Add the options of commands on notebooks."
     command.add_argument("ids", nargs="*", help="heads of notebook names, e.g. table3 figure; headline; all (default: headline)")
     command.add_argument("--seeds", type=int, default=1, help="trainings behind every number (default %(default)s)")
     _add_lab_options(command)
 
 def _add_runs(commands):
+    "Add the commands `plan` and `runs`."
     plan = commands.add_parser("plan", help="what tables and figures need: what is there, what would be made, why, and in what time",
                                epilog="Runs are named by their data, so the mini benchmark is forged first if it is not there.")
     _add_notebook_options(plan)
@@ -256,6 +275,7 @@ def _add_runs(commands):
     runs.set_defaults(run=_runs)
 
 def _add_run_commands(commands):
+    "Add the commands on runs: `plan`, `runs`, `train`, `localize`, `evaluate` and `predict`."
     _add_runs(commands)
     train = commands.add_parser("train", help="train a detector, plainly or with masks; its zoo is trained first where it is needed")
     train.add_argument("what", nargs="+", help="a configuration (.yaml or .json); or a detector and a manipulation: Xception DF")
@@ -286,12 +306,13 @@ def _add_run_commands(commands):
 class _ReproduceHelp(argparse.Action):
     "`--help` of a command whose notebooks have parameters of their own."
     def __call__(self, command, *_):
+        "Print the command's help and the notebooks' parameters, and exit."
         from prle.paper.reproduce import parameters_text
         print(command.format_help(), parameters_text(), sep="\n")
         command.exit()
 
 def parser() -> argparse.ArgumentParser:
-    "The options of all subcommands."
+    "Return the parser of `prle` with all its commands."
     main = argparse.ArgumentParser("prle", description="Primary region regularization for generalizable deepfake detection.")
     commands = main.add_subparsers(dest="command", required=True)
 

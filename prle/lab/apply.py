@@ -29,7 +29,9 @@ from .experiments import Lab
 def open_run(
     folder: str | Path, # of a detector's run
 ) -> Run:
-    "A run of a detector; `ValueError` for another kind of run, `Damaged` naming the file if it is not what was written."
+    """Open a detector's finished run.
+
+    Raise `ValueError` for another kind of run, `Damaged` naming the first file that is not as it was written."""
     folder = Path(folder).absolute()
     if not (folder/"run.yaml").exists(): raise ValueError(f"{folder.name} is no run of a detector: there is no run.yaml in it.")
     try: check_run(folder)
@@ -41,7 +43,9 @@ def reopen(
     data: str | Path | None = None, # where its data lie now; None: where they lay
     **options, # outputs, device, say of `Lab`
 ) -> tuple[Lab, Run]:
-    "A run of a detector and the lab that it belongs to; `ValueError` for another kind of run, and if the data are not those that it was trained on."
+    """Open a detector's run and the lab that it belongs to.
+
+    Raise `ValueError` for another kind of run, or if the data are not those that it was trained on."""
     run = open_run(folder)
     config = RunConfig.read(run.path/"run.yaml")
     lab = Lab(config.preset, data or config.data or None, **options)
@@ -54,7 +58,9 @@ def evaluation(
     scores: pd.DataFrame, # from `prle.lab.experiments.read_scores`
     n: int = 1000, # resamples behind the intervals
 ) -> pd.DataFrame: # subset, unit, measure; value, low, high in per cent
-    "AUC and accuracy for each manipulation against all reals, and for all; by face, and by video where videos have several."
+    """Compute AUC and accuracy (%) of each manipulation against all reals, and of all together, with intervals.
+
+    The unit is the face (`frame`), and also the video where videos have several faces."""
     groups = {name: scores[scores.subset.isin(["real", name])] for name in scores.subset.unique() if name != "real"}
     units = ["frame"] + ["video"] * bool(scores.duplicated(["dataset", "subset", "video"]).any())
     tables = [evaluate(rows, ("auc", "acc"), unit, n=n).assign(subset=name) for name, rows in {**groups, "all": scores}.items() for unit in units]
@@ -66,7 +72,7 @@ def crop_settings(
     root: str | Path, # folder of the training data
     size: int, # of its faces, pixels
 ) -> dict: # size, scale, and lift or align
-    "How the faces of a data set were cropped; DeepfakeBench's way where nothing tells."
+    "Return how the faces of a data set were cropped; DeepfakeBench's way if the data set does not record it."
     root = Path(root)
     if (root/"forge.json").exists():
         made = read_record(root/"forge.json", config=dict)["config"]
@@ -81,14 +87,14 @@ def crop_largest(
     frame: np.ndarray, # (H, W, 3) uint8, RGB
     settings: dict, # from `crop_settings`
 ) -> np.ndarray | None: # (size, size, 3) uint8; None: no face
-    "The largest face of a frame, cropped as a detector knows faces."
+    "Crop the largest face of a frame as the detector's training data were cropped."
     if (face := find_largest(frame)) is None: return None
     if "lift" in settings: return crop_face(frame, face.landmarks, **settings)[0]
     return warp_crop(frame, align(face, frame.shape, settings["align"], settings["size"], settings["scale"]), settings["size"])
 
 # %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-11
 def _score_file(detector: Detector, file: str, settings: dict, count: int, device: str) -> dict:
-    "A row of `predict_files`; `FaceError` if the file cannot be decoded."
+    "Score one file, as a row of `predict_files`; raise `FaceError` if it cannot be decoded."
     frames = list(read_frames(file, sample_frames(count_frames(file), count)))
     crops = [crop for f in frames if not isinstance(f, FaceError) and (crop := crop_largest(f, settings)) is not None]
     row = dict(file=str(file), frames=len(frames), faces=len(crops), p_fake=float("nan"), note="" if crops else "no face found")
@@ -104,7 +110,9 @@ def predict_files(
     count: int = 32, # frames of a video, evenly spaced
     device: str = "cpu", # where the detector lives
 ) -> pd.DataFrame: # file, frames, faces, p_fake (NaN: none), note (why)
-    "The probability of fake of each picture or video: the mean over its frames' largest faces. What cannot be scored costs only itself."
+    """Predict the probability of fake of each picture or video: the mean over the largest face of each frame.
+
+    A file that cannot be scored has NaN and a note in its row; the other files are scored all the same."""
     rows = []
     for given in progress(list(inputs), desc="predict"):
         try:

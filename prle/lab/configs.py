@@ -90,18 +90,20 @@ PRESETS = dict(smoke=_SMOKE, mini=_MINI, paper=_PAPER)
 # %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-11
 @dataclass(frozen=True)
 class FusionConfig:
-    "How the zoo's maps become one (Eq. 6-8)."
+    "The fusion of a zoo's maps into one (Eq. 6-8); `ValueError` for an unknown method or a share outside [0, 1]."
     method: str = "neighbour"
     tau: float = 0.3
     lam: float = 0.15
     floor: float = 0.0
 
     def __post_init__(self):
+        "Check the fields and make the numbers floats."
         check_choice(self.method, FUSIONS, "fusion")
         check_fields(self, dict(tau=SHARE, lam=SHARE, floor=SHARE))
         set_fields(self, tau=float(self.tau), lam=float(self.lam), floor=float(self.floor)) # 0 and 0.0 are one
 
     def __str__(self): # "neighbour", "mean,tau=0.1"
+        "Return the method and the fields that are not the default."
         parts = [self.method]
         for f in fields(self)[1:]:
             value = getattr(self, f.name)
@@ -114,7 +116,7 @@ IDENTITY = FusionConfig("mean", tau=0.0)
 # %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-14
 @dataclass(frozen=True)
 class Zoo:
-    "The detectors that localize together, and how their maps become one."
+    "The detectors that localize together, and the fusion of their maps."
     subset: str # manipulation that they are trained on, or "all"
     seed: int = 0 # of their trainings
     backbones: tuple[str, ...] = () # none named: all of the preset
@@ -132,7 +134,7 @@ class Zoo:
 
     @property
     def marks(self) -> list[str]:
-        "What a run's label says of its fusion and backbones, as far as they are not the usual ones."
+        "Return what a run's label says of fusion and backbones; empty if both are the defaults."
         marks = []
         if self.fusion != FusionConfig(): marks.append(str(self.fusion))
         if self.backbones: marks.append("+".join(self.backbones))
@@ -147,7 +149,7 @@ ALPHA_POLICIES = dict(dynamic=(0.0, 1.0), static=(1.0, 1.0))
 
 # %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-18
 def absolute_data(data: str | Path | None) -> str: # "" for none
-    "Return the absolute path of data, so that a path written in several ways is one."
+    "Return an absolute path, so that different spellings of a path give the same configuration."
     return os.path.abspath(data) if data else ""
 
 def _is_alpha(value) -> bool:
@@ -160,7 +162,7 @@ def _is_names(value) -> bool:
     return isinstance(value, (list, tuple)) and all(map(is_word, value))
 
 def _is_options(value) -> bool:
-    "Tell whether a value is a table of names and values."
+    "Tell whether a value is a mapping whose keys are names."
     return isinstance(value, dict) and all(map(is_word, value))
 
 _RULES = dict(
@@ -198,6 +200,7 @@ class RunConfig:
     recipe: TrainConfig = TrainConfig()
 
     def __post_init__(self):
+        "Check every field, and bring values that can be written in several ways to one form."
         check_fields(self, _RULES)
         check_choice(self.detector, list_detectors(), "detector")
         check_choice(self.mask, ["none", *MASKS], "mask")
@@ -210,31 +213,32 @@ class RunConfig:
         for name in self.zoo: preset.backbone(name)
 
     def _build_parts(self):
-        "Build fusion and recipe where they were given as names and values."
+        "Build fusion and recipe where they are given as mappings."
         for name, kind in (("fusion", FusionConfig), ("recipe", TrainConfig)):
             given = getattr(self, name)
             if not isinstance(given, kind): set_fields(self, **{name: build_config(kind, given)})
 
     def _normalize(self):
-        "Bring what can be written in several ways to one form."
+        "Convert values that can be written in several ways to one form."
         set_fields(self, width=float(self.width), p=float(self.p), zoo=tuple(self.zoo), data=absolute_data(self.data))
         if not isinstance(self.alpha, str): set_fields(self, alpha=self.range)
 
     def _check_weights(self):
+        "Raise `ValueError` if `pretrained` is set for a network without ImageNet weights."
         if self.pretrained and not (self.width == 1 and has_weights(self.detector)):
             network = f"{self.detector} at width {self.width:g}"
             raise ValueError(f"pretrained must be False: there are no ImageNet weights of {network}.")
 
     @property
     def range(self) -> tuple[float, float]:
-        "From where to where alpha is drawn."
+        "Return the interval (low, high] from which alpha is drawn."
         if isinstance(self.alpha, str): return ALPHA_POLICIES[self.alpha]
         low, high = self.alpha
         return float(low), float(high)
 
     @property
     def masking_zoo(self) -> Zoo:
-        "The zoo whose maps are behind its primary masks."
+        "Return the zoo whose maps are behind the primary masks."
         return Zoo(self.subset, self.recipe.seed, self.zoo, self.fusion)
 
     def policy(self): # a mask of `prle.masking`, or None
@@ -244,7 +248,7 @@ class RunConfig:
         return MASKS[self.mask](p=self.p, fill=self.fill, **alpha)
 
     def key(self) -> dict:
-        "Return what the weights depend on besides data and quantile maps, each thing once."
+        "Return the settings that the weights depend on, besides data and quantile maps, in one form each."
         recipe = asdict(self.recipe)
         del recipe["workers"]
         if self.mask == "none": del recipe["gamma"]
@@ -262,7 +266,7 @@ class RunConfig:
         self,
         path: str | Path, # file.yaml or file.json
     ) -> Path:
-        "Write it down, as JSON if the file is called so, else as YAML."
+        "Write the configuration: as JSON if the file's name ends so, otherwise as YAML."
         path = Path(path)
         text = json.dumps(asdict(self), indent=2) if path.suffix == ".json" else str(self)
         with atomic_path(path) as tmp: tmp.write_text(text, encoding="utf-8")
@@ -273,7 +277,7 @@ class RunConfig:
         cls,
         path: str | Path, # file with YAML or JSON; what it leaves out has its default
     ) -> "RunConfig":
-        "Read what `write` or a person has written. `ValueError` naming the file, about syntax, names and values."
+        "Read a configuration; raise `ValueError` naming the file for wrong syntax, names or values."
         given = read_yaml(path)
         try: return build_config(cls, given)
         except ValueError as e: raise ValueError(f"{path}: {e}") from e

@@ -18,7 +18,7 @@ from .runs import STORE_ERRORS, RunFailed, RunStore, Task, needs_text, planned, 
 
 # %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-5
 class Outcome(NamedTuple):
-    "What became of a task."
+    "The outcome of a task: a run that was made or reused, or the reason why there is none."
     name: str # "kind/label-hash"
     fault: str = "" # why there is no result; "" if there is one
     reused: bool = True # whether another process made it
@@ -29,7 +29,7 @@ def do_task(
     task: Task, # of a dry store
     inputs: list[Outcome], # of what it is made from
 ) -> Outcome:
-    "Make a run, or say why not. `OSError` if the store is full or closed."
+    "Make a run and return its outcome, failures included; raise `OSError` if the store is full or closed."
     if lacking := [i for i in inputs if i.fault]: return Outcome(task.name, needs_text(lacking[0].name, lacking[0].fault))
     try: return Outcome(task.name, reused=task.run(store).reused)
     except RunFailed as e: return Outcome(task.name, e.reason)
@@ -43,7 +43,7 @@ def in_process(
     tasks: list[Task], # in the order in which a dry store was asked for them
     gpus: float = 1.0, # of no meaning here
 ) -> Iterator[Outcome]: # as they come
-    "One after the other."
+    "Make the runs one after the other in this process, and yield the outcome of each."
     inputs, done = task_inputs(tasks), {}
     for task in tasks:
         done[task.name] = do_task(store, task, [done[name] for name in inputs[task.name]])
@@ -52,7 +52,10 @@ def in_process(
 # %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-9
 @contextmanager
 def cluster(): # yields the module `ray`
-    "Ray, connected: to the cluster that this process is in already, or that RAY_ADDRESS names, or to one on this machine. `ImportError` naming the extra."
+    """Connect to Ray: the cluster joined already, the one RAY_ADDRESS names, or a new local one.
+
+    A connection that was made here is closed at the end.
+    Raise `ImportError` naming the extra if Ray is missing."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try: import ray
     except ImportError as e: raise ImportError("engine 'ray' needs Ray: pip install 'prle[cluster]'") from e
@@ -66,12 +69,12 @@ _DEATHS = 3
 "The workers that a run may cost without a new epoch."
 
 def _epochs(path: Path) -> int:
-    "How many epochs of a run are kept in its working folder."
+    "Return the highest number among the epochs that a run's working folders keep; 0 if there is none."
     found = path.parent.glob(f".{path.name}.partial-*/checkpoint-*/epoch-*")
     return max((int(p.name[6:]) for p in found if p.name[6:].isdecimal()), default=0) # not those set aside
 
 def _do_there(root: Path, heartbeat: float, missed: int, device: str | None, task: Task, *inputs: Outcome) -> Outcome:
-    "A task, in a worker of Ray; given up if workers die of it."
+    "Do a task in a Ray worker; give it up once deaths of workers reach `_DEATHS` plus the epochs that are kept."
     import ray
     lines, deaths, kept = [], ray.get_runtime_context().worker.core_worker.get_current_task_attempt_number(), _epochs(task.path)
     if deaths >= _DEATHS + kept and not task.path.exists(): return Outcome(task.name, f"its worker died {deaths} times, and {kept} epochs came of it")
@@ -87,7 +90,7 @@ def on_ray(
     tasks: list[Task], # in the order in which a dry store was asked for them
     gpus: float = 1.0, # of a run with a detector, where the cluster has any
 ) -> Iterator[Outcome]: # as they come
-    "As Ray tasks, each as soon as what it needs is there."
+    "Make the runs as Ray tasks, each started as soon as its inputs are there, and yield the outcome of each."
     with cluster() as ray:
         work, inputs, refs = ray.remote(max_retries=-1)(_do_there), task_inputs(tasks), {}
         share = gpus if ray.cluster_resources().get("GPU") else 0
@@ -104,7 +107,7 @@ def on_ray(
             for ref in names: ray.cancel(ref)
 
 def _outcome(ray, ref, name: str, inputs: dict, done: dict) -> Outcome:
-    "What came back; an error of the store is raised here."
+    "Return the outcome of a Ray task; an error of the store in the worker is raised again here."
     try: return ray.get(ref)
     except ray.exceptions.RayError as e:
         if dead := [done[n] for n in inputs[name] if n in done and done[n].fault]: return Outcome(name, needs_text(dead[0].name, dead[0].fault))
@@ -120,13 +123,13 @@ def _say(store: RunStore, outcome: Outcome):
     if outcome.fault: store.say(f"FAIL {outcome.name.replace('/', ' ', 1)}: {outcome.fault}")
 
 def _renew(left: dict[str, float], dry: RunStore, made: str):
-    "Estimate anew the time of the runs of a kind of which one was made."
+    "Update the estimated times of the runs left of a kind, now that one of that kind has been made."
     again = copy.copy(dry)
     again.past, again.tasks = {}, [t for t in dry.tasks if t.path.parent.name == made.split("/")[0] and left.get(t.name)]
     left.update(zip([t.name for t in again.tasks], planned(again).seconds))
 
 def _left_text(left: dict[str, float]) -> str:
-    "The work that is left, as far as it is known."
+    "Say how much work is left: the sum of the known times, and the number of runs without an estimate."
     known = [seconds for seconds in left.values() if seconds == seconds]
     new = len(left) - len(known)
     return f"about {seconds_text(sum(known))}{f' and {new} runs like none before' if new else ''} of work left"
@@ -137,7 +140,9 @@ def execute(
     engine: str = "local", # one of `ENGINES`
     gpus: float = 1.0, # of a run with a detector, on Ray
 ) -> dict[str, str]: # name of a run -> why there is no result
-    "Have all runs made that a dry store was asked for, under one progress bar with the time left. `OSError` if the store is full or closed."
+    """Make all runs that a dry store was asked for, under one progress bar that estimates the work left.
+
+    Raise `OSError` if the store is full or closed."""
     make, faults = ENGINES[check_choice(engine, ENGINES, "engine")], {}
     there, todo = ([t for t in dry.tasks if (t.fault is None) == whole] for whole in (True, False))
     left = dict(zip([t.name for t in dry.tasks], planned(dry).seconds))

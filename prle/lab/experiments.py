@@ -51,24 +51,24 @@ def load_detector(
     run: Run, # of a detector
     device: str = "cpu", # where to put it
 ) -> Detector: # in eval mode
-    "Load the detector of a run, with its weights; `Damaged` if they are not what was written."
+    "Load the detector of a run with its weights; raise `Damaged` if they are not as they were written."
     return _rebuild(_run_config(run), run_file(run.path, "model.safetensors"), device)
 
 # %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-6
 def read_scores(
     run: Run, # of a detector, a target set, or masked faces
 ) -> pd.DataFrame: # path, label, dataset, subset, video, identity, p_fake; in the manifest's order
-    "Read the scores of all test faces; `Damaged` if they are not what was written."
+    "Read the scores of all test faces; raise `Damaged` if they are not as they were written."
     return read_table(run_file(run.path, "scores.parquet"))
 
 def quantile_folder(
     run: Run, # of a fusion
 ) -> Path: # of its maps, for `FaceDataset`
-    "Return the folder of quantile maps; `Damaged` if its table of digests is not what was written."
+    "Return the folder of quantile maps; raise `Damaged` if its table of digests is not as it was written."
     return run_file(run.path, f"quantiles/{DIGESTS}").parent
 
 def _batch_size(config: dict) -> int:
-    "Return how many faces at once a detector's run was trained on, which the memory is known to hold."
+    "Return the faces of one forward pass in the training of a run: a batch size known to fit in memory."
     return config["recipe"]["batch"] // config["recipe"]["accumulate"] // config.get("processes", 1)
 
 def _run_label(run: Run) -> str:
@@ -77,7 +77,7 @@ def _run_label(run: Run) -> str:
 
 # %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-8
 def _write_scores(rows: pd.DataFrame, p_fake: np.ndarray, folder: Path):
-    "Write the scores of faces; `FloatingPointError` naming a face whose score is no number."
+    "Write the scores of faces; raise `FloatingPointError` naming the first face whose score is not finite."
     wrong = np.flatnonzero(~np.isfinite(p_fake))
     if len(wrong): raise FloatingPointError(f"the score of {rows.path.iloc[int(wrong[0])]} is no number")
     table = rows[["path", "label", "dataset", "subset", "video", "identity"]].assign(p_fake=p_fake)
@@ -91,7 +91,7 @@ def fused_batches(
     rows: np.ndarray | None = None, # which of the faces; None: all
     batch_size: int = 64, # faces in memory at once
 ) -> Iterator[torch.Tensor]: # (n, H, W) in [0, 1]
-    "Fuse maps, batch by batch; `Damaged` if they are not what was written."
+    "Fuse maps batch by batch; raise `Damaged` if they are not as they were written."
     maps = [read_array(run_file(run.path, "maps.npy"), mapped=True) for run in runs]
     rows = np.arange(len(maps[0])) if rows is None else np.asarray(rows)
     for start in range(0, len(rows), batch_size):
@@ -106,7 +106,7 @@ BINS = 50
 "Bins of the histogram of attention values."
 
 def _write_statistics(maps: Iterator[torch.Tensor], rows: pd.DataFrame, folder: Path):
-    "Write the share of each face above the thresholds, and the histogram of all pixels."
+    "Write each face's share above `THRESHOLDS` (shares.parquet) and the histogram of all pixels (histogram.npy)."
     shares, counts = [], np.zeros(BINS, np.int64)
     for fused in maps:
         above = [(fused > threshold).float().mean((1, 2)) for threshold in THRESHOLDS]
@@ -126,11 +126,12 @@ def _masked_faces(
     fill: str, # what masked pixels become
     face: bool, # around the mask; False: plain gray
 ) -> FaceDataset:
-    "Return faces of which all have their primary regions masked."
+    "Return a data set of faces in which the primary region of every face is masked."
     policy, place = PrimaryRegionMask(1.0, fill=fill), torch.zeros(3, dtype=torch.float64)
     share = torch.tensor(alpha, dtype=torch.float64)
 
     def mask(item):
+        "Mask one item, with noise that depends only on its index."
         noise = torch.randint(2**62, (), generator=torch_rng("masked", item["index"]))
         image = item["image"] if face else torch.full_like(item["image"], 128)
         masked = policy.apply(image, item["quantiles"], MaskParams(share, place, noise))
@@ -140,7 +141,9 @@ def _masked_faces(
 # %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-13
 @lru_cache
 def _check_buildable(name: str, width: float, options: str, size: int):
-    "Check that a detector with these options (JSON) can be built and takes faces of this size; `ValueError` if not."
+    """Check that a detector with these options (JSON) can be built and takes faces of this size.
+
+    Raise `ValueError` if not."""
     try:
         with torch.device("meta"):
             detector = create_detector(name, width=width, **json.loads(options)).eval()
@@ -149,18 +152,18 @@ def _check_buildable(name: str, width: float, options: str, size: int):
 
 # %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-15
 def _text(value) -> str:
-    "Show the value of a setting in a label."
+    "Format the value of a setting for a label."
     if isinstance(value, tuple): return "..".join(f"{part:g}" for part in value)
     return str(value)
 
 def _differences(usual: dict, key: dict) -> list[str]: # ["alpha=1..1", "lr=0.01"]
-    "Name what differs between two keys of `RunConfig`, fields of their recipes too."
+    "List what differs between two keys of `RunConfig`, the fields of their recipes included."
     old, new = (one | one["recipe"] for one in (usual, key))
     return [f"{name}={_text(value)}" for name, value in new.items() if name != "recipe" and value != old[name]]
 
 # %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-17
 class LabConfigs(LabData):
-    "The configurations of a preset on its data: trainings, zoos, and what their runs are called."
+    "The configurations of a preset on its data: trainings, zoos, and the labels of their runs."
     def config(
         self,
         backbone: str, # of the preset, or any detector of the registry
@@ -168,9 +171,9 @@ class LabConfigs(LabData):
         seed: int = 0, # of the run
         **changes, # other fields of `RunConfig` and of its recipe, `TrainConfig`
     ) -> RunConfig: # `ValueError` for an unknown name
-        """Return the preset's training of a backbone on a manipulation.
+        """Return the preset's training of a backbone on a manipulation, with `changes` applied.
 
-        Training on all of them takes as many reals as fakes in every epoch. `options` are added to the preset's."""
+        Training on "all" takes as many reals as fakes in every epoch. `options` are added to the preset's."""
         network = self.preset.backbone(backbone)
         check_choice(subset, [*self.subsets, "all"], "manipulation")
         of_run, of_recipe = ([f.name for f in fields(kind)] for kind in (RunConfig, TrainConfig))
@@ -192,7 +195,7 @@ class LabConfigs(LabData):
         self,
         names: Sequence[str], # backbones, in any order
     ) -> tuple[str, ...]: # in one order; empty for the preset's own
-        "Return the backbones of a zoo as configurations name them."
+        "Return the backbones of a zoo in the order and form that configurations use."
         for name in names: self.preset.backbone(name)
         order = [*self.preset.backbones, *FURTHER]
         ranks = {name: rank for rank, name in enumerate(order)}
@@ -200,7 +203,7 @@ class LabConfigs(LabData):
         return () if names == tuple(self.preset.backbones) else names
 
     def _normal(self, zoo: Zoo) -> Zoo:
-        "The same zoo, named in one way."
+        "Return the same zoo with its backbones in the form of `zoo_names`."
         return Zoo(zoo.subset, zoo.seed, self.zoo_names(zoo.backbones), zoo.fusion)
 
     def label(
@@ -208,7 +211,9 @@ class LabConfigs(LabData):
         config: RunConfig, # of a training
         *marks: str, # what else is not as usual
     ) -> str:
-        "Name a training: backbone, manipulation, mask, what is not as usual, seed. Same key, same label."
+        """Return a training's label: backbone, manipulation, mask, settings unlike the preset's, and seed.
+
+        Equal keys have equal labels."""
         names = {b.name: name for name, b in self.preset.backbones.items()}
         names |= {network: name for name, network in FURTHER.items()}
         name, seed = names.get(config.detector, config.detector), config.recipe.seed
@@ -220,7 +225,7 @@ class LabConfigs(LabData):
 
 # %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-20
 class Lab(LabConfigs):
-    "The steps behind the tables, on one preset's data: each made once and kept in the run store."
+    "The steps behind the tables on one preset's data, each made once and kept in the run store."
     def __init__(
         self,
         preset: str = "mini", # of `prle.lab.configs.PRESETS`
@@ -231,6 +236,7 @@ class Lab(LabConfigs):
         processes: int = 1, # that train one detector together, each on a GPU of its own
         track: str | None = None, # a tracker of accelerate that is told of each epoch: "tensorboard", in `logs/`; None: none
     ):
+        "Set up preset, data and run store; target sets that real data lack are announced."
         super().__init__(preset, data, outputs)
         self.store = RunStore(self.outputs/"runs", say, device=device)
         self._device = device
@@ -241,21 +247,21 @@ class Lab(LabConfigs):
 
     @property
     def device(self) -> str:
-        "Where detectors run: what was asked for, or a GPU where there is one."
+        "Return the device of the detectors: the one asked for, otherwise a GPU where there is one."
         if self._device: return self._device
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def dry(self) -> "Lab":
-        """Return a twin whose store makes no run, but notes in its `tasks` what it is asked for.
+        """Return a twin whose store makes no run, but records in `tasks` every run that it is asked for.
 
-        The preset's own data are forged first where they are not there: runs are named by them."""
+        The preset's own data are forged first if they are not there, because runs are named by their hash."""
         self.fingerprint # read the data once, not again in the twin
         twin = copy.copy(self)
         twin.store = RunStore(self.store.root, lambda line: None, dry=True)
         return twin
 
     def __getstate__(self) -> dict:
-        "Return what a task takes to another process: no tables, which it reads there, and no store, which has none to ask."
+        "Return the state for another process: without tables, which are read again there, and without the store."
         kept = {name: value for name, value in self.__dict__.items() if name not in ("manifest", "store")}
         return kept | dict(_opened={})
 
@@ -265,7 +271,7 @@ class Lab(LabConfigs):
         self,
         config: RunConfig, # of this preset and data
     ) -> Run: # model.safetensors, history.parquet, scores.parquet, run.yaml
-        "Train and score a detector (Algorithm 1); \"primary\" masks make the zoo and its maps first."
+        "Train and score a detector (Algorithm 1); for primary masks, its zoo and their maps are made first."
         if (config.preset, config.data) != (self.name, self.data):
             theirs = f"the preset {config.preset} on {config.data or 'its own data'}"
             raise ValueError(f"the configuration is for {theirs}, the lab is another.")
@@ -288,11 +294,11 @@ class Lab(LabConfigs):
         seed: int = 0, # of the run, and of the zoo behind its masks
         **changes, # other fields of `RunConfig` and `TrainConfig`: fusion, zoo, alpha="static", gamma=0.5, ...
     ) -> Run: # as `train`
-        "Train and score a backbone as the preset does, with what is named changed."
+        "Train and score a backbone as the preset does, with the given settings changed."
         return self.train(self.config(backbone, subset, seed, mask=mask, **changes))
 
     def _train_and_score(self, config: RunConfig, quantiles: Path | None, label: str, folder: Path):
-        "Fill the folder of a detector's run, or go on with it; its checkpoints go when all else is there."
+        "Fill the folder of a detector's run, or continue it; checkpoints are removed once all else is there."
         if not (folder/"scores.parquet").exists():
             task = config, quantiles, label, folder
             if self.processes == 1 and self.track is None: self._train(None, *task)
@@ -304,11 +310,13 @@ class Lab(LabConfigs):
         for checkpoint in folder.glob("checkpoint-*"): discard(checkpoint)
 
     def _tracking(self) -> dict:
-        "Say to accelerate who is told of each epoch."
+        "Return the arguments of `Accelerator` that name the tracker and its folder."
         return dict(log_with=self.track, project_dir=self.outputs/"logs")
 
     def _train(self, accelerator, config: RunConfig, quantiles: Path | None, label: str, folder: Path):
-        "Leave weights and history in a folder, or checkpoints; with an accelerator, as one of several processes."
+        """Train a detector and write weights and history; with an accelerator, as one of several processes.
+
+        An interrupted training leaves its checkpoints."""
         torch.manual_seed(config.recipe.seed)
         detector = create_detector(config.detector, width=config.width, pretrained=config.pretrained, **config.options)
         rows, val_rows = (self.train_faces(config.subset, split) for split in ("train", "val"))
@@ -359,7 +367,7 @@ class Lab(LabConfigs):
         split: str = "test", # "test" or a target set: all its faces; "train", "val": those of `subset`
         subset: str = "all", # manipulation
     ) -> Run: # maps.npy (N, h, w) float16, rows as `faces(split, subset)`
-        "Localize with one detector (Eq. 3). Maps stay on the detector's own grid."
+        "Localize with one detector (Eq. 3); the maps keep the detector's own grid."
         config = dict(detector=run.key, split=split, subset=subset, grid=self.preset.grid, data=self.source(split)[1])
         def make(folder): self._localize(run, self.faces(split, subset), folder)
         return self.store.get("maps", f"{_run_label(run)}-{split}", config, make)
@@ -379,7 +387,7 @@ class Lab(LabConfigs):
         zoo: Zoo, # of which manipulation and seed, and which backbones
         split: str = "train", # as in `attention`
     ) -> list[Run]: # each as `attention`, in the zoo's order
-        "Localize with every detector of a zoo: with its plain trainings."
+        "Localize with every detector of a zoo, each trained without masks."
         subset = zoo.subset if split in ("train", "val") else "all"
         names = self.zoo_names(zoo.backbones) or self.preset.backbones
         runs = []
@@ -389,7 +397,7 @@ class Lab(LabConfigs):
         return runs
 
     def _fusion_key(self, zoo: Zoo, runs: list[Run]) -> dict:
-        "Return the configuration of what is made of the maps of a zoo."
+        "Return the configuration that names what is made from the maps of a zoo."
         return dict(asdict(zoo.fusion), maps=[run.key for run in runs], size=self.preset.size)
 
     def quantiles(
@@ -406,6 +414,7 @@ class Lab(LabConfigs):
         if split != "train": marks.append(split)
         label = "-".join([zoo.subset, *marks, f"s{zoo.seed}"])
         def make(folder):
+            "Fuse the maps and write a PNG for each face."
             paths = self.faces(split, zoo.subset).path.tolist()
             stores = [run_file(run.path, "maps.npy") for run in runs]
             quantile_store(stores, paths, folder/"quantiles", size, **asdict(zoo.fusion))
@@ -418,7 +427,7 @@ class Lab(LabConfigs):
         rows: np.ndarray | None = None, # which of the faces; None: all
         batch_size: int = 64, # faces in memory at once
     ) -> Iterator[torch.Tensor]: # (n, H, W) in [0, 1], batch by batch
-        "Fuse the maps of a zoo, for pictures and statistics."
+        "Fuse the maps of a zoo, for figures and statistics."
         return fused_batches(self.maps(zoo, split), zoo.fusion, self.preset.size, rows, batch_size)
 
     def heat_maps(
@@ -428,14 +437,14 @@ class Lab(LabConfigs):
         rows: np.ndarray | None = None, # which of its `test_faces`; None: all
         batch_size: int = 64, # faces in memory at once
     ) -> Iterator[torch.Tensor]: # (n, H, W) in [0, 1], batch by batch
-        "Localize with one detector, in the size of the faces."
+        "Localize with one detector, and enlarge its maps to the size of the faces."
         return fused_batches([self.attention(run, split)], IDENTITY, self.preset.size, rows, batch_size)
 
     def statistics(
         self,
         zoo: Zoo, # that localizes
     ) -> Run: # shares.parquet, a row a training face; histogram.npy (BINS,) pixels by attention value
-        "Measure how much of each training face the maps of a zoo cover, and how their values are distributed."
+        "Measure the share of each training face that a zoo's maps cover, and the distribution of their values."
         runs = self.maps(zoo)
         config = self._fusion_key(zoo, runs) | dict(thresholds=THRESHOLDS, bins=BINS)
         label = "-".join([zoo.subset, str(zoo.fusion), *self.zoo_names(zoo.backbones), f"s{zoo.seed}"])
@@ -455,7 +464,7 @@ class Lab(LabConfigs):
         fill: str = "zero", # what masked pixels become
         face: bool = True, # around the mask; False: plain gray, so that nothing but the mask is to be seen
     ) -> Run: # scores.parquet
-        "Score test faces whose primary regions are masked, with a trained detector (Figure 8)."
+        "Score test faces whose primary regions are masked with a trained detector (Figure 8)."
         if not 0 <= alpha <= 1: raise ValueError(f"alpha must lie in [0, 1], not {alpha}.")
         check_choice(fill, FILLS, "fill")
         maps, alpha = self.quantiles(zoo, split), float(alpha)
@@ -466,6 +475,7 @@ class Lab(LabConfigs):
             config["face"] = False
             label += "-gray"
         def make(folder):
+            "Mask the test faces and score them."
             rows = self.test_faces(split)
             faces = _masked_faces(rows, quantile_folder(maps), alpha, fill, face)
             self._score_run(run, faces, rows, folder)
@@ -474,10 +484,10 @@ class Lab(LabConfigs):
 # %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-28
 @dataclass(frozen=True)
 class Wanted:
-    "A run that somebody needs, and how its result is read. Nothing is made before a lab is asked."
+    "A run that is needed and how its result is read; nothing is made until a lab is asked."
     ask: Callable[[Lab], Any] # makes the run, or a list of runs, or finds them made; `RunFailed` if one diverged
     read: Callable[[Any], Any] # what is wanted of what `ask` returns
 
     def get(self, lab: Lab) -> Any:
-        "Read the run that the lab makes or has."
+        "Return what is read from the run, which the lab makes if it is not there."
         return self.read(self.ask(lab))

@@ -26,7 +26,9 @@ ROOT_FOLDERS = {"DFDC": "dfdc", "DF-1.0": "df-1.0", "Celeb-DF": "celeb-df"}
 def data_sets(
     data: str | Path, # folder that holds ff++/, dfdc/, ... as `prle faces` makes them; of `prle forge`; or a manifest
 ) -> tuple[Path, dict[str, Path]]:
-    "Find the manifest to train on, and those of the target sets that are there; `FileNotFoundError` if there is none."
+    """Find the manifest to train on and those of the target sets that are there.
+
+    Raise `FileNotFoundError` if there is no manifest to train on."""
     data = Path(data)
     if (data/"ff++").is_dir():
         found = data/"ff++"/"manifest.parquet"
@@ -41,13 +43,15 @@ def data_sets(
 
 # %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-7
 def _sizes(root: Path, paths: pd.Series) -> list[int]:
-    "Return the size of every file, in bytes; 0 where none is named. `ValueError` for a path, or a link, that leads out of the root."
+    """Return the size of every file in bytes; 0 for an empty path.
+
+    Raise `ValueError` for a path or link that leads out of the root."""
     return [below(root, path).stat().st_size if path else 0 for path in paths]
 
 def data_fingerprint(
     manifest: pd.DataFrame, # from `read_manifest`
 ) -> str: # 16 hexadecimal digits
-    "Hash every row of a manifest and the size of every crop's and mask's file."
+    "Hash every row of a manifest and the file size of every crop and mask."
     root = Path(manifest.attrs["root"])
     landmarks = [digest(points.tolist()) for points in manifest.landmarks]
     sizes = dict(bytes=_sizes(root, manifest.path), mask_bytes=_sizes(root, manifest["mask"]))
@@ -63,6 +67,7 @@ class LabData:
         data: str | Path | None = None, # other data, see `data_sets`; None: the preset's mini benchmark
         outputs: str | Path | None = None, # folder for everything that is written; None: the project's `outputs/`
     ):
+        "Name preset and data; nothing is forged yet. `ValueError` if the preset needs real data."
         self.name = preset
         self.preset = PRESETS[check_choice(preset, PRESETS, "preset")]
         if data is None and self.preset.people is None:
@@ -74,49 +79,49 @@ class LabData:
 
     @cached_property
     def _benchmark(self) -> Path:
-        "The manifest of the mini benchmark, which is made when it is first asked for."
+        "Return the manifest of the mini benchmark, which is forged on first use."
         folder = self.outputs/"data"/self.name
         with claimed(folder):
             return build_benchmark(folder, size=self.preset.size, people=self.preset.people, steps=self.preset.forging)
 
     @cached_property
     def _target_sets(self) -> dict[str, Path]:
-        "The manifests of the target sets."
+        "Return the manifest of each target set; the mini benchmark's are forged on first use."
         if self._sets: return self._sets[1]
         benchmark = self._benchmark
         with claimed(benchmark.parent): return build_targets(benchmark)
 
     @cached_property
     def manifest(self) -> pd.DataFrame:
-        "The faces to train and test on; the mini benchmark is made when it is first asked for."
+        "Read the faces to train and test on; the mini benchmark is forged on first use."
         return read_manifest(self._sets[0] if self._sets else self._benchmark)
 
     @cached_property
     def fingerprint(self) -> str:
-        "The hash of `manifest`."
+        "Return the hash of `manifest`."
         return data_fingerprint(self.manifest)
 
     @property
     def targets(self) -> list[str]:
-        "The target sets: other people's faces and other forgeries, never trained on."
+        "Return the names of the target sets: other people and other forgeries, never trained on."
         return list(self._sets[1] if self._sets else TARGETS)
 
     @property
     def absent(self) -> list[str]:
-        "The target sets that real data in folders beside `ff++` could have and lack."
+        "Return the target sets that are missing beside `ff++`; empty for other layouts of data."
         if not (Path(self.data)/"ff++").is_dir(): return []
         return [name for name in ROOT_FOLDERS if name not in self.targets]
 
     @property
     def subsets(self) -> list[str]:
-        "The manipulations, in the manifest's order."
+        "Return the manipulations in the manifest's order."
         return [s for s in self.manifest.subset.unique() if s != "real"]
 
     def source(
         self,
         split: str, # "train", "val", "test" or a target set
     ) -> tuple[pd.DataFrame, str]: # manifest, and its hash
-        "Return where the faces of a split come from; the preset's target sets are made when the first is asked for."
+        "Return the manifest that holds a split, and its hash; the preset's target sets are forged on first use."
         check_choice(split, [*SPLITS, *self.targets], "split or target set")
         if split in SPLITS: return self.manifest, self.fingerprint
         if split not in self._opened:
@@ -129,14 +134,14 @@ class LabData:
         subset: str, # manipulation, or "all"
         split: str = "train", # or "val"
     ) -> pd.DataFrame: # rows of the manifest
-        "Return the faces that a detector of this manipulation is trained on: the rows of its maps."
+        "Return the faces that a detector of this manipulation is trained on; maps of them have the same rows."
         return select(self.manifest, split, None if subset == "all" else subset)
 
     def test_faces(
         self,
         split: str = "test", # or a target set
     ) -> pd.DataFrame: # rows of its manifest
-        "Return all faces that detectors are tested on, whatever they were trained on: the rows of their scores."
+        "Return the faces that all detectors are tested on; scores have the same rows."
         return select(self.source(split)[0], "test")
 
     def faces(
@@ -144,6 +149,6 @@ class LabData:
         split: str, # "train", "val", "test" or a target set
         subset: str = "all", # manipulation; of "train" and "val" only
     ) -> pd.DataFrame: # rows of its manifest
-        "Return the faces of a split: the rows of maps made of it."
+        "Return the faces of a split; maps of it have the same rows."
         if split in ("train", "val"): return self.train_faces(subset, split)
         return self.test_faces(split)

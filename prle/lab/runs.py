@@ -26,7 +26,7 @@ from ..trust import (DIGESTS, MARKER, Damaged, check_digest, check_digests, chec
 
 # %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-5
 def code_modules() -> dict[str, str]: # module ("trainer", "detectors.vgg") -> 16 hexadecimal digits
-    "The fingerprint of each module of `prle`."
+    "Return the fingerprint of each module of `prle`."
     folder = Path(prle.__file__).parent
     paths = {".".join(p.relative_to(folder).with_suffix("").parts): p for p in sorted(folder.rglob("*.py")) if p.name != "_modidx.py"}
     return {name: file_digest(p) for name, p in paths.items()}
@@ -35,7 +35,7 @@ def code_difference(
     made: dict, # a run's provenance
     modules: dict[str, str], # of the present code
 ) -> str: # "" if the same code made it, else e.g. "other code: masking, trainer differ"
-    "What sets the code that made a run apart from the present one."
+    "Say which modules differ between the code that made a run and the present code."
     others = [part for part in (made, *made.get("earlier", ())) if part.get("code") != digest(modules)]
     if not others: return ""
     differ = sorted({m for old in (part.get("modules") or {} for part in others) for m in old | modules if old and old.get(m) != modules.get(m)})
@@ -43,14 +43,16 @@ def code_difference(
 
 # %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-8
 def _machine() -> str:
-    "What two processes share if one can see whether the other lives: the host, its boot, and the PID namespace of a container."
+    """Return what identifies this machine: its host name, its boot, and the PID namespace of a container.
+
+    Processes with the same text can see whether the other one is alive."""
     parts = [socket.gethostname()]
     with suppress(OSError): parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
     with suppress(OSError): parts.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(parts)
 
 def _alive(pid: int) -> bool:
-    "Whether a process can be signalled, where there is no /proc."
+    "Tell whether a process can be signalled; for systems without /proc. True where that cannot be told."
     if os.name != "posix": return True
     try: os.kill(pid, 0)
     except ProcessLookupError: return False
@@ -60,7 +62,7 @@ def _alive(pid: int) -> bool:
 def process_start(
     pid: int, # of a process on this machine
 ) -> str | None: # the kernel's count, "?" where it does not tell; None: it is dead
-    "When a process started, which tells it from a later one with the same number."
+    "Return when a process started, which distinguishes it from a later one with the same number."
     try: state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None if Path("/proc/self/stat").exists() or not _alive(pid) else "?"
@@ -70,14 +72,14 @@ def process_start(
 def _utc() -> str: return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 def this_process() -> dict: # JSON-able
-    "What others have to know of who works on a run."
+    "Describe this process: what others need in order to see who works on a run."
     pid = os.getpid()
     return dict(host=socket.gethostname(), machine=_machine(), pid=pid, started=process_start(pid), thread=threading.get_ident(), since=_utc())
 
 def who(
     owner: dict, # from `this_process`; empty if it has not written its name yet
 ) -> str:
-    "A process, as people read it."
+    "Format the owner of a claim for people."
     if not owner: return "a process that has not given its name yet"
     host, since = (shortened(owner.get(name)).strip("'") for name in ("host", "since"))
     return f"pid {owner['pid']} on {host}, since {since}"
@@ -85,26 +87,26 @@ def who(
 _CLAIM = dict(machine=str, pid=int)
 
 def _owner(file: Path) -> dict | None:
-    "Read a claim: None if it was given back, empty if its owner's name is not written yet or cannot be read."
+    "Read a claim: None if it was released, empty if it holds no readable owner yet."
     try:
         record = read_json(file, most=10_000)
         return None if record is None else check_entries(record, file, **_CLAIM)
     except (ValueError, FileNotFoundError, IsADirectoryError): return {}
 
 def _pause(owner: dict) -> float:
-    "Seconds between two signs of life of who has a claim, at most an hour whatever it says."
+    "Return the seconds between two signs of life of an owner: at most an hour, 0 if it does not say."
     pause = owner.get("heartbeat")
     return min(pause, GIVEN_UP) if isinstance(pause, numbers.Real) else 0.0
 
 # %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-12
 class _Row:
-    "A row of numbered files, of which each can be created once; the last one's owner has the claim."
+    "A folder of numbered files, each of which can be created only once; the owner of the last has the claim."
     def __init__(self, folder: str | Path, heartbeat: float, missed: int): self.folder, self.heartbeat, self.missed, self._seen = Path(folder), heartbeat, missed, None
 
     def _file(self, number: int) -> Path: return self.folder/str(number)
 
     def _last(self) -> tuple[int, dict | None]: # its owner: None if it is free, {} if not written yet
-        "The end of the row, which is read from 1 without gaps."
+        "Return the number of the last file, counted from 1 without gaps, and its owner."
         try: names = set(os.listdir(self.folder))
         except (FileNotFoundError, NotADirectoryError): return 0, None
         number = 0
@@ -112,13 +114,15 @@ class _Row:
         return number, _owner(self._file(number)) if number else None
 
     def _sign(self, number: int) -> tuple[int, int]: # number and time, of which only a change means something
-        "The last sign of life; opening the file asks an NFS server, `stat` alone may not."
+        "Return the last sign of life. Opening the file makes an NFS client ask the server; `stat` alone may not."
         try:
             with open_file(self._file(number)) as f: return number, os.fstat(f.fileno()).st_mtime_ns
         except (ValueError, IsADirectoryError): return number, 0
 
     def _dead(self, number: int, owner: dict) -> bool:
-        "Whether its process is known to be dead, or has shown no sign of life for too long."
+        """Tell whether the owner is dead: its process is gone, or its sign of life has been silent for too long.
+
+        On another machine the silence is counted from call to call, by this process's clock."""
         if owner.get("machine") == _machine(): return process_start(owner["pid"]) != owner.get("started")
         now = time.monotonic()
         try: beat = self._sign(number)
@@ -127,7 +131,7 @@ class _Row:
         return now - self._seen[1] > self.missed * max(self.heartbeat, _pause(owner))
 
     def _write(self, number: int, record: dict | None) -> bool:
-        "Add to the row; False if another process was faster or the row has been removed."
+        "Add a file to the row; return False if another process was faster or the row has been removed."
         try:
             with open(self._file(number), "x") as f: json.dump(record, f)
         except (FileExistsError, FileNotFoundError): return False
@@ -141,23 +145,24 @@ GIVEN_UP = 3600.0
 "Seconds without a sign of life after which one look tells that an owner on another machine is dead."
 
 class Claim(_Row):
-    "The right to work on one run."
+    "The right to work on one run, held by one process at a time."
     def __init__(
         self,
         folder: str | Path, # of the row; created when needed
         heartbeat: float = 10.0, # seconds between two signs of life
         missed: int = 6, # signs of life that an owner on another machine may miss
     ):
+        "Name the folder of the claim; nothing is claimed before `take`."
         super().__init__(folder, heartbeat, missed)
         self.number, self.previous = 0, None
 
     def owner(self) -> dict | None:
-        "Who holds it; None if nobody does, as far as one look can tell."
+        "Return the owner, {} if it cannot be read, or None if one look says that nobody holds the claim."
         number, owner = self._last()
         return None if owner is None or self._dead(number, owner) or self._given_up(owner) else owner
 
     def silence(self) -> float:
-        "Seconds since the last claim was made or gave its last sign of life, by the times of files; 0 where nothing can be written."
+        "Return the seconds since the last sign of life, by the times of files; 0 where nothing can be written."
         probe = self.folder/f".prle-tmp-{uuid.uuid4().hex[:8]}"
         try:
             probe.touch()
@@ -167,14 +172,14 @@ class Claim(_Row):
             with suppress(OSError): probe.unlink()
 
     def _given_up(self, owner: dict) -> bool:
-        "Whether an owner on another machine has been silent for so long that one look is enough."
+        "Tell whether an owner on another machine has been silent so long that a single look suffices."
         return owner.get("machine") != _machine() and self.silence() > max(GIVEN_UP, self.missed * _pause(owner))
 
     def take(
         self,
         look: bool = False, # believe one look, as `owner` does; otherwise an owner on another machine is watched from call to call
     ) -> dict | None: # None: it is ours now
-        "Take it, if nobody alive has it; otherwise say who has."
+        "Take the claim if no living process holds it; otherwise return the owner ({} if it is not known)."
         if self.folder.is_symlink(): raise NotADirectoryError(errno.ENOTDIR, "a link in place of claims", str(self.folder))
         try: self.folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
@@ -196,17 +201,17 @@ class Claim(_Row):
 
     @property
     def lost(self) -> bool:
-        "Whether another process has taken over because it took this one for dead."
+        "Tell whether another process has taken over, having judged this one dead."
         return not self._file(self.number).exists() or self._file(self.number + 1).exists()
 
     def free(self):
-        "Let the next one have it."
+        "Release the claim, so that another process can take it."
         self._stop.set()
         try: self._write(self.number + 1, None)
         except OSError: self._file(self.number).unlink(missing_ok=True) # a full disk has no room for the note
 
     def remove(self):
-        "Remove the row of a run that is finished and needs no claims any more."
+        "Remove the claims of a finished run, which needs none any more; release them if other files lie there."
         self._stop.set()
         if self.lost: return
         if _strangers(self.folder): self.free()
@@ -215,7 +220,7 @@ class Claim(_Row):
 def _strangers(
     folder: Path, # of claims; may be absent
 ) -> list[str]: # names
-    "What lies among claims and is none."
+    "List the names in a folder of claims that are not claims."
     if not folder.is_dir(): return []
     return [name for name in sorted(os.listdir(folder)) if not (name.isdecimal() or is_leftover(name))]
 
@@ -223,20 +228,22 @@ def _strangers(
 _ORIGIN = dict(run=str, files=dict, code=str, modules=dict, earlier=list, seconds=numbers.Real, end=str)
 
 def _read_config(folder: Path) -> dict:
-    "Read what a run is asked for; `Damaged` naming the file."
+    "Read the configuration of a run; raise `Damaged` naming the file."
     path = folder/"config.json"
     try: return read_json(path, dict)
     except (FileNotFoundError, NotADirectoryError): raise Damaged(f"{path} is missing.") from None
     except ValueError as e: raise Damaged(str(e)) from e
 
 def _read_origin(folder: Path) -> dict:
-    "Read where a run comes from; `Damaged` naming the file."
+    "Read the provenance of a run; raise `Damaged` naming the file."
     return read_sealed(folder/"provenance.json", **_ORIGIN)
 
 def read_run(
     folder: str | Path, # of a finished run
 ) -> tuple[dict, dict]: # its configuration and its provenance
-    "Read what a run is; `Damaged` naming the file that is not what was written, or of another run."
+    """Read a run's configuration and provenance.
+
+    Raise `Damaged` naming the file that is not as it was written, or is of another run."""
     folder = Path(folder)
     config, origin = _read_config(folder), _read_origin(folder)
     kind, _, name = origin["run"].partition("/")
@@ -246,7 +253,9 @@ def read_run(
 
 # %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-20
 def _covered(folder: Path) -> list[str]: # relative, POSIX, sorted
-    "List the files of a run whose fingerprints stand in its provenance: of folders with a table of digests, the table."
+    """List the files whose fingerprints stand in a run's provenance.
+
+    Of a folder with a table of digests only the table (and its marker) is listed."""
     names = []
     for here, folders, files in os.walk(folder):
         if DIGESTS in files and here != str(folder):
@@ -256,14 +265,14 @@ def _covered(folder: Path) -> list[str]: # relative, POSIX, sorted
     return sorted(name for name in names if name != "provenance.json")
 
 def _listing(folder: Path) -> dict[str, str]:
-    "The fingerprints of a run's files."
+    "Return the fingerprint of each of a run's files."
     return {name: file_digest(folder/name) for name in _covered(folder)}
 
 def run_file(
     folder: str | Path, # of a finished run
     name: str, # of a file in it, relative
 ) -> Path:
-    "Return the path of a run's file that is as it was written; `Damaged` naming it otherwise."
+    "Return the path of a run's file after checking it; raise `Damaged` if it is not as it was written."
     files = read_run(folder)[1]["files"]
     if name not in files: raise Damaged(f"{folder} has no {name}.")
     return check_digest(Path(folder)/name, files[name])
@@ -272,7 +281,7 @@ def check_run(
     folder: str | Path, # of a finished run
     deep: bool = False, # read also the files that a table of digests covers
 ):
-    "`Damaged` naming the first file of a run that is not what was written."
+    "Check the files of a run; raise `Damaged` naming the first that is not as it was written."
     folder, files = Path(folder), read_run(folder)[1]["files"]
     for name, fingerprint in files.items(): check_digest(folder/name, fingerprint)
     for name in files if deep else ():
@@ -285,7 +294,7 @@ STORE_ERRORS = {errno.ENOSPC, errno.EDQUOT} | _CLOSED
 "The `errno` of an `OSError` after which nothing more can be written."
 
 def _explained(e: BaseException, path: Path) -> BaseException:
-    "The error that names the store's folder and a way out; `e` itself where it is about something else."
+    "Return an `OSError` that names the store and a way out; `e` itself if it is about something else."
     text = f"{path.parent} cannot take the run {path.name}"
     if is_full(e):
         room = f"Free some space there (`prle runs prune` lists what nothing needs) {_ELSEWHERE}."
@@ -303,12 +312,13 @@ class Run(NamedTuple):
     reused: bool # whether it was there already
 
 class RunFailed(RuntimeError):
-    "A run that has no result, and would fail again: a training that diverged."
+    "A run that has no result and would fail again: a training that diverged."
     def __init__(
         self,
         run: str, # "kind/label-hash"
         reason: str, # what went wrong
     ):
+        "Keep the run's name and the reason."
         super().__init__(run, reason)
         self.run, self.reason = run, reason
 
@@ -317,24 +327,26 @@ class RunFailed(RuntimeError):
 def say_misses(
     line: str, # about one run
 ):
-    "Print what has to be made or waited for, and nothing about what is reused."
+    "Print lines about runs that are made or waited for; lines about reused runs are left out."
     if not line.startswith("HIT"): print(line)
 
 _NAME = re.compile(r"(?P<label>.+)-(?P<key>[0-9a-f]{16})")
 
 def _beside(path: Path, what: str) -> Path:
-    "What lies beside a run's folder and belongs to it: `lock`, `failed.json`, `partial-3`."
+    "Return the path beside a run's folder that belongs to it: `lock`, `failed.json`, `partial-3`."
     return path.with_name(f".{path.name}.{what}")
 
 def _attempts(path: Path) -> list[Path]: # oldest first
-    "What is called like the working folders of attempts at a run."
+    "List what is named like the working folder of an attempt at a run."
     start, found = f".{path.name}.partial-", {}
     for p in path.parent.iterdir() if path.parent.is_dir() else ():
         if p.name.startswith(start) and (number := p.name.removeprefix(start)).isdecimal(): found[int(number)] = p
     return [found[number] for number in sorted(found)]
 
 def _begun(folder: Path, path: Path) -> bool:
-    "Whether an attempt at a run has made a working folder: its configuration or its provenance says so."
+    """Tell whether an attempt at the run made this folder, by its configuration or its provenance.
+
+    A folder with nothing but temporary files counts too."""
     if folder.is_symlink() or not folder.is_dir(): return False
     if all(is_leftover(name) for name in os.listdir(folder)): return True
     with suppress(Damaged):
@@ -344,23 +356,23 @@ def _begun(folder: Path, path: Path) -> bool:
     return False
 
 def _partials(path: Path) -> list[Path]: # oldest first
-    "The working folders that attempts at a run have left."
+    "List the working folders that earlier attempts at a run have left."
     return [p for p in _attempts(path) if _begun(p, path)]
 
 # %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-25
 def _leaves(config, name: str = "") -> dict:
-    "The entries of a nested configuration, by their dotted names."
+    "Flatten a nested configuration to {dotted name: value}."
     if isinstance(config, dict): parts = config.items()
     elif isinstance(config, (list, tuple)): parts = enumerate(config)
     else: return {name: config}
     return {k: v for part, x in parts for k, v in _leaves(x, f"{name}.{part}" if name else str(part)).items()}
 
 def _differing(a: dict, b: dict) -> list[str]: # of `_leaves`
-    "The entries in which two configurations differ."
+    "List the names of the entries in which two configurations differ."
     return [k for k in a | b if a.get(k, "") != b.get(k, "")]
 
 def _past(folder: Path) -> list[tuple[str, dict, dict]]: # label, entries of the configuration, provenance
-    "The finished runs of a kind."
+    "Read the finished runs of a kind; those that cannot be read are left out."
     found = []
     for p in sorted(folder.iterdir()) if folder.exists() else []:
         with suppress(OSError, Damaged):
@@ -376,7 +388,9 @@ def estimate(
     config: dict, # its configuration
     past: list[tuple[str, dict, dict]], # label, entries of the configuration by their dotted names, and provenance of the runs of its kind
 ) -> float: # seconds; NaN if nothing of its kind and size was ever made in one go
-    "The time that the nearest runs of this size took: those whose label begins alike, and of these the ones with the most similar configuration; longer with more epochs."
+    """Estimate how long a run takes: the median of the nearest runs of its size, scaled with the epochs.
+
+    Nearest are those with the same first word of the label, and of these the most similar configurations."""
     here = _leaves(config)
     past = [x for x in past if "seconds" in x[2] and not x[2].get("resumed") and all(x[1].get(k) == here.get(k) for k in _SIZE)]
     past = [x for x in past if x[0].split("-")[0] == label.split("-")[0]] or past
@@ -389,18 +403,18 @@ def estimate(
 def set_aside(
     path: Path, # folder of a run that cannot be read
 ) -> Path: # its new name: `...corrupt-1`, or the next number
-    "Take a run out of use without deleting it; the next one who asks for it makes it again."
+    "Rename a run that cannot be used, without deleting it; the next request makes it again."
     number = 1
     while os.path.lexists(aside := path.with_name(f"{path.name}.corrupt-{number}")): number += 1
     os.rename(path, aside)
     return aside
 
 def _inputs(config: dict, runs: dict[str, list[str]]) -> list[str]:
-    "The runs, of those given by key, whose keys stand anywhere in a configuration."
+    "Return the runs whose keys occur anywhere in a configuration, sorted by name."
     return sorted({name for value in _leaves(config).values() for name in runs.get(value if isinstance(value, str) else "", ())})
 
 def _by_key(root: Path) -> dict[str, list[str]]:
-    "The finished runs of a store, as \"kind/label-hash\", by their keys."
+    "Return the runs of a store, as \"kind/label-hash\", by their keys."
     found = {}
     for kind in filter(Path.is_dir, Path(root).iterdir()):
         for name in os.listdir(kind):
@@ -410,26 +424,28 @@ def _by_key(root: Path) -> dict[str, list[str]]:
 _MADE_FROM = ("detector", "maps", "quantiles") # entries of a configuration that are keys of runs, and change with the data
 
 def _nearest(label: str, config: dict, past: list[tuple[str, dict, dict]]) -> str:
-    "Why a run is not there: what sets it apart from the nearest one of the same label."
+    "Say why a run is not there: how its configuration differs from the nearest run of the same label."
     differ = [_differing(here, there) for here in [_leaves(config)] for name, there, _ in past if name == label]
     nearest = sorted({re.sub(r"\.\d+", "", k) for k in min(differ, key=len, default=[])})
     if "data" in nearest and {*nearest} <= {"data", *_MADE_FROM}: return "the data have changed"
     return f"differs from the nearest in {', '.join(nearest)}" if nearest else "not made yet"
 
 def _failure(path: Path) -> dict:
-    "Read why the last attempt at a run failed; empty if there is no note that can be read."
+    "Read the note of the last failed attempt; empty if there is none that can be read."
     with suppress(OSError, ValueError):
         return read_record(_beside(path, "failed.json"), error=str, when=str, code=str, diverged=bool)
     return {}
 
 def _reason(path: Path, config: dict, past: list[tuple[str, dict, dict]]) -> str:
-    "Why a run has to be made."
+    "Say why a run has to be made."
     if note := _failure(path): return f"tried again after {one_line(note['error'])} ({one_line(note['when'])})"
     return "was interrupted" if _partials(path) else _nearest(_NAME.fullmatch(path.name)["label"], config, past)
 
 # %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-30
 def _workplace(path: Path, number: int, resume: bool) -> Path:
-    "The working folder of a claim: the last attempt's, to go on from, or an empty one."
+    """Return the working folder of a claim: the last attempt's if it can be continued, otherwise an empty one.
+
+    The folders of other attempts are deleted."""
     folder, left = _beside(path, f"partial-{number}"), _partials(path)
     last = left.pop() if resume and left else None
     for p in left: discard(p)
@@ -441,7 +457,7 @@ def _workplace(path: Path, number: int, resume: bool) -> Path:
     return folder
 
 def _code(store: "RunStore", path: Path, folder: Path) -> dict:
-    "The run, the code that begins to work on it, and the other code that has worked there before."
+    "Return the run's name, the present code, and other code that has worked in the folder before."
     before = []
     with suppress(OSError, Damaged):
         note = read_sealed(folder/"provenance.json", code=str, modules=dict, earlier=list)
@@ -450,13 +466,13 @@ def _code(store: "RunStore", path: Path, folder: Path) -> dict:
     return dict(run=f"{path.parent.name}/{path.name}", code=store.code, modules=store.modules, earlier=others)
 
 def _origin(store: "RunStore", code: dict, folder: Path, config: dict, started: tuple[str, float], resumed: bool) -> dict:
-    "The provenance of a run that has just been made."
+    "Return the provenance of a run that has just been made."
     return dict(provenance(device=store.device), **code, inputs=_inputs(config, _by_key(store.root)), files=_listing(folder), resumed=resumed,
                 start=started[0], end=_utc(), seconds=time.monotonic() - started[1], host=socket.gethostname(), pid=os.getpid())
 
 # %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-31
 def _make(store: "RunStore", path: Path, claim: Claim, config: dict, make: Callable, resume: bool):
-    "Fill the working folder of a claim and publish it; `RuntimeError` if another process has taken over."
+    "Fill the working folder of a claim and publish it; raise `RuntimeError` if another process took over."
     started, folder = (_utc(), time.monotonic()), _workplace(path, claim.number, resume)
     resumed = any(p.name not in ("config.json", "provenance.json") for p in folder.iterdir())
     code = _code(store, path, folder)
@@ -469,7 +485,9 @@ def _make(store: "RunStore", path: Path, claim: Claim, config: dict, make: Calla
     os.rename(folder, path)
 
 def _note_failure(store: "RunStore", path: Path, e: BaseException, resume: bool):
-    "Leave the reason beside the working folder, and the folder itself only to who can go on from it."
+    """Write down why an attempt failed; delete its working folder unless the run can be continued from it.
+
+    An interruption by hand is not written down as a failure."""
     if not resume or isinstance(e, FloatingPointError):
         for p in _partials(path): discard(p)
     if not isinstance(e, Exception): return # interrupted by hand: no failure
@@ -478,24 +496,26 @@ def _note_failure(store: "RunStore", path: Path, e: BaseException, resume: bool)
     with suppress(OSError): write_json(_beside(path, "failed.json"), note)
 
 def _diverged(store: "RunStore", path: Path) -> str: # "": no, or other code has tried
-    "What went wrong when this code tried a run that would go wrong again."
+    "Return the error of a run that diverged with this very code, and would do so again."
     note = _failure(path)
     if not note.get("diverged") or note["code"] != store.code: return ""
     return one_line(note["error"].removeprefix("FloatingPointError: "))
 
 def _stop_diverged(store: "RunStore", path: Path):
-    "`RunFailed` about a run that would go wrong again."
+    "Raise `RunFailed` if the run has diverged with this very code."
     if reason := _diverged(store, path): raise RunFailed(f"{path.parent.name}/{path.name}", reason)
 
 # %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-33
 def _fault(path: Path, deep: bool = False) -> str | None: # None: it is there and whole; "": it is not there
-    "What is wrong with the run's folder."
+    "Say what is wrong with the folder of a run."
     if not os.path.lexists(path): return ""
     try: check_run(path, deep)
     except Damaged as e: return str(e).replace(f"{path}/", "", 1).rstrip(".")
 
 def _wait(path: Path, say: Callable, heartbeat: float, missed: int) -> Claim:
-    "The claim on a run, once it is ours; says whom it waits for."
+    """Take the claim on a run, waiting while another process holds it, and say for whom.
+
+    Raise `RuntimeError` if this thread holds it already."""
     claim, told = Claim(_beside(path, "lock"), heartbeat, missed), None
     while (owner := claim.take()) is not None:
         if owner and owner != told:
@@ -512,7 +532,9 @@ def claimed(
     heartbeat: float = 10.0, # as of `RunStore`
     missed: int = 6, # as of `RunStore`
 ):
-    "Be the only one at work on something. Where nothing can be written nothing is claimed, so that what is there can be used."
+    """Hold the claim on a file or folder while the block runs, so that only one process works on it.
+
+    Where nothing can be written there is no claim, so that what is there can be read all the same."""
     try: claim = _wait(Path(path), say, heartbeat, missed)
     except OSError as e:
         if e.errno not in _CLOSED: raise
@@ -522,7 +544,7 @@ def claimed(
         if claim is not None: claim.remove()
 
 def _begin(store: "RunStore", path: Path, claim: Claim, config: dict, fault: str, resume: bool):
-    "Say why the run is made, and set aside what was there."
+    "Say why the run is made, and set aside a damaged one."
     if fault: reason = f"cannot be read: {fault}; set aside as {set_aside(path).name}"
     elif claim.previous is not None: reason = f"taken over from {who(claim.previous)}, which has died"
     else: reason = _reason(path, config, _past(path.parent))
@@ -531,7 +553,9 @@ def _begin(store: "RunStore", path: Path, claim: Claim, config: dict, fault: str
 
 # %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-34
 def _attempt(store: "RunStore", path: Path, claim: Claim, config: dict, make: Callable, resume: bool) -> bool | None:
-    "Under the claim: True if another made the run meanwhile, False if it was made here, None if another took over from us."
+    """Make a run under its claim; return False if it was made here.
+
+    Return True if another process has made it meanwhile, None if another process took over from this one."""
     if (fault := _fault(path)) is None: return True
     _stop_diverged(store, path)
     _begin(store, path, claim, config, fault, resume)
@@ -547,7 +571,7 @@ def _attempt(store: "RunStore", path: Path, claim: Claim, config: dict, make: Ca
         raise
 
 def _give_up_inputs(store: "RunStore", config: dict, e: Damaged):
-    "Set aside what a run was to be made from and is not what was written; `Damaged` says that it can be made again."
+    "Set aside the damaged inputs of a run, if any; raise `Damaged` saying that they can be made again."
     told = []
     for name in _inputs(config, _by_key(store.root)):
         with claimed(path := store.root/name, store.say, store.heartbeat, store.missed):
@@ -557,16 +581,16 @@ def _give_up_inputs(store: "RunStore", config: dict, e: Damaged):
 def forget_failure(
     path: Path, # folder of a run
 ):
-    "Let a run that diverged be tried again."
+    "Delete the note that a run diverged, so that it is tried again."
     _beside(path, "failed.json").unlink(missing_ok=True)
 
 def _lost(store: "RunStore", path: Path, claim: Claim):
-    "Leave the field to the process that has taken over."
+    "Delete what was written since another process took over, and say so."
     discard(_beside(path, f"partial-{claim.number}")) # what was written here since
     store.say(f"LOST {path.parent.name} {path.name}: no sign of life was seen from here, and another process took over")
 
 def _obtain(store: "RunStore", path: Path, config: dict, make: Callable, resume: bool) -> bool: # whether another process made it
-    "Make the run, or wait for who is at it; take over if that one has died."
+    "Make the run, or wait for the process that makes it; take over if that process has died."
     while True:
         _stop_diverged(store, path)
         try: claim = _wait(path, store.say, store.heartbeat, store.missed)
@@ -577,7 +601,7 @@ def _obtain(store: "RunStore", path: Path, config: dict, make: Callable, resume:
 
 # %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-36
 class Task(NamedTuple):
-    "A run that a dry store was asked for: all that it takes to make it."
+    "A run that a dry store was asked for, with all that is needed to make it."
     path: Path # its folder
     config: dict # its configuration
     make: Callable[[Path], None] # fills the folder
@@ -586,29 +610,29 @@ class Task(NamedTuple):
 
     @property
     def name(self) -> str: # "kind/label-hash"
-        "The run's name."
+        "Return the run's name."
         return f"{self.path.parent.name}/{self.path.name}"
 
     def run(self, store: "RunStore") -> Run: # as `RunStore.get`
-        "Have it made."
+        "Make the run in a store, or find it there."
         return store.get(self.path.parent.name, _NAME.fullmatch(self.path.name)["label"], self.config, self.make, self.resume)
 
 def needs_text(
     name: str, # of an input that has no result
     fault: str, # why
 ) -> str:
-    "Why what is made from it has none either: the first cause."
+    "Say why a run whose input failed has no result either; the first cause is passed on."
     return fault if fault.startswith("needs ") else f"needs {name}, which failed: {fault}"
 
 def task_inputs(
     tasks: list[Task], # of a dry store
 ) -> dict[str, list[str]]: # name -> names
-    "The tasks that each one has to wait for."
+    "Return the tasks that each task has to wait for."
     keys = {_NAME.fullmatch(t.path.name)["key"]: [t.name] for t in tasks}
     return {t.name: _inputs(t.config, keys) for t in tasks}
 
 def _action(store: "RunStore", task: Task) -> tuple[str, str, float]: # action, reason, seconds
-    "What `get` would do."
+    "Return what `get` would do with a task, why, and how long it would take."
     path, label = task.path, _NAME.fullmatch(task.path.name)["label"]
     if task.fault is None: return "reuse", f"made by {other}" if (other := store.other_code(path)) else "is there", 0.0
     if reason := _diverged(store, path): return "failed", reason, 0.0
@@ -618,7 +642,7 @@ def _action(store: "RunStore", task: Task) -> tuple[str, str, float]: # action, 
 
 # %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-37
 class RunStore:
-    "Runs by the hash of their configuration; each is made once, whoever asks."
+    "The store of runs by the hash of their configuration; each is made once, whichever process asks."
     def __init__(
         self,
         root: str | Path, # folder of all runs
@@ -628,6 +652,7 @@ class RunStore:
         missed: int = 6, # signs of life that a worker on another machine may miss before it counts as dead
         device: str | None = None, # where detectors run, for the provenance; None: a GPU where there is one
     ):
+        "Open a store; nothing is written before `get`."
         self.root, self.say, self.dry, self.heartbeat, self.missed = Path(root), say, dry, heartbeat, missed
         self.modules, self.used, self.tasks, self.past, self.device = code_modules(), {}, [], {}, device
         self.code = digest(self.modules)
@@ -640,7 +665,10 @@ class RunStore:
         make: Callable[[Path], None], # fills a folder
         resume: bool = False, # whether `make` can go on from what an earlier attempt left in the folder
     ) -> Run:
-        "The run of this configuration: the one that is there, or else made now. Says which and why. `RunFailed` if it diverges, `OSError` if the store is full or closed."
+        """Return the run of a configuration, made now if it is not there; say which and why.
+
+        A dry store only records the task.
+        Raise `RunFailed` if the run diverges, `OSError` if the store is full or closed."""
         file_name(label, "the run's label")
         config = json.loads(json.dumps(config)) # as it will be read
         path = self.root/kind/f"{label}-{(key := digest([kind, config]))}"
@@ -660,16 +688,16 @@ class RunStore:
         self,
         path: Path, # folder of a run
     ) -> str: # "" if the present code made it or it is not made yet
-        "What sets the code that made a run apart from the present one."
+        "Say which modules differ between the code that made a run and the present code."
         with suppress(Damaged): return code_difference(_read_origin(path), self.modules)
         return ""
 
     def names(self, other_code: bool = False) -> list[str]: # "kind/label-hash", sorted
-        "The runs that were asked for so far; with `other_code` those of them that other code than the present one has made."
+        "Return the runs asked for so far; with `other_code` only those that other code has made."
         return sorted(str(p.relative_to(self.root)) for p in self.used if not other_code or self.other_code(p))
 
     def summary(self) -> str:
-        "How much was there already."
+        "Count the runs asked for: how many were reused, and how many made or to be made."
         reused = sum(self.used.values())
         return f"{len(self.used)} runs: {reused} reused, {len(self.used) - reused} {'to make' if self.dry else 'made'}."
 
@@ -677,7 +705,7 @@ class RunStore:
 def planned(
     store: RunStore, # a dry one
 ) -> pd.DataFrame: # kind, label, key, action (reuse, wait, make, failed, blocked), reason, seconds (NaN: unknown)
-    "What would happen to the runs that a dry store was asked for, in that order, and why."
+    "Return what would happen to each run that a dry store was asked for, in that order, and why."
     rows, hopeless, inputs = [], {}, task_inputs(store.tasks)
     for task in store.tasks:
         action, reason, seconds = _action(store, task)
@@ -691,14 +719,14 @@ def planned(
 def seconds_text(
     seconds: float, # a duration; NaN: not known
 ) -> str:
-    "A duration, as people read it."
+    "Format a duration for people."
     if not seconds == seconds: return "?"
     if seconds < 60: return f"{seconds:.0f} s" if seconds >= 1 or not seconds else "< 1 s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 def _text(table: pd.DataFrame, total: str) -> str:
-    "A table with its columns left-aligned, and a line below it."
+    "Format a table with left-aligned columns and a last line."
     widths = {c: max(map(len, [c, *table[c]])) for c in table}
     rows = [dict(zip(table, table)), *table.to_dict("records")] if len(table) else []
     return "\n".join(["  ".join(row[c].ljust(widths[c]) for c in widths).rstrip() for row in rows] + [total])
@@ -706,7 +734,7 @@ def _text(table: pd.DataFrame, total: str) -> str:
 def plan_text(
     plan: pd.DataFrame, # from `planned`
 ) -> str:
-    "What would be made and why, and how long it would take one worker."
+    "Format a plan for people: what would be made, why, and how long one worker would take."
     lines = plan.assign(run=plan.kind + "/" + plan.label + "-" + plan.key.str[:6], time=[seconds_text(s) if a == "make" else "" for a, s in zip(plan.action, plan.seconds)])
     make = plan[plan.action == "make"]
     new = make.seconds.isna().sum()
@@ -723,11 +751,11 @@ _LEFT = re.compile(r"\.(?P<name>.+-[0-9a-f]{16})\.(lock|failed\.json|partial-\d+
 _CORRUPT = re.compile(r"(?P<name>.+-[0-9a-f]{16})\.corrupt-\d+")
 
 def _kinds(root: Path) -> list[Path]: # sorted
-    "The folders of a store, links to folders not among them."
+    "List the folders of a store; links to folders are left out."
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.is_symlink()) if root.exists() else []
 
 def _found(folder: Path) -> dict[Path, str]:
-    "The runs of a kind, and what is finished, unfinished, corrupt or no run."
+    "Return the state of each run of a kind by its folder: finished, unfinished, corrupt, or alien (no run)."
     names, found = sorted(os.listdir(folder)), {}
     for name in names:
         if m := _LEFT.fullmatch(name): found.setdefault(folder/m["name"], "unfinished")
@@ -737,7 +765,7 @@ def _found(folder: Path) -> dict[Path, str]:
     return found
 
 def _bytes(path: Path) -> int:
-    "The size of a file or of all files in a folder; what vanishes meanwhile counts nothing."
+    "Return the size of a file or of all files in a folder; what vanishes meanwhile counts as 0."
     size = 0
     for p in [path, *path.rglob("*")]:
         with suppress(OSError): size += p.stat().st_size if p.is_file() else 0
@@ -745,7 +773,7 @@ def _bytes(path: Path) -> int:
 
 # %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-51
 def _unfinished(path: Path) -> dict:
-    "State of a run that somebody began."
+    "Return state, size and note of a run that was begun and is not finished."
     row, claim = dict(bytes=sum(map(_bytes, _partials(path)))), Claim(_beside(path, "lock"))
     sign = f"last sign of life {seconds_text(silence)} ago" if (silence := claim.silence()) >= 60 else ""
     if (owner := claim.owner()) is not None: return row | dict(state="in progress", note=", ".join([who(owner), *[sign] * bool(sign)]))
@@ -755,12 +783,12 @@ def _unfinished(path: Path) -> dict:
     return row | dict(state="interrupted", note=sign)
 
 def _alien(path: Path, kind: str, reason: str) -> dict:
-    "What `list_runs` tells of something that is no run."
+    "Return the row of `list_runs` for something that is not a run."
     name = path.name if path.name.isprintable() else ascii(path.name)
     return dict(kind=kind, label=name, key="", state="alien", made="", seconds=float("nan"), code="", bytes=0, note=reason)
 
 def _row(path: Path, state: str, modules: dict) -> dict:
-    "What `list_runs` tells of a run."
+    "Return the row of `list_runs` for a run."
     if state == "alien": return _alien(path, path.parent.name, "not named like a run")
     label, key = _NAME.fullmatch(path.name.split(".corrupt-")[0]).groups()
     row = dict(kind=path.parent.name, label=label, key=key, state=state, made="", seconds=float("nan"), code="", note="")
@@ -777,7 +805,7 @@ def list_runs(
     pattern: str | None = None, # only labels that hold this regular expression
     stale: bool | None = None, # True: only those made by other code; False: only the others
 ) -> pd.DataFrame: # `COLUMNS`
-    "All runs of a store, whatever their state, in the order of their names, and what lies there besides."
+    "List everything in a store, in the order of names: runs in any state, and what is not a run."
     root, modules = Path(root), code_modules()
     kinds = [p.name for p in _kinds(root)]
     others = [] if kind or not root.exists() else [p for p in sorted(root.iterdir()) if p.name not in kinds and not is_leftover(p.name)]
@@ -791,7 +819,7 @@ def list_runs(
 def bytes_text(
     size: float, # bytes
 ) -> str:
-    "A size on disk, as people read it."
+    "Format a size on disk for people."
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000: return f"{size:.3g} {unit}"
         size /= 1000
@@ -800,7 +828,7 @@ def bytes_text(
 def runs_text(
     runs: pd.DataFrame, # from `list_runs`
 ) -> str:
-    "The runs as a table for people, with a line that counts them."
+    "Format a list of runs for people, with a last line that counts them."
     run = runs.kind + "/" + runs.label + ("-" + runs.key.str[:6]).where(runs.key != "", "")
     shown = pd.DataFrame(dict(run=run, state=runs.state, made=runs.made.str[:16].str.replace("T", " "),
                               time=runs.seconds.map(seconds_text), size=runs["bytes"].map(bytes_text), code=runs.code.replace("", "same"), note=runs.note))
@@ -814,7 +842,9 @@ def damaged_runs(
     root: str | Path, # folder of all runs
     runs: pd.DataFrame, # from `list_runs`
 ) -> pd.DataFrame: # those of them that are corrupt, `note` says how
-    "Compare every byte of finished runs with what was written, those of each map too."
+    """Compare every byte of finished runs with what was written, including each quantile map.
+
+    Runs that are corrupt already are returned too."""
     found = []
     for run in runs.to_dict("records"):
         if run["state"] == "finished":
@@ -829,7 +859,7 @@ def find_run(
     name: str, # of a finished run as `runs_text` prints it, or less of it; or its folder
     kind: str | None = None, # only of this kind
 ) -> Path: # its folder
-    "The one run that is meant; `ValueError` if none or several are."
+    "Find the one run that a name, or its beginning, denotes; raise `ValueError` if none or several match."
     if (Path(name)/"config.json").exists(): return Path(name)
     runs = list_runs(root, kind)
     there = (runs.state == "finished") | (runs.state == "corrupt") & ~runs.note.str.contains(".corrupt-", regex=False)
@@ -846,13 +876,13 @@ def record_runs(
     runs: Iterable[str], # "kind/label-hash"
     **facts, # what else the note shall say
 ) -> Path:
-    "Note under `plans/` that something needs these runs, which are not all made yet."
+    "Note under `plans/` that these runs are needed although not all are made yet, so that `prune` keeps them."
     return write_json(Path(outputs)/"plans"/f"{name}.provenance.json", dict(facts, runs=sorted(runs), when=_utc()))
 
 def _raise(error: OSError): raise error
 
 def _notes(outputs: Path) -> Iterable[Path]:
-    "All notes below a folder, also behind links, each folder once; `OSError` if one cannot be looked into."
+    "Yield all notes below a folder, also behind links, each folder once; raise `OSError` for an unreadable one."
     seen = set()
     for here, folders, files in os.walk(outputs, followlinks=True, onerror=_raise):
         if (place := os.path.realpath(here)) in seen: folders.clear()
@@ -860,7 +890,7 @@ def _notes(outputs: Path) -> Iterable[Path]:
         seen.add(place)
 
 def _noted(note: Path) -> list[str]:
-    "The runs that a note names; `ValueError` naming the note if they cannot be read from it."
+    "Read the runs that a note names; raise `ValueError` naming the note if it cannot be read."
     runs = read_record(note, runs=list)["runs"]
     wrong = [name for name in runs if not (isinstance(name, str) and re.fullmatch(r"[^/]+/[^/]+-[0-9a-f]{16}", name))]
     if wrong: raise ValueError(f"{note} names {shortened(wrong[0])} where the name of a run belongs.")
@@ -869,13 +899,15 @@ def _noted(note: Path) -> list[str]:
 def recorded_runs(
     outputs: str | Path, # folder of all outputs
 ) -> set[str]: # "kind/label-hash"
-    "The runs that the tables, figures and plans written there rest on; `ValueError` naming a note that cannot be read."
+    """Return the runs behind the tables, figures and plans written there.
+
+    Raise `ValueError` naming a note that cannot be read."""
     try: return {name for note in _notes(Path(outputs)) for name in _noted(note)} if Path(outputs).exists() else set()
     except ValueError as e: raise ValueError(f"{e} What it rests on is not known: write it again, or move it away.") from e
 
 # %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-61
 def _config(path: Path) -> dict | None:
-    "The configuration of a run, finished or begun: empty if there is none, None if there is one that cannot be read."
+    "Read the configuration of a run, finished or begun: {} if there is none, None if it cannot be read."
     places = [p for p in [path, *reversed(_attempts(path))] if os.path.lexists(p/"config.json")]
     for place in places:
         with suppress(OSError, Damaged):
@@ -884,7 +916,7 @@ def _config(path: Path) -> dict | None:
     return None if places else {}
 
 def _configs(root: Path) -> dict[str, dict | None]:
-    "The configurations of a store's runs, by \"kind/label-hash\"; those behind links too."
+    "Read the configurations of a store's runs, by \"kind/label-hash\", also behind links."
     kinds = sorted(k for k in root.iterdir() if k.is_dir()) if root.exists() else []
     runs = [p for k in kinds for p, state in _found(k).items() if state in ("finished", "unfinished")]
     return {f"{p.parent.name}/{p.name}": _config(p) for p in runs}
@@ -892,7 +924,7 @@ def _configs(root: Path) -> dict[str, dict | None]:
 def needs(
     root: str | Path, # folder of all runs
 ) -> dict[str, list[str] | None]: # "kind/label-hash" -> the runs it is made from; None: not known
-    "What each run of a store is made from."
+    "Return what each run of a store is made from."
     configs, keys = _configs(Path(root)), {}
     for name in configs: keys.setdefault(name.rsplit("-", 1)[1], []).append(name)
     return {name: None if config is None else _inputs(config, keys) for name, config in configs.items()}
@@ -902,7 +934,9 @@ def reachable(
     needed: dict[str, list[str] | None], # from `needs`
     keep: Iterable[str], # names to start from
 ) -> set[str]:
-    "The runs in `keep`, what they are made from, and so on; `ValueError` if that is not known of one."
+    """Return the runs in `keep`, their inputs, the inputs of these, and so on.
+
+    Raise `ValueError` if the inputs of one are not known."""
     seen, todo = set(), list(keep)
     while todo:
         if (name := todo.pop()) in seen: continue
@@ -915,7 +949,7 @@ def reachable(
 
 # %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-64
 def _additions(folder: Path, files: dict) -> list[str]: # relative, sorted
-    "What lies in a run's folder and is not listed in its provenance."
+    "List what lies in a run's folder and is not listed in its provenance."
     known = {"provenance.json", *files}
     for table in files:
         if Path(table).name == DIGESTS: known |= {f"{Path(table).parent.as_posix()}/{name}" for name in read_digests((folder/table).parent)}
@@ -924,7 +958,7 @@ def _additions(folder: Path, files: dict) -> list[str]: # relative, sorted
     return sorted({p.relative_to(folder).as_posix() for p in there if not is_leftover(p.name)} - known)
 
 def _folder_fault(path: Path) -> str:
-    "Say why the folder of a run, finished or set aside, is none; an empty text if it is one or absent."
+    "Say why the folder of a run, finished or set aside, must not be deleted; empty if it may be or is absent."
     if not os.path.lexists(path): return ""
     if path.is_symlink() or not path.is_dir(): return f"{path.name} is no folder, or a link"
     aside = _CORRUPT.fullmatch(path.name)
@@ -936,7 +970,7 @@ def _folder_fault(path: Path) -> str:
     return f"it holds {shortened(added[0])}, which was not made with it" if added else ""
 
 def _beside_fault(path: Path) -> str:
-    "Say what beside a run's folder is called like its own and is not; an empty text if nothing is."
+    "Say what beside a run's folder is named like a part of it and is none; empty if nothing is."
     lock, failed = _beside(path, "lock"), _beside(path, "failed.json")
     if lock.is_symlink() or lock.exists() and not lock.is_dir(): return f"{lock.name} is no folder, or a link"
     if others := _strangers(lock): return f"{lock.name} holds {shortened(others[0])}, which is no claim"
@@ -944,19 +978,19 @@ def _beside_fault(path: Path) -> str:
     return next((f"{p.name} is not a working folder of this run" for p in _attempts(path) if not _begun(p, path)), "")
 
 def _foreign(path: Path) -> str:
-    "Say why something is not to be deleted as a run; an empty text if it may be."
+    "Say why something must not be deleted as a run; empty if it may be."
     return _folder_fault(path) or _beside_fault(path)
 
 # %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-65
 def _place(root: Path, run: dict) -> Path:
-    "Where a row of `list_runs` lies."
+    "Return the path of a row of `list_runs`."
     if run["state"] == "corrupt" and _CORRUPT.fullmatch(run["note"]): return root/run["kind"]/run["note"]
     return root/run["kind"]/(f"{run['label']}-{run['key']}" if run["key"] else run["label"])
 
 def spared(
     root: str | Path, # folder of all runs
 ) -> pd.DataFrame: # `COLUMNS`; `note` says why
-    "What lies in a store and is no run, or not a run alone: `prune` never touches it."
+    "List what lies in a store and is not a run, or not only a run: `prune` never deletes it."
     found = []
     for run in list_runs(root).to_dict("records"):
         reason = run["note"] if run["state"] == "alien" else _foreign(_place(Path(root), run))
@@ -967,7 +1001,7 @@ def spared(
 def _held(path: Path) -> bool: return Claim(_beside(path, "lock")).owner() is not None
 
 def _delete(path: Path) -> bool: # False: another process holds it, or it is no run any more
-    "Delete a run and all that lies beside it."
+    "Delete a run and all that lies beside it, unless another process holds it."
     if _foreign(path): return False
     claim = Claim(_beside(path, "lock"))
     if claim.take(look=True) is not None: return False
@@ -976,14 +1010,16 @@ def _delete(path: Path) -> bool: # False: another process holds it, or it is no 
     return True
 
 def _sweep(root: Path):
-    "Delete what killed processes have left: what they were deleting, and after an hour what they were writing."
+    "Delete what killed processes left: half-deleted files at once, temporary files after an hour."
     for p in [p for folder in [root, *_kinds(root)] for p in folder.iterdir() if is_leftover(p.name)]:
         with suppress(FileNotFoundError):
             if p.name.startswith(".prle-del-") or time.time() - p.lstat().st_mtime > GIVEN_UP: discard(p)
 
 # %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-67
 def _unneeded(root: Path, runs: pd.DataFrame, keep: set[str]) -> pd.DataFrame: # those of `runs`
-    "The runs that nothing needs, nobody holds and nobody added to; `ValueError` if it is not known what one needs."
+    """Return the runs that nothing needs, no process holds and nobody has added files to.
+
+    Raise `ValueError` if the inputs of a needed run are not known."""
     names, aside = runs.kind + "/" + runs.label + "-" + runs.key, runs.note.map(lambda note: bool(_CORRUPT.fullmatch(note)))
     foreign = np.array([bool(_foreign(p)) for p in runs.path], bool)
     stay = reachable(needs(root), {*keep, *names[(runs.state == "in progress") | foreign & ~aside]})
@@ -995,7 +1031,9 @@ def prune(
     keep: Iterable[str], # names "kind/label-hash" that are needed: of a dry store, of `recorded_runs`
     delete: bool = False, # really delete; otherwise only list
 ) -> pd.DataFrame: # rows of `list_runs`: those that go, or with `delete` those that went
-    "The runs that nothing needs, and their deletion. `ValueError`, before anything is deleted, if what is needed is not known."
+    """List the runs that nothing needs, and delete them with `delete`.
+
+    Raise `ValueError`, before anything is deleted, if it is not known what is needed, or if `root` is a link."""
     if (root := Path(root)).is_symlink(): raise ValueError(f"{root} is a link; name the folder that it leads to, so that nothing else is deleted.")
     runs = list_runs(root)
     runs = runs[runs.state != "alien"].reset_index(drop=True)

@@ -39,7 +39,7 @@ def told_fakes(
     faces: pd.DataFrame, # all test faces
     subset: str, # manipulation
 ) -> pd.DataFrame: # some of its rows; the index is their position
-    "Take the fakes whose manipulated pixels are known."
+    "Return the fakes whose manipulated pixels are known."
     faces = faces.reset_index(drop=True)
     return faces[(faces.subset == subset) & (faces["mask"] != "")]
 
@@ -48,7 +48,7 @@ def inside_mask(
     root: Path, # folder of their masks
     maps: Iterable[torch.Tensor], # (n, H, W) of these fakes, batch by batch
 ) -> pd.DataFrame: # a row a fake: identity, area (of the mask), share (of the attention inside), hit (of the most attended pixel)
-    "Measure how well maps agree with the manipulated pixels, where the data set tells them."
+    "Measure how well maps agree with the known manipulated pixels."
     heats = (heat for batch in maps for heat in batch.numpy())
     found = []
     for path, heat in zip(fakes["mask"], heats, strict=True):
@@ -66,7 +66,7 @@ def wanted_agreement(
     root: Path, # folder of their masks
     size: int, # of the faces, pixels
 ) -> Wanted: # as `inside_mask`
-    "Want how well a zoo's maps of the test faces agree with the manipulated pixels."
+    "Declare how well a zoo's maps of the test faces agree with the manipulated pixels."
     def read(runs: list[Run]) -> pd.DataFrame:
         maps = fused_batches(runs, zoo.fusion, size, fakes.index.to_numpy())
         return inside_mask(fakes, root, maps)
@@ -77,7 +77,7 @@ def localization_cells(
     names: Iterable[str], # of `zoo_variants`
     seeds: int, # zoos
 ) -> Cells: # name, manipulation -> `inside_mask` of each seed
-    "Want how well maps agree with the manipulated pixels, for single detectors and fusions."
+    "Declare the agreement of maps with the manipulated pixels, for single detectors and fusions."
     cells: Cells = {}
     for name in names:
         for subset in lab.subsets:
@@ -92,7 +92,7 @@ def localization_cells(
 _ENDS = ("value", "low", "high")
 
 def _agreement(tables: list[pd.DataFrame] | Gap, measure: str) -> dict:
-    "Estimate a measure and its excess over the mask's area with intervals, or give the reason of a gap."
+    "Estimate a measure and its excess over the mask's area (%), with intervals; a gap keeps its reason."
     ends = (*_ENDS, "excess", "excess_low", "excess_high")
     if isinstance(tables, Gap): return dict(area=np.nan, **dict.fromkeys(ends, np.nan), note=tables.reason)
     people = tables[0].identity.to_numpy()
@@ -112,7 +112,9 @@ def _over_subsets(by_subset: list[list[pd.DataFrame] | Gap]) -> list[pd.DataFram
 def forgery_localization(
     values: Values, # of `localization_cells`
 ) -> pd.DataFrame: # name, subset ("mean": all), measure (share, hit), area (of the mask), value, excess, their ends, note
-    "Measure in per cent how well maps localize, by variant and manipulation; `mean` is over those without a gap."
+    """Measure in per cent how well maps localize, by variant and manipulation.
+
+    The subset `mean` pools the manipulations without a gap."""
     rows = []
     for name in dict.fromkeys(name for name, _ in values):
         tables = {subset: cell for (of, subset), cell in values.items() if of == name}
@@ -124,11 +126,11 @@ def forgery_localization(
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-9
 def _excess_text(r) -> str:
-    "Print what exceeds the mask's area."
+    "Format the excess over the mask's area."
     return "" if r.note else f"{r.excess:+.1f} [{r.excess_low:+.1f}, {r.excess_high:+.1f}]"
 
 def _area_row(rows: pd.DataFrame) -> dict:
-    "Print the masks' areas."
+    "Return the row of the masks' areas."
     row = {"": "the mask's area", "measure": "(%)"}
     for r in rows.drop_duplicates("subset").itertuples():
         row[r.subset] = "gap" if pd.isna(r.area) else f"{r.area:.1f}"
@@ -137,7 +139,7 @@ def _area_row(rows: pd.DataFrame) -> dict:
 def localization_table(
     rows: pd.DataFrame, # from `forgery_localization`
 ) -> pd.DataFrame: # a row a variant and measure; the excess over the mask's area below
-    "Lay it out as people read it."
+    "Format localization as a table for readers."
     shown, titles = [_area_row(rows)], dict(share="attention inside (%)", hit="pointing game (%)")
     for (name, measure), group in rows.groupby(["name", "measure"], sort=False):
         numbers = {r.subset: interval(r.value, r.low, r.high) for r in group.itertuples()}
@@ -149,13 +151,14 @@ def localization_table(
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-11
 @declare
 class Localization(Exhibit):
-    "Whether primary regions localize the forgery (Sections I and V), which the paper suggests and does not measure."
+    "Localization of the forgery by primary regions (Sections I and V); the paper suggests it without numbers."
     notebook = "localization_of_forgeries"
 
     def cells(self, lab: Lab, seeds: int) -> Cells:
         return localization_cells(lab, [*lab.preset.backbones, *FUSION_VARIANTS], seeds)
 
     def parts(self, lab: Lab, values: Values, seeds: int) -> Iterator[TablePart]:
+        "Return the table of localization."
         rows = forgery_localization(values)
         caption = ("Attention inside the manipulated pixels, and pointing game (%), on test fakes; the paper has no such numbers. "
                    f"{describe(lab, seeds)}{gaps(rows)}")
@@ -167,7 +170,7 @@ def verdict(
     high: float, # end of the interval
     wanted: tuple[float, float], # the numbers with which the claim is true, from and to
 ) -> str: # "holds", "does not hold" or "undecided" (NaN too)
-    "Say what an interval says about a claim."
+    "Compare an interval with the numbers for which a claim is true."
     if low >= wanted[0] and high <= wanted[1] and low <= high: return "holds"
     if low > wanted[1] or high < wanted[0]: return "does not hold"
     return "undecided"
@@ -198,7 +201,7 @@ inside|Contributions, Section V|primary regions help to localize forgeries: atte
 hit|Contributions, Section V|primary regions help to localize forgeries: pointing game|hits of the most attended pixel less the mask's area is above 0|points"""
 
 def claim_list() -> pd.DataFrame: # name, where, claim, test, unit
-    "List the paper's claims and the tests that they are put to."
+    "List the paper's claims and the tests that decide them."
     return pd.read_csv(StringIO(_CLAIMS), sep="|")
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-18
@@ -215,7 +218,7 @@ def claim_row(
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-20
 class Contrast(NamedTuple):
-    "What a claim about trainings compares."
+    "The comparison behind a claim: an arm less the mean of others, on a table's tests."
     number: int # of the paper's table
     plus: str # arm
     minus: tuple[str, ...] # arms
@@ -239,7 +242,7 @@ def mean_difference(
     plus: str, # arm
     minus: Sequence[str], # arms
 ) -> dict[tuple, float]: # cell -> weight, for `estimate_sums`; empty if no backbone has them all
-    "Return the mean of `plus` less the mean of `minus` over all backbones and trainings that have them."
+    "Return the weights of the mean of `plus` less that of `minus`, over backbones and trainings that have them."
     groups: dict[tuple, dict[str, Arm]] = {}
     for arm in arms: groups.setdefault((arm.backbone, arm.train), {})[arm.name] = arm
     compared = [group for group in groups.values() if {plus, *minus} <= set(group)]
@@ -261,7 +264,9 @@ def paper_difference(
     backbones: Sequence[str],
     tests: Sequence[str], # by the paper's names
 ) -> float:
-    "Return the same mean of differences in the paper's table, over the same backbones and tests, as far as it can be read."
+    """Compute the same mean of differences in the paper's table, over the same backbones and tests.
+
+    Cells that cannot be read are left out."""
     cells = paper_cells(number).query("measure == 'AUC' and test in @tests and test != train")
     cells = cells[cells.backbone.isin(backbones) & cells.train.isin(["all", *tests])]
     wide = cells.pivot_table(index=["backbone", "train", "test"], columns="arm", values="paper")
@@ -270,31 +275,31 @@ def paper_difference(
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-26
 @dataclass(frozen=True)
 class Question:
-    "What the claims are put to."
+    "The lab and the settings with which the claims are tested."
     lab: Lab # preset, data and store
     seeds: int = 1 # trainings behind every number
     backbones: Sequence[str] | str | None = None # see `choose_backbones`
     rounds: int | None = None # of each arm, for the throughput, see `timing_run`
 
 class ClaimGroup:
-    "Claims that rest on the same runs."
+    "A group of claims that rest on the same runs."
     names: Sequence[str] # of `claim_list`
 
     def cells(self, q: Question) -> Cells:
-        "Name the runs that the tests need."
+        "Declare the runs that the tests need."
         return {}
 
     def rows(self, q: Question, values: Values) -> list[dict]: # of `claim_row`
-        "Test the claims; `ValueError` saying why they cannot be."
+        "Test the claims; raise `ValueError` saying why if that cannot be done."
         raise NotImplementedError
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-27
 class TargetClaims(ClaimGroup):
-    "Tables II and IV to VII: what trainings do to the AUC on the target sets."
+    "Claims of Tables II and IV to VII: what trainings do to the AUC on the target sets."
     names = tuple(CONTRASTS)
 
     def arms(self, q: Question) -> list[Arm]:
-        "Return the trainings whose target sets the claims are about."
+        "Return the trainings that the claims compare on the target sets."
         arms = Table2().arms(q.lab, q.backbones, detectors=())
         for table in (Table4(), Table5(), Table6(), Table7()): arms += table.arms(q.lab, q.backbones)
         return arms
@@ -303,6 +308,7 @@ class TargetClaims(ClaimGroup):
         return target_cells(q.lab, self.arms(q), q.seeds)
 
     def rows(self, q: Question, values: Values) -> list[dict]:
+        "Test each contrast whose arms are there."
         arms, backbones = self.arms(q), choose_backbones(q.lab, q.backbones)
         sums = {}
         for name, c in CONTRASTS.items():
@@ -318,13 +324,14 @@ class TargetClaims(ClaimGroup):
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-28
 class CrossClaim(ClaimGroup):
-    "Table III: what PRLE does to the AUC on unseen manipulations, if any is unseen."
+    "Claim of Table III: what PRLE does to the AUC on unseen manipulations."
     names = ("cross",)
 
     def cells(self, q: Question) -> Cells:
         return score_cells(Table3().arms(q.lab, q.backbones), q.seeds)
 
     def rows(self, q: Question, values: Values) -> list[dict]:
+        "Test the claim; no row if no manipulation is unseen."
         subsets = q.lab.subsets
         def unseen(arm): return [subset for subset in subsets if subset != arm.train]
         arms, contrast = Table3().arms(q.lab, q.backbones), ("primary", ("none",))
@@ -343,19 +350,20 @@ _MASKED = dict( # number -> alpha -> weight
     up={0.0: 0.25, 0.7: 0.75, 1.0: -1.0})
 
 def _worst(verdicts: set[str]) -> str:
-    "Return the verdict on a claim that needs several statements."
+    "Return the verdict on a claim that needs several statements: the worst of theirs."
     for worst in ("does not hold", "undecided"):
         if worst in verdicts: return worst
     return "holds"
 
 class MaskedClaims(ClaimGroup):
-    "Figure 8: what masks do to the accuracy of plain detectors."
+    "Claims of Figure 8: what masks do to the accuracy of plain detectors."
     names = ("falls", "levels")
 
     def cells(self, q: Question) -> Cells:
         return masked_cells(q.lab, q.seeds, (0.0, 0.7, 1.0))
 
     def rows(self, q: Question, values: Values) -> list[dict]:
+        "Test that accuracy falls and that it levels off, which needs both of its bounds and the fall."
         sums = {name: mean_over_subsets(q.lab.subsets, weights) for name, weights in _MASKED.items()}
         found = estimate_sums(values, dict.fromkeys(values, "acc"), sums).set_index("key")
         tests = dict(fall=("falls", LESS), down=("levels", MORE), up=("levels", MORE))
@@ -369,10 +377,11 @@ class MaskedClaims(ClaimGroup):
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-33
 class PeopleClaims(ClaimGroup):
-    "Figure 10: what masks do to people."
+    "Claims of Figure 10: what masks do to people."
     names = ("people", "grows")
 
     def rows(self, q: Question, values: Values) -> list[dict]:
+        "Test the responses to the preset's user study; raise `ValueError` without real ones."
         folder = q.lab.outputs/q.lab.name/"userstudy"
         if not folder.exists(): raise ValueError("there is no user study yet")
         kept, _ = exclude(read_responses(read_study(folder)))
@@ -386,13 +395,14 @@ class PeopleClaims(ClaimGroup):
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-34
 class ShareClaim(ClaimGroup):
-    "Table I: how much of a face is attended, mean over detectors and manipulations."
+    "Claim of Table I: how much of a face is attended, as a mean over detectors and manipulations."
     names = ("share",)
 
     def cells(self, q: Question) -> Cells:
         return share_cells(q.lab, q.lab.preset.backbones, q.seeds)
 
     def rows(self, q: Question, values: Values) -> list[dict]:
+        "Test the share of pixels with attention above 0."
         tables, by_seed = whole(values), []
         for seed in seed_range(q.seeds):
             of_backbones = []
@@ -404,10 +414,11 @@ class ShareClaim(ClaimGroup):
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-35
 class TimeClaims(ClaimGroup):
-    "Table VIII; the interval is from the smallest to the largest round. What is timed is not planned."
+    "Claims of Table VIII; the interval spans the smallest and the largest round. Timings are not planned."
     names = ("train", "infer")
 
     def rows(self, q: Question, values: Values) -> list[dict]:
+        "Test the changes of training time a face and of inference throughput, both in per cent."
         table = efficiency(q.lab, q.rounds)
         change = table[(table.arm == "change") & (table.backbone == "Xception")].set_index("quantity")
         infer = change.loc["infer"]
@@ -419,13 +430,14 @@ class TimeClaims(ClaimGroup):
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-36
 class PlaceClaims(ClaimGroup):
-    "Whether primary regions localize forgeries, which the paper only suggests."
+    "Claims that primary regions localize forgeries, which the paper only suggests."
     names = ("inside", "hit")
 
     def cells(self, q: Question) -> Cells:
         return localization_cells(q.lab, ["neighbour"], q.seeds)
 
     def rows(self, q: Question, values: Values) -> list[dict]:
+        "Test the excess of attention and of hits over the mask's area."
         table = forgery_localization(values)
         found = table[table.subset == "mean"].set_index("measure")
         rows = []
@@ -439,14 +451,14 @@ CLAIM_GROUPS = (TargetClaims(), CrossClaim(), MaskedClaims(), PeopleClaims(), Sh
 _NOT_THERE = "these backbones or this data lack what the test compares"
 
 def _values_of(group: int, values: Values) -> Values:
-    "Take the values of one group of claims."
+    "Return the values of one group of claims."
     return {name: value for (of, name), value in values.items() if of == group}
 
 def claims(
     question: Question, # lab, seeds and backbones
     values: Values, # group and cell -> what was read
 ) -> pd.DataFrame: # the columns of `claim_list`, value, low, high, verdict, paper (NaN: it has none), note
-    "Test the paper's claims on the preset's data; what cannot be tested is undecided, and `note` says why."
+    "Test the paper's claims on the preset's data; one that cannot be tested is undecided, with a note."
     rows, why = [], {}
     for number, group in enumerate(CLAIM_GROUPS):
         try: rows += group.rows(question, _values_of(number, values))
@@ -459,19 +471,19 @@ def claims(
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-39
 def _claim_text(r) -> str:
-    "Print the number of a claim with its interval, or why there is none."
+    "Format the number of a claim with its interval, or the reason of a gap."
     if r.value != r.value: return f"gap: {r.note}"
     unit = "%" if r.unit == "%" else ""
     return f"{r.value:+.1f} [{r.low:+.1f}, {r.high:+.1f}]{unit}"
 
 def _signed(values: Iterable[float], units: Iterable[str]) -> list[str]:
-    "Print numbers with their sign and unit."
+    "Format numbers with their sign and unit."
     return ["" if pd.isna(v) else f"{v:+.1f}{unit.replace('points', '')}" for v, unit in zip(values, units)]
 
 def claims_table(
     rows: pd.DataFrame, # from `claims`
 ) -> pd.DataFrame: # claim, where, test, ours, paper, ours - paper, verdict
-    "Lay the claims out as people read them."
+    "Format the claims as a table for readers."
     numbers = {
         "ours": [_claim_text(r) for r in rows.itertuples()],
         "paper": _signed(rows.paper, rows.unit),
@@ -487,6 +499,7 @@ class Claims(Exhibit):
     parameters = (SEEDS, BACKBONES_ZOO, Parameter("rounds", None, "of the timing, each arm; None: 5, in smoke 1"))
 
     def cells(self, lab: Lab, **settings) -> Cells:
+        "Declare the runs of all groups of claims."
         question = Question(lab, **settings)
         cells: Cells = {}
         for number, group in enumerate(CLAIM_GROUPS):
@@ -494,6 +507,7 @@ class Claims(Exhibit):
         return cells
 
     def parts(self, lab: Lab, values: Values, seeds: int, backbones, rounds: int | None) -> Iterator[TablePart]:
+        "Return the table of claims and the count of verdicts."
         rows = claims(Question(lab, seeds, backbones, rounds), values)
         about = describe(lab, seeds, choose_backbones(lab, backbones), on=["test", "targets"])
         caption = ("The paper's claims on the preset's data; for the two about time the brackets hold the smallest and the largest "

@@ -32,7 +32,9 @@ def mean_interval(
     people: np.ndarray, # (N,) whose face it is
     n: int = 1000, # resamples
 ) -> tuple[float, float, float]: # mean, and the ends of its interval
-    "Return a mean over faces with an interval that allows for other people and, with several seeds, for other seeds."
+    """Return a mean over faces with its 95% interval, which allows for other people.
+
+    With several seeds it allows for other seeds too."""
     values = np.asarray(values, float)
     of_faces = values.mean(axis=0)
     def weighted_mean(weights): return weights @ of_faces / weights.sum(-1)
@@ -45,7 +47,7 @@ def mean_interval(
 def gaps(
     rows: pd.DataFrame, # with the column note: the reason of a gap
 ) -> str: # "" if there are none
-    "Say which gaps a table has and why, for its caption."
+    "Say how many kinds of gaps a table has and why, for its caption."
     reasons = rows.note[rows.note != ""].unique()
     if not len(reasons): return ""
     count = "1 gap" if len(reasons) == 1 else f"{len(reasons)} gaps"
@@ -66,15 +68,15 @@ class Arm:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        "What names it in a table."
+        "Return what identifies the arm in a table."
         return self.backbone, self.name, self.train
 
     def run(self, lab: Lab, seed: int) -> Run: # `RunFailed` if it diverged
-        "Make the trained detector, or find it made."
+        "Return the run of the trained detector, made if it is not there."
         return lab.detector(self.backbone, self.train, seed=seed, **self.changes)
 
     def scores(self, seed: int, on: str = "test") -> Wanted:
-        "Return the scores of its detector on the test faces or a target set, to be asked for."
+        "Declare the scores of the arm's detector on the test faces or a target set."
         def ask(lab: Lab) -> Run:
             run = self.run(lab, seed)
             return run if on == "test" else lab.target(run, on)
@@ -95,7 +97,7 @@ def arms_of(
     variants: Sequence[Variant], # the first is what the others are compared with
     train: str = "all", # manipulation
 ) -> list[Arm]:
-    "Return the same arms for several backbones."
+    "Return the same arms for each of several backbones."
     return [Arm(backbone, v.name, train, v.changes) for backbone in backbones for v in variants]
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-15
@@ -111,14 +113,14 @@ def choose_backbones(
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-18
 def _people_of(tables: list[pd.DataFrame]) -> np.ndarray:
-    "Return whose face each row is of; the same for every seed."
+    "Return whose face each row shows; the same for every seed."
     return tables[0].identity.to_numpy(str)
 
 def _cell_statistic(
     cells: dict[tuple, list[pd.DataFrame]], # scores of each seed
     measures: dict[tuple, str], # of each cell
 ) -> tuple[np.ndarray, Callable]:
-    "Return all people, and the function of their weights (B, P) -> (B, S, K) in per cent."
+    "Return all people, and the function that maps their weights (B, P) to measures (B, S, K) in per cent."
     people = np.unique(np.concatenate([_people_of(tables) for tables in cells.values()]))
     parts = []
     for key, tables in cells.items():
@@ -127,6 +129,7 @@ def _cell_statistic(
         parts.append((member, by_seed))
 
     def statistic(weights):
+        "Measure all cells with people weighted."
         columns = []
         for member, by_seed in parts:
             of_faces = np.take(weights, member, axis=-1)
@@ -136,7 +139,7 @@ def _cell_statistic(
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-19
 def _first_gap(values: Values, names: Iterable) -> str: # "" if there is none
-    "Return why the first of some cells has no number."
+    "Return the reason of the first gap among some cells."
     for name in names:
         if isinstance(values[name], Gap): return values[name].reason
     return ""
@@ -147,7 +150,9 @@ def estimate_sums(
     sums: dict[tuple, dict[tuple, float]], # name -> cell -> its weight
     n: int = 1000, # resamples
 ) -> pd.DataFrame: # a row a sum: key, value, low, high in per cent; note: the reason of a gap
-    "Estimate sums of cells with intervals that allow for other people and, with several seeds, for other seeds."
+    """Estimate weighted sums of cells, with 95% intervals that allow for other people.
+
+    With several seeds they allow for other seeds too."""
     there = {key: tables for key, tables in values.items() if not isinstance(tables, Gap)}
     notes = {name: _first_gap(values, parts) for name, parts in sums.items()}
     good = [name for name in sums if not notes[name]]
@@ -170,7 +175,7 @@ def estimate_each(
     measure: str, # "auc" or "acc"
     columns: Sequence[str], # what the parts of a name are
 ) -> pd.DataFrame: # columns, value, low, high in per cent, note
-    "Estimate every cell by itself."
+    "Estimate every cell on its own."
     found = estimate_sums(values, dict.fromkeys(values, measure), {name: {name: 1.0} for name in values})
     return split_keys(found, columns)
 
@@ -178,12 +183,12 @@ def split_keys(
     found: pd.DataFrame, # from `estimate_sums`
     columns: Sequence[str], # what the parts of a key are
 ) -> pd.DataFrame:
-    "Give each part of a key a column."
+    "Split each key into columns."
     return pd.DataFrame(found.key.tolist(), columns=list(columns)).join(found.drop(columns="key"))
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-24
 def _lacks(lab: Lab, target: str) -> str: # "" if it has both
-    "Say which of the classes a target set lacks, without which there is no AUC."
+    "Say which of the two classes a target set lacks; without both there is no AUC."
     there = set(lab.test_faces(target).label)
     lacking = [name for label, name in enumerate(("reals", "fakes")) if label not in there]
     return f"{target} has no {' and no '.join(lacking)}" if lacking else ""
@@ -193,7 +198,7 @@ def target_cells(
     arms: Iterable[Arm], # trained on whatever
     seeds: int, # trainings
 ) -> Cells: # backbone, arm, train, target set -> scores of each seed
-    "Want what arms say of the faces of each target set."
+    "Declare the scores of arms on each target set."
     cells: Cells = {}
     lacks = {target: _lacks(lab, target) for target in lab.targets}
     for arm in arms:
@@ -207,21 +212,21 @@ def score_cells(
     arms: Iterable[Arm], # trained on whatever
     seeds: int, # trainings
 ) -> Cells: # backbone, arm, train -> scores of each seed
-    "Want what arms say of the test faces of all manipulations."
+    "Declare the scores of arms on the test faces of all manipulations."
     return {arm.key: [arm.scores(seed) for seed in seed_range(seeds)] for arm in arms}
 
 def reals_and(
     subset: str, # manipulation
     scores: pd.DataFrame, # from `read_scores`
 ) -> pd.DataFrame: # some of its rows
-    "Take all reals, and the fakes of one manipulation."
+    "Return all reals and the fakes of one manipulation."
     return scores[scores.subset.isin(["real", subset])]
 
 def split_subsets(
     values: Values, # name -> scores of each seed, or a gap
     subsets: Sequence[str], # manipulations
 ) -> Values: # name and manipulation -> scores of each seed, or a gap
-    "Split scores by manipulation, each with all reals."
+    "Split scores by manipulation, each with all reals; a gap stays a gap."
     parts: Values = {}
     for key, tables in values.items():
         for subset in subsets:
@@ -231,7 +236,7 @@ def split_subsets(
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-28
 def _means(train: str, tests: list[str]) -> dict[str, list[str]]:
-    "Return the means of a row and what they are over."
+    "Return the tests behind each mean of a row: all tests (`AVG`), and those not trained on (`unseen`)."
     means = dict(AVG=tests)
     unseen = [test for test in tests if test != train] if train in tests else []
     if unseen: means["unseen"] = unseen
@@ -242,7 +247,7 @@ def _sums(
     tests: list[str], # what they are tested on
     reference: bool, # give the differences to the first arm too
 ) -> dict[tuple, dict[tuple, float]]: # backbone, arm, train, test -> cell -> weight
-    "List cells, averages over the tests, and differences to the first arm of the backbone and training."
+    "Return the weights of cells, of their means over tests, and of differences to the first arm."
     sums, first = {}, {}
     for backbone, name, train in keys:
         for test in tests: sums[backbone, name, train, test] = {(backbone, name, train, test): 1.0}
@@ -263,7 +268,7 @@ def compare(
     measures: Sequence[str] = ("AUC",), # "AUC", "ACC"
     reference: bool = True, # give the differences to the first arm of a backbone and training too
 ) -> pd.DataFrame: # `CELL_COLUMNS`, value, low, high in per cent, note (why there is a gap)
-    "Compare arms: what they score, their averages, and their paired differences."
+    "Compare arms: their numbers, averages over tests, and paired differences to the first arm."
     keys = list(dict.fromkeys(key[:3] for key in values))
     tests = list(dict.fromkeys(key[3] for key in values))
     parts = []
@@ -284,7 +289,7 @@ _STANDS_FOR = dict(zip(TARGETS, TARGET_SETS))
 def paper_names(
     lab: Lab, # whose target sets
 ) -> dict[str, str]: # ours -> the paper's
-    "Return which of the paper's target sets each of ours stands for."
+    "Return the paper's name of the target set that each of ours stands for."
     return {ours: _STANDS_FOR.get(ours, ours) for ours in lab.targets}
 
 def paper_tests(
@@ -297,7 +302,7 @@ def paper_tests(
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-33
 def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
-    "Take the paper's cells of some tests and their mean, in place of a mean that the paper prints."
+    "Return the paper's cells of some tests, with their mean instead of the printed one."
     given = given[given.test.isin(tests)]
     groups = given.groupby(["backbone", "arm", "train", "measure"], as_index=False, sort=False)
     mean = groups.paper.agg(lambda numbers: numbers.mean(skipna=False))
@@ -330,7 +335,7 @@ def add_paper(
     number: int, # of the table, 2 to 7
     rows: pd.DataFrame, # from `compare`
 ) -> pd.DataFrame: # the same, and the column paper
-    "Put the paper's numbers beside ours; NaN where it has none."
+    "Add the paper's numbers to ours; NaN where it has none."
     return rows.merge(paper_numbers(lab, number), on=CELL_COLUMNS, how="left")
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-36
@@ -344,7 +349,7 @@ def masked_scores(
     face: bool = True, # around the mask, see `Lab.masked`
     backbone: str = "Xception", # that is tested
 ) -> Wanted:
-    "Want what a plain detector says of masked test faces: all reals, and the fakes that it was trained on."
+    "Declare a plain detector's scores of masked test faces: all reals, and fakes of its own manipulation."
     def ask(lab: Lab) -> Run:
         plain = lab.detector(backbone, subset, seed=seed)
         return lab.masked(plain, Zoo(subset, seed), alpha, face=face)
@@ -356,7 +361,7 @@ def masked_cells(
     alphas: Sequence[float] = FIGURE8_ALPHAS, # shares of the attended pixels
     face: bool = True, # around the mask
 ) -> Cells: # manipulation, alpha -> scores of each seed
-    "Want the scores of masked test faces."
+    "Declare the scores of masked test faces (Figure 8)."
     cells: Cells = {}
     for subset in lab.subsets:
         for alpha in alphas:
@@ -368,13 +373,13 @@ def mean_over_subsets(
     subsets: Sequence[str], # manipulations
     weights: dict[float, float], # alpha -> weight
 ) -> dict[tuple, float]: # for `estimate_sums`
-    "Return a weighted sum over alpha of the mean over manipulations."
+    "Return the weights of a sum over alpha of the mean over manipulations."
     return {(s, alpha): weight / len(subsets) for alpha, weight in weights.items() for s in subsets}
 
 def masked_accuracy(
     values: Values, # of `masked_cells`
 ) -> pd.DataFrame: # subset ("mean": over all), alpha, value, low, high in per cent, note
-    "Measure the accuracy on masked test faces by manipulation and alpha."
+    "Measure the accuracy on masked test faces, by manipulation and alpha."
     subsets = list(dict.fromkeys(subset for subset, _ in values))
     sums = {key: {key: 1.0} for key in values}
     for alpha in dict.fromkeys(alpha for _, alpha in values):
@@ -387,14 +392,14 @@ def wanted_statistics(
     zoo: Zoo, # whose training maps are measured
     read: Callable[[Run], pd.DataFrame], # what is wanted of them
 ) -> Wanted:
-    "Want the statistics of a zoo's maps."
+    "Declare the statistics of a zoo's maps."
     return Wanted(lambda lab: lab.statistics(zoo), read)
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-41
 def read_mask_sizes(
     run: Run, # from `Lab.statistics`
 ) -> pd.DataFrame: # label, identity, p_fake: the attended share of the face, in [0, 1]
-    "Read training faces, \"scored\" by nothing but how much of them is masked at alpha = 1."
+    "Read training faces, with the share that alpha = 1 masks in the place of a detector's score."
     shares = read_table(run_file(run.path, "shares.parquet"))
     return shares.assign(p_fake=shares["above 0"])
 
@@ -402,7 +407,7 @@ def control_cells(
     lab: Lab, # its manipulations
     seeds: int, # trainings
 ) -> tuple[Cells, Cells]: # of masks on gray, and of their sizes: what, manipulation -> scores of each seed
-    "Want what the masks tell without the faces."
+    "Declare the controls of Figure 8: what the masks reveal without the faces."
     gray, sizes = {}, {}
     for subset in lab.subsets:
         gray["mask on gray", subset] = [masked_scores(subset, seed, 1.0, face=False) for seed in seed_range(seeds)]

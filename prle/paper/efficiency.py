@@ -46,7 +46,7 @@ def norm_elements(
     model: nn.Module, # on the meta device, in eval mode
     size: int, # edge of a face in pixels
 ) -> int: # a face
-    "Count the numbers that pass a batch normalization."
+    "Count the elements that pass through batch normalizations, for one face."
     counts = []
     def count(module, inputs, output): counts.append(output.numel())
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -63,7 +63,7 @@ def paper_gflops(
     batch_size: int = 64, # faces
     per_norm: int = 4, # operations for an element of a batch normalization
 ) -> float:
-    "Return Table VIII's GFLOPs: 1e9 multiply-accumulates of a batch, and batch normalization on top."
+    "Return Table VIII's GFLOPs: 1e9 multiply-accumulates of a batch, plus batch normalization."
     return batch_size * (macs(model, size) + per_norm * norm_elements(model, size)) / 1e9
 
 # %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-9
@@ -71,7 +71,7 @@ def even_sample(
     rows: pd.DataFrame, # of a manifest
     n: int, # faces
 ) -> pd.DataFrame: # some of its rows
-    "Draw as many reals as fakes, n in all or what there is."
+    "Draw as many reals as fakes, `n` faces in all or fewer if there are not enough."
     parts = []
     for label, part in rows.groupby("label"):
         order = rng("timing", label).permutation(len(part))
@@ -80,13 +80,13 @@ def even_sample(
 
 # %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-11
 def _seconds_to_score(detector: nn.Module, rows: pd.DataFrame, lab: Lab, batch_size: int, workers: int) -> float:
-    "Time the scoring of faces."
+    "Measure the seconds that scoring the faces takes."
     start = time.perf_counter()
     predict(detector, FaceDataset(rows), batch_size, lab.device, workers)
     return time.perf_counter() - start
 
 def _measure(lab: Lab, backbone: str, subset: str, quantiles: Path, rounds: int, faces: int) -> pd.DataFrame:
-    "Measure faces a second, a row for each round and arm; a first round of each arm is not counted."
+    "Measure faces a second for each round and arm; the first round of each arm warms up and is dropped."
     config, table = lab.config(backbone, subset, epochs=1), []
     rows = even_sample(lab.train_faces(subset), faces)
     val = even_sample(lab.train_faces(subset, "val"), 2)
@@ -108,7 +108,7 @@ def timing_run(
     rounds: int | None = None, # of each arm; None: 5, in smoke 1
     faces: int = 512, # an epoch, at most
 ) -> Run: # throughput.parquet: round, arm, train, infer in faces a second
-    "Time training and scoring with and without PRLE, in turns."
+    "Measure training and scoring with and without PRLE, in alternation."
     maps, here = lab.quantiles(Zoo(subset)), provenance(lab.device)
     rounds = rounds or (1 if lab.name == "smoke" else 5)
     config = dict(
@@ -127,18 +127,18 @@ def read_throughput(
 
 # %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-14
 class Measured(NamedTuple):
-    "A number, and the smallest and largest of its rounds."
+    "A number with the smallest and largest of its rounds."
     value: float
     low: float
     high: float
 
     @classmethod
     def of(cls, rounds: pd.Series) -> "Measured":
-        "Return the median of rounds and their ends."
+        "Return the median of rounds, the smallest and the largest."
         return cls(rounds.median(), rounds.min(), rounds.max())
 
 def _count(name: str) -> dict[str, Measured]:
-    "Count the operations and parameters of a network of Table VIII."
+    "Count the operations (GFLOPs) and parameters (millions) of a network of Table VIII."
     model = paper_network(name)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     return {quantity: Measured(n, n, n) for quantity, n in (("GFLOPs", paper_gflops(model)), ("params", parameters))}
@@ -147,7 +147,7 @@ def _count(name: str) -> dict[str, Measured]:
 _TIMED = ("train", "infer")
 
 def _changes(by_arm: dict[str, pd.DataFrame]) -> dict[str, Measured]:
-    "Compare the arms round by round, in per cent."
+    "Compute the change from plain to PRLE in per cent, round by round."
     changes = {}
     for quantity in _TIMED:
         change = 100 * (by_arm["primary"][quantity] / by_arm["none"][quantity] - 1)
@@ -155,7 +155,7 @@ def _changes(by_arm: dict[str, pd.DataFrame]) -> dict[str, Measured]:
     return changes
 
 def _paper_efficiency(name: str, arm: str, quantity: str) -> float:
-    "Return a number of the paper's Table VIII, or the change that it makes in per cent."
+    "Return a number of the paper's Table VIII; for the arm `change`, the change in per cent."
     given = paper_table(8).set_index(["backbone", "arm"])[quantity]
     if arm != "change": return given[name, arm]
     return 100 * (given[name, "primary"] / given[name, "none"] - 1)
@@ -183,7 +183,7 @@ _QUANTITIES = dict(
 _LINES = ("ours", "paper", "ours - paper")
 
 def _lines(r) -> tuple[str, str, str]: # as `_LINES`
-    "Show one number in the three rows of the table."
+    "Format a number for the three rows of the table: ours, the paper's, and their difference."
     if r.quantity in ("GFLOPs", "params"):
         return f"{r.value:.2f}", f"{r.paper:.2f}", f"{100 * (r.value / r.paper - 1):+.2f}%"
     if r.arm == "change":
@@ -193,7 +193,7 @@ def _lines(r) -> tuple[str, str, str]: # as `_LINES`
 def efficiency_table(
     rows: pd.DataFrame, # from `network_efficiency`
 ) -> pd.DataFrame:
-    "Lay Table VIII out as people read it."
+    "Format Table VIII for readers."
     shown, names = [], dict(none="plain", primary="+ PRLE", change="change")
     for (backbone, arm), group in rows.groupby(["backbone", "arm"], sort=False):
         lines = {line: {"backbone": backbone, "arm": names[arm], "": line} for line in _LINES}
@@ -208,13 +208,14 @@ ROUNDS = Parameter("rounds", None, "of each arm; a further one warms up; None: 5
 
 @declare
 class Table8(Exhibit):
-    "What PRLE costs (Section IV-G)."
+    "Table VIII: the cost of PRLE (Section IV-G)."
     notebook, headline, parameters = "table8_efficiency", True, (ROUNDS,)
 
     def cells(self, lab: Lab, rounds: int | None) -> Cells:
         return {"maps": [Wanted(lambda lab: lab.quantiles(Zoo("DF")), read=quantile_folder)]}
 
     def parts(self, lab: Lab, values: Values, rounds: int | None) -> Iterator[TablePart]:
+        "Measure Table VIII and return it."
         whole(values)
         rows = efficiency(lab, rounds)
         brackets = f"in brackets the slowest and the fastest of {rows.rounds.max()} rounds, in turns"

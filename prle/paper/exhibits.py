@@ -33,7 +33,7 @@ class Parameter:
 
     @property
     def literal(self) -> str:
-        "The default as Python, with double quotes."
+        "Return the default as a Python literal, with double quotes."
         return f'"{self.default}"' if isinstance(self.default, str) else repr(self.default)
 
 # %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-5
@@ -51,7 +51,7 @@ SEEDS = Parameter("seeds", 1, "trainings behind every number")
 def parameter_lines(
     parameters: Iterable[Parameter],
 ) -> list[str]: # name = default # what it is, aligned
-    "Write parameters as Python that can be read."
+    "Return parameters as lines of Python, with comments aligned."
     codes = [(f"{p.name} = {p.literal}", p.about) for p in parameters]
     width = max((len(code) for code, _ in codes), default=0)
     return [f"{code:<{width}} # {about}" for code, about in codes]
@@ -59,7 +59,7 @@ def parameter_lines(
 # %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-9
 @dataclass(frozen=True)
 class Gap:
-    "What stands where a number cannot be made."
+    "A cell without a number, and the reason."
     reason: str
 
 Cells = dict[Hashable, list[Wanted] | Gap]
@@ -71,27 +71,27 @@ Values = dict[Hashable, list[Any] | Gap]
 def seed_range(
     seeds: int, # trainings behind every number
 ) -> range: # `ValueError` for less than one
-    "Return the seeds of a table."
+    "Return the seeds behind a number, from 0."
     if seeds < 1: raise ValueError(f"seeds must be 1 or more, not {seeds}.")
     return range(seeds)
 
 # %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-11
 def as_it_is(run: Any) -> Any:
-    "Return a run itself, where it is read bit by bit."
+    "Return a run itself, for results that are read piece by piece."
     return run
 
 def read_cell(
     lab: Lab, # which makes or has the runs
     cell: list[Wanted] | Gap,
 ) -> list[Any] | Gap:
-    "Read what every seed gives, or why one of them gave nothing."
+    "Read the result of every seed, or return a gap if a run has failed."
     if isinstance(cell, Gap): return cell
     try: return [wanted.get(lab) for wanted in cell]
     except RunFailed as e: return Gap(str(e))
 
 # %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-14
 def _show(*things: Any):
-    "Show things in a notebook, one below the other."
+    "Display things in a notebook, one below the other; tuples are unpacked, texts printed."
     from IPython.display import display
     for thing in things:
         if isinstance(thing, tuple): _show(*thing)
@@ -101,7 +101,7 @@ def _show(*things: Any):
 # %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-15
 @dataclass(frozen=True)
 class TablePart:
-    "A table: every number for machines, and the cells that people read."
+    "A table: every number for machines, and the cells for readers."
     name: str # of its files, e.g. "table5"
     rows: pd.DataFrame # every number
     shown: pd.DataFrame # as people read it; `**` marks bold
@@ -114,14 +114,14 @@ class TablePart:
         return write_table(lab, self.name, self.rows, self.shown, self.caption, **(facts | self.facts))
 
     def show(self, path: Path):
-        "Show the table as it was written."
+        "Display the table as it was written, and what belongs below it."
         from IPython.display import Markdown
         _show(Markdown(path.read_text(encoding="utf-8")), self.extra)
 
 # %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-16
 @dataclass(frozen=True)
 class FigurePart:
-    "A figure."
+    "A figure with its caption."
     name: str # of its files, e.g. "figure5"
     figure: Figure
     caption: str # what it shows, on which data
@@ -135,18 +135,18 @@ class FigurePart:
         return path
 
     def show(self, path: Path):
-        "Show the figure, and its caption."
+        "Display the figure, its caption, and what belongs below it."
         _show(self.figure, self.caption, self.extra)
 
 # %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-17
 @dataclass(frozen=True)
 class Made:
-    "What a declaration has made and written."
+    "The tables and figures that a declaration has made, and where they were written."
     parts: list[TablePart | FigurePart]
     paths: list[Path] # of each part
 
     def show(self, *names: str): # none named: all
-        "Show parts in a notebook."
+        "Display parts in a notebook; all if none is named. Raise `ValueError` for an unknown name."
         for name in names: check_choice(name, [part.name for part in self.parts], "part")
         for part, path in zip(self.parts, self.paths):
             if not names or part.name in names: part.show(path)
@@ -160,31 +160,31 @@ class Exhibit:
     full: dict = {} # parameters that differ when everything is asked for
 
     def cells(self, lab: Lab, **settings) -> Cells:
-        "Name the runs that it needs; `ValueError` if this data cannot have it."
+        "Declare the runs that the exhibit needs; raise `ValueError` if this data cannot have it."
         raise NotImplementedError
 
     def parts(self, lab: Lab, values: Values, **settings) -> Iterator[TablePart | FigurePart]:
-        "Make tables and figures of what was read."
+        "Return the tables and figures made from what was read."
         raise NotImplementedError
 
     def settings(self, **given) -> dict:
-        "Return the value of each parameter; `ValueError` for one that it does not have."
+        "Return the value of each parameter; raise `ValueError` for an unknown one."
         defaults = {p.name: p.default for p in self.parameters}
         for name in given: check_choice(name, defaults, f"parameter of {self.notebook}")
         return defaults | given
 
     def known(self, **given) -> dict:
-        "Return those of the given parameters that it has."
+        "Return those of the given parameters that the exhibit has."
         return {p.name: given[p.name] for p in self.parameters if p.name in given}
 
     def plan(self, dry: Lab, **given):
-        "Ask a dry lab for all runs that it needs."
+        "Request all runs that the exhibit needs from a dry lab."
         for cell in self.cells(dry, **self.settings(**given)).values():
             if isinstance(cell, Gap): continue
             for wanted in cell: wanted.ask(dry)
 
     def compute(self, lab: Lab, **given) -> list[TablePart | FigurePart]:
-        "Make its runs where they are not there, and read them into tables and figures."
+        "Make the runs that are not there, and return the tables and figures made from all."
         settings = self.settings(**given)
         cells = self.cells(lab, **settings)
         values = {name: read_cell(lab, cell) for name, cell in cells.items()}
@@ -192,7 +192,7 @@ class Exhibit:
         return list(self.parts(lab, values, **settings))
 
     def make(self, lab: Lab, **given) -> Made:
-        "Make its tables and figures, and write them with their provenance."
+        "Make the tables and figures, and write them with their provenance."
         parts = self.compute(lab, **given)
         facts = dict(self.settings(**given), notebook=self.notebook)
         return Made(parts, [part.write(lab, **facts) for part in parts])
@@ -201,14 +201,14 @@ class Exhibit:
 def parameters_cell(
     exhibit: Exhibit,
 ) -> str:
-    "Write the cell of a notebook that is tagged `parameters`."
+    "Return the source of a notebook's cell that is tagged `parameters`."
     return "\n".join(parameter_lines([PRESET, *exhibit.parameters, DATA, OUTPUTS]))
 
 # %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-22
 def whole(
     values: Values, # from cells
 ) -> dict[Hashable, list[Any]]:
-    "Return values without a gap; `ValueError` with the reason of the first if there is one."
+    "Return the values if there is no gap; raise `ValueError` with the reason of the first otherwise."
     for value in values.values():
         if isinstance(value, Gap): raise ValueError(value.reason)
     return values
@@ -220,15 +220,15 @@ PAPER: dict[str, Exhibit] = {}
 def declare(
     kind: type[Exhibit], # whose notebook and methods are given
 ) -> type[Exhibit]: # the same
-    "Add a table or figure to the paper: a decorator."
+    "Register a table or figure of the paper; a class decorator."
     PAPER[kind.notebook] = kind()
     return kind
 
 def exhibits() -> dict[str, Exhibit]: # by notebook
-    "List all declared tables and figures in the order in which they are run."
+    "Return all declared tables and figures in the order in which they are run."
     return {exhibit.notebook: exhibit for exhibit in sorted(PAPER.values(), key=_place)}
 
 def _place(exhibit: Exhibit) -> tuple[bool, int, int]:
-    "Return what sorts declarations."
+    "Return the sort key of an exhibit: headlines first; then tables, figures, others; then by number."
     kind, number = re.match(r"(table|figure|)(\d*)", exhibit.notebook).groups()
     return not exhibit.headline, ("table", "figure", "").index(kind), int(number or 0)

@@ -49,7 +49,7 @@ def pick_fakes(
     n: int, # people
     *key, # of the draw
 ) -> list[int]: # positions in `rows`
-    "Draw a fake of each of n people."
+    "Draw at random one fake of each of `n` people."
     fakes, draw = rows.reset_index(drop=True).query("label == 1"), rng(*key)
     chosen = []
     for person in draw.permutation(fakes.identity.unique())[:n]:
@@ -61,41 +61,41 @@ def pick_faces(
     n: int, # fakes of each
     seed: int = 0, # of the choice
 ) -> dict[str, list[int]]: # manipulation -> rows of `lab.train_faces`
-    "Draw training fakes of each manipulation, of different people."
+    "Draw at random `n` training fakes of each manipulation; those of one manipulation show different people."
     return {s: pick_fakes(lab.train_faces(s), n, "faces", seed, s) for s in lab.subsets}
 
 def read_face(
     rows: pd.DataFrame, # of a manifest
     i: int, # position in it
 ) -> np.ndarray: # (H, W, 3) uint8, RGB
-    "Read a face."
+    "Read one face of a manifest."
     return read_rgb(below(rows.attrs["root"], rows.path.iloc[i]))
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-7
 @dataclass(frozen=True)
 class MappedFace:
-    "A training face and what each detector of a zoo attends to."
+    "A training face, and what each detector of a zoo attends to."
     image: np.ndarray # (H, W, 3) uint8, RGB
     maps: dict[str, Run] # backbone -> its maps of all training faces
     row: int # which of them it is
 
     def fused(self, fusion: FusionConfig, *backbones: str) -> np.ndarray: # (H, W) in [0, 1]
-        "Fuse the maps of some backbones; of all if none is named."
+        "Fuse the maps of the named backbones, or of all."
         runs = [self.maps[name] for name in backbones or self.maps]
         batch = next(fused_batches(runs, fusion, len(self.image), rows=[self.row]))
         return batch[0].numpy()
 
 @dataclass(frozen=True)
 class RankedFace(MappedFace):
-    "A training face, what a zoo attends to, and the ranks of its attended pixels."
+    "A training face, what a zoo attends to, and the ranks of the attended pixels."
     quantiles: np.ndarray # (H, W) uint16: 0 where nothing is attended
 
     def region(self, alpha: float) -> np.ndarray: # (H, W) bool
-        "Return the highest ranked share of the attended pixels (Eq. 10)."
+        "Return the region of the highest ranked share of the attended pixels (Eq. 10)."
         return region(torch.from_numpy(self.quantiles), alpha).numpy()
 
     def masked(self, alpha: float) -> np.ndarray: # (H, W, 3) uint8
-        "Mask that share (Eq. 11)."
+        "Return the face with that region set to zero (Eq. 11)."
         return np.where(self.region(alpha)[..., None], np.uint8(0), self.image)
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-9
@@ -103,23 +103,23 @@ def map_cells(
     subsets: Iterable[str], # manipulations
     seed: int, # of the zoo
 ) -> Cells: # "maps", manipulation -> the runs with each detector's maps of the training faces
-    "Want what the detectors of a zoo attend to."
+    "Declare the maps of each detector of a zoo."
     return {("maps", subset): [_wanted_maps(Zoo(subset, seed))] for subset in subsets}
 
 def _wanted_maps(zoo: Zoo) -> Wanted:
-    "Want the maps of a zoo."
+    "Declare the maps of a zoo."
     return Wanted(lambda lab: lab.maps(zoo), as_it_is)
 
 def rank_cells(
     subsets: Iterable[str], # manipulations
     seed: int, # of the zoo
 ) -> Cells: # as `map_cells`, and "quantiles", manipulation -> the folder of the quantile maps
-    "Want what the detectors of a zoo attend to, and the ranks of the attended pixels."
+    "Declare the maps of each detector of a zoo, and the zoo's quantile maps."
     cells = map_cells(subsets, seed)
     return cells | {("quantiles", subset): [_wanted_ranks(Zoo(subset, seed))] for _, subset in cells}
 
 def _wanted_ranks(zoo: Zoo) -> Wanted:
-    "Want the quantile maps of a zoo."
+    "Declare the quantile maps of a zoo."
     return Wanted(lambda lab: lab.quantiles(zoo), quantile_folder)
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-10
@@ -129,7 +129,7 @@ def mapped_face(
     subset: str, # manipulation
     row: int, # of `lab.train_faces(subset)`
 ) -> MappedFace:
-    "Read a training face and what the zoo attends to."
+    "Read a training face and what each detector of the zoo attends to."
     [runs] = values["maps", subset]
     return MappedFace(read_face(lab.train_faces(subset), row), dict(zip(lab.preset.backbones, runs)), row)
 
@@ -150,12 +150,12 @@ STYLES = {"none": dict(color="C0", marker="o"), "primary": dict(color="C1", mark
 LABELS = {"none": "plain", "primary": "+ PRLE"}
 
 def _draw_points(ax: plt.Axes, x: Sequence[float], rows: pd.DataFrame, **style):
-    "Draw values and their intervals; those of very few people may lie beside the value."
+    "Draw values with their intervals; those of very few people may not include the value."
     ends = np.maximum(0, [rows.value - rows.low, rows.high - rows.value])
     ax.errorbar(x, rows.value, yerr=ends, linestyle="none", capsize=2, markersize=4, **style)
 
 def _draw_both_arms(ax: plt.Axes, rows: pd.DataFrame, by: str, names: Sequence[str]):
-    "Draw plain and PRLE beside each other, a group for each of `names` in the column `by`."
+    "Draw plain and PRLE beside each other, one group for each of `names` in the column `by`."
     for shift, (arm, style) in zip((-0.15, 0.15), STYLES.items()):
         part = rows[rows.arm == arm].set_index(by).loc[list(names)]
         _draw_points(ax, np.arange(len(names)) + shift, part, label=LABELS[arm], **style)
@@ -168,14 +168,14 @@ FIGURE1 = ("NT", "FS")
 _PAIRS = [("NT", "NT"), ("NT", "FS"), ("FS", "FS"), ("FS", "NT")]
 
 def figure1_arms() -> list[Arm]:
-    "Return plain and PRLE, trained on NT and on FS."
+    "Return plain and PRLE arms of Xception, trained on NT and on FS."
     return [arm for train in FIGURE1 for arm in arms_of(["Xception"], PLAIN_AND_PRLE, train)]
 
 def figure1_faces(
     faces: pd.DataFrame, # all test faces
     n: int, # of each manipulation
 ) -> dict[str, np.ndarray]: # manipulation -> positions
-    "Draw the test fakes of Figure 1."
+    "Draw at random the test fakes of Figure 1."
     chosen = {}
     for subset in FIGURE1:
         of_subset = (faces.subset == subset).to_numpy()
@@ -194,7 +194,7 @@ def _draw_attention(part, faces: pd.DataFrame, maps: dict[str, Run], size: int):
         row[0].set_ylabel(f"trained on {train}", **SMALL)
 
 def _draw_inside_and_across(part, rows: pd.DataFrame):
-    "Draw the AUC inside (same manipulation) and across."
+    "Draw the AUC within a manipulation and across manipulations."
     ax = part.subplots()
     there = [pair in _PAIRS for pair in zip(rows.train, rows.test)]
     pairs = rows[there].assign(pair=lambda r: r.train + "\n" + r.test)
@@ -229,16 +229,18 @@ def draw_figure1(
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-18
 @declare
 class Figure1(Exhibit):
-    "Where detectors trained on NT and on FS look, and how they do inside and across (Section I)."
+    "Figure 1: attention of detectors trained on NT and on FS, and their AUC within and across (Section I)."
     notebook, headline = "figure1_attention", True
 
     def cells(self, lab: Lab, seeds: int) -> Cells:
+        "Declare the scores, the attention of the plain arms, and the ranks on FS."
         cells = score_cells(figure1_arms(), seeds) | rank_cells(["FS"], 0)
         for arm in figure1_arms():
             if arm.name == "none": cells["attention", arm.train] = [wanted_attention(arm, 0)]
         return cells
 
     def parts(self, lab: Lab, values: Values, seeds: int) -> Iterator[FigurePart]:
+        "Return Figure 1 and its numbers."
         arms = [arm.key for arm in figure1_arms()]
         rows = compare(split_subsets({key: values[key] for key in arms}, lab.subsets))
         pictures = whole({key: value for key, value in values.items() if key not in arms})
@@ -256,7 +258,7 @@ def wanted_attention(
     seed: int, # of its training
     split: str = "test", # or a target set
 ) -> Wanted: # the run with its maps
-    "Want the attention of an arm's detector."
+    "Declare the attention maps of an arm's detector."
     return Wanted(lambda lab: lab.attention(arm.run(lab, seed), split), as_it_is)
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-20
@@ -274,11 +276,11 @@ def _draw_panel(ax: plt.Axes, title: str, draw, *images: np.ndarray):
     ax.set_title(title, **SMALL)
 
 def _show_mask(ax: plt.Axes, mask: np.ndarray):
-    "Show a binary mask, white where it is."
+    "Show a binary mask, white inside."
     ax.imshow(mask, cmap="gray", vmin=0, vmax=1)
 
 def _show_ranks(ax: plt.Axes, quantiles: np.ndarray):
-    "Show the ranks of the attended pixels, the first dark."
+    "Show the ranks of the attended pixels, the lowest quantiles dark; nothing where there is no attention."
     ax.imshow(np.where(quantiles > 0, quantiles / 65535, np.nan), cmap="viridis", vmin=0, vmax=1)
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-21
@@ -348,17 +350,18 @@ class OneFace(Exhibit):
     name: str # of its files
 
     def draw(self, face: RankedFace, subset: str) -> Figure:
-        "Draw the face."
+        "Draw the figure of this face."
         raise NotImplementedError
 
     def caption(self, seed: int) -> str:
-        "Say what is seen."
+        "Return the caption of the figure."
         raise NotImplementedError
 
     def cells(self, lab: Lab, seed: int, subset: str) -> Cells:
         return rank_cells([subset], seed)
 
     def parts(self, lab: Lab, values: Values, seed: int, subset: str) -> Iterator[FigurePart]:
+        "Return the figure of a face drawn at random."
         row = pick_faces(lab, 1, seed)[subset][0]
         face = ranked_face(lab, whole(values), subset, row)
         caption = f"{self.caption(seed)} {describe(lab, 1, on=(), brackets='')}"
@@ -367,7 +370,7 @@ class OneFace(Exhibit):
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-24
 @declare
 class Figure2(OneFace):
-    "The method at a glance (Section III)."
+    "Figure 2: the method at a glance (Section III)."
     notebook, name = "figure2_overview", "figure2"
     parameters = (SEED_OF_FACE, Parameter("subset", "DF", "manipulation of the face"))
 
@@ -384,7 +387,7 @@ FIGURE3 = {"average, low $\\tau_1$": LOW, "average, high $\\tau_1$": HIGH, "neig
 def read_attended_values(
     run: Run, # from `Lab.statistics`
 ) -> np.ndarray: # (BINS,) pixels
-    "Count the pixels of the training faces in each bin of attention, those without any left out."
+    "Count the pixels of the training faces in each bin of attention values, zeros left out."
     counts = read_array(run_file(run.path, "histogram.npy"))
     attended = read_table(run_file(run.path, "shares.parquet"))["above 0"]
     counts[0] -= counts.sum() - round(attended.mean() * counts.sum())
@@ -416,10 +419,11 @@ SEED_OF_FACES = Parameter("seed", 0, "of the zoo and of the choice of faces")
 
 @declare
 class Figure3(Exhibit):
-    "What the static methods localize (Section III-B)."
+    "Figure 3: what the static methods localize (Section III-B)."
     notebook, headline, parameters = "figure3_static_maps", True, (SEED_OF_FACES,)
 
     def cells(self, lab: Lab, seed: int) -> Cells:
+        "Declare the maps, and the statistics of each fusion on each manipulation."
         cells = map_cells(lab.subsets, seed)
         for name, subset in product(FIGURE3, lab.subsets):
             zoo = Zoo(subset, seed, fusion=FIGURE3[name])
@@ -427,6 +431,7 @@ class Figure3(Exhibit):
         return cells
 
     def parts(self, lab: Lab, values: Values, seed: int) -> Iterator[FigurePart]:
+        "Return Figure 3."
         values = whole(values)
         faces = {s: mapped_face(lab, values, s, rows[0]) for s, rows in pick_faces(lab, 1, seed).items()}
         counts = {name: sum(values[name, s][0] for s in lab.subsets) for name in FIGURE3}
@@ -438,7 +443,7 @@ class Figure3(Exhibit):
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-29
 @declare
 class Figure4(OneFace):
-    "Dynamic exploitation (Section III-C)."
+    "Figure 4: dynamic exploitation (Section III-C)."
     notebook, name = "figure4_exploitation", "figure4"
     parameters = (SEED_OF_FACE, Parameter("subset", "NT", "manipulation of the face"))
 
@@ -465,13 +470,13 @@ def draw_figure5(
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-32
 def _intervals(rows: pd.DataFrame) -> list[str]:
-    "Print numbers with their intervals."
+    "Format numbers with their intervals."
     return [interval(r.value, r.low, r.high) for r in rows.itertuples()]
 
 def figure5_table(
     rows: pd.DataFrame, # from `compare`
 ) -> pd.DataFrame: # a row a training and backbone, a column an arm
-    "Lay the averages of Figure 5 out."
+    "Format the averages of Figure 5 as a table."
     average = rows[rows.test == "AVG"]
     heads = ["train", "backbone"]
     shown = average.assign(auc=_intervals(average)).pivot(index=heads, columns="arm", values="auc")
@@ -480,13 +485,14 @@ def figure5_table(
 
 @declare
 class Figure5(ArmExhibit):
-    "Trained on DF or on FS only (Section IV-C2)."
+    "Figure 5: detectors trained on DF or on FS only (Section IV-C2)."
     notebook = "figure5_single_training"
 
     def trainings(self, lab: Lab) -> list[str]:
         return ["DF", "FS"]
 
     def parts(self, lab: Lab, values: Values, seeds: int, **which) -> Iterator[TablePart | FigurePart]:
+        "Return Figure 5 and its table."
         rows = self.rows(lab, values)
         caption = ("Figure 5: average AUC (%) over the target sets of detectors trained on DF or FS only. "
                    + self.about(lab, seeds, rows))
@@ -498,7 +504,9 @@ def add_figure6(
     lab: Lab, # whose target sets
     rows: pd.DataFrame, # from `compare`
 ) -> pd.DataFrame: # the same, and the column paper
-    "Put the averages of the paper's text beside ours; they are over all three target sets, so NaN where one is missing."
+    """Add the averages from the paper's text to ours.
+
+    They are over all three target sets: NaN where this data lacks one."""
     given = {str(n): auc for n, auc in FIGURE6.items()} if set(paper_tests(lab, 2)) == set(TARGET_SETS) else {}
     of_paper = (rows.backbone == "EfficientNet") & (rows.test == "AVG") & (rows.measure == "AUC")
     return rows.assign(paper=rows.arm.map(given).where(of_paper))
@@ -534,7 +542,7 @@ def draw_figure6(
 def figure6_table(
     rows: pd.DataFrame, # from `add_figure6`
 ) -> pd.DataFrame: # a row a backbone, measure and kind; a column a number of detectors
-    "Lay the averages of Figure 6 out, ours above the paper's."
+    "Format the averages of Figure 6 as a table, ours above the paper's."
     average = rows[(rows.test == "AVG") & ~rows.arm.str.contains(" - ")]
     given = average[average.paper.notna()]
     parts = [
@@ -547,7 +555,7 @@ def figure6_table(
 
 @declare
 class Figure6(ArmExhibit):
-    "One to five detectors in the fusion (Section IV-D2)."
+    "Figure 6: one to five detectors in the fusion (Section IV-D2)."
     notebook, parameters = "figure6_zoo_size", (SEEDS,)
     only, measures = ("Xception", "EfficientNet"), ("AUC", "ACC")
     variants = tuple(Variant(str(n), str(n), PRIMARY | dict(zoo=BACKBONES[:n])) for n in range(1, 6))
@@ -556,6 +564,7 @@ class Figure6(ArmExhibit):
         return add_figure6(lab, super().rows(lab, values))
 
     def parts(self, lab: Lab, values: Values, seeds: int) -> Iterator[TablePart | FigurePart]:
+        "Return Figure 6 and its table."
         rows = self.rows(lab, values)
         about = describe(lab, seeds, BACKBONES, on=["targets"])
         caption = (f"Figure 6: average AUC and ACC (%) over the target sets against the number of detectors in the fusion. "
@@ -569,7 +578,7 @@ def figure7_picks(
     seed: int, # of the choice
     n: int, # faces
 ) -> list[tuple[str, int]]: # manipulation, row of `lab.train_faces`
-    "Draw faces of the manipulations in turns."
+    "Draw faces at random, from one manipulation after the other."
     picks = pick_faces(lab, 2, seed)
     rounds = zip(*picks.values())
     return [(s, row) for turn in rounds for s, row in zip(lab.subsets, turn)][:n]
@@ -592,13 +601,14 @@ def draw_figure7(
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-39
 @declare
 class Figure7(Exhibit):
-    "Masks from alpha = 1.0 to 0.1 (Section IV-E1)."
+    "Figure 7: masks from alpha = 1.0 to 0.1 (Section IV-E1)."
     notebook, headline, parameters = "figure7_alpha", True, (SEED_OF_FACES,)
 
     def cells(self, lab: Lab, seed: int) -> Cells:
         return rank_cells(lab.subsets, seed)
 
     def parts(self, lab: Lab, values: Values, seed: int) -> Iterator[FigurePart]:
+        "Return Figure 7."
         picks = figure7_picks(lab, seed, 6)
         faces = [(s, ranked_face(lab, whole(values), s, row)) for s, row in picks]
         about = describe(lab, 1, on=(), brackets="")
@@ -609,7 +619,7 @@ class Figure7(Exhibit):
 def draw_figure8(
     rows: pd.DataFrame, # from `masked_accuracy`
 ) -> Figure:
-    "Draw accuracy on masked faces against alpha, a line a manipulation."
+    "Draw accuracy on masked faces against alpha, one line for each manipulation."
     figure, ax = plt.subplots(figsize=(COLUMN_WIDTH, 2.7), layout="constrained")
     by_subset = rows[rows.subset != "mean"].groupby("subset", sort=False)
     for k, ((subset, part), marker) in enumerate(zip(by_subset, "osD^v")):
@@ -627,20 +637,20 @@ def what_masks_tell(
     gray: Values, # of `control_cells`
     sizes: Values, # of `control_cells`
 ) -> pd.DataFrame: # what, subset, value, low, high in per cent, note
-    "Measure the AUC at alpha = 1 of masked faces, of the masks without the faces, and of the masks' size in training."
+    "Measure the AUC at alpha = 1 of masked faces, of masks alone, and of the masks' size in training."
     faces: Values = {("masked face", s): tables for (s, alpha), tables in masked.items() if alpha == 1.0}
     parts = [estimate_each(values, "auc", ["what", "subset"]) for values in (faces | gray, sizes)]
     return pd.concat(parts, ignore_index=True)
 
 def _by_subset(rows: pd.DataFrame, index: str) -> pd.DataFrame:
-    "Lay numbers out with a column a manipulation."
+    "Format numbers with one column for each manipulation."
     shown = rows.assign(cell=_intervals(rows)).pivot(index=index, columns="subset", values="cell")
     return shown.loc[rows[index].unique(), rows.subset.unique()].reset_index()
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-43
 @declare
 class Figure8(Exhibit):
-    "What is left when primary regions are masked (Section IV-E1), and a control that the paper does not have."
+    "Figure 8: accuracy when primary regions are masked (Section IV-E1), with a control that the paper lacks."
     notebook, headline = "figure8_masked_accuracy", True
 
     def cells(self, lab: Lab, seeds: int) -> Cells:
@@ -648,6 +658,7 @@ class Figure8(Exhibit):
         return masked_cells(lab, seeds) | gray | sizes
 
     def parts(self, lab: Lab, values: Values, seeds: int) -> Iterator[TablePart | FigurePart]:
+        "Return Figure 8, its table, and the table of the controls."
         parts = (masked_cells(lab, seeds), *control_cells(lab, seeds))
         masked, gray, sizes = ({key: values[key] for key in cells} for cells in parts)
         rows, about = masked_accuracy(masked), describe(lab, seeds)
@@ -670,7 +681,7 @@ def celeb_set(
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-46
 def _draw_judged(ax: plt.Axes, image: np.ndarray, heat: np.ndarray, p_fake: float):
-    "Draw a fake, where a detector looks, and what it says."
+    "Draw a fake, where a detector looks, and its score; a missed fake in red."
     show_image(ax, image, heat)
     if p_fake > 0.5: ax.set_xlabel(f"{p_fake:.2f} fake", color="0.1", **SMALL)
     else: ax.set_xlabel(f"{p_fake:.2f} missed", color="#c03a00", fontweight="bold", **SMALL)
@@ -693,16 +704,17 @@ def draw_figure9(
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-47
 @declare
 class Figure9(Exhibit):
-    "Where detectors look, with and without PRLE (Section IV-E2); the detectors are those of seed 0."
+    "Figure 9: where detectors of seed 0 look, with and without PRLE (Section IV-E2)."
     notebook = "figure9_heat_maps"
     parameters = (Parameter("seed", 0, "of the choice of faces"), Parameter("faces", 6, "fakes"))
     backbones = ("EfficientNet", "F3-Net")
 
     def arms(self) -> list[Arm]:
-        "Return its trainings in the order of its rows."
+        "Return the trainings in the order of the figure's rows."
         return arms_of(self.backbones, PLAIN_AND_PRLE)
 
     def cells(self, lab: Lab, seed: int, faces: int) -> Cells:
+        "Declare scores and attention of each arm on the Celeb set."
         target, cells = celeb_set(lab), {}
         for arm in self.arms():
             cells["scores", arm.key] = [arm.scores(0, target)]
@@ -710,6 +722,7 @@ class Figure9(Exhibit):
         return cells
 
     def parts(self, lab: Lab, values: Values, seed: int, faces: int) -> Iterator[FigurePart]:
+        "Return Figure 9 and the count of fakes found."
         values, rows = whole(values), lab.test_faces(celeb_set(lab))
         chosen = pick_fakes(rows, faces, "figure9", seed)
         drawn = {}
@@ -725,6 +738,6 @@ class Figure9(Exhibit):
 def found_fakes(
     arms: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], # as `draw_figure9`
 ) -> pd.DataFrame: # a row an arm: fakes that it finds, of how many
-    "Count the fakes that each arm finds."
+    "Count the fakes that each arm finds, at threshold 0.5."
     rows = [dict(backbone=b, arm=arm, found=(p > 0.5).sum(), fakes=len(p)) for (b, arm), (_, p) in arms.items()]
     return pd.DataFrame(rows)

@@ -171,7 +171,7 @@ USER_STUDY = dict(participants=86, images=50, decisions=4300, drop=10)
 def paper_table(
     number: int, # of the table in the paper, 1 to 8
 ) -> pd.DataFrame: # the paper's rows and columns; NaN where our copy of the paper is not legible or nothing is printed
-    "Return a table of the paper. `ValueError` for a number that it does not have."
+    "Return a table of the paper; raise `ValueError` for a number that it does not have."
     if number not in _TABLES: raise ValueError(f"no table {number}; there are {', '.join(map(str, _TABLES))}.")
     return pd.read_csv(StringIO(_TABLES[number]), sep=" ", na_values="-")
 
@@ -182,7 +182,7 @@ CELL_COLUMNS = ["backbone", "arm", "train", "test", "measure"]
 def paper_cells(
     number: int, # of a table of AUC or ACC, 2 to 7
 ) -> pd.DataFrame: # backbone, arm, train, test, measure, paper
-    "Return a table of the paper, a row for each number; printed differences left out."
+    "Return a table of the paper with one row for each number; printed differences are left out."
     table = paper_table(number)
     heads = [c for c in ("backbone", "arm", "train", "augments") if c in table]
     long = table.melt(heads, var_name="test", value_name="paper").query("~test.str.endswith(':d')")
@@ -268,22 +268,22 @@ def _cell(number: int, column: str, **keys: str) -> float:
     return table[column].item()
 
 def _gain(backbone: str, column: str) -> float:
-    "Return what PRLE adds in Table II."
+    "Return the points that PRLE adds in Table II."
     plain, primary = (_cell(2, column, backbone=backbone, arm=arm) for arm in ("none", "primary"))
     return primary - plain
 
 def _cross_gain(backbone: str, train: str, test: str) -> float:
-    "Return what PRLE adds in Table III."
+    "Return the points that PRLE adds in Table III."
     plain, primary = (_cell(3, test, backbone=backbone, arm=arm, train=train) for arm in ("none", "primary"))
     return primary - plain
 
 def _drop(number: int, backbone: str, arm: str, test: str) -> float:
-    "Return what an arm of Tables IV to VII loses against the first."
+    "Return the points that an arm of Tables IV to VII loses against the table's first arm."
     first = paper_table(number).arm[0]
     return _cell(number, test, backbone=backbone, arm=first) - _cell(number, test, backbone=backbone, arm=arm)
 
 def _cost(backbone: str) -> float:
-    "Return how much slower training is in Table VIII, in per cent."
+    "Return by how much PRLE lowers the training throughput in Table VIII, in per cent."
     plain, primary = (_cell(8, "train", backbone=backbone, arm=arm) for arm in ("none", "primary"))
     return 100 * (1 - primary / plain)
 
@@ -353,7 +353,7 @@ def _verdict(check: Check) -> str: # "agrees", "last digit" or "contradicts"
     return "last digit" if off <= 0.0101 and check.tolerance == 0.005 else "contradicts"
 
 def consistency() -> pd.DataFrame: # where, what, printed, computed, verdict: agrees, last digit, contradicts
-    "List every number of the paper that can be computed from others, and whether it agrees; NaN cells are left out."
+    "List the paper's numbers that can be computed from others, and whether they agree; NaN cells are left out."
     sentences = (_sentences_on_two(), _sentences_on_three(), _sentences_on_masks(), _other_sentences())
     groups = (_averages(), _parentheses(), *sentences)
     checks = [check for group in groups for check in group if not np.isnan(check.printed - check.computed)]
@@ -366,7 +366,7 @@ def interval(
     low: float, # end of its interval
     high: float, # end of its interval
 ) -> str: # "68.3 [64.1, 72.0]"; "gap" for NaN
-    "Print a number with its 95% interval, as tables do."
+    "Format a number with its 95% interval, as tables do."
     return "gap" if pd.isna(value) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-26
@@ -376,7 +376,7 @@ def _faces_text(faces: pd.DataFrame, of: str = "") -> str:
     return f"{faces.identity.nunique()} test people, {len(faces) - fakes} real and {fakes} fake test faces{of}"
 
 def _measured(lab: Lab, kind: str) -> list[str]:
-    "Say how many people and faces were measured, a text for each set."
+    "Say how many people and faces were measured, one text for each set."
     if kind == "test": return [_faces_text(lab.test_faces())]
     if kind == "targets": return [_faces_text(lab.test_faces(target), f" of {target}") for target in lab.targets]
     fakes = lab.train_faces("all").query("label == 1")
@@ -397,7 +397,7 @@ def describe(
     on: Sequence[str] = ("test",), # the faces that were measured: "train" (fakes), "test", "targets"
     brackets: str | None = None, # what they hold; None: 95% intervals; "": there are none
 ) -> str:
-    "Say what a reader has to know about our numbers before comparing them."
+    "Describe what our numbers rest on: preset, networks, seeds, test people, intervals."
     networks = ", ".join(_network_text(lab, name) for name in backbones or lab.preset.backbones)
     if brackets is None:
         others = "other people and other seeds (t)" if seeds > 1 else "other people (bootstrap)"
@@ -410,23 +410,23 @@ def describe(
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-30
 def _is_best(rows: pd.DataFrame, column: str, groups: list[str]) -> pd.Series:
-    "Tell whether each number is the largest of its group; differences take no part."
+    "Tell whether each number is the largest of its group; differences do not count."
     plain = ~rows.arm.str.contains(" - ")
     numbers = rows[column].where(plain)
     largest = numbers.groupby([rows[group] for group in groups]).transform("max")
     return plain & (rows[column] == largest)
 
 def _bold(texts: Iterable[str], best: Iterable[bool]) -> list[str]:
-    "Mark the best texts."
+    "Mark the best texts with `**`."
     return [f"**{text}**" if text and is_best else text for text, is_best in zip(texts, best)]
 
 def _paper_text(r) -> str:
-    "Print the paper's number; a difference with its sign."
+    "Format the paper's number; a difference with its sign."
     if pd.isna(r.paper): return ""
     return f"{r.paper:+.2f}" if " - " in r.arm else f"{r.paper:.2f}"
 
 def _off_text(r) -> str:
-    "Print what ours exceeds the paper's by."
+    "Format the difference of our number to the paper's."
     off = r.value - r.paper
     return "" if pd.isna(off) else f"{off:+.1f}"
 
@@ -436,7 +436,7 @@ def side_by_side(
     best: Sequence[str] = ("backbone", "train"), # columns within whose groups the best is bold
     heads: Sequence[str] = ("backbone", "arm"), # columns that name a row of the table
 ) -> pd.DataFrame: # heads, "" (ours, paper, ours - paper), and a column a test
-    "Lay out a table as people read it, ours above the paper's. `**` marks bold."
+    "Format a table for readers, ours above the paper's; `**` marks bold."
     several = rows.measure.nunique() > 1
     rows = rows.assign(column=rows.test + " " + rows.measure if several else rows.test)
     groups, lines = [*best, "column"], list(rows.itertuples())
@@ -446,7 +446,7 @@ def side_by_side(
     return _stack(rows.assign(**{"ours": ours, "paper": paper, "ours - paper": off}), list(heads))
 
 def _stack(rows: pd.DataFrame, heads: list[str]) -> pd.DataFrame:
-    "Put ours, the paper's and their difference below each other."
+    "Put ours, the paper's, and their difference on separate rows; empty rows are left out."
     order, shown = rows["column"].unique(), []
     for key, group in rows.groupby(heads, sort=False):
         for kind in ("ours", "paper", "ours - paper"):
@@ -482,7 +482,7 @@ def latex_text(
 _PAGE_ROWS, _LINE = 45, 40 # a longer table breaks over pages, a longer cell over lines
 
 def _column_format(cells: pd.Series) -> str:
-    "Return the kind of a LaTeX column: left-aligned, or a box that breaks long cells."
+    "Return the format of a LaTeX column: left-aligned, or a box that breaks long cells."
     longest = cells.map(lambda cell: len(str(cell))).max()
     return "p{4cm}" if longest > _LINE else "l"
 
@@ -491,7 +491,7 @@ def latex_table(
     caption: str,
     label: str, # for \ref
 ) -> str:
-    "Write a table with booktabs' rules: a float, or a longtable if no page holds it."
+    "Return a table with the rules of booktabs: a float, or a longtable if it may not fit on a page."
     text = shown.rename(columns=latex_text).map(latex_text)
     place = dict(environment="longtable") if len(text) > _PAGE_ROWS else dict(position="t")
     columns = "".join(_column_format(shown.iloc[:, i]) for i in range(len(text.columns)))
@@ -500,7 +500,7 @@ def latex_table(
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-40
 def _write_note(lab: Lab, path: Path, files: Sequence[Path], **facts):
-    "Write the provenance of what lies at `path`."
+    "Write the provenance of the table or figure at `path`."
     own = dict(
         preset=lab.name, data=lab.fingerprint, code=lab.store.code, runs=lab.store.names(),
         other_code=lab.store.names(other_code=True), files={file.name: file_digest(file) for file in files})
@@ -514,7 +514,7 @@ def _stale_text(lab: Lab) -> str: # "" if there are none
             "the provenance names them.")
 
 def _markdown_table(shown: pd.DataFrame) -> str:
-    "Write a table as Markdown."
+    "Return a table as Markdown."
     text = shown.rename(columns=markdown_text).map(markdown_text)
     return text.to_markdown(index=False, disable_numparse=True)
 
@@ -527,7 +527,7 @@ def write_table(
     caption: str, # what it shows, on which data, with how many seeds
     **facts, # what else the provenance shall say
 ) -> Path: # of the Markdown
-    "Write a table under `outputs/PRESET/tables/`."
+    "Write a table under `outputs/PRESET/tables/` as CSV, Markdown and LaTeX, with its provenance."
     path = lab.outputs/lab.name/"tables"/f"{name}.md"
     caption += _stale_text(lab)
     shown = shown.astype(str)
@@ -546,7 +546,7 @@ def write_figure(
     caption: str = "", # what it shows, for the report
     **facts, # what else the provenance shall say
 ) -> Path: # of the PNG
-    "Write a figure under `outputs/PRESET/figures/`."
+    "Write a figure under `outputs/PRESET/figures/` as PNG and PDF, with its provenance."
     path = lab.outputs/lab.name/"figures"/f"{name}.png"
     formats = {".png": dict(dpi=200), ".pdf": dict(metadata=dict(CreationDate=None))}
     for suffix, settings in formats.items():
@@ -556,14 +556,14 @@ def write_figure(
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-44
 def _fault(path: Path, made: str) -> str:
-    "Say what is wrong with a file whose fingerprint was written down; an empty text if nothing is."
+    "Say what is wrong with a file, given the fingerprint recorded for it; empty if nothing is."
     if not path.is_file(): return "missing"
     return "" if file_digest(path) == made else "changed since it was written"
 
 def changed_files(
     folder: str | Path, # outputs/PRESET
 ) -> list[str]: # "tables/table3.csv: ...", sorted
-    "List the tables and figures that are not what was written: changed by hand, or missing."
+    "List the tables and figures that are not as they were written: changed by hand, or missing."
     found = []
     for note in sorted(Path(folder).glob("*/*.provenance.json")):
         try:
@@ -578,7 +578,7 @@ COLUMN_WIDTH, PAGE_WIDTH = 3.5, 7.16
 "Widths in inches of a column and of a page."
 
 def use_paper_style():
-    "Set matplotlib up for all figures: readable at the width they are drawn for, colour-blind safe."
+    "Set matplotlib's style for all figures: readable at their printed width, safe for colour-blind readers."
     import seaborn as sns
     settings = {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100, "pdf.fonttype": 42}
     sns.set_theme(context="paper", style="ticks", palette="colorblind", rc=settings)
@@ -588,7 +588,7 @@ def show_image(
     image: np.ndarray, # (H, W, 3) uint8
     heat: np.ndarray | None = None, # (H, W) attention in [0, 1], laid over it
 ):
-    "Show a face, and over it a heat map that is clear where attention is zero and blue where it is small."
+    "Show a face, with a heat map over it that is clear where attention is zero."
     ax.imshow(image)
     if heat is not None: ax.imshow(heat, cmap="plasma", vmin=0, vmax=1, alpha=np.where(heat > 0, 0.55, 0.0))
     ax.set(xticks=[], yticks=[])

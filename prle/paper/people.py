@@ -52,6 +52,7 @@ class StudyImages(Exhibit):
         return study_cells(lab, seed=seed)
 
     def parts(self, lab: Lab, values: Values, seed: int, participants: int, images: int | None) -> Iterator[FigurePart]:
+        "Return the first participant's session, with the size and balance of the study."
         whole(values)
         study = lab_study(lab, participants=participants, images=images, seed=seed)
         caption = "A session of the user study: the first participant's pictures in their order."
@@ -67,7 +68,7 @@ def _answers_text(kept: pd.DataFrame, left_out: pd.DataFrame) -> str:
     return "all responses excluded" if len(left_out) else "no responses yet"
 
 def _accuracy_text(r) -> str:
-    "Print an accuracy, with its interval where it has one."
+    "Format an accuracy, with its interval where it has one."
     if pd.isna(r.accuracy): return ""
     return f"{r.accuracy:.1f}" if pd.isna(r.low) else interval(r.accuracy, r.low, r.high)
 
@@ -77,7 +78,9 @@ def figure10_rows(
     subsets: list[str], # manipulations
     detectors: pd.DataFrame | None, # from `study_detectors`
 ) -> pd.DataFrame: # who, panel, name, mask, alpha, accuracy, low, high
-    "Join what people and detectors got right; of people also on the pictures that detectors judge."
+    """Join the accuracies of people and detectors.
+
+    For people there are also those on the pictures that detectors judge."""
     people = accuracy_table(kept, subsets).assign(who="people")
     if detectors is None: return people.reset_index(drop=True)
     same = accuracy_table(kept[kept.split == "test"], subsets).assign(who="people, pictures of test people")
@@ -86,7 +89,7 @@ def figure10_rows(
 def figure10_table(
     rows: pd.DataFrame, # from `figure10_rows`
 ) -> pd.DataFrame: # a row a bar or point, a column for people and each detector
-    "Lay the numbers behind Figure 10 out."
+    "Format the numbers behind Figure 10 as a table."
     alphas = ["" if pd.isna(alpha) else f"{alpha:.1f}" for alpha in rows.alpha]
     shown = rows.assign(cell=[_accuracy_text(r) for r in rows.itertuples()], alpha=alphas)
     which = ["panel", "name", "mask", "alpha"]
@@ -98,7 +101,7 @@ def figure10_table(
 def detectors_table(
     detectors: pd.DataFrame | None, # from `study_detectors`
 ) -> pd.DataFrame | str:
-    "Show what detectors got right, or say why none was asked."
+    "Return the accuracies of detectors, or the reason why none was asked."
     if detectors is None: return "No picture of this study shows a test person, so no detector is asked."
     bars = detectors[detectors.panel == "a"]
     return bars.pivot_table(index="detector", columns=["name", "mask"], values="accuracy", sort=False).round(1)
@@ -106,7 +109,7 @@ def detectors_table(
 def needed_people(
     study: Study,
 ) -> tuple[str, pd.DataFrame]: # how many are needed; the share of drawn studies that find the drop
-    "Say how many participants find a drop of ten points, for all pictures and for one manipulation's pair of bars."
+    "Say how many participants are needed to find a drop of ten points: all pictures, or one manipulation's."
     subsets = study.settings["subsets"]
     size = dict(images=study.settings["images"], subsets=subsets, points=USER_STUDY["drop"])
     found = {"all pictures": power(**size), "one manipulation": power(**size, only=subsets[0])}
@@ -116,19 +119,21 @@ def needed_people(
 # %% ../../nbs/paper/07_people.ipynb #paper-07-people-10
 @declare
 class Figure10(Exhibit):
-    "Accuracy of people and of detectors on the study's pictures (Section IV-F)."
+    "Figure 10: accuracy of people and of detectors on the study's pictures (Section IV-F)."
     notebook = "figure10_user_study"
     parameters = (
         Parameter("study", None, "folder of the study with its responses; None: the preset's own, made if there is none"),
         Parameter("seed", 0, "of the zoo, the detectors, and the study where it has to be made"))
 
     def cells(self, lab: Lab, study: str | None, seed: int) -> Cells:
+        "Declare the study's quantile maps and the detectors with and without PRLE."
         cells = study_cells(lab, seed=seed)
         for name in lab.preset.backbones:
             for mask in ARMS.values(): cells[name, mask] = [wanted_detector(name, mask, seed)]
         return cells
 
     def parts(self, lab: Lab, values: Values, study: str | None, seed: int) -> Iterator[TablePart | FigurePart]:
+        "Return Figure 10 and its table, for the study's responses so far."
         whole(values)
         made = lab_study(lab, study, images=None, seed=seed)
         subsets = made.settings["subsets"]
@@ -150,5 +155,5 @@ def wanted_detector(
     mask: str, # "none" or one of `prle.lab.configs.MASKS`
     seed: int, # of its training
 ) -> Wanted: # its key
-    "Want a detector that is trained on all manipulations."
+    "Declare a detector that is trained on all manipulations."
     return Wanted(lambda lab: lab.detector(backbone, "all", mask=mask, seed=seed), lambda run: run.key)

@@ -36,7 +36,7 @@ def find_exhibit(
     return known[check_choice(name, known, "table or figure")]
 
 def notebook_folder() -> Path: # `FileNotFoundError` without a checkout
-    "Return where the paper's notebooks lie: in the checkout that `prle` was installed from."
+    "Return the folder of the paper's notebooks, in the checkout that `prle` was installed from."
     folder = Path(prle.__file__).parents[1]/"nbs"/"paper"
     if folder.is_dir(): return folder
     raise FileNotFoundError(f"no notebooks in {folder}: `reproduce` needs a checkout of the project, installed with `pip install -e`.")
@@ -48,19 +48,19 @@ def list_notebooks() -> list[str]:
     return [*declared, *(name for name in there if name not in declared)]
 
 def headline() -> list[str]:
-    "List what `prle reproduce` makes when it is not told what: in the preset mini on two cores, within half an hour."
+    "List what `prle reproduce` makes by default: in the preset mini on two cores, within half an hour."
     return [name for name, exhibit in exhibits().items() if exhibit.headline]
 
 # %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-5
 def _begins(name: str, head: str) -> bool:
-    "Tell whether a notebook's name begins with a head; `figure1` is no head of `figure10`."
+    "Tell whether a notebook's name begins with a head; `figure1` does not begin `figure10`."
     if not name.startswith(head): return False
     return len(head) == len(name) or not (head[-1] + name[len(head)]).isdigit()
 
 def find_notebooks(
     ids: Sequence[str], # heads of names, e.g. "table3" or "figure"; "headline"; "all"; empty: the headline
 ) -> list[str]:
-    "Return the notebooks meant by `ids`; `ValueError` with the nearest name for one that means none."
+    "Return the notebooks that `ids` denote; raise `ValueError` with the nearest name for an unknown one."
     names = list_notebooks()
     words = dict(headline=headline(), all=names)
     known = [*words, *dict.fromkeys(name.split("_")[0] for name in names)]
@@ -73,7 +73,7 @@ def find_notebooks(
 
 # %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-8
 def parameters_text() -> str:
-    "List the parameters of all notebooks: what `prle reproduce --help` ends with."
+    "Return the text that ends `prle reproduce --help`: the parameters of all notebooks."
     lines = ["parameters of the notebooks (papermill -p NAME VALUE):"]
     lines += [f"  {line}" for line in parameter_lines([PRESET, SEEDS, DATA, OUTPUTS])]
     for name, exhibit in exhibits().items():
@@ -84,25 +84,27 @@ def parameters_text() -> str:
 
 # %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-11
 def rtx3090_rate() -> float: # multiply-accumulates a second
-    "Return what one RTX 3090 did in the paper's training: Table VIII's faces a second on two, times three forward passes."
+    """Return the rate of one RTX 3090 in the paper's training.
+
+    It is Table VIII's faces a second on two, times three forward passes a face."""
     table = paper_table(8).query("arm == 'none'")
     return (3 * table.GFLOPs * 1e9 / 64 * table.train).mean() / 2
 
 # %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-13
 class Cost(NamedTuple):
-    "What a plan takes."
+    "The cost of a plan."
     runs: int # to make
     trainings: int # detectors among them
     hours: float # of one RTX 3090
     disk: float # bytes that the runs will fill
 
 class Work(NamedTuple):
-    "What one run takes."
+    "The work of one run."
     macs: float # multiply-accumulates
     disk: float # bytes
 
 class Network(NamedTuple):
-    "What a detector costs."
+    "The size of a detector."
     macs: int # a face
     parameters: int
 
@@ -110,7 +112,7 @@ def measure_network(
     config: dict, # of a detector's run
     size: int, # of the faces, pixels
 ) -> Network:
-    "Count a detector's operations and parameters, without its weights."
+    "Count a detector's operations and parameters without allocating its weights."
     with torch.device("meta"): model = create_detector(config["detector"], width=config["width"], **config["options"])
     return Network(macs(model, size), parameter_count(model))
 
@@ -118,14 +120,14 @@ def measure_network(
 _QUANTILE_BYTES = 0.6 # a pixel, of the PNG files of the mini benchmark
 
 def _fusion_work(lab: Lab, task: Task) -> Work:
-    "Return what quantile maps take."
+    "Return the work of a run of quantile maps: disk only."
     label = task.path.name
     split = "test" if "-test-" in label else "train"
     faces = lab.faces(split, label.split("-")[0])
     return Work(0.0, _QUANTILE_BYTES * lab.preset.size**2 * len(faces))
 
 def _training_work(lab: Lab, config: dict, network: Network) -> Work:
-    "Return what a training takes: three forward passes a face, and scoring."
+    "Return the work of a training: three forward passes a face, and scoring."
     rows, recipe = lab.train_faces(config["subset"]), config["recipe"]
     epoch = 2 * rows.label.value_counts().min() if recipe["balance"] else len(rows)
     val, test = lab.train_faces(config["subset"], "val"), lab.test_faces()
@@ -137,7 +139,7 @@ def _work(
     task: Task,
     networks: dict[str, Network], # by the key of the detector's run
 ) -> Work:
-    "Return what a run takes."
+    "Return the work of a run."
     kind, config = task.path.parent.name, task.config
     if kind == "fusions": return _fusion_work(lab, task)
     if kind == "detectors": return _training_work(lab, config, networks[_key(task)])
@@ -153,7 +155,7 @@ def _key(task: Task) -> str:
 def cost(
     dry: Lab, # whose dry store was asked for all runs
 ) -> Cost:
-    "Compute what the runs that are not there yet will take."
+    "Compute the cost of the runs that are not there yet."
     known: dict[tuple, Network] = {}
     networks = {}
     for task in dry.store.tasks:
@@ -172,7 +174,7 @@ def cost(
 def cost_text(
     dry: Lab, # whose dry store was asked for all runs
 ) -> str:
-    "Say what is to be made and what it takes."
+    "Say how many runs are to be made and what they cost."
     runs = planned(dry.store)
     make = runs[runs.action == "make"]
     if make.empty: return f"All {len(runs)} runs are there."
@@ -190,7 +192,7 @@ def announce(
     exhibit: Exhibit,
     **settings, # values of its parameters
 ) -> str:
-    "Say what the runs behind an exhibit will cost, before they are made."
+    "Say what the runs behind an exhibit will cost before they are made."
     dry = lab.dry()
     exhibit.plan(dry, **settings)
     return cost_text(dry)
@@ -199,7 +201,7 @@ def announce(
 def notebook_parameters(
     source: Path, # a notebook
 ) -> dict: # name -> what papermill knows of it
-    "Read the parameters of a notebook; `ValueError` if it has no cell tagged `parameters`."
+    "Read the parameters of a notebook; raise `ValueError` if it has no cell tagged `parameters`."
     import papermill
     known = papermill.inspect_notebook(str(source))
     if not known: raise ValueError(f"{source} has no cell tagged 'parameters'.")
@@ -210,7 +212,9 @@ def run_notebook(
     out: Path, # the executed copy; a failed one is kept beside it as NAME.failed.ipynb
     **parameters, # values for its parameters
 ) -> Path: # `out`
-    "Execute a notebook with papermill. `ValueError` for a parameter that it does not have, which papermill would only warn about."
+    """Execute a notebook with papermill.
+
+    Raise `ValueError` for a parameter that it does not have, where papermill would only warn."""
     import papermill
     known = notebook_parameters(source)
     for name in parameters: check_choice(name, known, f"parameter of {source.name}")
@@ -276,7 +280,7 @@ _MATH = {r"$\alpha$": "\u03b1", r"$\tau_1$": "\u03c4\u2081", r"$\lambda$": "\u03
 "The formulas of first cells, for a page without MathJax."
 
 def _page_template():
-    "Return `_PAGE`, in which everything is text but what goes through the filters `markdown` and `table`."
+    "Return the template of the report; everything is escaped, except by the filters `markdown` and `table`."
     import jinja2, markupsafe, mistune
     render = mistune.create_markdown(escape=True, plugins=["table"])
     def markdown(text):
@@ -290,27 +294,27 @@ def _page_template():
 
 # %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-23
 def _origin(name: str, note: dict) -> str:
-    "Return the provenance of a table or figure, as text."
+    "Format the provenance of a table or figure."
     changes = "" if note["clean"] else " with changes"
     parts = [f"{len(note['runs'])} runs", f"data {note['data']}", f"commit {note['commit']}{changes}", note["time"]]
     parts += [f"{setting}={note[setting]}" for setting in ("seeds", "seed") if setting in note]
     return "\n  ".join([f"{name}: {', '.join(parts)}", *note["runs"]])
 
 def _table_part(note: Path, name: str) -> dict:
-    "Return what the page shows of a table."
+    "Return what the report shows of a table."
     folder = f"{note.parts[-3]}/tables"
     files = {kind: f"{folder}/{name}.{kind.lower()}" for kind in ("CSV", "MD", "TEX")}
     text = note.with_name(f"{name}.md").read_text(encoding="utf-8")
     return dict(markdown=text, text=name == "claims", files=files)
 
 def _figure_part(note: Path, name: str) -> dict:
-    "Return what the page shows of a figure."
+    "Return what the report shows of a figure."
     png = base64.b64encode(note.with_name(f"{name}.png").read_bytes()).decode()
     return dict(name=name, caption=read_json(note).get("caption", ""), png=png, pdf=f"{note.parts[-3]}/figures/{name}.pdf")
 
 # %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-24
 def _notes(folder: Path, notebook: str) -> dict[Path, dict]:
-    "Return the provenance of all that a notebook has written, by file."
+    "Return the provenance of everything that a notebook has written, by file."
     notes = {path: read_json(path) for path in sorted(folder.glob("*/*.provenance.json"))}
     return {path: note for path, note in notes.items() if note.get("notebook") == notebook}
 
@@ -322,7 +326,7 @@ def _first_cell(notebook: str) -> tuple[str, str]:
     return title.lstrip("# "), claim
 
 def _section(folder: Path, notebook: str, data: str) -> dict:
-    "Return what one notebook has left: title and claim, tables, figures, provenance."
+    "Return the report's section on one notebook: title and claim, tables, figures, provenance."
     title, claim = _first_cell(notebook)
     executed = folder/"notebooks"/f"{notebook}.ipynb"
     tables, figures, others, origins = [], [], [], []
@@ -344,7 +348,7 @@ def write_report(
     lab: Lab, # preset, data and store
     failed: dict[str, str] | None = None, # notebook -> why
 ) -> Path: # outputs/report.html
-    "Write all tables, figures and claims of a preset that were written so far, on one page that needs no network."
+    "Write all tables, figures and claims of a preset so far to one page that needs no network."
     folder, checks = lab.outputs/lab.name, consistency()
     names = sorted(list_notebooks(), key=lambda name: name != "claims") # the claims first
     sections = [_section(folder, name, lab.fingerprint) for name in names]
@@ -361,7 +365,7 @@ def full_settings(
     name: str, # of a notebook
     full: bool, # whether everything is asked for
 ) -> dict: # values of its parameters
-    "Return the parameters that differ from a notebook's defaults."
+    "Return the parameters that differ from a notebook's defaults when everything is asked for."
     declared = exhibits()
     return declared[name].full if full and name in declared else {}
 
@@ -371,7 +375,9 @@ def plan(
     seeds: int = 1, # of every number
     full: bool = False, # with what differs when everything is asked for
 ) -> Lab: # a dry twin, whose store was asked for all runs that the notebooks need
-    "Ask for what the notebooks need; no run is made, but the mini benchmark is, if it is not there: runs are named by it."
+    """Request the runs that notebooks need from a dry lab; none is made.
+
+    The mini benchmark is forged if it is not there, because runs are named by its hash."""
     dry, declared = lab.dry(), exhibits()
     for name in names:
         if name not in declared: continue
@@ -389,7 +395,7 @@ def prepare(
     gpus: float = 1.0, # of a run with a detector, on Ray
     full: bool = False, # with what differs when everything is asked for
 ) -> dict[str, str]: # name of a run -> why there is no result
-    "Say what it will cost, and make all runs that the notebooks need, under one progress bar with the time left."
+    "Say what the notebooks' runs will cost, and make them under one progress bar that estimates the work left."
     whole = plan(lab, names, seeds, full)
     lab.store.say(cost_text(whole))
     for name in names:
@@ -399,9 +405,9 @@ def prepare(
 
 # %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-29
 def _lacking(lab: Lab, name: str, seeds: int, full: bool, faults: dict[str, str]) -> str: # "" if there is none
-    """Return the first run that a notebook would try to make again itself, on this machine, and why it could not be made.
+    """Return a run that a notebook would try to make again itself, on this machine, and why it could not be made.
 
-    What diverged is a gap in its tables."""
+    A run that diverged is a gap in its tables."""
     if not faults: return ""
     runs = planned(plan(lab, [name], seeds, full).store).query("action in ['make', 'wait']")
     for run in runs.kind + "/" + runs.label + "-" + runs.key:
@@ -409,7 +415,7 @@ def _lacking(lab: Lab, name: str, seeds: int, full: bool, faults: dict[str, str]
     return ""
 
 def _executed(source: Path, out: Path, common: dict, **own) -> str:
-    "Run a notebook with what it knows of the common parameters; return \"done\" or the error's last line."
+    "Run a notebook with those common parameters that it has; return \"done\" or the last line of the error."
     try:
         known = notebook_parameters(source)
         given = {name: value for name, value in common.items() if name in known}
@@ -431,7 +437,7 @@ def reproduce(
 ) -> dict[str, str]: # notebook -> "done", or why it is not
     """Regenerate tables and figures of the paper, and `outputs/report.html`.
 
-    What fails does not stop the rest, and what lacks a run is skipped."""
+    A notebook that fails does not stop the others; one that lacks a run is skipped."""
     names, full = find_notebooks(ids), "all" in ids
     seed_range(seeds)
     check_choice(engine, ENGINES, "engine")
@@ -449,7 +455,7 @@ def reproduce(
 def _run_notebooks(
     lab: Lab, names: Sequence[str], seeds: int, full: bool, data: str | None, faults: dict[str, str],
 ) -> dict[str, str]:
-    "Run notebooks one after the other, and say what became of each."
+    "Run notebooks one after the other, and return the result of each."
     source, results = notebook_folder(), {}
     there = data and str(Path(data).resolve())
     common = dict(preset=lab.name, data=there, outputs=str(lab.outputs.resolve()), seeds=seeds)

@@ -30,7 +30,7 @@ from ..trust import read_table
 def read_fake_shares(
     run: Run, # from `Lab.statistics`
 ) -> pd.DataFrame: # a row a training fake: identity, above 0, above 0.3
-    "Read the share of each fake's pixels that is attended."
+    "Read the attended share of each fake's pixels, in [0, 1]."
     return read_table(run_file(run.path, "shares.parquet")).query("label == 1")
 
 FUSION_VARIANTS = {
@@ -55,7 +55,7 @@ def zoo_variants(
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-6
 def _share_rows(name: str, subset: str, shares: list[pd.DataFrame] | Gap, paper: float) -> Iterator[dict]:
-    "Return a row for each threshold."
+    "Yield a row for each threshold."
     for threshold in THRESHOLDS:
         row = dict(name=name, subset=subset, threshold=threshold)
         if isinstance(shares, Gap):
@@ -77,13 +77,13 @@ def attended_share(
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-8
 def _number(value: float, form: str) -> str: # "" for NaN
-    "Show a number of the paper's."
+    "Format a number of the paper."
     return "" if pd.isna(value) else f"{value:{form}}"
 
 def share_table(
     shares: pd.DataFrame, # from `attended_share`
 ) -> pd.DataFrame: # a row a name and threshold; where the paper has the number, rows for it and for the differences
-    "Lay shares out as Table I prints them, the paper's below ours, and what ours differ from it at either threshold."
+    "Format shares as Table I prints them: ours, the paper's, and the differences at either threshold."
     rows = []
     for name, group in shares.groupby("name", sort=False):
         levels = {f"> {threshold:g}": list(part.itertuples()) for threshold, part in group.groupby("threshold")}
@@ -104,7 +104,7 @@ def share_cells(
     names: Iterable[str], # of `zoo_variants`
     seeds: int, # trainings
 ) -> Cells: # name, manipulation -> `read_fake_shares` of each seed
-    "Want the attended share of each fake."
+    "Declare the attended share of each fake."
     cells: Cells = {}
     for name in names:
         for subset in lab.subsets:
@@ -115,7 +115,7 @@ def share_cells(
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-11
 @declare
 class Table1(Exhibit):
-    "How much of a face a detector attends to (Section III-A)."
+    "Table I: the share of a face that a detector attends to (Section III-A)."
     notebook = "table1_attended_share"
     headline = True
 
@@ -123,6 +123,7 @@ class Table1(Exhibit):
         return share_cells(lab, [*lab.preset.backbones, *FUSION_VARIANTS], seeds)
 
     def parts(self, lab: Lab, values: Values, seeds: int) -> Iterator[TablePart]:
+        "Return the table of single detectors and that of fusions."
         shares = attended_share(values)
         alone = shares.name.isin(list(lab.preset.backbones))
         about = describe(lab, seeds, on=["train"])
@@ -149,15 +150,16 @@ class ArmExhibit(Exhibit):
     measures: Sequence[str] = ("AUC",)
 
     def trainings(self, lab: Lab) -> list[str]:
-        "Return what the arms are trained on."
+        "Return the manipulations that the arms are trained on."
         return ["all"]
 
     def arms(self, lab: Lab, backbones: Sequence[str] | str | None = "all") -> list[Arm]:
-        "Return its trainings in the order of its rows."
+        "Return the trainings in the order of the exhibit's rows."
         chosen = [name for name in choose_backbones(lab, backbones) if name in self.only]
         return [arm for train in self.trainings(lab) for arm in arms_of(chosen, self.variants, train)]
 
     def cells(self, lab: Lab, seeds: int, **which) -> Cells:
+        "Declare the scores on the target sets; raise `ValueError` if there are none."
         if not lab.targets:
             raise ValueError("this data has no target sets: name a folder that holds dfdc/, df-1.0/ or celeb-df/ beside ff++/, "
                              "or one made by `prle forge`.")
@@ -168,7 +170,7 @@ class ArmExhibit(Exhibit):
         return compare(values, self.measures)
 
     def about(self, lab: Lab, seeds: int, rows: pd.DataFrame, on: Sequence[str] = ("targets",)) -> str:
-        "Say what the numbers rest on, and which are missing."
+        "Describe what the numbers rest on, and the gaps."
         return describe(lab, seeds, list(dict.fromkeys(rows.backbone)), on) + gaps(rows)
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-14
@@ -181,19 +183,19 @@ class ArmTable(ArmExhibit):
 
     @property
     def name(self) -> str:
-        "What its files are called."
+        "Return the name of the table's files."
         return f"table{self.number}"
 
     def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
-        "Compare the arms, and put the paper's numbers beside them."
+        "Compare the arms, and add the paper's numbers."
         return add_paper(lab, self.number, compare(values, self.measures))
 
     def layout(self, lab: Lab, rows: pd.DataFrame) -> pd.DataFrame: # `**` marks the best
-        "Lay its rows out as the paper does, ours above the paper's."
+        "Format the rows as the paper does, ours above the paper's."
         return self.named(side_by_side(rows, self.best, list(self.heads)))
 
     def named(self, shown: pd.DataFrame) -> pd.DataFrame:
-        "Print the paper's names of baselines and arms."
+        "Replace names of baselines and arms by those that the paper prints."
         names = {v.name: v.shown for v in self.variants}
         paper = {ours: theirs for theirs, ours in BASELINES.items()}
         arms = [_arm_text(arm, names) for arm in shown.arm]
@@ -204,19 +206,19 @@ class ArmTable(ArmExhibit):
         yield TablePart(self.name, rows, self.layout(lab, rows), f"{self.caption} {self.about(lab, seeds, rows)}")
 
 def _arm_text(arm: str, names: dict[str, str]) -> str:
-    "Print an arm, or a difference of two: \"+ PRLE\", \"PRLE - plain\"."
+    "Format an arm, or a difference of two: \"+ PRLE\", \"PRLE - plain\"."
     first, *others = arm.split(" - ")
     if not others: return names.get(arm, arm)
     return " - ".join(names.get(name, name).removeprefix("+ ") for name in (first, *others))
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-17
 def _ranks(names: Iterable[str]) -> dict[str, int]:
-    "Number names in their order."
+    "Number names in their order, from 0."
     return {name: rank for rank, name in enumerate(names)}
 
 @declare
 class Table2(ArmTable):
-    "Trained on all manipulations, tested on three other data sets (Section IV-C1)."
+    "Table II: training on all manipulations, test on three other data sets (Section IV-C1)."
     notebook, number = "table2_generalization", 2
     parameters = (
         SEEDS, BACKBONES_ALL,
@@ -236,7 +238,7 @@ class Table2(ArmTable):
         return plain + super().arms(lab, backbones)
 
     def layout(self, lab: Lab, rows: pd.DataFrame) -> pd.DataFrame:
-        "Lay the columns out by data set and the rows as the paper does, with its column `augments`."
+        "Format columns by data set and rows as the paper does, with its column `augments`."
         columns = _ranks([*lab.targets, "AVG", "ACC", "AUC"])
         rows = rows.sort_values(["test", "measure"], key=lambda names: names.map(columns), kind="stable")
         shown = side_by_side(rows, self.best, list(self.heads))
@@ -249,7 +251,7 @@ class Table2(ArmTable):
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-19
 @declare
 class Table3(ArmTable):
-    "Trained on one manipulation, tested on all (Section IV-C2)."
+    "Table III: training on one manipulation, test on all (Section IV-C2)."
     notebook, number, headline = "table3_cross_manipulation", 3, True
     parameters, full = (SEEDS, BACKBONES_ZOO), dict(backbones="all")
     caption = "Table III: AUC (%) of detectors trained on one manipulation and tested on each."
@@ -265,6 +267,7 @@ class Table3(ArmTable):
         return super().rows(lab, split_subsets(values, lab.subsets))
 
     def parts(self, lab: Lab, values: Values, seeds: int, **which) -> Iterator[TablePart | FigurePart]:
+        "Return Table III and the figure of what PRLE changes on unseen manipulations."
         rows = self.rows(lab, values)
         about = self.about(lab, seeds, rows, on=["test"])
         yield TablePart(self.name, rows, self.layout(lab, rows), f"{self.caption} {about}")
@@ -277,13 +280,13 @@ class Table3(ArmTable):
 def unseen_change(
     rows: pd.DataFrame, # of Table III
 ) -> pd.DataFrame:
-    "Take what PRLE changes on unseen manipulations."
+    "Return what PRLE changes on unseen manipulations."
     return rows[(rows.arm == "primary - none") & (rows.test == "unseen") & (rows.note == "")]
 
 def change_text(
     change: pd.DataFrame, # from `unseen_change`
 ) -> str:
-    "Count the changes that are certain."
+    "Count the changes whose whole interval is on one side of zero."
     if change.empty: return "No manipulation of this data is unseen."
     above, below = (change.low > 0).sum(), (change.high < 0).sum()
     return (f"Mean change on unseen manipulations: {change.value.mean():+.1f} points over {len(change)} pairs; "
@@ -311,7 +314,7 @@ def draw_change(
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-25
 @declare
 class Table4(ArmTable):
-    "Primary, random and landmark masks (Section IV-D1)."
+    "Table IV: primary, random and landmark masks (Section IV-D1)."
     notebook, number = "table4_masks", 4
     caption = "Table IV: AUC (%) on the target sets of detectors trained with other masks; differences to primary masks are paired."
     variants = (
@@ -322,7 +325,7 @@ class Table4(ArmTable):
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-26
 @declare
 class Table5(ArmTable):
-    "Masks from neighbouring and from average fusion (Section IV-D2)."
+    "Table V: masks from neighbouring and from average fusion (Section IV-D2)."
     notebook, number = "table5_fusion", 5
     caption = "Table V: AUC (%) on the target sets with masks from other fusions; differences to neighbouring are paired."
     variants = (
@@ -333,7 +336,7 @@ class Table5(ArmTable):
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-27
 @declare
 class Table6(ArmTable):
-    "Masks from a single detector (Section IV-D2)."
+    "Table VI: masks from a single detector (Section IV-D2)."
     notebook, number = "table6_single_detectors", 6
     parameters, only = (SEEDS,), ("EfficientNet",)
     caption = ("Table VI: AUC (%) on the target sets of EfficientNet with masks from single detectors; "
@@ -345,7 +348,7 @@ class Table6(ArmTable):
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-28
 @declare
 class Table7(ArmTable):
-    "Without dynamic exploitation (Section IV-D3)."
+    "Table VII: training without dynamic exploitation (Section IV-D3)."
     notebook, number = "table7_exploitation", 7
     parameters, only = (SEEDS,), ("EfficientNet", "ResNet-50")
     caption = "Table VII: AUC (%) on the target sets without dynamic exploitation; differences to dynamic are paired."

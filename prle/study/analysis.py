@@ -29,14 +29,14 @@ from .images import Study, conditions
 
 # %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-5
 def _answers(path: Path) -> tuple[str, list[tuple[int, object]], list[tuple[int, str]]]:
-    "Read what a file counts (line or answer), its numbered answers as they came, and numbered faults."
+    "Read a file of answers: what it counts (line or answer), its numbered answers as they came, numbered faults."
     if path.suffix == ".jsonl": return "line", *read_lines(path)
     found = parse_json(read_bytes(path, LARGEST), "it", dict).get("answers")
     if not isinstance(found, list): raise ValueError("it has no list of answers")
     return "answer", list(enumerate(found, 1)), []
 
 def _listed(faults: list[tuple[int, str]], unit: str, total: int) -> list[str]:
-    "Say the faults of a file, those of one kind together."
+    "Format the faults of a file, one line for each reason."
     numbers, lines = {}, []
     for number, reason in sorted(faults): numbers.setdefault(reason, []).append(number)
     for reason, n in numbers.items():
@@ -46,13 +46,13 @@ def _listed(faults: list[tuple[int, str]], unit: str, total: int) -> list[str]:
 
 # %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-6
 def _fit(record, responses: Responses) -> dict:
-    "Return an answer with `simulated`; `Refused` if it does not fit."
+    "Return an answer with the field `simulated`; raise `Refused` if it does not fit."
     if not isinstance(record, dict): return responses.fit(record)
     answer = responses.fit({k: v for k, v in record.items() if k not in ("received", "simulated")})
     return dict(answer, simulated=record.get("simulated", False) is not False)
 
 def _fitting(path: Path, responses: Responses) -> tuple[str, list[tuple[int, dict]], list[tuple[int, str]]]:
-    "Read as `_answers`, but only answers that fit; `ValueError` if they are of more than one code."
+    "Read as `_answers`, keeping only answers that fit; raise `ValueError` if they are of more than one code."
     unit, found, faults = _answers(path)
     rows = []
     for number, record in found:
@@ -63,7 +63,9 @@ def _fitting(path: Path, responses: Responses) -> tuple[str, list[tuple[int, dic
     return unit, rows, faults
 
 def _first(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], list[str]]:
-    "Return a file's answers that are not in `seen`, to which they are added, and what was left out, and why."
+    """Return a file's answers that are not in `seen` yet, and what was left out, with the reason.
+
+    The answers are added to `seen`."""
     unit, fitting, faults = _fitting(path, responses)
     rows, total = [], len(fitting) + len(faults)
     for number, answer in fitting:
@@ -74,18 +76,18 @@ def _first(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], li
 
 # %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-7
 def _response_files(folder: Path) -> list[Path]:
-    "List the files of answers, those of the server first."
+    "List the files of answers: the server's first, then those that participants saved."
     return [path for suffix in (".jsonl", ".json") for path in sorted(folder.glob(f"*{suffix}"))]
 
 def _read_file(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], list[str]]:
-    "Read as `_first`; a file that cannot be read has no rows."
+    "Read as `_first`; a file that cannot be read has no answers and one reason."
     try: return _first(below(path.parent, path.name), responses, seen)
     except (OSError, ValueError) as e: return [], [f"no file of answers ({one_line(e)})"]
 
 def read_responses(
     study: Study, # from `read_study`
 ) -> pd.DataFrame: # code, index, picture, expected, answer, right, rt (ms), source, confidence, simulated, and the key's columns; `attrs["dropped"]`: (file, reason)
-    "All answers that fit the study's plan, checks included, with what each picture was."
+    "Read all answers that fit the study's plan, attention checks included, with what each picture was."
     rows, dropped, responses, seen = [], [], Responses(study), {}
     for path in _response_files(study.path/"responses"):
         more, out = _read_file(path, responses, seen)
@@ -105,7 +107,7 @@ def exclude(
     median: float = 500, # ms; participants whose median is below are left out
     fastest: float = 200, # ms; decisions below are left out
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # decisions on pictures that count (`attrs["left_out"]`: how many do not); what was left out: code, reason, decisions
-    "Apply the exclusion rules."
+    "Apply the exclusion rules: failed attention checks, low median times, decisions that are too fast."
     pictures, out = responses[responses.picture != ""], []
     failed = set(responses.code[(responses.picture == "") & ~responses["right"].astype(bool)])
     times = pictures.groupby("code").rt.median()
@@ -128,7 +130,7 @@ def crossed_bootstrap(
     n: int = 2000, # resamples
     seed: int = 0, # of the resampling
 ) -> np.ndarray: # (n, K) accuracies; NaN where a resample has no decision
-    "Accuracies under resampling of participants and of faces."
+    "Compute accuracies under resampling of participants and of faces."
     people, who = np.unique(np.asarray(participants).astype(str), return_inverse=True)
     pool, what = np.unique(np.asarray(faces).astype(str), return_inverse=True)
     draw, rows = rng(seed, "crossed bootstrap"), []
@@ -143,7 +145,7 @@ def _interval(samples: np.ndarray) -> tuple: return tuple(np.nanquantile(samples
 
 # %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-13
 def _conditions_of(kept: pd.DataFrame, subsets: Sequence[str]) -> dict[tuple, np.ndarray]:
-    "Figure 10's bars and points: (panel, name, mask, alpha) -> which decisions."
+    "Return which decisions belong to each bar and point of Figure 10, by (panel, name, mask, alpha)."
     subset, mask = kept.subset.to_numpy(), kept["mask"].to_numpy()
     of = {**{s: subset == s for s in subsets}, "fakes": subset != "real", "real": subset == "real", "all": np.ones(len(kept), bool)}
     found = {("a", name, m, np.nan): rows & (mask == m) for name, rows in of.items() for m in ("none", "dynamic")}
@@ -155,7 +157,7 @@ def accuracy_table(
     subsets: Sequence[str], # manipulations, in the order of the figure
     n: int = 2000, # resamples
 ) -> pd.DataFrame: # panel ("a", "b"), name, mask, alpha, decisions; accuracy, low, high in per cent
-    "The numbers of Figure 10: by manipulation with and without mask (a), by fixed alpha (b)."
+    "Compute the numbers of Figure 10: by manipulation with and without mask (a), by fixed alpha (b)."
     groups = _conditions_of(kept, subsets)
     which, right = np.stack(list(groups.values())), kept["right"].to_numpy(bool)
     table = pd.DataFrame(list(groups), columns=["panel", "name", "mask", "alpha"]).assign(decisions=which.sum(1))
@@ -167,7 +169,7 @@ def accuracy_table(
 # %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-15
 @dataclass(frozen=True)
 class Effect:
-    "What a test found."
+    "The result of a test: odds ratio and change of the accuracy, with their 95% intervals."
     question: str # in words
     decisions: int # that it rests on
     odds: float # ratio of the odds of a right decision; below 1: harder
@@ -183,7 +185,7 @@ class Effect:
                 f"{self.points:+.1f} points [{self.points_low:+.1f}, {self.points_high:+.1f}].")
 
 def _mixed_logistic(right: np.ndarray, x: np.ndarray, participants: np.ndarray, faces: np.ndarray) -> tuple[float, float]:
-    "Slope of the log-odds on `x` and its standard error, with crossed random intercepts and slopes."
+    "Estimate the slope of the log-odds on `x` and its standard error, with crossed random intercepts and slopes."
     from statsmodels.genmod.bayes_mixed_glm import BinomialBayesMixedGLM
     x = x - x.mean()
     blocks = []
@@ -198,7 +200,7 @@ def _mixed_logistic(right: np.ndarray, x: np.ndarray, participants: np.ndarray, 
 
 # %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-16
 def _effect(kept: pd.DataFrame, x: np.ndarray, question: str, weights: np.ndarray, span: float) -> Effect:
-    "The test of a slope on `x`; `weights` (K, N) and their contrast give the points."
+    "Test the slope on `x`; points are the least-squares slope of `weights`' (K, N) accuracies times `span`."
     right, (slope, sd) = kept["right"].to_numpy(bool), _mixed_logistic(kept["right"].to_numpy(bool), x, kept.code, kept.path)
     levels = np.unique(x)
     contrast = span * (levels - levels.mean()) / ((levels - levels.mean()) ** 2).sum() # the least-squares slope of the levels' accuracies
@@ -209,7 +211,7 @@ def _effect(kept: pd.DataFrame, x: np.ndarray, question: str, weights: np.ndarra
 def masked_is_harder(
     kept: pd.DataFrame, # from `exclude`
 ) -> Effect: # `ValueError` without decisions of both kinds
-    "Are pictures masked with a random alpha judged worse than unmasked ones (Figure 10a)?"
+    "Test whether pictures masked with a random alpha are judged worse than unmasked ones (Figure 10a)."
     rows = kept[kept["mask"].isin(["none", "dynamic"])]
     x = (rows["mask"] == "dynamic").to_numpy(float)
     if len(set(x)) < 2: raise ValueError("there are no decisions on both unmasked and masked pictures.")
@@ -218,7 +220,7 @@ def masked_is_harder(
 def harder_with_alpha(
     kept: pd.DataFrame, # from `exclude`
 ) -> Effect: # `ValueError` with fewer than two alphas
-    "Does accuracy fall as a larger share is masked (Figure 10b)?"
+    "Test whether accuracy falls as a larger share is masked (Figure 10b)."
     rows = kept[kept["mask"] == "fixed"]
     x = rows.alpha.round(1).to_numpy(float)
     if len(levels := np.unique(x)) < 2: raise ValueError("there are no decisions at two or more fixed alphas.")
@@ -231,7 +233,7 @@ def robust_difference(
     participants: np.ndarray, # (N,) integers from 0
     faces: np.ndarray, # (N,) integers from 0
 ) -> tuple[float, float]: # difference x=1 minus x=0, and its standard error
-    "Difference of two shares with a standard error that is robust to clustering in two ways."
+    "Return the difference of two shares and its standard error, robust to clustering by participant and face."
     a, b = right[x == 1].mean(), right[x == 0].mean()
     score = np.where(x == 1, (right - a) / (x == 1).sum(), -(right - b) / (x == 0).sum())
     by = lambda who: (np.bincount(who, score) ** 2).sum()
@@ -240,7 +242,7 @@ def robust_difference(
     return a - b, float(np.sqrt(max(by(participants) + by(faces) - own, own) * clusters / (clusters - 1)))
 
 def _draw_study(plan: pd.DataFrame, faces: int, accuracy: tuple[float, float], spreads: dict, draw) -> tuple[np.ndarray, ...]:
-    "Decisions of a made-up study: right, x, participants, faces."
+    "Draw the decisions of a simulated study: right, x, participants, faces."
     x, who = (plan["mask"] == "dynamic").to_numpy(int), plan.participant.to_numpy()
     what = draw.integers(0, faces, len(plan))
     wide = np.sqrt(1 + 0.346 * (spreads["participant"] ** 2 + spreads["face"] ** 2)) # the spreads flatten the average curve
@@ -268,7 +270,7 @@ def power(
     spreads: dict = SPREADS, # standard deviations in log-odds
     seed: int = 0, # of what is drawn
 ) -> pd.Series: # number of participants -> share of studies that find the drop
-    "The power of the study to find a drop of the accuracy under random masks."
+    "Simulate the power of the study to find a drop of the accuracy under random masks."
     found = {}
     for n in participants:
         plan = conditions(n, images, subsets)
@@ -285,7 +287,7 @@ def participants_needed(
     table: pd.Series, # from `power`
     share: float = 0.8, # of the studies that shall find the drop
 ) -> str: # in words
-    "The smallest number of participants that was tried and has the power."
+    "Return the smallest number of participants among those tried that reaches the power."
     enough = table.index[table >= share]
     return f"{enough[0] if len(enough) else f'more than {table.index[-1]}'} participants for a power of {share:.0%}"
 
@@ -295,7 +297,7 @@ def detector_answers(
     detectors: dict, # name -> detector of `prle.detectors`
     device: str = "cpu", # where they run
 ) -> pd.DataFrame: # the key's columns, `detector`, `p_fake`, `right` (threshold 0.5), for pictures of test people that participants see
-    "The detectors' decisions on the participants' pictures. `ValueError` if no test person is in the study."
+    "Let detectors judge the participants' pictures; raise `ValueError` if none shows a test person."
     rows = study.pictures[(study.pictures.split == "test") & ~study.pictures.practice].reset_index(drop=True)
     if rows.empty: raise ValueError("no picture of this study shows a test person; detectors know all of its faces.")
     faces = rows.assign(path=rows.picture, landmarks=[np.zeros(136, np.float32)] * len(rows))
@@ -313,7 +315,7 @@ def lab_detectors(
     lab: Lab, # preset, data and store
     seed: int = 0, # of the trainings
 ) -> dict: # name -> detector
-    "Load the preset's backbones, plain and with primary region masks, trained on all manipulations."
+    "Load the preset's backbones, plain and with primary masks, trained on all manipulations."
     detectors = {}
     for backbone in lab.preset.backbones:
         for suffix, mask in ARMS.items():
@@ -326,7 +328,7 @@ def detector_table(
     subsets: Sequence[str], # manipulations
     shown: pd.DataFrame | None = None, # from `exclude`, or a plan: count each picture as often as it stands there; None: once
 ) -> pd.DataFrame: # detector, panel, name, mask, alpha, decisions, accuracy in per cent
-    "The detectors' accuracy in the conditions of Figure 10."
+    "Compute the accuracy of detectors in the conditions of Figure 10."
     parts = []
     for name, rows in answers.groupby("detector", sort=False):
         if shown is not None: rows = shown[["picture"]].merge(rows, on="picture")
@@ -342,14 +344,16 @@ def study_detectors(
     kept: pd.DataFrame, # from `exclude`
     seed: int = 0, # of the trainings
 ) -> pd.DataFrame | None: # `detector_table`; None, and nothing is trained, if no test person is in the study
-    "The lab's detectors on the pictures of test people, each as often as people judged it; without decisions as often as the plan shows it."
+    """Compute the accuracy of the lab's detectors on the pictures of test people.
+
+    Each picture counts as often as people judged it; without decisions, as often as the plan shows it."""
     if not (study.pictures.split[~study.pictures.practice] == "test").any(): return None
     shown = kept if len(kept) else study.plan[study.plan.picture != ""]
     return detector_table(detector_answers(study, lab_detectors(lab, seed), lab.device), study.settings["subsets"], shown)
 
 # %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-24
 def _bars(ax: plt.Axes, table: pd.DataFrame, detectors: pd.DataFrame | None):
-    "Figure 10a: accuracy by manipulation, unmasked and masked."
+    "Draw Figure 10a: accuracy by manipulation, unmasked and masked."
     rows = table[table.panel == "a"]
     names, colours = list(dict.fromkeys(rows.name)), plt.rcParams["axes.prop_cycle"].by_key()["color"]
     for k, (mask, label) in enumerate((("none", "unmasked"), ("dynamic", "masked, random $\\alpha$"))):
@@ -361,7 +365,7 @@ def _bars(ax: plt.Axes, table: pd.DataFrame, detectors: pd.DataFrame | None):
     ax.set(xticks=range(len(names)), xticklabels=names, ylabel="accuracy (%)", ylim=(0, 105), title="(a)")
 
 def _curve(ax: plt.Axes, table: pd.DataFrame, detectors: pd.DataFrame | None):
-    "Figure 10b: accuracy by fixed alpha."
+    "Draw Figure 10b: accuracy by fixed alpha."
     rows = table[(table.panel == "b") & table.accuracy.notna()]
     ax.errorbar(rows.alpha, rows.accuracy, np.nan_to_num([rows.accuracy - rows.low, rows.high - rows.accuracy]), marker="o", ms=3, lw=1, capsize=2, label="people")
     for j, (name, d) in enumerate(detectors[detectors.panel == "b"].groupby("detector", sort=False) if detectors is not None else ()):
@@ -377,7 +381,9 @@ def draw_figure10(
     n: int = 2000, # resamples
     width: float = 7.16, # inches; of a page of the paper
 ) -> Figure:
-    "Accuracy of people, and of detectors on the same pictures, Figure 10. Says across the picture when there are no responses, when all are excluded or simulated."
+    """Draw the accuracy of people, and of detectors on the same pictures (Figure 10).
+
+    A word across the figure says if there are no responses, or if all are excluded or some simulated."""
     table = accuracy_table(kept, subsets, n)
     figure, axes = plt.subplots(1, 2, figsize=(width, 3.3), layout="constrained", width_ratios=(1.6, 1))
     _bars(axes[0], table, detectors)
@@ -397,7 +403,7 @@ def draw_figure10(
 def report(
     study: Study, # from `read_study`
 ) -> str:
-    "What the responses say, in words: exclusions, accuracies, tests."
+    "Report the responses in words: exclusions, accuracies, tests."
     responses = read_responses(study)
     lines = [f"{shortened(name)}: {reason}" for name, reason in responses.attrs["dropped"]]
     if responses.empty: return "\n".join([*lines, f"No responses in {study.path/'responses'} yet."])

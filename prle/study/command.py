@@ -22,6 +22,7 @@ def _secret(folder: str | None) -> str | None:
     return read_study(folder).settings["secret"] if folder else None
 
 def _build(args) -> int:
+    "Run `prle userstudy build`: make pictures, key and page."
     from prle.lab.experiments import Lab
     from prle.lab.runs import record_runs
     from prle.study.page import make_study
@@ -38,11 +39,13 @@ def _build(args) -> int:
     return 0
 
 def _serve(args) -> int:
+    "Run `prle userstudy serve` until interrupted."
     from prle.study.server import serve
     serve(_folder(args), args.host, args.port, args.name)
     return 0
 
 def _analyse(args) -> int:
+    "Run `prle userstudy analyse`: print the report, and draw Figure 10 if asked."
     from prle.study.analysis import draw_figure10, exclude, read_responses, report
     from prle.study.images import read_study
     study = read_study(_folder(args))

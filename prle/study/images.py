@@ -38,11 +38,13 @@ ALPHAS = tuple(k / 10 for k in range(1, 11))
 "The fixed shares of the attended pixels that are masked, Figure 10b."
 
 def _williams(n: int) -> list[int]:
-    "The first row of a Latin square of even size in which every neighbourhood occurs once: 0, 1, n-1, 2, n-2, ..."
+    """Return the first row of a Williams square of even size: 0, 1, n-1, 2, n-2, ...
+
+    In the square every ordered pair of neighbours occurs once."""
     return [(k + 1) // 2 if k % 2 else -(k // 2) % n for k in range(n)]
 
 def _alphas(seed: int | str) -> np.ndarray:
-    "A Latin square of the fixed alphas, rows and columns shuffled: a row for each lap, a column for each cell of a block."
+    "Return a Latin square (10, 10) of the fixed alphas, shuffled: rows are laps, columns the cells of a block."
     n = len(ALPHAS)
     shades, places = rng(seed, "alphas").permutation(n), rng(seed, "places").permutation(n)
     return np.array(ALPHAS)[shades[(np.arange(n)[:, None] + places) % n]]
@@ -54,7 +56,7 @@ def conditions(
     subsets: Sequence[str], # manipulations
     seed: int | str = 0, # of the order within blocks and of the fixed alphas
 ) -> pd.DataFrame: # participant, position (both from 0), subset ("real" or a manipulation), mask, alpha (NaN unless fixed); by participant and position
-    "The counterbalanced conditions, without faces. `ValueError` for sizes that cannot be balanced."
+    "Return the counterbalanced conditions, without faces; raise `ValueError` for sizes that cannot be balanced."
     m, block = len(subsets), 2 * len(subsets)
     if participants < 1: raise ValueError(f"participants must be 1 or more, not {participants}.")
     if images < block or images % block: raise ValueError(f"{len(subsets)} manipulations and as many reals make blocks of {block} images; {images} is no multiple of {block}.")
@@ -76,16 +78,18 @@ def conditions(
 
 # %% ../../nbs/study/00_images.ipynb #study-00-images-13
 def _people(row) -> set[str]:
-    "The people of a face."
+    "Return the identities that a face shows: its own, and the source's of a fake."
     return {row.identity, row.source_identity} - {""}
 
 def _pool(faces: pd.DataFrame, subsets: Sequence[str], seed: int) -> pd.DataFrame:
-    "One face for each person and kind, drawn at random: so that a face is judged by many participants."
+    "Draw one face at random for each person and kind, so that each face is judged by many participants."
     faces = faces[faces.subset.isin(["real", *subsets])]
     return faces.sample(frac=1, random_state=rng(seed, "pool")).drop_duplicates(["identity", "subset"]).sort_index().reset_index(drop=True)
 
 def _choose(pool: pd.DataFrame, counts: dict[str, int], cost: np.ndarray) -> np.ndarray | None:
-    "Rows of `pool` with `counts` faces of each kind and no person twice, at the least cost; None if there are none."
+    """Choose `counts` faces of each kind from `pool` at the least cost, no person twice.
+
+    Return their rows, or None if there is no such choice."""
     if pool.empty: return None
     shown = [_people(r) for r in pool.itertuples()]
     people = sorted(set().union(*shown))
@@ -96,7 +100,9 @@ def _choose(pool: pd.DataFrame, counts: dict[str, int], cost: np.ndarray) -> np.
 
 # %% ../../nbs/study/00_images.ipynb #study-00-images-14
 def _practice(pool: pd.DataFrame, subsets: Sequence[str], n: int, seed: int) -> np.ndarray:
-    "Rows of `pool` to practise on, half of them fake, that cost the fewest people."
+    """Choose rows of `pool` to practise on, half of them fake, with as few people as possible.
+
+    Raise `ValueError` if there are too few people."""
     draw, width = rng(seed, "practice"), np.array([len(_people(r)) for r in pool.itertuples()])
     fakes = pool.assign(subset=np.where(pool.subset == "real", "real", "fake"))
     rows = _choose(fakes, dict(real=n // 2, fake=n - n // 2), width + draw.random(len(pool)) / 10)
@@ -104,7 +110,7 @@ def _practice(pool: pd.DataFrame, subsets: Sequence[str], n: int, seed: int) -> 
     return rows
 
 def _without(pool: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
-    "The faces that show none of the people of `rows`."
+    "Return the faces that show none of the people of `rows`."
     gone = set().union(*(_people(r) for r in pool.iloc[rows].itertuples())) if len(rows) else set()
     return pool[[not _people(r) & gone for r in pool.itertuples()]].reset_index(drop=True)
 
@@ -116,7 +122,7 @@ def largest_design(
     most: int = 50, # images a participant, at most
     seed: int = 0, # of the choice of faces
 ) -> tuple[tuple[str, ...], int]: # manipulations and images a participant; ((), 0) if there are too few people for any
-    "The largest balanced design that these people allow, with one face drawn for each person and kind."
+    "Find the largest balanced design that these people allow, with one face for each person and kind."
     for m in range(len(subsets), 0, -1):
         best = ((), 0)
         for some in combinations(subsets, m):
@@ -130,7 +136,9 @@ def largest_design(
 
 # %% ../../nbs/study/00_images.ipynb #study-00-images-20
 def _assign(plan: pd.DataFrame, pool: pd.DataFrame, seed: int | str) -> np.ndarray:
-    "A row of `pool` for each row of `plan`."
+    """Assign a face, as a row of `pool`, to each row of `plan`; raise `ValueError` if there are too few people.
+
+    Faces are shown equally often as far as possible, and each under different masks."""
     faces, used, under, draw = np.zeros(len(plan), int), np.zeros(len(pool)), {}, rng(seed, "faces")
     for _, rows in progress(plan.groupby("participant"), desc="participants"):
         chosen = _choose(pool, rows.subset.value_counts().to_dict(), used + draw.random(len(pool)) / 2)
@@ -154,7 +162,9 @@ def plan_study(
     seed: int = 0, # of the faces that are drawn from the data
     secret: str | None = None, # of the order and of who sees what; None: the seed, for a trial
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # `conditions` with the column `path`; the practice faces with `mask` and `alpha`
-    "Conditions and faces. `ValueError` with the largest balanced design if there are too few people."
+    """Plan conditions and faces.
+
+    Raise `ValueError` naming the largest balanced design if there are too few people."""
     hidden = secret or seed
     plan, pool = conditions(participants, images, subsets, hidden), _pool(faces, subsets, seed)
     try:
@@ -177,12 +187,14 @@ def keyed(
     secret: str, # known to those who may compute the value
     *words, # what the value is for; None counts as ""
 ) -> str: # 64 hexadecimal digits
-    "HMAC-SHA256 of the words: without the secret nobody can compute it, or tell a right guess of the words from a wrong one."
+    """Return the HMAC-SHA256 of the words under the secret.
+
+    Without the secret nobody can compute it or check a guess of the words."""
     message = "\n".join("" if w is None else str(w) for w in words)
     return hmac.digest(secret.encode(), message.encode(), "sha256").hex()
 
 def _code(secret: str, participant: int) -> str:
-    "A participant's code."
+    "Return a participant's code, of `CODE` letters."
     number, code = int(keyed(secret, "code", participant), 16), ""
     while len(code) < CODE:
         number, letter = divmod(number, len(LETTERS))
@@ -196,7 +208,7 @@ COLUMNS = ["picture", "path", "subset", "label", "identity", "source_identity", 
 DATED = (315532800, 315532800) # the date of what participants can read: 1980
 
 def _write_picture(image: np.ndarray, path: Path):
-    "A PNG of stored, not compressed pixels, dated 1980."
+    "Write an uncompressed PNG dated 1980, so that neither size nor date tells anything."
     PIL.Image.fromarray(image).save(path, "PNG", compress_level=0)
     os.utime(path, DATED)
 
@@ -205,17 +217,17 @@ def mask_face(
     quantiles: np.ndarray, # (H, W) uint16
     alpha: float, # share of the attended pixels, in [0, 1]
 ) -> np.ndarray: # (H, W, 3) uint8
-    "The face with its primary region set to zero, Eq. 10 and 11."
+    "Set the primary region of a face to zero (Eq. 10, 11)."
     params = MaskParams(torch.tensor(alpha, dtype=torch.float64), torch.zeros(3), torch.zeros((), dtype=torch.int64))
     return PrimaryRegionMask(1.0).apply(image, quantiles, params)
 
 def _draw_alpha(path: str, mask: str, alpha: float, secret: str) -> float:
-    "The share that a picture is masked with: one draw from (0, 1] for each face that is masked at random."
+    "Return the share that is masked; if random, drawn from (0, 1] once for each face."
     return 0.0 if mask == "none" else alpha if mask == "fixed" else 1 - rng(secret, "alpha", path).random()
 
 # %% ../../nbs/study/00_images.ipynb #study-00-images-29
 def _named(wanted: pd.DataFrame, secret: str) -> pd.DataFrame:
-    "Each distinct picture once, with its name and its alpha, by name."
+    "Return each distinct picture once, with its name and its alpha, sorted by name."
     distinct = wanted[["path", "mask", "alpha"]].drop_duplicates().rename(columns=dict(alpha="fixed"))
     names, alphas = [], []
     for w in distinct.itertuples():
@@ -224,7 +236,7 @@ def _named(wanted: pd.DataFrame, secret: str) -> pd.DataFrame:
     return distinct.assign(picture=names, alpha=alphas).sort_values("picture", ignore_index=True)
 
 def _write_pictures(wanted: pd.DataFrame, faces: pd.DataFrame, folder: Path, secret: str) -> pd.DataFrame:
-    "Write each distinct picture once; the key's rows."
+    "Write each distinct picture once, and return the key's rows; `ValueError` if the faces differ in size."
     root, shares, named = Path(faces.attrs["root"]), [], _named(wanted, secret)
     named = named.merge(faces.drop(columns="mask", errors="ignore"), on="path", how="left")
     folder.mkdir(parents=True)
@@ -243,7 +255,7 @@ ANSWERS = ("real", "fake")
 "The words for REAL and FAKE that page and responses use."
 
 def _items(pictures: Sequence[str], secret: str, participant: int) -> list[dict]:
-    "The session of one participant: pictures, and the attention checks between them."
+    "Return one participant's session: the pictures, with the attention checks between them."
     items, n = [dict(picture=p) for p in pictures], len(pictures)
     for k, answer in reversed(list(enumerate(CHECKS, 1))):
         jitter = int(rng(secret, "check", participant, k).integers(-(n // 10), n // 10 + 1))
@@ -252,7 +264,7 @@ def _items(pictures: Sequence[str], secret: str, participant: int) -> list[dict]
 
 @dataclass(frozen=True)
 class Study:
-    "A study on disk."
+    "A study on disk: settings, key and plan."
     path: Path # its folder
     settings: dict # name, secret, seed, sizes, manipulations, provenance
     pictures: pd.DataFrame # the key: picture, path, subset, label, identity, source_identity, split, mask, fixed, alpha, masked_share, practice
@@ -263,7 +275,7 @@ class Study:
 
 # %% ../../nbs/study/00_images.ipynb #study-00-images-32
 def _rows(plan: pd.DataFrame, key: pd.DataFrame, secret: str) -> pd.DataFrame:
-    "Who answers what: the key's plan."
+    "Return the key's plan: who answers what, and the right answer."
     rows, cells = [], plan.merge(key[["path", "mask", "fixed", "picture"]], left_on=["path", "mask", "alpha"], right_on=["path", "mask", "fixed"], how="left")
     truth = key.set_index("picture").label
     for p, group in cells.groupby("participant"):
@@ -280,7 +292,7 @@ RESTORE = "Restore it from a copy of the study; with another key or other pictur
 def close_key(
     folder: Path, # of a study
 ):
-    "Let nobody but its owner read the key and the responses."
+    "Restrict the key and the responses to their owner (modes 700 and 600)."
     for part in (folder/"key", folder/"responses"):
         part.chmod(0o700)
         for path in part.iterdir(): path.chmod(0o600)
@@ -295,7 +307,7 @@ def _write_sums(folder: Path):
 def check_key(
     folder: Path, # of a study
 ):
-    "`Damaged` names the first file of the key, or the first picture, that is not as it was written."
+    "Check the key's files and the pictures; raise `Damaged` naming the first that is not as it was written."
     try:
         *lines, own = read_bytes(folder/SUMS, 2**24).decode().splitlines(keepends=True)
         if own != f"{digest(''.join(lines))}  the lines above\n": raise ValueError
@@ -307,11 +319,13 @@ def check_key(
 
 # %% ../../nbs/study/00_images.ipynb #study-00-images-36
 def _absent(folder: Path):
-    "`FileExistsError` if the folder is there."
+    "Raise `FileExistsError` if the folder exists."
     if folder.exists(): raise FileExistsError(f"{folder} is there already and may hold responses; remove it, or name another folder.")
 
 def _mark(faces: pd.DataFrame, shown: set, design: list) -> str:
-    "A fingerprint of the design and of the faces and quantile maps that are shown: other pictures are another study, with other codes."
+    """Compute the fingerprint of the design and of the faces and quantile maps that are shown.
+
+    A study of other pictures thus has other codes."""
     rows = faces[faces.path.isin(shown)].sort_values("path")
     files = [file_digest(p) for r in rows.itertuples() for p in (below(faces.attrs["root"], r.path), r.quantiles)]
     return digest([rows[["path", "subset", "identity", "source_identity", "split"]].to_csv(index=False), files, *design])
@@ -339,7 +353,9 @@ def build_study(
     secret: str | None = None, # of all else: another study's `settings["secret"]` makes that study again; None: a new one
     **facts, # what else the provenance shall say
 ) -> Study:
-    "Make the masked image set and its key. `ValueError` if there are too few people, `FileExistsError` if the folder is there: it may hold responses."
+    """Make the masked image set and its key.
+
+    Raise `ValueError` if there are too few people, `FileExistsError` if the folder is there already."""
     folder, secret = Path(folder), secrets.token_hex(32) if secret is None else secret
     if len(secret) < 64: raise ValueError("a study's secret has 64 hexadecimal digits, as in key/study.json of another one.")
     _absent(folder)
@@ -361,7 +377,7 @@ TEXT = dict.fromkeys(("picture", "path", "subset", "identity", "source_identity"
 def read_study(
     folder: str | Path, # of a study
 ) -> Study: # `FileNotFoundError` or `ValueError` naming what is missing or damaged
-    "Read the key of a study, checksums first."
+    "Read the key of a study after checking its checksums."
     folder = Path(folder)
     if not (folder/SUMS).is_file():
         raise FileNotFoundError(f"no study in {folder}: {SUMS} is missing. `prle userstudy build` makes one.")
@@ -378,7 +394,7 @@ def draw_session(
     columns: int = 7, # pictures in a row
     width: float = 7.16, # inches; of a page of the paper
 ) -> Figure:
-    "What a participant sees, in order, with the key's words above: for the researcher."
+    "Draw a participant's pictures in order, with the key's words above them: for the researcher."
     pictures, key = [p for p in study.plan.picture[study.plan.code == code] if p], study.pictures.set_index("picture")
     lines = math.ceil(len(pictures) / columns)
     figure, axes = plt.subplots(lines, columns, figsize=(width, (width / columns + 0.35) * lines), layout="constrained", squeeze=False)
@@ -394,7 +410,7 @@ def select_faces(
     lab: Lab, # preset, data and store
     splits: Sequence[str] = SPLITS, # which faces; detectors are compared on "test" only
 ) -> pd.DataFrame: # rows of the manifest
-    "The faces of a lab."
+    "Return the faces of some splits of a lab."
     found = pd.concat([select(lab.manifest, split) for split in splits], ignore_index=True)
     found.attrs["root"] = lab.manifest.attrs["root"]
     return found
@@ -404,11 +420,11 @@ def study_cells(
     splits: Sequence[str] = SPLITS, # as `select_faces`
     seed: int = 0, # of the zoo
 ) -> dict[str, list[Wanted]]: # split -> the folder of its quantile maps
-    "Want the quantile maps behind a study's masks."
+    "Declare the quantile maps that a study's masks need."
     return {split: [_wanted_quantiles(split, seed)] for split in splits}
 
 def _wanted_quantiles(split: str, seed: int) -> Wanted:
-    "Want the quantile maps of a split, of the zoo that is trained on all manipulations."
+    "Declare the quantile maps of a split, by the zoo that is trained on all manipulations."
     return Wanted(lambda lab: lab.quantiles(Zoo("all", seed), split), lambda run: run.path/"quantiles") # planned too
 
 def study_faces(
@@ -416,7 +432,7 @@ def study_faces(
     splits: Sequence[str] = SPLITS, # as `select_faces`
     seed: int = 0, # of the zoo
 ) -> pd.DataFrame: # rows of the manifest, with the columns `quantiles` and, of maps that are made, `fingerprint`
-    "Return the faces of a lab with the quantile maps of its zoo; makes the zoo if it is not there."
+    "Return the faces of a lab with their quantile maps; the zoo is made if it is not there."
     found = select_faces(lab, splits)
     folders = {split: wanted.get(lab) for split, [wanted] in study_cells(lab, splits, seed).items()}
     names = [Path(path).with_suffix(".png").as_posix() for path in found.path]

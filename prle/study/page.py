@@ -29,16 +29,16 @@ STATIC = files("prle.study")/"static"
 "Where the page's files come with the package."
 
 def _fill(text: str, **values) -> str:
-    "Put values in place of {{name}}."
+    "Replace each {{name}} in a text by its value."
     for name, value in values.items(): text = text.replace("{{" + name + "}}", str(value))
     return text
 
 def _script(name: str, value) -> str:
-    "JavaScript that defines a global; safe wherever it stands."
+    "Return JavaScript that defines a global; no value can end the script element."
     return f"window.{name} = {json.dumps(value, ensure_ascii=True).replace('<', chr(92) + 'u003c')};\n"
 
 def _unscript(name: str, text: str, path: Path) -> dict | str:
-    "Read what `_script` wrote into a file; `Damaged` names the file if it is not that."
+    "Read a value back from what `_script` wrote; raise `Damaged` naming the file if that fails."
     value = text.removeprefix(f"window.{name} = ").removesuffix(";\n")
     try: return parse_json(value, path, dict if name == "SETTINGS" else str)
     except ValueError as e: raise Damaged(f"{e} Restore it from a copy of the page.") from e
@@ -49,12 +49,12 @@ _LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 def is_host(
     name: str, # without a port
 ) -> bool:
-    "Say whether this is the name of one machine or its IP address, and no pattern of names."
+    "Say whether a text is the name of one machine or an IP address, not a pattern of names."
     try: return bool(ipaddress.ip_address(name))
     except ValueError: return len(name) <= 253 and bool(re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", name.lower()))
 
 def _origin(post: str) -> str:
-    "Return scheme, host and port of an address; `ValueError` unless it is one."
+    "Return scheme, host and port of an address; raise `ValueError` if it is not one."
     parts = urlsplit(post)
     host, port = parts.hostname or "", parts.port
     plain = post.isascii() and post.isprintable() and not set(post) & set(" ;,'\"\\")
@@ -64,7 +64,7 @@ def _origin(post: str) -> str:
     return f"{parts.scheme}://{name}" + (f":{port}" if port else "")
 
 def _connect(post: str | None) -> str:
-    "Where the page may send to, as its content security policy names it."
+    "Return where the page may send answers, as its content security policy writes it."
     if post is None: return "'none'"
     if post == "answers": return "'self'"
     try: return _origin(post)
@@ -76,13 +76,13 @@ def _connect(post: str | None) -> str:
 def policy(
     post: str | None, # as in `write_page`
 ) -> str:
-    "Write the page's content security policy: nothing from elsewhere, and answers to one address."
+    "Return the page's content security policy: nothing from other hosts, and answers to one address only."
     return ("default-src 'none'; script-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
             f"connect-src {_connect(post)}; base-uri 'none'; form-action 'none'")
 
 # %% ../../nbs/study/01_page.ipynb #study-01-page-10
 def _stream(code: str, study: str, length: int) -> bytes:
-    "Compute what is added to a plan to seal it, and again to unseal it."
+    "Compute the bytes that seal a plan by XOR, and unseal it."
     blocks = [keyed(code, "plan", study, k) for k in range(-(-length // 32))]
     return bytes.fromhex("".join(blocks))[:length]
 
@@ -90,11 +90,11 @@ def plan_name(
     code: str, # of a participant
     study: str, # its name
 ) -> str:
-    "Name the file that a participant's plan lies in."
+    "Return the name of the file that holds a participant's plan."
     return keyed(code, "file", study)[:32] + ".js"
 
 def _sealed(code: str, study: str, items: list[dict]) -> str:
-    "Write the content of that file."
+    "Return the content of a participant's plan file."
     plain = json.dumps(dict(study=study, code=code, items=items)).encode()
     sealed = bytes(a ^ b for a, b in zip(plain, _stream(code, study, len(plain))))
     return _script("SEALED", sealed.hex())
@@ -102,7 +102,7 @@ def _sealed(code: str, study: str, items: list[dict]) -> str:
 def sealed_plans(
     study: Study, # from `read_study`
 ) -> Iterator[tuple[str, str]]: # name of the file, content
-    "Seal the plans of all participants, as the page holds them."
+    "Yield the sealed plans of all participants, as the page holds them."
     for code, rows in study.plan.groupby("code"):
         shown = rows.sort_values("index").itertuples()
         items = [dict(picture=r.picture) if r.picture else dict(check=r.expected) for r in shown]
@@ -114,7 +114,7 @@ def unseal(
     study: str, # its name
     path: Path, # of the file `plan_name`
 ) -> dict: # study, code, items
-    "Read a participant's plan as the page does; `ValueError` with another code."
+    "Read a participant's plan as the page does; raise `ValueError` for another code."
     sealed = bytes.fromhex(_unscript("SEALED", path.read_text(), path))
     return json.loads(bytes(a ^ b for a, b in zip(sealed, _stream(code, study, len(sealed)))))
 
@@ -124,12 +124,12 @@ SIGNED = ("study", "index", "item", "answer", "rt", "source", "confidence")
 def seal_answer(
     answer: dict, # with the fields of `SIGNED`, and `code`
 ) -> str: # 32 hexadecimal digits
-    "Sign an answer as the page does; the seal finds damage too, wherever the answer has been kept."
+    "Compute an answer's seal as the page does; it also reveals later damage to the answer."
     return keyed(answer["code"], "answer", *(answer[name] for name in SIGNED))[:32]
 
 # %% ../../nbs/study/01_page.ipynb #study-01-page-16
 def _write_plans(study: Study, folder: Path):
-    "Write the sealed plans, in the order of their names and with one date."
+    "Write the sealed plans in the order of their names and with one date, so that neither tells anything."
     folder.mkdir(exist_ok=True)
     for name, text in sorted(sealed_plans(study)):
         (folder/name).write_text(text)
@@ -138,7 +138,9 @@ def _write_plans(study: Study, folder: Path):
 def check_page(
     study: Study, # from `read_study`
 ) -> dict: # the page's settings: study, post, confidence, practice
-    "Return what the page was written with; `FileNotFoundError` or `Damaged` names what is not there as written."
+    """Return the settings that the page was written with, after checking its plans.
+
+    Raise `FileNotFoundError` or `Damaged` naming what is missing or has changed."""
     page = study.path/"page"
     for name in ("index.html", "settings.js"):
         if (page/name).is_file(): continue
@@ -157,7 +159,7 @@ def write_page(
     post: str | None = "answers", # where answers are sent: "answers" is `prle userstudy serve`, or https://HOST/PATH; None: nowhere, they are saved as a file
     confidence: bool = False, # ask after each picture how sure the participant is, which may be skipped
 ) -> Path: # index.html
-    "Write the page beside its pictures. The texts of an existing page are overwritten."
+    "Write the page beside its pictures; the texts of an existing page are overwritten."
     page, s = study.path/"page", study.settings
     words = dict(images=s["images"], practice=s["practice"], minutes=math.ceil(s["images"] / 10 + 2), confidence="how sure you were of it, " * confidence,
                  first=f" First come {s['practice']} pictures to practise on, which do not count." if s["practice"] else "")
@@ -185,7 +187,9 @@ def make_study(
     secret: str | None = None, # as in `build_study`
     **page, # `consent`, `confidence` of `write_page`
 ) -> Study:
-    "The masked image set and the page of a lab's faces. What cannot work is refused before the zoo is made."
+    """Make the masked image set and the page of a lab's faces.
+
+    Settings that cannot work are refused before the zoo is made."""
     folder, faces, subsets = Path(folder or lab.outputs/lab.name/"userstudy"), select_faces(lab, splits), tuple(subsets or lab.subsets)
     _connect(post), _absent(folder)
     for subset in subsets: check_choice(subset, lab.subsets, "manipulation")
@@ -203,7 +207,7 @@ def lab_study(
     folder: str | Path | None = None, # as `make_study`
     **settings, # as `make_study`, for a new study
 ) -> Study: # `ValueError` for a study of other data: detectors may have been trained on its test people
-    "The study in the folder, responses and all; made if there is none."
+    "Return the study in the folder, responses included; it is made if there is none."
     folder = Path(folder or lab.outputs/lab.name/"userstudy")
     if not folder.exists(): return make_study(lab, folder, **settings)
     study = read_study(folder)

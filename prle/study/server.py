@@ -29,13 +29,13 @@ LIMIT = 4096 # bytes of an answer
 LARGEST = 2**22 # bytes of a file of answers
 
 class Refused(ValueError):
-    "An answer that is not stored; `status` is HTTP's, `same` says that the very answer is stored already."
+    "An answer that is not stored; `status` is of HTTP, `same` says that this very answer is stored already."
     def __init__(self, status: int, reason: str, same: bool = False):
         super().__init__(reason)
         self.status, self.same = status, same
 
 def _check_shape(answer) -> dict:
-    "`Refused` unless the fields are those of `FIELDS`."
+    "Check names and types of the fields against `FIELDS`, and return the answer; raise `Refused` otherwise."
     if not isinstance(answer, dict): raise Refused(400, "an answer is a JSON object.")
     if extra := sorted(set(answer) - set(FIELDS)): raise Refused(400, f"unknown field {shortened(extra[0])}.")
     for name, kind in FIELDS.items():
@@ -47,7 +47,7 @@ def _check_shape(answer) -> dict:
 def read_lines(
     path: Path, # a file with one JSON object a line
 ) -> tuple[list[tuple[int, dict]], list[tuple[int, str]]]: # lines that can be read; others, with the reason
-    "Read a file line by line, so that a damaged one costs only itself; `ValueError` if the file is too large."
+    "Read a file line by line; a damaged line costs only itself. Raise `ValueError` if the file is too large."
     found, faults = [], []
     for number, line in enumerate(read_bytes(path, LARGEST).split(b"\n"), 1):
         if not line.strip(): continue
@@ -62,6 +62,7 @@ class Responses:
         self,
         study: Study, # from `read_study`
     ):
+        "Read which items each participant's plan holds."
         self.study, self.folder = study.settings["study"], study.path/"responses"
         self.items = {code: list(rows.sort_values("index").picture) for code, rows in study.plan.groupby("code")}
 
@@ -69,7 +70,7 @@ class Responses:
         self,
         code: str, # of a participant
     ) -> Path:
-        "Say where the answers of a participant are; `Refused` for an unknown code."
+        "Return the path of a participant's answers; raise `Refused` for an unknown code."
         if code not in self.items: raise Refused(404, "there is no such code in this study.")
         return below(self.folder, f"{code}.jsonl")
 
@@ -77,7 +78,9 @@ class Responses:
         self,
         code: str, # of a participant
     ) -> list[dict]: # in the order of arrival
-        "Read the stored answers; a line cut short by a crash was never confirmed, a damaged one is left out."
+        """Read the stored answers.
+
+        A line cut short by a crash was never confirmed; it and damaged lines are left out."""
         path, found = self.file(code), []
         for _, answer in read_lines(path)[0] if path.exists() else ():
             try: found.append(self.fit({k: v for k, v in answer.items() if k != "received"}))
@@ -88,7 +91,7 @@ class Responses:
         self,
         code: str, # of a participant
     ) -> int: # where the session goes on; `Refused` for an unknown code
-        "How many of the participant's first answers are there, without a gap."
+        "Count the participant's answers from the first up to a gap."
         there = {a["index"] for a in self.read(code)}
         return next(k for k in range(len(there) + 1) if k not in there)
 
@@ -96,7 +99,7 @@ class Responses:
         self,
         answer, # as it came
     ) -> dict: # the same
-        "`Refused` with a reason unless the answer belongs to the study and its plan."
+        "Check that an answer belongs to the study and its plan; raise `Refused` with a reason otherwise."
         a = _check_shape(answer)
         if a["study"] != self.study: raise Refused(409, "this answer belongs to another study.")
         if a["code"] not in self.items: raise Refused(404, "there is no such code in this study.")
@@ -114,7 +117,7 @@ class Responses:
         self,
         answer, # as it came
     ) -> dict: # the same
-        "As `fit`; refused too if the picture was answered already."
+        "Check as `fit`, and that the picture was not answered before; raise `Refused` otherwise."
         a = self.fit(answer)
         for old in self.read(a["code"]):
             if old["index"] == a["index"]:
@@ -126,7 +129,7 @@ class Responses:
         self,
         answer, # as it came
     ) -> int: # how many answers of this participant are stored now
-        "Check and append one answer; when this returns it is on the disk."
+        "Check and append one answer; it is on the disk when this returns."
         a = self.check(answer)
         path = self.file(a["code"])
         line = json.dumps(dict(a, received=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))).encode() + b"\n"
@@ -158,7 +161,7 @@ def _called(
     host: str, # address listened at
     names: Collection[str], # further ones
 ) -> bool:
-    "Say whether a request means this server."
+    "Say whether the host that a request names is this server."
     try: name = (urlsplit(f"//{header}").hostname or "").lower()
     except ValueError: return False
     if name in {n.lower() for n in (*LOOPBACK, host, *names)}: return True
@@ -166,7 +169,7 @@ def _called(
 
 # %% ../../nbs/study/02_server.ipynb #study-02-server-17
 def _guarded(headers: dict, called):
-    "Make Tornado's handlers that send these headers with all they say, and take only requests that mean this server."
+    "Make the Tornado handlers that send these headers with every reply and refuse requests for other hosts."
     from tornado.web import HTTPError, RequestHandler
 
     class Guarded(RequestHandler):
@@ -174,6 +177,7 @@ def _guarded(headers: dict, called):
             self.clear_header("Server") # names Tornado and its version
             for name, value in headers.items(): self.set_header(name, value)
         def prepare(self):
+            "Refuse a request for another host with status 421."
             if called(self.request.headers.get("Host", "")): return
             self.set_status(421, "Misdirected Request")
             self.finish("This server does not go by that name; `prle userstudy serve --name NAME` adds one.")
@@ -186,7 +190,7 @@ def _guarded(headers: dict, called):
 
 # %% ../../nbs/study/02_server.ipynb #study-02-server-18
 def _answers(guarded: type, responses: Responses) -> type:
-    "Make Tornado's handler of answers."
+    "Make the Tornado handler of answers."
 
     class Answers(guarded):
         def reply(self, status, **body):
@@ -194,7 +198,7 @@ def _answers(guarded: type, responses: Responses) -> type:
             self.finish(body)
         def write_error(self, status_code, **_): self.reply(status_code, error="not an answer.")
         def ask(self, status, what, value):
-            "Reply with what the responses say."
+            "Reply with the result of `what`, or with the reason of a refusal."
             try: self.reply(status, stored=what(value))
             except Refused as e: self.reply(e.status, error=str(e), same=e.same)
             except (OSError, ValueError) as e:
@@ -202,6 +206,7 @@ def _answers(guarded: type, responses: Responses) -> type:
                 self.reply(500, error="the server could not store this answer.")
         def get(self): self.ask(200, responses.stored, self.get_query_argument("code", ""))
         def post(self):
+            "Store an answer sent as JSON of at most `LIMIT` bytes."
             if self.request.headers.get("Content-Type", "").split(";")[0].strip() != "application/json": return self.reply(415, error="answers come as application/json.")
             if len(self.request.body) > LIMIT: return self.reply(413, error=f"an answer has at most {LIMIT} bytes.")
             try: answer = parse_json(self.request.body, "this")
@@ -211,11 +216,12 @@ def _answers(guarded: type, responses: Responses) -> type:
 
 # %% ../../nbs/study/02_server.ipynb #study-02-server-19
 def _page(guarded: type) -> type:
-    "Make Tornado's handler of the page's files."
+    "Make the Tornado handler of the page's files."
     from tornado.web import HTTPError, StaticFileHandler
 
     class Page(guarded, StaticFileHandler):
         def validate_absolute_path(self, root, absolute_path):
+            "Reply 404 to a path that leads out of the page's folder, 400 to one with a null byte."
             if "\0" in absolute_path: raise HTTPError(400)
             try: real = below(root, absolute_path)
             except ValueError as e: raise HTTPError(404) from e
@@ -228,7 +234,7 @@ def _server(
     host: str = "127.0.0.1", # address listened at
     names: Collection[str] = (), # further ones
 ):
-    "Make Tornado's server of a study, with its limits of size and time; errors as of `check_page`."
+    "Make the Tornado server of a study, with its limits of size and time; raises as `check_page`."
     from tornado.httpserver import HTTPServer
     from tornado.web import Application
     rules = policy(check_page(study).get("post")) + "; frame-ancestors 'none'"
@@ -240,7 +246,7 @@ def _server(
     return HTTPServer(quiet, max_body_size=4 * LIMIT, max_header_size=4 * LIMIT, idle_connection_timeout=60, body_timeout=10)
 
 def _address(host: str, port: int) -> str:
-    "Where a browser finds the server: of a server at all addresses the machine's own name."
+    "Return the server's address for a browser; for a server at all addresses, by the machine's name."
     host = socket.gethostname() if host in ANY else f"[{host}]" if ":" in host else host
     return f"http://{host}:{port}"
 
@@ -248,7 +254,7 @@ def _address(host: str, port: int) -> str:
 def _warn(text: str): print(text, file=sys.stderr, flush=True)
 
 def _guard_key(study: Study):
-    "Close the key; say so where the file system does not do it."
+    "Close the key, and warn if the file system does not support that."
     close_key(study.path)
     if (study.path/"key").stat().st_mode & 0o077:
         _warn(f"Others on this machine can read {study.path/'key'}: this file system has no owners.")
@@ -259,7 +265,7 @@ def serve(
     port: int = 8787, # 0: any that is free
     names: Collection[str] = (), # other names that the server is called by
 ):
-    "Serve a study until interrupted; errors as of `read_study` and `check_page`."
+    "Serve a study until interrupted; raises as `read_study` and `check_page`."
     import asyncio
     from tornado.netutil import bind_sockets
     study = read_study(folder)
