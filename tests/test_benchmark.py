@@ -134,7 +134,7 @@ def test_a_full_disk_leaves_nothing_half_made(quick, tmp_path, monkeypatch, caps
 
 def test_a_foreign_folder_is_never_replaced(quick, tmp_path):
     (tmp_path/"notes.txt").touch()
-    with pytest.raises(FileExistsError, match="holds other files"): benchmark.build_benchmark(tmp_path)
+    with pytest.raises(FileExistsError, match="holds files that were not made by this command"): benchmark.build_benchmark(tmp_path)
     assert (tmp_path/"notes.txt").exists()
 
 

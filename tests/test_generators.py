@@ -11,7 +11,7 @@ from prle.data import faces
 from prle.mini import forge
 from prle.mini import generators
 from prle.core import rng
-from prle.trust import read_json
+from prle.trust import MARKER, read_json
 
 NAMES = ["DF", "Fsh", "NT"]
 ORL = faces.orl_folder()
@@ -117,7 +117,7 @@ def test_networks_are_kept_and_the_reason_given(few, tmp_path, capsys):
     assert get(few[:3], folder, steps=2, seed=3)[1] == "generators: MISS (other faces; other people)"
     brighter = [replace(few[0], crop=few[0].crop | 1), *few[1:3]]
     assert get(brighter, folder, steps=2, seed=3)[1] == "generators: MISS (other faces)"
-    assert sorted(p.name for p in folder.iterdir()) == ["DF.safetensors", "Fsh.safetensors", "NT.safetensors", "generators.json", "losses.parquet"]
+    assert sorted(p.name for p in folder.iterdir()) == [MARKER, "DF.safetensors", "Fsh.safetensors", "NT.safetensors", "generators.json", "losses.parquet"]
     assert read_json(folder/"generators.json")["people"] == ["s16", "s5"]
     assert [p.name for p in tmp_path.iterdir()] == ["generators"]
 

@@ -169,7 +169,7 @@ def test_the_report_is_whole_and_needs_no_network(smoke):
     outputs = smoke[0]
     text = (outputs / "report.html").read_text()
     page = Page(text)
-    assert {alt for alt, _ in page.images} >= FIGURES and not page.others and "http" not in re.sub(r'src="data:[^"]+"', "", text)
+    assert {alt for alt, _ in page.images} >= FIGURES and not page.others and "://" not in re.sub(r'src="data:[^"]+"', "", text)
     for _, source in page.images: Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,")))).verify()
     for link in page.links: assert (link[1:] in page.ids) if link.startswith("#") else (outputs / link).exists(), link
     assert set(exhibits()) <= page.ids and "Not what was written" not in text and "Failed:" not in text and "$" not in text

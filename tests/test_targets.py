@@ -224,7 +224,7 @@ def test_a_foreign_folder_is_never_replaced(tiny):
     notes = bench/"targets"/"mini-DF1"/"notes.txt"
     notes.parent.mkdir(parents=True)
     notes.write_text("mine")
-    with pytest.raises(FileExistsError, match="mini-DF1 holds other files"): targets.build_targets(bench, people, workers=1)
+    with pytest.raises(FileExistsError, match="mini-DF1 holds files that were not made by this command"): targets.build_targets(bench, people, workers=1)
     assert notes.read_text() == "mine" and len(list(notes.parent.iterdir())) == 1
 
 
