@@ -70,6 +70,14 @@ def test_notebooks_are_clean(notebook, tmp_path):
     assert notebook.stat().st_size < 200_000, "outputs too large to be read as a diff"
 
 
+def test_no_link_leads_nowhere():
+    "In the notebooks and in what is made from them."
+    pages = {p: "\n".join(c.source for c in nbformat.read(p, as_version=4).cells if c.cell_type == "markdown") for p in NOTEBOOKS}
+    pages |= {ROOT / name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
+    links = {(p, link) for p, text in pages.items() for link in re.findall(r"\]\(([\w./-]+\.\w+)(?:#[\w-]*)?\)", text)}
+    assert [f"{p.relative_to(ROOT)}: {link}" for p, link in sorted(links) if not (p.parent / link).exists()] == []
+
+
 @pytest.mark.parametrize("notebook", PAPER, ids=name)
 def test_paper_notebooks_are_unexecuted_and_have_parameters(notebook):
     cells = nbformat.read(notebook, as_version=4).cells
