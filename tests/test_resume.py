@@ -197,7 +197,8 @@ def test_a_damaged_checkpoint_costs_its_epoch_only(data):
     expected = fit(data, data / "checkpoint")
     path = data / "checkpoint/epoch-5/average.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.warns(UserWarning, match="epoch-5/average.safetensors has changed since it was written; .* goes on after epoch 4"): assert same(fit(data, data / "checkpoint"), expected)
+    with pytest.warns(UserWarning, match="epoch-5/average.safetensors has changed since it was written; .* goes on after epoch 4"):
+        assert same(fit(data, data / "checkpoint"), expected)
     for n in (4, 5): (data / f"checkpoint/epoch-{n}/checkpoint.json").write_text("{")
     with pytest.warns(UserWarning, match="training starts anew"): assert same(fit(data, data / "checkpoint"), expected)
 
