@@ -343,5 +343,5 @@ def test_a_diverging_run_says_what_to_do(toy, tiny):
 
 @pytest.mark.parametrize("field, value", [("epochs", 0), ("batch", 1), ("lr", 0.0), ("gamma", -1.0), ("ema", 1.0), ("workers", -1)])
 def test_bad_settings_are_refused(field, value):
-    with pytest.raises(ValueError, match=f"{field} must (be|lie in)"):
+    with pytest.raises(ValueError, match=f"{field} must {'lie in' if field == 'ema' else 'be'}"):
         TrainConfig(**{field: value})
