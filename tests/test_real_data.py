@@ -68,7 +68,7 @@ def test_real_data_in_official_layouts_with_full_size_networks(real_data, tmp_pa
     said = []
     lab.store.say = said.append
     asked = plan(lab, list(exhibits())).store.names()
-    assert [line.split()[1] for line in said] == ["figure1_attention", "figure5_single_training"] and len(asked) > 50, "FS and NT are not there; the rest is planned"
+    assert [line.split()[1] for line in said] == ["figure1_attention", "figure4_exploitation", "figure5_single_training"] and len(asked) > 50, "FS and NT are not there; the rest is planned"
     weights = sum(p.stat().st_size for p in (tmp_path / "outputs/runs/detectors").glob("*/model.safetensors"))
     assert weights > 500e6, "VGG-16 alone has 134 million weights"
 
