@@ -39,12 +39,14 @@ paper-all: ONLY = all
 paper-all: paper # every table, figure and claim
 
 test: setup # everything that has to pass
+	$(BIN)/ruff format --quiet --check nbs tests setup.py
 	$(BIN)/ruff check nbs tests setup.py
 	OMP_NUM_THREADS=1 PRLE_QUIET=1 $(BIN)/nbdev_test --n_workers 2
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 FAST = frame core trust fields localization fusion masking metrics datasets paper
 test-fast: setup # lint, the frame and the method
+	$(BIN)/ruff format --quiet --check nbs tests setup.py
 	$(BIN)/ruff check nbs tests setup.py
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-cov $(wildcard $(FAST:%=tests/test_%.py)) -k "not setup_installs"
 
@@ -61,7 +63,8 @@ bench: setup # speed and memory, measured again
 lab: setup # JupyterLab
 	$(BIN)/jupyter lab --notebook-dir nbs
 
-export: setup # after editing a notebook: generated code, clean notebooks, README
+export: setup # after editing a notebook: formatted, generated code, clean notebooks, README
+	$(BIN)/ruff format nbs tests setup.py
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python tests/readme.py

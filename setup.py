@@ -1,4 +1,5 @@
 """Install prle; everything it says is read from settings.ini."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -8,7 +9,10 @@ here = Path(__file__).parent
 config = ConfigParser()
 config.read(here / "settings.ini")
 cfg = config["DEFAULT"]
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("faces", "paper", "cluster", "study", "dev")}
+extras = {
+    name: cfg[f"{name}_requirements"].split()
+    for name in ("faces", "paper", "cluster", "study", "dev")
+}
 readme = here / "README.md"
 
 setup(

@@ -6,7 +6,9 @@
 __all__ = ['parser', 'main']
 
 # %% ../nbs/08_cli.ipynb #08-cli-2
-import argparse, os, sys
+import argparse
+import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,122 +23,216 @@ from .study.command import add_userstudy
 @contextmanager
 def _about(file: str):
     "Add the file's name to a `ValueError` that does not hold it."
-    try: yield
+    try:
+        yield
     except ValueError as e:
-        if Path(file).name in str(e): raise
+        if Path(file).name in str(e):
+            raise
         raise ValueError(f"{file}: {e}") from e
 
+# %% ../nbs/08_cli.ipynb #08-cli-5
 def _options(args) -> dict:
     "Return the data set adapter's options that were given."
-    return {name: tuple(value) if isinstance(value, list) else value for name in _ADAPTER if (value := getattr(args, name)) not in (None, False)}
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name in _ADAPTER
+        if (value := getattr(args, name)) not in (None, False)
+    }
 
+# %% ../nbs/08_cli.ipynb #08-cli-6
 def _fitting(args, known: tuple[str, ...], what: str) -> dict:
     "Return the options that were given; raise `ValueError` for one that is not in `known`."
     options = _options(args)
-    if wrong := [f"--{name}" for name in options if name not in known]: raise ValueError(f"{what} takes no {', '.join(wrong)}.")
+    if wrong := [f"--{name}" for name in options if name not in known]:
+        raise ValueError(f"{what} takes no {', '.join(wrong)}.")
     return options
 
+# %% ../nbs/08_cli.ipynb #08-cli-7
 def _check_manifest(args) -> int:
     "Run `prle check manifest`: print damaged crops; exit code 1 if there are any."
     from prle.data.manifest import check_crops
+
     _fitting(args, (), "a manifest")
     bad, summary = check_crops(args.root)
     lines = [f"{path}: {reason}" for path, reason in bad.itertuples(index=False)]
-    print(*lines[:_MOST], *[f"... and {len(lines) - _MOST} more"] * (len(lines) > _MOST), summary, sep="\n")
+    print(
+        *lines[:_MOST],
+        *[f"... and {len(lines) - _MOST} more"] * (len(lines) > _MOST),
+        summary,
+        sep="\n",
+    )
     return int(len(bad) > 0)
 
+# %% ../nbs/08_cli.ipynb #08-cli-8
 def _check(args) -> int:
     "Run `prle check`: print the report on a data set; exit code 1 if it is not complete."
-    if args.name == "manifest": return _check_manifest(args)
+    if args.name == "manifest":
+        return _check_manifest(args)
     from prle.data.layouts import check
+
     report = check(args.name, args.root, **_options(args))
     print(report)
     return int(not report.complete)
 
+# %% ../nbs/08_cli.ipynb #08-cli-9
 def _faces(args) -> int:
     "Run `prle faces`: crop the faces of a data set, or of videos and folders."
     from prle.data.layouts import crop_dataset, list_layouts
     from prle.data.videos import crop_videos, list_videos
-    settings = dict(count=args.count, every=args.every, align=args.align, size=args.size, scale=args.scale, workers=args.workers, engine=args.engine)
-    if args.root: crop_dataset(check_choice(" ".join(args.inputs), list_layouts(), "data set"), args.root, args.out, _options(args), **settings)
-    else: crop_videos(list_videos(args.inputs), args.out, **settings, **_fitting(args, (), "without --root, the folder of a data set, the command"))
+
+    settings = dict(
+        count=args.count,
+        every=args.every,
+        align=args.align,
+        size=args.size,
+        scale=args.scale,
+        workers=args.workers,
+        engine=args.engine,
+    )
+    if args.root:
+        crop_dataset(
+            check_choice(" ".join(args.inputs), list_layouts(), "data set"),
+            args.root,
+            args.out,
+            _options(args),
+            **settings,
+        )
+    else:
+        crop_videos(
+            list_videos(args.inputs),
+            args.out,
+            **settings,
+            **_fitting(args, (), "without --root, the folder of a data set, the command"),
+        )
     return 0
 
+# %% ../nbs/08_cli.ipynb #08-cli-10
 _MOST = 20
 "Problems that are shown; their number is told in any case."
 
+# %% ../nbs/08_cli.ipynb #08-cli-11
 def _check_target(out: Path):
     "Raise `FileExistsError` if something other than a manifest would be overwritten."
     from prle.data.manifest import read_manifest
-    if not os.path.lexists(out): return
-    try: read_manifest(out)
-    except (ValueError, OSError) as e: raise FileExistsError(f"{out} is there and no manifest; name another file, or move it away.") from e
 
+    if not os.path.lexists(out):
+        return
+    try:
+        read_manifest(out)
+    except (ValueError, OSError) as e:
+        raise FileExistsError(
+            f"{out} is there and no manifest; name another file, or move it away."
+        ) from e
+
+# %% ../nbs/08_cli.ipynb #08-cli-12
 def _convert(args) -> int:
     with _about(args.inputs[0]):
-        return (_to_deepfakebench if args.inputs[0].endswith(".parquet") else _from_deepfakebench)(args)
+        return (_to_deepfakebench if args.inputs[0].endswith(".parquet") else _from_deepfakebench)(
+            args
+        )
 
+# %% ../nbs/08_cli.ipynb #08-cli-13
 def _to_deepfakebench(args) -> int:
     "Write a manifest as DeepfakeBench's JSON files, and print their paths."
     from prle.data.manifest import read_manifest
     from prle.data.deepfakebench import write_json_dataset
+
     _fitting(args, (), "a manifest")
     print(*write_json_dataset(read_manifest(args.inputs[0]), args.out), sep="\n")
     return 0
 
+# %% ../nbs/08_cli.ipynb #08-cli-14
 def _from_deepfakebench(args) -> int:
     "Write a manifest from DeepfakeBench's JSON or folders; exit code 1 if something is missing."
     from prle.data.manifest import write_manifest
     from prle.data.deepfakebench import read_folders, read_json_dataset
     from prle.data.layouts import list_dataset
+
     root, problems = args.root, []
     _check_target(Path(args.out))
-    if args.root is None: raise ValueError("--root is missing: the folder that the crops' paths are relative to.")
-    if args.inputs[0].endswith(".json"): rows, missing = read_json_dataset(args.inputs, root, args.splits, **_fitting(args, ("compression",), "a JSON"))
+    if args.root is None:
+        raise ValueError("--root is missing: the folder that the crops' paths are relative to.")
+    if args.inputs[0].endswith(".json"):
+        rows, missing = read_json_dataset(
+            args.inputs, root, args.splits, **_fitting(args, ("compression",), "a JSON")
+        )
     else:
         listing = list_dataset(args.inputs[0], root, **_options(args) | dict(frames=True))
-        if args.reals: root = os.path.commonpath([os.path.abspath(root), os.path.abspath(args.reals)])
+        if args.reals:
+            root = os.path.commonpath([os.path.abspath(root), os.path.abspath(args.reals)])
         problems, (rows, missing) = listing.problems, read_folders(listing.videos, root)
-    for path, reason in [*problems, *missing.itertuples(index=False)][:_MOST]: print(f"{path}: {reason}", file=sys.stderr)
+    for path, reason in [*problems, *missing.itertuples(index=False)][:_MOST]:
+        print(f"{path}: {reason}", file=sys.stderr)
     print(f"{len(rows)} crops, {len(missing)} missing -> {write_manifest(rows, args.out, root)}")
     return int(len(missing) + len(problems) > 0)
 
-# %% ../nbs/08_cli.ipynb #08-cli-5
+# %% ../nbs/08_cli.ipynb #08-cli-15
 def _forge(args) -> int:
     "Run `prle forge`: make benchmark and target sets, and print the AUC of trivial cues."
     from prle.mini.benchmark import build_benchmark, cue_table
     from prle.data.manifest import read_manifest
     from prle.mini.targets import build_targets
-    out = Path(args.out or outputs_dir()/"data"/"mini").absolute()
+
+    out = Path(args.out or outputs_dir() / "data" / "mini").absolute()
     with claimed(out):
-        manifest = build_benchmark(out, faces=args.faces, size=args.size, people=args.people, seed=args.seed, steps=args.steps, count=args.count)
+        manifest = build_benchmark(
+            out,
+            faces=args.faces,
+            size=args.size,
+            people=args.people,
+            seed=args.seed,
+            steps=args.steps,
+            count=args.count,
+        )
         found = dict(benchmark=manifest, **build_targets(out, faces=args.faces))
     for name, path in found.items():
-        print(f"{name}: AUC of trivial cues alone (0.5 is chance)\n{cue_table(read_manifest(path)).round(2).to_string()}")
+        print(
+            f"{name}: AUC of trivial cues alone (0.5 is chance)\n{cue_table(read_manifest(path)).round(2).to_string()}"
+        )
     return 0
 
+# %% ../nbs/08_cli.ipynb #08-cli-16
 def _reproduce(args) -> int:
     "Run `prle reproduce`; exit code 1 unless all notebooks are done."
     from prle.paper.reproduce import reproduce
-    results = reproduce(args.ids, args.preset, args.seeds, args.data, args.outputs, engine=args.engine, gpus=args.gpus)
+
+    results = reproduce(
+        args.ids,
+        args.preset,
+        args.seeds,
+        args.data,
+        args.outputs,
+        engine=args.engine,
+        gpus=args.gpus,
+    )
     return int(any(result != "done" for result in results.values()))
 
-# %% ../nbs/08_cli.ipynb #08-cli-7
+# %% ../nbs/08_cli.ipynb #08-cli-18
 def _say(line: str):
     "Print what is made to stderr, apart from the result; reused runs are left out."
-    if not line.startswith("HIT"): print(line, file=sys.stderr)
+    if not line.startswith("HIT"):
+        print(line, file=sys.stderr)
+
 
 def _lab(args):
     from prle.lab.experiments import Lab
+
     return Lab(args.preset or "mini", args.data, args.outputs, say=_say)
 
+# %% ../nbs/08_cli.ipynb #08-cli-19
 def _plan(args) -> int:
     "Run `prle plan`: print what the notebooks' runs would take."
     from prle.paper.reproduce import find_notebooks, plan
     from prle.lab.runs import plan_text, planned
-    print(plan_text(planned(plan(_lab(args), find_notebooks(args.ids), args.seeds, "all" in args.ids).store)))
+
+    print(
+        plan_text(
+            planned(plan(_lab(args), find_notebooks(args.ids), args.seeds, "all" in args.ids).store)
+        )
+    )
     return 0
 
+# %% ../nbs/08_cli.ipynb #08-cli-20
 def _needed(outputs: Path) -> set[str]:
     """Return the runs that are needed: those recorded, and those that notebooks would request.
 
@@ -145,73 +241,128 @@ def _needed(outputs: Path) -> set[str]:
     from prle.lab.experiments import Lab
     from prle.paper.reproduce import list_notebooks, plan
     from prle.lab.runs import recorded_runs
-    here = [name for name in PRESETS if (outputs/"data"/name/"forge.json").exists()]
-    return recorded_runs(outputs).union(*(plan(Lab(name, outputs=outputs), list_notebooks(), full=True).store.names() for name in here))
 
+    here = [name for name in PRESETS if (outputs / "data" / name / "forge.json").exists()]
+    return recorded_runs(outputs).union(
+        *(
+            plan(Lab(name, outputs=outputs), list_notebooks(), full=True).store.names()
+            for name in here
+        )
+    )
+
+# %% ../nbs/08_cli.ipynb #08-cli-21
 def _runs(args) -> int:
     "Run `prle runs`: list, check or prune; exit code 1 if a check finds damage."
     from prle.lab.runs import damaged_runs, list_runs, prune, runs_text, spared
+
     outputs = Path(args.outputs or outputs_dir())
     if args.what == "prune":
-        print(runs_text(gone := prune(outputs/"runs", _needed(outputs), args.delete)))
-        if len(left := spared(outputs/"runs")): print(f"Left alone, since they are no runs, or not runs alone:\n{runs_text(left)}")
-        kept = f"What `prle train` and `prle userstudy build` make is needed as long as their notes lie in {outputs/'plans'}."
-        print(f"Deleted {len(gone)} runs." if args.delete else f"Nothing was deleted; --delete does. {kept}")
+        print(runs_text(gone := prune(outputs / "runs", _needed(outputs), args.delete)))
+        if len(left := spared(outputs / "runs")):
+            print(f"Left alone, since they are no runs, or not runs alone:\n{runs_text(left)}")
+        kept = f"What `prle train` and `prle userstudy build` make is needed as long as their notes lie in {outputs / 'plans'}."
+        print(
+            f"Deleted {len(gone)} runs."
+            if args.delete
+            else f"Nothing was deleted; --delete does. {kept}"
+        )
         return 0
-    runs = list_runs(outputs/"runs", args.kind, args.match, dict(stale=True, current=False).get(args.code))
-    if args.what == "check": runs = damaged_runs(outputs/"runs", runs)
+    runs = list_runs(
+        outputs / "runs", args.kind, args.match, dict(stale=True, current=False).get(args.code)
+    )
+    if args.what == "check":
+        runs = damaged_runs(outputs / "runs", runs)
     print(runs_text(runs))
     return int(args.what == "check" and len(runs) > 0)
 
-# %% ../nbs/08_cli.ipynb #08-cli-9
+# %% ../nbs/08_cli.ipynb #08-cli-23
 def _settings(words: list[str]) -> dict:
     "Parse NAME=VALUE, the value as YAML; raise `ValueError` for anything else."
-    if wrong := [word for word in words if "=" not in word]: raise ValueError(f"--set takes NAME=VALUE, not {shortened(wrong[0])}.")
-    return {name: parse_yaml(value, f"--set {name}") for name, value in (word.split("=", 1) for word in words)}
+    if wrong := [word for word in words if "=" not in word]:
+        raise ValueError(f"--set takes NAME=VALUE, not {shortened(wrong[0])}.")
+    return {
+        name: parse_yaml(value, f"--set {name}")
+        for name, value in (word.split("=", 1) for word in words)
+    }
 
+# %% ../nbs/08_cli.ipynb #08-cli-24
 def _run_config(args):
     "Return the configuration that `prle train` is to train, from a file or from the options."
     from prle.lab.configs import RunConfig
+
     if args.what[0].endswith((".yaml", ".yml", ".json")):
         config = RunConfig.read(args.what[0])
-        if beside := [*args.what[1:], *(f"--{name}" for name in ("preset", "data", "mask", "seed", "set") if getattr(args, name) is not None)]:
-            raise ValueError(f"{args.what[0]} says all about the training: write there what {', '.join(beside)} would say.")
+        if beside := [
+            *args.what[1:],
+            *(
+                f"--{name}"
+                for name in ("preset", "data", "mask", "seed", "set")
+                if getattr(args, name) is not None
+            ),
+        ]:
+            raise ValueError(
+                f"{args.what[0]} says all about the training: write there what {', '.join(beside)} would say."
+            )
         return config
-    if len(args.what) != 2: raise ValueError("what to train is a configuration (.yaml or .json), or a detector and a manipulation.")
-    return _lab(args).config(*args.what, seed=args.seed or 0, mask=args.mask or "none", **_settings(args.set or []))
+    if len(args.what) != 2:
+        raise ValueError(
+            "what to train is a configuration (.yaml or .json), or a detector and a manipulation."
+        )
+    return _lab(args).config(
+        *args.what, seed=args.seed or 0, mask=args.mask or "none", **_settings(args.set or [])
+    )
 
+# %% ../nbs/08_cli.ipynb #08-cli-25
 def _train(args) -> int:
     "Run `prle train`: train a detector, and print its folder and its evaluation."
     from prle.lab.apply import evaluation
     from prle.lab.experiments import Lab, read_scores
     from prle.lab.runs import record_runs
+
     config = _run_config(args)
-    lab = Lab(config.preset, config.data or None, args.outputs, say=_say, processes=args.processes, track=args.track)
+    lab = Lab(
+        config.preset,
+        config.data or None,
+        args.outputs,
+        say=_say,
+        processes=args.processes,
+        track=args.track,
+    )
     planned = (dry := lab.dry()).train(config)
-    record_runs(lab.outputs, f"train-{planned.path.name}", dry.store.names()) # before, so that nobody prunes what is being made
+    record_runs(
+        lab.outputs, f"train-{planned.path.name}", dry.store.names()
+    )  # before, so that nobody prunes what is being made
     run = lab.train(config)
     print(f"{run.path}\n{evaluation(read_scores(run)).to_string(index=False, float_format='%.1f')}")
     return 0
 
+# %% ../nbs/08_cli.ipynb #08-cli-26
 def _found(args) -> Path:
     from prle.lab.runs import find_run
-    return find_run(Path(args.outputs or outputs_dir())/"runs", args.name, "detectors")
+
+    return find_run(Path(args.outputs or outputs_dir()) / "runs", args.name, "detectors")
+
 
 def _open(args):
     from prle.lab.apply import reopen
+
     return reopen(_found(args), args.data, outputs=args.outputs, say=_say)
 
+# %% ../nbs/08_cli.ipynb #08-cli-27
 def _localize(args) -> int:
     "Run `prle localize`: print the path of the attention maps."
     lab, run = _open(args)
-    print(lab.attention(run, args.split, args.subset).path/"maps.npy")
+    print(lab.attention(run, args.split, args.subset).path / "maps.npy")
     return 0
 
+# %% ../nbs/08_cli.ipynb #08-cli-28
 def _evaluate(args) -> int:
     "Run `prle evaluate`: print AUC and accuracy on the test faces or a target set."
     from prle.lab.apply import evaluation, open_run
     from prle.lab.experiments import read_scores
-    if args.on == "test": scores = read_scores(open_run(_found(args))) # in the run itself
+
+    if args.on == "test":
+        scores = read_scores(open_run(_found(args)))  # in the run itself
     else:
         lab, run = _open(args)
         scores = lab.scores(run, args.on)
@@ -219,159 +370,339 @@ def _evaluate(args) -> int:
     print(table.to_string(index=False, float_format="%.1f"))
     return 0
 
+# %% ../nbs/08_cli.ipynb #08-cli-29
 def _predict(args) -> int:
     "Run `prle predict`: print the scores of files; exit code 1 if one has none."
     from prle.lab.apply import crop_settings, predict_files
     from prle.lab.experiments import load_detector
+
     lab, run = _open(args)
     settings = crop_settings(lab.manifest.attrs["root"], lab.preset.size)
-    table = predict_files(load_detector(run, lab.device), args.inputs, settings, args.count, lab.device)
-    if args.csv: table.to_csv(args.csv, index=False)
+    table = predict_files(
+        load_detector(run, lab.device), args.inputs, settings, args.count, lab.device
+    )
+    if args.csv:
+        table.to_csv(args.csv, index=False)
     print(table.to_string(index=False, float_format="%.3f"))
     return int(table.p_fake.isna().any())
 
-# %% ../nbs/08_cli.ipynb #08-cli-10
+# %% ../nbs/08_cli.ipynb #08-cli-30
 _ADAPTER = ("compression", "subsets", "part", "variants", "protocol", "reals", "frames")
 
+# %% ../nbs/08_cli.ipynb #08-cli-31
 def _add_adapter_options(command: argparse.ArgumentParser):
     "Add the options that only some data sets have."
     group = command.add_argument_group("of some data sets")
     group.add_argument("--compression", help="ff++, and its JSON: raw, c23 or c40")
     group.add_argument("--subsets", nargs="+", help="ff++: of DF, FS, F2F, Fsh, NT")
     group.add_argument("--part", help="dfdc: test or train")
-    group.add_argument("--variants", nargs="+", help="df-1.0: end_to_end, end_to_end_mix_3_distortions, ...")
+    group.add_argument(
+        "--variants", nargs="+", help="df-1.0: end_to_end, end_to_end_mix_3_distortions, ..."
+    )
     group.add_argument("--protocol", help="df-1.0: official, ff++ or deepfakebench")
-    group.add_argument("--reals", help="df-1.0: folder of FaceForensics++, whose c23 videos are the reals")
-    group.add_argument("--frames", action="store_true", help="read folders of extracted frames in place of videos")
+    group.add_argument(
+        "--reals", help="df-1.0: folder of FaceForensics++, whose c23 videos are the reals"
+    )
+    group.add_argument(
+        "--frames", action="store_true", help="read folders of extracted frames in place of videos"
+    )
 
-# %% ../nbs/08_cli.ipynb #08-cli-11
+# %% ../nbs/08_cli.ipynb #08-cli-32
 _OUTPUTS = "folder for everything that is written; default: outputs/ of the project"
+
 
 def _add_lab_options(command: argparse.ArgumentParser):
     "Add the options that choose preset, data and outputs."
-    command.add_argument("--preset", default="mini", choices=PRESETS, help="size of the experiment (default mini)")
-    command.add_argument("--data", help="other data: a folder with ff++/, dfdc/, df-1.0/, celeb-df/ as `prle faces` makes them; a folder of `prle forge`; a manifest")
+    command.add_argument(
+        "--preset", default="mini", choices=PRESETS, help="size of the experiment (default mini)"
+    )
+    command.add_argument(
+        "--data",
+        help="other data: a folder with ff++/, dfdc/, df-1.0/, celeb-df/ as `prle faces` makes them; a folder of `prle forge`; a manifest",
+    )
     command.add_argument("--outputs", help=_OUTPUTS)
 
+# %% ../nbs/08_cli.ipynb #08-cli-33
 def _add_notebook_options(command: argparse.ArgumentParser):
     "Add the options of commands on notebooks."
-    command.add_argument("ids", nargs="*", help="heads of notebook names, e.g. table3 figure; headline; all (default: headline)")
-    command.add_argument("--seeds", type=int, default=1, help="trainings behind every number (default %(default)s)")
+    command.add_argument(
+        "ids",
+        nargs="*",
+        help="heads of notebook names, e.g. table3 figure; headline; all (default: headline)",
+    )
+    command.add_argument(
+        "--seeds", type=int, default=1, help="trainings behind every number (default %(default)s)"
+    )
     _add_lab_options(command)
 
+# %% ../nbs/08_cli.ipynb #08-cli-34
 def _add_runs(commands):
     "Add the commands `plan` and `runs`."
-    plan = commands.add_parser("plan", help="what tables and figures need: what is there, what would be made, why, and in what time",
-                               epilog="Runs are named by their data, so the mini benchmark is forged first if it is not there.")
+    plan = commands.add_parser(
+        "plan",
+        help="what tables and figures need: what is there, what would be made, why, and in what time",
+        epilog="Runs are named by their data, so the mini benchmark is forged first if it is not there.",
+    )
     _add_notebook_options(plan)
     plan.set_defaults(run=_plan)
-    runs = commands.add_parser("runs", help="list all runs; compare every byte with what was written; or delete what nothing needs")
-    runs.add_argument("what", nargs="?", default="list", choices=["list", "check", "prune"], help="(default %(default)s); exit code 1 if check finds damage")
+    runs = commands.add_parser(
+        "runs",
+        help="list all runs; compare every byte with what was written; or delete what nothing needs",
+    )
+    runs.add_argument(
+        "what",
+        nargs="?",
+        default="list",
+        choices=["list", "check", "prune"],
+        help="(default %(default)s); exit code 1 if check finds damage",
+    )
     runs.add_argument("--kind", help="list only detectors, maps, fusions, ...")
     runs.add_argument("--match", help="list only labels in which this regular expression occurs")
-    runs.add_argument("--code", choices=["stale", "current"], help="list only what other code than the present one has made, or only the rest")
-    runs.add_argument("--delete", action="store_true", help="with prune: really delete; prune brings the forged benchmarks up to date first, since what is needed is named by them")
+    runs.add_argument(
+        "--code",
+        choices=["stale", "current"],
+        help="list only what other code than the present one has made, or only the rest",
+    )
+    runs.add_argument(
+        "--delete",
+        action="store_true",
+        help="with prune: really delete; prune brings the forged benchmarks up to date first, since what is needed is named by them",
+    )
     runs.add_argument("--outputs", help=_OUTPUTS)
     runs.set_defaults(run=_runs)
 
+# %% ../nbs/08_cli.ipynb #08-cli-35
 def _add_run_commands(commands):
     "Add the commands on runs: `plan`, `runs`, `train`, `localize`, `evaluate` and `predict`."
     _add_runs(commands)
-    train = commands.add_parser("train", help="train a detector, plainly or with masks; its zoo is trained first where it is needed")
-    train.add_argument("what", nargs="+", help="a configuration (.yaml or .json); or a detector and a manipulation: Xception DF")
+    train = commands.add_parser(
+        "train",
+        help="train a detector, plainly or with masks; its zoo is trained first where it is needed",
+    )
+    train.add_argument(
+        "what",
+        nargs="+",
+        help="a configuration (.yaml or .json); or a detector and a manipulation: Xception DF",
+    )
     train.add_argument("--mask", help="none, primary, random or landmark (default none)")
     train.add_argument("--seed", type=int, help="of the run (default 0)")
-    train.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="other parameters, e.g. alpha=static lr=1e-3 'zoo=[Xception, VGG]' 'options={dropout: 0.1}'")
-    train.add_argument("--processes", type=int, default=1, help="processes that train a detector together, each on a GPU of its own (default %(default)s)")
-    train.add_argument("--track", help="a tracker of accelerate that is told of each epoch, e.g. tensorboard, which writes to logs/ of the outputs")
+    train.add_argument(
+        "--set",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="other parameters, e.g. alpha=static lr=1e-3 'zoo=[Xception, VGG]' 'options={dropout: 0.1}'",
+    )
+    train.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="processes that train a detector together, each on a GPU of its own (default %(default)s)",
+    )
+    train.add_argument(
+        "--track",
+        help="a tracker of accelerate that is told of each epoch, e.g. tensorboard, which writes to logs/ of the outputs",
+    )
     _add_lab_options(train)
     train.set_defaults(run=_train, preset=None)
-    for name, run, text in (("localize", _localize, "attention maps of a trained detector"), ("evaluate", _evaluate, "a trained detector's AUC and accuracy, with intervals"),
-                            ("predict", _predict, "p_fake of pictures and videos; exit code 1 if one cannot be scored")):
+    for name, run, text in (
+        ("localize", _localize, "attention maps of a trained detector"),
+        ("evaluate", _evaluate, "a trained detector's AUC and accuracy, with intervals"),
+        ("predict", _predict, "p_fake of pictures and videos; exit code 1 if one cannot be scored"),
+    ):
         command = commands.add_parser(name, help=text)
         command.add_argument("name", help="of the run, as `prle runs` prints it, or its folder")
-        command.add_argument("--data", help="where the data that it was trained on lie now; default: where they lay")
+        command.add_argument(
+            "--data", help="where the data that it was trained on lie now; default: where they lay"
+        )
         command.add_argument("--outputs", help=_OUTPUTS)
         command.set_defaults(run=run)
         if name == "localize":
-            command.add_argument("--split", default="test", help="test, train, val, or a target set (default %(default)s)")
-            command.add_argument("--subset", default="all", help="manipulation, of train and val (default %(default)s)")
-        if name == "evaluate": command.add_argument("--on", default="test", help="test, or a target set (default %(default)s)")
+            command.add_argument(
+                "--split",
+                default="test",
+                help="test, train, val, or a target set (default %(default)s)",
+            )
+            command.add_argument(
+                "--subset",
+                default="all",
+                help="manipulation, of train and val (default %(default)s)",
+            )
+        if name == "evaluate":
+            command.add_argument(
+                "--on", default="test", help="test, or a target set (default %(default)s)"
+            )
         if name == "predict":
-            command.add_argument("inputs", nargs="+", help="pictures, videos, folders of videos, folders of pictures (= the frames of one video)")
-            command.add_argument("--count", type=int, default=32, help="frames of a video (default %(default)s)")
+            command.add_argument(
+                "inputs",
+                nargs="+",
+                help="pictures, videos, folders of videos, folders of pictures (= the frames of one video)",
+            )
+            command.add_argument(
+                "--count", type=int, default=32, help="frames of a video (default %(default)s)"
+            )
             command.add_argument("--csv", help="file to write besides")
 
-# %% ../nbs/08_cli.ipynb #08-cli-12
+# %% ../nbs/08_cli.ipynb #08-cli-36
 class _ReproduceHelp(argparse.Action):
     "`--help` of a command whose notebooks have parameters of their own."
+
     def __call__(self, command, *_):
         "Print the command's help and the notebooks' parameters, and exit."
         from prle.paper.reproduce import parameters_text
+
         print(command.format_help(), parameters_text(), sep="\n")
         command.exit()
 
+# %% ../nbs/08_cli.ipynb #08-cli-37
 def parser() -> argparse.ArgumentParser:
     "Return the parser of `prle` with all its commands."
-    main = argparse.ArgumentParser("prle", description="Primary region regularization for generalizable deepfake detection.")
+    main = argparse.ArgumentParser(
+        "prle", description="Primary region regularization for generalizable deepfake detection."
+    )
     commands = main.add_subparsers(dest="command", required=True)
 
-    check = commands.add_parser("check", help="compare a data set on disk with what should be there, or the crops of a manifest with what was written;"
-                                              " exit code 1 if something is missing or damaged")
+    check = commands.add_parser(
+        "check",
+        help="compare a data set on disk with what should be there, or the crops of a manifest with what was written;"
+        " exit code 1 if something is missing or damaged",
+    )
     check.add_argument("name", help="ff++, dfdc, df-1.0, celeb-df or folder; or manifest")
-    check.add_argument("root", help="the data set's folder; the manifest, or the folder that holds manifest.parquet")
+    check.add_argument(
+        "root",
+        help="the data set's folder; the manifest, or the folder that holds manifest.parquet",
+    )
     _add_adapter_options(check)
     check.set_defaults(run=_check)
 
-    faces = commands.add_parser("faces", help="aligned face crops of videos, folders of pictures, or a data set by name")
-    faces.add_argument("inputs", nargs="+", help="videos and folders; or, with --root, a data set: ff++, dfdc, df-1.0, celeb-df, folder")
+    faces = commands.add_parser(
+        "faces", help="aligned face crops of videos, folders of pictures, or a data set by name"
+    )
+    faces.add_argument(
+        "inputs",
+        nargs="+",
+        help="videos and folders; or, with --root, a data set: ff++, dfdc, df-1.0, celeb-df, folder",
+    )
     faces.add_argument("--root", help="folder of the data set named as input")
-    faces.add_argument("--out", required=True, help="folder to write; an interrupted run in it is continued")
-    faces.add_argument("--count", type=int, default=32, help="frames of a video, evenly spaced (default %(default)s)")
+    faces.add_argument(
+        "--out", required=True, help="folder to write; an interrupted run in it is continued"
+    )
+    faces.add_argument(
+        "--count",
+        type=int,
+        default=32,
+        help="frames of a video, evenly spaced (default %(default)s)",
+    )
     faces.add_argument("--every", type=int, help="every k-th frame instead")
-    faces.add_argument("--align", default="similarity", help="similarity (DeepfakeBench), box (FaceForensics++) or chip (dlib) (default %(default)s)")
-    faces.add_argument("--size", type=int, default=256, help="edge of a crop in pixels (default %(default)s)")
-    faces.add_argument("--scale", type=float, help="how much more than the face a crop shows (default: as the alignment's authors)")
-    faces.add_argument("--workers", type=int, help="processes; default: one a core; 0: none but this one")
-    faces.add_argument("--engine", default="process", help="process, or ray for a cluster (default %(default)s)")
+    faces.add_argument(
+        "--align",
+        default="similarity",
+        help="similarity (DeepfakeBench), box (FaceForensics++) or chip (dlib) (default %(default)s)",
+    )
+    faces.add_argument(
+        "--size", type=int, default=256, help="edge of a crop in pixels (default %(default)s)"
+    )
+    faces.add_argument(
+        "--scale",
+        type=float,
+        help="how much more than the face a crop shows (default: as the alignment's authors)",
+    )
+    faces.add_argument(
+        "--workers", type=int, help="processes; default: one a core; 0: none but this one"
+    )
+    faces.add_argument(
+        "--engine", default="process", help="process, or ray for a cluster (default %(default)s)"
+    )
     _add_adapter_options(faces)
     faces.set_defaults(run=_faces)
 
-    convert = commands.add_parser("convert", help="DeepfakeBench's JSON or preprocessed folders to a manifest, or a manifest to both")
-    convert.add_argument("inputs", nargs="+", help="JSON files, or a data set's name, or a manifest (.parquet)")
-    convert.add_argument("--root", help="folder that the paths in the JSON are relative to; the data set's folder")
-    convert.add_argument("--out", required=True, help="the manifest to write; or the folder for DeepfakeBench's files")
-    convert.add_argument("--splits", nargs="+", default=list(SPLITS), help="which splits of a JSON to take (default: %(default)s)")
+    convert = commands.add_parser(
+        "convert",
+        help="DeepfakeBench's JSON or preprocessed folders to a manifest, or a manifest to both",
+    )
+    convert.add_argument(
+        "inputs", nargs="+", help="JSON files, or a data set's name, or a manifest (.parquet)"
+    )
+    convert.add_argument(
+        "--root", help="folder that the paths in the JSON are relative to; the data set's folder"
+    )
+    convert.add_argument(
+        "--out",
+        required=True,
+        help="the manifest to write; or the folder for DeepfakeBench's files",
+    )
+    convert.add_argument(
+        "--splits",
+        nargs="+",
+        default=list(SPLITS),
+        help="which splits of a JSON to take (default: %(default)s)",
+    )
     _add_adapter_options(convert)
     convert.set_defaults(run=_convert)
 
-    forge = commands.add_parser("forge", help="make the mini benchmark and its three target sets from photographs or videos of faces")
-    forge.add_argument("--faces", help="folder of photographs and videos, a sub-folder a person; default: the ORL faces")
+    forge = commands.add_parser(
+        "forge",
+        help="make the mini benchmark and its three target sets from photographs or videos of faces",
+    )
+    forge.add_argument(
+        "--faces",
+        help="folder of photographs and videos, a sub-folder a person; default: the ORL faces",
+    )
     forge.add_argument("--out", help="folder to write; default: outputs/data/mini")
-    forge.add_argument("--size", type=int, default=128, help="edge of a face in pixels (default %(default)s)")
+    forge.add_argument(
+        "--size", type=int, default=128, help="edge of a face in pixels (default %(default)s)"
+    )
     forge.add_argument("--people", type=int, help="how many people; default: all")
-    forge.add_argument("--seed", type=int, default=0, help="of the split, the pairs and the manipulations")
-    forge.add_argument("--steps", type=int, default=1000, help="of training each learned manipulation (default %(default)s)")
-    forge.add_argument("--count", type=int, default=32, help="frames of a video (default %(default)s)")
+    forge.add_argument(
+        "--seed", type=int, default=0, help="of the split, the pairs and the manipulations"
+    )
+    forge.add_argument(
+        "--steps",
+        type=int,
+        default=1000,
+        help="of training each learned manipulation (default %(default)s)",
+    )
+    forge.add_argument(
+        "--count", type=int, default=32, help="frames of a video (default %(default)s)"
+    )
     forge.set_defaults(run=_forge)
 
-    paper = commands.add_parser("reproduce", help="regenerate tables and figures of the paper, and outputs/report.html", add_help=False)
-    paper.add_argument("-h", "--help", action=_ReproduceHelp, nargs=0, help="show this message and the notebooks' parameters, and exit")
+    paper = commands.add_parser(
+        "reproduce",
+        help="regenerate tables and figures of the paper, and outputs/report.html",
+        add_help=False,
+    )
+    paper.add_argument(
+        "-h",
+        "--help",
+        action=_ReproduceHelp,
+        nargs=0,
+        help="show this message and the notebooks' parameters, and exit",
+    )
     _add_notebook_options(paper)
-    paper.add_argument("--engine", default="local", help="local, or ray: all runs on a Ray cluster (default %(default)s)")
-    paper.add_argument("--gpus", type=float, default=1.0, help="of a run with a detector, on Ray where there are any; 0.5: two runs share one (default %(default)s)")
+    paper.add_argument(
+        "--engine",
+        default="local",
+        help="local, or ray: all runs on a Ray cluster (default %(default)s)",
+    )
+    paper.add_argument(
+        "--gpus",
+        type=float,
+        default=1.0,
+        help="of a run with a detector, on Ray where there are any; 0.5: two runs share one (default %(default)s)",
+    )
     paper.set_defaults(run=_reproduce)
     _add_run_commands(commands)
     add_userstudy(commands)
     return main
 
-# %% ../nbs/08_cli.ipynb #08-cli-15
+# %% ../nbs/08_cli.ipynb #08-cli-40
 def main(
-    argv: list[str] | None = None, # arguments; None: the command line's
-) -> int: # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument
+    argv: list[str] | None = None,  # arguments; None: the command line's
+) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument
     "Run the command `prle`."
     args = parser().parse_args(argv)
-    try: return args.run(args)
+    try:
+        return args.run(args)
     except RunFailed as e:
         print(f"prle: {e}", file=sys.stderr)
         return 1

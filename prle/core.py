@@ -8,7 +8,19 @@ __all__ = ['REAL', 'FAKE', 'VIDEO', 'shortened', 'check_choice', 'rng', 'torch_r
            'progress']
 
 # %% ../nbs/00_core.ipynb #00-core-2
-import difflib, errno, hashlib, json, os, platform, re, reprlib, shutil, subprocess, sys, time, uuid
+import difflib
+import errno
+import hashlib
+import json
+import os
+import platform
+import re
+import reprlib
+import shutil
+import subprocess
+import sys
+import time
+import uuid
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
@@ -27,72 +39,85 @@ VIDEO = ["dataset", "subset", "video"]
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 
+
 def shortened(
-    value, # what a message is about
-) -> str: # at most 120 characters
+    value,  # what a message is about
+) -> str:  # at most 120 characters
     "Return the `repr` of a value for a message, cut where it is long."
     text = _SHORT.repr(value)
     return text if len(text) <= 120 else f"{text[:120]}..."
 
+# %% ../nbs/00_core.ipynb #00-core-7
 def check_choice(
-    value: str, # the name that was asked for
-    options, # iterable of the valid names
-    kind: str, # what is being named, for the message ("detector", "fill", ...)
-) -> str: # `value`, unchanged
+    value: str,  # the name that was asked for
+    options,  # iterable of the valid names
+    kind: str,  # what is being named, for the message ("detector", "fill", ...)
+) -> str:  # `value`, unchanged
     "Return `value` if it is one of `options`; `ValueError` suggesting the nearest valid name otherwise."
     options = [str(o) for o in options]
-    if value in options: return value
+    if value in options:
+        return value
     near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown {kind} {shortened(value)}.{hint} Known: {', '.join(options)}.")
 
-# %% ../nbs/00_core.ipynb #00-core-9
+# %% ../nbs/00_core.ipynb #00-core-10
 def _entropy(key) -> int:
     "Hash `key` to a 128-bit integer that depends on every part of it."
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:16], "little")
 
+
 def rng(
-    *key, # ints and strings that name the stream, e.g. `rng(seed, "split")`
+    *key,  # ints and strings that name the stream, e.g. `rng(seed, "split")`
 ) -> np.random.Generator:
     "Return a NumPy generator for `key`: equal keys give equal streams, different keys independent ones."
     return np.random.default_rng(_entropy(key))
 
+# %% ../nbs/00_core.ipynb #00-core-11
 def torch_rng(
-    *key, # ints and strings that name the stream, e.g. `torch_rng(seed, epoch, index)`
-) -> "torch.Generator": # on the CPU
+    *key,  # ints and strings that name the stream, e.g. `torch_rng(seed, epoch, index)`
+) -> "torch.Generator":  # on the CPU
     "Return a torch generator for `key`: equal keys give equal streams, different keys independent ones."
     import torch
+
     return torch.Generator().manual_seed(_entropy(key) % 2**63)
 
-# %% ../nbs/00_core.ipynb #00-core-12
+# %% ../nbs/00_core.ipynb #00-core-14
 def seed_everything(
-    seed: int, # start of the global streams, on all devices
+    seed: int,  # start of the global streams, on all devices
 ):
     "Seed torch's global random streams, for layers that take no generator."
     import torch
+
     torch.manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #00-core-14
+# %% ../nbs/00_core.ipynb #00-core-16
 def is_leftover(
-    name: str, # of a file or folder
+    name: str,  # of a file or folder
 ) -> bool:
     "Say whether a name was left behind by a process that was killed while writing or deleting."
     return re.fullmatch(r"\.prle-(tmp|del)-[0-9a-f]{8}(\..*)?", name) is not None
 
+# %% ../nbs/00_core.ipynb #00-core-17
 def discard(
-    path: str | Path, # file, folder or link; may be absent
+    path: str | Path,  # file, folder or link; may be absent
 ):
     "Delete a file, folder or link so that nobody sees it half deleted; the target of a link stays."
     path = Path(path)
     away = path.with_name(f".prle-del-{uuid.uuid4().hex[:8]}")
-    try: os.rename(path, away)
-    except FileNotFoundError: return
-    if away.is_dir() and not away.is_symlink(): shutil.rmtree(away, ignore_errors=True)
-    else: away.unlink()
+    try:
+        os.rename(path, away)
+    except FileNotFoundError:
+        return
+    if away.is_dir() and not away.is_symlink():
+        shutil.rmtree(away, ignore_errors=True)
+    else:
+        away.unlink()
 
+# %% ../nbs/00_core.ipynb #00-core-18
 @contextmanager
 def atomic_path(
-    path: str | Path, # where the finished file or folder shall be; its parent is created
+    path: str | Path,  # where the finished file or folder shall be; its parent is created
 ):
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any failure.
 
@@ -107,106 +132,168 @@ def atomic_path(
         discard(temporary)
         raise
 
-# %% ../nbs/00_core.ipynb #00-core-15
+# %% ../nbs/00_core.ipynb #00-core-19
 def write_json(
-    path: str | Path, # file to write
-    obj, # anything `json` can write
+    path: str | Path,  # file to write
+    obj,  # anything `json` can write
 ) -> Path:
     "Write `obj` atomically as indented JSON with sorted keys."
     text = json.dumps(obj, indent=2, sort_keys=True) + "\n"
-    with atomic_path(path) as tmp: tmp.write_text(text, encoding="utf-8")
+    with atomic_path(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
     return Path(path)
 
-# %% ../nbs/00_core.ipynb #00-core-18
+# %% ../nbs/00_core.ipynb #00-core-22
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
+
 def is_full(
-    error: BaseException | None, # from whatever wrote
+    error: BaseException | None,  # from whatever wrote
 ) -> bool:
     "Say whether an error, or what caused it, was a full disk or an exhausted quota."
-    if error is None: return False
-    if getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error): return True
+    if error is None:
+        return False
+    if getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error):
+        return True
     return is_full(error.__cause__ or error.__context__)
 
-# %% ../nbs/00_core.ipynb #00-core-21
+# %% ../nbs/00_core.ipynb #00-core-25
 def digest(
-    obj, # a JSON-able object; the order of dictionary keys does not matter
-) -> str: # 16 hexadecimal digits
+    obj,  # a JSON-able object; the order of dictionary keys does not matter
+) -> str:  # 16 hexadecimal digits
     "Return the head of the SHA-256 of an object's canonical JSON, the name of a configuration."
     text = json.dumps(obj, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+
 def bytes_digest(
-    content: bytes, # of a file
-) -> str: # 16 hexadecimal digits
+    content: bytes,  # of a file
+) -> str:  # 16 hexadecimal digits
     "Return the fingerprint of `content`, equal to the `file_digest` of a file that holds it."
     return hashlib.sha256(content).hexdigest()[:16]
 
+# %% ../nbs/00_core.ipynb #00-core-26
 @lru_cache(maxsize=100_000)
 def _content_digest(path: str, *_) -> str:
     "Hash a file's content, once for each state (the further arguments) that it is in."
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()[:16]
-
-def file_digest(
-    path: str | Path, # file to hash
-) -> str: # 16 hexadecimal digits
-    "Return the fingerprint of a file's content; an unchanged file (by size and times) is not read again."
-    state = os.stat(path)
-    return _content_digest(os.path.abspath(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
-
-# %% ../nbs/00_core.ipynb #00-core-24
-_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "opencv-python-headless", "scikit-learn", "dlib-bin", "dlib",
-             "grad-cam")
-
-def _version(package: str) -> str | None:
-    try: return metadata.version(package)
-    except metadata.PackageNotFoundError: return None
-
-def _git(*args: str) -> str | None:
-    "Return what git says of the folder of this module; None without git or outside a repository."
-    try: return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError, NameError): return None
-
-def _cpu() -> str:
-    "Return the model name of the CPU, or its architecture where the system does not tell."
-    try: names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    except OSError: names = []
-    return names[0] if names else platform.processor() or platform.machine()
-
-def provenance(
-    device: str | None = None, # on which detectors run; None: a GPU where there is one
-) -> dict: # JSON-able
-    "Return the origin of a result made now: time (UTC), commit, clean or not, versions, hardware."
-    import torch
-    status, cpu = _git("status", "--porcelain", "--untracked-files=no"), _cpu()
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    device = torch.cuda.get_device_name(kind) if kind.type == "cuda" else cpu if kind.type == "cpu" else str(kind)
-    return dict(
-        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), commit=_git("rev-parse", "HEAD"),
-        clean=None if status is None else status == "", python=platform.python_version(), platform=platform.system(),
-        device=device, cpu=cpu, cores=os.cpu_count(), threads=torch.get_num_threads(),
-        packages={p: v for p in _PACKAGES if (v := _version(p))})
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()[:16]
 
 # %% ../nbs/00_core.ipynb #00-core-27
-def outputs_dir() -> Path:
-    "Return `$PRLE_OUTPUTS`, else `outputs/` of the project around the working directory, else `outputs/` here."
-    if "PRLE_OUTPUTS" in os.environ: return Path(os.environ["PRLE_OUTPUTS"])
-    here = Path.cwd()
-    return next((p for p in (here, *here.parents) if (p/"settings.ini").exists()), here)/"outputs"
+def file_digest(
+    path: str | Path,  # file to hash
+) -> str:  # 16 hexadecimal digits
+    "Return the fingerprint of a file's content; an unchanged file (by size and times) is not read again."
+    state = os.stat(path)
+    return _content_digest(
+        os.path.abspath(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
+    )
 
 # %% ../nbs/00_core.ipynb #00-core-30
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pandas",
+    "opencv-python-headless",
+    "scikit-learn",
+    "dlib-bin",
+    "dlib",
+    "grad-cam",
+)
+
+# %% ../nbs/00_core.ipynb #00-core-31
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+# %% ../nbs/00_core.ipynb #00-core-32
+def _git(*args: str) -> str | None:
+    "Return what git says of the folder of this module; None without git or outside a repository."
+    try:
+        return subprocess.run(
+            ["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError, NameError):
+        return None
+
+# %% ../nbs/00_core.ipynb #00-core-33
+def _cpu() -> str:
+    "Return the model name of the CPU, or its architecture where the system does not tell."
+    try:
+        names = [
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+# %% ../nbs/00_core.ipynb #00-core-34
+def provenance(
+    device: str | None = None,  # on which detectors run; None: a GPU where there is one
+) -> dict:  # JSON-able
+    "Return the origin of a result made now: time (UTC), commit, clean or not, versions, hardware."
+    import torch
+
+    status, cpu = _git("status", "--porcelain", "--untracked-files=no"), _cpu()
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = (
+        torch.cuda.get_device_name(kind)
+        if kind.type == "cuda"
+        else cpu
+        if kind.type == "cpu"
+        else str(kind)
+    )
+    return dict(
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        commit=_git("rev-parse", "HEAD"),
+        clean=None if status is None else status == "",
+        python=platform.python_version(),
+        platform=platform.system(),
+        device=device,
+        cpu=cpu,
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        packages={p: v for p in _PACKAGES if (v := _version(p))},
+    )
+
+# %% ../nbs/00_core.ipynb #00-core-37
+def outputs_dir() -> Path:
+    "Return `$PRLE_OUTPUTS`, else `outputs/` of the project around the working directory, else `outputs/` here."
+    if "PRLE_OUTPUTS" in os.environ:
+        return Path(os.environ["PRLE_OUTPUTS"])
+    here = Path.cwd()
+    return (
+        next((p for p in (here, *here.parents) if (p / "settings.ini").exists()), here) / "outputs"
+    )
+
+# %% ../nbs/00_core.ipynb #00-core-40
 def _watched() -> bool:
     "Say whether somebody sees the output, in a terminal or a notebook; never if `PRLE_QUIET` is 1."
-    if os.environ.get("PRLE_QUIET") == "1": return False
+    if os.environ.get("PRLE_QUIET") == "1":
+        return False
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return sys.stderr.isatty() or hasattr(shell, "kernel")
 
+# %% ../nbs/00_core.ipynb #00-core-41
 def progress(
-    iterable=None, # what to walk through; None for a bar that is moved by hand
-    desc: str = "", # what is being done
-    total: int | None = None, # number of steps, where `iterable` does not know
-    disable: bool = False, # show nothing, e.g. in the second of several processes
-    **kwargs, # further settings of tqdm
+    iterable=None,  # what to walk through; None for a bar that is moved by hand
+    desc: str = "",  # what is being done
+    total: int | None = None,  # number of steps, where `iterable` does not know
+    disable: bool = False,  # show nothing, e.g. in the second of several processes
+    **kwargs,  # further settings of tqdm
 ):
     "Return a tqdm bar with the estimated time left; nothing is shown where nobody watches."
-    return tqdm(iterable, desc=desc, total=total, disable=disable or not _watched(), dynamic_ncols=True, **kwargs)
+    return tqdm(
+        iterable,
+        desc=desc,
+        total=total,
+        disable=disable or not _watched(),
+        dynamic_ncols=True,
+        **kwargs,
+    )

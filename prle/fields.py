@@ -7,7 +7,8 @@ __all__ = ['FLAG', 'WORD', 'SHARE', 'is_number', 'is_whole', 'is_flag', 'is_word
            'set_fields', 'build_config']
 
 # %% ../nbs/02_fields.ipynb #02-fields-2
-import numbers, sys
+import numbers
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from typing import NamedTuple
@@ -17,46 +18,56 @@ from .core import check_choice, shortened
 # %% ../nbs/02_fields.ipynb #02-fields-4
 def is_number(value) -> bool:
     "Say whether a value is a number that a finite float can hold; a bool is not."
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return (
+        isinstance(value, numbers.Real)
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    )
+
 
 def is_whole(value) -> bool:
     "Say whether a value is a whole number; a bool is not."
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
+# %% ../nbs/02_fields.ipynb #02-fields-5
 def is_flag(value) -> bool:
     "Say whether a value is True or False."
     return isinstance(value, bool)
+
 
 def is_word(value) -> bool:
     "Say whether a value is a string."
     return isinstance(value, str)
 
-# %% ../nbs/02_fields.ipynb #02-fields-7
+# %% ../nbs/02_fields.ipynb #02-fields-8
 class Rule(NamedTuple):
     "A condition on the value of a field, and the words that state it."
+
     holds: Callable[[object], bool]
-    text: str # after "must", e.g. "be a word"
+    text: str  # after "must", e.g. "be a word"
+
 
 FLAG = Rule(is_flag, "be True or False")
 WORD = Rule(is_word, "be a word")
 
-# %% ../nbs/02_fields.ipynb #02-fields-8
+# %% ../nbs/02_fields.ipynb #02-fields-9
 def number_rule(
-    text: str, # after "must", e.g. "lie in [0, 1]"
-    fits: Callable[[float], bool], # asked of finite numbers
-    whole: bool = False, # whole numbers only
+    text: str,  # after "must", e.g. "lie in [0, 1]"
+    fits: Callable[[float], bool],  # asked of finite numbers
+    whole: bool = False,  # whole numbers only
 ) -> Rule:
     "Return the rule that a value is a finite number and that `fits` holds of it."
     kind = is_whole if whole else is_number
     return Rule(lambda value: kind(value) and fits(value), text)
 
+
 SHARE = number_rule("lie in [0, 1]", lambda x: 0 <= x <= 1)
 "The rule of a probability, and of a part of a whole."
 
-# %% ../nbs/02_fields.ipynb #02-fields-9
+# %% ../nbs/02_fields.ipynb #02-fields-10
 def check_fields(
-    config: object, # whose fields are checked
-    rules: dict[str, Rule], # by the field's name
+    config: object,  # whose fields are checked
+    rules: dict[str, Rule],  # by the field's name
 ):
     "Check the fields of a configuration; `ValueError` naming the first that breaks its rule, and the rule."
     for name, rule in rules.items():
@@ -64,25 +75,29 @@ def check_fields(
         if not rule.holds(value):
             raise ValueError(f"{name} must {rule.text}, not {shortened(value)}.")
 
-# %% ../nbs/02_fields.ipynb #02-fields-12
+# %% ../nbs/02_fields.ipynb #02-fields-13
 def set_fields(
-    config: object, # a frozen dataclass, in its `__post_init__`
-    **values, # by the field's name
+    config: object,  # a frozen dataclass, in its `__post_init__`
+    **values,  # by the field's name
 ):
     "Replace fields of a frozen dataclass while it is initialized."
     for name, value in values.items():
         object.__setattr__(config, name, value)
 
-# %% ../nbs/02_fields.ipynb #02-fields-14
+# %% ../nbs/02_fields.ipynb #02-fields-15
 def _as_number(name: str, value):
     "Convert a number that YAML has read as a string, such as 2e-3; `ValueError` if it is none."
-    if not isinstance(value, str): return value
-    try: return float(value)
-    except ValueError: raise ValueError(f"{name} must be a number, not {shortened(value)}.") from None
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"{name} must be a number, not {shortened(value)}.") from None
 
+# %% ../nbs/02_fields.ipynb #02-fields-16
 def build_config(
-    kind: type, # a dataclass
-    given: dict, # names and values as they were read
+    kind: type,  # a dataclass
+    given: dict,  # names and values as they were read
 ):
     "Build a configuration; `ValueError` for an unknown or missing name, and for a word in place of a number."
     if not isinstance(given, dict):
@@ -92,5 +107,7 @@ def build_config(
     for name, value in given.items():
         check_choice(name, types, "parameter")
         values[name] = _as_number(name, value) if types[name] is float else value
-    try: return kind(**values)
-    except TypeError as e: raise ValueError(f"{kind.__name__}: {e}") from e
+    try:
+        return kind(**values)
+    except TypeError as e:
+        raise ValueError(f"{kind.__name__}: {e}") from e

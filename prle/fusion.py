@@ -13,30 +13,37 @@ from torch import Tensor
 from .core import check_choice
 
 # %% ../nbs/04_fusion.ipynb #04-fusion-5
-_SHIFTS = {-1: (slice(1, None), slice(None, -1)), 0: (slice(None), slice(None)), 1: (slice(None, -1), slice(1, None))}
+_SHIFTS = {
+    -1: (slice(1, None), slice(None, -1)),
+    0: (slice(None), slice(None)),
+    1: (slice(None, -1), slice(1, None)),
+}
 "Shift -> (pixels that have a neighbour there, those neighbours), along one axis."
+
 
 def _windows():
     "Yield the slices of a 3x3 neighbourhood cut at the border: rows, columns, neighbours' rows and columns."
     for rows, near_rows in _SHIFTS.values():
-        for columns, near_columns in _SHIFTS.values(): yield rows, columns, near_rows, near_columns
+        for columns, near_columns in _SHIFTS.values():
+            yield rows, columns, near_rows, near_columns
 
 # %% ../nbs/04_fusion.ipynb #04-fusion-6
 def neighbour_difference(
-    maps: Tensor, # (N, T, H, W) float
-) -> Tensor: # (N, H, W), the left side of Eq. 7 at the worst pair (j, k)
+    maps: Tensor,  # (N, T, H, W) float
+) -> Tensor:  # (N, H, W), the left side of Eq. 7 at the worst pair (j, k)
     "Return the largest mean difference between any map around a pixel and any map at it, Eq. 7."
     values = [maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)]
     sums, count = [torch.zeros_like(maps) for _ in values], torch.zeros_like(maps[0, 0])
     for y, x, near_y, near_x in _windows():
         count[y, x] += 1
-        for total, value in zip(sums, values): total[..., y, x] += (maps[..., near_y, near_x] - value[..., y, x]).abs_()
+        for total, value in zip(sums, values):
+            total[..., y, x] += (maps[..., near_y, near_x] - value[..., y, x]).abs_()
     return torch.maximum(*sums).amax(1) / count
 
 # %% ../nbs/04_fusion.ipynb #04-fusion-9
 def neighbour_maximum(
-    maps: Tensor, # (N, T, H, W) float
-) -> Tensor: # (N, H, W)
+    maps: Tensor,  # (N, T, H, W) float
+) -> Tensor:  # (N, H, W)
     "Return the largest value of any map in the 3x3 neighbourhood of each pixel, Eq. 8."
     return F.max_pool2d(maps.amax(1), 3, stride=1, padding=1)
 
@@ -46,54 +53,73 @@ def _mean(maps: Tensor, tau: float, lam: float) -> Tensor:
     average = maps.mean(1)
     return average.where(average > tau, 0)
 
+
 def _neighbour_literal(maps: Tensor, tau: float, lam: float) -> Tensor:
     "Apply Eq. 7 and 8 alone: the neighbours' maximum where the difference exceeds `lam`, else 0."
     return neighbour_maximum(maps).where(neighbour_difference(maps) > lam, 0)
 
+# %% ../nbs/04_fusion.ipynb #04-fusion-13
 def _neighbour(maps: Tensor, tau: float, lam: float) -> Tensor:
     "Apply Eq. 6 with the higher tau, expanded by Eq. 7 and 8."
     average = maps.mean(1)
     return average.where(average > tau, _neighbour_literal(maps, tau, lam))
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-14
+# %% ../nbs/04_fusion.ipynb #04-fusion-15
 _RELEASED = dict(keep=0.3, drop=0.1, lam=0.2)
 "The thresholds in the published code, which are not the paper's."
+
 
 def _released(maps: Tensor, tau: float, lam: float) -> Tensor:
     "Fuse as the published code does, with its thresholds `_RELEASED`; `tau` and `lam` are ignored."
     average = maps.mean(1)
     _, place = F.max_pool2d(maps.amax(1), 3, stride=1, padding=1, return_indices=True)
     there = average.flatten(1).gather(1, place.flatten(1)).view_as(average)
-    expanded = there.where((average > _RELEASED["drop"]) & (neighbour_difference(maps) > _RELEASED["lam"]), 0)
+    expanded = there.where(
+        (average > _RELEASED["drop"]) & (neighbour_difference(maps) > _RELEASED["lam"]), 0
+    )
     return average.where(average > _RELEASED["keep"], expanded)
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-15
-FUSIONS = {"mean": _mean, "neighbour": _neighbour, "neighbour-literal": _neighbour_literal, "released": _released}
+# %% ../nbs/04_fusion.ipynb #04-fusion-16
+FUSIONS = {
+    "mean": _mean,
+    "neighbour": _neighbour,
+    "neighbour-literal": _neighbour_literal,
+    "released": _released,
+}
 "Name -> rule (maps, tau, lam) -> fused maps."
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-16
+# %% ../nbs/04_fusion.ipynb #04-fusion-17
 def _check_maps(maps: Tensor):
     "Raise `TypeError` or `ValueError` for a wrong type, shape or value; the message names the map."
-    if not isinstance(maps, Tensor) or not maps.is_floating_point(): raise TypeError("maps must be a float tensor (N, T, H, W).")
-    if maps.ndim != 4 or 0 in maps.shape: raise ValueError(f"maps must be (N, T, H, W) with nothing empty, not {tuple(maps.shape)}.")
+    if not isinstance(maps, Tensor) or not maps.is_floating_point():
+        raise TypeError("maps must be a float tensor (N, T, H, W).")
+    if maps.ndim != 4 or 0 in maps.shape:
+        raise ValueError(f"maps must be (N, T, H, W) with nothing empty, not {tuple(maps.shape)}.")
     low, high = maps.aminmax()
-    if low >= 0 and high <= 1: return
+    if low >= 0 and high <= 1:
+        return
     n, t = (~((maps >= 0) & (maps <= 1))).flatten(2).any(2).nonzero()[0].tolist()
-    fault = "holds NaN" if maps[n, t].isnan().any() else f"has values from {maps[n, t].min():.4g} to {maps[n, t].max():.4g}, outside [0, 1]"
+    fault = (
+        "holds NaN"
+        if maps[n, t].isnan().any()
+        else f"has values from {maps[n, t].min():.4g} to {maps[n, t].max():.4g}, outside [0, 1]"
+    )
     raise ValueError(f"image {n}, detector {t}: the map {fault}.")
 
+# %% ../nbs/04_fusion.ipynb #04-fusion-18
 def _check_unit(**values: float):
     for name, value in values.items():
-        if not 0 <= value <= 1: raise ValueError(f"{name} must lie in [0, 1], not {value}.")
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], not {value}.")
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-17
+# %% ../nbs/04_fusion.ipynb #04-fusion-19
 def fuse(
-    maps: Tensor, # (N, T, H, W) float attention maps in [0, 1] of T detectors
-    method: str = "neighbour", # one of `FUSIONS`
-    tau: float = 0.3, # tau_1 of Eq. 6, in [0, 1], for "mean" and "neighbour"
-    lam: float = 0.15, # lambda of Eq. 7, in [0, 1], for "neighbour" and "neighbour-literal"
-    floor: float = 0.0, # attention below it counts as zero before fusion, in [0, 1]
-) -> Tensor: # (N, H, W) float32 in [0, 1]
+    maps: Tensor,  # (N, T, H, W) float attention maps in [0, 1] of T detectors
+    method: str = "neighbour",  # one of `FUSIONS`
+    tau: float = 0.3,  # tau_1 of Eq. 6, in [0, 1], for "mean" and "neighbour"
+    lam: float = 0.15,  # lambda of Eq. 7, in [0, 1], for "neighbour" and "neighbour-literal"
+    floor: float = 0.0,  # attention below it counts as zero before fusion, in [0, 1]
+) -> Tensor:  # (N, H, W) float32 in [0, 1]
     "Fuse the maps of T detectors into one map an image, Eq. 6-8; errors as in `_check_maps`."
     rule = FUSIONS[check_choice(method, FUSIONS, "fusion method")]
     _check_maps(maps)

@@ -20,56 +20,78 @@ from .core import FAKE, REAL, atomic_path, check_choice, progress
 
 # %% ../nbs/03_localization.ipynb #03-localization-6
 def fake_logit(
-    output: Tensor, # what a detector returns: (N,) or (N, 1) logits of fake, or (N, 2) logits of (real, fake)
-) -> Tensor: # (N,) log-odds of fake
+    output: Tensor,  # what a detector returns: (N,) or (N, 1) logits of fake, or (N, 2) logits of (real, fake)
+) -> Tensor:  # (N,) log-odds of fake
     "Return the log-odds of fake, the default score of Eq. 3; `ValueError` for an output of another shape."
-    if output.ndim == 1: return output
-    if output.ndim == 2 and output.shape[1] == 1: return output[:, 0]
-    if output.ndim == 2 and output.shape[1] == 2: return output[:, FAKE] - output[:, REAL]
-    raise ValueError(f"no fake logit in an output of shape {tuple(output.shape)}; pass score=, a function from the output to (N,).")
+    if output.ndim == 1:
+        return output
+    if output.ndim == 2 and output.shape[1] == 1:
+        return output[:, 0]
+    if output.ndim == 2 and output.shape[1] == 2:
+        return output[:, FAKE] - output[:, REAL]
+    raise ValueError(
+        f"no fake logit in an output of shape {tuple(output.shape)}; pass score=, a function from the output to (N,)."
+    )
 
 # %% ../nbs/03_localization.ipynb #03-localization-10
 @contextmanager
 def as_found(
-    model: nn.Module, # any network
+    model: nn.Module,  # any network
 ):
     "Yield `model` in evaluation mode; on exit restore every submodule's mode and every weight's `.grad`."
     modes = [(m, m.training) for m in model.modules()]
     grads = [(w, w.grad) for w in model.parameters()]
-    for w, _ in grads: w.grad = None
+    for w, _ in grads:
+        w.grad = None
     model.eval()
-    try: yield model
+    try:
+        yield model
     finally:
-        for m, mode in modes: m.training = mode
-        for w, grad in grads: w.grad = grad
+        for m, mode in modes:
+            m.training = mode
+        for w, grad in grads:
+            w.grad = grad
 
 # %% ../nbs/03_localization.ipynb #03-localization-13
 @contextmanager
 def tapped(
-    model: nn.Module, # the network
-    layers: list[nn.Module], # submodules with an (N, C, h, w) output
+    model: nn.Module,  # the network
+    layers: list[nn.Module],  # submodules with an (N, C, h, w) output
 ):
     "Yield a dictionary that a forward pass fills with {layer: output}; the graph begins at the first layer."
     kept = {}
+
     def cut(layer, inputs, output):
         "Keep a layer's output, where the graph begins; an error if it runs twice or is not (N, C, h, w)."
         if layer in kept:
-            raise RuntimeError(f"the layer {_name(model, layer)} runs more than once in a forward pass; hook one that runs once.")
+            raise RuntimeError(
+                f"the layer {_name(model, layer)} runs more than once in a forward pass; hook one that runs once."
+            )
         if not isinstance(output, Tensor) or output.ndim != 4:
-            raise TypeError(f"the layer {_name(model, layer)} returns no (N, C, h, w) tensor; hook a convolution or a block of them.")
-        kept[layer] = output.clone() if output.requires_grad else output.detach().clone().requires_grad_()
+            raise TypeError(
+                f"the layer {_name(model, layer)} returns no (N, C, h, w) tensor; hook a convolution or a block of them."
+            )
+        kept[layer] = (
+            output.clone() if output.requires_grad else output.detach().clone().requires_grad_()
+        )
         torch.set_grad_enabled(True)
         return kept[layer].clone()
+
     handles = [layer.register_forward_hook(cut) for layer in layers]
     try:
-        with as_found(model), torch.no_grad(): yield kept
+        with as_found(model), torch.no_grad():
+            yield kept
     finally:
-        for handle in handles: handle.remove()
+        for handle in handles:
+            handle.remove()
 
 # %% ../nbs/03_localization.ipynb #03-localization-14
 def _name(model: nn.Module, layer: nn.Module) -> str:
     "Return the layer's name in the model and its class, for messages."
-    return next((f"{name!r} ({type(layer).__name__})" for name, m in model.named_modules() if m is layer), type(layer).__name__)
+    return next(
+        (f"{name!r} ({type(layer).__name__})" for name, m in model.named_modules() if m is layer),
+        type(layer).__name__,
+    )
 
 # %% ../nbs/03_localization.ipynb #03-localization-18
 def _check_images(x: Tensor):
@@ -77,123 +99,186 @@ def _check_images(x: Tensor):
     if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
         raise TypeError("x must be a float tensor (N, 3, H, W), as the model takes it.")
     bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-    if bad: raise ValueError(f"NaN or infinity in image {bad[0]} of the batch ({len(bad)} of {len(x)} are affected).")
+    if bad:
+        raise ValueError(
+            f"NaN or infinity in image {bad[0]} of the batch ({len(bad)} of {len(x)} are affected)."
+        )
 
+# %% ../nbs/03_localization.ipynb #03-localization-19
 def _check_layers(model: nn.Module, layer) -> list[nn.Module]:
     "Return the layers as a list; `ValueError` for one that is no submodule of `model`."
     layers = [layer] if isinstance(layer, nn.Module) else list(layer)
     inside = set(model.modules())
     for one in layers:
-        if one not in inside: raise ValueError(f"{type(one).__name__} is no submodule of the {type(model).__name__} to explain.")
+        if one not in inside:
+            raise ValueError(
+                f"{type(one).__name__} is no submodule of the {type(model).__name__} to explain."
+            )
     return layers
 
+# %% ../nbs/03_localization.ipynb #03-localization-20
 def _check_score(value: Tensor, n: int) -> Tensor:
     "Return `value`; `ValueError` unless it is a tensor of shape (n,)."
     if not isinstance(value, Tensor) or value.shape != (n,):
-        raise ValueError(f"score must give one number an image, shape ({n},), not {tuple(getattr(value, 'shape', ()))}.")
+        raise ValueError(
+            f"score must give one number an image, shape ({n},), not {tuple(getattr(value, 'shape', ()))}."
+        )
     return value
 
-# %% ../nbs/03_localization.ipynb #03-localization-19
+# %% ../nbs/03_localization.ipynb #03-localization-21
 def _gradcam(model: nn.Module, layers: list[nn.Module], x: Tensor, score: Callable) -> list[Tensor]:
     "Compute Eq. 3 before normalization, one (N, h, w) map a layer; `RuntimeError` without a gradient."
     with tapped(model, layers) as kept:
         output = model(x.clone() if x.is_inference() else x)
         missed = [layer for layer in layers if layer not in kept]
-        if missed: raise RuntimeError(f"the forward pass did not reach the layer {_name(model, missed[0])}.")
+        if missed:
+            raise RuntimeError(
+                f"the forward pass did not reach the layer {_name(model, missed[0])}."
+            )
         activations = [kept[layer] for layer in layers]
         value = _check_score(score(output), len(x)).sum()
-        gradients = torch.autograd.grad(value, activations, allow_unused=True) if value.requires_grad else [None]
+        gradients = (
+            torch.autograd.grad(value, activations, allow_unused=True)
+            if value.requires_grad
+            else [None]
+        )
     if any(g is None for g in gradients):
-        raise RuntimeError("the score does not depend on the layer's output; is it computed under no_grad, or on another branch?")
-    return [(g.float().mean((2, 3), keepdim=True) * a.detach().float()).sum(1).relu() for g, a in zip(gradients, activations)]
+        raise RuntimeError(
+            "the score does not depend on the layer's output; is it computed under no_grad, or on another branch?"
+        )
+    return [
+        (g.float().mean((2, 3), keepdim=True) * a.detach().float()).sum(1).relu()
+        for g, a in zip(gradients, activations)
+    ]
 
-# %% ../nbs/03_localization.ipynb #03-localization-21
+# %% ../nbs/03_localization.ipynb #03-localization-23
 def _stretch(maps: Tensor) -> Tensor:
     "Normalize every (h, w) map to [0, 1] by its minimum and maximum; a flat map becomes 0."
     maps = maps - maps.amin((-2, -1), keepdim=True)
     return maps / (1e-7 + maps.amax((-2, -1), keepdim=True))
 
+
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     "Resize maps bilinearly, (N, h, w) -> (N, *size)."
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
+# %% ../nbs/03_localization.ipynb #03-localization-24
 def _size(size, x: Tensor, maps: list[Tensor]) -> tuple[int, int]:
     "Return the height and width asked for: None is the input's, 'grid' the finest layer's."
-    if size is None: return tuple(x.shape[-2:])
+    if size is None:
+        return tuple(x.shape[-2:])
     if isinstance(size, str):
         check_choice(size, ["grid"], "size")
         return tuple(max((m.shape[-2:] for m in maps), key=math.prod))
     return tuple(size)
 
-# %% ../nbs/03_localization.ipynb #03-localization-23
+# %% ../nbs/03_localization.ipynb #03-localization-26
 CAM_METHODS = {
-    "gradcam": "GradCAM", "gradcam++": "GradCAMPlusPlus", "gradcam-elementwise": "GradCAMElementWise", "xgradcam": "XGradCAM",
-    "hirescam": "HiResCAM", "layercam": "LayerCAM", "eigencam": "EigenCAM", "eigengradcam": "EigenGradCAM", "kpcacam": "KPCA_CAM",
-    "segeigencam": "SegEigenCAM", "fem": "FEM", "scorecam": "ScoreCAM", "ablationcam": "AblationCAM", "randomcam": "RandomCAM"}
+    "gradcam": "GradCAM",
+    "gradcam++": "GradCAMPlusPlus",
+    "gradcam-elementwise": "GradCAMElementWise",
+    "xgradcam": "XGradCAM",
+    "hirescam": "HiResCAM",
+    "layercam": "LayerCAM",
+    "eigencam": "EigenCAM",
+    "eigengradcam": "EigenGradCAM",
+    "kpcacam": "KPCA_CAM",
+    "segeigencam": "SegEigenCAM",
+    "fem": "FEM",
+    "scorecam": "ScoreCAM",
+    "ablationcam": "AblationCAM",
+    "randomcam": "RandomCAM",
+}
 "Name -> class in `pytorch_grad_cam`; 'gradcam' itself is computed here."
 
-# %% ../nbs/03_localization.ipynb #03-localization-24
+# %% ../nbs/03_localization.ipynb #03-localization-27
 def _library(method: str):
     "Return the method's class in pytorch_grad_cam; `ImportError` naming the extra."
-    try: import pytorch_grad_cam
+    try:
+        import pytorch_grad_cam
     except ImportError as e:
-        raise ImportError(f"method={method!r} needs pytorch-grad-cam: pip install 'prle[paper]'. Only 'gradcam' works without.") from e
+        raise ImportError(
+            f"method={method!r} needs pytorch-grad-cam: pip install 'prle[paper]'. Only 'gradcam' works without."
+        ) from e
     return getattr(pytorch_grad_cam, CAM_METHODS[method])
 
-def _library_maps(method: str, model: nn.Module, layers: list[nn.Module], x: Tensor, score: Callable) -> list[Tensor]:
+# %% ../nbs/03_localization.ipynb #03-localization-28
+def _library_maps(
+    method: str, model: nn.Module, layers: list[nn.Module], x: Tensor, score: Callable
+) -> list[Tensor]:
     "Compute one (N, h, w) map a layer on the layer's own grid with pytorch_grad_cam."
-    target = lambda output: _check_score(score(output[None]), 1)[0]
+
+    def target(output):
+        return _check_score(score(output[None]), 1)[0]
+
     maps = []
     for layer in layers:
         with as_found(model), torch.enable_grad(), _library(method)(model, [layer]) as cam:
-            cam.get_target_width_height = lambda _: tuple(cam.activations_and_grads.activations[0].shape[:-3:-1])
-            maps.append(torch.from_numpy(cam(x.detach().clone().requires_grad_(), [target] * len(x))).to(x.device))
+            cam.get_target_width_height = lambda _: tuple(
+                cam.activations_and_grads.activations[0].shape[:-3:-1]
+            )
+            maps.append(
+                torch.from_numpy(cam(x.detach().clone().requires_grad_(), [target] * len(x))).to(
+                    x.device
+                )
+            )
     return maps
 
-# %% ../nbs/03_localization.ipynb #03-localization-25
+# %% ../nbs/03_localization.ipynb #03-localization-29
 @torch.inference_mode(False)
 def attention_maps(
-    model: nn.Module, # a trained detector, or any network
-    layer: nn.Module | list[nn.Module], # submodule with an (N, C, h, w) output; the maps of several are averaged
-    x: Tensor, # (N, 3, H, W) float images, as the model takes them
-    score: Callable | None = None, # model output -> (N,), what to explain; None: the logit of fake
-    size: tuple[int, int] | str | None = None, # (height, width) of the maps; None: the input's, "grid": the layer's own
-    method: str = "gradcam", # one of `CAM_METHODS`
-) -> Tensor: # (N, H, W) float32 in [0, 1]
+    model: nn.Module,  # a trained detector, or any network
+    layer: nn.Module
+    | list[nn.Module],  # submodule with an (N, C, h, w) output; the maps of several are averaged
+    x: Tensor,  # (N, 3, H, W) float images, as the model takes them
+    score: Callable | None = None,  # model output -> (N,), what to explain; None: the logit of fake
+    size: tuple[int, int]
+    | str
+    | None = None,  # (height, width) of the maps; None: the input's, "grid": the layer's own
+    method: str = "gradcam",  # one of `CAM_METHODS`
+) -> Tensor:  # (N, H, W) float32 in [0, 1]
     """Compute attention maps, Eq. 3, normalized per image; the model is left as it was found.
 
     `TypeError` or `ValueError` for unusable images, layers or scores, `RuntimeError` without a gradient."""
     check_choice(method, CAM_METHODS, "CAM method")
     _check_images(x)
     layers, score = _check_layers(model, layer), score or fake_logit
-    if method == "gradcam": maps = _gradcam(model, layers, x, score)
-    else: maps = _library_maps(method, model, layers, x, score)
+    if method == "gradcam":
+        maps = _gradcam(model, layers, x, score)
+    else:
+        maps = _library_maps(method, model, layers, x, score)
     maps = [_resize(_stretch(m), _size(size, x, maps)) for m in maps]
     maps = _stretch(torch.stack(maps).mean(0))
     bad = (~maps.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-    if bad: raise ValueError(f"the map of image {bad[0]} holds NaN: the network's features or gradients overflow there.")
+    if bad:
+        raise ValueError(
+            f"the map of image {bad[0]} holds NaN: the network's features or gradients overflow there."
+        )
     return maps
 
-# %% ../nbs/03_localization.ipynb #03-localization-36
+# %% ../nbs/03_localization.ipynb #03-localization-40
 def _images(batch) -> Tensor:
     "Return the images of a batch, a tensor or dictionary, as floats; uint8 is scaled to [0, 1]."
     x = batch["image"] if isinstance(batch, dict) else batch
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
+
 def _write_header(file, shape: tuple[int, ...]):
     "Write the .npy header; NumPy leaves room in it for the number of rows to grow."
     file.seek(0)
-    np.lib.format.write_array_header_1_0(file, dict(descr="<f2", fortran_order=False, shape=tuple(shape)))
+    np.lib.format.write_array_header_1_0(
+        file, dict(descr="<f2", fortran_order=False, shape=tuple(shape))
+    )
 
-# %% ../nbs/03_localization.ipynb #03-localization-37
+# %% ../nbs/03_localization.ipynb #03-localization-41
 def localize(
-    model: nn.Module, # a trained detector
-    layer: nn.Module | list[nn.Module], # as in `attention_maps`
-    loader: Iterable, # batches: float or uint8 tensors (N, 3, H, W), or dictionaries with one under "image"
-    path: str | Path, # the .npy file to write
-    score: Callable | None = None, # as in `attention_maps`
-    method: str = "gradcam", # one of `CAM_METHODS`
-) -> Path: # of the file: (rows, h, w) float16, in the loader's order
+    model: nn.Module,  # a trained detector
+    layer: nn.Module | list[nn.Module],  # as in `attention_maps`
+    loader: Iterable,  # batches: float or uint8 tensors (N, 3, H, W), or dictionaries with one under "image"
+    path: str | Path,  # the .npy file to write
+    score: Callable | None = None,  # as in `attention_maps`
+    method: str = "gradcam",  # one of `CAM_METHODS`
+) -> Path:  # of the file: (rows, h, w) float16, in the loader's order
     """Write the attention maps of all images on the layer's own grid, batch by batch.
 
     The file appears when it is complete. `ValueError` naming the row for bad images or images of several sizes."""
@@ -201,24 +286,30 @@ def localize(
     with atomic_path(path) as tmp, open(tmp, "wb") as file:
         for batch in progress(loader, desc=f"localize {Path(path).stem}"):
             x = _images(batch).to(device, memory_format=torch.channels_last)
-            try: maps = attention_maps(model, layer, x, score, "grid", method)
+            try:
+                maps = attention_maps(model, layer, x, score, "grid", method)
             except ValueError as e:
                 e.add_note(f"The batch starts at row {rows}.")
                 raise
-            if grid is None: _write_header(file, (0, *(grid := maps.shape[1:])))
+            if grid is None:
+                _write_header(file, (0, *(grid := maps.shape[1:])))
             if maps.shape[1:] != grid:
-                raise ValueError(f"row {rows}: a {tuple(maps.shape[1:])} grid after {tuple(grid)}; a store needs images of one size.")
+                raise ValueError(
+                    f"row {rows}: a {tuple(maps.shape[1:])} grid after {tuple(grid)}; a store needs images of one size."
+                )
             file.write(maps.half().cpu().numpy().tobytes())
             rows += len(maps)
-        if not rows: raise ValueError(f"{path}: the loader gave no image.")
+        if not rows:
+            raise ValueError(f"{path}: the loader gave no image.")
         _write_header(file, (rows, *grid))
     return Path(path)
 
-# %% ../nbs/03_localization.ipynb #03-localization-38
+# %% ../nbs/03_localization.ipynb #03-localization-42
 def upsample_maps(
-    grid_maps: Tensor | np.ndarray, # (N, h, w) stored maps
-    size: tuple[int, int], # (height, width) to bring them to
-) -> Tensor: # (N, H, W) float32 in [0, 1]
+    grid_maps: Tensor | np.ndarray,  # (N, h, w) stored maps
+    size: tuple[int, int],  # (height, width) to bring them to
+) -> Tensor:  # (N, H, W) float32 in [0, 1]
     "Bring maps on the layer's grid to `size`, as `attention_maps` would have given them."
-    if not isinstance(grid_maps, Tensor): grid_maps = torch.from_numpy(np.array(grid_maps))
+    if not isinstance(grid_maps, Tensor):
+        grid_maps = torch.from_numpy(np.array(grid_maps))
     return _stretch(_resize(grid_maps.float(), tuple(size)))

@@ -22,11 +22,15 @@ from .core import check_choice
 
 # %% ../nbs/05_masking.ipynb #05-masking-6
 def quantile_map(
-    fused: Tensor, # (N, H, W) float fused attention, 0 = not attended
-) -> Tensor: # (N, H, W) uint16: 0 = not attended, else 1 (highest attention) to 65535
+    fused: Tensor,  # (N, H, W) float fused attention, 0 = not attended
+) -> Tensor:  # (N, H, W) uint16: 0 = not attended, else 1 (highest attention) to 65535
     "Rank the attended pixels of each map, Eq. 9; ties are ranked row by row. `ValueError` for NaN."
-    if fused.ndim != 3: raise ValueError(f"fused maps must be (N, H, W), not {tuple(fused.shape)}.")
-    if fused.isnan().any(): raise ValueError(f"fused map {fused.isnan().flatten(1).any(1).nonzero()[0].item()} holds NaN.")
+    if fused.ndim != 3:
+        raise ValueError(f"fused maps must be (N, H, W), not {tuple(fused.shape)}.")
+    if fused.isnan().any():
+        raise ValueError(
+            f"fused map {fused.isnan().flatten(1).any(1).nonzero()[0].item()} holds NaN."
+        )
     values = fused.flatten(1)
     order = values.argsort(dim=1, descending=True, stable=True)
     n = (values > 0).sum(1, keepdim=True)
@@ -36,150 +40,198 @@ def quantile_map(
 
 # %% ../nbs/05_masking.ipynb #05-masking-9
 def region(
-    quantiles: Tensor, # (..., H, W) uint16 or int32
-    alpha: float | Tensor, # share of the attended pixels to keep, in [0, 1]; a tensor holds one a map
-) -> Tensor: # bool, like `quantiles`; True = primary region
+    quantiles: Tensor,  # (..., H, W) uint16 or int32
+    alpha: float
+    | Tensor,  # share of the attended pixels to keep, in [0, 1]; a tensor holds one a map
+) -> Tensor:  # bool, like `quantiles`; True = primary region
     "Select the most attended share `alpha` of each map, Eq. 10 and 12."
-    limit = (65535 * torch.as_tensor(alpha, dtype=torch.float64, device=quantiles.device)).floor().to(torch.int32)
+    limit = (
+        (65535 * torch.as_tensor(alpha, dtype=torch.float64, device=quantiles.device))
+        .floor()
+        .to(torch.int32)
+    )
     limit = limit.reshape(limit.shape + (1,) * (quantiles.ndim - limit.ndim))
     quantiles = quantiles.to(torch.int32)
     return (quantiles > 0) & (quantiles <= limit)
 
 # %% ../nbs/05_masking.ipynb #05-masking-12
 def resize_quantiles(
-    quantiles: Tensor, # (..., H, W) uint16
-    size: tuple[int, int], # (height, width)
-) -> Tensor: # (..., *size) uint16
+    quantiles: Tensor,  # (..., H, W) uint16
+    size: tuple[int, int],  # (height, width)
+) -> Tensor:  # (..., *size) uint16
     "Resize quantile maps by nearest neighbour, for a face that was itself resized."
     flat = quantiles.to(torch.float32).reshape(1, -1, *quantiles.shape[-2:])
-    return F.interpolate(flat, tuple(size), mode="nearest-exact").to(torch.uint16).reshape(*quantiles.shape[:-2], *size)
+    return (
+        F.interpolate(flat, tuple(size), mode="nearest-exact")
+        .to(torch.uint16)
+        .reshape(*quantiles.shape[:-2], *size)
+    )
 
 # %% ../nbs/05_masking.ipynb #05-masking-16
 def _zero(image: Tensor, seed: Tensor) -> Tensor:
     "Return black."
     return torch.zeros_like(image)
 
+
 def _noise(image: Tensor, seed: Tensor) -> Tensor:
     "Draw uniform 8-bit values, each image from its own seed; in steps of 1/255 where images are float."
     shape = image.shape[1:]
-    noise = [torch.randint(256, shape, generator=torch.Generator().manual_seed(s), dtype=torch.uint8) for s in seed.tolist()]
+    noise = [
+        torch.randint(256, shape, generator=torch.Generator().manual_seed(s), dtype=torch.uint8)
+        for s in seed.tolist()
+    ]
     noise = torch.stack(noise).to(image.device)
     return noise.to(image.dtype) / 255 if image.is_floating_point() else noise
 
+# %% ../nbs/05_masking.ipynb #05-masking-17
 def _mean(image: Tensor, seed: Tensor) -> Tensor:
     "Return the mean of each channel of each image."
     mean = image.float().mean((-2, -1), keepdim=True)
     return (mean if image.is_floating_point() else mean.round()).to(image.dtype).expand_as(image)
 
+# %% ../nbs/05_masking.ipynb #05-masking-18
 def _blur(image: Tensor, seed: Tensor) -> Tensor:
     "Blur with a Gaussian whose sigma is a sixteenth of the shorter side, rows first, then columns."
     from torchvision.transforms.v2.functional import gaussian_blur
+
     side = min(image.shape[-2:])
     kernel, sigma = 2 * min(math.ceil(side / 8), side - 1) + 1, side / 16
     rows = gaussian_blur(image.float(), [kernel, 1], [sigma] * 2)
     blurred = gaussian_blur(rows, [1, kernel], [sigma] * 2)
     return (blurred if image.is_floating_point() else blurred.round()).to(image.dtype)
 
-# %% ../nbs/05_masking.ipynb #05-masking-17
+# %% ../nbs/05_masking.ipynb #05-masking-19
 FILLS = {"zero": _zero, "mean": _mean, "noise": _noise, "blur": _blur}
 "Name -> function (images (N, C, H, W), seeds (N,)) -> what to put in the masked pixels."
 
-# %% ../nbs/05_masking.ipynb #05-masking-19
+# %% ../nbs/05_masking.ipynb #05-masking-21
 def _as_batch(image) -> tuple[Tensor, Callable]:
     "Return `image` as an (N, C, H, W) tensor, and the function that converts such a tensor back."
     if isinstance(image, PIL.Image.Image):
-        if image.mode not in ("L", "RGB"): raise ValueError(f"PIL image of mode {image.mode!r}: convert it to 'RGB' or 'L' first.")
+        if image.mode not in ("L", "RGB"):
+            raise ValueError(f"PIL image of mode {image.mode!r}: convert it to 'RGB' or 'L' first.")
         batch, back = _as_batch(np.asarray(image))
         return batch, lambda t: PIL.Image.fromarray(back(t))
     if isinstance(image, np.ndarray) and image.ndim == 3:
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None], lambda t: np.ascontiguousarray(t[0].permute(1, 2, 0).numpy())
-    if isinstance(image, np.ndarray) and image.ndim == 2: return torch.from_numpy(np.array(image))[None, None], lambda t: t[0, 0].numpy()
-    if isinstance(image, Tensor) and image.ndim == 4: return image, lambda t: t
-    if isinstance(image, Tensor) and image.ndim == 3: return image[None], lambda t: t[0]
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)[
+            None
+        ], lambda t: np.ascontiguousarray(t[0].permute(1, 2, 0).numpy())
+    if isinstance(image, np.ndarray) and image.ndim == 2:
+        return torch.from_numpy(np.array(image))[None, None], lambda t: t[0, 0].numpy()
+    if isinstance(image, Tensor) and image.ndim == 4:
+        return image, lambda t: t
+    if isinstance(image, Tensor) and image.ndim == 3:
+        return image[None], lambda t: t[0]
     kind = f"{type(image).__name__} {tuple(getattr(image, 'shape', ())) or ''}"
-    raise TypeError(f"image must be a tensor (C, H, W) or (N, C, H, W), an array (H, W[, C]) or a PIL image, not {kind}.")
-
-def _as_quantiles(quantiles) -> Tensor:
-    "Return (N, 1, H, W) uint16 or int32 of a tensor, an array or a 16-bit PIL image; `TypeError` otherwise."
-    if isinstance(quantiles, (PIL.Image.Image, np.ndarray)): quantiles = torch.from_numpy(np.array(quantiles))
-    if not isinstance(quantiles, Tensor):
-        raise TypeError(f"the quantile map must be a tensor, an array or a 16-bit PIL image, not {type(quantiles).__name__}.")
-    if quantiles.dtype not in (torch.uint16, torch.int32):
-        raise TypeError(f"the quantile map is {quantiles.dtype}; it must be uint16 (not fused attention, not an 8-bit picture).")
-    return quantiles.reshape(-1, 1, *quantiles.shape[-2:])
-
-# %% ../nbs/05_masking.ipynb #05-masking-21
-class MaskParams(NamedTuple):
-    "The draws for n images (or for one, without the leading axis)."
-    alpha: Tensor # float64 in [0, 1]; 0 = the image is left alone
-    place: Tensor # (..., 3) float64 in [0, 1): where and of which shape; its meaning is the policy's
-    seed: Tensor # int64, of the noise fill
+    raise TypeError(
+        f"image must be a tensor (C, H, W) or (N, C, H, W), an array (H, W[, C]) or a PIL image, not {kind}."
+    )
 
 # %% ../nbs/05_masking.ipynb #05-masking-22
+def _as_quantiles(quantiles) -> Tensor:
+    "Return (N, 1, H, W) uint16 or int32 of a tensor, an array or a 16-bit PIL image; `TypeError` otherwise."
+    if isinstance(quantiles, (PIL.Image.Image, np.ndarray)):
+        quantiles = torch.from_numpy(np.array(quantiles))
+    if not isinstance(quantiles, Tensor):
+        raise TypeError(
+            f"the quantile map must be a tensor, an array or a 16-bit PIL image, not {type(quantiles).__name__}."
+        )
+    if quantiles.dtype not in (torch.uint16, torch.int32):
+        raise TypeError(
+            f"the quantile map is {quantiles.dtype}; it must be uint16 (not fused attention, not an 8-bit picture)."
+        )
+    return quantiles.reshape(-1, 1, *quantiles.shape[-2:])
+
+# %% ../nbs/05_masking.ipynb #05-masking-24
+class MaskParams(NamedTuple):
+    "The draws for n images (or for one, without the leading axis)."
+
+    alpha: Tensor  # float64 in [0, 1]; 0 = the image is left alone
+    place: (
+        Tensor  # (..., 3) float64 in [0, 1): where and of which shape; its meaning is the policy's
+    )
+    seed: Tensor  # int64, of the noise fill
+
+# %% ../nbs/05_masking.ipynb #05-masking-25
 class RegionMask(nn.Module):
     "Base of the mask policies: draws whether and how much, pastes the fill; a subclass says where in `_where`."
-    needs = None # name of what `apply` takes second: "quantiles", "landmarks" or None
+
+    needs = None  # name of what `apply` takes second: "quantiles", "landmarks" or None
 
     def __init__(self, p: float, alpha: tuple[float, float], fill: str):
         "Set up the policy; `ValueError` for p or alpha out of range, or an unknown fill."
         super().__init__()
         low, high = alpha
-        if not 0 <= p <= 1: raise ValueError(f"p must lie in [0, 1], not {p}.")
+        if not 0 <= p <= 1:
+            raise ValueError(f"p must lie in [0, 1], not {p}.")
         if not (0 <= low <= high <= 1 and high > 0):
-            raise ValueError(f"alpha must be (low, high) with 0 <= low <= high <= 1 and high > 0, not {alpha}.")
+            raise ValueError(
+                f"alpha must be (low, high) with 0 <= low <= high <= 1 and high > 0, not {alpha}."
+            )
         self.p, self.alpha, self.fill = p, (low, high), check_choice(fill, FILLS, "fill")
 
-    def extra_repr(self) -> str: return f"p={self.p}, alpha={self.alpha}, fill={self.fill!r}"
+    def extra_repr(self) -> str:
+        return f"p={self.p}, alpha={self.alpha}, fill={self.fill!r}"
 
     def draw(
         self,
-        n: int | None = None, # number of images; None for a single one
-        generator: torch.Generator | None = None, # on the CPU; None: torch's global stream
+        n: int | None = None,  # number of images; None for a single one
+        generator: torch.Generator | None = None,  # on the CPU; None: torch's global stream
     ) -> MaskParams:
         "Draw for each image independently: masked with probability p, alpha uniform in (low, high]."
         u = torch.rand((n or 1, 5), generator=generator, dtype=torch.float64)
         seed = torch.randint(2**62, (n or 1,), generator=generator)
         low, high = self.alpha
         alpha = torch.where(u[:, 0] < self.p, high - u[:, 1] * (high - low), 0)
-        return MaskParams(alpha, u[:, 2:], seed) if n is not None else MaskParams(alpha[0], u[0, 2:], seed[0])
+        return (
+            MaskParams(alpha, u[:, 2:], seed)
+            if n is not None
+            else MaskParams(alpha[0], u[0, 2:], seed[0])
+        )
 
     def apply(
         self,
-        image, # tensor (C, H, W) or (N, C, H, W), array (H, W[, C]), or PIL image; not normalized yet
-        second, # what `needs` names, for each image
-        params: MaskParams, # from `draw`
+        image,  # tensor (C, H, W) or (N, C, H, W), array (H, W[, C]), or PIL image; not normalized yet
+        second,  # what `needs` names, for each image
+        params: MaskParams,  # from `draw`
     ):
         "Mask `image` as drawn; return the same kind, size and dtype, or `image` itself if nothing is masked."
-        if not params.alpha.any(): return image
+        if not params.alpha.any():
+            return image
         batch, back = _as_batch(image)
-        params = MaskParams(*(p.reshape(-1, *p.shape[params.alpha.ndim:]) for p in params))
-        if len(params.alpha) != len(batch): raise ValueError(f"{len(params.alpha)} draws for {len(batch)} images.")
+        params = MaskParams(*(p.reshape(-1, *p.shape[params.alpha.ndim :]) for p in params))
+        if len(params.alpha) != len(batch):
+            raise ValueError(f"{len(params.alpha)} draws for {len(batch)} images.")
         where = self._where(batch, second, params)
         return back(torch.where(where, FILLS[self.fill](batch, params.seed), batch))
 
-    def _where(self, batch: Tensor, second, params: MaskParams) -> Tensor: # (N, 1, H, W) bool
+    def _where(self, batch: Tensor, second, params: MaskParams) -> Tensor:  # (N, 1, H, W) bool
         raise NotImplementedError
 
     def forward(
         self,
-        image, # as in `apply`
-        second=None, # as in `apply`
-        generator: torch.Generator | None = None, # as in `draw`
+        image,  # as in `apply`
+        second=None,  # as in `apply`
+        generator: torch.Generator | None = None,  # as in `draw`
     ):
         "Draw and apply a mask; each image of a batch gets a draw of its own."
         n = len(image) if isinstance(image, Tensor) and image.ndim == 4 else None
         return self.apply(image, second, self.draw(n, generator))
 
-# %% ../nbs/05_masking.ipynb #05-masking-23
+# %% ../nbs/05_masking.ipynb #05-masking-26
 class PrimaryRegionMask(RegionMask):
     "Mask the most attended part of an image, Eq. 11; `mask(image, quantiles)`."
+
     needs = "quantiles"
 
     def __init__(
         self,
-        p: float = 0.5, # probability that an image is masked, in [0, 1]
-        alpha: tuple[float, float] = (0.0, 1.0), # share of the attended pixels, uniform in (low, high]; (1, 1): Eq. 4, static
-        fill: str = "zero", # one of `FILLS`
+        p: float = 0.5,  # probability that an image is masked, in [0, 1]
+        alpha: tuple[float, float] = (
+            0.0,
+            1.0,
+        ),  # share of the attended pixels, uniform in (low, high]; (1, 1): Eq. 4, static
+        fill: str = "zero",  # one of `FILLS`
     ):
         "Set up the policy; `ValueError` for p or alpha out of range, or an unknown fill."
         super().__init__(p, alpha, fill)
@@ -188,32 +240,42 @@ class PrimaryRegionMask(RegionMask):
         "Return the primary regions, Eq. 10; `ValueError` if quantile maps and images do not match."
         quantiles = _as_quantiles(quantiles).to(batch.device)
         if quantiles.shape[0] != len(batch) or quantiles.shape[-2:] != batch.shape[-2:]:
-            raise ValueError(f"quantile maps {tuple(quantiles.shape)} for images {tuple(batch.shape)}, (N, C, H, W); "
-                             "a resized image needs `resize_quantiles`.")
+            raise ValueError(
+                f"quantile maps {tuple(quantiles.shape)} for images {tuple(batch.shape)}, (N, C, H, W); "
+                "a resized image needs `resize_quantiles`."
+            )
         return region(quantiles, params.alpha)
 
-# %% ../nbs/05_masking.ipynb #05-masking-36
+# %% ../nbs/05_masking.ipynb #05-masking-39
 class RandomMask(RegionMask):
     "Mask a random rectangle, Table IV; `mask(image)`."
 
     def __init__(
         self,
-        p: float = 0.5, # probability that an image is masked, in [0, 1]
-        alpha: tuple[float, float] = (0.0, 0.2), # the rectangle's share of the image, uniform in (low, high]
-        fill: str = "zero", # one of `FILLS`
-        aspect: float = 2.0, # height / width is log-uniform in [1 / aspect, aspect]
+        p: float = 0.5,  # probability that an image is masked, in [0, 1]
+        alpha: tuple[float, float] = (
+            0.0,
+            0.2,
+        ),  # the rectangle's share of the image, uniform in (low, high]
+        fill: str = "zero",  # one of `FILLS`
+        aspect: float = 2.0,  # height / width is log-uniform in [1 / aspect, aspect]
     ):
         "Set up the policy; `ValueError` for p, alpha or aspect out of range, or an unknown fill."
         super().__init__(p, alpha, fill)
-        if aspect < 1: raise ValueError(f"aspect must be 1 or more, not {aspect}.")
+        if aspect < 1:
+            raise ValueError(f"aspect must be 1 or more, not {aspect}.")
         self.aspect = aspect
 
-    def extra_repr(self) -> str: return f"{super().extra_repr()}, aspect={self.aspect}"
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, aspect={self.aspect}"
 
     def _where(self, batch, second, params):
         "Return one rectangle an image; empty where alpha is 0."
         h, w = self._sides(params, *batch.shape[-2:])
-        rows, columns = (self._inside(batch.shape[d], side, params.place[:, d - 1]) for d, side in ((2, h), (3, w)))
+        rows, columns = (
+            self._inside(batch.shape[d], side, params.place[:, d - 1])
+            for d, side in ((2, h), (3, w))
+        )
         return (rows[:, None, :, None] & columns[:, None, None, :]).to(batch.device)
 
     def _sides(self, params, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -230,57 +292,82 @@ class RandomMask(RegionMask):
         at = torch.arange(length)
         return (at >= start) & (at < start + side[:, None])
 
-# %% ../nbs/05_masking.ipynb #05-masking-39
+# %% ../nbs/05_masking.ipynb #05-masking-42
 FACE_PARTS = {
-    "eyes": [range(36, 42), range(42, 48)], "eyebrows": [range(17, 22), range(22, 27)], "nose": [range(27, 36)], "mouth": [range(48, 60)],
-    "cheeks": [(1, 2, 3, 4, 48, 31, 41), (15, 14, 13, 12, 54, 35, 46)], "jaw": [(*range(5, 12), *range(55, 60))]}
+    "eyes": [range(36, 42), range(42, 48)],
+    "eyebrows": [range(17, 22), range(22, 27)],
+    "nose": [range(27, 36)],
+    "mouth": [range(48, 60)],
+    "cheeks": [(1, 2, 3, 4, 48, 31, 41), (15, 14, 13, 12, 54, 35, 46)],
+    "jaw": [(*range(5, 12), *range(55, 60))],
+}
 "Part -> the hulls it consists of, as indices of the 68 landmarks."
 
-# %% ../nbs/05_masking.ipynb #05-masking-40
-def _hulls(part: str, landmarks: np.ndarray, size: tuple[int, int], dilate: float) -> np.ndarray: # (H, W) bool
+# %% ../nbs/05_masking.ipynb #05-masking-43
+def _hulls(
+    part: str, landmarks: np.ndarray, size: tuple[int, int], dilate: float
+) -> np.ndarray:  # (H, W) bool
     "Fill the part's convex hulls, widened by `dilate` times the distance of the outer eye corners."
     import cv2
-    where = np.zeros(size, np.uint8)
-    for hull in FACE_PARTS[part]: cv2.fillConvexPoly(where, cv2.convexHull(landmarks[list(hull)].round().astype(np.int32)), 1)
-    radius = round(dilate * float(np.linalg.norm(landmarks[45] - landmarks[36])))
-    return cv2.dilate(where, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, [2 * radius + 1] * 2)).astype(bool)
 
-# %% ../nbs/05_masking.ipynb #05-masking-41
+    where = np.zeros(size, np.uint8)
+    for hull in FACE_PARTS[part]:
+        cv2.fillConvexPoly(where, cv2.convexHull(landmarks[list(hull)].round().astype(np.int32)), 1)
+    radius = round(dilate * float(np.linalg.norm(landmarks[45] - landmarks[36])))
+    return cv2.dilate(
+        where, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, [2 * radius + 1] * 2)
+    ).astype(bool)
+
+# %% ../nbs/05_masking.ipynb #05-masking-44
 class LandmarkMask(RegionMask):
     "Mask a random part of the face, Table IV; `mask(image, landmarks)`."
+
     needs = "landmarks"
 
     def __init__(
         self,
-        p: float = 0.5, # probability that an image is masked, in [0, 1]
-        fill: str = "zero", # one of `FILLS`
-        parts: Sequence[str] = tuple(FACE_PARTS), # parts to choose from
-        dilate: float = 0.1, # how far a part is widened, in distances of the outer eye corners
+        p: float = 0.5,  # probability that an image is masked, in [0, 1]
+        fill: str = "zero",  # one of `FILLS`
+        parts: Sequence[str] = tuple(FACE_PARTS),  # parts to choose from
+        dilate: float = 0.1,  # how far a part is widened, in distances of the outer eye corners
     ):
         "Set up the policy; `ValueError` for p or dilate out of range, an unknown fill or part, or no part."
         super().__init__(p, (1.0, 1.0), fill)
-        if not parts: raise ValueError("parts must name at least one part of the face.")
-        if dilate < 0: raise ValueError(f"dilate must be 0 or more, not {dilate}.")
-        self.parts, self.dilate = tuple(check_choice(part, FACE_PARTS, "part of the face") for part in parts), dilate
+        if not parts:
+            raise ValueError("parts must name at least one part of the face.")
+        if dilate < 0:
+            raise ValueError(f"dilate must be 0 or more, not {dilate}.")
+        self.parts, self.dilate = (
+            tuple(check_choice(part, FACE_PARTS, "part of the face") for part in parts),
+            dilate,
+        )
 
-    def extra_repr(self) -> str: return f"p={self.p}, fill={self.fill!r}, parts={self.parts}, dilate={self.dilate}"
+    def extra_repr(self) -> str:
+        return f"p={self.p}, fill={self.fill!r}, parts={self.parts}, dilate={self.dilate}"
 
     def _where(self, batch, landmarks, params):
         "Return one part of each masked face; `ValueError` for landmarks of a wrong shape or with NaN."
-        points = np.asarray(landmarks.cpu() if isinstance(landmarks, Tensor) else landmarks, np.float32)
+        points = np.asarray(
+            landmarks.cpu() if isinstance(landmarks, Tensor) else landmarks, np.float32
+        )
         if points.size != len(batch) * 136:
-            raise ValueError(f"landmarks {points.shape} for {len(batch)} images; each needs (68, 2) pixel coordinates (x, y).")
-        if not np.isfinite(points).all(): raise ValueError("landmarks hold NaN.")
+            raise ValueError(
+                f"landmarks {points.shape} for {len(batch)} images; each needs (68, 2) pixel coordinates (x, y)."
+            )
+        if not np.isfinite(points).all():
+            raise ValueError("landmarks hold NaN.")
         where = np.zeros((len(batch), 1, *batch.shape[-2:]), bool)
         for i in params.alpha.nonzero().flatten().tolist():
             part = self.parts[int(params.place[i, 0] * len(self.parts))]
             where[i, 0] = _hulls(part, points.reshape(-1, 68, 2)[i], batch.shape[-2:], self.dilate)
         return torch.from_numpy(where).to(batch.device)
 
-# %% ../nbs/05_masking.ipynb #05-masking-44
+# %% ../nbs/05_masking.ipynb #05-masking-47
 _IN_FILES = ("quantile_store", "read_quantiles", "write_quantiles")
+
 
 def __getattr__(name: str):
     "Look up the functions that read and write files of quantile maps, in `prle.data.crops`."
-    if name not in _IN_FILES: raise AttributeError(f"module 'prle.masking' has no attribute {name!r}")
+    if name not in _IN_FILES:
+        raise AttributeError(f"module 'prle.masking' has no attribute {name!r}")
     return getattr(import_module("prle.data.crops"), name)

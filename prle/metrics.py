@@ -22,22 +22,32 @@ def _check_rows(label: np.ndarray, score: np.ndarray, needs: Sequence[int]):
 
     That takes equally many labels and scores, labels 0 and 1, no NaN, and the classes in `needs`."""
     if label.ndim != 1 or label.shape != score.shape:
-        raise ValueError(f"label and score must be two columns of the same length, not of shapes {label.shape} and {score.shape}.")
-    if not len(label): raise ValueError("no rows to measure.")
-    if (bad := (label != REAL) & (label != FAKE)).any(): raise ValueError(f"labels must be 0 (real) or 1 (fake); row {bad.argmax()} has {label[bad.argmax()]}.")
+        raise ValueError(
+            f"label and score must be two columns of the same length, not of shapes {label.shape} and {score.shape}."
+        )
+    if not len(label):
+        raise ValueError("no rows to measure.")
+    if (bad := (label != REAL) & (label != FAKE)).any():
+        raise ValueError(
+            f"labels must be 0 (real) or 1 (fake); row {bad.argmax()} has {label[bad.argmax()]}."
+        )
     if (bad := np.isnan(score)).any():
-        raise ValueError(f"{bad.sum()} of {len(score)} scores are NaN, the first in row {bad.argmax()}: the detector diverged, or these faces were never scored.")
+        raise ValueError(
+            f"{bad.sum()} of {len(score)} scores are NaN, the first in row {bad.argmax()}: the detector diverged, or these faces were never scored."
+        )
     for c, here, missing in ((REAL, "fake", "reals"), (FAKE, "real", "fakes")):
-        if c in needs and not (label == c).any(): raise ValueError(f"all {len(label)} rows are {here}; this measure needs {missing} too.")
+        if c in needs and not (label == c).any():
+            raise ValueError(f"all {len(label)} rows are {here}; this measure needs {missing} too.")
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-6
 class Ranking:
     "Rows in falling order of their scores, equal scores together."
+
     def __init__(
         self,
-        label: np.ndarray, # (N,) REAL or FAKE
-        score: np.ndarray, # (N,) rises with the evidence for fake; no NaN
-        needs: Sequence[int] = (REAL, FAKE), # the classes that must be there
+        label: np.ndarray,  # (N,) REAL or FAKE
+        score: np.ndarray,  # (N,) rises with the evidence for fake; no NaN
+        needs: Sequence[int] = (REAL, FAKE),  # the classes that must be there
     ):
         "Sort the rows; `ValueError` for lengths that differ, other labels, NaN or a missing class."
         label, score = np.asarray(label), np.asarray(score, dtype=float)
@@ -49,38 +59,50 @@ class Ranking:
 
     def counts(
         self,
-        weight: np.ndarray | None = None, # (N,) or (B, N) >= 0, how often each row counts; None: once
-    ) -> tuple[np.ndarray, np.ndarray]: # fake and real weight at each of the V distinct scores, (V,) or (B, V)
+        weight: np.ndarray
+        | None = None,  # (N,) or (B, N) >= 0, how often each row counts; None: once
+    ) -> tuple[
+        np.ndarray, np.ndarray
+    ]:  # fake and real weight at each of the V distinct scores, (V,) or (B, V)
         """Sum the weights of fakes and reals at each distinct score, from the highest to the lowest.
 
         `ValueError` for negative weights or weights of another number of rows."""
         weight = np.ones(len(self.order)) if weight is None else np.asarray(weight, dtype=float)
-        if weight.shape[-1:] != self.order.shape: raise ValueError(f"weights of shape {weight.shape} do not fit {len(self.order)} rows.")
-        if not (weight >= 0).all(): raise ValueError("weights must be 0 or more.")
+        if weight.shape[-1:] != self.order.shape:
+            raise ValueError(f"weights of shape {weight.shape} do not fit {len(self.order)} rows.")
+        if not (weight >= 0).all():
+            raise ValueError("weights must be 0 or more.")
         weight = np.take(weight, self.order, axis=-1)
         fake = weight * self.fake
         real = weight - fake
-        if len(self.starts) == len(self.order): return fake, real
-        return np.add.reduceat(fake, self.starts, axis=-1), np.add.reduceat(real, self.starts, axis=-1)
+        if len(self.starts) == len(self.order):
+            return fake, real
+        return np.add.reduceat(fake, self.starts, axis=-1), np.add.reduceat(
+            real, self.starts, axis=-1
+        )
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-11
 def _ratio(part, whole):
     "Divide `part` by `whole`; NaN where there is no whole."
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
 
+
 def _plain(value):
     "Convert an array of no dimensions to a float; return any other as it is."
     return float(value) if np.ndim(value) == 0 else value
 
+
 def _auc(fake, real):
-    return _ratio(np.einsum("...v,...v->...", real, fake.cumsum(-1) - fake / 2), fake.sum(-1) * real.sum(-1))
+    return _ratio(
+        np.einsum("...v,...v->...", real, fake.cumsum(-1) - fake / 2), fake.sum(-1) * real.sum(-1)
+    )
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-12
 def auc(
-    label: np.ndarray, # (N,) REAL or FAKE
-    score: np.ndarray, # (N,) rises with the evidence for fake
-    weight: np.ndarray | None = None, # (N,) or (B, N) >= 0, how often each row counts; None: once
-) -> float | np.ndarray: # in [0, 1], or (B,) of them; NaN if a class has no weight
+    label: np.ndarray,  # (N,) REAL or FAKE
+    score: np.ndarray,  # (N,) rises with the evidence for fake
+    weight: np.ndarray | None = None,  # (N,) or (B, N) >= 0, how often each row counts; None: once
+) -> float | np.ndarray:  # in [0, 1], or (B,) of them; NaN if a class has no weight
     """Return the area under the ROC curve, as the weighted Mann-Whitney statistic.
 
     `ValueError` if a class is missing or a score is NaN."""
@@ -89,25 +111,29 @@ def auc(
 # %% ../nbs/06_metrics.ipynb #06-metrics-15
 _ACC_NEEDS = dict(all=(), real=(REAL,), fake=(FAKE,), balanced=(REAL, FAKE))
 
+
 def _acc(values, fake, real, over, threshold):
     "Return the accuracy from the weights at each distinct score; `over` as in `acc`."
-    above = np.searchsorted(-values, -threshold) # the scores before this one exceed the threshold
+    above = np.searchsorted(-values, -threshold)  # the scores before this one exceed the threshold
     found, kept = fake[..., :above].sum(-1), real[..., above:].sum(-1)
     fakes, reals = fake.sum(-1), real.sum(-1)
-    if over == "all": return _ratio(found + kept, fakes + reals)
+    if over == "all":
+        return _ratio(found + kept, fakes + reals)
     share = dict(real=_ratio(kept, reals), fake=_ratio(found, fakes))
     return (share["real"] + share["fake"]) / 2 if over == "balanced" else share[over]
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-16
 def acc(
-    label: np.ndarray, # (N,) REAL or FAKE
-    p_fake: np.ndarray, # (N,) probability of fake
-    weight: np.ndarray | None = None, # (N,) or (B, N), how often each row counts
-    over: str = "all", # rows that are judged: "all", "real", "fake"; "balanced" is the mean of the last two
-    threshold: float = 0.5, # above it a row is called fake
-) -> float | np.ndarray: # in [0, 1], or (B,) of them; NaN if the rows it is over have no weight
+    label: np.ndarray,  # (N,) REAL or FAKE
+    p_fake: np.ndarray,  # (N,) probability of fake
+    weight: np.ndarray | None = None,  # (N,) or (B, N), how often each row counts
+    over: str = "all",  # rows that are judged: "all", "real", "fake"; "balanced" is the mean of the last two
+    threshold: float = 0.5,  # above it a row is called fake
+) -> float | np.ndarray:  # in [0, 1], or (B,) of them; NaN if the rows it is over have no weight
     "Return the share of rows on the right side of `threshold`; `ValueError` if a class it needs is missing."
-    ranking = Ranking(label, p_fake, needs=_ACC_NEEDS[check_choice(over, _ACC_NEEDS, "choice of rows")])
+    ranking = Ranking(
+        label, p_fake, needs=_ACC_NEEDS[check_choice(over, _ACC_NEEDS, "choice of rows")]
+    )
     return _plain(_acc(ranking.values, *ranking.counts(weight), over, threshold))
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-20
@@ -115,41 +141,48 @@ def _corners(fake, real, cross):
     "Return the last point before `cross` and the first from it on that `roc_curve` keeps; -1 is the origin."
     moves = fake + real > 0
     turns = moves & ((fake != fake[cross]) | (real != real[cross]))
-    before, after = turns[:cross][::-1], turns[cross + 1:]
-    first = moves.argmax() # this point is kept even inside a straight stretch
+    before, after = turns[:cross][::-1], turns[cross + 1 :]
+    first = moves.argmax()  # this point is kept even inside a straight stretch
     left = cross - 1 - before.argmax() if before.any() else first if first < cross else -1
     right = cross if cross == first else cross + after.argmax() if after.any() else len(fake) - 1
     return left, right
 
+# %% ../nbs/06_metrics.ipynb #06-metrics-21
 def _eer(fake, real, definition):
     "Return the equal error rate from the weights at each distinct score; NaN if a class has no weight."
-    if fake.ndim > 1: return np.array([_eer(f, r, definition) for f, r in zip(fake, real)])
+    if fake.ndim > 1:
+        return np.array([_eer(f, r, definition) for f, r in zip(fake, real)])
     tpr, fpr = fake.cumsum(), real.cumsum()
-    if not (tpr[-1] and fpr[-1]): return np.nan
+    if not (tpr[-1] and fpr[-1]):
+        return np.nan
     tpr, fpr = tpr / tpr[-1], fpr / fpr[-1]
     cross = np.searchsorted(fpr - (1 - tpr), 0)
-    point = lambda j: (fpr[j], 1 - tpr[j]) if j >= 0 else (0.0, 1.0)
+
+    def point(j):
+        return (fpr[j], 1 - tpr[j]) if j >= 0 else (0.0, 1.0)
+
     if definition == "interpolated":
         (x, y), (x1, y1) = point(cross - 1), point(cross)
         return x + (x1 - x) * (y - x) / (y - x + x1 - y1)
     x, y = min((point(j) for j in _corners(fake, real, cross)), key=lambda p: abs(p[1] - p[0]))
     return x if definition == "deepfakebench" else (x + y) / 2
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-21
+# %% ../nbs/06_metrics.ipynb #06-metrics-22
 EERS = ("deepfakebench", "mean", "interpolated")
 "The definitions of the equal error rate."
 
+
 def eer(
-    label: np.ndarray, # (N,) REAL or FAKE
-    score: np.ndarray, # (N,) rises with the evidence for fake
-    weight: np.ndarray | None = None, # (N,) or (B, N), how often each row counts
-    definition: str = "deepfakebench", # one of `EERS`
-) -> float | np.ndarray: # in [0, 1], or (B,) of them; NaN if a class has no weight
+    label: np.ndarray,  # (N,) REAL or FAKE
+    score: np.ndarray,  # (N,) rises with the evidence for fake
+    weight: np.ndarray | None = None,  # (N,) or (B, N), how often each row counts
+    definition: str = "deepfakebench",  # one of `EERS`
+) -> float | np.ndarray:  # in [0, 1], or (B,) of them; NaN if a class has no weight
     "Return the equal error rate, where as many reals are taken for fakes as fakes for reals."
     check_choice(definition, EERS, "definition of the EER")
     return _plain(_eer(*Ranking(label, score).counts(weight), definition))
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-25
+# %% ../nbs/06_metrics.ipynb #06-metrics-26
 def _average_precision(fake, real):
     "Return the average precision from the weights at each distinct score; NaN if a class has no weight."
     found = fake.cumsum(-1)
@@ -157,51 +190,72 @@ def _average_precision(fake, real):
     precision = np.divide(found, rows, out=np.zeros_like(rows), where=rows > 0)
     return _ratio(np.einsum("...v,...v->...", fake, precision), fake.sum(-1) * (real.sum(-1) > 0))
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-26
+# %% ../nbs/06_metrics.ipynb #06-metrics-27
 def average_precision(
-    label: np.ndarray, # (N,) REAL or FAKE
-    score: np.ndarray, # (N,) rises with the evidence for fake
-    weight: np.ndarray | None = None, # (N,) or (B, N), how often each row counts
-) -> float | np.ndarray: # in [0, 1], or (B,) of them; NaN if a class has no weight
+    label: np.ndarray,  # (N,) REAL or FAKE
+    score: np.ndarray,  # (N,) rises with the evidence for fake
+    weight: np.ndarray | None = None,  # (N,) or (B, N), how often each row counts
+) -> float | np.ndarray:  # in [0, 1], or (B,) of them; NaN if a class has no weight
     "Return the average precision with fake as the positive class (scikit-learn's definition)."
     return _plain(_average_precision(*Ranking(label, score).counts(weight)))
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-29
+# %% ../nbs/06_metrics.ipynb #06-metrics-30
 def _measure(name, values, fake, real, threshold):
     "Compute one of `MEASURES` from the weights at each distinct score."
     kind, _, how = name.partition("_")
-    if kind == "acc": return _acc(values, fake, real, how or "all", threshold)
-    if kind == "eer": return _eer(fake, real, how or "deepfakebench")
+    if kind == "acc":
+        return _acc(values, fake, real, how or "all", threshold)
+    if kind == "eer":
+        return _eer(fake, real, how or "deepfakebench")
     return _auc(fake, real) if kind == "auc" else _average_precision(fake, real)
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-30
-MEASURES = ("auc", "acc", "acc_real", "acc_fake", "acc_balanced", "eer", "eer_mean", "eer_interpolated", "ap")
+# %% ../nbs/06_metrics.ipynb #06-metrics-31
+MEASURES = (
+    "auc",
+    "acc",
+    "acc_real",
+    "acc_fake",
+    "acc_balanced",
+    "eer",
+    "eer_mean",
+    "eer_interpolated",
+    "ap",
+)
 "What can be measured; `eer` is DeepfakeBench's."
 
+# %% ../nbs/06_metrics.ipynb #06-metrics-32
 def as_statistic(
-    measure: str, # one of `MEASURES`
-    label: np.ndarray, # (N,) REAL or FAKE
-    score: np.ndarray, # (N,) rises with the evidence for fake
-    threshold: float = 0.5, # of the accuracies
-) -> Callable[[np.ndarray], float | np.ndarray]: # weights (N,) -> float, (B, N) -> (B,)
+    measure: str,  # one of `MEASURES`
+    label: np.ndarray,  # (N,) REAL or FAKE
+    score: np.ndarray,  # (N,) rises with the evidence for fake
+    threshold: float = 0.5,  # of the accuracies
+) -> Callable[[np.ndarray], float | np.ndarray]:  # weights (N,) -> float, (B, N) -> (B,)
     "Return a measure of these rows as a function of their weights, for `bootstrap`."
     check_choice(measure, MEASURES, "measure")
     ranking = Ranking(label, score)
-    return lambda weight: _plain(_measure(measure, ranking.values, *ranking.counts(weight), threshold))
+    return lambda weight: _plain(
+        _measure(measure, ranking.values, *ranking.counts(weight), threshold)
+    )
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-33
+# %% ../nbs/06_metrics.ipynb #06-metrics-35
 def _check_columns(table: pd.DataFrame, columns: Sequence[str]):
     "Raise `ValueError` naming the columns that a table of scores lacks."
-    if missing := [c for c in columns if c not in table]: raise ValueError(f"the scores lack the column{'s' * (len(missing) > 1)} {', '.join(missing)}.")
+    if missing := [c for c in columns if c not in table]:
+        raise ValueError(
+            f"the scores lack the column{'s' * (len(missing) > 1)} {', '.join(missing)}."
+        )
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-34
+# %% ../nbs/06_metrics.ipynb #06-metrics-36
 GROUPINGS = dict(video=VIDEO, deepfakebench=[c for c in VIDEO if c != "subset"])
 "The columns that make one video of several frames."
 
+# %% ../nbs/06_metrics.ipynb #06-metrics-37
 def video_scores(
-    scores: pd.DataFrame, # one row a frame: dataset, subset, video, identity, label, p_fake
-    grouping: str = "video", # one of `GROUPINGS`
-) -> pd.DataFrame: # one row a video; in DeepfakeBench's grouping `subset` lists all that were merged
+    scores: pd.DataFrame,  # one row a frame: dataset, subset, video, identity, label, p_fake
+    grouping: str = "video",  # one of `GROUPINGS`
+) -> (
+    pd.DataFrame
+):  # one row a video; in DeepfakeBench's grouping `subset` lists all that were merged
     """Average the scores of each video, in the order of the videos' first frames.
 
     `ValueError` if a score is NaN or, grouped by `video`, a video has real and fake frames."""
@@ -209,29 +263,47 @@ def video_scores(
     _check_columns(scores, [*VIDEO, "identity", "label", "p_fake"])
     _check_rows(scores.label.to_numpy(), scores.p_fake.to_numpy(float), needs=())
     groups = scores.groupby(keys, sort=False, as_index=False, dropna=False)
-    videos = groups.agg(identity=("identity", "first"), label=("label", "mean"), p_fake=("p_fake", "mean"))
+    videos = groups.agg(
+        identity=("identity", "first"), label=("label", "mean"), p_fake=("p_fake", "mean")
+    )
     if grouping == "video" and (mixed := videos.label % 1 > 0).any():
-        raise ValueError(f"the video {'/'.join(map(str, videos.loc[mixed, keys].iloc[0]))} has real and fake frames.")
-    if "subset" not in keys: videos.insert(1, "subset", groups.subset.agg(lambda s: "+".join(s.unique())).subset)
-    return videos.astype(dict(label=int)) # rounds down
+        raise ValueError(
+            f"the video {'/'.join(map(str, videos.loc[mixed, keys].iloc[0]))} has real and fake frames."
+        )
+    if "subset" not in keys:
+        videos.insert(1, "subset", groups.subset.agg(lambda s: "+".join(s.unique())).subset)
+    return videos.astype(dict(label=int))  # rounds down
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-38
+# %% ../nbs/06_metrics.ipynb #06-metrics-41
 def resamples(
-    statistic: Callable[[np.ndarray], float | np.ndarray], # weights of the rows (N,) -> the number of interest, or several of them (...)
-    clusters: np.ndarray, # (N,) who each row belongs to; drawn as a whole
-    n: int = 1000, # resamples
-    seed: int = 0, # of the resampling
-    batched: bool = False, # `statistic` takes many resamples at once: weights (B, N) -> (B, ...)
-) -> np.ndarray: # (n, ...)
+    statistic: Callable[
+        [np.ndarray], float | np.ndarray
+    ],  # weights of the rows (N,) -> the number of interest, or several of them (...)
+    clusters: np.ndarray,  # (N,) who each row belongs to; drawn as a whole
+    n: int = 1000,  # resamples
+    seed: int = 0,  # of the resampling
+    batched: bool = False,  # `statistic` takes many resamples at once: weights (B, N) -> (B, ...)
+) -> np.ndarray:  # (n, ...)
     """Compute `statistic` on resamples of whole clusters; those where it is NaN (a missing class) are drawn again.
 
     `ValueError` if a row belongs to no cluster, or too few resamples hold both classes."""
-    if n < 1: raise ValueError(f"the number of resamples must be 1 or more, not {n}.")
-    if pd.isna(clusters := np.asarray(clusters)).any(): raise ValueError("a row belongs to no cluster (NaN or None).")
+    if n < 1:
+        raise ValueError(f"the number of resamples must be 1 or more, not {n}.")
+    if pd.isna(clusters := np.asarray(clusters)).any():
+        raise ValueError("a row belongs to no cluster (NaN or None).")
     names, member = np.unique(clusters, return_inverse=True)
-    batch, draw, kept, count, tried = max(1, 2**15 // len(member)) if batched else 1, rng("bootstrap", seed), [], 0, 0
+    batch, draw, kept, count, tried = (
+        max(1, 2**15 // len(member)) if batched else 1,
+        rng("bootstrap", seed),
+        [],
+        0,
+        0,
+    )
     while count < n:
-        if tried >= 20 * n: raise ValueError(f"only {count} of {tried} resamples of {len(names)} clusters hold both classes: too few people for an interval.")
+        if tried >= 20 * n:
+            raise ValueError(
+                f"only {count} of {tried} resamples of {len(names)} clusters hold both classes: too few people for an interval."
+            )
         drawn = draw.integers(len(names), size=(min(batch, n - count), len(names)))
         times = np.array([np.bincount(d, minlength=len(names)) for d in drawn], dtype=float)
         weight = np.take(times, member, axis=-1)
@@ -240,59 +312,72 @@ def resamples(
         count, tried = count + len(kept[-1]), tried + len(drawn)
     return np.concatenate(kept)
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-39
+# %% ../nbs/06_metrics.ipynb #06-metrics-42
 def _check_level(level: float):
-    if not 0 < level < 1: raise ValueError(f"the level of an interval must be between 0 and 1, not {level}.")
+    if not 0 < level < 1:
+        raise ValueError(f"the level of an interval must be between 0 and 1, not {level}.")
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-40
+# %% ../nbs/06_metrics.ipynb #06-metrics-43
 def bootstrap(
-    statistic: Callable[[np.ndarray], float | np.ndarray], # weights of the rows (N,) -> the number of interest, or several of them (K,)
-    clusters: np.ndarray, # (N,) who each row belongs to; drawn as a whole
-    n: int = 1000, # resamples
-    level: float = 0.95, # coverage of the interval
-    seed: int = 0, # of the resampling
-    batched: bool = False, # `statistic` takes many resamples at once: weights (B, N) -> (B,) or (B, K)
-) -> tuple: # lower and upper end, each a float or (K,)
+    statistic: Callable[
+        [np.ndarray], float | np.ndarray
+    ],  # weights of the rows (N,) -> the number of interest, or several of them (K,)
+    clusters: np.ndarray,  # (N,) who each row belongs to; drawn as a whole
+    n: int = 1000,  # resamples
+    level: float = 0.95,  # coverage of the interval
+    seed: int = 0,  # of the resampling
+    batched: bool = False,  # `statistic` takes many resamples at once: weights (B, N) -> (B,) or (B, K)
+) -> tuple:  # lower and upper end, each a float or (K,)
     "Return the percentile interval of `statistic` under resampling of whole clusters, see `resamples`."
     _check_level(level)
-    return tuple(np.quantile(resamples(statistic, clusters, n, seed, batched), [(1 - level) / 2, (1 + level) / 2], axis=0))
+    return tuple(
+        np.quantile(
+            resamples(statistic, clusters, n, seed, batched),
+            [(1 - level) / 2, (1 + level) / 2],
+            axis=0,
+        )
+    )
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-45
+# %% ../nbs/06_metrics.ipynb #06-metrics-48
 def _several(values) -> np.ndarray:
     "Return the numbers of the seeds as an array (S, ...); `ValueError` for fewer than two, or NaN."
     values = np.asarray(values, dtype=float)
-    if values.ndim == 0 or len(values) < 2: raise ValueError("an interval over seeds needs the numbers of 2 seeds or more.")
-    if np.isnan(values).any(): raise ValueError("the number of a seed is NaN.")
+    if values.ndim == 0 or len(values) < 2:
+        raise ValueError("an interval over seeds needs the numbers of 2 seeds or more.")
+    if np.isnan(values).any():
+        raise ValueError("the number of a seed is NaN.")
     return values
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-46
+# %% ../nbs/06_metrics.ipynb #06-metrics-49
 def seed_interval(
-    values: np.ndarray, # (S,) or (S, K), a number, or several, for each seed
-    level: float = 0.95, # coverage of the interval
-) -> tuple: # lower and upper end, each a float or (K,)
+    values: np.ndarray,  # (S,) or (S, K), a number, or several, for each seed
+    level: float = 0.95,  # coverage of the interval
+) -> tuple:  # lower and upper end, each a float or (K,)
     "Return Student's t interval of the mean over seeds; `ValueError` for fewer than two."
     _check_level(level)
     values = _several(values)
-    half = stdtrit(len(values) - 1, (1 + level) / 2) * values.std(axis=0, ddof=1) / len(values)**0.5
+    half = (
+        stdtrit(len(values) - 1, (1 + level) / 2) * values.std(axis=0, ddof=1) / len(values) ** 0.5
+    )
     return values.mean(axis=0) - half, values.mean(axis=0) + half
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-49
+# %% ../nbs/06_metrics.ipynb #06-metrics-52
 def total_interval(
-    values: np.ndarray, # (S,) or (S, K), a number, or several, for each seed, on all faces
-    resampled: np.ndarray, # (n,) or (n, K), their mean over seeds under resampling of clusters, from `resamples`
-    clusters: int, # how many clusters were drawn from
-    level: float = 0.95, # coverage of the interval
-) -> tuple: # lower and upper end, each a float or (K,)
+    values: np.ndarray,  # (S,) or (S, K), a number, or several, for each seed, on all faces
+    resampled: np.ndarray,  # (n,) or (n, K), their mean over seeds under resampling of clusters, from `resamples`
+    clusters: int,  # how many clusters were drawn from
+    level: float = 0.95,  # coverage of the interval
+) -> tuple:  # lower and upper end, each a float or (K,)
     "Return an interval of the mean over seeds that allows for other seeds and for other people."
     _check_level(level)
     values = _several(values)
     a, b = values.var(axis=0, ddof=1) / len(values), np.var(resampled, axis=0, ddof=1)
     spread = a**2 / (len(values) - 1) + b**2 / max(clusters - 1, 1)
-    freedom = np.divide((a + b)**2, spread, out=np.ones_like(a + b), where=spread > 0)
+    freedom = np.divide((a + b) ** 2, spread, out=np.ones_like(a + b), where=spread > 0)
     half = stdtrit(freedom, (1 + level) / 2) * np.sqrt(a + b)
     return values.mean(axis=0) - half, values.mean(axis=0) + half
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-51
+# %% ../nbs/06_metrics.ipynb #06-metrics-54
 UNITS = ("frame", *GROUPINGS)
 "What a row is: a frame, a video, or what DeepfakeBench takes for a video."
 CLUSTERS = dict(identity=["identity"], video=VIDEO)
@@ -300,91 +385,138 @@ CLUSTERS = dict(identity=["identity"], video=VIDEO)
 SOURCES = ("clusters", "seeds", "both")
 "What an interval allows for: other people (or videos), other seeds, or both."
 
+# %% ../nbs/06_metrics.ipynb #06-metrics-55
 def _check_options(measures, unit, cluster, over, level):
     "Raise `ValueError` for an unknown measure, unit, cluster or source of chance, or a level outside (0, 1)."
-    for m in measures: check_choice(m, MEASURES, "measure")
-    check_choice(unit, UNITS, "unit"), check_choice(cluster, CLUSTERS, "cluster"), check_choice(over, SOURCES, "source of chance")
+    for m in measures:
+        check_choice(m, MEASURES, "measure")
+    (
+        check_choice(unit, UNITS, "unit"),
+        check_choice(cluster, CLUSTERS, "cluster"),
+        check_choice(over, SOURCES, "source of chance"),
+    )
     _check_level(level)
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-52
+# %% ../nbs/06_metrics.ipynb #06-metrics-56
 def _same_rows(tables: list[pd.DataFrame]):
     "Raise `ValueError` unless all tables hold the same rows in the same order."
     columns = [c for c in ("path", *VIDEO, "frame", "identity", "label") if c in tables[0]]
     for i, table in enumerate(tables[1:], 1):
-        if len(table) != len(tables[0]): raise ValueError(f"table {i} of scores has {len(table)} rows, table 0 has {len(tables[0])}: score the same faces with both.")
+        if len(table) != len(tables[0]):
+            raise ValueError(
+                f"table {i} of scores has {len(table)} rows, table 0 has {len(tables[0])}: score the same faces with both."
+            )
         _check_columns(table, columns)
         for c in columns:
             here, there = table[c].to_numpy(), tables[0][c].to_numpy()
             if (differ := here != there).any():
                 row = differ.argmax()
-                raise ValueError(f"row {row} of table {i} of scores is not the face of table 0: its {c} is {here[row]}, not {there[row]}.")
+                raise ValueError(
+                    f"row {row} of table {i} of scores is not the face of table 0: its {c} is {here[row]}, not {there[row]}."
+                )
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-53
+# %% ../nbs/06_metrics.ipynb #06-metrics-57
 def _tables(scores, unit: str) -> list[pd.DataFrame]:
     "Return the tables of one or more seeds, checked and brought to the unit."
     tables = [scores] if isinstance(scores, pd.DataFrame) else list(scores)
-    if not tables: raise ValueError("no table of scores.")
-    for table in tables: _check_columns(table, [*VIDEO, "identity", "label", "p_fake"])
+    if not tables:
+        raise ValueError("no table of scores.")
+    for table in tables:
+        _check_columns(table, [*VIDEO, "identity", "label", "p_fake"])
     _same_rows(tables)
     return tables if unit == "frame" else [video_scores(table, unit) for table in tables]
 
+# %% ../nbs/06_metrics.ipynb #06-metrics-58
 def _statistic(tables: list[pd.DataFrame], measures: Sequence[str], threshold: float) -> Callable:
     "Return the function weights (B, N) -> (B, S, K) for S tables and K measures."
     rankings = [Ranking(t.label, t.p_fake) for t in tables]
+
     def statistic(weight):
         counts = [ranking.counts(weight) for ranking in rankings]
-        return np.stack([np.stack([_measure(m, r.values, *c, threshold) for m in measures], -1) for r, c in zip(rankings, counts)], -2)
+        return np.stack(
+            [
+                np.stack([_measure(m, r.values, *c, threshold) for m in measures], -1)
+                for r, c in zip(rankings, counts)
+            ],
+            -2,
+        )
+
     return statistic
 
+# %% ../nbs/06_metrics.ipynb #06-metrics-59
 def _interval(statistic, table, cluster, over, n, level, seed):
     "Return the mean over seeds (K,) and the ends of its interval."
     values = statistic(np.ones((1, len(table))))[0]
-    if over == "seeds": return values.mean(0), *seed_interval(values, level)
-    if over == "both": _several(values)
+    if over == "seeds":
+        return values.mean(0), *seed_interval(values, level)
+    if over == "both":
+        _several(values)
     group = table.groupby(CLUSTERS[cluster], dropna=True).ngroup().replace(-1, np.nan)
     resampled = resamples(lambda w: statistic(w).mean(1), group, n, seed, batched=True)
-    if over == "both": return values.mean(0), *total_interval(values, resampled, group.nunique(), level)
+    if over == "both":
+        return values.mean(0), *total_interval(values, resampled, group.nunique(), level)
     return values.mean(0), *np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-54
+# %% ../nbs/06_metrics.ipynb #06-metrics-60
 def evaluate(
-    scores: pd.DataFrame | Sequence[pd.DataFrame], # a row a face: dataset, subset, video, identity, label, p_fake; a list: of several seeds
-    measures: Sequence[str] = ("auc", "acc", "eer", "ap"), # of `MEASURES`
-    unit: str = "frame", # one of `UNITS`
-    cluster: str = "identity", # what is drawn, of `CLUSTERS`
-    over: str = "clusters", # what the interval allows for, of `SOURCES`
-    n: int = 10_000, # resamples
-    level: float = 0.95, # coverage of the interval
-    seed: int = 0, # of the resampling
-    threshold: float = 0.5, # of the accuracies
-) -> pd.DataFrame: # a row a measure: measure, unit, value (mean over seeds), low, high
+    scores: pd.DataFrame
+    | Sequence[
+        pd.DataFrame
+    ],  # a row a face: dataset, subset, video, identity, label, p_fake; a list: of several seeds
+    measures: Sequence[str] = ("auc", "acc", "eer", "ap"),  # of `MEASURES`
+    unit: str = "frame",  # one of `UNITS`
+    cluster: str = "identity",  # what is drawn, of `CLUSTERS`
+    over: str = "clusters",  # what the interval allows for, of `SOURCES`
+    n: int = 10_000,  # resamples
+    level: float = 0.95,  # coverage of the interval
+    seed: int = 0,  # of the resampling
+    threshold: float = 0.5,  # of the accuracies
+) -> pd.DataFrame:  # a row a measure: measure, unit, value (mean over seeds), low, high
     """Measure what a detector scores, with intervals.
 
     `ValueError` for unknown names, NaN scores, one class only, or seeds that scored other faces."""
     _check_options(measures, unit, cluster, over, level)
     tables = _tables(scores, unit)
-    value, low, high = _interval(_statistic(tables, measures, threshold), tables[0], cluster, over, n, level, seed)
+    value, low, high = _interval(
+        _statistic(tables, measures, threshold), tables[0], cluster, over, n, level, seed
+    )
     return pd.DataFrame(dict(measure=list(measures), unit=unit, value=value, low=low, high=high))
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-55
+# %% ../nbs/06_metrics.ipynb #06-metrics-61
 def compare(
-    a: pd.DataFrame | Sequence[pd.DataFrame], # scores of the one detector, or of its seeds
-    b: pd.DataFrame | Sequence[pd.DataFrame], # scores of the other on the same faces, as many seeds
-    measures: Sequence[str] = ("auc", "acc", "eer", "ap"), # of `MEASURES`
-    unit: str = "frame", # one of `UNITS`
-    cluster: str = "identity", # what is drawn, of `CLUSTERS`
-    over: str = "clusters", # what the interval allows for, of `SOURCES`
-    n: int = 10_000, # resamples
-    level: float = 0.95, # coverage of the interval
-    seed: int = 0, # of the resampling
-    threshold: float = 0.5, # of the accuracies
-) -> pd.DataFrame: # a row a measure: measure, unit, a, b, difference (b - a), low, high (of the difference)
+    a: pd.DataFrame | Sequence[pd.DataFrame],  # scores of the one detector, or of its seeds
+    b: pd.DataFrame
+    | Sequence[pd.DataFrame],  # scores of the other on the same faces, as many seeds
+    measures: Sequence[str] = ("auc", "acc", "eer", "ap"),  # of `MEASURES`
+    unit: str = "frame",  # one of `UNITS`
+    cluster: str = "identity",  # what is drawn, of `CLUSTERS`
+    over: str = "clusters",  # what the interval allows for, of `SOURCES`
+    n: int = 10_000,  # resamples
+    level: float = 0.95,  # coverage of the interval
+    seed: int = 0,  # of the resampling
+    threshold: float = 0.5,  # of the accuracies
+) -> (
+    pd.DataFrame
+):  # a row a measure: measure, unit, a, b, difference (b - a), low, high (of the difference)
     "Return the paired difference of two detectors on the same faces, resampled together; errors as `evaluate`."
     _check_options(measures, unit, cluster, over, level)
     one, other = _tables(a, unit), _tables(b, unit)
-    if len(one) != len(other): raise ValueError(f"{len(one)} seeds of a and {len(other)} of b: pair them one to one.")
+    if len(one) != len(other):
+        raise ValueError(f"{len(one)} seeds of a and {len(other)} of b: pair them one to one.")
     _same_rows([*one, *other])
     first, second = _statistic(one, measures, threshold), _statistic(other, measures, threshold)
-    value, low, high = _interval(lambda w: second(w) - first(w), one[0], cluster, over, n, level, seed)
+    value, low, high = _interval(
+        lambda w: second(w) - first(w), one[0], cluster, over, n, level, seed
+    )
     ends = [s(np.ones((1, len(one[0]))))[0].mean(0) for s in (first, second)]
-    return pd.DataFrame(dict(measure=list(measures), unit=unit, a=ends[0], b=ends[1], difference=value, low=low, high=high))
+    return pd.DataFrame(
+        dict(
+            measure=list(measures),
+            unit=unit,
+            a=ends[0],
+            b=ends[1],
+            difference=value,
+            low=low,
+            high=high,
+        )
+    )

@@ -7,7 +7,10 @@ __all__ = ['PAPER_TWO_GPUS', 'TrainConfig', 'TrainingFaces', 'epoch_order', 'Bat
            'memory_explained', 'predict', 'check_split', 'MovingAverage', 'train']
 
 # %% ../nbs/07_trainer.ipynb #07-trainer-2
-import copy, hashlib, math, time
+import copy
+import hashlib
+import math
+import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
@@ -19,7 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from .core import check_choice, digest, file_digest, progress, rng, seed_everything, shortened, torch_rng
+from prle.core import (
+    check_choice,
+    digest,
+    file_digest,
+    progress,
+    rng,
+    seed_everything,
+    shortened,
+    torch_rng,
+)
 from .fields import FLAG, check_fields, number_rule, set_fields
 from .data.datasets import BalancedSampler, FaceDataset
 from .detectors import Detector
@@ -36,9 +48,13 @@ _POSITIVE = number_rule("be a number above 0", lambda x: x > 0)
 _NOT_NEGATIVE = number_rule("be 0 or more", lambda x: x >= 0)
 _COUNT = number_rule("be a whole number above 0", lambda x: x > 0, whole=True)
 _COUNT_OR_NONE = number_rule("be a whole number of 0 or more", lambda x: x >= 0, whole=True)
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-5
 _RULES = dict(
     epochs=_COUNT,
-    batch=number_rule("be a whole number of at least 2 (batch normalization)", lambda x: x > 1, whole=True),
+    batch=number_rule(
+        "be a whole number of at least 2 (batch normalization)", lambda x: x > 1, whole=True
+    ),
     accumulate=_COUNT,
     lr=_POSITIVE,
     weight_decay=_NOT_NEGATIVE,
@@ -51,60 +67,83 @@ _RULES = dict(
     workers=_COUNT_OR_NONE,
 )
 
+# %% ../nbs/07_trainer.ipynb #07-trainer-6
 def _check_schedule(schedule: str):
     "Raise `ValueError` for what is not a schedule."
     kind, *settings = str(schedule).split() or [""]
     check_choice(kind, SCHEDULES, "schedule")
-    try: fits = [float(x) > 0 for x in settings] == [True] * (2 * (kind == "step"))
-    except ValueError: fits = False
-    if not fits: raise ValueError(f"a schedule reads 'cosine', 'constant' or 'step EPOCHS FACTOR' with two numbers above 0, not {shortened(schedule)}.")
+    try:
+        fits = [float(x) > 0 for x in settings] == [True] * (2 * (kind == "step"))
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"a schedule reads 'cosine', 'constant' or 'step EPOCHS FACTOR' with two numbers above 0, not {shortened(schedule)}."
+        )
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-5
+# %% ../nbs/07_trainer.ipynb #07-trainer-7
 @dataclass(frozen=True)
 class TrainConfig:
     """The settings of a training; `ValueError` for an impossible value.
 
     Batch and gamma are the paper's (IV-B, III-D), Adam, lr and epochs its release's; the rest is chosen here."""
+
     epochs: int = 10
-    batch: int = 64 # faces a step, over all processes
-    accumulate: int = 1 # parts in which each process computes its share of a batch, one after the other, to save memory
-    optimizer: str = "Adam" # "Adam", "AdamW" or "SGD" (with momentum 0.9)
-    lr: float = 2e-4 # at the start
-    weight_decay: float = 0.0 # as the optimizer understands it
-    schedule: str = "cosine" # to zero; or "constant"; or "step E F": times F every E epochs
-    gamma: float = 1.0 # weight of the masked faces' loss, Eq. 13
-    ema: float = 0.95 # decay of the moving average of the weights, per step; 0 keeps the last step's
-    flip: bool = True # mirror half of the faces
-    balance: bool = False # as many reals as fakes in each epoch, by `BalancedSampler`
-    precision: str = "fp32" # of the network in training: "fp32", "bf16" or "fp16"; weights, losses and scores stay fp32
-    compile: bool = False # torch.compile the training step
-    seed: int = 0 # of order, flips, masks and dropout
-    workers: int = 0 # processes that decode, a training process; the result does not depend on it
+    batch: int = 64  # faces a step, over all processes
+    accumulate: int = 1  # parts in which each process computes its share of a batch, one after the other, to save memory
+    optimizer: str = "Adam"  # "Adam", "AdamW" or "SGD" (with momentum 0.9)
+    lr: float = 2e-4  # at the start
+    weight_decay: float = 0.0  # as the optimizer understands it
+    schedule: str = "cosine"  # to zero; or "constant"; or "step E F": times F every E epochs
+    gamma: float = 1.0  # weight of the masked faces' loss, Eq. 13
+    ema: float = (
+        0.95  # decay of the moving average of the weights, per step; 0 keeps the last step's
+    )
+    flip: bool = True  # mirror half of the faces
+    balance: bool = False  # as many reals as fakes in each epoch, by `BalancedSampler`
+    precision: str = "fp32"  # of the network in training: "fp32", "bf16" or "fp16"; weights, losses and scores stay fp32
+    compile: bool = False  # torch.compile the training step
+    seed: int = 0  # of order, flips, masks and dropout
+    workers: int = 0  # processes that decode, a training process; the result does not depend on it
 
     def __post_init__(self):
         "Check all fields and convert them to their types; `ValueError` naming the one that is wrong."
         check_fields(self, _RULES)
-        if self.batch < 2 * self.accumulate: raise ValueError(f"accumulate must leave at least two faces a part, not be {self.accumulate} with batch {self.batch}.")
+        if self.batch < 2 * self.accumulate:
+            raise ValueError(
+                f"accumulate must leave at least two faces a part, not be {self.accumulate} with batch {self.batch}."
+            )
         check_choice(self.optimizer, OPTIMIZERS, "optimizer")
         check_choice(self.precision, PRECISIONS, "precision")
         _check_schedule(self.schedule)
-        set_fields(self, **{f.name: f.type(getattr(self, f.name)) for f in fields(self)}) # 1 and 1.0 and NumPy's are one
+        set_fields(
+            self, **{f.name: f.type(getattr(self, f.name)) for f in fields(self)}
+        )  # 1 and 1.0 and NumPy's are one
 
     @classmethod
     def of(
         cls,
-        recipe: Recipe, # of a detector
-        **changes, # other fields
-    ): # a TrainConfig without averaging of weights
+        recipe: Recipe,  # of a detector
+        **changes,  # other fields
+    ):  # a TrainConfig without averaging of weights
         """Return the settings of a detector's original in place of the common ones.
 
         They are optimizer, learning rate, weight decay, schedule, batch, epochs, mirroring and balance, as far as
         they are known. What else the original did, `recipe` says in words."""
-        names = ("optimizer", "lr", "weight_decay", "schedule", "batch", "epochs", "flip", "balance")
+        names = (
+            "optimizer",
+            "lr",
+            "weight_decay",
+            "schedule",
+            "batch",
+            "epochs",
+            "flip",
+            "balance",
+        )
         known = {name: value for name in names if (value := getattr(recipe, name)) is not None}
         return cls(**{**known, "ema": 0.0, **changes})
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-10
+# %% ../nbs/07_trainer.ipynb #07-trainer-12
 PAPER_TWO_GPUS = TrainConfig(batch=64, workers=8)
 """Section IV-B: two GPUs, 64 faces a step. Started with
 
@@ -114,240 +153,346 @@ where `train.py` hands `accelerate.Accelerator()` to `train`; on two machines wi
 `--num_machines 2 --machine_rank 0 --main_process_ip ADDRESS --main_process_port 29500`, and `--machine_rank 1` on the other.
 For a run of the store, `prle train Xception DF --preset paper --data /data --processes 2` starts both."""
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-12
+# %% ../nbs/07_trainer.ipynb #07-trainer-14
 class TrainingFaces(Dataset):
     """The faces of a training set, masked and mirrored.
 
     `faces[epoch, i]` is a dict(image, label, masked[, mask, mask_known])."""
+
     def __init__(
         self,
-        faces: FaceDataset, # what to train on
-        mask: nn.Module | None = None, # a policy of `prle.masking` with `draw` and `apply`; None masks nothing
-        flip: bool = True, # mirror half of the faces
-        seed: int = 0, # start of all draws
+        faces: FaceDataset,  # what to train on
+        mask: nn.Module
+        | None = None,  # a policy of `prle.masking` with `draw` and `apply`; None masks nothing
+        flip: bool = True,  # mirror half of the faces
+        seed: int = 0,  # start of all draws
     ):
         "Keep the settings; faces are read and masks drawn when an item is asked for."
         self.faces, self.mask, self.flip, self.seed = faces, mask, flip, seed
 
-    def __len__(self): return len(self.faces)
+    def __len__(self):
+        return len(self.faces)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict: # image (3, H, W) uint8, label, masked (whether by the policy), mask (1, H, W) uint8 of manipulated pixels, mask_known
+    def __getitem__(
+        self, key: tuple[int, int]
+    ) -> dict:  # image (3, H, W) uint8, label, masked (whether by the policy), mask (1, H, W) uint8 of manipulated pixels, mask_known
         "Return face `i` as masked and mirrored in `epoch`; the draws depend on the seed, `epoch` and `i` only."
         epoch, i = key
         item = self.faces[i]
-        batch = {k: item[k] for k in ("image", "label", "mask", "mask_known") if k in item} | dict(masked=False)
+        batch = {k: item[k] for k in ("image", "label", "mask", "mask_known") if k in item} | dict(
+            masked=False
+        )
         if self.mask is not None:
             params = self.mask.draw(generator=torch_rng(self.seed, "mask", epoch, i))
-            batch |= dict(image=self.mask.apply(item["image"], item.get(self.mask.needs), params), masked=bool(params.alpha > 0))
+            batch |= dict(
+                image=self.mask.apply(item["image"], item.get(self.mask.needs), params),
+                masked=bool(params.alpha > 0),
+            )
         if self.flip and torch.rand((), generator=torch_rng(self.seed, "flip", epoch, i)) < 0.5:
             batch |= {k: batch[k].flip(-1) for k in ("image", "mask") if k in batch}
         return batch
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-13
+# %% ../nbs/07_trainer.ipynb #07-trainer-15
 def epoch_order(
-    n: int, # number of faces
-    batch: int, # faces a step
-    epoch: int, # counts from 0
-    seed: int, # of the run
-    parts: int = 1, # that each batch is cut into: processes times `accumulate`
-    sampler: BalancedSampler | None = None, # which faces, in which order; None: all
-) -> list[list[tuple[int, int]]]: # batches of (epoch, index), the keys of `TrainingFaces`
+    n: int,  # number of faces
+    batch: int,  # faces a step
+    epoch: int,  # counts from 0
+    seed: int,  # of the run
+    parts: int = 1,  # that each batch is cut into: processes times `accumulate`
+    sampler: BalancedSampler | None = None,  # which faces, in which order; None: all
+) -> list[list[tuple[int, int]]]:  # batches of (epoch, index), the keys of `TrainingFaces`
     """Shuffle the faces and cut them into batches.
 
     A last batch with fewer than two faces a part is dropped, since batch normalization could not use it."""
-    if sampler: sampler.set_epoch(epoch)
+    if sampler:
+        sampler.set_epoch(epoch)
     order = list(sampler) if sampler else rng(seed, "order", epoch).permutation(n).tolist()
-    batches = [[(epoch, i) for i in order[k:k + batch]] for k in range(0, len(order), batch)]
+    batches = [[(epoch, i) for i in order[k : k + batch]] for k in range(0, len(order), batch)]
     return batches[:-1] if len(batches[-1]) < 2 * parts else batches
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-18
+# %% ../nbs/07_trainer.ipynb #07-trainer-20
 class BatchParts(Sampler[list]):
     "The parts of each batch that one process computes, one after the other."
+
     def __init__(
         self,
-        n: int, # number of faces
-        config: TrainConfig, # batch, accumulate, balance, seed
-        rank: int = 0, # of this process
-        count: int = 1, # of processes
-        labels=None, # (n,) REAL or FAKE; needed to balance them
+        n: int,  # number of faces
+        config: TrainConfig,  # batch, accumulate, balance, seed
+        rank: int = 0,  # of this process
+        count: int = 1,  # of processes
+        labels=None,  # (n,) REAL or FAKE; needed to balance them
     ):
         "Plan the batches of epoch 0; `ValueError` if there would be fewer than two faces a part."
         self.n, self.config, self.rank, self.parts = n, config, rank, count * config.accumulate
         short = f"too few to train on {count} processes with accumulate {config.accumulate}: at least two a part are needed."
-        if config.batch < 2 * self.parts: raise ValueError(f"batches of {config.batch} faces are {short}")
+        if config.batch < 2 * self.parts:
+            raise ValueError(f"batches of {config.batch} faces are {short}")
         self.sampler = BalancedSampler(labels, config.seed) if config.balance else None
         self.set_epoch(0)
-        if not self.batches: raise ValueError(f"{n} faces are {short}")
+        if not self.batches:
+            raise ValueError(f"{n} faces are {short}")
 
-    def set_epoch(self, epoch: int): # counts from 0
+    def set_epoch(self, epoch: int):  # counts from 0
         "Change to the batches of another epoch."
-        self.batches = epoch_order(self.n, self.config.batch, epoch, self.config.seed, self.parts, self.sampler)
+        self.batches = epoch_order(
+            self.n, self.config.batch, epoch, self.config.seed, self.parts, self.sampler
+        )
 
-    def __len__(self): return len(self.batches) * self.config.accumulate
+    def __len__(self):
+        return len(self.batches) * self.config.accumulate
 
     def __iter__(self):
         for batch in self.batches:
-            for k in range(self.rank * self.config.accumulate, (self.rank + 1) * self.config.accumulate): yield batch[k::self.parts]
+            for k in range(
+                self.rank * self.config.accumulate, (self.rank + 1) * self.config.accumulate
+            ):
+                yield batch[k :: self.parts]
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-21
+# %% ../nbs/07_trainer.ipynb #07-trainer-23
 def face_weights(
-    masked: Tensor, # (N,) bool; 1 - q of Eq. 13
-    gamma: float = 1.0, # weight of the masked faces
-) -> Tensor: # (N,) float32
+    masked: Tensor,  # (N,) bool; 1 - q of Eq. 13
+    gamma: float = 1.0,  # weight of the masked faces
+) -> Tensor:  # (N,) float32
     "Return the weights of the faces in Eq. 13: `gamma` where masked, else 1."
     return torch.where(masked, gamma, 1.0)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-23
+# %% ../nbs/07_trainer.ipynb #07-trainer-25
 class Objective(nn.Module):
     """A detector's loss as one module, which can be compiled and copied to several processes.
 
     The network computes in `precision`, the loss in fp32."""
+
     def __init__(
         self,
-        detector: Detector, # what to train
-        precision: str = "fp32", # "fp32", "bf16" or "fp16"
+        detector: Detector,  # what to train
+        precision: str = "fp32",  # "fp32", "bf16" or "fp16"
     ):
         "Keep the detector and the precision of its network."
         super().__init__()
         self.detector, self.precision = detector, precision
 
-    def forward(self, batch: dict[str, Tensor]) -> Tensor: # ()
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:  # ()
         "Return the loss of a batch, a scalar; `batch` holds the images and what `Detector.loss` reads."
         image = batch["image"]
-        with torch.autocast(image.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"): outputs = self.detector.outputs(image)
-        return self.detector.loss({k: v.float() if v.is_floating_point() else v for k, v in outputs.items()}, batch)
-
-# %% ../nbs/07_trainer.ipynb #07-trainer-25
-def to_input(
-    image: Tensor, # (N, 3, H, W) uint8
-    device: torch.device | str, # where the detector lives
-) -> Tensor: # (N, 3, H, W) float32 in [0, 1], channels last
-    "Move a decoded batch to the device in the form that detectors take."
-    return image.to(device, non_blocking=True).to(memory_format=torch.channels_last).float().div_(255)
-
-# %% ../nbs/07_trainer.ipynb #07-trainer-26
-@contextmanager
-def memory_explained(
-    advice: str, # what to do
-    **settings, # which decide how much memory is needed
-):
-    "Add `advice` and the settings that decide how much memory is needed to an `OutOfMemoryError`."
-    try: yield
-    except torch.OutOfMemoryError as e:
-        raise torch.OutOfMemoryError(f"too little memory on the device for {', '.join(f'{k}={v}' for k, v in settings.items())}: {advice}. ({e})") from e
+        with torch.autocast(
+            image.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"
+        ):
+            outputs = self.detector.outputs(image)
+        return self.detector.loss(
+            {k: v.float() if v.is_floating_point() else v for k, v in outputs.items()}, batch
+        )
 
 # %% ../nbs/07_trainer.ipynb #07-trainer-27
+def to_input(
+    image: Tensor,  # (N, 3, H, W) uint8
+    device: torch.device | str,  # where the detector lives
+) -> Tensor:  # (N, 3, H, W) float32 in [0, 1], channels last
+    "Move a decoded batch to the device in the form that detectors take."
+    return (
+        image.to(device, non_blocking=True).to(memory_format=torch.channels_last).float().div_(255)
+    )
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-28
+@contextmanager
+def memory_explained(
+    advice: str,  # what to do
+    **settings,  # which decide how much memory is needed
+):
+    "Add `advice` and the settings that decide how much memory is needed to an `OutOfMemoryError`."
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        raise torch.OutOfMemoryError(
+            f"too little memory on the device for {', '.join(f'{k}={v}' for k, v in settings.items())}: {advice}. ({e})"
+        ) from e
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-29
 def _loader(faces: Dataset, workers: int, device: torch.device, **batches) -> DataLoader:
     """Return a loader whose decoding processes stay from epoch to epoch.
 
     It has a random stream of its own, so that their number does not change what the network draws."""
-    return DataLoader(faces, num_workers=workers, persistent_workers=workers > 0, pin_memory=device.type == "cuda", generator=torch.Generator(), **batches)
-
-def _mine(faces: FaceDataset, batch: int, workers: int, processes: Processes) -> DataLoader:
-    "Return a loader of every `processes.count`-th face, this process's share, for scoring."
-    return _loader(Subset(faces, range(processes.rank, len(faces), processes.count)), workers, processes.device, batch_size=batch)
-
-@torch.inference_mode()
-def _score(detector: nn.Module, loader: DataLoader, n: int, processes: Processes) -> np.ndarray: # (n,) float64
-    "Return the probability of fake of all faces, from each process's share; no face is counted twice."
-    logits = torch.zeros(n, device=processes.device)
-    with evaluating(detector): mine = [detector(to_input(items["image"], processes.device)).float() for items in loader]
-    if mine: logits[processes.rank::processes.count] = torch.cat(mine)
-    return processes.total(logits).cpu().double().sigmoid().numpy()
-
-# %% ../nbs/07_trainer.ipynb #07-trainer-28
-def predict(
-    detector: nn.Module, # (N, 3, H, W) in [0, 1] -> (N,) logit
-    faces: FaceDataset, # what to score
-    batch: int = 64, # faces a forward pass
-    device: torch.device | str = "cpu", # where the detector lives
-    workers: int = 0, # processes that decode
-    accelerator=None, # `accelerate.Accelerator`, where several processes score together
-) -> np.ndarray: # (N,) float64 in [0, 1], in the order of `faces`; the same in all processes
-    "Return the probability of fake of every face; the detector is left in the mode it was in."
-    processes = Processes(device, accelerator)
-    with memory_explained("lower batch", batch=batch): return _score(detector, _mine(faces, batch, workers, processes), len(faces), processes)
+    return DataLoader(
+        faces,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),
+        **batches,
+    )
 
 # %% ../nbs/07_trainer.ipynb #07-trainer-30
+def _mine(faces: FaceDataset, batch: int, workers: int, processes: Processes) -> DataLoader:
+    "Return a loader of every `processes.count`-th face, this process's share, for scoring."
+    return _loader(
+        Subset(faces, range(processes.rank, len(faces), processes.count)),
+        workers,
+        processes.device,
+        batch_size=batch,
+    )
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-31
+@torch.inference_mode()
+def _score(
+    detector: nn.Module, loader: DataLoader, n: int, processes: Processes
+) -> np.ndarray:  # (n,) float64
+    "Return the probability of fake of all faces, from each process's share; no face is counted twice."
+    logits = torch.zeros(n, device=processes.device)
+    with evaluating(detector):
+        mine = [detector(to_input(items["image"], processes.device)).float() for items in loader]
+    if mine:
+        logits[processes.rank :: processes.count] = torch.cat(mine)
+    return processes.total(logits).cpu().double().sigmoid().numpy()
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-32
+def predict(
+    detector: nn.Module,  # (N, 3, H, W) in [0, 1] -> (N,) logit
+    faces: FaceDataset,  # what to score
+    batch: int = 64,  # faces a forward pass
+    device: torch.device | str = "cpu",  # where the detector lives
+    workers: int = 0,  # processes that decode
+    accelerator=None,  # `accelerate.Accelerator`, where several processes score together
+) -> np.ndarray:  # (N,) float64 in [0, 1], in the order of `faces`; the same in all processes
+    "Return the probability of fake of every face; the detector is left in the mode it was in."
+    processes = Processes(device, accelerator)
+    with memory_explained("lower batch", batch=batch):
+        return _score(detector, _mine(faces, batch, workers, processes), len(faces), processes)
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-34
 def check_split(
-    train_rows: pd.DataFrame, # what will be trained on
-    val_rows: pd.DataFrame, # what will choose the checkpoint
+    train_rows: pd.DataFrame,  # what will be trained on
+    val_rows: pd.DataFrame,  # what will choose the checkpoint
 ):
     "Raise `ValueError` unless rows are of train and val, with both classes in each and no person in both."
     for rows, split in ((train_rows, "train"), (val_rows, "val")):
         wrong = set(rows.split) - {split}
-        if wrong: raise ValueError(f"rows of the split {', '.join(sorted(wrong))} where only {split} rows may be.")
-        if rows.label.nunique() < 2: raise ValueError(f"the {split} rows hold one class only; both are needed.")
+        if wrong:
+            raise ValueError(
+                f"rows of the split {', '.join(sorted(wrong))} where only {split} rows may be."
+            )
+        if rows.label.nunique() < 2:
+            raise ValueError(f"the {split} rows hold one class only; both are needed.")
     both = set(train_rows.identity) & set(val_rows.identity)
-    if both: raise ValueError(f"in training and validation both: {', '.join(sorted(both)[:5])}. Split by identity.")
+    if both:
+        raise ValueError(
+            f"in training and validation both: {', '.join(sorted(both)[:5])}. Split by identity."
+        )
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-31
+# %% ../nbs/07_trainer.ipynb #07-trainer-35
 def _steps(config: TrainConfig, detector: nn.Module, steps: int) -> tuple:
     "Return the optimizer, and the schedule of its learning rate with `steps` an epoch."
     momentum = dict(momentum=0.9) if config.optimizer == "SGD" else {}
-    optimizer = getattr(torch.optim, config.optimizer)(detector.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True, **momentum)
+    optimizer = getattr(torch.optim, config.optimizer)(
+        detector.parameters(),
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        fused=True,
+        **momentum,
+    )
     kind, *settings = config.schedule.split()
-    if kind == "cosine": return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * steps)
+    if kind == "cosine":
+        return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, config.epochs * steps
+        )
     every, factor = map(float, settings) if settings else (1, 1)
-    return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, max(1, round(every * steps)), factor)
+    return optimizer, torch.optim.lr_scheduler.StepLR(
+        optimizer, max(1, round(every * steps)), factor
+    )
 
+# %% ../nbs/07_trainer.ipynb #07-trainer-36
 def _to_batch(items: dict, gamma: float, device) -> dict:
     "Move what `Detector.loss` reads to the device, with the weights of Eq. 13."
-    there = lambda x: x.to(device, non_blocking=True)
-    batch = dict(image=to_input(items["image"], device), label=there(items["label"]), weight=face_weights(there(items["masked"]), gamma))
-    return batch | (dict(mask=there(items["mask"]).float().div_(255), mask_known=there(items["mask_known"])) if "mask" in items else {})
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-33
+    def there(x):
+        return x.to(device, non_blocking=True)
+
+    batch = dict(
+        image=to_input(items["image"], device),
+        label=there(items["label"]),
+        weight=face_weights(there(items["masked"]), gamma),
+    )
+    return batch | (
+        dict(mask=there(items["mask"]).float().div_(255), mask_known=there(items["mask_known"]))
+        if "mask" in items
+        else {}
+    )
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-38
 class MovingAverage:
     "The exponential moving average of a detector's weights and statistics; it begins with the first step's."
+
     def __init__(
         self,
-        detector: nn.Module, # on its device
-        decay: float, # in [0, 1)
+        detector: nn.Module,  # on its device
+        decay: float,  # in [0, 1)
     ):
         "Copy the detector; floating-point tensors will be averaged, the others copied."
-        self.module, self.decay, self.begun = copy.deepcopy(detector).requires_grad_(False), decay, False
+        self.module, self.decay, self.begun = (
+            copy.deepcopy(detector).requires_grad_(False),
+            decay,
+            False,
+        )
         pairs = list(zip(*(chain(m.parameters(), m.buffers()) for m in (self.module, detector))))
-        self.averaged, self.copied = ([p for p in pairs if p[0].is_floating_point() is floating] for floating in (True, False))
+        self.averaged, self.copied = (
+            [p for p in pairs if p[0].is_floating_point() is floating] for floating in (True, False)
+        )
 
     @torch.no_grad()
     def update(self):
         "Move the average towards the detector as it is now."
-        if self.averaged: torch._foreach_lerp_(*map(list, zip(*self.averaged)), 1 - self.decay if self.begun else 1.0)
-        if self.copied: torch._foreach_copy_(*map(list, zip(*self.copied)))
+        if self.averaged:
+            torch._foreach_lerp_(
+                *map(list, zip(*self.averaged)), 1 - self.decay if self.begun else 1.0
+            )
+        if self.copied:
+            torch._foreach_copy_(*map(list, zip(*self.copied)))
         self.begun = True
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-35
+# %% ../nbs/07_trainer.ipynb #07-trainer-40
 class _Training:
     "Everything that changes while a detector is trained."
+
     def __init__(self, detector: Detector, config: TrainConfig, processes: Processes, steps: int):
         "Move the detector to the device and set up what trains it, with `steps` an epoch."
-        self.detector, self.config, self.processes = detector.to(processes.device, memory_format=torch.channels_last), config, processes
+        self.detector, self.config, self.processes = (
+            detector.to(processes.device, memory_format=torch.channels_last),
+            config,
+            processes,
+        )
         self.optimizer, self.scheduler = _steps(config, detector, steps)
         self.optimizer.zero_grad()
         self.average = MovingAverage(detector, config.ema) if config.ema else None
-        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(
+            processes.device.type, enabled=config.precision == "fp16"
+        )
         self.objective = Objective(detector, config.precision)
-        if config.compile: self.objective.compile()
+        if config.compile:
+            self.objective.compile()
         self.objective = processes.wrap(self.objective)
         self.history, self.best = [], None
 
     @property
-    def candidate(self) -> Detector: return self.average.module if self.average else self.detector
+    def candidate(self) -> Detector:
+        return self.average.module if self.average else self.detector
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-37
+# %% ../nbs/07_trainer.ipynb #07-trainer-42
 def _step(t: _Training):
     "Step the optimizer, the schedule and the average, after the gradient of a whole batch."
     t.scaler.step(t.optimizer)
     t.scaler.update()
     t.optimizer.zero_grad()
     t.scheduler.step()
-    if t.average: t.average.update()
+    if t.average:
+        t.average.update()
 
+# %% ../nbs/07_trainer.ipynb #07-trainer-43
 def _train_epoch(t: _Training, loader: DataLoader, bar) -> float:
     "Train for one epoch; return the mean loss of its batches."
     t.detector.train()
-    accumulate, batches, total = t.config.accumulate, loader.batch_sampler.batches, torch.zeros((), device=t.processes.device)
+    accumulate, batches, total = (
+        t.config.accumulate,
+        loader.batch_sampler.batches,
+        torch.zeros((), device=t.processes.device),
+    )
     for k, items in enumerate(loader):
         last = (k + 1) % accumulate == 0
         share = t.processes.count * len(items["label"]) / len(batches[k // accumulate])
@@ -360,120 +505,215 @@ def _train_epoch(t: _Training, loader: DataLoader, bar) -> float:
             bar.update()
     return t.processes.total(total).item() / t.processes.count / len(batches)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-38
+# %% ../nbs/07_trainer.ipynb #07-trainer-44
 def _validate(t: _Training, loader: DataLoader, labels: np.ndarray) -> float:
     "Return the AUC of the weights as they would be kept; NaN if a score is not finite."
     t.processes.align(t.candidate)
     p_fake = _score(t.candidate, loader, len(labels), t.processes)
     return auc(labels, p_fake) if np.isfinite(p_fake).all() else float("nan")
 
+
 def _check_finite(row: dict, lr: float):
     "Raise `FloatingPointError` if the run has diverged; all processes have the same numbers."
     for name, what in (("loss", "the loss"), ("val_auc", "a score of a validation face")):
-        if not math.isfinite(row[name]): raise FloatingPointError(f"{what} became {row[name]} in epoch {row['epoch']}; a lower lr than {lr} may help.")
+        if not math.isfinite(row[name]):
+            raise FloatingPointError(
+                f"{what} became {row[name]} in epoch {row['epoch']}; a lower lr than {lr} may help."
+            )
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-40
+# %% ../nbs/07_trainer.ipynb #07-trainer-46
 def _fingerprint(rows: pd.DataFrame, quantiles: Path | None) -> dict:
     "Return what tells faces apart: digests of their rows and of at most 16 pictures and quantile maps."
-    some = [Path(p) for p in rows.path.iloc[np.unique(np.linspace(0, len(rows) - 1, 16).astype(int))]]
-    table, landmarks = rows[["path", "label", "mask"]].to_csv(index=False), hashlib.sha256(np.stack(rows.landmarks.to_numpy()).tobytes()).hexdigest()
-    here = dict(faces=len(rows), rows=digest([table, landmarks]), pictures=digest([file_digest(Path(rows.attrs["root"])/p) for p in some]))
-    return here | (dict(quantiles=digest([file_digest((quantiles/p).with_suffix(".png")) for p in some])) if quantiles else {})
+    some = [
+        Path(p) for p in rows.path.iloc[np.unique(np.linspace(0, len(rows) - 1, 16).astype(int))]
+    ]
+    table, landmarks = (
+        rows[["path", "label", "mask"]].to_csv(index=False),
+        hashlib.sha256(np.stack(rows.landmarks.to_numpy()).tobytes()).hexdigest(),
+    )
+    here = dict(
+        faces=len(rows),
+        rows=digest([table, landmarks]),
+        pictures=digest([file_digest(Path(rows.attrs["root"]) / p) for p in some]),
+    )
+    return here | (
+        dict(quantiles=digest([file_digest((quantiles / p).with_suffix(".png")) for p in some]))
+        if quantiles
+        else {}
+    )
 
-def _description(t: _Training, train_rows, val_rows, mask, quantiles) -> dict: # JSON-able
+# %% ../nbs/07_trainer.ipynb #07-trainer-47
+def _description(t: _Training, train_rows, val_rows, mask, quantiles) -> dict:  # JSON-able
     "Describe what has to be the same for a training to go on."
     config = {k: v for k, v in asdict(t.config).items() if k != "workers"}
     tensors = digest([[k, list(v.shape), str(v.dtype)] for k, v in t.detector.state_dict().items()])
-    detector = dict(type=type(t.detector).__name__, tensors=tensors, **getattr(t.detector, "config", {}))
-    return dict(config=config, detector=detector, mask=repr(mask), train=_fingerprint(train_rows, quantiles), val=_fingerprint(val_rows, None),
-                processes=t.processes.count, device=t.processes.device.type)
+    detector = dict(
+        type=type(t.detector).__name__, tensors=tensors, **getattr(t.detector, "config", {})
+    )
+    return dict(
+        config=config,
+        detector=detector,
+        mask=repr(mask),
+        train=_fingerprint(train_rows, quantiles),
+        val=_fingerprint(val_rows, None),
+        processes=t.processes.count,
+        device=t.processes.device.type,
+    )
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-41
-def _which(device: torch.device) -> list: # what a device's random functions have to be told: Apple's are one
+# %% ../nbs/07_trainer.ipynb #07-trainer-48
+def _which(
+    device: torch.device,
+) -> list:  # what a device's random functions have to be told: Apple's are one
     return [] if device.type == "mps" else [device]
+
 
 def _streams(device: torch.device) -> dict[str, Tensor]:
     "Return the state of torch's global random streams, from which dropout is drawn."
     streams = dict(cpu=torch.get_rng_state())
-    if device.type != "cpu": streams["device"] = torch.get_device_module(device).get_rng_state(*_which(device))
+    if device.type != "cpu":
+        streams["device"] = torch.get_device_module(device).get_rng_state(*_which(device))
     return streams
 
+# %% ../nbs/07_trainer.ipynb #07-trainer-49
 def _set_streams(streams: dict[str, Tensor], device: torch.device):
     "Restore the streams that `_streams` returned."
     torch.set_rng_state(streams["cpu"])
-    if device.type != "cpu": torch.get_device_module(device).set_rng_state(streams["device"], *_which(device))
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(streams["device"], *_which(device))
 
+# %% ../nbs/07_trainer.ipynb #07-trainer-50
 def _keep(t: _Training, folder: Path, description: dict):
     "Write a checkpoint; every process has to call it."
     streams = t.processes.every(_streams(t.processes.device))
-    if not t.processes.first: return
-    tensors = dict(model=t.detector.state_dict(), best=t.best[2]) | (dict(average=t.average.module.state_dict()) if t.average else {})
-    state = dict(optimizer=t.optimizer.state_dict(), scheduler=t.scheduler.state_dict(), scaler=t.scaler.state_dict(), streams=streams)
-    save_checkpoint(folder, Checkpoint(len(t.history), tensors, state, dict(training=description, history=t.history, best=list(t.best[:2]))))
+    if not t.processes.first:
+        return
+    tensors = dict(model=t.detector.state_dict(), best=t.best[2]) | (
+        dict(average=t.average.module.state_dict()) if t.average else {}
+    )
+    state = dict(
+        optimizer=t.optimizer.state_dict(),
+        scheduler=t.scheduler.state_dict(),
+        scaler=t.scaler.state_dict(),
+        streams=streams,
+    )
+    save_checkpoint(
+        folder,
+        Checkpoint(
+            len(t.history),
+            tensors,
+            state,
+            dict(training=description, history=t.history, best=list(t.best[:2])),
+        ),
+    )
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-42
+# %% ../nbs/07_trainer.ipynb #07-trainer-51
 def _go_on(t: _Training, folder: Path, description: dict):
     """Restore the last checkpoint, if there is one; every process has to call it.
 
     `ValueError` if it is of another training."""
     found = t.processes.share(load_checkpoint(folder) if t.processes.first else None)
-    if found is None: return
+    if found is None:
+        return
     check_same(found.record.get("training", {}), description, folder)
     t.detector.load_state_dict(found.tensors["model"])
     if t.average:
         t.average.module.load_state_dict(found.tensors["average"])
         t.average.begun = True
-    for name in ("optimizer", "scheduler", "scaler"): getattr(t, name).load_state_dict(found.state[name])
+    for name in ("optimizer", "scheduler", "scaler"):
+        getattr(t, name).load_state_dict(found.state[name])
     t.history, t.best = found.record["history"], (*found.record["best"], found.tensors["best"])
     _set_streams(found.state["streams"][t.processes.rank], t.processes.device)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-43
-def _epoch(t: _Training, epoch: int, loader: DataLoader, val_loader: DataLoader, labels: np.ndarray, bar):
+# %% ../nbs/07_trainer.ipynb #07-trainer-52
+def _epoch(
+    t: _Training, epoch: int, loader: DataLoader, val_loader: DataLoader, labels: np.ndarray, bar
+):
     "Train one epoch, score it, and keep its weights if they are the best so far."
     start = time.perf_counter()
     t.detector.begin_epoch(epoch)
     loader.batch_sampler.set_epoch(epoch)
     loss = _train_epoch(t, loader, bar)
-    row = dict(epoch=epoch + 1, loss=loss, val_auc=_validate(t, val_loader, labels) if math.isfinite(loss) else float("nan"), seconds=time.perf_counter() - start)
+    row = dict(
+        epoch=epoch + 1,
+        loss=loss,
+        val_auc=_validate(t, val_loader, labels) if math.isfinite(loss) else float("nan"),
+        seconds=time.perf_counter() - start,
+    )
     _check_finite(row, t.config.lr)
     t.history.append(row)
-    if t.best is None or row["val_auc"] >= t.best[0]: t.best = row["val_auc"], epoch + 1, copy.deepcopy(t.candidate.state_dict())
+    if t.best is None or row["val_auc"] >= t.best[0]:
+        t.best = row["val_auc"], epoch + 1, copy.deepcopy(t.candidate.state_dict())
     bar.set_postfix(loss=f"{loss:.3g}", val_auc=f"{row['val_auc']:.4f}")
     t.processes.log({k: row[k] for k in ("loss", "val_auc", "seconds")}, epoch + 1)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-44
+# %% ../nbs/07_trainer.ipynb #07-trainer-53
 def train(
-    detector: Detector, # trained in place: ends with the weights of the chosen epoch
-    train_rows: pd.DataFrame, # rows of the split "train", from `prle.data.manifest.select`
-    val_rows: pd.DataFrame, # rows of the split "val", of the same manipulations
-    config: TrainConfig = TrainConfig(), # how to train
-    mask: nn.Module | None = None, # which mask; None trains plainly
-    quantiles: str | Path | None = None, # folder of quantile maps, for masks that need them
-    device: torch.device | str = "cpu", # where to train; an accelerator knows its own
-    desc: str = "training", # what the progress bar and trackers say
-    checkpoint: str | Path | None = None, # folder that keeps the state after every epoch; the caller deletes it once the result is safe
-    accelerator=None, # `accelerate.Accelerator` of this process: one of several that train together, or one with trackers
-) -> pd.DataFrame: # one row an epoch: epoch, loss, val_auc, seconds, chosen
+    detector: Detector,  # trained in place: ends with the weights of the chosen epoch
+    train_rows: pd.DataFrame,  # rows of the split "train", from `prle.data.manifest.select`
+    val_rows: pd.DataFrame,  # rows of the split "val", of the same manipulations
+    config: TrainConfig = TrainConfig(),  # how to train
+    mask: nn.Module | None = None,  # which mask; None trains plainly
+    quantiles: str | Path | None = None,  # folder of quantile maps, for masks that need them
+    device: torch.device | str = "cpu",  # where to train; an accelerator knows its own
+    desc: str = "training",  # what the progress bar and trackers say
+    checkpoint: str
+    | Path
+    | None = None,  # folder that keeps the state after every epoch; the caller deletes it once the result is safe
+    accelerator=None,  # `accelerate.Accelerator` of this process: one of several that train together, or one with trackers
+) -> pd.DataFrame:  # one row an epoch: epoch, loss, val_auc, seconds, chosen
     """Train `detector` with masked faces in place of some plain ones (Algorithm 1).
 
     `ValueError` for wrong splits, too few faces or the checkpoint of another training; `FloatingPointError` if it
     diverges."""
     check_split(train_rows, val_rows)
-    processes, quantiles = Processes(device, accelerator, config.precision), quantiles and Path(quantiles)
-    seed_everything(config.seed if processes.first else torch_rng(config.seed, "process", processes.rank).initial_seed())
-    faces = TrainingFaces(FaceDataset(train_rows, quantiles=quantiles, masks="mask" in detector.needs), mask, config.flip, config.seed)
-    parts, labels = BatchParts(len(faces), config, processes.rank, processes.count, train_rows.label), val_rows.label.to_numpy()
+    processes, quantiles = (
+        Processes(device, accelerator, config.precision),
+        quantiles and Path(quantiles),
+    )
+    seed_everything(
+        config.seed
+        if processes.first
+        else torch_rng(config.seed, "process", processes.rank).initial_seed()
+    )
+    faces = TrainingFaces(
+        FaceDataset(train_rows, quantiles=quantiles, masks="mask" in detector.needs),
+        mask,
+        config.flip,
+        config.seed,
+    )
+    parts, labels = (
+        BatchParts(len(faces), config, processes.rank, processes.count, train_rows.label),
+        val_rows.label.to_numpy(),
+    )
     needs = {name: getattr(config, name) for name in ("batch", "accumulate", "precision")}
-    with memory_explained("raise accumulate (the batch in more parts), lower batch, or set precision to bf16", **needs), processes.tracked(desc, asdict(config)):
+    with (
+        memory_explained(
+            "raise accumulate (the batch in more parts), lower batch, or set precision to bf16",
+            **needs,
+        ),
+        processes.tracked(desc, asdict(config)),
+    ):
         t = _Training(detector, config, processes, len(parts.batches))
         description = checkpoint and _description(t, train_rows, val_rows, mask, quantiles)
-        if checkpoint: _go_on(t, Path(checkpoint), description)
+        if checkpoint:
+            _go_on(t, Path(checkpoint), description)
         loader = _loader(faces, config.workers, processes.device, batch_sampler=parts)
-        val_loader = _mine(FaceDataset(val_rows), config.batch // parts.parts, config.workers, processes)
+        val_loader = _mine(
+            FaceDataset(val_rows), config.batch // parts.parts, config.workers, processes
+        )
         done, steps = len(t.history), len(parts.batches)
-        with progress(desc=desc, total=config.epochs * steps, initial=done * steps, disable=not processes.first, leave=False, smoothing=0, unit=" steps") as bar:
+        with progress(
+            desc=desc,
+            total=config.epochs * steps,
+            initial=done * steps,
+            disable=not processes.first,
+            leave=False,
+            smoothing=0,
+            unit=" steps",
+        ) as bar:
             for epoch in range(done, config.epochs):
                 _epoch(t, epoch, loader, val_loader, labels, bar)
-                if checkpoint: _keep(t, Path(checkpoint), description)
+                if checkpoint:
+                    _keep(t, Path(checkpoint), description)
     detector.load_state_dict(t.best[2])
     return pd.DataFrame(t.history).assign(chosen=lambda h: h.epoch == t.best[1])

@@ -11,7 +11,13 @@ __all__ = ['LONGEST_NAME', 'MAX_JSON', 'MAX_YAML', 'MAX_PIXELS', 'MAX_PICTURE', 
            'write_digests', 'read_digests', 'read_whole', 'check_digests']
 
 # %% ../nbs/01_trust.ipynb #01-trust-2
-import io, json, math, os, stat, tokenize, unicodedata
+import io
+import json
+import math
+import os
+import stat
+import tokenize
+import unicodedata
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -22,8 +28,8 @@ from .core import atomic_path, bytes_digest, digest, discard, file_digest, short
 
 # %% ../nbs/01_trust.ipynb #01-trust-4
 def one_line(
-    error: BaseException, # from a library
-) -> str: # at most 200 characters
+    error: BaseException,  # from a library
+) -> str:  # at most 200 characters
     "Return the message of a library's error on one line, cut where it is long."
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
@@ -32,148 +38,189 @@ def one_line(
 LONGEST_NAME = 200
 "Bytes of a name; file systems allow 255, and temporary names and suffixes are longer than the name itself."
 
-_RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{k}" for port in ("COM", "LPT") for k in range(10))}
+_RESERVED = {
+    "CON",
+    "PRN",
+    "AUX",
+    "NUL",
+    *(f"{port}{k}" for port in ("COM", "LPT") for k in range(10)),
+}
 
+# %% ../nbs/01_trust.ipynb #01-trust-8
 @lru_cache(maxsize=2**16)
 def _name_fault(name: str) -> str:
     "Say why a word is not a valid file name; an empty string if it is."
-    if not name: return "it is empty"
-    if "/" in name or "\\" in name: return "it holds a separator"
-    if name.startswith(".") or name.endswith((".", " ")): return "it begins with a dot, or ends with a dot or a blank"
-    if any(unicodedata.category(c) in ("Cc", "Cs") for c in name): return "it holds a control character"
-    if name.split(".")[0].upper() in _RESERVED: return "it is reserved on some systems"
+    if not name:
+        return "it is empty"
+    if "/" in name or "\\" in name:
+        return "it holds a separator"
+    if name.startswith(".") or name.endswith((".", " ")):
+        return "it begins with a dot, or ends with a dot or a blank"
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
+        return "it holds a control character"
+    if name.split(".")[0].upper() in _RESERVED:
+        return "it is reserved on some systems"
     return f"it is longer than {LONGEST_NAME} bytes" if len(name.encode()) > LONGEST_NAME else ""
 
-# %% ../nbs/01_trust.ipynb #01-trust-8
+# %% ../nbs/01_trust.ipynb #01-trust-9
 def file_name(
-    name: str, # a word from data
-    what: str = "the name", # what it names, for the message
-) -> str: # `name`, unchanged
+    name: str,  # a word from data
+    what: str = "the name",  # what it names, for the message
+) -> str:  # `name`, unchanged
     "Return `name` if it is a valid file name on every system; `ValueError` saying why if it is not."
-    if fault := _name_fault(name) if isinstance(name, str) else "it is no text": raise ValueError(f"{what} {shortened(name)} cannot name a file: {fault}.")
+    if fault := _name_fault(name) if isinstance(name, str) else "it is no text":
+        raise ValueError(f"{what} {shortened(name)} cannot name a file: {fault}.")
     return name
 
-# %% ../nbs/01_trust.ipynb #01-trust-11
+# %% ../nbs/01_trust.ipynb #01-trust-12
 def file_path(
-    path: str, # from data, POSIX
-    what: str = "the path", # what it leads to, for the message
-) -> str: # `path`, unchanged
+    path: str,  # from data, POSIX
+    what: str = "the path",  # what it leads to, for the message
+) -> str:  # `path`, unchanged
     "Return `path` if it is relative and its parts are valid file names; `ValueError` saying why if not."
-    if not isinstance(path, str): raise ValueError(f"{what} {shortened(path)} is no text.")
+    if not isinstance(path, str):
+        raise ValueError(f"{what} {shortened(path)} is no text.")
     for part in path.split("/"):
         fault = _name_fault(part)
-        if fault: raise ValueError(f"{what} {shortened(path)} is no relative path: in {shortened(part)}, {fault}.")
+        if fault:
+            raise ValueError(
+                f"{what} {shortened(path)} is no relative path: in {shortened(part)}, {fault}."
+            )
     return path
 
-
-# %% ../nbs/01_trust.ipynb #01-trust-14
+# %% ../nbs/01_trust.ipynb #01-trust-15
 def below(
-    root: str | Path, # the folder that must not be left
-    path: str | Path, # relative to it
-) -> Path: # absolute, without links
+    root: str | Path,  # the folder that must not be left
+    path: str | Path,  # relative to it
+) -> Path:  # absolute, without links
     "Join `root` and `path`, following links; `ValueError` if the result is outside `root` or not a path."
     root = os.path.realpath(root)
-    try: full = os.path.realpath(os.path.join(root, path))
-    except (ValueError, UnicodeError) as e: raise ValueError(f"{shortened(str(path))} is no path ({one_line(e)}).") from e
+    try:
+        full = os.path.realpath(os.path.join(root, path))
+    except (ValueError, UnicodeError) as e:
+        raise ValueError(f"{shortened(str(path))} is no path ({one_line(e)}).") from e
     if full != root and not full.startswith(os.path.join(root, "")):
         raise ValueError(f"{shortened(str(path))} leads out of {root}.")
     return Path(full)
 
-# %% ../nbs/01_trust.ipynb #01-trust-17
+# %% ../nbs/01_trust.ipynb #01-trust-18
 def _at_once(path: str, flags: int) -> int:
     "Open a file descriptor without waiting for a pipe's writer."
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
+
 def open_file(
-    path: str | Path, # an ordinary file
-): # as of `open(path, "rb")`
+    path: str | Path,  # an ordinary file
+):  # as of `open(path, "rb")`
     "Open a regular file for reading; `ValueError`, without waiting, if it is a device or pipe."
     file = open(path, "rb", opener=_at_once)
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode): return file
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
     file.close()
     raise ValueError(f"{path} is no ordinary file.")
 
+# %% ../nbs/01_trust.ipynb #01-trust-19
 def read_bytes(
-    path: str | Path, # an ordinary file
-    most: int, # bytes
+    path: str | Path,  # an ordinary file
+    most: int,  # bytes
 ) -> bytes:
     "Read a whole file; `ValueError` if it is longer than `most` bytes, or a device or pipe."
     with open_file(path) as f:
         size = os.fstat(f.fileno()).st_size
-        if size > most: raise ValueError(f"{path} has {size:,} bytes; at most {most:,} are read.")
+        if size > most:
+            raise ValueError(f"{path} has {size:,} bytes; at most {most:,} are read.")
         return f.read(size)
 
-# %% ../nbs/01_trust.ipynb #01-trust-19
+# %% ../nbs/01_trust.ipynb #01-trust-21
 MAX_JSON = 2**26
 "Bytes of a JSON file, unless its reader knows better."
+
 
 def _no_key_twice(pairs: list[tuple]) -> dict:
     "Build a dictionary from pairs; `ValueError` if a key occurs twice."
     found = dict(pairs)
-    if len(found) == len(pairs): return found
+    if len(found) == len(pairs):
+        return found
     keys = [key for key, _ in pairs]
     twice = next(key for key in keys if keys.count(key) > 1)
     raise ValueError(f"the key {shortened(twice)} stands twice")
 
+# %% ../nbs/01_trust.ipynb #01-trust-22
 def parse_json(
-    text: str | bytes, # UTF-8
-    name: str | Path, # what to call it in an error
-    kind: type = object, # what it must be: dict, list, ...
+    text: str | bytes,  # UTF-8
+    name: str | Path,  # what to call it in an error
+    kind: type = object,  # what it must be: dict, list, ...
 ):
     "Parse JSON; `ValueError` naming it if it is broken, nested too deeply, repeats a key or is no `kind`."
-    try: found = json.loads(text, object_pairs_hook=_no_key_twice)
-    except RecursionError: raise ValueError(f"{name} is nested too deeply.") from None
-    except ValueError as e: raise ValueError(f"{name} is not valid JSON ({one_line(e)}).") from e
-    if not isinstance(found, kind): raise ValueError(f"{name} holds {shortened(found)} where a {kind.__name__} belongs.")
+    try:
+        found = json.loads(text, object_pairs_hook=_no_key_twice)
+    except RecursionError:
+        raise ValueError(f"{name} is nested too deeply.") from None
+    except ValueError as e:
+        raise ValueError(f"{name} is not valid JSON ({one_line(e)}).") from e
+    if not isinstance(found, kind):
+        raise ValueError(f"{name} holds {shortened(found)} where a {kind.__name__} belongs.")
     return found
 
+# %% ../nbs/01_trust.ipynb #01-trust-23
 def read_json(
-    path: str | Path, # a file with UTF-8
-    kind: type = object, # what it must hold: dict, list, ...
-    most: int = MAX_JSON, # bytes
+    path: str | Path,  # a file with UTF-8
+    kind: type = object,  # what it must hold: dict, list, ...
+    most: int = MAX_JSON,  # bytes
 ):
     "Read a JSON file; `ValueError` naming the file, as in `parse_json` or above `most` bytes."
     return parse_json(read_bytes(path, most), path, kind)
 
-# %% ../nbs/01_trust.ipynb #01-trust-21
+# %% ../nbs/01_trust.ipynb #01-trust-25
 def check_entries(
-    record, # what was read
-    name: str | Path, # what to call it in an error
+    record,  # what was read
+    name: str | Path,  # what to call it in an error
     /,
-    **kinds: type, # entries that it must have, and what each must be
-) -> dict: # the same
+    **kinds: type,  # entries that it must have, and what each must be
+) -> dict:  # the same
     "Return a record that has these entries; `ValueError` naming the first that is missing or of another type."
-    if not isinstance(record, dict): raise ValueError(f"{name} holds {shortened(record)} where a dict belongs.")
+    if not isinstance(record, dict):
+        raise ValueError(f"{name} holds {shortened(record)} where a dict belongs.")
     for entry, kind in kinds.items():
-        if entry not in record: raise ValueError(f"{name} lacks the entry {entry}.")
+        if entry not in record:
+            raise ValueError(f"{name} lacks the entry {entry}.")
         if not isinstance(record[entry], kind):
-            raise ValueError(f"{name}: {entry} is {shortened(record[entry])} where a {kind.__name__} belongs.")
+            raise ValueError(
+                f"{name}: {entry} is {shortened(record[entry])} where a {kind.__name__} belongs."
+            )
     return record
 
+# %% ../nbs/01_trust.ipynb #01-trust-26
 def read_record(
-    path: str | Path, # a JSON file that a command has left
+    path: str | Path,  # a JSON file that a command has left
     /,
-    **kinds: type, # entries that it must have, and what each must be
+    **kinds: type,  # entries that it must have, and what each must be
 ) -> dict:
     "Read a JSON record; `ValueError` naming the file and the entry, as in `check_entries`."
     return check_entries(read_json(path), path, **kinds)
 
-# %% ../nbs/01_trust.ipynb #01-trust-24
+# %% ../nbs/01_trust.ipynb #01-trust-29
 MAX_YAML = 20_000
 "Bytes of a YAML file, for which its parser needs half a second."
 
+# %% ../nbs/01_trust.ipynb #01-trust-30
 def _yaml_loader() -> type:
     "Return PyYAML's safe loader (plain values only), made to refuse aliases, deep nesting and repeated keys."
     import yaml
 
     class Loader(yaml.SafeLoader):
         "A safe loader that raises `ValueError` for aliases, repeated keys and brackets nested 50 deep."
+
         def compose_node(self, parent, index):
-            if self.check_event(yaml.AliasEvent): raise ValueError("it has an alias (*name); write the value itself")
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError("it has an alias (*name); write the value itself")
             return super().compose_node(parent, index)
 
         def fetch_flow_collection_start(self, token):
-            if self.flow_level >= 50: raise ValueError("it is nested too deeply") # the scanner's time grows with the square of the depth
+            if self.flow_level >= 50:
+                raise ValueError(
+                    "it is nested too deeply"
+                )  # the scanner's time grows with the square of the depth
             super().fetch_flow_collection_start(token)
 
         def construct_mapping(self, node, deep=False):
@@ -181,39 +228,55 @@ def _yaml_loader() -> type:
             pairs = [(self.construct_object(key, deep=True), None) for key, _ in node.value]
             _no_key_twice(pairs)
             return super().construct_mapping(node, deep)
+
     return Loader
 
+# %% ../nbs/01_trust.ipynb #01-trust-31
 def parse_yaml(
-    text: str | bytes, # UTF-8; JSON is YAML too
-    name: str | Path, # what to call it in an error
+    text: str | bytes,  # UTF-8; JSON is YAML too
+    name: str | Path,  # what to call it in an error
 ):
     """Parse YAML (or JSON) into plain values.
 
     `ValueError` naming it if it is broken, nested too deeply, or has aliases or a key twice."""
     import yaml
-    try: return yaml.load(text, _yaml_loader())
-    except RecursionError: raise ValueError(f"{name} is nested too deeply.") from None
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as e: # PyYAML trips over some dates and keys
+
+    try:
+        return yaml.load(text, _yaml_loader())
+    except RecursionError:
+        raise ValueError(f"{name} is nested too deeply.") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as e:  # PyYAML trips over some dates and keys
         raise ValueError(f"{name} is neither YAML nor JSON ({one_line(e)}).") from e
 
+# %% ../nbs/01_trust.ipynb #01-trust-32
 def read_yaml(
-    path: str | Path, # a file with UTF-8
+    path: str | Path,  # a file with UTF-8
 ):
     "Read a YAML or JSON file; `ValueError` naming the file, as in `parse_yaml` or above `MAX_YAML` bytes."
     return parse_yaml(read_bytes(path, MAX_YAML), path)
 
-# %% ../nbs/01_trust.ipynb #01-trust-27
+# %% ../nbs/01_trust.ipynb #01-trust-35
 def _array_header(file) -> tuple[tuple[int, ...], np.dtype]:
     "Read shape and type from the header of an open .npy file and leave it where the numbers begin."
     version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, _, dtype = read(file)
     return shape, dtype
 
+# %% ../nbs/01_trust.ipynb #01-trust-36
 def read_array(
-    path: str | Path, # a .npy file
-    mapped: bool = False, # leave the numbers on disk until they are used
-) -> np.ndarray: # read-only if `mapped`
+    path: str | Path,  # a .npy file
+    mapped: bool = False,  # leave the numbers on disk until they are used
+) -> np.ndarray:  # read-only if `mapped`
     """Read a .npy file, or map it into memory.
 
     `ValueError` naming the file if it is damaged, holds objects, or is not as long as its header says."""
@@ -221,107 +284,158 @@ def read_array(
     try:
         with open_file(path) as f:
             shape, dtype = _array_header(f)
-            there, wanted = os.fstat(f.fileno()).st_size - f.tell(), math.prod(shape) * dtype.itemsize
-        if dtype.hasobject: raise ValueError("it holds pickled objects")
-        if there != wanted: raise ValueError(f"its header promises {wanted:,} bytes, {there:,} are there")
+            there, wanted = (
+                os.fstat(f.fileno()).st_size - f.tell(),
+                math.prod(shape) * dtype.itemsize,
+            )
+        if dtype.hasobject:
+            raise ValueError("it holds pickled objects")
+        if there != wanted:
+            raise ValueError(f"its header promises {wanted:,} bytes, {there:,} are there")
         return np.load(path, mmap_mode="r" if mapped and wanted else None, allow_pickle=False)
-    except (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError, tokenize.TokenError) as e:
+    except (
+        ValueError,
+        TypeError,
+        SyntaxError,
+        EOFError,
+        RecursionError,
+        MemoryError,
+        tokenize.TokenError,
+    ) as e:
         raise ValueError(f"{path} is no whole array ({one_line(e)}).") from e
 
-# %% ../nbs/01_trust.ipynb #01-trust-30
+# %% ../nbs/01_trust.ipynb #01-trust-39
 MAX_PIXELS = 2**27
 "Pixels of a picture or of a video's frame: 11,500 x 11,500."
 
 MAX_PICTURE = 2**30
 "Bytes of a picture's file."
 
+# %% ../nbs/01_trust.ipynb #01-trust-40
 def check_pixels(
-    path: str | Path, # the picture or video, for the message
-    width: int, # as its header says
-    height: int, # likewise
+    path: str | Path,  # the picture or video, for the message
+    width: int,  # as its header says
+    height: int,  # likewise
 ):
     "Raise `ValueError` naming the file if `width` times `height` exceeds `MAX_PIXELS`."
-    if width * height <= MAX_PIXELS: return
-    raise ValueError(f"{path} promises {width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are decoded.")
+    if width * height <= MAX_PIXELS:
+        return
+    raise ValueError(
+        f"{path} promises {width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are decoded."
+    )
 
+# %% ../nbs/01_trust.ipynb #01-trust-41
 def check_picture(
-    path: str | Path, # for the message
-    content: bytes, # of the file
-) -> bytes: # the same, to be decoded
+    path: str | Path,  # for the message
+    content: bytes,  # of the file
+) -> bytes:  # the same, to be decoded
     "Return `content` if Pillow knows its format; `ValueError` naming the file if not, or if it is too large."
     from PIL import Image
+
     try:
-        with Image.open(io.BytesIO(content)) as picture: size = picture.size
-    except Image.DecompressionBombError as e: # Pillow's own limit, which is higher
-        raise ValueError(f"{path} promises far too many pixels; at most {MAX_PIXELS:,} are decoded.") from e
-    except Image.UnidentifiedImageError as e: raise ValueError(f"{path} is not a picture.") from e
-    except Exception as e: raise ValueError(f"{path} is a truncated or damaged picture ({one_line(e)}).") from e
+        with Image.open(io.BytesIO(content)) as picture:
+            size = picture.size
+    except Image.DecompressionBombError as e:  # Pillow's own limit, which is higher
+        raise ValueError(
+            f"{path} promises far too many pixels; at most {MAX_PIXELS:,} are decoded."
+        ) from e
+    except Image.UnidentifiedImageError as e:
+        raise ValueError(f"{path} is not a picture.") from e
+    except Exception as e:
+        raise ValueError(f"{path} is a truncated or damaged picture ({one_line(e)}).") from e
     check_pixels(path, *size)
     return content
 
+# %% ../nbs/01_trust.ipynb #01-trust-42
 def read_picture(
     path: str | Path,
-) -> bytes: # the file, to be decoded
+) -> bytes:  # the file, to be decoded
     "Read a picture's file; `ValueError` as in `check_picture`, `OSError` if it cannot be read."
     return check_picture(path, read_bytes(path, MAX_PICTURE))
 
-
-# %% ../nbs/01_trust.ipynb #01-trust-33
+# %% ../nbs/01_trust.ipynb #01-trust-45
 MAX_TABLE = 2**33
 "Bytes of a table in memory: 14 million faces with their landmarks."
 
+# %% ../nbs/01_trust.ipynb #01-trust-46
 def _check_kinds(schema):
     "Raise `ValueError` for the first column that holds neither text nor numbers nor lists of numbers."
     import pyarrow.types as kinds
-    def is_number(kind): return any(is_a(kind) for is_a in (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_null))
+
+    def is_number(kind):
+        return any(
+            is_a(kind)
+            for is_a in (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_null)
+        )
+
     for field in schema:
         inner = field.type.value_type if kinds.is_list(field.type) else field.type
-        if is_number(inner) or kinds.is_string(field.type) or kinds.is_large_string(field.type): continue
-        raise ValueError(f"the column {shortened(field.name)} holds {one_line(field.type)}, not text, numbers or lists of numbers")
+        if is_number(inner) or kinds.is_string(field.type) or kinds.is_large_string(field.type):
+            continue
+        raise ValueError(
+            f"the column {shortened(field.name)} holds {one_line(field.type)}, not text, numbers or lists of numbers"
+        )
 
+# %% ../nbs/01_trust.ipynb #01-trust-47
 def _read_parts(file, most: int):
     "Read an open Parquet file; `ValueError` as soon as it is known to need more than `most` bytes."
     import pyarrow as pa
+
     parts, size = [], file.metadata.num_rows * len(file.schema_arrow)
     for part in file.iter_batches(batch_size=4096) if size <= most else ():
         parts.append(part)
         size += part.nbytes
-        if size > most: break
-    if size > most: raise ValueError(f"its {file.metadata.num_rows:,} rows take more than {most:,} bytes")
+        if size > most:
+            break
+    if size > most:
+        raise ValueError(f"its {file.metadata.num_rows:,} rows take more than {most:,} bytes")
     table = pa.Table.from_batches(parts, file.schema_arrow)
-    if len(table) != file.metadata.num_rows: raise ValueError(f"{file.metadata.num_rows:,} rows are promised, {len(table):,} are there")
+    if len(table) != file.metadata.num_rows:
+        raise ValueError(f"{file.metadata.num_rows:,} rows are promised, {len(table):,} are there")
     return table
 
-# %% ../nbs/01_trust.ipynb #01-trust-34
+# %% ../nbs/01_trust.ipynb #01-trust-48
 def _letters(column) -> int:
     "Count the bytes that a dictionary-encoded text column takes when it is written out for every row."
     import pyarrow.compute as pc
-    return sum(pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)).as_py() or 0 for chunk in column.chunks)
 
+    return sum(
+        pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)).as_py() or 0
+        for chunk in column.chunks
+    )
+
+# %% ../nbs/01_trust.ipynb #01-trust-49
 def _write_out(table, most: int):
     "Replace dictionary-encoded text columns by plain ones; `ValueError` if they take more than `most` bytes."
     import pyarrow as pa
+
     stored_once = [i for i, field in enumerate(table.schema) if pa.types.is_dictionary(field.type)]
     letters = sum(_letters(table.column(i)) for i in stored_once)
-    if letters > most: raise ValueError(f"its text takes {letters:,} bytes; at most {most:,} are read")
-    for i in stored_once: table = table.set_column(i, table.field(i).name, table.column(i).cast(pa.large_string()))
+    if letters > most:
+        raise ValueError(f"its text takes {letters:,} bytes; at most {most:,} are read")
+    for i in stored_once:
+        table = table.set_column(i, table.field(i).name, table.column(i).cast(pa.large_string()))
     return table
 
-# %% ../nbs/01_trust.ipynb #01-trust-35
+# %% ../nbs/01_trust.ipynb #01-trust-50
 def _read_columns(path: Path, most: int):
     "Read a Parquet file as an Arrow table, its page checksums verified."
     import pyarrow.parquet as pq
-    with pq.ParquetFile(path) as file: schema = file.schema_arrow
+
+    with pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
     _check_kinds(schema)
     text = [field.name for field in schema if "string" in str(field.type)]
-    with pq.ParquetFile(path, read_dictionary=text, page_checksum_verification=True) as file: table = _read_parts(file, most)
+    with pq.ParquetFile(path, read_dictionary=text, page_checksum_verification=True) as file:
+        table = _read_parts(file, most)
     table.validate(full=True)
     return _write_out(table, most)
 
+# %% ../nbs/01_trust.ipynb #01-trust-51
 def read_table(
-    path: str | Path, # a Parquet file
-    most: int = MAX_TABLE, # bytes in memory
-) -> "pd.DataFrame": # with the `attrs` that it was written with
+    path: str | Path,  # a Parquet file
+    most: int = MAX_TABLE,  # bytes in memory
+) -> "pd.DataFrame":  # with the `attrs` that it was written with
     """Read a Parquet file of text, numbers and lists of numbers.
 
     `ValueError` naming the file if it is damaged, holds other types, or needs more than `most` bytes."""
@@ -329,104 +443,137 @@ def read_table(
     try:
         table = _read_columns(Path(path), most)
         frame = table.to_pandas(ignore_metadata=True)
-        note = parse_json((table.schema.metadata or {}).get(b"pandas", b"{}"), "what pandas noted in it", dict)
-    except Exception as e: # Arrow raises a dozen kinds, and pandas its own
+        note = parse_json(
+            (table.schema.metadata or {}).get(b"pandas", b"{}"), "what pandas noted in it", dict
+        )
+    except Exception as e:  # Arrow raises a dozen kinds, and pandas its own
         raise ValueError(f"{path} is no whole table ({one_line(e)}).") from e
     frame.attrs = note.get("attributes") if isinstance(note.get("attributes"), dict) else {}
     return frame
 
+# %% ../nbs/01_trust.ipynb #01-trust-52
 def write_table(
-    path: str | Path, # the Parquet file
-    table: "pd.DataFrame", # text, numbers, lists of numbers; its index is left out, its `attrs` are kept
+    path: str | Path,  # the Parquet file
+    table: "pd.DataFrame",  # text, numbers, lists of numbers; its index is left out, its `attrs` are kept
 ) -> Path:
     "Write a table atomically, with a checksum for each page."
-    with atomic_path(path) as tmp: table.to_parquet(tmp, index=False, write_page_checksum=True)
+    with atomic_path(path) as tmp:
+        table.to_parquet(tmp, index=False, write_page_checksum=True)
     return Path(path)
 
-
-# %% ../nbs/01_trust.ipynb #01-trust-38
+# %% ../nbs/01_trust.ipynb #01-trust-55
 MAX_CSV = 2**30
 "Bytes of a CSV file."
 
+# %% ../nbs/01_trust.ipynb #01-trust-56
 def read_csv(
-    path: str | Path, # UTF-8
-    columns: list[str], # that it must have
-) -> "pd.DataFrame": # text only, "" where a field is empty
+    path: str | Path,  # UTF-8
+    columns: list[str],  # that it must have
+) -> "pd.DataFrame":  # text only, "" where a field is empty
     "Read a CSV file as text; `ValueError` naming it if it cannot be parsed or lacks a column."
     import pandas as pd
-    try: table = pd.read_csv(io.BytesIO(read_bytes(path, MAX_CSV)), dtype=str, keep_default_na=False)
-    except (ValueError, pd.errors.ParserError) as e: raise ValueError(f"{path} is no table ({one_line(e)}).") from e
-    if missing := [name for name in columns if name not in table]: raise ValueError(f"{path} lacks the column {', '.join(missing)}.")
+
+    try:
+        table = pd.read_csv(io.BytesIO(read_bytes(path, MAX_CSV)), dtype=str, keep_default_na=False)
+    except (ValueError, pd.errors.ParserError) as e:
+        raise ValueError(f"{path} is no table ({one_line(e)}).") from e
+    if missing := [name for name in columns if name not in table]:
+        raise ValueError(f"{path} lacks the column {', '.join(missing)}.")
     return table
 
-
-# %% ../nbs/01_trust.ipynb #01-trust-41
+# %% ../nbs/01_trust.ipynb #01-trust-59
 def read_tensors(
-    path: str | Path, # a .safetensors file
-) -> dict: # name -> tensor, on the CPU
+    path: str | Path,  # a .safetensors file
+) -> dict:  # name -> tensor, on the CPU
     "Read the tensors of a .safetensors file; `ValueError` naming it if it is damaged."
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    open_file(path).close()
-    try: return load_file(path)
-    except SafetensorError as e: raise ValueError(f"{path} holds no whole weights ({one_line(e)}).") from e
 
-# %% ../nbs/01_trust.ipynb #01-trust-45
+    open_file(path).close()
+    try:
+        return load_file(path)
+    except SafetensorError as e:
+        raise ValueError(f"{path} holds no whole weights ({one_line(e)}).") from e
+
+# %% ../nbs/01_trust.ipynb #01-trust-63
 MARKER = ".prle.json"
 "The file in a folder that says that this project has made it, and for what."
 
 MAX_MARKER = 2**30
 "Bytes of a marker, which has a line for each file of the folder."
 
-def _unmarked(folder: Path) -> list[str]: # relative paths, sorted
+# %% ../nbs/01_trust.ipynb #01-trust-64
+def _unmarked(folder: Path) -> list[str]:  # relative paths, sorted
     "List the files and links of a folder, without its marker and the marked folders inside it."
     names = []
     for here, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(here, name))]
-        if here != str(folder) and MARKER in files: folders.clear()
-        else: names += [os.path.relpath(os.path.join(here, name), folder) for name in files + links if name != MARKER]
+        if here != str(folder) and MARKER in files:
+            folders.clear()
+        else:
+            names += [
+                os.path.relpath(os.path.join(here, name), folder)
+                for name in files + links
+                if name != MARKER
+            ]
     return sorted(names)
 
+# %% ../nbs/01_trust.ipynb #01-trust-65
 def mark_folder(
-    folder: str | Path, # complete, nothing will be added to it
-    purpose: str, # what it is: "benchmark", "quantile maps", ...
+    folder: str | Path,  # complete, nothing will be added to it
+    purpose: str,  # what it is: "benchmark", "quantile maps", ...
 ):
     "Write the marker of a folder: that this project made it, for what purpose, and with which files."
-    write_json(Path(folder)/MARKER, dict(made_by="prle", purpose=purpose, files=_unmarked(Path(folder))))
+    write_json(
+        Path(folder) / MARKER, dict(made_by="prle", purpose=purpose, files=_unmarked(Path(folder)))
+    )
 
-def _read_marker(folder: Path) -> tuple[str, set[str]]: # purpose, files
+# %% ../nbs/01_trust.ipynb #01-trust-66
+def _read_marker(folder: Path) -> tuple[str, set[str]]:  # purpose, files
     "Read the marker of a folder; `ValueError` naming it if it is damaged."
-    note = read_json(folder/MARKER, dict, MAX_MARKER)
+    note = read_json(folder / MARKER, dict, MAX_MARKER)
     purpose, files = note.get("purpose"), note.get("files")
-    if not isinstance(purpose, str) or not isinstance(files, list) or not all(isinstance(name, str) for name in files):
-        raise ValueError(f"{folder/MARKER} is damaged: it does not say what the folder is for and which files it has.")
+    if (
+        not isinstance(purpose, str)
+        or not isinstance(files, list)
+        or not all(isinstance(name, str) for name in files)
+    ):
+        raise ValueError(
+            f"{folder / MARKER} is damaged: it does not say what the folder is for and which files it has."
+        )
     return purpose, set(files)
 
-# %% ../nbs/01_trust.ipynb #01-trust-46
+# %% ../nbs/01_trust.ipynb #01-trust-67
 def _stranger(folder: Path, purpose: str) -> str:
     "Say why a folder may not be replaced; an empty string if it may."
-    if not folder.is_dir(): return "is a file"
-    if not any(folder.iterdir()): return ""
-    if not (folder/MARKER).is_file(): return "holds files that were not made by this command"
+    if not folder.is_dir():
+        return "is a file"
+    if not any(folder.iterdir()):
+        return ""
+    if not (folder / MARKER).is_file():
+        return "holds files that were not made by this command"
     made_for, files = _read_marker(folder)
-    if made_for != purpose: return f"holds something else ({shortened(made_for)})"
+    if made_for != purpose:
+        return f"holds something else ({shortened(made_for)})"
     if added := [name for name in _unmarked(folder) if name not in files]:
         return f"holds {len(added)} files that were not made by this command ({shortened(added[0])}, for one)"
     return next(filter(None, map(_inner, _marked(folder))), "")
 
+# %% ../nbs/01_trust.ipynb #01-trust-68
 def _marked(folder: Path) -> list[Path]:
     "List the marked folders inside a folder."
     return [p.parent for p in sorted(folder.rglob(MARKER)) if p.parent != folder]
+
 
 def _inner(folder: Path) -> str:
     "Say why a marked folder may not be deleted with the one around it; an empty string if it may."
     fault = _stranger(folder, _read_marker(folder)[0])
     return f"has a folder {folder.name} that {fault}" if fault else ""
 
-# %% ../nbs/01_trust.ipynb #01-trust-47
+# %% ../nbs/01_trust.ipynb #01-trust-69
 def check_replaceable(
-    folder: str | Path, # where a result shall be
-    purpose: str, # what it is
+    folder: str | Path,  # where a result shall be
+    purpose: str,  # what it is
 ):
     """Raise `FileExistsError` unless a result may be put at `folder`.
 
@@ -434,10 +581,11 @@ def check_replaceable(
     if os.path.lexists(folder) and (fault := _stranger(Path(os.path.realpath(folder)), purpose)):
         raise FileExistsError(f"{folder} {fault}; name a new or an empty folder, or move it away.")
 
+# %% ../nbs/01_trust.ipynb #01-trust-70
 @contextmanager
 def made_folder(
-    folder: str | Path, # where the result shall be; its parent is created
-    purpose: str, # what it is
+    folder: str | Path,  # where the result shall be; its parent is created
+    purpose: str,  # what it is
 ):
     """Yield a new folder that takes the place of `folder` when it is complete.
 
@@ -448,87 +596,116 @@ def made_folder(
         new.mkdir()
         yield new
         mark_folder(new, purpose)
-        check_replaceable(final, purpose) # somebody may have put something there meanwhile
+        check_replaceable(final, purpose)  # somebody may have put something there meanwhile
         discard(final)
 
-# %% ../nbs/01_trust.ipynb #01-trust-50
+# %% ../nbs/01_trust.ipynb #01-trust-73
 class Damaged(ValueError):
     "Error for a file that is missing or not what was written."
 
+# %% ../nbs/01_trust.ipynb #01-trust-74
 def check_digest(
-    path: str | Path, # a file of ours
-    fingerprint: str, # what `file_digest` said when it was written
-) -> Path: # the same
+    path: str | Path,  # a file of ours
+    fingerprint: str,  # what `file_digest` said when it was written
+) -> Path:  # the same
     "Return the path of a file that is as it was written; `Damaged` naming it otherwise."
-    try: mode = os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError): raise Damaged(f"{path} is missing.") from None
-    if not stat.S_ISREG(mode): raise Damaged(f"{path} is no ordinary file.")
-    if file_digest(path) != fingerprint: raise Damaged(f"{path} has changed since it was written.")
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise Damaged(f"{path} is missing.") from None
+    if not stat.S_ISREG(mode):
+        raise Damaged(f"{path} is no ordinary file.")
+    if file_digest(path) != fingerprint:
+        raise Damaged(f"{path} has changed since it was written.")
     return Path(path)
 
-# %% ../nbs/01_trust.ipynb #01-trust-53
+# %% ../nbs/01_trust.ipynb #01-trust-77
 def write_sealed(
-    path: str | Path, # the JSON file
-    record: dict, # JSON-able
+    path: str | Path,  # the JSON file
+    record: dict,  # JSON-able
 ) -> Path:
     "Write a record as JSON, atomically, together with its digest."
     return write_json(path, dict(record, digest=digest(record)))
 
+# %% ../nbs/01_trust.ipynb #01-trust-78
 def read_sealed(
-    path: str | Path, # from `write_sealed`
+    path: str | Path,  # from `write_sealed`
     /,
-    **kinds: type, # entries that it must have, and what each must be
-) -> dict: # without its digest
+    **kinds: type,  # entries that it must have, and what each must be
+) -> dict:  # without its digest
     "Read a sealed record; `Damaged` naming the file if it is missing or not what was written."
     try:
         record = read_record(path, digest=str)
-        if record.pop("digest") != digest(record): raise ValueError(f"{path} has changed since it was written.")
+        if record.pop("digest") != digest(record):
+            raise ValueError(f"{path} has changed since it was written.")
         return check_entries(record, path, **kinds)
-    except (FileNotFoundError, NotADirectoryError): raise Damaged(f"{path} is missing.") from None
-    except (ValueError, RecursionError) as e: raise Damaged(str(e)) from e
+    except (FileNotFoundError, NotADirectoryError):
+        raise Damaged(f"{path} is missing.") from None
+    except (ValueError, RecursionError) as e:
+        raise Damaged(str(e)) from e
 
-# %% ../nbs/01_trust.ipynb #01-trust-56
+# %% ../nbs/01_trust.ipynb #01-trust-81
 DIGESTS = "digests.parquet"
 "The table in a folder of many files that has the digest of each."
 
-def _relative(folder: Path) -> list[str]: # POSIX, sorted
+
+def _relative(folder: Path) -> list[str]:  # POSIX, sorted
     "List the files below a folder, without its table of digests and its marker."
     names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
     return sorted(name for name in names if name not in (DIGESTS, MARKER))
 
+# %% ../nbs/01_trust.ipynb #01-trust-82
 def write_digests(
-    folder: str | Path, # complete
-    digests: dict[str, str] | None = None, # relative path -> digest; None: of all files that are there
-) -> Path: # of the table
+    folder: str | Path,  # complete
+    digests: dict[str, str]
+    | None = None,  # relative path -> digest; None: of all files that are there
+) -> Path:  # of the table
     "Write a folder's table of digests, a row a file."
     import pandas as pd
-    if digests is None: digests = {name: bytes_digest((Path(folder)/name).read_bytes()) for name in _relative(Path(folder))}
-    return write_table(Path(folder)/DIGESTS, pd.DataFrame(dict(path=list(digests), digest=list(digests.values())), dtype=str))
 
+    if digests is None:
+        digests = {
+            name: bytes_digest((Path(folder) / name).read_bytes())
+            for name in _relative(Path(folder))
+        }
+    return write_table(
+        Path(folder) / DIGESTS,
+        pd.DataFrame(dict(path=list(digests), digest=list(digests.values())), dtype=str),
+    )
+
+# %% ../nbs/01_trust.ipynb #01-trust-83
 def read_digests(
-    folder: str | Path, # after `write_digests`
-) -> dict[str, str]: # relative path -> digest
+    folder: str | Path,  # after `write_digests`
+) -> dict[str, str]:  # relative path -> digest
     "Read a folder's table of digests; `Damaged` if it is missing or is another table."
-    if not os.path.isfile(Path(folder)/DIGESTS): raise Damaged(f"{Path(folder)/DIGESTS} is missing.")
-    table = read_table(Path(folder)/DIGESTS)
-    if list(table) != ["path", "digest"]: raise Damaged(f"{Path(folder)/DIGESTS} is no table of digests.")
+    if not os.path.isfile(Path(folder) / DIGESTS):
+        raise Damaged(f"{Path(folder) / DIGESTS} is missing.")
+    table = read_table(Path(folder) / DIGESTS)
+    if list(table) != ["path", "digest"]:
+        raise Damaged(f"{Path(folder) / DIGESTS} is no table of digests.")
     return dict(zip(table.path, table.digest))
 
-# %% ../nbs/01_trust.ipynb #01-trust-57
+# %% ../nbs/01_trust.ipynb #01-trust-84
 def read_whole(
-    path: str | Path, # a file of ours
-    fingerprint: str, # what was written down
-    most: int = 2**28, # bytes
+    path: str | Path,  # a file of ours
+    fingerprint: str,  # what was written down
+    most: int = 2**28,  # bytes
 ) -> bytes:
     "Read a file once and return its content; `Damaged` naming it if that is not what was written."
-    try: content = read_bytes(path, most)
-    except (FileNotFoundError, NotADirectoryError): raise Damaged(f"{path} is missing.") from None
-    except ValueError as e: raise Damaged(str(e)) from e
-    if bytes_digest(content) != fingerprint: raise Damaged(f"{path} has changed since it was written.")
+    try:
+        content = read_bytes(path, most)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Damaged(f"{path} is missing.") from None
+    except ValueError as e:
+        raise Damaged(str(e)) from e
+    if bytes_digest(content) != fingerprint:
+        raise Damaged(f"{path} has changed since it was written.")
     return content
 
+# %% ../nbs/01_trust.ipynb #01-trust-85
 def check_digests(
-    folder: str | Path, # after `write_digests`
+    folder: str | Path,  # after `write_digests`
 ):
     "Compare every file of a folder with its digest; `Damaged` naming the first that differs."
-    for name, fingerprint in read_digests(folder).items(): read_whole(Path(folder)/name, fingerprint)
+    for name, fingerprint in read_digests(folder).items():
+        read_whole(Path(folder) / name, fingerprint)

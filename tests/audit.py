@@ -2,19 +2,31 @@
 
 Exit code 1 if there are any. Where the vulnerability service cannot be reached this is said and is no failure.
 """
+
 import json
 import subprocess
 import sys
 
-SERVICE = "osv" # says when it cannot answer; the registry's own service passes over what it does not know
+SERVICE = "osv"  # says when it cannot answer; the registry's own service passes over what it does not know
 
 
 def audit(command, lock, seconds=240):
     "(exit code, lines): what pip-audit finds, in bounded time."
-    options = ["--requirement", lock, "--require-hashes", "--disable-pip", "--vulnerability-service", SERVICE]
+    options = [
+        "--requirement",
+        lock,
+        "--require-hashes",
+        "--disable-pip",
+        "--vulnerability-service",
+        SERVICE,
+    ]
     try:
-        done = subprocess.run([command, *options, "--format", "json", "--progress-spinner", "off"],
-                              capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(
+            [command, *options, "--format", "json", "--progress-spinner", "off"],
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+        )
     except subprocess.TimeoutExpired:
         return 0, [f"audit: not done, no answer within {seconds} seconds."]
     try:
@@ -29,10 +41,14 @@ def report(packages):
     "(exit code, lines) of pip-audit's findings."
     skipped = [p["name"] for p in packages if "skip_reason" in p]
     found = [(p, v) for p in packages for v in p.get("vulns", [])]
-    lines = [f"audit: {len(packages) - len(skipped)} packages looked up, {len(found)} known vulnerabilities."]
+    lines = [
+        f"audit: {len(packages) - len(skipped)} packages looked up, {len(found)} known vulnerabilities."
+    ]
     for package, flaw in found:
         mended = ", ".join(flaw["fix_versions"]) or "no version yet"
-        lines.append(f"audit: {package['name']} {package['version']}: {flaw['id']}, mended in {mended}")
+        lines.append(
+            f"audit: {package['name']} {package['version']}: {flaw['id']}, mended in {mended}"
+        )
     if skipped:
         lines.append(f"audit: not looked up: {', '.join(skipped)[:100]}")
     return int(bool(found)), lines

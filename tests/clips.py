@@ -1,4 +1,5 @@
 "Short real videos for the tests: ORL photographs that move over a static textured background."
+
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from prle.data.faces import orl_folder, read_image
 @cache
 def photograph(person="s1", width=130):
     "A person's first ORL photograph enlarged to `width` px; the face takes about three quarters of it."
-    image = read_image(orl_folder()/person/"1.pgm")
+    image = read_image(orl_folder() / person / "1.pgm")
     return cv2.resize(image, (width, width * 112 // 92), interpolation=cv2.INTER_CUBIC)
 
 
@@ -48,37 +49,55 @@ def write_frames(path, frames, size, fps=25):
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
     assert writer.isOpened(), path
-    for frame in frames: writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR if frame.ndim == 3 else cv2.COLOR_GRAY2BGR))
+    for frame in frames:
+        writer.write(
+            cv2.cvtColor(frame, cv2.COLOR_RGB2BGR if frame.ndim == 3 else cv2.COLOR_GRAY2BGR)
+        )
     writer.release()
     return path
 
 
-def write_clip(path, person="s1", frames=8, size=(320, 240), faces=1, width=130, shown=None, mask=None):
+def write_clip(
+    path, person="s1", frames=8, size=(320, 240), faces=1, width=130, shown=None, mask=None
+):
     """A video of `frames` frames of `size` (w, h) with `faces` people (0: none), the first of them `person`, `width` px wide, the others smaller.
 
     `shown`: the frames in which they are there (default: all). `mask`: where to write the mask video, white on the photographs."""
     others = [f"s{10 + i}" for i in range(faces - 1)]
-    pictures = [photograph(p, w) for p, w in zip([person, *others][:faces], [width, *[width * 4 // 5] * len(others)])]
-    drawn = [draw_frame(size, pictures if shown is None or i in shown else [], 4 * i) for i in range(frames)]
-    if mask is not None: write_frames(mask, [m for _, m in drawn], size)
+    pictures = [
+        photograph(p, w)
+        for p, w in zip([person, *others][:faces], [width, *[width * 4 // 5] * len(others)])
+    ]
+    drawn = [
+        draw_frame(size, pictures if shown is None or i in shown else [], 4 * i)
+        for i in range(frames)
+    ]
+    if mask is not None:
+        write_frames(mask, [m for _, m in drawn], size)
     return write_frames(path, [frame for frame, _ in drawn], size)
 
 
 def write_people(folder, count, photos=2, size=None, tint=(1, 1, 1)):
     "A folder of people from ORL, tinted and enlarged."
     for i in range(1, count + 1):
-        (folder/f"s{i}").mkdir(parents=True)
+        (folder / f"s{i}").mkdir(parents=True)
         for k in range(1, photos + 1):
             shade = np.array(tint) * rng("tint", i).uniform(0.9, 1.1, 3)
-            picture = Image.fromarray((read_image(orl_folder()/f"s{i}"/f"{k}.pgm") * shade).clip(0, 255).astype(np.uint8))
-            if size: picture = picture.resize((size, size * 112 // 92), Image.Resampling.BICUBIC)
-            picture.save(folder/f"s{i}"/f"{k}.png")
+            picture = Image.fromarray(
+                (read_image(orl_folder() / f"s{i}" / f"{k}.pgm") * shade)
+                .clip(0, 255)
+                .astype(np.uint8)
+            )
+            if size:
+                picture = picture.resize((size, size * 112 // 92), Image.Resampling.BICUBIC)
+            picture.save(folder / f"s{i}" / f"{k}.png")
     return folder
 
 
 def ffmpeg(*arguments):
     "Run the ffmpeg of the package imageio-ffmpeg."
     from imageio_ffmpeg import get_ffmpeg_exe
+
     subprocess.run([get_ffmpeg_exe(), "-v", "error", "-y", *map(str, arguments)], check=True)
 
 
@@ -91,7 +110,17 @@ def write_h264(path, source):
 def write_rotated(path, source, degrees=90):
     "A copy that is stored turned and carries metadata which say so: a player shows it as `source` is."
     turned = Path(path).with_suffix(".turned.mp4")
-    ffmpeg("-i", source, "-vf", {90: "transpose=1", 180: "hflip,vflip", 270: "transpose=2"}[degrees], "-c:v", "mpeg4", "-q:v", "2", turned)
+    ffmpeg(
+        "-i",
+        source,
+        "-vf",
+        {90: "transpose=1", 180: "hflip,vflip", 270: "transpose=2"}[degrees],
+        "-c:v",
+        "mpeg4",
+        "-q:v",
+        "2",
+        turned,
+    )
     ffmpeg("-display_rotation", degrees, "-i", turned, "-c", "copy", path)
     turned.unlink()
     return Path(path)

@@ -1,4 +1,5 @@
 """Fixtures that several test files share: a tiny data set on disk and a tiny detector."""
+
 import os
 
 os.environ["PRLE_QUIET"] = "1"
@@ -30,9 +31,26 @@ def write_toy(folder, size=(24, 32), people=6, photos=2, bright=60):
                 path = f"{subset}/{person}_{photo}.png"
                 (folder / subset).mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(folder / path), image)
-                points = np.stack([draw.uniform(2, size[1] - 2, 68), draw.uniform(2, size[0] - 2, 68)], axis=1).astype(np.float32)
-                rows.append(dict(path=path, label=int(subset != "real"), dataset="toy", subset=subset, video=f"{person}_{photo}", identity=f"p{person}",
-                                 source_identity="", frame=0, split=split, compression="none", landmarks=points.ravel(), transform=[], mask=""))
+                points = np.stack(
+                    [draw.uniform(2, size[1] - 2, 68), draw.uniform(2, size[0] - 2, 68)], axis=1
+                ).astype(np.float32)
+                rows.append(
+                    dict(
+                        path=path,
+                        label=int(subset != "real"),
+                        dataset="toy",
+                        subset=subset,
+                        video=f"{person}_{photo}",
+                        identity=f"p{person}",
+                        source_identity="",
+                        frame=0,
+                        split=split,
+                        compression="none",
+                        landmarks=points.ravel(),
+                        transform=[],
+                        mask="",
+                    )
+                )
     return write_manifest(pd.DataFrame(rows), folder / "manifest.parquet")
 
 
@@ -53,7 +71,14 @@ class TinyDetector(Detector):
         return self.head(self.body(x).mean((2, 3))).flatten()
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+        ),
+    ]
+)
 def device(request):
     "Every device of this machine, one after the other."
     return request.param

@@ -1,4 +1,5 @@
 "Runs of `prle` in processes of their own that are killed at work."
+
 import os
 import signal
 import subprocess
@@ -10,36 +11,60 @@ from pathlib import Path
 
 def contents(folder):
     "Every file below a folder with its bytes."
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(Path(folder).rglob("*"))
+        if p.is_file()
+    }
 
 
 def children(pid):
     "Processes that descend from `pid` (Linux)."
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        try: name, rest = stat.read_text().rsplit(")", 1)
-        except OSError: continue
+        try:
+            name, rest = stat.read_text().rsplit(")", 1)
+        except OSError:
+            continue
         parents[int(name.split()[0])] = int(rest.split()[1])
     found = {pid}
-    while more := {p for p, parent in parents.items() if parent in found} - found: found |= more
+    while more := {p for p, parent in parents.items() if parent in found} - found:
+        found |= more
     return found - {pid}
 
 
 def start(script, *arguments):
-    return subprocess.Popen([sys.executable, str(script), *map(str, arguments)], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, str(script), *map(str, arguments)],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def kill_at_work(process, out, moment, group):
     "SIGKILL a run, all of it or only its main process, some time after it has begun to write; whether that hit it at work. The workers must be gone soon."
-    def begun(): return sum(name.endswith(".png") for _, _, names in os.walk(out) for name in names) # passes over what vanishes meanwhile
+
+    def begun():
+        return sum(
+            name.endswith(".png") for _, _, names in os.walk(out) for name in names
+        )  # passes over what vanishes meanwhile
+
     before, deadline = begun(), time.monotonic() + 60
-    while begun() <= before and process.poll() is None and time.monotonic() < deadline: time.sleep(0.01)
+    while begun() <= before and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
     time.sleep(moment)
     workers = children(process.pid) if sys.platform == "linux" else set()
     hit = begun() > before and process.poll() is None
-    with suppress(ProcessLookupError): (os.killpg if group else os.kill)(process.pid, signal.SIGKILL) # a late moment finds it finished
+    with suppress(ProcessLookupError):
+        (os.killpg if group else os.kill)(
+            process.pid, signal.SIGKILL
+        )  # a late moment finds it finished
     process.wait()
     deadline = time.monotonic() + 20
-    while (left := {p for p in workers if Path(f"/proc/{p}/exe").exists()}) and time.monotonic() < deadline: time.sleep(0.05)
+    while (
+        left := {p for p in workers if Path(f"/proc/{p}/exe").exists()}
+    ) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert not left, "workers outlive the process that started them"
     return hit

@@ -1,4 +1,5 @@
 """Make README.md from nbs/index.ipynb: `python tests/readme.py`."""
+
 import os
 import re
 from pathlib import Path
@@ -11,8 +12,17 @@ def render():
     "The README's text and its pictures (path relative to the project -> bytes)."
     from nbconvert import MarkdownExporter
     from traitlets.config import Config
-    exporter = MarkdownExporter(config=Config(TagRemovePreprocessor=dict(enabled=True, remove_input_tags={"remove_input"}, remove_cell_tags={"remove_cell"})))
-    text, resources = exporter.from_filename(str(ROOT / "nbs/index.ipynb"), resources=dict(output_files_dir=PICTURES, unique_key="index"))
+
+    exporter = MarkdownExporter(
+        config=Config(
+            TagRemovePreprocessor=dict(
+                enabled=True, remove_input_tags={"remove_input"}, remove_cell_tags={"remove_cell"}
+            )
+        )
+    )
+    text, resources = exporter.from_filename(
+        str(ROOT / "nbs/index.ipynb"), resources=dict(output_files_dir=PICTURES, unique_key="index")
+    )
     text = re.sub(r"\]\(([\w/]+\.ipynb)\)", r"](nbs/\1)", text).replace("](../", "](")
     return text.strip() + "\n", resources["outputs"]
 

@@ -1,4 +1,5 @@
 """Small user studies on made-up faces, and people who are made up too: for tests only."""
+
 import json
 
 import cv2
@@ -15,9 +16,24 @@ FIVE = ("DF", "FS", "F2F", "Fsh", "NT")
 
 def people(n, subsets=FIVE, split="test"):
     "Rows as of a manifest: a real face and the fakes of n people; swaps pair neighbours."
-    source = lambda k, s: "" if s == "real" else f"p{(k ^ 1) if s in ('DF', 'FS', 'Fsh') else k:03d}"
-    return pd.DataFrame([dict(path=f"{s}/{k}.png", subset=s, label=int(s != "real"), identity=f"p{k:03d}", source_identity=source(k, s), split=split)
-                         for k in range(n) for s in ("real", *subsets)])
+
+    def source(k, s):
+        return "" if s == "real" else f"p{(k ^ 1) if s in ('DF', 'FS', 'Fsh') else k:03d}"
+
+    return pd.DataFrame(
+        [
+            dict(
+                path=f"{s}/{k}.png",
+                subset=s,
+                label=int(s != "real"),
+                identity=f"p{k:03d}",
+                source_identity=source(k, s),
+                split=split,
+            )
+            for k in range(n)
+            for s in ("real", *subsets)
+        ]
+    )
 
 
 def faces(folder, n, subsets=FIVE, size=48, split="test", top=None):
@@ -37,10 +53,29 @@ def faces(folder, n, subsets=FIVE, size=48, split="test", top=None):
     return rows
 
 
-def study(folder, participants=2, images=4, subsets=("F2F", "NT"), n=12, practice=2, post="answers", confidence=False, split="test", top=None,
-          secret=SECRET):
+def study(
+    folder,
+    participants=2,
+    images=4,
+    subsets=("F2F", "NT"),
+    n=12,
+    practice=2,
+    post="answers",
+    confidence=False,
+    split="test",
+    top=None,
+    secret=SECRET,
+):
     "A study on disk, page included."
-    made = build_study(faces(folder / "faces", n, subsets, split=split, top=top), folder / "study", participants, images, subsets, practice, secret=secret)
+    made = build_study(
+        faces(folder / "faces", n, subsets, split=split, top=top),
+        folder / "study",
+        participants,
+        images,
+        subsets,
+        practice,
+        secret=secret,
+    )
     write_page(made, post=post, confidence=confidence)
     return made
 
@@ -57,13 +92,34 @@ def simulate(study, accuracy, seed=0, participant=0.5, face=0.5, rt=2000, codes=
     faces = dict(zip(key.path.unique(), face * draw.standard_normal(key.path.nunique())))
     for code in codes if codes is not None else study.codes:
         own, answers = participant * draw.standard_normal(), []
-        for r in study.plan[study.plan.code == code].rename(columns=dict(index="index_")).itertuples():
+        for r in (
+            study.plan[study.plan.code == code].rename(columns=dict(index="index_")).itertuples()
+        ):
             right = True
             if r.picture:
                 k = key.loc[r.picture]
                 p = accuracy(k)
-                right = draw.random() < 1 / (1 + np.exp(-(np.log(p / (1 - p)) + own + faces[k.path])))
+                right = draw.random() < 1 / (
+                    1 + np.exp(-(np.log(p / (1 - p)) + own + faces[k.path]))
+                )
             answer = r.expected if right else {"real": "fake", "fake": "real"}[r.expected]
-            answers.append(signed(dict(study=study.settings["study"], code=code, index=int(r.index_), item=r.picture or "check", answer=answer,
-                                       rt=int(rt), source="button", confidence=None)) | dict(simulated=True))
-        (study.path / "responses" / f"{code}.json").write_text(json.dumps(dict(study=study.settings["study"], code=code, complete=True, answers=answers)))
+            answers.append(
+                signed(
+                    dict(
+                        study=study.settings["study"],
+                        code=code,
+                        index=int(r.index_),
+                        item=r.picture or "check",
+                        answer=answer,
+                        rt=int(rt),
+                        source="button",
+                        confidence=None,
+                    )
+                )
+                | dict(simulated=True)
+            )
+        (study.path / "responses" / f"{code}.json").write_text(
+            json.dumps(
+                dict(study=study.settings["study"], code=code, complete=True, answers=answers)
+            )
+        )

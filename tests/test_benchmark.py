@@ -24,25 +24,34 @@ ORL = faces.orl_folder()
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     "Eight people at 64 px, as the preset smoke has it."
-    return benchmark.build_benchmark(tmp_path_factory.mktemp("smoke")/"bench", size=64, people=8, steps=2, workers=2)
+    return benchmark.build_benchmark(
+        tmp_path_factory.mktemp("smoke") / "bench", size=64, people=8, steps=2, workers=2
+    )
 
 
 @pytest.fixture(scope="session")
 def test_split(tmp_path_factory):
     "The test split of the 40-people benchmark at 128 px, the very pictures of `build_benchmark` (four minutes on two cores, most of them training)."
     root = tmp_path_factory.mktemp("test_split")
-    found, _ = faces.read_faces(benchmark._choose(None, None, 0), 128, benchmark.SCALE, benchmark.LIFT)
+    found, _ = faces.read_faces(
+        benchmark._choose(None, None, 0), 128, benchmark.SCALE, benchmark.LIFT
+    )
     jobs = [job for job in benchmark.plan(found, 0)[0] if job.split == "test"]
     networks, _ = train_networks(found)
     rows = benchmark._make_all(jobs, root, networks, seed=0, quality=90, workers=2)
-    return read_manifest(write_manifest(pd.DataFrame(rows), root/"manifest.parquet"))
+    return read_manifest(write_manifest(pd.DataFrame(rows), root / "manifest.parquet"))
 
 
 def files(root):
-    return {p.relative_to(root).as_posix(): file_digest(p) for p in sorted(root.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(root).as_posix(): file_digest(p)
+        for p in sorted(root.rglob("*"))
+        if p.is_file()
+    }
 
 
 # The folder
+
 
 def test_split_is_by_identity_in_proportion():
     people = [f"s{i}" for i in range(40)]
@@ -50,31 +59,48 @@ def test_split_is_by_identity_in_proportion():
     assert split.value_counts().to_dict() == {"train": 24, "test": 12, "val": 4}
     assert benchmark.split_people(people, 0) == split.to_dict() != benchmark.split_people(people, 1)
     assert pd.Series(benchmark.split_people(people[:8])).value_counts().min() == 2
-    with pytest.raises(ValueError, match="5 people with a usable face.*at least 6"): benchmark.split_people(people[:5])
+    with pytest.raises(ValueError, match="5 people with a usable face.*at least 6"):
+        benchmark.split_people(people[:5])
 
 
 def test_smoke_benchmark(smoke):
     df = read_manifest(smoke)
-    assert set(df.subset) == {"real", *NAMES} and df.dataset.eq("mini").all() and df.compression.eq("jpeg90").all()
+    assert (
+        set(df.subset) == {"real", *NAMES}
+        and df.dataset.eq("mini").all()
+        and df.compression.eq("jpeg90").all()
+    )
     assert df.groupby("split").identity.nunique().to_dict() == {"train": 4, "val": 2, "test": 2}
     assert df.groupby("subset").size().nunique() == 1
     home = df.set_index("identity").split.to_dict()
     swaps = df[df.subset.isin(["DF", "FS", "Fsh"])]
-    assert (swaps.identity != swaps.source_identity).all() and (swaps.source_identity.map(home) == swaps.split).all()
+    assert (swaps.identity != swaps.source_identity).all() and (
+        swaps.source_identity.map(home) == swaps.split
+    ).all()
     own = df[df.subset.isin(["F2F", "NT"])]
-    assert (own.identity == own.source_identity).all() and (df[df.label == 0][["source_identity", "mask"]] == "").all().all()
+    assert (own.identity == own.source_identity).all() and (
+        df[df.label == 0][["source_identity", "mask"]] == ""
+    ).all().all()
     for row in df.itertuples():
-        assert faces.read_image(smoke.parent/row.path).shape == (64, 64, 3)
-        if row.mask: assert set(np.unique(cv2.imread(str(smoke.parent/row.mask), -1))) == {0, 255}
-    assert len(pd.read_csv(smoke.parent/"dropped.csv")) + (df.label == 0).sum() == 80 # nothing is lost
+        assert faces.read_image(smoke.parent / row.path).shape == (64, 64, 3)
+        if row.mask:
+            assert set(np.unique(cv2.imread(str(smoke.parent / row.mask), -1))) == {0, 255}
+    assert (
+        len(pd.read_csv(smoke.parent / "dropped.csv")) + (df.label == 0).sum() == 80
+    )  # nothing is lost
 
 
 def test_far_from_the_mask_reals_and_fakes_are_the_same_file_content(smoke):
     "After compression too: JPEG works in blocks of 8 (chroma 16), so 16 px from the mask nothing differs."
     df = read_manifest(smoke).query("subset == 'NT'")
     for row in df.head(10).itertuples():
-        fake, real = (cv2.imread(str(smoke.parent/p)) for p in (row.path, f"real/{row.video.split('_')[0]}.png"))
-        near = cv2.dilate(cv2.imread(str(smoke.parent/row.mask), 0), np.ones((33, 33), np.uint8)) > 0
+        fake, real = (
+            cv2.imread(str(smoke.parent / p))
+            for p in (row.path, f"real/{row.video.split('_')[0]}.png")
+        )
+        near = (
+            cv2.dilate(cv2.imread(str(smoke.parent / row.mask), 0), np.ones((33, 33), np.uint8)) > 0
+        )
         assert (fake[~near] == real[~near]).all() and not near.all()
 
 
@@ -88,105 +114,184 @@ def test_complete_and_same_is_reused(smoke, capsys):
 @pytest.fixture
 def quick(monkeypatch, smoke):
     "A benchmark that is made in no time: faces are read once, of six people two photographs each."
-    photos = [ORL/f"s{i}"/f"{k}.pgm" for i in range(1, 7) for k in (1, 2)]
+    photos = [ORL / f"s{i}" / f"{k}.pgm" for i in range(1, 7) for k in (1, 2)]
     found = faces.read_faces(photos, 64, benchmark.SCALE, benchmark.LIFT)
     monkeypatch.setattr(benchmark, "_choose", lambda *a: photos)
     monkeypatch.setattr(benchmark, "read_faces", lambda *a: found)
 
 
 def test_workers_do_not_change_a_byte(quick, tmp_path):
-    for n in (1, 3): benchmark.build_benchmark(tmp_path/str(n), size=64, steps=1, workers=n)
-    assert files(tmp_path/"1") == files(tmp_path/"3")
+    for n in (1, 3):
+        benchmark.build_benchmark(tmp_path / str(n), size=64, steps=1, workers=n)
+    assert files(tmp_path / "1") == files(tmp_path / "3")
 
 
 def test_why_a_benchmark_is_made_again(quick, tmp_path, capsys):
-    out = tmp_path/"bench"
-    build = lambda **kw: (benchmark.build_benchmark(out, **{"size": 64, "steps": 1, **kw}), capsys.readouterr().out)[1]
+    out = tmp_path / "bench"
+
+    def build(**kw):
+        return (
+            benchmark.build_benchmark(out, **{"size": 64, "steps": 1, **kw}),
+            capsys.readouterr().out,
+        )[1]
+
     said = build()
-    assert f"forge: MISS {out} (none there yet)" in said and "generators: MISS (none there yet)" in said
-    trained = files(out/"generators")
+    assert (
+        f"forge: MISS {out} (none there yet)" in said
+        and "generators: MISS (none there yet)" in said
+    )
+    trained = files(out / "generators")
     said = build(quality=80)
-    assert f"forge: MISS {out} (quality was 90, is 80)" in said and "generators: HIT" in said and files(out/"generators") == trained
+    assert (
+        f"forge: MISS {out} (quality was 90, is 80)" in said
+        and "generators: HIT" in said
+        and files(out / "generators") == trained
+    )
     said = build(quality=80, seed=1)
     assert "(seed was 0, is 1)" in said and "generators: MISS (seed was 0, is 1)" in said
-    next((out/"DF").iterdir()).unlink()
+    next((out / "DF").iterdir()).unlink()
     said = build(quality=80, seed=1)
     assert "(1 of 132 pictures missing)" in said and "generators: HIT" in said
     assert build(quality=80, seed=1) == f"forge: HIT {out}\n"
     said = build(quality=80, seed=1, steps=2)
     assert "(steps was 1, is 2)" in said and "generators: MISS (steps was 1, is 2)" in said
-    assert read_json(out/"forge.json")["config"]["steps"] == 2
+    assert read_json(out / "forge.json")["config"]["steps"] == 2
 
 
 def test_a_full_disk_leaves_nothing_half_made(quick, tmp_path, monkeypatch, capsys):
-    benchmark.build_benchmark(tmp_path/"bench", size=64, steps=1)
+    benchmark.build_benchmark(tmp_path / "bench", size=64, steps=1)
     whole, calls, write = files(tmp_path), [], benchmark.write_png
 
     def full(path, image):
         calls.append(path)
-        if len(calls) > 20: raise OSError(28, "No space left on device")
+        if len(calls) > 20:
+            raise OSError(28, "No space left on device")
         write(path, image)
+
     monkeypatch.setattr(benchmark, "write_png", full)
-    with pytest.raises(OSError, match="No space"): benchmark.build_benchmark(tmp_path/"bench", size=64, steps=1, seed=5)
-    with pytest.raises(OSError, match="No space"): benchmark.build_benchmark(tmp_path/"new", size=64, steps=1)
-    assert files(tmp_path) == whole # the earlier benchmark stands, and no trace of the new ones
+    with pytest.raises(OSError, match="No space"):
+        benchmark.build_benchmark(tmp_path / "bench", size=64, steps=1, seed=5)
+    with pytest.raises(OSError, match="No space"):
+        benchmark.build_benchmark(tmp_path / "new", size=64, steps=1)
+    assert files(tmp_path) == whole  # the earlier benchmark stands, and no trace of the new ones
 
 
 def test_a_foreign_folder_is_never_replaced(quick, tmp_path):
-    (tmp_path/"notes.txt").touch()
-    with pytest.raises(FileExistsError, match="holds files that were not made by this command"): benchmark.build_benchmark(tmp_path)
-    assert (tmp_path/"notes.txt").exists()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match="holds files that were not made by this command"):
+        benchmark.build_benchmark(tmp_path)
+    assert (tmp_path / "notes.txt").exists()
 
 
 def test_too_few_people(tmp_path):
-    with pytest.raises(ValueError, match="people must lie between 6 and 40, not 5"): benchmark.build_benchmark(tmp_path/"b", people=5)
-    with pytest.raises(ValueError, match="not 41"): benchmark.build_benchmark(tmp_path/"b", people=41)
+    with pytest.raises(ValueError, match="people must lie between 6 and 40, not 5"):
+        benchmark.build_benchmark(tmp_path / "b", people=5)
+    with pytest.raises(ValueError, match="not 41"):
+        benchmark.build_benchmark(tmp_path / "b", people=41)
 
 
 def test_own_photographs_in_colour(tmp_path):
     "Any folder of photographs; a person with one usable photograph lacks F2F and NT, and the report says so."
     for i in range(1, 7):
-        folder = tmp_path/"people"/f"person {i}"
+        folder = tmp_path / "people" / f"person {i}"
         folder.mkdir(parents=True)
         for k in (1, 2):
-            grey = faces.read_image(ORL/f"s{i}"/f"{k}.pgm")
-            Image.fromarray((grey * [1, 0.8, 0.6]).astype(np.uint8)).resize((184, 224)).save(folder/f"{k}.jpg", quality=95)
-    (tmp_path/"people"/"person 3"/"2.jpg").write_bytes(b"broken")
-    manifest = read_manifest(benchmark.build_benchmark(tmp_path/"out", tmp_path/"people", size=64, steps=1))
-    dropped = pd.read_csv(tmp_path/"out"/"dropped.csv")
-    assert manifest.groupby("subset").size().to_dict() == {"real": 11, "DF": 11, "FS": 11, "Fsh": 11, "F2F": 10, "NT": 10}
+            grey = faces.read_image(ORL / f"s{i}" / f"{k}.pgm")
+            Image.fromarray((grey * [1, 0.8, 0.6]).astype(np.uint8)).resize((184, 224)).save(
+                folder / f"{k}.jpg", quality=95
+            )
+    (tmp_path / "people" / "person 3" / "2.jpg").write_bytes(b"broken")
+    manifest = read_manifest(
+        benchmark.build_benchmark(tmp_path / "out", tmp_path / "people", size=64, steps=1)
+    )
+    dropped = pd.read_csv(tmp_path / "out" / "dropped.csv")
+    assert manifest.groupby("subset").size().to_dict() == {
+        "real": 11,
+        "DF": 11,
+        "FS": 11,
+        "Fsh": 11,
+        "F2F": 10,
+        "NT": 10,
+    }
     assert dropped.path.tolist() == ["person 3/2.jpg", "person 3/1.jpg", "person 3/1.jpg"]
     assert dropped.reason.str.split(":").str[0].tolist() == ["not a picture.", "F2F", "NT"]
-    red, _, blue = faces.read_image(tmp_path/"out"/manifest.path[0]).reshape(-1, 3).mean(0)
+    red, _, blue = faces.read_image(tmp_path / "out" / manifest.path[0]).reshape(-1, 3).mean(0)
     assert blue / red < 0.8
 
 
 def test_videos_keep_their_order(tmp_path):
     "A person's folder may hold videos: their frames stay together and in order, with one source for a whole video."
-    for i in range(1, 7): write_clip(tmp_path/"people"/f"p{i}"/"walk.mp4", person=f"s{i}", frames=9, size=(224, 180))
-    write_clip(tmp_path/"people"/"p1"/"other.mp4", person="s1", frames=9, size=(224, 180))
-    (tmp_path/"people"/"p2"/"broken.mp4").write_bytes(b"")
-    assert main(["forge", "--faces", str(tmp_path/"people"), "--out", str(tmp_path/"out"), "--size", "64", "--steps", "1", "--count", "3"]) == 0
-    manifest = read_manifest(tmp_path/"out"/"manifest.parquet")
+    for i in range(1, 7):
+        write_clip(
+            tmp_path / "people" / f"p{i}" / "walk.mp4", person=f"s{i}", frames=9, size=(224, 180)
+        )
+    write_clip(tmp_path / "people" / "p1" / "other.mp4", person="s1", frames=9, size=(224, 180))
+    (tmp_path / "people" / "p2" / "broken.mp4").write_bytes(b"")
+    assert (
+        main(
+            [
+                "forge",
+                "--faces",
+                str(tmp_path / "people"),
+                "--out",
+                str(tmp_path / "out"),
+                "--size",
+                "64",
+                "--steps",
+                "1",
+                "--count",
+                "3",
+            ]
+        )
+        == 0
+    )
+    manifest = read_manifest(tmp_path / "out" / "manifest.parquet")
     assert manifest.groupby("subset").size().to_dict() == dict.fromkeys(["real", *NAMES], 21)
     for _, rows in manifest.groupby(["subset", "video"]):
-        assert rows.frame.tolist() == [0, 4, 8] and rows.source_identity.nunique() == 1 and rows.path.str.endswith(tuple(f"/{f:04d}.png" for f in (0, 4, 8))).all()
+        assert (
+            rows.frame.tolist() == [0, 4, 8]
+            and rows.source_identity.nunique() == 1
+            and rows.path.str.endswith(tuple(f"/{f:04d}.png" for f in (0, 4, 8))).all()
+        )
     assert {"p1-walk_p1-other", "p2-walk_p2-walk"} <= set(manifest[manifest.subset == "F2F"].video)
-    dropped = pd.read_csv(tmp_path/"out"/"dropped.csv")
+    dropped = pd.read_csv(tmp_path / "out" / "dropped.csv")
     assert dropped.path.tolist() == ["p2/broken.mp4"] and "empty file" in dropped.reason[0]
-    assert all((tmp_path/"out"/p).exists() for p in [*manifest.path, *manifest["mask"][manifest["mask"] != ""]])
-    sheet = faces.read_image(tmp_path/"out"/"contact_sheet.png") # six people, the real face and five fakes of each
+    assert all(
+        (tmp_path / "out" / p).exists()
+        for p in [*manifest.path, *manifest["mask"][manifest["mask"] != ""]]
+    )
+    sheet = faces.read_image(
+        tmp_path / "out" / "contact_sheet.png"
+    )  # six people, the real face and five fakes of each
     assert sheet.shape == (20 + 6 * 112, 72 + 6 * 112, 3)
-    assert all(tile.std() > 10 for row in np.split(sheet[20:, 72:], 6) for tile in np.split(row, 6, axis=1))
+    assert all(
+        tile.std() > 10 for row in np.split(sheet[20:, 72:], 6) for tile in np.split(row, 6, axis=1)
+    )
     for name in TARGETS:
-        shifted = read_manifest(tmp_path/"out"/"targets"/name/"manifest.parquet")
-        assert set(shifted.subset) == {"real", *TARGETS[name].recipes} and set(shifted.identity) == set(manifest.identity[manifest.split == "test"])
-        assert all(rows.frame.tolist() == [0, 4, 8] and rows.source_identity.nunique() == 1 for _, rows in shifted.groupby(["subset", "video"]))
+        shifted = read_manifest(tmp_path / "out" / "targets" / name / "manifest.parquet")
+        assert set(shifted.subset) == {"real", *TARGETS[name].recipes} and set(
+            shifted.identity
+        ) == set(manifest.identity[manifest.split == "test"])
+        assert all(
+            rows.frame.tolist() == [0, 4, 8] and rows.source_identity.nunique() == 1
+            for _, rows in shifted.groupby(["subset", "video"])
+        )
 
 
 def made_up(*photos, frames=(None,)):
     "Faces of no content, for the plan."
-    return [faces.Face(np.zeros((8, 8, 3), np.uint8), rng(p, frame).uniform(0, 8, (68, 2)), 1, p, p.split("/")[0], frame) for p in photos for frame in frames]
+    return [
+        faces.Face(
+            np.zeros((8, 8, 3), np.uint8),
+            rng(p, frame).uniform(0, 8, (68, 2)),
+            1,
+            p,
+            p.split("/")[0],
+            frame,
+        )
+        for p in photos
+        for frame in frames
+    ]
 
 
 def test_sources_of_expressions_advance_with_their_targets():
@@ -194,9 +299,16 @@ def test_sources_of_expressions_advance_with_their_targets():
     clips = made_up(*(f"p{i}/walk.mp4" for i in range(1, 7)), "p1/other.mp4", frames=(0, 4, 8))
     jobs, _ = benchmark.plan(clips, seed=0)
     for name in ("F2F", "NT"):
-        sources = {clip: [job.source for job in jobs if job.subset == name and job.target.photo == clip] for clip in ("p1/walk.mp4", "p2/walk.mp4")}
-        assert [(face.photo, face.frame) for face in sources["p1/walk.mp4"]] == [("p1/other.mp4", frame) for frame in (0, 4, 8)]
-        assert [(face.photo, face.frame) for face in sources["p2/walk.mp4"]] == [("p2/walk.mp4", frame) for frame in (4, 8, 0)]
+        sources = {
+            clip: [job.source for job in jobs if job.subset == name and job.target.photo == clip]
+            for clip in ("p1/walk.mp4", "p2/walk.mp4")
+        }
+        assert [(face.photo, face.frame) for face in sources["p1/walk.mp4"]] == [
+            ("p1/other.mp4", frame) for frame in (0, 4, 8)
+        ]
+        assert [(face.photo, face.frame) for face in sources["p2/walk.mp4"]] == [
+            ("p2/walk.mp4", frame) for frame in (4, 8, 0)
+        ]
 
 
 def test_photographs_that_would_share_a_name_stay_apart():
@@ -204,21 +316,29 @@ def test_photographs_that_would_share_a_name_stay_apart():
     people = [f"{p}/{name}" for p in "abcdef" for name in ("1.jpg", "1.png", "2.jpg")]
     jobs, _ = benchmark.plan(made_up(*people, "a-b/c.jpg", "a/b-c.jpg"), seed=0)
     names = {job.target.photo: job.video for job in jobs if job.subset == "real"}
-    assert len(set(names.values())) == len(names) == 20 and len({(job.subset, job.file) for job in jobs}) == len(jobs)
-    assert (names["a/1.jpg"], names["a/1.png"], names["a/2.jpg"]) == ("a-1.jpg", "a-1.png", "a-2") and names["a-b/c.jpg"].startswith("a-b-c.jpg-")
+    assert len(set(names.values())) == len(names) == 20 and len(
+        {(job.subset, job.file) for job in jobs}
+    ) == len(jobs)
+    assert (names["a/1.jpg"], names["a/1.png"], names["a/2.jpg"]) == (
+        "a-1.jpg",
+        "a-1.png",
+        "a-2",
+    ) and names["a-b/c.jpg"].startswith("a-b-c.jpg-")
     doubled = [*jobs, benchmark.Job("real", jobs[0].target, "val", jobs[0].names)]
-    with pytest.raises(ValueError, match="a/1.jpg and a/1.jpg would both become real/a-1.jpg.png"): benchmark.check_jobs(doubled)
+    with pytest.raises(ValueError, match="a/1.jpg and a/1.jpg would both become real/a-1.jpg.png"):
+        benchmark.check_jobs(doubled)
 
 
 def test_several_faces_are_written_down(quick, tmp_path, monkeypatch):
     found, dropped = benchmark.read_faces()
     crowd = [faces.replace(found[0], found=3), *found[1:]]
     monkeypatch.setattr(benchmark, "read_faces", lambda *a: (crowd, dropped))
-    out = benchmark.build_benchmark(tmp_path/"bench", size=64, steps=1).parent
-    assert read_json(out/"forge.json")["several_faces"] == {"s1/1.pgm": 3}
+    out = benchmark.build_benchmark(tmp_path / "bench", size=64, steps=1).parent
+    assert read_json(out / "forge.json")["several_faces"] == {"s1/1.pgm": 3}
 
 
 # Use
+
 
 @pytest.mark.slow
 def test_no_trivial_cue(test_split):
@@ -232,27 +352,49 @@ def test_no_trivial_cue(test_split):
 def test_the_cue_table_sees_a_cue(test_split, monkeypatch):
     "The table is no rubber stamp: brighten the fakes and it says so."
     cues = benchmark.trivial_cues(test_split)
-    monkeypatch.setattr(benchmark, "trivial_cues", lambda manifest: cues.assign(brightness=cues.brightness + 300 * manifest.label))
+    monkeypatch.setattr(
+        benchmark,
+        "trivial_cues",
+        lambda manifest: cues.assign(brightness=cues.brightness + 300 * manifest.label),
+    )
     assert (benchmark.cue_table(test_split).brightness == 1).all()
 
 
 @pytest.mark.slow
 def test_no_trivial_cue_in_colour(tmp_path):
     "All five manipulations of coloured photographs, every person under a light of another tint; networks that are hardly trained are the hardest case for DF and Fsh."
-    people = write_people(tmp_path/"people", 40, photos=2, size=184, tint=(1.0, 0.78, 0.62))
-    manifest = read_manifest(benchmark.build_benchmark(tmp_path/"bench", people, size=128, steps=60))
-    red, _, blue = faces.read_image(tmp_path/"bench"/manifest.path[0]).reshape(-1, 3).mean(0)
+    people = write_people(tmp_path / "people", 40, photos=2, size=184, tint=(1.0, 0.78, 0.62))
+    manifest = read_manifest(
+        benchmark.build_benchmark(tmp_path / "bench", people, size=128, steps=60)
+    )
+    red, _, blue = faces.read_image(tmp_path / "bench" / manifest.path[0]).reshape(-1, 3).mean(0)
     table = benchmark.cue_table(manifest)
-    assert blue / red < 0.85 and list(table.index) == NAMES and manifest.groupby("subset").size().min() >= 75
+    assert (
+        blue / red < 0.85
+        and list(table.index) == NAMES
+        and manifest.groupby("subset").size().min() >= 75
+    )
     assert (table < 0.65).all().all(), table.round(3).to_string()
 
 
-@pytest.mark.parametrize("content", ["[]", "{", "", '{"config": []}', '{"config": {}, "digest": 3, "pictures": 1}', '{"config": {}, "digest": "x", "pictures": 1}',
-                                     "[" * 10**5, "null"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{",
+        "",
+        '{"config": []}',
+        '{"config": {}, "digest": 3, "pictures": 1}',
+        '{"config": {}, "digest": "x", "pictures": 1}',
+        "[" * 10**5,
+        "null",
+    ],
+)
 @pytest.mark.parametrize("module, name", [(benchmark, "forge.json"), (targets, "target.json")])
 def test_a_damaged_record_is_a_reason(tmp_path, module, name, content):
-    (tmp_path/name).write_text(content)
+    (tmp_path / name).write_text(content)
     reason = module._why_not(tmp_path, dict(size=64))
     assert reason.startswith("the record is damaged: ") and name in reason and len(reason) < 500
     if name == "forge.json":
-        with pytest.raises(ValueError, match="forge.json"): targets.build_targets(tmp_path)
+        with pytest.raises(ValueError, match="forge.json"):
+            targets.build_targets(tmp_path)

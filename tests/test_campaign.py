@@ -44,7 +44,9 @@ def test_the_sample_covers_every_family(results):
 @pytest.mark.skipif(sys.platform != "linux", reason="the campaign forks, and reads /proc")
 def test_nothing_ends_badly(results, kind):
     bad = [
-        f"{r['family']} {r['number']}: {r['story']} -> {r['detail']}" for r in results if r["kind"] == kind
+        f"{r['family']} {r['number']}: {r['story']} -> {r['detail']}"
+        for r in results
+        if r["kind"] == kind
     ]
     assert not bad, (
         f"{len(bad)} of {len(results)}; replay with: python -m tests.campaign --seed 0 --only FAMILY --case N\n"

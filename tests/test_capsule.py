@@ -1,4 +1,5 @@
 """Capsule-Forensics: published sizes, grouped capsules against separate ones, routing by hand, losses, the frozen extractor."""
+
 import pytest
 import timm
 import torch
@@ -6,7 +7,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from prle.detectors import capsule as room
-from prle.detectors.capsule import capsule, capsule_v2, component_loss, extractor, mean_probability, route, squash, statistics
+from prle.detectors.capsule import (
+    capsule,
+    capsule_v2,
+    component_loss,
+    extractor,
+    mean_probability,
+    route,
+    squash,
+    statistics,
+)
 from prle.detectors.registry import cam_grids, card
 from prle.localization import attention_maps
 
@@ -31,11 +41,19 @@ def used(build, **options):
 
 # ---- published sizes
 
-@pytest.mark.parametrize("name, size, frozen, parameters, gmacs", [
-    ("capsule", 128, True, 471_321, 3.7725), ("capsule", 256, True, 471_321, 15.0901), ("capsule", 300, True, 471_321, 20.7055),
-    ("capsule", 256, False, 2_796_889, 15.0901), ("capsule_v2", 256, True, 1_571_070, 16.2131),
-    ("capsule_v2", 300, True, 1_571_070, 22.2069), ("capsule_v2", 256, False, 3_896_638, 16.2131),
-])
+
+@pytest.mark.parametrize(
+    "name, size, frozen, parameters, gmacs",
+    [
+        ("capsule", 128, True, 471_321, 3.7725),
+        ("capsule", 256, True, 471_321, 15.0901),
+        ("capsule", 300, True, 471_321, 20.7055),
+        ("capsule", 256, False, 2_796_889, 15.0901),
+        ("capsule_v2", 256, True, 1_571_070, 16.2131),
+        ("capsule_v2", 300, True, 1_571_070, 22.2069),
+        ("capsule_v2", 256, False, 3_896_638, 16.2131),
+    ],
+)
 def test_published_size(name, size, frozen, parameters, gmacs):
     row = card(name, size, frozen=frozen)
     assert row["parameters"] == parameters and row["gmacs"] == pytest.approx(gmacs, rel=0.005)
@@ -56,21 +74,33 @@ def test_originals_initialization():
 
 # ---- against the method written out
 
+
 def separate_capsules(model, n):
     "The primary capsules as n networks of their own, with the same weights."
     p, nets = model.primary, []
     first = p.conv1.out_channels // n
     for i in range(n):
-        layers = [nn.Conv2d(p.conv1.in_channels, first, 3, padding=1), nn.BatchNorm2d(first), nn.Conv2d(first, 16, 3, padding=1), nn.BatchNorm2d(16),
-                  nn.Conv1d(2, 8, 5, stride=2, padding=2), nn.BatchNorm1d(8), nn.Conv1d(8, 1, 3, padding=1), nn.BatchNorm1d(1)]
-        for layer, grouped in zip(layers, (p.conv1, p.bn1, p.conv2, p.bn2, p.conv3, p.bn3, p.conv4, p.bn4)):
+        layers = [
+            nn.Conv2d(p.conv1.in_channels, first, 3, padding=1),
+            nn.BatchNorm2d(first),
+            nn.Conv2d(first, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.Conv1d(2, 8, 5, stride=2, padding=2),
+            nn.BatchNorm1d(8),
+            nn.Conv1d(8, 1, 3, padding=1),
+            nn.BatchNorm1d(1),
+        ]
+        for layer, grouped in zip(
+            layers, (p.conv1, p.bn1, p.conv2, p.bn2, p.conv3, p.bn3, p.conv4, p.bn4)
+        ):
             parts = {k: v.chunk(n)[i] if v.ndim else v for k, v in grouped.state_dict().items()}
             layer.load_state_dict(parts)
         nets.append(nn.ModuleList(layers).eval())
     return nets
 
 
-def literal_squash(v): return v.norm() ** 2 / (1 + v.norm() ** 2) * v / v.norm()
+def literal_squash(v):
+    return v.norm() ** 2 / (1 + v.norm() ** 2) * v / v.norm()
 
 
 def literal_score(model, features, n):
@@ -108,16 +138,28 @@ def test_capsules_keep_their_own_batch_statistics(build, n):
     with torch.no_grad():
         model.primary(x)
         conv, norm = model.primary.conv2, model.primary.bn2
-        grouped = F.relu(F.batch_norm(model.primary.conv1(x), None, None, model.primary.bn1.weight, model.primary.bn1.bias, training=True))
+        grouped = F.relu(
+            F.batch_norm(
+                model.primary.conv1(x),
+                None,
+                None,
+                model.primary.bn1.weight,
+                model.primary.bn1.bias,
+                training=True,
+            )
+        )
         one = F.conv2d(grouped[:, -8:], conv.weight[-16:], conv.bias[-16:], padding=1)
     assert torch.allclose(norm.running_mean[-16:], 0.1 * one.mean((0, 2, 3)), atol=1e-6)
 
 
 # ---- parts
 
+
 def test_squash_by_hand():
     v = torch.tensor([[3.0, 4.0], [0.1, 0.0]])
-    assert torch.allclose(squash(v, 1), torch.tensor([[15 / 26, 20 / 26], [0.01 / 1.01, 0.0]]), atol=1e-5)
+    assert torch.allclose(
+        squash(v, 1), torch.tensor([[15 / 26, 20 / 26], [0.01 / 1.01, 0.0]]), atol=1e-5
+    )
     assert torch.allclose(squash(v, 0), squash(v.T, 1).T)
     assert squash(1e3 * torch.randn(50, 4), 1).norm(dim=1).max() <= 1
 
@@ -130,7 +172,9 @@ def test_squash_of_nothing_has_a_gradient():
 
 def test_statistics_are_torchs():
     maps = torch.rand(2, 5, 4, 6)
-    assert torch.allclose(statistics(maps), torch.stack([maps.mean((2, 3)), maps.std((2, 3))], 2), atol=1e-6)
+    assert torch.allclose(
+        statistics(maps), torch.stack([maps.mean((2, 3)), maps.std((2, 3))], 2), atol=1e-6
+    )
     blank = torch.ones(1, 1, 4, 4, requires_grad=True)
     statistics(blank).sum().backward()
     assert torch.allclose(blank.grad, torch.tensor(1 / 16))  # the mean's share alone
@@ -142,8 +186,13 @@ def test_route_by_hand():
     e = torch.tensor([first, first, -first]).softmax(0)
     total = (e[0] + e[1] - e[2]).item()
     outputs, couplings = route(votes)
-    assert torch.allclose(couplings[0, 0, :, 0], e) and torch.allclose(couplings[0, 1, :, 1:], torch.tensor(1 / 3))
-    assert outputs[0, 0, 0].item() == pytest.approx(total**2 / (1 + total**2), abs=1e-5) and not outputs[0, 0, 1:].any()
+    assert torch.allclose(couplings[0, 0, :, 0], e) and torch.allclose(
+        couplings[0, 1, :, 1:], torch.tensor(1 / 3)
+    )
+    assert (
+        outputs[0, 0, 0].item() == pytest.approx(total**2 / (1 + total**2), abs=1e-5)
+        and not outputs[0, 0, 1:].any()
+    )
 
 
 def test_route_treats_capsules_images_and_outputs_alike():
@@ -151,7 +200,9 @@ def test_route_treats_capsules_images_and_outputs_alike():
     outputs, couplings = route(votes)
     order = torch.randperm(5)
     assert torch.allclose(route(votes[:, :, order])[0], outputs, atol=1e-6)
-    assert torch.allclose(route(votes.flip(1))[0], outputs.flip(1)) and torch.allclose(route(votes[2:3])[0], outputs[2:3])
+    assert torch.allclose(route(votes.flip(1))[0], outputs.flip(1)) and torch.allclose(
+        route(votes[2:3])[0], outputs[2:3]
+    )
     assert torch.allclose(couplings.sum(2), torch.ones(4, 2, 4)) and outputs.norm(dim=2).max() < 1
 
 
@@ -163,10 +214,12 @@ def test_more_agreement_with_more_iterations():
 
 # ---- score and losses
 
+
 @BOTH
 def test_logit_is_the_log_odds_of_the_score(build, n):
     model, x = used(build), torch.rand(4, 3, 64, 64)
-    with torch.no_grad(): out = model.outputs(x)
+    with torch.no_grad():
+        out = model.outputs(x)
     assert torch.allclose(out["logit"].sigmoid(), out["two"].softmax(1)[:, 1].mean(1))
     assert out["two"].shape == (4, 2, 4) and out["logit"].abs().max() < 1
 
@@ -182,10 +235,18 @@ def test_losses_by_hand():
     real, fake = torch.tensor([0.1, -0.2, 0.3, 0.0]), torch.tensor([0.5, 0.2, -0.1, 0.0])
     out = dict(two=torch.stack([real, fake])[None].repeat(2, 1, 1))
     batch = dict(label=torch.tensor([1, 0]))
-    plain = lambda d: F.softplus(-d).sum() + F.softplus(d).sum()  # a fake and a real with the same outputs
+
+    def plain(d):
+        return F.softplus(-d).sum() + F.softplus(d).sum()  # a fake and a real with the same outputs
+
     d = fake - real
-    once, twice = plain(d) / 2, plain((d / 2).tanh()) / 2  # softmax's difference of two is tanh of half theirs
-    assert torch.isclose(tiny(capsule_v2).loss(out, batch), once) and torch.isclose(tiny(capsule).loss(out, batch), twice)
+    once, twice = (
+        plain(d) / 2,
+        plain((d / 2).tanh()) / 2,
+    )  # softmax's difference of two is tanh of half theirs
+    assert torch.isclose(tiny(capsule_v2).loss(out, batch), once) and torch.isclose(
+        tiny(capsule).loss(out, batch), twice
+    )
     batch["weight"] = torch.tensor([1.0, 0.0])
     assert torch.isclose(tiny(capsule_v2).loss(out, batch), F.softplus(-d).sum() / 2)
 
@@ -193,24 +254,34 @@ def test_losses_by_hand():
 def test_least_losses():
     "Descending on any two vectors shorter than 1 ends at the bounds that the notebook derives."
     torch.manual_seed(0)
-    for double, least in ((False, 4 * F.softplus(torch.tensor(-1.0))), (True, 4 * F.softplus(torch.tensor(-0.5).tanh()))):
+    for double, least in (
+        (False, 4 * F.softplus(torch.tensor(-1.0))),
+        (True, 4 * F.softplus(torch.tensor(-0.5).tanh())),
+    ):
         free = torch.randn(1, 2, 4, requires_grad=True)
         optimizer = torch.optim.Adam([free], lr=0.1)
         for _ in range(300):
             two = F.normalize(free, dim=2)
             loss = component_loss(two.softmax(1) if double else two, dict(label=torch.tensor([1])))
-            optimizer.zero_grad(); loss.backward(); optimizer.step()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
         assert loss.item() == pytest.approx(least.item(), abs=1e-3)
 
 
 # ---- noise and dropout in training
 
+
 @BOTH
 def test_noise_is_drawn_once_a_step_from_the_global_generator(build, n):
     model = tiny(build, dropout=0.0).train()
-    u = torch.eye(8).repeat_interleave(n, 0).unflatten(0, (8, n))  # image k reads column k of every matrix
-    torch.manual_seed(5); with_noise = model.votes(u).permute(1, 2, 3, 0) - model.routing
-    torch.manual_seed(5); assert torch.equal(model.votes(u).permute(1, 2, 3, 0) - model.routing, with_noise)
+    u = (
+        torch.eye(8).repeat_interleave(n, 0).unflatten(0, (8, n))
+    )  # image k reads column k of every matrix
+    torch.manual_seed(5)
+    with_noise = model.votes(u).permute(1, 2, 3, 0) - model.routing
+    torch.manual_seed(5)
+    assert torch.equal(model.votes(u).permute(1, 2, 3, 0) - model.routing, with_noise)
     assert 0.008 < with_noise.std() < 0.012 and abs(with_noise.mean()) < 0.003
     assert torch.equal(*model.votes(u[:1].repeat(2, 1, 1)))  # two images, one draw
     assert torch.allclose(model.eval().votes(u).permute(1, 2, 3, 0), model.routing)
@@ -219,7 +290,8 @@ def test_noise_is_drawn_once_a_step_from_the_global_generator(build, n):
 def test_dropped_votes_are_zero_and_the_others_are_not_scaled():
     model, u = tiny(capsule_v2, noise=0.0), torch.randn(200, 10, 8)
     whole = model.eval().votes(u)
-    torch.manual_seed(5); some = model.train().votes(u)
+    torch.manual_seed(5)
+    some = model.train().votes(u)
     zero = some == 0
     assert 0.045 < zero.float().mean() < 0.055 and torch.equal(some[~zero], whole[~zero])
     assert tiny(capsule).dropout == 0 and tiny(capsule).noise == 0.01
@@ -233,22 +305,33 @@ def test_without_noise_and_dropout_training_draws_nothing(build, n):
 
 # ---- the extractor
 
+
 @pytest.fixture
 def hub(monkeypatch):
     "Random weights in place of the hub's, under timm's names; returns timm's own layers with these weights."
-    with torch.device("meta"): theirs = timm.create_model(room.CAPSULE_WEIGHTS.source.split(".")[0]).features
+    with torch.device("meta"):
+        theirs = timm.create_model(room.CAPSULE_WEIGHTS.source.split(".")[0]).features
     theirs = theirs.to_empty(device="cpu")[:19]
     torch.manual_seed(1)
-    for p in theirs.parameters(): nn.init.normal_(p, 0, 0.02)
-    state = {f"features.{k}": v for k, v in theirs.state_dict().items()} | {"features.19.bias": torch.zeros(512), "head.fc.bias": torch.zeros(1000)}
-    monkeypatch.setattr(room, "imagenet_state", lambda source: state if source == "vgg19.tv_in1k" else pytest.fail(source))
+    for p in theirs.parameters():
+        nn.init.normal_(p, 0, 0.02)
+    state = {f"features.{k}": v for k, v in theirs.state_dict().items()} | {
+        "features.19.bias": torch.zeros(512),
+        "head.fc.bias": torch.zeros(1000),
+    }
+    monkeypatch.setattr(
+        room,
+        "imagenet_state",
+        lambda source: state if source == "vgg19.tv_in1k" else pytest.fail(source),
+    )
     return theirs
 
 
 def test_pretrained_extractor_equals_timms(hub):
     ours, x = capsule(pretrained=True).features, torch.randn(1, 3, 48, 48)
     assert [type(a).__name__ for a in ours] == [type(b).__name__ for b in hub]
-    with torch.no_grad(): assert torch.allclose(ours(x), hub(x), atol=1e-5) and ours(x).any()
+    with torch.no_grad():
+        assert torch.allclose(ours(x), hub(x), atol=1e-5) and ours(x).any()
 
 
 def test_pretrained_means_frozen_unless_said(hub):
@@ -263,7 +346,9 @@ def test_frozen_extractor_stays_in_evaluation_mode_and_as_it_is():
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     model.loss(model.outputs(torch.rand(4, 3, 64, 64)), dict(label=torch.arange(4) % 2)).backward()
     optimizer.step()
-    assert all(p.grad is None and torch.equal(p, b) for p, b in zip(model.features.parameters(), before))
+    assert all(
+        p.grad is None and torch.equal(p, b) for p, b in zip(model.features.parameters(), before)
+    )
     assert all(p.grad is not None for p in [model.routing, *model.primary.parameters()])
     assert tiny(frozen=False).train().features.training
 
@@ -278,7 +363,10 @@ def test_a_frozen_extractor_can_still_be_explained(layer):
 @BOTH
 def test_gradients_reach_every_parameter(build, n):
     model = tiny(build).train().double()
-    model.loss(model.outputs(torch.rand(6, 3, 64, 64, dtype=torch.float64)), dict(label=torch.arange(6) % 2)).backward()
+    model.loss(
+        model.outputs(torch.rand(6, 3, 64, 64, dtype=torch.float64)),
+        dict(label=torch.arange(6) % 2),
+    ).backward()
     behind_norms = [f"primary.conv{i}.bias" for i in range(1, 5)]
     strength = {k: p.grad.abs().max().item() for k, p in model.named_parameters()}
     assert min(v for k, v in strength.items() if k not in behind_norms) > 1e-9
@@ -287,11 +375,14 @@ def test_gradients_reach_every_parameter(build, n):
 
 # ---- odd faces
 
+
 @pytest.mark.parametrize("level", [0.0, 0.5])
 @BOTH
 def test_blank_faces_and_a_batch_of_one_are_finite(build, n, level):
     model = tiny(build).train()
-    loss = model.loss(model.outputs(torch.full((1, 3, 64, 64), level)), dict(label=torch.tensor([1])))
+    loss = model.loss(
+        model.outputs(torch.full((1, 3, 64, 64), level)), dict(label=torch.tensor([1]))
+    )
     loss.backward()
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
 
@@ -308,14 +399,19 @@ def test_half_precision_is_finite_in_training(build, n):
 
 def test_faces_too_small_for_statistics_are_refused():
     model = tiny().eval()
-    with torch.no_grad(): assert model(torch.rand(1, 3, 16, 16)).isfinite()
-    with pytest.raises(ValueError, match=r"at least 16 pixels, not 64 x 15"): model(torch.rand(1, 3, 15, 64))
+    with torch.no_grad():
+        assert model(torch.rand(1, 3, 16, 16)).isfinite()
+    with pytest.raises(ValueError, match=r"at least 16 pixels, not 64 x 15"):
+        model(torch.rand(1, 3, 15, 64))
 
 
 @pytest.mark.parametrize("size, cells", [(64, 8), (128, 16), (256, 32), (299, 37)])
 def test_cam_layer(size, cells):
     model = tiny()
-    assert model.cam_name(size) == "primary.conv2" and cam_grids(model, size) == {"primary.conv2": cells, "features.17": size // 4}
+    assert model.cam_name(size) == "primary.conv2" and cam_grids(model, size) == {
+        "primary.conv2": cells,
+        "features.17": size // 4,
+    }
 
 
 def test_extractor_has_published_indices():

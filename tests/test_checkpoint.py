@@ -1,4 +1,5 @@
 """prle.training.checkpoint: a state is whole or absent, and damage is found."""
+
 import errno
 import os
 import shutil
@@ -16,14 +17,28 @@ from prle.trust import read_sealed, write_sealed
 
 def write(folder, last=3):
     for n in range(1, last + 1):
-        save_checkpoint(folder, Checkpoint(n, dict(model=dict(w=torch.arange(6.).view(2, 3) + n)), dict(stream=torch.arange(n), deep=dict(a=[1, 2.5, None])), dict(auc=n / 7)))
+        save_checkpoint(
+            folder,
+            Checkpoint(
+                n,
+                dict(model=dict(w=torch.arange(6.0).view(2, 3) + n)),
+                dict(stream=torch.arange(n), deep=dict(a=[1, 2.5, None])),
+                dict(auc=n / 7),
+            ),
+        )
     return folder
 
 
 def test_everything_comes_back_and_two_stay(tmp_path):
     found = load_checkpoint(write(tmp_path / "c", 4))
-    assert found.epochs == 4 and found.record == dict(auc=4 / 7) and found.state["deep"] == dict(a=[1, 2.5, None])
-    assert torch.equal(found.tensors["model"]["w"], torch.arange(6.).view(2, 3) + 4) and torch.equal(found.state["stream"], torch.arange(4))
+    assert (
+        found.epochs == 4
+        and found.record == dict(auc=4 / 7)
+        and found.state["deep"] == dict(a=[1, 2.5, None])
+    )
+    assert torch.equal(
+        found.tensors["model"]["w"], torch.arange(6.0).view(2, 3) + 4
+    ) and torch.equal(found.state["stream"], torch.arange(4))
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["epoch-3", "epoch-4"]
 
 
@@ -40,28 +55,45 @@ def test_there_may_be_none(tmp_path):
 def test_damage_is_found_set_aside_and_named(tmp_path, file, harm):
     path = write(tmp_path) / "epoch-3" / file
     data = bytearray(path.read_bytes())
-    if harm == "flip": data[2 * len(data) // 3] ^= 1
+    if harm == "flip":
+        data[2 * len(data) // 3] ^= 1
     path.write_bytes(dict(flip=data, cut=data[:-10], empty=b"", remove=b"")[harm])
-    if harm == "remove": path.unlink()
-    with pytest.warns(UserWarning, match=f"epoch-3/{file} (is|has|lacks|holds).*; the checkpoint is set aside as epoch-3.damaged-1 and training goes on after epoch 2"):
+    if harm == "remove":
+        path.unlink()
+    with pytest.warns(
+        UserWarning,
+        match=f"epoch-3/{file} (is|has|lacks|holds).*; the checkpoint is set aside as epoch-3.damaged-1 and training goes on after epoch 2",
+    ):
         assert load_checkpoint(tmp_path).epochs == 2
     assert (tmp_path / "epoch-3.damaged-1").is_dir() and load_checkpoint(tmp_path).epochs == 2
 
 
 def test_two_damaged_ones_leave_nothing(tmp_path):
     write(tmp_path)
-    for n in (2, 3): (tmp_path / f"epoch-{n}/state.pt").write_bytes(b"")
+    for n in (2, 3):
+        (tmp_path / f"epoch-{n}/state.pt").write_bytes(b"")
     (tmp_path / "epoch-3.damaged-1").mkdir()
-    with pytest.warns(UserWarning) as caught: assert load_checkpoint(tmp_path) is None
-    assert ["epoch-3.damaged-2" in str(caught[0].message), "epoch-2.damaged-1" in str(caught[1].message)] == [True, True]
+    with pytest.warns(UserWarning) as caught:
+        assert load_checkpoint(tmp_path) is None
+    assert [
+        "epoch-3.damaged-2" in str(caught[0].message),
+        "epoch-2.damaged-1" in str(caught[1].message),
+    ] == [True, True]
     assert all("training starts anew" in str(w.message) for w in caught)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "state.pt"])
-@pytest.mark.parametrize("content", [b"", b"garbage" * 100, b"PK\x03\x04" + bytes(200), b"\x80\x02cos\nsystem\n."], ids=["empty", "garbage", "zip", "pickle"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"garbage" * 100, b"PK\x03\x04" + bytes(200), b"\x80\x02cos\nsystem\n."],
+    ids=["empty", "garbage", "zip", "pickle"],
+)
 def test_what_is_no_state_is_set_aside_even_if_its_fingerprint_fits(tmp_path, file, content):
     forge(write(tmp_path) / "epoch-3", file, lambda path: path.write_bytes(content))
-    with pytest.warns(UserWarning, match=f"epoch-3/{file} holds no .*; the checkpoint is set aside") as caught: assert load_checkpoint(tmp_path).epochs == 2
+    with pytest.warns(
+        UserWarning, match=f"epoch-3/{file} holds no .*; the checkpoint is set aside"
+    ) as caught:
+        assert load_checkpoint(tmp_path).epochs == 2
     assert len(str(caught[0].message)) < 600 and "\n" not in str(caught[0].message)
 
 
@@ -69,15 +101,22 @@ def forge(folder, file, change):
     "Change a file and make its fingerprint fit."
     change(folder / file)
     note = read_sealed(folder / "checkpoint.json")
-    write_sealed(folder / "checkpoint.json", note | dict(files=note["files"] | {file: file_digest(folder / file)}))
+    write_sealed(
+        folder / "checkpoint.json",
+        note | dict(files=note["files"] | {file: file_digest(folder / file)}),
+    )
 
 
 def test_nothing_in_it_is_executed(tmp_path):
     "A state.pt with a pickled call, its fingerprint made to fit, is refused."
+
     class Bomb:
-        def __reduce__(self): return (open, (str(tmp_path / "executed"), "w"))
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
     forge(write(tmp_path) / "epoch-3", "state.pt", lambda path: torch.save(Bomb(), path))
-    with pytest.warns(UserWarning, match="state.pt holds no state of a training"): assert load_checkpoint(tmp_path).epochs == 2
+    with pytest.warns(UserWarning, match="state.pt holds no state of a training"):
+        assert load_checkpoint(tmp_path).epochs == 2
     assert not (tmp_path / "executed").exists()
 
 
@@ -85,13 +124,15 @@ def test_nothing_in_it_is_executed(tmp_path):
 def test_pipes_do_not_stop_it(tmp_path, file):
     (write(tmp_path) / "epoch-3" / file).unlink()
     os.mkfifo(tmp_path / "epoch-3" / file)
-    with pytest.warns(UserWarning, match=f"{file} is no ordinary file"): assert load_checkpoint(tmp_path).epochs == 2
+    with pytest.warns(UserWarning, match=f"{file} is no ordinary file"):
+        assert load_checkpoint(tmp_path).epochs == 2
 
 
 @pytest.mark.parametrize("note", ["[]", "null", "3", '{"epochs": 3}', "[" * 10**5, "\x00"])
 def test_a_note_that_is_none_is_set_aside(tmp_path, note):
     (write(tmp_path) / "epoch-3/checkpoint.json").write_text(note)
-    with pytest.warns(UserWarning, match="epoch-3/checkpoint.json") as caught: assert load_checkpoint(tmp_path).epochs == 2
+    with pytest.warns(UserWarning, match="epoch-3/checkpoint.json") as caught:
+        assert load_checkpoint(tmp_path).epochs == 2
     assert len(str(caught[0].message)) < 600
 
 
@@ -102,14 +143,18 @@ def test_every_flipped_bit_is_found(tmp_path):
         for at in range(0, len(content), 7):
             folder = tmp_path / f"{file}-{at}"
             shutil.copytree(whole, folder / "epoch-1")
-            (folder / "epoch-1" / file).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1:])
-            with pytest.warns(UserWarning, match=file): assert load_checkpoint(folder) is None
+            (folder / "epoch-1" / file).write_bytes(
+                content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+            )
+            with pytest.warns(UserWarning, match=file):
+                assert load_checkpoint(folder) is None
 
 
 def test_folders_of_others_are_not_deleted(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter").touch()
-    for name in ("epoch-0", ".epoch-backup"): (tmp_path / name).mkdir()
+    for name in ("epoch-0", ".epoch-backup"):
+        (tmp_path / name).mkdir()
     (tmp_path / "epoch-0/mine").touch()
     (tmp_path / "epoch-00").symlink_to(tmp_path / "thesis")
     write(tmp_path, 5)
@@ -119,7 +164,8 @@ def test_folders_of_others_are_not_deleted(tmp_path):
 
 def test_what_a_killed_process_leaves_is_removed(tmp_path):
     write(tmp_path)
-    for name in (".prle-tmp-0123abcd", ".prle-del-0123abcd"): (tmp_path / name).mkdir()
+    for name in (".prle-tmp-0123abcd", ".prle-del-0123abcd"):
+        (tmp_path / name).mkdir()
     load_checkpoint(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch-2", "epoch-3"]
 
@@ -131,34 +177,77 @@ def test_a_full_disk_leaves_what_was_there_and_is_named(tmp_path, monkeypatch, l
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def save(*args):
-        if library == "python": raise full
-        if library == "safetensors": raise SafetensorError(f"Error while serializing: I/O error: {full.strerror} (os error 28)")
-        try: raise full
-        finally: raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
-    monkeypatch.setattr(*((prle.training.checkpoint, "save_file") if library == "safetensors" else (torch, "save")), save)
-    with pytest.raises(OSError, match="No space left on device: cannot write the checkpoint .*epoch-4. Earlier ones are whole") as e:
+        if library == "python":
+            raise full
+        if library == "safetensors":
+            raise SafetensorError(
+                f"Error while serializing: I/O error: {full.strerror} (os error 28)"
+            )
+        try:
+            raise full
+        finally:
+            raise RuntimeError(
+                "[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"
+            )
+
+    monkeypatch.setattr(
+        *((prle.training.checkpoint, "save_file") if library == "safetensors" else (torch, "save")),
+        save,
+    )
+    with pytest.raises(
+        OSError,
+        match="No space left on device: cannot write the checkpoint .*epoch-4. Earlier ones are whole",
+    ) as e:
         save_checkpoint(tmp_path, Checkpoint(4, dict(model=dict(w=torch.ones(2))), {}, {}))
-    assert e.value.errno == errno.ENOSPC and sorted(p.name for p in tmp_path.iterdir()) == ["epoch-2", "epoch-3"]
+    assert e.value.errno == errno.ENOSPC and sorted(p.name for p in tmp_path.iterdir()) == [
+        "epoch-2",
+        "epoch-3",
+    ]
     assert load_checkpoint(tmp_path).epochs == 3
 
 
 @pytest.mark.parametrize("size", [1, 16, 64, 128])
 def test_a_disk_that_is_really_full(tmp_path, size):
     "On a file system of some kilobytes, wherever in the checkpoint it ends."
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size + 48}k", "tmpfs", tmp_path], capture_output=True).returncode: pytest.skip("only root may mount")
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size + 48}k", "tmpfs", tmp_path], capture_output=True
+    ).returncode:
+        pytest.skip("only root may mount")
     try:
-        save = lambda n: save_checkpoint(tmp_path, Checkpoint(n, dict(model=dict(w=torch.ones(n * 2000))), dict(stream=torch.ones(n * 4000)), {}))
+
+        def save(n):
+            return save_checkpoint(
+                tmp_path,
+                Checkpoint(
+                    n,
+                    dict(model=dict(w=torch.ones(n * 2000))),
+                    dict(stream=torch.ones(n * 4000)),
+                    {},
+                ),
+            )
+
         save(1)
         with pytest.raises(OSError, match="No space left on device: cannot write the checkpoint"):
-            for n in range(2, 20): save(n)
-        assert load_checkpoint(tmp_path).epochs >= 1 and all(p.name.startswith("epoch-") for p in tmp_path.iterdir())
-    finally: subprocess.run(["umount", tmp_path], check=True)
+            for n in range(2, 20):
+                save(n)
+        assert load_checkpoint(tmp_path).epochs >= 1 and all(
+            p.name.startswith("epoch-") for p in tmp_path.iterdir()
+        )
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_another_training_is_refused_with_every_difference():
-    a, b = dict(config=dict(lr=0.1, seed=0), mask="None", train=dict(faces=12)), dict(config=dict(lr=0.2, seed=0), mask="RandomMask()", train=dict(faces=12))
+    a, b = (
+        dict(config=dict(lr=0.1, seed=0), mask="None", train=dict(faces=12)),
+        dict(config=dict(lr=0.2, seed=0), mask="RandomMask()", train=dict(faces=12)),
+    )
     check_same(a, dict(a), "here")
     check_same(dict(sizes=[1, 2]), dict(sizes=(1, 2)), "here")
-    with pytest.raises(ValueError, match=r"here holds a checkpoint of another training: config.lr is 0.1 there and 0.2 here; mask is 'None' there and 'RandomMask\(\)' here"):
+    with pytest.raises(
+        ValueError,
+        match=r"here holds a checkpoint of another training: config.lr is 0.1 there and 0.2 here; mask is 'None' there and 'RandomMask\(\)' here",
+    ):
         check_same(a, b, "here")
-    with pytest.raises(ValueError, match="detector.width is None there and 0.5 here"): check_same({}, dict(detector=dict(width=0.5)), "here")
+    with pytest.raises(ValueError, match="detector.width is None there and 0.5 here"):
+        check_same({}, dict(detector=dict(width=0.5)), "here")

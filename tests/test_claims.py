@@ -1,4 +1,5 @@
 "prle.paper.claims: verdicts, and the two measures of forgery localization on maps whose answer is known."
+
 from pathlib import Path
 
 import cv2
@@ -8,9 +9,31 @@ import pytest
 import torch
 
 from prle.paper import claims as module
-from prle.paper.claims import (CLAIM_GROUPS, CONTRASTS, LESS, MORE, ClaimGroup, Claims, MaskedClaims, PeopleClaims, PlaceClaims, Question, TargetClaims, TimeClaims, claim_list,
-                         claim_row, claims_table, forgery_localization, inside_mask, localization_cells, localization_table, mean_difference, paper_difference, told_fakes,
-                         verdict)
+from prle.paper.claims import (
+    CLAIM_GROUPS,
+    CONTRASTS,
+    LESS,
+    MORE,
+    ClaimGroup,
+    Claims,
+    MaskedClaims,
+    PeopleClaims,
+    PlaceClaims,
+    Question,
+    TargetClaims,
+    TimeClaims,
+    claim_list,
+    claim_row,
+    claims_table,
+    forgery_localization,
+    inside_mask,
+    localization_cells,
+    localization_table,
+    mean_difference,
+    paper_difference,
+    told_fakes,
+    verdict,
+)
 from prle.paper.comparisons import Arm, gaps, mean_interval
 from prle.paper.exhibits import read_cell
 from prle.lab.experiments import Lab
@@ -20,10 +43,25 @@ from prle.study.images import read_study
 from studies import simulate, study
 
 
-@pytest.mark.parametrize("low, high, wanted, says", [
-    (0.1, 3, MORE, "holds"), (-0.1, 3, MORE, "undecided"), (-3, -0.1, MORE, "does not hold"), (0, 0, MORE, "does not hold"), (0, 2, MORE, "undecided"),
-    (-3, -0.1, LESS, "holds"), (0.0, 1.0, LESS, "does not hold"), (4.5, 7, (4, 8), "holds"), (3, 9, (4, 8), "undecided"), (8.1, 9, (4, 8), "does not hold"),
-    (1.0, 2.9, (-np.inf, 3), "holds"), (2.0, 4.0, (-np.inf, 3), "undecided"), (3.5, 4.0, (-np.inf, 3), "does not hold"), (np.nan, np.nan, MORE, "undecided")])
+@pytest.mark.parametrize(
+    "low, high, wanted, says",
+    [
+        (0.1, 3, MORE, "holds"),
+        (-0.1, 3, MORE, "undecided"),
+        (-3, -0.1, MORE, "does not hold"),
+        (0, 0, MORE, "does not hold"),
+        (0, 2, MORE, "undecided"),
+        (-3, -0.1, LESS, "holds"),
+        (0.0, 1.0, LESS, "does not hold"),
+        (4.5, 7, (4, 8), "holds"),
+        (3, 9, (4, 8), "undecided"),
+        (8.1, 9, (4, 8), "does not hold"),
+        (1.0, 2.9, (-np.inf, 3), "holds"),
+        (2.0, 4.0, (-np.inf, 3), "undecided"),
+        (3.5, 4.0, (-np.inf, 3), "does not hold"),
+        (np.nan, np.nan, MORE, "undecided"),
+    ],
+)
 def test_verdicts(low, high, wanted, says):
     assert verdict(low, high, wanted) == says
 
@@ -32,7 +70,11 @@ def test_means_over_faces():
     people = np.repeat([f"p{i}" for i in range(30)], 3)
     values = np.random.default_rng(0).normal(size=90)
     value, low, high = mean_interval([values], people)
-    assert value == pytest.approx(values.mean()) and low < value < high and mean_interval([np.ones(4)], list("aabc")) == (1, 1, 1)
+    assert (
+        value == pytest.approx(values.mean())
+        and low < value < high
+        and mean_interval([np.ones(4)], list("aabc")) == (1, 1, 1)
+    )
     _, wide_low, wide_high = mean_interval([values, values + 3], people)
     assert wide_high - wide_low > 3, "two seeds so far apart say little"
 
@@ -43,8 +85,16 @@ def faces(tmp_path):
     lab = Lab("mini", outputs=tmp_path, say=lambda line: None)
     mask = np.zeros((16, 16), np.uint8)
     mask[:, :8] = 255
-    cv2.imwrite(str(tmp_path/"m.png"), mask)
-    rows = pd.DataFrame(dict(path=list("abcdef"), label=[0, 1, 1, 1, 1, 1], subset=["real", "NT"] + ["DF"] * 4, identity=list("xxxyyz"), mask=["", ""] + ["m.png"] * 4))
+    cv2.imwrite(str(tmp_path / "m.png"), mask)
+    rows = pd.DataFrame(
+        dict(
+            path=list("abcdef"),
+            label=[0, 1, 1, 1, 1, 1],
+            subset=["real", "NT"] + ["DF"] * 4,
+            identity=list("xxxyyz"),
+            mask=["", ""] + ["m.png"] * 4,
+        )
+    )
     rows.attrs["root"] = str(tmp_path)
     lab.test_faces = lambda split="test": rows
     return lab
@@ -56,24 +106,34 @@ def read(lab, cells):
 
 def maps_that(monkeypatch, *maps):
     "Give these maps to every zoo that is asked for the four fakes."
+
     def fused(stores, fusion, size, rows):
         assert list(rows) == [2, 3, 4, 5]
         yield torch.stack([torch.as_tensor(m, dtype=torch.float32) for m in maps[:3]])
         yield torch.as_tensor(maps[3], dtype=torch.float32)[None]
+
     def asked(lab, zoo, split):
         assert split == "test"
         return []
+
     monkeypatch.setattr(Lab, "maps", asked)
     monkeypatch.setattr(module, "fused_batches", fused)
 
 
 def test_attention_inside_the_mask(faces, monkeypatch):
-    left, right, flat, nothing = np.zeros((16, 16)), np.zeros((16, 16)), np.full((16, 16), 0.5), np.zeros((16, 16))
+    left, right, flat, nothing = (
+        np.zeros((16, 16)),
+        np.zeros((16, 16)),
+        np.full((16, 16), 0.5),
+        np.zeros((16, 16)),
+    )
     left[3, 2], right[3, 12], right[3, 2] = 1, 0.75, 0.25
     rows = faces.test_faces()
     maps = [torch.as_tensor(np.stack(some)) for some in ((left, right, flat), (nothing,))]
     found = inside_mask(told_fakes(rows, "DF"), Path(rows.attrs["root"]), maps)
-    assert found.area.tolist() == [0.5] * 4 and found.share.tolist() == pytest.approx([1, 0.25, 0.5, 0])
+    assert found.area.tolist() == [0.5] * 4 and found.share.tolist() == pytest.approx(
+        [1, 0.25, 0.5, 0]
+    )
     assert found.hit.tolist() == [1, 0, 1, 0] and found.identity.tolist() == list("xyyz")
     with pytest.raises(ValueError):
         inside_mask(told_fakes(rows, "DF"), Path(rows.attrs["root"]), maps[:1])
@@ -84,11 +144,20 @@ def test_a_manipulation_without_masks_is_a_gap(faces, monkeypatch):
     half = np.zeros((16, 16))
     half[:, :8] = 1
     maps_that(monkeypatch, *[half] * 4)
-    measured = lambda names: forgery_localization(read(faces, localization_cells(faces, names, 1)))
+
+    def measured(names):
+        return forgery_localization(read(faces, localization_cells(faces, names, 1)))
+
     rows = measured(["neighbour"]).set_index(["name", "subset", "measure"])
     gap, mean, df = (rows.loc[("neighbour", s, "share")] for s in ("NT", "mean", "DF"))
-    assert np.isnan(gap.value) and gap.note == "no test fake of NT has a mask of its manipulated pixels" and gap.note in gaps(rows)
-    assert mean.value == df.value == 100 and list(localization_table(rows.reset_index()).columns) == ["", "measure", "DF", "NT", "mean"]
+    assert (
+        np.isnan(gap.value)
+        and gap.note == "no test fake of NT has a mask of its manipulated pixels"
+        and gap.note in gaps(rows)
+    )
+    assert mean.value == df.value == 100 and list(
+        localization_table(rows.reset_index()).columns
+    ) == ["", "measure", "DF", "NT", "mean"]
     assert {"gap", ""} == set(localization_table(rows.reset_index()).NT), "no number is made up"
     faces.manifest = pd.DataFrame(dict(subset=["real", "NT"]))
     q, group = Question(faces), PlaceClaims()
@@ -98,74 +167,167 @@ def test_a_manipulation_without_masks_is_a_gap(faces, monkeypatch):
 def test_localization_is_measured_against_the_masks_area(faces, monkeypatch):
     faces.manifest = pd.DataFrame(dict(subset=["real", "DF"]))
     maps_that(monkeypatch, *[np.full((16, 16), 0.5)] * 4)
-    rows = forgery_localization(read(faces, module.Localization().cells(faces, seeds=1))).set_index(["name", "subset", "measure"])
-    assert len(rows) == 9 * 2 * 2 and rows.loc[("neighbour", "DF", "share"), ["value", "area", "excess", "excess_low", "excess_high"]].tolist() == pytest.approx([50, 50, 0, 0, 0])
+    rows = forgery_localization(read(faces, module.Localization().cells(faces, seeds=1))).set_index(
+        ["name", "subset", "measure"]
+    )
+    assert len(rows) == 9 * 2 * 2 and rows.loc[
+        ("neighbour", "DF", "share"), ["value", "area", "excess", "excess_low", "excess_high"]
+    ].tolist() == pytest.approx([50, 50, 0, 0, 0])
     shown = localization_table(rows.reset_index())
-    assert shown.iloc[0]["DF"] == "50.0" and len(shown) == 1 + 9 * 4 and "+0.0 [+0.0, +0.0]" in set(shown["mean"])
+    assert (
+        shown.iloc[0]["DF"] == "50.0"
+        and len(shown) == 1 + 9 * 4
+        and "+0.0 [+0.0, +0.0]" in set(shown["mean"])
+    )
 
 
 def test_a_mean_of_differences():
-    arms = [Arm(b, n, t) for b in ("A", "B") for t in ("DF", "FS") for n in ("primary", "none", "low")] + [Arm("C", "primary")]
-    parts = mean_difference(arms, lambda arm: [s for s in ("DF", "FS", "NT") if s != arm.train], "primary", ("none", "low"))
-    assert sum(parts.values()) == pytest.approx(0) and not any(key[0] == "C" for key in parts) and len(parts) == 2 * 2 * 3 * 2
-    assert parts["A", "primary", "DF", "FS"] == pytest.approx(1 / 8) and parts["A", "low", "DF", "FS"] == pytest.approx(-1 / 16) and ("A", "none", "DF", "DF") not in parts
+    arms = [
+        Arm(b, n, t) for b in ("A", "B") for t in ("DF", "FS") for n in ("primary", "none", "low")
+    ] + [Arm("C", "primary")]
+    parts = mean_difference(
+        arms,
+        lambda arm: [s for s in ("DF", "FS", "NT") if s != arm.train],
+        "primary",
+        ("none", "low"),
+    )
+    assert (
+        sum(parts.values()) == pytest.approx(0)
+        and not any(key[0] == "C" for key in parts)
+        and len(parts) == 2 * 2 * 3 * 2
+    )
+    assert (
+        parts["A", "primary", "DF", "FS"] == pytest.approx(1 / 8)
+        and parts["A", "low", "DF", "FS"] == pytest.approx(-1 / 16)
+        and ("A", "none", "DF", "DF") not in parts
+    )
     assert mean_difference(arms[-1:], lambda arm: ["DF"], "primary", ("none",)) == {}
 
 
 def test_the_papers_number_beside_a_claim():
-    assert paper_difference(2, "primary", ("none",), BACKBONES, TARGET_SETS) == pytest.approx(6.14, abs=0.01), "the paper's 6%"
-    assert paper_difference(7, "dynamic", ("static",), ["EfficientNet"], TARGET_SETS) == pytest.approx((0.78 + 4.30 + 5.22) / 3)
-    assert paper_difference(7, "dynamic", ("static",), ["EfficientNet"], ["DFDC"]) == pytest.approx(0.78), "over the target sets that are there"
-    assert paper_difference(5, "low", ("high",), ["Xception"], TARGET_SETS) == pytest.approx((67.07 - 64.85 + 66.28 - 65.11 + 64.46 - 63.57) / 3)
+    assert paper_difference(2, "primary", ("none",), BACKBONES, TARGET_SETS) == pytest.approx(
+        6.14, abs=0.01
+    ), "the paper's 6%"
+    assert paper_difference(
+        7, "dynamic", ("static",), ["EfficientNet"], TARGET_SETS
+    ) == pytest.approx((0.78 + 4.30 + 5.22) / 3)
+    assert paper_difference(7, "dynamic", ("static",), ["EfficientNet"], ["DFDC"]) == pytest.approx(
+        0.78
+    ), "over the target sets that are there"
+    assert paper_difference(5, "low", ("high",), ["Xception"], TARGET_SETS) == pytest.approx(
+        (67.07 - 64.85 + 66.28 - 65.11 + 64.46 - 63.57) / 3
+    )
     alone = paper_difference(3, "primary", ("none",), ["Xception"], ["DF", "NT"])
-    assert alone == pytest.approx(np.mean([84.02 - 83.74, *paper_cells(3).query("backbone == 'Xception' and train == 'NT' and test == 'DF'").paper.diff().dropna()]))
+    assert alone == pytest.approx(
+        np.mean(
+            [
+                84.02 - 83.74,
+                *paper_cells(3)
+                .query("backbone == 'Xception' and train == 'NT' and test == 'DF'")
+                .paper.diff()
+                .dropna(),
+            ]
+        )
+    )
 
 
 @pytest.mark.parametrize("name", CONTRASTS)
 def test_the_signs_are_the_papers(name):
     number, plus, minus, wanted = CONTRASTS[name]
-    assert wanted[0] <= paper_difference(number, plus, minus, BACKBONES, TARGET_SETS) <= wanted[1], "what the paper claims holds for its own numbers"
+    assert (
+        wanted[0] <= paper_difference(number, plus, minus, BACKBONES, TARGET_SETS) <= wanted[1]
+    ), "what the paper claims holds for its own numbers"
 
 
-def known(**values): return lambda cells, measures, sums: pd.DataFrame([dict(key=k, value=v[0], low=v[1], high=v[2], note="") for k, v in values.items()])
+def known(**values):
+    return lambda cells, measures, sums: pd.DataFrame(
+        [dict(key=k, value=v[0], low=v[1], high=v[2], note="") for k, v in values.items()]
+    )
 
 
-@pytest.mark.parametrize("fall, down, verdicts", [
-    ((-20, -25, -15), (3, 1, 5), ["holds", "holds"]), ((-4, -8, 1), (3, 1, 5), ["undecided", "undecided"]), ((5, 2, 8), (3, 1, 5), ["does not hold", "does not hold"]),
-    ((-4, -8, 1), (-3, -6, -1), ["undecided", "does not hold"]), ((-20, -25, -15), (1, -1, 3), ["holds", "undecided"])])
+@pytest.mark.parametrize(
+    "fall, down, verdicts",
+    [
+        ((-20, -25, -15), (3, 1, 5), ["holds", "holds"]),
+        ((-4, -8, 1), (3, 1, 5), ["undecided", "undecided"]),
+        ((5, 2, 8), (3, 1, 5), ["does not hold", "does not hold"]),
+        ((-4, -8, 1), (-3, -6, -1), ["undecided", "does not hold"]),
+        ((-20, -25, -15), (1, -1, 3), ["holds", "undecided"]),
+    ],
+)
 def test_levelling_off_needs_a_fall(faces, monkeypatch, fall, down, verdicts):
     faces.manifest = pd.DataFrame(dict(subset=["real", *SUBSETS]))
     monkeypatch.setattr(module, "estimate_sums", known(fall=fall, down=down, up=(4, 2, 6)))
     assert [row["verdict"] for row in MaskedClaims().rows(Question(faces), {})] == verdicts
 
 
-@pytest.mark.parametrize("accuracy, value, says", [
-    ((95, 65, 62), 4.5, "holds"), ((95, 65, 40), -17.5, "does not hold"), ((95, 65, 68), 4.5, "holds"), ((95, 65, 90), -17.5, "does not hold")])
+@pytest.mark.parametrize(
+    "accuracy, value, says",
+    [
+        ((95, 65, 62), 4.5, "holds"),
+        ((95, 65, 40), -17.5, "does not hold"),
+        ((95, 65, 68), 4.5, "holds"),
+        ((95, 65, 90), -17.5, "does not hold"),
+    ],
+)
 def test_levelling_off_is_no_further_fall_and_no_rise(faces, monkeypatch, accuracy, value, says):
     faces.manifest = pd.DataFrame(dict(subset=["real", *SUBSETS]))
     at = dict(zip((0.0, 0.7, 1.0), accuracy))
+
     def sums_of(cells, measures, sums):
         assert all(abs(sum(weights.values())) < 1e-9 for weights in sums.values()), "differences"
-        return pd.DataFrame([dict(key=k, value=(v := sum(w * at[a] for (_, a), w in weights.items())), low=v - 1, high=v + 1, note="") for k, weights in sums.items()])
+        return pd.DataFrame(
+            [
+                dict(
+                    key=k,
+                    value=(v := sum(w * at[a] for (_, a), w in weights.items())),
+                    low=v - 1,
+                    high=v + 1,
+                    note="",
+                )
+                for k, weights in sums.items()
+            ]
+        )
+
     monkeypatch.setattr(module, "estimate_sums", sums_of)
     falls, levels = MaskedClaims().rows(Question(faces), {})
-    assert falls["value"] == pytest.approx(accuracy[2] - accuracy[0]) and levels["value"] == pytest.approx(value) and levels["verdict"] == says
+    assert (
+        falls["value"] == pytest.approx(accuracy[2] - accuracy[0])
+        and levels["value"] == pytest.approx(value)
+        and levels["verdict"] == says
+    )
 
 
 def test_a_slower_training_costs_time(faces, monkeypatch):
-    change = pd.DataFrame(dict(arm="change", backbone="Xception", quantity=["train", "infer"], value=[-2.95, 0.0], low=[-20.0, -1.0], high=[25.0, 1.0], paper=[-2.70651, 0.0]))
+    change = pd.DataFrame(
+        dict(
+            arm="change",
+            backbone="Xception",
+            quantity=["train", "infer"],
+            value=[-2.95, 0.0],
+            low=[-20.0, -1.0],
+            high=[25.0, 1.0],
+            paper=[-2.70651, 0.0],
+        )
+    )
     monkeypatch.setattr(module, "efficiency", lambda lab, rounds: change)
     train, infer = TimeClaims().rows(Question(faces), {})
-    assert train["value"] == pytest.approx(100 * (1 / 0.9705 - 1)) and train["value"] > 3 and train["paper"] == pytest.approx(2.7818, abs=1e-4)
-    assert (train["low"], train["high"]) == pytest.approx((-20, 25)) and train["verdict"] == "undecided", "a fifth less throughput is a quarter more time"
+    assert (
+        train["value"] == pytest.approx(100 * (1 / 0.9705 - 1))
+        and train["value"] > 3
+        and train["paper"] == pytest.approx(2.7818, abs=1e-4)
+    )
+    assert (train["low"], train["high"]) == pytest.approx((-20, 25)) and train[
+        "verdict"
+    ] == "undecided", "a fifth less throughput is a quarter more time"
     assert infer["verdict"] == "holds"
 
 
 def test_claims_about_people_need_people(faces, tmp_path):
     with pytest.raises(ValueError, match="there is no user study yet"):
         PeopleClaims().rows(Question(faces), {})
-    made = study(tmp_path/"made", participants=12, images=8, n=20)
-    folder = tmp_path/"mini/userstudy"
+    made = study(tmp_path / "made", participants=12, images=8, n=20)
+    folder = tmp_path / "mini/userstudy"
     folder.parent.mkdir()
     made.path.rename(folder)
     with pytest.raises(ValueError, match="no responses that count"):
@@ -173,42 +335,101 @@ def test_claims_about_people_need_people(faces, tmp_path):
     simulate(read_study(folder), lambda key: 0.97 if key["mask"] == "none" else 0.55)
     with pytest.raises(ValueError, match="simulated"):
         PeopleClaims().rows(Question(faces), {})
-    for path in (folder/"responses").iterdir(): path.write_text(path.read_text().replace('"simulated": true', '"simulated": false'))
+    for path in (folder / "responses").iterdir():
+        path.write_text(path.read_text().replace('"simulated": true', '"simulated": false'))
     people, grows = PeopleClaims().rows(Question(faces), {})
-    assert people["value"] < -20 and people["verdict"] == "holds" and people["paper"] == -10 and people["low"] < people["value"] < people["high"]
+    assert (
+        people["value"] < -20
+        and people["verdict"] == "holds"
+        and people["paper"] == -10
+        and people["low"] < people["value"] < people["high"]
+    )
     assert np.isnan(grows["paper"]) and grows["verdict"] != "holds", "as hard at every alpha"
 
 
 class Told(ClaimGroup):
     "Claims with a known answer."
-    def __init__(self, names, rows): self.names, self.rows = names, lambda q, values: rows()
+
+    def __init__(self, names, rows):
+        self.names, self.rows = names, lambda q, values: rows()
 
 
 def test_what_cannot_be_tested_is_undecided_and_says_why(faces, monkeypatch):
-    row = lambda name: claim_row(name, (2.0, 1.0, 3.0), MORE)
-    def fail(): raise RunFailed("detectors/VGG-DF-none-s0", "the loss became nan")
-    groups = [Told(tuple(CONTRASTS), lambda: []), Told(["cross"], lambda: [row("cross")]), Told(["falls", "levels"], fail), PeopleClaims(),
-              Told(["share"], lambda: [row("share")]), Told(["train", "infer"], lambda: [row("train"), row("infer")]), Told(["inside", "hit"], fail)]
+    def row(name):
+        return claim_row(name, (2.0, 1.0, 3.0), MORE)
+
+    def fail():
+        raise RunFailed("detectors/VGG-DF-none-s0", "the loss became nan")
+
+    groups = [
+        Told(tuple(CONTRASTS), lambda: []),
+        Told(["cross"], lambda: [row("cross")]),
+        Told(["falls", "levels"], fail),
+        PeopleClaims(),
+        Told(["share"], lambda: [row("share")]),
+        Told(["train", "infer"], lambda: [row("train"), row("infer")]),
+        Told(["inside", "hit"], fail),
+    ]
     monkeypatch.setattr(module, "CLAIM_GROUPS", groups)
     found = module.claims(Question(faces), {}).set_index("name")
-    assert len(found) == 18 and set(found.verdict[["cross", "share", "train"]]) == {"holds"} and set(found.verdict[["prle", "falls", "hit"]]) == {"undecided"}
-    assert "the loss became nan" in found.note["levels"] and found.note["people"] == "there is no user study yet" and "lack what the test compares" in found.note["zoo"]
+    assert (
+        len(found) == 18
+        and set(found.verdict[["cross", "share", "train"]]) == {"holds"}
+        and set(found.verdict[["prle", "falls", "hit"]]) == {"undecided"}
+    )
+    assert (
+        "the loss became nan" in found.note["levels"]
+        and found.note["people"] == "there is no user study yet"
+        and "lack what the test compares" in found.note["zoo"]
+    )
     assert claims_table(found.reset_index()).ours.str.contains("gap: ").sum() == 14
 
 
 def test_each_claim_is_tested_by_one_group_with_its_own_cells(faces):
     faces.manifest = pd.DataFrame(dict(subset=["real", *SUBSETS]))
-    assert sorted(name for group in CLAIM_GROUPS for name in group.names) == sorted(claim_list().name)
+    assert sorted(name for group in CLAIM_GROUPS for name in group.names) == sorted(
+        claim_list().name
+    )
     faces._sets = None, {}
     cells = Claims().cells(faces, **Claims().settings())
-    assert {number for number, _ in cells} == {1, 2, 4, 6} and all(isinstance(name, tuple) for _, name in cells), "people and time need no runs; this data has no target sets"
+    assert {number for number, _ in cells} == {1, 2, 4, 6} and all(
+        isinstance(name, tuple) for _, name in cells
+    ), "people and time need no runs; this data has no target sets"
 
 
 def test_the_claims(faces):
     faces.manifest = pd.DataFrame(dict(subset=["real", *SUBSETS]))
     listed = claim_list()
-    assert len(listed) == 18 and listed.name.is_unique and listed.notna().all(axis=None) and set(listed.unit) == {"points", "%"}
-    assert {a.name for a in TargetClaims().arms(Question(faces))} >= {"none", "primary", "random", "landmark", "neighbour", "low", "high", "X+E+V", "X", "dynamic", "static"}
-    rows = listed.head(2).assign(value=[1.0, np.nan], low=[0.5, np.nan], high=[2.0, np.nan], verdict=["holds", "undecided"], paper=[6.8, np.nan], note=["", "it diverged"])
+    assert (
+        len(listed) == 18
+        and listed.name.is_unique
+        and listed.notna().all(axis=None)
+        and set(listed.unit) == {"points", "%"}
+    )
+    assert {a.name for a in TargetClaims().arms(Question(faces))} >= {
+        "none",
+        "primary",
+        "random",
+        "landmark",
+        "neighbour",
+        "low",
+        "high",
+        "X+E+V",
+        "X",
+        "dynamic",
+        "static",
+    }
+    rows = listed.head(2).assign(
+        value=[1.0, np.nan],
+        low=[0.5, np.nan],
+        high=[2.0, np.nan],
+        verdict=["holds", "undecided"],
+        paper=[6.8, np.nan],
+        note=["", "it diverged"],
+    )
     shown = claims_table(rows)
-    assert shown.ours.tolist() == ["+1.0 [+0.5, +2.0]", "gap: it diverged"] and shown["ours - paper"].tolist() == ["-5.8", ""] and shown.verdict[0] == "**holds**"
+    assert (
+        shown.ours.tolist() == ["+1.0 [+0.5, +2.0]", "gap: it diverged"]
+        and shown["ours - paper"].tolist() == ["-5.8", ""]
+        and shown.verdict[0] == "**holds**"
+    )

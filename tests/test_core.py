@@ -1,4 +1,5 @@
 """prle.core: names, streams, whole files, keys."""
+
 import errno
 import io
 import os
@@ -9,13 +10,27 @@ import pytest
 import torch
 
 from prle import core
-from prle.core import atomic_path, check_choice, digest, file_digest, outputs_dir, progress, provenance, rng, torch_rng, write_json
+from prle.core import (
+    atomic_path,
+    check_choice,
+    digest,
+    file_digest,
+    outputs_dir,
+    progress,
+    provenance,
+    rng,
+    torch_rng,
+    write_json,
+)
 from prle.trust import read_json
 
 
 def test_check_choice_proposes_the_nearest():
     assert check_choice("DF", ["DF", "FS"], "manipulation") == "DF"
-    with pytest.raises(ValueError, match="unknown detector 'xcepton'.*Did you mean 'xception'.*Known: vgg16, xception"):
+    with pytest.raises(
+        ValueError,
+        match="unknown detector 'xcepton'.*Did you mean 'xception'.*Known: vgg16, xception",
+    ):
         check_choice("xcepton", ["vgg16", "xception"], "detector")
 
 
@@ -28,7 +43,9 @@ def test_streams_depend_on_the_whole_key():
     keys = [(0,), (1,), (0, "a"), (0, "b"), ("0",), (0, 1), (1, 0), (1, 2), (0, 12)]
     assert len({rng(*k).random() for k in keys}) == len(set(keys))
     assert len({torch.rand((), generator=torch_rng(*k)).item() for k in keys}) == len(set(keys))
-    assert torch.equal(torch.rand(5, generator=torch_rng(3, "x")), torch.rand(5, generator=torch_rng(3, "x")))
+    assert torch.equal(
+        torch.rand(5, generator=torch_rng(3, "x")), torch.rand(5, generator=torch_rng(3, "x"))
+    )
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -71,10 +88,18 @@ def test_provenance_names_the_hardware_that_was_used(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     read, cpus = core.Path.read_text, "processor\t: 0\nmodel name\t: A CPU @ 2 GHz\n"
-    monkeypatch.setattr(core.Path, "read_text", lambda path, *args, **kwargs: cpus if str(path) == "/proc/cpuinfo" else read(path, *args, **kwargs))
+    monkeypatch.setattr(
+        core.Path,
+        "read_text",
+        lambda path, *args, **kwargs: (
+            cpus if str(path) == "/proc/cpuinfo" else read(path, *args, **kwargs)
+        ),
+    )
     used = {device: provenance(device) for device in ("cpu", "cuda:1", None)}
     assert [note["device"] for note in used.values()] == ["A CPU @ 2 GHz", "GPU 1", "GPU None"]
-    assert all(note["cpu"] == "A CPU @ 2 GHz" and note["cores"] == os.cpu_count() for note in used.values())
+    assert all(
+        note["cpu"] == "A CPU @ 2 GHz" and note["cores"] == os.cpu_count() for note in used.values()
+    )
 
 
 def test_outputs_dir(tmp_path, monkeypatch):
@@ -89,10 +114,15 @@ def test_outputs_dir(tmp_path, monkeypatch):
 
 def test_bars_are_for_who_watches(monkeypatch):
     monkeypatch.delenv("PRLE_QUIET", raising=False)
-    shown = lambda **kwargs: not progress(range(3), **kwargs).disable
+
+    def shown(**kwargs):
+        return not progress(range(3), **kwargs).disable
+
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     assert not shown()
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=None)))
+    monkeypatch.setitem(
+        sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=None))
+    )
     assert shown(file=io.StringIO()) and not shown(disable=True)
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
     assert not shown()

@@ -1,11 +1,20 @@
 """CViT: the two-token transformer against a plain reference, published counts, sizes, and what its one patch means."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from prle.detectors.cvit import Attention, CViT, Layer, cvit, feature_learner, stage
-from prle.detectors.registry import cam_grids, card, create_detector, list_detectors, macs, parameter_count, size_option
+from prle.detectors.registry import (
+    cam_grids,
+    card,
+    create_detector,
+    list_detectors,
+    macs,
+    parameter_count,
+    size_option,
+)
 
 
 def small(size=64, width=1 / 8):
@@ -14,19 +23,26 @@ def small(size=64, width=1 / 8):
 
 
 def meta(**options):
-    with torch.device("meta"): return cvit(**options)
+    with torch.device("meta"):
+        return cvit(**options)
 
 
 # ---- sizes
 
+
 def test_is_registered_and_built_for_one_size():
     assert list_detectors("cvit") == ["cvit"] and size_option("cvit", 128) == dict(size=128)
-    assert create_detector("cvit", width=1 / 8, size=64).config == dict(name="cvit", width=1 / 8, size=64)
+    assert create_detector("cvit", width=1 / 8, size=64).config == dict(
+        name="cvit", width=1 / 8, size=64
+    )
 
 
 def test_published_counts():
     model = meta()
-    count = lambda *parts: sum(p.numel() for part in parts for p in part.parameters())
+
+    def count(*parts):
+        return sum(p.numel() for part in parts for p in part.parameters())
+
     assert parameter_count(model) == 88_991_554 and parameter_count(model) - 2049 == 88_989_505
     assert count(model.features) == 10_813_248 and count(model.embed) == 25_691_136
     assert count(model.layers) == 50_380_800 and count(model.head) == 2_103_298
@@ -36,9 +52,12 @@ def test_published_counts():
 
 def test_attention_is_counted():
     "Queries times keys and shares times values: 2 x 2 pairs of tokens, 1024 numbers each, in both."
-    with torch.device("meta"): attention = Attention(1024)
+    with torch.device("meta"):
+        attention = Attention(1024)
     from torch.utils.flop_counter import FlopCounterMode
-    with torch.no_grad(), FlopCounterMode(display=False) as counter: attention(torch.empty(1, 2, 1024, device="meta"))
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        attention(torch.empty(1, 2, 1024, device="meta"))
     assert counter.get_total_flops() // 2 == 2 * 4 * 1024 * 1024 + 2 * (2 * 2 * 1024)
 
 
@@ -50,25 +69,35 @@ def test_multiples_of_32_change_the_embedding_only(size):
     assert parameter_count(model) == 88_991_554 + 1024 * 512 * ((size // 32) ** 2 - 49)
 
 
-@pytest.mark.parametrize("size, near", [(299, 288), (380, 384), (100, 96), (16, 32), (0, 32), (-64, 32)])
+@pytest.mark.parametrize(
+    "size, near", [(299, 288), (380, 384), (100, 96), (16, 32), (0, 32), (-64, 32)]
+)
 def test_other_sizes_are_refused_before_building(size, near, monkeypatch):
-    monkeypatch.setattr("prle.detectors.cvit.feature_learner", lambda width: pytest.fail("work was begun"))
-    with pytest.raises(ValueError, match=f"multiple of 32, not {size}: try {near}"): cvit(size=size)
+    monkeypatch.setattr(
+        "prle.detectors.cvit.feature_learner", lambda width: pytest.fail("work was begun")
+    )
+    with pytest.raises(ValueError, match=f"multiple of 32, not {size}: try {near}"):
+        cvit(size=size)
 
 
 def test_faces_of_another_size_are_refused():
-    with pytest.raises(ValueError, match="built for faces of 64 x 64 pixels, not 96 x 96"): small()(torch.rand(1, 3, 96, 96))
+    with pytest.raises(ValueError, match="built for faces of 64 x 64 pixels, not 96 x 96"):
+        small()(torch.rand(1, 3, 96, 96))
 
 
 @pytest.mark.parametrize("width", [1 / 100, 1 / 8, 1 / 4, 1 / 3, 2])
 def test_heads_divide_every_width(width):
     model = meta(width=width, size=32)
     dim = model.token.shape[2]
-    assert all(layer.attention.heads == 8 and dim % 8 == 0 and layer.attention.scale == dim ** -0.5 for layer in model.layers)
+    assert all(
+        layer.attention.heads == 8 and dim % 8 == 0 and layer.attention.scale == dim**-0.5
+        for layer in model.layers
+    )
 
 
 def test_there_is_nothing_to_load():
-    with pytest.raises(ValueError, match="no pretrained weights"): create_detector("cvit", pretrained=True)
+    with pytest.raises(ValueError, match="no pretrained weights"):
+        create_detector("cvit", pretrained=True)
 
 
 def test_grids_of_the_cam_layers():
@@ -77,6 +106,7 @@ def test_grids_of_the_cam_layers():
 
 
 # ---- the network against plain references
+
 
 def attention_by_hand(attention, z, scale):
     "One face, one head and one token after the other."
@@ -88,7 +118,9 @@ def attention_by_hand(attention, z, scale):
         for h in range(attention.heads):
             s = slice(h * head, (h + 1) * head)
             for t in range(z.shape[1]):
-                shares = torch.softmax(torch.stack([q[t, s] @ k[u, s] for u in range(z.shape[1])]) * scale, 0)
+                shares = torch.softmax(
+                    torch.stack([q[t, s] @ k[u, s] for u in range(z.shape[1])]) * scale, 0
+                )
                 out[n, t, s] = sum(a * v[u, s] for u, a in enumerate(shares))
     return attention.out(out)
 
@@ -97,19 +129,23 @@ def attention_by_hand(attention, z, scale):
 def test_attention_scale_is_the_models_width():
     torch.manual_seed(0)
     attention, z = Attention(64), 4 * torch.randn(3, 2, 64)
-    assert torch.allclose(attention(z), attention_by_hand(attention, z, 64 ** -0.5), atol=1e-5)
-    assert not torch.allclose(attention(z), attention_by_hand(attention, z, 8 ** -0.5), atol=1e-2)
+    assert torch.allclose(attention(z), attention_by_hand(attention, z, 64**-0.5), atol=1e-5)
+    assert not torch.allclose(attention(z), attention_by_hand(attention, z, 8**-0.5), atol=1e-2)
 
 
 @torch.no_grad()
 def test_layer_norms_stand_in_front_and_shortcuts_beside():
     torch.manual_seed(0)
     layer, z = Layer(32, 64), torch.randn(2, 2, 32)
-    for norm in (layer.norm1, layer.norm2): nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
-    normed = lambda norm, z: F.layer_norm(z, (32,), norm.weight, norm.bias)
+    for norm in (layer.norm1, layer.norm2):
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+
+    def normed(norm, z):
+        return F.layer_norm(z, (32,), norm.weight, norm.bias)
+
     first, _, second = layer.mlp
-    y = z + attention_by_hand(layer.attention, normed(layer.norm1, z), 32 ** -0.5)
-    expected = y + second(0.5 * (h := first(normed(layer.norm2, y))) * (1 + torch.erf(h / 2 ** 0.5)))
+    y = z + attention_by_hand(layer.attention, normed(layer.norm1, z), 32**-0.5)
+    expected = y + second(0.5 * (h := first(normed(layer.norm2, y))) * (1 + torch.erf(h / 2**0.5)))
     assert torch.allclose(layer(z), expected, atol=1e-5)
 
 
@@ -117,7 +153,9 @@ def test_seventeen_convolutions_each_with_bias_norm_and_relu():
     model = meta()
     parts = [m for s in model.features for m in s]
     convs = [m for m in parts if isinstance(m, nn.Conv2d)]
-    assert [c.out_channels for c in convs] == [32] * 3 + [64] * 3 + [128] * 3 + [256] * 4 + [512] * 4
+    assert [c.out_channels for c in convs] == [32] * 3 + [64] * 3 + [128] * 3 + [256] * 4 + [
+        512
+    ] * 4
     assert all(c.kernel_size == (3, 3) and c.bias is not None for c in convs)
     kinds = [type(m).__name__ for m in stage(3, 8, 2)]
     assert kinds == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"]
@@ -127,7 +165,9 @@ def test_seventeen_convolutions_each_with_bias_norm_and_relu():
 def test_tokens_are_class_and_patch_in_row_column_channel_order():
     model, x = small(128).eval(), torch.randn(3, 3, 128, 128)
     tokens, M = model.tokens(x), model.features(x)
-    numbers = torch.stack([M[:, :, r, c] for r in range(4) for c in range(4)], 1).flatten(1)  # rows, then columns; channels inside
+    numbers = torch.stack([M[:, :, r, c] for r in range(4) for c in range(4)], 1).flatten(
+        1
+    )  # rows, then columns; channels inside
     assert torch.allclose(tokens[:, 0], (model.token + model.position)[0, 0].expand(3, -1))
     assert torch.allclose(tokens[:, 1], model.embed(numbers) + model.position[0, 1], atol=1e-5)
 
@@ -160,15 +200,21 @@ def test_the_patch_knows_places():
 
 # ---- training
 
+
 def test_starts_near_one_half_and_alike_from_one_seed():
     a, b = small(), small()
     assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
-    with torch.no_grad(): assert a(torch.rand(8, 3, 64, 64)).abs().max() < 0.5
+    with torch.no_grad():
+        assert a(torch.rand(8, 3, 64, 64)).abs().max() < 0.5
 
 
 def test_loss_is_the_two_way_cross_entropy_with_weights():
     model = small()
-    two, label, weight = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1]), torch.tensor([1, 0.5, 0, 1, 2])
+    two, label, weight = (
+        torch.randn(5, 2),
+        torch.tensor([0, 1, 1, 0, 1]),
+        torch.tensor([1, 0.5, 0, 1, 2]),
+    )
     batch = dict(label=label, weight=weight)
     expected = (F.cross_entropy(two, label, reduction="none") * weight).mean()
     assert torch.isclose(model.loss(dict(logit=two[:, 1] - two[:, 0]), batch), expected)
@@ -176,31 +222,45 @@ def test_loss_is_the_two_way_cross_entropy_with_weights():
 
 def test_gradients_reach_everything_but_biases_in_front_of_batch_norm():
     model = small()
-    model.loss(model.outputs(torch.rand(4, 3, 64, 64)), dict(label=torch.tensor([0, 1, 0, 1]))).backward()
+    model.loss(
+        model.outputs(torch.rand(4, 3, 64, 64)), dict(label=torch.tensor([0, 1, 0, 1]))
+    ).backward()
     size = {n: p.grad.abs().max().item() for n, p in model.named_parameters()}
     idle = {n for n in size if n.startswith("features") and "conv" in n and n.endswith("bias")}
     assert len(idle) == 17
-    assert all(size[n] < 1e-5 for n in idle) and all(v > 0 for n, v in size.items() if n not in idle)
+    assert all(size[n] < 1e-5 for n in idle) and all(
+        v > 0 for n, v in size.items() if n not in idle
+    )
 
 
 def test_recipe_and_statistics_are_the_originals():
     model = meta()
     r = model.recipe
-    assert (r.optimizer, r.lr, r.weight_decay, r.schedule, r.batch, r.epochs, r.size) == ("Adam", 1e-4, 1e-7, "step 15 0.1", 32, 50, 224)
+    assert (r.optimizer, r.lr, r.weight_decay, r.schedule, r.batch, r.epochs, r.size) == (
+        "Adam",
+        1e-4,
+        1e-7,
+        "step 15 0.1",
+        32,
+        50,
+        224,
+    )
     assert model.weights.source == "none" and model.weights.mean == (0.485, 0.456, 0.406)
 
 
 def test_finite_on_flat_faces_and_in_bfloat16():
     model, label = small(), torch.tensor([0, 1])
     for faces in (torch.zeros(2, 3, 64, 64), torch.full((2, 3, 64, 64), 0.5)):
-        with torch.autocast("cpu", torch.bfloat16): loss = model.loss(model.outputs(faces), dict(label=label))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model.loss(model.outputs(faces), dict(label=label))
         loss.backward()
         assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_channels_last_and_one_face():
     model, x = small().eval(), torch.rand(1, 3, 64, 64)
-    with torch.no_grad(): assert torch.allclose(model(x), model(x.to(memory_format=torch.channels_last)), atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(model(x), model(x.to(memory_format=torch.channels_last)), atol=1e-5)
 
 
 def test_feature_learner_halves_five_times():

@@ -1,4 +1,5 @@
 """prle.data.datasets: the manifest's checks and FaceDataset."""
+
 from pathlib import Path
 
 import cv2
@@ -19,13 +20,25 @@ from prle.trust import Damaged, write_digests
 def test_round_trip(toy, tmp_path):
     again = read_manifest(write_manifest(toy, tmp_path / "again.parquet"))
     pd.testing.assert_frame_equal(again.drop(columns="landmarks"), toy.drop(columns="landmarks"))
-    assert np.array_equal(np.stack(again.landmarks), np.stack(toy.landmarks)) and again.attrs["root"] == str(tmp_path)
+    assert np.array_equal(np.stack(again.landmarks), np.stack(toy.landmarks)) and again.attrs[
+        "root"
+    ] == str(tmp_path)
 
 
-@pytest.mark.parametrize("column, value, message", [
-    ("label", 2, "row 4 .*label must be 0"), ("split", "dev", "row 4 .*split must be"), ("path", "real/0_0.png", "row 4 .*stands in an earlier row"),
-    ("subset", "real", "row 4 .*must go together"), ("landmarks", np.zeros(10), "row 4 .*136 numbers"), ("identity", "p5", "more than one split"),
-    ("path", "/etc/face.png", "row 4 .*must be relative"), ("path", "a/../../b.png", "row 4 .*stay below"), ("transform", [1.0, 2.0], "row 4 .*transform must be 6 numbers")])
+@pytest.mark.parametrize(
+    "column, value, message",
+    [
+        ("label", 2, "row 4 .*label must be 0"),
+        ("split", "dev", "row 4 .*split must be"),
+        ("path", "real/0_0.png", "row 4 .*stands in an earlier row"),
+        ("subset", "real", "row 4 .*must go together"),
+        ("landmarks", np.zeros(10), "row 4 .*136 numbers"),
+        ("identity", "p5", "more than one split"),
+        ("path", "/etc/face.png", "row 4 .*must be relative"),
+        ("path", "a/../../b.png", "row 4 .*stay below"),
+        ("transform", [1.0, 2.0], "row 4 .*transform must be 6 numbers"),
+    ],
+)
 def test_the_first_bad_row_is_named(toy, column, value, message):
     toy = toy.copy()
     toy[column] = [value if i == 4 else v for i, v in enumerate(toy[column])]
@@ -34,15 +47,24 @@ def test_the_first_bad_row_is_named(toy, column, value, message):
 
 
 def test_a_frame_stands_once(toy):
-    with pytest.raises(ValueError, match=r"row 1 .*same dataset, subset, video and frame"): check_manifest(toy.iloc[[0, 3]].assign(video="x"))
-    same_name = toy.iloc[:3].assign(video="x") # of three subsets
+    with pytest.raises(ValueError, match=r"row 1 .*same dataset, subset, video and frame"):
+        check_manifest(toy.iloc[[0, 3]].assign(video="x"))
+    same_name = toy.iloc[:3].assign(video="x")  # of three subsets
     assert len(check_manifest(same_name)) == 3
 
 
 def test_the_root_may_lie_elsewhere(toy, tmp_path):
-    moved = read_manifest(write_manifest(toy, tmp_path / "elsewhere" / "m.parquet", toy.attrs["root"]))
-    assert moved.attrs["root"] == toy.attrs["root"] and FaceDataset(moved)[0]["image"].shape == (3, 24, 32)
-    assert read_manifest(write_manifest(toy, tmp_path / "again.parquet")).attrs["root"] == str(tmp_path) # not the old one
+    moved = read_manifest(
+        write_manifest(toy, tmp_path / "elsewhere" / "m.parquet", toy.attrs["root"])
+    )
+    assert moved.attrs["root"] == toy.attrs["root"] and FaceDataset(moved)[0]["image"].shape == (
+        3,
+        24,
+        32,
+    )
+    assert read_manifest(write_manifest(toy, tmp_path / "again.parquet")).attrs["root"] == str(
+        tmp_path
+    )  # not the old one
 
 
 def test_balanced_sampler():
@@ -52,14 +74,27 @@ def test_balanced_sampler():
         sampler.set_epoch(epoch)
         epochs.append(list(sampler))
     assert all(len(set(e)) == len(e) == len(sampler) == 8 and labels[e].sum() == 4 for e in epochs)
-    assert set(sum(epochs, [])) == set(range(24)) # everything is seen in time
-    assert epochs[0] == list(BalancedSampler(labels, seed=3)) != epochs[1] != list(BalancedSampler(labels, seed=4))
-    with pytest.raises(ValueError, match="one has no face"): BalancedSampler([1, 1])
+    assert set(sum(epochs, [])) == set(range(24))  # everything is seen in time
+    assert (
+        epochs[0]
+        == list(BalancedSampler(labels, seed=3))
+        != epochs[1]
+        != list(BalancedSampler(labels, seed=4))
+    )
+    with pytest.raises(ValueError, match="one has no face"):
+        BalancedSampler([1, 1])
 
 
 def test_a_transform_gets_the_whole_item(toy):
-    item = FaceDataset(toy, transform=lambda item: {**item, "image": item["image"].flip(-1), "seen": sorted(item)})[2]
-    assert torch.equal(item["image"].flip(-1), FaceDataset(toy)[2]["image"]) and item["seen"] == ["image", "index", "label", "landmarks"]
+    item = FaceDataset(
+        toy, transform=lambda item: {**item, "image": item["image"].flip(-1), "seen": sorted(item)}
+    )[2]
+    assert torch.equal(item["image"].flip(-1), FaceDataset(toy)[2]["image"]) and item["seen"] == [
+        "image",
+        "index",
+        "label",
+        "landmarks",
+    ]
 
 
 def test_missing_columns_and_empty_tables(toy):
@@ -79,7 +114,11 @@ def test_a_bad_manifest_is_not_written(toy, tmp_path):
 
 def test_select(toy):
     rows = select(toy, "train", "A")
-    assert set(rows.subset) == {"real", "A"} and set(rows.split) == {"train"} and rows.attrs["root"] == toy.attrs["root"]
+    assert (
+        set(rows.subset) == {"real", "A"}
+        and set(rows.split) == {"train"}
+        and rows.attrs["root"] == toy.attrs["root"]
+    )
     with pytest.raises(ValueError, match="no rows of DF; the manifest has A, B, real"):
         select(toy, "train", "DF")
     with pytest.raises(ValueError, match="'val' has no fake face"):
@@ -88,8 +127,14 @@ def test_select(toy):
 
 def test_items(toy):
     item = FaceDataset(toy)[1]
-    assert item["image"].shape == (3, 24, 32) and item["image"].dtype == torch.uint8 and item["label"] == 1
-    assert item["landmarks"].shape == (68, 2) and torch.equal(item["landmarks"].flatten(), torch.from_numpy(toy.landmarks[1]))
+    assert (
+        item["image"].shape == (3, 24, 32)
+        and item["image"].dtype == torch.uint8
+        and item["label"] == 1
+    )
+    assert item["landmarks"].shape == (68, 2) and torch.equal(
+        item["landmarks"].flatten(), torch.from_numpy(toy.landmarks[1])
+    )
     bgr = cv2.imread(f"{toy.attrs['root']}/{toy.path[1]}")
     assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), bgr[..., ::-1])
 
@@ -107,7 +152,9 @@ def test_a_map_of_another_size_is_refused(toy, tmp_path):
     (tmp_path / "q/real").mkdir(parents=True)
     cv2.imwrite(str(tmp_path / "q" / toy.path[0]), np.zeros((32, 24), np.uint16))
     write_digests(tmp_path / "q")
-    with pytest.raises(ValueError, match=r"0_0.png is \(24, 32\), its face real/0_0.png is \(32, 24\)"):
+    with pytest.raises(
+        ValueError, match=r"0_0.png is \(24, 32\), its face real/0_0.png is \(32, 24\)"
+    ):
         FaceDataset(toy.iloc[[0]], quantiles=tmp_path / "q")[0]
 
 
@@ -115,24 +162,33 @@ def test_quantile_maps_are_compared_with_their_digests(toy, tmp_path):
     "A flipped bit, another face's map, one that is missing, and a folder without digests."
     for path in toy.path:
         (tmp_path / "q" / path).parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(tmp_path / "q" / path), np.random.default_rng(0).integers(0, 2**16, (24, 32), np.uint16))
-    with pytest.raises(Damaged, match="q/digests.parquet is missing"): FaceDataset(toy, quantiles=tmp_path / "q")
+        cv2.imwrite(
+            str(tmp_path / "q" / path),
+            np.random.default_rng(0).integers(0, 2**16, (24, 32), np.uint16),
+        )
+    with pytest.raises(Damaged, match="q/digests.parquet is missing"):
+        FaceDataset(toy, quantiles=tmp_path / "q")
     write_digests(tmp_path / "q")
     first, faces = tmp_path / "q" / toy.path[0], FaceDataset(toy, quantiles=tmp_path / "q")
     whole, found = first.read_bytes(), 0
     for at in range(0, len(whole), 41):
-        first.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1:])
-        with pytest.raises(Damaged, match=f"{toy.path[0]} has changed since it was written"): faces[0]
+        first.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(Damaged, match=f"{toy.path[0]} has changed since it was written"):
+            faces[0]
         found += 1
     assert found > 20
     for worker in (0, 1):
-        with pytest.raises(Damaged, match=f"{toy.path[0]} has changed"): list(DataLoader(faces, 4, num_workers=worker))
+        with pytest.raises(Damaged, match=f"{toy.path[0]} has changed"):
+            list(DataLoader(faces, 4, num_workers=worker))
     cv2.imwrite(str(first), np.zeros((24, 32), np.uint16))
-    with pytest.raises(Damaged, match="has changed"): faces[0]
+    with pytest.raises(Damaged, match="has changed"):
+        faces[0]
     first.unlink()
-    with pytest.raises(Damaged, match="is missing"): faces[0]
+    with pytest.raises(Damaged, match="is missing"):
+        faces[0]
     write_digests(tmp_path / "q")
-    with pytest.raises(Damaged, match=f"q has no quantile map '{toy.path[0]}'"): FaceDataset(toy, quantiles=tmp_path / "q")
+    with pytest.raises(Damaged, match=f"q has no quantile map '{toy.path[0]}'"):
+        FaceDataset(toy, quantiles=tmp_path / "q")
 
 
 def test_unreadable_files_are_named(tmp_path):
@@ -151,46 +207,99 @@ def test_masks_of_another_size_or_missing_are_named(toy):
     rows = toy.assign(mask=np.where(toy.label == 1, "m.png", ""))
     rows.attrs = toy.attrs
     faces = FaceDataset(rows, masks=True)
-    assert not faces[0]["mask"].any() and faces[0]["mask"].shape == (1, 24, 32) and faces[0]["mask_known"]
-    with pytest.raises(OSError, match="cannot read the mask .*m.png"): faces[1]
+    assert (
+        not faces[0]["mask"].any()
+        and faces[0]["mask"].shape == (1, 24, 32)
+        and faces[0]["mask_known"]
+    )
+    with pytest.raises(OSError, match="cannot read the mask .*m.png"):
+        faces[1]
     cv2.imwrite(str(root / "m.png"), np.full((10, 12), 255, np.uint8))
-    with pytest.raises(ValueError, match=r"m.png is \(12, 10\), its face \(32, 24\)"): faces[1]
+    with pytest.raises(ValueError, match=r"m.png is \(12, 10\), its face \(32, 24\)"):
+        faces[1]
 
 
 def test_fakes_without_a_mask_are_counted(toy):
     rows = toy.assign(mask=np.where(toy.subset == "A", "m.png", ""))
     rows.attrs = toy.attrs
-    with pytest.warns(UserWarning, match="12 of 24 fakes have no mask.*B/0_0.png among them"): faces = FaceDataset(rows, masks=True)
+    with pytest.warns(UserWarning, match="12 of 24 fakes have no mask.*B/0_0.png among them"):
+        faces = FaceDataset(rows, masks=True)
     item = faces[rows.subset.tolist().index("B")]
     assert item["mask_known"] is False and not item["mask"].any()
-    with pytest.raises(ValueError, match="24 of 24 fakes have no mask.*`prle faces`"): FaceDataset(toy, masks=True)
+    with pytest.raises(ValueError, match="24 of 24 fakes have no mask.*`prle faces`"):
+        FaceDataset(toy, masks=True)
     assert not FaceDataset(toy[toy.label == 0], masks=True)[0]["mask"].any()
 
 
 def damaged(toy, column, value):
     rows = toy.astype({column: object})
-    rows[column] = pd.Series([value if i == 4 else v for i, v in enumerate(rows[column])], dtype=object)
+    rows[column] = pd.Series(
+        [value if i == 4 else v for i, v in enumerate(rows[column])], dtype=object
+    )
     return rows
 
 
-TEXTS = ["path", "dataset", "subset", "video", "identity", "source_identity", "split", "compression", "mask"]
+TEXTS = [
+    "path",
+    "dataset",
+    "subset",
+    "video",
+    "identity",
+    "source_identity",
+    "split",
+    "compression",
+    "mask",
+]
 
 
-@pytest.mark.parametrize("column, values", [
-    *((column, [None, np.nan, 3, b"x", ["x"], "x" * 10**6]) for column in TEXTS), ("label", [None, np.nan, 1.0, "1", True, [1], 2**70, -1]),
-    ("frame", [None, np.nan, 0.5, "0", -1, 2**63]), ("transform", [None, np.nan, "text", ["a"] * 6, [[1.0]] * 6, [np.inf] * 6, [None] * 6]),
-    ("landmarks", [None, 1.5, "x" * 136, ["a"] * 136, [[0.0]] * 136, [np.inf] * 136, [None] * 136, np.zeros((136, 2))])])
+@pytest.mark.parametrize(
+    "column, values",
+    [
+        *((column, [None, np.nan, 3, b"x", ["x"], "x" * 10**6]) for column in TEXTS),
+        ("label", [None, np.nan, 1.0, "1", True, [1], 2**70, -1]),
+        ("frame", [None, np.nan, 0.5, "0", -1, 2**63]),
+        ("transform", [None, np.nan, "text", ["a"] * 6, [[1.0]] * 6, [np.inf] * 6, [None] * 6]),
+        (
+            "landmarks",
+            [
+                None,
+                1.5,
+                "x" * 136,
+                ["a"] * 136,
+                [[0.0]] * 136,
+                [np.inf] * 136,
+                [None] * 136,
+                np.zeros((136, 2)),
+            ],
+        ),
+    ],
+)
 def test_wrong_types_and_nulls_are_named_by_row_and_column(toy, column, values):
     for value in values:
-        with pytest.raises(ValueError, match=rf"^m.parquet, row 4 \(.*\): {column} must be") as e: check_manifest(damaged(toy, column, value), "m.parquet")
+        with pytest.raises(ValueError, match=rf"^m.parquet, row 4 \(.*\): {column} must be") as e:
+            check_manifest(damaged(toy, column, value), "m.parquet")
         assert len(str(e.value)) < 600
 
 
-@pytest.mark.parametrize("path", ["", "/etc/face.png", "a/../../b.png", "./a.png", "a\\b.png", "a//b.png", "a\nb.png", "nul.png"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/etc/face.png",
+        "a/../../b.png",
+        "./a.png",
+        "a\\b.png",
+        "a//b.png",
+        "a\nb.png",
+        "nul.png",
+    ],
+)
 def test_no_path_leaves_the_root(toy, path):
-    with pytest.raises(ValueError, match="row 4 .*path must be"): check_manifest(damaged(toy, "path", path))
+    with pytest.raises(ValueError, match="row 4 .*path must be"):
+        check_manifest(damaged(toy, "path", path))
     if path:
-        with pytest.raises(ValueError, match="row 4 .*mask must be"): check_manifest(damaged(toy, "mask", path))
+        with pytest.raises(ValueError, match="row 4 .*mask must be"):
+            check_manifest(damaged(toy, "mask", path))
 
 
 @pytest.mark.parametrize("root", [None, 3, ["x"], {"a": 1}, "a\0b", "x" * 10**6])
@@ -198,7 +307,8 @@ def test_a_root_that_is_no_path_is_named(toy, tmp_path, root):
     path = tmp_path / "toy/manifest.parquet"
     toy.attrs = dict(root=root)
     toy.to_parquet(path, index=False)
-    with pytest.raises(ValueError, match="manifest.parquet: its root .* is no folder's path") as e: read_manifest(path)
+    with pytest.raises(ValueError, match="manifest.parquet: its root .* is no folder's path") as e:
+        read_manifest(path)
     assert len(str(e.value)) < 500
 
 
@@ -206,14 +316,19 @@ def test_damaged_manifests_name_the_file_and_never_pass(toy, tmp_path):
     path, draw, seen = tmp_path / "toy/manifest.parquet", rng("damage"), 0
     whole = path.read_bytes()
     for i in range(200):
-        content = bytearray(whole[:draw.integers(len(whole))]) if i % 4 == 0 else bytearray(whole)
-        if i % 4: content[draw.integers(len(whole))] ^= 1 << draw.integers(8)
+        content = bytearray(whole[: draw.integers(len(whole))]) if i % 4 == 0 else bytearray(whole)
+        if i % 4:
+            content[draw.integers(len(whole))] ^= 1 << draw.integers(8)
         path.write_bytes(content)
-        try: again = read_manifest(path)
+        try:
+            again = read_manifest(path)
         except ValueError as e:
             seen += 1
             assert str(path) in str(e) and "\n" not in str(e) and len(str(e)) < 1000
-        else: pd.testing.assert_frame_equal(again.drop(columns="landmarks"), toy.drop(columns="landmarks"))
+        else:
+            pd.testing.assert_frame_equal(
+                again.drop(columns="landmarks"), toy.drop(columns="landmarks")
+            )
     assert seen > 100
 
 
@@ -222,31 +337,38 @@ def test_faces_and_masks_outside_are_not_read(toy, tmp_path):
     crop = tmp_path / "toy" / toy.path[1]
     crop.unlink()
     crop.symlink_to(tmp_path / "secret.png")
-    with pytest.raises(ValueError, match="leads out of"): FaceDataset(toy)[1]
+    with pytest.raises(ValueError, match="leads out of"):
+        FaceDataset(toy)[1]
     rows = toy.assign(mask=np.where(toy.label == 1, "m.png", ""))
     rows.attrs = toy.attrs
     (tmp_path / "toy/m.png").symlink_to(tmp_path / "secret.png")
-    with pytest.raises(ValueError, match="m.png.* leads out of"): FaceDataset(rows, masks=True)[2]
+    with pytest.raises(ValueError, match="m.png.* leads out of"):
+        FaceDataset(rows, masks=True)[2]
     (tmp_path / "q/real").mkdir(parents=True)
     (tmp_path / "q" / toy.path[0]).symlink_to(tmp_path / "secret.png")
     write_digests(tmp_path / "q", dict.fromkeys(toy.path, "0"))
-    with pytest.raises(ValueError, match="leads out of"): FaceDataset(toy, quantiles=tmp_path / "q")[0]
+    with pytest.raises(ValueError, match="leads out of"):
+        FaceDataset(toy, quantiles=tmp_path / "q")[0]
 
 
 def test_pictures_that_promise_too_much_are_not_decoded(tmp_path):
     (tmp_path / "face.pgm").write_bytes(b"P5 30000 30000 255 ")
     for read in (read_rgb, read_quantiles, lambda path: read_mask(path, (8, 8))):
-        with pytest.raises(OSError, match="face.pgm: promises far too many pixels"): read(tmp_path / "face.pgm")
+        with pytest.raises(OSError, match="face.pgm: promises far too many pixels"):
+            read(tmp_path / "face.pgm")
 
 
 @pytest.fixture
 def known(toy):
-    write_digests(toy.attrs["root"], {path: file_digest(Path(toy.attrs["root"]) / path) for path in toy.path})
+    write_digests(
+        toy.attrs["root"], {path: file_digest(Path(toy.attrs["root"]) / path) for path in toy.path}
+    )
     return toy
 
 
 def test_crops_that_are_what_they_were_pass(known, tmp_path, capsys):
-    for given in (tmp_path / "toy", tmp_path / "toy/manifest.parquet"): assert main(["check", "manifest", str(given)]) == 0
+    for given in (tmp_path / "toy", tmp_path / "toy/manifest.parquet"):
+        assert main(["check", "manifest", str(given)]) == 0
     assert "36 crops and masks compared with their digests: 0 problems" in capsys.readouterr().out
 
 
@@ -261,13 +383,26 @@ def test_damaged_missing_and_unlisted_crops_are_named(known, tmp_path, capsys):
     (root / "A/new.png").touch()
     bad, said = check_crops(root)
     assert bad.path.tolist() == [*known.path[:3], "A/new.png"] and "4 problems" in said
-    assert all(part in reason for part, reason in zip(("has changed since", "missing", "leads out", "not in the manifest"), bad.reason))
-    assert main(["check", "manifest", str(root)]) == 1 and f"{known.path[0]}: damaged" in capsys.readouterr().out
+    assert all(
+        part in reason
+        for part, reason in zip(
+            ("has changed since", "missing", "leads out", "not in the manifest"), bad.reason
+        )
+    )
+    assert (
+        main(["check", "manifest", str(root)]) == 1
+        and f"{known.path[0]}: damaged" in capsys.readouterr().out
+    )
 
 
 def test_without_digests_crops_are_decoded(toy, tmp_path):
-    assert check_crops(tmp_path / "toy")[0].empty and "there is no digests.parquet" in check_crops(tmp_path / "toy")[1]
-    (tmp_path / "toy" / toy.path[0]).write_bytes((tmp_path / "toy" / toy.path[0]).read_bytes()[:300])
+    assert (
+        check_crops(tmp_path / "toy")[0].empty
+        and "there is no digests.parquet" in check_crops(tmp_path / "toy")[1]
+    )
+    (tmp_path / "toy" / toy.path[0]).write_bytes(
+        (tmp_path / "toy" / toy.path[0]).read_bytes()[:300]
+    )
     assert check_crops(tmp_path / "toy")[0].path.tolist() == [toy.path[0]]
 
 

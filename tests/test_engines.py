@@ -1,4 +1,5 @@
 """prle.lab.engines: one graph, two engines, the same runs; failures cost what needs them, deaths cost an epoch."""
+
 import errno
 import os
 import re
@@ -33,28 +34,46 @@ def note(root, *words):
 
 
 def notes(root):
-    return [line.split() for line in (Path(root) / "log").read_text().splitlines()] if (Path(root) / "log").exists() else []
+    return (
+        [line.split() for line in (Path(root) / "log").read_text().splitlines()]
+        if (Path(root) / "log").exists()
+        else []
+    )
 
 
 def train(root, name, epochs=3, seconds=0.0, fault=None):
     "A training of some epochs that can go on, tells where it runs, and writes what it computes: a number that each epoch changes."
+
     def make(folder):
         if fault:
             raise fault
-        state = read_json(folder / "state.json") if (folder / "state.json").exists() else dict(epoch=0, value=name)
+        state = (
+            read_json(folder / "state.json")
+            if (folder / "state.json").exists()
+            else dict(epoch=0, value=name)
+        )
         for epoch in range(state["epoch"], epochs):
             node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "here"
             note(root, name, epoch, node, os.getpid())
             time.sleep(seconds)
             state = dict(epoch=epoch + 1, value=digest([state["value"], epoch]))
             write_json(folder / "state.json", state)
+
     return make
 
 
 def graph(root, store, seconds=0.0, faults=()):
     "Three trainings, their maps, a fusion of the first two, a training with it."
+
     def run(kind, name, config, epochs=1):
-        return store.get(kind, name, config, train(root, name, epochs, seconds, dict(faults).get(name)), resume=True)
+        return store.get(
+            kind,
+            name,
+            config,
+            train(root, name, epochs, seconds, dict(faults).get(name)),
+            resume=True,
+        )
+
     plain = [run("detectors", n, dict(name=n), 3) for n in "abc"]
     maps = [run("maps", f"map-{n}", dict(detector=p.key)) for n, p in zip("abc", plain)]
     fused = run("fusions", "fused", dict(maps=[m.key for m in maps[:2]]))
@@ -66,20 +85,41 @@ def asked(root, **options):
     return dry
 
 
-def quiet(root, **options): return RunStore(root / "runs", lambda line: None, heartbeat=0.1, missed=10, **options)
+def quiet(root, **options):
+    return RunStore(root / "runs", lambda line: None, heartbeat=0.1, missed=10, **options)
 
 
-def done(root): return sorted(f"{r.kind}/{r.label}" for r in list_runs(root / "runs").itertuples() if r.state == "finished")
+def done(root):
+    return sorted(
+        f"{r.kind}/{r.label}"
+        for r in list_runs(root / "runs").itertuples()
+        if r.state == "finished"
+    )
 
 
-ALL = ["detectors/a", "detectors/b", "detectors/c", "detectors/masked", "fusions/fused", "maps/map-a", "maps/map-b", "maps/map-c"]
+ALL = [
+    "detectors/a",
+    "detectors/b",
+    "detectors/c",
+    "detectors/masked",
+    "fusions/fused",
+    "maps/map-a",
+    "maps/map-b",
+    "maps/map-c",
+]
 
 
 @pytest.fixture(scope="module")
 def here():
     "Ray on this machine."
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
     yield
     ray.shutdown()
 
@@ -90,10 +130,17 @@ def test_every_run_is_made_once_and_reused(engine, here, tmp_path):
     store = RunStore(tmp_path / "runs", lines.append)
     assert execute(store, asked(tmp_path), engine) == {} and done(tmp_path) == ALL
     assert set(Counter(name for name, epoch, *_ in notes(tmp_path) if epoch == "0").values()) == {1}
-    assert store.summary() == "8 runs: 0 reused, 8 made." and sorted(line.split()[0] for line in lines) == ["MISS"] * 8
+    assert (
+        store.summary() == "8 runs: 0 reused, 8 made."
+        and sorted(line.split()[0] for line in lines) == ["MISS"] * 8
+    )
     before = notes(tmp_path)
     again = quiet(tmp_path)
-    assert execute(again, asked(tmp_path), engine) == {} and again.summary() == "8 runs: 8 reused, 0 made." and notes(tmp_path) == before
+    assert (
+        execute(again, asked(tmp_path), engine) == {}
+        and again.summary() == "8 runs: 8 reused, 0 made."
+        and notes(tmp_path) == before
+    )
     assert again.names() == store.names()
     inputs = read_json(next((tmp_path / "runs/fusions").iterdir()) / "provenance.json")["inputs"]
     assert [i.split("-")[1] for i in inputs] == ["a", "b"]
@@ -101,18 +148,40 @@ def test_every_run_is_made_once_and_reused(engine, here, tmp_path):
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_a_fault_costs_what_needs_it_and_nothing_else(engine, here, tmp_path):
-    lines, faults = [], dict(b=FloatingPointError("the loss became nan in epoch 2"), c=ValueError("no such face"))
-    found = execute(RunStore(tmp_path / "runs", lines.append), asked(tmp_path, faults=faults), engine)
+    lines, faults = (
+        [],
+        dict(b=FloatingPointError("the loss became nan in epoch 2"), c=ValueError("no such face")),
+    )
+    found = execute(
+        RunStore(tmp_path / "runs", lines.append), asked(tmp_path, faults=faults), engine
+    )
     b = next(name for name in found if name.startswith("detectors/b"))
     why = {name.rsplit("-", 1)[0]: fault for name, fault in found.items()}
     chain = f"needs {b}, which failed: the loss became nan in epoch 2"
     assert why.pop("maps/map-c").endswith("ValueError: no such face")
-    assert (why.pop("detectors/b"), why.pop("detectors/c")) == ("the loss became nan in epoch 2", "ValueError: no such face")
+    assert (why.pop("detectors/b"), why.pop("detectors/c")) == (
+        "the loss became nan in epoch 2",
+        "ValueError: no such face",
+    )
     assert why == {"maps/map-b": chain, "fusions/fused": chain, "detectors/masked": chain}
-    assert done(tmp_path) == ["detectors/a", "maps/map-a"] and sum(line.startswith("FAIL") for line in lines) == 6
+    assert (
+        done(tmp_path) == ["detectors/a", "maps/map-a"]
+        and sum(line.startswith("FAIL") for line in lines) == 6
+    )
     dry = asked(tmp_path)
-    assert planned(dry).action.tolist() == ["reuse", "failed", "make", "reuse", "blocked", "make", "blocked", "blocked"]
-    assert len(execute(quiet(tmp_path), dry, engine)) == 4 and "maps/map-c" in done(tmp_path), "what stumbled is tried again, what diverged is not"
+    assert planned(dry).action.tolist() == [
+        "reuse",
+        "failed",
+        "make",
+        "reuse",
+        "blocked",
+        "make",
+        "blocked",
+        "blocked",
+    ]
+    assert len(execute(quiet(tmp_path), dry, engine)) == 4 and "maps/map-c" in done(tmp_path), (
+        "what stumbled is tried again, what diverged is not"
+    )
     with pytest.raises(RunFailed, match="failed: the loss became nan in epoch 2"):
         graph(tmp_path, quiet(tmp_path))
 
@@ -120,18 +189,29 @@ def test_a_fault_costs_what_needs_it_and_nothing_else(engine, here, tmp_path):
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_a_full_disk_ends_it_all(engine, here, tmp_path):
     with pytest.raises(OSError, match="prle runs prune"):
-        execute(quiet(tmp_path), asked(tmp_path, faults=dict(a=OSError(errno.ENOSPC, "No space left on device"))), engine)
+        execute(
+            quiet(tmp_path),
+            asked(tmp_path, faults=dict(a=OSError(errno.ENOSPC, "No space left on device"))),
+            engine,
+        )
 
 
 def test_a_run_that_kills_its_worker_is_given_up(here, tmp_path):
     def die(folder):
         note(tmp_path, "dies")
         os.kill(os.getpid(), signal.SIGKILL)
+
     dry = RunStore(tmp_path / "runs", dry=True)
-    bad, good = dry.get("detectors", "bad", dict(n=1), die), dry.get("detectors", "good", dict(n=2), train(tmp_path, "good"))
+    bad, good = (
+        dry.get("detectors", "bad", dict(n=1), die),
+        dry.get("detectors", "good", dict(n=2), train(tmp_path, "good")),
+    )
     dry.get("maps", "bad", dict(detector=bad.key), train(tmp_path, "map"))
     first, second = execute(quiet(tmp_path), dry, "ray").values()
-    assert first == "its worker died 3 times, and 0 epochs came of it" and second == f"needs detectors/{bad.path.name}, which failed: {first}"
+    assert (
+        first == "its worker died 3 times, and 0 epochs came of it"
+        and second == f"needs detectors/{bad.path.name}, which failed: {first}"
+    )
     assert good.path.exists() and sum(line == ["dies"] for line in notes(tmp_path)) == 3
 
 
@@ -139,12 +219,18 @@ def test_a_training_that_gets_on_may_lose_more_workers(here, tmp_path):
     def mortal(folder):
         epoch = len(list(folder.glob("checkpoint-cpu/epoch-*")))
         note(tmp_path, "mortal", epoch)
-        if epoch == 4: return
+        if epoch == 4:
+            return
         (folder / f"checkpoint-cpu/epoch-{epoch + 1}").mkdir(parents=True)
         os.kill(os.getpid(), signal.SIGKILL)
+
     dry = RunStore(tmp_path / "runs", dry=True)
     run = dry.get("detectors", "mortal", dict(n=1), mortal, resume=True)
-    assert execute(quiet(tmp_path), dry, "ray") == {} and run.path.exists() and notes(tmp_path) == [["mortal", str(epoch)] for epoch in range(5)]
+    assert (
+        execute(quiet(tmp_path), dry, "ray") == {}
+        and run.path.exists()
+        and notes(tmp_path) == [["mortal", str(epoch)] for epoch in range(5)]
+    )
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
@@ -155,11 +241,23 @@ def test_the_time_that_is_left_is_learned_on_the_way(engine, here, tmp_path, mon
         bar = real(**options)
         bar.set_postfix_str = said.append
         return bar
+
     monkeypatch.setattr(prle.lab.engines, "progress", watched)
     execute(quiet(tmp_path), asked(tmp_path, seconds=0.4), engine)
-    unknown = [int(m[1]) if (m := re.search(r"(\d+) runs like none before", text)) else 0 for text in said]
-    assert unknown[0] < 7 and unknown == sorted(unknown, reverse=True) and unknown[-1] == 0 and not any("?" in text for text in said)
-    assert re.match(r"about \d s and \d runs like none before of work left", said[0]) and not said[0].startswith("about 0") and said[-1] == "about 0 s of work left"
+    unknown = [
+        int(m[1]) if (m := re.search(r"(\d+) runs like none before", text)) else 0 for text in said
+    ]
+    assert (
+        unknown[0] < 7
+        and unknown == sorted(unknown, reverse=True)
+        and unknown[-1] == 0
+        and not any("?" in text for text in said)
+    )
+    assert (
+        re.match(r"about \d s and \d runs like none before of work left", said[0])
+        and not said[0].startswith("about 0")
+        and said[-1] == "about 0 s of work left"
+    )
 
 
 def test_wrong_engines_are_named():
@@ -170,8 +268,14 @@ def test_wrong_engines_are_named():
 def test_inputs_that_failed_are_named_by_their_first_cause(tmp_path):
     dry = asked(tmp_path)
     task = dry.tasks[-1]
-    assert do_task(quiet(tmp_path), task, [Outcome("x/a", "boom")]).fault == "needs x/a, which failed: boom"
-    assert do_task(quiet(tmp_path), task, [Outcome("x/b", "needs x/a, which failed: boom")]).fault == "needs x/a, which failed: boom"
+    assert (
+        do_task(quiet(tmp_path), task, [Outcome("x/a", "boom")]).fault
+        == "needs x/a, which failed: boom"
+    )
+    assert (
+        do_task(quiet(tmp_path), task, [Outcome("x/b", "needs x/a, which failed: boom")]).fault
+        == "needs x/a, which failed: boom"
+    )
     assert [o.name for o in in_process(quiet(tmp_path), dry.tasks)] == [t.name for t in dry.tasks]
 
 
@@ -183,7 +287,18 @@ def test_without_ray_the_extra_is_named(monkeypatch, tmp_path):
 
 @pytest.fixture
 def lab(toy, tmp_path, monkeypatch):
-    monkeypatch.setitem(PRESETS, "tiny", Preset(64, 8, {"Small": Backbone("xception", 1 / 8), "Other": Backbone("vgg16", 1 / 8)}, dict(epochs=3, batch=4), grid=4, width=1 / 8))
+    monkeypatch.setitem(
+        PRESETS,
+        "tiny",
+        Preset(
+            64,
+            8,
+            {"Small": Backbone("xception", 1 / 8), "Other": Backbone("vgg16", 1 / 8)},
+            dict(epochs=3, batch=4),
+            grid=4,
+            width=1 / 8,
+        ),
+    )
     data = write_square(toy, tmp_path / "square")
     return lambda name: Lab("tiny", data=data, outputs=tmp_path / name, say=lambda line: None)
 
@@ -204,28 +319,40 @@ def planned_by(lab):
 
 def results(lab):
     "What the runs hold, by their folders' names."
-    return {p.parent.name: pd.read_parquet(p) for p in sorted((lab.outputs / "runs").glob("*/[!.]*/*.parquet")) if p.name != "history.parquet"}
+    return {
+        p.parent.name: pd.read_parquet(p)
+        for p in sorted((lab.outputs / "runs").glob("*/[!.]*/*.parquet"))
+        if p.name != "history.parquet"
+    }
 
 
-def same(a, b): return a.keys() == b.keys() and all(a[k].equals(b[k]) for k in a)
+def same(a, b):
+    return a.keys() == b.keys() and all(a[k].equals(b[k]) for k in a)
 
 
 def test_both_engines_come_to_the_same_numbers(lab, here):
     one, other = lab("local"), lab("ray")
-    assert execute(one.store, planned_by(one)) == {} and execute(other.store, planned_by(other), "ray") == {}
+    assert (
+        execute(one.store, planned_by(one)) == {}
+        and execute(other.store, planned_by(other), "ray") == {}
+    )
     assert len(results(one)) == 14 and same(results(one), results(other))
 
 
 def killed_after(seconds, work):
     "Whether a forked process that does `work` was killed before it was through."
     if not (pid := os.fork()):
-        try: work()
-        finally: os._exit(0)
+        try:
+            work()
+        finally:
+            os._exit(0)
     end = time.monotonic() + seconds
     while time.monotonic() < end and os.waitpid(pid, os.WNOHANG) == (0, 0):
         time.sleep(0.005)
-    try: os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError: return False
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
     os.waitpid(pid, 0)
     return True
 
@@ -236,7 +363,9 @@ def test_a_graph_that_is_killed_again_and_again_comes_to_the_same_numbers(lab):
     assert execute(one.store, planned_by(one)) == {}
     seconds = time.monotonic() - start
     assert other.fingerprint == one.fingerprint
-    while killed_after(draw.uniform(0.05, 0.3) * seconds, lambda: execute(other.store, planned_by(other))):
+    while killed_after(
+        draw.uniform(0.05, 0.3) * seconds, lambda: execute(other.store, planned_by(other))
+    ):
         kills += 1
         assert kills < 100
     assert kills >= 3 and same(results(one), results(other)), kills
@@ -248,9 +377,17 @@ def test_a_graph_that_is_killed_again_and_again_comes_to_the_same_numbers(lab):
 def nodes():
     "A cluster of a head that works on nothing and two nodes with a processor each."
     from ray.cluster_utils import Cluster
+
     ray.shutdown()
-    quick = dict(health_check_initial_delay_ms=0, health_check_period_ms=1000, health_check_failure_threshold=5)
-    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False, _system_config=quick))
+    quick = dict(
+        health_check_initial_delay_ms=0,
+        health_check_period_ms=1000,
+        health_check_failure_threshold=5,
+    )
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args=dict(num_cpus=0, include_dashboard=False, _system_config=quick),
+    )
     workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
     ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
     yield cluster, workers
@@ -267,9 +404,15 @@ def test_a_node_that_dies_costs_an_epoch(nodes, tmp_path):
         while not (late := [n for n in notes(tmp_path) if n[0] in "abc" and n[1] == "1"]):
             time.sleep(0.02)
         killed.append(late[0])
-        os.kill(int(late[0][3]), signal.SIGSTOP)  # a machine stops at once; a worker may outlive its node by a moment
-        cluster.remove_node(next(w for w in workers if w.node_id == late[0][2]), allow_graceful=False)
-        with suppress(ProcessLookupError): os.kill(int(late[0][3]), signal.SIGKILL)
+        os.kill(
+            int(late[0][3]), signal.SIGSTOP
+        )  # a machine stops at once; a worker may outlive its node by a moment
+        cluster.remove_node(
+            next(w for w in workers if w.node_id == late[0][2]), allow_graceful=False
+        )
+        with suppress(ProcessLookupError):
+            os.kill(int(late[0][3]), signal.SIGKILL)
+
     thread = threading.Thread(target=kill)
     thread.start()
     assert execute(quiet(tmp_path), dry, "ray") == {}
@@ -278,30 +421,68 @@ def test_a_node_that_dies_costs_an_epoch(nodes, tmp_path):
     assert done(tmp_path) == ALL
     where = Counter((n, e) for n, e, *_ in log)
     repeated = [k for k, times in where.items() if times > 1]
-    assert len(repeated) <= 1 and all(n == name and e >= epoch for n, e in repeated), "at most the epoch in progress"
-    assert {n for n, *_ in log[log.index(killed[0]) + 1:]} >= {name, "fused", "masked"} and {node} < {n for _, _, n, _ in log}
-    provenance = read_json(next((tmp_path / "runs/detectors").glob(f"{name}-*")) / "provenance.json")
+    assert len(repeated) <= 1 and all(n == name and e >= epoch for n, e in repeated), (
+        "at most the epoch in progress"
+    )
+    assert {n for n, *_ in log[log.index(killed[0]) + 1 :]} >= {name, "fused", "masked"} and {
+        node
+    } < {n for _, _, n, _ in log}
+    provenance = read_json(
+        next((tmp_path / "runs/detectors").glob(f"{name}-*")) / "provenance.json"
+    )
     assert provenance["resumed"]
     (tmp_path / "one").mkdir()
     assert execute(quiet(tmp_path / "one"), asked(tmp_path / "one")) == {}
-    results = lambda root: {name: content for name, content in contents(root / "runs").items() if not name.endswith("provenance.json")}
-    assert len(results(tmp_path)) == 16 and results(tmp_path) == results(tmp_path / "one"), "the same as in this process"
+
+    def results(root):
+        return {
+            name: content
+            for name, content in contents(root / "runs").items()
+            if not name.endswith("provenance.json")
+        }
+
+    assert len(results(tmp_path)) == 16 and results(tmp_path) == results(tmp_path / "one"), (
+        "the same as in this process"
+    )
 
 
 @pytest.fixture
 def gpu():
     "A cluster that believes to have a GPU."
     ray.shutdown()
-    ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=1,
+        num_gpus=1,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
     yield
     ray.shutdown()
 
 
 def test_runs_with_a_detector_get_their_share_of_a_gpu(gpu, tmp_path):
-    def make(kind): return lambda folder: note(tmp_path, kind, ray.get_runtime_context().get_assigned_resources().get("GPU", 0))
+    def make(kind):
+        return lambda folder: note(
+            tmp_path, kind, ray.get_runtime_context().get_assigned_resources().get("GPU", 0)
+        )
+
     for share in (1.0, 0.5):
         dry = RunStore(tmp_path / "runs", dry=True)
-        runs = [dry.get(kind, kind, dict(share=share), make(kind)) for kind in ("detectors", "maps", "fusions")]
+        runs = [
+            dry.get(kind, kind, dict(share=share), make(kind))
+            for kind in ("detectors", "maps", "fusions")
+        ]
         assert execute(quiet(tmp_path, device="meta"), dry, "ray", share) == {}
-        assert {read_json(run.path / "provenance.json")["device"] for run in runs} == {"meta"}, "a worker notes the device that was asked for"
-    assert sorted((kind, float(part)) for kind, part in notes(tmp_path)) == [("detectors", 0.5), ("detectors", 1), ("fusions", 0), ("fusions", 0), ("maps", 0.5), ("maps", 1)]
+        assert {read_json(run.path / "provenance.json")["device"] for run in runs} == {"meta"}, (
+            "a worker notes the device that was asked for"
+        )
+    assert sorted((kind, float(part)) for kind, part in notes(tmp_path)) == [
+        ("detectors", 0.5),
+        ("detectors", 1),
+        ("fusions", 0),
+        ("fusions", 0),
+        ("maps", 0.5),
+        ("maps", 1),
+    ]

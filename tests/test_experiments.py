@@ -1,4 +1,5 @@
 """prle.lab.experiments: configurations and the graph."""
+
 import json
 import pickle
 import threading
@@ -27,17 +28,32 @@ from prle.masking import region
 @pytest.fixture
 def lab(toy, tmp_path, monkeypatch):
     "A lab on the toy faces, with two tiny backbones."
-    tiny = Preset(64, 8, {"Small": Backbone("xception", 1 / 8), "Other": Backbone("vgg16", 1 / 8)}, dict(epochs=1, batch=4), grid=4, width=1 / 8)
+    tiny = Preset(
+        64,
+        8,
+        {"Small": Backbone("xception", 1 / 8), "Other": Backbone("vgg16", 1 / 8)},
+        dict(epochs=1, batch=4),
+        grid=4,
+        width=1 / 8,
+    )
     monkeypatch.setitem(PRESETS, "tiny", tiny)
-    return Lab("tiny", data=write_square(toy, tmp_path / "square"), outputs=tmp_path / "out", say=lambda line: None)
+    return Lab(
+        "tiny",
+        data=write_square(toy, tmp_path / "square"),
+        outputs=tmp_path / "out",
+        say=lambda line: None,
+    )
 
 
 def write_square(toy, folder):
     from prle.data.crops import read_rgb
     from prle.data.manifest import write_manifest
+
     for path in toy.path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(folder / path), cv2.resize(read_rgb(f"{toy.attrs['root']}/{path}"), (64, 64)))
+        cv2.imwrite(
+            str(folder / path), cv2.resize(read_rgb(f"{toy.attrs['root']}/{path}"), (64, 64))
+        )
     return write_manifest(toy, folder / "manifest.parquet")
 
 
@@ -64,8 +80,22 @@ alpha: dynamic
 recipe: {epochs: 3, batch: 16, lr: 1.0e-3, schedule: cosine}
 """
 STRANGE = [
-    "[]", "{}", "null", "[[1]]", "{a: 1}", "1e400", "1" + ":1" * 300, "-1", "x", "'" + "x" * 5000 + "'", ".nan", "2024-01-01",
-    "!!binary aGk=", "!!python/object:os.system x", "&a [*a]"]
+    "[]",
+    "{}",
+    "null",
+    "[[1]]",
+    "{a: 1}",
+    "1e400",
+    "1" + ":1" * 300,
+    "-1",
+    "x",
+    "'" + "x" * 5000 + "'",
+    ".nan",
+    "2024-01-01",
+    "!!binary aGk=",
+    "!!python/object:os.system x",
+    "&a [*a]",
+]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -77,10 +107,16 @@ def test_a_damaged_configuration_is_named(tmp_path, seed):
         k = draw.integers(len(lines))
         lines[k] = f"{lines[k].split(':')[0]}: {STRANGE[draw.integers(len(STRANGE))]}"
         text[draw.integers(len(text))] = draw.integers(256)
-        for content in ("\n".join(lines).encode(), bytes(text), bytes(text[:draw.integers(len(text))])):
+        for content in (
+            "\n".join(lines).encode(),
+            bytes(text),
+            bytes(text[: draw.integers(len(text))]),
+        ):
             path.write_bytes(content)
-            try: assert isinstance(RunConfig.read(path), RunConfig)
-            except ValueError as e: assert str(path) in str(e) and len(str(e)) < 700 and "\n" not in str(e)
+            try:
+                assert isinstance(RunConfig.read(path), RunConfig)
+            except ValueError as e:
+                assert str(path) in str(e) and len(str(e)) < 700 and "\n" not in str(e)
 
 
 def test_unknown_backbones_and_manipulations_name_the_nearest(lab):
@@ -95,15 +131,29 @@ def test_any_registered_detector_trains_by_name(lab):
     for name, options in dict(cvit=dict(size=64), meso4=dict(size=64), rfm={}).items():
         run = lab.detector(name, "A")
         assert read_json(run.path / "config.json")["options"] == options
-        assert np.isfinite(predict(load_detector(run), FaceDataset(select(lab.manifest, "test")))).all()
+        assert np.isfinite(
+            predict(load_detector(run), FaceDataset(select(lab.manifest, "test")))
+        ).all()
     b = PRESETS["paper"].backbone("srm")
-    assert (b.width, b.pretrained) == (1.0, True) and not PRESETS["paper"].backbone("meso4").pretrained
-    assert PRESETS["mini"].backbone("meso4").options == dict(momentum=0.1) and PRESETS["mini"].backbone("VGG").name == "vgg16_bn"
+    assert (b.width, b.pretrained) == (1.0, True) and not PRESETS["paper"].backbone(
+        "meso4"
+    ).pretrained
+    assert (
+        PRESETS["mini"].backbone("meso4").options == dict(momentum=0.1)
+        and PRESETS["mini"].backbone("VGG").name == "vgg16_bn"
+    )
 
 
 def test_a_detector_run_is_whole_and_loads(lab):
     run = lab.detector("Small", "A")
-    assert {p.name for p in run.path.iterdir()} == {"config.json", "provenance.json", "model.safetensors", "history.parquet", "scores.parquet", "run.yaml"}
+    assert {p.name for p in run.path.iterdir()} == {
+        "config.json",
+        "provenance.json",
+        "model.safetensors",
+        "history.parquet",
+        "scores.parquet",
+        "run.yaml",
+    }
     table, test = read_scores(run), select(lab.manifest, "test")
     assert table.path.tolist() == test.path.tolist() and table.p_fake.between(0, 1).all()
     assert np.allclose(predict(load_detector(run), FaceDataset(test)), table.p_fake, atol=1e-6)
@@ -118,12 +168,18 @@ def test_baselines_train_with_primary_masks(name, lab, monkeypatch):
     lab.manifest["mask"] = np.where(lab.manifest.label == 1, "mask.png", "")
     seen, kind = [], type(create_detector(name, width=1 / 8))
     loss = kind.loss
-    monkeypatch.setattr(kind, "loss", lambda self, outputs, batch: seen.append(batch) or loss(self, outputs, batch))
+    monkeypatch.setattr(
+        kind, "loss", lambda self, outputs, batch: seen.append(batch) or loss(self, outputs, batch)
+    )
     run = lab.detector(name, "A", mask="primary", p=1.0)
     assert read_scores(run).p_fake.between(0, 1).all() and seen
     for batch in seen:
         assert (batch["image"] == 0).all(1).float().mean() > 0.01, "pixels are masked"
-        if name == "ffd": assert torch.equal(batch["mask"].amax((1, 2, 3)), batch["label"].float()) and batch["mask_known"].all()
+        if name == "ffd":
+            assert (
+                torch.equal(batch["mask"].amax((1, 2, 3)), batch["label"].float())
+                and batch["mask_known"].all()
+            )
 
 
 def test_primary_needs_the_zoo_and_shares_it(lab):
@@ -132,39 +188,74 @@ def test_primary_needs_the_zoo_and_shares_it(lab):
     assert kinds == dict(detectors=3, maps=2, fusions=1)
     lab.detector("Other", "A", mask="primary")
     assert len(lab.store.names()) == 7, "one more training, nothing else"
-    assert json.loads((run.path / "config.json").read_text())["quantiles"] == lab.quantiles(Zoo("A")).key
+    assert (
+        json.loads((run.path / "config.json").read_text())["quantiles"]
+        == lab.quantiles(Zoo("A")).key
+    )
 
 
 def test_keys_follow_what_a_run_depends_on(lab):
-    variants = [dict(subset="A"), dict(subset="B"), dict(subset="A", seed=1), dict(subset="A", mask="random")]
+    variants = [
+        dict(subset="A"),
+        dict(subset="B"),
+        dict(subset="A", seed=1),
+        dict(subset="A", mask="random"),
+    ]
     assert len({lab.detector("Small", **v).key for v in variants}) == 4
-    assert len({lab.quantiles(zoo).key for zoo in (Zoo("A"), Zoo("A", fusion=FusionConfig(lam=0.2)), Zoo("A", backbones=("Small",)), Zoo("A", 1))}) == 4
+    assert (
+        len(
+            {
+                lab.quantiles(zoo).key
+                for zoo in (
+                    Zoo("A"),
+                    Zoo("A", fusion=FusionConfig(lam=0.2)),
+                    Zoo("A", backbones=("Small",)),
+                    Zoo("A", 1),
+                )
+            }
+        )
+        == 4
+    )
     rows = lab.manifest.assign(path=lab.manifest.path[0], mask=lab.manifest.path[1])
     rows.attrs["root"], seen = lab.manifest.attrs["root"], {data_fingerprint(rows)}
-    for name in lab.manifest.path[:2]: # of the only crop; of the only mask
-        with open(f"{rows.attrs['root']}/{name}", "ab") as f: f.write(b"x")
+    for name in lab.manifest.path[:2]:  # of the only crop; of the only mask
+        with open(f"{rows.attrs['root']}/{name}", "ab") as f:
+            f.write(b"x")
         seen.add(data_fingerprint(rows))
     assert len(seen) == 3
 
 
 def test_same_configuration_same_scores_other_seed_other_scores(lab, tmp_path):
     other = Lab("tiny", data=lab.data, outputs=tmp_path / "elsewhere", say=lambda line: None)
-    first, second, seed = lab.detector("Small", "A", mask="random"), other.detector("Small", "A", mask="random"), lab.detector("Small", "A", mask="random", seed=1)
+    first, second, seed = (
+        lab.detector("Small", "A", mask="random"),
+        other.detector("Small", "A", mask="random"),
+        lab.detector("Small", "A", mask="random", seed=1),
+    )
     assert first.key == second.key and first.path != second.path
-    assert np.array_equal(read_scores(first).p_fake, read_scores(second).p_fake) and not np.array_equal(read_scores(first).p_fake, read_scores(seed).p_fake)
+    assert np.array_equal(
+        read_scores(first).p_fake, read_scores(second).p_fake
+    ) and not np.array_equal(read_scores(first).p_fake, read_scores(seed).p_fake)
 
 
 def test_maps_lie_on_the_grid_in_the_faces_order(lab):
     maps = np.load(lab.maps(Zoo("A", backbones=("Small",)))[0].path / "maps.npy")
-    assert len(maps) == len(lab.train_faces("A")) and maps.shape[1] >= 4 and maps.dtype == np.float16
+    assert (
+        len(maps) == len(lab.train_faces("A")) and maps.shape[1] >= 4 and maps.dtype == np.float16
+    )
 
 
 def test_statistics_are_those_of_the_maps(lab):
     zoo = Zoo.single("A", 0, "Small")
     run = lab.statistics(zoo)
-    shares, counts = pd.read_parquet(run.path / "shares.parquet"), np.load(run.path / "histogram.npy")
+    shares, counts = (
+        pd.read_parquet(run.path / "shares.parquet"),
+        np.load(run.path / "histogram.npy"),
+    )
     maps = np.concatenate([m.numpy() for m in lab.fused_maps(zoo)])
-    assert np.allclose(shares["above 0.3"], (maps > 0.3).mean((1, 2))) and np.allclose(shares["above 0"], (maps > 0).mean((1, 2)))
+    assert np.allclose(shares["above 0.3"], (maps > 0.3).mean((1, 2))) and np.allclose(
+        shares["above 0"], (maps > 0).mean((1, 2))
+    )
     assert counts.sum() == maps.size == len(shares) * 64 * 64
     some = next(lab.fused_maps(zoo, rows=np.array([3, 1])))
     assert np.array_equal(some.numpy(), maps[[3, 1]])
@@ -173,37 +264,86 @@ def test_statistics_are_those_of_the_maps(lab):
 def test_all_manipulations_at_once_are_balanced(lab):
     config = lab.config("Small", "all")
     assert config.recipe.balance and not lab.config("Small", "A").recipe.balance
-    assert set(lab.train_faces("all").subset) == {"real", "A", "B"} and (lab.train_faces("all").label == 1).mean() == 2 / 3
-    assert read_json(lab.detector("Small", "all", "primary", zoo=("Small",)).path / "config.json")["recipe"]["balance"]
+    assert (
+        set(lab.train_faces("all").subset) == {"real", "A", "B"}
+        and (lab.train_faces("all").label == 1).mean() == 2 / 3
+    )
+    assert read_json(lab.detector("Small", "all", "primary", zoo=("Small",)).path / "config.json")[
+        "recipe"
+    ]["balance"]
 
 
 def test_what_is_the_same_is_one_run(lab):
     "However it is written, and however much of it a mask does not use."
-    same = [dict(mask="none"), dict(mask="none", p=0.2), dict(mask="none", fusion=FusionConfig("mean")), dict(mask="none", alpha="static", fill="noise"), dict(zoo=("Small",))]
+    same = [
+        dict(mask="none"),
+        dict(mask="none", p=0.2),
+        dict(mask="none", fusion=FusionConfig("mean")),
+        dict(mask="none", alpha="static", fill="noise"),
+        dict(zoo=("Small",)),
+    ]
     assert len({lab.detector("Small", "A", **s).path for s in same}) == 1
     same = [dict(gamma=0.5), dict(workers=2), dict()]
     assert len({lab.detector("Small", "A", **s).path for s in same}) == 1
-    same = [dict(zoo=("Small", "Other")), dict(zoo=["Other", "Small"]), dict(zoo=()), dict(alpha=(0, 1)), dict(alpha=[0.0, 1.0])]
+    same = [
+        dict(zoo=("Small", "Other")),
+        dict(zoo=["Other", "Small"]),
+        dict(zoo=()),
+        dict(alpha=(0, 1)),
+        dict(alpha=[0.0, 1.0]),
+    ]
     assert len({lab.detector("Small", "A", "primary", **s).path for s in same}) == 1
-    other = [dict(zoo=("Other",)), dict(fusion=FusionConfig("mean", tau=0.1)), dict(alpha="static"), dict(gamma=0.5), dict(p=0.2), dict(fill="noise")]
+    other = [
+        dict(zoo=("Other",)),
+        dict(fusion=FusionConfig("mean", tau=0.1)),
+        dict(alpha="static"),
+        dict(gamma=0.5),
+        dict(p=0.2),
+        dict(fill="noise"),
+    ]
     assert len({lab.detector("Small", "A", "primary", **o).key for o in other}) == len(other)
-    for same in ([dict(p=1), dict(p=1.0)], [dict(width=1), dict(width=1.0), dict(width=np.float64(1))], [dict(fusion=FusionConfig(tau=0)), dict(fusion=dict(tau=0.0, lam=0.15))]):
+    for same in (
+        [dict(p=1), dict(p=1.0)],
+        [dict(width=1), dict(width=1.0), dict(width=np.float64(1))],
+        [dict(fusion=FusionConfig(tau=0)), dict(fusion=dict(tau=0.0, lam=0.15))],
+    ):
         configs, dry = [lab.config("Small", "A", mask="primary", **s) for s in same], lab.dry()
         assert len(set(map(str, configs))) == len({dry.train(c).key for c in configs}) == 1
-    assert lab.detector("Small", "A", "primary", alpha="static", gamma=0.5).path.name.startswith("Small-A-primary-alpha=1..1-gamma=0.5-s0-")
+    assert lab.detector("Small", "A", "primary", alpha="static", gamma=0.5).path.name.startswith(
+        "Small-A-primary-alpha=1..1-gamma=0.5-s0-"
+    )
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(alfa=1), "unknown parameter 'alfa'. Did you mean 'alpha'"), (dict(alpha="statik"), "unknown alpha policy 'statik'. Did you mean 'static'"),
-    (dict(p=2), r"p must lie in \[0, 1\]"), (dict(epochs=0), "epochs must be a whole number above 0"), (dict(alpha=(0, 1.2)), "alpha must be"),
-    (dict(zoo=("Smal",)), "unknown backbone 'Smal'. Did you mean 'Small'"), (dict(fill="zeros"), "unknown fill 'zeros'"),
-    (dict(alpha=0.5), "alpha must be dynamic, static or two numbers, .*not 0.5"), (dict(alpha=(0.1,)), "alpha must be .* two numbers"), (dict(alpha=("a", 1)), "alpha must be"),
-    (dict(p=None), r"p must lie in \[0, 1\], not None"), (dict(p=True), "p must lie in"), (dict(zoo=None), "zoo must be a list of backbones' names, not None"),
-    (dict(zoo="Small"), "zoo must be a list"), (dict(width=float("inf")), "width must be a positive number, not inf"),
-    (dict(width=True), "width must be a positive number, not True"),
-    (dict(fill=None), "fill must be a word, not None"), (dict(pretrained=True), "pretrained must be False: there are no ImageNet weights of xception at width 0.125"),
-    (dict(options=[]), r"options must be names and values, not \[\]"), (dict(options={1: 2}), "options must be names and values"),
-    (dict(options=dict(dropuot=0.5)), "'xception' has no option 'dropuot'"), (dict(options=dict(dropout=7)), "dropout")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(alfa=1), "unknown parameter 'alfa'. Did you mean 'alpha'"),
+        (dict(alpha="statik"), "unknown alpha policy 'statik'. Did you mean 'static'"),
+        (dict(p=2), r"p must lie in \[0, 1\]"),
+        (dict(epochs=0), "epochs must be a whole number above 0"),
+        (dict(alpha=(0, 1.2)), "alpha must be"),
+        (dict(zoo=("Smal",)), "unknown backbone 'Smal'. Did you mean 'Small'"),
+        (dict(fill="zeros"), "unknown fill 'zeros'"),
+        (dict(alpha=0.5), "alpha must be dynamic, static or two numbers, .*not 0.5"),
+        (dict(alpha=(0.1,)), "alpha must be .* two numbers"),
+        (dict(alpha=("a", 1)), "alpha must be"),
+        (dict(p=None), r"p must lie in \[0, 1\], not None"),
+        (dict(p=True), "p must lie in"),
+        (dict(zoo=None), "zoo must be a list of backbones' names, not None"),
+        (dict(zoo="Small"), "zoo must be a list"),
+        (dict(width=float("inf")), "width must be a positive number, not inf"),
+        (dict(width=True), "width must be a positive number, not True"),
+        (dict(fill=None), "fill must be a word, not None"),
+        (
+            dict(pretrained=True),
+            "pretrained must be False: there are no ImageNet weights of xception at width 0.125",
+        ),
+        (dict(options=[]), r"options must be names and values, not \[\]"),
+        (dict(options={1: 2}), "options must be names and values"),
+        (dict(options=dict(dropuot=0.5)), "'xception' has no option 'dropuot'"),
+        (dict(options=dict(dropout=7)), "dropout"),
+    ],
+)
 def test_wrong_parameters_stop_before_anything_is_made(lab, change, message):
     with pytest.raises(ValueError, match=message):
         lab.detector("Small", "A", "primary", **change)
@@ -222,32 +362,45 @@ def test_a_detector_for_faces_of_another_size_stops_before_its_zoo_is_trained(la
     with pytest.raises(ValueError, match="built for faces of 224 x 224 pixels, not 64 x 64"):
         lab.train(wrong)
     assert not (lab.outputs / "runs").exists()
-    assert lab.config("cvit", "A", options=dict(dropout=0.1)).options == dict(size=64, dropout=0.1), "what is not said stays the preset's"
+    assert lab.config("cvit", "A", options=dict(dropout=0.1)).options == dict(
+        size=64, dropout=0.1
+    ), "what is not said stays the preset's"
 
 
 def test_every_named_backbone_has_a_fine_grid_in_every_preset_that_can_be_built_here():
     for preset in (PRESETS["smoke"], PRESETS["mini"]):
         for name in (*preset.backbones, *FURTHER):
             b = preset.backbone(name)
-            create_detector(b.name, width=b.width, **{**size_option(b.name, preset.size), **b.options}).cam_layer(preset.size, preset.grid)
+            create_detector(
+                b.name, width=b.width, **{**size_option(b.name, preset.size), **b.options}
+            ).cam_layer(preset.size, preset.grid)
 
 
 @pytest.fixture
 def real(toy, tmp_path, lab):
     "Data as they lie on disk for real: a folder a data set."
     write_square(toy, tmp_path / "root/ff++")
-    write_square(toy.assign(subset=toy.subset.replace(dict(A="celeb")), split="test", dataset="Celeb-DF").query("subset != 'B'"), tmp_path / "root/celeb-df")
+    write_square(
+        toy.assign(
+            subset=toy.subset.replace(dict(A="celeb")), split="test", dataset="Celeb-DF"
+        ).query("subset != 'B'"),
+        tmp_path / "root/celeb-df",
+    )
     return Lab("tiny", data=tmp_path / "root", outputs=tmp_path / "out", say=lambda line: None)
 
 
 def test_target_sets_of_real_data(real, lab, tmp_path):
     assert real.targets == ["Celeb-DF"] and lab.targets == [] and real.subsets == ["A", "B"]
     run = real.detector("Small", "A")
-    assert run.reused is False and lab.detector("Small", "A").key == run.key, "the same faces, wherever they lie"
+    assert run.reused is False and lab.detector("Small", "A").key == run.key, (
+        "the same faces, wherever they lie"
+    )
     table, rows = real.scores(run, "Celeb-DF"), real.test_faces("Celeb-DF")
     assert table.path.tolist() == rows.path.tolist() and len(rows) == 24
     assert np.allclose(predict(load_detector(run), FaceDataset(rows)), table.p_fake, atol=1e-6)
-    with pytest.raises(ValueError, match="unknown split or target set 'celeb-df'. Did you mean 'Celeb-DF'"):
+    with pytest.raises(
+        ValueError, match="unknown split or target set 'celeb-df'. Did you mean 'Celeb-DF'"
+    ):
         real.scores(run, "celeb-df")
     with pytest.raises(FileNotFoundError, match="no manifest at .*nowhere.*prle forge"):
         data_sets(tmp_path / "nowhere")
@@ -256,16 +409,33 @@ def test_target_sets_of_real_data(real, lab, tmp_path):
 def test_target_sets_that_are_absent_are_named(real, tmp_path):
     said = []
     Lab("tiny", data=tmp_path / "root", outputs=tmp_path / "out", say=said.append)
-    assert len(said) == 1 and said[0].endswith("has no manifest of DFDC, DF-1.0: tables and figures go without.")
-    with pytest.raises(ValueError, match="the configuration is for the preset mini on its own data, the lab is another"):
+    assert len(said) == 1 and said[0].endswith(
+        "has no manifest of DFDC, DF-1.0: tables and figures go without."
+    )
+    with pytest.raises(
+        ValueError,
+        match="the configuration is for the preset mini on its own data, the lab is another",
+    ):
         real.train(RunConfig("xception", "A"))
 
 
 def test_a_path_may_be_written_in_any_way(lab, monkeypatch):
     monkeypatch.chdir(lab.outputs.parent)
-    for data in ("square/manifest.parquet", f"{lab.outputs.parent}/square//manifest.parquet", "./out/../square/manifest.parquet"):
-        assert RunConfig("xception", "A", "tiny", data).data == lab.data == Lab("tiny", data, lab.outputs, say=pytest.fail).data
-    assert Lab("tiny", "square/", lab.outputs, say=pytest.fail).data == RunConfig("xception", "A", data="square").data == f"{lab.outputs.parent}/square"
+    for data in (
+        "square/manifest.parquet",
+        f"{lab.outputs.parent}/square//manifest.parquet",
+        "./out/../square/manifest.parquet",
+    ):
+        assert (
+            RunConfig("xception", "A", "tiny", data).data
+            == lab.data
+            == Lab("tiny", data, lab.outputs, say=pytest.fail).data
+        )
+    assert (
+        Lab("tiny", "square/", lab.outputs, say=pytest.fail).data
+        == RunConfig("xception", "A", data="square").data
+        == f"{lab.outputs.parent}/square"
+    )
 
 
 def test_the_benchmark_is_built_by_one_process_at_a_time(tmp_path, monkeypatch):
@@ -277,13 +447,28 @@ def test_the_benchmark_is_built_by_one_process_at_a_time(tmp_path, monkeypatch):
         wait(0.1)
         log.append(kind)
         return folder / "manifest.parquet"
-    monkeypatch.setattr("prle.lab.labdata.build_benchmark", lambda out, **settings: build("benchmark", out))
-    monkeypatch.setattr("prle.lab.labdata.build_targets", lambda manifest: {"mini-DF1": build("targets", manifest.parent)})
+
+    monkeypatch.setattr(
+        "prle.lab.labdata.build_benchmark", lambda out, **settings: build("benchmark", out)
+    )
+    monkeypatch.setattr(
+        "prle.lab.labdata.build_targets",
+        lambda manifest: {"mini-DF1": build("targets", manifest.parent)},
+    )
     monkeypatch.setattr("prle.lab.runs.time.sleep", lambda seconds: wait(0.01))
-    threads = [threading.Thread(target=lambda: Lab("smoke", outputs=tmp_path)._target_sets) for _ in range(3)]
-    for t in threads: t.start()
-    for t in threads: t.join()
-    assert log.count("benchmark") == log.count("targets") == 6 and log[::2] == log[1::2] and not list((tmp_path / "data").iterdir())
+    threads = [
+        threading.Thread(target=lambda: Lab("smoke", outputs=tmp_path)._target_sets)
+        for _ in range(3)
+    ]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert (
+        log.count("benchmark") == log.count("targets") == 6
+        and log[::2] == log[1::2]
+        and not list((tmp_path / "data").iterdir())
+    )
 
 
 def test_a_forged_folder_brings_its_target_sets(toy, tmp_path):
@@ -298,22 +483,52 @@ def test_attention_of_any_detector_on_any_faces(real):
     maps = np.concatenate([m.numpy() for m in real.heat_maps(run, "Celeb-DF", batch_size=5)])
     detector, rows = load_detector(run), real.test_faces("Celeb-DF")
     image = torch.stack([item["image"] for item in FaceDataset(rows)]) / 255
-    assert np.allclose(maps, attention_maps(detector, detector.cam_layer(64, 4), image).numpy(), atol=2e-3)
+    assert np.allclose(
+        maps, attention_maps(detector, detector.cam_layer(64, 4), image).numpy(), atol=2e-3
+    )
     assert np.array_equal(next(real.heat_maps(run, "Celeb-DF", rows=[7, 2])).numpy(), maps[[7, 2]])
     assert len(next(real.heat_maps(run))) == len(real.test_faces()) == len(read_scores(run))
 
 
 def test_masked_faces_are_masked_with_the_zoos_regions(real):
     run = real.detector("Small", "all")
-    assert np.array_equal(read_scores(real.masked(run, Zoo("all"), 0)).p_fake, read_scores(run).p_fake)
-    table, maps = read_scores(real.masked(run, Zoo("all"), 0.5)), real.quantiles(Zoo("all"), "test").path / "quantiles"
-    by_hand = lambda item: item | dict(image=item["image"] * ~region(item["quantiles"], 0.5))
-    assert np.allclose(predict(load_detector(run), FaceDataset(real.test_faces(), by_hand, maps)), table.p_fake, atol=1e-6)
-    assert not np.allclose(table.p_fake, read_scores(run).p_fake, atol=1e-6) and len(read_scores(real.masked(run, Zoo("all"), 0.5, split="Celeb-DF"))) == 24
-    gray = lambda item: item | dict(image=torch.where(region(item["quantiles"], 1.0), 0, 128).expand(3, -1, -1).to(torch.uint8))
+    assert np.array_equal(
+        read_scores(real.masked(run, Zoo("all"), 0)).p_fake, read_scores(run).p_fake
+    )
+    table, maps = (
+        read_scores(real.masked(run, Zoo("all"), 0.5)),
+        real.quantiles(Zoo("all"), "test").path / "quantiles",
+    )
+
+    def by_hand(item):
+        return item | dict(image=item["image"] * ~region(item["quantiles"], 0.5))
+
+    assert np.allclose(
+        predict(load_detector(run), FaceDataset(real.test_faces(), by_hand, maps)),
+        table.p_fake,
+        atol=1e-6,
+    )
+    assert (
+        not np.allclose(table.p_fake, read_scores(run).p_fake, atol=1e-6)
+        and len(read_scores(real.masked(run, Zoo("all"), 0.5, split="Celeb-DF"))) == 24
+    )
+
+    def gray(item):
+        return item | dict(
+            image=torch.where(region(item["quantiles"], 1.0), 0, 128)
+            .expand(3, -1, -1)
+            .to(torch.uint8)
+        )
+
     bare = read_scores(real.masked(run, Zoo("all"), 1.0, face=False))
-    assert np.allclose(predict(load_detector(run), FaceDataset(real.test_faces(), gray, maps)), bare.p_fake, atol=1e-6)
-    assert not np.allclose(bare.p_fake, read_scores(real.masked(run, Zoo("all"), 1.0)).p_fake, atol=1e-6), "another run"
+    assert np.allclose(
+        predict(load_detector(run), FaceDataset(real.test_faces(), gray, maps)),
+        bare.p_fake,
+        atol=1e-6,
+    )
+    assert not np.allclose(
+        bare.p_fake, read_scores(real.masked(run, Zoo("all"), 1.0)).p_fake, atol=1e-6
+    ), "another run"
     with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], not 1.5"):
         real.masked(run, Zoo("all"), 1.5)
 
@@ -323,40 +538,68 @@ def test_what_was_trained_is_not_trained_again_after_a_death(lab, monkeypatch):
     whole, calls = lab.detector("Small", "A"), []
     other = Lab("tiny", data=lab.data, outputs=lab.outputs.parent / "other", say=lambda line: None)
 
-    def die(*args): raise KeyboardInterrupt
+    def die(*args):
+        raise KeyboardInterrupt
+
     for name in ("Lab._score", "discard"):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
             patched.setattr(f"prle.lab.experiments.{name}", die)
             other.detector("Small", "A")
         monkeypatch.setattr("prle.trainer._train_epoch", lambda *a: calls.append(1))
     run = other.detector("Small", "A")
-    assert calls == [] and read_scores(run).equals(read_scores(whole)) and not list(run.path.glob("checkpoint*")) and read_json(run.path / "provenance.json")["resumed"]
+    assert (
+        calls == []
+        and read_scores(run).equals(read_scores(whole))
+        and not list(run.path.glob("checkpoint*"))
+        and read_json(run.path / "provenance.json")["resumed"]
+    )
 
 
 def test_a_training_that_diverges_is_a_gap_with_a_reason(lab):
     "Only the run itself, and what is made from it."
-    with pytest.raises(RunFailed, match="detectors/Small-A-none-optimizer=SGD-lr=1e.30-s0-.* failed: .*lower lr") as caught:
+    with pytest.raises(
+        RunFailed, match="detectors/Small-A-none-optimizer=SGD-lr=1e.30-s0-.* failed: .*lower lr"
+    ) as caught:
         lab.detector("Small", "A", lr=1e30, optimizer="SGD")
-    assert caught.value.run.startswith("detectors/Small-A-none-") and "in epoch 1" in caught.value.reason
+    assert (
+        caught.value.run.startswith("detectors/Small-A-none-")
+        and "in epoch 1" in caught.value.reason
+    )
     start = time.monotonic()
     with pytest.raises(RunFailed):
         lab.target(lab.detector("Small", "A", lr=1e30, optimizer="SGD"), "Celeb-DF")
     assert time.monotonic() - start < 0.5 and not lab.detector("Small", "A").reused
 
 
-def test_scores_and_maps_are_computed_in_the_parts_of_a_batch_that_the_training_had(lab, monkeypatch):
+def test_scores_and_maps_are_computed_in_the_parts_of_a_batch_that_the_training_had(
+    lab, monkeypatch
+):
     "Where they do not fit either, the settings to change are named."
     sizes = []
-    monkeypatch.setattr("prle.lab.experiments.predict", lambda detector, faces, batch, *a: sizes.append(batch) or predict(detector, faces, batch, *a))
+    monkeypatch.setattr(
+        "prle.lab.experiments.predict",
+        lambda detector, faces, batch, *a: (
+            sizes.append(batch) or predict(detector, faces, batch, *a)
+        ),
+    )
     run = lab.detector("Small", "A", batch=6, accumulate=3)
-    def full(*args): raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
     monkeypatch.setattr("prle.lab.experiments.localize", full)
-    with pytest.raises(torch.OutOfMemoryError, match=r"on the device for batch=2: lower batch or raise accumulate .* \(CUDA out of memory"): lab.attention(run)
+    with pytest.raises(
+        torch.OutOfMemoryError,
+        match=r"on the device for batch=2: lower batch or raise accumulate .* \(CUDA out of memory",
+    ):
+        lab.attention(run)
     assert sizes == [2]
 
 
 def test_scores_that_are_no_numbers_are_no_result(lab, monkeypatch):
-    monkeypatch.setattr("prle.lab.experiments.predict", lambda detector, faces, *a: np.full(len(faces), np.nan))
+    monkeypatch.setattr(
+        "prle.lab.experiments.predict", lambda detector, faces, *a: np.full(len(faces), np.nan)
+    )
     with pytest.raises(RunFailed, match="the score of .*png is no number"):
         lab.detector("Small", "A")
 
@@ -364,8 +607,21 @@ def test_scores_that_are_no_numbers_are_no_result(lab, monkeypatch):
 def test_provenance_names_machine_code_data_and_times(lab):
     run = lab.detector("Small", "A", "primary", zoo=("Other",))
     origin, config = read_json(run.path / "provenance.json"), read_json(run.path / "config.json")
-    assert config["data"] == lab.fingerprint and {"commit", "clean", "packages", "device", "threads", "start", "end", "seconds", "host", "modules"} <= set(origin)
-    assert [name.split("/")[0] for name in origin["inputs"]] == ["fusions"] and origin["resumed"] is False
+    assert config["data"] == lab.fingerprint and {
+        "commit",
+        "clean",
+        "packages",
+        "device",
+        "threads",
+        "start",
+        "end",
+        "seconds",
+        "host",
+        "modules",
+    } <= set(origin)
+    assert [name.split("/")[0] for name in origin["inputs"]] == ["fusions"] and origin[
+        "resumed"
+    ] is False
 
 
 def test_provenance_is_of_the_device_that_was_asked_for(lab, monkeypatch):
@@ -378,32 +634,69 @@ def test_provenance_is_of_the_device_that_was_asked_for(lab, monkeypatch):
 def test_a_lab_travels_without_its_tables(lab):
     assert len(lab.manifest) and lab.fingerprint
     again = pickle.loads(pickle.dumps(lab))
-    assert len(pickle.dumps(lab)) < 5000 and "manifest" not in vars(again) and again.fingerprint == lab.fingerprint
-    assert again.train_faces("A").path.tolist() == lab.train_faces("A").path.tolist() and again.device == lab.device
+    assert (
+        len(pickle.dumps(lab)) < 5000
+        and "manifest" not in vars(again)
+        and again.fingerprint == lab.fingerprint
+    )
+    assert (
+        again.train_faces("A").path.tolist() == lab.train_faces("A").path.tolist()
+        and again.device == lab.device
+    )
 
 
 def test_a_wanted_run_is_planned_and_then_read(lab):
     "By the same object: a dry lab notes it, a real one makes it once, and a run that diverged is an error of the one that reads."
     wanted = Wanted(lambda lab: lab.detector("Small", "A"), read_scores)
-    assert not wanted.ask(dry := lab.dry()).path.exists() and [t.path.parent.name for t in dry.store.tasks] == ["detectors"]
-    assert wanted.get(lab).equals(read_scores(lab.detector("Small", "A"))) and wanted.ask(lab).reused
+    assert not wanted.ask(dry := lab.dry()).path.exists() and [
+        t.path.parent.name for t in dry.store.tasks
+    ] == ["detectors"]
+    assert (
+        wanted.get(lab).equals(read_scores(lab.detector("Small", "A"))) and wanted.ask(lab).reused
+    )
     with pytest.raises(RunFailed):
-        Wanted(lambda lab: lab.detector("Small", "A", lr=1e30, optimizer="SGD"), read_scores).get(lab)
+        Wanted(lambda lab: lab.detector("Small", "A", lr=1e30, optimizer="SGD"), read_scores).get(
+            lab
+        )
 
 
 def test_a_zoo_named_in_any_way_is_one(lab):
     dry = lab.dry()
-    same = [Zoo("A"), Zoo("A", backbones=("Small", "Other")), Zoo("A", backbones=("Other", "Small"))]
-    assert len({dry.quantiles(zoo).path for zoo in same}) == len({dry.statistics(zoo).path for zoo in same}) == 1
-    assert [run.path.name.split("-")[0] for run in dry.maps(same[2])] == ["Small", "Other"], "in the preset's order"
+    same = [
+        Zoo("A"),
+        Zoo("A", backbones=("Small", "Other")),
+        Zoo("A", backbones=("Other", "Small")),
+    ]
+    assert (
+        len({dry.quantiles(zoo).path for zoo in same})
+        == len({dry.statistics(zoo).path for zoo in same})
+        == 1
+    )
+    assert [run.path.name.split("-")[0] for run in dry.maps(same[2])] == ["Small", "Other"], (
+        "in the preset's order"
+    )
     with pytest.raises(ValueError, match="unknown backbone 'Smal'. Did you mean 'Small'"):
         dry.quantiles(Zoo("A", backbones=("Smal",)))
 
 
 def test_labels_say_what_is_not_as_usual(lab):
     dry = lab.dry()
-    for changes, label in ((dict(), "Small-A-none-s0"), (dict(mask="primary", fusion=FusionConfig("mean"), zoo=("Other",)), "Small-A-primary-mean-Other-s0"),
-                           (dict(mask="random", p=0.2, lr=0.01, seed=3), "Small-A-random-p=0.2-lr=0.01-s3")):
+    for changes, label in (
+        (dict(), "Small-A-none-s0"),
+        (
+            dict(mask="primary", fusion=FusionConfig("mean"), zoo=("Other",)),
+            "Small-A-primary-mean-Other-s0",
+        ),
+        (dict(mask="random", p=0.2, lr=0.01, seed=3), "Small-A-random-p=0.2-lr=0.01-s3"),
+    ):
         assert dry.detector("Small", "A", **changes).path.name.rsplit("-", 1)[0] == label
-    assert dry.quantiles(Zoo("A", 1, ("Other",), FusionConfig("mean")), "test").path.name.rsplit("-", 1)[0] == "A-mean-Other-test-s1"
-    assert dry.statistics(Zoo.single("A", 2, "Other")).path.name.rsplit("-", 1)[0] == "A-mean,tau=0-Other-s2"
+    assert (
+        dry.quantiles(Zoo("A", 1, ("Other",), FusionConfig("mean")), "test").path.name.rsplit(
+            "-", 1
+        )[0]
+        == "A-mean-Other-test-s1"
+    )
+    assert (
+        dry.statistics(Zoo.single("A", 2, "Other")).path.name.rsplit("-", 1)[0]
+        == "A-mean,tau=0-Other-s2"
+    )

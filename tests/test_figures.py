@@ -1,4 +1,5 @@
 "prle.paper.figures: the numbers that are drawn are those of the scores, and what cannot be read at the printed width is not drawn."
+
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -15,9 +16,26 @@ from prle.paper.comparisons import FIGURE8_ALPHAS, control_cells, masked_accurac
 from prle.core import rng
 from prle.paper.exhibits import read_cell
 from prle.lab.experiments import BINS, Lab
-from prle.paper.figures import FIGURE1, Figure5, Figure6, RankedFace, draw_figure5, draw_figure6, draw_figure8, figure1_arms, what_masks_tell
+from prle.paper.figures import (
+    FIGURE1,
+    Figure5,
+    Figure6,
+    RankedFace,
+    draw_figure5,
+    draw_figure6,
+    draw_figure8,
+    figure1_arms,
+    what_masks_tell,
+)
 from prle.masking import write_quantiles
-from prle.paper.numbers import BACKBONES, COLUMN_WIDTH, FIGURE6, PAGE_WIDTH, SUBSETS, use_paper_style
+from prle.paper.numbers import (
+    BACKBONES,
+    COLUMN_WIDTH,
+    FIGURE6,
+    PAGE_WIDTH,
+    SUBSETS,
+    use_paper_style,
+)
 from prle.trust import write_digests
 
 TARGETS = ("mini-DFDC", "mini-DF1", "mini-Celeb")
@@ -26,7 +44,15 @@ TARGETS = ("mini-DFDC", "mini-DF1", "mini-Celeb")
 def faces(*key, subsets=("DF",), people=12):
     "Scores of reals and of the fakes of some manipulations, different for every key."
     draw = rng("figures", *key)
-    rows = pd.DataFrame([(f"p{i:02}", int(s != "real"), s) for i in range(people) for s in ("real", *subsets) for _ in range(2)], columns=["identity", "label", "subset"])
+    rows = pd.DataFrame(
+        [
+            (f"p{i:02}", int(s != "real"), s)
+            for i in range(people)
+            for s in ("real", *subsets)
+            for _ in range(2)
+        ],
+        columns=["identity", "label", "subset"],
+    )
     return rows.assign(p_fake=draw.uniform(size=len(rows)) * 0.8 + 0.2 * rows.label)
 
 
@@ -34,12 +60,32 @@ def faces(*key, subsets=("DF",), people=12):
 def lab(tmp_path, monkeypatch):
     "A lab that never looks at data: a run is the arguments that it was asked with, and its scores follow from them."
     lab = Lab("mini", outputs=tmp_path, say=lambda line: None)
-    lab.manifest, lab._sets = pd.DataFrame(dict(subset=["real", *SUBSETS])), (None, dict.fromkeys(TARGETS, tmp_path))
+    lab.manifest, lab._sets = (
+        pd.DataFrame(dict(subset=["real", *SUBSETS])),
+        (None, dict.fromkeys(TARGETS, tmp_path)),
+    )
     lab.test_faces = lambda split="test": pd.DataFrame(dict(label=[0, 1]))
-    monkeypatch.setattr(Lab, "detector", lambda lab, backbone, train="all", seed=0, **changes: (backbone, train, seed, str(sorted(changes.items()))))
+    monkeypatch.setattr(
+        Lab,
+        "detector",
+        lambda lab, backbone, train="all", seed=0, **changes: (
+            backbone,
+            train,
+            seed,
+            str(sorted(changes.items())),
+        ),
+    )
     monkeypatch.setattr(Lab, "target", lambda lab, run, target: (*run, target))
-    monkeypatch.setattr(Lab, "masked", lambda lab, run, zoo, alpha, face: (*run, zoo.subset, alpha, *(() if face else ("gray",))))
-    monkeypatch.setattr(comparisons, "read_scores", lambda run: faces(*run, subsets=("DF",) if run[-1] in TARGETS else SUBSETS))
+    monkeypatch.setattr(
+        Lab,
+        "masked",
+        lambda lab, run, zoo, alpha, face: (*run, zoo.subset, alpha, *(() if face else ("gray",))),
+    )
+    monkeypatch.setattr(
+        comparisons,
+        "read_scores",
+        lambda run: faces(*run, subsets=("DF",) if run[-1] in TARGETS else SUBSETS),
+    )
     use_paper_style()
     yield lab
     plt.close("all")
@@ -54,37 +100,53 @@ def rows_of(lab, figure, seeds=1):
     return figure.rows(lab, read(lab, figure.cells(lab, seeds)))
 
 
-def auc(table): return 100 * roc_auc_score(table.label, table.p_fake)
+def auc(table):
+    return 100 * roc_auc_score(table.label, table.p_fake)
 
 
-def acc(table): return 100 * accuracy_score(table.label, table.p_fake > 0.5)
+def acc(table):
+    return 100 * accuracy_score(table.label, table.p_fake > 0.5)
 
 
 def drawn(ax):
     "Label -> (x, y, low, high) of each series with intervals."
+
     def ends(container):
         x, y = container.lines[0].get_data()
         bars = np.array(container.lines[2][0].get_segments())
         return np.column_stack([x, y, bars[:, 0, 1], bars[:, 1, 1]])
+
     return {c.get_label(): ends(c) for c in ax.containers}
 
 
-def wanted(rows): return rows[["value", "low", "high"]].to_numpy()
+def wanted(rows):
+    return rows[["value", "low", "high"]].to_numpy()
 
 
 def test_figure5_draws_the_average_over_the_target_sets(lab):
     arms, rows = Figure5().arms(lab), rows_of(lab, Figure5())
     for ax, train in zip(draw_figure5(rows).axes, ("DF", "FS")):
         series = drawn(ax)
-        assert [t.get_text() for t in ax.get_xticklabels()] == list(BACKBONES) and set(series) == {"plain", "+ PRLE"} and train in ax.get_title()
+        assert (
+            [t.get_text() for t in ax.get_xticklabels()] == list(BACKBONES)
+            and set(series) == {"plain", "+ PRLE"}
+            and train in ax.get_title()
+        )
         for name, label in (("none", "plain"), ("primary", "+ PRLE")):
             some = [arm for arm in arms if (arm.name, arm.train) == (name, train)]
-            assert series[label][:, 1] == pytest.approx([np.mean([auc(faces(*arm_key(lab, arm), t)) for t in TARGETS]) for arm in some])
-            part = rows[(rows.arm == name) & (rows.train == train) & (rows.test == "AVG")].set_index("backbone").loc[list(BACKBONES)]
+            assert series[label][:, 1] == pytest.approx(
+                [np.mean([auc(faces(*arm_key(lab, arm), t)) for t in TARGETS]) for arm in some]
+            )
+            part = (
+                rows[(rows.arm == name) & (rows.train == train) & (rows.test == "AVG")]
+                .set_index("backbone")
+                .loc[list(BACKBONES)]
+            )
             assert series[label][:, 1:] == pytest.approx(wanted(part))
 
 
-def arm_key(lab, arm, seed=0): return arm.run(lab, seed)
+def arm_key(lab, arm, seed=0):
+    return arm.run(lab, seed)
 
 
 def test_figure6_draws_auc_and_acc_and_the_papers_averages(lab):
@@ -92,42 +154,66 @@ def test_figure6_draws_auc_and_acc_and_the_papers_averages(lab):
     for ax, backbone in zip(draw_figure6(rows).axes, ("Xception", "EfficientNet")):
         series, some = drawn(ax), [arm for arm in arms if arm.backbone == backbone]
         for measure, function in (("AUC", auc), ("ACC", acc)):
-            values = [np.mean([function(faces(*arm_key(lab, arm), t)) for t in TARGETS]) for arm in some]
-            assert series[measure][:, 0].tolist() == [1, 2, 3, 4, 5] and series[measure][:, 1] == pytest.approx(values)
+            values = [
+                np.mean([function(faces(*arm_key(lab, arm), t)) for t in TARGETS]) for arm in some
+            ]
+            assert series[measure][:, 0].tolist() == [1, 2, 3, 4, 5] and series[measure][
+                :, 1
+            ] == pytest.approx(values)
         papers = [line.get_ydata() for line in ax.lines if line.get_label() == "AUC, paper's data"]
-        assert [list(p) for p in papers] == ([list(FIGURE6.values())] if backbone == "EfficientNet" else [])
+        assert [list(p) for p in papers] == (
+            [list(FIGURE6.values())] if backbone == "EfficientNet" else []
+        )
 
 
 def test_figure8_draws_the_accuracy_on_masked_faces(lab):
     rows = masked_accuracy(read(lab, masked_cells(lab, 1)))
-    ax, = draw_figure8(rows).axes
+    (ax,) = draw_figure8(rows).axes
     lines = {line.get_label(): line.get_xydata() for line in ax.lines}
-    assert set(lines) == {*SUBSETS, "mean"} and all(line[:, 0] == pytest.approx(100 * np.array(FIGURE8_ALPHAS)) for line in lines.values())
+    assert set(lines) == {*SUBSETS, "mean"} and all(
+        line[:, 0] == pytest.approx(100 * np.array(FIGURE8_ALPHAS)) for line in lines.values()
+    )
+
     def value(subset, alpha):
         table = faces(*lab.detector("Xception", subset), subset, alpha, subsets=SUBSETS)
         return acc(table[table.subset.isin(["real", subset])])
-    for s in SUBSETS: assert lines[s][:, 1] == pytest.approx([value(s, a) for a in FIGURE8_ALPHAS]), s
+
+    for s in SUBSETS:
+        assert lines[s][:, 1] == pytest.approx([value(s, a) for a in FIGURE8_ALPHAS]), s
     assert lines["mean"][:, 1] == pytest.approx(np.mean([lines[s][:, 1] for s in SUBSETS], axis=0))
     band, mean = ax.collections[0].get_paths()[0].vertices, rows[rows.subset == "mean"]
-    assert band[:, 1].min() == pytest.approx(mean.low.min()) and band[:, 1].max() == pytest.approx(mean.high.max())
+    assert band[:, 1].min() == pytest.approx(mean.low.min()) and band[:, 1].max() == pytest.approx(
+        mean.high.max()
+    )
 
 
 def test_what_masks_tell_is_the_auc_of_faces_of_masks_on_gray_and_of_sizes(lab, monkeypatch):
     monkeypatch.setattr(Lab, "statistics", lambda lab, zoo: zoo)
-    monkeypatch.setattr(comparisons, "read_mask_sizes", lambda zoo: faces(zoo.subset, zoo.seed, "size", subsets=[zoo.subset]))
+    monkeypatch.setattr(
+        comparisons,
+        "read_mask_sizes",
+        lambda zoo: faces(zoo.subset, zoo.seed, "size", subsets=[zoo.subset]),
+    )
     values = [read(lab, cells) for cells in (masked_cells(lab, 2), *control_cells(lab, 2))]
     rows = what_masks_tell(*values).set_index(["what", "subset"])
     assert len(rows) == 3 * 5 and (rows.low < rows.value).all() and (rows.value < rows.high).all()
+
+    def part(table, subset):
+        return table[table.subset.isin(["real", subset])]
+
     for s in SUBSETS:
-        part = lambda table: table[table.subset.isin(["real", s])]
         keys = [(*lab.detector("Xception", s, seed=seed), s, 1.0) for seed in (0, 1)]
         for what, more in (("masked face", ()), ("mask on gray", ("gray",))):
-            assert rows.value[what, s] == pytest.approx(np.mean([auc(part(faces(*key, *more, subsets=SUBSETS))) for key in keys]))
-        assert rows.value["size of the mask, in training", s] == pytest.approx(np.mean([auc(faces(s, seed, "size", subsets=[s])) for seed in (0, 1)]))
+            assert rows.value[what, s] == pytest.approx(
+                np.mean([auc(part(faces(*key, *more, subsets=SUBSETS), s)) for key in keys])
+            )
+        assert rows.value["size of the mask, in training", s] == pytest.approx(
+            np.mean([auc(faces(s, seed, "size", subsets=[s])) for seed in (0, 1)])
+        )
 
 
 def test_quantile_maps_of_faces_that_are_no_pngs(lab, tmp_path, monkeypatch):
-    quantiles, = write_quantiles(torch.rand(1, 8, 8), [tmp_path / "quantiles/a/face.png"]).numpy()
+    (quantiles,) = write_quantiles(torch.rand(1, 8, 8), [tmp_path / "quantiles/a/face.png"]).numpy()
     write_digests(tmp_path / "quantiles")
     monkeypatch.setattr(figures, "read_face", lambda rows, i: np.zeros((8, 8, 3), np.uint8))
     lab.train_faces = lambda subset: pd.DataFrame(dict(path=["a/face.jpg"]))
@@ -138,23 +224,37 @@ def test_quantile_maps_of_faces_that_are_no_pngs(lab, tmp_path, monkeypatch):
 def test_figure1_draws_auc_inside_and_across(lab, monkeypatch):
     square = np.zeros((8, 8, 3), np.uint8)
     monkeypatch.setattr(figures, "_draw_attention", lambda part, *args: part.subplots())
-    monkeypatch.setattr(figures, "ranked_face", lambda *args: RankedFace(square, {}, 0, np.zeros((8, 8), np.uint16)))
+    monkeypatch.setattr(
+        figures, "ranked_face", lambda *args: RankedFace(square, {}, 0, np.zeros((8, 8), np.uint16))
+    )
     monkeypatch.setattr(Lab, "attention", lambda *args: SimpleNamespace(path=lab.outputs))
     monkeypatch.setattr(Lab, "quantiles", lambda *args: SimpleNamespace(path=lab.outputs))
     monkeypatch.setattr(figures, "quantile_folder", lambda run: run.path)
     monkeypatch.setattr(Lab, "maps", lambda *args: [])
-    lab.train_faces = lambda subset, split="train": pd.DataFrame(dict(label=[0, 1], identity=["a", "b"]))
+    lab.train_faces = lambda subset, split="train": pd.DataFrame(
+        dict(label=[0, 1], identity=["a", "b"])
+    )
     lab.test_faces = lambda split="test": pd.DataFrame(dict(label=[0, 1], identity=["a", "b"]))
-    part, = figures.Figure1().compute(lab, seeds=2)
+    (part,) = figures.Figure1().compute(lab, seeds=2)
     figure = part.figure
     assert figure.get_figwidth() == PAGE_WIDTH and min(letters(figure)) >= 6
     ax = next(ax for ax in figure.axes if "AUC" in ax.get_ylabel())
     series, pairs = drawn(ax), [("NT", "NT"), ("NT", "FS"), ("FS", "FS"), ("FS", "NT")]
-    assert [t.get_text() for t in ax.get_xticklabels()] == [f"{a}\n\u2193\n{b}" for a, b in pairs] and FIGURE1 == ("NT", "FS")
+    assert [t.get_text() for t in ax.get_xticklabels()] == [
+        f"{a}\n\u2193\n{b}" for a, b in pairs
+    ] and FIGURE1 == ("NT", "FS")
+
+    def part(run, subset):
+        table = faces(*run, subsets=SUBSETS)
+        return table[table.subset.isin(["real", subset])]
+
     for arm_name, label in (("none", "plain"), ("primary", "+ PRLE")):
         arms = {arm.train: arm for arm in figure1_arms() if arm.name == arm_name}
-        part = lambda seed, a, b: (t := faces(*arms[a].run(lab, seed), subsets=SUBSETS))[t.subset.isin(["real", b])]
-        assert series[label][:, 1] == pytest.approx([np.mean([auc(part(seed, a, b)) for seed in (0, 1)]) for a, b in pairs])
+
+        expected = [
+            np.mean([auc(part(arms[a].run(lab, seed), b)) for seed in (0, 1)]) for a, b in pairs
+        ]
+        assert series[label][:, 1] == pytest.approx(expected)
 
 
 def test_figure3_leaves_out_zeros_and_nothing_else(tmp_path, monkeypatch):
@@ -169,18 +269,30 @@ def test_figure3_leaves_out_zeros_and_nothing_else(tmp_path, monkeypatch):
 def test_faces_are_drawn_at_random_and_not_only_people():
     rows = pd.DataFrame(dict(label=[0, 1, 1, 1] * 6, identity=np.repeat(list("abcdef"), 4)))
     picks = [figures.pick_fakes(rows, 3, "test", seed) for seed in range(40)]
-    assert all(rows.label[p].all() and rows.identity[p].nunique() == 3 for p in picks) and figures.pick_fakes(rows, 3, "test", 0) == picks[0]
-    assert {i for p in picks for i in p} == set(rows.index[rows.label == 1]), "any fake can be drawn"
+    assert (
+        all(rows.label[p].all() and rows.identity[p].nunique() == 3 for p in picks)
+        and figures.pick_fakes(rows, 3, "test", 0) == picks[0]
+    )
+    assert {i for p in picks for i in p} == set(rows.index[rows.label == 1]), (
+        "any fake can be drawn"
+    )
 
 
 def letters(figure):
     "Sizes in points of all texts that are shown."
-    return [t.get_fontsize() for t in figure.findobj(Text) if t.get_text().strip() and t.get_visible()]
+    return [
+        t.get_fontsize() for t in figure.findobj(Text) if t.get_text().strip() and t.get_visible()
+    ]
 
 
-@pytest.mark.parametrize("draw", [
-    lambda lab: draw_figure5(rows_of(lab, Figure5())), lambda lab: draw_figure6(rows_of(lab, Figure6())),
-    lambda lab: draw_figure8(masked_accuracy(read(lab, masked_cells(lab, 1))))])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda lab: draw_figure5(rows_of(lab, Figure5())),
+        lambda lab: draw_figure6(rows_of(lab, Figure6())),
+        lambda lab: draw_figure8(masked_accuracy(read(lab, masked_cells(lab, 1)))),
+    ],
+)
 def test_letters_can_be_read_at_the_printed_width(lab, draw):
     figure = draw(lab)
     assert figure.get_figwidth() in (COLUMN_WIDTH, PAGE_WIDTH) and min(letters(figure)) >= 6

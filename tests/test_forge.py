@@ -15,7 +15,7 @@ ORL = faces.orl_folder()
 
 
 def read(name, size=128):
-    return faces.read_face(ORL/f"{name}.pgm", size, 1.1, 0.08)
+    return faces.read_face(ORL / f"{name}.pgm", size, 1.1, 0.08)
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,14 @@ def trio():
 @pytest.fixture(scope="module")
 def fakes(trio):
     target, other, same = trio
-    return {name: forge.manipulate(name, target, source, rng(0, name)) for name, source in (("FS", other), ("F2F", same))}
+    return {
+        name: forge.manipulate(name, target, source, rng(0, name))
+        for name, source in (("FS", other), ("F2F", same))
+    }
 
 
 # Tools
+
 
 def test_warp_carries_landmarks_to_landmarks(trio):
     target, other, _ = trio
@@ -67,16 +71,27 @@ def test_membrane_solves_laplace():
 
 def test_match_sharpness_reaches_the_energy(trio):
     face, region = trio[0].crop, forge.inner(128)
-    energy = lambda p: (cv2.Laplacian(np.float32(p), cv2.CV_32F)[region].astype(np.float64) ** 2).sum()
+
+    def energy(p):
+        return (cv2.Laplacian(np.float32(p), cv2.CV_32F)[region].astype(np.float64) ** 2).sum()
+
     for sigma in (0.6, 0.9):
         blurred = cv2.GaussianBlur(face, (0, 0), sigma).astype(np.float32)
-        assert abs(energy(forge.match_sharpness(blurred, face, region, limits=(-1, 20))) / energy(face) - 1) < 1e-3
+        assert (
+            abs(
+                energy(forge.match_sharpness(blurred, face, region, limits=(-1, 20))) / energy(face)
+                - 1
+            )
+            < 1e-3
+        )
 
 
 def test_matching_survives_flat_pictures():
     flat, region = np.full((64, 64, 3), 9, np.float32), forge.inner(64)
     assert np.isfinite(forge.match_sharpness(flat, flat.astype(np.uint8), region)).all()
-    assert np.allclose(forge.match_colour(flat, np.full((64, 64, 3), 77, np.uint8), region)[region], 77)
+    assert np.allclose(
+        forge.match_colour(flat, np.full((64, 64, 3), 77, np.uint8), region)[region], 77
+    )
 
 
 def test_bend_carries_landmarks_and_leaves_the_frame(trio):
@@ -98,18 +113,24 @@ def test_an_expression_is_free_of_pose(trio):
     "Turn, enlarge and move the photograph: what is taken from it stays the same; from oneself nothing changes."
     target, _, same = trio
     turn = cv2.getRotationMatrix2D((50, 70), 25, 1.4)
-    turned = replace(same, landmarks=(same.landmarks @ turn[:, :2].T + turn[:, 2]).astype(np.float32))
+    turned = replace(
+        same, landmarks=(same.landmarks @ turn[:, :2].T + turn[:, 2]).astype(np.float32)
+    )
     assert np.abs(forge.expression(target, turned) - forge.expression(target, same)).max() < 1e-2
     assert np.abs(forge.expression(target, target) - target.landmarks).max() < 1e-3
 
 
 # Manipulations
 
+
 def test_the_registry_and_its_errors(trio):
     assert set(NAMES) <= set(forge.list_manipulations())
-    with pytest.raises(ValueError, match="unknown manipulation 'F2f'.*Did you mean 'F2F'.*Known: FS, F2F"):
+    with pytest.raises(
+        ValueError, match="unknown manipulation 'F2f'.*Did you mean 'F2F'.*Known: FS, F2F"
+    ):
         forge.manipulate("F2f", trio[0], trio[1], None)
-    with pytest.raises(ValueError, match="unknown source 'others'"): forge.register("X", source="others")(lambda: None)
+    with pytest.raises(ValueError, match="unknown source 'others'"):
+        forge.register("X", source="others")(lambda: None)
     assert "X" not in forge.list_manipulations()
 
 

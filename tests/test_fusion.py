@@ -1,4 +1,5 @@
 "prle.fusion against plain loops over pixels, written from Eq. 6-8."
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,12 @@ def some_maps(n, t, height, width, seed=0):
 
 def window(y, x, height, width):
     "The positions of the 3x3 neighbourhood that lie inside, in reading order."
-    return [(v, u) for v in (y - 1, y, y + 1) for u in (x - 1, x, x + 1) if 0 <= v < height and 0 <= u < width]
+    return [
+        (v, u)
+        for v in (y - 1, y, y + 1)
+        for u in (x - 1, x, x + 1)
+        if 0 <= v < height and 0 <= u < width
+    ]
 
 
 def difference(maps, y, x):
@@ -35,33 +41,47 @@ def difference(maps, y, x):
 def pixel(maps, y, x, method, tau, lam):
     "One fused value, by the book."
     t, height, width = len(maps), len(maps[0]), len(maps[0][0])
-    mean = lambda v, u: sum(a[v][u] for a in maps) / t
+
+    def mean(v, u):
+        return sum(a[v][u] for a in maps) / t
+
     near = window(y, x, height, width)
     largest, best = -1.0, None
     for v, u in near:
         for a in maps:
-            if a[v][u] > largest: largest, best = a[v][u], (v, u)
+            if a[v][u] > largest:
+                largest, best = a[v][u], (v, u)
     average = mean(y, x)
-    if method == "mean": return average if average > tau else 0.0
-    if method == "neighbour-literal": return largest if difference(maps, y, x) > lam else 0.0
-    if method == "neighbour":
-        if average > tau: return average
+    if method == "mean":
+        return average if average > tau else 0.0
+    if method == "neighbour-literal":
         return largest if difference(maps, y, x) > lam else 0.0
-    if average > 0.3: return average
+    if method == "neighbour":
+        if average > tau:
+            return average
+        return largest if difference(maps, y, x) > lam else 0.0
+    if average > 0.3:
+        return average
     return mean(*best) if average > 0.1 and difference(maps, y, x) > 0.2 else 0.0
 
 
 def by_loop(maps, method, tau, lam):
     "Fused maps of a batch, one pixel at a time."
     n, _, height, width = maps.shape
-    fused = [[[pixel(m, y, x, method, tau, lam) for x in range(width)] for y in range(height)] for m in maps.tolist()]
+    fused = [
+        [[pixel(m, y, x, method, tau, lam) for x in range(width)] for y in range(height)]
+        for m in maps.tolist()
+    ]
     return torch.tensor(fused)
 
 
 def away_from_thresholds(maps, tau, lam):
     "Pixels whose average and difference are further from a threshold than rounding reaches."
     average, diff = maps.double().mean(1), neighbour_difference(maps.double())
-    return torch.stack([(average - t).abs() > 1e-6 for t in (tau, 0.1, 0.3)] + [(diff - t).abs() > 1e-6 for t in (lam, 0.2)]).all(0)
+    return torch.stack(
+        [(average - t).abs() > 1e-6 for t in (tau, 0.1, 0.3)]
+        + [(diff - t).abs() > 1e-6 for t in (lam, 0.2)]
+    ).all(0)
 
 
 @pytest.mark.parametrize("method", FUSIONS)
@@ -80,7 +100,9 @@ def test_equals_a_loop_over_pixels(method, t, size):
 def test_convexity_shortcut_equals_all_pairs(t):
     maps = some_maps(3, t, 9, 12, seed=t).double()
     pairs = [[[difference(m, y, x) for x in range(12)] for y in range(9)] for m in maps.tolist()]
-    assert (neighbour_difference(maps) - torch.tensor(pairs, dtype=torch.float64)).abs().max() < 1e-12
+    assert (
+        neighbour_difference(maps) - torch.tensor(pairs, dtype=torch.float64)
+    ).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("method", FUSIONS)
@@ -89,7 +111,8 @@ def test_batches_equal_singles_and_order_of_detectors_does_not_matter(method):
     fused = fuse(maps, method)
     assert torch.equal(fused, torch.cat([fuse(m[None], method) for m in maps]))
     swapped = maps[:, [1, 0, 2]]  # a + b = b + a exactly
-    if method != "released": assert torch.equal(fuse(swapped, method), fused)
+    if method != "released":
+        assert torch.equal(fuse(swapped, method), fused)
 
 
 @pytest.mark.parametrize("method", FUSIONS)
@@ -107,7 +130,8 @@ def test_values_dtype_and_input(method):
 
 
 def test_nothing_attended_gives_nothing():
-    for method in FUSIONS: assert not fuse(torch.zeros(1, 3, 8, 8), method).any()
+    for method in FUSIONS:
+        assert not fuse(torch.zeros(1, 3, 8, 8), method).any()
 
 
 def test_literal_reading_drops_consensus_and_the_default_keeps_it():
@@ -124,7 +148,9 @@ def test_released_takes_the_average_at_the_first_maximum():
     maps[0, 0, 2, 2], maps[0, 1, 2, 3] = 1.0, 0.4
     fused = fuse(maps, "released")[0]
     assert fused[2, 2] == 0.5, "kept: the average is above 0.3"
-    assert fused[2, 3] == 0.5, "between 0.1 and 0.3, expanded: the average where a map is largest, not the maximum 1.0"
+    assert fused[2, 3] == 0.5, (
+        "between 0.1 and 0.3, expanded: the average where a map is largest, not the maximum 1.0"
+    )
     assert fused.count_nonzero() == 2, "0.1 and below is dropped"
     default = fuse(maps)[0]
     assert default[2, 3] == 1.0
@@ -147,29 +173,46 @@ def test_thresholds_must_be_exceeded():
     flat = torch.full((1, 2, 4, 4), 0.5)
     for method in ("mean", "neighbour"):
         assert not fuse(flat, method, tau=0.5).any() and fuse(flat, method, tau=0.49).all()
-    step = torch.cat([torch.full((1, 1, 2, 2), 0.75), torch.full((1, 1, 2, 2), 0.25)], 1)  # every difference is 0 or 0.5
-    assert not fuse(step, "neighbour-literal", lam=0.5).any() and fuse(step, "neighbour-literal", lam=0.49).all()
+    step = torch.cat(
+        [torch.full((1, 1, 2, 2), 0.75), torch.full((1, 1, 2, 2), 0.25)], 1
+    )  # every difference is 0 or 0.5
+    assert (
+        not fuse(step, "neighbour-literal", lam=0.5).any()
+        and fuse(step, "neighbour-literal", lam=0.49).all()
+    )
 
 
 def test_larger_tau_and_lambda_cover_less():
     maps = some_maps(2, 3, 32, 32)
-    share = lambda **settings: (fuse(maps, **settings) > 0).float().mean()
+
+    def share(**settings):
+        return (fuse(maps, **settings) > 0).float().mean()
+
     assert share(method="mean", tau=0.1) >= share(method="mean", tau=0.3) > 0
     assert share(lam=0.1) >= share(lam=0.3) >= share(method="mean")
 
 
 def test_wrong_input():
     maps = some_maps(3, 2, 6, 6)
-    with pytest.raises(ValueError, match="Did you mean 'neighbour'"): fuse(maps, "neighbor")
-    with pytest.raises(ValueError, match=r"not \(3, 6, 6\)"): fuse(maps[:, 0])
-    with pytest.raises(ValueError, match="nothing empty"): fuse(maps[:, :0])
-    with pytest.raises(TypeError, match="float tensor"): fuse(maps.numpy())
-    with pytest.raises(TypeError, match="float tensor"): fuse((maps * 255).to(torch.uint8))
+    with pytest.raises(ValueError, match="Did you mean 'neighbour'"):
+        fuse(maps, "neighbor")
+    with pytest.raises(ValueError, match=r"not \(3, 6, 6\)"):
+        fuse(maps[:, 0])
+    with pytest.raises(ValueError, match="nothing empty"):
+        fuse(maps[:, :0])
+    with pytest.raises(TypeError, match="float tensor"):
+        fuse(maps.numpy())
+    with pytest.raises(TypeError, match="float tensor"):
+        fuse((maps * 255).to(torch.uint8))
     bad = maps.clone()
     bad[2, 1, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match="image 2, detector 1: the map holds NaN"): fuse(bad)
-    with pytest.raises(ValueError, match="image 0, detector 0: the map has values from .* outside"): fuse(maps * 255)
-    with pytest.raises(ValueError, match="outside"): fuse(maps - 0.5)
+    with pytest.raises(ValueError, match="image 2, detector 1: the map holds NaN"):
+        fuse(bad)
+    with pytest.raises(ValueError, match="image 0, detector 0: the map has values from .* outside"):
+        fuse(maps * 255)
+    with pytest.raises(ValueError, match="outside"):
+        fuse(maps - 0.5)
     for name in ("tau", "lam", "floor"):
         for value in (-0.1, 1.2, float("nan")):
-            with pytest.raises(ValueError, match=f"{name} must lie in"): fuse(maps, **{name: value})
+            with pytest.raises(ValueError, match=f"{name} must lie in"):
+                fuse(maps, **{name: value})

@@ -1,4 +1,5 @@
 "prle.localization against pytorch_grad_cam, and what it must not touch."
+
 import copy
 import sys
 
@@ -9,12 +10,23 @@ import timm
 import torch
 from torch import nn
 
-from prle.localization import CAM_METHODS, attention_maps, fake_logit, localize, tapped, upsample_maps
+from prle.localization import (
+    CAM_METHODS,
+    attention_maps,
+    fake_logit,
+    localize,
+    tapped,
+    upsample_maps,
+)
 
 pytorch_grad_cam = pytest.importorskip("pytorch_grad_cam")
 
 NETWORKS = {  # the layer to explain, and the sign of the score (random weights: the other sign gives empty maps)
-    "legacy_xception": ("conv4", 1), "tf_efficientnet_b4": ("conv_head", 1), "vgg16": ("features.30", 1), "resnet50": ("layer4", -1)}
+    "legacy_xception": ("conv4", 1),
+    "tf_efficientnet_b4": ("conv_head", 1),
+    "vgg16": ("features.30", 1),
+    "resnet50": ("layer4", -1),
+}
 
 
 SEED = 3  # of a Small whose maps are not empty
@@ -60,10 +72,15 @@ def oracle(model, layers, x, score=lambda out: out, method="GradCAM"):
 def state(model):
     "Everything of a model that localization must not change."
     return dict(
-        tensors={k: v.clone() for k, v in model.state_dict().items()}, modes=[m.training for m in model.modules()],
+        tensors={k: v.clone() for k, v in model.state_dict().items()},
+        modes=[m.training for m in model.modules()],
         grads=[(w.grad, None if w.grad is None else w.grad.clone()) for w in model.parameters()],
         requires=[w.requires_grad for w in model.parameters()],
-        hooks=[(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()])
+        hooks=[
+            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
+            for m in model.modules()
+        ],
+    )
 
 
 def assert_same_state(model, before):
@@ -80,16 +97,25 @@ def test_equals_pytorch_grad_cam_on_the_four_networks(name):
     path, sign = NETWORKS[name]
     model = timm.create_model(name, num_classes=2).eval().to(memory_format=torch.channels_last)
     x = torch.rand(4, 3, 256, 256).to(memory_format=torch.channels_last)
-    score = lambda out: sign * fake_logit(out)
+
+    def score(out):
+        return sign * fake_logit(out)
+
     maps = attention_maps(model, model.get_submodule(path), x, score)
-    model.requires_grad_(False)  # spares the oracle the weights' gradients, which do not enter its maps
+    model.requires_grad_(
+        False
+    )  # spares the oracle the weights' gradients, which do not enter its maps
     expected = oracle(model, [path], x.requires_grad_(), score)
     assert maps.shape == (4, 256, 256) and maps.dtype == torch.float32
-    assert expected.amax((1, 2)).min() > 0.9, "the oracle's maps are empty: the comparison would say nothing"
+    assert expected.amax((1, 2)).min() > 0.9, (
+        "the oracle's maps are empty: the comparison would say nothing"
+    )
     assert (maps - expected).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("layers", [["last"], ["middle"], ["stem.0"], ["stem", "last"], ["last", "middle"]])
+@pytest.mark.parametrize(
+    "layers", [["last"], ["middle"], ["stem.0"], ["stem", "last"], ["last", "middle"]]
+)
 def test_equals_pytorch_grad_cam_with_in_place_activations(net, x, layers):
     "The oracle, which an in-place activation behind the layer would spoil, explains the same weights without any."
     twin = Small(inplace=False)
@@ -125,9 +151,12 @@ def test_leaves_the_model_as_it_was(net, x, method):
 
 def test_is_as_found_after_an_error(net, x):
     before = state(net)
-    with pytest.raises(RuntimeError, match="did not reach the layer 'unused'"): attention_maps(net, net.unused, x)
-    with pytest.raises(ValueError, match="one number an image"): attention_maps(net, net.last, x, score=lambda out: out[:, None])
-    with pytest.raises(ZeroDivisionError): attention_maps(net, net.last, x, score=lambda out: 1 / 0)
+    with pytest.raises(RuntimeError, match="did not reach the layer 'unused'"):
+        attention_maps(net, net.unused, x)
+    with pytest.raises(ValueError, match="one number an image"):
+        attention_maps(net, net.last, x, score=lambda out: out[:, None])
+    with pytest.raises(ZeroDivisionError):
+        attention_maps(net, net.last, x, score=lambda out: 1 / 0)
     assert torch.is_grad_enabled()
     assert_same_state(net, before)
 
@@ -135,8 +164,11 @@ def test_is_as_found_after_an_error(net, x):
 def test_neither_weight_gradients_nor_a_graph_in_front_of_the_layer(net, x):
     seen = {}
     for name in ("stem", "last", "head"):
-        net.get_submodule(name).register_forward_hook(lambda m, i, out, name=name: seen.update({name: out.grad_fn}))
-    with tapped(net, [net.middle]) as kept: out = net(x)
+        net.get_submodule(name).register_forward_hook(
+            lambda m, i, out, name=name: seen.update({name: out.grad_fn})
+        )
+    with tapped(net, [net.middle]) as kept:
+        out = net(x)
     assert seen["stem"] is None and seen["last"] is not None and seen["head"] is not None
     assert kept[net.middle].is_leaf and out.requires_grad
     calls = []
@@ -148,11 +180,15 @@ def test_neither_weight_gradients_nor_a_graph_in_front_of_the_layer(net, x):
 
 def test_works_without_grad_under_inference_mode_and_with_frozen_weights(net, x):
     expected = attention_maps(net, net.last, x)
-    with torch.no_grad(): assert torch.equal(attention_maps(net, net.last, x), expected)
-    with torch.inference_mode(): assert torch.equal(attention_maps(net, net.last, x), expected)
-    with torch.inference_mode(): assert torch.equal(attention_maps(net, net.last, x.clone()), expected)
+    with torch.no_grad():
+        assert torch.equal(attention_maps(net, net.last, x), expected)
+    with torch.inference_mode():
+        assert torch.equal(attention_maps(net, net.last, x), expected)
+    with torch.inference_mode():
+        assert torch.equal(attention_maps(net, net.last, x.clone()), expected)
     net.requires_grad_(False)
-    for method in ("gradcam", "hirescam"): assert torch.isfinite(attention_maps(net, net.last, x, method=method)).all()
+    for method in ("gradcam", "hirescam"):
+        assert torch.isfinite(attention_maps(net, net.last, x, method=method)).all()
     assert torch.equal(attention_maps(net, net.last, x), expected)
 
 
@@ -171,7 +207,8 @@ def test_sizes(net, x):
         resized = resized - resized.min((1, 2), keepdims=True)
         assert np.abs(maps.numpy() - resized / resized.max((1, 2), keepdims=True)).max() < 1e-5
         assert torch.allclose(upsample_maps(grid, size), maps, atol=1e-6)
-    with pytest.raises(ValueError, match="did you mean 'grid'|Did you mean 'grid'"): attention_maps(net, net.last, x, size="gird")
+    with pytest.raises(ValueError, match="did you mean 'grid'|Did you mean 'grid'"):
+        attention_maps(net, net.last, x, size="gird")
 
 
 def test_scores():
@@ -179,7 +216,8 @@ def test_scores():
     assert torch.equal(fake_logit(torch.tensor([[1.0], [-2.0]])), torch.tensor([1.0, -2.0]))
     logits = torch.randn(5, 2)
     assert torch.allclose(fake_logit(logits).sigmoid(), logits.softmax(1)[:, 1])
-    with pytest.raises(ValueError, match="pass score="): fake_logit(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="pass score="):
+        fake_logit(torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize("method", sorted(set(CAM_METHODS) - {"gradcam", "randomcam"}))
@@ -198,32 +236,46 @@ def test_random_cam_is_a_map(net, x):
 
 
 def test_wrong_input(net, x):
-    with pytest.raises(ValueError, match="Did you mean 'gradcam"): attention_maps(net, net.last, x, method="gradcam+")
-    with pytest.raises(ValueError, match="no submodule"): attention_maps(net, nn.Conv2d(3, 3, 1), x)
-    with pytest.raises(TypeError, match="float tensor"): attention_maps(net, net.last, (x * 255).to(torch.uint8))
-    with pytest.raises(TypeError, match="float tensor"): attention_maps(net, net.last, x[0])
-    with pytest.raises(TypeError, match="'head'"): attention_maps(net, net.head, x)
-    with pytest.raises(RuntimeError, match="more than once"): attention_maps(net, net.act, x)
-    with pytest.raises(RuntimeError, match="does not depend"): attention_maps(net, net.last, x, score=lambda out: out.detach())
-    with pytest.raises(ValueError, match="NaN or infinity in image 1"): attention_maps(net, net.last, x.index_fill(0, torch.tensor(1), torch.nan))
+    with pytest.raises(ValueError, match="Did you mean 'gradcam"):
+        attention_maps(net, net.last, x, method="gradcam+")
+    with pytest.raises(ValueError, match="no submodule"):
+        attention_maps(net, nn.Conv2d(3, 3, 1), x)
+    with pytest.raises(TypeError, match="float tensor"):
+        attention_maps(net, net.last, (x * 255).to(torch.uint8))
+    with pytest.raises(TypeError, match="float tensor"):
+        attention_maps(net, net.last, x[0])
+    with pytest.raises(TypeError, match="'head'"):
+        attention_maps(net, net.head, x)
+    with pytest.raises(RuntimeError, match="more than once"):
+        attention_maps(net, net.act, x)
+    with pytest.raises(RuntimeError, match="does not depend"):
+        attention_maps(net, net.last, x, score=lambda out: out.detach())
+    with pytest.raises(ValueError, match="NaN or infinity in image 1"):
+        attention_maps(net, net.last, x.index_fill(0, torch.tensor(1), torch.nan))
     nn.init.constant_(net.last.weight, torch.nan)
-    with pytest.raises(ValueError, match="map of image 0 holds NaN"): attention_maps(net, net.last, x)
+    with pytest.raises(ValueError, match="map of image 0 holds NaN"):
+        attention_maps(net, net.last, x)
 
 
 def test_a_missing_pytorch_grad_cam_is_explained(net, x, monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     assert attention_maps(net, net.last, x).shape == (3, 32, 24)
-    with pytest.raises(ImportError, match=r"prle\[paper\]"): attention_maps(net, net.last, x, method="hirescam")
+    with pytest.raises(ImportError, match=r"prle\[paper\]"):
+        attention_maps(net, net.last, x, method="hirescam")
 
 
 def test_localize_writes_rows_in_order(net, tmp_path, device):
     images = torch.randint(0, 256, (10, 3, 32, 24), dtype=torch.uint8)
     expected = attention_maps(net.to(device), net.last, images.to(device) / 255).cpu()
-    for name, batches in dict(one=images.split(1), uneven=images.split(4), dicts=[dict(image=images)]).items():
-        path = localize(net, net.last, batches, tmp_path/f"{name}.npy")
+    for name, batches in dict(
+        one=images.split(1), uneven=images.split(4), dicts=[dict(image=images)]
+    ).items():
+        path = localize(net, net.last, batches, tmp_path / f"{name}.npy")
         store = np.load(path, mmap_mode="r")
         assert store.shape == (10, 8, 6) and store.dtype == np.float16
-        assert (upsample_maps(store, (32, 24)) - expected).abs().max() < (2e-3 if device == "cpu" else 2e-2)
+        assert (upsample_maps(store, (32, 24)) - expected).abs().max() < (
+            2e-3 if device == "cpu" else 2e-2
+        )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dicts.npy", "one.npy", "uneven.npy"]
 
 
@@ -231,20 +283,29 @@ def test_localize_leaves_nothing_behind_when_it_fails(net, tmp_path):
     def loader(*last):
         yield torch.rand(2, 3, 32, 24)
         for batch in last:
-            if isinstance(batch, Exception): raise batch
+            if isinstance(batch, Exception):
+                raise batch
             yield batch
-    path = tmp_path/"maps.npy"
-    for last, error, message in ((torch.full((1, 3, 32, 24), torch.nan), ValueError, "NaN"), (OSError("disk"), OSError, "disk"),
-                                 (torch.rand(1, 3, 64, 64), ValueError, "one size")):
-        with pytest.raises(error, match=message): localize(net, net.last, loader(last), path)
+
+    path = tmp_path / "maps.npy"
+    for last, error, message in (
+        (torch.full((1, 3, 32, 24), torch.nan), ValueError, "NaN"),
+        (OSError("disk"), OSError, "disk"),
+        (torch.rand(1, 3, 64, 64), ValueError, "one size"),
+    ):
+        with pytest.raises(error, match=message):
+            localize(net, net.last, loader(last), path)
         assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="no image"): localize(net, net.last, [], path)
+    with pytest.raises(ValueError, match="no image"):
+        localize(net, net.last, [], path)
     localize(net, net.last, loader(), path)
-    with pytest.raises(OSError): localize(net, net.last, loader(OSError()), path)
+    with pytest.raises(OSError):
+        localize(net, net.last, loader(OSError()), path)
     assert len(np.load(path)) == 2, "a store that was complete stays"
 
 
 def test_localize_says_where(net, tmp_path):
     bad = torch.full((1, 3, 32, 24), torch.nan)
-    with pytest.raises(ValueError) as e: localize(net, net.last, [torch.rand(5, 3, 32, 24), bad], tmp_path/"maps.npy")
+    with pytest.raises(ValueError) as e:
+        localize(net, net.last, [torch.rand(5, 3, 32, 24), bad], tmp_path / "maps.npy")
     assert "row 5" in e.value.__notes__[0]

@@ -1,4 +1,5 @@
 "prle.masking: exact shares, files, all kinds of images, draws that can be repeated, and stores."
+
 import math
 
 import cv2
@@ -11,8 +12,20 @@ from torch.utils.data import DataLoader, Dataset
 from prle.core import torch_rng
 from prle.fusion import fuse
 from prle.localization import upsample_maps
-from prle.masking import (FACE_PARTS, FILLS, LandmarkMask, MaskParams, PrimaryRegionMask, RandomMask, quantile_map, quantile_store,
-                          read_quantiles, region, resize_quantiles, write_quantiles)
+from prle.masking import (
+    FACE_PARTS,
+    FILLS,
+    LandmarkMask,
+    MaskParams,
+    PrimaryRegionMask,
+    RandomMask,
+    quantile_map,
+    quantile_store,
+    read_quantiles,
+    region,
+    resize_quantiles,
+    write_quantiles,
+)
 
 ALPHAS = (1e-9, 1e-4, 0.01, 0.1, 0.25, 1 / 3, 0.5, 0.77, 0.999, 1.0)
 
@@ -41,10 +54,30 @@ def landmarks(height=96, width=96):
     "68 points of a plausible face, dlib's order, scaled to the image."
     t = np.linspace(0, np.pi, 17)
     jaw = np.stack([0.5 - 0.4 * np.cos(t), 0.4 + 0.5 * np.sin(t)], 1)
-    arc = lambda x0, x1, y, n: np.stack([np.linspace(x0, x1, n), np.full(n, y)], 1)
-    ring = lambda x, y, rx, ry, n: np.stack([x - rx * np.cos(a := np.linspace(0, 2 * np.pi, n, endpoint=False)), y - ry * np.sin(a)], 1)
-    parts = [jaw, arc(0.2, 0.42, 0.28, 5), arc(0.58, 0.8, 0.28, 5), np.stack([np.full(4, 0.5), np.linspace(0.38, 0.55, 4)], 1), arc(0.42, 0.58, 0.6, 5),
-             ring(0.32, 0.38, 0.08, 0.03, 6), ring(0.68, 0.38, 0.08, 0.03, 6), ring(0.5, 0.74, 0.14, 0.06, 12), ring(0.5, 0.74, 0.1, 0.02, 8)]
+
+    def arc(x0, x1, y, n):
+        return np.stack([np.linspace(x0, x1, n), np.full(n, y)], 1)
+
+    def ring(x, y, rx, ry, n):
+        return np.stack(
+            [
+                x - rx * np.cos(a := np.linspace(0, 2 * np.pi, n, endpoint=False)),
+                y - ry * np.sin(a),
+            ],
+            1,
+        )
+
+    parts = [
+        jaw,
+        arc(0.2, 0.42, 0.28, 5),
+        arc(0.58, 0.8, 0.28, 5),
+        np.stack([np.full(4, 0.5), np.linspace(0.38, 0.55, 4)], 1),
+        arc(0.42, 0.58, 0.6, 5),
+        ring(0.32, 0.38, 0.08, 0.03, 6),
+        ring(0.68, 0.38, 0.08, 0.03, 6),
+        ring(0.5, 0.74, 0.14, 0.06, 12),
+        ring(0.5, 0.74, 0.1, 0.02, 8),
+    ]
     return torch.tensor(np.concatenate(parts) * (width, height), dtype=torch.float32)
 
 
@@ -62,7 +95,8 @@ def test_keeps_exactly_the_most_attended(size, attended):
         for f, kept in zip(fused, region(q, alpha)):
             assert abs(kept.sum() - int(alpha * (f > 0).sum())) <= 1
             out = f[~kept]
-            if kept.any() and len(out): assert f[kept].min() >= out.max()
+            if kept.any() and len(out):
+                assert f[kept].min() >= out.max()
     assert torch.equal(region(q, 1.0), fused > 0), "Eq. 4"
     assert not region(q, 0.0).any()
 
@@ -73,25 +107,33 @@ def test_every_share_of_a_whole_256_image_to_a_pixel():
     kept = torch.cumsum(torch.bincount(q, minlength=65536), 0)  # pixels with Q <= limit
     for alpha in (limit / 65535, (limit.double() + 0.999) / 65535, limit / 65536):
         k = (65535 * alpha.double()).floor().long()
-        assert (kept[k.clamp(max=65535)] - (alpha.double().clamp(max=1) * n).long()).abs().max() <= 1
+        assert (
+            kept[k.clamp(max=65535)] - (alpha.double().clamp(max=1) * n).long()
+        ).abs().max() <= 1
 
 
 def test_a_larger_image_is_exact_to_a_step():
     n = 300 * 400
     q = quantile_map(torch.rand(1, 300, 400, generator=gen()) + 0.1)
-    for alpha in ALPHAS: assert abs(region(q, alpha).sum() - int(alpha * n)) <= math.ceil(n / 65535)
+    for alpha in ALPHAS:
+        assert abs(region(q, alpha).sum() - int(alpha * n)) <= math.ceil(n / 65535)
 
 
 def test_equal_values_are_ranked_by_position():
     q = quantile_map(torch.full((1, 2, 3), 0.5)).to(torch.int32)[0]
     assert q.flatten().tolist() == [math.ceil(65535 * r / 6) for r in range(1, 7)]
-    assert region(quantile_map(torch.full((1, 4, 4), 0.5)), 0.6)[0].flatten().tolist() == [True] * 9 + [False] * 7
+    assert (
+        region(quantile_map(torch.full((1, 4, 4), 0.5)), 0.6)[0].flatten().tolist()
+        == [True] * 9 + [False] * 7
+    )
 
 
 def test_quantile_of_a_batch_equals_singles_and_is_monotone():
     fused = some_fused()
     q = quantile_map(fused)
-    assert torch.equal(q.to(torch.int32), torch.cat([quantile_map(f[None]) for f in fused]).to(torch.int32))
+    assert torch.equal(
+        q.to(torch.int32), torch.cat([quantile_map(f[None]) for f in fused]).to(torch.int32)
+    )
     smaller = region(q, 0.2)
     for alpha in (0.3, 0.8, 1.0):
         larger = region(q, alpha)
@@ -102,12 +144,16 @@ def test_quantile_of_a_batch_equals_singles_and_is_monotone():
 def test_alpha_per_map(quantiles):
     alpha = torch.tensor([0.0, 0.2, 0.7, 1.0], dtype=torch.float64)
     for q in (quantiles, quantiles[:, None]):
-        assert torch.equal(region(q, alpha), torch.stack([region(one, float(a)) for one, a in zip(q, alpha)]))
+        assert torch.equal(
+            region(q, alpha), torch.stack([region(one, float(a)) for one, a in zip(q, alpha)])
+        )
 
 
 def test_quantile_map_rejects():
-    with pytest.raises(ValueError, match="map 1 holds NaN"): quantile_map(torch.stack([torch.rand(4, 4), torch.full((4, 4), torch.nan)]))
-    with pytest.raises(ValueError, match="must be"): quantile_map(torch.rand(4, 4))
+    with pytest.raises(ValueError, match="map 1 holds NaN"):
+        quantile_map(torch.stack([torch.rand(4, 4), torch.full((4, 4), torch.nan)]))
+    with pytest.raises(ValueError, match="must be"):
+        quantile_map(torch.rand(4, 4))
 
 
 # Files
@@ -115,24 +161,32 @@ def test_quantile_map_rejects():
 
 def test_png_round_trip(tmp_path):
     fused = torch.cat([some_fused(2, 24, 40), torch.zeros(1, 24, 40), torch.rand(1, 24, 40) + 0.1])
-    paths = [tmp_path/"a"/f"{i}.png" for i in range(4)]
+    paths = [tmp_path / "a" / f"{i}.png" for i in range(4)]
     written = write_quantiles(fused, paths)
     assert torch.equal(written.to(torch.int32), quantile_map(fused).to(torch.int32))
     for path, q in zip(paths, written):
         read = read_quantiles(path)
-        assert read.dtype == np.uint16 and read.shape == (24, 40) and np.array_equal(read, q.numpy())
-        assert np.array_equal(np.array(PIL.Image.open(path)), q.numpy()), "other readers see the same"
+        assert (
+            read.dtype == np.uint16 and read.shape == (24, 40) and np.array_equal(read, q.numpy())
+        )
+        assert np.array_equal(np.array(PIL.Image.open(path)), q.numpy()), (
+            "other readers see the same"
+        )
     assert len(list(tmp_path.rglob("*.*"))) == 4, "no temporary file stays"
-    with pytest.raises(ValueError, match="4 maps for 3 paths"): write_quantiles(fused, paths[:3])
+    with pytest.raises(ValueError, match="4 maps for 3 paths"):
+        write_quantiles(fused, paths[:3])
 
 
 def test_reading_bad_files(tmp_path):
-    with pytest.raises(OSError, match="none.png"): read_quantiles(tmp_path/"none.png")
-    cv2.imwrite(str(tmp_path/"eight.png"), np.zeros((4, 4), np.uint8))
-    with pytest.raises(ValueError, match="eight.png"): read_quantiles(tmp_path/"eight.png")
-    write_quantiles(torch.rand(1, 64, 64), [tmp_path/"cut.png"])
-    (tmp_path/"cut.png").write_bytes((tmp_path/"cut.png").read_bytes()[:40])
-    with pytest.raises(OSError, match="cut.png"): read_quantiles(tmp_path/"cut.png")
+    with pytest.raises(OSError, match="none.png"):
+        read_quantiles(tmp_path / "none.png")
+    cv2.imwrite(str(tmp_path / "eight.png"), np.zeros((4, 4), np.uint8))
+    with pytest.raises(ValueError, match="eight.png"):
+        read_quantiles(tmp_path / "eight.png")
+    write_quantiles(torch.rand(1, 64, 64), [tmp_path / "cut.png"])
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:40])
+    with pytest.raises(OSError, match="cut.png"):
+        read_quantiles(tmp_path / "cut.png")
 
 
 def test_resized_with_its_image():
@@ -141,14 +195,22 @@ def test_resized_with_its_image():
     double = resize_quantiles(q, (40, 60))
     assert double.dtype == torch.uint16 and double.shape == (1, 40, 60)
     for alpha in ALPHAS:
-        assert torch.equal(region(double, alpha), region(q, alpha).repeat_interleave(2, 1).repeat_interleave(2, 2))
+        assert torch.equal(
+            region(double, alpha), region(q, alpha).repeat_interleave(2, 1).repeat_interleave(2, 2)
+        )
     small = resize_quantiles(q[0], (10, 15)).to(torch.int32)
-    assert set(small.flatten().tolist()) <= set(q.to(torch.int32).flatten().tolist()), "ranks are never interpolated"
+    assert set(small.flatten().tolist()) <= set(q.to(torch.int32).flatten().tolist()), (
+        "ranks are never interpolated"
+    )
     odd = resize_quantiles(q, (20, 10))
-    assert torch.equal(resize_quantiles(q.flip(-1), (20, 10)), odd.flip(-1)), "samples the middle, not the left edge"
+    assert torch.equal(resize_quantiles(q.flip(-1), (20, 10)), odd.flip(-1)), (
+        "samples the middle, not the left edge"
+    )
     smooth = quantile_map(upsample_maps(torch.rand(1, 4, 4, generator=gen()), (256, 256)))
     for alpha in (0.1, 0.5, 0.9):
-        full, shrunk = (region(m, alpha).float().mean() for m in (smooth, resize_quantiles(smooth, (111, 97))))
+        full, shrunk = (
+            region(m, alpha).float().mean() for m in (smooth, resize_quantiles(smooth, (111, 97)))
+        )
         assert abs(full - shrunk) < 0.01
 
 
@@ -171,13 +233,21 @@ def test_all_kinds_of_images_get_the_same_mask(images, quantiles, fill):
         assert torch.equal(mask.apply(image, q, one), batch[i])
         assert torch.equal(mask.apply(image, q[None], one), batch[i])
         out = mask.apply(array, q.numpy(), one)
-        assert isinstance(out, np.ndarray) and out.flags.c_contiguous and np.array_equal(out, batch[i].permute(1, 2, 0).numpy())
+        assert (
+            isinstance(out, np.ndarray)
+            and out.flags.c_contiguous
+            and np.array_equal(out, batch[i].permute(1, 2, 0).numpy())
+        )
         mirrored = array[:, :, ::-1]
         assert mask.apply(mirrored, q.numpy(), one).shape == array.shape
         out = mask.apply(PIL.Image.fromarray(array), PIL.Image.fromarray(q.numpy()), one)
-        assert out.mode == "RGB" and np.array_equal(np.array(out), batch[i].permute(1, 2, 0).numpy())
+        assert out.mode == "RGB" and np.array_equal(
+            np.array(out), batch[i].permute(1, 2, 0).numpy()
+        )
         grey = mask.apply(PIL.Image.fromarray(array[:, :, 0]), q.numpy(), one)
-        assert grey.mode == "L" and (fill == "noise" or np.array_equal(np.array(grey), batch[i, 0].numpy()))
+        assert grey.mode == "L" and (
+            fill == "noise" or np.array_equal(np.array(grey), batch[i, 0].numpy())
+        )
         assert mask.apply(array[:, :, 0], q.numpy(), one).shape == (24, 40)
 
 
@@ -206,7 +276,10 @@ def test_zero_is_black_before_normalization(images, quantiles):
 
 def test_fills(images, quantiles):
     where = region(quantiles, 1.0)[:, None].expand(-1, 3, -1, -1)
-    masked = {fill: PrimaryRegionMask(p=1, alpha=(1, 1), fill=fill)(images, quantiles, gen()) for fill in FILLS}
+    masked = {
+        fill: PrimaryRegionMask(p=1, alpha=(1, 1), fill=fill)(images, quantiles, gen())
+        for fill in FILLS
+    }
     assert not masked["zero"][where].any()
     means = images.float().mean((2, 3), keepdim=True).round().to(torch.uint8).expand_as(images)
     assert torch.equal(masked["mean"][where], means[where])
@@ -216,14 +289,21 @@ def test_fills(images, quantiles):
     noise = PrimaryRegionMask(p=1, alpha=(1, 1), fill="noise")(images[:2], everywhere, gen())
     assert not torch.equal(noise[0], noise[1]), "each image has noise of its own"
     assert masked["blur"][where].float().std() < images[where].float().std() / 3
-    for out in masked.values(): assert torch.equal(out[~where], images[~where])
+    for out in masked.values():
+        assert torch.equal(out[~where], images[~where])
 
 
-@pytest.mark.parametrize("mask,second", [(PrimaryRegionMask, "quantiles"), (RandomMask, None), (LandmarkMask, "landmarks")])
+@pytest.mark.parametrize(
+    "mask,second",
+    [(PrimaryRegionMask, "quantiles"), (RandomMask, None), (LandmarkMask, "landmarks")],
+)
 def test_p_zero_is_the_identity_and_p_one_always_masks(mask, second):
     assert mask.needs == second
     image = torch.ones(50, 3, 96, 96)
-    arg = dict(quantiles=quantile_map(torch.rand(50, 96, 96) + 0.1), landmarks=landmarks().expand(50, 68, 2))
+    arg = dict(
+        quantiles=quantile_map(torch.rand(50, 96, 96) + 0.1),
+        landmarks=landmarks().expand(50, 68, 2),
+    )
     assert mask(p=0)(image, arg.get(second)) is image
     out = mask(p=1)(image, arg.get(second), gen())
     assert out is not image and (image == 1).all()
@@ -235,7 +315,11 @@ def test_p_zero_is_the_identity_and_p_one_always_masks(mask, second):
 def test_alpha_is_uniform_above_its_lower_end():
     alpha = PrimaryRegionMask(p=1).draw(20000, gen()).alpha
     assert alpha.min() > 0 and alpha.max() <= 1
-    assert torch.allclose(alpha.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), atol=0.02)
+    assert torch.allclose(
+        alpha.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)),
+        torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64),
+        atol=0.02,
+    )
     alpha = PrimaryRegionMask(p=1, alpha=(0.5, 0.6)).draw(500, gen()).alpha
     assert alpha.min() > 0.5 and alpha.max() <= 0.6
     assert (PrimaryRegionMask(p=1, alpha=(1, 1)).draw(50, gen()).alpha == 1).all()
@@ -245,7 +329,9 @@ def test_alpha_is_uniform_above_its_lower_end():
 def test_the_ends_of_the_draws(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.zeros(shape, dtype=torch.float64))
     assert PrimaryRegionMask(p=0).draw(1).alpha == 0, "p = 0 never masks"
-    assert PrimaryRegionMask(p=1, alpha=(0.2, 0.6)).draw(1).alpha == 0.6, "the upper end is drawn, the lower is not"
+    assert PrimaryRegionMask(p=1, alpha=(0.2, 0.6)).draw(1).alpha == 0.6, (
+        "the upper end is drawn, the lower is not"
+    )
 
 
 def test_same_seed_same_masks_and_replay(images, quantiles):
@@ -258,7 +344,11 @@ def test_same_seed_same_masks_and_replay(images, quantiles):
     assert torch.equal(mask(images, quantiles), first), "without a generator: torch's global stream"
     params = mask.draw(4, gen())
     assert torch.equal(mask.apply(images, quantiles, params), mask.apply(images, quantiles, params))
-    for fill in FILLS: assert torch.equal(PrimaryRegionMask(fill=fill).draw(4, gen()).alpha, PrimaryRegionMask().draw(4, gen()).alpha)
+    for fill in FILLS:
+        assert torch.equal(
+            PrimaryRegionMask(fill=fill).draw(4, gen()).alpha,
+            PrimaryRegionMask().draw(4, gen()).alpha,
+        )
 
 
 def test_samples_of_a_batch_draw_on_their_own():
@@ -284,32 +374,50 @@ def test_masks_do_not_depend_on_workers_and_workers_share_no_stream():
     def drawn(keyed, workers):
         torch.manual_seed(0)
         return torch.cat(list(DataLoader(Faces(keyed), batch_size=3, num_workers=workers)))
+
     assert torch.equal(drawn(True, 0), drawn(True, 2))
-    for keyed in (True, False): assert len(drawn(keyed, 2).unique()) == 12
+    for keyed in (True, False):
+        assert len(drawn(keyed, 2).unique()) == 12
 
 
 def test_constructors_and_apply_reject(images, quantiles):
     for p in (-0.1, 1.1, float("nan")):
         for mask in (PrimaryRegionMask, RandomMask, LandmarkMask):
-            with pytest.raises(ValueError, match="p must lie in"): mask(p=p)
+            with pytest.raises(ValueError, match="p must lie in"):
+                mask(p=p)
     for alpha in ((0.5, 0.2), (-0.1, 1), (0, 1.2), (0, 0)):
         for mask in (PrimaryRegionMask, RandomMask):
-            with pytest.raises(ValueError, match="alpha must be"): mask(alpha=alpha)
-    with pytest.raises(ValueError, match="Did you mean 'zero'"): PrimaryRegionMask(fill="zeor")
-    with pytest.raises(ValueError, match="Did you mean 'mouth'"): LandmarkMask(parts=["moth"])
-    with pytest.raises(ValueError, match="at least one"): LandmarkMask(parts=[])
-    with pytest.raises(ValueError, match="dilate"): LandmarkMask(dilate=-1)
-    with pytest.raises(ValueError, match="aspect"): RandomMask(aspect=0.5)
+            with pytest.raises(ValueError, match="alpha must be"):
+                mask(alpha=alpha)
+    with pytest.raises(ValueError, match="Did you mean 'zero'"):
+        PrimaryRegionMask(fill="zeor")
+    with pytest.raises(ValueError, match="Did you mean 'mouth'"):
+        LandmarkMask(parts=["moth"])
+    with pytest.raises(ValueError, match="at least one"):
+        LandmarkMask(parts=[])
+    with pytest.raises(ValueError, match="dilate"):
+        LandmarkMask(dilate=-1)
+    with pytest.raises(ValueError, match="aspect"):
+        RandomMask(aspect=0.5)
     mask = PrimaryRegionMask(p=1)
-    with pytest.raises(ValueError, match="resize_quantiles"): mask(images, quantiles[..., :-1])
-    with pytest.raises(ValueError, match="quantile maps"): mask(images, quantiles[:2])
-    with pytest.raises(TypeError, match="not fused attention"): mask(images, some_fused())
-    with pytest.raises(TypeError, match="uint16"): mask(images, (quantiles.to(torch.int32) // 257).to(torch.uint8))
-    with pytest.raises(TypeError, match="quantile map must be"): mask(images, None)
-    with pytest.raises(TypeError, match="image must be"): mask.apply("face.png", quantiles, mask.draw())
-    with pytest.raises(TypeError, match="image must be"): mask.apply(images[0, 0], quantiles[0], mask.draw())
-    with pytest.raises(ValueError, match="mode 'RGBA'"): mask(PIL.Image.new("RGBA", (40, 24)), quantiles[0])
-    with pytest.raises(ValueError, match="3 draws for 4 images"): mask.apply(images, quantiles, mask.draw(3))
+    with pytest.raises(ValueError, match="resize_quantiles"):
+        mask(images, quantiles[..., :-1])
+    with pytest.raises(ValueError, match="quantile maps"):
+        mask(images, quantiles[:2])
+    with pytest.raises(TypeError, match="not fused attention"):
+        mask(images, some_fused())
+    with pytest.raises(TypeError, match="uint16"):
+        mask(images, (quantiles.to(torch.int32) // 257).to(torch.uint8))
+    with pytest.raises(TypeError, match="quantile map must be"):
+        mask(images, None)
+    with pytest.raises(TypeError, match="image must be"):
+        mask.apply("face.png", quantiles, mask.draw())
+    with pytest.raises(TypeError, match="image must be"):
+        mask.apply(images[0, 0], quantiles[0], mask.draw())
+    with pytest.raises(ValueError, match="mode 'RGBA'"):
+        mask(PIL.Image.new("RGBA", (40, 24)), quantiles[0])
+    with pytest.raises(ValueError, match="3 draws for 4 images"):
+        mask.apply(images, quantiles, mask.draw(3))
 
 
 def test_repr():
@@ -327,16 +435,26 @@ def test_random_rectangles():
     assert ((out.float().mean((1, 2)) - params.alpha).abs() < 0.02).all()
     for where in out:
         rows, columns = where.any(1).nonzero().flatten(), where.any(0).nonzero().flatten()
-        assert where.sum() == len(rows) * len(columns) == (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1), "a full rectangle"
+        assert (
+            where.sum()
+            == len(rows) * len(columns)
+            == (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
+        ), "a full rectangle"
         assert 0.45 < len(rows) / len(columns) < 2.2
-    assert out.any(0).float().mean() > 0.99 and len({tuple(w.any(1).nonzero()[0].tolist()) for w in out}) > 20
+    assert (
+        out.any(0).float().mean() > 0.99
+        and len({tuple(w.any(1).nonzero()[0].tolist()) for w in out}) > 20
+    )
     assert (RandomMask(p=1, alpha=(1, 1))(torch.ones(8, 3, 20, 70)) == 0).all()
     tiny = RandomMask(p=1, alpha=(0, 1e-9))(torch.ones(8, 1, 20, 70))
     assert (tiny == 0).sum() == 8, "at least a pixel"
 
 
 def test_left_alone_images_in_a_batch():
-    for mask, second in ((RandomMask(p=0.5), None), (LandmarkMask(p=0.5), landmarks().expand(40, 68, 2))):
+    for mask, second in (
+        (RandomMask(p=0.5), None),
+        (LandmarkMask(p=0.5), landmarks().expand(40, 68, 2)),
+    ):
         params = mask.draw(40, gen())
         out = mask.apply(torch.ones(40, 3, 96, 96), second, params)
         assert torch.equal((out == 0).flatten(1).any(1), params.alpha > 0)
@@ -348,14 +466,17 @@ def test_landmark_parts_cover_their_landmarks(part):
     where = mask(torch.ones(3, 96, 96), points, gen())[0] == 0
     x, y = points.round().long().T
     for hull in FACE_PARTS[part]:
-        for i in hull: assert where[y[i].clamp(max=95), x[i].clamp(max=95)], i
+        for i in hull:
+            assert where[y[i].clamp(max=95), x[i].clamp(max=95)], i
     assert 0.005 < where.float().mean() < 0.35
     thin = LandmarkMask(p=1, parts=[part], dilate=0)(torch.ones(3, 96, 96), points, gen())[0] == 0
     assert (where | ~thin).all() and where.sum() > thin.sum()
     wide = landmarks(96, 192)
     where = mask(torch.ones(3, 96, 192), wide, gen())[0] == 0
     x, y = wide.round().long().T
-    assert all(where[y[i].clamp(max=95), x[i].clamp(max=191)] for hull in FACE_PARTS[part] for i in hull), "x is the column"
+    assert all(
+        where[y[i].clamp(max=95), x[i].clamp(max=191)] for hull in FACE_PARTS[part] for i in hull
+    ), "x is the column"
 
 
 def test_landmark_mask_draws_every_part_and_rejects():
@@ -364,8 +485,10 @@ def test_landmark_mask_draws_every_part_and_rejects():
     assert len(out.flatten(1).unique(dim=0)) == len(FACE_PARTS)
     one = mask(np.ones((96, 96, 3), np.uint8), landmarks().numpy(), gen())
     assert one.shape == (96, 96, 3) and not one.all()
-    with pytest.raises(ValueError, match="68, 2"): mask(torch.ones(3, 96, 96), landmarks()[:5])
-    with pytest.raises(ValueError, match="NaN"): mask(torch.ones(3, 96, 96), landmarks() * torch.nan)
+    with pytest.raises(ValueError, match="68, 2"):
+        mask(torch.ones(3, 96, 96), landmarks()[:5])
+    with pytest.raises(ValueError, match="NaN"):
+        mask(torch.ones(3, 96, 96), landmarks() * torch.nan)
 
 
 # Stores
@@ -373,41 +496,55 @@ def test_landmark_mask_draws_every_part_and_rejects():
 
 @pytest.fixture
 def stores(tmp_path):
-    paths = [tmp_path/f"{name}.npy" for name in "abc"]
-    for i, (path, grid) in enumerate(zip(paths, ((8, 8), (10, 10), (4, 6)))): np.save(path, torch.rand(7, *grid, generator=gen(i)).half().numpy())
+    paths = [tmp_path / f"{name}.npy" for name in "abc"]
+    for i, (path, grid) in enumerate(zip(paths, ((8, 8), (10, 10), (4, 6)))):
+        np.save(path, torch.rand(7, *grid, generator=gen(i)).half().numpy())
     return paths
 
 
 FACE_PATHS = [f"train/real/s{i}/{i}.jpg" for i in range(7)]
 
 
-@pytest.mark.parametrize("fusion", [dict(), dict(method="mean", tau=0.5), dict(method="released"), dict(lam=0.2, floor=0.3)])
+@pytest.mark.parametrize(
+    "fusion",
+    [dict(), dict(method="mean", tau=0.5), dict(method="released"), dict(lam=0.2, floor=0.3)],
+)
 def test_store_equals_doing_it_by_hand(stores, tmp_path, fusion):
-    shares = quantile_store(stores, FACE_PATHS, tmp_path/"q", (48, 40), batch=3, **fusion)
+    shares = quantile_store(stores, FACE_PATHS, tmp_path / "q", (48, 40), batch=3, **fusion)
     maps = torch.stack([upsample_maps(np.load(store), (48, 40)) for store in stores], 1)
     fused = fuse(maps, **fusion)
     expected = quantile_map(fused)
-    for face, q in zip(FACE_PATHS, expected): assert np.array_equal(read_quantiles((tmp_path/"q"/face).with_suffix(".png")), q.numpy())
+    for face, q in zip(FACE_PATHS, expected):
+        assert np.array_equal(
+            read_quantiles((tmp_path / "q" / face).with_suffix(".png")), q.numpy()
+        )
     assert shares.shape == (7,) and np.allclose(shares, (fused > 0).float().mean((1, 2)))
-    assert len(list((tmp_path/"q").rglob("*.png"))) == 7
+    assert len(list((tmp_path / "q").rglob("*.png"))) == 7
 
 
 def test_store_is_whole_or_absent(stores, tmp_path):
     bad = np.load(stores[1])
     bad[6] = np.nan
-    np.save(tmp_path/"bad.npy", bad)
+    np.save(tmp_path / "bad.npy", bad)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ValueError, match="image 0, detector 1: the map holds NaN") as e:
-        quantile_store([stores[0], tmp_path/"bad.npy"], FACE_PATHS, tmp_path/"q", (16, 16), batch=3)
+        quantile_store(
+            [stores[0], tmp_path / "bad.npy"], FACE_PATHS, tmp_path / "q", (16, 16), batch=3
+        )
     assert FACE_PATHS[6] in e.value.__notes__[0] and "bad.npy" in e.value.__notes__[0]
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_store_rejects(stores, tmp_path):
-    with pytest.raises(ValueError, match=r"a.npy holds maps \(7, 8, 8\) for 6 faces"): quantile_store(stores, FACE_PATHS[:6], tmp_path/"q", (16, 16))
-    with pytest.raises(ValueError, match="suffix only"): quantile_store(stores, [*FACE_PATHS[:6], "train/real/s0/0.png"], tmp_path/"q", (16, 16))
+    with pytest.raises(ValueError, match=r"a.npy holds maps \(7, 8, 8\) for 6 faces"):
+        quantile_store(stores, FACE_PATHS[:6], tmp_path / "q", (16, 16))
+    with pytest.raises(ValueError, match="suffix only"):
+        quantile_store(stores, [*FACE_PATHS[:6], "train/real/s0/0.png"], tmp_path / "q", (16, 16))
     for face in ("/etc/face.jpg", "../face.jpg"):
-        with pytest.raises(ValueError, match="relative"): quantile_store(stores, [*FACE_PATHS[:6], face], tmp_path/"q", (16, 16))
-    with pytest.raises(FileNotFoundError): quantile_store([tmp_path/"none.npy"], FACE_PATHS, tmp_path/"q", (16, 16))
-    with pytest.raises(ValueError, match="unknown fusion"): quantile_store(stores, FACE_PATHS, tmp_path/"q", (16, 16), method="max")
-    assert not (tmp_path/"q").exists()
+        with pytest.raises(ValueError, match="relative"):
+            quantile_store(stores, [*FACE_PATHS[:6], face], tmp_path / "q", (16, 16))
+    with pytest.raises(FileNotFoundError):
+        quantile_store([tmp_path / "none.npy"], FACE_PATHS, tmp_path / "q", (16, 16))
+    with pytest.raises(ValueError, match="unknown fusion"):
+        quantile_store(stores, FACE_PATHS, tmp_path / "q", (16, 16), method="max")
+    assert not (tmp_path / "q").exists()

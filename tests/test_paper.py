@@ -1,4 +1,5 @@
 "prle.paper.numbers: the paper's numbers and their consistency, the writers, and what they notice."
+
 import re
 from xml.etree import ElementTree
 
@@ -10,8 +11,25 @@ import pytest
 from prle.paper import numbers as paper
 from prle.trust import read_json
 from prle.lab.experiments import Lab
-from prle.paper.numbers import (BACKBONES, CELL_COLUMNS, FIGURE6, SUBSETS, TARGET_SETS, changed_files, consistency, damaged_rows, interval, latex_table, latex_text, markdown_text,
-                        paper_cells, paper_table, side_by_side, write_figure, write_table)
+from prle.paper.numbers import (
+    BACKBONES,
+    CELL_COLUMNS,
+    FIGURE6,
+    SUBSETS,
+    TARGET_SETS,
+    changed_files,
+    consistency,
+    damaged_rows,
+    interval,
+    latex_table,
+    latex_text,
+    markdown_text,
+    paper_cells,
+    paper_table,
+    side_by_side,
+    write_figure,
+    write_table,
+)
 
 
 @pytest.fixture
@@ -22,17 +40,38 @@ def lab(tmp_path):
     return lab
 
 
-@pytest.mark.parametrize("number, shape", [(1, (3, 6)), (2, (18, 11)), (3, (50, 9)), (4, (15, 8)), (5, (15, 8)), (6, (4, 8)), (7, (4, 8)), (8, (4, 6))])
+@pytest.mark.parametrize(
+    "number, shape",
+    [
+        (1, (3, 6)),
+        (2, (18, 11)),
+        (3, (50, 9)),
+        (4, (15, 8)),
+        (5, (15, 8)),
+        (6, (4, 8)),
+        (7, (4, 8)),
+        (8, (4, 6)),
+    ],
+)
 def test_the_papers_tables(number, shape):
     table = paper_table(number)
-    assert table.shape == shape and not table.duplicated([c for c in ("backbone", "arm", "train") if c in table]).any()
+    assert (
+        table.shape == shape
+        and not table.duplicated([c for c in ("backbone", "arm", "train") if c in table]).any()
+    )
 
 
 def test_cells_of_the_paper():
     "One from each table, read in the paper again."
-    cell = lambda n, column, **keys: paper_table(n).set_index(list(keys)).loc[tuple(keys.values()), column]
+
+    def cell(n, column, **keys):
+        return paper_table(n).set_index(list(keys)).loc[tuple(keys.values()), column]
+
     assert cell(1, "NT", backbone="VGG") == 10.64
-    assert cell(2, "DF-1.0:AUC", backbone="EfficientNet", arm="primary") == 74.72 and cell(2, "AVG:ACC", backbone="RECCE", arm="none") == 61.27
+    assert (
+        cell(2, "DF-1.0:AUC", backbone="EfficientNet", arm="primary") == 74.72
+        and cell(2, "AVG:ACC", backbone="RECCE", arm="none") == 61.27
+    )
     assert cell(3, "AVG", backbone="ResNet-50", arm="primary", train="F2F") == 73.49
     assert cell(4, "Celeb-DF:d", backbone="F3-Net", arm="landmark") == -3.63
     assert cell(5, "DF-1.0", backbone="VGG", arm="low") == 65.56
@@ -50,14 +89,24 @@ def test_averages_and_differences_of_the_paper():
     found = consistency()
     assert len(found) == 210 and set(found.verdict) == {"agrees", "last digit", "contradicts"}
     assert set(found["where"][found.verdict == "contradicts"]) == {
-        "Table II, VGG none", "Table II, Xception primary", "Table IV, EfficientNet random, DF-1.0", "Table IV, ResNet-50 landmark, DF-1.0", "Table V, EfficientNet high, DFDC",
-        "Figure 1a", "Section III-A2", "Section IV-C1", "Section IV-D1"}
+        "Table II, VGG none",
+        "Table II, Xception primary",
+        "Table IV, EfficientNet random, DF-1.0",
+        "Table IV, ResNet-50 landmark, DF-1.0",
+        "Table V, EfficientNet high, DFDC",
+        "Figure 1a",
+        "Section III-A2",
+        "Section IV-C1",
+        "Section IV-D1",
+    }
     assert (found.verdict == "last digit").sum() == 12
 
 
 def test_a_mistyped_cell_would_contradict(monkeypatch):
     before = set(consistency().query("verdict == 'contradicts'").index)
-    monkeypatch.setitem(paper._TABLES, 5, paper._TABLES[5].replace("Xception low 67.07", "Xception low 67.97"))
+    monkeypatch.setitem(
+        paper._TABLES, 5, paper._TABLES[5].replace("Xception low 67.07", "Xception low 67.97")
+    )
     found = consistency()
     new = found.loc[list(set(found.query("verdict == 'contradicts'").index) - before)]
     assert list(new["where"]) == ["Table V, Xception low, DFDC"]
@@ -66,9 +115,17 @@ def test_a_mistyped_cell_would_contradict(monkeypatch):
 def test_cells_are_left_out_only_where_the_copy_is_damaged():
     damaged, table = damaged_rows(), paper_table(3)
     empty = table[table.DF.isna()]
-    assert len(empty) == 14 and len(damaged) == 16 and set(empty.train) == set(damaged.train) == {"FS", "Fsh"}
-    assert not (damaged.off.abs() <= 0.011).any(), "a row that averages to its AVG can be read, and belongs into the table"
-    assert damaged.groupby("train").size().to_dict() == dict(FS=7, Fsh=9) and empty.groupby("train").size().to_dict() == dict(FS=6, Fsh=8), "each block has a line too many"
+    assert (
+        len(empty) == 14
+        and len(damaged) == 16
+        and set(empty.train) == set(damaged.train) == {"FS", "Fsh"}
+    )
+    assert not (damaged.off.abs() <= 0.011).any(), (
+        "a row that averages to its AVG can be read, and belongs into the table"
+    )
+    assert damaged.groupby("train").size().to_dict() == dict(FS=7, Fsh=9) and empty.groupby(
+        "train"
+    ).size().to_dict() == dict(FS=6, Fsh=8), "each block has a line too many"
 
 
 @pytest.mark.parametrize("number", range(2, 8))
@@ -76,49 +133,119 @@ def test_cells_a_row_each_are_the_table(number):
     wide, long = paper_table(number), paper_cells(number)
     assert not long.duplicated(CELL_COLUMNS).any() and not long.test.str.contains(":").any()
     r = long.dropna().iloc[-1]
-    row = wide[(wide.backbone == r.backbone) & (wide.arm == r.arm) & (wide.train == r.train if "train" in wide else True)].iloc[0]
+    row = wide[
+        (wide.backbone == r.backbone)
+        & (wide.arm == r.arm)
+        & (wide.train == r.train if "train" in wide else True)
+    ].iloc[0]
     assert row[f"{r.test}:{r.measure}" if number == 2 else r.test] == r.paper
-    assert set(long.test) == (set(SUBSETS) if number == 3 else set(TARGET_SETS)) | ({"AVG"} if number < 4 else set()) and set(long.backbone) & set(BACKBONES)
+    assert set(long.test) == (set(SUBSETS) if number == 3 else set(TARGET_SETS)) | (
+        {"AVG"} if number < 4 else set()
+    ) and set(long.backbone) & set(BACKBONES)
 
 
 def rows(*values):
-    ours = pd.DataFrame([("VGG", arm, "all", "DFDC", "AUC", v, v - 1, v + 1) for arm, v in values], columns=[*CELL_COLUMNS, "value", "low", "high"])
+    ours = pd.DataFrame(
+        [("VGG", arm, "all", "DFDC", "AUC", v, v - 1, v + 1) for arm, v in values],
+        columns=[*CELL_COLUMNS, "value", "low", "high"],
+    )
     return ours.merge(paper_cells(2), on=CELL_COLUMNS, how="left")
 
 
 def test_ours_beside_the_papers():
     shown = side_by_side(rows(("none", 60.0), ("primary", 64.04), ("primary - none", 99.0)))
     cells = dict(zip(zip(shown.arm, shown[""]), shown.DFDC))
-    assert cells["none", "ours"] == "60.0 [59.0, 61.0]" and cells["primary", "ours"] == "**64.0 [63.0, 65.0]**", "a difference never is the best"
-    assert cells["none", "paper"] == "61.60" and cells["primary", "paper"] == "**62.54**" and cells["none", "ours - paper"] == "-1.6"
+    assert (
+        cells["none", "ours"] == "60.0 [59.0, 61.0]"
+        and cells["primary", "ours"] == "**64.0 [63.0, 65.0]**"
+    ), "a difference never is the best"
+    assert (
+        cells["none", "paper"] == "61.60"
+        and cells["primary", "paper"] == "**62.54**"
+        and cells["none", "ours - paper"] == "-1.6"
+    )
     assert ("primary - none", "paper") not in cells
 
 
 def test_a_gap_is_shown_as_one():
     shown = side_by_side(rows(("none", np.nan), ("primary", 64.0)))
-    assert shown.DFDC.tolist() == ["gap", "61.60", "**64.0 [63.0, 65.0]**", "**62.54**", "+1.5"] and interval(np.nan, 1, 2) == "gap"
+    assert (
+        shown.DFDC.tolist() == ["gap", "61.60", "**64.0 [63.0, 65.0]**", "**62.54**", "+1.5"]
+        and interval(np.nan, 1, 2) == "gap"
+    )
 
 
 def test_latex():
-    assert latex_text("50% of a_b & **c** #1 $x^2$") == r"50\% of a\_b \& \textbf{c} \#1 \$x\textasciicircum{}2\$"
-    text = latex_table(pd.DataFrame({"tau_1": ["**1.0 [0, 2]**", "gap"], "": ["a & b", "c"]}), "100%", "t")
-    assert [rule for rule in re.findall(r"\\(\w+rule)", text)] == ["toprule", "midrule", "bottomrule"] and r"\label{tab:t}" in text and r"\caption{100\%}" in text
+    assert (
+        latex_text("50% of a_b & **c** #1 $x^2$")
+        == r"50\% of a\_b \& \textbf{c} \#1 \$x\textasciicircum{}2\$"
+    )
+    text = latex_table(
+        pd.DataFrame({"tau_1": ["**1.0 [0, 2]**", "gap"], "": ["a & b", "c"]}), "100%", "t"
+    )
+    assert (
+        [rule for rule in re.findall(r"\\(\w+rule)", text)] == ["toprule", "midrule", "bottomrule"]
+        and r"\label{tab:t}" in text
+        and r"\caption{100\%}" in text
+    )
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert all(len(re.findall(r"(?<!\\)&", line)) == 1 for line in body) and len(body) == 3
-    assert latex_text("> 0.3 {a|b} <c>") == r"\textgreater{} 0.3 \{a\textbar{}b\} \textless{}c\textgreater{}"
+    assert (
+        latex_text("> 0.3 {a|b} <c>")
+        == r"\textgreater{} 0.3 \{a\textbar{}b\} \textless{}c\textgreater{}"
+    )
     long = latex_table(pd.DataFrame({"a": ["1"] * 46, "b": ["many words " * 9] * 46}), "c", "t")
     assert r"\begin{longtable}{lp{4cm}}" in long and r"\begin{table}" in text and "{ll}" in text
 
 
-@pytest.mark.parametrize("text", ["a|b", r"a\|b", "<b>x</b>", "![p](http://a.example/p.png)", "[l](javascript:x)", "[l][r]", "[r]: http://a.example", "<http://a.example>", "&lt;",
-                                  "`c`", "$x$", "# h", "a\\", "64.0 [62.0, 66.0]", "> 0.3"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a|b",
+        r"a\|b",
+        "<b>x</b>",
+        "![p](http://a.example/p.png)",
+        "[l](javascript:x)",
+        "[l][r]",
+        "[r]: http://a.example",
+        "<http://a.example>",
+        "&lt;",
+        "`c`",
+        "$x$",
+        "# h",
+        "a\\",
+        "64.0 [62.0, 66.0]",
+        "> 0.3",
+    ],
+)
 def test_text_of_the_data_stays_text_in_a_markdown_table(lab, text):
     import mistune
+
     frame = pd.DataFrame({"name": [text], text: ["x"]})
-    page = mistune.create_markdown(plugins=["table"])(write_table(lab, "t", frame, frame, f"About {text}").read_text())
+    page = mistune.create_markdown(plugins=["table"])(
+        write_table(lab, "t", frame, frame, f"About {text}").read_text()
+    )
     shown = ElementTree.fromstring(f"<page>{page}</page>")
-    assert [e.tag for e in shown.iter()] == ["page", "p", "table", "thead", "tr", "th", "th", "tbody", "tr", "td", "td"]
-    assert [e.text for e in shown.iter() if e.tag in ("p", "th", "td")] == [f"About {text}", "name", text, text, "x"]
+    assert [e.tag for e in shown.iter()] == [
+        "page",
+        "p",
+        "table",
+        "thead",
+        "tr",
+        "th",
+        "th",
+        "tbody",
+        "tr",
+        "td",
+        "td",
+    ]
+    assert [e.text for e in shown.iter() if e.tag in ("p", "th", "td")] == [
+        f"About {text}",
+        "name",
+        text,
+        text,
+        "x",
+    ]
 
 
 def test_lines_of_a_name_are_one_line():
@@ -126,45 +253,81 @@ def test_lines_of_a_name_are_one_line():
 
 
 def test_no_cell_of_latex_reads_as_options_of_the_row_above():
-    assert latex_text("[2cm] a") == "{}[2cm] a" and latex_text("* b") == "{}* b" and latex_text("**[1]**") == r"\textbf{[1]}"
+    assert (
+        latex_text("[2cm] a") == "{}[2cm] a"
+        and latex_text("* b") == "{}* b"
+        and latex_text("**[1]**") == r"\textbf{[1]}"
+    )
 
 
 def test_a_table_is_four_files_with_the_same_bytes_each_time(lab):
     frame = pd.DataFrame(dict(auc=[64.04]))
-    path = write_table(lab, "t", frame, pd.DataFrame(dict(AUC=["**64.0**"])), "A caption.", notebook="n", seeds=1)
-    read = lambda: {p.name: p.read_bytes() for p in path.parent.iterdir() if p.suffix != ".json"}
+    path = write_table(
+        lab, "t", frame, pd.DataFrame(dict(AUC=["**64.0**"])), "A caption.", notebook="n", seeds=1
+    )
+
+    def read():
+        return {p.name: p.read_bytes() for p in path.parent.iterdir() if p.suffix != ".json"}
+
     first = read()
     assert set(first) == {"t.md", "t.csv", "t.tex"} and first["t.md"].startswith(b"A caption.\n\n|")
-    write_table(lab, "t", frame, pd.DataFrame(dict(AUC=["**64.0**"])), "A caption.", notebook="n", seeds=1)
+    write_table(
+        lab, "t", frame, pd.DataFrame(dict(AUC=["**64.0**"])), "A caption.", notebook="n", seeds=1
+    )
     assert read() == first
     note = read_json(path.with_suffix(".provenance.json"))
-    assert note["preset"] == "smoke" and note["notebook"] == "n" and set(note["files"]) == set(first) and note["caption"] == "A caption."
+    assert (
+        note["preset"] == "smoke"
+        and note["notebook"] == "n"
+        and set(note["files"]) == set(first)
+        and note["caption"] == "A caption."
+    )
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.md", "t.tex"])
 def test_a_cell_changed_by_hand_is_noticed(lab, tmp_path, name):
-    write_table(lab, "t", pd.DataFrame(dict(auc=[64.04])), pd.DataFrame(dict(AUC=["64.0"])), "A caption.")
-    assert changed_files(tmp_path/"smoke") == []
-    path = tmp_path/"smoke/tables"/name
+    write_table(
+        lab, "t", pd.DataFrame(dict(auc=[64.04])), pd.DataFrame(dict(AUC=["64.0"])), "A caption."
+    )
+    assert changed_files(tmp_path / "smoke") == []
+    path = tmp_path / "smoke/tables" / name
     path.write_text(path.read_text().replace("64.0", "65.0"))
-    assert changed_files(tmp_path/"smoke") == [f"tables/{name}: changed since it was written"]
+    assert changed_files(tmp_path / "smoke") == [f"tables/{name}: changed since it was written"]
     path.unlink()
-    assert changed_files(tmp_path/"smoke") == [f"tables/{name}: missing"]
+    assert changed_files(tmp_path / "smoke") == [f"tables/{name}: missing"]
 
 
-@pytest.mark.parametrize("note", ["[]", "{", "null", '{"files": []}', '{"files": {"../../secret": "0"}}', '{"files": {"/etc/passwd": "0"}}'])
+@pytest.mark.parametrize(
+    "note",
+    [
+        "[]",
+        "{",
+        "null",
+        '{"files": []}',
+        '{"files": {"../../secret": "0"}}',
+        '{"files": {"/etc/passwd": "0"}}',
+    ],
+)
 def test_a_damaged_note_is_reported_like_a_damaged_table(lab, tmp_path, note):
-    write_table(lab, "t", pd.DataFrame(dict(auc=[64.04])), pd.DataFrame(dict(AUC=["64.0"])), "A caption.")
-    (tmp_path/"smoke/tables/t.provenance.json").write_text(note)
-    (line,) = changed_files(tmp_path/"smoke")
-    assert line.startswith("tables/t.provenance.json: damaged (") and len(line) < 300 + len(str(tmp_path))
+    write_table(
+        lab, "t", pd.DataFrame(dict(auc=[64.04])), pd.DataFrame(dict(AUC=["64.0"])), "A caption."
+    )
+    (tmp_path / "smoke/tables/t.provenance.json").write_text(note)
+    (line,) = changed_files(tmp_path / "smoke")
+    assert line.startswith("tables/t.provenance.json: damaged (") and len(line) < 300 + len(
+        str(tmp_path)
+    )
 
 
 def test_a_table_on_runs_of_other_code_says_so(lab):
-    fill = lambda tmp: (tmp/"a.json").write_text("1")
+    def fill(tmp):
+        return (tmp / "a.json").write_text("1")
+
     lab.store.get("detectors", "a", dict(a=1), fill)
     lab.store.modules = {}
-    text = write_table(lab, "t", pd.DataFrame(dict(a=[1])), pd.DataFrame(dict(a=["1"])), "A caption.").read_text()
+    text = write_table(
+        lab, "t", pd.DataFrame(dict(a=[1])), pd.DataFrame(dict(a=["1"])), "A caption."
+    ).read_text()
     assert "1 of the 1 runs were made by other code" in text
 
 
@@ -172,6 +335,9 @@ def test_figures_are_png_and_pdf_that_do_not_change(lab, tmp_path):
     figure, ax = plt.subplots()
     ax.plot([0, 1])
     first = write_figure(lab, "f", figure, "A caption.").with_suffix(".pdf").read_bytes()
-    assert write_figure(lab, "f", figure).read_bytes().startswith(b"\x89PNG") and (tmp_path/"smoke/figures/f.pdf").read_bytes() == first
-    (tmp_path/"smoke/figures/f.png").write_bytes(b"painted over")
-    assert changed_files(tmp_path/"smoke") == ["figures/f.png: changed since it was written"]
+    assert (
+        write_figure(lab, "f", figure).read_bytes().startswith(b"\x89PNG")
+        and (tmp_path / "smoke/figures/f.pdf").read_bytes() == first
+    )
+    (tmp_path / "smoke/figures/f.png").write_bytes(b"painted over")
+    assert changed_files(tmp_path / "smoke") == ["figures/f.png: changed since it was written"]

@@ -1,4 +1,5 @@
 "The preset paper on real videos in the data sets' official layouts: at full size as far as two cores can, and through its notebooks with narrow networks."
+
 import dataclasses
 import json
 import re
@@ -25,32 +26,78 @@ def real_data(tmp_path, monkeypatch, request):
     source, root, full = tmp_path / "sources", tmp_path / "root", configs.PRESETS["paper"]
     size = getattr(request, "param", full.size)
     people = {f"{i:03}": f"s{i + 1}" for i in range(6)}
-    put = lambda path, who, mask=None: write_clip(path, who, frames=2, size=(224, 180), mask=mask)
+
+    def put(path, who, mask=None):
+        return write_clip(path, who, frames=2, size=(224, 180), mask=mask)
+
     ffpp, celeb = source / "ffpp", source / "celeb"
     pairs = [("000", "001"), ("002", "003"), ("004", "005")]
-    for i, who in people.items(): put(ffpp / f"original_sequences/youtube/c23/videos/{i}.mp4", who)
+    for i, who in people.items():
+        put(ffpp / f"original_sequences/youtube/c23/videos/{i}.mp4", who)
     for a, b in [p for pair in pairs for p in (pair, pair[::-1])]:
         base = ffpp / "manipulated_sequences/Deepfakes"
         (base / "masks/videos").mkdir(parents=True, exist_ok=True)
         put(base / f"c23/videos/{a}_{b}.mp4", people[b], base / f"masks/videos/{a}_{b}.mp4")
-    for split, pair in zip(("train", "val", "test"), pairs): (ffpp / f"{split}.json").write_text(json.dumps([list(pair)]))
+    for split, pair in zip(("train", "val", "test"), pairs):
+        (ffpp / f"{split}.json").write_text(json.dumps([list(pair)]))
     lines = []
-    for label, folder, name, who in ((1, "Celeb-real", "id0_0000", "s7"), (1, "YouTube-real", "00000", "s8"), (0, "Celeb-synthesis", "id0_id1_0000", "s9")):
+    for label, folder, name, who in (
+        (1, "Celeb-real", "id0_0000", "s7"),
+        (1, "YouTube-real", "00000", "s8"),
+        (0, "Celeb-synthesis", "id0_id1_0000", "s9"),
+    ):
         put(celeb / folder / f"{name}.mp4", who)
         lines.append(f"{label} {folder}/{name}.mp4")
     (celeb / "List_of_testing_videos.txt").write_text("\n".join(lines) + "\n")
     dfdc, df1 = source / "dfdc", source / "df1"
-    for name, who in (("a", "s10"), ("b", "s11")): put(dfdc / f"test/{name}.mp4", who)
+    for name, who in (("a", "s10"), ("b", "s11")):
+        put(dfdc / f"test/{name}.mp4", who)
     (dfdc / "test/labels.csv").write_text("filename,label\na.mp4,0\nb.mp4,1\n")
     (df1 / "lists/splits").mkdir(parents=True)
-    for split, name, who in (("train", "000_M001", "s1"), ("val", "002_W002", "s3"), ("test", "004_M003", "s5")):
+    for split, name, who in (
+        ("train", "000_M001", "s1"),
+        ("val", "002_W002", "s3"),
+        ("test", "004_M003", "s5"),
+    ):
         put(df1 / f"manipulated_videos/end_to_end/{name}.mp4", who)
         (df1 / f"lists/splits/{split}.txt").write_text(f"{name}.mp4\n")
-    sets = (("ff++", ffpp, ["--subsets", "DF"]), ("celeb-df", celeb, []), ("dfdc", dfdc, []), ("df-1.0", df1, ["--reals", str(ffpp)]))
+    sets = (
+        ("ff++", ffpp, ["--subsets", "DF"]),
+        ("celeb-df", celeb, []),
+        ("dfdc", dfdc, []),
+        ("df-1.0", df1, ["--reals", str(ffpp)]),
+    )
     for name, folder, options in sets:
-        assert cli.main(["faces", name, "--root", str(folder), "--out", str(root / name), "--count", "2", "--size", str(size), "--workers", "0", *options]) == 0
-    networks = {name: dataclasses.replace(b, pretrained=False) for name, b in full.backbones.items()}
-    monkeypatch.setitem(configs.PRESETS, "paper", dataclasses.replace(full, size=size, backbones=networks, recipe=dict(epochs=1, batch=4, workers=0)))
+        assert (
+            cli.main(
+                [
+                    "faces",
+                    name,
+                    "--root",
+                    str(folder),
+                    "--out",
+                    str(root / name),
+                    "--count",
+                    "2",
+                    "--size",
+                    str(size),
+                    "--workers",
+                    "0",
+                    *options,
+                ]
+            )
+            == 0
+        )
+    networks = {
+        name: dataclasses.replace(b, pretrained=False) for name, b in full.backbones.items()
+    }
+    monkeypatch.setitem(
+        configs.PRESETS,
+        "paper",
+        dataclasses.replace(
+            full, size=size, backbones=networks, recipe=dict(epochs=1, batch=4, workers=0)
+        ),
+    )
     return root
 
 
@@ -58,18 +105,35 @@ def real_data(tmp_path, monkeypatch, request):
 def test_real_data_in_official_layouts_with_full_size_networks(real_data, tmp_path, capsys):
     "Crops of videos, the zoo at its published size, its maps, fusion, training with masks, a target set: Table VI's first row, with what it will cost said first."
     lab = Lab("paper", real_data, tmp_path / "outputs", say=lambda line: None)
-    assert lab.targets == ["DFDC", "DF-1.0", "Celeb-DF"] and lab.subsets == ["DF"] and len(lab.train_faces("all")) == 8
+    assert (
+        lab.targets == ["DFDC", "DF-1.0", "Celeb-DF"]
+        and lab.subsets == ["DF"]
+        and len(lab.train_faces("all")) == 8
+    )
     text = announce(lab, Table6(), seeds=1)
-    assert re.fullmatch(r"\d+ of \d+ runs are to be made, 7 of them trainings: about [\d.e-]+ hours of one RTX 3090 at the paper's throughput, reading not included, "
-                        r"and [\d.]+ [MG]B on disk.", text), text
+    assert re.fullmatch(
+        r"\d+ of \d+ runs are to be made, 7 of them trainings: about [\d.e-]+ hours of one RTX 3090 at the paper's throughput, reading not included, "
+        r"and [\d.]+ [MG]B on disk.",
+        text,
+    ), text
     cells = target_cells(lab, Table6().arms(lab)[:1], 1)
     rows = compare({name: read_cell(lab, cell) for name, cell in cells.items()}).set_index("test")
-    assert set(rows.index) == {*lab.targets, "AVG"} and rows.value.between(0, 100).all() and (rows.note == "").all()
+    assert (
+        set(rows.index) == {*lab.targets, "AVG"}
+        and rows.value.between(0, 100).all()
+        and (rows.note == "").all()
+    )
     said = []
     lab.store.say = said.append
     asked = plan(lab, list(exhibits())).store.names()
-    assert [line.split()[1] for line in said] == ["figure1_attention", "figure4_exploitation", "figure5_single_training"] and len(asked) > 50, "FS and NT are not there; the rest is planned"
-    weights = sum(p.stat().st_size for p in (tmp_path / "outputs/runs/detectors").glob("*/model.safetensors"))
+    assert [line.split()[1] for line in said] == [
+        "figure1_attention",
+        "figure4_exploitation",
+        "figure5_single_training",
+    ] and len(asked) > 50, "FS and NT are not there; the rest is planned"
+    weights = sum(
+        p.stat().st_size for p in (tmp_path / "outputs/runs/detectors").glob("*/model.safetensors")
+    )
     assert weights > 500e6, "VGG-16 alone has 134 million weights"
 
 
@@ -77,29 +141,75 @@ def run_here(source, out, **parameters):
     "Execute a notebook's cells in this process, whose presets a test has changed."
     book, space = nbformat.read(source, as_version=4), {}
     for cell in book.cells:
-        if cell.cell_type == "code": exec(compile(cell.source, source.name, "exec"), space)
-        if "parameters" in cell.metadata.get("tags", []): space.update(parameters)
+        if cell.cell_type == "code":
+            exec(compile(cell.source, source.name, "exec"), space)
+        if "parameters" in cell.metadata.get("tags", []):
+            space.update(parameters)
     out.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(book, out)
 
 
 @pytest.mark.parametrize("real_data", [64], indirect=True)
-def test_the_preset_paper_on_official_layouts_through_its_notebooks(real_data, tmp_path, monkeypatch, capsys):
+def test_the_preset_paper_on_official_layouts_through_its_notebooks(
+    real_data, tmp_path, monkeypatch, capsys
+):
     "With small faces and narrow networks; of FF++ only DF is there."
     full = configs.PRESETS["paper"]
     narrow = {name: dataclasses.replace(b, width=1 / 8) for name, b in full.backbones.items()}
-    monkeypatch.setitem(configs.PRESETS, "paper", dataclasses.replace(full, backbones=narrow, width=1 / 8, options=configs.PRESETS["mini"].options))
+    monkeypatch.setitem(
+        configs.PRESETS,
+        "paper",
+        dataclasses.replace(
+            full, backbones=narrow, width=1 / 8, options=configs.PRESETS["mini"].options
+        ),
+    )
     monkeypatch.setattr(module, "run_notebook", run_here)
-    lines, wanted = [], ["table3", "table6", "table7", "table8", "claims", "localization", "figure3", "figure5", "figure9"]
-    results = reproduce(wanted, "paper", data=str(real_data), outputs=str(tmp_path / "outputs"), say=lines.append)
+    lines, wanted = (
+        [],
+        [
+            "table3",
+            "table6",
+            "table7",
+            "table8",
+            "claims",
+            "localization",
+            "figure3",
+            "figure5",
+            "figure9",
+        ],
+    )
+    results = reproduce(
+        wanted, "paper", data=str(real_data), outputs=str(tmp_path / "outputs"), say=lines.append
+    )
     missing = results.pop("figure5_single_training")
-    assert missing.startswith("FAILED") and "FS" in missing and set(results.values()) == {"done"}, results
+    assert missing.startswith("FAILED") and "FS" in missing and set(results.values()) == {"done"}, (
+        results
+    )
     said, tables = "\n".join(map(str, lines)), tmp_path / "outputs/paper/tables"
-    assert "hours of one RTX 3090" in said and "NOTE figure5_single_training cannot be made of this data" in said
+    assert (
+        "hours of one RTX 3090" in said
+        and "NOTE figure5_single_training cannot be made of this data" in said
+    )
     claims = pd.read_csv(tables / "claims.csv").set_index("name")
-    assert len(claims) == 18 and claims.value[["prle", "landmark", "fusion", "zoo", "dynamic", "share", "train", "inside"]].notna().all()
-    assert claims.verdict[["cross", "people"]].tolist() == ["undecided"] * 2 and claims.paper["zoo"] == pytest.approx(3.777, abs=0.001)
+    assert (
+        len(claims) == 18
+        and claims.value[
+            ["prle", "landmark", "fusion", "zoo", "dynamic", "share", "train", "inside"]
+        ]
+        .notna()
+        .all()
+    )
+    assert claims.verdict[["cross", "people"]].tolist() == ["undecided"] * 2 and claims.paper[
+        "zoo"
+    ] == pytest.approx(3.777, abs=0.001)
     table7 = pd.read_csv(tables / "table7.csv").set_index(["backbone", "arm", "test"])
-    assert set(table7.index.unique("test")) == {*TARGET_SETS, "AVG"} and table7.paper["EfficientNet", "dynamic", "AVG"] == pytest.approx(71.677, abs=0.001)
-    assert "No manipulation of this data is unseen." in capsys.readouterr().out, "Table III's picture of changes"
-    assert set(pd.read_csv(tables / "table3.csv").backbone) == set(BACKBONES) and "Failed:" in (tmp_path / "outputs/report.html").read_text()
+    assert set(table7.index.unique("test")) == {*TARGET_SETS, "AVG"} and table7.paper[
+        "EfficientNet", "dynamic", "AVG"
+    ] == pytest.approx(71.677, abs=0.001)
+    assert "No manipulation of this data is unseen." in capsys.readouterr().out, (
+        "Table III's picture of changes"
+    )
+    assert (
+        set(pd.read_csv(tables / "table3.csv").backbone) == set(BACKBONES)
+        and "Failed:" in (tmp_path / "outputs/report.html").read_text()
+    )

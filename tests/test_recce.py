@@ -1,4 +1,5 @@
 """RECCE: decoder, graph against a loop over cells, guided attention, noise, the three losses, published size."""
+
 import copy
 
 import pytest
@@ -7,7 +8,15 @@ import torch
 import torch.nn.functional as F
 from conftest import randomise_batch_norm
 
-from prle.detectors.recce import RECCE, GuidedAttention, Neighbours, double, mean_over, metric_loss, recce
+from prle.detectors.recce import (
+    RECCE,
+    GuidedAttention,
+    Neighbours,
+    double,
+    mean_over,
+    metric_loss,
+    recce,
+)
 from prle.detectors.registry import card, create_detector, macs, parameter_count
 from prle.detectors.xception import Block
 
@@ -22,20 +31,29 @@ def taps(model, *names):
     "What goes into and comes out of sub-modules, call by call."
     seen = {name: [] for name in names}
     for name in names:
-        model.get_submodule(name).register_forward_hook(lambda m, args, out, name=name: seen[name].append((args, out)))
+        model.get_submodule(name).register_forward_hook(
+            lambda m, args, out, name=name: seen[name].append((args, out))
+        )
     return seen
 
 
 # ---- parts
 
+
 @pytest.mark.parametrize("size, grid", [(64, 4), (128, 8), (225, 14), (256, 16), (299, 19)])
 def test_grids(model, size, grid):
     seen = taps(model.eval(), "decoder", "reasoning")
-    with torch.no_grad(): out = model.outputs(torch.rand(1, 3, size, size))
-    ((e, _), (d2, d4, face)), = seen["decoder"]
-    ((a, *_), _), = seen["reasoning"]
+    with torch.no_grad():
+        out = model.outputs(torch.rand(1, 3, size, size))
+    (((e, _), (d2, d4, face)),) = seen["decoder"]
+    (((a, *_), _),) = seen["reasoning"]
     edges = [x.shape[-1] for x in (e, d2, d4, a, face)]
-    assert edges == [grid, 2 * grid, 4 * grid, grid, size] and out["face"].shape == (1, 3, size, size)
+    assert edges == [grid, 2 * grid, 4 * grid, grid, size] and out["face"].shape == (
+        1,
+        3,
+        size,
+        size,
+    )
 
 
 def test_faces_need_not_be_square(model):
@@ -44,15 +62,21 @@ def test_faces_need_not_be_square(model):
 
 
 def test_decoder_is_the_published_one():
-    with torch.device("meta"): decoder = create_detector("recce").decoder
+    with torch.device("meta"):
+        decoder = create_detector("recce").decoder
     assert parameter_count(decoder) == 496_856
-    assert [type(m) for m in decoder.children()] == [type(double(1, 1)), Block] * 2 + [type(double(1, 1)), torch.nn.Conv2d]
+    assert [type(m) for m in decoder.children()] == [type(double(1, 1)), Block] * 2 + [
+        type(double(1, 1)),
+        torch.nn.Conv2d,
+    ]
     assert decoder.double1[0].mode == "nearest" and decoder.paint.weight.shape == (3, 64, 1, 1)
 
 
 def test_the_painting_spans_the_faces_range(model):
     face = model.train().outputs(torch.rand(8, 3, 64, 64))["face"]
-    assert face.abs().max() <= 1 and 0.05 < face.std() < 0.9  # neither flat nor black and white at the start
+    assert (
+        face.abs().max() <= 1 and 0.05 < face.std() < 0.9
+    )  # neither flat nor black and white at the start
 
 
 def one_by_one(near, cells, a, fine):
@@ -63,26 +87,41 @@ def one_by_one(near, cells, a, fine):
     for i in range(len(a)):
         for r in range(a.shape[2]):
             for c in range(a.shape[3]):
-                around = [fine[i, :, ratio * r + y, ratio * c + x] for y in range(ratio) for x in range(ratio)]
+                around = [
+                    fine[i, :, ratio * r + y, ratio * c + x]
+                    for y in range(ratio)
+                    for x in range(ratio)
+                ]
                 around = [second @ (first @ v).relu() for v in around]
-                weight = torch.stack([linear @ torch.cat([a[i, :, r, c], b]) for b in around]).relu().softmax(0)
+                weight = (
+                    torch.stack([linear @ torch.cat([a[i, :, r, c], b]) for b in around])
+                    .relu()
+                    .softmax(0)
+                )
                 gate = 1 - (near.gate.weight.flatten(1) @ cells[i, :, r, c]).sigmoid()
                 result[i, :, r, c] = gate * sum(w * b for w, b in zip(weight, around))
     return result
 
 
-@pytest.mark.parametrize("ratio, n, grid", [(2, 1, (4, 4)), (4, 1, (1, 1)), (4, 3, (4, 4)), (2, 2, (5, 3))])
+@pytest.mark.parametrize(
+    "ratio, n, grid", [(2, 1, (4, 4)), (4, 1, (1, 1)), (4, 3, (4, 4)), (2, 2, (5, 3))]
+)
 def test_graph_equals_a_loop_over_cells(ratio, n, grid):
     torch.manual_seed(ratio)
     near = Neighbours(7, 5, 6, ratio)
     cells, a = torch.randn(n, 7, *grid), torch.randn(n, 6, *grid)
     fine = torch.randn(n, 5, ratio * grid[0], ratio * grid[1])
-    with torch.no_grad(): assert torch.allclose(near(cells, a, fine), one_by_one(near, cells, a, fine), atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(near(cells, a, fine), one_by_one(near, cells, a, fine), atol=1e-5)
 
 
 def test_a_cell_takes_in_what_covers_its_place_and_no_more():
     near = Neighbours(7, 5, 6, 4)
-    cells, a, fine = torch.randn(1, 7, 3, 3), torch.randn(1, 6, 3, 3), torch.randn(1, 5, 12, 12, requires_grad=True)
+    cells, a, fine = (
+        torch.randn(1, 7, 3, 3),
+        torch.randn(1, 6, 3, 3),
+        torch.randn(1, 5, 12, 12, requires_grad=True),
+    )
     near(cells, a, fine)[0, :, 1, 2].sum().backward()
     touched = fine.grad[0].abs().sum(0) > 0
     assert touched[4:8, 8:12].all() and touched.sum() == 16
@@ -97,7 +136,8 @@ def test_graph_adds_to_the_cells(model):
 
 def test_guided_attention_by_hand():
     guided = GuidedAttention(4, dropout=0.0).eval()
-    for weight in (guided.look[0].weight, guided.look[2].weight): torch.nn.init.ones_(weight)
+    for weight in (guided.look[0].weight, guided.look[2].weight):
+        torch.nn.init.ones_(weight)
     x, error = torch.randn(1, 4, 3, 3), torch.full((1, 3, 48, 48), 0.01)
     places = torch.tensor([[4, 6, 4], [6, 9, 6], [4, 6, 4]])  # of a 3x3 filter that lie on the map
     weight = (3 * 3 * 0.01 * places).sigmoid()  # three equal filters over three channels
@@ -120,16 +160,24 @@ def test_logit_step_by_step(model):
     v = model.body.stem2(model.body.stem1(z))
     for i in range(1, 13):
         v = model.body.get_submodule(f"block{i}")(v)
-        if i == 4: d2, d4, face = model.decoder(v, (64, 64))
-        if i == 7: v = model.reasoning(v, d2, d4)
-        if i == 8: v = model.guided(v, (z - face).abs())
+        if i == 4:
+            d2, d4, face = model.decoder(v, (64, 64))
+        if i == 7:
+            v = model.reasoning(v, d2, d4)
+        if i == 8:
+            v = model.guided(v, (z - face).abs())
     features = model.body.tail(v).mean((2, 3))
     seen, out = taps(model, "fc"), model.compute(z)
-    assert (seen["fc"][0][0][0] - features).abs().max() < 1e-5 * features.max() and torch.allclose(out["logit"], model.fc(features).squeeze(1), rtol=1e-4)
-    assert torch.allclose(out["face"], face, atol=1e-6) and torch.allclose(out["error"], (z - face).abs(), atol=1e-6)
+    assert (seen["fc"][0][0][0] - features).abs().max() < 1e-5 * features.max() and torch.allclose(
+        out["logit"], model.fc(features).squeeze(1), rtol=1e-4
+    )
+    assert torch.allclose(out["face"], face, atol=1e-6) and torch.allclose(
+        out["error"], (z - face).abs(), atol=1e-6
+    )
 
 
 # ---- what happens in training only
+
 
 @pytest.mark.parametrize("sigma", [1e-6, 0.1])
 def test_noise_on_half_of_the_faces(sigma):
@@ -138,7 +186,10 @@ def test_noise_on_half_of_the_faces(sigma):
     noisy = RECCE(1 / 8, noise=sigma).add_noise(x)
     touched = (noisy != 0).flatten(1).any(1)
     assert touched.float().mean() == pytest.approx(0.5, abs=0.05)
-    assert noisy[touched].std() == pytest.approx(sigma, rel=0.02) and noisy[touched].mean().abs() < sigma / 50
+    assert (
+        noisy[touched].std() == pytest.approx(sigma, rel=0.02)
+        and noisy[touched].mean().abs() < sigma / 50
+    )
     assert (x == 0).all()
 
 
@@ -154,16 +205,21 @@ def test_the_noisy_face_goes_in_and_the_clean_one_is_compared():
     out = model.train().outputs(x)
     entered, clean = seen["body.conv1"][0][0][0], x * 2 - 1
     assert not torch.equal(entered, clean)
-    assert torch.allclose(out["error"], (clean - out["face"]).abs()) and seen["guided"][0][0][1] is out["error"]
+    assert (
+        torch.allclose(out["error"], (clean - out["face"]).abs())
+        and seen["guided"][0][0][1] is out["error"]
+    )
     model.eval().outputs(x)
     assert torch.equal(seen["body.conv1"][1][0][0], clean)
 
 
 def test_same_seed_same_result_and_none_in_evaluation(model):
     x = torch.rand(4, 3, 64, 64)
+
     def run(seed, train=True):
         torch.manual_seed(seed)
         return copy.deepcopy(model).train(train)(x)
+
     assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
     assert torch.equal(run(1, train=False), run(2, train=False))
 
@@ -176,7 +232,9 @@ def test_dropout_of_zero_and_no_noise_leave_no_chance():
 
 
 def test_dropout_has_four_places(model):
-    rates = [m.p for m in recce(width=1 / 8, dropout=0.3).modules() if isinstance(m, torch.nn.Dropout)]
+    rates = [
+        m.p for m in recce(width=1 / 8, dropout=0.3).modules() if isinstance(m, torch.nn.Dropout)
+    ]
     assert rates == [0.3] * 3  # one module serves E and the head
     seen = taps(model.train(), "drop")
     model(torch.rand(2, 3, 64, 64))
@@ -186,11 +244,15 @@ def test_dropout_has_four_places(model):
 
 # ---- losses
 
+
 def test_painting_counts_reals_only(model):
     error = torch.rand(4, 3, 5, 5, requires_grad=True)
     base = dict(logit=torch.zeros(4), **{k: torch.eye(4) for k in ("e", "d2", "d4")})
     label = torch.tensor([0, 1, 0, 1])
-    loss, none = model.loss(dict(base, error=error), dict(label=label)), model.loss(dict(base, error=error * 0), dict(label=label))
+    loss, none = (
+        model.loss(dict(base, error=error), dict(label=label)),
+        model.loss(dict(base, error=error * 0), dict(label=label)),
+    )
     assert torch.isclose(loss - none, 0.1 * error[[0, 2]].mean())
     loss.backward()
     assert error.grad[[0, 2]].all() and not error.grad[[1, 3]].any()
@@ -198,8 +260,14 @@ def test_painting_counts_reals_only(model):
 
 def brute_force(e, label):
     "The metric loss as it is described, pair by pair."
-    alike = lambda i, j: (float(e[i] @ e[j] / (e[i].norm() * e[j].norm())) + 1) / 2
-    reals, fakes = (label == 0).nonzero().flatten().tolist(), (label == 1).nonzero().flatten().tolist()
+
+    def alike(i, j):
+        return (float(e[i] @ e[j] / (e[i].norm() * e[j].norm())) + 1) / 2
+
+    reals, fakes = (
+        (label == 0).nonzero().flatten().tolist(),
+        (label == 1).nonzero().flatten().tolist(),
+    )
     within = [alike(i, j) for i in reals for j in reals if i != j]
     between = [alike(i, j) for i in reals for j in fakes]
     return max(0, 1 - sum(within) / len(within) + sum(between) / len(between))
@@ -213,16 +281,23 @@ def test_metric_loss_pair_by_pair(seed):
 
 
 def test_metric_loss_at_its_ends():
-    same, apart = torch.tensor([[1.0, 0], [2, 0], [-3, 0]]), torch.tensor([[1.0, 0], [-1, 0], [1, 0]])
+    same, apart = (
+        torch.tensor([[1.0, 0], [2, 0], [-3, 0]]),
+        torch.tensor([[1.0, 0], [-1, 0], [1, 0]]),
+    )
     real = torch.tensor([True, True, False])
     assert metric_loss(same, real).item() == pytest.approx(0, abs=1e-6)
     assert metric_loss(apart, real).item() == pytest.approx(1.5)
-    assert metric_loss(same, torch.tensor([True, False, False])).item() == pytest.approx(0.5)  # s = 1 and 0
+    assert metric_loss(same, torch.tensor([True, False, False])).item() == pytest.approx(
+        0.5
+    )  # s = 1 and 0
 
 
-@pytest.mark.parametrize("label, expected", [([1, 1, 1], 0), ([0], 0), ([1], 0), ([0, 0], 0.5), ([0, 1], 0.5)])
+@pytest.mark.parametrize(
+    "label, expected", [([1, 1, 1], 0), ([0], 0), ([1], 0), ([0, 0], 0.5), ([0, 1], 0.5)]
+)
 def test_metric_loss_without_pairs(label, expected):
-    e = torch.eye(3)[:len(label)].requires_grad_()
+    e = torch.eye(3)[: len(label)].requires_grad_()
     loss = metric_loss(e, torch.tensor(label) == 0)
     assert loss.item() == pytest.approx(expected, abs=1e-6)
     loss.backward()
@@ -241,8 +316,12 @@ def test_mean_over_is_the_mean():
 
 
 def test_loss_by_hand(model):
-    right = dict(e=torch.tensor([[1.0, 0], [0, 1]]), d2=torch.ones(2, 3), d4=torch.tensor([[1.0], [-1]]))  # s = 1/2, 1, 0
-    out = dict(logit=torch.tensor([0.0, 3.0]), error=torch.tensor([0.2, 7.0]).view(2, 1, 1, 1), **right)
+    right = dict(
+        e=torch.tensor([[1.0, 0], [0, 1]]), d2=torch.ones(2, 3), d4=torch.tensor([[1.0], [-1]])
+    )  # s = 1/2, 1, 0
+    out = dict(
+        logit=torch.tensor([0.0, 3.0]), error=torch.tensor([0.2, 7.0]).view(2, 1, 1, 1), **right
+    )
     batch = dict(label=torch.tensor([0, 1]))
     classify = F.binary_cross_entropy_with_logits(out["logit"], torch.tensor([0.0, 1.0]))
     assert torch.isclose(model.loss(out, batch), classify + 0.1 * 0.2 + 0.1 * 1.5)
@@ -257,14 +336,17 @@ def test_loss_by_hand(model):
 def test_every_batch_trains_finitely(model, labels, half):
     model.train(len(labels) > 1)
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        loss = model.loss(model.outputs(torch.rand(len(labels), 3, 64, 64)), dict(label=torch.tensor(labels)))
+        loss = model.loss(
+            model.outputs(torch.rand(len(labels), 3, 64, 64)), dict(label=torch.tensor(labels))
+        )
     loss.backward()
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_a_batch_of_one_equals_its_row_of_a_larger_one(model):
     x = torch.rand(3, 3, 64, 64)
-    with torch.no_grad(): whole, single = model.eval().outputs(x), model.outputs(x[1:2])
+    with torch.no_grad():
+        whole, single = model.eval().outputs(x), model.outputs(x[1:2])
     assert all(torch.allclose(whole[k][1:2], single[k], atol=1e-5) for k in whole)
 
 
@@ -276,7 +358,9 @@ def test_blank_faces_train(model, level):
 
 
 def test_gradients_reach_every_parameter(model):
-    loss = model.train().loss(model.outputs(torch.rand(8, 3, 64, 64)), dict(label=torch.arange(8) % 2))
+    loss = model.train().loss(
+        model.outputs(torch.rand(8, 3, 64, 64)), dict(label=torch.arange(8) % 2)
+    )
     loss.backward()
     assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
@@ -284,7 +368,10 @@ def test_gradients_reach_every_parameter(model):
 def test_the_decoder_learns_to_paint(model):
     torch.manual_seed(1)
     optimizer = torch.optim.Adam(model.train().parameters(), lr=3e-3)
-    x, label = F.interpolate(torch.rand(4, 3, 4, 4), 64, mode="bilinear"), torch.tensor([0, 0, 1, 1])
+    x, label = (
+        F.interpolate(torch.rand(4, 3, 4, 4), 64, mode="bilinear"),
+        torch.tensor([0, 0, 1, 1]),
+    )
     errors = []
     for _ in range(25):
         out = model.outputs(x)
@@ -297,9 +384,14 @@ def test_the_decoder_learns_to_paint(model):
 
 # ---- size and weights
 
+
 def test_published_size():
-    with torch.device("meta"): model = create_detector("recce").eval()
-    parts = [parameter_count(getattr(model, name)) for name in ("body", "decoder", "reasoning", "guided", "fc")]
+    with torch.device("meta"):
+        model = create_detector("recce").eval()
+    parts = [
+        parameter_count(getattr(model, name))
+        for name in ("body", "decoder", "reasoning", "guided", "fc")
+    ]
     assert parts == [20_806_952, 496_856, 1_944_128, 531_524, 2_049]
     assert parameter_count(model) == sum(parts) == 23_781_509 == 23_783_558 - 2_049
     assert macs(model, 256) / 1e9 == pytest.approx(7.9873, rel=0.005)
@@ -309,14 +401,19 @@ def test_published_size():
 
 
 def test_runs_on_the_meta_device():
-    with torch.device("meta"): model = recce(width=1 / 8)
+    with torch.device("meta"):
+        model = recce(width=1 / 8)
     out = model.train().outputs(torch.rand(3, 3, 128, 128, device="meta"))
     assert model.loss(out, dict(label=torch.empty(3, dtype=torch.long, device="meta"))).shape == ()
 
 
 def test_imagenet_weights_go_into_the_encoder(monkeypatch):
     real, theirs = timm.create_model, timm.create_model("legacy_xception")
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **o: theirs if pretrained else real(name, **o))
+    monkeypatch.setattr(
+        timm,
+        "create_model",
+        lambda name, pretrained=False, **o: theirs if pretrained else real(name, **o),
+    )
     body = recce(pretrained=True).body.state_dict()
     state = {k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
     assert body.keys() == state.keys() and all(torch.equal(body[k], v) for k, v in state.items())

@@ -1,4 +1,5 @@
 """RFM: the attention map and its side effects, the walk that erases, noise, flooding, the published size, time."""
+
 import copy
 import time
 
@@ -8,7 +9,15 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from prle.detectors.registry import card, create_detector, macs, parameter_count
-from prle.detectors.rfm import LONGEST, RECTANGLES, draw_rectangles, erase, erased_pixels, forgery_attention, rfm
+from prle.detectors.rfm import (
+    LONGEST,
+    RECTANGLES,
+    draw_rectangles,
+    erase,
+    erased_pixels,
+    forgery_attention,
+    rfm,
+)
 
 
 @pytest.fixture
@@ -26,23 +35,27 @@ def erase_by_walking(fam, rectangles):
     erased, n = torch.zeros(height, width, dtype=torch.bool), 0
     for pixel in torch.sort(fam.flatten(), descending=True, stable=True).indices.tolist():
         row, column = pixel // width, pixel % width
-        if erased[row, column]: continue
+        if erased[row, column]:
+            continue
         h, w, a, b = rectangles[n].tolist()
         for r in range(row - a, row + h - a):
             for c in range(column - b, column + w - b):
-                if 0 <= r < height and 0 <= c < width: erased[r, c] = True
+                if 0 <= r < height and 0 <= c < width:
+                    erased[r, c] = True
         n += 1
-        if n == len(rectangles): return erased
+        if n == len(rectangles):
+            return erased
 
 
 # ---- the attention map
+
 
 def test_attention_is_the_largest_derivative_of_the_difference_of_the_outputs(model):
     x = torch.rand(2, 3, 64, 64)
     fam = forgery_attention(model, x)
     model.eval()
     for i in range(2):
-        one = x[i:i + 1].clone().requires_grad_()
+        one = x[i : i + 1].clone().requires_grad_()
         two = model.fc(model.body(one).mean((2, 3)))
         (two[0, 1] - two[0, 0]).backward()
         assert torch.allclose(fam[i], one.grad[0].abs().max(0).values, rtol=1e-3, atol=1e-7)
@@ -52,7 +65,8 @@ def test_looking_leaves_nothing_behind(model):
     model.body.bn2.eval()  # frozen by somebody: must stay so
     modes = [m.training for m in model.modules()]
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    for p in model.parameters(): p.grad = torch.ones_like(p)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
     fam = forgery_attention(model, torch.rand(2, 3, 64, 64))
     assert not fam.requires_grad and fam.min() >= 0 and fam.any()
     assert [m.training for m in model.modules()] == modes and not model.body.bn2.training
@@ -61,11 +75,13 @@ def test_looking_leaves_nothing_behind(model):
 
 
 def test_modes_are_restored_after_an_error(model):
-    with pytest.raises(RuntimeError): forgery_attention(model, torch.rand(2, 5, 64, 64))
+    with pytest.raises(RuntimeError):
+        forgery_attention(model, torch.rand(2, 5, 64, 64))
     assert all(m.training for m in model.modules())
 
 
 # ---- the walk
+
 
 @pytest.mark.parametrize("height, width", [(64, 64), (48, 80), (17, 9)])
 def test_batched_erasing_is_the_walk(height, width):
@@ -89,7 +105,7 @@ def test_a_pixel_that_escapes_has_had_its_turn(offsets):
     fam[0, 10, 10], fam[0, 0, 19] = 9, 8
     rectangles = torch.tensor([[[3, 2, a, b], [1, 2, 1, 1], [1, 1, 1, 1]]])
     expected = torch.zeros(20, 20, dtype=torch.bool)
-    expected[10 - a:13 - a, 10 - b:12 - b] = True
+    expected[10 - a : 13 - a, 10 - b : 12 - b] = True
     assert expected[10, 10] == (a < 3 and b < 2)
     # the second rectangle is drawn at the corner, where it lies above the face; the third at the first zero, to the left of it
     assert torch.equal(erased_pixels(fam, rectangles)[0], expected)
@@ -103,6 +119,7 @@ def test_erasing_a_flat_map_starts_in_reading_order():
 
 # ---- draws
 
+
 @pytest.mark.parametrize("size, longest", [(224, 120), (256, 137), (64, 34), (1, 1)])
 def test_edges_scale_with_the_face(size, longest):
     torch.manual_seed(0)
@@ -110,11 +127,14 @@ def test_edges_scale_with_the_face(size, longest):
     assert h.min() == w.min() == a.min() == b.min() == 1 and h.max() == w.max() == longest
     assert (a <= h).all() and (b <= w).all() and (a == h).any() and (b == w).any()
     assert h.float().mean() == pytest.approx((longest + 1) / 2, rel=0.01)
-    assert (a / h).mean() == pytest.approx((1 + (1 / torch.arange(1, longest + 1)).mean().item()) / 2, rel=0.01)
+    assert (a / h).mean() == pytest.approx(
+        (1 + (1 / torch.arange(1, longest + 1)).mean().item()) / 2, rel=0.01
+    )
     assert longest == max(1, round(LONGEST * size)) and RECTANGLES == 3
 
 
 # ---- what comes in its place
+
 
 def test_noise_is_uniform_and_the_rest_stays():
     torch.manual_seed(0)
@@ -130,9 +150,11 @@ def test_noise_is_uniform_and_the_rest_stays():
 
 def test_same_seed_same_erasing(model):
     x = torch.rand(4, 3, 64, 64)
+
     def run(seed):
         torch.manual_seed(seed)
         return copy.deepcopy(model)(x)
+
     assert torch.equal(run(3), run(3)) and not torch.equal(run(3), run(4))
 
 
@@ -144,7 +166,8 @@ def test_only_training_erases_and_it_erases_reals_and_fakes(model):
     model.outputs(x)
     look, step = seen
     assert torch.equal(look, normalized) and (step != normalized).flatten(1).any(1).all()
-    with torch.no_grad(): model.outputs(x)
+    with torch.no_grad():
+        model.outputs(x)
     model.eval()
     model.outputs(x)
     assert all(torch.equal(s, normalized) for s in seen[2:]) and len(seen) == 4
@@ -158,13 +181,16 @@ def test_batch_norm_sees_a_batch_once(model):
 
 # ---- training
 
-def gradients(model): return {n: p.grad.clone() for n, p in model.named_parameters()}
+
+def gradients(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("half", [False, True])
 def test_gradients_reach_every_parameter(model, half):
     batch = dict(label=torch.arange(8) % 2)
-    with torch.autocast("cpu", torch.bfloat16, enabled=half): out = model.outputs(torch.rand(8, 3, 64, 64))
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        out = model.outputs(torch.rand(8, 3, 64, 64))
     model.loss(out, batch).backward()
     assert all(g.isfinite().all() and g.any() for g in gradients(model).values())
 
@@ -181,7 +207,9 @@ def test_swapped_weights_are_used_for_looking(model):
     x = torch.rand(2, 3, 64, 64)
     other = {n: p.detach() * 0 for n, p in model.named_parameters()}
     maps = []
-    model.body.conv1.register_full_backward_hook(lambda m, grad_in, grad_out: maps.append(grad_in[0]))
+    model.body.conv1.register_full_backward_hook(
+        lambda m, grad_in, grad_out: maps.append(grad_in[0])
+    )
     functional_call(model, other | dict(model.named_buffers()), (x,))
     assert len(maps) == 1 and not maps[0].any()
 
@@ -194,12 +222,15 @@ def test_wrapped_for_distributed_training(model, tmp_path):
     plain = gradients(model)
     model.zero_grad()
     model.load_state_dict(state)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
     try:
         wrapped = DistributedDataParallel(model)
         torch.manual_seed(5)
         model.loss(dict(logit=wrapped(x)), batch).backward()
-    finally: torch.distributed.destroy_process_group()
+    finally:
+        torch.distributed.destroy_process_group()
     assert all(torch.allclose(g, plain[n], atol=1e-6) for n, g in gradients(model).items())
 
 
@@ -217,8 +248,10 @@ def test_flooding(model):
 
 # ---- size
 
+
 def test_published_size():
-    with torch.device("meta"): model = create_detector("rfm")
+    with torch.device("meta"):
+        model = create_detector("rfm")
     assert parameter_count(model) == 20_811_050
     assert macs(model, 256) / 1e9 == pytest.approx(5.9507, rel=0.005)
     assert macs(model, 224) / 1e9 == pytest.approx(4.5508, rel=0.005)
@@ -227,12 +260,14 @@ def test_published_size():
 
 
 def test_trains_on_the_meta_device():
-    with torch.device("meta"): model = rfm(width=1 / 8)
+    with torch.device("meta"):
+        model = rfm(width=1 / 8)
     assert model.train()(torch.rand(2, 3, 64, 64, device="meta")).shape == (2,)
 
 
 def test_has_no_pretrained_weights():
-    with pytest.raises(ValueError, match="no pretrained weights"): rfm(pretrained=True)
+    with pytest.raises(ValueError, match="no pretrained weights"):
+        rfm(pretrained=True)
 
 
 def test_erasing_takes_at_most_20_ms_a_face():
@@ -240,9 +275,13 @@ def test_erasing_takes_at_most_20_ms_a_face():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     x, fam = torch.rand(8, 3, 256, 256), torch.rand(8, 256, 256)
+
     def seconds():
         start = time.perf_counter()
         erase(x, fam)
         return time.perf_counter() - start
-    try: assert min(seconds() for _ in range(5)) / 8 < 0.02
-    finally: torch.set_num_threads(threads)
+
+    try:
+        assert min(seconds() for _ in range(5)) / 8 < 0.02
+    finally:
+        torch.set_num_threads(threads)

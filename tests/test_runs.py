@@ -1,4 +1,5 @@
 """prle.lab.runs: one maker a run, whoever asks and whoever dies; corrupt results, full and closed disks; plans, lists, pruning."""
+
 import errno
 import os
 import pickle
@@ -17,9 +18,37 @@ from safetensors.numpy import save_file
 
 from prle.lab import runs
 from prle.core import digest, write_json
-from prle.lab.runs import (Claim, Run, RunFailed, RunStore, check_run, claimed, damaged_runs, estimate, forget_failure, list_runs, needs, plan_text, planned, prune, reachable,
-                       recorded_runs, run_file, runs_text, spared, task_inputs)
-from prle.trust import Damaged, made_folder, read_json, read_sealed, read_whole, write_digests, write_sealed
+from prle.lab.runs import (
+    Claim,
+    Run,
+    RunFailed,
+    RunStore,
+    check_run,
+    claimed,
+    damaged_runs,
+    estimate,
+    forget_failure,
+    list_runs,
+    needs,
+    plan_text,
+    planned,
+    prune,
+    reachable,
+    recorded_runs,
+    run_file,
+    runs_text,
+    spared,
+    task_inputs,
+)
+from prle.trust import (
+    Damaged,
+    made_folder,
+    read_json,
+    read_sealed,
+    read_whole,
+    write_digests,
+    write_sealed,
+)
 
 QUICK = dict(heartbeat=0.1, missed=10)
 KEY = digest(["kind", {}])  # of an empty configuration
@@ -50,9 +79,15 @@ def processes(tmp_path):
     started = []
 
     def start(body, machine=""):
-        p = subprocess.Popen([sys.executable, "-c", CHILD + body, tmp_path, machine], stdout=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
+        p = subprocess.Popen(
+            [sys.executable, "-c", CHILD + body, tmp_path, machine],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | dict(OMP_NUM_THREADS="1"),
+        )
         started.append(p)
         return p
+
     yield start
     for p in started:
         p.kill()
@@ -79,17 +114,24 @@ def log(root):
 
 
 def beside(run_path):
-    return sorted(p.name.removeprefix(f".{run_path.name}.") for p in run_path.parent.iterdir() if p.name.startswith("."))
+    return sorted(
+        p.name.removeprefix(f".{run_path.name}.")
+        for p in run_path.parent.iterdir()
+        if p.name.startswith(".")
+    )
 
 
 def test_processes_that_race_make_a_run_once(tmp_path, processes):
     body = "\ndef make(folder): log('made'); time.sleep(0.3); (folder / 'x').write_text('1')\nlog('ready'); until('go'); print(store.get('kind', 'a', {}, make).reused)"
     ps = [processes(body) for _ in range(3)]
-    wait_for(lambda: log(tmp_path).count('ready') == 3)
+    wait_for(lambda: log(tmp_path).count("ready") == 3)
     (tmp_path / "go").touch()
     said = [p.communicate(timeout=30)[0] for p in ps]
     assert log(tmp_path).count("made") == 1
-    assert sum("MISS" in s for s in said) == 1 and sum("HIT " in s and s.endswith("True\n") for s in said) == 2
+    assert (
+        sum("MISS" in s for s in said) == 1
+        and sum("HIT " in s and s.endswith("True\n") for s in said) == 2
+    )
     (path,) = (p for p in (tmp_path / "runs/kind").iterdir())
     assert path.name == f"a-{KEY}", "no lock and no working folder is left"
 
@@ -104,20 +146,32 @@ store.get("kind", "a", {}, make, resume=True); log("done")
 
 def resumed(folder):
     "Only fills a folder that the killed worker has begun."
-    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint", "config.json", "provenance.json"], "what was being written is not believed"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "checkpoint",
+        "config.json",
+        "provenance.json",
+    ], "what was being written is not believed"
     (folder / "x").write_text((folder / "checkpoint").read_text())
 
 
 def test_a_killed_worker_is_succeeded_at_once_and_its_folder_continued(tmp_path, processes):
     worker, lines = processes(HALF_WAY), []
     wait_for(lambda: "waits" in log(tmp_path))
-    worker.send_signal(signal.SIGKILL) # and is not reaped: a zombie counts as dead
+    worker.send_signal(signal.SIGKILL)  # and is not reaped: a zombie counts as dead
     start = time.monotonic()
     time.sleep(0.05)
-    run = RunStore(tmp_path / "runs", lines.append, heartbeat=1000).get("kind", "a", {}, resumed, resume=True)
+    run = RunStore(tmp_path / "runs", lines.append, heartbeat=1000).get(
+        "kind", "a", {}, resumed, resume=True
+    )
     assert time.monotonic() - start < 5 and not run.reused
-    assert (run.path / "x").read_text() == "epoch 3" and read_json(run.path / "provenance.json")["resumed"]
-    assert f"taken over from pid {worker.pid} on" in lines[0] and lines[0].endswith("goes on from what is left") and beside(run.path) == []
+    assert (run.path / "x").read_text() == "epoch 3" and read_json(run.path / "provenance.json")[
+        "resumed"
+    ]
+    assert (
+        f"taken over from pid {worker.pid} on" in lines[0]
+        and lines[0].endswith("goes on from what is left")
+        and beside(run.path) == []
+    )
 
 
 def test_what_cannot_resume_starts_in_an_empty_folder(tmp_path, processes):
@@ -126,8 +180,14 @@ def test_what_cannot_resume_starts_in_an_empty_folder(tmp_path, processes):
     worker.kill()
     worker.wait()
     seen = []
-    run = silent(tmp_path / "runs").get("kind", "a", {}, lambda folder: seen.extend(p.name for p in folder.iterdir()))
-    assert sorted(seen) == ["config.json", "provenance.json"] and not (run.path / "checkpoint").exists() and not read_json(run.path / "provenance.json")["resumed"]
+    run = silent(tmp_path / "runs").get(
+        "kind", "a", {}, lambda folder: seen.extend(p.name for p in folder.iterdir())
+    )
+    assert (
+        sorted(seen) == ["config.json", "provenance.json"]
+        and not (run.path / "checkpoint").exists()
+        and not read_json(run.path / "provenance.json")["resumed"]
+    )
 
 
 def test_of_several_waiters_one_takes_over(tmp_path, processes):
@@ -139,19 +199,26 @@ def test_of_several_waiters_one_takes_over(tmp_path, processes):
     worker.kill()
     worker.wait()
     said = [w.communicate(timeout=30)[0] for w in waiters]
-    assert log(tmp_path).count("again") == 1 and sorted(s.split()[-1] for s in said) == ["False", "True"]
+    assert log(tmp_path).count("again") == 1 and sorted(s.split()[-1] for s in said) == [
+        "False",
+        "True",
+    ]
 
 
 def test_a_living_worker_is_not_robbed_however_slow(tmp_path, processes):
     worker = processes(HALF_WAY)
     wait_for(lambda: "waits" in log(tmp_path))
-    worker.send_signal(signal.SIGSTOP) # no heartbeat either
+    worker.send_signal(signal.SIGSTOP)  # no heartbeat either
     waiter = processes("\nprint(store.get('kind', 'a', {}, lambda folder: log('robbed')).reused)")
     assert "WAIT" in waiter.stdout.readline()
-    time.sleep(1.3) # more than a worker on another machine is given
+    time.sleep(1.3)  # more than a worker on another machine is given
     worker.send_signal(signal.SIGCONT)
     (tmp_path / "go").touch()
-    assert waiter.communicate(timeout=30)[0].endswith("True\n") and log(tmp_path) == ["began", "waits", "done"]
+    assert waiter.communicate(timeout=30)[0].endswith("True\n") and log(tmp_path) == [
+        "began",
+        "waits",
+        "done",
+    ]
 
 
 def test_another_machine_is_judged_by_its_heartbeat(tmp_path, processes):
@@ -164,13 +231,19 @@ def test_another_machine_is_judged_by_its_heartbeat(tmp_path, processes):
         assert claim.take()["pid"] == worker.pid
         time.sleep(0.05)
     worker.send_signal(signal.SIGSTOP)
-    run = RunStore(tmp_path / "runs", lines.append, **QUICK).get("kind", "a", {}, resumed, resume=True)
+    run = RunStore(tmp_path / "runs", lines.append, **QUICK).get(
+        "kind", "a", {}, resumed, resume=True
+    )
     assert "WAIT" in lines[0] and "taken over" in lines[1]
     worker.send_signal(signal.SIGCONT)
     (tmp_path / "go").touch()
     said = worker.communicate(timeout=30)[0]
     assert "LOST kind" in said and "HIT  kind" in said and log(tmp_path)[-1] == "done"
-    assert (run.path / "x").read_text() == "epoch 3" and beside(run.path) == [] and check_run(run.path, deep=True) is None
+    assert (
+        (run.path / "x").read_text() == "epoch 3"
+        and beside(run.path) == []
+        and check_run(run.path, deep=True) is None
+    )
 
 
 @pytest.mark.parametrize("clock", [-1e7, 1e7])
@@ -214,19 +287,30 @@ def test_a_claim_without_a_name_is_respected_until_it_is_stale(tmp_path):
 
 def test_a_machine_that_is_gone_does_not_work_for_ever(tmp_path):
     "Who only looks believes an hour's silence, however it was begun; who wants to take over watches, and what nothing needs can be deleted."
+
     def stop(folder):
         raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
         silent(tmp_path).get("kind", "a", {}, stop, resume=True)
     last = max((tmp_path / f"kind/.a-{KEY}.lock").iterdir(), key=lambda p: int(p.name))
     write_json(last, dict(runs.this_process(), machine="elsewhere", heartbeat=10))
     dry = RunStore(tmp_path, dry=True)
     dry.get("kind", "a", {}, make_answer)
-    for silence, state, action, note in ((600, "in progress", "wait", "since .*Z, last sign of life 10 min"), (7260, "interrupted", "make", "^last sign of life 2 h 01 min ago")):
+    for silence, state, action, note in (
+        (600, "in progress", "wait", "since .*Z, last sign of life 10 min"),
+        (7260, "interrupted", "make", "^last sign of life 2 h 01 min ago"),
+    ):
         os.utime(last, (time.time() - silence,) * 2)
         (row,) = list_runs(tmp_path).to_dict("records")
-        assert row["state"] == state and re.search(note, row["note"]) and planned(dry).action.tolist() == [action]
-        assert Claim(last.parent, heartbeat=10).take()["machine"] == "elsewhere", "by the clock of another machine, which may be wrong"
+        assert (
+            row["state"] == state
+            and re.search(note, row["note"])
+            and planned(dry).action.tolist() == [action]
+        )
+        assert Claim(last.parent, heartbeat=10).take()["machine"] == "elsewhere", (
+            "by the clock of another machine, which may be wrong"
+        )
         gone = prune(tmp_path, [], delete=True)
         assert len(gone) == (state == "interrupted")
     assert not list(tmp_path.glob("kind/*")) and not list(tmp_path.glob("kind/.*"))
@@ -238,6 +322,7 @@ def test_silence_is_not_told_where_nothing_can_be_written(tmp_path, monkeypatch)
 
     def closed(path, *args, **kwargs):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
     assert Claim(tmp_path / "lock").owner() is None
     monkeypatch.setattr(Path, "touch", closed)
     assert Claim(tmp_path / "lock").owner()["machine"] == "elsewhere"
@@ -251,19 +336,29 @@ def test_one_process_at_a_time_works_on_what_is_claimed(tmp_path, monkeypatch):
             lines.append(f"{number} begins")
             time.sleep(0.2)
             lines.append(f"{number} ends")
+
     threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
-    for t in threads: t.start()
-    for t in threads: t.join()
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
     said = [line for line in lines if not line.startswith("WAIT data mini: pid")]
-    assert len(lines) > len(said) == 6 and all(said[i][0] == said[i + 1][0] for i in (0, 2, 4)) and not list((tmp_path / "data").iterdir())
+    assert (
+        len(lines) > len(said) == 6
+        and all(said[i][0] == said[i + 1][0] for i in (0, 2, 4))
+        and not list((tmp_path / "data").iterdir())
+    )
 
     def closed(path, **kwargs):
         raise OSError(error, os.strerror(error), str(path))
+
     monkeypatch.setattr(Path, "mkdir", closed)
     error = errno.EROFS
-    with runs.claimed(tmp_path / "data/mini"): lines.append("read")
+    with runs.claimed(tmp_path / "data/mini"):
+        lines.append("read")
     error = errno.ENOSPC
-    with pytest.raises(OSError, match="No space left"), runs.claimed(tmp_path / "data/mini"): lines.append("not read")
+    with pytest.raises(OSError, match="No space left"), runs.claimed(tmp_path / "data/mini"):
+        lines.append("not read")
     assert lines[-1] == "read"
 
 
@@ -282,6 +377,7 @@ def test_a_row_that_was_removed_meanwhile_gives_no_claim(tmp_path, monkeypatch):
 def test_a_row_that_is_removed_while_it_is_opened_is_looked_at_again(tmp_path, monkeypatch):
     def vanishes(self, **kwargs):
         raise FileExistsError(errno.EEXIST, "File exists", str(self))
+
     claim = Claim(tmp_path / "lock")
     with monkeypatch.context() as m:
         m.setattr(Path, "mkdir", vanishes)
@@ -297,6 +393,7 @@ def test_a_full_disk_does_not_keep_a_claim(tmp_path, monkeypatch):
 
     def full(number, record):
         raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setattr(claim, "_write", full)
     claim.free()
     assert os.listdir(tmp_path / "lock") == []
@@ -308,27 +405,53 @@ def test_a_full_disk_does_not_keep_a_claim(tmp_path, monkeypatch):
 
 def test_the_store_says_what_it_does_and_why(tmp_path):
     lines, made = [], []
-    make = lambda folder: (made.append(1), make_answer(folder))
+
+    def make(folder):
+        return (made.append(1), make_answer(folder))
+
     store = RunStore(tmp_path, lines.append)
     first = store.get("kind", "a", dict(lr=1, p=2), make)
-    assert store.get("kind", "a", dict(p=2, lr=1), make) == Run(first.path, first.key, True) and len(made) == 1
+    assert (
+        store.get("kind", "a", dict(p=2, lr=1), make) == Run(first.path, first.key, True)
+        and len(made) == 1
+    )
     store.get("kind", "a", dict(lr=1, p=3), make)
-    assert lines[0].endswith("not made yet") and lines[1].endswith("differs from the nearest in p") and store.summary() == "2 runs: 0 reused, 2 made."
+    assert (
+        lines[0].endswith("not made yet")
+        and lines[1].endswith("differs from the nearest in p")
+        and store.summary() == "2 runs: 0 reused, 2 made."
+    )
     store.get("masked", "a", dict(data="1", detector="d1", quantiles="q1", p=1), make_answer)
     store.get("masked", "a", dict(data="2", detector="d2", quantiles="q2", p=1), make_answer)
     store.get("masked", "a", dict(data="3", detector="d2", quantiles="q2", p=3), make_answer)
-    assert lines[-2].endswith("the data have changed") and lines[-1].endswith("differs from the nearest in data, p")
+    assert lines[-2].endswith("the data have changed") and lines[-1].endswith(
+        "differs from the nearest in data, p"
+    )
     again = RunStore(tmp_path, lines.append)
     again.get("kind", "a", dict(lr=1, p=2), make)
-    assert lines[-1] == f"HIT  kind {first.path.name}" and again.summary() == "1 runs: 1 reused, 0 made." and again.names() == [f"kind/{first.path.name}"]
+    assert (
+        lines[-1] == f"HIT  kind {first.path.name}"
+        and again.summary() == "1 runs: 1 reused, 0 made."
+        and again.names() == [f"kind/{first.path.name}"]
+    )
 
 
 def test_provenance_tells_when_how_long_and_from_what(tmp_path):
     store = silent(tmp_path)
     source = store.get("maps", "a", dict(n=1), lambda folder: time.sleep(0.02))
-    origin = read_json(store.get("fusions", "a", dict(zoo=dict(maps=[source.key])), make_answer).path / "provenance.json")
-    assert origin["inputs"] == [f"maps/{source.path.name}"] and origin["start"] <= origin["end"] and origin["modules"] == runs.code_modules()
-    assert set(origin["files"]) == {"config.json", "x"} and read_json(source.path / "provenance.json")["seconds"] >= 0.02
+    origin = read_json(
+        store.get("fusions", "a", dict(zoo=dict(maps=[source.key])), make_answer).path
+        / "provenance.json"
+    )
+    assert (
+        origin["inputs"] == [f"maps/{source.path.name}"]
+        and origin["start"] <= origin["end"]
+        and origin["modules"] == runs.code_modules()
+    )
+    assert (
+        set(origin["files"]) == {"config.json", "x"}
+        and read_json(source.path / "provenance.json")["seconds"] >= 0.02
+    )
 
 
 def test_other_code_is_named(tmp_path):
@@ -336,20 +459,29 @@ def test_other_code_is_named(tmp_path):
     run = store.get("kind", "a", {}, make_answer)
     origin = read_sealed(run.path / "provenance.json")
     older = {m: d for m, d in origin["modules"].items() if m != "masking"} | dict(trainer="0")
-    for changes, text in ((dict(modules=older), "other code: masking, trainer differ"), (dict(modules={}), "other code")):
+    for changes, text in (
+        (dict(modules=older), "other code: masking, trainer differ"),
+        (dict(modules={}), "other code"),
+    ):
         write_sealed(run.path / "provenance.json", origin | dict(code="0") | changes)
         store = RunStore(tmp_path, lines.append)
         store.get("kind", "a", {}, make_answer)
-        assert lines[-1].endswith(f"(made by {text})") and store.names(other_code=True) == [f"kind/{run.path.name}"]
-        assert len(list_runs(tmp_path, stale=True)) == 1 and len(list_runs(tmp_path, stale=False)) == 0
+        assert lines[-1].endswith(f"(made by {text})") and store.names(other_code=True) == [
+            f"kind/{run.path.name}"
+        ]
+        assert (
+            len(list_runs(tmp_path, stale=True)) == 1 and len(list_runs(tmp_path, stale=False)) == 0
+        )
     assert silent(tmp_path).names(other_code=True) == []
 
 
 def test_a_run_that_other_code_has_begun_is_marked(tmp_path):
     "Begun by one code, gone on with by a second, finished by the present one."
+
     def stop(folder):
         (folder / "checkpoint").write_text("epoch 3")
         raise KeyboardInterrupt
+
     for module in ("trainer", "masking", None):
         store = silent(tmp_path)
         if module:
@@ -359,8 +491,15 @@ def test_a_run_that_other_code_has_begun_is_marked(tmp_path):
                 store.get("kind", "a", {}, stop, resume=True)
     run = store.get("kind", "a", {}, resumed, resume=True)
     origin = read_json(run.path / "provenance.json")
-    assert origin["code"] == store.code and len(origin["earlier"]) == 2 and store.other_code(run.path) == "other code: masking, trainer differ"
-    assert silent(tmp_path).get("kind", "a", {}, resumed).reused and len(list_runs(tmp_path, stale=True)) == 1
+    assert (
+        origin["code"] == store.code
+        and len(origin["earlier"]) == 2
+        and store.other_code(run.path) == "other code: masking, trainer differ"
+    )
+    assert (
+        silent(tmp_path).get("kind", "a", {}, resumed).reused
+        and len(list_runs(tmp_path, stale=True)) == 1
+    )
     with pytest.raises(KeyboardInterrupt):
         store.get("kind", "b", {}, stop, resume=True)
     assert store.other_code(silent(tmp_path).get("kind", "b", {}, resumed, resume=True).path) == ""
@@ -370,7 +509,9 @@ def test_the_fingerprint_changes_with_the_code(tmp_path, monkeypatch):
     before = runs.code_modules()
     (tmp_path / "__init__.py").write_text("")
     monkeypatch.setattr(runs.prle, "__file__", str(tmp_path / "__init__.py"))
-    assert digest(runs.code_modules()) != digest(before) and list(runs.code_modules()) == ["__init__"]
+    assert digest(runs.code_modules()) != digest(before) and list(runs.code_modules()) == [
+        "__init__"
+    ]
 
 
 def test_a_failure_is_noted_and_tried_again(tmp_path):
@@ -379,16 +520,24 @@ def test_a_failure_is_noted_and_tried_again(tmp_path):
     def stumble(folder):
         (folder / "half").touch()
         raise MemoryError("it was too much")
+
     with pytest.raises(MemoryError):
         store.get("kind", "a", {}, stumble)
     path = tmp_path / "kind" / f"a-{KEY}"
-    assert beside(path) == ["failed.json", "lock"] and not path.exists() and store.summary() == "0 runs: 0 reused, 0 made."
+    assert (
+        beside(path) == ["failed.json", "lock"]
+        and not path.exists()
+        and store.summary() == "0 runs: 0 reused, 0 made."
+    )
     note = read_json(path.with_name(f".{path.name}.failed.json"))
     assert note["error"] == "MemoryError: it was too much" and "in stumble" in note["traceback"]
     (row,) = list_runs(tmp_path).to_dict("records")
     assert (row["state"], row["note"], row["made"]) == ("failed", note["error"], note["when"])
     RunStore(tmp_path, lines.append).get("kind", "a", {}, make_answer)
-    assert f"tried again after MemoryError: it was too much ({note['when']})" in lines[0] and beside(path) == []
+    assert (
+        f"tried again after MemoryError: it was too much ({note['when']})" in lines[0]
+        and beside(path) == []
+    )
 
 
 def diverge(folder):
@@ -404,9 +553,17 @@ def test_a_run_that_diverged_is_not_tried_again_by_the_same_code(tmp_path):
     assert beside(path) == ["failed.json", "lock"], "no checkpoint of a diverged training stays"
     with pytest.raises(RunFailed) as caught:
         silent(tmp_path).get("kind", "a", {}, made.append)
-    assert (caught.value.run, caught.value.reason, made) == (f"kind/{path.name}", "the loss became nan", [])
+    assert (caught.value.run, caught.value.reason, made) == (
+        f"kind/{path.name}",
+        "the loss became nan",
+        [],
+    )
     again = pickle.loads(pickle.dumps(caught.value))
-    assert (again.run, again.reason, str(again)) == (caught.value.run, caught.value.reason, str(caught.value))
+    assert (again.run, again.reason, str(again)) == (
+        caught.value.run,
+        caught.value.reason,
+        str(caught.value),
+    )
     other = silent(tmp_path)
     other.code = "other"
     assert other.get("kind", "a", {}, make_answer).path == path
@@ -427,7 +584,9 @@ except runs.RunFailed as e: print(e)
     waiters = [processes(body) for _ in range(2)]
     assert all("WAIT" in w.stdout.readline() for w in waiters)
     (tmp_path / "go").touch()
-    assert all("failed: the loss became nan" in p.communicate(timeout=30)[0] for p in (worker, *waiters)) and log(tmp_path) == ["trains"]
+    assert all(
+        "failed: the loss became nan" in p.communicate(timeout=30)[0] for p in (worker, *waiters)
+    ) and log(tmp_path) == ["trains"]
 
 
 def test_what_needs_a_diverged_run_is_blocked_and_the_rest_is_planned(tmp_path):
@@ -436,8 +595,22 @@ def test_what_needs_a_diverged_run_is_blocked_and_the_rest_is_planned(tmp_path):
     dry = RunStore(tmp_path, dry=True)
     graph(dry)
     plan = planned(dry)
-    assert plan.action.tolist() == ["failed", "make", "make", "blocked", "make", "make", "blocked", "blocked", "blocked"]
-    assert plan.reason[0] == "the loss became nan" and plan.reason[8] == f"needs {plan.kind[0]}/{plan.label[0]}-{plan.key[0]}, which failed: the loss became nan"
+    assert plan.action.tolist() == [
+        "failed",
+        "make",
+        "make",
+        "blocked",
+        "make",
+        "make",
+        "blocked",
+        "blocked",
+        "blocked",
+    ]
+    assert (
+        plan.reason[0] == "the loss became nan"
+        and plan.reason[8]
+        == f"needs {plan.kind[0]}/{plan.label[0]}-{plan.key[0]}, which failed: the loss became nan"
+    )
     assert "9 runs: 0 reused, 1 failed, 4 blocked, 4 to make" in plan_text(plan)
 
 
@@ -447,11 +620,17 @@ def test_an_interruption_by_hand_is_no_failure_and_frees_the_run(tmp_path):
     def interrupted(folder):
         (folder / "checkpoint").write_text("epoch 3")
         raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
         store.get("kind", "a", {}, interrupted, resume=True)
-    assert list_runs(tmp_path).state.tolist() == ["interrupted"] and list_runs(tmp_path)["bytes"][0] > 0
+    assert (
+        list_runs(tmp_path).state.tolist() == ["interrupted"]
+        and list_runs(tmp_path)["bytes"][0] > 0
+    )
     run = RunStore(tmp_path, lines.append).get("kind", "a", {}, resumed, resume=True)
-    assert lines[0].endswith("was interrupted; goes on from what is left") and beside(run.path) == []
+    assert (
+        lines[0].endswith("was interrupted; goes on from what is left") and beside(run.path) == []
+    )
     with pytest.raises(KeyboardInterrupt):
         store.get("kind", "b", {}, interrupted)
     assert not list(tmp_path.glob("kind/.*.partial-*"))
@@ -476,24 +655,36 @@ def fill(folder):
     save_file(dict(w=np.ones(100)), folder / "model.safetensors")
     np.save(folder / "maps.npy", np.ones(100))
     (folder / "quantiles/A").mkdir(parents=True)
-    for n in range(3): (folder / f"quantiles/A/{n}.png").write_bytes(b"a map")
+    for n in range(3):
+        (folder / f"quantiles/A/{n}.png").write_bytes(b"a map")
 
 
-def halve(path): path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
-def garble(path): path.write_bytes(b"\x00" * path.stat().st_size)
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def garble(path):
+    path.write_bytes(b"\x00" * path.stat().st_size)
 
 
 @pytest.mark.parametrize("damage", [halve, garble, Path.unlink])
-@pytest.mark.parametrize("name", ["scores.parquet", "model.safetensors", "maps.npy", "config.json", "provenance.json"])
+@pytest.mark.parametrize(
+    "name", ["scores.parquet", "model.safetensors", "maps.npy", "config.json", "provenance.json"]
+)
 def test_corrupt_results_are_set_aside_and_made_again(tmp_path, name, damage):
     lines, run = [], silent(tmp_path).get("kind", "a", {}, fill)
     damage(run.path / name)
     again = RunStore(tmp_path, lines.append).get("kind", "a", {}, fill)
     assert not again.reused and again.path == run.path and check_run(run.path, deep=True) is None
-    assert f"cannot be read: {name} " in lines[0] and lines[0].endswith(f"set aside as {run.path.name}.corrupt-1")
+    assert f"cannot be read: {name} " in lines[0] and lines[0].endswith(
+        f"set aside as {run.path.name}.corrupt-1"
+    )
     damage(run.path / name)
     silent(tmp_path).get("kind", "a", {}, fill)
-    assert sorted(list_runs(tmp_path).state) == ["corrupt", "corrupt", "finished"] and (tmp_path / f"kind/{run.path.name}.corrupt-2").exists()
+    assert (
+        sorted(list_runs(tmp_path).state) == ["corrupt", "corrupt", "finished"]
+        and (tmp_path / f"kind/{run.path.name}.corrupt-2").exists()
+    )
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), Path.unlink])
@@ -501,7 +692,10 @@ def test_a_map_that_is_no_more_is_missed(tmp_path, damage):
     lines, run = [], silent(tmp_path).get("kind", "a", {}, fill)
     damage(run.path / "quantiles/A/1.png")
     assert not RunStore(tmp_path, lines.append).get("kind", "a", {}, fill).reused
-    assert re.search(r"cannot be read: quantiles/A/1.png (is missing|has changed since it was written); set aside", lines[0])
+    assert re.search(
+        r"cannot be read: quantiles/A/1.png (is missing|has changed since it was written); set aside",
+        lines[0],
+    )
     assert check_run(run.path, deep=True) is None
 
 
@@ -510,13 +704,18 @@ def test_a_file_system_that_fails_is_not_a_corrupt_run(tmp_path, monkeypatch):
 
     def fail(path, *_):
         raise OSError(errno.EIO, "Input/output error")
+
     monkeypatch.setattr("prle.core._content_digest", fail)
     with pytest.raises(OSError, match="Input/output"):
         silent(tmp_path).get("kind", "a", {}, fill)
     assert [p.name for p in run.path.parent.iterdir()] == [run.path.name]
 
 
-FULL = [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded"), RuntimeError("I/O error: No space left on device")]
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    RuntimeError("I/O error: No space left on device"),
+]
 
 
 @pytest.mark.parametrize("error", FULL, ids=lambda e: type(e).__name__ + str(e)[:9])
@@ -526,9 +725,17 @@ def test_a_full_disk_names_the_folder_and_leaves_no_half_run(tmp_path, error):
     def full(folder):
         (folder / "model.safetensors").write_bytes(b"half")
         raise error
-    with pytest.raises(OSError, match=f"No space left on device: {tmp_path}/kind cannot take the run a-.*prle runs prune.*PRLE_OUTPUTS") as e:
+
+    with pytest.raises(
+        OSError,
+        match=f"No space left on device: {tmp_path}/kind cannot take the run a-.*prle runs prune.*PRLE_OUTPUTS",
+    ) as e:
         store.get("kind", "a", {}, full)
-    assert e.value.errno == errno.ENOSPC and not list(tmp_path.rglob("model*")) and list_runs(tmp_path).state.tolist() == ["failed"]
+    assert (
+        e.value.errno == errno.ENOSPC
+        and not list(tmp_path.rglob("model*"))
+        and list_runs(tmp_path).state.tolist() == ["failed"]
+    )
     assert not store.get("kind", "a", {}, make_answer).reused
 
 
@@ -536,14 +743,18 @@ def test_a_full_disk_does_not_cost_the_checkpoint(tmp_path):
     def full(folder):
         (folder / "checkpoint").write_text("epoch 3")
         raise OSError(errno.ENOSPC, "No space left on device")
+
     with pytest.raises(OSError, match="cannot take the run"):
         silent(tmp_path).get("kind", "a", {}, full, resume=True)
-    assert (silent(tmp_path).get("kind", "a", {}, resumed, resume=True).path / "x").read_text() == "epoch 3"
+    assert (
+        silent(tmp_path).get("kind", "a", {}, resumed, resume=True).path / "x"
+    ).read_text() == "epoch 3"
 
 
 def test_other_errors_of_the_work_are_its_own(tmp_path):
     def missing(folder):
         raise PermissionError(errno.EACCES, "Permission denied", "face.png")
+
     with pytest.raises(PermissionError, match="face.png"):
         silent(tmp_path).get("kind", "a", {}, missing)
 
@@ -552,7 +763,9 @@ def test_other_errors_of_the_work_are_its_own(tmp_path):
 def test_a_file_in_the_folders_place_is_named(tmp_path, place):
     (tmp_path / place).parent.mkdir(exist_ok=True)
     (tmp_path / place).touch()
-    with pytest.raises(OSError, match=f"{tmp_path}/runs/kind cannot take the run.*another folder with PRLE_OUTPUTS"):
+    with pytest.raises(
+        OSError, match=f"{tmp_path}/runs/kind cannot take the run.*another folder with PRLE_OUTPUTS"
+    ):
         silent(tmp_path / "runs").get("kind", "a", {}, make_answer)
 
 
@@ -565,19 +778,27 @@ def test_a_closed_store_can_be_read(tmp_path, monkeypatch, code):
         if str(path).startswith(str(tmp_path)):
             raise OSError(code, os.strerror(code), str(path))
         return mkdir(path, *args, **kwargs)
+
     monkeypatch.setattr(os, "mkdir", closed)
     before = sorted(tmp_path.rglob("*"))
     store = silent(tmp_path)
     assert store.get("kind", "a", {}, make_answer) == (run.path, run.key, True)
-    with pytest.raises(OSError, match=f"{os.strerror(code)}: {tmp_path}/kind cannot take the run b-"):
+    with pytest.raises(
+        OSError, match=f"{os.strerror(code)}: {tmp_path}/kind cannot take the run b-"
+    ):
         store.get("kind", "b", {}, make_answer)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def graph(store, lr=1, fail=False):
     "Three detectors, their maps, a fusion, a masked detector, and one that nothing is made from."
-    plain = [store.get("detectors", f"{b}-DF-none", dict(name=b, lr=lr), make_answer) for b in "XYZ"]
-    maps = [store.get("maps", f"{b}-DF", dict(detector=d.key), make_answer) for b, d in zip("XYZ", plain)]
+    plain = [
+        store.get("detectors", f"{b}-DF-none", dict(name=b, lr=lr), make_answer) for b in "XYZ"
+    ]
+    maps = [
+        store.get("maps", f"{b}-DF", dict(detector=d.key), make_answer)
+        for b, d in zip("XYZ", plain)
+    ]
     fused = store.get("fusions", "DF", dict(maps=[m.key for m in maps]), make_answer)
     store.get("detectors", "X-DF-primary", dict(name="X", lr=lr, quantiles=fused.key), make_answer)
     return store.get("statistics", "DF-X", dict(maps=maps[0].key), make_answer)
@@ -586,7 +807,9 @@ def graph(store, lr=1, fail=False):
 def test_the_plan_is_what_then_happens(tmp_path):
     real = silent(tmp_path)
     real.get("detectors", "Y-DF-none", dict(name="Y", lr=1), make_answer)
-    garble(real.get("detectors", "Z-DF-none", dict(name="Z", lr=1), make_answer).path / "config.json")
+    garble(
+        real.get("detectors", "Z-DF-none", dict(name="Z", lr=1), make_answer).path / "config.json"
+    )
     dry = RunStore(tmp_path, pytest.fail, dry=True)
     before = sorted(tmp_path.rglob("*"))
     last = graph(dry)
@@ -596,12 +819,21 @@ def test_the_plan_is_what_then_happens(tmp_path):
     graph(store)
     plan = planned(dry)
     said = [s.replace(":", "").split()[:3] for s in lines]
-    assert said == [[dict(reuse="HIT", make="MISS")[p.action], p.kind, f"{p.label}-{p.key}"] for p in plan.itertuples()]
-    assert plan.action.value_counts().to_dict() == dict(make=8, reuse=1) and dry.names() == store.names() and "8 to make" in dry.summary()
+    assert said == [
+        [dict(reuse="HIT", make="MISS")[p.action], p.kind, f"{p.label}-{p.key}"]
+        for p in plan.itertuples()
+    ]
+    assert (
+        plan.action.value_counts().to_dict() == dict(make=8, reuse=1)
+        and dry.names() == store.names()
+        and "8 to make" in dry.summary()
+    )
     assert plan.reason[2].startswith("cannot be read: config.json")
     dry = RunStore(tmp_path, pytest.fail, dry=True)
     graph(dry), graph(dry)
-    assert planned(dry).action.tolist() == ["reuse"] * 9 and plan_text(planned(dry)).endswith("9 runs: 9 reused, 0 to make in about 0 s.")
+    assert planned(dry).action.tolist() == ["reuse"] * 9 and plan_text(planned(dry)).endswith(
+        "9 runs: 9 reused, 0 to make in about 0 s."
+    )
 
 
 def test_what_a_run_waits_for_is_of_the_right_kind(tmp_path):
@@ -615,7 +847,10 @@ def test_what_a_run_waits_for_is_of_the_right_kind(tmp_path):
 def test_a_plan_estimates_from_the_nearest_runs(tmp_path):
     for label, seconds in (("X-DF", 100), ("X-FS", 300), ("Y-DF", 7000)):
         run = silent(tmp_path).get("detectors", label, dict(label=label), make_answer)
-        write_sealed(run.path / "provenance.json", read_sealed(run.path / "provenance.json") | dict(seconds=seconds))
+        write_sealed(
+            run.path / "provenance.json",
+            read_sealed(run.path / "provenance.json") | dict(seconds=seconds),
+        )
     dry = RunStore(tmp_path, dry=True)
     dry.get("detectors", "X-NT", dict(label="X-NT"), make_answer)
     dry.get("detectors", "Z-NT", dict(label="Z-NT"), make_answer)
@@ -626,15 +861,36 @@ def test_a_plan_estimates_from_the_nearest_runs(tmp_path):
 
 
 def test_resumed_runs_do_not_count_as_quick():
-    past = [("a-0", {}, dict(seconds=1, resumed=True)), ("a-1", {}, dict(seconds=9)), ("a-2", {}, {})]
+    past = [
+        ("a-0", {}, dict(seconds=1, resumed=True)),
+        ("a-1", {}, dict(seconds=9)),
+        ("a-2", {}, {}),
+    ]
     assert estimate("a-3", {}, past) == 9
 
 
-@pytest.mark.parametrize("change, seconds", [({}, 10), ({"recipe.epochs": 3}, 30), ({"recipe.seed": 1}, 10), ({"data": "b"}, None), ({"width": 0.5}, None),
-                                             ({"recipe.batch": 8}, None), ({"size": 64}, None)])
+@pytest.mark.parametrize(
+    "change, seconds",
+    [
+        ({}, 10),
+        ({"recipe.epochs": 3}, 30),
+        ({"recipe.seed": 1}, 10),
+        ({"data": "b"}, None),
+        ({"width": 0.5}, None),
+        ({"recipe.batch": 8}, None),
+        ({"size": 64}, None),
+    ],
+)
 def test_a_run_of_another_size_tells_no_time(change, seconds):
     "A smoke run, or a trial of one epoch, must not make a long training look short."
-    here = {"data": "a", "width": 1.0, "size": 128, "recipe.epochs": 1, "recipe.batch": 32, "recipe.seed": 0}
+    here = {
+        "data": "a",
+        "width": 1.0,
+        "size": 128,
+        "recipe.epochs": 1,
+        "recipe.batch": 32,
+        "recipe.seed": 0,
+    }
     found = estimate("X-DF", {**here, **change}, [("X-DF", here, dict(seconds=10.0))])
     assert found == seconds if seconds else np.isnan(found)
 
@@ -647,15 +903,30 @@ def test_a_plan_knows_what_others_are_making(tmp_path, processes):
     (row,) = planned(dry).to_dict("records")
     assert row["action"] == "wait" and row["reason"].startswith(f"pid {worker.pid} on")
     (row,) = list_runs(tmp_path / "runs").to_dict("records")
-    assert row["state"] == "in progress" and row["note"].startswith(f"pid {worker.pid} on") and row["bytes"] > 0
+    assert (
+        row["state"] == "in progress"
+        and row["note"].startswith(f"pid {worker.pid} on")
+        and row["bytes"] > 0
+    )
 
 
 def test_runs_are_listed_and_filtered(tmp_path):
-    assert len(list_runs(tmp_path / "none")) == 0 and runs_text(list_runs(tmp_path / "none")).startswith("0 runs (none), 0 B")
+    assert len(list_runs(tmp_path / "none")) == 0 and runs_text(
+        list_runs(tmp_path / "none")
+    ).startswith("0 runs (none), 0 B")
     graph(silent(tmp_path))
     table = list_runs(tmp_path)
-    assert len(table) == 9 and set(table.state) == {"finished"} and (table["bytes"] > 0).all() and table.made.str.match(r"\d{4}-\d\d-\d\dT").all()
-    assert list_runs(tmp_path, kind="detectors", pattern="^[XY]-").label.tolist() == ["X-DF-none", "X-DF-primary", "Y-DF-none"]
+    assert (
+        len(table) == 9
+        and set(table.state) == {"finished"}
+        and (table["bytes"] > 0).all()
+        and table.made.str.match(r"\d{4}-\d\d-\d\dT").all()
+    )
+    assert list_runs(tmp_path, kind="detectors", pattern="^[XY]-").label.tolist() == [
+        "X-DF-none",
+        "X-DF-primary",
+        "Y-DF-none",
+    ]
     with pytest.raises(ValueError, match="unknown kind of run 'map'.*'maps'"):
         list_runs(tmp_path, kind="map")
     text = runs_text(table)
@@ -665,17 +936,27 @@ def test_runs_are_listed_and_filtered(tmp_path):
 def test_prune_keeps_what_is_needed(tmp_path):
     graph(silent(tmp_path)), graph(silent(tmp_path), lr=2)
     keep = RunStore(tmp_path, dry=True)
-    keep.get("fusions", "DF", read_json(next((tmp_path / "fusions").iterdir()) / "config.json"), make_answer)
+    keep.get(
+        "fusions",
+        "DF",
+        read_json(next((tmp_path / "fusions").iterdir()) / "config.json"),
+        make_answer,
+    )
     every = set(tmp_path.rglob("*"))
     gone = prune(tmp_path, keep.names())
     assert set(tmp_path.rglob("*")) == every, "nothing is deleted unasked"
-    assert gone.kind.value_counts().to_dict() == dict(detectors=5, maps=3, statistics=2, fusions=1) and list(gone.columns) == runs.COLUMNS
+    assert (
+        gone.kind.value_counts().to_dict() == dict(detectors=5, maps=3, statistics=2, fusions=1)
+        and list(gone.columns) == runs.COLUMNS
+    )
     assert len(prune(tmp_path, keep.names(), delete=True)) == 11 and len(list_runs(tmp_path)) == 7
     again = silent(tmp_path)
     lr = read_json(next((tmp_path / "detectors").iterdir()) / "config.json")["lr"]
     graph(again, lr)
     assert again.summary() == "9 runs: 7 reused, 2 made."
-    assert len(prune(tmp_path, [], delete=True)) == 9 and not any(any(p.iterdir()) for p in tmp_path.iterdir())
+    assert len(prune(tmp_path, [], delete=True)) == 9 and not any(
+        any(p.iterdir()) for p in tmp_path.iterdir()
+    )
 
 
 def test_prune_takes_leavings_along_but_not_of_needed_runs(tmp_path):
@@ -686,6 +967,7 @@ def test_prune_takes_leavings_along_but_not_of_needed_runs(tmp_path):
 
     def fail(folder):
         raise KeyboardInterrupt
+
     for label in "bc":
         with pytest.raises(KeyboardInterrupt):
             store.get("kind", label, {}, fail, resume=True)
@@ -695,7 +977,10 @@ def test_prune_takes_leavings_along_but_not_of_needed_runs(tmp_path):
 
 
 def test_prune_spares_what_others_hold_and_what_that_needs(tmp_path, processes):
-    source, other = (silent(tmp_path / "runs").get("maps", label, dict(n=label), make_answer) for label in ("used", "unused"))
+    source, other = (
+        silent(tmp_path / "runs").get("maps", label, dict(n=label), make_answer)
+        for label in ("used", "unused")
+    )
     worker = processes(HALF_WAY.replace('"a", {}', f'"a", dict(maps=["{source.key}"])'))
     wait_for(lambda: "waits" in log(tmp_path))
     assert prune(tmp_path / "runs", [], delete=True).label.tolist() == ["unused"]
@@ -708,7 +993,9 @@ def test_prune_spares_what_others_hold_and_what_that_needs(tmp_path, processes):
     assert prune(tmp_path / "runs", []).kind.tolist() == ["kind"] and not runs._delete(source.path)
     held.free()
     (tmp_path / "runs/kind/.prle-del-12345678").mkdir()
-    assert len(prune(tmp_path / "runs", [], delete=True)) == 2 and not list((tmp_path / "runs").glob("*/*"))
+    assert len(prune(tmp_path / "runs", [], delete=True)) == 2 and not list(
+        (tmp_path / "runs").glob("*/*")
+    )
 
 
 def test_recorded_runs_are_read_from_the_tables(tmp_path):
@@ -716,17 +1003,27 @@ def test_recorded_runs_are_read_from_the_tables(tmp_path):
     write_json(tmp_path / "mini/tables/table1.provenance.json", dict(runs=[a, b]))
     write_json(tmp_path / "elsewhere/figures/figure3.provenance.json", dict(runs=[a, c]))
     (tmp_path / "outputs").mkdir()
-    for name in ("mini", "elsewhere"): (tmp_path / "outputs" / name).symlink_to(tmp_path / name)
+    for name in ("mini", "elsewhere"):
+        (tmp_path / "outputs" / name).symlink_to(tmp_path / name)
     (tmp_path / "mini/loop").symlink_to(tmp_path)
-    assert recorded_runs(tmp_path / "outputs") == {a, b, c} and recorded_runs(tmp_path / "nowhere") == set()
-    assert reachable({"c": ["b"], "b": ["a"], "d": ["a"]}, ["c", "unknown"]) == {"a", "b", "c", "unknown"}
+    assert (
+        recorded_runs(tmp_path / "outputs") == {a, b, c}
+        and recorded_runs(tmp_path / "nowhere") == set()
+    )
+    assert reachable({"c": ["b"], "b": ["a"], "d": ["a"]}, ["c", "unknown"]) == {
+        "a",
+        "b",
+        "c",
+        "unknown",
+    }
 
 
 def filled(folder):
     "As `fill`, the quantile maps with their digests."
     fill(folder)
     with made_folder(folder / "many", "quantile maps") as new:
-        for n in range(3): (new / f"{n}.png").write_bytes(bytes([n] * 40))
+        for n in range(3):
+            (new / f"{n}.png").write_bytes(bytes([n] * 40))
         write_digests(new)
 
 
@@ -736,11 +1033,13 @@ def test_every_flipped_bit_is_found(tmp_path):
     for path in sorted(p for p in run.path.rglob("*") if p.is_file()):
         whole, name = path.read_bytes(), path.relative_to(run.path).as_posix()
         for at in range(0, len(whole), max(1, len(whole) // 40)):
-            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
-            with pytest.raises(Damaged, match=name) as e: check_run(run.path, deep=True)
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            with pytest.raises(Damaged, match=name) as e:
+                check_run(run.path, deep=True)
             assert len(str(e.value)) < 500
             if not name.endswith(".png") or "quantiles" in name:
-                with pytest.raises(Damaged, match=name): check_run(run.path)
+                with pytest.raises(Damaged, match=name):
+                    check_run(run.path)
             tried += 1
         path.write_bytes(whole)
     check_run(run.path, deep=True)
@@ -751,9 +1050,11 @@ def test_a_file_is_compared_when_it_is_read(tmp_path):
     run = silent(tmp_path).get("kind", "a", {}, fill)
     assert run_file(run.path, "maps.npy") == run.path / "maps.npy"
     for name in ("thesis", "provenance.json"):
-        with pytest.raises(Damaged, match=f"has no {name}"): run_file(run.path, name)
+        with pytest.raises(Damaged, match=f"has no {name}"):
+            run_file(run.path, name)
     garble(run.path / "maps.npy")
-    with pytest.raises(Damaged, match="maps.npy has changed"): run_file(run.path, "maps.npy")
+    with pytest.raises(Damaged, match="maps.npy has changed"):
+        run_file(run.path, "maps.npy")
     assert run_file(run.path, "scores.parquet").exists()
 
 
@@ -776,27 +1077,54 @@ def test_a_run_under_another_name_is_not_believed(tmp_path):
 def test_keys_are_the_same_when_they_are_read_back(tmp_path):
     "Numbers as names sort otherwise than words."
     config = dict(sizes={10: 1, 9: 2}, pair=(1, 2))
-    assert not silent(tmp_path).get("kind", "a", config, make_answer).reused and silent(tmp_path).get("kind", "a", config, make_answer).reused
+    assert (
+        not silent(tmp_path).get("kind", "a", config, make_answer).reused
+        and silent(tmp_path).get("kind", "a", config, make_answer).reused
+    )
 
 
 def test_an_input_that_is_found_damaged_by_a_reader_is_set_aside_and_made_again(tmp_path):
     "One map among many is only compared when it is read."
     lines, store = [], silent(tmp_path)
-    def source(store): return store.get("fusions", "f", {}, filled)
+
+    def source(store):
+        return store.get("fusions", "f", {}, filled)
+
     def train(folder):
-        for n in range(3): read_whole(path / f"many/{n}.png", runs.read_digests(path / "many")[f"{n}.png"])
+        for n in range(3):
+            read_whole(path / f"many/{n}.png", runs.read_digests(path / "many")[f"{n}.png"])
         make_answer(folder)
+
     path = source(store).path
     garble(path / "many/1.png")
     assert source(silent(tmp_path)).reused, "which does not read all maps"
     store = RunStore(tmp_path, lines.append)
-    with pytest.raises(Damaged, match=f"many/1.png has changed since it was written; fusions/{path.name} is set aside as {path.name}.corrupt-1. Start again") as e:
+    with pytest.raises(
+        Damaged,
+        match=f"many/1.png has changed since it was written; fusions/{path.name} is set aside as {path.name}.corrupt-1. Start again",
+    ) as e:
         store.get("detectors", "d", dict(quantiles=source(store).key), train)
     assert len(str(e.value)) < 400 and not path.exists() and beside(path) == []
-    assert not source(silent(tmp_path)).reused and not silent(tmp_path).get("detectors", "d", dict(quantiles=source(silent(tmp_path)).key), train).reused
+    assert (
+        not source(silent(tmp_path)).reused
+        and not silent(tmp_path)
+        .get("detectors", "d", dict(quantiles=source(silent(tmp_path)).key), train)
+        .reused
+    )
 
 
-ALIEN = ["[]", "null", "3", '"x"', "{", "", "\x00\xff", "[" * 10**5, '{"a": 1, "a": 2}', '{"error": 3, "when": [], "seconds": "x", "files": 3, "run": null, "pid": "x"}']
+ALIEN = [
+    "[]",
+    "null",
+    "3",
+    '"x"',
+    "{",
+    "",
+    "\x00\xff",
+    "[" * 10**5,
+    '{"a": 1, "a": 2}',
+    '{"error": 3, "when": [], "seconds": "x", "files": 3, "run": null, "pid": "x"}',
+]
 
 
 @pytest.mark.parametrize("content", ALIEN, ids=range(len(ALIEN)))
@@ -805,23 +1133,40 @@ def test_alien_records_of_runs_are_no_traceback(tmp_path, name, content):
     run = silent(tmp_path).get("kind", "a", {}, make_answer)
     (run.path / name).write_text(content)
     (row,) = list_runs(tmp_path).to_dict("records")
-    assert row["state"] == "corrupt" and name in row["note"] and len(row["note"]) < 300 and len(damaged_runs(tmp_path, list_runs(tmp_path))) == 1
+    assert (
+        row["state"] == "corrupt"
+        and name in row["note"]
+        and len(row["note"]) < 300
+        and len(damaged_runs(tmp_path, list_runs(tmp_path))) == 1
+    )
     dry = RunStore(tmp_path, dry=True)
     dry.get("kind", "a", {}, make_answer), dry.get("kind", "b", dict(n=1), make_answer)
     assert planned(dry).action.tolist() == ["make", "make"] and dry.names(other_code=True) == []
     assert len(spared(tmp_path)) == 1 and runs_text(spared(tmp_path))
     if name == "config.json":
-        with pytest.raises(ValueError, match=f"What kind/{run.path.name} is made from is not known"): prune(tmp_path, [], delete=True)
-    else: assert len(prune(tmp_path, [], delete=True)) == 0
+        with pytest.raises(
+            ValueError, match=f"What kind/{run.path.name} is made from is not known"
+        ):
+            prune(tmp_path, [], delete=True)
+    else:
+        assert len(prune(tmp_path, [], delete=True)) == 0
     assert run.path.exists() and not silent(tmp_path).get("kind", "a", {}, make_answer).reused
 
 
 def test_records_with_wrong_types_inside_are_refused_even_if_sealed(tmp_path):
     run = silent(tmp_path).get("kind", "a", {}, make_answer)
     origin = read_sealed(run.path / "provenance.json")
-    for wrong in (dict(seconds="x"), dict(files=3), dict(run=None), dict(modules=[]), dict(earlier={}), dict(end=7)):
+    for wrong in (
+        dict(seconds="x"),
+        dict(files=3),
+        dict(run=None),
+        dict(modules=[]),
+        dict(earlier={}),
+        dict(end=7),
+    ):
         write_sealed(run.path / "provenance.json", origin | wrong)
-        with pytest.raises(Damaged, match=f"provenance.json: {next(iter(wrong))} is"): check_run(run.path)
+        with pytest.raises(Damaged, match=f"provenance.json: {next(iter(wrong))} is"):
+            check_run(run.path)
 
 
 @pytest.mark.parametrize("content", ALIEN, ids=range(len(ALIEN)))
@@ -836,17 +1181,38 @@ def test_alien_notes_beside_runs_are_no_traceback(tmp_path, content):
     dry = RunStore(tmp_path, dry=True)
     dry.get("kind", "a", {}, make_answer)
     assert planned(dry).action.tolist() in (["make"], ["wait"]) and len(spared(tmp_path)) == 1
-    with pytest.raises(ValueError, match="is made from is not known"): prune(tmp_path, [], delete=True)
+    with pytest.raises(ValueError, match="is made from is not known"):
+        prune(tmp_path, [], delete=True)
     assert snapshot(tmp_path) == before
-    for n in (1, 2): (path.with_name(f".{path.name}.partial-{n}") / "thesis").touch()
-    run = RunStore(tmp_path, lambda line: None, heartbeat=0.02, missed=2).get("kind", "a", {}, make_answer)
-    assert check_run(run.path) is None and len(list(tmp_path.rglob("thesis"))) == 2, "what others have put there stays"
+    for n in (1, 2):
+        (path.with_name(f".{path.name}.partial-{n}") / "thesis").touch()
+    run = RunStore(tmp_path, lambda line: None, heartbeat=0.02, missed=2).get(
+        "kind", "a", {}, make_answer
+    )
+    assert check_run(run.path) is None and len(list(tmp_path.rglob("thesis"))) == 2, (
+        "what others have put there stays"
+    )
 
 
-@pytest.mark.parametrize("claim", [dict(pid="x"), dict(host=3), dict(machine=None), dict(heartbeat="x"), dict(heartbeat=1e300), dict(pid=-1), dict(pid=10**30), dict(since=[])])
+@pytest.mark.parametrize(
+    "claim",
+    [
+        dict(pid="x"),
+        dict(host=3),
+        dict(machine=None),
+        dict(heartbeat="x"),
+        dict(heartbeat=1e300),
+        dict(pid=-1),
+        dict(pid=10**30),
+        dict(since=[]),
+    ],
+)
 def test_claims_with_wrong_types_inside_are_no_traceback(tmp_path, claim):
     (tmp_path / "kind").mkdir()
-    write_json(tmp_path / f"kind/.a-{KEY}.lock/1", dict(runs.this_process(), heartbeat=1, machine="elsewhere") | claim)
+    write_json(
+        tmp_path / f"kind/.a-{KEY}.lock/1",
+        dict(runs.this_process(), heartbeat=1, machine="elsewhere") | claim,
+    )
     assert len(list_runs(tmp_path)) == 1 and len(prune(tmp_path, [], delete=True)) == 0
     Claim(tmp_path / f"kind/.a-{KEY}.lock", heartbeat=0.1).take()
 
@@ -858,7 +1224,8 @@ def test_pipes_do_not_stop_anything(tmp_path):
         whole = path.read_bytes()
         path.unlink()
         os.mkfifo(path)
-        with pytest.raises(Damaged, match=f"{path.name} is no ordinary file"): check_run(run.path, deep=True)
+        with pytest.raises(Damaged, match=f"{path.name} is no ordinary file"):
+            check_run(run.path, deep=True)
         list_runs(tmp_path)
         path.unlink()
         path.write_bytes(whole)
@@ -867,60 +1234,142 @@ def test_pipes_do_not_stop_anything(tmp_path):
         os.mkfifo(file)
     assert len(list_runs(tmp_path)) == 1 and len(prune(tmp_path, [], delete=True)) == 0
     os.mkfifo(tmp_path / "note.provenance.json")
-    with pytest.raises(ValueError, match="note.provenance.json is no ordinary file"): recorded_runs(tmp_path)
+    with pytest.raises(ValueError, match="note.provenance.json is no ordinary file"):
+        recorded_runs(tmp_path)
 
 
 def snapshot(folder):
     "All that lies below, links not followed."
-    return {p: os.readlink(p) if p.is_symlink() else p.read_bytes() if p.is_file() else "folder" for p in folder.rglob("*")}
+    return {
+        p: os.readlink(p) if p.is_symlink() else p.read_bytes() if p.is_file() else "folder"
+        for p in folder.rglob("*")
+    }
 
 
 def whole_store(root):
     "A store in which a needed and a needless run lie, beside nothing else."
-    needed, lost = (silent(root).get("kind", label, dict(n=label), filled) for label in ("needed", "lost"))
+    needed, lost = (
+        silent(root).get("kind", label, dict(n=label), filled) for label in ("needed", "lost")
+    )
     return needed.path, lost.path
 
 
-def a_folder_named_like_a_run(root, lost): (root / f"kind/thesis-{KEY}").mkdir(); (root / f"kind/thesis-{KEY}/chapter").touch()
-def a_run_without_provenance(root, lost): (lost / "provenance.json").unlink()
-def a_file_in_a_run(root, lost): (lost / "thesis").touch()
-def a_file_among_its_maps(root, lost): (lost / "many/thesis").touch()
-def a_link_in_a_run(root, lost): (lost / "data").symlink_to(root.parent / "outside")
-def a_copy_under_another_name(root, lost): os.rename(lost, lost.with_name(f"other-{lost.name[-16:]}")); (root / "kind" / f"other-{lost.name[-16:]}" / "config.json").unlink()
-def a_file_named_like_a_run(root, lost): (root / f"kind/b-{KEY}").touch()
-def a_kind_that_is_a_link(root, lost): os.rename(root / "kind", root.parent / "outside/kind"); (root / "kind").symlink_to(root.parent / "outside/kind")
-def a_run_that_is_a_link(root, lost): os.rename(lost, root.parent / "outside/run"); lost.symlink_to(root.parent / "outside/run")
-def a_lock_that_is_a_link(root, lost): lost.with_name(f".{lost.name}.lock").symlink_to(root.parent / "outside")
-def a_file_in_a_lock(root, lost): lost.with_name(f".{lost.name}.lock").mkdir(); (lost.with_name(f".{lost.name}.lock") / "thesis").touch()
-def a_partial_that_is_a_link(root, lost): lost.with_name(f".{lost.name}.partial-1").symlink_to(root.parent / "outside")
-def a_partial_of_others(root, lost): lost.with_name(f".{lost.name}.partial-1").mkdir(); (lost.with_name(f".{lost.name}.partial-1") / "thesis").touch()
-def a_note_of_others(root, lost): lost.with_name(f".{lost.name}.failed.json").write_text("my thesis")
-def files_of_others(root, lost): (root / "thesis").touch(); (root / "kind/.thesis.deleted").mkdir(); (root / "kind/thesis").mkdir(); (root / "kind/.x.partial-1").touch()
+def a_folder_named_like_a_run(root, lost):
+    (root / f"kind/thesis-{KEY}").mkdir()
+    (root / f"kind/thesis-{KEY}/chapter").touch()
 
 
-@pytest.mark.parametrize("change", [
-    a_folder_named_like_a_run, a_run_without_provenance, a_file_in_a_run, a_file_among_its_maps, a_link_in_a_run, a_copy_under_another_name, a_file_named_like_a_run,
-    a_kind_that_is_a_link, a_run_that_is_a_link, a_lock_that_is_a_link, a_file_in_a_lock, a_partial_that_is_a_link, a_partial_of_others, a_note_of_others, files_of_others],
-    ids=lambda f: f.__name__)
+def a_run_without_provenance(root, lost):
+    (lost / "provenance.json").unlink()
+
+
+def a_file_in_a_run(root, lost):
+    (lost / "thesis").touch()
+
+
+def a_file_among_its_maps(root, lost):
+    (lost / "many/thesis").touch()
+
+
+def a_link_in_a_run(root, lost):
+    (lost / "data").symlink_to(root.parent / "outside")
+
+
+def a_copy_under_another_name(root, lost):
+    os.rename(lost, lost.with_name(f"other-{lost.name[-16:]}"))
+    (root / "kind" / f"other-{lost.name[-16:]}" / "config.json").unlink()
+
+
+def a_file_named_like_a_run(root, lost):
+    (root / f"kind/b-{KEY}").touch()
+
+
+def a_kind_that_is_a_link(root, lost):
+    os.rename(root / "kind", root.parent / "outside/kind")
+    (root / "kind").symlink_to(root.parent / "outside/kind")
+
+
+def a_run_that_is_a_link(root, lost):
+    os.rename(lost, root.parent / "outside/run")
+    lost.symlink_to(root.parent / "outside/run")
+
+
+def a_lock_that_is_a_link(root, lost):
+    lost.with_name(f".{lost.name}.lock").symlink_to(root.parent / "outside")
+
+
+def a_file_in_a_lock(root, lost):
+    lost.with_name(f".{lost.name}.lock").mkdir()
+    (lost.with_name(f".{lost.name}.lock") / "thesis").touch()
+
+
+def a_partial_that_is_a_link(root, lost):
+    lost.with_name(f".{lost.name}.partial-1").symlink_to(root.parent / "outside")
+
+
+def a_partial_of_others(root, lost):
+    lost.with_name(f".{lost.name}.partial-1").mkdir()
+    (lost.with_name(f".{lost.name}.partial-1") / "thesis").touch()
+
+
+def a_note_of_others(root, lost):
+    lost.with_name(f".{lost.name}.failed.json").write_text("my thesis")
+
+
+def files_of_others(root, lost):
+    (root / "thesis").touch()
+    (root / "kind/.thesis.deleted").mkdir()
+    (root / "kind/thesis").mkdir()
+    (root / "kind/.x.partial-1").touch()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        a_folder_named_like_a_run,
+        a_run_without_provenance,
+        a_file_in_a_run,
+        a_file_among_its_maps,
+        a_link_in_a_run,
+        a_copy_under_another_name,
+        a_file_named_like_a_run,
+        a_kind_that_is_a_link,
+        a_run_that_is_a_link,
+        a_lock_that_is_a_link,
+        a_file_in_a_lock,
+        a_partial_that_is_a_link,
+        a_partial_of_others,
+        a_note_of_others,
+        files_of_others,
+    ],
+    ids=lambda f: f.__name__,
+)
 def test_prune_touches_nothing_that_was_not_made_here(tmp_path, change):
     root = tmp_path / "runs"
     (tmp_path / "outside/2").mkdir(parents=True)
     (tmp_path / "outside/1").write_text("mine")
     needed, lost = whole_store(root)
-    intact = change in (a_folder_named_like_a_run, a_file_named_like_a_run, files_of_others) # the lost run itself
+    intact = change in (
+        a_folder_named_like_a_run,
+        a_file_named_like_a_run,
+        files_of_others,
+    )  # the lost run itself
     change(root, lost)
     before = snapshot(tmp_path)
     gone = prune(root, {f"kind/{needed.name}"}, delete=True)
     assert len(spared(root)) and (spared(root).note != "").all() and runs_text(spared(root))
     assert gone.label.tolist() == ["lost"] * intact and needed.exists()
-    assert snapshot(tmp_path) == {p: c for p, c in before.items() if not (intact and p.is_relative_to(lost))}
+    assert snapshot(tmp_path) == {
+        p: c for p, c in before.items() if not (intact and p.is_relative_to(lost))
+    }
 
 
 def test_prune_follows_no_link_to_the_store(tmp_path):
     whole_store(tmp_path / "runs")
     (tmp_path / "link").symlink_to("runs")
     before = snapshot(tmp_path)
-    with pytest.raises(ValueError, match="link is a link; name the folder"): prune(tmp_path / "link", [], delete=True)
+    with pytest.raises(ValueError, match="link is a link; name the folder"):
+        prune(tmp_path / "link", [], delete=True)
     assert snapshot(tmp_path) == before
 
 
@@ -928,25 +1377,55 @@ def test_prune_leaves_nothing_of_what_it_deletes_and_tells_exactly_that(tmp_path
     def fail(folder):
         (folder / "half").touch()
         raise MemoryError
+
     store, (needed, lost) = silent(tmp_path), whole_store(tmp_path)
     for label in ("failed", "partial"):
-        with pytest.raises(MemoryError): store.get("kind", label, {}, fail, resume=label == "partial")
+        with pytest.raises(MemoryError):
+            store.get("kind", label, {}, fail, resume=label == "partial")
     garble(lost / "maps.npy")
     silent(tmp_path).get("kind", "lost", dict(n="lost"), filled)
-    for name, age in ((".prle-del-01234567", 0), (".prle-tmp-01234567", 7200), (".prle-tmp-89abcdef", 0)):
+    for name, age in (
+        (".prle-del-01234567", 0),
+        (".prle-tmp-01234567", 7200),
+        (".prle-tmp-89abcdef", 0),
+    ):
         (tmp_path / "kind" / name).mkdir()
         os.utime(tmp_path / "kind" / name, times=(time.time() - age,) * 2)
     gone = prune(tmp_path, {f"kind/{needed.name}"}, delete=True)
-    assert sorted(zip(gone.label, gone.state)) == [("failed", "failed"), ("lost", "corrupt"), ("lost", "finished"), ("partial", "failed")]
-    assert sorted(os.listdir(tmp_path / "kind")) == [".prle-tmp-89abcdef", needed.name], "what may still be written is left"
-    assert len(prune(tmp_path, {f"kind/{needed.name}"}, delete=True)) == 0 and len(spared(tmp_path)) == 0
+    assert sorted(zip(gone.label, gone.state)) == [
+        ("failed", "failed"),
+        ("lost", "corrupt"),
+        ("lost", "finished"),
+        ("partial", "failed"),
+    ]
+    assert sorted(os.listdir(tmp_path / "kind")) == [".prle-tmp-89abcdef", needed.name], (
+        "what may still be written is left"
+    )
+    assert (
+        len(prune(tmp_path, {f"kind/{needed.name}"}, delete=True)) == 0
+        and len(spared(tmp_path)) == 0
+    )
 
 
-@pytest.mark.parametrize("note", [*ALIEN, '{"runs": "all"}', '{"runs": [1]}', '{"runs": [["kind/a"]]}', '{"runs": ["a"]}', '{"runs": ["../kind/a-0123456789abcdef"]}', "{}"])
+@pytest.mark.parametrize(
+    "note",
+    [
+        *ALIEN,
+        '{"runs": "all"}',
+        '{"runs": [1]}',
+        '{"runs": [["kind/a"]]}',
+        '{"runs": ["a"]}',
+        '{"runs": ["../kind/a-0123456789abcdef"]}',
+        "{}",
+    ],
+)
 def test_nothing_is_pruned_if_a_note_does_not_tell_what_it_needs(tmp_path, note):
     (tmp_path / "plans").mkdir()
     (tmp_path / "plans/mine.provenance.json").write_text(note)
-    with pytest.raises(ValueError, match="plans/mine.provenance.json.*not known: write it again, or move it away") as e: recorded_runs(tmp_path)
+    with pytest.raises(
+        ValueError, match="plans/mine.provenance.json.*not known: write it again, or move it away"
+    ) as e:
+        recorded_runs(tmp_path)
     assert len(str(e.value)) < 600 and "\n" not in str(e.value)
 
 
@@ -954,7 +1433,8 @@ def test_nothing_is_pruned_if_a_note_is_a_folder(tmp_path):
     graph(silent(tmp_path))
     (tmp_path / "plans/mine.provenance.json").mkdir(parents=True)
     before = snapshot(tmp_path)
-    with pytest.raises((ValueError, OSError), match="mine.provenance.json"): prune(tmp_path, recorded_runs(tmp_path), delete=True)
+    with pytest.raises((ValueError, OSError), match="mine.provenance.json"):
+        prune(tmp_path, recorded_runs(tmp_path), delete=True)
     assert snapshot(tmp_path) == before
 
 
@@ -964,7 +1444,10 @@ def test_nothing_is_pruned_if_it_is_not_known_what_a_run_needs(tmp_path):
     garble(fused / "config.json")
     before = snapshot(tmp_path)
     for keep in ([], [f"fusions/{fused.name}"]):
-        with pytest.raises(ValueError, match=f"What fusions/{fused.name} is made from is not known"): prune(tmp_path, keep, delete=True)
+        with pytest.raises(
+            ValueError, match=f"What fusions/{fused.name} is made from is not known"
+        ):
+            prune(tmp_path, keep, delete=True)
     assert snapshot(tmp_path) == before and needs(tmp_path)[f"fusions/{fused.name}"] is None
 
 
@@ -986,15 +1469,18 @@ def test_links_are_no_claims(tmp_path):
     for target in ("outside", "nowhere"):
         lock = tmp_path / f"runs/kind/.a-{KEY}.lock"
         lock.symlink_to(tmp_path / target)
-        with pytest.raises(OSError, match=f"{tmp_path}/runs/kind cannot take the run a-{KEY}"): silent(tmp_path / "runs").get("kind", "a", {}, make_answer)
+        with pytest.raises(OSError, match=f"{tmp_path}/runs/kind cannot take the run a-{KEY}"):
+            silent(tmp_path / "runs").get("kind", "a", {}, make_answer)
         lock.unlink()
     assert os.listdir(tmp_path / "outside") == []
 
 
 def test_what_others_put_among_claims_stays(tmp_path):
-    with claimed(tmp_path / "data"): (tmp_path / ".data.lock/thesis").touch()
+    with claimed(tmp_path / "data"):
+        (tmp_path / ".data.lock/thesis").touch()
     assert (tmp_path / ".data.lock/thesis").exists()
-    with claimed(tmp_path / "data"): pass
+    with claimed(tmp_path / "data"):
+        pass
 
 
 def test_it_imports_without_torch():

@@ -1,4 +1,5 @@
 """Names, paths, folders and files that come from elsewhere: what is refused, and that nothing else is harmed."""
+
 import os
 import tracemalloc
 from pathlib import Path
@@ -13,12 +14,42 @@ import torch
 from safetensors.torch import save_file
 
 from prle.core import atomic_path, discard, file_digest, is_leftover, shortened
-from prle.trust import (LONGEST_NAME, MARKER, MAX_YAML, Damaged, below, check_digest, check_replaceable, file_name, file_path, made_folder, one_line,
-                        parse_json, parse_yaml, read_array, read_bytes, read_csv, read_json, read_picture, read_table, read_tensors, read_yaml,
-                        write_table)
+from prle.trust import (
+    LONGEST_NAME,
+    MARKER,
+    MAX_YAML,
+    Damaged,
+    below,
+    check_digest,
+    check_replaceable,
+    file_name,
+    file_path,
+    made_folder,
+    one_line,
+    parse_json,
+    parse_yaml,
+    read_array,
+    read_bytes,
+    read_csv,
+    read_json,
+    read_picture,
+    read_table,
+    read_tensors,
+    read_yaml,
+    write_table,
+)
 
 
-@pytest.mark.parametrize("value", ["x" * 10**7, list(range(10**6)), {str(i): "y" * 1000 for i in range(1000)}, 10**4000, [[[[[[[[[]]]]]]]]]])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x" * 10**7,
+        list(range(10**6)),
+        {str(i): "y" * 1000 for i in range(1000)},
+        10**4000,
+        [[[[[[[[[]]]]]]]]],
+    ],
+)
 def test_messages_are_short(value):
     assert len(shortened(value)) <= 123
 
@@ -28,21 +59,64 @@ def test_what_libraries_say_becomes_one_short_line():
     assert one_line(KeyError()) == "KeyError" and len(one_line(ValueError("x" * 10**6))) < 210
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "...", ".hidden", "a/b", "/etc", "a\\b", "C:\\x", "a\0", "a\nb", "\x1b[2J", "\udc80", "end.", "end ",
-                                  "NUL", "nul.png", "com1", "x" * (LONGEST_NAME + 1), "é" * (LONGEST_NAME // 2 + 1), None, 3, float("nan"), b"x", ["x"]])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "...",
+        ".hidden",
+        "a/b",
+        "/etc",
+        "a\\b",
+        "C:\\x",
+        "a\0",
+        "a\nb",
+        "\x1b[2J",
+        "\udc80",
+        "end.",
+        "end ",
+        "NUL",
+        "nul.png",
+        "com1",
+        "x" * (LONGEST_NAME + 1),
+        "é" * (LONGEST_NAME // 2 + 1),
+        None,
+        3,
+        float("nan"),
+        b"x",
+        ["x"],
+    ],
+)
 def test_what_cannot_name_a_file_is_refused_briefly(name):
     with pytest.raises(ValueError, match="^the video .* cannot name a file") as e:
         file_name(name, "the video")
     assert len(str(e.value)) < 300 and str(e.value).isprintable()
 
 
-@pytest.mark.parametrize("name", ["DF-1.0", "071_054", "Müller", "視頻", "clip (2)", "a..b", "null", "common", "x" * LONGEST_NAME])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DF-1.0",
+        "071_054",
+        "Müller",
+        "視頻",
+        "clip (2)",
+        "a..b",
+        "null",
+        "common",
+        "x" * LONGEST_NAME,
+    ],
+)
 def test_what_can_name_a_file_does(name, tmp_path):
     assert file_name(name) == name
     (tmp_path / name).touch()
 
 
-@pytest.mark.parametrize("path", ["..", "../x", "a/../../x", "/etc/passwd", "out/x", "loop/x/../../..", "a\0b"])
+@pytest.mark.parametrize(
+    "path", ["..", "../x", "a/../../x", "/etc/passwd", "out/x", "loop/x/../../..", "a\0b"]
+)
 def test_no_path_leads_out(tmp_path, path):
     (tmp_path / "root/a").mkdir(parents=True)
     (tmp_path / "root/out").symlink_to(tmp_path)
@@ -52,8 +126,10 @@ def test_no_path_leads_out(tmp_path, path):
 
 
 def test_a_sibling_with_the_same_beginning_is_outside(tmp_path):
-    for name in ("root", "root2"): (tmp_path / name).mkdir()
-    with pytest.raises(ValueError, match="leads out"): below(tmp_path / "root", "../root2/x")
+    for name in ("root", "root2"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match="leads out"):
+        below(tmp_path / "root", "../root2/x")
 
 
 def test_links_that_stay_inside_are_followed_and_the_root_may_be_one(tmp_path):
@@ -73,32 +149,75 @@ def made(folder, purpose="benchmark", content="x"):
 
 
 def every(folder):
-    return {p.relative_to(folder): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+    return {
+        p.relative_to(folder): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")
+    }
 
 
 def test_only_what_was_made_here_for_the_same_purpose_is_replaced(tmp_path):
     made(tmp_path / "out", content="old")
     made(tmp_path / "out", content="new")
-    assert (tmp_path / "out/sub/file").read_text() == "new" and sorted(os.listdir(tmp_path)) == ["out"]
+    assert (tmp_path / "out/sub/file").read_text() == "new" and sorted(os.listdir(tmp_path)) == [
+        "out"
+    ]
 
 
-def stranger(folder): (folder / "thesis").write_text("x")
-def added(folder): made(folder); (folder / "sub/mine").touch()
-def other(folder): made(folder, "target set")
-def forged(folder): (folder / MARKER).write_text('{"made_by": "prle", "purpose": "benchmark"}'); (folder / "thesis").touch()
-def listed(folder): (folder / MARKER).write_text("[]")
-def inner(folder): made(folder); made(folder / "inner", "generators"); (folder / "inner/mine").touch()
-def link_added(folder): made(folder); (folder / "sub/mine").symlink_to("..")
-def markless(folder): made(folder); (folder / MARKER).write_text('{"made_by": "prle", "purpose": "benchmark", "files": [1]}')
-def linked(folder): (folder / MARKER).symlink_to(folder / "nowhere"); (folder / "thesis").touch()
+def stranger(folder):
+    (folder / "thesis").write_text("x")
 
 
-@pytest.mark.parametrize("content", [stranger, added, link_added, other, forged, listed, markless, inner, linked], ids=lambda f: f.__name__)
+def added(folder):
+    made(folder)
+    (folder / "sub/mine").touch()
+
+
+def other(folder):
+    made(folder, "target set")
+
+
+def forged(folder):
+    (folder / MARKER).write_text('{"made_by": "prle", "purpose": "benchmark"}')
+    (folder / "thesis").touch()
+
+
+def listed(folder):
+    (folder / MARKER).write_text("[]")
+
+
+def inner(folder):
+    made(folder)
+    made(folder / "inner", "generators")
+    (folder / "inner/mine").touch()
+
+
+def link_added(folder):
+    made(folder)
+    (folder / "sub/mine").symlink_to("..")
+
+
+def markless(folder):
+    made(folder)
+    (folder / MARKER).write_text('{"made_by": "prle", "purpose": "benchmark", "files": [1]}')
+
+
+def linked(folder):
+    (folder / MARKER).symlink_to(folder / "nowhere")
+    (folder / "thesis").touch()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [stranger, added, link_added, other, forged, listed, markless, inner, linked],
+    ids=lambda f: f.__name__,
+)
 def test_anything_else_is_left_alone_before_work(tmp_path, content):
     (tmp_path / "out").mkdir()
     content(tmp_path / "out")
     before = every(tmp_path)
-    with pytest.raises((FileExistsError, ValueError), match="out"), made_folder(tmp_path / "out", "benchmark"):
+    with (
+        pytest.raises((FileExistsError, ValueError), match="out"),
+        made_folder(tmp_path / "out", "benchmark"),
+    ):
         raise AssertionError("work has begun")
     assert every(tmp_path) == before
 
@@ -142,13 +261,15 @@ def test_empty_folders_and_nothing_can_be_taken_and_links_lead_to_the_place(tmp_
     assert (tmp_path / "link").is_symlink() and (tmp_path / "empty/sub/file").exists()
     check_replaceable(tmp_path / "nothing", "benchmark")
     (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError, match="is a file"): check_replaceable(tmp_path / "file", "benchmark")
+    with pytest.raises(FileExistsError, match="is a file"):
+        check_replaceable(tmp_path / "file", "benchmark")
 
 
 def test_a_folder_never_replaces_a_folder_unasked(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").touch()
-    with pytest.raises(OSError), atomic_path(tmp_path / "out") as tmp: tmp.mkdir()
+    with pytest.raises(OSError), atomic_path(tmp_path / "out") as tmp:
+        tmp.mkdir()
     assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["mine"]
 
 
@@ -168,49 +289,105 @@ def test_leavings_of_killed_processes_have_names_of_their_own(tmp_path):
     with atomic_path(tmp_path / ("long" * 60 + ".parquet")) as tmp:
         assert is_leftover(tmp.name) and tmp.suffix == ".parquet" and len(tmp.name) < 50
         tmp.touch()
-    for name in (".backup-20240101", ".prle.json", ".x-0123abcd.png", ".0123abcd.deleted", "prle-tmp-01234567"): assert not is_leftover(name)
+    for name in (
+        ".backup-20240101",
+        ".prle.json",
+        ".x-0123abcd.png",
+        ".0123abcd.deleted",
+        "prle-tmp-01234567",
+    ):
+        assert not is_leftover(name)
 
 
 def test_devices_pipes_and_long_files_are_not_read(tmp_path):
-    with pytest.raises(ValueError, match="/dev/zero is no ordinary file"): read_bytes("/dev/zero", 10)
+    with pytest.raises(ValueError, match="/dev/zero is no ordinary file"):
+        read_bytes("/dev/zero", 10)
     os.mkfifo(tmp_path / "pipe")
-    for read in (lambda path: read_bytes(path, 10), read_json, read_yaml, read_array, read_tensors, read_picture, read_table):
-        with pytest.raises(ValueError, match="pipe is no ordinary file"): read(tmp_path / "pipe")
-        with pytest.raises((ValueError, OSError), match=str(tmp_path)): read(tmp_path)
-        with pytest.raises(FileNotFoundError): read(tmp_path / "nothing")
+    for read in (
+        lambda path: read_bytes(path, 10),
+        read_json,
+        read_yaml,
+        read_array,
+        read_tensors,
+        read_picture,
+        read_table,
+    ):
+        with pytest.raises(ValueError, match="pipe is no ordinary file"):
+            read(tmp_path / "pipe")
+        with pytest.raises((ValueError, OSError), match=str(tmp_path)):
+            read(tmp_path)
+        with pytest.raises(FileNotFoundError):
+            read(tmp_path / "nothing")
     (tmp_path / "long").write_bytes(b"x" * 11)
-    with pytest.raises(ValueError, match="long has 11 bytes; at most 10"): read_bytes(tmp_path / "long", 10)
+    with pytest.raises(ValueError, match="long has 11 bytes; at most 10"):
+        read_bytes(tmp_path / "long", 10)
     assert read_bytes(tmp_path / "long", 11) == b"x" * 11
 
 
-@pytest.mark.parametrize("text", [b"{", b"", b"\xff\xfe", b"[" * 10**6, b'{"a":' * 10**5, b'{"a": 1, "a": 2}', b"1" * 5000, b"[]", b"null"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"{",
+        b"",
+        b"\xff\xfe",
+        b"[" * 10**6,
+        b'{"a":' * 10**5,
+        b'{"a": 1, "a": 2}',
+        b"1" * 5000,
+        b"[]",
+        b"null",
+    ],
+)
 def test_json_that_is_none_names_the_file(tmp_path, text):
     (tmp_path / "note.json").write_bytes(text)
-    with pytest.raises(ValueError, match="note.json") as e: read_json(tmp_path / "note.json", dict)
+    with pytest.raises(ValueError, match="note.json") as e:
+        read_json(tmp_path / "note.json", dict)
     assert len(str(e.value)) < 500 + len(str(tmp_path)) and "\n" not in str(e.value)
 
 
 def test_json_is_read():
-    assert parse_json('{"a": [1, {"b": null}]}', "x", dict) == dict(a=[1, dict(b=None)]) and parse_json(b"[1]", "x", list) == [1]
-    with pytest.raises(ValueError, match="x holds 1 where a list belongs"): parse_json("1", "x", list)
+    assert parse_json('{"a": [1, {"b": null}]}', "x", dict) == dict(
+        a=[1, dict(b=None)]
+    ) and parse_json(b"[1]", "x", list) == [1]
+    with pytest.raises(ValueError, match="x holds 1 where a list belongs"):
+        parse_json("1", "x", list)
 
 
-LAUGHS = "a: &a [x, x, x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefghijkl", "bcdefghijklm"))
+LAUGHS = "a: &a [x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefghijkl", "bcdefghijklm")
+)
 
 
-@pytest.mark.parametrize("text", [
-    LAUGHS, "a: &a [*a]", "[" * MAX_YAML, "- " * (MAX_YAML // 2), "a: 1\na: 2", "a: {b: 1, b: 2}", "a: [", "? [1]\n: 2", "\x00", "2024-99-99: 1", "x" * (MAX_YAML + 1)])
+@pytest.mark.parametrize(
+    "text",
+    [
+        LAUGHS,
+        "a: &a [*a]",
+        "[" * MAX_YAML,
+        "- " * (MAX_YAML // 2),
+        "a: 1\na: 2",
+        "a: {b: 1, b: 2}",
+        "a: [",
+        "? [1]\n: 2",
+        "\x00",
+        "2024-99-99: 1",
+        "x" * (MAX_YAML + 1),
+    ],
+)
 def test_yaml_that_asks_for_too_much_is_refused_in_little_memory(tmp_path, text):
     (tmp_path / "run.yaml").write_text(text)
     tracemalloc.start()
-    with pytest.raises(ValueError, match="run.yaml") as e: read_yaml(tmp_path / "run.yaml")
+    with pytest.raises(ValueError, match="run.yaml") as e:
+        read_yaml(tmp_path / "run.yaml")
     used = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert used < 2e8 and len(str(e.value)) < 500 + len(str(tmp_path)) and "\n" not in str(e.value)
 
 
 def test_yaml_is_read():
-    assert parse_yaml("zoo: [Xception, VGG]\noptions: {dropout: 0.1}\nlr: 1.0e-3", "x") == dict(zoo=["Xception", "VGG"], options=dict(dropout=0.1), lr=1e-3)
+    assert parse_yaml("zoo: [Xception, VGG]\noptions: {dropout: 0.1}\nlr: 1.0e-3", "x") == dict(
+        zoo=["Xception", "VGG"], options=dict(dropout=0.1), lr=1e-3
+    )
 
 
 def header(shape, dtype="<f2"):
@@ -219,18 +396,43 @@ def header(shape, dtype="<f2"):
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", b"\x93NUMPY", header((10**6, 10**6, 7)) + b"x" * 100, header((2, 2)), header((2,)) + b"xxxxx", header((-1, 4)),
-                                     header((1,), "|O") + b"x" * 8, header((1,), "zz"), header("(1,"), header("[" * 60), b"\x93NUMPY\x09\x00" + b"x" * 99])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage",
+        b"\x93NUMPY",
+        header((10**6, 10**6, 7)) + b"x" * 100,
+        header((2, 2)),
+        header((2,)) + b"xxxxx",
+        header((-1, 4)),
+        header((1,), "|O") + b"x" * 8,
+        header((1,), "zz"),
+        header("(1,"),
+        header("[" * 60),
+        b"\x93NUMPY\x09\x00" + b"x" * 99,
+    ],
+)
 @pytest.mark.parametrize("mapped", [False, True])
 def test_arrays_that_are_none_name_the_file(tmp_path, content, mapped):
     (tmp_path / "maps.npy").write_bytes(content)
-    with pytest.raises(ValueError, match="maps.npy is no whole array"): read_array(tmp_path / "maps.npy", mapped)
+    with pytest.raises(ValueError, match="maps.npy is no whole array"):
+        read_array(tmp_path / "maps.npy", mapped)
 
 
-@pytest.mark.parametrize("array", [np.arange(6).reshape(2, 3), np.zeros((0, 8, 8), np.float16), np.float64(3), np.asfortranarray(np.eye(3))])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6).reshape(2, 3),
+        np.zeros((0, 8, 8), np.float16),
+        np.float64(3),
+        np.asfortranarray(np.eye(3)),
+    ],
+)
 def test_arrays_are_read(tmp_path, array):
     np.save(tmp_path / "x.npy", array)
-    for mapped in (False, True): assert np.array_equal(read_array(tmp_path / "x.npy", mapped), array)
+    for mapped in (False, True):
+        assert np.array_equal(read_array(tmp_path / "x.npy", mapped), array)
 
 
 def test_weights_that_are_none_name_the_file(tmp_path):
@@ -238,51 +440,110 @@ def test_weights_that_are_none_name_the_file(tmp_path):
     save_file(dict(w=torch.ones(3)), path)
     assert read_tensors(path)["w"].tolist() == [1, 1, 1]
     whole = path.read_bytes()
-    for content in (b"", b"x" * 64, whole[:-1], whole[:20], (2**62).to_bytes(8, "little") + whole[8:]):
+    for content in (
+        b"",
+        b"x" * 64,
+        whole[:-1],
+        whole[:20],
+        (2**62).to_bytes(8, "little") + whole[8:],
+    ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="model.safetensors holds no whole weights"): read_tensors(path)
+        with pytest.raises(ValueError, match="model.safetensors holds no whole weights"):
+            read_tensors(path)
 
 
 def test_damage_is_found_and_unchanged_files_are_read_once(tmp_path, monkeypatch):
     path, opened = tmp_path / "scores", []
     path.write_bytes(bytes(1000))
     fingerprint = file_digest(path)
-    monkeypatch.setattr("builtins.open", lambda *args, _open=open, **kwargs: opened.append(args) or _open(*args, **kwargs))
+    monkeypatch.setattr(
+        "builtins.open",
+        lambda *args, _open=open, **kwargs: opened.append(args) or _open(*args, **kwargs),
+    )
     assert check_digest(path, fingerprint) == path and not opened
     state = path.stat()
     path.write_bytes(bytes(999) + b"\1")
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-    with pytest.raises(Damaged, match="scores has changed"): check_digest(path, fingerprint)
+    with pytest.raises(Damaged, match="scores has changed"):
+        check_digest(path, fingerprint)
     path.unlink()
-    with pytest.raises(Damaged, match="scores is missing"): check_digest(path, fingerprint)
+    with pytest.raises(Damaged, match="scores is missing"):
+        check_digest(path, fingerprint)
 
 
-@pytest.mark.parametrize("path", ["", "/a", "a//b", "a/", "a/../b", "./a", "a/./b", "a\\b", "C:\\a", "a/b\n", "a/.hidden", "nul/a", "x" * 300, None, 3, ["a"]])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/a",
+        "a//b",
+        "a/",
+        "a/../b",
+        "./a",
+        "a/./b",
+        "a\\b",
+        "C:\\a",
+        "a/b\n",
+        "a/.hidden",
+        "nul/a",
+        "x" * 300,
+        None,
+        3,
+        ["a"],
+    ],
+)
 def test_what_is_no_relative_path_is_refused_briefly(path):
-    with pytest.raises(ValueError, match="^the crop ") as e: file_path(path, "the crop")
+    with pytest.raises(ValueError, match="^the crop ") as e:
+        file_path(path, "the crop")
     assert len(str(e.value)) < 400 and str(e.value).isprintable()
 
 
-HEADERS = {"a.pgm": b"P5 30000 30000 255 ", "a.bmp": b"BM" + bytes(8) + b"\x36\0\0\0\x28\0\0\0" + (30_000).to_bytes(4, "little") * 2 + b"\1\0\x18" + bytes(25)}
+HEADERS = {
+    "a.pgm": b"P5 30000 30000 255 ",
+    "a.bmp": b"BM"
+    + bytes(8)
+    + b"\x36\0\0\0\x28\0\0\0"
+    + (30_000).to_bytes(4, "little") * 2
+    + b"\1\0\x18"
+    + bytes(25),
+}
 
 
 @pytest.mark.parametrize("suffix", ["pgm", "bmp", "png", "jpg", "tif", "webp"])
 def test_pictures_that_promise_too_much_are_not_decoded(tmp_path, suffix, monkeypatch):
     path = tmp_path / f"a.{suffix}"
-    if path.name in HEADERS: path.write_bytes(HEADERS[path.name])
+    if path.name in HEADERS:
+        path.write_bytes(HEADERS[path.name])
     else:
         cv2.imwrite(str(path), np.zeros((40, 50), np.uint8))
         monkeypatch.setattr("prle.trust.MAX_PIXELS", 1999)
     tracemalloc.start()
-    with pytest.raises(ValueError, match=rf"a.{suffix} promises .* pixels; at most [\d,]+ are decoded"): read_picture(path)
+    with pytest.raises(
+        ValueError, match=rf"a.{suffix} promises .* pixels; at most [\d,]+ are decoded"
+    ):
+        read_picture(path)
     assert tracemalloc.get_traced_memory()[1] < 1e7
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("content", [b"", b"root:x:0:0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0" + b"\xff" * 50, b"P5 x y 255 ", b"BM" + b"\xff" * 60])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"root:x:0:0",
+        b"\x89PNG\r\n\x1a\n",
+        b"GIF89a",
+        b"II*\0" + b"\xff" * 50,
+        b"P5 x y 255 ",
+        b"BM" + b"\xff" * 60,
+    ],
+)
 def test_what_is_no_picture_is_refused(tmp_path, content):
     (tmp_path / "mask.png").write_bytes(content)
-    with pytest.raises(ValueError, match="mask.png is (not a|a truncated or damaged) picture|mask.png promises"): read_picture(tmp_path / "mask.png")
+    with pytest.raises(
+        ValueError, match="mask.png is (not a|a truncated or damaged) picture|mask.png promises"
+    ):
+        read_picture(tmp_path / "mask.png")
 
 
 def parquet(path, columns, **options):
@@ -291,53 +552,110 @@ def parquet(path, columns, **options):
 
 
 def test_tables_are_read_as_they_were_written(tmp_path):
-    table = pd.DataFrame(dict(path=["a", "b", "a"], n=[1, 2, 3], p=[0.5, np.nan, 1], ok=[True, False, True], points=[[1.0, 2.0], [], [3.0]], none=[[], [], []]))
+    table = pd.DataFrame(
+        dict(
+            path=["a", "b", "a"],
+            n=[1, 2, 3],
+            p=[0.5, np.nan, 1],
+            ok=[True, False, True],
+            points=[[1.0, 2.0], [], [3.0]],
+            none=[[], [], []],
+        )
+    )
     table.attrs = dict(root="/data")
     again = read_table(write_table(tmp_path / "t.parquet", table))
-    assert again.attrs == dict(root="/data") and list(again.dtypes) == list(pd.read_parquet(tmp_path / "t.parquet").dtypes)
-    pd.testing.assert_frame_equal(again[["path", "n", "p", "ok"]], pd.read_parquet(tmp_path / "t.parquet")[["path", "n", "p", "ok"]])
-    assert [list(p) for p in again.points] == [[1, 2], [], [3]] and len(read_table(write_table(tmp_path / "e.parquet", table.iloc[:0]))) == 0
+    assert again.attrs == dict(root="/data") and list(again.dtypes) == list(
+        pd.read_parquet(tmp_path / "t.parquet").dtypes
+    )
+    pd.testing.assert_frame_equal(
+        again[["path", "n", "p", "ok"]],
+        pd.read_parquet(tmp_path / "t.parquet")[["path", "n", "p", "ok"]],
+    )
+    assert [list(p) for p in again.points] == [[1, 2], [], [3]] and len(
+        read_table(write_table(tmp_path / "e.parquet", table.iloc[:0]))
+    ) == 0
 
 
 def test_tables_that_expand_are_not_expanded(tmp_path):
-    word = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10**6, np.int32)), pa.array(["x" * 10**5]))
-    bombs = [parquet(tmp_path / "words.parquet", dict(path=word), store_schema=False),
-             parquet(tmp_path / "numbers.parquet", dict(n=pa.array(np.zeros(2**25, np.int64))))]
+    word = pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(10**6, np.int32)), pa.array(["x" * 10**5])
+    )
+    bombs = [
+        parquet(tmp_path / "words.parquet", dict(path=word), store_schema=False),
+        parquet(tmp_path / "numbers.parquet", dict(n=pa.array(np.zeros(2**25, np.int64)))),
+    ]
     assert all(path.stat().st_size < 2e6 for path in bombs)
     before = pa.total_allocated_bytes()
     for path in bombs:
-        with pytest.raises(ValueError, match=f"{path.name} is no whole table .*(more than|at most) 134,217,728"): read_table(path, most=2**27)
-    with pytest.raises(ValueError, match="100,000,000,000 bytes"): read_table(bombs[0])
+        with pytest.raises(
+            ValueError, match=f"{path.name} is no whole table .*(more than|at most) 134,217,728"
+        ):
+            read_table(path, most=2**27)
+    with pytest.raises(ValueError, match="100,000,000,000 bytes"):
+        read_table(bombs[0])
     assert pa.total_allocated_bytes() - before < 1e8
 
 
-@pytest.mark.parametrize("column", [pa.array([[[1.0]]]), pa.array([["x"]]), pa.array([dict(a=1)]), pa.array([b"x"]),
-                                    pa.array([0], pa.timestamp("s")), pa.array([0], pa.decimal128(5))])
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([[[1.0]]]),
+        pa.array([["x"]]),
+        pa.array([dict(a=1)]),
+        pa.array([b"x"]),
+        pa.array([0], pa.timestamp("s")),
+        pa.array([0], pa.decimal128(5)),
+    ],
+)
 def test_tables_of_other_things_are_refused(tmp_path, column):
-    with pytest.raises(ValueError, match="x.parquet is no whole table .the column 'landmarks' holds .*, not text"):
+    with pytest.raises(
+        ValueError, match="x.parquet is no whole table .the column 'landmarks' holds .*, not text"
+    ):
         read_table(parquet(tmp_path / "x.parquet", dict(landmarks=column)))
 
 
 def test_damaged_tables_name_the_file_and_never_pass(tmp_path):
     path, draw = tmp_path / "x.parquet", np.random.default_rng(0)
-    table = pd.DataFrame(dict(path=[f"{i}.png" for i in range(200)], p=draw.random(200), points=list(draw.random((200, 4)))))
+    table = pd.DataFrame(
+        dict(
+            path=[f"{i}.png" for i in range(200)],
+            p=draw.random(200),
+            points=list(draw.random((200, 4))),
+        )
+    )
     whole = write_table(path, table).read_bytes()
     for i in range(400):
-        content = bytearray(whole[:draw.integers(len(whole))]) if i % 4 == 0 else bytearray(whole)
-        if i % 4: content[draw.integers(len(whole))] ^= 1 << draw.integers(8)
+        content = bytearray(whole[: draw.integers(len(whole))]) if i % 4 == 0 else bytearray(whole)
+        if i % 4:
+            content[draw.integers(len(whole))] ^= 1 << draw.integers(8)
         path.write_bytes(content)
-        try: again = read_table(path)
-        except ValueError as e: assert str(path) in str(e) and "\n" not in str(e) and len(str(e)) < 500 + len(str(path))
+        try:
+            again = read_table(path)
+        except ValueError as e:
+            assert str(path) in str(e) and "\n" not in str(e) and len(str(e)) < 500 + len(str(path))
         else:
-            if list(again) != list(table): continue # a column's name; whoever needs the column says that it is missing
+            if list(again) != list(table):
+                continue  # a column's name; whoever needs the column says that it is missing
             assert len(again) == 200 and all((again[c] == table[c]).all() for c in ("path", "p"))
             assert np.array_equal(np.stack(again.points), np.stack(table.points))
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b'path,reason\n"a', b"path,reason\na,b,c,d\ne,f,g,h,i", b"path\n", b"\0" * 50, b"path,reason,path\n\xff,1,2"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b'path,reason\n"a',
+        b"path,reason\na,b,c,d\ne,f,g,h,i",
+        b"path\n",
+        b"\0" * 50,
+        b"path,reason,path\n\xff,1,2",
+    ],
+)
 def test_csv_that_is_none_names_the_file(tmp_path, content):
     (tmp_path / "dropped.csv").write_bytes(content)
-    with pytest.raises(ValueError, match="dropped.csv (is no table|lacks the column)") as e: read_csv(tmp_path / "dropped.csv", ["path", "reason"])
+    with pytest.raises(ValueError, match="dropped.csv (is no table|lacks the column)") as e:
+        read_csv(tmp_path / "dropped.csv", ["path", "reason"])
     assert "\n" not in str(e.value)
 
 

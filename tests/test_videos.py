@@ -1,4 +1,5 @@
 "Videos and folders of pictures to crops: every kind of input, every kind of damage, interruption at any moment, one result."
+
 import json
 import os
 import shutil
@@ -14,50 +15,85 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from clips import background, draw_frame, ffmpeg, photograph, write_clip, write_frames, write_h264, write_rotated
+from clips import (
+    background,
+    draw_frame,
+    ffmpeg,
+    photograph,
+    write_clip,
+    write_frames,
+    write_h264,
+    write_rotated,
+)
 from kills import contents, kill_at_work, start
 
 from prle.data import videos as V
 from prle.cli import main
 from prle.core import rng
 from prle.data.distortions import distort_frame, distort_video
-from prle.data.faces import FaceError, align, find_largest, move_points, read_image, warp_crop, write_png
+from prle.data.faces import (
+    FaceError,
+    align,
+    find_largest,
+    move_points,
+    read_image,
+    warp_crop,
+    write_png,
+)
 
 QUICK = dict(count=3, size=64, workers=0)
 
 
 def table(*files, **columns):
     "A table of videos of one subset."
-    return pd.DataFrame(dict(file=[str(f) for f in files], subset="clips", video=[Path(f).stem for f in files], **columns))
+    return pd.DataFrame(
+        dict(
+            file=[str(f) for f in files],
+            subset="clips",
+            video=[Path(f).stem for f in files],
+            **columns,
+        )
+    )
 
 
 def reasons(out):
     "The drop report as {(video, frame): reason}."
-    dropped = pd.read_csv(out/"dropped.csv", keep_default_na=False)
+    dropped = pd.read_csv(out / "dropped.csv", keep_default_na=False)
     return {(row.video, row.frame): row.reason for row in dropped.itertuples()}
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     "Three good clips."
-    folder = tmp_path_factory.mktemp("good")/"clips"
-    for i, person in enumerate(("s1", "s2", "s5")): write_clip(folder/f"{person}.mp4", person, frames=5 + i)
+    folder = tmp_path_factory.mktemp("good") / "clips"
+    for i, person in enumerate(("s1", "s2", "s5")):
+        write_clip(folder / f"{person}.mp4", person, frames=5 + i)
     return folder
 
 
 @pytest.fixture(scope="module")
 def whole(clips):
     "What an uninterrupted run on them gives."
-    out = clips.parent/"whole"
+    out = clips.parent / "whole"
     V.extract(V.list_videos(clips), out, **QUICK)
     return out
 
 
 # The result
 
+
 def test_rows_say_what_lies_on_disk(clips, whole):
-    faces = pd.read_parquet(whole/"faces.parquet")
-    assert list(faces) == ["path", "subset", "video", "frame", "landmarks", "transform", "mask", "found"]
+    faces = pd.read_parquet(whole / "faces.parquet")
+    assert list(faces) == [
+        "path",
+        "subset",
+        "video",
+        "frame",
+        "landmarks",
+        "transform",
+        "mask",
+        "found",
+    ]
     assert faces.video.tolist() == ["s1"] * 3 + ["s2"] * 3 + ["s5"] * 3
     assert faces.frame.tolist() == [0, 2, 4, 0, 2, 5, 0, 3, 6]
     for row in faces.itertuples():
@@ -65,32 +101,63 @@ def test_rows_say_what_lies_on_disk(clips, whole):
         assert row.landmarks.shape == (136,) and row.landmarks.dtype == np.float32
         assert row.transform.shape == (6,) and row.transform.dtype == np.float64
         assert row.found == 1 and row.mask == ""
-        [frame] = V.read_frames(clips/f"{row.video}.mp4", [row.frame])
-        assert np.array_equal(read_image(whole/row.path), warp_crop(frame, row.transform.reshape(2, 3), 64))
-        assert np.abs(row.landmarks - move_points(find_largest(frame).landmarks, row.transform.reshape(2, 3)).ravel()).max() < 1e-3
+        [frame] = V.read_frames(clips / f"{row.video}.mp4", [row.frame])
+        assert np.array_equal(
+            read_image(whole / row.path), warp_crop(frame, row.transform.reshape(2, 3), 64)
+        )
+        assert (
+            np.abs(
+                row.landmarks
+                - move_points(find_largest(frame).landmarks, row.transform.reshape(2, 3)).ravel()
+            ).max()
+            < 1e-3
+        )
     assert reasons(whole) == {}
 
 
 def test_columns_of_the_table_travel_with_the_faces(clips, tmp_path):
-    videos = V.list_videos(clips).assign(dataset="FF++", label=[0, 1, 1], identity=["a", "b", "c"], split="test", compression="c23")
-    faces = V.extract(videos, tmp_path/"out", count=1, size=32, workers=0)
-    assert list(faces) == ["path", "subset", "video", "dataset", "label", "identity", "split", "compression", "frame", "landmarks", "transform", "mask", "found"]
+    videos = V.list_videos(clips).assign(
+        dataset="FF++", label=[0, 1, 1], identity=["a", "b", "c"], split="test", compression="c23"
+    )
+    faces = V.extract(videos, tmp_path / "out", count=1, size=32, workers=0)
+    assert list(faces) == [
+        "path",
+        "subset",
+        "video",
+        "dataset",
+        "label",
+        "identity",
+        "split",
+        "compression",
+        "frame",
+        "landmarks",
+        "transform",
+        "mask",
+        "found",
+    ]
     assert faces.label.tolist() == [0, 1, 1] and faces.identity.tolist() == ["a", "b", "c"]
-    assert faces.path[2] == "FF++/clips/s5/0000.png" and (tmp_path/"out"/faces.path[2]).exists()
-    pd.testing.assert_frame_equal(faces, pd.read_parquet(tmp_path/"out"/"faces.parquet"))
+    assert faces.path[2] == "FF++/clips/s5/0000.png" and (tmp_path / "out" / faces.path[2]).exists()
+    pd.testing.assert_frame_equal(faces, pd.read_parquet(tmp_path / "out" / "faces.parquet"))
 
 
 def test_same_named_videos_of_two_subsets_stay_apart(clips, tmp_path):
-    videos = table(clips/"s1.mp4", clips/"s2.mp4").assign(subset=["real", "DF"], video="000")
+    videos = table(clips / "s1.mp4", clips / "s2.mp4").assign(subset=["real", "DF"], video="000")
     faces = V.extract(videos, tmp_path, count=1, size=32, workers=0)
     assert faces.path.tolist() == ["real/000/0000.png", "DF/000/0000.png"]
 
 
-@pytest.mark.parametrize("settings, frames", [
-    (dict(count=32), [0, 1, 2, 3, 4]), (dict(count=2), [0, 4]), (dict(count=1), [0]), (dict(every=2), [0, 2, 4]), (dict(every=9), [0]),
-])
+@pytest.mark.parametrize(
+    "settings, frames",
+    [
+        (dict(count=32), [0, 1, 2, 3, 4]),
+        (dict(count=2), [0, 4]),
+        (dict(count=1), [0]),
+        (dict(every=2), [0, 2, 4]),
+        (dict(every=9), [0]),
+    ],
+)
 def test_which_frames(clips, tmp_path, settings, frames):
-    faces = V.extract(table(clips/"s1.mp4"), tmp_path/"out", size=32, workers=0, **settings)
+    faces = V.extract(table(clips / "s1.mp4"), tmp_path / "out", size=32, workers=0, **settings)
     assert faces.frame.tolist() == frames
 
 
@@ -98,45 +165,54 @@ def test_32_frames_are_deepfakebenchs():
     for n in (32, 33, 100, 317, 1500):
         assert V.sample_frames(n) == [int(x) for x in np.linspace(0, n - 1, 32)]
     assert V.sample_frames(1) == [0] and V.sample_frames(31) == list(range(31))
-    assert V.sample_frames(5, 10**12) == list(range(5)), "who asks for more than there are gets all, in no more memory"
+    assert V.sample_frames(5, 10**12) == list(range(5)), (
+        "who asks for more than there are gets all, in no more memory"
+    )
 
 
 def test_neither_order_nor_number_of_workers_shows(clips, whole, tmp_path):
-    V.extract(V.list_videos(clips), tmp_path/"two", **QUICK | dict(workers=2))
-    assert contents(tmp_path/"two") == contents(whole)
-    V.extract(V.list_videos(clips), tmp_path/"again", **QUICK)
-    assert contents(tmp_path/"again") == contents(whole)
+    V.extract(V.list_videos(clips), tmp_path / "two", **QUICK | dict(workers=2))
+    assert contents(tmp_path / "two") == contents(whole)
+    V.extract(V.list_videos(clips), tmp_path / "again", **QUICK)
+    assert contents(tmp_path / "again") == contents(whole)
 
 
 def test_ray_gives_the_same(clips, whole, tmp_path):
-    V.extract(V.list_videos(clips), tmp_path/"ray", **QUICK | dict(workers=2), engine="ray")
-    assert contents(tmp_path/"ray") == contents(whole)
+    V.extract(V.list_videos(clips), tmp_path / "ray", **QUICK | dict(workers=2), engine="ray")
+    assert contents(tmp_path / "ray") == contents(whole)
 
 
 def test_ray_missing_names_the_extra(clips, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r"prle\[cluster\]"): V.extract(V.list_videos(clips), tmp_path/"out", **QUICK | dict(workers=1), engine="ray")
+    with pytest.raises(ImportError, match=r"prle\[cluster\]"):
+        V.extract(V.list_videos(clips), tmp_path / "out", **QUICK | dict(workers=1), engine="ray")
 
 
 # Going on
+
 
 def test_a_second_run_does_nothing(clips, whole, monkeypatch, capsys):
     before = contents(whole)
     monkeypatch.setattr(V, "_extract_video", None)
     V.extract(V.list_videos(clips), whole, **QUICK)
     assert contents(whole) == before
-    assert "3 videos (3 of them done before): 9 frames, 9 faces, 0 dropped" in capsys.readouterr().out
+    assert (
+        "3 videos (3 of them done before): 9 frames, 9 faces, 0 dropped" in capsys.readouterr().out
+    )
 
 
 def test_what_a_killed_run_leaves_is_replaced(clips, whole, tmp_path):
-    out = tmp_path/"out"
+    out = tmp_path / "out"
     shutil.copytree(whole, out)
-    for name in ("s1", "s2"): (out/"clips"/name/"video.json").unlink()       # killed while an old folder was being deleted
-    (out/"clips"/"s1"/"0000.png").unlink()
-    (out/"clips"/".prle-tmp-0123abcd").mkdir()                                     # killed while writing
-    (out/"clips"/".prle-tmp-0123abcd"/"0000.png").write_bytes(b"half")
-    (out/".prle-tmp-0123abcd.parquet").write_bytes(b"half")
-    (out/"faces.parquet").unlink()
+    for name in ("s1", "s2"):
+        (
+            out / "clips" / name / "video.json"
+        ).unlink()  # killed while an old folder was being deleted
+    (out / "clips" / "s1" / "0000.png").unlink()
+    (out / "clips" / ".prle-tmp-0123abcd").mkdir()  # killed while writing
+    (out / "clips" / ".prle-tmp-0123abcd" / "0000.png").write_bytes(b"half")
+    (out / ".prle-tmp-0123abcd.parquet").write_bytes(b"half")
+    (out / "faces.parquet").unlink()
     V.extract(V.list_videos(clips), out, **QUICK)
     assert contents(out) == contents(whole)
 
@@ -149,75 +225,120 @@ if __name__ == "__main__": extract(list_videos(sys.argv[1]), sys.argv[2], count=
 
 
 def test_killed_at_random_moments(tmp_path):
-    for i in range(8): write_clip(tmp_path/"clips"/f"{i}.mp4", f"s{i + 1}", frames=10, size=(240, 240))
-    script, out = tmp_path/"run.py", tmp_path/"out"
+    for i in range(8):
+        write_clip(tmp_path / "clips" / f"{i}.mp4", f"s{i + 1}", frames=10, size=(240, 240))
+    script, out = tmp_path / "run.py", tmp_path / "out"
     script.write_text(SCRIPT)
     draw, whole, hits = rng("kill"), [], []
     for kill in range(3):
-        process = start(script, tmp_path/"clips", out)
+        process = start(script, tmp_path / "clips", out)
         hits.append(kill_at_work(process, out, draw.uniform(0, 0.25), group=kill % 2 == 0))
         finished = [record.parent for record in out.glob("clips/*/video.json")]
         whole.append(len(finished))
-        for folder in finished: assert len(list(folder.glob("*.png"))) == json.loads((folder/"video.json").read_text())["faces"] == 8
+        for folder in finished:
+            assert (
+                len(list(folder.glob("*.png")))
+                == json.loads((folder / "video.json").read_text())["faces"]
+                == 8
+            )
     assert whole == sorted(whole) and sum(hits) >= 2
-    assert start(script, tmp_path/"clips", out).wait() == 0
-    V.extract(V.list_videos(tmp_path/"clips"), tmp_path/"uninterrupted", count=8, size=64, workers=0)
-    assert contents(out) == contents(tmp_path/"uninterrupted")
+    assert start(script, tmp_path / "clips", out).wait() == 0
+    V.extract(
+        V.list_videos(tmp_path / "clips"), tmp_path / "uninterrupted", count=8, size=64, workers=0
+    )
+    assert contents(out) == contents(tmp_path / "uninterrupted")
 
 
 def test_a_changed_video_is_done_again(clips, tmp_path):
-    out, file = tmp_path/"out", tmp_path/"clips"/"a.mp4"
+    out, file = tmp_path / "out", tmp_path / "clips" / "a.mp4"
     file.parent.mkdir()
-    shutil.copy(clips/"s1.mp4", file)
+    shutil.copy(clips / "s1.mp4", file)
     first = V.extract(V.list_videos(file), out, **QUICK)
-    shutil.copy(clips/"s5.mp4", file)
+    shutil.copy(clips / "s5.mp4", file)
     second = V.extract(V.list_videos(file), out, **QUICK)
     assert first.frame.tolist() == [0, 2, 4] and second.frame.tolist() == [0, 3, 6]
-    assert sorted(p.name for p in (out/"clips"/"a").glob("*.png")) == ["0000.png", "0003.png", "0006.png"]
+    assert sorted(p.name for p in (out / "clips" / "a").glob("*.png")) == [
+        "0000.png",
+        "0003.png",
+        "0006.png",
+    ]
 
 
 def test_other_settings_need_another_folder(clips, whole):
     before = contents(whole)
-    with pytest.raises(ValueError, match=r"whole was made with count 3, not 4; align similarity, not chip; scale 1.3, not 1.5\. Name another"):
+    with pytest.raises(
+        ValueError,
+        match=r"whole was made with count 3, not 4; align similarity, not chip; scale 1.3, not 1.5\. Name another",
+    ):
         V.extract(V.list_videos(clips), whole, count=4, size=64, align="chip")
     assert contents(whole) == before
 
 
-@pytest.mark.parametrize("workers, engine", [(1, "process"), (2, "process"), pytest.param(2, "ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "workers, engine",
+    [(1, "process"), (2, "process"), pytest.param(2, "ray", marks=pytest.mark.slow)],
+)
 def test_a_worker_that_dies_costs_one_video(clips, tmp_path, monkeypatch, workers, engine):
     "The decoder of one video brings down its process each time."
-    (tmp_path/"deadly.py").write_text("import os, prle.data.videos as V\nextract = V._extract_video\n"
-                                      "def deadly(row, *job): return os._exit(11) if row['video'] == 's2' else extract(row, *job)\n")
+    (tmp_path / "deadly.py").write_text(
+        "import os, prle.data.videos as V\nextract = V._extract_video\n"
+        "def deadly(row, *job): return os._exit(11) if row['video'] == 's2' else extract(row, *job)\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep) # for Ray's processes
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)  # for Ray's processes
     import deadly
+
     monkeypatch.setattr(V, "_extract_video", deadly.deadly)
-    faces = V.extract(V.list_videos([clips/"s1.mp4", clips/"s2.mp4"]), tmp_path/"out", count=1, size=32, workers=workers, engine=engine)
+    faces = V.extract(
+        V.list_videos([clips / "s1.mp4", clips / "s2.mp4"]),
+        tmp_path / "out",
+        count=1,
+        size=32,
+        workers=workers,
+        engine=engine,
+    )
     assert faces.video.tolist() == ["s1"]
-    assert reasons(tmp_path/"out") == {("s2", -1): "the process that read it died, twice."}
+    assert reasons(tmp_path / "out") == {("s2", -1): "the process that read it died, twice."}
 
 
 @pytest.mark.parametrize("error", ["WorkerCrashedError", "OutOfMemoryError", "NodeDiedError"])
 def test_a_ray_worker_that_dies_costs_one_video(clips, tmp_path, monkeypatch, error):
     "However Ray calls it: killed by the decoder, for memory, or with its machine."
-    class Died(Exception): pass
+
+    class Died(Exception):
+        pass
+
     class Ray:
-        exceptions = SimpleNamespace(WorkerCrashedError=OSError, OutOfMemoryError=OSError, NodeDiedError=OSError) # the others, which do not come
+        exceptions = SimpleNamespace(
+            WorkerCrashedError=OSError, OutOfMemoryError=OSError, NodeDiedError=OSError
+        )  # the others, which do not come
 
-        def is_initialized(self): return True
+        def is_initialized(self):
+            return True
 
-        def remote(self, function): return SimpleNamespace(remote=partial(partial, function))
+        def remote(self, function):
+            return SimpleNamespace(remote=partial(partial, function))
 
-        def wait(self, running): return running[:1], running[1:]
+        def wait(self, running):
+            return running[:1], running[1:]
 
         def get(self, task):
-            if task.args[0]["video"] == "s2": raise Died
+            if task.args[0]["video"] == "s2":
+                raise Died
             task()
+
     setattr(Ray.exceptions, error, Died)
     monkeypatch.setitem(sys.modules, "ray", Ray())
-    faces = V.extract(V.list_videos([clips/"s1.mp4", clips/"s2.mp4"]), tmp_path/"out", count=1, size=32, workers=2, engine="ray")
+    faces = V.extract(
+        V.list_videos([clips / "s1.mp4", clips / "s2.mp4"]),
+        tmp_path / "out",
+        count=1,
+        size=32,
+        workers=2,
+        engine="ray",
+    )
     assert faces.video.tolist() == ["s1"]
-    assert reasons(tmp_path/"out") == {("s2", -1): "the process that read it died, twice."}
+    assert reasons(tmp_path / "out") == {("s2", -1): "the process that read it died, twice."}
 
 
 def test_a_full_disk_stops_the_run_and_leaves_whole_videos(clips, whole, tmp_path, monkeypatch):
@@ -225,80 +346,109 @@ def test_a_full_disk_stops_the_run_and_leaves_whole_videos(clips, whole, tmp_pat
 
     def full(path, image):
         calls.append(path)
-        if len(calls) == 5: raise OSError(28, "No space left on device")
+        if len(calls) == 5:
+            raise OSError(28, "No space left on device")
         write_png(path, image)
+
     monkeypatch.setattr(V, "write_png", full)
-    with pytest.raises(OSError, match="No space"): V.extract(V.list_videos(clips), tmp_path/"out", **QUICK)
-    assert [p.name for p in (tmp_path/"out"/"clips").iterdir()] == ["s1"]
+    with pytest.raises(OSError, match="No space"):
+        V.extract(V.list_videos(clips), tmp_path / "out", **QUICK)
+    assert [p.name for p in (tmp_path / "out" / "clips").iterdir()] == ["s1"]
     monkeypatch.undo()
-    V.extract(V.list_videos(clips), tmp_path/"out", **QUICK)
-    assert contents(tmp_path/"out") == contents(whole)
+    V.extract(V.list_videos(clips), tmp_path / "out", **QUICK)
+    assert contents(tmp_path / "out") == contents(whole)
 
 
 def test_memory_does_not_grow_with_the_number_of_videos(clips, tmp_path):
     def peak(n):
-        videos = table(*[clips/"s1.mp4"] * n).assign(video=[f"v{i}" for i in range(n)])
+        videos = table(*[clips / "s1.mp4"] * n).assign(video=[f"v{i}" for i in range(n)])
         tracemalloc.start()
-        V.extract(videos, tmp_path/f"out{n}", count=2, size=256, workers=0)
+        V.extract(videos, tmp_path / f"out{n}", count=2, size=256, workers=0)
         grown = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return grown
+
     peak(1)
     few, many = peak(2), peak(8)
-    assert many - few < 256 * 256 * 3 # twelve more crops were made; not one is kept
+    assert many - few < 256 * 256 * 3  # twelve more crops were made; not one is kept
 
 
 def test_memory_does_not_grow_with_the_number_of_faces(tmp_path, monkeypatch):
     "Of many finished videos the tables are put together; their rows would take 30 kB a video, what is known of each takes 2."
     monkeypatch.setattr(V, "_TOGETHER", 16)
-    videos = table(write_clip(tmp_path/"a.mp4", frames=32), *[tmp_path/"a.mp4"] * 299).assign(video=[f"v{i}" for i in range(300)])
-    V.crop_videos(videos[:1], tmp_path/"out", size=32, workers=0)
-    for name in videos.video[1:]: shutil.copytree(tmp_path/"out"/"clips"/"v0", tmp_path/"out"/"clips"/name, ignore=shutil.ignore_patterns("*.png"))
+    videos = table(write_clip(tmp_path / "a.mp4", frames=32), *[tmp_path / "a.mp4"] * 299).assign(
+        video=[f"v{i}" for i in range(300)]
+    )
+    V.crop_videos(videos[:1], tmp_path / "out", size=32, workers=0)
+    for name in videos.video[1:]:
+        shutil.copytree(
+            tmp_path / "out" / "clips" / "v0",
+            tmp_path / "out" / "clips" / name,
+            ignore=shutil.ignore_patterns("*.png"),
+        )
 
     def peak(n):
         tracemalloc.start()
-        V.crop_videos(videos[:n], tmp_path/"out", size=32, workers=0)
+        V.crop_videos(videos[:n], tmp_path / "out", size=32, workers=0)
         grown = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return grown
+
     peak(20)
     few, many = peak(100), peak(300)
-    assert len(pd.read_parquet(tmp_path/"out"/"faces.parquet")) == 300 * 32
+    assert len(pd.read_parquet(tmp_path / "out" / "faces.parquet")) == 300 * 32
     assert many - few < 200 * 4096
 
 
 # The command
 
+
 def test_videos_and_folders_through_the_command(clips, tmp_path, capsys):
     "`prle faces clip.mp4 folder/` with its defaults: 32 frames of a video, 256 px."
-    clip = write_clip(tmp_path/"long.mp4", frames=40)
-    assert main(["faces", str(clip), str(clips), "--out", str(tmp_path/"out"), "--workers", "0"]) == 0
-    faces = pd.read_parquet(tmp_path/"out"/"faces.parquet")
-    assert faces.frame[faces.video == "long"].tolist() == V.sample_frames(40, 32) and faces.groupby("video").size().to_dict() == dict(long=32, s1=5, s2=6, s5=7)
-    assert set(faces.subset) == {tmp_path.name, "clips"} and read_image(tmp_path/"out"/faces.path[0]).shape == (256, 256, 3)
+    clip = write_clip(tmp_path / "long.mp4", frames=40)
+    assert (
+        main(["faces", str(clip), str(clips), "--out", str(tmp_path / "out"), "--workers", "0"])
+        == 0
+    )
+    faces = pd.read_parquet(tmp_path / "out" / "faces.parquet")
+    assert faces.frame[faces.video == "long"].tolist() == V.sample_frames(40, 32) and faces.groupby(
+        "video"
+    ).size().to_dict() == dict(long=32, s1=5, s2=6, s5=7)
+    assert set(faces.subset) == {tmp_path.name, "clips"} and read_image(
+        tmp_path / "out" / faces.path[0]
+    ).shape == (256, 256, 3)
     assert "4 videos: 50 frames, 50 faces, 0 dropped" in capsys.readouterr().out
 
 
 # Bad input
 
+
 def truncate(path, share):
-    path.write_bytes(path.read_bytes()[:int(path.stat().st_size * share)])
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     return path
 
 
 def test_bad_videos_cost_only_themselves(tmp_path, capsys):
-    folder = tmp_path/"clips"
-    write_clip(folder/"good.mp4")
-    (folder/"empty.mp4").touch()
-    (folder/"text.mp4").write_text("this is not a video\n" * 50)
-    truncate(write_clip(folder/"beheaded.mp4"), 0.7)
-    write_clip(folder/"nobody.mp4", faces=0)
-    ffmpeg("-i", write_clip(folder/"whole.mp4", frames=30), "-c", "copy", "-movflags", "+faststart", folder/"cut.mp4")
-    truncate(folder/"cut.mp4", 0.6)
-    (folder/"whole.mp4").unlink()
-    videos = table(*sorted(folder.glob("*.mp4")), folder/"missing.mp4")
-    faces = V.extract(videos, tmp_path/"out", count=10, size=32, workers=0)
-    said, why = capsys.readouterr().out, reasons(tmp_path/"out")
+    folder = tmp_path / "clips"
+    write_clip(folder / "good.mp4")
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("this is not a video\n" * 50)
+    truncate(write_clip(folder / "beheaded.mp4"), 0.7)
+    write_clip(folder / "nobody.mp4", faces=0)
+    ffmpeg(
+        "-i",
+        write_clip(folder / "whole.mp4", frames=30),
+        "-c",
+        "copy",
+        "-movflags",
+        "+faststart",
+        folder / "cut.mp4",
+    )
+    truncate(folder / "cut.mp4", 0.6)
+    (folder / "whole.mp4").unlink()
+    videos = table(*sorted(folder.glob("*.mp4")), folder / "missing.mp4")
+    faces = V.extract(videos, tmp_path / "out", count=10, size=32, workers=0)
+    said, why = capsys.readouterr().out, reasons(tmp_path / "out")
     assert (faces.video == "good").sum() == 8
     assert why["empty", -1] == "empty file." and why["missing", -1] == "no such file."
     assert why["text", -1] == why["beheaded", -1] == "not a video that OpenCV can decode."
@@ -307,81 +457,132 @@ def test_bad_videos_cost_only_themselves(tmp_path, capsys):
     lost = [frame for video, frame in why if video == "cut"]
     assert cut and lost and sorted(cut + lost) == V.sample_frames(30, 10)
     assert {why["cut", i] for i in lost if i > max(cut)} == {"the video ends before this frame."}
-    for name in ("empty", "text", "beheaded", "missing", "nobody"): assert f"{folder/name}.mp4: " in said
-    assert set(pd.read_csv(tmp_path/"out"/"dropped.csv").file) == {str(folder/f"{name}.mp4") for name in ("empty", "text", "beheaded", "missing", "nobody", "cut")}
+    for name in ("empty", "text", "beheaded", "missing", "nobody"):
+        assert f"{folder / name}.mp4: " in said
+    assert set(pd.read_csv(tmp_path / "out" / "dropped.csv").file) == {
+        str(folder / f"{name}.mp4")
+        for name in ("empty", "text", "beheaded", "missing", "nobody", "cut")
+    }
     assert f"7 videos: 26 frames, {len(faces)} faces, {len(why)} dropped (8 no face found" in said
 
 
 def test_a_face_in_a_third_of_the_frames(tmp_path):
-    file = write_clip(tmp_path/"a.mp4", frames=9, shown={3, 4, 5})
-    faces = V.extract(table(file), tmp_path/"out", count=9, size=32, workers=0)
+    file = write_clip(tmp_path / "a.mp4", frames=9, shown={3, 4, 5})
+    faces = V.extract(table(file), tmp_path / "out", count=9, size=32, workers=0)
     assert faces.frame.tolist() == [3, 4, 5]
-    assert sorted(reasons(tmp_path/"out")) == [("a", i) for i in (0, 1, 2, 6, 7, 8)]
+    assert sorted(reasons(tmp_path / "out")) == [("a", i) for i in (0, 1, 2, 6, 7, 8)]
 
 
 def test_the_larger_of_two_faces(tmp_path):
-    file = write_clip(tmp_path/"a.mp4", "s5", frames=2, size=(480, 270), faces=2, width=180)
-    faces = V.extract(table(file), tmp_path/"out", **QUICK)
-    alone = V.extract(table(write_clip(tmp_path/"b.mp4", "s5", frames=2, size=(240, 270), width=180)), tmp_path/"alone", **QUICK)
+    file = write_clip(tmp_path / "a.mp4", "s5", frames=2, size=(480, 270), faces=2, width=180)
+    faces = V.extract(table(file), tmp_path / "out", **QUICK)
+    alone = V.extract(
+        table(write_clip(tmp_path / "b.mp4", "s5", frames=2, size=(240, 270), width=180)),
+        tmp_path / "alone",
+        **QUICK,
+    )
     for ours, single in zip(faces.path, alone.path):
-        assert np.abs(read_image(tmp_path/"out"/ours).astype(int) - read_image(tmp_path/"alone"/single))[10:-10, 20:-20].mean() < 5
+        assert (
+            np.abs(
+                read_image(tmp_path / "out" / ours).astype(int)
+                - read_image(tmp_path / "alone" / single)
+            )[10:-10, 20:-20].mean()
+            < 5
+        )
 
 
-@pytest.mark.parametrize("size", [(320, 240), (240, 320), (321, 241), (202, 398), (640, 200), (130, 159)])
+@pytest.mark.parametrize(
+    "size", [(320, 240), (240, 320), (321, 241), (202, 398), (640, 200), (130, 159)]
+)
 def test_every_shape_of_frame(tmp_path, size):
-    file = write_clip(tmp_path/"a.mp4", frames=2, size=tuple(side + side % 2 for side in size))
-    ffmpeg("-i", file, "-vf", f"crop={size[0]}:{size[1]}:0:0:exact=1", "-c:v", "mpeg4", "-q:v", "2", tmp_path/"b.mp4") # OpenCV writes even sizes only
-    assert [frame.shape for frame in V.read_frames(tmp_path/"b.mp4", [0, 1])] == [(*size[::-1], 3)] * 2
-    assert len(V.extract(table(tmp_path/"b.mp4"), tmp_path/"out", **QUICK)) == 2
+    file = write_clip(tmp_path / "a.mp4", frames=2, size=tuple(side + side % 2 for side in size))
+    ffmpeg(
+        "-i",
+        file,
+        "-vf",
+        f"crop={size[0]}:{size[1]}:0:0:exact=1",
+        "-c:v",
+        "mpeg4",
+        "-q:v",
+        "2",
+        tmp_path / "b.mp4",
+    )  # OpenCV writes even sizes only
+    assert [frame.shape for frame in V.read_frames(tmp_path / "b.mp4", [0, 1])] == [
+        (*size[::-1], 3)
+    ] * 2
+    assert len(V.extract(table(tmp_path / "b.mp4"), tmp_path / "out", **QUICK)) == 2
 
 
 def test_one_frame_only(tmp_path):
-    faces = V.extract(table(write_clip(tmp_path/"a.mp4", frames=1)), tmp_path/"out", size=64, workers=0)
+    faces = V.extract(
+        table(write_clip(tmp_path / "a.mp4", frames=1)), tmp_path / "out", size=64, workers=0
+    )
     assert faces.frame.tolist() == [0]
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_turned_videos_are_upright_and_so_are_their_masks(tmp_path, degrees):
-    plain = write_clip(tmp_path/"a.mp4", frames=2, mask=tmp_path/"mask.mp4")
-    turned, mask = write_rotated(tmp_path/"turned.mp4", plain, degrees), write_rotated(tmp_path/"m.mp4", tmp_path/"mask.mp4", degrees)
-    faces = V.extract(table(plain, turned).assign(mask_file=[str(tmp_path/"mask.mp4"), str(mask)]), tmp_path/"out", **QUICK)
+    plain = write_clip(tmp_path / "a.mp4", frames=2, mask=tmp_path / "mask.mp4")
+    turned, mask = (
+        write_rotated(tmp_path / "turned.mp4", plain, degrees),
+        write_rotated(tmp_path / "m.mp4", tmp_path / "mask.mp4", degrees),
+    )
+    faces = V.extract(
+        table(plain, turned).assign(mask_file=[str(tmp_path / "mask.mp4"), str(mask)]),
+        tmp_path / "out",
+        **QUICK,
+    )
     for i in range(2):
         for column, most in (("path", 6), ("mask", 12)):
-            one, other = (read_image(tmp_path/"out"/faces[column][k]).astype(int) for k in (i, i + 2))
+            one, other = (
+                read_image(tmp_path / "out" / faces[column][k]).astype(int) for k in (i, i + 2)
+            )
             assert np.abs(one - other).mean() < most
 
 
 def test_h264_and_other_containers(tmp_path):
-    plain = write_clip(tmp_path/"plain.mp4", frames=3)
-    files = [write_h264(tmp_path/f"a{suffix}", plain) for suffix in (".mp4", ".mkv", ".mov", ".avi", ".m2ts")]
-    files.append(shutil.copy(files[0], tmp_path/"a.clip")) # an ending that nobody knows
+    plain = write_clip(tmp_path / "plain.mp4", frames=3)
+    files = [
+        write_h264(tmp_path / f"a{suffix}", plain)
+        for suffix in (".mp4", ".mkv", ".mov", ".avi", ".m2ts")
+    ]
+    files.append(shutil.copy(files[0], tmp_path / "a.clip"))  # an ending that nobody knows
     videos = V.list_videos(files)
-    assert len(V.list_videos(tmp_path)) == 6 and videos.file.tolist() == [str(file) for file in files]
-    faces = V.extract(videos.assign(video=list("123456")), tmp_path/"out", **QUICK)
+    assert len(V.list_videos(tmp_path)) == 6 and videos.file.tolist() == [
+        str(file) for file in files
+    ]
+    faces = V.extract(videos.assign(video=list("123456")), tmp_path / "out", **QUICK)
     assert faces.video.tolist() == [v for v in "123456" for _ in range(3)]
 
 
 def test_spaces_and_letters_of_all_kinds(tmp_path):
-    folder = tmp_path/"Äpfel und Birnen"/"видео 1"
-    write_clip(folder/"ein Gesicht, 100% 顔.mp4", frames=2)
-    faces = V.extract(V.list_videos(folder.parent), tmp_path/"Faces & more", **QUICK)
-    assert faces.path.tolist() == [f"Äpfel und Birnen_видео 1/ein Gesicht, 100% 顔/000{i}.png" for i in (0, 1)]
-    assert all((tmp_path/"Faces & more"/path).exists() for path in faces.path)
+    folder = tmp_path / "Äpfel und Birnen" / "видео 1"
+    write_clip(folder / "ein Gesicht, 100% 顔.mp4", frames=2)
+    faces = V.extract(V.list_videos(folder.parent), tmp_path / "Faces & more", **QUICK)
+    assert faces.path.tolist() == [
+        f"Äpfel und Birnen_видео 1/ein Gesicht, 100% 顔/000{i}.png" for i in (0, 1)
+    ]
+    assert all((tmp_path / "Faces & more" / path).exists() for path in faces.path)
 
 
 def test_a_video_that_does_not_say_how_long_it_is(tmp_path):
-    plain = write_clip(tmp_path/"plain.mp4", frames=4)
-    ffmpeg("-i", plain, "-c:v", "libx264", "-f", "h264", tmp_path/"a.mp4") # a bare stream, without a container
-    assert cv2.VideoCapture(str(tmp_path/"a.mp4"), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT) < 0
-    faces = V.extract(table(tmp_path/"a.mp4"), tmp_path/"out", count=2, size=64, workers=0)
+    plain = write_clip(tmp_path / "plain.mp4", frames=4)
+    ffmpeg(
+        "-i", plain, "-c:v", "libx264", "-f", "h264", tmp_path / "a.mp4"
+    )  # a bare stream, without a container
+    assert (
+        cv2.VideoCapture(str(tmp_path / "a.mp4"), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT) < 0
+    )
+    faces = V.extract(table(tmp_path / "a.mp4"), tmp_path / "out", count=2, size=64, workers=0)
     assert faces.frame.tolist() == [0, 3]
 
 
 def test_a_folder_that_cannot_be_written(clips, tmp_path):
-    (tmp_path/"file").write_text("a file")
-    for out in (tmp_path/"file", tmp_path/"file"/"below"):
-        with pytest.raises(OSError, match="file"): V.extract(V.list_videos(clips), out, **QUICK)
-    assert (tmp_path/"file").read_text() == "a file"
+    (tmp_path / "file").write_text("a file")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match="file"):
+            V.extract(V.list_videos(clips), out, **QUICK)
+    assert (tmp_path / "file").read_text() == "a file"
 
 
 def test_a_read_only_folder(clips):
@@ -396,199 +597,318 @@ if os.geteuid() == 0: os.setgid(65534), os.setuid(65534)
 try: videos.extract(table, {place + "/out"!r}, count=3, size=64, workers=0)
 except OSError as e: print(e)"""
         said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert f"cannot write to {place}/out (Permission denied); name another folder." in said.stdout, said.stderr
+        assert (
+            f"cannot write to {place}/out (Permission denied); name another folder." in said.stdout
+        ), said.stderr
 
 
 def test_a_foreign_folder_is_left_alone(clips, tmp_path):
-    (tmp_path/"thesis.tex").touch()
-    with pytest.raises(FileExistsError, match="holds other files"): V.extract(V.list_videos(clips), tmp_path, **QUICK)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match="holds other files"):
+        V.extract(V.list_videos(clips), tmp_path, **QUICK)
 
 
-@pytest.mark.parametrize("settings, message", [
-    (dict(align="boxes"), "Did you mean 'box'"), (dict(engine="rey"), "Did you mean 'ray'"), (dict(count=0), "count must be at least 1, not 0"),
-    (dict(every=0), "every must be at least 1"),
-    (dict(workers=-1), "workers must be at least 0"), (dict(workers=0, engine="ray"), "workers must be at least 1"),
-    (dict(size=4), "size must be at least 16"), (dict(align="chip", scale=0.9), "scale must be at least 1"),
-])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(align="boxes"), "Did you mean 'box'"),
+        (dict(engine="rey"), "Did you mean 'ray'"),
+        (dict(count=0), "count must be at least 1, not 0"),
+        (dict(every=0), "every must be at least 1"),
+        (dict(workers=-1), "workers must be at least 0"),
+        (dict(workers=0, engine="ray"), "workers must be at least 1"),
+        (dict(size=4), "size must be at least 16"),
+        (dict(align="chip", scale=0.9), "scale must be at least 1"),
+    ],
+)
 def test_wrong_settings_stop_at_once(clips, tmp_path, settings, message):
-    with pytest.raises(ValueError, match=message): V.extract(V.list_videos(clips), tmp_path/"out", **settings)
-    assert not (tmp_path/"out").exists()
+    with pytest.raises(ValueError, match=message):
+        V.extract(V.list_videos(clips), tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda t: t.drop(columns="subset"), "lacks subset"), (lambda t: t.assign(frame=1), "has frame, which"),
-    (lambda t: t.assign(video="x"), "s1.mp4 and .*s2.mp4 have the same subset, video: clips, x"), (lambda t: t.assign(video="a/b"), "the video 'a/b' cannot"),
-    (lambda t: t.assign(subset=".."), "the subset '..' cannot"), (lambda t: t.assign(dataset=""), "the dataset '' cannot"),
-    (lambda t: t.assign(distortion="CS:9"), "level of CS"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.drop(columns="subset"), "lacks subset"),
+        (lambda t: t.assign(frame=1), "has frame, which"),
+        (
+            lambda t: t.assign(video="x"),
+            "s1.mp4 and .*s2.mp4 have the same subset, video: clips, x",
+        ),
+        (lambda t: t.assign(video="a/b"), "the video 'a/b' cannot"),
+        (lambda t: t.assign(subset=".."), "the subset '..' cannot"),
+        (lambda t: t.assign(dataset=""), "the dataset '' cannot"),
+        (lambda t: t.assign(distortion="CS:9"), "level of CS"),
+    ],
+)
 def test_a_wrong_table_stops_at_once(clips, tmp_path, change, message):
-    with pytest.raises(ValueError, match=message): V.extract(change(V.list_videos(clips)), tmp_path/"out", **QUICK)
-    assert not (tmp_path/"out").exists()
+    with pytest.raises(ValueError, match=message):
+        V.extract(change(V.list_videos(clips)), tmp_path / "out", **QUICK)
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_face_at_all(tmp_path):
-    faces = V.extract(table(write_clip(tmp_path/"a.mp4", faces=0, frames=2)).assign(label=0), tmp_path/"out", **QUICK)
-    assert faces.empty and list(faces) == ["path", "subset", "video", "label", "frame", "landmarks", "transform", "mask", "found"]
-    assert len(pd.read_csv(tmp_path/"out"/"dropped.csv")) == 2 and pd.read_parquet(tmp_path/"out"/"faces.parquet").empty
+    faces = V.extract(
+        table(write_clip(tmp_path / "a.mp4", faces=0, frames=2)).assign(label=0),
+        tmp_path / "out",
+        **QUICK,
+    )
+    assert faces.empty and list(faces) == [
+        "path",
+        "subset",
+        "video",
+        "label",
+        "frame",
+        "landmarks",
+        "transform",
+        "mask",
+        "found",
+    ]
+    assert (
+        len(pd.read_csv(tmp_path / "out" / "dropped.csv")) == 2
+        and pd.read_parquet(tmp_path / "out" / "faces.parquet").empty
+    )
 
 
 def test_scripts_without_a_guard_are_told(clips, tmp_path):
-    script = tmp_path/"run.py"
+    script = tmp_path / "run.py"
     script.write_text(SCRIPT.replace('if __name__ == "__main__": ', ""))
-    said = subprocess.run([sys.executable, script, clips, tmp_path/"out"], capture_output=True, text=True).stderr
+    said = subprocess.run(
+        [sys.executable, script, clips, tmp_path / "out"], capture_output=True, text=True
+    ).stderr
     assert "worker processes do not start" in said and "__main__" in said
-    assert not list((tmp_path/"out").glob("clips/*"))
+    assert not list((tmp_path / "out").glob("clips/*"))
 
 
 # Masks and distortions
 
+
 def test_masks_take_the_same_warp(tmp_path):
-    file = write_clip(tmp_path/"a.mp4", frames=3, mask=tmp_path/"m.mp4")
-    faces = V.extract(table(file).assign(mask_file=str(tmp_path/"m.mp4")), tmp_path/"out", count=3, size=128, workers=0)
-    for row, mask in zip(faces.itertuples(), V.read_frames(tmp_path/"m.mp4", [0, 1, 2])):
+    file = write_clip(tmp_path / "a.mp4", frames=3, mask=tmp_path / "m.mp4")
+    faces = V.extract(
+        table(file).assign(mask_file=str(tmp_path / "m.mp4")),
+        tmp_path / "out",
+        count=3,
+        size=128,
+        workers=0,
+    )
+    for row, mask in zip(faces.itertuples(), V.read_frames(tmp_path / "m.mp4", [0, 1, 2])):
         assert row.mask == f"clips/a/masks/{row.frame:04d}.png"
-        crop = cv2.imread(str(tmp_path/"out"/row.mask), cv2.IMREAD_UNCHANGED)
+        crop = cv2.imread(str(tmp_path / "out" / row.mask), cv2.IMREAD_UNCHANGED)
         ys, xs = np.nonzero(mask[..., 0] > 128)
-        corners = np.array([(xs.min(), ys.min()), (xs.max(), ys.min()), (xs.max(), ys.max()), (xs.min(), ys.max())])
+        corners = np.array(
+            [(xs.min(), ys.min()), (xs.max(), ys.min()), (xs.max(), ys.max()), (xs.min(), ys.max())]
+        )
         painted = np.zeros((128, 128), np.uint8)
-        cv2.fillConvexPoly(painted, np.rint(move_points(corners, row.transform.reshape(2, 3))).astype(int), 255)
+        cv2.fillConvexPoly(
+            painted, np.rint(move_points(corners, row.transform.reshape(2, 3))).astype(int), 255
+        )
         assert crop.shape == (128, 128) and set(np.unique(crop)) <= {0, 255}
         assert ((crop > 0) & (painted > 0)).sum() / ((crop > 0) | (painted > 0)).sum() > 0.93
 
 
 def test_without_a_mask_video_the_mask_is_what_the_fake_changed(tmp_path):
     "As for FaceShifter: a folder of pictures that differ from the untouched ones in a square on the nose."
-    boxes, file = [], write_clip(tmp_path/"a.mp4", frames=2)
-    for folder in ("real", "fake"): (tmp_path/folder).mkdir()
+    boxes, file = [], write_clip(tmp_path / "a.mp4", frames=2)
+    for folder in ("real", "fake"):
+        (tmp_path / folder).mkdir()
     for i, frame in enumerate(V.read_frames(file, [0, 1])):
         x, y = np.rint(find_largest(frame).landmarks[30]).astype(int)
         boxes.append(np.zeros(frame.shape[:2], np.uint8))
-        boxes[i][y - 8:y + 8, x - 8:x + 8] = 64
+        boxes[i][y - 8 : y + 8, x - 8 : x + 8] = 64
         fake = np.where((boxes[i] > 0)[..., None], frame ^ 64, frame)
-        for folder, picture in (("real", frame), ("fake", fake)): write_png(tmp_path/folder/f"{i}.png", picture)
-    faces = V.extract(table(tmp_path/"fake").assign(untouched_file=str(tmp_path/"real")), tmp_path/"out", count=2, size=128, workers=0)
+        for folder, picture in (("real", frame), ("fake", fake)):
+            write_png(tmp_path / folder / f"{i}.png", picture)
+    faces = V.extract(
+        table(tmp_path / "fake").assign(untouched_file=str(tmp_path / "real")),
+        tmp_path / "out",
+        count=2,
+        size=128,
+        workers=0,
+    )
     assert len(faces) == 2
     for row, box in zip(faces.itertuples(), boxes):
-        crop = cv2.imread(str(tmp_path/"out"/row.mask), cv2.IMREAD_UNCHANGED)
-        assert 60 < crop.max() < 80 and np.array_equal(crop, warp_crop(box, np.reshape(row.transform, (2, 3)), 128))  # grey, not a threshold
+        crop = cv2.imread(str(tmp_path / "out" / row.mask), cv2.IMREAD_UNCHANGED)
+        assert 60 < crop.max() < 80 and np.array_equal(
+            crop, warp_crop(box, np.reshape(row.transform, (2, 3)), 128)
+        )  # grey, not a threshold
     colours = np.array([[[30, 0, 0], [0, 0, 255]]], np.uint8)
-    assert V.difference_mask(colours, np.zeros_like(colours)).tolist() == [[9, 29]] and V.difference_mask(frame, frame).max() == 0
-    with pytest.raises(ValueError, match="different sizes"): V.difference_mask(frame, frame[:5])
+    assert (
+        V.difference_mask(colours, np.zeros_like(colours)).tolist() == [[9, 29]]
+        and V.difference_mask(frame, frame).max() == 0
+    )
+    with pytest.raises(ValueError, match="different sizes"):
+        V.difference_mask(frame, frame[:5])
 
 
 def test_a_bad_mask_costs_the_mask(tmp_path):
-    (tmp_path/"text.mp4").write_text("not a mask")
-    files = [write_clip(tmp_path/f"{name}.mp4", frames=3) for name in "abcd"]
-    write_clip(tmp_path/"x.mp4", frames=2, mask=tmp_path/"short.mp4")
-    write_clip(tmp_path/"x.mp4", frames=3, size=(240, 240), mask=tmp_path/"narrow.mp4")
-    masks = [str(tmp_path/f"{name}.mp4") for name in ("text", "missing", "short", "narrow")]
-    faces = V.extract(table(*files).assign(mask_file=masks), tmp_path/"out", **QUICK)
+    (tmp_path / "text.mp4").write_text("not a mask")
+    files = [write_clip(tmp_path / f"{name}.mp4", frames=3) for name in "abcd"]
+    write_clip(tmp_path / "x.mp4", frames=2, mask=tmp_path / "short.mp4")
+    write_clip(tmp_path / "x.mp4", frames=3, size=(240, 240), mask=tmp_path / "narrow.mp4")
+    masks = [str(tmp_path / f"{name}.mp4") for name in ("text", "missing", "short", "narrow")]
+    faces = V.extract(table(*files).assign(mask_file=masks), tmp_path / "out", **QUICK)
     assert len(faces) == 12
-    assert {video: (rows["mask"] != "").sum() for video, rows in faces.groupby("video")} == dict(a=0, b=0, c=2, d=0)
-    assert reasons(tmp_path/"out") == {
-        ("a", -1): "mask: not a video that OpenCV can decode.", ("b", -1): "mask: no such file.", ("c", 2): "mask: the video ends before this frame.",
-        **{("d", i): "mask: it has another size than the frame (240x240, not 320x240)." for i in range(3)}}
+    assert {video: (rows["mask"] != "").sum() for video, rows in faces.groupby("video")} == dict(
+        a=0, b=0, c=2, d=0
+    )
+    assert reasons(tmp_path / "out") == {
+        ("a", -1): "mask: not a video that OpenCV can decode.",
+        ("b", -1): "mask: no such file.",
+        ("c", 2): "mask: the video ends before this frame.",
+        **{
+            ("d", i): "mask: it has another size than the frame (240x240, not 320x240)."
+            for i in range(3)
+        },
+    }
 
 
 def test_pictures_are_distorted_before_detection(tmp_path):
-    file = tmp_path/"a"
-    for i, frame in enumerate(V.read_frames(write_clip(tmp_path/"a.mp4", frames=2), [0, 1])): write_png(file/f"{i}.png", frame)
-    faces = V.extract(table(file).assign(distortion="CC:2 GNC:1"), tmp_path/"out", **QUICK)
+    file = tmp_path / "a"
+    for i, frame in enumerate(V.read_frames(write_clip(tmp_path / "a.mp4", frames=2), [0, 1])):
+        write_png(file / f"{i}.png", frame)
+    faces = V.extract(table(file).assign(distortion="CC:2 GNC:1"), tmp_path / "out", **QUICK)
     for row, frame in zip(faces.itertuples(), V.read_frames(file, [0, 1])):
         noisy = distort_frame(frame, "CC:2 GNC:1", rng(0, "a", row.frame))
-        assert np.array_equal(read_image(tmp_path/"out"/row.path), warp_crop(noisy, align(find_largest(noisy), noisy.shape, size=64), 64))
+        assert np.array_equal(
+            read_image(tmp_path / "out" / row.path),
+            warp_crop(noisy, align(find_largest(noisy), noisy.shape, size=64), 64),
+        )
 
 
 @pytest.mark.parametrize("meta", ["CC:2", "GB:2 VC:5"])
 def test_a_video_is_distorted_as_a_whole(tmp_path, meta):
     "With the encodings of the official fakes, which a real would otherwise lack."
-    file = write_clip(tmp_path/"a.mp4", frames=3)
-    faces = V.extract(table(file).assign(distortion=meta), tmp_path/"out", **QUICK)
-    same = V.extract(table(distort_video(file, tmp_path/"b.mp4", meta, seed=0, via_xvid=True)), tmp_path/"same", **QUICK)
-    assert [(tmp_path/"out"/p).read_bytes() for p in faces.path] == [(tmp_path/"same"/p).read_bytes() for p in same.path]
+    file = write_clip(tmp_path / "a.mp4", frames=3)
+    faces = V.extract(table(file).assign(distortion=meta), tmp_path / "out", **QUICK)
+    same = V.extract(
+        table(distort_video(file, tmp_path / "b.mp4", meta, seed=0, via_xvid=True)),
+        tmp_path / "same",
+        **QUICK,
+    )
+    assert [(tmp_path / "out" / p).read_bytes() for p in faces.path] == [
+        (tmp_path / "same" / p).read_bytes() for p in same.path
+    ]
 
 
 def test_another_distortion_is_done_again(tmp_path, capsys):
-    videos = table(write_clip(tmp_path/"a.mp4", frames=1))
-    V.extract(videos, tmp_path/"out", **QUICK)
-    V.extract(videos.assign(distortion="CC:5"), tmp_path/"out", **QUICK)
+    videos = table(write_clip(tmp_path / "a.mp4", frames=1))
+    V.extract(videos, tmp_path / "out", **QUICK)
+    V.extract(videos.assign(distortion="CC:5"), tmp_path / "out", **QUICK)
     assert "done before" not in capsys.readouterr().out
 
 
 def test_pictures_know_no_video_compression(tmp_path):
-    write_png(tmp_path/"a"/"0.png", photograph())
-    assert V.extract(table(tmp_path/"a").assign(distortion="VC:5"), tmp_path/"out", **QUICK).empty
-    assert "VC compresses videos" in reasons(tmp_path/"out")["a", -1]
+    write_png(tmp_path / "a" / "0.png", photograph())
+    assert V.extract(
+        table(tmp_path / "a").assign(distortion="VC:5"), tmp_path / "out", **QUICK
+    ).empty
+    assert "VC compresses videos" in reasons(tmp_path / "out")["a", -1]
 
 
 def test_a_photograph_is_a_video_of_one_frame(tmp_path):
-    write_png(tmp_path/"a%d.png", draw_frame((320, 240), [photograph()], 0)[0])
-    faces = V.extract(table(tmp_path/"a%d.png", tmp_path/"none.png"), tmp_path/"out", **QUICK)
-    assert faces.frame.tolist() == [0] and reasons(tmp_path/"out") == {("none", -1): "no such file."}
+    write_png(tmp_path / "a%d.png", draw_frame((320, 240), [photograph()], 0)[0])
+    faces = V.extract(table(tmp_path / "a%d.png", tmp_path / "none.png"), tmp_path / "out", **QUICK)
+    assert faces.frame.tolist() == [0] and reasons(tmp_path / "out") == {
+        ("none", -1): "no such file."
+    }
 
 
 # Inputs
 
+
 @pytest.fixture
 def tree(tmp_path):
     "Videos at two depths, a folder of frames, and things that are neither."
-    root = tmp_path/"tree"
+    root = tmp_path / "tree"
     for name in ("b10.mp4", "b9.mp4", "day/a.MOV", "twin.mp4", "twin.avi"):
-        (root/name).parent.mkdir(parents=True, exist_ok=True)
-        (root/name).touch()
-    for i in (10, 9, 1): write_png(root/"day"/"stills"/f"f{i}.png", photograph())
-    (root/"words.txt").write_text("ffmpeg would film this\n" * 50)
-    for name in ("notes.txt", "._b9.mp4", ".hidden/c.mp4", "old/extraction.json", "old/clips/x.png"):
-        (root/name).parent.mkdir(parents=True, exist_ok=True)
-        (root/name).touch()
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    for i in (10, 9, 1):
+        write_png(root / "day" / "stills" / f"f{i}.png", photograph())
+    (root / "words.txt").write_text("ffmpeg would film this\n" * 50)
+    for name in (
+        "notes.txt",
+        "._b9.mp4",
+        ".hidden/c.mp4",
+        "old/extraction.json",
+        "old/clips/x.png",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
     return root
 
 
 def test_everything_below_a_folder(tree):
     found = V.list_videos(tree)
     assert list(zip(found.subset, found.video)) == [
-        ("tree", "b9"), ("tree", "b10"), ("tree_day", "a"), ("tree_day", "stills"), ("tree", "twin.avi"), ("tree", "twin.mp4")]
+        ("tree", "b9"),
+        ("tree", "b10"),
+        ("tree_day", "a"),
+        ("tree_day", "stills"),
+        ("tree", "twin.avi"),
+        ("tree", "twin.mp4"),
+    ]
     assert all(Path(file).is_absolute() for file in found.file)
 
 
 def test_a_link_to_a_folder_above_is_not_followed_for_ever(tree):
     before = V.list_videos(tree)
-    (tree/"day"/"loop").symlink_to(tree)
+    (tree / "day" / "loop").symlink_to(tree)
     pd.testing.assert_frame_equal(V.list_videos(tree), before)
 
 
 def test_dots_in_a_path_are_no_names(tree, monkeypatch):
-    monkeypatch.chdir(tree/"day")
+    monkeypatch.chdir(tree / "day")
     assert set(V.list_videos("..").subset) == set(V.list_videos(tree).subset)
 
 
 def test_files_and_folders_of_pictures(tree):
-    found = V.list_videos([tree/"b9.mp4", str(tree/"day"/"stills"), tree/"b9.mp4"])
+    found = V.list_videos([tree / "b9.mp4", str(tree / "day" / "stills"), tree / "b9.mp4"])
     assert list(zip(found.subset, found.video)) == [("tree", "b9"), ("day", "stills")]
 
 
-@pytest.mark.parametrize("name, message", [("words.txt", "words.txt: neither a video"), ("none", "none: no such file or folder .*--root"),
-    ("notes.txt", "notes.txt: neither a video"), ("old", "old: no video and no picture")])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("words.txt", "words.txt: neither a video"),
+        ("none", "none: no such file or folder .*--root"),
+        ("notes.txt", "notes.txt: neither a video"),
+        ("old", "old: no video and no picture"),
+    ],
+)
 def test_other_inputs_are_named(tree, name, message):
-    with pytest.raises(FaceError, match=message): V.list_videos([tree/"b9.mp4", tree/name])
+    with pytest.raises(FaceError, match=message):
+        V.list_videos([tree / "b9.mp4", tree / name])
 
 
 def test_a_folder_of_photographs(tmp_path):
-    for i in (1, 2, 10): write_png(tmp_path/"ann"/f"{i}.png", photograph("s5", 92))
-    (tmp_path/"ann"/"3.jpg").write_bytes(b"not a picture")
-    cv2.imwrite(str(tmp_path/"ann"/"4.png"), background((200, 200)))
-    faces = V.extract(V.list_videos(tmp_path/"ann"), tmp_path/"out", size=64, workers=0)
+    for i in (1, 2, 10):
+        write_png(tmp_path / "ann" / f"{i}.png", photograph("s5", 92))
+    (tmp_path / "ann" / "3.jpg").write_bytes(b"not a picture")
+    cv2.imwrite(str(tmp_path / "ann" / "4.png"), background((200, 200)))
+    faces = V.extract(V.list_videos(tmp_path / "ann"), tmp_path / "out", size=64, workers=0)
     assert faces.frame.tolist() == [1, 2, 10]
-    assert reasons(tmp_path/"out") == {("ann", 3): "3.jpg: not a picture.", ("ann", 4): "no face found."}
+    assert reasons(tmp_path / "out") == {
+        ("ann", 3): "3.jpg: not a picture.",
+        ("ann", 4): "no face found.",
+    }
 
 
 def test_frames_as_pictures_are_the_video(tmp_path):
-    file = write_clip(tmp_path/"a.mp4", frames=3, mask=tmp_path/"m.mp4")
-    for name, source in (("frames", file), ("masks", tmp_path/"m.mp4")):
-        for i, frame in enumerate(V.read_frames(source, [0, 1, 2])): write_png(tmp_path/name/f"{i}.png", frame)
-    videos = table(file, tmp_path/"frames").assign(mask_file=[str(tmp_path/"m.mp4"), str(tmp_path/"masks")], video=["a", "b"])
-    V.extract(videos, tmp_path/"out", **QUICK)
-    one, other = contents(tmp_path/"out"/"clips"/"a"), contents(tmp_path/"out"/"clips"/"b")
+    file = write_clip(tmp_path / "a.mp4", frames=3, mask=tmp_path / "m.mp4")
+    for name, source in (("frames", file), ("masks", tmp_path / "m.mp4")):
+        for i, frame in enumerate(V.read_frames(source, [0, 1, 2])):
+            write_png(tmp_path / name / f"{i}.png", frame)
+    videos = table(file, tmp_path / "frames").assign(
+        mask_file=[str(tmp_path / "m.mp4"), str(tmp_path / "masks")], video=["a", "b"]
+    )
+    V.extract(videos, tmp_path / "out", **QUICK)
+    one, other = (
+        contents(tmp_path / "out" / "clips" / "a"),
+        contents(tmp_path / "out" / "clips" / "b"),
+    )
     one.pop("video.json"), other.pop("video.json")
     assert len(one) == 8 and one == other
 
@@ -596,97 +916,140 @@ def test_frames_as_pictures_are_the_video(tmp_path):
 @pytest.mark.parametrize("masks", ["video", "folder"])
 def test_some_frames_as_pictures_take_the_masks_of_their_numbers(tmp_path, masks):
     "Every fourth frame, as extracted for a detector; the last one's mask is missing."
-    file = write_clip(tmp_path/"a.mp4", frames=9, mask=tmp_path/"video.mp4")
-    for i, frame in zip((0, 4, 8), V.read_frames(file, [0, 4, 8])): write_png(tmp_path/"frames"/f"{i:04d}.png", frame)
-    for i, mask in enumerate(V.read_frames(tmp_path/"video.mp4", range(8))): write_png(tmp_path/"folder"/f"{i}.png", mask)
-    mask_file = tmp_path/("video.mp4" if masks == "video" else "folder")
-    videos = table(tmp_path/"frames", file).assign(mask_file=[str(mask_file), str(tmp_path/"video.mp4")], video=["frames", "whole"])
-    faces = V.extract(videos, tmp_path/"out", **QUICK)
+    file = write_clip(tmp_path / "a.mp4", frames=9, mask=tmp_path / "video.mp4")
+    for i, frame in zip((0, 4, 8), V.read_frames(file, [0, 4, 8])):
+        write_png(tmp_path / "frames" / f"{i:04d}.png", frame)
+    for i, mask in enumerate(V.read_frames(tmp_path / "video.mp4", range(8))):
+        write_png(tmp_path / "folder" / f"{i}.png", mask)
+    mask_file = tmp_path / ("video.mp4" if masks == "video" else "folder")
+    videos = table(tmp_path / "frames", file).assign(
+        mask_file=[str(mask_file), str(tmp_path / "video.mp4")], video=["frames", "whole"]
+    )
+    faces = V.extract(videos, tmp_path / "out", **QUICK)
     assert faces.frame.tolist() == [0, 4, 8] * 2
     some, whole = (faces[faces.video == name] for name in ("frames", "whole"))
-    for one, other in list(zip(some["mask"], whole["mask"]))[:2 if masks == "folder" else 3]: assert (tmp_path/"out"/one).read_bytes() == (tmp_path/"out"/other).read_bytes()
-    assert reasons(tmp_path/"out") == ({("frames", 8): "mask: there is no picture for this frame (only 8)."} if masks == "folder" else {})
+    for one, other in list(zip(some["mask"], whole["mask"]))[: 2 if masks == "folder" else 3]:
+        assert (tmp_path / "out" / one).read_bytes() == (tmp_path / "out" / other).read_bytes()
+    assert reasons(tmp_path / "out") == (
+        {("frames", 8): "mask: there is no picture for this frame (only 8)."}
+        if masks == "folder"
+        else {}
+    )
 
 
 @pytest.mark.parametrize("names", [("f0", "f4"), ("0", "00")])
 def test_pictures_without_numbers_get_no_masks(tmp_path, names):
-    file = write_clip(tmp_path/"a.mp4", frames=5, mask=tmp_path/"m.mp4")
-    for name, frame in zip(names, V.read_frames(file, [0, 4])): write_png(tmp_path/"frames"/f"{name}.png", frame)
-    faces = V.extract(table(tmp_path/"frames").assign(mask_file=str(tmp_path/"m.mp4")), tmp_path/"out", **QUICK)
+    file = write_clip(tmp_path / "a.mp4", frames=5, mask=tmp_path / "m.mp4")
+    for name, frame in zip(names, V.read_frames(file, [0, 4])):
+        write_png(tmp_path / "frames" / f"{name}.png", frame)
+    faces = V.extract(
+        table(tmp_path / "frames").assign(mask_file=str(tmp_path / "m.mp4")),
+        tmp_path / "out",
+        **QUICK,
+    )
     assert faces.frame.tolist() == [0, 1] and (faces["mask"] == "").all()
-    assert "no frame numbers" in reasons(tmp_path/"out")["frames", -1]
+    assert "no frame numbers" in reasons(tmp_path / "out")["frames", -1]
 
 
 def test_other_pictures_in_the_folder_are_done_again(tmp_path, capsys):
-    for i in range(2): write_png(tmp_path/"ann"/f"{i}.png", photograph("s5", 92))
-    videos = V.list_videos(tmp_path/"ann")
-    V.extract(videos, tmp_path/"out", **QUICK)
-    write_png(tmp_path/"ann"/"2.png", photograph("s1", 92))
-    assert len(V.extract(videos, tmp_path/"out", **QUICK)) == 3
+    for i in range(2):
+        write_png(tmp_path / "ann" / f"{i}.png", photograph("s5", 92))
+    videos = V.list_videos(tmp_path / "ann")
+    V.extract(videos, tmp_path / "out", **QUICK)
+    write_png(tmp_path / "ann" / "2.png", photograph("s1", 92))
+    assert len(V.extract(videos, tmp_path / "out", **QUICK)) == 3
     assert "done before" not in capsys.readouterr().out
 
 
 def test_frames_in_colour_keep_their_channels(tmp_path):
     image = np.full((64, 64, 3), (200, 120, 40), np.uint8)
-    [frame] = V.read_frames(write_frames(tmp_path/"a.mp4", [image] * 2, (64, 64)), [1])
+    [frame] = V.read_frames(write_frames(tmp_path / "a.mp4", [image] * 2, (64, 64)), [1])
     assert np.abs(frame.astype(int) - image).max() < 12
 
 
 # Damage and strangers
 
-@pytest.mark.parametrize("name, content", [("video.json", b"[]"), ("video.json", b"{"), ("video.json", b'{"origin": {}}'), ("video.json", b"[" * 10**5),
-                                           ("faces.parquet", b"garbage")])
-def test_a_video_with_a_damaged_record_is_cropped_again(clips, whole, tmp_path, name, content, capsys):
-    shutil.copytree(whole, tmp_path/"out")
-    (tmp_path/"out"/"clips"/"s1"/name).write_bytes(content)
-    V.extract(V.list_videos(clips), tmp_path/"out", **QUICK)
-    assert contents(tmp_path/"out") == contents(whole) and "(2 of them done before)" in capsys.readouterr().out
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("video.json", b"[]"),
+        ("video.json", b"{"),
+        ("video.json", b'{"origin": {}}'),
+        ("video.json", b"[" * 10**5),
+        ("faces.parquet", b"garbage"),
+    ],
+)
+def test_a_video_with_a_damaged_record_is_cropped_again(
+    clips, whole, tmp_path, name, content, capsys
+):
+    shutil.copytree(whole, tmp_path / "out")
+    (tmp_path / "out" / "clips" / "s1" / name).write_bytes(content)
+    V.extract(V.list_videos(clips), tmp_path / "out", **QUICK)
+    assert (
+        contents(tmp_path / "out") == contents(whole)
+        and "(2 of them done before)" in capsys.readouterr().out
+    )
 
 
 def test_what_others_put_into_the_output_is_left_alone(clips, whole, tmp_path):
-    out = tmp_path/"out"
+    out = tmp_path / "out"
     shutil.copytree(whole, out)
-    for name in (".backup-20240101", ".notes-0123abcd.txt", "clips/.old-0123abcd"): (out/name).mkdir()
+    for name in (".backup-20240101", ".notes-0123abcd.txt", "clips/.old-0123abcd"):
+        (out / name).mkdir()
     before = contents(out)
     V.extract(V.list_videos(clips), out, **QUICK)
-    assert contents(out) == before and all((out/name).is_dir() for name in (".backup-20240101", ".notes-0123abcd.txt", "clips/.old-0123abcd"))
-    (out/"clips"/"s1"/"thesis.tex").write_text("three years")
-    (out/"clips"/"s1"/"video.json").unlink()
+    assert contents(out) == before and all(
+        (out / name).is_dir()
+        for name in (".backup-20240101", ".notes-0123abcd.txt", "clips/.old-0123abcd")
+    )
+    (out / "clips" / "s1" / "thesis.tex").write_text("three years")
+    (out / "clips" / "s1" / "video.json").unlink()
     before = contents(out)
-    with pytest.raises(FileExistsError, match="s1 holds 1 files that were not made"): V.extract(V.list_videos(clips), out, **QUICK)
+    with pytest.raises(FileExistsError, match="s1 holds 1 files that were not made"):
+        V.extract(V.list_videos(clips), out, **QUICK)
     assert contents(out) == before
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "a/b", "/tmp", "a\0b", "NUL", None, 3])
 @pytest.mark.parametrize("column", ["dataset", "subset", "video"])
 def test_no_name_leads_out_of_the_output(clips, tmp_path, column, name):
-    videos = V.list_videos(clips/"s1.mp4").assign(dataset="x").assign(**{column: [name]})
-    with pytest.raises(ValueError, match=f"the {column} .* cannot name a file"): V.extract(videos, tmp_path/"out", **QUICK)
-    assert not (tmp_path/"out").exists()
+    videos = V.list_videos(clips / "s1.mp4").assign(dataset="x").assign(**{column: [name]})
+    with pytest.raises(ValueError, match=f"the {column} .* cannot name a file"):
+        V.extract(videos, tmp_path / "out", **QUICK)
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_link_leads_out_of_the_output(clips, whole, tmp_path):
-    shutil.copytree(whole, tmp_path/"out")
-    (tmp_path/"theirs").mkdir()
-    shutil.rmtree(tmp_path/"out"/"clips")
-    (tmp_path/"out"/"clips").symlink_to(tmp_path/"theirs")
-    with pytest.raises(ValueError, match="leads out of"): V.extract(V.list_videos(clips), tmp_path/"out", **QUICK)
-    assert not any((tmp_path/"theirs").iterdir())
+    shutil.copytree(whole, tmp_path / "out")
+    (tmp_path / "theirs").mkdir()
+    shutil.rmtree(tmp_path / "out" / "clips")
+    (tmp_path / "out" / "clips").symlink_to(tmp_path / "theirs")
+    with pytest.raises(ValueError, match="leads out of"):
+        V.extract(V.list_videos(clips), tmp_path / "out", **QUICK)
+    assert not any((tmp_path / "theirs").iterdir())
 
 
 def test_a_header_that_promises_billions_of_frames_is_not_believed(clips, monkeypatch):
     class Boasting:
-        def __init__(self, video): self.video = video
-        def get(self, what): return 2**31 - 1 if what == cv2.CAP_PROP_FRAME_COUNT else self.video.get(what)
-        def __getattr__(self, name): return getattr(self.video, name)
-    count, real = V.count_frames(clips/"s1.mp4"), V.open_video
+        def __init__(self, video):
+            self.video = video
+
+        def get(self, what):
+            return 2**31 - 1 if what == cv2.CAP_PROP_FRAME_COUNT else self.video.get(what)
+
+        def __getattr__(self, name):
+            return getattr(self.video, name)
+
+    count, real = V.count_frames(clips / "s1.mp4"), V.open_video
     monkeypatch.setattr(V, "open_video", lambda file: Boasting(real(file)))
-    assert V.count_frames(clips/"s1.mp4") == count
+    assert V.count_frames(clips / "s1.mp4") == count
     for said in (float("nan"), float("inf"), -1, 2**62):
         monkeypatch.setattr(Boasting, "get", lambda self, what, said=said: said)
-        assert V.count_frames(clips/"s1.mp4") == count
+        assert V.count_frames(clips / "s1.mp4") == count
 
 
 def test_frames_that_are_too_large_are_not_decoded(clips, monkeypatch):
     monkeypatch.setattr("prle.trust.MAX_PIXELS", 1000)
-    with pytest.raises(V.FaceError, match="s1.mp4: promises .* pixels; at most 1,000"): V.count_frames(clips/"s1.mp4")
+    with pytest.raises(V.FaceError, match="s1.mp4: promises .* pixels; at most 1,000"):
+        V.count_frames(clips / "s1.mp4")

@@ -18,92 +18,134 @@ from ..core import atomic_path, progress
 from ..fusion import fuse
 from ..localization import upsample_maps
 from ..masking import quantile_map
-from ..trust import check_picture, made_folder, read_array, read_picture, read_whole, write_digests
+from prle.trust import (
+    check_picture,
+    made_folder,
+    read_array,
+    read_picture,
+    read_whole,
+    write_digests,
+)
 
 # %% ../../nbs/data/03_crops.ipynb #data-03-crops-4
 def _decode(path: str | Path, how: int, what: str, content: bytes | None = None) -> np.ndarray:
     "Decode a picture with OpenCV, from its file or its content; `OSError` naming the file."
-    try: content = read_picture(path) if content is None else check_picture(path, content)
-    except FileNotFoundError as e: raise FileNotFoundError(f"cannot read the {what} {path}: it is missing.") from e
-    except ValueError as e: raise OSError(f"cannot read the {what} {path}: {str(e).removeprefix(f'{path} ')}") from e
+    try:
+        content = read_picture(path) if content is None else check_picture(path, content)
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"cannot read the {what} {path}: it is missing.") from e
+    except ValueError as e:
+        raise OSError(f"cannot read the {what} {path}: {str(e).removeprefix(f'{path} ')}") from e
     image = cv2.imdecode(np.frombuffer(content, np.uint8), how)
-    if image is None: raise OSError(f"cannot read the {what} {path}: it is truncated or damaged.")
+    if image is None:
+        raise OSError(f"cannot read the {what} {path}: it is truncated or damaged.")
     return image
 
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-5
 def read_rgb(
-    path: str | Path, # an 8-bit picture
-) -> np.ndarray: # (H, W, 3) uint8, RGB
+    path: str | Path,  # an 8-bit picture
+) -> np.ndarray:  # (H, W, 3) uint8, RGB
     "Decode a face crop; `OSError` naming the file if it cannot be read."
     image = _decode(path, cv2.IMREAD_COLOR, "picture")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-6
 def read_mask(
-    path: str | Path, # an 8-bit picture
-    shape: tuple[int, int], # (height, width) that it must have
-) -> np.ndarray: # (H, W) uint8, 255 where manipulated
+    path: str | Path,  # an 8-bit picture
+    shape: tuple[int, int],  # (height, width) that it must have
+) -> np.ndarray:  # (H, W) uint8, 255 where manipulated
     "Decode a manipulation mask; `OSError` naming the file, `ValueError` if it is of another size."
     mask = _decode(path, cv2.IMREAD_GRAYSCALE, "mask")
-    if mask.shape != shape: raise ValueError(f"the mask {path} is {mask.shape[::-1]}, its face {shape[::-1]} (width, height).")
+    if mask.shape != shape:
+        raise ValueError(
+            f"the mask {path} is {mask.shape[::-1]}, its face {shape[::-1]} (width, height)."
+        )
     return mask
 
-# %% ../../nbs/data/03_crops.ipynb #data-03-crops-6
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-8
 def write_quantiles(
-    fused: Tensor, # (N, H, W) float fused attention, as from `fuse`
-    paths: Sequence[str | Path], # N files, ending in .png
-) -> Tensor: # (N, H, W) uint16, what was written
+    fused: Tensor,  # (N, H, W) float fused attention, as from `fuse`
+    paths: Sequence[str | Path],  # N files, ending in .png
+) -> Tensor:  # (N, H, W) uint16, what was written
     "Rank fused maps, Eq. 9, and write one 16-bit PNG a map; each file appears when it is complete."
-    if len(fused) != len(paths): raise ValueError(f"{len(fused)} maps for {len(paths)} paths.")
+    if len(fused) != len(paths):
+        raise ValueError(f"{len(fused)} maps for {len(paths)} paths.")
     quantiles = quantile_map(fused)
     for q, path in zip(quantiles.cpu().numpy(), paths):
-        png = cv2.imencode(".png", q, [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP])[1]
-        with atomic_path(path) as tmp: tmp.write_bytes(png)
+        png = cv2.imencode(
+            ".png",
+            q,
+            [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP],
+        )[1]
+        with atomic_path(path) as tmp:
+            tmp.write_bytes(png)
     return quantiles
 
-# %% ../../nbs/data/03_crops.ipynb #data-03-crops-7
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-9
 def read_quantiles(
-    path: str | Path, # a 16-bit one-channel PNG
-    fingerprint: str | None = None, # from the folder's table of digests; None: do not compare
-) -> np.ndarray: # (H, W) uint16
+    path: str | Path,  # a 16-bit one-channel PNG
+    fingerprint: str | None = None,  # from the folder's table of digests; None: do not compare
+) -> np.ndarray:  # (H, W) uint16
     "Decode a quantile map; `Damaged`, `OSError` or `ValueError` naming the file."
-    quantiles = _decode(path, cv2.IMREAD_UNCHANGED, "quantile map", read_whole(path, fingerprint) if fingerprint else None)
-    if quantiles.dtype != np.uint16 or quantiles.ndim != 2: raise ValueError(f"{path} is no 16-bit one-channel quantile map.")
+    quantiles = _decode(
+        path,
+        cv2.IMREAD_UNCHANGED,
+        "quantile map",
+        read_whole(path, fingerprint) if fingerprint else None,
+    )
+    if quantiles.dtype != np.uint16 or quantiles.ndim != 2:
+        raise ValueError(f"{path} is no 16-bit one-channel quantile map.")
     return quantiles
 
-# %% ../../nbs/data/03_crops.ipynb #data-03-crops-10
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-12
 def _open_stores(stores: Sequence[str | Path], n: int) -> list[np.ndarray]:
     "Map the attention maps into memory, one (n, h, w) array a detector; `ValueError` naming an unfit store."
     maps = [read_array(store, mapped=True) for store in stores]
     for store, m in zip(stores, maps):
-        if m.ndim != 3 or len(m) != n: raise ValueError(f"{store} holds maps {m.shape} for {n} faces; localize it again.")
+        if m.ndim != 3 or len(m) != n:
+            raise ValueError(f"{store} holds maps {m.shape} for {n} faces; localize it again.")
     return maps
 
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-13
 def _png_names(faces: Sequence[str]) -> list[Path]:
     "Return the faces' paths with the suffix .png; `ValueError` if two would share a file or one is not relative."
     names = [Path(face).with_suffix(".png") for face in faces]
     outside = [face for face, name in zip(faces, names) if name.is_absolute() or ".." in name.parts]
-    if outside: raise ValueError(f"{outside[0]} must be relative to the manifest's folder.")
-    if len(set(names)) < len(names): raise ValueError("two faces differ by their suffix only, so their quantile maps would share a file.")
+    if outside:
+        raise ValueError(f"{outside[0]} must be relative to the manifest's folder.")
+    if len(set(names)) < len(names):
+        raise ValueError(
+            "two faces differ by their suffix only, so their quantile maps would share a file."
+        )
     return names
 
-# %% ../../nbs/data/03_crops.ipynb #data-03-crops-11
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-14
 def quantile_store(
-    stores: Sequence[str | Path], # T .npy files of `localize`, one a detector, with the same rows
-    faces: Sequence[str], # N paths of the faces, in the rows' order, relative as in the manifest
-    folder: str | Path, # where the quantile maps go, under the faces' own paths with the suffix .png
-    size: tuple[int, int], # (height, width) of the faces
-    batch: int = 16, # faces in memory at once
-    **fusion, # method, tau, lam, floor of `fuse`
-) -> np.ndarray: # (N,) share of each face that is attended, in [0, 1]
+    stores: Sequence[str | Path],  # T .npy files of `localize`, one a detector, with the same rows
+    faces: Sequence[str],  # N paths of the faces, in the rows' order, relative as in the manifest
+    folder: str
+    | Path,  # where the quantile maps go, under the faces' own paths with the suffix .png
+    size: tuple[int, int],  # (height, width) of the faces
+    batch: int = 16,  # faces in memory at once
+    **fusion,  # method, tau, lam, floor of `fuse`
+) -> np.ndarray:  # (N,) share of each face that is attended, in [0, 1]
     "Resize, fuse and rank the maps of all faces, Eq. 6-9; the folder appears when it is complete."
-    maps, names, shares = _open_stores(stores, len(faces)), _png_names(faces), np.zeros(len(faces), np.float32)
+    maps, names, shares = (
+        _open_stores(stores, len(faces)),
+        _png_names(faces),
+        np.zeros(len(faces), np.float32),
+    )
     with made_folder(folder, "quantile maps") as tmp:
         for i in progress(range(0, len(faces), batch), desc=f"fuse {Path(folder).name}"):
-            stack = torch.stack([upsample_maps(m[i:i + batch], size) for m in maps], 1)
-            try: fused = fuse(stack, **fusion)
+            stack = torch.stack([upsample_maps(m[i : i + batch], size) for m in maps], 1)
+            try:
+                fused = fuse(stack, **fusion)
             except ValueError as e:
-                e.add_note(f"Image 0 of this batch is {faces[i]}; the detectors are {', '.join(map(str, stores))}.")
+                e.add_note(
+                    f"Image 0 of this batch is {faces[i]}; the detectors are {', '.join(map(str, stores))}."
+                )
                 raise
-            quantiles = write_quantiles(fused, [tmp/name for name in names[i:i + batch]])
-            shares[i:i + batch] = (quantiles.to(torch.int32) > 0).float().mean((1, 2))
+            quantiles = write_quantiles(fused, [tmp / name for name in names[i : i + batch]])
+            shares[i : i + batch] = (quantiles.to(torch.int32) > 0).float().mean((1, 2))
         write_digests(tmp)
     return shares

@@ -6,7 +6,8 @@
 __all__ = ['FaceDataset', 'BalancedSampler']
 
 # %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-2
-import os, warnings
+import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,73 +24,116 @@ from ..trust import Damaged, below, read_digests
 def _check_masks(fakes: pd.DataFrame):
     "Warn of fakes without a mask; `ValueError` if none has one."
     lacking = fakes.path[fakes["mask"] == ""]
-    if not len(lacking): return
+    if not len(lacking):
+        return
     told = f"{len(lacking)} of {len(fakes)} fakes have no mask of their manipulated pixels, {lacking.iloc[0]} among them"
     remedy = 'Crop the faces together with their mask videos (`prle faces`), or train without, ffd with supervision="weak".'
-    if len(lacking) == len(fakes): raise ValueError(f"{told}. {remedy}")
+    if len(lacking) == len(fakes):
+        raise ValueError(f"{told}. {remedy}")
     warnings.warn(f"{told}: losses that read masks leave them out.", stacklevel=3)
 
-def _map_digests(folder: Path, paths) -> np.ndarray: # of bytes, in the order of `paths`
+# %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-6
+def _map_digests(folder: Path, paths) -> np.ndarray:  # of bytes, in the order of `paths`
     "Return the digests of the faces' quantile maps; `Damaged` naming a face without one."
     digests, names = read_digests(folder), [f"{os.path.splitext(path)[0]}.png" for path in paths]
     lacking = [name for name in names if name not in digests]
-    if lacking: raise Damaged(f"{folder} has no quantile map {shortened(lacking[0])}.")
+    if lacking:
+        raise Damaged(f"{folder} has no quantile map {shortened(lacking[0])}.")
     return np.array([digests[name].encode() for name in names])
 
+# %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-7
 class FaceDataset(Dataset):
     "The faces of a manifest: `dict(image, label, index, landmarks[, mask, mask_known][, quantiles])`."
+
     def __init__(
         self,
-        manifest: pd.DataFrame, # rows to serve, in this order; from `read_manifest` or `select`
-        transform: Callable[[dict], dict] | None = None, # what to do with each item
-        quantiles: str | Path | None = None, # folder of quantile maps, one a face under the face's own relative path, with their digests (`write_digests`)
-        masks: bool = False, # serve the masks of manipulated pixels, and whether they are known; `ValueError` if no fake has one
+        manifest: pd.DataFrame,  # rows to serve, in this order; from `read_manifest` or `select`
+        transform: Callable[[dict], dict] | None = None,  # what to do with each item
+        quantiles: str
+        | Path
+        | None = None,  # folder of quantile maps, one a face under the face's own relative path, with their digests (`write_digests`)
+        masks: bool = False,  # serve the masks of manipulated pixels, and whether they are known; `ValueError` if no fake has one
     ):
         "Index the rows; pictures are read on access. `Damaged` if a face has no quantile map in the table of digests."
-        self.root, self.transform, self.quantiles = os.path.realpath(manifest.attrs["root"]), transform, quantiles and os.path.realpath(quantiles)
-        self.paths = np.array([path.encode() for path in manifest.path]) # one block of memory, which forked workers share; a list of strings they would copy bit by bit
+        self.root, self.transform, self.quantiles = (
+            os.path.realpath(manifest.attrs["root"]),
+            transform,
+            quantiles and os.path.realpath(quantiles),
+        )
+        self.paths = np.array(
+            [path.encode() for path in manifest.path]
+        )  # one block of memory, which forked workers share; a list of strings they would copy bit by bit
         self.digests = _map_digests(self.quantiles, manifest.path) if self.quantiles else None
         self.labels = manifest.label.to_numpy()
-        self.landmarks = np.stack(manifest.landmarks.to_numpy()).astype(np.float32).reshape(-1, 68, 2)
+        self.landmarks = (
+            np.stack(manifest.landmarks.to_numpy()).astype(np.float32).reshape(-1, 68, 2)
+        )
         self.masks = np.array([path.encode() for path in manifest["mask"]]) if masks else None
-        if masks: _check_masks(manifest[manifest.label == FAKE])
+        if masks:
+            _check_masks(manifest[manifest.label == FAKE])
 
-    def __len__(self): return len(self.paths)
+    def __len__(self):
+        return len(self.paths)
 
-    def __getitem__(self, i: int) -> dict: # image (3, H, W) uint8 RGB, landmarks (68, 2) px, mask (1, H, W) uint8, mask_known, quantiles (1, H, W) uint16
+    def __getitem__(
+        self, i: int
+    ) -> dict:  # image (3, H, W) uint8 RGB, landmarks (68, 2) px, mask (1, H, W) uint8, mask_known, quantiles (1, H, W) uint16
         "Read face `i`; `OSError` or `ValueError` naming a file that is missing, damaged or of another size."
         name = self.paths[i].decode()
         image = read_rgb(below(self.root, name))
-        item = dict(image=torch.from_numpy(image).permute(2, 0, 1), label=int(self.labels[i]), index=i, landmarks=torch.from_numpy(self.landmarks[i]))
+        item = dict(
+            image=torch.from_numpy(image).permute(2, 0, 1),
+            label=int(self.labels[i]),
+            index=i,
+            landmarks=torch.from_numpy(self.landmarks[i]),
+        )
         if self.masks is not None:
-            mask = read_mask(below(self.root, self.masks[i].decode()), image.shape[:2]) if self.masks[i] else np.zeros(image.shape[:2], np.uint8)
-            item |= dict(mask=torch.from_numpy(mask)[None], mask_known=bool(self.masks[i]) or item["label"] == REAL)
+            mask = (
+                read_mask(below(self.root, self.masks[i].decode()), image.shape[:2])
+                if self.masks[i]
+                else np.zeros(image.shape[:2], np.uint8)
+            )
+            item |= dict(
+                mask=torch.from_numpy(mask)[None],
+                mask_known=bool(self.masks[i]) or item["label"] == REAL,
+            )
         if self.quantiles:
             path = below(self.quantiles, Path(name).with_suffix(".png"))
             quantiles = read_quantiles(path, self.digests[i].decode())
-            if quantiles.shape != image.shape[:2]: raise ValueError(f"{path} is {quantiles.shape[::-1]}, its face {name} is {image.shape[1::-1]} (width, height).")
+            if quantiles.shape != image.shape[:2]:
+                raise ValueError(
+                    f"{path} is {quantiles.shape[::-1]}, its face {name} is {image.shape[1::-1]} (width, height)."
+                )
             item["quantiles"] = torch.from_numpy(quantiles)[None]
         return self.transform(item) if self.transform else item
 
-# %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-8
+# %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-10
 class BalancedSampler(Sampler[int]):
     "Indices with both classes equally often; `set_epoch` gives the next draw, as in torch's DistributedSampler."
+
     def __init__(
         self,
-        labels, # (n,) REAL or FAKE
-        seed: int = 0, # of the draws
+        labels,  # (n,) REAL or FAKE
+        seed: int = 0,  # of the draws
     ):
         "Sort the indices by class; `ValueError` if a class has no face."
         labels = np.asarray(labels)
-        self.classes, self.seed, self.epoch = [np.flatnonzero(labels == label) for label in (REAL, FAKE)], seed, 0
-        if not all(map(len, self.classes)): raise ValueError("both classes are needed to balance them; one has no face.")
+        self.classes, self.seed, self.epoch = (
+            [np.flatnonzero(labels == label) for label in (REAL, FAKE)],
+            seed,
+            0,
+        )
+        if not all(map(len, self.classes)):
+            raise ValueError("both classes are needed to balance them; one has no face.")
 
-    def set_epoch(self, epoch: int): self.epoch = epoch # counts from 0
+    def set_epoch(self, epoch: int):
+        self.epoch = epoch  # counts from 0
 
-    def __len__(self): return 2 * min(map(len, self.classes))
+    def __len__(self):
+        return 2 * min(map(len, self.classes))
 
     def __iter__(self):
         "Iterate over this epoch's draw, shuffled."
         generator = rng(self.seed, "balance", self.epoch)
-        drawn = [generator.permutation(indices)[:len(self) // 2] for indices in self.classes]
+        drawn = [generator.permutation(indices)[: len(self) // 2] for indices in self.classes]
         return iter(generator.permutation(np.concatenate(drawn)).tolist())

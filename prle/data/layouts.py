@@ -8,7 +8,10 @@ __all__ = ['VIDEO_COLUMNS', 'BESIDE', 'METHODS', 'PAIRS', 'COMPRESSIONS', 'CELEB
            'celeb_df', 'deeperforensics', 'plain_folder', 'probe', 'Report', 'check', 'crop_dataset']
 
 # %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-2
-import csv, inspect, os, re
+import csv
+import inspect
+import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,130 +29,225 @@ from ..core import VIDEO
 from .manifest import COLUMNS, SPLITS, check_manifest
 from .distortions import read_meta
 from .faces import PHOTO_SUFFIXES, FaceError, read_image
-from .videos import VIDEO_SUFFIXES, crop_digests, crop_videos, is_pictures, list_pictures, open_video, promised_frames, walk_folders
+from prle.data.videos import (
+    VIDEO_SUFFIXES,
+    crop_digests,
+    crop_videos,
+    is_pictures,
+    list_pictures,
+    open_video,
+    promised_frames,
+    walk_folders,
+)
 
 # %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-5
-VIDEO_COLUMNS = ["file", *VIDEO, "label", "identity", "source_identity", "split", "compression", "mask_file", "untouched_file", "distortion"]
+VIDEO_COLUMNS = [
+    "file",
+    *VIDEO,
+    "label",
+    "identity",
+    "source_identity",
+    "split",
+    "compression",
+    "mask_file",
+    "untouched_file",
+    "distortion",
+]
 "A row of a listing: where the video is, the manifest's columns, its mask video or the video that it was made from, and what to distort it with."
 
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-6
 @dataclass
 class Listing:
     "The videos of a data set and what is known about its completeness."
-    rows: list[dict]                                     # one a video, keys as in `VIDEO_COLUMNS`
-    expected: dict = field(default_factory=dict)         # (split, subset) -> official number of videos
-    totals: list[dict] = field(default_factory=list)     # folders: what, expected, found, optional
-    problems: list[tuple] = field(default_factory=list)  # (file, reason): lists that are missing or wrong
-    notes: list[str] = field(default_factory=list)       # what else one should know
+
+    rows: list[dict]  # one a video, keys as in `VIDEO_COLUMNS`
+    expected: dict = field(default_factory=dict)  # (split, subset) -> official number of videos
+    totals: list[dict] = field(default_factory=list)  # folders: what, expected, found, optional
+    problems: list[tuple] = field(
+        default_factory=list
+    )  # (file, reason): lists that are missing or wrong
+    notes: list[str] = field(default_factory=list)  # what else one should know
 
     @property
     def videos(self) -> pd.DataFrame:
         "Return the table that `prle.data.videos.crop_videos` takes."
         return pd.DataFrame(self.rows, columns=VIDEO_COLUMNS)
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-7
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-8
 def _child(folder: Path, names: str | tuple[str, ...]) -> Path:
     "Return the sub-folder or file with one of `names`, ignoring case; the first name's path if there is none."
     names = (names,) if isinstance(names, str) else names
     here = {p.name.lower(): p for p in sorted(folder.iterdir())} if folder.is_dir() else {}
-    return next((here[name.lower()] for name in names if name.lower() in here), folder/names[0])
+    return next((here[name.lower()] for name in names if name.lower() in here), folder / names[0])
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-8
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-9
 BESIDE = ("videos", "frames", "images", "landmarks", "masks")
 "Folders that lie beside or below the videos of several data sets and are no video's own."
 
-def _entries(folder: Path) -> list[Path]: return sorted(folder.iterdir()) if folder.is_dir() else []
 
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-10
 class Store:
     "A folder of videos by name: `store[name]` is where the video lies, or where it should."
+
     def __init__(
         self,
-        root: str | Path, # of the data set
-        *names: str | tuple[str, ...], # sub-folders on the way, each with its alternatives; case does not matter
-        frames: bool = False, # take the folders of extracted frames, not the videos
+        root: str | Path,  # of the data set
+        *names: str
+        | tuple[
+            str, ...
+        ],  # sub-folders on the way, each with its alternatives; case does not matter
+        frames: bool = False,  # take the folders of extracted frames, not the videos
     ):
         "Find the folder and index its videos, and folders of frames, by their lower-case names."
         self.path = Path(root).absolute()
-        for name in names: self.path = _child(self.path, name)
-        films = lambda: [p for p in _entries(self.path) if p.suffix.lower() in VIDEO_SUFFIXES]
-        inner = _child(self.path, ("frames", "images") if frames else ("videos",) if films() else ("videos", "frames", "images"))
-        if inner.is_dir(): self.path = inner
-        folders = [p for p in _entries(self.path) if p.is_dir() and not p.name.startswith(".") and p.name.lower() not in BESIDE]
+        for name in names:
+            self.path = _child(self.path, name)
+
+        def films():
+            return [p for p in _entries(self.path) if p.suffix.lower() in VIDEO_SUFFIXES]
+
+        inner = _child(
+            self.path,
+            ("frames", "images")
+            if frames
+            else ("videos",)
+            if films()
+            else ("videos", "frames", "images"),
+        )
+        if inner.is_dir():
+            self.path = inner
+        folders = [
+            p
+            for p in _entries(self.path)
+            if p.is_dir() and not p.name.startswith(".") and p.name.lower() not in BESIDE
+        ]
         kept = folders if frames else films() + folders
         self.files = {(p.name if p.is_dir() else p.stem).lower(): p for p in kept}
 
-    def __getitem__(self, name: str) -> Path: return self.files.get(name.lower(), self.path/f"{name}.mp4")
-    def __len__(self): return len(self.files)
+    def __getitem__(self, name: str) -> Path:
+        return self.files.get(name.lower(), self.path / f"{name}.mp4")
 
-    def total(self, what: str, expected: int, optional: bool = False) -> dict: # a row of `Listing.totals`
+    def __len__(self):
+        return len(self.files)
+
+    def total(
+        self, what: str, expected: int, optional: bool = False
+    ) -> dict:  # a row of `Listing.totals`
         "Return how many videos the folder holds and how many it should."
         return dict(what=what, expected=expected, found=len(self), optional=optional)
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-11
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-13
 _LAYOUTS: dict[str, Callable] = {}
 
+
 def layout(
-    name: str, # what the command line calls the data set
+    name: str,  # what the command line calls the data set
 ):
     "Return a decorator that registers an adapter."
+
     def add(function):
         _LAYOUTS[name] = function
         return function
+
     return add
 
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-14
 def list_layouts() -> list[str]:
     "List the names of the data sets that can be read."
     return list(_LAYOUTS)
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-12
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-15
 def _name_fault(row: dict) -> str:
     "Say which name of a video is not valid for a folder; an empty string if all are."
     try:
-        for column in ("dataset", "subset", "video"): file_name(row[column], f"the {column}")
-    except ValueError as e: return str(e).rstrip(".")
+        for column in ("dataset", "subset", "video"):
+            file_name(row[column], f"the {column}")
+    except ValueError as e:
+        return str(e).rstrip(".")
     return ""
 
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-16
 def list_dataset(
-    name: str, # one of `list_layouts()`
-    root: str | Path, # its folder
-    **options, # of its adapter, e.g. `compression="c40"`
+    name: str,  # one of `list_layouts()`
+    root: str | Path,  # its folder
+    **options,  # of its adapter, e.g. `compression="c40"`
 ) -> Listing:
     "List the videos of a data set; `ValueError` for an unknown name or option, `FileNotFoundError` without `root`."
     adapter = _LAYOUTS[check_choice(name, _LAYOUTS, "data set")]
     known = list(inspect.signature(adapter).parameters)[1:]
-    for option in options: check_choice(option, known, f"option of {name}")
-    if not Path(root).is_dir(): raise FileNotFoundError(f"{root}: no such folder.")
+    for option in options:
+        check_choice(option, known, f"option of {name}")
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f"{root}: no such folder.")
     listing = adapter(Path(os.path.abspath(root)), **options)
     faults = [_name_fault(row) for row in listing.rows]
-    listing.problems += [(row["file"], f"{fault}; left out") for row, fault in zip(listing.rows, faults) if fault]
+    listing.problems += [
+        (row["file"], f"{fault}; left out") for row, fault in zip(listing.rows, faults) if fault
+    ]
     listing.rows = [row for row, fault in zip(listing.rows, faults) if not fault]
     return listing
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-13
-def _row(store: Store, name: str, dataset: str, subset: str, split: str, identity: str, video: str = "", source: str = "", compression: str = "",
-         mask: str = "", untouched: str = "", distortion: str = "") -> dict:
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-17
+def _row(
+    store: Store,
+    name: str,
+    dataset: str,
+    subset: str,
+    split: str,
+    identity: str,
+    video: str = "",
+    source: str = "",
+    compression: str = "",
+    mask: str = "",
+    untouched: str = "",
+    distortion: str = "",
+) -> dict:
     "Build a row of a listing; `subset` decides the label."
-    return dict(file=str(store[name]), dataset=dataset, subset=subset, video=video or name, label=REAL if subset == "real" else FAKE, identity=identity,
-                source_identity=source, split=split, compression=compression, mask_file=mask, untouched_file=untouched, distortion=distortion)
+    return dict(
+        file=str(store[name]),
+        dataset=dataset,
+        subset=subset,
+        video=video or name,
+        label=REAL if subset == "real" else FAKE,
+        identity=identity,
+        source_identity=source,
+        split=split,
+        compression=compression,
+        mask_file=mask,
+        untouched_file=untouched,
+        distortion=distortion,
+    )
 
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-18
 def _tell_apart(rows: list[dict], root: Path):
     """Make the names of videos unique, in place.
 
     Videos of one name get the ending of their files as well, and where that is the same (a-b.mp4 beside a/b.mp4)
     a digest of their places."""
-    for more in (lambda file: Path(file).suffix, lambda file: f"-{digest(os.path.relpath(file, root))[:8]}"):
+    for more in (
+        lambda file: Path(file).suffix,
+        lambda file: f"-{digest(os.path.relpath(file, root))[:8]}",
+    ):
         times = Counter((row["subset"], row["video"]) for row in rows)
         for row in rows:
-            if times[row["subset"], row["video"]] > 1: row["video"] += more(row["file"])
+            if times[row["subset"], row["video"]] > 1:
+                row["video"] += more(row["file"])
 
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-19
 MAX_LIST = 2**26
 "Bytes of a data set's list, or of its JSON."
 
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-20
 def _lines(path: Path, problems: list) -> list[tuple[int, str]]:
     "Return the non-empty lines of a list with their numbers; a missing or unreadable list becomes a problem."
     if not path.is_file():
         problems.append((str(path), "no such file; what it lists is left out"))
         return []
-    try: lines = read_bytes(path, MAX_LIST).decode("utf-8-sig").splitlines()
+    try:
+        lines = read_bytes(path, MAX_LIST).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as e:
         problems.append((str(path), f"not UTF-8 text ({one_line(e)}); what it lists is left out"))
         return []
@@ -158,75 +256,133 @@ def _lines(path: Path, problems: list) -> list[tuple[int, str]]:
         return []
     return [(i, line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
 
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-21
 def _json(path: Path, fits: Callable[[object], bool], form: str, problems: list):
     "Return the content of a JSON file; None, and a problem, if it is missing, broken or of another form."
-    try: content = read_json(path, most=MAX_LIST)
-    except FileNotFoundError: problem = "no such file"
-    except OSError as e: problem = f"cannot be read ({e.strerror})"
-    except ValueError as e: problem = str(e).removeprefix(f"{path} ").removeprefix("is ").rstrip(".")
+    try:
+        content = read_json(path, most=MAX_LIST)
+    except FileNotFoundError:
+        problem = "no such file"
+    except OSError as e:
+        problem = f"cannot be read ({e.strerror})"
+    except ValueError as e:
+        problem = str(e).removeprefix(f"{path} ").removeprefix("is ").rstrip(".")
     else:
-        if fits(content): return content
+        if fits(content):
+            return content
         problem = f"not {form}"
     problems.append((str(path), f"{problem}; what it lists is left out"))
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-15
-METHODS = dict(DF="Deepfakes", FS="FaceSwap", F2F="Face2Face", Fsh="FaceShifter", NT="NeuralTextures")
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-23
+METHODS = dict(
+    DF="Deepfakes", FS="FaceSwap", F2F="Face2Face", Fsh="FaceShifter", NT="NeuralTextures"
+)
 "The five manipulations of FaceForensics++ by the names of this project (and the paper)."
 PAIRS = dict(train=360, val=70, test=70)
 COMPRESSIONS = dict(raw=("raw", "c0"), c23="c23", c40="c40")
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-16
-def _pairs(root: Path, split: str, problems: list, seen: set[str]) -> list[list[str]]: # `seen`: the ids so far, of other splits too
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-24
+def _pairs(
+    root: Path, split: str, problems: list, seen: set[str]
+) -> list[list[str]]:  # `seen`: the ids so far, of other splits too
     "Read the pairs of ids in a split file of FaceForensics++; what is wrong with it becomes a problem."
-    path = next((p for folder in (root, _child(root, "splits")) if (p := _child(folder, f"{split}.json")).is_file()), root/f"{split}.json")
-    fits = lambda pairs: isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 and all(isinstance(i, str) for i in p) for p in pairs)
+    path = next(
+        (
+            p
+            for folder in (root, _child(root, "splits"))
+            if (p := _child(folder, f"{split}.json")).is_file()
+        ),
+        root / f"{split}.json",
+    )
+
+    def fits(pairs):
+        return isinstance(pairs, list) and all(
+            isinstance(p, list) and len(p) == 2 and all(isinstance(i, str) for i in p)
+            for p in pairs
+        )
+
     kept = []
     for pair in _json(path, fits, "a list of pairs of ids", problems) or []:
         if seen & set(pair) or pair[0] == pair[1]:
-            problems.append((str(path), f"the pair {shortened(pair)} names an id that stands in it or in an earlier pair or split already; left out"))
+            problems.append(
+                (
+                    str(path),
+                    f"the pair {shortened(pair)} names an id that stands in it or in an earlier pair or split already; left out",
+                )
+            )
         else:
             kept.append(pair)
             seen |= set(pair)
     return kept
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-17
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-25
 @layout("ff++")
 def faceforensics(
-    root: Path, # holds original_sequences, manipulated_sequences and the three split files
-    compression: str = "c23", # "raw" (also called "c0"), "c23" or "c40"
-    subsets: tuple[str, ...] = tuple(METHODS), # of DF, FS, F2F, Fsh, NT
-    frames: bool = False, # read folders of extracted frames
+    root: Path,  # holds original_sequences, manipulated_sequences and the three split files
+    compression: str = "c23",  # "raw" (also called "c0"), "c23" or "c40"
+    subsets: tuple[str, ...] = tuple(METHODS),  # of DF, FS, F2F, Fsh, NT
+    frames: bool = False,  # read folders of extracted frames
 ) -> Listing:
     "List FaceForensics++ in its official splits; `ValueError` for an unknown compression or manipulation."
     compression = "raw" if compression == "c0" else compression
     folder, seen = COMPRESSIONS[check_choice(compression, COMPRESSIONS, "compression")], set()
-    for subset in subsets: check_choice(subset, METHODS, "manipulation")
+    for subset in subsets:
+        check_choice(subset, METHODS, "manipulation")
     listing = Listing([])
     real = Store(root, "original_sequences", "youtube", folder, frames=frames)
-    fakes = {s: Store(root, "manipulated_sequences", METHODS[s], folder, frames=frames) for s in subsets}
-    masks = {s: Store(root, "manipulated_sequences", METHODS[s], "masks") for s in subsets if s != "Fsh"}
-    row = lambda store, name, subset, split, **more: _row(store, name, "FF++", subset, split, identity=name[:3], compression=compression, **more)
+    fakes = {
+        s: Store(root, "manipulated_sequences", METHODS[s], folder, frames=frames) for s in subsets
+    }
+    masks = {
+        s: Store(root, "manipulated_sequences", METHODS[s], "masks") for s in subsets if s != "Fsh"
+    }
+
+    def row(store, name, subset, split, **more):
+        return _row(
+            store, name, "FF++", subset, split, identity=name[:3], compression=compression, **more
+        )
+
     for split in SPLITS:
         pairs = _pairs(root, split, listing.problems, seen)
         listing.rows += [row(real, name, "real", split) for name in sorted(sum(pairs, []))]
         for s, store in fakes.items():
             names = [f"{a}_{b}" for pair in pairs for a, b in (pair, pair[::-1])]
-            mask = lambda name: dict(mask=str(masks[s][name])) if s in masks and name in masks[s].files else {}
-            untouched = lambda name: dict(untouched=str(real[name[:3]])) if s == "Fsh" and name[:3] in real.files else {}
-            listing.rows += [row(store, name, s, split, source=name[4:], **mask(name), **untouched(name)) for name in names]
+
+            def mask(name):
+                return (
+                    dict(mask=str(masks[s][name])) if s in masks and name in masks[s].files else {}
+                )
+
+            def untouched(name):
+                return (
+                    dict(untouched=str(real[name[:3]]))
+                    if s == "Fsh" and name[:3] in real.files
+                    else {}
+                )
+
+            listing.rows += [
+                row(store, name, s, split, source=name[4:], **mask(name), **untouched(name))
+                for name in names
+            ]
     bare = sum(row["subset"] in masks and not row["mask_file"] for row in listing.rows)
-    if bare and any(map(len, masks.values())): listing.notes.append(f"{bare} fakes have no mask video; their crops get no mask")
-    listing.expected = {(split, s): 2 * PAIRS[split] for split in SPLITS for s in ("real", *subsets)}
-    listing.totals = [real.total("original videos", 1000), *(fakes[s].total(METHODS[s], 1000) for s in subsets),
-                      *(masks[s].total(f"{METHODS[s]}, masks", 1000, optional=True) for s in masks)]
+    if bare and any(map(len, masks.values())):
+        listing.notes.append(f"{bare} fakes have no mask video; their crops get no mask")
+    listing.expected = {
+        (split, s): 2 * PAIRS[split] for split in SPLITS for s in ("real", *subsets)
+    }
+    listing.totals = [
+        real.total("original videos", 1000),
+        *(fakes[s].total(METHODS[s], 1000) for s in subsets),
+        *(masks[s].total(f"{METHODS[s]}, masks", 1000, optional=True) for s in masks),
+    ]
     return listing
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-22
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-30
 @layout("dfdc")
 def dfdc(
-    root: Path, # of DFDC, or its test or train folder
-    part: str = "test", # "test" or "train"
-    frames: bool = False, # read folders of extracted frames
+    root: Path,  # of DFDC, or its test or train folder
+    part: str = "test",  # "test" or "train"
+    frames: bool = False,  # read folders of extracted frames
 ) -> Listing:
     "List the public test part of the DeepFake Detection Challenge, or its training parts."
     check_choice(part, ("test", "train"), "part")
@@ -234,27 +390,58 @@ def dfdc(
     folder = inside if inside.is_dir() else root
     return _dfdc_test(folder, root, frames) if part == "test" else _dfdc_train(folder, frames)
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-24
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-32
 def _fields(line: str) -> tuple[str, str]:
     "Return the first two fields of a line of CSV, empty where there are none."
-    try: fields = next(csv.reader([line]))
-    except csv.Error: fields = []
+    try:
+        fields = next(csv.reader([line]))
+    except csv.Error:
+        fields = []
     return (*fields, "", "")[:2]
 
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-33
 def _dfdc_test(folder: Path, root: Path, frames: bool) -> Listing:
     "List the videos of labels.csv; unknown labels, repeated names and videos without a row are problems."
-    listing, store = Listing([], {("test", "real"): 2500, ("test", "fake"): 2500}), Store(folder, frames=frames)
-    path = next((p for place in (folder, root) if (p := _child(place, "labels.csv")).is_file()), folder/"labels.csv")
+    listing, store = (
+        Listing([], {("test", "real"): 2500, ("test", "fake"): 2500}),
+        Store(folder, frames=frames),
+    )
+    path = next(
+        (p for place in (folder, root) if (p := _child(place, "labels.csv")).is_file()),
+        folder / "labels.csv",
+    )
     names, lines = set(), _lines(path, listing.problems)
-    if lines and [c.strip().lower() for c in lines[0][1].split(",")] == ["filename", "label"]: lines = lines[1:]
-    elif lines: listing.problems.append((str(path), f"the first line should be 'filename,label', not {shortened(lines[0][1])}; read as a row"))
+    if lines and [c.strip().lower() for c in lines[0][1].split(",")] == ["filename", "label"]:
+        lines = lines[1:]
+    elif lines:
+        listing.problems.append(
+            (
+                str(path),
+                f"the first line should be 'filename,label', not {shortened(lines[0][1])}; read as a row",
+            )
+        )
     for line, text in lines:
         file, label = _fields(text)
         name, where = Path(file).stem, f"line {line}"
-        if _name_fault(dict(dataset="DFDC", subset="real", video=name)): listing.problems.append((str(path), f"{where}: {shortened(file)} is no video's name; left out"))
-        elif label not in ("0", "1"): listing.problems.append((str(path), f"{where}: {file} has the unknown label {shortened(label)} (0 is real, 1 is fake); left out"))
-        elif name in names: listing.problems.append((str(path), f"{where}: {file} stands in an earlier line already; left out"))
-        else: listing.rows.append(_row(store, name, "DFDC", "fake" if label == "1" else "real", "test", identity=name))
+        if _name_fault(dict(dataset="DFDC", subset="real", video=name)):
+            listing.problems.append(
+                (str(path), f"{where}: {shortened(file)} is no video's name; left out")
+            )
+        elif label not in ("0", "1"):
+            listing.problems.append(
+                (
+                    str(path),
+                    f"{where}: {file} has the unknown label {shortened(label)} (0 is real, 1 is fake); left out",
+                )
+            )
+        elif name in names:
+            listing.problems.append(
+                (str(path), f"{where}: {file} stands in an earlier line already; left out")
+            )
+        else:
+            listing.rows.append(
+                _row(store, name, "DFDC", "fake" if label == "1" else "real", "test", identity=name)
+            )
         names.add(name)
     extra = [p for stem, p in store.files.items() if stem not in {n.lower() for n in names}]
     listing.problems += [(str(p), f"no row in {path.name}; left out") for p in extra]
@@ -262,41 +449,91 @@ def _dfdc_test(folder: Path, root: Path, frames: bool) -> Listing:
     listing.notes = ["the test part names no persons: every video counts as one"]
     return listing
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-25
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-34
 def _dfdc_train(folder: Path, frames: bool) -> Listing:
     "List the videos of every part's metadata.json."
     listing = Listing([], {("train", "real"): 19154, ("train", "fake"): 100000})
-    numbered = {int(m[1]): p for p in sorted(folder.iterdir()) if p.is_dir() and (m := re.fullmatch(r"dfdc_train_part_(\d+)", p.name.lower()))}
+    numbered = {
+        int(m[1]): p
+        for p in sorted(folder.iterdir())
+        if p.is_dir() and (m := re.fullmatch(r"dfdc_train_part_(\d+)", p.name.lower()))
+    }
     parts = [numbered[k] for k in sorted(numbered)]
-    fits = lambda content: isinstance(content, dict) and all(isinstance(facts, dict) for facts in content.values())
+
+    def fits(content):
+        return isinstance(content, dict) and all(
+            isinstance(facts, dict) for facts in content.values()
+        )
+
     for part in parts:
         path, store = _child(part, "metadata.json"), Store(part, frames=frames)
-        if (metadata := _json(path, fits, "an object with an object for each video", listing.problems)) is None: continue
+        if (
+            metadata := _json(
+                path, fits, "an object with an object for each video", listing.problems
+            )
+        ) is None:
+            continue
         for file, facts in metadata.items():
-            name, label, original = Path(file).stem, facts.get("label"), facts.get("original") or file
-            if label not in ("REAL", "FAKE"): listing.problems.append((str(path), f"{shortened(file)} has the unknown label {shortened(label)}; left out"))
-            elif not isinstance(original, str): listing.problems.append((str(path), f"{shortened(file)} has the original {shortened(original)}; left out"))
-            else: listing.rows.append(_row(store, name, "DFDC", label.lower(), "train", identity=Path(original).stem))
+            name, label, original = (
+                Path(file).stem,
+                facts.get("label"),
+                facts.get("original") or file,
+            )
+            if label not in ("REAL", "FAKE"):
+                listing.problems.append(
+                    (
+                        str(path),
+                        f"{shortened(file)} has the unknown label {shortened(label)}; left out",
+                    )
+                )
+            elif not isinstance(original, str):
+                listing.problems.append(
+                    (
+                        str(path),
+                        f"{shortened(file)} has the original {shortened(original)}; left out",
+                    )
+                )
+            else:
+                listing.rows.append(
+                    _row(store, name, "DFDC", label.lower(), "train", identity=Path(original).stem)
+                )
         extra = store.files.keys() - {Path(file).stem.lower() for file in metadata}
-        listing.problems += [(str(store.files[stem]), f"no entry in {path.name}; left out") for stem in sorted(extra)]
+        listing.problems += [
+            (str(store.files[stem]), f"no entry in {path.name}; left out") for stem in sorted(extra)
+        ]
     listing.totals = [dict(what="parts", expected=50, found=len(parts), optional=False)]
     return listing
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-27
-CELEB_FOLDERS = {"Celeb-real": ("real", 590), "YouTube-real": ("real", 300), "Celeb-synthesis": ("fake", 5639)}
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-36
+CELEB_FOLDERS = {
+    "Celeb-real": ("real", 590),
+    "YouTube-real": ("real", 300),
+    "Celeb-synthesis": ("fake", 5639),
+}
 
-def _celeb_identity(folder: str, name: str) -> tuple[str, str]: # the person in the picture; the person whose face was put in
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-37
+def _celeb_identity(
+    folder: str, name: str
+) -> tuple[str, str]:  # the person in the picture; the person whose face was put in
     "Return who is in a video of Celeb-DF and whose face was put in."
     parts = name.split("_")
-    return (f"youtube-{name}", "") if folder == "YouTube-real" else (parts[0], parts[1] if folder == "Celeb-synthesis" else "")
+    return (
+        (f"youtube-{name}", "")
+        if folder == "YouTube-real"
+        else (parts[0], parts[1] if folder == "Celeb-synthesis" else "")
+    )
 
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-38
 @layout("celeb-df")
 def celeb_df(
-    root: Path, # holds Celeb-real, YouTube-real, Celeb-synthesis and List_of_testing_videos.txt
-    frames: bool = False, # read folders of extracted frames
+    root: Path,  # holds Celeb-real, YouTube-real, Celeb-synthesis and List_of_testing_videos.txt
+    frames: bool = False,  # read folders of extracted frames
 ) -> Listing:
     "List the test videos of Celeb-DF v2."
-    listing, stores = Listing([], {("test", "real"): 178, ("test", "fake"): 340}), {f: Store(root, f, frames=frames) for f in CELEB_FOLDERS}
+    listing, stores = (
+        Listing([], {("test", "real"): 178, ("test", "fake"): 340}),
+        {f: Store(root, f, frames=frames) for f in CELEB_FOLDERS},
+    )
     path = _child(root, "List_of_testing_videos.txt")
     known, seen = {folder.lower(): folder for folder in CELEB_FOLDERS}, set()
     for line, text in _lines(path, listing.problems):
@@ -304,35 +541,72 @@ def celeb_df(
         folder, name = known.get(file.strip().split("/")[0].lower()), Path(file.strip()).stem
         subset = folder and CELEB_FOLDERS[folder][0]
         if subset is None or label != {"real": "1", "fake": "0"}[subset]:
-            listing.problems.append((str(path), f"line {line}: {shortened(text)} is not a label (1 real, 0 fake) and a video of the folder that goes with it; left out"))
+            listing.problems.append(
+                (
+                    str(path),
+                    f"line {line}: {shortened(text)} is not a label (1 real, 0 fake) and a video of the folder that goes with it; left out",
+                )
+            )
             continue
         if (subset, name) in seen:
-            listing.problems.append((str(path), f"line {line}: {shortened(file.strip())[1:-1]} stands in an earlier line already; left out"))
+            listing.problems.append(
+                (
+                    str(path),
+                    f"line {line}: {shortened(file.strip())[1:-1]} stands in an earlier line already; left out",
+                )
+            )
             continue
         seen.add((subset, name))
         person, source = _celeb_identity(folder, name)
-        listing.rows.append(_row(stores[folder], name, "Celeb-DF-v2", subset, "test", identity=person, source=source))
-    listing.totals = [stores[folder].total(folder, number) for folder, (_, number) in CELEB_FOLDERS.items()]
+        listing.rows.append(
+            _row(
+                stores[folder], name, "Celeb-DF-v2", subset, "test", identity=person, source=source
+            )
+        )
+    listing.totals = [
+        stores[folder].total(folder, number) for folder, (_, number) in CELEB_FOLDERS.items()
+    ]
     listing.notes = _celeb_overlap(listing, stores)
     return listing
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-28
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-39
 def _celeb_overlap(listing: Listing, stores: dict[str, Store]) -> list[str]:
     "Say how many persons of the test list appear in the other videos too; an empty list if none does."
-    tested, names = {row["identity"] for row in listing.rows}, {row["video"].lower() for row in listing.rows}
-    rest = {_celeb_identity(folder, name)[0] for folder, store in stores.items() for name in store.files if name not in names}
+    tested, names = (
+        {row["identity"] for row in listing.rows},
+        {row["video"].lower() for row in listing.rows},
+    )
+    rest = {
+        _celeb_identity(folder, name)[0]
+        for folder, store in stores.items()
+        for name in store.files
+        if name not in names
+    }
     both = tested & rest
-    return [f"{len(both)} of the {len(tested)} persons in the test list are in the other videos too: do not train on those and test on these"] if both else []
+    return (
+        [
+            f"{len(both)} of the {len(tested)} persons in the test list are in the other videos too: do not train on those and test on these"
+        ]
+        if both
+        else []
+    )
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-30
-VARIANTS = ("end_to_end", "reenact_postprocess", *(f"end_to_end_level_{i}" for i in range(1, 6)), "end_to_end_random_level",
-            *(f"end_to_end_mix_{i}_distortions" for i in (2, 3, 4)))
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-41
+VARIANTS = (
+    "end_to_end",
+    "reenact_postprocess",
+    *(f"end_to_end_level_{i}" for i in range(1, 6)),
+    "end_to_end_random_level",
+    *(f"end_to_end_mix_{i}_distortions" for i in (2, 3, 4)),
+)
 CLEAN = ("end_to_end", "reenact_postprocess")
 PROTOCOLS = ("official", "ff++", "deepfakebench")
 OFFICIAL = dict(train=703, val=96, test=201)
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-31
-def _df1_splits(root: Path, protocol: str, ffpp: Path | None, stores: dict[str, Store], listing: Listing) -> dict[str, dict[str, list[str]]]:
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-42
+def _df1_splits(
+    root: Path, protocol: str, ffpp: Path | None, stores: dict[str, Store], listing: Listing
+) -> dict[str, dict[str, list[str]]]:
     "Return the names of the fakes by variant and split."
     if protocol != "ff++":
         folder, home, lists = _child(_child(root, "lists"), "splits"), {}, {}
@@ -340,90 +614,180 @@ def _df1_splits(root: Path, protocol: str, ffpp: Path | None, stores: dict[str, 
             path = _child(folder, f"{split}.txt")
             names = [Path(line).stem for _, line in _lines(path, listing.problems)]
             lists[split] = [name for name in names if home.setdefault(name[:3], split) == split]
-            listing.problems += [(str(path), f"the target of {name} stands in {home[name[:3]]}.txt already; left out") for name in names if name not in lists[split]]
+            listing.problems += [
+                (
+                    str(path),
+                    f"the target of {name} stands in {home[name[:3]]}.txt already; left out",
+                )
+                for name in names
+                if name not in lists[split]
+            ]
         return dict.fromkeys(stores, lists)
     targets = set(sum(_pairs(ffpp, "test", listing.problems, set()), []))
-    return {variant: dict(test=[name for name in sorted(store.files) if name[:3] in targets]) for variant, store in stores.items()}
+    return {
+        variant: dict(test=[name for name in sorted(store.files) if name[:3] in targets])
+        for variant, store in stores.items()
+    }
 
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-43
 def _df1_meta(root: Path, variant: str, names: list[str], listing: Listing) -> dict[str, str]:
     "Return the distortions of these videos of a variant as its file lists them; none for the clean variants."
-    if variant in CLEAN: return dict.fromkeys(names, "")
-    path = _child(_child(_child(root, "lists"), "manipulated_videos_distortions_meta"), f"manipulated_videos_{variant}_meta.txt")
-    try: meta = read_meta(path)
-    except FileNotFoundError: problems = [f"no such file; the reals of {variant} are left out"]
-    except ValueError as e: problems = [f"{e} The reals of {variant} are left out"]
+    if variant in CLEAN:
+        return dict.fromkeys(names, "")
+    path = _child(
+        _child(_child(root, "lists"), "manipulated_videos_distortions_meta"),
+        f"manipulated_videos_{variant}_meta.txt",
+    )
+    try:
+        meta = read_meta(path)
+    except FileNotFoundError:
+        problems = [f"no such file; the reals of {variant} are left out"]
+    except ValueError as e:
+        problems = [f"{e} The reals of {variant} are left out"]
     else:
-        listing.problems += [(str(path), f"no line for {name}; its real is left out") for name in names if name not in meta]
+        listing.problems += [
+            (str(path), f"no line for {name}; its real is left out")
+            for name in names
+            if name not in meta
+        ]
         return {name: meta[name] for name in names if name in meta}
     listing.problems += [(str(path), problem) for problem in problems]
     return {}
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-32
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-44
 @layout("df-1.0")
 def deeperforensics(
-    root: Path, # holds manipulated_videos and lists (and source_videos)
-    variants: tuple[str, ...] = ("end_to_end",), # of `VARIANTS`
-    protocol: str = "official", # "official", "ff++" or "deepfakebench"
-    reals: str | Path | None = None, # FaceForensics++'s folder, for the protocols that take its c23 videos as reals
-    frames: bool = False, # read folders of extracted frames
+    root: Path,  # holds manipulated_videos and lists (and source_videos)
+    variants: tuple[str, ...] = ("end_to_end",),  # of `VARIANTS`
+    protocol: str = "official",  # "official", "ff++" or "deepfakebench"
+    reals: str
+    | Path
+    | None = None,  # FaceForensics++'s folder, for the protocols that take its c23 videos as reals
+    frames: bool = False,  # read folders of extracted frames
 ) -> Listing:
     """List DeeperForensics-1.0 under one of the three protocols in use.
 
     `ValueError` for an unknown protocol or variant, or without `reals` where the protocol needs them."""
     check_choice(protocol, PROTOCOLS, "protocol")
-    for variant in variants: check_choice(variant, VARIANTS, "variant")
+    for variant in variants:
+        check_choice(variant, VARIANTS, "variant")
     if protocol != "deepfakebench" and reals is None:
-        raise ValueError(f"the protocol {protocol} takes its reals from FaceForensics++: name its folder (reals, on the command line --reals).")
-    if reals is not None and not Path(reals).is_dir(): raise FileNotFoundError(f"{reals}: no such folder (reals, on the command line --reals).")
-    listing, stores = Listing([]), {v: Store(root, "manipulated_videos", v, frames=frames) for v in variants}
-    real = None if protocol == "deepfakebench" else Store(reals, "original_sequences", "youtube", "c23", frames=frames)
+        raise ValueError(
+            f"the protocol {protocol} takes its reals from FaceForensics++: name its folder (reals, on the command line --reals)."
+        )
+    if reals is not None and not Path(reals).is_dir():
+        raise FileNotFoundError(f"{reals}: no such folder (reals, on the command line --reals).")
+    listing, stores = (
+        Listing([]),
+        {v: Store(root, "manipulated_videos", v, frames=frames) for v in variants},
+    )
+    real = (
+        None
+        if protocol == "deepfakebench"
+        else Store(reals, "original_sequences", "youtube", "c23", frames=frames)
+    )
     fakes = _df1_splits(root, protocol, reals and Path(reals), stores, listing)
     for variant, store in stores.items():
         splits = fakes[variant]
-        listing.rows += [_row(store, n, "DF-1.0", variant, split, identity=n[:3], source=n.split("_")[-1]) for split, names in splits.items() for n in names]
-        if real is not None: listing.rows += _df1_reals(real, variant, splits, _df1_meta(root, variant, sum(splits.values(), []), listing))
+        listing.rows += [
+            _row(store, n, "DF-1.0", variant, split, identity=n[:3], source=n.split("_")[-1])
+            for split, names in splits.items()
+            for n in names
+        ]
+        if real is not None:
+            listing.rows += _df1_reals(
+                real, variant, splits, _df1_meta(root, variant, sum(splits.values(), []), listing)
+            )
     seen = set()
-    listing.rows = [row for row in listing.rows if (key := (row["subset"], row["video"])) not in seen and not seen.add(key)] # clean reals serve several variants
-    listing.expected, listing.totals = _df1_expected(variants, protocol), [store.total(variant, 1000) for variant, store in stores.items()]
-    if protocol == "deepfakebench": _df1_actors(root, frames, listing)
+    listing.rows = [
+        row
+        for row in listing.rows
+        if (key := (row["subset"], row["video"])) not in seen and not seen.add(key)
+    ]  # clean reals serve several variants
+    listing.expected, listing.totals = (
+        _df1_expected(variants, protocol),
+        [store.total(variant, 1000) for variant, store in stores.items()],
+    )
+    if protocol == "deepfakebench":
+        _df1_actors(root, frames, listing)
     return listing
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-33
-def _df1_reals(store: Store, variant: str, splits: dict[str, list[str]], meta: dict[str, str]) -> list[dict]:
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-45
+def _df1_reals(
+    store: Store, variant: str, splits: dict[str, list[str]], meta: dict[str, str]
+) -> list[dict]:
     "List the real video of each fake's target with the fake's distortion; distorted ones have their own names."
     rows = []
     for split, names in splits.items():
         for name in names:
-            if name not in meta: continue
+            if name not in meta:
+                continue
             target, distortion = name[:3], meta[name]
             video = f"{target}@{variant}" if distortion else target
-            rows.append(_row(store, target, "DF-1.0", "real", split, identity=target, video=video, compression="c23", distortion=distortion))
+            rows.append(
+                _row(
+                    store,
+                    target,
+                    "DF-1.0",
+                    "real",
+                    split,
+                    identity=target,
+                    video=video,
+                    compression="c23",
+                    distortion=distortion,
+                )
+            )
     return rows
 
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-46
 def _df1_actors(root: Path, frames: bool, listing: Listing):
     "Add the actors' source videos, which DeepfakeBench takes as reals, to the test split of the listing."
     folder, files = _child(root, "source_videos"), []
     for parent, folders, names in walk_folders(folder):
         folders[:] = [name for name in folders if name.lower() not in ("landmarks", "masks")]
-        if frames: files += [Path(parent)] * bool(list_pictures(parent))
-        else: files += [Path(parent, name) for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")]
+        if frames:
+            files += [Path(parent)] * bool(list_pictures(parent))
+        else:
+            files += [
+                Path(parent, name)
+                for name in names
+                if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")
+            ]
     for path in sorted(files):
-        parts = [part for part in (path if frames else path.with_suffix("")).relative_to(folder).parts if part.lower() not in BESIDE]
-        listing.rows.append(_row({"-".join(parts): path}, "-".join(parts), "DF-1.0", "real", "test", identity=parts[0]))
+        parts = [
+            part
+            for part in (path if frames else path.with_suffix("")).relative_to(folder).parts
+            if part.lower() not in BESIDE
+        ]
+        listing.rows.append(
+            _row(
+                {"-".join(parts): path},
+                "-".join(parts),
+                "DF-1.0",
+                "real",
+                "test",
+                identity=parts[0],
+            )
+        )
     _tell_apart(listing.rows, root)
-    listing.totals.append(dict(what="source videos", expected=48475, found=len(files), optional=False))
-    listing.notes.append("DeepfakeBench lists the source videos under train, val and test; here they stand in test alone")
+    listing.totals.append(
+        dict(what="source videos", expected=48475, found=len(files), optional=False)
+    )
+    listing.notes.append(
+        "DeepfakeBench lists the source videos under train, val and test; here they stand in test alone"
+    )
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-34
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-47
 def _df1_expected(variants: tuple[str, ...], protocol: str) -> dict:
     "Return the official numbers of videos by split and subset."
     numbers = dict(test=140) if protocol == "ff++" else OFFICIAL
     fakes = {(split, v): n for split, n in numbers.items() for v in variants}
-    if protocol == "deepfakebench": return fakes | {("test", "real"): 48475}
+    if protocol == "deepfakebench":
+        return fakes | {("test", "real"): 48475}
     sets = sum(v not in CLEAN for v in variants) + any(v in CLEAN for v in variants)
     return fakes | {(split, "real"): n * sets for split, n in numbers.items()}
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-36
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-49
 def _items(place: Path, frames: bool) -> list[Path]:
     "List the videos, photographs and folders of frames (or only these) in `place` and its groups."
     items = []
@@ -432,66 +796,111 @@ def _items(place: Path, frames: bool) -> list[Path]:
         if Path(parent) != place and list_pictures(parent):
             items.append(Path(parent))
             folders.clear()
-        elif not frames: items += [Path(parent, name) for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES | PHOTO_SUFFIXES and not name.startswith(".")]
+        elif not frames:
+            items += [
+                Path(parent, name)
+                for name in names
+                if Path(name).suffix.lower() in VIDEO_SUFFIXES | PHOTO_SUFFIXES
+                and not name.startswith(".")
+            ]
     return sorted(items)
 
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-50
 def _plain_row(path: Path, place: Path, root: Path, split: str) -> dict:
     "Build the row of a video in `place`, which is a folder `real` or `fake`."
-    group = next((part for part in path.relative_to(place).parts[:-1] if part.lower() not in BESIDE), "fake")
+    group = next(
+        (part for part in path.relative_to(place).parts[:-1] if part.lower() not in BESIDE), "fake"
+    )
     name = path.relative_to(root).with_suffix("").as_posix().replace("/", "-")
-    return _row({name: path}, name, root.name, "real" if place.name.lower() == "real" else group, split, identity=name)
+    return _row(
+        {name: path},
+        name,
+        root.name,
+        "real" if place.name.lower() == "real" else group,
+        split,
+        identity=name,
+    )
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-37
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-51
 @layout("folder")
 def plain_folder(
-    root: Path, # holds real and fake, or train, val, test with these in them
-    frames: bool = False, # read only folders of extracted frames
+    root: Path,  # holds real and fake, or train, val, test with these in them
+    frames: bool = False,  # read only folders of extracted frames
 ) -> Listing:
     "List a folder of one's own, of which nothing is known but what is there."
-    listing = Listing([], notes=["nobody says how many videos there should be or who is in them: every video counts as a person"])
-    splits = {split: folder for split in SPLITS if (folder := _child(root, split)).is_dir()} or dict(test=root)
+    listing = Listing(
+        [],
+        notes=[
+            "nobody says how many videos there should be or who is in them: every video counts as a person"
+        ],
+    )
+    splits = {
+        split: folder for split in SPLITS if (folder := _child(root, split)).is_dir()
+    } or dict(test=root)
     for split, folder in splits.items():
         for place, other in ((_child(folder, "real"), "fake"), (_child(folder, "fake"), "real")):
-            if not place.is_dir(): listing.problems.append((str(place), "no such folder"))
+            if not place.is_dir():
+                listing.problems.append((str(place), "no such folder"))
             items = _items(place, frames)
-            torn = [path for path in items if other in map(str.lower, path.relative_to(place).parts[:-1])]
-            listing.rows += [_plain_row(path, place, root, split) for path in items if path not in torn]
-            listing.problems += [(str(path), f"in a folder {other!r} inside {place.name!r}; left out") for path in torn]
+            torn = [
+                path
+                for path in items
+                if other in map(str.lower, path.relative_to(place).parts[:-1])
+            ]
+            listing.rows += [
+                _plain_row(path, place, root, split) for path in items if path not in torn
+            ]
+            listing.problems += [
+                (str(path), f"in a folder {other!r} inside {place.name!r}; left out")
+                for path in torn
+            ]
     _tell_apart(listing.rows, root)
-    for row in listing.rows: row["identity"] = row["video"]
+    for row in listing.rows:
+        row["identity"] = row["video"]
     return listing
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-40
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-54
 def _decodable(file: Path) -> int:
     "Count the frames of a video by decoding them; slow, for those whose end cannot be sought."
     return sum(1 for _ in iter(open_video(file).grab, False))
 
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-55
 def probe(
-    file: str | Path, # a video, a photograph or a folder of frames
-) -> str: # "", "missing" or "unreadable"
+    file: str | Path,  # a video, a photograph or a folder of frames
+) -> str:  # "", "missing" or "unreadable"
     "Check that a video is there and can be decoded from its first frame to its last."
     file = Path(file)
-    if not file.exists(): return "missing"
+    if not file.exists():
+        return "missing"
     try:
         if is_pictures(file):
             pictures = list_pictures(file)
-            for picture in {*pictures[:1], *pictures[-1:]}: read_image(picture)
+            for picture in {*pictures[:1], *pictures[-1:]}:
+                read_image(picture)
             return "" if pictures else "unreadable"
         video = open_video(file)
-    except FaceError: return "unreadable"
+    except FaceError:
+        return "unreadable"
     count = promised_frames(video, file)
-    if not count: return "unreadable" # it says nothing, or what cannot be
-    first, last = video.read()[0], video.set(cv2.CAP_PROP_POS_FRAMES, count - 1) and int(video.get(cv2.CAP_PROP_POS_FRAMES)) == count - 1 and video.read()[0]
+    if not count:
+        return "unreadable"  # it says nothing, or what cannot be
+    first, last = (
+        video.read()[0],
+        video.set(cv2.CAP_PROP_POS_FRAMES, count - 1)
+        and int(video.get(cv2.CAP_PROP_POS_FRAMES)) == count - 1
+        and video.read()[0],
+    )
     return "" if first and (last or _decodable(file) >= count) else "unreadable"
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-41
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-56
 @dataclass
 class Report:
     "The result of `check`; `str(report)` is readable."
+
     counts: pd.DataFrame  # a row a split and subset: expected, listed, found, missing, unreadable
     totals: pd.DataFrame  # a row a folder: what, expected, found, optional
-    bad: pd.DataFrame     # a row a file or list that is missing, unreadable or wrong: file, reason
-    notes: list[str]      # what else one should know
+    bad: pd.DataFrame  # a row a file or list that is missing, unreadable or wrong: file, reason
+    notes: list[str]  # what else one should know
 
     @property
     def complete(self) -> bool:
@@ -502,15 +911,28 @@ class Report:
 
     def __str__(self):
         "Format counts, totals, the first 20 problems, notes and verdict as text."
-        counts, totals = self.counts.astype(object).fillna("-"), self.totals.drop(columns="optional")
-        some = "\n".join(f"  {file}: {reason}" for file, reason in self.bad.head(20).itertuples(index=False))
+        counts, totals = (
+            self.counts.astype(object).fillna("-"),
+            self.totals.drop(columns="optional"),
+        )
+        some = "\n".join(
+            f"  {file}: {reason}" for file, reason in self.bad.head(20).itertuples(index=False)
+        )
         more = f"\n  ... and {len(self.bad) - 20} more" if len(self.bad) > 20 else ""
-        return "\n\n".join(filter(None, [
-            "no videos" if counts.empty else counts.to_string(index=False), totals.to_string(index=False) if len(totals) else "",
-            f"{len(self.bad)} problems:\n{some}{more}" if len(self.bad) else "", "\n".join(f"note: {note}" for note in self.notes),
-            "complete" if self.complete else "NOT complete"]))
+        return "\n\n".join(
+            filter(
+                None,
+                [
+                    "no videos" if counts.empty else counts.to_string(index=False),
+                    totals.to_string(index=False) if len(totals) else "",
+                    f"{len(self.bad)} problems:\n{some}{more}" if len(self.bad) else "",
+                    "\n".join(f"note: {note}" for note in self.notes),
+                    "complete" if self.complete else "NOT complete",
+                ],
+            )
+        )
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-42
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-57
 def _counts(listing: Listing, state: pd.Series) -> pd.DataFrame:
     "Count the videos by split and subset."
     places = list(zip(listing.videos.split, listing.videos.subset))
@@ -518,51 +940,96 @@ def _counts(listing: Listing, state: pd.Series) -> pd.DataFrame:
     for split, subset in dict.fromkeys([*listing.expected, *places]):
         states = [what for what, place in zip(state, places) if place == (split, subset)]
         missing, unreadable = states.count("missing"), states.count("unreadable")
-        rows.append((split, subset, listing.expected.get((split, subset)), len(states), len(states) - missing, missing, unreadable))
-    return pd.DataFrame(rows, columns=["split", "subset", "expected", "listed", "found", "missing", "unreadable"]).astype(dict(expected="Int64"))
+        rows.append(
+            (
+                split,
+                subset,
+                listing.expected.get((split, subset)),
+                len(states),
+                len(states) - missing,
+                missing,
+                unreadable,
+            )
+        )
+    return pd.DataFrame(
+        rows, columns=["split", "subset", "expected", "listed", "found", "missing", "unreadable"]
+    ).astype(dict(expected="Int64"))
 
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-58
 def _overlap(videos: pd.DataFrame) -> str:
     "Write the sentence on persons who are in more than one split."
-    people = pd.concat([videos[["split", "identity"]], videos[["split", "source_identity"]].set_axis(["split", "identity"], axis=1)])
+    people = pd.concat(
+        [
+            videos[["split", "identity"]],
+            videos[["split", "source_identity"]].set_axis(["split", "identity"], axis=1),
+        ]
+    )
     splits = people[people.identity != ""].groupby("identity").split.nunique()
     both = splits.index[splits > 1].tolist()
-    return f"{len(both)} persons in more than one split: {', '.join(both[:5])}{', ...' if len(both) > 5 else ''}" if both else "no person in more than one split"
+    return (
+        f"{len(both)} persons in more than one split: {', '.join(both[:5])}{', ...' if len(both) > 5 else ''}"
+        if both
+        else "no person in more than one split"
+    )
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-43
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-59
 def check(
-    name: str, # one of `list_layouts()`
-    root: str | Path, # the data set's folder
-    workers: int = 8, # threads that open videos
-    **options, # of the adapter
+    name: str,  # one of `list_layouts()`
+    root: str | Path,  # the data set's folder
+    workers: int = 8,  # threads that open videos
+    **options,  # of the adapter
 ) -> Report:
     "Compare a data set on disk with what should be there."
     listing = list_dataset(name, root, **options)
     files = [row["file"] for row in listing.rows]
-    with ThreadPoolExecutor(workers) as pool: state = pd.Series(list(progress(pool.map(probe, files), desc="check", total=len(files))), dtype=str)
+    with ThreadPoolExecutor(workers) as pool:
+        state = pd.Series(
+            list(progress(pool.map(probe, files), desc="check", total=len(files))), dtype=str
+        )
     bad = [*listing.problems, *((file, what) for file, what in zip(files, state) if what)]
     notes = [_overlap(listing.videos), *listing.notes] if files else listing.notes
-    return Report(_counts(listing, state), pd.DataFrame(listing.totals, columns=["what", "expected", "found", "optional"]), pd.DataFrame(bad, columns=["file", "reason"]), notes)
+    return Report(
+        _counts(listing, state),
+        pd.DataFrame(listing.totals, columns=["what", "expected", "found", "optional"]),
+        pd.DataFrame(bad, columns=["file", "reason"]),
+        notes,
+    )
 
-# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-46
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-62
 def _check_videos(videos: pd.DataFrame, name: str):
     "Check the manifest that one face of each video would make; errors as in `check_manifest`."
-    check_manifest(videos.assign(path=videos.subset + "/" + videos.video, frame=0, landmarks=[[0] * 136] * len(videos), transform=[[]] * len(videos), mask=""), name)
+    check_manifest(
+        videos.assign(
+            path=videos.subset + "/" + videos.video,
+            frame=0,
+            landmarks=[[0] * 136] * len(videos),
+            transform=[[]] * len(videos),
+            mask="",
+        ),
+        name,
+    )
 
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-63
 def _write_manifest(faces: Path, path: Path) -> Path:
     "Write the columns of a manifest from the table of all faces."
     table = pq.ParquetFile(faces, page_checksum_verification=True)
     schema = pa.schema([table.schema_arrow.field(column) for column in COLUMNS])
-    with atomic_path(path) as tmp, pq.ParquetWriter(tmp, schema, write_page_checksum=True) as writer:
-        for batch in table.iter_batches(batch_size=2000, columns=list(COLUMNS)): writer.write_batch(batch.select(list(COLUMNS)))
+    with (
+        atomic_path(path) as tmp,
+        pq.ParquetWriter(tmp, schema, write_page_checksum=True) as writer,
+    ):
+        for batch in table.iter_batches(batch_size=2000, columns=list(COLUMNS)):
+            writer.write_batch(batch.select(list(COLUMNS)))
     return path
 
+# %% ../../nbs/data/06_layouts.ipynb #data-06-layouts-64
 def crop_dataset(
-    name: str, # one of `list_layouts()`
-    root: str | Path, # the data set's folder
-    out: str | Path, # folder for crops and manifest
-    options: dict | None = None, # of the adapter
-    **settings, # of `prle.data.videos.crop_videos`: count, every, align, size, scale, workers, engine
-) -> Path: # the manifest
+    name: str,  # one of `list_layouts()`
+    root: str | Path,  # the data set's folder
+    out: str | Path,  # folder for crops and manifest
+    options: dict | None = None,  # of the adapter
+    **settings,  # of `prle.data.videos.crop_videos`: count, every, align, size, scale, workers, engine
+) -> Path:  # the manifest
     """Crop the faces of a data set and write its manifest.
 
     What is wrong with its lists goes to out/problems.csv, what has no face to out/dropped.csv.
@@ -570,14 +1037,23 @@ def crop_dataset(
     listing = list_dataset(name, root, **(options or {}))
     if not listing.rows:
         reasons = "".join(f"\n  {file}: {reason}" for file, reason in listing.problems[:10])
-        raise FileNotFoundError(f"{root}: no videos of {name} found. `prle check {name} {root}` says what is expected.{reasons}")
+        raise FileNotFoundError(
+            f"{root}: no videos of {name} found. `prle check {name} {root}` says what is expected.{reasons}"
+        )
     _check_videos(listing.videos, f"{name} in {root}")
     faces = crop_videos(listing.videos, out, **settings)
     problems = pd.DataFrame(listing.problems, columns=["file", "reason"])
-    with atomic_path(Path(out)/"problems.csv") as tmp: problems.to_csv(tmp, index=False)
-    if len(problems): print(f"{len(problems)} problems with the data set's lists: {Path(out)/'problems.csv'}")
+    with atomic_path(Path(out) / "problems.csv") as tmp:
+        problems.to_csv(tmp, index=False)
+    if len(problems):
+        print(f"{len(problems)} problems with the data set's lists: {Path(out) / 'problems.csv'}")
     print(*(f"note: {note}" for note in listing.notes), sep="\n", end="\n" * bool(listing.notes))
-    if not pq.read_metadata(faces).num_rows: raise FaceError(f"no face in any of the {len(listing.rows)} videos of {root}: {Path(out)/'dropped.csv'} says why.")
-    manifest = _write_manifest(faces, Path(out)/"manifest.parquet")
-    write_digests(out, crop_digests(out, pq.read_table(manifest, columns=["path"])["path"].to_pylist()))
+    if not pq.read_metadata(faces).num_rows:
+        raise FaceError(
+            f"no face in any of the {len(listing.rows)} videos of {root}: {Path(out) / 'dropped.csv'} says why."
+        )
+    manifest = _write_manifest(faces, Path(out) / "manifest.parquet")
+    write_digests(
+        out, crop_digests(out, pq.read_table(manifest, columns=["path"])["path"].to_pylist())
+    )
     return manifest

@@ -17,100 +17,182 @@ import pandas as pd
 from ..core import FAKE, REAL, VIDEO, progress, shortened
 from .crops import read_rgb
 from .faces import PHOTO_SUFFIXES
-from ..trust import (DIGESTS, below, check_digest, file_path, read_digests, read_table, write_digests,
-                        write_table)
+from prle.trust import (
+    DIGESTS,
+    below,
+    check_digest,
+    file_path,
+    read_digests,
+    read_table,
+    write_digests,
+    write_table,
+)
 
 # %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-5
 COLUMNS = dict(
-    path="object",            # the aligned crop, POSIX, relative to the manifest's root
-    label="int64",            # REAL or FAKE
-    dataset="object",         # "mini", "FF++", ...
-    subset="object",          # "real" or the manipulation: "DF", "FS", "F2F", "Fsh", "NT"
-    video="object",           # the video or photograph the crop is from; a name within (dataset, subset); see `VIDEO`
-    identity="object",        # the person in the background picture
-    source_identity="object", # the person whose face was put in; "" for reals
-    frame="int64",            # frame number in the video, 0 for photographs
-    split="object",           # "train", "val" or "test"
-    compression="object",     # what the crop went through: "c23", "jpeg90"
-    landmarks="object",       # 136 float32: x0, y0, x1, y1, ... of the 68 dlib points, in pixels of the crop; NaN where unknown
-    transform="object",       # 6 float64, row by row the 2x3 matrix that takes pixels of the frame to pixels of the crop; empty where unknown
-    mask="object",            # 8-bit PNG, relative like `path`: 255 where a pixel was manipulated, or how much it changed where only that is known (FaceShifter); "" where unknown
+    path="object",  # the aligned crop, POSIX, relative to the manifest's root
+    label="int64",  # REAL or FAKE
+    dataset="object",  # "mini", "FF++", ...
+    subset="object",  # "real" or the manipulation: "DF", "FS", "F2F", "Fsh", "NT"
+    video="object",  # the video or photograph the crop is from; a name within (dataset, subset); see `VIDEO`
+    identity="object",  # the person in the background picture
+    source_identity="object",  # the person whose face was put in; "" for reals
+    frame="int64",  # frame number in the video, 0 for photographs
+    split="object",  # "train", "val" or "test"
+    compression="object",  # what the crop went through: "c23", "jpeg90"
+    landmarks="object",  # 136 float32: x0, y0, x1, y1, ... of the 68 dlib points, in pixels of the crop; NaN where unknown
+    transform="object",  # 6 float64, row by row the 2x3 matrix that takes pixels of the frame to pixels of the crop; empty where unknown
+    mask="object",  # 8-bit PNG, relative like `path`: 255 where a pixel was manipulated, or how much it changed where only that is known (FaceShifter); "" where unknown
 )
 "The manifest's columns, their pandas types and what they hold."
+
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-6
 SPLITS = ("train", "val", "test")
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-7
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-8
 def _row(df: pd.DataFrame, i: int, name: str) -> str:
     "Name a row in an error."
     path = df.path.iloc[i]
-    return f"{name}, row {i} ({shortened(path)[1:-1] if isinstance(path, str) else shortened(path)})"
+    return (
+        f"{name}, row {i} ({shortened(path)[1:-1] if isinstance(path, str) else shortened(path)})"
+    )
+
 
 def _first_bad(df: pd.DataFrame, bad, what: str, name: str):
     "Raise `ValueError` for the first row where `bad` holds."
     where = np.flatnonzero(np.asarray(bad))
-    if len(where): raise ValueError(f"{_row(df, where[0], name)}: {what}")
+    if len(where):
+        raise ValueError(f"{_row(df, where[0], name)}: {what}")
 
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-9
 def _check_column(df: pd.DataFrame, column: str, fits: Callable, what: str, name: str):
     "Raise `ValueError` for the first row whose value in a column does not fit."
     for i, value in enumerate(df[column]):
-        if not fits(value): raise ValueError(f"{_row(df, i, name)}: {column} must be {what}, not {shortened(value)}.")
+        if not fits(value):
+            raise ValueError(
+                f"{_row(df, i, name)}: {column} must be {what}, not {shortened(value)}."
+            )
 
-def _is_text(value) -> bool: return isinstance(value, str) and len(value) <= 1000
-def _is_count(value) -> bool: return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value < 2**63
 
+def _is_text(value) -> bool:
+    return isinstance(value, str) and len(value) <= 1000
+
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-10
+def _is_count(value) -> bool:
+    return (
+        isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value < 2**63
+    )
+
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-11
 def _numbers(value, lengths: tuple[int, ...]) -> bool:
     "Say whether a value is a list of numbers, as long as one of `lengths`, none of them infinite."
-    if not isinstance(value, (list, tuple, np.ndarray)) or len(value) not in lengths: return False
-    try: numbers = np.asarray(value)
-    except ValueError: return False # lists in lists
-    return not len(value) or numbers.ndim == 1 and numbers.dtype.kind in "fiu" and not np.isinf(numbers).any()
+    if not isinstance(value, (list, tuple, np.ndarray)) or len(value) not in lengths:
+        return False
+    try:
+        numbers = np.asarray(value)
+    except ValueError:
+        return False  # lists in lists
+    return (
+        not len(value)
+        or numbers.ndim == 1
+        and numbers.dtype.kind in "fiu"
+        and not np.isinf(numbers).any()
+    )
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-8
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-12
 def _is_path(value) -> bool:
-    try: return bool(file_path(value))
-    except ValueError: return False
+    try:
+        return bool(file_path(value))
+    except ValueError:
+        return False
 
-_TEXT = [column for column, kind in COLUMNS.items() if kind == "object" and column not in ("landmarks", "transform")]
+
+_TEXT = [
+    column
+    for column, kind in COLUMNS.items()
+    if kind == "object" and column not in ("landmarks", "transform")
+]
 "The columns that hold text."
 
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-13
 def _check_types(df: pd.DataFrame, name: str):
     """Raise `ValueError` for the first value of a wrong type.
 
     Unknown text is an empty string and unknown landmarks are NaN; a missing value is an error."""
-    for column in _TEXT: _check_column(df, column, _is_text, "text of at most 1000 letters", name)
-    for column in ("label", "frame"): _check_column(df, column, _is_count, "a whole number from 0", name)
-    _check_column(df, "landmarks", lambda value: _numbers(value, (136,)), "136 numbers (68 points, x and y)", name)
-    _check_column(df, "transform", lambda value: _numbers(value, (0, 6)), "6 numbers, or none", name)
-    _check_column(df, "path", _is_path, "a path that must be relative and stay below the manifest's root", name)
-    _check_column(df, "mask", lambda value: not value or _is_path(value), "empty or a path below the manifest's root", name)
+    for column in _TEXT:
+        _check_column(df, column, _is_text, "text of at most 1000 letters", name)
+    for column in ("label", "frame"):
+        _check_column(df, column, _is_count, "a whole number from 0", name)
+    _check_column(
+        df,
+        "landmarks",
+        lambda value: _numbers(value, (136,)),
+        "136 numbers (68 points, x and y)",
+        name,
+    )
+    _check_column(
+        df, "transform", lambda value: _numbers(value, (0, 6)), "6 numbers, or none", name
+    )
+    _check_column(
+        df,
+        "path",
+        _is_path,
+        "a path that must be relative and stay below the manifest's root",
+        name,
+    )
+    _check_column(
+        df,
+        "mask",
+        lambda value: not value or _is_path(value),
+        "empty or a path below the manifest's root",
+        name,
+    )
 
-
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-9
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-14
 def check_manifest(
-    df: pd.DataFrame, # the table
-    name: str = "manifest", # how to call it in an error
-) -> pd.DataFrame: # the same table
+    df: pd.DataFrame,  # the table
+    name: str = "manifest",  # how to call it in an error
+) -> pd.DataFrame:  # the same table
     """Check columns, types, labels, splits, paths, uniqueness and identity overlap.
 
     `ValueError` naming the missing columns or the first bad row."""
     missing = [c for c in COLUMNS if c not in df]
-    if missing: raise ValueError(f"{name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}.")
-    if df.empty: raise ValueError(f"{name} has no rows.")
+    if missing:
+        raise ValueError(f"{name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}.")
+    if df.empty:
+        raise ValueError(f"{name} has no rows.")
     _check_types(df, name)
     _first_bad(df, ~df.label.isin((REAL, FAKE)), "label must be 0 (real) or 1 (fake).", name)
     _first_bad(df, ~df.split.isin(SPLITS), f"split must be one of {', '.join(SPLITS)}.", name)
     _first_bad(df, df.path.duplicated(), "the path stands in an earlier row already.", name)
-    _first_bad(df, (df.subset == "real") != (df.label == REAL), "subset 'real' and label 0 must go together.", name)
-    _first_bad(df, df.duplicated([*VIDEO, "frame"]), "another row has the same dataset, subset, video and frame.", name)
+    _first_bad(
+        df,
+        (df.subset == "real") != (df.label == REAL),
+        "subset 'real' and label 0 must go together.",
+        name,
+    )
+    _first_bad(
+        df,
+        df.duplicated([*VIDEO, "frame"]),
+        "another row has the same dataset, subset, video and frame.",
+        name,
+    )
     home = df.groupby("identity").split.nunique()
-    _first_bad(df, df.identity.isin(home.index[home > 1]), "this identity stands in more than one split.", name)
+    _first_bad(
+        df,
+        df.identity.isin(home.index[home > 1]),
+        "this identity stands in more than one split.",
+        name,
+    )
     return df
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-10
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-15
 def write_manifest(
-    df: pd.DataFrame, # one row a face, columns as in `COLUMNS`
-    path: str | Path, # the Parquet file
-    root: str | Path | None = None, # the folder that crops and masks are relative to; None: the manifest's own
+    df: pd.DataFrame,  # one row a face, columns as in `COLUMNS`
+    path: str | Path,  # the Parquet file
+    root: str
+    | Path
+    | None = None,  # the folder that crops and masks are relative to; None: the manifest's own
 ) -> Path:
     "Check `df` and write it atomically; `ValueError` as in `check_manifest`."
     check_manifest(df, str(path))
@@ -118,66 +200,103 @@ def write_manifest(
     table.attrs = {} if root is None else dict(root=str(Path(root).absolute()))
     return write_table(path, table)
 
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-16
 def read_manifest(
-    path: str | Path, # the Parquet file
-) -> pd.DataFrame: # `df.attrs["root"]` is the folder that paths are relative to
+    path: str | Path,  # the Parquet file
+) -> pd.DataFrame:  # `df.attrs["root"]` is the folder that paths are relative to
     "Read and check a manifest; `ValueError` naming the file, `FileNotFoundError` without it."
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f"no manifest at {path}. `prle forge` makes the mini benchmark's.")
+    if not path.exists():
+        raise FileNotFoundError(f"no manifest at {path}. `prle forge` makes the mini benchmark's.")
     df = check_manifest(read_table(path), str(path))
     root = df.attrs.setdefault("root", str(path.parent))
-    if not _is_text(root) or "\0" in root: raise ValueError(f"{path}: its root {shortened(root)} is no folder's path.")
+    if not _is_text(root) or "\0" in root:
+        raise ValueError(f"{path}: its root {shortened(root)} is no folder's path.")
     return df
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-15
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-21
 def select(
-    manifest: pd.DataFrame, # a checked manifest
-    split: str, # "train", "val" or "test"
-    subsets: str | list[str] | None = None, # manipulations to keep beside the reals; None keeps all
-) -> pd.DataFrame: # rows in the manifest's order, index kept
+    manifest: pd.DataFrame,  # a checked manifest
+    split: str,  # "train", "val" or "test"
+    subsets: str
+    | list[str]
+    | None = None,  # manipulations to keep beside the reals; None keeps all
+) -> pd.DataFrame:  # rows in the manifest's order, index kept
     "Select the reals of a split and its fakes of some manipulations; `ValueError` if a class or name is missing."
     subsets = [subsets] if isinstance(subsets, str) else subsets
     rows = manifest[manifest.split == split]
     if subsets is not None:
         unknown = set(subsets) - set(manifest.subset)
-        if unknown: raise ValueError(f"no rows of {', '.join(sorted(unknown))}; the manifest has {', '.join(sorted(set(manifest.subset)))}.")
+        if unknown:
+            raise ValueError(
+                f"no rows of {', '.join(sorted(unknown))}; the manifest has {', '.join(sorted(set(manifest.subset)))}."
+            )
         rows = rows[rows.subset.isin(["real", *subsets])]
     for label, name in ((REAL, "real"), (FAKE, "fake")):
-        if not (rows.label == label).any(): raise ValueError(f"the split {split!r} has no {name} face{f' of {subsets}' if subsets else ''}.")
+        if not (rows.label == label).any():
+            raise ValueError(
+                f"the split {split!r} has no {name} face{f' of {subsets}' if subsets else ''}."
+            )
     return rows
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-18
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-24
 def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
     "Say what is wrong with a crop or mask; an empty string if nothing is."
     try:
         file = below(root, path)
-        if not file.is_file(): return "missing"
-        if digests is None: read_rgb(file)
-        elif path not in digests: return "it has no digest"
-        else: check_digest(file, digests[path])
-    except (ValueError, OSError) as e: return f"damaged: {e}"
+        if not file.is_file():
+            return "missing"
+        if digests is None:
+            read_rgb(file)
+        elif path not in digests:
+            return "it has no digest"
+        else:
+            check_digest(file, digests[path])
+    except (ValueError, OSError) as e:
+        return f"damaged: {e}"
     return ""
 
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-25
 def _unlisted(root: Path, listed: set[str]) -> list[str]:
     "List the pictures that lie among the crops and are not in `listed`."
     folders = {os.path.dirname(path) for path in listed}
-    here = [os.path.join(folder, name) for folder in sorted(folders) if (root/folder).is_dir() for name in sorted(os.listdir(root/folder))]
-    return [path for path in here if path not in listed and Path(path).suffix.lower() in PHOTO_SUFFIXES]
+    here = [
+        os.path.join(folder, name)
+        for folder in sorted(folders)
+        if (root / folder).is_dir()
+        for name in sorted(os.listdir(root / folder))
+    ]
+    return [
+        path for path in here if path not in listed and Path(path).suffix.lower() in PHOTO_SUFFIXES
+    ]
 
-
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-19
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-26
 def check_crops(
-    manifest: str | Path, # the Parquet file, or the folder that holds manifest.parquet
-) -> tuple[pd.DataFrame, str]: # what is missing, damaged or in no row, with columns path, reason; a summary
+    manifest: str | Path,  # the Parquet file, or the folder that holds manifest.parquet
+) -> tuple[
+    pd.DataFrame, str
+]:  # what is missing, damaged or in no row, with columns path, reason; a summary
     "Compare the crops and masks of a manifest with their digests; decode them if there are none."
-    path = Path(manifest)/"manifest.parquet" if Path(manifest).is_dir() else Path(manifest)
+    path = Path(manifest) / "manifest.parquet" if Path(manifest).is_dir() else Path(manifest)
     rows = read_manifest(path)
-    root, digests = Path(rows.attrs["root"]), read_digests(path.parent) if (path.parent/DIGESTS).exists() else None
+    root, digests = (
+        Path(rows.attrs["root"]),
+        read_digests(path.parent) if (path.parent / DIGESTS).exists() else None,
+    )
     listed = [*rows.path, *filter(None, dict.fromkeys(rows["mask"]))]
-    def fault(name): return _fault(root, name, digests)
-    with ThreadPoolExecutor(8) as pool: faults = list(progress(pool.map(fault, listed), desc="check", total=len(listed)))
+
+    def fault(name):
+        return _fault(root, name, digests)
+
+    with ThreadPoolExecutor(8) as pool:
+        faults = list(progress(pool.map(fault, listed), desc="check", total=len(listed)))
     bad = [(name, reason) for name, reason in zip(listed, faults) if reason]
     bad += [(name, "not in the manifest") for name in _unlisted(root, set(listed))]
-    how = "compared with their digests" if digests is not None else f"decoded (there is no {DIGESTS} to compare them with)"
-    return pd.DataFrame(bad, columns=["path", "reason"]), f"{len(listed)} crops and masks {how}: {len(bad)} problems"
-
+    how = (
+        "compared with their digests"
+        if digests is not None
+        else f"decoded (there is no {DIGESTS} to compare them with)"
+    )
+    return pd.DataFrame(
+        bad, columns=["path", "reason"]
+    ), f"{len(listed)} crops and masks {how}: {len(bad)} problems"

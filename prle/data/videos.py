@@ -7,7 +7,12 @@ __all__ = ['VIDEO_SUFFIXES', 'ENGINES', 'is_pictures', 'list_pictures', 'list_vi
            'count_frames', 'sample_frames', 'read_frames', 'difference_mask', 'crop_videos', 'extract']
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-2
-import math, os, re, shutil, tempfile, threading
+import math
+import os
+import re
+import shutil
+import tempfile
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -22,246 +27,414 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core import (atomic_path, check_choice, digest, discard, file_digest, is_leftover, progress, rng, shortened,
-                       write_json)
-from ..trust import below, check_digest, check_pixels, check_replaceable, file_name, made_folder, read_json, read_record, read_table, write_table
+from prle.core import (
+    atomic_path,
+    check_choice,
+    digest,
+    discard,
+    file_digest,
+    is_leftover,
+    progress,
+    rng,
+    shortened,
+    write_json,
+)
+from prle.trust import (
+    below,
+    check_digest,
+    check_pixels,
+    check_replaceable,
+    file_name,
+    made_folder,
+    read_json,
+    read_record,
+    read_table,
+    write_table,
+)
 from .distortions import distort_frame, distort_video, frame_level, parse_meta
-from .faces import (ALIGNMENTS, PHOTO_SUFFIXES, SCALES, FaceError, align, find_largest, move_points, natural_key, read_image,
-                        warp_crop, write_png)
+from prle.data.faces import (
+    ALIGNMENTS,
+    PHOTO_SUFFIXES,
+    SCALES,
+    FaceError,
+    align,
+    find_largest,
+    move_points,
+    natural_key,
+    read_image,
+    warp_crop,
+    write_png,
+)
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-5
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8") # read when the first video is opened; -8 is ffmpeg's "quiet"
+os.environ.setdefault(
+    "OPENCV_FFMPEG_LOGLEVEL", "-8"
+)  # read when the first video is opened; -8 is ffmpeg's "quiet"
+
 
 @contextmanager
 def _quiet():
     "Silence OpenCV's warnings inside the `with`."
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try: yield
-    finally: cv2.utils.logging.setLogLevel(level)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-9
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".m2ts", ".vob", ".asf", ".3gp", ".ogv"}
+VIDEO_SUFFIXES = {
+    ".mp4",
+    ".avi",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".m4v",
+    ".mpg",
+    ".mpeg",
+    ".wmv",
+    ".flv",
+    ".ts",
+    ".mts",
+    ".m2ts",
+    ".vob",
+    ".asf",
+    ".3gp",
+    ".ogv",
+}
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-10
 def is_pictures(source: str | Path) -> bool:
     "Say whether a source is a folder of pictures or a single one, and not a video file."
     return Path(source).is_dir() or Path(source).suffix.lower() in PHOTO_SUFFIXES
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-11
 def list_pictures(
-    folder: str | Path, # or one picture, a video of one frame
-) -> list[Path]: # the frames of a video
+    folder: str | Path,  # or one picture, a video of one frame
+) -> list[Path]:  # the frames of a video
     "List the pictures directly in a folder, in natural order; `FaceError` if it is missing."
-    if not Path(folder).exists(): raise FaceError(f"{folder}: no such file.")
-    if Path(folder).is_file(): return [Path(folder)]
-    files = [p for p in Path(folder).iterdir() if p.suffix.lower() in PHOTO_SUFFIXES and not p.name.startswith(".")]
+    if not Path(folder).exists():
+        raise FaceError(f"{folder}: no such file.")
+    if Path(folder).is_file():
+        return [Path(folder)]
+    files = [
+        p
+        for p in Path(folder).iterdir()
+        if p.suffix.lower() in PHOTO_SUFFIXES and not p.name.startswith(".")
+    ]
     return sorted(files, key=lambda p: natural_key(Path(p.name)))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-10
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-12
 _SETTINGS_FILE = "extraction.json"
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-13
 def walk_folders(
-    folder: str | Path, # where to begin
-) -> Iterator[tuple[str, list[str], list[str]]]: # as `os.walk`: a folder, the names of its folders (clear the list to stay out of them) and of its files
+    folder: str | Path,  # where to begin
+) -> Iterator[
+    tuple[str, list[str], list[str]]
+]:  # as `os.walk`: a folder, the names of its folders (clear the list to stay out of them) and of its files
     "Walk a folder and all below it, following links; none twice and none whose name begins with a dot."
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        if os.path.realpath(parent) in seen: folders.clear(); continue
+        if os.path.realpath(parent) in seen:
+            folders.clear()
+            continue
         seen.add(os.path.realpath(parent))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield parent, folders, files
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-14
 def _videos_below(folder: Path) -> list[Path]:
     "List video files and folders of pictures in and below a folder, folders of crops left out."
     found = []
     for parent, folders, files in walk_folders(folder):
-        if _SETTINGS_FILE in files: folders.clear(); continue
-        found += [Path(parent, name) for name in files if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")]
-        if list_pictures(parent): found.append(Path(parent))
+        if _SETTINGS_FILE in files:
+            folders.clear()
+            continue
+        found += [
+            Path(parent, name)
+            for name in files
+            if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")
+        ]
+        if list_pictures(parent):
+            found.append(Path(parent))
     return sorted(found, key=natural_key)
 
-_TEXT = {".txt", ".ans", ".art", ".asc", ".diz", ".ice", ".nfo", ".vt"} # which ffmpeg would film
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-15
+_TEXT = {".txt", ".ans", ".art", ".asc", ".diz", ".ice", ".nfo", ".vt"}  # which ffmpeg would film
+
 
 def _is_video(file: Path) -> bool:
     "Say whether a file is a video, by its suffix or, if that is another, by whether OpenCV opens it."
     suffix = file.suffix.lower()
-    if suffix in VIDEO_SUFFIXES | _TEXT: return suffix in VIDEO_SUFFIXES
-    try: return open_video(file).isOpened()
-    except FaceError: return False
+    if suffix in VIDEO_SUFFIXES | _TEXT:
+        return suffix in VIDEO_SUFFIXES
+    try:
+        return open_video(file).isOpened()
+    except FaceError:
+        return False
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-16
 def _expand(given: str | Path) -> list[tuple[Path, str]]:
     "List the videos of one input, each with its subset; `FaceError` if there are none."
     root = Path(os.path.abspath(given))
-    if not root.exists(): raise FaceError(f"{given}: no such file or folder (the name of a data set needs --root, its folder).")
+    if not root.exists():
+        raise FaceError(
+            f"{given}: no such file or folder (the name of a data set needs --root, its folder)."
+        )
     if root.is_file():
-        if _is_video(root): return [(root, root.parent.name)]
-        raise FaceError(f"{given}: neither a video that OpenCV can decode nor a folder of videos or pictures.")
-    videos = [(file, "_".join(file.parent.relative_to(root.parent).parts) or root.parent.name) for file in _videos_below(root)]
-    if not videos: raise FaceError(f"{given}: no video and no picture in this folder.")
+        if _is_video(root):
+            return [(root, root.parent.name)]
+        raise FaceError(
+            f"{given}: neither a video that OpenCV can decode nor a folder of videos or pictures."
+        )
+    videos = [
+        (file, "_".join(file.parent.relative_to(root.parent).parts) or root.parent.name)
+        for file in _videos_below(root)
+    ]
+    if not videos:
+        raise FaceError(f"{given}: no video and no picture in this folder.")
     return videos
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-11
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-17
 def list_videos(
-    inputs: str | Path | Iterable[str | Path], # video files, folders of videos at any depth, folders of pictures (= the frames of one video)
-) -> pd.DataFrame: # columns file, subset, video
+    inputs: str
+    | Path
+    | Iterable[
+        str | Path
+    ],  # video files, folders of videos at any depth, folders of pictures (= the frames of one video)
+) -> pd.DataFrame:  # columns file, subset, video
     "List unlabelled videos in a table; `FaceError` naming an input that is missing or holds none."
-    if isinstance(inputs, str | Path): inputs = [inputs]
+    if isinstance(inputs, str | Path):
+        inputs = [inputs]
     found = dict(pair for given in inputs for pair in _expand(given))
     stems = Counter(file.with_suffix("") for file in found)
-    names = [file.stem if file.is_file() and stems[file.with_suffix("")] == 1 else file.name for file in found]
-    return pd.DataFrame(dict(file=[str(file) for file in found], subset=found.values(), video=names))
+    names = [
+        file.stem if file.is_file() and stems[file.with_suffix("")] == 1 else file.name
+        for file in found
+    ]
+    return pd.DataFrame(
+        dict(file=[str(file) for file in found], subset=found.values(), video=names)
+    )
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-15
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-21
 def open_video(
     file: str | Path,
-) -> cv2.VideoCapture: # one decoder thread
+) -> cv2.VideoCapture:  # one decoder thread
     "Open a video; `FaceError` naming the file if OpenCV cannot decode it."
     file = Path(file)
-    if not file.is_file(): raise FaceError(f"{file}: no such file.")
-    if not file.stat().st_size: raise FaceError(f"{file}: empty file.")
-    with _quiet(): video = cv2.VideoCapture(str(file.absolute()), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    if not video.isOpened(): raise FaceError(f"{file}: not a video that OpenCV can decode.")
-    try: check_pixels(file, int(video.get(cv2.CAP_PROP_FRAME_WIDTH)), int(video.get(cv2.CAP_PROP_FRAME_HEIGHT)))
-    except ValueError as e: raise FaceError(f"{file}: {str(e).removeprefix(f'{file} ')}") from e
+    if not file.is_file():
+        raise FaceError(f"{file}: no such file.")
+    if not file.stat().st_size:
+        raise FaceError(f"{file}: empty file.")
+    with _quiet():
+        video = cv2.VideoCapture(str(file.absolute()), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    if not video.isOpened():
+        raise FaceError(f"{file}: not a video that OpenCV can decode.")
+    try:
+        check_pixels(
+            file,
+            int(video.get(cv2.CAP_PROP_FRAME_WIDTH)),
+            int(video.get(cv2.CAP_PROP_FRAME_HEIGHT)),
+        )
+    except ValueError as e:
+        raise FaceError(f"{file}: {str(e).removeprefix(f'{file} ')}") from e
     return video
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-22
 def promised_frames(
-    video: cv2.VideoCapture, # of `open_video`
-    file: str | Path, # likewise
-) -> int: # 0 where the file says nothing, or more than a file of its size can hold
+    video: cv2.VideoCapture,  # of `open_video`
+    file: str | Path,  # likewise
+) -> int:  # 0 where the file says nothing, or more than a file of its size can hold
     "Return the number of frames that a video claims to have; each takes a byte of the file at least."
     promised = video.get(cv2.CAP_PROP_FRAME_COUNT)
     return int(promised) if math.isfinite(promised) and 0 < promised <= os.path.getsize(file) else 0
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-23
 def count_frames(
-    source: str | Path, # a video file or a folder of pictures
-) -> int: # what the file says, which may be more than there are; counted where it says nothing
+    source: str | Path,  # a video file or a folder of pictures
+) -> int:  # what the file says, which may be more than there are; counted where it says nothing
     "Return the number of frames; `FaceError` naming the source if there are none."
     source = Path(source)
-    if is_pictures(source): count = len(list_pictures(source))
+    if is_pictures(source):
+        count = len(list_pictures(source))
     else:
         video = open_video(source)
         count = promised_frames(video, source) or sum(1 for _ in iter(video.grab, False))
-    if not count: raise FaceError(f"{source}: no frames.")
+    if not count:
+        raise FaceError(f"{source}: no frames.")
     return count
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-16
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-24
 def sample_frames(
-    total: int, # frames of the video
-    count: int | None = 32, # how many, evenly spaced from the first to the last
-    every: int | None = None, # or every so many
-) -> list[int]: # in order, none twice
+    total: int,  # frames of the video
+    count: int | None = 32,  # how many, evenly spaced from the first to the last
+    every: int | None = None,  # or every so many
+) -> list[int]:  # in order, none twice
     "Choose frames; by default DeepfakeBench's, the integer part of linspace(0, total - 1, count)."
-    if every: return list(range(0, total, every))
-    if count >= total: return list(range(total))
+    if every:
+        return list(range(0, total, every))
+    if count >= total:
+        return list(range(total))
     return np.unique(np.linspace(0, total - 1, count).astype(int)).tolist()
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-19
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-27
 def _video_frames(file: Path, wanted: list[int]) -> Iterator[np.ndarray | FaceError]:
     "Yield frames of a video file, RGB, or the `FaceError` of one that cannot be decoded."
     video, position = open_video(file), -1
     for index in wanted:
-        while position < index and video.grab(): position += 1
+        while position < index and video.grab():
+            position += 1
         decoded, frame = video.retrieve() if position == index else (False, None)
-        if decoded: yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-        elif position < index: yield FaceError("the video ends before this frame.")
-        else: yield FaceError("this frame cannot be decoded.")
+        if decoded:
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        elif position < index:
+            yield FaceError("the video ends before this frame.")
+        else:
+            yield FaceError("this frame cannot be decoded.")
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-28
 def _picture_frames(folder: Path, wanted: list[int]) -> Iterator[np.ndarray | FaceError]:
     "Yield pictures of a folder, RGB, or the `FaceError` of one that cannot be read."
     files = list_pictures(folder)
     for index in wanted:
-        try: yield read_image(files[index]) if index < len(files) else FaceError(f"there is no picture for this frame (only {len(files)}).")
-        except FaceError as e: yield e
+        try:
+            yield (
+                read_image(files[index])
+                if index < len(files)
+                else FaceError(f"there is no picture for this frame (only {len(files)}).")
+            )
+        except FaceError as e:
+            yield e
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-20
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-29
 def read_frames(
-    source: str | Path, # a video file or a folder of pictures
-    wanted: list[int], # frames, in rising order
-) -> Iterator[np.ndarray | FaceError]: # for each of them (H, W, 3) uint8, RGB, upright, or why it is not there
+    source: str | Path,  # a video file or a folder of pictures
+    wanted: list[int],  # frames, in rising order
+) -> Iterator[
+    np.ndarray | FaceError
+]:  # for each of them (H, W, 3) uint8, RGB, upright, or why it is not there
     "Decode some frames; `FaceError` naming the source if it cannot be opened."
     return (_picture_frames if is_pictures(source) else _video_frames)(Path(source), wanted)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-23
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-32
 @contextmanager
 def _distorted(file: Path, meta: str) -> Iterator[tuple[Path, Callable]]:
     "Yield the source to decode and the function (frame, index) -> frame to apply."
-    if not meta: yield file, lambda frame, index: frame
+    if not meta:
+        yield file, lambda frame, index: frame
     elif is_pictures(file):
-        if not frame_level(meta): raise FaceError(f"{file}: VC compresses videos, and these are pictures.")
+        if not frame_level(meta):
+            raise FaceError(f"{file}: VC compresses videos, and these are pictures.")
         yield file, lambda frame, index: distort_frame(frame, meta, rng(0, file.stem, index))
     else:
         with tempfile.TemporaryDirectory() as tmp:
-            yield distort_video(file, Path(tmp)/"distorted.mp4", meta, seed=0, via_xvid=True), lambda frame, index: frame
+            yield (
+                distort_video(file, Path(tmp) / "distorted.mp4", meta, seed=0, via_xvid=True),
+                lambda frame, index: frame,
+            )
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-25
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-34
 def difference_mask(
-    fake: np.ndarray, # (H, W, 3) uint8, RGB
-    real: np.ndarray, # (H, W, 3) uint8, RGB: the frame that `fake` was made from
-) -> np.ndarray: # (H, W) uint8, grey: 0 where they are the same
+    fake: np.ndarray,  # (H, W, 3) uint8, RGB
+    real: np.ndarray,  # (H, W, 3) uint8, RGB: the frame that `fake` was made from
+) -> np.ndarray:  # (H, W) uint8, grey: 0 where they are the same
     "Return how much two frames differ, |fake - real| in grey; `ValueError` for frames of two sizes."
-    if fake.shape != real.shape: raise ValueError(f"two frames of different sizes: {fake.shape[1]}x{fake.shape[0]} and {real.shape[1]}x{real.shape[0]}.")
+    if fake.shape != real.shape:
+        raise ValueError(
+            f"two frames of different sizes: {fake.shape[1]}x{fake.shape[0]} and {real.shape[1]}x{real.shape[0]}."
+        )
     return cv2.cvtColor(cv2.absdiff(fake, real), cv2.COLOR_RGB2GRAY)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-27
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-36
 def _crop_frame(frame: np.ndarray, index: int, folder: Path, settings: dict) -> dict:
     "Crop the largest face of a frame into `folder` and return its row; `FaceError` if there is none."
     face = find_largest(frame)
-    if face is None: raise FaceError("no face found.")
+    if face is None:
+        raise FaceError("no face found.")
     matrix = align(face, frame.shape, settings["align"], settings["size"], settings["scale"])
     name = f"{index:04d}.png"
-    write_png(folder/name, warp_crop(frame, matrix, settings["size"]))
+    write_png(folder / name, warp_crop(frame, matrix, settings["size"]))
     landmarks = move_points(face.landmarks, matrix).ravel()
-    return dict(path=name, frame=index, landmarks=landmarks, transform=matrix.ravel(), mask="", found=face.found)
+    return dict(
+        path=name,
+        frame=index,
+        landmarks=landmarks,
+        transform=matrix.ravel(),
+        mask="",
+        found=face.found,
+    )
 
-def _crop_mask(mask: np.ndarray, frame: np.ndarray, untouched: bool, row: dict, folder: Path, size: int) -> str:
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-37
+def _crop_mask(
+    mask: np.ndarray, frame: np.ndarray, untouched: bool, row: dict, folder: Path, size: int
+) -> str:
     """Crop a mask like the face and return its name; `FaceError` if it is of another size than the frame.
 
     `mask` is the frame of a mask video or, if `untouched`, of the video to compare with."""
-    if mask.shape != frame.shape: raise FaceError(f"it has another size than the frame ({mask.shape[1]}x{mask.shape[0]}, not {frame.shape[1]}x{frame.shape[0]}).")
+    if mask.shape != frame.shape:
+        raise FaceError(
+            f"it has another size than the frame ({mask.shape[1]}x{mask.shape[0]}, not {frame.shape[1]}x{frame.shape[0]})."
+        )
     grey = difference_mask(frame, mask) if untouched else cv2.cvtColor(mask, cv2.COLOR_RGB2GRAY)
     crop = warp_crop(grey, row["transform"].reshape(2, 3), size)
     name = f"masks/{row['path']}"
-    write_png(folder/name, crop if untouched else np.uint8(255) * (crop > 1))
+    write_png(folder / name, crop if untouched else np.uint8(255) * (crop > 1))
     return name
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-29
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-39
 def _reason(error: Exception, source: str) -> str:
     "Return what goes into the drop report: the message without the path of `source`."
     return str(error).splitlines()[0].removeprefix(f"{source}: ").replace(f"{source}{os.sep}", "")
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-40
 class _Crops:
     "The rows and the drop list of one video."
 
-    def __init__(self): self.rows, self.dropped, self.frames = [], [], 0
+    def __init__(self):
+        self.rows, self.dropped, self.frames = [], [], 0
 
     @contextmanager
     def attempt(self, index: int, source: str, kind: str = ""):
         "Record what is wrong with `source` in the drop list instead of raising it."
-        try: yield
-        except (ValueError, cv2.error) as e: self.dropped.append((index, kind + _reason(e, source)))
+        try:
+            yield
+        except (ValueError, cv2.error) as e:
+            self.dropped.append((index, kind + _reason(e, source)))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-30
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-41
 def _numbers(source: Path) -> Sequence[int] | None:
     """Return the frame's number at each position.
 
     These are all numbers in a video and the names of the pictures in a folder; None if a name is not a number, or
     two are the same."""
-    if not source.is_dir(): return range(2**31)
+    if not source.is_dir():
+        return range(2**31)
     stems = [p.stem for p in list_pictures(source)]
     numbers = {int(stem) for stem in stems if stem.isdecimal() and len(stem) < 10}
     return sorted(numbers) if len(numbers) == len(stems) else None
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-42
 def _positions(source: Path, frames: list[int] | None) -> list[int]:
     "Return where a mask source has these frames, its end for those it lacks; `FaceError` if nothing tells."
     numbers = _numbers(source)
-    if frames is None or numbers is None: raise FaceError("the names of the pictures are no frame numbers, so nobody knows which mask belongs to which.")
+    if frames is None or numbers is None:
+        raise FaceError(
+            "the names of the pictures are no frame numbers, so nobody knows which mask belongs to which."
+        )
     return [numbers.index(i) if i in numbers else len(numbers) for i in frames]
 
-def _read_masks(crops: _Crops, source: str, frames: list[int] | None) -> Iterator[np.ndarray | FaceError | None]:
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-43
+def _read_masks(
+    crops: _Crops, source: str, frames: list[int] | None
+) -> Iterator[np.ndarray | FaceError | None]:
     "Yield the mask of each of these frames; None if there is no mask video, or none that can be read."
     with crops.attempt(-1, source, "mask: "):
-        if source: yield from read_frames(source, _positions(Path(source), frames))
-    while True: yield None
+        if source:
+            yield from read_frames(source, _positions(Path(source), frames))
+    while True:
+        yield None
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-44
 def _crop_video(row: dict, folder: Path, settings: dict) -> _Crops:
     "Crop the wanted frames of a video into `folder`; what fails goes to the drop list."
     crops, file, mask_file = _Crops(), row["file"], row["mask_file"] or row["untouched_file"]
@@ -269,77 +442,128 @@ def _crop_video(row: dict, folder: Path, settings: dict) -> _Crops:
         wanted = sample_frames(count_frames(source), settings["count"], settings["every"])
         numbers, crops.frames = _numbers(source), len(wanted)
         frames = numbers and [numbers[i] for i in wanted]
-        for index, frame, mask in zip(frames or wanted, read_frames(source, wanted), _read_masks(crops, mask_file, frames)):
+        for index, frame, mask in zip(
+            frames or wanted, read_frames(source, wanted), _read_masks(crops, mask_file, frames)
+        ):
             with crops.attempt(index, file):
-                if isinstance(frame, FaceError): raise frame
+                if isinstance(frame, FaceError):
+                    raise frame
                 crops.rows.append(_crop_frame(distort(frame, index), index, folder, settings))
-                if mask is None: continue
+                if mask is None:
+                    continue
                 with crops.attempt(index, mask_file, "mask: "):
-                    if isinstance(mask, FaceError): raise mask
-                    crops.rows[-1]["mask"] = _crop_mask(mask, frame, not row["mask_file"], crops.rows[-1], folder, settings["size"])
+                    if isinstance(mask, FaceError):
+                        raise mask
+                    crops.rows[-1]["mask"] = _crop_mask(
+                        mask, frame, not row["mask_file"], crops.rows[-1], folder, settings["size"]
+                    )
     return crops
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-32
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-46
 _RECORD, _FACES = "video.json", "faces.parquet"
 _VIDEO_FOLDER = "crops of a video"
+
 
 def _state(source: str) -> list | str | None:
     "Return a file's size and modification time, a digest of those in a folder, None where there is nothing."
     path = Path(source)
-    if not source or not path.exists(): return None
-    if path.is_dir(): return digest([[p.name, *_state(str(p))] for p in list_pictures(path)])
+    if not source or not path.exists():
+        return None
+    if path.is_dir():
+        return digest([[p.name, *_state(str(p))] for p in list_pictures(path)])
     return [path.stat().st_size, path.stat().st_mtime_ns]
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-47
 def _origin(row: dict) -> dict:
     "Describe what a video's crops are made from, apart from the settings."
-    return dict(file=_state(row["file"]), mask_file=_state(row["mask_file"]), untouched_file=_state(row["untouched_file"]), distortion=row["distortion"])
+    return dict(
+        file=_state(row["file"]),
+        mask_file=_state(row["mask_file"]),
+        untouched_file=_state(row["untouched_file"]),
+        distortion=row["distortion"],
+    )
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-48
 def _read_video_record(folder: Path) -> dict:
     """Read the record of a video's folder; `FileNotFoundError` without it.
 
     `ValueError` naming the record or the table if it is damaged."""
-    record = read_record(folder/_RECORD, origin=dict, frames=int, faces=int, dropped=list, files=dict)
+    record = read_record(
+        folder / _RECORD, origin=dict, frames=int, faces=int, dropped=list, files=dict
+    )
     for entry in record["dropped"]:
-        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], int) and isinstance(entry[1], str)):
-            raise ValueError(f"{folder/_RECORD}: dropped holds {shortened(entry)} where a frame and a reason belong.")
-    for name in (_FACES,) if record["faces"] else (): check_digest(folder/name, record["files"].get(name))
+        if not (
+            isinstance(entry, list)
+            and len(entry) == 2
+            and isinstance(entry[0], int)
+            and isinstance(entry[1], str)
+        ):
+            raise ValueError(
+                f"{folder / _RECORD}: dropped holds {shortened(entry)} where a frame and a reason belong."
+            )
+    for name in (_FACES,) if record["faces"] else ():
+        check_digest(folder / name, record["files"].get(name))
     return record
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-49
 def _is_finished(row: dict, folder: Path) -> bool:
     "Say whether the folder holds what this video gives; not if the record is damaged."
-    try: return _read_video_record(folder)["origin"] == _origin(row)
-    except (FileNotFoundError, ValueError): return False
+    try:
+        return _read_video_record(folder)["origin"] == _origin(row)
+    except (FileNotFoundError, ValueError):
+        return False
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-33
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-50
 def _write_video(row: dict, folder: Path, crop: Callable[[Path], _Crops]):
     "Replace a video's folder by what `crop` writes there, with its table and the digests of its files."
     origin = _origin(row)
     with made_folder(folder, _VIDEO_FOLDER) as tmp:
         crops = crop(tmp)
-        if crops.rows: write_table(tmp/_FACES, pd.DataFrame(crops.rows))
-        files = {path.relative_to(tmp).as_posix(): file_digest(path) for path in sorted(tmp.rglob("*")) if path.is_file()}
-        write_json(tmp/_RECORD, dict(origin=origin, frames=crops.frames, faces=len(crops.rows), dropped=crops.dropped, files=files))
+        if crops.rows:
+            write_table(tmp / _FACES, pd.DataFrame(crops.rows))
+        files = {
+            path.relative_to(tmp).as_posix(): file_digest(path)
+            for path in sorted(tmp.rglob("*"))
+            if path.is_file()
+        }
+        write_json(
+            tmp / _RECORD,
+            dict(
+                origin=origin,
+                frames=crops.frames,
+                faces=len(crops.rows),
+                dropped=crops.dropped,
+                files=files,
+            ),
+        )
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-51
 @contextmanager
 def _one_thread():
     "Limit OpenCV to one thread, since it is the videos that are spread over the processors."
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
-    try: yield
-    finally: cv2.setNumThreads(threads)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-52
 def _extract_video(row: dict, folder: Path, settings: dict):
     "Crop one video from start to end: what a worker does."
-    with _one_thread(): _write_video(row, folder, lambda tmp: _crop_video(row, tmp, settings))
+    with _one_thread():
+        _write_video(row, folder, lambda tmp: _crop_video(row, tmp, settings))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-35
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-54
 def _follow_parent():
     "End this worker when its parent ends."
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
+
 def _pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_follow_parent)
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-55
 def _through_pool(todo: deque, running: dict, workers: int) -> Iterator[None]:
     "Move jobs from `todo` through `running` and yield when one is done; `BrokenProcessPool` when a worker dies."
     pool = _pool(workers)
@@ -352,92 +576,134 @@ def _through_pool(todo: deque, running: dict, workers: int) -> Iterator[None]:
                 future.result()
                 del running[future]
                 yield
-    finally: pool.shutdown(cancel_futures=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-37
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-57
 def _give_up(row: dict, folder: Path, settings: dict):
     "Drop a video that its process did not survive."
     crops = _Crops()
     crops.dropped.append((-1, "the process that read it died, twice."))
     _write_video(row, folder, lambda tmp: crops)
 
+
 def _alone(job: tuple) -> Iterator[None]:
     "Do one job in a process of its own, and give it up if that dies too."
-    try: yield from _through_pool(deque([job]), {}, 1)
+    try:
+        yield from _through_pool(deque([job]), {}, 1)
     except BrokenProcessPool:
         _give_up(*job)
         yield
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-58
 def _check_workers():
     "Raise `RuntimeError` if no worker can be started at all."
     try:
-        with _pool(1) as pool: pool.submit(os.getpid).result()
+        with _pool(1) as pool:
+            pool.submit(os.getpid).result()
     except BrokenProcessPool as e:
-        raise RuntimeError("worker processes do not start; a script must call extract below `if __name__ == '__main__':`, or with workers=0.") from e
+        raise RuntimeError(
+            "worker processes do not start; a script must call extract below `if __name__ == '__main__':`, or with workers=0."
+        ) from e
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-38
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-59
 def _processors() -> int:
     "Count the processors that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-60
 def _in_processes(jobs: list[tuple], workers: int | None) -> Iterator[None]:
     "Do all jobs in worker processes or, with 0 workers, in this one; yield after each."
     todo, workers = deque(jobs), min(len(jobs), _processors() if workers is None else workers)
-    while workers == 0 and todo: yield _extract_video(*todo.popleft())
+    while workers == 0 and todo:
+        yield _extract_video(*todo.popleft())
     while todo:
         running = {}
-        try: yield from _through_pool(todo, running, workers)
+        try:
+            yield from _through_pool(todo, running, workers)
         except BrokenProcessPool:
             _check_workers()
-            for job in running.values(): yield from _alone(job)
+            for job in running.values():
+                yield from _alone(job)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-40
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-62
 def _on_ray(jobs: list[tuple], workers: int | None) -> Iterator[None]:
     "Do all jobs as Ray tasks, at most `workers` at once; Ray retries a task whose process dies."
-    try: import ray
-    except ImportError as e: raise ImportError("engine 'ray' needs Ray: pip install 'prle[cluster]'") from e
+    try:
+        import ray
+    except ImportError as e:
+        raise ImportError("engine 'ray' needs Ray: pip install 'prle[cluster]'") from e
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     started = not ray.is_initialized()
-    here = {} if "RAY_ADDRESS" in os.environ else dict(address="local", num_cpus=workers, include_dashboard=False)
-    if started: ray.init(logging_level="ERROR", log_to_driver=False, **here)
-    died = ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError
+    here = (
+        {}
+        if "RAY_ADDRESS" in os.environ
+        else dict(address="local", num_cpus=workers, include_dashboard=False)
+    )
+    if started:
+        ray.init(logging_level="ERROR", log_to_driver=False, **here)
+    died = (
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.NodeDiedError,
+    )
     task, todo, running = ray.remote(_extract_video), deque(jobs), {}
     limit = workers or int(ray.cluster_resources()["CPU"])
     try:
         while todo or running:
-            for job in (todo.popleft() for _ in range(min(len(todo), limit - len(running)))): running[task.remote(*job)] = job
+            for job in (todo.popleft() for _ in range(min(len(todo), limit - len(running)))):
+                running[task.remote(*job)] = job
             [done], _ = ray.wait(list(running))
             job = running.pop(done)
-            try: ray.get(done)
-            except died: _give_up(*job)
+            try:
+                ray.get(done)
+            except died:
+                _give_up(*job)
             yield
     finally:
-        if started: ray.shutdown()
+        if started:
+            ray.shutdown()
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-41
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-63
 ENGINES = {"process": _in_processes, "ray": _on_ray}
 "Name -> function (jobs, workers) that does all jobs and yields after each."
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-43
-_VERSION = 2 # of the crops: rises when the same settings give other ones
-_OWN_COLUMNS = dict(path=pa.string(), frame=pa.int64(), landmarks=pa.list_(pa.float32()), transform=pa.list_(pa.float64()), mask=pa.string(), found=pa.int64())
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-65
+_VERSION = 2  # of the crops: rises when the same settings give other ones
+_OWN_COLUMNS = dict(
+    path=pa.string(),
+    frame=pa.int64(),
+    landmarks=pa.list_(pa.float32()),
+    transform=pa.list_(pa.float64()),
+    mask=pa.string(),
+    found=pa.int64(),
+)
 _INPUTS = ("file", "mask_file", "untouched_file", "distortion")
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-66
 def _check_videos(videos: pd.DataFrame) -> pd.DataFrame:
     "Return the table with the columns that may be missing; `ValueError` for a wrong one."
     missing = [c for c in ("file", "subset", "video") if c not in videos]
-    if missing: raise ValueError(f"the table of videos lacks {', '.join(missing)}.")
+    if missing:
+        raise ValueError(f"the table of videos lacks {', '.join(missing)}.")
     taken = [c for c in _OWN_COLUMNS if c in videos]
-    if taken: raise ValueError(f"the table of videos has {', '.join(taken)}, which the table of faces uses itself.")
-    videos = videos.assign(**{c: videos[c].fillna("") if c in videos else "" for c in _INPUTS[1:]}).reset_index(drop=True)
-    for column in _INPUTS[:2]: videos[column] = [path and os.path.abspath(path) for path in videos[column]]
+    if taken:
+        raise ValueError(
+            f"the table of videos has {', '.join(taken)}, which the table of faces uses itself."
+        )
+    videos = videos.assign(
+        **{c: videos[c].fillna("") if c in videos else "" for c in _INPUTS[1:]}
+    ).reset_index(drop=True)
+    for column in _INPUTS[:2]:
+        videos[column] = [path and os.path.abspath(path) for path in videos[column]]
     for row in videos.to_dict("records"):
         for column in ("subset", "video", *(["dataset"] if "dataset" in row else [])):
             file_name(row[column], f"{row['file']}: the {column}")
-    for meta in videos.distortion.unique(): parse_meta(meta)
+    for meta in videos.distortion.unique():
+        parse_meta(meta)
     return videos
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-44
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-67
 def _folders(videos: pd.DataFrame, out: Path) -> list[Path]:
     """Return the folder of each video.
 
@@ -446,127 +712,201 @@ def _folders(videos: pd.DataFrame, out: Path) -> list[Path]:
     folders = [below(out, Path(*names)) for names in videos[levels].itertuples(index=False)]
     first = {}
     for file, folder in zip(videos.file, folders):
-        if folder in first: raise ValueError(f"{first[folder]} and {file} have the same {', '.join(levels)}: {', '.join(folder.parts[-len(levels):])}.")
+        if folder in first:
+            raise ValueError(
+                f"{first[folder]} and {file} have the same {', '.join(levels)}: {', '.join(folder.parts[-len(levels) :])}."
+            )
         first[folder] = file
     return folders
 
-def _settings(count: int | None, every: int | None, align: str, size: int, scale: float | None) -> dict:
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-68
+def _settings(
+    count: int | None, every: int | None, align: str, size: int, scale: float | None
+) -> dict:
     "Return what all crops in a folder have in common; `ValueError` for a value out of range."
     scale = SCALES[check_choice(align, ALIGNMENTS, "alignment")] if scale is None else scale
     least = dict(count=1, every=1, size=16, scale=1 if align == "chip" else 0.1)
     for name, value in dict(count=count, every=every, size=size, scale=scale).items():
-        if value is not None and value < least[name]: raise ValueError(f"{name} must be at least {least[name]}, not {value}.")
-    return dict(count=None if every else count, every=every, align=align, size=size, scale=scale, version=_VERSION)
+        if value is not None and value < least[name]:
+            raise ValueError(f"{name} must be at least {least[name]}, not {value}.")
+    return dict(
+        count=None if every else count,
+        every=every,
+        align=align,
+        size=size,
+        scale=scale,
+        version=_VERSION,
+    )
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-45
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-69
 def _open_folder(out: Path, settings: dict):
     """Make the output folder or go on in it.
 
     `FileExistsError` if it is foreign, `ValueError` if it was made with other settings, `OSError` if it cannot be
     written."""
-    if os.path.lexists(out) and not (out/_SETTINGS_FILE).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} holds other files (there is no {_SETTINGS_FILE}); name a new or an empty folder.")
-    before = read_json(out/_SETTINGS_FILE, dict) if (out/_SETTINGS_FILE).exists() else settings
-    changed = [f"{name} {shortened(before.get(name)).strip(chr(39))}, not {value}" for name, value in settings.items() if before.get(name) != value]
-    if changed: raise ValueError(f"{out} was made with {'; '.join(changed)}. Name another folder or the same settings.")
-    try: write_json(out/_SETTINGS_FILE, settings)
-    except OSError as e: raise OSError(f"cannot write to {out} ({e.strerror}); name another folder.") from e
+    if (
+        os.path.lexists(out)
+        and not (out / _SETTINGS_FILE).exists()
+        and (not out.is_dir() or any(out.iterdir()))
+    ):
+        raise FileExistsError(
+            f"{out} holds other files (there is no {_SETTINGS_FILE}); name a new or an empty folder."
+        )
+    before = read_json(out / _SETTINGS_FILE, dict) if (out / _SETTINGS_FILE).exists() else settings
+    changed = [
+        f"{name} {shortened(before.get(name)).strip(chr(39))}, not {value}"
+        for name, value in settings.items()
+        if before.get(name) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"{out} was made with {'; '.join(changed)}. Name another folder or the same settings."
+        )
+    try:
+        write_json(out / _SETTINGS_FILE, settings)
+    except OSError as e:
+        raise OSError(f"cannot write to {out} ({e.strerror}); name another folder.") from e
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-70
 def _remove_leftovers(folders: set[Path]):
     "Delete what killed runs left under temporary names."
     for path in (path for folder in folders if folder.is_dir() for path in folder.iterdir()):
-        if is_leftover(path.name): discard(path)
+        if is_leftover(path.name):
+            discard(path)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-47
-_TOGETHER = 64 # videos whose faces are in memory at once
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-72
+_TOGETHER = 64  # videos whose faces are in memory at once
+
 
 def _read_video(folder: Path, out: Path, copied: dict) -> pd.DataFrame:
     "Read a video's rows; paths become relative to `out`, and the columns of the table of videos are added."
-    rows, prefix = read_table(folder/_FACES), folder.relative_to(out).as_posix()
-    return rows.assign(path=f"{prefix}/" + rows.path, mask=[mask and f"{prefix}/{mask}" for mask in rows["mask"]], **copied)
+    rows, prefix = read_table(folder / _FACES), folder.relative_to(out).as_posix()
+    return rows.assign(
+        path=f"{prefix}/" + rows.path,
+        mask=[mask and f"{prefix}/{mask}" for mask in rows["mask"]],
+        **copied,
+    )
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-73
 def _write_faces(videos: pd.DataFrame, folders: list[Path], out: Path):
     "Write the tables of all videos as one."
     copied = videos.drop(columns=list(_INPUTS))
     path, *others = (pa.field(*column) for column in _OWN_COLUMNS.items())
     schema = pa.schema([path, *pa.Schema.from_pandas(copied, preserve_index=False), *others])
-    with atomic_path(out/_FACES) as tmp, pq.ParquetWriter(tmp, schema, write_page_checksum=True) as writer:
+    with (
+        atomic_path(out / _FACES) as tmp,
+        pq.ParquetWriter(tmp, schema, write_page_checksum=True) as writer,
+    ):
         for i in range(0, len(videos), _TOGETHER):
-            part = zip(folders[i:i + _TOGETHER], copied[i:i + _TOGETHER].to_dict("records"))
-            if rows := [_read_video(folder, out, row) for folder, row in part if (folder/_FACES).exists()]:
-                writer.write_table(pa.Table.from_pandas(pd.concat(rows), schema, preserve_index=False))
+            part = zip(folders[i : i + _TOGETHER], copied[i : i + _TOGETHER].to_dict("records"))
+            if rows := [
+                _read_video(folder, out, row) for folder, row in part if (folder / _FACES).exists()
+            ]:
+                writer.write_table(
+                    pa.Table.from_pandas(pd.concat(rows), schema, preserve_index=False)
+                )
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-74
 def crop_digests(
-    out: str | Path, # of `crop_videos`
-    paths: Iterable[str], # crops, relative to it
-) -> dict[str, str]: # path -> `file_digest` of when it was written
+    out: str | Path,  # of `crop_videos`
+    paths: Iterable[str],  # crops, relative to it
+) -> dict[str, str]:  # path -> `file_digest` of when it was written
     "Return the digests of crops and masks as the records of their videos say."
     digests = {}
     for folder in dict.fromkeys(Path(path).parent for path in paths):
-        for name, fingerprint in _read_video_record(Path(out)/folder)["files"].items(): digests[(folder/name).as_posix()] = str(fingerprint)
+        for name, fingerprint in _read_video_record(Path(out) / folder)["files"].items():
+            digests[(folder / name).as_posix()] = str(fingerprint)
     return digests
 
-def _reports(videos: pd.DataFrame, folders: list[Path]) -> tuple[pd.DataFrame, dict[str, str], int, int]:
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-75
+def _reports(
+    videos: pd.DataFrame, folders: list[Path]
+) -> tuple[pd.DataFrame, dict[str, str], int, int]:
     "Return the drop report, the files without any face and why, and the numbers of wanted frames and faces."
-    names, entries, lost, frames, faces = videos.reindex(columns=["file", "dataset", "subset", "video"], fill_value=""), [], {}, 0, 0
+    names, entries, lost, frames, faces = (
+        videos.reindex(columns=["file", "dataset", "subset", "video"], fill_value=""),
+        [],
+        {},
+        0,
+        0,
+    )
     for name, folder in zip(names.itertuples(index=False), folders):
         record = _read_video_record(folder)
         entries += [(*name, *entry) for entry in record["dropped"]]
-        if not record["faces"] and record["dropped"]: lost.setdefault(name.file, record["dropped"][0][1])
+        if not record["faces"] and record["dropped"]:
+            lost.setdefault(name.file, record["dropped"][0][1])
         frames, faces = frames + record["frames"], faces + record["faces"]
     return pd.DataFrame(entries, columns=[*names, "frame", "reason"]), lost, frames, faces
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-48
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-76
 def _summary(videos: int, reused: int, frames: int, faces: int, dropped: pd.DataFrame) -> str:
     "Say in one line what became of everything."
-    reasons = Counter(re.sub(r"^[^:]*\.\w+: | \(.*", "", reason).rstrip(".") for reason in dropped.reason)
+    reasons = Counter(
+        re.sub(r"^[^:]*\.\w+: | \(.*", "", reason).rstrip(".") for reason in dropped.reason
+    )
     why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
     before = f" ({reused} of them done before)" if reused else ""
-    return f"{videos} videos{before}: {frames} frames, {faces} faces, {len(dropped)} dropped" + (f" ({why})" if why else "")
+    return f"{videos} videos{before}: {frames} frames, {faces} faces, {len(dropped)} dropped" + (
+        f" ({why})" if why else ""
+    )
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-77
 def _complaints(lost: dict[str, str], most: int = 10) -> list[str]:
     "List the files that give no face, each with the reason, `most` at most; the drop report has the rest."
     lines = [reason if file in reason else f"{file}: {reason}" for file, reason in lost.items()]
     return lines[:most] + [f"and {len(lines) - most} more, see dropped.csv"] * (len(lines) > most)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-49
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-78
 def crop_videos(
-    videos: pd.DataFrame, # a row a video: file, subset, video; mask_file (or untouched_file, to compare with) and distortion where there are any; others are copied to the faces
-    out: str | Path, # folder to write or to go on in
-    count: int = 32, # frames a video, evenly spaced
-    every: int | None = None, # or every so many frames; then `count` does not matter
-    align: str = "similarity", # one of `ALIGNMENTS` of prle.data.faces
-    size: int = 256, # side of the crops in px
-    scale: float | None = None, # how much more than the face's square the crops show; None: as the alignment's authors, 1.3 or (chip) 1.5
-    workers: int | None = None, # processes; None: one a processor; 0: none but this one
-    engine: str = "process", # one of `ENGINES`
-) -> Path: # `out/faces.parquet`, a row a face
+    videos: pd.DataFrame,  # a row a video: file, subset, video; mask_file (or untouched_file, to compare with) and distortion where there are any; others are copied to the faces
+    out: str | Path,  # folder to write or to go on in
+    count: int = 32,  # frames a video, evenly spaced
+    every: int | None = None,  # or every so many frames; then `count` does not matter
+    align: str = "similarity",  # one of `ALIGNMENTS` of prle.data.faces
+    size: int = 256,  # side of the crops in px
+    scale: float
+    | None = None,  # how much more than the face's square the crops show; None: as the alignment's authors, 1.3 or (chip) 1.5
+    workers: int | None = None,  # processes; None: one a processor; 0: none but this one
+    engine: str = "process",  # one of `ENGINES`
+) -> Path:  # `out/faces.parquet`, a row a face
     """Crop the largest face of some frames of every video.
 
     Crops go to `out/<dataset>/<subset>/<video>/<frame>.png`, tables to `faces.parquet` and `dropped.csv`. Videos
     that are finished are not done again. `ValueError` for a wrong table, wrong settings or a folder made with
     others; `OSError` for a folder that cannot be written."""
-    run, settings = ENGINES[check_choice(engine, ENGINES, "engine")], _settings(count, every, align, size, scale)
+    run, settings = (
+        ENGINES[check_choice(engine, ENGINES, "engine")],
+        _settings(count, every, align, size, scale),
+    )
     least = 1 if engine == "ray" else 0
-    if workers is not None and workers < least: raise ValueError(f"workers must be at least {least}, not {workers}.")
+    if workers is not None and workers < least:
+        raise ValueError(f"workers must be at least {least}, not {workers}.")
     videos, out = _check_videos(videos), Path(out).resolve()
     folders = _folders(videos, out)
     _open_folder(out, settings)
     _remove_leftovers({out, *(folder.parent for folder in folders)})
-    jobs = [(row, folder, settings) for row, folder in zip(videos.to_dict("records"), folders) if not _is_finished(row, folder)]
-    for _, folder, _ in jobs: check_replaceable(folder, _VIDEO_FOLDER)
-    for _ in progress(run(jobs, workers) if jobs else (), desc="videos", total=len(jobs)): pass
+    jobs = [
+        (row, folder, settings)
+        for row, folder in zip(videos.to_dict("records"), folders)
+        if not _is_finished(row, folder)
+    ]
+    for _, folder, _ in jobs:
+        check_replaceable(folder, _VIDEO_FOLDER)
+    for _ in progress(run(jobs, workers) if jobs else (), desc="videos", total=len(jobs)):
+        pass
     _write_faces(videos, folders, out)
     dropped, lost, frames, faces = _reports(videos, folders)
-    with atomic_path(out/"dropped.csv") as tmp: dropped.to_csv(tmp, index=False)
+    with atomic_path(out / "dropped.csv") as tmp:
+        dropped.to_csv(tmp, index=False)
     summary = _summary(len(videos), len(videos) - len(jobs), frames, faces, dropped)
     print(*_complaints(lost), summary, sep="\n")
-    return out/_FACES
+    return out / _FACES
 
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-79
 def extract(
-    videos: pd.DataFrame, # as `crop_videos` takes them
-    out: str | Path, # likewise
-    **settings, # of `crop_videos`
-) -> pd.DataFrame: # a row a face
+    videos: pd.DataFrame,  # as `crop_videos` takes them
+    out: str | Path,  # likewise
+    **settings,  # of `crop_videos`
+) -> pd.DataFrame:  # a row a face
     "Run `crop_videos` and return its table of faces."
     return read_table(crop_videos(videos, out, **settings))

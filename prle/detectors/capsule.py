@@ -14,14 +14,24 @@ from torch import Tensor, nn
 
 from ..core import FAKE
 from prle.detectors.registry import (
-    BEFORE_NORM, IMAGENET_MEAN, IMAGENET_STD, Detector, Published, Recipe, Weights,
-    imagenet_state, init_body, register_detector, scaled, weighted,
+    BEFORE_NORM,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Detector,
+    Published,
+    Recipe,
+    Weights,
+    imagenet_state,
+    init_body,
+    register_detector,
+    scaled,
+    weighted,
 )
 
 # %% ../../nbs/detectors/06_capsule.ipynb #detectors-06-capsule-12
 def extractor(
-    width: float = 1.0, # factor on the channels
-) -> nn.Sequential: # (N, 3, H, W) -> (N, 256, H // 8, W // 8)
+    width: float = 1.0,  # factor on the channels
+) -> nn.Sequential:  # (N, 3, H, W) -> (N, 256, H // 8, W // 8)
     "Build VGG-19 up to its third max-pooling, numbered as in the published weight files."
     layers, inputs = [], 3
     for group in ((64, 64), (128, 128), (256, 256, 256, 256)):
@@ -33,18 +43,18 @@ def extractor(
 
 # %% ../../nbs/detectors/06_capsule.ipynb #detectors-06-capsule-15
 def squash(
-    v: Tensor, # of any shape
-    dim: int, # the axis along which the vectors lie
-    eps: float = 1e-8, # added to the squared length under the root
-) -> Tensor: # the same shape; vectors shorter than 1
+    v: Tensor,  # of any shape
+    dim: int,  # the axis along which the vectors lie
+    eps: float = 1e-8,  # added to the squared length under the root
+) -> Tensor:  # the same shape; vectors shorter than 1
     "Bring vectors to the length |v|^2 / (1 + |v|^2), in their direction."
     square = v.square().sum(dim, keepdim=True)
     return v * (square + eps).sqrt() / (1 + square)
 
 # %% ../../nbs/detectors/06_capsule.ipynb #detectors-06-capsule-18
 def statistics(
-    maps: Tensor, # (N, C, h, w), at least two cells
-) -> Tensor: # (N, C, 2)
+    maps: Tensor,  # (N, C, h, w), at least two cells
+) -> Tensor:  # (N, C, 2)
     "Compute mean and standard deviation (unbiased) of every map."
     deviation, mean = torch.std_mean(maps, (2, 3))
     return torch.stack([mean, deviation], dim=2)
@@ -52,10 +62,11 @@ def statistics(
 # %% ../../nbs/detectors/06_capsule.ipynb #detectors-06-capsule-22
 class PrimaryCapsules(nn.Module):
     "The small networks, a group a capsule: (N, 256, h, w) -> (N, n, 8), shorter than 1 along n."
+
     def __init__(
         self,
-        n: int, # number of capsules
-        width: float = 1.0, # factor on the channels that come in and on those of the first convolution
+        n: int,  # number of capsules
+        width: float = 1.0,  # factor on the channels that come in and on those of the first convolution
     ):
         super().__init__()
         inputs, first = scaled(256, width), scaled(64, width)
@@ -81,18 +92,22 @@ class PrimaryCapsules(nn.Module):
 
 # %% ../../nbs/detectors/06_capsule.ipynb #detectors-06-capsule-26
 def init_capsules(
-    model: nn.Module, # its convolutions and batch norms are set in place
+    model: nn.Module,  # its convolutions and batch norms are set in place
 ):
     "Draw the primary capsules' weights as the original does."
     for m in model.modules():
-        if isinstance(m, (nn.Conv1d, nn.Conv2d)): nn.init.normal_(m.weight, 0, 0.02)
-        if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)): nn.init.normal_(m.weight, 1, 0.02)
+        if isinstance(m, (nn.Conv1d, nn.Conv2d)):
+            nn.init.normal_(m.weight, 0, 0.02)
+        if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            nn.init.normal_(m.weight, 1, 0.02)
 
 # %% ../../nbs/detectors/06_capsule.ipynb #detectors-06-capsule-28
 def route(
-    votes: Tensor, # (N, 2, n, 4): what each of n capsules says of real and of fake
-    iterations: int = 2, # at least 1
-) -> tuple[Tensor, Tensor]: # outputs (N, 2, 4), shorter than 1; last couplings (N, 2, n, 4), of sum 1 over the capsules
+    votes: Tensor,  # (N, 2, n, 4): what each of n capsules says of real and of fake
+    iterations: int = 2,  # at least 1
+) -> tuple[
+    Tensor, Tensor
+]:  # outputs (N, 2, 4), shorter than 1; last couplings (N, 2, n, 4), of sum 1 over the capsules
     "Route by agreement: votes that point where their output points count for more in the next iteration."
     logits = torch.zeros_like(votes)
     for _ in range(iterations):
@@ -103,16 +118,16 @@ def route(
 
 # %% ../../nbs/detectors/06_capsule.ipynb #detectors-06-capsule-32
 def mean_probability(
-    two: Tensor, # (N, 2, 4), the outputs in the order of REAL and FAKE
-) -> Tensor: # (N,) of fake, between 0.269 and 0.731
+    two: Tensor,  # (N, 2, 4), the outputs in the order of REAL and FAKE
+) -> Tensor:  # (N,) of fake, between 0.269 and 0.731
     "Score a face: the softmax over the two outputs, averaged over the four components."
     return two.softmax(1)[:, FAKE].mean(1)
 
 # %% ../../nbs/detectors/06_capsule.ipynb #detectors-06-capsule-35
 def component_loss(
-    two: Tensor, # (N, 2, 4), in the order of REAL and FAKE
-    batch: dict[str, Tensor], # label (N,) REAL or FAKE; weight (N,) if not 1
-) -> Tensor: # ()
+    two: Tensor,  # (N, 2, 4), in the order of REAL and FAKE
+    batch: dict[str, Tensor],  # label (N,) REAL or FAKE; weight (N,) if not 1
+) -> Tensor:  # ()
     "Sum the four components' two-way cross-entropies, masked faces weighted (Eq. 13)."
     label = batch["label"].long()[:, None].expand(-1, two.shape[2])
     losses = F.cross_entropy(two, label, reduction="none").sum(1)
@@ -121,36 +136,53 @@ def component_loss(
 # %% ../../nbs/detectors/06_capsule.ipynb #detectors-06-capsule-39
 CAPSULE_WEIGHTS = Weights("vgg19.tv_in1k", "BSD-3-Clause", 224, IMAGENET_MEAN, IMAGENET_STD)
 CAPSULE_RECIPE = Recipe(
-    lr=5e-4, batch=100, epochs=100, size=128, flip=False, augmentation="none",
-    source="Capsule-Forensics (v1)")
+    lr=5e-4,
+    batch=100,
+    epochs=100,
+    size=128,
+    flip=False,
+    augmentation="none",
+    source="Capsule-Forensics (v1)",
+)
+
+# %% ../../nbs/detectors/06_capsule.ipynb #detectors-06-capsule-40
 CAPSULE_V2_RECIPE = Recipe(
-    lr=5e-4, batch=32, epochs=25, size=300, flip=False, augmentation="none",
-    source="Capsule-Forensics-v2")
+    lr=5e-4,
+    batch=32,
+    epochs=25,
+    size=300,
+    flip=False,
+    augmentation="none",
+    source="Capsule-Forensics-v2",
+)
 IDLE = {r"primary\.conv\d\.bias": BEFORE_NORM}
 
-# %% ../../nbs/detectors/06_capsule.ipynb #detectors-06-capsule-42
+# %% ../../nbs/detectors/06_capsule.ipynb #detectors-06-capsule-43
 class Capsule(Detector):
     "Capsule-Forensics: two outputs of four components, one logit."
+
     licence = "BSD-3-Clause"
-    smallest = 16 # two cells of 8x8 along an edge, for the statistics
+    smallest = 16  # two cells of 8x8 along an edge, for the statistics
     deviations = "epsilon in squash; extractor trained where not pretrained"
 
     def __init__(
         self,
-        capsules: int, # number of primary capsules
-        double_softmax: bool, # give the loss softmaxed outputs (v1), or the outputs (v2)
-        recipe: Recipe, # how the original was trained
-        width: float = 1.0, # factor on the channels of the extractor and of the capsules' first convolution
-        noise: float = 0.01, # standard deviation of what is added to the routing weights in training
-        dropout: float = 0.0, # share of the votes' components set to zero in training, in [0, 1)
-        frozen: bool = True, # keep the extractor's weights as they are
+        capsules: int,  # number of primary capsules
+        double_softmax: bool,  # give the loss softmaxed outputs (v1), or the outputs (v2)
+        recipe: Recipe,  # how the original was trained
+        width: float = 1.0,  # factor on the channels of the extractor and of the capsules' first convolution
+        noise: float = 0.01,  # standard deviation of what is added to the routing weights in training
+        dropout: float = 0.0,  # share of the votes' components set to zero in training, in [0, 1)
+        frozen: bool = True,  # keep the extractor's weights as they are
     ):
         super().__init__(CAPSULE_WEIGHTS, ("primary.conv2", "features.17"), recipe)
         self.noise, self.dropout = noise, dropout
         self.double_softmax, self.frozen = double_softmax, frozen
         self.features = extractor(width)
         self.primary = PrimaryCapsules(capsules, width)
-        self.routing = nn.Parameter(torch.randn(2, capsules, 4, 8))  # W: output, capsule, parts of the vote and vector
+        self.routing = nn.Parameter(
+            torch.randn(2, capsules, 4, 8)
+        )  # W: output, capsule, parts of the vote and vector
         init_body(self.features)
         init_capsules(self.primary)
         self.features.requires_grad_(not frozen)
@@ -158,7 +190,8 @@ class Capsule(Detector):
     def train(self, mode: bool = True):
         "Set the mode; a frozen extractor stays in evaluation mode."
         super().train(mode)
-        if self.frozen: self.features.eval()
+        if self.frozen:
+            self.features.eval()
         return self
 
     def compute(self, x):
@@ -168,58 +201,85 @@ class Capsule(Detector):
     def votes(self, u):
         "Let the capsules vote, in training with noise on the weights and votes dropped: (N, n, 8) -> (N, 2, n, 4)."
         weights = self.routing
-        if self.training: weights = weights + self.noise * torch.randn_like(weights)
+        if self.training:
+            weights = weights + self.noise * torch.randn_like(weights)
         votes = torch.einsum("jikl,bil->bjik", weights, u)
         votes = votes.to(weights.dtype)  # autocast ends here: scores differ in the third digit
-        if not (self.training and self.dropout): return votes
+        if not (self.training and self.dropout):
+            return votes
         return votes * (torch.rand_like(votes) >= self.dropout)
 
     def loss(self, outputs, batch):
         two = outputs["two"]
-        if self.double_softmax: two = two.softmax(1)
+        if self.double_softmax:
+            two = two.softmax(1)
         return component_loss(two, batch)
 
     def load_imagenet(self):
         "Load the published ImageNet weights of the extractor."
         state = imagenet_state(CAPSULE_WEIGHTS.source)
-        self.features.load_state_dict({name: state[f"features.{name}"] for name in self.features.state_dict()})
-
-# %% ../../nbs/detectors/06_capsule.ipynb #detectors-06-capsule-44
-def _capsule(pretrained: bool, frozen: bool | None, **settings) -> Capsule:
-    "Build it, by default frozen where pretrained, and load ImageNet weights where asked."
-    if frozen is None: frozen = pretrained
-    model = Capsule(frozen=frozen, **settings)
-    if pretrained: model.load_imagenet()
-    return model
+        self.features.load_state_dict(
+            {name: state[f"features.{name}"] for name in self.features.state_dict()}
+        )
 
 # %% ../../nbs/detectors/06_capsule.ipynb #detectors-06-capsule-45
-@register_detector(
-    CAPSULE_WEIGHTS,
-    Published(471_321, gmacs={256: 15.0901, 300: 20.7055}, options=dict(frozen=True)),
-    idle=IDLE)
-def capsule(
-    width: float = 1.0, # factor on the channels; 1 is the published size
-    pretrained: bool = False, # ImageNet weights of the extractor (width 1)
-    frozen: bool | None = None, # keep the extractor's weights as they are; None: if they are pretrained
-    noise: float = 0.01, # standard deviation of what is added to the routing weights in training
-    dropout: float = 0.0, # share of the votes' components set to zero in training, in [0, 1)
-) -> Capsule:
-    "Capsule-Forensics as the paper cites it (v1): three capsules, double softmax; in the paper: Table II."
-    return _capsule(pretrained, frozen, capsules=3, double_softmax=True, recipe=CAPSULE_RECIPE,
-                    width=width, noise=noise, dropout=dropout)
+def _capsule(pretrained: bool, frozen: bool | None, **settings) -> Capsule:
+    "Build it, by default frozen where pretrained, and load ImageNet weights where asked."
+    if frozen is None:
+        frozen = pretrained
+    model = Capsule(frozen=frozen, **settings)
+    if pretrained:
+        model.load_imagenet()
+    return model
 
 # %% ../../nbs/detectors/06_capsule.ipynb #detectors-06-capsule-46
 @register_detector(
     CAPSULE_WEIGHTS,
+    Published(471_321, gmacs={256: 15.0901, 300: 20.7055}, options=dict(frozen=True)),
+    idle=IDLE,
+)
+def capsule(
+    width: float = 1.0,  # factor on the channels; 1 is the published size
+    pretrained: bool = False,  # ImageNet weights of the extractor (width 1)
+    frozen: bool
+    | None = None,  # keep the extractor's weights as they are; None: if they are pretrained
+    noise: float = 0.01,  # standard deviation of what is added to the routing weights in training
+    dropout: float = 0.0,  # share of the votes' components set to zero in training, in [0, 1)
+) -> Capsule:
+    "Capsule-Forensics as the paper cites it (v1): three capsules, double softmax; in the paper: Table II."
+    return _capsule(
+        pretrained,
+        frozen,
+        capsules=3,
+        double_softmax=True,
+        recipe=CAPSULE_RECIPE,
+        width=width,
+        noise=noise,
+        dropout=dropout,
+    )
+
+# %% ../../nbs/detectors/06_capsule.ipynb #detectors-06-capsule-47
+@register_detector(
+    CAPSULE_WEIGHTS,
     Published(1_571_070, gmacs={256: 16.2131, 300: 22.2069}, options=dict(frozen=True)),
-    idle=IDLE)
+    idle=IDLE,
+)
 def capsule_v2(
-    width: float = 1.0, # factor on the channels; 1 is the published size
-    pretrained: bool = False, # ImageNet weights of the extractor (width 1)
-    frozen: bool | None = None, # keep the extractor's weights as they are; None: if they are pretrained
-    noise: float = 0.01, # standard deviation of what is added to the routing weights in training
-    dropout: float = 0.05, # share of the votes' components set to zero in training, in [0, 1)
+    width: float = 1.0,  # factor on the channels; 1 is the published size
+    pretrained: bool = False,  # ImageNet weights of the extractor (width 1)
+    frozen: bool
+    | None = None,  # keep the extractor's weights as they are; None: if they are pretrained
+    noise: float = 0.01,  # standard deviation of what is added to the routing weights in training
+    dropout: float = 0.05,  # share of the votes' components set to zero in training, in [0, 1)
 ) -> Capsule:
     "Capsule-Forensics-v2: ten capsules, votes dropped, the loss on the outputs themselves."
-    return _capsule(pretrained, frozen, capsules=10, double_softmax=False, recipe=CAPSULE_V2_RECIPE,
-                    width=width, noise=noise, dropout=dropout)
+    return _capsule(
+        pretrained,
+        frozen,
+        capsules=10,
+        double_softmax=False,
+        recipe=CAPSULE_V2_RECIPE,
+        width=width,
+        noise=noise,
+        dropout=dropout,
+    )

@@ -13,16 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prle.detectors.registry import (
-    BEFORE_NORM, IMAGENET_MEAN, IMAGENET_STD, Detector, Published, Recipe, Weights,
-    fake_minus_real, init_body, init_head, register_detector, scaled,
+    BEFORE_NORM,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Detector,
+    Published,
+    Recipe,
+    Weights,
+    fake_minus_real,
+    init_body,
+    init_head,
+    register_detector,
+    scaled,
 )
 
 # %% ../../nbs/detectors/07_cvit.ipynb #detectors-07-cvit-8
 def stage(
-    inputs: int, # channels that come in
-    outputs: int, # channels that go out
-    convolutions: int, # how many, each with batch norm and ReLU
-) -> nn.Sequential: # (N, inputs, H, W) -> (N, outputs, H/2, W/2)
+    inputs: int,  # channels that come in
+    outputs: int,  # channels that go out
+    convolutions: int,  # how many, each with batch norm and ReLU
+) -> nn.Sequential:  # (N, inputs, H, W) -> (N, outputs, H/2, W/2)
     "Build 3x3 convolutions with biases, and a pooling that halves the grid."
     units = OrderedDict()
     for i in range(1, convolutions + 1):
@@ -37,9 +47,10 @@ def stage(
 STAGES = ((32, 3), (64, 3), (128, 3), (256, 4), (512, 4))
 "Channels and number of convolutions of the five stages."
 
+
 def feature_learner(
-    width: float = 1.0, # factor on the channels
-) -> nn.Sequential: # (N, 3, S, S) -> (N, 512, S/32, S/32), stage1 to stage5
+    width: float = 1.0,  # factor on the channels
+) -> nn.Sequential:  # (N, 3, S, S) -> (N, 512, S/32, S/32), stage1 to stage5
     "Build the convolutional half of CViT."
     stages, inputs = OrderedDict(), 3
     for i, (channels, convolutions) in enumerate(STAGES, 1):
@@ -51,13 +62,14 @@ def feature_learner(
 # %% ../../nbs/detectors/07_cvit.ipynb #detectors-07-cvit-14
 class Attention(nn.Module):
     "Multi-head self-attention, scaled by the width of the model."
+
     def __init__(
         self,
-        width: int, # numbers a token
-        heads: int = 8, # divides `width`
+        width: int,  # numbers a token
+        heads: int = 8,  # divides `width`
     ):
         super().__init__()
-        self.heads, self.scale = heads, width ** -0.5
+        self.heads, self.scale = heads, width**-0.5
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width)
 
@@ -72,10 +84,11 @@ class Attention(nn.Module):
 # %% ../../nbs/detectors/07_cvit.ipynb #detectors-07-cvit-17
 class Layer(nn.Module):
     "One layer of the transformer: attention, then two linear layers, each behind a layer norm and beside a shortcut."
+
     def __init__(
         self,
-        width: int, # numbers a token
-        hidden: int, # numbers between the two linear layers
+        width: int,  # numbers a token
+        hidden: int,  # numbers between the two linear layers
     ):
         super().__init__()
         self.norm1, self.attention = nn.LayerNorm(width), Attention(width)
@@ -89,30 +102,43 @@ class Layer(nn.Module):
 # %% ../../nbs/detectors/07_cvit.ipynb #detectors-07-cvit-20
 CVIT_WEIGHTS = Weights("none", "none", 224, IMAGENET_MEAN, IMAGENET_STD)
 CVIT_RECIPE = Recipe(
-    lr=1e-4, weight_decay=1e-7, schedule="step 15 0.1", batch=32, epochs=50, size=224,
+    lr=1e-4,
+    weight_decay=1e-7,
+    schedule="step 15 0.1",
+    batch=32,
+    epochs=50,
+    size=224,
     augmentation="with probability 0.9: quarter turn, transpose, noise, shift-scale-rotate, "
-                 "contrast or sharpening, hue (0.2 each), flips (0.5 each)",
+    "contrast or sharpening, hue (0.2 each), flips (0.5 each)",
     source="original code; the learning rate is its default (its README: 1e-3), "
-           "the epochs are read off its checkpoints' names")
+    "the epochs are read off its checkpoints' names",
+)
 
 # %% ../../nbs/detectors/07_cvit.ipynb #detectors-07-cvit-22
 class CViT(Detector):
     "CViT with the outputs for real and fake."
+
     licence = "not found"
-    deviations = ("position table of length 2; trainable at all multiples of 32; "
-                  "scored by the difference of the outputs, where the original averages their sigmoids; "
-                  "convolutions start by He's rule, the last layer near zero")
+    deviations = (
+        "position table of length 2; trainable at all multiples of 32; "
+        "scored by the difference of the outputs, where the original averages their sigmoids; "
+        "convolutions start by He's rule, the last layer near zero"
+    )
 
     def __init__(
         self,
-        size: int = 224, # edge of the faces in pixels, a multiple of 32
-        width: float = 1.0, # factor on the channels and on the widths of the transformer
+        size: int = 224,  # edge of the faces in pixels, a multiple of 32
+        width: float = 1.0,  # factor on the channels and on the widths of the transformer
     ):
         if size < 32 or size % 32:
             nearest = 32 * max(1, round(size / 32))
-            raise ValueError(f"CViT halves a face five times and embeds every cell that is left, so its size must be "
-                             f"a multiple of 32, not {size}: try {nearest}")
-        super().__init__(CVIT_WEIGHTS, ("features.stage5.conv4", "features.stage4.conv4"), CVIT_RECIPE, size)
+            raise ValueError(
+                f"CViT halves a face five times and embeds every cell that is left, so its size must be "
+                f"a multiple of 32, not {size}: try {nearest}"
+            )
+        super().__init__(
+            CVIT_WEIGHTS, ("features.stage5.conv4", "features.stage4.conv4"), CVIT_RECIPE, size
+        )
         dim, hidden, cells = scaled(1024, width), scaled(2048, width), (size // 32) ** 2
         self.features = feature_learner(width)
         self.embed = nn.Linear(scaled(512, width) * cells, dim)
@@ -138,11 +164,12 @@ class CViT(Detector):
 @register_detector(
     CVIT_WEIGHTS,
     Published(88_991_554, size=224, gmacs={224: 6.6458}),
-    idle={r"features\.stage\d\.conv\d\.bias": BEFORE_NORM})
+    idle={r"features\.stage\d\.conv\d\.bias": BEFORE_NORM},
+)
 def cvit(
-    width: float = 1.0, # factor on the channels and on the widths of the transformer
-    pretrained: bool = False, # there are no ImageNet weights: the original starts from random ones
-    size: int = 224, # edge of the faces in pixels, a multiple of 32
+    width: float = 1.0,  # factor on the channels and on the widths of the transformer
+    pretrained: bool = False,  # there are no ImageNet weights: the original starts from random ones
+    size: int = 224,  # edge of the faces in pixels, a multiple of 32
 ) -> CViT:
     "CViT; a baseline of Table II. `ValueError` for a size that is no multiple of 32."
     return CViT(size, width)

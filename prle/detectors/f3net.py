@@ -12,14 +12,22 @@ from torch import Tensor, nn
 
 from ..core import check_choice
 from prle.detectors.registry import (
-    BEFORE_NORM, Detector, Published, Recipe, fake_minus_real, full_precision, init_body, init_head, register_detector,
+    BEFORE_NORM,
+    Detector,
+    Published,
+    Recipe,
+    fake_minus_real,
+    full_precision,
+    init_body,
+    init_head,
+    register_detector,
 )
 from .xception import XCEPTION_WEIGHTS, XceptionBody, load_imagenet
 
 # %% ../../nbs/detectors/13_f3net.ipynb #detectors-13-f3net-10
 def dct_matrix(
-    size: int, # number of samples
-) -> Tensor: # (size, size): frequency, sample
+    size: int,  # number of samples
+) -> Tensor:  # (size, size): frequency, sample
     "Compute the orthonormal DCT-II T: `T @ x` are the coefficients of x."
     wave = torch.arange(size, dtype=torch.float64)
     matrix = torch.cos(torch.pi / size * wave[:, None] * (wave + 0.5)) * (2 / size) ** 0.5
@@ -28,23 +36,23 @@ def dct_matrix(
 
 # %% ../../nbs/detectors/13_f3net.ipynb #detectors-13-f3net-12
 def diagonals(
-    size: int, # edge of the spectrum
-) -> Tensor: # (size, size), integers from 0 to 2 size - 2
+    size: int,  # edge of the spectrum
+) -> Tensor:  # (size, size), integers from 0 to 2 size - 2
     "Compute the index i + j of every coefficient."
     place = torch.arange(size)
     return place[:, None] + place
 
 # %% ../../nbs/detectors/13_f3net.ipynb #detectors-13-f3net-14
 def fad_bands(
-    size: int, # edge of the face in pixels
-    bands: str = "area", # how the ends are placed: "area" or "index"
-) -> Tensor: # (4, size, size) of 0 and 1: low, middle, high, all
+    size: int,  # edge of the face in pixels
+    bands: str = "area",  # how the ends are placed: "area" or "index"
+) -> Tensor:  # (4, size, size) of 0 and 1: low, middle, high, all
     "Draw the base masks of FAD; `ValueError` for an unknown division."
     check_choice(bands, ("area", "index"), "division into bands")
     index = diagonals(size)
     if bands == "area":
         low, middle, high = int(size / 2.82), size // 2, 2 * size
-        above = index.ge # a band holds its lower end too
+        above = index.ge  # a band holds its lower end too
     else:
         low, middle, high = size // 16, size // 8, size
         above = index.gt
@@ -54,10 +62,11 @@ def fad_bands(
 # %% ../../nbs/detectors/13_f3net.ipynb #detectors-13-f3net-20
 class FAD(nn.Module):
     "Frequency-aware decomposition: (N, 3, size, size) to (N, 12, size, size), RGB of the low, middle, high and whole band."
+
     def __init__(
         self,
-        size: int, # edge of the face in pixels
-        bands: str = "area", # how the spectrum is divided: "area" or "index"
+        size: int,  # edge of the face in pixels
+        bands: str = "area",  # how the spectrum is divided: "area" or "index"
     ):
         super().__init__()
         self.register_buffer("dct", dct_matrix(size), persistent=False)
@@ -72,17 +81,18 @@ class FAD(nn.Module):
             return (self.dct.T @ banded @ self.dct).flatten(1, 2)
 
 # %% ../../nbs/detectors/13_f3net.ipynb #detectors-13-f3net-24
-WINDOW, STEP, PADDING = 10, 2, 4 # pixels
+WINDOW, STEP, PADDING = 10, 2, 4  # pixels
 LFS_BANDS = 6
 
+
 def window_grid(
-    size: int, # edge of the face in pixels
-) -> int: # number of windows along an edge
+    size: int,  # edge of the face in pixels
+) -> int:  # number of windows along an edge
     "Count the windows of LFS."
     return (size + 2 * PADDING - WINDOW) // STEP + 1
 
 # %% ../../nbs/detectors/13_f3net.ipynb #detectors-13-f3net-25
-def lfs_bands() -> Tensor: # (6, 10, 10) of 0 and 1
+def lfs_bands() -> Tensor:  # (6, 10, 10) of 0 and 1
     "Draw the base masks of LFS: band m holds the diagonals from 20 m / 6 to 20 (m + 1) / 6."
     index = LFS_BANDS * diagonals(WINDOW)
     start = 2 * WINDOW * torch.arange(LFS_BANDS)[:, None, None]
@@ -91,15 +101,18 @@ def lfs_bands() -> Tensor: # (6, 10, 10) of 0 and 1
 # %% ../../nbs/detectors/13_f3net.ipynb #detectors-13-f3net-28
 class LFS(nn.Module):
     "Local frequency statistics: (N, 3, H, W) in [-1, 1] to (N, 6, h, w), log energy of bands in 10x10 windows."
+
     def __init__(
         self,
-        log: str = "after", # where the logarithm is taken: "after" the sum over the band (paper), "before" (ports)
+        log: str = "after",  # where the logarithm is taken: "after" the sum over the band (paper), "before" (ports)
     ):
         super().__init__()
         self.log = check_choice(log, ("after", "before"), "place of the logarithm")
         self.register_buffer("dct", dct_matrix(WINDOW), persistent=False)
         self.register_buffer("base", lfs_bands(), persistent=False)
-        self.register_buffer("grey", torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1), persistent=False)
+        self.register_buffer(
+            "grey", torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1), persistent=False
+        )
         self.weight = nn.Parameter(0.1 * torch.randn(LFS_BANDS, WINDOW, WINDOW))
 
     def coefficients(self, x):
@@ -113,17 +126,22 @@ class LFS(nn.Module):
         with full_precision(x):
             found = self.coefficients(x)
             count = self.base.sum((1, 2))[:, None]  # coefficients in each band
-            filters = (self.base + 2 * torch.sigmoid(self.weight) - 1).flatten(1) / count  # (6, 100)
-            if self.log == "after": energy = (found @ filters.abs().T + 1e-15).log10()
-            else: energy = (found + 1e-15).log10() @ filters.T
+            filters = (self.base + 2 * torch.sigmoid(self.weight) - 1).flatten(
+                1
+            ) / count  # (6, 100)
+            if self.log == "after":
+                energy = (found @ filters.abs().T + 1e-15).log10()
+            else:
+                energy = (found + 1e-15).log10() @ filters.T
             return energy.permute(0, 3, 1, 2)
 
 # %% ../../nbs/detectors/13_f3net.ipynb #detectors-13-f3net-35
 class MixBlock(nn.Module):
     "Cross attention between two maps of one shape (N, C, W, W)."
+
     def __init__(
         self,
-        channels: int, # C (published: 728 and 1024)
+        channels: int,  # C (published: 728 and 1024)
     ):
         super().__init__()
         for branch in ("fad", "lfs"):
@@ -149,16 +167,21 @@ class MixBlock(nn.Module):
 
 # %% ../../nbs/detectors/13_f3net.ipynb #detectors-13-f3net-40
 def branch_grids(
-    size: int, # edge of the face in pixels
-) -> dict[str, int]: # cells along an edge after block 7 in "fad" and "lfs"; below 1 where there is no map
+    size: int,  # edge of the face in pixels
+) -> dict[
+    str, int
+]:  # cells along an edge after block 7 in "fad" and "lfs"; below 1 where there is no map
     "Compute the grids on which the first MixBlock meets the two branches."
     fad = (size - 3) // 2 - 1
     lfs = window_grid(size) - 4
-    for _ in range(3): fad, lfs = (fad + 1) // 2, (lfs + 1) // 2
+    for _ in range(3):
+        fad, lfs = (fad + 1) // 2, (lfs + 1) // 2
     return dict(fad=fad, lfs=lfs)
 
 # %% ../../nbs/detectors/13_f3net.ipynb #detectors-13-f3net-43
-MODES = dict(mix=("fad", "lfs"), both=("fad", "lfs"), fad=("fad",), lfs=("lfs",)) # mode -> its branches
+MODES = dict(
+    mix=("fad", "lfs"), both=("fad", "lfs"), fad=("fad",), lfs=("lfs",)
+)  # mode -> its branches
 
 # %% ../../nbs/detectors/13_f3net.ipynb #detectors-13-f3net-44
 def _check_size(size: int, mode: str):
@@ -166,38 +189,52 @@ def _check_size(size: int, mode: str):
     grids = {branch: cells for branch, cells in branch_grids(size).items() if branch in MODES[mode]}
     least, most = min(grids.values()), max(grids.values())
     if least < 1:
-        raise ValueError(f"faces of {size} pixels are too small for F3-Net: after block 7 nothing is left ({grids})")
+        raise ValueError(
+            f"faces of {size} pixels are too small for F3-Net: after block 7 nothing is left ({grids})"
+        )
     if mode == "mix" and (least < most or least < 3):
-        raise ValueError("MixBlock needs the same grid in both branches and at least 3 cells after block 7; "
-                         f"at {size} pixels there are {grids}. "
-                         "Use a size from 42 on that does not leave 7, 8 or 9 when divided by 16, or mode='both'")
+        raise ValueError(
+            "MixBlock needs the same grid in both branches and at least 3 cells after block 7; "
+            f"at {size} pixels there are {grids}. "
+            "Use a size from 42 on that does not leave 7, 8 or 9 when divided by 16, or mode='both'"
+        )
 
 # %% ../../nbs/detectors/13_f3net.ipynb #detectors-13-f3net-47
 F3NET_RECIPE = Recipe(
-    "SGD", 2e-3, schedule="cosine", batch=128, size=299,
+    "SGD",
+    2e-3,
+    schedule="cosine",
+    batch=128,
+    size=299,
     beyond="the 150,000 steps; SGD's momentum of 0.9 is added here",
-    source="paper (unverified: SGD, 0.002, cosine, about 150,000 steps); 299 as in the ports")
+    source="paper (unverified: SGD, 0.002, cosine, about 150,000 steps); 299 as in the ports",
+)
 
 # %% ../../nbs/detectors/13_f3net.ipynb #detectors-13-f3net-49
 class F3Net(Detector):
     "F3-Net for faces of one size. `ValueError` for an unknown option or a size that the branches cannot share."
+
     licence = "not found"
-    deviations = ("no authors' code: a fourth FAD band as in the ports, band ends by area, "
-                  "LFS logarithm after the sum as in the paper; "
-                  "layers without ImageNet weights start by He's rule, the last near zero")
+    deviations = (
+        "no authors' code: a fourth FAD band as in the ports, band ends by area, "
+        "LFS logarithm after the sum as in the paper; "
+        "layers without ImageNet weights start by He's rule, the last near zero"
+    )
 
     def __init__(
         self,
-        width: float = 1.0, # factor on the channels
-        size: int = 256, # edge of the faces in pixels
-        mode: str = "mix", # "mix": both branches and MixBlocks; "both": without them; "fad", "lfs": one branch
-        bands: str = "area", # how FAD divides the spectrum: "area" or "index"
-        log: str = "after", # LFS's logarithm: "after" the sum over a band or "before"
-        dropout: float = 0.2, # before the linear layer, in [0, 1)
+        width: float = 1.0,  # factor on the channels
+        size: int = 256,  # edge of the faces in pixels
+        mode: str = "mix",  # "mix": both branches and MixBlocks; "both": without them; "fad", "lfs": one branch
+        bands: str = "area",  # how FAD divides the spectrum: "area" or "index"
+        log: str = "after",  # LFS's logarithm: "after" the sum over a band or "before"
+        dropout: float = 0.2,  # before the linear layer, in [0, 1)
     ):
         branches = MODES[check_choice(mode, MODES, "mode of F3-Net")]
         _check_size(size, mode)
-        layers = tuple(f"bodies.{branches[0]}.{name}" for name in ("conv4", "block11", "block2", "block1"))
+        layers = tuple(
+            f"bodies.{branches[0]}.{name}" for name in ("conv4", "block11", "block2", "block1")
+        )
         super().__init__(XCEPTION_WEIGHTS, layers, F3NET_RECIPE, size)
         self.mode = mode
         self.filters, self.bodies = nn.ModuleDict(), nn.ModuleDict()
@@ -208,7 +245,8 @@ class F3Net(Detector):
             self.filters["lfs"] = LFS(log)
             self.bodies["lfs"] = XceptionBody(width, LFS_BANDS, stride=1)
         c = self.bodies[branches[0]].channels
-        if mode == "mix": self.mix7, self.mix12 = MixBlock(c[728]), MixBlock(c[1024])
+        if mode == "mix":
+            self.mix7, self.mix12 = MixBlock(c[728]), MixBlock(c[1024])
         self.drop = nn.Dropout(dropout)
         self.fc = nn.Linear(len(branches) * c[2048], 2)
         init_head(self.fc)
@@ -219,9 +257,11 @@ class F3Net(Detector):
         filtered = [f(x) for f in self.filters.values()]
         maps = [body.stem2(body.stem1(m)) for m, body in zip(filtered, bodies)]
         maps = [body.blocks(m, 1, 7) for m, body in zip(maps, bodies)]
-        if self.mode == "mix": maps = self.mix7(*maps)
+        if self.mode == "mix":
+            maps = self.mix7(*maps)
         maps = [body.blocks(m, 8, 12) for m, body in zip(maps, bodies)]
-        if self.mode == "mix": maps = self.mix12(*maps)
+        if self.mode == "mix":
+            maps = self.mix12(*maps)
         return torch.cat([body.tail(m).mean((2, 3)) for m, body in zip(maps, bodies)], 1)
 
     def logit(self, x):
@@ -230,24 +270,29 @@ class F3Net(Detector):
 
     def load_imagenet(self):
         "Load the published ImageNet weights of Xception into every branch, the RGB kernels repeated."
-        for body in self.bodies.values(): load_imagenet(body)
+        for body in self.bodies.values():
+            load_imagenet(body)
 
 # %% ../../nbs/detectors/13_f3net.ipynb #detectors-13-f3net-50
 @register_detector(
     XCEPTION_WEIGHTS,
     Published(48_223_566, gmacs={256: 13.2389, 299: 18.7880}),
-    idle={r"mix(7|12)\.(fad|lfs)_key\.bias": "the same for a whole row before the softmax",
-          r"mix(7|12)\.(fad|lfs)_out\.0\.bias": BEFORE_NORM})
+    idle={
+        r"mix(7|12)\.(fad|lfs)_key\.bias": "the same for a whole row before the softmax",
+        r"mix(7|12)\.(fad|lfs)_out\.0\.bias": BEFORE_NORM,
+    },
+)
 def f3net(
-    width: float = 1.0, # factor on the channels; 1 is the published size
-    pretrained: bool = False, # ImageNet weights in every branch (width 1)
-    size: int = 256, # edge of the faces in pixels; FAD's masks have it
-    mode: str = "mix", # "mix": both branches and MixBlocks; "both": without them; "fad", "lfs": one branch
-    bands: str = "area", # how FAD divides the spectrum: "area" or "index"
-    log: str = "after", # LFS's logarithm: "after" the sum over a band or "before"
-    dropout: float = 0.2, # before the linear layer, in [0, 1)
+    width: float = 1.0,  # factor on the channels; 1 is the published size
+    pretrained: bool = False,  # ImageNet weights in every branch (width 1)
+    size: int = 256,  # edge of the faces in pixels; FAD's masks have it
+    mode: str = "mix",  # "mix": both branches and MixBlocks; "both": without them; "fad", "lfs": one branch
+    bands: str = "area",  # how FAD divides the spectrum: "area" or "index"
+    log: str = "after",  # LFS's logarithm: "after" the sum over a band or "before"
+    dropout: float = 0.2,  # before the linear layer, in [0, 1)
 ) -> F3Net:
     "F3-Net of Qian et al. (2020); in the paper: Table II, and a backbone of PRLE."
     model = F3Net(width, size, mode, bands, log, dropout)
-    if pretrained: model.load_imagenet()
+    if pretrained:
+        model.load_imagenet()
     return model

@@ -13,24 +13,34 @@ from torch import Tensor, nn
 
 from ..core import FAKE, check_choice
 from prle.detectors.registry import (
-    Detector, Published, Recipe, cross_entropy, fake_minus_real, init_body, init_head, register_detector, scaled,
+    Detector,
+    Published,
+    Recipe,
+    cross_entropy,
+    fake_minus_real,
+    init_body,
+    init_head,
+    register_detector,
+    scaled,
 )
 from .xception import XCEPTION_WEIGHTS, Block, XceptionBody, load_imagenet, separable
 
 # %% ../../nbs/detectors/08_ffd.ipynb #detectors-08-ffd-15
 class RegressionMap(nn.Sequential):
     "A map by direct regression: separable convolution and sigmoid, (N, channels, h, w) -> (N, 1, h, w)."
+
     def __init__(
         self,
-        channels: int, # of the features
+        channels: int,  # of the features
     ):
         super().__init__(separable(channels, 1), nn.Sigmoid())
-        for convolution in self[0]: nn.init.normal_(convolution.weight, std=0.01)
+        for convolution in self[0]:
+            nn.init.normal_(convolution.weight, std=0.01)
 
 # %% ../../nbs/detectors/08_ffd.ipynb #detectors-08-ffd-18
 def cosine_templates(
-    size: int = 19, # cells along an edge
-) -> Tensor: # (10, size, size) in [-1, 1]; the first is 1
+    size: int = 19,  # cells along an edge
+) -> Tensor:  # (10, size, size) in [-1, 1]; the first is 1
     "Draw the ten products of cosines with a total frequency of up to 3."
     place = (torch.arange(size) + 0.5) / size
     waves = torch.cos(torch.pi * torch.arange(4)[:, None] * place)
@@ -42,9 +52,9 @@ def cosine_templates(
 
 # %% ../../nbs/detectors/08_ffd.ipynb #detectors-08-ffd-21
 def principal_templates(
-    masks: Tensor, # (N, 1, H, W) in [0, 1], of at least ten faces
-    size: int = 19, # cells along an edge
-) -> Tensor: # (10, size, size)
+    masks: Tensor,  # (N, 1, H, W) in [0, 1], of at least ten faces
+    size: int = 19,  # cells along an edge
+) -> Tensor:  # (10, size, size)
     "Compute the mean of the masks and their first nine principal components; `ValueError` for fewer than ten masks."
     if len(masks) < 10:
         raise ValueError(f"ten templates need at least ten masks, not {len(masks)}")
@@ -56,10 +66,11 @@ def principal_templates(
 # %% ../../nbs/detectors/08_ffd.ipynb #detectors-08-ffd-22
 class TemplateMap(nn.Module):
     "A map as a weighted sum of ten templates, (N, channels, h, w) -> (N, 1, h, w)."
+
     def __init__(
         self,
-        channels: int, # of the features
-        hidden: int, # channels of the block that the weights are read from
+        channels: int,  # of the features
+        hidden: int,  # channels of the block that the weights are read from
     ):
         super().__init__()
         self.block = Block(channels, channels, hidden, stride=2)
@@ -67,7 +78,9 @@ class TemplateMap(nn.Module):
         self.register_buffer("templates", cosine_templates())
         init_body(self.block, "fan_out")
         nn.init.normal_(self.fc.weight, std=0.001)
-        self.fc.bias = nn.Parameter(0.5 * torch.eye(10)[0])  # times the constant template: one half everywhere
+        self.fc.bias = nn.Parameter(
+            0.5 * torch.eye(10)[0]
+        )  # times the constant template: one half everywhere
 
     def forward(self, x):
         weights = self.fc(F.relu(self.block(x)).mean((2, 3)))
@@ -76,32 +89,33 @@ class TemplateMap(nn.Module):
 
 # %% ../../nbs/detectors/08_ffd.ipynb #detectors-08-ffd-26
 def map_target(
-    mask: Tensor, # (N, 1, H, W) in [0, 1], 1 where a pixel was manipulated
-    label: Tensor, # (N,) REAL or FAKE
-    size: tuple[int, int], # rows and columns of the map
-) -> Tensor: # (N, 1, *size) in [0, 1]; 0 for real faces
+    mask: Tensor,  # (N, 1, H, W) in [0, 1], 1 where a pixel was manipulated
+    label: Tensor,  # (N,) REAL or FAKE
+    size: tuple[int, int],  # rows and columns of the map
+) -> Tensor:  # (N, 1, *size) in [0, 1]; 0 for real faces
     "Compute what the map should be: the share of manipulated pixels in each cell."
     fake = (label == FAKE).view(-1, 1, 1, 1)
     return F.interpolate(mask, size, mode="area") * fake
 
 # %% ../../nbs/detectors/08_ffd.ipynb #detectors-08-ffd-27
 def mask_loss(
-    A: Tensor, # (N, 1, h, w) maps
-    mask: Tensor, # (N, 1, H, W) in [0, 1]
-    label: Tensor, # (N,) REAL or FAKE
-    known: Tensor | None = None, # (N,) bool: whose mask is known; None: all
-) -> Tensor: # ()
+    A: Tensor,  # (N, 1, h, w) maps
+    mask: Tensor,  # (N, 1, H, W) in [0, 1]
+    label: Tensor,  # (N,) REAL or FAKE
+    known: Tensor | None = None,  # (N,) bool: whose mask is known; None: all
+) -> Tensor:  # ()
     "Average |map - shrunk mask| over the faces whose mask is known; 0 if there are none."
     target = map_target(mask, label, A.shape[2:])
     each = (A - target).abs().mean((1, 2, 3))
-    if known is None: return each.mean()
+    if known is None:
+        return each.mean()
     return (each * known).sum() / known.sum().clamp(min=1)
 
 # %% ../../nbs/detectors/08_ffd.ipynb #detectors-08-ffd-31
 def weak_loss(
-    A: Tensor, # (N, 1, h, w) maps
-    label: Tensor, # (N,) REAL or FAKE
-) -> Tensor: # ()
+    A: Tensor,  # (N, 1, h, w) maps
+    label: Tensor,  # (N,) REAL or FAKE
+) -> Tensor:  # ()
     "Average over the faces: the mean of |A| for a real one, |max A - 0.75| for a fake."
     of_fake = (A.amax((1, 2, 3)) - 0.75).abs()
     of_real = A.abs().mean((1, 2, 3))
@@ -109,34 +123,50 @@ def weak_loss(
 
 # %% ../../nbs/detectors/08_ffd.ipynb #detectors-08-ffd-35
 FFD_RECIPE = Recipe(
-    lr=1e-4, weight_decay=1e-3, batch=30, epochs=100, size=299, flip=False, balance=True, augmentation="none",
+    lr=1e-4,
+    weight_decay=1e-3,
+    batch=30,
+    epochs=100,
+    size=299,
+    flip=False,
+    balance=True,
+    augmentation="none",
     beyond="an epoch is 1000 steps; each step has 15 + 15 faces, where `balance` balances the epoch",
     source="original code: 15 real and 15 fake faces a step, an epoch is 1000 steps; "
-           "the paper (unverified): 2e-4, 8 + 8 faces, ImageNet weights")
+    "the paper (unverified): 2e-4, 8 + 8 faces, ImageNet weights",
+)
 
 # %% ../../nbs/detectors/08_ffd.ipynb #detectors-08-ffd-37
 class FFD(Detector):
     "Xception gated by a map of the manipulated region, with the outputs for real and fake."
+
     needs = ("mask",)
     licence = "not found"
-    deviations = ("one logit, the difference of the outputs; maps of any size; "
-                  "the unpublished templates are replaced by ten cosines; "
-                  "layers without ImageNet weights start by He's rule, the last near zero")
+    deviations = (
+        "one logit, the difference of the outputs; maps of any size; "
+        "the unpublished templates are replaced by ten cosines; "
+        "layers without ImageNet weights start by He's rule, the last near zero"
+    )
 
     def __init__(
         self,
-        width: float = 1.0, # factor on the channels
-        supervision: str = "mask", # of the map: "mask", "weak" or "none"
-        map: str = "regression", # "regression" or "template"
+        width: float = 1.0,  # factor on the channels
+        supervision: str = "mask",  # of the map: "mask", "weak" or "none"
+        map: str = "regression",  # "regression" or "template"
     ):
-        super().__init__(XCEPTION_WEIGHTS, ("body.conv4", "body.block11", "body.block2"), FFD_RECIPE)
+        super().__init__(
+            XCEPTION_WEIGHTS, ("body.conv4", "body.block11", "body.block2"), FFD_RECIPE
+        )
         self.supervision = check_choice(supervision, ("mask", "weak", "none"), "supervision")
-        if supervision != "mask": self.needs = ()
+        if supervision != "mask":
+            self.needs = ()
         check_choice(map, ("regression", "template"), "map")
         self.body = XceptionBody(width)
         features = self.body.channels[728]
-        if map == "regression": self.map = RegressionMap(features)
-        else: self.map = TemplateMap(features, scaled(364, width))
+        if map == "regression":
+            self.map = RegressionMap(features)
+        else:
+            self.map = TemplateMap(features, scaled(364, width))
         self.fc = nn.Linear(self.body.channels[2048], 2)
         init_head(self.fc)
 
@@ -152,8 +182,10 @@ class FFD(Detector):
         "Add the cross-entropy (Eq. 2) and the loss of the map."
         A, label = outputs["map"], batch["label"]
         loss = cross_entropy(outputs["logit"], batch)
-        if self.supervision == "mask": loss = loss + mask_loss(A, batch["mask"], label, batch.get("mask_known"))
-        if self.supervision == "weak": loss = loss + weak_loss(A, label)
+        if self.supervision == "mask":
+            loss = loss + mask_loss(A, batch["mask"], label, batch.get("mask_known"))
+        if self.supervision == "weak":
+            loss = loss + weak_loss(A, label)
         return loss
 
     def load_imagenet(self):
@@ -163,12 +195,13 @@ class FFD(Detector):
 # %% ../../nbs/detectors/08_ffd.ipynb #detectors-08-ffd-38
 @register_detector(XCEPTION_WEIGHTS, Published(20_818_330, gmacs={256: 5.9526, 299: 8.3580}))
 def ffd(
-    width: float = 1.0, # factor on the channels
-    pretrained: bool = False, # ImageNet weights of the body (width 1)
-    supervision: str = "mask", # of the map: "mask", "weak" or "none"
-    map: str = "regression", # how it is predicted: "regression" or "template"
+    width: float = 1.0,  # factor on the channels
+    pretrained: bool = False,  # ImageNet weights of the body (width 1)
+    supervision: str = "mask",  # of the map: "mask", "weak" or "none"
+    map: str = "regression",  # how it is predicted: "regression" or "template"
 ) -> FFD:
     "FFD; a baseline of Table II."
     model = FFD(width, supervision, map)
-    if pretrained: model.load_imagenet()
+    if pretrained:
+        model.load_imagenet()
     return model

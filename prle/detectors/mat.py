@@ -19,15 +19,29 @@ from torch import Tensor, nn
 from ..core import REAL, check_choice
 from .efficientnet import BEFORE_BOTTLENECK, b4_net, efficientnet_b4
 from prle.detectors.registry import (
-    BEFORE_NORM, Detector, Published, Recipe, TimmDetector, Weights, cross_entropy, fake_minus_real, imagenet_state,
-    init_body, init_head, load_body, register_detector, scaled,
+    BEFORE_NORM,
+    Detector,
+    Published,
+    Recipe,
+    TimmDetector,
+    Weights,
+    cross_entropy,
+    fake_minus_real,
+    imagenet_state,
+    init_body,
+    init_head,
+    load_body,
+    register_detector,
+    scaled,
 )
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-14
 def taps(
-    net: nn.Module, # timm EfficientNet
-    x: Tensor, # (N, 3, H, W), normalized
-) -> tuple[Tensor, Tensor, Tensor]: # (N, 32, H/4, W/4) b2; (N, 160, H/16, W/16) b5; (N, 1792, H/32, W/32) head
+    net: nn.Module,  # timm EfficientNet
+    x: Tensor,  # (N, 3, H, W), normalized
+) -> tuple[
+    Tensor, Tensor, Tensor
+]:  # (N, 32, H/4, W/4) b2; (N, 160, H/16, W/16) b5; (N, 1792, H/32, W/32) head
     "Compute the features that MAT reads, at three depths."
     shallow = net.blocks[:2](net.bn1(net.conv_stem(x)))
     middle = net.blocks[2:5](shallow)
@@ -35,27 +49,29 @@ def taps(
     return shallow, middle, net.bn2(net.conv_head(deep))
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-18
-def border_mask() -> Tensor: # (1, 1, 24, 24)
+def border_mask() -> Tensor:  # (1, 1, 24, 24)
     "Draw the mask: 1 inside, 0 on a rim of two cells."
     return F.pad(torch.ones(1, 1, 20, 20), (2, 2, 2, 2))
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-19
 def resize(
-    maps: Tensor, # (N, M, h, w)
-    like: Tensor, # (..., H, W)
-) -> Tensor: # (N, M, H, W)
+    maps: Tensor,  # (N, M, h, w)
+    like: Tensor,  # (..., H, W)
+) -> Tensor:  # (N, M, H, W)
     "Bring attention maps to another grid: bilinear, corner on corner."
     grid = like.shape[-2:]
-    if maps.shape[-2:] == grid: return maps
+    if maps.shape[-2:] == grid:
+        return maps
     return F.interpolate(maps, grid, mode="bilinear", align_corners=True)
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-22
 class Attention(nn.Module):
     "M attention maps from the features b5: ELU + 1, nothing at the border."
+
     def __init__(
         self,
-        channels: int, # of the features
-        maps: int, # M
+        channels: int,  # of the features
+        maps: int,  # M
     ):
         super().__init__()
         self.layers = nn.Sequential(
@@ -63,7 +79,8 @@ class Attention(nn.Module):
             nn.BatchNorm2d(channels),
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, maps, 1, bias=False),
-            nn.BatchNorm2d(maps))
+            nn.BatchNorm2d(maps),
+        )
         self.register_buffer("border", border_mask(), persistent=False)
 
     def forward(self, x):  # (N, C, h, w) -> (N, M, h, w), not negative
@@ -73,12 +90,13 @@ class Attention(nn.Module):
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-26
 class DenseBlock(nn.Module):
     "Convolutions in `groups` independent groups; each reads the input of its group and all outputs before it."
+
     def __init__(
         self,
-        channels: int, # a group, of the input and of each convolution
-        groups: int, # that never see each other
-        kernel: int, # of the first convolution
-        outputs: int, # channels a group at the end
+        channels: int,  # a group, of the input and of each convolution
+        groups: int,  # that never see each other
+        kernel: int,  # of the first convolution
+        outputs: int,  # channels a group at the end
     ):
         super().__init__()
         self.groups = groups
@@ -87,9 +105,13 @@ class DenseBlock(nn.Module):
         self.grow = nn.ModuleList()
         for seen in (c, 2 * c, 3 * c):
             convolution = nn.Conv2d(seen, c, 3, padding=1, groups=groups)
-            self.grow.append(nn.Sequential(nn.BatchNorm2d(seen), nn.ReLU(inplace=True), convolution))
+            self.grow.append(
+                nn.Sequential(nn.BatchNorm2d(seen), nn.ReLU(inplace=True), convolution)
+            )
         convolution = nn.Conv2d(4 * c, end, 1, groups=groups)
-        self.last = nn.Sequential(nn.BatchNorm2d(4 * c), nn.ReLU(inplace=True), convolution, nn.BatchNorm2d(end))
+        self.last = nn.Sequential(
+            nn.BatchNorm2d(4 * c), nn.ReLU(inplace=True), convolution, nn.BatchNorm2d(end)
+        )
 
     def forward(self, x):  # (N, groups * channels, H, W) -> (N, groups * outputs, H, W)
         x = self._split(self.first(x))
@@ -98,13 +120,14 @@ class DenseBlock(nn.Module):
             x = torch.cat([x, grown], 2)
         return self.last(x.flatten(1, 2))
 
-    def _split(self, x): return x.unflatten(1, (self.groups, -1))
+    def _split(self, x):
+        return x.unflatten(1, (self.groups, -1))
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-30
 def split_texture(
-    features: Tensor, # (N, C, H, W)
-    grid: torch.Size, # (h, w) of the attention
-) -> tuple[Tensor, Tensor]: # texture (N, C, H, W); coarse (N, C, h, w)
+    features: Tensor,  # (N, C, H, W)
+    grid: torch.Size,  # (h, w) of the attention
+) -> tuple[Tensor, Tensor]:  # texture (N, C, H, W); coarse (N, C, h, w)
     "Split the features F into their average D over the cells of the grid, and the texture F - up(D)."
     coarse = F.adaptive_avg_pool2d(features, grid)
     texture = features - F.interpolate(coarse, features.shape[-2:], mode="nearest")
@@ -113,32 +136,38 @@ def split_texture(
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-33
 class TextureV1(nn.Module):
     "Texture enhancement as in the paper's drawing: one dense block for all maps."
+
     def __init__(
         self,
-        channels: int, # of the features b2
+        channels: int,  # of the features b2
     ):
         super().__init__()
         self.pooled = 4 * channels
         self.block = DenseBlock(channels, groups=1, kernel=1, outputs=self.pooled)
 
-    def forward(self, x, attention):  # (N, C, H, W), (N, M, h, w) -> texture (N, 4C, H, W), coarse (N, C, h, w)
+    def forward(
+        self, x, attention
+    ):  # (N, C, H, W), (N, M, h, w) -> texture (N, 4C, H, W), coarse (N, C, h, w)
         texture, coarse = split_texture(x, attention.shape[-2:])
         return self.block(texture), coarse
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-35
 class TextureV2(nn.Module):
     "Texture enhancement of the released code: a dense block a map, on the texture times tanh of that map."
+
     def __init__(
         self,
-        channels: int, # of the features b2
-        maps: int, # M
+        channels: int,  # of the features b2
+        maps: int,  # M
     ):
         super().__init__()
         self.pooled, self.maps = channels, maps
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.block = DenseBlock(channels, groups=maps, kernel=5, outputs=channels)
 
-    def forward(self, x, attention):  # (N, C, H, W), (N, M, h, w) -> texture (N, M, C, H, W), coarse (N, C, h, w)
+    def forward(
+        self, x, attention
+    ):  # (N, C, H, W), (N, M, h, w) -> texture (N, M, C, H, W), coarse (N, C, h, w)
         texture, coarse = split_texture(self.conv(x), attention.shape[-2:])
         damped = resize(attention.detach(), x).tanh().unsqueeze(2) * texture.unsqueeze(1)
         refined = F.relu(self.block(damped.flatten(1, 2)))
@@ -146,9 +175,9 @@ class TextureV2(nn.Module):
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-38
 def attention_pool(
-    features: Tensor, # (N, C, H, W) for all maps, or (N, M, C, H, W) for each its own
-    attention: Tensor, # (N, M, h, w), not negative
-) -> Tensor: # (N, M, C) in single precision or better, rows of length 1
+    features: Tensor,  # (N, C, H, W) for all maps, or (N, M, C, H, W) for each its own
+    attention: Tensor,  # (N, M, h, w), not negative
+) -> Tensor:  # (N, M, C) in single precision or better, rows of length 1
     "Pool the features under each map: V_m = sum over the grid of A_m F, scaled to length 1."
     each = "nmchw" if features.ndim == 5 else "nchw"
     pooled = torch.einsum(f"{each},nmhw->nmc", features, resize(attention, features))
@@ -157,31 +186,31 @@ def attention_pool(
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-39
 def attention_mean(
-    features: Tensor, # (N, C, H, W)
-    attention: Tensor, # (N, M, h, w), not negative
-) -> Tensor: # (N, C)
+    features: Tensor,  # (N, C, H, W)
+    attention: Tensor,  # (N, M, h, w), not negative
+) -> Tensor:  # (N, C)
     "Average the features, weighted by the sum of all maps; plainly where no map looks at anything."
     total = resize(attention.sum(1, keepdim=True), features) + 1e-8
     return (features * total).sum((2, 3)) / total.sum((2, 3))
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-43
 def moved_centres(
-    regions: Tensor, # (N, M, C) parts of the faces
-    label: Tensor, # (N,) REAL or FAKE
-    centres: Tensor, # (M, C)
-    alpha: float, # how far, in (0, 1]
-) -> Tensor: # (M, C), with a gradient to `regions`
+    regions: Tensor,  # (N, M, C) parts of the faces
+    label: Tensor,  # (N,) REAL or FAKE
+    centres: Tensor,  # (M, C)
+    alpha: float,  # how far, in (0, 1]
+) -> Tensor:  # (M, C), with a gradient to `regions`
     "Move the centres a step towards the real faces of the batch."
     real = (label == REAL).to(regions.dtype)[:, None, None]
     return centres + alpha * (real * (regions - centres)).mean(0)
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-46
 def region_independence(
-    regions: Tensor, # (N, M, C) parts of the faces
-    label: Tensor, # (N,) REAL or FAKE
-    centres: Tensor, # (M, C), already moved
-    alpha: float, # how far they were moved
-) -> Tensor: # ()
+    regions: Tensor,  # (N, M, C) parts of the faces
+    label: Tensor,  # (N,) REAL or FAKE
+    centres: Tensor,  # (M, C), already moved
+    alpha: float,  # how far they were moved
+) -> Tensor:  # ()
     "Compute the released code's auxiliary loss: real faces near the centres, fake ones away, centres apart."
     distance = torch.linalg.vector_norm(regions - centres, dim=(1, 2))
     within = torch.where(label == REAL, distance - 0.2, 0.8 - distance).relu().mean()
@@ -190,20 +219,22 @@ def region_independence(
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-50
 def over_processes(
-    values: Tensor, # the same shape in every process
-) -> Tensor: # the same shape
+    values: Tensor,  # the same shape in every process
+) -> Tensor:  # the same shape
     "Average over the processes that train together; return `values` themselves where there is one."
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()): return values
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
     values = values.clone()
     torch.distributed.all_reduce(values)
     return values / torch.distributed.get_world_size()
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-52
 def degrade(
-    x: Tensor, # (N, 3, H, W), normalized
-) -> Tensor: # (N, 3, H, W)
+    x: Tensor,  # (N, 3, H, W), normalized
+) -> Tensor:  # (N, 3, H, W)
     "Halve the size, blur (Gaussian of 11 pixels, sigma 7), add noise of 0.1, and enlarge again."
     from torchvision.transforms.v2.functional import gaussian_blur
+
     small = F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=True)
     small = gaussian_blur(small, 11, 7)
     small = small + 0.1 * torch.randn_like(small)
@@ -211,10 +242,10 @@ def degrade(
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-54
 def soft_threshold(
-    x: Tensor, # (N, ...) in [0, 1]
-    threshold: Tensor, # where it is steepest, in (0, 1); broadcasts with x
-    gain: Tensor, # how steep; broadcasts with x
-) -> Tensor: # (N, ...) in [0, 1)
+    x: Tensor,  # (N, ...) in [0, 1]
+    threshold: Tensor,  # where it is steepest, in (0, 1); broadcasts with x
+    gain: Tensor,  # how steep; broadcasts with x
+) -> Tensor:  # (N, ...) in [0, 1)
     "Apply a sigmoid around `threshold`, shifted and stretched so that 0 stays 0."
     bottom = torch.sigmoid(-gain * threshold)
     return (torch.sigmoid(gain * (x - threshold)) - bottom) / (1 - bottom)
@@ -222,9 +253,9 @@ def soft_threshold(
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-55
 @torch.no_grad()
 def agda(
-    x: Tensor, # (N, 3, H, W), normalized
-    attention: Tensor, # (N, M, h, w), not negative
-) -> tuple[Tensor, Tensor]: # the faces, one part degraded; (N,) index of the map picked
+    x: Tensor,  # (N, 3, H, W), normalized
+    attention: Tensor,  # (N, M, h, w), not negative
+) -> tuple[Tensor, Tensor]:  # the faces, one part degraded; (N,) index of the map picked
     "Attention-guided augmentation: degrade each face under one of its maps, drawn at random."
     attention = attention.float()
     picked = torch.multinomial((attention.sum((2, 3)) + 1).sqrt(), 1)
@@ -237,10 +268,10 @@ def agda(
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-60
 def match_loss(
-    regions: Tensor, # (N, M, C) parts of the faces
-    again: Tensor, # (N, M, C) of the degraded ones
-    picked: Tensor, # (N,) index of the map that was degraded
-) -> Tensor: # ()
+    regions: Tensor,  # (N, M, C) parts of the faces
+    again: Tensor,  # (N, M, C) of the degraded ones
+    picked: Tensor,  # (N,) index of the map that was degraded
+) -> Tensor:  # ()
     "Average the distance between both passes' parts over all maps, that of the picked one counted as 0."
     others = 1 - F.one_hot(picked, regions.shape[1]).to(regions.dtype)
     distance = torch.linalg.vector_norm(regions - again, dim=-1)
@@ -250,29 +281,45 @@ def match_loss(
 MAT_WEIGHTS = Weights("tf_efficientnet_b4.ap_in1k", "Apache-2.0", 380)
 _REPEATED = "reals are repeated until balanced, where `balance` draws fewer fakes"
 
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-64
 MAT_RECIPE = Recipe(
-    optimizer="AdamW", lr=1e-4, weight_decay=1e-6, schedule="step 5 0.5", batch=15, epochs=50, size=380, balance=True,
+    optimizer="AdamW",
+    lr=1e-4,
+    weight_decay=1e-6,
+    schedule="step 5 0.5",
+    batch=15,
+    epochs=50,
+    size=380,
+    balance=True,
     augmentation="flip, AGDA (the method's own)",
     beyond=f"stage one (`train_stages` trains both); {_REPEATED}",
     source="the released code. Stage 1 (Mat.stage_one): the plain EfficientNet-B4, 20 epochs, batch 16 a GPU. "
-           "Stage 2 (these settings, batch 15 a GPU): MAT from that body (Mat.load_stage_one), 50 frames a video. "
-           "The paper's text (unverified): Adam, 1e-3, batch 48")
-
-STAGE_ONE_RECIPE = replace(
-    MAT_RECIPE, batch=16, epochs=20, augmentation="flip", beyond=_REPEATED,
-    source="the released code's stage 1, batch 16 a GPU; what is not said of it is as in stage 2")
+    "Stage 2 (these settings, batch 15 a GPU): MAT from that body (Mat.load_stage_one), 50 frames a video. "
+    "The paper's text (unverified): Adam, 1e-3, batch 48",
+)
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-65
+STAGE_ONE_RECIPE = replace(
+    MAT_RECIPE,
+    batch=16,
+    epochs=20,
+    augmentation="flip",
+    beyond=_REPEATED,
+    source="the released code's stage 1, batch 16 a GPU; what is not said of it is as in stage 2",
+)
+
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-67
 class MultiAttention(nn.Module):
     "From the features at three depths to two outputs."
+
     def __init__(
         self,
-        channels: tuple[int, int, int], # of the features b2, b5 and head
-        hidden: int, # features of every linear layer but the last
-        texture: str, # "v1" or "v2"
-        maps: int, # M
-        map_dropout: float, # share of maps dropped, in [0, 1)
-        dropout: float, # of the global vector, in [0, 1)
+        channels: tuple[int, int, int],  # of the features b2, b5 and head
+        hidden: int,  # features of every linear layer but the last
+        texture: str,  # "v1" or "v2"
+        maps: int,  # M
+        map_dropout: float,  # share of maps dropped, in [0, 1)
+        dropout: float,  # of the global vector, in [0, 1)
     ):
         super().__init__()
         shallow, middle, deep = channels
@@ -282,10 +329,15 @@ class MultiAttention(nn.Module):
         self.drop_maps = nn.Dropout(map_dropout)
         self.local = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(maps * self.texture.pooled, hidden), nn.Hardswish(),
-            nn.Linear(hidden, hidden), nn.Hardswish())
+            nn.Linear(maps * self.texture.pooled, hidden),
+            nn.Hardswish(),
+            nn.Linear(hidden, hidden),
+            nn.Hardswish(),
+        )
         self.whole = nn.Sequential(nn.Dropout(dropout), nn.Linear(deep, hidden), nn.Hardswish())
-        self.joint = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.Hardswish(), nn.Linear(hidden, 2))
+        self.joint = nn.Sequential(
+            nn.Linear(2 * hidden, hidden), nn.Hardswish(), nn.Linear(hidden, 2)
+        )
         init_body(self)
         init_head(self.joint[-1])
 
@@ -300,51 +352,58 @@ class MultiAttention(nn.Module):
         regions = attention_pool(F.instance_norm(coarse), maps)
         return dict(logit=fake_minus_real(two), maps=maps, regions=regions)
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-67
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-69
 class Mat(Detector):
     "Multi-attentional detector on EfficientNet-B4."
+
     licence = "not found"
     smallest = 17
-    deviations = ("timm's padding (attention 24x24 at 380 pixels, 23x23 in the bundled backbone); "
-                  "AGDA draws threshold and gain for each face; "
-                  "pooled vectors shorter than 0.001 are not stretched to 1; "
-                  "new layers start by He's rule, the last near zero")
+    deviations = (
+        "timm's padding (attention 24x24 at 380 pixels, 23x23 in the bundled backbone); "
+        "AGDA draws threshold and gain for each face; "
+        "pooled vectors shorter than 0.001 are not stretched to 1; "
+        "new layers start by He's rule, the last near zero"
+    )
 
     def __init__(
         self,
-        width: float = 1.0, # factor on the channels
-        texture: str = "v2", # "v2" as released, "v1" as drawn
-        maps: int = 4, # M, number of attention maps
-        agda: bool = True, # in training, a second pass over degraded faces
-        map_dropout: float = 0.25, # share of maps dropped, in [0, 1)
-        dropout: float = 0.5, # of the global vector, in [0, 1)
-        drop_path: float = 0.2, # share of the body's branches skipped in training, rising with depth, in [0, 1)
-        momentum: float = 0.01, # share of a new batch in the body's running statistics, in (0, 1]
+        width: float = 1.0,  # factor on the channels
+        texture: str = "v2",  # "v2" as released, "v1" as drawn
+        maps: int = 4,  # M, number of attention maps
+        agda: bool = True,  # in training, a second pass over degraded faces
+        map_dropout: float = 0.25,  # share of maps dropped, in [0, 1)
+        dropout: float = 0.5,  # of the global vector, in [0, 1)
+        drop_path: float = 0.2,  # share of the body's branches skipped in training, rising with depth, in [0, 1)
+        momentum: float = 0.01,  # share of a new batch in the body's running statistics, in (0, 1]
     ):
         super().__init__(MAT_WEIGHTS, ("net.conv_head", "net.blocks.4", "net.blocks.2"), MAT_RECIPE)
         self.width, self.agda, self.momentum = width, agda, momentum
         self.net = b4_net(width, momentum, num_classes=0, drop_path_rate=drop_path)
         shallow, middle = (self.net.feature_info[i]["num_chs"] for i in (1, 3))
         channels = (shallow, middle, self.net.num_features)
-        self.parts = MultiAttention(channels, scaled(256, width), texture, maps, map_dropout, dropout)
+        self.parts = MultiAttention(
+            channels, scaled(256, width), texture, maps, map_dropout, dropout
+        )
         self.register_buffer("centres", torch.zeros(maps, shallow))
         self.begin_epoch(0)
 
     def compute(self, x):
         out = self.parts(*taps(self.net, x))
-        if not (self.training and self.agda): return out
+        if not (self.training and self.agda):
+            return out
         hard, picked = agda(x, out["maps"])
         again = self.parts(*taps(self.net, hard))
         return out | dict(picked=picked, hard_logit=again["logit"], hard_regions=again["regions"])
 
     def move_centres(
         self,
-        regions: Tensor, # (N, M, C) parts of the faces
-        label: Tensor, # (N,) REAL or FAKE
-    ) -> Tensor: # (M, C), with a gradient to `regions`
+        regions: Tensor,  # (N, M, C) parts of the faces
+        label: Tensor,  # (N,) REAL or FAKE
+    ) -> Tensor:  # (M, C), with a gradient to `regions`
         "Move the centres; in training keep the mean over all processes."
         moved = moved_centres(regions, label, self.centres, self.alpha)
-        if not self.training: return moved
+        if not self.training:
+            return moved
         self.centres.copy_(over_processes(moved.detach()))
         return moved + (self.centres - moved.detach())
 
@@ -353,7 +412,8 @@ class Mat(Detector):
         centres = self.move_centres(regions, label)
         independence = region_independence(regions, label, centres, self.alpha)
         loss = cross_entropy(outputs["logit"], batch) + 0.5 * independence
-        if "picked" not in outputs: return loss
+        if "picked" not in outputs:
+            return loss
         hard = outputs["hard_regions"]
         self.move_centres(hard.detach(), label)
         match = match_loss(regions, hard, outputs["picked"])
@@ -361,7 +421,7 @@ class Mat(Detector):
 
     def begin_epoch(self, epoch):
         "Set the step of the centres, which shrinks by a tenth an epoch."
-        self.alpha = 0.05 * 0.9 ** epoch
+        self.alpha = 0.05 * 0.9**epoch
 
     def load_imagenet(self):
         "Load the AdvProp weights of the body."
@@ -376,39 +436,43 @@ class Mat(Detector):
 
     def load_stage_one(
         self,
-        plain: TimmDetector, # from `stage_one`, trained
+        plain: TimmDetector,  # from `stage_one`, trained
     ):
         "Take over the body of the first stage, without its linear layer; `RuntimeError` if its width is another."
         load_body(self.net, plain.net.state_dict(), "classifier")
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-68
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-70
 @register_detector(
     MAT_WEIGHTS,
     Published(18_822_482, gmacs={256: 3.4515}),
-    idle={r"net\.blocks\.(0\.1\.bn2|[2356]\.\d\.bn3)\.bias": BEFORE_BOTTLENECK,
-          r"parts\.(attention\.layers\.0|texture\.block\.(first|grow\.\d\.2))\.bias": BEFORE_NORM,
-          r"parts\.texture\.(conv|block\.last\.2)\.bias": "texture and standardized features have no constant"})
+    idle={
+        r"net\.blocks\.(0\.1\.bn2|[2356]\.\d\.bn3)\.bias": BEFORE_BOTTLENECK,
+        r"parts\.(attention\.layers\.0|texture\.block\.(first|grow\.\d\.2))\.bias": BEFORE_NORM,
+        r"parts\.texture\.(conv|block\.last\.2)\.bias": "texture and standardized features have no constant",
+    },
+)
 def mat(
-    width: float = 1.0, # factor on the channels; 1 is the published size
-    pretrained: bool = False, # ImageNet weights of the body (AdvProp, width 1), fetched by timm
-    texture: str = "v2", # texture enhancement: "v2" as released, "v1" as in the paper's drawing
-    maps: int = 4, # number of attention maps
-    agda: bool = True, # attention-guided augmentation: in training, a second pass over degraded faces
-    map_dropout: float = 0.25, # share of maps dropped, in [0, 1)
-    dropout: float = 0.5, # of the global vector, in [0, 1)
-    drop_path: float = 0.2, # share of residual branches skipped in training, rising with depth, in [0, 1)
-    momentum: float = 0.01, # share of a new batch in the body's running statistics, in (0, 1]
+    width: float = 1.0,  # factor on the channels; 1 is the published size
+    pretrained: bool = False,  # ImageNet weights of the body (AdvProp, width 1), fetched by timm
+    texture: str = "v2",  # texture enhancement: "v2" as released, "v1" as in the paper's drawing
+    maps: int = 4,  # number of attention maps
+    agda: bool = True,  # attention-guided augmentation: in training, a second pass over degraded faces
+    map_dropout: float = 0.25,  # share of maps dropped, in [0, 1)
+    dropout: float = 0.5,  # of the global vector, in [0, 1)
+    drop_path: float = 0.2,  # share of residual branches skipped in training, rising with depth, in [0, 1)
+    momentum: float = 0.01,  # share of a new batch in the body's running statistics, in (0, 1]
 ) -> Mat:
     "Multi-attentional detection (Table II); `ValueError` for an unknown texture or no map."
     model = Mat(width, texture, maps, agda, map_dropout, dropout, drop_path, momentum)
-    if pretrained: model.load_imagenet()
+    if pretrained:
+        model.load_imagenet()
     return model
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-70
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-72
 def train_stages(
-    model: Mat, # trained in place
-    train: Callable, # f(detector), which trains a detector in place by its `recipe`
-) -> tuple: # what `train` returned of stage one and of stage two
+    model: Mat,  # trained in place
+    train: Callable,  # f(detector), which trains a detector in place by its `recipe`
+) -> tuple:  # what `train` returned of stage one and of stage two
     "Train MAT as its original was: first the body as a plain classifier, then, from that body, the whole."
     plain = model.stage_one()
     first = train(plain)

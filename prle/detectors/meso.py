@@ -15,12 +15,21 @@ from torch import Tensor, nn
 
 from ..core import check_choice
 from prle.detectors.registry import (
-    Detector, Published, Recipe, Weights, cross_entropy, init_head, register_detector, scaled, weighted,
+    Detector,
+    Published,
+    Recipe,
+    Weights,
+    cross_entropy,
+    init_head,
+    register_detector,
+    scaled,
+    weighted,
 )
 
 # %% ../../nbs/detectors/05_meso.ipynb #detectors-05-meso-9
 class SamePool(nn.MaxPool2d):
-    "Max-pooling of (N, C, h, w) as with Keras' \"same\": missing cells are added on both sides, an odd one at the end."
+    'Max-pooling of (N, C, h, w) as with Keras\' "same": missing cells are added on both sides, an odd one at the end.'
+
     def forward(self, x):
         padding = []  # left, right, top, bottom
         for edge in (x.shape[3], x.shape[2]):
@@ -30,43 +39,53 @@ class SamePool(nn.MaxPool2d):
 
 # %% ../../nbs/detectors/05_meso.ipynb #detectors-05-meso-10
 def block(
-    inputs: int, # channels that come in
-    outputs: int, # channels that go out
-    kernel: int, # edge of the convolution's kernel, odd
-    pool: int, # edge and stride of the max-pooling
-    momentum: float = 0.01, # share of a new batch in batch norm's running statistics, in (0, 1]
-) -> nn.Sequential: # (N, inputs, h, w) -> (N, outputs, ceil(h / pool), ceil(w / pool))
+    inputs: int,  # channels that come in
+    outputs: int,  # channels that go out
+    kernel: int,  # edge of the convolution's kernel, odd
+    pool: int,  # edge and stride of the max-pooling
+    momentum: float = 0.01,  # share of a new batch in batch norm's running statistics, in (0, 1]
+) -> nn.Sequential:  # (N, inputs, h, w) -> (N, outputs, ceil(h / pool), ceil(w / pool))
     "Build convolution, ReLU, batch norm and max-pooling; no cell is cut off at the edge."
-    return nn.Sequential(OrderedDict(
-        conv=nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2),
-        relu=nn.ReLU(),
-        norm=nn.BatchNorm2d(outputs, eps=1e-3, momentum=momentum),
-        pool=SamePool(pool)))
+    return nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2),
+            relu=nn.ReLU(),
+            norm=nn.BatchNorm2d(outputs, eps=1e-3, momentum=momentum),
+            pool=SamePool(pool),
+        )
+    )
 
 # %% ../../nbs/detectors/05_meso.ipynb #detectors-05-meso-13
 def squared_error(
-    logit: Tensor, # (N,) of fake
-    batch: dict[str, Tensor], # label (N,) REAL or FAKE; weight (N,) if not 1
-) -> Tensor: # ()
+    logit: Tensor,  # (N,) of fake
+    batch: dict[str, Tensor],  # label (N,) REAL or FAKE; weight (N,) if not 1
+) -> Tensor:  # ()
     "Compute the mean squared error of the probability of fake, masked faces weighted (Eq. 13)."
     error = logit.sigmoid() - batch["label"].to(logit.dtype)
     return weighted(error.square(), batch)
+
 
 LOSSES = dict(mse=squared_error, bce=cross_entropy)
 "The original's loss, and the paper's."
 
 # %% ../../nbs/detectors/05_meso.ipynb #detectors-05-meso-17
-MESO_WEIGHTS = Weights("none", "none", 256, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # RGB in [0, 1] as it is
+MESO_WEIGHTS = Weights(
+    "none", "none", 256, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+)  # RGB in [0, 1] as it is
 MESO_RECIPE = Recipe(
-    lr=1e-3, batch=75, schedule="step 6 0.1", size=256,
+    lr=1e-3,
+    batch=75,
+    schedule="step 6 0.1",
+    size=256,
     augmentation="small rotation, zoom, flip, brightness, hue",
     beyond="the rate falls every 1000 steps, whatever an epoch is",
     source="MesoNet (Adam and its rate from the code; "
-           "unverified: batch, schedule down to 1e-6, augmentation; epochs unknown)")
+    "unverified: batch, schedule down to 1e-6, augmentation; epochs unknown)",
+)
 
 # %% ../../nbs/detectors/05_meso.ipynb #detectors-05-meso-19
 def init_keras(
-    model: nn.Module, # its convolutions and linear layers are set in place
+    model: nn.Module,  # its convolutions and linear layers are set in place
 ):
     "Set weights as Keras does: Glorot's uniform distribution, biases zero."
     for m in model.modules():
@@ -77,21 +96,24 @@ def init_keras(
 # %% ../../nbs/detectors/05_meso.ipynb #detectors-05-meso-21
 class Meso4(Detector):
     "Meso-4 with one logit."
+
     licence = "not found"
     deviations = "last layer starts near zero"
 
     def __init__(
         self,
-        width: float = 1.0, # factor on the channels and on the hidden linear layer
-        size: int = 256, # edge of the faces in pixels, at least 32
-        dropout: float = 0.5, # before either linear layer, in [0, 1)
-        loss: str = "mse", # "mse": of the sigmoid, the original's; "bce": Eq. 2
-        momentum: float = 0.01, # share of a new batch in batch norm's running statistics, in (0, 1]
+        width: float = 1.0,  # factor on the channels and on the hidden linear layer
+        size: int = 256,  # edge of the faces in pixels, at least 32
+        dropout: float = 0.5,  # before either linear layer, in [0, 1)
+        loss: str = "mse",  # "mse": of the sigmoid, the original's; "bce": Eq. 2
+        momentum: float = 0.01,  # share of a new batch in batch norm's running statistics, in (0, 1]
     ):
         check_choice(loss, LOSSES, "loss")
         if size < 32:
-            raise ValueError(f"meso4 needs faces of at least 32 pixels, not {size}: its last pooling takes "
-                             "4x4 cells of 8 pixels each; enlarge the faces")
+            raise ValueError(
+                f"meso4 needs faces of at least 32 pixels, not {size}: its last pooling takes "
+                "4x4 cells of 8 pixels each; enlarge the faces"
+            )
         super().__init__(MESO_WEIGHTS, ("block4.relu", "block3.relu"), MESO_RECIPE, size)
         few, many = scaled(8, width), scaled(16, width)
         cells = math.ceil(size / 32) ** 2  # of the last map
@@ -107,21 +129,24 @@ class Meso4(Detector):
         init_head(self.head)
 
     def logit(self, x):
-        x = self.block4(self.block3(self.block2(self.block1(x)))).flatten(1)  # (N, 16 * 8 * 8) at 256 pixels
+        x = self.block4(self.block3(self.block2(self.block1(x)))).flatten(
+            1
+        )  # (N, 16 * 8 * 8) at 256 pixels
         x = self.act(self.hidden(self.drop(x)))
         return self.head(self.drop(x)).squeeze(1)
 
-    def loss(self, outputs, batch): return self.criterion(outputs["logit"], batch)
+    def loss(self, outputs, batch):
+        return self.criterion(outputs["logit"], batch)
 
 # %% ../../nbs/detectors/05_meso.ipynb #detectors-05-meso-22
 @register_detector(MESO_WEIGHTS, Published(27_994, second_output=17, gmacs={256: 0.0600}))
 def meso4(
-    width: float = 1.0, # factor on the channels; 1 is the published size
-    pretrained: bool = False, # there are no pretrained weights
-    size: int = 256, # edge of the faces in pixels, at least 32
-    dropout: float = 0.5, # before either linear layer, in [0, 1)
-    loss: str = "mse", # "mse": of the sigmoid, the original's; "bce": Eq. 2
-    momentum: float = 0.01, # share of a new batch in batch norm's running statistics, in (0, 1]
+    width: float = 1.0,  # factor on the channels; 1 is the published size
+    pretrained: bool = False,  # there are no pretrained weights
+    size: int = 256,  # edge of the faces in pixels, at least 32
+    dropout: float = 0.5,  # before either linear layer, in [0, 1)
+    loss: str = "mse",  # "mse": of the sigmoid, the original's; "bce": Eq. 2
+    momentum: float = 0.01,  # share of a new batch in batch norm's running statistics, in (0, 1]
 ) -> Meso4:
     "Meso-4; in the paper: Table II. `ValueError` for an unknown loss or a size below 32."
     return Meso4(width, size, dropout, loss, momentum)

@@ -13,28 +13,37 @@ from torch import Tensor, nn
 
 from ..core import REAL
 from prle.detectors.registry import (
-    Detector, Published, Recipe, cross_entropy, flood, init_body, init_head, register_detector,
+    Detector,
+    Published,
+    Recipe,
+    cross_entropy,
+    flood,
+    init_body,
+    init_head,
+    register_detector,
 )
 from .xception import XCEPTION_WEIGHTS, Block, XceptionBody, load_imagenet, separable
 
 # %% ../../nbs/detectors/12_recce.ipynb #detectors-12-recce-13
 def double(
-    inputs: int, # channels that come in
-    outputs: int, # channels that go out
+    inputs: int,  # channels that come in
+    outputs: int,  # channels that go out
 ) -> nn.Sequential:
     "Double the grid (each cell repeated), then apply a separable convolution, batch norm and ReLU."
     return nn.Sequential(
         nn.Upsample(scale_factor=2),
         separable(inputs, outputs),
         nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True))
+        nn.ReLU(inplace=True),
+    )
 
 # %% ../../nbs/detectors/12_recce.ipynb #detectors-12-recce-15
 class Decoder(nn.Module):
     "Paint a face from Xception's map after block 4, and keep the maps on the way."
+
     def __init__(
         self,
-        c: dict[int, int], # published number of channels -> here, from `XceptionBody`
+        c: dict[int, int],  # published number of channels -> here, from `XceptionBody`
     ):
         super().__init__()
         self.double1, self.block1 = double(c[728], c[256]), Block(*[c[256]] * 4)
@@ -55,19 +64,23 @@ def _pointwise(inputs: int, outputs: int) -> nn.Conv2d:
     "Build a linear layer without bias, at every place."
     return nn.Conv2d(inputs, outputs, 1, bias=False)
 
+
 def _embedding(inputs: int, outputs: int) -> nn.Sequential:
     "Build two linear layers with a ReLU between them, at every place."
-    return nn.Sequential(_pointwise(inputs, outputs), nn.ReLU(inplace=True), _pointwise(outputs, outputs))
+    return nn.Sequential(
+        _pointwise(inputs, outputs), nn.ReLU(inplace=True), _pointwise(outputs, outputs)
+    )
 
 # %% ../../nbs/detectors/12_recce.ipynb #detectors-12-recce-20
 class Neighbours(nn.Module):
     "What each cell takes in from the patch of a finer map that covers the same place."
+
     def __init__(
         self,
-        cell: int, # channels of a cell
-        fine: int, # channels of the finer map
-        embedded: int, # channels of the embeddings
-        ratio: int, # how many times finer the map is
+        cell: int,  # channels of a cell
+        fine: int,  # channels of the finer map
+        embedded: int,  # channels of the embeddings
+        ratio: int,  # how many times finer the map is
     ):
         super().__init__()
         self.ratio = ratio
@@ -78,27 +91,35 @@ class Neighbours(nn.Module):
     def forward(self, cells, a, fine):
         "Gather from `fine` (N, fine, rh, rw) for cells (N, cell, h, w) embedded as a: (N, embedded, h, w)."
         b = self.embedding(fine)
-        score = self.score_cell(a) + F.pixel_unshuffle(self.score_fine(b), self.ratio) # (N, r * r, h, w)
+        score = self.score_cell(a) + F.pixel_unshuffle(
+            self.score_fine(b), self.ratio
+        )  # (N, r * r, h, w)
         weight = score.relu().softmax(1)
-        patch = F.pixel_unshuffle(b, self.ratio).unflatten(1, (b.shape[1], -1)) # (N, embedded, r * r, h, w)
+        patch = F.pixel_unshuffle(b, self.ratio).unflatten(
+            1, (b.shape[1], -1)
+        )  # (N, embedded, r * r, h, w)
         gathered = (patch * weight[:, None]).sum(2)
         return gathered * (1 - self.gate(cells).sigmoid())
 
 # %% ../../nbs/detectors/12_recce.ipynb #detectors-12-recce-26
 class GraphReasoning(nn.Module):
     "Add to each cell of A what the decoder's maps know of its place."
+
     def __init__(
         self,
-        c: dict[int, int], # published number of channels -> here, from `XceptionBody`
-        dropout: float, # of what is added, in [0, 1)
+        c: dict[int, int],  # published number of channels -> here, from `XceptionBody`
+        dropout: float,  # of what is added, in [0, 1)
     ):
         super().__init__()
         self.embedding = _embedding(c[728], c[256])
         self.near2 = Neighbours(c[728], c[256], c[256], 2)
         self.near4 = Neighbours(c[728], c[128], c[256], 4)
         self.back = nn.Sequential(
-            _pointwise(3 * c[256], c[728]), nn.ReLU(inplace=True),
-            _pointwise(c[728], c[728]), nn.Dropout(dropout))
+            _pointwise(3 * c[256], c[728]),
+            nn.ReLU(inplace=True),
+            _pointwise(c[728], c[728]),
+            nn.Dropout(dropout),
+        )
         init_body(self)
 
     def forward(self, x, d2, d4):
@@ -110,17 +131,22 @@ class GraphReasoning(nn.Module):
 # %% ../../nbs/detectors/12_recce.ipynb #detectors-12-recce-28
 class GuidedAttention(nn.Module):
     "Features, and more of them where the face was painted badly."
+
     def __init__(
         self,
-        channels: int, # of the features
-        dropout: float, # of the features as they came, in [0, 1)
+        channels: int,  # of the features
+        dropout: float,  # of the features as they came, in [0, 1)
     ):
         super().__init__()
         self.look = nn.Sequential(
-            nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.ReLU(inplace=True),
-            _pointwise(3, 1), nn.Sigmoid())
+            nn.Conv2d(3, 3, 3, padding=1, bias=False),
+            nn.ReLU(inplace=True),
+            _pointwise(3, 1),
+            nn.Sigmoid(),
+        )
         self.extra = nn.Sequential(
-            _pointwise(channels, channels), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+            _pointwise(channels, channels), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+        )
         self.drop = nn.Dropout(dropout)
         init_body(self)
         with torch.no_grad():
@@ -133,46 +159,56 @@ class GuidedAttention(nn.Module):
 
 # %% ../../nbs/detectors/12_recce.ipynb #detectors-12-recce-31
 def mean_over(
-    values: Tensor, # of any shape
-    chosen: Tensor, # bool, of the same shape
-) -> Tensor: # ()
+    values: Tensor,  # of any shape
+    chosen: Tensor,  # bool, of the same shape
+) -> Tensor:  # ()
     "Average the chosen values; 0 if there are none."
     return (values * chosen).sum() / chosen.sum().clamp(min=1)
 
 # %% ../../nbs/detectors/12_recce.ipynb #detectors-12-recce-34
 def metric_loss(
-    embeddings: Tensor, # (N, C)
-    real: Tensor, # (N,) bool
-) -> Tensor: # () in [0, 2]
+    embeddings: Tensor,  # (N, C)
+    real: Tensor,  # (N,) bool
+) -> Tensor:  # () in [0, 2]
     "Draw real faces together and away from fakes; a kind of pair that the batch lacks counts 0."
     e = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-    alike = (F.cosine_similarity(e[:, None], e[None], dim=2, eps=1e-6) + 1) / 2 # (N, N)
+    alike = (F.cosine_similarity(e[:, None], e[None], dim=2, eps=1e-6) + 1) / 2  # (N, N)
     itself = torch.eye(len(e), dtype=torch.bool, device=e.device)
-    reals = real[:, None] & real & ~itself # pairs of two real faces
-    mixed = real[:, None] & ~real # pairs of a real and a fake one
+    reals = real[:, None] & real & ~itself  # pairs of two real faces
+    mixed = real[:, None] & ~real  # pairs of a real and a fake one
     return mean_over(1 - alike, reals) + mean_over(alike, mixed)
 
 # %% ../../nbs/detectors/12_recce.ipynb #detectors-12-recce-38
 RECCE_RECIPE = Recipe(
-    weight_decay=1e-5, schedule="step 10 0.5", batch=32, epochs=40, size=299,
+    weight_decay=1e-5,
+    schedule="step 10 0.5",
+    batch=32,
+    epochs=40,
+    size=299,
     beyond="mixed precision (`precision`); 22,500 steps are one of the schedule's 10 epochs, whatever an epoch is",
     source="released code: 90,000 steps in mixed precision, halving every 22,500, "
-           "which its README calls 10 epochs of FF++")
+    "which its README calls 10 epochs of FF++",
+)
 
 # %% ../../nbs/detectors/12_recce.ipynb #detectors-12-recce-39
 class RECCE(Detector):
     "Xception that paints real faces, and attends to where it fails."
+
     licence = "MIT"
-    deviations = ("the error's 3x3 filters start positive; graph over all cells at once; "
-                  "layers without ImageNet weights start by He's rule, the last near zero")
+    deviations = (
+        "the error's 3x3 filters start positive; graph over all cells at once; "
+        "layers without ImageNet weights start by He's rule, the last near zero"
+    )
 
     def __init__(
         self,
-        width: float = 1.0, # factor on the channels
-        dropout: float = 0.2, # in all four places, in [0, 1)
-        noise: float = 1e-6, # standard deviation on half of the training faces, which span -1 to 1
+        width: float = 1.0,  # factor on the channels
+        dropout: float = 0.2,  # in all four places, in [0, 1)
+        noise: float = 1e-6,  # standard deviation on half of the training faces, which span -1 to 1
     ):
-        super().__init__(XCEPTION_WEIGHTS, ("body.conv4", "body.block11", "body.block2"), RECCE_RECIPE)
+        super().__init__(
+            XCEPTION_WEIGHTS, ("body.conv4", "body.block11", "body.block2"), RECCE_RECIPE
+        )
         self.noise = noise
         self.body, self.drop = XceptionBody(width), nn.Dropout(dropout)
         c = self.body.channels
@@ -201,7 +237,9 @@ class RECCE(Detector):
         a = self.guided(self.body.blocks(a, 8, 8), error)
         features = self.body.tail(self.body.blocks(a, 9, 12)).mean((2, 3))
         embeddings = dict(e=e.mean((2, 3)), d2=d2.mean((2, 3)), d4=d4.mean((2, 3)))
-        return dict(logit=self.fc(self.drop(features)).squeeze(1), face=face, error=error, **embeddings)
+        return dict(
+            logit=self.fc(self.drop(features)).squeeze(1), face=face, error=error, **embeddings
+        )
 
     def loss(self, outputs, batch):
         real = batch["label"] == REAL
@@ -212,15 +250,16 @@ class RECCE(Detector):
 
 # %% ../../nbs/detectors/12_recce.ipynb #detectors-12-recce-40
 @register_detector(
-    XCEPTION_WEIGHTS,
-    Published(23_783_558, second_output=2_049, gmacs={256: 7.9873, 299: 11.2272}))
+    XCEPTION_WEIGHTS, Published(23_783_558, second_output=2_049, gmacs={256: 7.9873, 299: 11.2272})
+)
 def recce(
-    width: float = 1.0, # factor on the channels; 1 is the published size
-    pretrained: bool = False, # ImageNet weights in the encoder (width 1)
-    dropout: float = 0.2, # in all four places, in [0, 1)
-    noise: float = 1e-6, # standard deviation of the noise on half of the training faces, which span -1 to 1
+    width: float = 1.0,  # factor on the channels; 1 is the published size
+    pretrained: bool = False,  # ImageNet weights in the encoder (width 1)
+    dropout: float = 0.2,  # in all four places, in [0, 1)
+    noise: float = 1e-6,  # standard deviation of the noise on half of the training faces, which span -1 to 1
 ) -> RECCE:
     "RECCE: Xception with reconstruction of real faces; in the paper: Table II."
     model = RECCE(width, dropout, noise)
-    if pretrained: load_imagenet(model.body)
+    if pretrained:
+        load_imagenet(model.body)
     return model

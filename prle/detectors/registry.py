@@ -10,7 +10,10 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'PLAIN_RECIPE', 'BEFORE_NORM', 'Weig
            'register_detector', 'create_detector', 'size_option', 'has_weights', 'card', 'plot_grids']
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-2
-import fnmatch, functools, inspect, math
+import fnmatch
+import functools
+import inspect
+import math
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -29,11 +32,13 @@ from ..core import FAKE, REAL, check_choice
 @dataclass(frozen=True)
 class Weights:
     "Where a detector's ImageNet weights come from, and the input statistics it is used with."
-    source: str # timm tag, or the Python package that holds the file; "none": there are none
-    licence: str # SPDX name of the weights' licence
-    size: int # edge of the images that they were trained on, in pixels
-    mean: tuple = (0.5, 0.5, 0.5) # subtracted from RGB in [0, 1]
-    std: tuple = (0.5, 0.5, 0.5) # divided by, after the mean was subtracted
+
+    source: str  # timm tag, or the Python package that holds the file; "none": there are none
+    licence: str  # SPDX name of the weights' licence
+    size: int  # edge of the images that they were trained on, in pixels
+    mean: tuple = (0.5, 0.5, 0.5)  # subtracted from RGB in [0, 1]
+    std: tuple = (0.5, 0.5, 0.5)  # divided by, after the mean was subtracted
+
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -42,47 +47,60 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 @dataclass(frozen=True)
 class Recipe:
     "How the original was trained. What its source does not say is None."
-    optimizer: str = "Adam" # a class of torch.optim
-    lr: float = 2e-4 # at the start
+
+    optimizer: str = "Adam"  # a class of torch.optim
+    lr: float = 2e-4  # at the start
     weight_decay: float = 0.0
-    schedule: str = "constant" # "constant", "cosine", or "step E F": times F every E epochs
+    schedule: str = "constant"  # "constant", "cosine", or "step E F": times F every E epochs
     batch: int | None = 32
     epochs: int | None = None
-    size: int = 256 # edge of the faces in pixels
-    flip: bool = True # mirror half of the faces
-    balance: bool = False # as many real as fake faces
-    augmentation: str = "flip" # all of it, in words
-    beyond: str = "" # what else `TrainConfig.of` cannot take over (`prle.trainer`), in words
-    source: str = "" # where this is from, and what is uncertain
+    size: int = 256  # edge of the faces in pixels
+    flip: bool = True  # mirror half of the faces
+    balance: bool = False  # as many real as fake faces
+    augmentation: str = "flip"  # all of it, in words
+    beyond: str = ""  # what else `TrainConfig.of` cannot take over (`prle.trainer`), in words
+    source: str = ""  # where this is from, and what is uncertain
 
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-7
 PLAIN_RECIPE = Recipe(
-    epochs=10, size=299, flip=False, augmentation="none",
-    source="no detector of its own: the settings of the paper's release")
+    epochs=10,
+    size=299,
+    flip=False,
+    augmentation="none",
+    source="no detector of its own: the settings of the paper's release",
+)
 "For networks that were made for other tasks."
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-8
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-9
 @dataclass(frozen=True)
 class Published:
     "The size of a detector's original."
-    parameters: int # trainable ones that a forward pass uses
-    gmacs: dict[int, float] # edge of the face in pixels -> multiply-accumulates of a face, in units of 1e9
-    size: int = 256 # edge of the face, in pixels, at which the parameters were counted
-    second_output: int = 0 # how many of the parameters belong to a second output that is left out here
-    options: dict = field(default_factory=dict) # of the constructor, that make the original
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-10
+    parameters: int  # trainable ones that a forward pass uses
+    gmacs: dict[
+        int, float
+    ]  # edge of the face in pixels -> multiply-accumulates of a face, in units of 1e9
+    size: int = 256  # edge of the face, in pixels, at which the parameters were counted
+    second_output: int = (
+        0  # how many of the parameters belong to a second output that is left out here
+    )
+    options: dict = field(default_factory=dict)  # of the constructor, that make the original
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-11
 @contextmanager
 def evaluating(
-    model: nn.Module, # any network
+    model: nn.Module,  # any network
 ):
     "Put `model` into evaluation mode; give every sub-module its own mode back afterwards."
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
-    try: yield
+    try:
+        yield
     finally:
-        for m, mode in modes: m.training = mode
+        for m, mode in modes:
+            m.training = mode
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-13
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-14
 def _dry_run(model: nn.Module, size: int):
     "Run `model` in evaluation mode on two faces of `size` pixels on the meta device; nothing in it changes."
     state = {k: v.to("meta") for k, v in chain(model.named_parameters(), model.named_buffers())}
@@ -90,116 +108,138 @@ def _dry_run(model: nn.Module, size: int):
     with evaluating(model), torch.no_grad():
         return functional_call(model, state, (faces,))
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-14
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-15
 def parameter_count(
-    model: nn.Module, # a network, on any device
+    model: nn.Module,  # a network, on any device
 ) -> int:
     "Count the trainable parameters."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-16
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-17
 def macs(
-    model: nn.Module, # a network that takes (N, 3, size, size)
-    size: int = 256, # edge of the face in pixels
+    model: nn.Module,  # a network that takes (N, 3, size, size)
+    size: int = 256,  # edge of the face in pixels
 ) -> int:
     "Count a face's multiply-accumulates in convolutions and matrix products (half of FlopCounterMode's operations)."
     with FlopCounterMode(display=False) as counter:
         _dry_run(model, size)
     return counter.get_total_flops() // 4  # two faces, two operations
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-20
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-21
 def _note_grid(grids: dict, name: str) -> Callable:
     "Return a forward hook that notes how many cells wide its layer's output is."
-    def hook(module, args, output): grids[name] = output.shape[-1]
+
+    def hook(module, args, output):
+        grids[name] = output.shape[-1]
+
     return hook
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-21
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-22
 def cam_grids(
-    model: nn.Module, # a detector (needs `cam_layers`)
-    size: int, # edge of the face in pixels
-) -> dict[str, int]: # name of each Grad-CAM layer -> cells along an edge
+    model: nn.Module,  # a detector (needs `cam_layers`)
+    size: int,  # edge of the face in pixels
+) -> dict[str, int]:  # name of each Grad-CAM layer -> cells along an edge
     "Measure how fine the grid of each Grad-CAM layer is on faces of `size` pixels."
     grids = {}
-    hooks = [model.get_submodule(n).register_forward_hook(_note_grid(grids, n)) for n in model.cam_layers]
-    try: _dry_run(model, size)
+    hooks = [
+        model.get_submodule(n).register_forward_hook(_note_grid(grids, n)) for n in model.cam_layers
+    ]
+    try:
+        _dry_run(model, size)
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
     return {name: grids[name] for name in model.cam_layers}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-23
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-24
 def deepest_layer(
-    model: nn.Module, # a detector
-    size: int, # edge of the face in pixels
-    grid: int, # the least number of cells along an edge
+    model: nn.Module,  # a detector
+    size: int,  # edge of the face in pixels
+    grid: int,  # the least number of cells along an edge
 ) -> str:
     "Name the deepest Grad-CAM layer with at least `grid` cells; `ValueError` lists the grids if there is none."
     grids = cam_grids(model, size)
     for name, cells in grids.items():
-        if cells >= grid: return name
+        if cells >= grid:
+            return name
     known = ", ".join(f"{name} {cells}x{cells}" for name, cells in grids.items())
-    raise ValueError(f"{type(model).__name__} has no Grad-CAM layer with {grid} cells along an edge at {size} "
-                     f"pixels ({known}): use larger faces or a smaller grid")
+    raise ValueError(
+        f"{type(model).__name__} has no Grad-CAM layer with {grid} cells along an edge at {size} "
+        f"pixels ({known}): use larger faces or a smaller grid"
+    )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-26
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-27
 def weighted(
-    losses: Tensor, # (N,)
-    batch: dict[str, Tensor], # with weight (N,), or without
-) -> Tensor: # ()
+    losses: Tensor,  # (N,)
+    batch: dict[str, Tensor],  # with weight (N,), or without
+) -> Tensor:  # ()
     "Average over the faces of the batch, each times its weight (Eq. 13)."
-    if "weight" in batch: losses = losses * batch["weight"]
+    if "weight" in batch:
+        losses = losses * batch["weight"]
     return losses.mean()
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-28
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-29
 def cross_entropy(
-    logit: Tensor, # (N,) of fake
-    batch: dict[str, Tensor], # label (N,) REAL or FAKE; weight (N,) if not 1
-) -> Tensor: # ()
+    logit: Tensor,  # (N,) of fake
+    batch: dict[str, Tensor],  # label (N,) REAL or FAKE; weight (N,) if not 1
+) -> Tensor:  # ()
     "Compute the binary cross-entropy (Eq. 2) with masked faces weighted (Eq. 13)."
     label = batch["label"].to(logit.dtype)
     return weighted(F.binary_cross_entropy_with_logits(logit, label, reduction="none"), batch)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-29
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-30
 def flood(
-    loss: Tensor, # ()
-    level: float, # below which the loss rises again
-) -> Tensor: # ()
+    loss: Tensor,  # ()
+    level: float,  # below which the loss rises again
+) -> Tensor:  # ()
     "Keep training from driving the loss to zero: |loss - level| + level (flooding, Ishida et al., 2020)."
     return (loss - level).abs() + level
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-32
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-33
 def fake_minus_real(
-    two: Tensor, # (N, 2) outputs, in the order of REAL and FAKE
-) -> Tensor: # (N,)
+    two: Tensor,  # (N, 2) outputs, in the order of REAL and FAKE
+) -> Tensor:  # (N,)
     "Turn the outputs of a two-way detector into its one logit."
     return two[:, FAKE] - two[:, REAL]
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-35
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-36
 def _check_faces(x: Tensor, name: str, size: int | None, smallest: int):
     "Refuse what is no batch of faces (N, 3, H, W) in floating point, or none of the detector's size."
     if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
-        raise ValueError("a detector takes floating point faces (N, 3, H, W) in [0, 1], "
-                         f"not {x.dtype} {tuple(x.shape)}")
+        raise ValueError(
+            "a detector takes floating point faces (N, 3, H, W) in [0, 1], "
+            f"not {x.dtype} {tuple(x.shape)}"
+        )
     height, width = x.shape[2:]
     if size and (height, width) != (size, size):
-        raise ValueError(f"this {name} was built for faces of {size} x {size} pixels, "
-                         f"not {width} x {height}; build one with size=")
+        raise ValueError(
+            f"this {name} was built for faces of {size} x {size} pixels, "
+            f"not {width} x {height}; build one with size="
+        )
     if min(height, width) < smallest:
-        raise ValueError(f"{name} needs faces of at least {smallest} pixels, not {width} x {height}: enlarge them")
+        raise ValueError(
+            f"{name} needs faces of at least {smallest} pixels, not {width} x {height}: enlarge them"
+        )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-36
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-37
 class Detector(nn.Module):
     "Base of all detectors: faces in [0, 1] in, one logit of fake a face out. A subclass defines `logit` or `compute`."
-    needs: tuple[str, ...] = () # what `loss` reads of a batch besides image, label, weight: "mask" (and mask_known (N,))
-    licence: str # of the original's code, SPDX name; "not found" if its repository holds none. Each family has to say
-    smallest: int = 1 # edge of a face below which no map is left, in pixels
-    deviations: str = "none" # of this implementation from the original, in words
+
+    needs: tuple[
+        str, ...
+    ] = ()  # what `loss` reads of a batch besides image, label, weight: "mask" (and mask_known (N,))
+    licence: str  # of the original's code, SPDX name; "not found" if its repository holds none. Each family has to say
+    smallest: int = 1  # edge of a face below which no map is left, in pixels
+    deviations: str = "none"  # of this implementation from the original, in words
 
     def __init__(
         self,
-        weights: Weights, # input statistics, and the source of the pretrained weights
-        cam_layers: tuple[str, ...], # sub-modules for Grad-CAM: the published one, then ever shallower ones
-        recipe: Recipe = PLAIN_RECIPE, # how the original was trained
-        size: int | None = None, # the only edge it takes, in pixels; None: any
+        weights: Weights,  # input statistics, and the source of the pretrained weights
+        cam_layers: tuple[
+            str, ...
+        ],  # sub-modules for Grad-CAM: the published one, then ever shallower ones
+        recipe: Recipe = PLAIN_RECIPE,  # how the original was trained
+        size: int | None = None,  # the only edge it takes, in pixels; None: any
     ):
         super().__init__()
         self.weights, self.recipe = weights, recipe
@@ -209,42 +249,44 @@ class Detector(nn.Module):
 
     def forward(
         self,
-        x: Tensor, # (N, 3, H, W), RGB, floating point in [0, 1]
-    ) -> Tensor: # (N,)
+        x: Tensor,  # (N, 3, H, W), RGB, floating point in [0, 1]
+    ) -> Tensor:  # (N,)
         "Return the logits, positive for fake."
         return self.outputs(x)["logit"]
 
     def outputs(
         self,
-        x: Tensor, # (N, 3, H, W), RGB, floating point in [0, 1]
-    ) -> dict[str, Tensor]: # logit (N,), and what else `loss` reads
+        x: Tensor,  # (N, 3, H, W), RGB, floating point in [0, 1]
+    ) -> dict[str, Tensor]:  # logit (N,), and what else `loss` reads
         "Compute all that the network computes; `ValueError` for what is no batch of faces of its size."
         _check_faces(x, type(self).__name__, self.size, self.smallest)
         return self.compute((x - self.mean) / self.std)
 
     def compute(
         self,
-        x: Tensor, # (N, 3, H, W), normalized
-    ) -> dict[str, Tensor]: # logit (N,), and what else `loss` reads
+        x: Tensor,  # (N, 3, H, W), normalized
+    ) -> dict[str, Tensor]:  # logit (N,), and what else `loss` reads
         "Do what `outputs` does, for faces that are checked and normalized."
         return dict(logit=self.logit(x))
 
     def logit(
         self,
-        x: Tensor, # (N, 3, H, W), normalized
-    ) -> Tensor: # (N,)
+        x: Tensor,  # (N, 3, H, W), normalized
+    ) -> Tensor:  # (N,)
         "Compute the logit alone."
         raise NotImplementedError(f"{type(self).__name__} defines neither `logit` nor `compute`")
 
     def loss(
         self,
-        outputs: dict[str, Tensor], # from `outputs`
-        batch: dict[str, Tensor], # image (N, 3, H, W), label (N,), weight (N,) if not 1 (Eq. 13), what it `needs`
-    ) -> Tensor: # ()
+        outputs: dict[str, Tensor],  # from `outputs`
+        batch: dict[
+            str, Tensor
+        ],  # image (N, 3, H, W), label (N,), weight (N,) if not 1 (Eq. 13), what it `needs`
+    ) -> Tensor:  # ()
         "Return what training makes small: here the cross-entropy (Eq. 2)."
         return cross_entropy(outputs["logit"], batch)
 
-    def begin_epoch(self, epoch: int): # counts from 0
+    def begin_epoch(self, epoch: int):  # counts from 0
         "Prepare for an epoch; the trainer calls it before each, for methods with a schedule of their own."
 
     def cam_name(self, size: int | None = None, grid: int = 8) -> str:
@@ -253,67 +295,76 @@ class Detector(nn.Module):
 
     def cam_layer(
         self,
-        size: int | None = None, # edge of the face in pixels; None: the published layer, whatever its grid
-        grid: int = 8, # the least number of cells along an edge
-    ) -> nn.Module: # the layer whose output Grad-CAM weighs
+        size: int
+        | None = None,  # edge of the face in pixels; None: the published layer, whatever its grid
+        grid: int = 8,  # the least number of cells along an edge
+    ) -> nn.Module:  # the layer whose output Grad-CAM weighs
         "Return the deepest layer for Eq. 3 with at least `grid` cells; `ValueError` if even the shallowest is coarser."
         return self.get_submodule(self.cam_name(size, grid))
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-42
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-43
 def full_precision(
-    x: Tensor, # what is about to be computed with; its device counts
+    x: Tensor,  # what is about to be computed with; its device counts
 ):
     "Return a context without autocast, for arithmetic that half precision would drown."
     kind = x.device.type
-    if not torch.amp.is_autocast_available(kind): return nullcontext()  # the meta device
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext()  # the meta device
     return torch.autocast(kind, enabled=False)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-45
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-46
 def init_body(
-    model: nn.Module, # its convolutions, linear layers and batch norms are set in place
-    fan: str = "fan_in", # "fan_in", or "fan_out" for convolutions in front of batch norms
+    model: nn.Module,  # its convolutions, linear layers and batch norms are set in place
+    fan: str = "fan_in",  # "fan_in", or "fan_out" for convolutions in front of batch norms
 ):
     "Set weights by He's normal initialization (linear layers by fan-in), batch norms to the identity, biases to 0."
     for m in model.modules():
-        if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode=fan, nonlinearity="relu")
-        if isinstance(m, nn.Linear): nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
-        if isinstance(m, nn.BatchNorm2d): nn.init.ones_(m.weight)
-        if getattr(m, "bias", None) is not None: nn.init.zeros_(m.bias)
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode=fan, nonlinearity="relu")
+        if isinstance(m, nn.Linear):
+            nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.ones_(m.weight)
+        if getattr(m, "bias", None) is not None:
+            nn.init.zeros_(m.bias)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-46
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-47
 def init_head(
-    head: nn.Linear, # the layer that yields the logit, set in place
+    head: nn.Linear,  # the layer that yields the logit, set in place
 ):
     "Draw the weights from N(0, 0.01), bias 0: every face starts near a probability of one half."
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-48
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-49
 def scaled(
-    channels: int, # published number of channels
-    width: float, # factor; 1 is the published size
-) -> int: # a multiple of 8, at least 8
+    channels: int,  # published number of channels
+    width: float,  # factor; 1 is the published size
+) -> int:  # a multiple of 8, at least 8
     "Scale a number of channels to a narrower or wider network."
     return channels if width == 1 else max(8, 8 * round(channels * width / 8))
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-51
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-52
 def imagenet_state(
-    source: str, # timm's name of the network and its weights, e.g. "legacy_xception.tf_in1k"
-) -> dict[str, torch.Tensor]: # its state dict, 1000-way head included
+    source: str,  # timm's name of the network and its weights, e.g. "legacy_xception.tf_in1k"
+) -> dict[str, torch.Tensor]:  # its state dict, 1000-way head included
     "Read the published ImageNet weights through timm; `RuntimeError` if neither hub nor cache has them."
-    import timm # where it is needed, like torchvision: two seconds that tables and figures do not have to wait
-    try: return timm.create_model(source, pretrained=True).state_dict()
+    import timm  # where it is needed, like torchvision: two seconds that tables and figures do not have to wait
+
+    try:
+        return timm.create_model(source, pretrained=True).state_dict()
     except Exception as error:
         raise RuntimeError(
             f"the ImageNet weights {source!r} could not be loaded ({type(error).__name__}: {error}). timm fetches them "
             "once: run this on a machine with a network and copy its caches (HF_HOME and TORCH_HOME name the folders), "
-            "or use pretrained=False") from error
+            "or use pretrained=False"
+        ) from error
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-52
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-53
 def load_body(
-    model: nn.Module, # gets the weights
-    state: dict[str, torch.Tensor], # weights by name, from a network with the same body
-    head: str, # name of the last linear layer in `model`; it keeps its own weights
+    model: nn.Module,  # gets the weights
+    state: dict[str, torch.Tensor],  # weights by name, from a network with the same body
+    head: str,  # name of the last linear layer in `model`; it keeps its own weights
 ):
     "Load all but the head, strictly: a missing, unknown or misshaped tensor is a `RuntimeError` that names it."
     head = f"{head}."
@@ -321,167 +372,208 @@ def load_body(
     body = {k: v for k, v in state.items() if not k.startswith(head)}
     model.load_state_dict(body | own)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-55
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-56
 class TimmDetector(Detector):
     "A timm network with one output as a detector."
+
     licence = "Apache-2.0"
     deviations = "one output, whose layer starts near zero"
 
     def __init__(
         self,
-        net: nn.Module, # timm network with one output
-        weights: Weights, # input statistics, and timm's tag of the weights
-        cam_layers: tuple[str, ...], # names inside `net`, the published layer first
+        net: nn.Module,  # timm network with one output
+        weights: Weights,  # input statistics, and timm's tag of the weights
+        cam_layers: tuple[str, ...],  # names inside `net`, the published layer first
     ):
         super().__init__(weights, tuple(f"net.{name}" for name in cam_layers))
         self.net = net
         init_head(net.get_classifier())
 
-    def logit(self, x): return self.net(x).squeeze(1)
+    def logit(self, x):
+        return self.net(x).squeeze(1)
 
     def load_imagenet(self):
         "Load the published ImageNet weights of the body."
-        load_body(self.net, imagenet_state(self.weights.source), self.net.pretrained_cfg["classifier"])
+        load_body(
+            self.net, imagenet_state(self.weights.source), self.net.pretrained_cfg["classifier"]
+        )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-57
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-58
 @dataclass(frozen=True)
 class Facts:
     "What is known of a registered detector besides what its class says."
-    weights: Weights # where the pretrained weights come from
-    published: Published | None = None # the size of the original; None: it is nobody's published detector
-    idle: dict[str, str] = field(default_factory=dict) # parameters without effect in training: pattern of names -> why
+
+    weights: Weights  # where the pretrained weights come from
+    published: Published | None = (
+        None  # the size of the original; None: it is nobody's published detector
+    )
+    idle: dict[str, str] = field(
+        default_factory=dict
+    )  # parameters without effect in training: pattern of names -> why
+
 
 BEFORE_NORM = "a bias in front of a batch norm, which subtracts it"
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-58
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-59
 _registry = {}
+
 
 def _builder(name: str) -> Callable:
     "Look up the constructor of a name; `ValueError` that lists the names for one that is unknown."
     return _registry[check_choice(name, list_detectors(), "detector")]
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-59
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-60
 def list_detectors(
-    pattern: str = "*", # shell pattern, e.g. "efficientnet*"
+    pattern: str = "*",  # shell pattern, e.g. "efficientnet*"
 ) -> list[str]:
     "List the registered names that match `pattern`, sorted."
     return sorted(fnmatch.filter(_registry, pattern))
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-60
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-61
 def detector_facts(
-    name: str, # one of `list_detectors()`
+    name: str,  # one of `list_detectors()`
 ) -> Facts:
     "Return what was registered with a detector; `ValueError` for an unknown name."
     return _builder(name).facts
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-61
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-62
 def detector_options(
-    name: str, # one of `list_detectors()`
-) -> dict: # option -> default
+    name: str,  # one of `list_detectors()`
+) -> dict:  # option -> default
     "Return the options of a detector's constructor, besides `width` and `pretrained`."
     parameters = inspect.signature(_builder(name)).parameters
     return {k: p.default for k, p in parameters.items() if k not in ("width", "pretrained")}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-63
-def _is_whole(x) -> bool: return isinstance(x, int) and not isinstance(x, bool)
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-64
+def _is_whole(x) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
 
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-65
 def _check_option(name: str, value):
     "Refuse a value that an option of this name cannot have, whichever detector it belongs to."
-    if name in ("dropout", "map_dropout", "drop_path"): fits, says = 0 <= value < 1, "in [0, 1)"
-    elif name == "momentum": fits, says = 0 < value <= 1, "in (0, 1]"
-    elif name == "noise": fits, says = 0 <= value < math.inf, "0 or more"
-    elif name == "size": fits, says = _is_whole(value), "a whole number of pixels"
-    elif name == "maps": fits, says = _is_whole(value) and value > 0, "a whole number of at least 1"
-    else: return
-    if not fits: raise ValueError(f"{name} must be {says}, not {value!r}")
+    if name in ("dropout", "map_dropout", "drop_path"):
+        fits, says = 0 <= value < 1, "in [0, 1)"
+    elif name == "momentum":
+        fits, says = 0 < value <= 1, "in (0, 1]"
+    elif name == "noise":
+        fits, says = 0 <= value < math.inf, "0 or more"
+    elif name == "size":
+        fits, says = _is_whole(value), "a whole number of pixels"
+    elif name == "maps":
+        fits, says = _is_whole(value) and value > 0, "a whole number of at least 1"
+    else:
+        return
+    if not fits:
+        raise ValueError(f"{name} must be {says}, not {value!r}")
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-64
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-66
 def _check_call(name: str, width: float, pretrained: bool, options: dict):
     "Refuse what the constructor of a registered name cannot make, before any work is done."
     known = detector_options(name)
     for option, value in options.items():
         if option not in known:
-            raise TypeError(f"detector {name!r} has no option {option!r}; its options: {', '.join(known)}")
+            raise TypeError(
+                f"detector {name!r} has no option {option!r}; its options: {', '.join(known)}"
+            )
     if not 0 < width < math.inf:
         raise ValueError(f"width must be above 0 and finite, not {width}; 1 is the published size")
-    for option, value in options.items(): _check_option(option, value)
+    for option, value in options.items():
+        _check_option(option, value)
     if pretrained and not has_weights(name):
-        raise ValueError(f"detector {name!r} has no pretrained weights (its original starts from random ones): "
-                         "use pretrained=False")
+        raise ValueError(
+            f"detector {name!r} has no pretrained weights (its original starts from random ones): "
+            "use pretrained=False"
+        )
     if pretrained and width != 1:
-        raise ValueError(f"ImageNet weights exist for width=1 only, not {width}: use pretrained=False or width=1")
+        raise ValueError(
+            f"ImageNet weights exist for width=1 only, not {width}: use pretrained=False or width=1"
+        )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-65
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-67
 def register_detector(
-    weights: Weights, # where the pretrained weights come from
-    published: Published | None = None, # the size of the original
-    idle: dict[str, str] | None = None, # parameters without effect in training: pattern of names -> why
+    weights: Weights,  # where the pretrained weights come from
+    published: Published | None = None,  # the size of the original
+    idle: dict[str, str]
+    | None = None,  # parameters without effect in training: pattern of names -> why
 ) -> Callable:
     "Decorate a constructor `f(width, pretrained, **options) -> Detector`: enter it under its own name, with its facts."
+
     def register(build):
         name = build.__name__
+
         @functools.wraps(build)
         def constructor(width: float = 1.0, pretrained: bool = False, **options):
             _check_call(name, width, pretrained, options)
             model = build(width=width, pretrained=pretrained, **options)
             model.config = dict(name=name, width=width, **options)
             return model
+
         constructor.facts = Facts(weights, published, idle or {})
         _registry[name] = constructor
         return constructor
+
     return register
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-67
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-69
 def create_detector(
-    name: str, # one of `list_detectors()`
-    width: float = 1.0, # factor on the number of channels; 1 is the published size
-    pretrained: bool = False, # start from ImageNet weights (width 1 only)
-    **options, # what the variant's constructor takes besides, e.g. `dropout`
+    name: str,  # one of `list_detectors()`
+    width: float = 1.0,  # factor on the number of channels; 1 is the published size
+    pretrained: bool = False,  # start from ImageNet weights (width 1 only)
+    **options,  # what the variant's constructor takes besides, e.g. `dropout`
 ) -> Detector:
     "Build a detector by name; `ValueError` for an unknown name or a bad width, `TypeError` for an unknown option."
     return _builder(name)(width=width, pretrained=pretrained, **options)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-68
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-70
 def size_option(
-    name: str, # one of `list_detectors()`
-    size: int, # edge of the faces in pixels
-) -> dict: # dict(size=size) for a detector that is built for one size, else empty
+    name: str,  # one of `list_detectors()`
+    size: int,  # edge of the faces in pixels
+) -> dict:  # dict(size=size) for a detector that is built for one size, else empty
     "Return the option that makes a detector fit faces of this size."
     return dict(size=size) if "size" in detector_options(name) else {}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-69
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-71
 def has_weights(
-    name: str, # one of `list_detectors()`
-) -> bool: # whether `pretrained=True` is possible
+    name: str,  # one of `list_detectors()`
+) -> bool:  # whether `pretrained=True` is possible
     "Tell whether ImageNet weights are known for a detector."
     return detector_facts(name).weights.source != "none"
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-76
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-78
 def card(
-    name: str, # one of `list_detectors()`
-    size: int = 256, # edge of the face in pixels
-    **options, # as for `create_detector`, e.g. `width`
+    name: str,  # one of `list_detectors()`
+    size: int = 256,  # edge of the face in pixels
+    **options,  # as for `create_detector`, e.g. `width`
 ) -> dict:
     "Describe a detector in one row: parameters, multiply-accumulates a face, Grad-CAM layer and its grid."
     with torch.device("meta"):
         model = create_detector(name, **options, **size_option(name, size))
     layer = model.cam_name(size)
     return dict(
-        detector=name, width=options.get("width", 1), size=size,
-        parameters=parameter_count(model), gmacs=round(macs(model, size) / 1e9, 4),
-        cam_layer=layer, grid=cam_grids(model, size)[layer],
-        weights=model.weights.source, licence=model.weights.licence,
-        original=model.licence, deviations=model.deviations)
+        detector=name,
+        width=options.get("width", 1),
+        size=size,
+        parameters=parameter_count(model),
+        gmacs=round(macs(model, size) / 1e9, 4),
+        cam_layer=layer,
+        grid=cam_grids(model, size)[layer],
+        weights=model.weights.source,
+        licence=model.weights.licence,
+        original=model.licence,
+        deviations=model.deviations,
+    )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-77
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-79
 def plot_grids(
     model: Detector,
-    face, # (size, size) or (size, size, 3) array, shown below the grids
+    face,  # (size, size) or (size, size, 3) array, shown below the grids
 ):
     "Draw the grid of every Grad-CAM layer over a face; the chosen one carries the default of `cam_layer`."
     size = len(face)
     grids, chosen = cam_grids(model, size), model.cam_name(size)
-    figure, axes = plt.subplots(1, len(grids), figsize=(2.4 * len(grids), 2.8), dpi=70, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(grids), figsize=(2.4 * len(grids), 2.8), dpi=70, squeeze=False
+    )
     for ax, (name, cells) in zip(axes[0], grids.items()):
         mark = " (chosen)" if name == chosen else ""
         ax.imshow(face, cmap="gray", extent=(0, cells, cells, 0))

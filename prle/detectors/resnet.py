@@ -7,24 +7,36 @@ __all__ = ['RESNET50_WEIGHTS', 'resnet50']
 
 # %% ../../nbs/detectors/04_resnet.ipynb #detectors-04-resnet-6
 from prle.detectors.registry import (
-    IMAGENET_MEAN, IMAGENET_STD, Published, TimmDetector, Weights, register_detector, scaled,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Published,
+    TimmDetector,
+    Weights,
+    register_detector,
+    scaled,
 )
 
 # %% ../../nbs/detectors/04_resnet.ipynb #detectors-04-resnet-8
 RESNET50_WEIGHTS = Weights("resnet50.tv_in1k", "BSD-3-Clause", 224, IMAGENET_MEAN, IMAGENET_STD)
 
+# %% ../../nbs/detectors/04_resnet.ipynb #detectors-04-resnet-9
 @register_detector(
     RESNET50_WEIGHTS,
-    Published(23_512_130, second_output=2_049, gmacs={224: 4.0871, 256: 5.3383, 299: 7.6256}))
+    Published(23_512_130, second_output=2_049, gmacs={224: 4.0871, 256: 5.3383, 299: 7.6256}),
+)
 def resnet50(
-    width: float = 1.0, # factor on the channels of the four stages; 1 is the published size
-    pretrained: bool = False, # ImageNet weights (width 1), torchvision's, fetched by timm
-    dropout: float = 0.0, # before the linear layer, in [0, 1)
+    width: float = 1.0,  # factor on the channels of the four stages; 1 is the published size
+    pretrained: bool = False,  # ImageNet weights (width 1), torchvision's, fetched by timm
+    dropout: float = 0.0,  # before the linear layer, in [0, 1)
 ) -> TimmDetector:
     "ResNet-50 in torchvision's layout (stride in the 3x3 convolution)."
     import timm
+
     channels = tuple(scaled(c, width) for c in (64, 128, 256, 512))
-    net = timm.create_model("resnet50", num_classes=1, channels=channels, drop_rate=dropout, zero_init_last=False)
+    net = timm.create_model(
+        "resnet50", num_classes=1, channels=channels, drop_rate=dropout, zero_init_last=False
+    )
     model = TimmDetector(net, RESNET50_WEIGHTS, ("layer4.2", "layer3.5", "layer2.3"))
-    if pretrained: model.load_imagenet()
+    if pretrained:
+        model.load_imagenet()
     return model

@@ -11,20 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from prle.detectors.registry import (
-    Detector, Published, Recipe, Weights, cross_entropy, evaluating, fake_minus_real, flood, init_head,
+    Detector,
+    Published,
+    Recipe,
+    Weights,
+    cross_entropy,
+    evaluating,
+    fake_minus_real,
+    flood,
+    init_head,
     register_detector,
 )
 from .xception import XceptionBody
 
 # %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-13
 def forgery_attention(
-    model: nn.Module, # has `logit`: (N, 3, H, W) -> (N,)
-    x: Tensor, # (N, 3, H, W), normalized
-) -> Tensor: # (N, H, W), not negative
+    model: nn.Module,  # has `logit`: (N, 3, H, W) -> (N,)
+    x: Tensor,  # (N, 3, H, W), normalized
+) -> Tensor:  # (N, H, W), not negative
     "Compute the forgery attention map (FAM): the largest |d logit / d pixel| of the three colours."
     x = x.detach().requires_grad_()
     with evaluating(model):
-        gradient, = torch.autograd.grad(model.logit(x).sum(), x)
+        (gradient,) = torch.autograd.grad(model.logit(x).sum(), x)
     return gradient.abs().amax(1)
 
 # %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-17
@@ -33,15 +41,16 @@ def _integers(share: Tensor, largest: int | Tensor) -> Tensor:
     return (share * largest).long() + 1
 
 # %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-18
-RECTANGLES = 3 # a face
-LONGEST = 120 / 224 # of a rectangle's edge, as a share of the face's
+RECTANGLES = 3  # a face
+LONGEST = 120 / 224  # of a rectangle's edge, as a share of the face's
 
+# %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-19
 def draw_rectangles(
-    n: int, # number of faces
-    height: int, # of the faces, in pixels
-    width: int, # of the faces, in pixels
-    device: torch.device | str = "cpu", # where to draw
-) -> Tensor: # (n, RECTANGLES, 4) integers: a rectangle's h and w, offsets a in 1..h and b in 1..w of its corner
+    n: int,  # number of faces
+    height: int,  # of the faces, in pixels
+    width: int,  # of the faces, in pixels
+    device: torch.device | str = "cpu",  # where to draw
+) -> Tensor:  # (n, RECTANGLES, 4) integers: a rectangle's h and w, offsets a in 1..h and b in 1..w of its corner
     "Draw the rectangles of a batch: edges uniform from 1 to `LONGEST` of the face, offsets uniform from 1 to the edge."
     share = torch.rand(n, RECTANGLES, 4, device=device)
     h = _integers(share[..., 0], max(1, round(LONGEST * height)))
@@ -49,17 +58,17 @@ def draw_rectangles(
     a, b = _integers(share[..., 2], h), _integers(share[..., 3], w)
     return torch.stack([h, w, a, b], -1)
 
-# %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-21
+# %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-22
 def _between(start: Tensor, length: Tensor, size: int) -> Tensor:
     "Mark the numbers from 0 to size - 1 that lie in [start, start + length): (N,), (N,) -> (N, size) bool."
     at = torch.arange(size, device=start.device)
     return (at >= start[:, None]) & (at < (start + length)[:, None])
 
-# %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-22
+# %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-23
 def erased_pixels(
-    fam: Tensor, # (N, H, W), not negative
-    rectangles: Tensor, # (N, K, 4), from `draw_rectangles`
-) -> Tensor: # (N, H, W) bool
+    fam: Tensor,  # (N, H, W), not negative
+    rectangles: Tensor,  # (N, K, 4), from `draw_rectangles`
+) -> Tensor:  # (N, H, W) bool
     "Mark the pixels that suspicious forgeries erasing covers, for all faces at once."
     width = fam.shape[2]
     left = fam.flatten(1).clone()
@@ -72,35 +81,41 @@ def erased_pixels(
         left.masked_fill_(erased.flatten(1), -1).scatter_(1, pixel[:, None], -1)
     return erased
 
-# %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-28
+# %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-29
 def erase(
-    x: Tensor, # (N, 3, H, W), normalized
-    fam: Tensor, # (N, H, W), from `forgery_attention`
-) -> Tensor: # (N, 3, H, W), a copy
+    x: Tensor,  # (N, 3, H, W), normalized
+    fam: Tensor,  # (N, H, W), from `forgery_attention`
+) -> Tensor:  # (N, 3, H, W), a copy
     "Turn three rectangles around the pixels of highest FAM into noise (suspicious forgeries erasing, SFE)."
     rectangles = draw_rectangles(len(x), *x.shape[2:], x.device)
     erased = erased_pixels(fam, rectangles)
     noise = torch.empty_like(x).uniform_(-1, 1)
     return torch.where(erased[:, None], noise, x)
 
-# %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-31
+# %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-32
 RFM_WEIGHTS = Weights("none", "none", 224, std=(0.25, 0.25, 0.25))
 RFM_RECIPE = Recipe(
-    batch=16, size=224, balance=True,
+    batch=16,
+    size=224,
+    balance=True,
     augmentation="random crop 224 of 256 (centre crop in tests), flip, the method's own erasing",
     beyond="the 500,000 steps; each step has 8 + 8 faces, where `balance` balances the epoch",
-    source="released code: up to 500,000 steps of 8 real and 8 fake faces, random initial weights")
+    source="released code: up to 500,000 steps of 8 real and 8 fake faces, random initial weights",
+)
 
-# %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-32
+# %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-33
 class RFM(Detector):
     "Xception with two outputs; in training it erases where it looks."
+
     licence = "not found"
-    deviations = ("the largest edge of a rectangle scales with the face (120 at 224 pixels, as published); "
-                  "layers start by He's rule, the last near zero")
+    deviations = (
+        "the largest edge of a rectangle scales with the face (120 at 224 pixels, as published); "
+        "layers start by He's rule, the last near zero"
+    )
 
     def __init__(
         self,
-        width: float = 1.0, # factor on the channels
+        width: float = 1.0,  # factor on the channels
     ):
         super().__init__(RFM_WEIGHTS, ("body.conv4", "body.block11", "body.block2"), RFM_RECIPE)
         self.body = XceptionBody(width)
@@ -108,22 +123,23 @@ class RFM(Detector):
         init_head(self.fc)
 
     def logit(self, x):
-        features = self.body(x).mean((2, 3)) # (N, 2048)
+        features = self.body(x).mean((2, 3))  # (N, 2048)
         return fake_minus_real(self.fc(features))
 
     def compute(self, x):
         "Erase in training, where gradients are taken; then score."
-        if self.training and torch.is_grad_enabled(): x = erase(x, forgery_attention(self, x))
+        if self.training and torch.is_grad_enabled():
+            x = erase(x, forgery_attention(self, x))
         return dict(logit=self.logit(x))
 
     def loss(self, outputs, batch):
         return flood(cross_entropy(outputs["logit"], batch), 0.04)
 
-# %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-33
+# %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-34
 @register_detector(RFM_WEIGHTS, Published(20_811_050, gmacs={224: 4.5508, 256: 5.9507}))
 def rfm(
-    width: float = 1.0, # factor on the channels; 1 is the published size
-    pretrained: bool = False, # the original starts from random weights
+    width: float = 1.0,  # factor on the channels; 1 is the published size
+    pretrained: bool = False,  # the original starts from random weights
 ) -> RFM:
     "RFM: Xception with suspicious forgeries erasing; in the paper: Table II."
     return RFM(width)

@@ -15,26 +15,33 @@ from torch import Tensor, nn
 
 from ..core import check_choice
 from prle.detectors.registry import (
-    Detector, Published, Recipe, cross_entropy, fake_minus_real, full_precision, init_body, init_head,
+    Detector,
+    Published,
+    Recipe,
+    cross_entropy,
+    fake_minus_real,
+    full_precision,
+    init_body,
+    init_head,
     register_detector,
 )
 from .xception import XCEPTION_WEIGHTS, XceptionBody, load_imagenet
 
 # %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-10
-def srm_kernels() -> Tensor: # (3, 5, 5)
+def srm_kernels() -> Tensor:  # (3, 5, 5)
     "Write down the high-pass kernels: second difference in both directions, the same over 5x5, and in a row."
-    square = torch.tensor([
-        [0,  0,  0,  0, 0],
-        [0, -1,  2, -1, 0],
-        [0,  2, -4,  2, 0],
-        [0, -1,  2, -1, 0],
-        [0,  0,  0,  0, 0]])
-    wide = torch.tensor([
-        [-1,  2,  -2,  2, -1],
-        [ 2, -6,   8, -6,  2],
-        [-2,  8, -12,  8, -2],
-        [ 2, -6,   8, -6,  2],
-        [-1,  2,  -2,  2, -1]])
+    square = torch.tensor(
+        [[0, 0, 0, 0, 0], [0, -1, 2, -1, 0], [0, 2, -4, 2, 0], [0, -1, 2, -1, 0], [0, 0, 0, 0, 0]]
+    )
+    wide = torch.tensor(
+        [
+            [-1, 2, -2, 2, -1],
+            [2, -6, 8, -6, 2],
+            [-2, 8, -12, 8, -2],
+            [2, -6, 8, -6, 2],
+            [-1, 2, -2, 2, -1],
+        ]
+    )
     row = torch.zeros(5, 5)
     row[2, 1:4] = torch.tensor([1, -2, 1])
     return torch.stack([square / 4, wide / 12, row / 2])
@@ -42,10 +49,11 @@ def srm_kernels() -> Tensor: # (3, 5, 5)
 # %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-13
 class HighPass(nn.Module):
     "The three fixed filters in every channel, clipped to [-3, 3]: (N, C, H, W) to (N, 3 C, H, W)."
+
     def __init__(
         self,
-        channels: int, # C
-        order: str = "channel", # "channel": each gets all three; "released": as the released code lays them out
+        channels: int,  # C
+        order: str = "channel",  # "channel": each gets all three; "released": as the released code lays them out
     ):
         super().__init__()
         check_choice(order, ("channel", "released"), "order of the SRM filters")
@@ -60,58 +68,71 @@ class HighPass(nn.Module):
 
 # %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-18
 def feature_noise(
-    channels: int, # of the colour stream
-    order: str, # of the filters: "channel" or "released"
+    channels: int,  # of the colour stream
+    order: str,  # of the filters: "channel" or "released"
 ) -> nn.Sequential:
     "Build what measures the noise of a feature map: (N, channels, H, W) to the same shape, not negative."
     return nn.Sequential(
         HighPass(channels, order),
         nn.Conv2d(3 * channels, channels, 1, bias=False),
         nn.BatchNorm2d(channels),
-        nn.ReLU(inplace=True))
+        nn.ReLU(inplace=True),
+    )
 
 # %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-21
 def init_attention(
-    model: nn.Module, # its convolutions and linear layers are set in place
+    model: nn.Module,  # its convolutions and linear layers are set in place
 ):
     "Draw weights so small that attention starts even: Xavier's normal ones times 0.02, biases zero."
     for m in model.modules():
-        if isinstance(m, (nn.Conv2d, nn.Linear)): nn.init.xavier_normal_(m.weight, gain=0.02)
-        if getattr(m, "bias", None) is not None: nn.init.zeros_(m.bias)
+        if isinstance(m, (nn.Conv2d, nn.Linear)):
+            nn.init.xavier_normal_(m.weight, gain=0.02)
+        if getattr(m, "bias", None) is not None:
+            nn.init.zeros_(m.bias)
 
 # %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-22
 class ResidualAttention(nn.Module):
     "Where to look, from the noise: (N, 3, H, W) to (N, 1, h, w) in (0, 1), on the grid of Xception's second convolution."
+
     def __init__(
         self,
-        first: int, # channels after the first convolution (published: 32)
-        second: int, # after the second (64)
+        first: int,  # channels after the first convolution (published: 32)
+        second: int,  # after the second (64)
     ):
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(3, first, 3, stride=2, bias=False), nn.BatchNorm2d(first), nn.ReLU(inplace=True),
-            nn.Conv2d(first, second, 3, bias=False), nn.BatchNorm2d(second), nn.ReLU(inplace=True))
+            nn.Conv2d(3, first, 3, stride=2, bias=False),
+            nn.BatchNorm2d(first),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(first, second, 3, bias=False),
+            nn.BatchNorm2d(second),
+            nn.ReLU(inplace=True),
+        )
         self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 
     def forward(self, noise):
         x = self.features(noise)
-        summary = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1) # (N, 2, h, w)
+        summary = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)  # (N, 2, h, w)
         return torch.sigmoid(self.conv(summary))
 
 # %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-25
 class CrossAttention(nn.Module):
     "Dual cross-modality attention: two maps (N, C, h, w) with h * w tokens, each enriched by the other."
+
     def __init__(
         self,
-        channels: int, # C (published: 728)
-        tokens: int, # h * w
+        channels: int,  # C (published: 728)
+        tokens: int,  # h * w
     ):
         super().__init__()
         keys = channels // 8
         self.key_x, self.key_y = nn.Conv2d(channels, keys, 1), nn.Conv2d(channels, keys, 1)
         self.key = nn.Conv2d(keys, keys, 1)  # shared
         self.mix_x, self.mix_y = nn.Linear(tokens, tokens), nn.Linear(tokens, tokens)
-        self.value_x, self.value_y = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 1)
+        self.value_x, self.value_y = (
+            nn.Conv2d(channels, channels, 1),
+            nn.Conv2d(channels, channels, 1),
+        )
         self.gamma_x, self.gamma_y = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
         init_attention(self)
 
@@ -129,53 +150,60 @@ class CrossAttention(nn.Module):
 
 # %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-29
 def attention_grid(
-    size: int, # edge of the face in pixels
-) -> int: # cells along an edge of the map after block 3; below 1 where there is none
+    size: int,  # edge of the face in pixels
+) -> int:  # cells along an edge of the map after block 3; below 1 where there is none
     "Compute the grid on which Xception's blocks 4 to 11 work."
     cells = (size - 3) // 2 - 1
-    for _ in range(3): cells = (cells + 1) // 2
+    for _ in range(3):
+        cells = (cells + 1) // 2
     return cells
 
 # %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-31
 class Fusion(nn.Module):
     "The two last maps, (N, C, h, w) each, to one f + f * w of as many channels, w a weight in (0, 1) a channel."
+
     def __init__(
         self,
-        channels: int, # C (published: 2048)
+        channels: int,  # C (published: 2048)
     ):
         super().__init__()
         hidden = max(channels // 16, 1)
         self.fuse = nn.Sequential(
             nn.Conv2d(2 * channels, channels, 1, bias=False),
             nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True))
+            nn.ReLU(inplace=True),
+        )
         self.weigh = nn.Sequential(
             nn.Conv2d(channels, hidden, 1, bias=False),
             nn.ReLU(),
-            nn.Conv2d(hidden, channels, 1, bias=False))
+            nn.Conv2d(hidden, channels, 1, bias=False),
+        )
         init_body(self.fuse, "fan_out")
         init_attention(self.weigh)
 
     def forward(self, x, y):
         f = self.fuse(torch.cat([x, y], 1))
-        mean, largest = f.mean((2, 3), keepdim=True), f.amax((2, 3), keepdim=True) # (N, C, 1, 1)
+        mean, largest = f.mean((2, 3), keepdim=True), f.amax((2, 3), keepdim=True)  # (N, C, 1, 1)
         return f + f * torch.sigmoid(self.weigh(mean) + self.weigh(largest))
 
 # %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-36
 def am_softmax(
-    logit: Tensor, # (N,) output of fake minus output of real
-    batch: dict[str, Tensor], # label (N,) REAL or FAKE; weight (N,) if not 1
-    margin: float = 0.45, # m
-    scale: float = 30.0, # s
-) -> Tensor: # ()
+    logit: Tensor,  # (N,) output of fake minus output of real
+    batch: dict[str, Tensor],  # label (N,) REAL or FAKE; weight (N,) if not 1
+    margin: float = 0.45,  # m
+    scale: float = 30.0,  # s
+) -> Tensor:  # ()
     "Compute the additive-margin softmax (Wang et al., 2018) of two classes, masked faces weighted (Eq. 13)."
-    sign = 1 - 2 * batch["label"].to(logit.dtype) # 1 for real, -1 for fake
+    sign = 1 - 2 * batch["label"].to(logit.dtype)  # 1 for real, -1 for fake
     return cross_entropy(scale * (logit + margin * sign), batch)
 
 # %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-42
 SRM_RECIPE = Recipe(
-    flip=False, augmentation="none", beyond="nothing is known",
-    source="no training script released; Adam, 2e-4, batch 32 (unverified)")
+    flip=False,
+    augmentation="none",
+    beyond="nothing is known",
+    source="no training script released; Adam, 2e-4, batch 32 (unverified)",
+)
 
 # %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-44
 def _last_map(body: XceptionBody, x: Tensor) -> Tensor:
@@ -187,22 +215,29 @@ def _last_map(body: XceptionBody, x: Tensor) -> Tensor:
 # %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-45
 class SRM(Detector):
     "Two Xceptions on colours and on noise, with attention between them. `ValueError` for a size with fewer than 2x2 tokens."
+
     licence = "not found"
-    deviations = ("each channel gets all three filters (order='released': as released); attention built for the size; "
-                  "biases of the attention start at zero, the streams' layers and the fusion by He's rule, the last layer near zero")
+    deviations = (
+        "each channel gets all three filters (order='released': as released); attention built for the size; "
+        "biases of the attention start at zero, the streams' layers and the fusion by He's rule, the last layer near zero"
+    )
 
     def __init__(
         self,
-        width: float = 1.0, # factor on the channels
-        size: int = 256, # edge of the faces in pixels
-        order: str = "channel", # which filters a channel gets: "channel" all three, "released" as in the released code
-        dropout: float = 0.5, # before the linear layer, in [0, 1)
+        width: float = 1.0,  # factor on the channels
+        size: int = 256,  # edge of the faces in pixels
+        order: str = "channel",  # which filters a channel gets: "channel" all three, "released" as in the released code
+        dropout: float = 0.5,  # before the linear layer, in [0, 1)
     ):
         grid = attention_grid(size)
         if grid < 2:
-            raise ValueError("SRM relates places of a map that is 1/16 of the face's size; "
-                             f"at {size} pixels it has fewer than 2x2: use at least 23")
-        super().__init__(XCEPTION_WEIGHTS, ("fusion.fuse", "rgb.block11", "rgb.block2"), SRM_RECIPE, size)
+            raise ValueError(
+                "SRM relates places of a map that is 1/16 of the face's size; "
+                f"at {size} pixels it has fewer than 2x2: use at least 23"
+            )
+        super().__init__(
+            XCEPTION_WEIGHTS, ("fusion.fuse", "rgb.block11", "rgb.block2"), SRM_RECIPE, size
+        )
         self.rgb, self.noise = XceptionBody(width), XceptionBody(width)
         c = self.rgb.channels
         self.high_pass = HighPass(1)
@@ -213,7 +248,8 @@ class SRM(Detector):
         self.drop = nn.Dropout(dropout)
         self.fc = nn.Linear(c[2048], 2)
         for m in chain(self.noise1, self.noise2, self.attention.modules()):
-            if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, a=1) # variance 1 / fan-in
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, a=1)  # variance 1 / fan-in
         self.cross1, self.cross2 = CrossAttention(c[728], grid**2), CrossAttention(c[728], grid**2)
         init_head(self.fc)
 
@@ -235,28 +271,34 @@ class SRM(Detector):
         return self.fusion(_last_map(self.rgb, x), _last_map(self.noise, y))
 
     def logit(self, x):
-        features = self.features(x).mean((2, 3)) # (N, 2048)
+        features = self.features(x).mean((2, 3))  # (N, 2048)
         return fake_minus_real(self.fc(self.drop(features)))
 
-    def loss(self, outputs, batch): return am_softmax(outputs["logit"], batch)
+    def loss(self, outputs, batch):
+        return am_softmax(outputs["logit"], batch)
 
     def load_imagenet(self):
         "Load the published ImageNet weights of Xception into both streams."
-        for body in (self.rgb, self.noise): load_imagenet(body)
+        for body in (self.rgb, self.noise):
+            load_imagenet(body)
 
 # %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-46
 @register_detector(
     XCEPTION_WEIGHTS,
     Published(53_238_380, gmacs={256: 14.0165}),
-    idle={r"(rgb|noise)\.bn4\.bias": "a shift in front of the fusion's 1x1 convolution and batch norm"})
+    idle={
+        r"(rgb|noise)\.bn4\.bias": "a shift in front of the fusion's 1x1 convolution and batch norm"
+    },
+)
 def srm(
-    width: float = 1.0, # factor on the channels; 1 is the published size
-    pretrained: bool = False, # ImageNet weights in both streams (width 1)
-    size: int = 256, # edge of the faces in pixels; the attention has a weight for each pair of cells
-    order: str = "channel", # filters of a channel: "channel" all three, "released" as in the released code
-    dropout: float = 0.5, # before the linear layer, in [0, 1)
+    width: float = 1.0,  # factor on the channels; 1 is the published size
+    pretrained: bool = False,  # ImageNet weights in both streams (width 1)
+    size: int = 256,  # edge of the faces in pixels; the attention has a weight for each pair of cells
+    order: str = "channel",  # filters of a channel: "channel" all three, "released" as in the released code
+    dropout: float = 0.5,  # before the linear layer, in [0, 1)
 ) -> SRM:
     "SRM of Luo et al. (2021); in the paper: Table II."
     model = SRM(width, size, order, dropout)
-    if pretrained: model.load_imagenet()
+    if pretrained:
+        model.load_imagenet()
     return model

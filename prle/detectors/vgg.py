@@ -10,43 +10,58 @@ import torch
 from torch import nn
 
 from prle.detectors.registry import (
-    BEFORE_NORM, IMAGENET_MEAN, IMAGENET_STD, Detector, Published, Weights, imagenet_state, init_body, init_head,
-    load_body, register_detector, scaled,
+    BEFORE_NORM,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Detector,
+    Published,
+    Weights,
+    imagenet_state,
+    init_body,
+    init_head,
+    load_body,
+    register_detector,
+    scaled,
 )
 
 # %% ../../nbs/detectors/03_vgg.ipynb #detectors-03-vgg-8
 GROUPS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 "VGG-16's channels, group by group; a max-pooling ends each group."
 
+# %% ../../nbs/detectors/03_vgg.ipynb #detectors-03-vgg-9
 def conv_groups(
-    width: float, # factor on the channels
-    batch_norm: bool, # a batch norm after every convolution
-) -> tuple[nn.Sequential, list[int]]: # the layers, and the index of the last ReLU of each group
+    width: float,  # factor on the channels
+    batch_norm: bool,  # a batch norm after every convolution
+) -> tuple[nn.Sequential, list[int]]:  # the layers, and the index of the last ReLU of each group
     "Build the convolutional part of VGG-16, numbered like the published weight files."
     layers, ends, inputs = [], [], 3
     for group in GROUPS:
         for channels in (scaled(c, width) for c in group):
             layers.append(nn.Conv2d(inputs, channels, 3, padding=1))
-            if batch_norm: layers.append(nn.BatchNorm2d(channels))
+            if batch_norm:
+                layers.append(nn.BatchNorm2d(channels))
             layers.append(nn.ReLU(inplace=True))
             inputs = channels
         ends.append(len(layers) - 1)
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers), ends
 
-# %% ../../nbs/detectors/03_vgg.ipynb #detectors-03-vgg-12
+# %% ../../nbs/detectors/03_vgg.ipynb #detectors-03-vgg-13
 class VGG(Detector):
     "VGG-16 with one logit."
-    licence = "BSD-3-Clause" # torchvision's
+
+    licence = "BSD-3-Clause"  # torchvision's
     smallest = 32
-    deviations = "one output; layers without ImageNet weights start by He's rule, the last near zero"
+    deviations = (
+        "one output; layers without ImageNet weights start by He's rule, the last near zero"
+    )
 
     def __init__(
         self,
-        weights: Weights, # input statistics and source of the weights
-        width: float = 1.0, # factor on the channels and on the hidden linear layers
-        dropout: float = 0.5, # after either hidden linear layer, in [0, 1)
-        batch_norm: bool = False, # a batch norm after every convolution
+        weights: Weights,  # input statistics and source of the weights
+        width: float = 1.0,  # factor on the channels and on the hidden linear layers
+        dropout: float = 0.5,  # after either hidden linear layer, in [0, 1)
+        batch_norm: bool = False,  # a batch norm after every convolution
     ):
         features, ends = conv_groups(width, batch_norm)
         super().__init__(weights, tuple(f"features.{i}" for i in reversed(ends[3:])))
@@ -54,8 +69,13 @@ class VGG(Detector):
         hidden = scaled(4096, width)
         self.pool = nn.AdaptiveAvgPool2d(7)
         self.hidden = nn.Sequential(
-            nn.Linear(scaled(512, width) * 49, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout),
-            nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout))
+            nn.Linear(scaled(512, width) * 49, hidden),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+        )
         self.head = nn.Linear(hidden, 1)
         init_body(self)
         init_head(self.head)
@@ -64,49 +84,54 @@ class VGG(Detector):
         x = self.pool(self.features(x)).flatten(1)  # (N, 512 * 7 * 7)
         return self.head(self.hidden(x)).squeeze(1)
 
-# %% ../../nbs/detectors/03_vgg.ipynb #detectors-03-vgg-14
+# %% ../../nbs/detectors/03_vgg.ipynb #detectors-03-vgg-15
 def linear_names(
-    state: dict[str, torch.Tensor], # state dict of a timm VGG
-) -> dict[str, torch.Tensor]: # with the names and shapes of `VGG`, the head as `head`
+    state: dict[str, torch.Tensor],  # state dict of a timm VGG
+) -> dict[str, torch.Tensor]:  # with the names and shapes of `VGG`, the head as `head`
     "Translate timm's VGG: the convolutions `pre_logits.fc1` and `fc2` become linear layers."
     names = {"pre_logits.fc1": "hidden.0", "pre_logits.fc2": "hidden.3", "head.fc": "head"}
     translated = {}
     for key, value in state.items():
         layer, _, kind = key.rpartition(".")
-        if layer in names and kind == "weight": value = value.flatten(1)
+        if layer in names and kind == "weight":
+            value = value.flatten(1)
         translated[f"{names.get(layer, layer)}.{kind}"] = value
     return translated
 
-# %% ../../nbs/detectors/03_vgg.ipynb #detectors-03-vgg-15
+# %% ../../nbs/detectors/03_vgg.ipynb #detectors-03-vgg-16
 def _vgg(weights: Weights, width: float, pretrained: bool, **options) -> VGG:
     "Build a VGG-16 and, where asked, load its ImageNet weights."
     model = VGG(weights, width, **options)
-    if pretrained: load_body(model, linear_names(imagenet_state(weights.source)), "head")
+    if pretrained:
+        load_body(model, linear_names(imagenet_state(weights.source)), "head")
     return model
 
-# %% ../../nbs/detectors/03_vgg.ipynb #detectors-03-vgg-16
+# %% ../../nbs/detectors/03_vgg.ipynb #detectors-03-vgg-17
 VGG16_WEIGHTS = Weights("vgg16.tv_in1k", "BSD-3-Clause", 224, IMAGENET_MEAN, IMAGENET_STD)
 VGG16_BN_WEIGHTS = Weights("vgg16_bn.tv_in1k", "BSD-3-Clause", 224, IMAGENET_MEAN, IMAGENET_STD)
 
+
 @register_detector(
-    VGG16_WEIGHTS,
-    Published(134_268_738, second_output=4_097, gmacs={224: 15.4662, 256: 20.1641}))
+    VGG16_WEIGHTS, Published(134_268_738, second_output=4_097, gmacs={224: 15.4662, 256: 20.1641})
+)
 def vgg16(
-    width: float = 1.0, # factor on the channels; 1 is the published size
-    pretrained: bool = False, # ImageNet weights (width 1), torchvision's, fetched by timm
-    dropout: float = 0.5, # after either hidden linear layer, in [0, 1)
+    width: float = 1.0,  # factor on the channels; 1 is the published size
+    pretrained: bool = False,  # ImageNet weights (width 1), torchvision's, fetched by timm
+    dropout: float = 0.5,  # after either hidden linear layer, in [0, 1)
 ) -> VGG:
     "VGG-16 without batch norm, the published one."
     return _vgg(VGG16_WEIGHTS, width, pretrained, dropout=dropout)
 
+# %% ../../nbs/detectors/03_vgg.ipynb #detectors-03-vgg-18
 @register_detector(
     VGG16_BN_WEIGHTS,
     Published(134_277_186, second_output=4_097, gmacs={224: 15.4662, 256: 20.1641}),
-    idle={r"features\.(0|3|7|10|14|17|20|24|27|30|34|37|40)\.bias": BEFORE_NORM})
+    idle={r"features\.(0|3|7|10|14|17|20|24|27|30|34|37|40)\.bias": BEFORE_NORM},
+)
 def vgg16_bn(
-    width: float = 1.0, # factor on the channels; 1 is the published size
-    pretrained: bool = False, # ImageNet weights (width 1), torchvision's, fetched by timm
-    dropout: float = 0.5, # after either hidden linear layer, in [0, 1)
+    width: float = 1.0,  # factor on the channels; 1 is the published size
+    pretrained: bool = False,  # ImageNet weights (width 1), torchvision's, fetched by timm
+    dropout: float = 0.5,  # after either hidden linear layer, in [0, 1)
 ) -> VGG:
     "VGG-16 with batch norm, for training from scratch."
     return _vgg(VGG16_BN_WEIGHTS, width, pretrained, dropout=dropout, batch_norm=True)

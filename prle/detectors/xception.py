@@ -16,35 +16,50 @@ import torch.nn.functional as F
 from torch import nn
 
 from prle.detectors.registry import (
-    Detector, Published, Recipe, Weights, imagenet_state, init_body, init_head, register_detector, scaled,
+    Detector,
+    Published,
+    Recipe,
+    Weights,
+    imagenet_state,
+    init_body,
+    init_head,
+    register_detector,
+    scaled,
 )
 
 # %% ../../nbs/detectors/01_xception.ipynb #detectors-01-xception-8
 def separable(
-    inputs: int, # channels that come in
-    outputs: int, # channels that go out
+    inputs: int,  # channels that come in
+    outputs: int,  # channels that go out
 ) -> nn.Sequential:
     "Build a separable convolution: 3x3 in every channel alone, then 1x1 across channels; nothing in between."
-    return nn.Sequential(OrderedDict(
-        conv1=nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False),
-        pointwise=nn.Conv2d(inputs, outputs, 1, bias=False)))
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False),
+            pointwise=nn.Conv2d(inputs, outputs, 1, bias=False),
+        )
+    )
 
 # %% ../../nbs/detectors/01_xception.ipynb #detectors-01-xception-11
 class Block(nn.Module):
     "Separable convolutions beside a shortcut: where the shape changes, a 1x1 convolution of every `stride`-th cell."
+
     def __init__(
         self,
-        *channels: int, # channels before the first, between, and after the last separable convolution
-        stride: int = 1, # of the max-pooling at the end; 1: none
-        first_relu: bool = True, # begin with a ReLU
+        *channels: int,  # channels before the first, between, and after the last separable convolution
+        stride: int = 1,  # of the max-pooling at the end; 1: none
+        first_relu: bool = True,  # begin with a ReLU
     ):
         super().__init__()
         units = []
         for i, (a, b) in enumerate(pairwise(channels)):
-            relu = nn.ReLU(inplace=i > 0)  # the first may not overwrite its input: the shortcut reads it too
+            relu = nn.ReLU(
+                inplace=i > 0
+            )  # the first may not overwrite its input: the shortcut reads it too
             units += [relu, separable(a, b), nn.BatchNorm2d(b)]
-        if stride > 1: units.append(nn.MaxPool2d(3, stride, padding=1))
-        self.rep = nn.Sequential(*units[0 if first_relu else 1:])
+        if stride > 1:
+            units.append(nn.MaxPool2d(3, stride, padding=1))
+        self.rep = nn.Sequential(*units[0 if first_relu else 1 :])
         self.stride = stride
         self.skip, self.skipbn = nn.Identity(), nn.Identity()
         if stride > 1 or channels[0] != channels[-1]:
@@ -53,34 +68,44 @@ class Block(nn.Module):
 
     def forward(self, x):
         y = self.rep(x)  # first, because gradients are added up in this order
-        picked = x[..., ::self.stride, ::self.stride]
+        picked = x[..., :: self.stride, :: self.stride]
         return y + self.skipbn(self.skip(picked))
 
 # %% ../../nbs/detectors/01_xception.ipynb #detectors-01-xception-15
 XCEPTION_WEIGHTS = Weights("legacy_xception.tf_in1k", "Apache-2.0", 299)
 XCEPTION_RECIPE = Recipe(
-    batch=32, epochs=18, size=299, flip=False, augmentation="none",
+    batch=32,
+    epochs=18,
+    size=299,
+    flip=False,
+    augmentation="none",
     beyond="the first 3 epochs train the head alone",
-    source="FaceForensics++ (unverified: 3 epochs head only, then 15 epochs all)")
+    source="FaceForensics++ (unverified: 3 epochs head only, then 15 epochs all)",
+)
 
 # %% ../../nbs/detectors/01_xception.ipynb #detectors-01-xception-17
 class XceptionBody(nn.Module):
     "Xception up to its last feature map; sub-modules are named as in the published weight files."
+
     def __init__(
         self,
-        width: float = 1.0, # factor on the channels
-        inputs: int = 3, # channels of what comes in
-        stride: int = 2, # of the first convolution
+        width: float = 1.0,  # factor on the channels
+        inputs: int = 3,  # channels of what comes in
+        stride: int = 2,  # of the first convolution
     ):
         super().__init__()
         published = (32, 64, 128, 256, 728, 1024, 1536, 2048)
         self.channels = c = {n: scaled(n, width) for n in published}
-        self.conv1, self.bn1 = nn.Conv2d(inputs, c[32], 3, stride, bias=False), nn.BatchNorm2d(c[32])
+        self.conv1, self.bn1 = (
+            nn.Conv2d(inputs, c[32], 3, stride, bias=False),
+            nn.BatchNorm2d(c[32]),
+        )
         self.conv2, self.bn2 = nn.Conv2d(c[32], c[64], 3, bias=False), nn.BatchNorm2d(c[64])
         self.block1 = Block(c[64], c[128], c[128], stride=2, first_relu=False)
         self.block2 = Block(c[128], c[256], c[256], stride=2)
         self.block3 = Block(c[256], c[728], c[728], stride=2)
-        for i in range(4, 12): self.add_module(f"block{i}", Block(*[c[728]] * 4))
+        for i in range(4, 12):
+            self.add_module(f"block{i}", Block(*[c[728]] * 4))
         self.block12 = Block(c[728], c[728], c[1024], stride=2)
         self.conv3, self.bn3 = separable(c[1024], c[1536]), nn.BatchNorm2d(c[1536])
         self.conv4, self.bn4 = separable(c[1536], c[2048]), nn.BatchNorm2d(c[2048])
@@ -96,7 +121,8 @@ class XceptionBody(nn.Module):
 
     def blocks(self, x, first: int, last: int):
         "Apply blocks `first` to `last`; behind block 12: (N, 1024, H/32, W/32)."
-        for i in range(first, last + 1): x = getattr(self, f"block{i}")(x)
+        for i in range(first, last + 1):
+            x = getattr(self, f"block{i}")(x)
         return x
 
     def tail(self, x):
@@ -111,15 +137,18 @@ class XceptionBody(nn.Module):
 # %% ../../nbs/detectors/01_xception.ipynb #detectors-01-xception-20
 class Xception(Detector):
     "Xception with one logit."
-    licence = "MIT" # FaceForensics++'s
-    deviations = "one output; layers without ImageNet weights start by He's rule, the last near zero"
+
+    licence = "MIT"  # FaceForensics++'s
+    deviations = (
+        "one output; layers without ImageNet weights start by He's rule, the last near zero"
+    )
 
     def __init__(
         self,
-        weights: Weights, # input statistics and source of the weights
-        width: float = 1.0, # factor on the channels
-        dropout: float = 0.0, # before the linear layer, in [0, 1)
-        recipe: Recipe = XCEPTION_RECIPE, # how the original was trained
+        weights: Weights,  # input statistics and source of the weights
+        width: float = 1.0,  # factor on the channels
+        dropout: float = 0.0,  # before the linear layer, in [0, 1)
+        recipe: Recipe = XCEPTION_RECIPE,  # how the original was trained
     ):
         super().__init__(weights, ("body.conv4", "body.block11", "body.block2"), recipe)
         self.body = XceptionBody(width)
@@ -128,7 +157,7 @@ class Xception(Detector):
         init_head(self.fc)
 
     def logit(self, x):
-        features = self.body(x).mean((2, 3)) # (N, 2048)
+        features = self.body(x).mean((2, 3))  # (N, 2048)
         return self.fc(self.drop(features)).squeeze(1)
 
     def load_imagenet(self):
@@ -137,38 +166,41 @@ class Xception(Detector):
 
 # %% ../../nbs/detectors/01_xception.ipynb #detectors-01-xception-22
 def published_names(
-    state: dict[str, torch.Tensor], # state dict of any published Xception
-) -> dict[str, torch.Tensor]: # with the names and shapes of `XceptionBody`, without the head
+    state: dict[str, torch.Tensor],  # state dict of any published Xception
+) -> dict[str, torch.Tensor]:  # with the names and shapes of `XceptionBody`, without the head
     "Translate a published Xception: 2-D pointwise kernels become 1x1 convolutions, the head is left out."
     body = {}
     for name, value in state.items():
-        if name.startswith(("fc.", "last_linear.")): continue
-        if "pointwise" in name and value.ndim == 2: value = value[:, :, None, None]
+        if name.startswith(("fc.", "last_linear.")):
+            continue
+        if "pointwise" in name and value.ndim == 2:
+            value = value[:, :, None, None]
         body[name] = value
     return body
 
 # %% ../../nbs/detectors/01_xception.ipynb #detectors-01-xception-25
 def load_imagenet(
-    body: XceptionBody, # of width 1
+    body: XceptionBody,  # of width 1
 ):
     "Load the published ImageNet weights into a body with any number of input channels."
     state = published_names(imagenet_state(XCEPTION_WEIGHTS.source))
     inputs = body.conv1.in_channels
-    kernel = state["conv1.weight"] # (32, 3, 3, 3)
+    kernel = state["conv1.weight"]  # (32, 3, 3, 3)
     repeated = kernel.repeat(1, math.ceil(inputs / 3), 1, 1)[:, :inputs]
     state["conv1.weight"] = repeated * (3 / inputs)
     body.load_state_dict(state)
 
 # %% ../../nbs/detectors/01_xception.ipynb #detectors-01-xception-26
 @register_detector(
-    XCEPTION_WEIGHTS,
-    Published(20_811_050, second_output=2_049, gmacs={256: 5.9507, 299: 8.3554}))
+    XCEPTION_WEIGHTS, Published(20_811_050, second_output=2_049, gmacs={256: 5.9507, 299: 8.3554})
+)
 def xception(
-    width: float = 1.0, # factor on the channels; 1 is the published size
-    pretrained: bool = False, # ImageNet weights (width 1)
-    dropout: float = 0.0, # before the linear layer, in [0, 1)
+    width: float = 1.0,  # factor on the channels; 1 is the published size
+    pretrained: bool = False,  # ImageNet weights (width 1)
+    dropout: float = 0.0,  # before the linear layer, in [0, 1)
 ) -> Xception:
     "Xception; in the paper: Tables II to VIII, and a source of attention maps."
     model = Xception(XCEPTION_WEIGHTS, width, dropout)
-    if pretrained: model.load_imagenet()
+    if pretrained:
+        model.load_imagenet()
     return model

@@ -27,89 +27,133 @@ from .experiments import Lab
 
 # %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-5
 def open_run(
-    folder: str | Path, # of a detector's run
+    folder: str | Path,  # of a detector's run
 ) -> Run:
     """Open a detector's finished run.
 
     Raise `ValueError` for another kind of run, `Damaged` naming the first file that is not as it was written."""
     folder = Path(folder).absolute()
-    if not (folder/"run.yaml").exists(): raise ValueError(f"{folder.name} is no run of a detector: there is no run.yaml in it.")
-    try: check_run(folder)
-    except Damaged as e: raise Damaged(f"{e} It is made again when the training, or a table that needs it, is asked for.") from e
+    if not (folder / "run.yaml").exists():
+        raise ValueError(f"{folder.name} is no run of a detector: there is no run.yaml in it.")
+    try:
+        check_run(folder)
+    except Damaged as e:
+        raise Damaged(
+            f"{e} It is made again when the training, or a table that needs it, is asked for."
+        ) from e
     return Run(folder, folder.name.rsplit("-", 1)[1], True)
 
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-6
 def reopen(
-    folder: str | Path, # of a detector's run
-    data: str | Path | None = None, # where its data lie now; None: where they lay
-    **options, # outputs, device, say of `Lab`
+    folder: str | Path,  # of a detector's run
+    data: str | Path | None = None,  # where its data lie now; None: where they lay
+    **options,  # outputs, device, say of `Lab`
 ) -> tuple[Lab, Run]:
     """Open a detector's run and the lab that it belongs to.
 
     Raise `ValueError` for another kind of run, or if the data are not those that it was trained on."""
     run = open_run(folder)
-    config = RunConfig.read(run.path/"run.yaml")
+    config = RunConfig.read(run.path / "run.yaml")
     lab = Lab(config.preset, data or config.data or None, **options)
     if read_run(run.path)[0]["data"] != lab.fingerprint:
-        raise ValueError(f"{run.path.name} was trained on other data than lie in {lab.manifest.attrs['root']} now. Name the folder where its own lie (--data), or train it again.")
+        raise ValueError(
+            f"{run.path.name} was trained on other data than lie in {lab.manifest.attrs['root']} now. Name the folder where its own lie (--data), or train it again."
+        )
     return lab, run
 
-# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-7
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-8
 def evaluation(
-    scores: pd.DataFrame, # from `prle.lab.experiments.read_scores`
-    n: int = 1000, # resamples behind the intervals
-) -> pd.DataFrame: # subset, unit, measure; value, low, high in per cent
+    scores: pd.DataFrame,  # from `prle.lab.experiments.read_scores`
+    n: int = 1000,  # resamples behind the intervals
+) -> pd.DataFrame:  # subset, unit, measure; value, low, high in per cent
     """Compute AUC and accuracy (%) of each manipulation against all reals, and of all together, with intervals.
 
     The unit is the face (`frame`), and also the video where videos have several faces."""
-    groups = {name: scores[scores.subset.isin(["real", name])] for name in scores.subset.unique() if name != "real"}
+    groups = {
+        name: scores[scores.subset.isin(["real", name])]
+        for name in scores.subset.unique()
+        if name != "real"
+    }
     units = ["frame"] + ["video"] * bool(scores.duplicated(["dataset", "subset", "video"]).any())
-    tables = [evaluate(rows, ("auc", "acc"), unit, n=n).assign(subset=name) for name, rows in {**groups, "all": scores}.items() for unit in units]
+    tables = [
+        evaluate(rows, ("auc", "acc"), unit, n=n).assign(subset=name)
+        for name, rows in {**groups, "all": scores}.items()
+        for unit in units
+    ]
     table = pd.concat(tables, ignore_index=True)
-    return table.assign(**{c: 100 * table[c] for c in ("value", "low", "high")})[["subset", "unit", "measure", "value", "low", "high"]]
+    return table.assign(**{c: 100 * table[c] for c in ("value", "low", "high")})[
+        ["subset", "unit", "measure", "value", "low", "high"]
+    ]
 
-# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-10
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-11
 def crop_settings(
-    root: str | Path, # folder of the training data
-    size: int, # of its faces, pixels
-) -> dict: # size, scale, and lift or align
+    root: str | Path,  # folder of the training data
+    size: int,  # of its faces, pixels
+) -> dict:  # size, scale, and lift or align
     "Return how the faces of a data set were cropped; DeepfakeBench's way if the data set does not record it."
     root = Path(root)
-    if (root/"forge.json").exists():
-        made = read_record(root/"forge.json", config=dict)["config"]
-        check_entries(made, f"{root/'forge.json'}, config", scale=Real, lift=Real)
+    if (root / "forge.json").exists():
+        made = read_record(root / "forge.json", config=dict)["config"]
+        check_entries(made, f"{root / 'forge.json'}, config", scale=Real, lift=Real)
         return dict(size=size, scale=made["scale"], lift=made["lift"])
-    if (root/"extraction.json").exists():
-        made = read_record(root/"extraction.json", scale=Real, align=str)
+    if (root / "extraction.json").exists():
+        made = read_record(root / "extraction.json", scale=Real, align=str)
         return dict(size=size, scale=made["scale"], align=made["align"])
     return dict(size=size, align="similarity", scale=SCALES["similarity"])
 
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-12
 def crop_largest(
-    frame: np.ndarray, # (H, W, 3) uint8, RGB
-    settings: dict, # from `crop_settings`
-) -> np.ndarray | None: # (size, size, 3) uint8; None: no face
+    frame: np.ndarray,  # (H, W, 3) uint8, RGB
+    settings: dict,  # from `crop_settings`
+) -> np.ndarray | None:  # (size, size, 3) uint8; None: no face
     "Crop the largest face of a frame as the detector's training data were cropped."
-    if (face := find_largest(frame)) is None: return None
-    if "lift" in settings: return crop_face(frame, face.landmarks, **settings)[0]
-    return warp_crop(frame, align(face, frame.shape, settings["align"], settings["size"], settings["scale"]), settings["size"])
+    if (face := find_largest(frame)) is None:
+        return None
+    if "lift" in settings:
+        return crop_face(frame, face.landmarks, **settings)[0]
+    return warp_crop(
+        frame,
+        align(face, frame.shape, settings["align"], settings["size"], settings["scale"]),
+        settings["size"],
+    )
 
-# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-11
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-13
 def _score_file(detector: Detector, file: str, settings: dict, count: int, device: str) -> dict:
     "Score one file, as a row of `predict_files`; raise `FaceError` if it cannot be decoded."
     frames = list(read_frames(file, sample_frames(count_frames(file), count)))
-    crops = [crop for f in frames if not isinstance(f, FaceError) and (crop := crop_largest(f, settings)) is not None]
-    row = dict(file=str(file), frames=len(frames), faces=len(crops), p_fake=float("nan"), note="" if crops else "no face found")
-    if not crops: return row
+    crops = [
+        crop
+        for f in frames
+        if not isinstance(f, FaceError) and (crop := crop_largest(f, settings)) is not None
+    ]
+    row = dict(
+        file=str(file),
+        frames=len(frames),
+        faces=len(crops),
+        p_fake=float("nan"),
+        note="" if crops else "no face found",
+    )
+    if not crops:
+        return row
     with torch.inference_mode():
-        logits = [detector(to_input(torch.from_numpy(np.stack(crops[i:i + 32])).permute(0, 3, 1, 2), device)) for i in range(0, len(crops), 32)]
+        logits = [
+            detector(
+                to_input(torch.from_numpy(np.stack(crops[i : i + 32])).permute(0, 3, 1, 2), device)
+            )
+            for i in range(0, len(crops), 32)
+        ]
     return row | dict(p_fake=float(torch.cat(logits).double().sigmoid().mean()))
 
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-14
 def predict_files(
-    detector: Detector, # from `load_detector`
-    inputs: Iterable[str | Path], # pictures, videos, folders of videos, folders of pictures (= the frames of one video)
-    settings: dict, # from `crop_settings`
-    count: int = 32, # frames of a video, evenly spaced
-    device: str = "cpu", # where the detector lives
-) -> pd.DataFrame: # file, frames, faces, p_fake (NaN: none), note (why)
+    detector: Detector,  # from `load_detector`
+    inputs: Iterable[
+        str | Path
+    ],  # pictures, videos, folders of videos, folders of pictures (= the frames of one video)
+    settings: dict,  # from `crop_settings`
+    count: int = 32,  # frames of a video, evenly spaced
+    device: str = "cpu",  # where the detector lives
+) -> pd.DataFrame:  # file, frames, faces, p_fake (NaN: none), note (why)
     """Predict the probability of fake of each picture or video: the mean over the largest face of each frame.
 
     A file that cannot be scored has NaN and a note in its row; the other files are scored all the same."""
@@ -117,6 +161,16 @@ def predict_files(
     for given in progress(list(inputs), desc="predict"):
         try:
             pictures = Path(given).is_file() and is_pictures(given)
-            for file in [given] if pictures else list_videos([given]).file: rows.append(_score_file(detector, file, settings, count, device))
-        except FaceError as e: rows.append(dict(file=str(given), frames=0, faces=0, p_fake=float("nan"), note=str(e).removeprefix(f"{given}: ")))
+            for file in [given] if pictures else list_videos([given]).file:
+                rows.append(_score_file(detector, file, settings, count, device))
+        except FaceError as e:
+            rows.append(
+                dict(
+                    file=str(given),
+                    frames=0,
+                    faces=0,
+                    p_fake=float("nan"),
+                    note=str(e).removeprefix(f"{given}: "),
+                )
+            )
     return pd.DataFrame(rows)

@@ -7,7 +7,8 @@ __all__ = ['FURTHER', 'PRESETS', 'IDENTITY', 'MASKS', 'ALPHA_POLICIES', 'Backbon
            'absolute_data', 'RunConfig']
 
 # %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-2
-import json, os
+import json
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -15,7 +16,18 @@ import yaml
 
 from ..core import atomic_path, check_choice
 from ..trust import read_yaml
-from ..fields import FLAG, SHARE, WORD, Rule, build_config, check_fields, is_number, is_word, number_rule, set_fields
+from prle.fields import (
+    FLAG,
+    SHARE,
+    WORD,
+    Rule,
+    build_config,
+    check_fields,
+    is_number,
+    is_word,
+    number_rule,
+    set_fields,
+)
 from ..detectors import list_detectors
 from ..detectors.registry import has_weights
 from ..fusion import FUSIONS
@@ -26,71 +38,104 @@ from ..trainer import TrainConfig
 @dataclass(frozen=True)
 class Backbone:
     "One detector of a preset: its name in the registry, its size, and what its training changes in the preset's."
-    name: str # of `prle.detectors.create_detector`
-    width: float = 1.0 # of its channels; 1 is the published size
-    pretrained: bool = False # start from ImageNet weights
-    options: dict = field(default_factory=dict) # what its constructor takes besides, e.g. `dropout`
-    recipe: dict = field(default_factory=dict) # fields of `TrainConfig` that differ from the preset's
+
+    name: str  # of `prle.detectors.create_detector`
+    width: float = 1.0  # of its channels; 1 is the published size
+    pretrained: bool = False  # start from ImageNet weights
+    options: dict = field(
+        default_factory=dict
+    )  # what its constructor takes besides, e.g. `dropout`
+    recipe: dict = field(
+        default_factory=dict
+    )  # fields of `TrainConfig` that differ from the preset's
 
 # %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-6
 FURTHER = {"F3-Net": "f3net", "ResNet-50": "resnet50"}
 "The backbones of Tables III and VII and of Figure 6 that are not of the default zoo, by the name that tables print."
 
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-7
 @dataclass(frozen=True)
 class Preset:
     "The size of an experiment: faces, detectors, training."
-    size: int # of a face, pixels
-    people: int | None # of the mini benchmark; None: the preset needs a manifest of real data
-    backbones: dict[str, Backbone] # by the name that tables print
-    recipe: dict # fields of `TrainConfig`
-    grid: int = 8 # cells that a CAM must have across the face
-    forging: int = 1000 # steps of training each generator of the mini benchmark
-    width: float = 1.0 # of the detectors that are not among the backbones
-    others: dict = field(default_factory=dict) # what their training changes in `recipe`
-    options: dict[str, dict] = field(default_factory=dict) # and their constructors' options, by name
 
-    def backbone(self, name: str) -> Backbone: # `ValueError` for an unknown name
+    size: int  # of a face, pixels
+    people: int | None  # of the mini benchmark; None: the preset needs a manifest of real data
+    backbones: dict[str, Backbone]  # by the name that tables print
+    recipe: dict  # fields of `TrainConfig`
+    grid: int = 8  # cells that a CAM must have across the face
+    forging: int = 1000  # steps of training each generator of the mini benchmark
+    width: float = 1.0  # of the detectors that are not among the backbones
+    others: dict = field(default_factory=dict)  # what their training changes in `recipe`
+    options: dict[str, dict] = field(
+        default_factory=dict
+    )  # and their constructors' options, by name
+
+    def backbone(self, name: str) -> Backbone:  # `ValueError` for an unknown name
         "Return one of the backbones, or any registered detector at the preset's width (Table II)."
-        if name in self.backbones: return self.backbones[name]
+        if name in self.backbones:
+            return self.backbones[name]
         check_choice(name, [*self.backbones, *FURTHER, *list_detectors()], "backbone")
         name = FURTHER.get(name, name)
         pretrained = self.width == 1 and has_weights(name)
         return Backbone(name, self.width, pretrained, self.options.get(name, {}), self.others)
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-8
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-9
 _QUICK = {name: dict(momentum=0.1) for name in ("meso4", "efficientnet_b4", "mat")}
 
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-10
 _SMOKE = Preset(
-    size=64, people=8, forging=10, width=1/8, options=_QUICK, recipe=dict(epochs=1, batch=16),
+    size=64,
+    people=8,
+    forging=10,
+    width=1 / 8,
+    options=_QUICK,
+    recipe=dict(epochs=1, batch=16),
     backbones={
-        "Xception": Backbone("xception", 1/8),
-        "EfficientNet": Backbone("efficientnet_lite0", 1/8),
-        "VGG": Backbone("vgg16_bn", 1/8),
-    })
+        "Xception": Backbone("xception", 1 / 8),
+        "EfficientNet": Backbone("efficientnet_lite0", 1 / 8),
+        "VGG": Backbone("vgg16_bn", 1 / 8),
+    },
+)
 
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-11
 _MINI = Preset(
-    size=128, people=40, width=1/4, options=_QUICK, recipe=dict(batch=16), others=dict(lr=1e-3, epochs=10),
+    size=128,
+    people=40,
+    width=1 / 4,
+    options=_QUICK,
+    recipe=dict(batch=16),
+    others=dict(lr=1e-3, epochs=10),
     backbones={
-        "Xception": Backbone("xception", 1/4, recipe=dict(lr=2e-3, epochs=15)),
-        "EfficientNet": Backbone("efficientnet_lite0", pretrained=True, recipe=dict(batch=32, lr=5e-4, epochs=5)),
-        "VGG": Backbone("vgg16_bn", 1/8, options=dict(dropout=0.0), recipe=dict(lr=1e-3, epochs=14)),
-    })
+        "Xception": Backbone("xception", 1 / 4, recipe=dict(lr=2e-3, epochs=15)),
+        "EfficientNet": Backbone(
+            "efficientnet_lite0", pretrained=True, recipe=dict(batch=32, lr=5e-4, epochs=5)
+        ),
+        "VGG": Backbone(
+            "vgg16_bn", 1 / 8, options=dict(dropout=0.0), recipe=dict(lr=1e-3, epochs=14)
+        ),
+    },
+)
 
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-12
 _PAPER = Preset(
-    size=256, people=None, recipe=dict(epochs=10, batch=64, workers=8),
+    size=256,
+    people=None,
+    recipe=dict(epochs=10, batch=64, workers=8),
     backbones={
         "Xception": Backbone("xception", pretrained=True),
         "EfficientNet": Backbone("efficientnet_b4", pretrained=True),
         "VGG": Backbone("vgg16", pretrained=True),
-    })
+    },
+)
 
 PRESETS = dict(smoke=_SMOKE, mini=_MINI, paper=_PAPER)
 "The sizes that every notebook can be run at."
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-11
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-15
 @dataclass(frozen=True)
 class FusionConfig:
     "The fusion of a zoo's maps into one (Eq. 6-8); `ValueError` for an unknown method or a share outside [0, 1]."
+
     method: str = "neighbour"
     tau: float = 0.3
     lam: float = 0.15
@@ -100,34 +145,39 @@ class FusionConfig:
         "Check the fields and make the numbers floats."
         check_choice(self.method, FUSIONS, "fusion")
         check_fields(self, dict(tau=SHARE, lam=SHARE, floor=SHARE))
-        set_fields(self, tau=float(self.tau), lam=float(self.lam), floor=float(self.floor)) # 0 and 0.0 are one
+        set_fields(
+            self, tau=float(self.tau), lam=float(self.lam), floor=float(self.floor)
+        )  # 0 and 0.0 are one
 
-    def __str__(self): # "neighbour", "mean,tau=0.1"
+    def __str__(self):  # "neighbour", "mean,tau=0.1"
         "Return the method and the fields that are not the default."
         parts = [self.method]
         for f in fields(self)[1:]:
             value = getattr(self, f.name)
-            if value != f.default: parts.append(f"{f.name}={value:g}")
+            if value != f.default:
+                parts.append(f"{f.name}={value:g}")
         return ",".join(parts)
 
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-16
 IDENTITY = FusionConfig("mean", tau=0.0)
 "The fusion that leaves a single map as it is."
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-14
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-19
 @dataclass(frozen=True)
 class Zoo:
     "The detectors that localize together, and the fusion of their maps."
-    subset: str # manipulation that they are trained on, or "all"
-    seed: int = 0 # of their trainings
-    backbones: tuple[str, ...] = () # none named: all of the preset
+
+    subset: str  # manipulation that they are trained on, or "all"
+    seed: int = 0  # of their trainings
+    backbones: tuple[str, ...] = ()  # none named: all of the preset
     fusion: FusionConfig = FusionConfig()
 
     @classmethod
     def single(
         cls,
-        subset: str, # manipulation that it is trained on, or "all"
-        seed: int, # of its training
-        backbone: str, # of the preset
+        subset: str,  # manipulation that it is trained on, or "all"
+        seed: int,  # of its training
+        backbone: str,  # of the preset
     ) -> "Zoo":
         "Return a zoo of one detector, whose map stays as it is."
         return cls(subset, seed, (backbone,), IDENTITY)
@@ -136,67 +186,85 @@ class Zoo:
     def marks(self) -> list[str]:
         "Return what a run's label says of fusion and backbones; empty if both are the defaults."
         marks = []
-        if self.fusion != FusionConfig(): marks.append(str(self.fusion))
-        if self.backbones: marks.append("+".join(self.backbones))
+        if self.fusion != FusionConfig():
+            marks.append(str(self.fusion))
+        if self.backbones:
+            marks.append("+".join(self.backbones))
         return marks
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-17
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-22
 MASKS = dict(primary=PrimaryRegionMask, random=RandomMask, landmark=LandmarkMask)
 "The masks that a training can have besides none."
 
 ALPHA_POLICIES = dict(dynamic=(0.0, 1.0), static=(1.0, 1.0))
 "The paper's alpha, and Table VII's without dynamic exploitation: the fused map as a binary mask (Eq. 4)."
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-18
-def absolute_data(data: str | Path | None) -> str: # "" for none
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-23
+def absolute_data(data: str | Path | None) -> str:  # "" for none
     "Return an absolute path, so that different spellings of a path give the same configuration."
     return os.path.abspath(data) if data else ""
 
+
 def _is_alpha(value) -> bool:
     "Tell whether a value may be an alpha: a policy's name, or two numbers."
-    if isinstance(value, str): return True
+    if isinstance(value, str):
+        return True
     return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
 
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-24
 def _is_names(value) -> bool:
     "Tell whether a value is a list of names."
     return isinstance(value, (list, tuple)) and all(map(is_word, value))
+
 
 def _is_options(value) -> bool:
     "Tell whether a value is a mapping whose keys are names."
     return isinstance(value, dict) and all(map(is_word, value))
 
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-25
 _RULES = dict(
-    subset=Rule(lambda value: is_word(value) and value != "", "be the name of a manipulation, or 'all'"),
-    data=Rule(lambda value: isinstance(value, (str, Path)), "be the path of a folder or a manifest"),
+    subset=Rule(
+        lambda value: is_word(value) and value != "", "be the name of a manipulation, or 'all'"
+    ),
+    data=Rule(
+        lambda value: isinstance(value, (str, Path)), "be the path of a folder or a manifest"
+    ),
     width=number_rule("be a positive number", lambda x: x > 0),
     pretrained=FLAG,
     options=Rule(_is_options, "be names and values"),
     zoo=Rule(_is_names, "be a list of backbones' names"),
     p=SHARE,
-    alpha=Rule(_is_alpha, f"be {', '.join(ALPHA_POLICIES)} or two numbers, from where to where it is drawn"),
+    alpha=Rule(
+        _is_alpha, f"be {', '.join(ALPHA_POLICIES)} or two numbers, from where to where it is drawn"
+    ),
     detector=WORD,
     preset=WORD,
     mask=WORD,
     fill=WORD,
 )
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-19
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-26
 @dataclass(frozen=True)
 class RunConfig:
     "One training: detector, manipulation, mask and recipe; `ValueError` names the valid values."
-    detector: str # of the registry
-    subset: str # manipulation it is trained on, or "all"
-    preset: str = "mini" # size of the faces, and the zoo that localizes
-    data: str = "" # as in `prle.lab.labdata.data_sets`, made absolute; "": the preset's mini benchmark
+
+    detector: str  # of the registry
+    subset: str  # manipulation it is trained on, or "all"
+    preset: str = "mini"  # size of the faces, and the zoo that localizes
+    data: str = (
+        ""  # as in `prle.lab.labdata.data_sets`, made absolute; "": the preset's mini benchmark
+    )
     width: float = 1.0
     pretrained: bool = False
-    options: dict = field(default_factory=dict) # of the detector's constructor
-    mask: str = "none" # "none", "primary", "random" or "landmark"
-    fusion: FusionConfig = FusionConfig() # of the maps behind primary masks
-    zoo: tuple[str, ...] = () # backbones that localize for them; none named: all of the preset
-    p: float = 0.5 # probability that a face is masked
-    alpha: str | tuple[float, float] = "dynamic" # share of the attended pixels: a policy, or uniform in (low, high]
-    fill: str = "zero" # what masked pixels become
+    options: dict = field(default_factory=dict)  # of the detector's constructor
+    mask: str = "none"  # "none", "primary", "random" or "landmark"
+    fusion: FusionConfig = FusionConfig()  # of the maps behind primary masks
+    zoo: tuple[str, ...] = ()  # backbones that localize for them; none named: all of the preset
+    p: float = 0.5  # probability that a face is masked
+    alpha: str | tuple[float, float] = (
+        "dynamic"  # share of the attended pixels: a policy, or uniform in (low, high]
+    )
+    fill: str = "zero"  # what masked pixels become
     recipe: TrainConfig = TrainConfig()
 
     def __post_init__(self):
@@ -205,34 +273,47 @@ class RunConfig:
         check_choice(self.detector, list_detectors(), "detector")
         check_choice(self.mask, ["none", *MASKS], "mask")
         self._build_parts()
-        if isinstance(self.alpha, str): check_choice(self.alpha, ALPHA_POLICIES, "alpha policy")
+        if isinstance(self.alpha, str):
+            check_choice(self.alpha, ALPHA_POLICIES, "alpha policy")
         self._normalize()
-        PrimaryRegionMask(self.p, self.range, self.fill) # checks all three
+        PrimaryRegionMask(self.p, self.range, self.fill)  # checks all three
         self._check_weights()
         preset = PRESETS[check_choice(self.preset, PRESETS, "preset")]
-        for name in self.zoo: preset.backbone(name)
+        for name in self.zoo:
+            preset.backbone(name)
 
     def _build_parts(self):
         "Build fusion and recipe where they are given as mappings."
         for name, kind in (("fusion", FusionConfig), ("recipe", TrainConfig)):
             given = getattr(self, name)
-            if not isinstance(given, kind): set_fields(self, **{name: build_config(kind, given)})
+            if not isinstance(given, kind):
+                set_fields(self, **{name: build_config(kind, given)})
 
     def _normalize(self):
         "Convert values that can be written in several ways to one form."
-        set_fields(self, width=float(self.width), p=float(self.p), zoo=tuple(self.zoo), data=absolute_data(self.data))
-        if not isinstance(self.alpha, str): set_fields(self, alpha=self.range)
+        set_fields(
+            self,
+            width=float(self.width),
+            p=float(self.p),
+            zoo=tuple(self.zoo),
+            data=absolute_data(self.data),
+        )
+        if not isinstance(self.alpha, str):
+            set_fields(self, alpha=self.range)
 
     def _check_weights(self):
         "Raise `ValueError` if `pretrained` is set for a network without ImageNet weights."
         if self.pretrained and not (self.width == 1 and has_weights(self.detector)):
             network = f"{self.detector} at width {self.width:g}"
-            raise ValueError(f"pretrained must be False: there are no ImageNet weights of {network}.")
+            raise ValueError(
+                f"pretrained must be False: there are no ImageNet weights of {network}."
+            )
 
     @property
     def range(self) -> tuple[float, float]:
         "Return the interval (low, high] from which alpha is drawn."
-        if isinstance(self.alpha, str): return ALPHA_POLICIES[self.alpha]
+        if isinstance(self.alpha, str):
+            return ALPHA_POLICIES[self.alpha]
         low, high = self.alpha
         return float(low), float(high)
 
@@ -241,9 +322,10 @@ class RunConfig:
         "Return the zoo whose maps are behind the primary masks."
         return Zoo(self.subset, self.recipe.seed, self.zoo, self.fusion)
 
-    def policy(self): # a mask of `prle.masking`, or None
+    def policy(self):  # a mask of `prle.masking`, or None
         "Return the mask that this configuration trains with."
-        if self.mask == "none": return None
+        if self.mask == "none":
+            return None
         alpha = dict(alpha=self.range) if self.mask == "primary" else {}
         return MASKS[self.mask](p=self.p, fill=self.fill, **alpha)
 
@@ -251,33 +333,39 @@ class RunConfig:
         "Return the settings that the weights depend on, besides data and quantile maps, in one form each."
         recipe = asdict(self.recipe)
         del recipe["workers"]
-        if self.mask == "none": del recipe["gamma"]
+        if self.mask == "none":
+            del recipe["gamma"]
         key = asdict(self) | dict(alpha=self.range, recipe=recipe)
         unused = ["preset", "data", "fusion", "zoo"]
-        if self.mask != "primary": unused.append("alpha")
-        if self.mask == "none": unused += ["p", "fill"]
+        if self.mask != "primary":
+            unused.append("alpha")
+        if self.mask == "none":
+            unused += ["p", "fill"]
         return {name: value for name, value in key.items() if name not in unused}
 
-    def __str__(self): # YAML
+    def __str__(self):  # YAML
         plain = json.loads(json.dumps(asdict(self)))
         return yaml.safe_dump(plain, sort_keys=False)
 
     def write(
         self,
-        path: str | Path, # file.yaml or file.json
+        path: str | Path,  # file.yaml or file.json
     ) -> Path:
         "Write the configuration: as JSON if the file's name ends so, otherwise as YAML."
         path = Path(path)
         text = json.dumps(asdict(self), indent=2) if path.suffix == ".json" else str(self)
-        with atomic_path(path) as tmp: tmp.write_text(text, encoding="utf-8")
+        with atomic_path(path) as tmp:
+            tmp.write_text(text, encoding="utf-8")
         return path
 
     @classmethod
     def read(
         cls,
-        path: str | Path, # file with YAML or JSON; what it leaves out has its default
+        path: str | Path,  # file with YAML or JSON; what it leaves out has its default
     ) -> "RunConfig":
         "Read a configuration; raise `ValueError` naming the file for wrong syntax, names or values."
         given = read_yaml(path)
-        try: return build_config(cls, given)
-        except ValueError as e: raise ValueError(f"{path}: {e}") from e
+        try:
+            return build_config(cls, given)
+        except ValueError as e:
+            raise ValueError(f"{path}: {e}") from e

@@ -6,7 +6,8 @@
 __all__ = ['GPU_KINDS', 'ENGINES', 'Outcome', 'do_task', 'in_process', 'cluster', 'on_ray', 'execute']
 
 # %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-2
-import copy, os
+import copy
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -14,89 +15,144 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..core import check_choice, progress
-from .runs import STORE_ERRORS, RunFailed, RunStore, Task, needs_text, planned, seconds_text, task_inputs
+from prle.lab.runs import (
+    STORE_ERRORS,
+    RunFailed,
+    RunStore,
+    Task,
+    needs_text,
+    planned,
+    seconds_text,
+    task_inputs,
+)
 
 # %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-5
 class Outcome(NamedTuple):
     "The outcome of a task: a run that was made or reused, or the reason why there is none."
-    name: str # "kind/label-hash"
-    fault: str = "" # why there is no result; "" if there is one
-    reused: bool = True # whether another process made it
-    lines: tuple[str, ...] = () # what the store said, where it was not this one
 
+    name: str  # "kind/label-hash"
+    fault: str = ""  # why there is no result; "" if there is one
+    reused: bool = True  # whether another process made it
+    lines: tuple[str, ...] = ()  # what the store said, where it was not this one
+
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-6
 def do_task(
-    store: RunStore, # which is to have it
-    task: Task, # of a dry store
-    inputs: list[Outcome], # of what it is made from
+    store: RunStore,  # which is to have it
+    task: Task,  # of a dry store
+    inputs: list[Outcome],  # of what it is made from
 ) -> Outcome:
     "Make a run and return its outcome, failures included; raise `OSError` if the store is full or closed."
-    if lacking := [i for i in inputs if i.fault]: return Outcome(task.name, needs_text(lacking[0].name, lacking[0].fault))
-    try: return Outcome(task.name, reused=task.run(store).reused)
-    except RunFailed as e: return Outcome(task.name, e.reason)
+    if lacking := [i for i in inputs if i.fault]:
+        return Outcome(task.name, needs_text(lacking[0].name, lacking[0].fault))
+    try:
+        return Outcome(task.name, reused=task.run(store).reused)
+    except RunFailed as e:
+        return Outcome(task.name, e.reason)
     except Exception as e:
-        if isinstance(e, OSError) and e.errno in STORE_ERRORS: raise
+        if isinstance(e, OSError) and e.errno in STORE_ERRORS:
+            raise
         return Outcome(task.name, f"{type(e).__name__}: {e}")
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-7
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-8
 def in_process(
-    store: RunStore, # which is to have the runs
-    tasks: list[Task], # in the order in which a dry store was asked for them
-    gpus: float = 1.0, # of no meaning here
-) -> Iterator[Outcome]: # as they come
+    store: RunStore,  # which is to have the runs
+    tasks: list[Task],  # in the order in which a dry store was asked for them
+    gpus: float = 1.0,  # of no meaning here
+) -> Iterator[Outcome]:  # as they come
     "Make the runs one after the other in this process, and yield the outcome of each."
     inputs, done = task_inputs(tasks), {}
     for task in tasks:
         done[task.name] = do_task(store, task, [done[name] for name in inputs[task.name]])
         yield done[task.name]
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-9
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-10
 @contextmanager
-def cluster(): # yields the module `ray`
+def cluster():  # yields the module `ray`
     """Connect to Ray: the cluster joined already, the one RAY_ADDRESS names, or a new local one.
 
     A connection that was made here is closed at the end.
     Raise `ImportError` naming the extra if Ray is missing."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try: import ray
-    except ImportError as e: raise ImportError("engine 'ray' needs Ray: pip install 'prle[cluster]'") from e
+    try:
+        import ray
+    except ImportError as e:
+        raise ImportError("engine 'ray' needs Ray: pip install 'prle[cluster]'") from e
     started = not ray.is_initialized()
-    if started: ray.init(logging_level="ERROR", log_to_driver=False, **({} if "RAY_ADDRESS" in os.environ else dict(address="local", include_dashboard=False)))
-    try: yield ray
+    if started:
+        ray.init(
+            logging_level="ERROR",
+            log_to_driver=False,
+            **(
+                {}
+                if "RAY_ADDRESS" in os.environ
+                else dict(address="local", include_dashboard=False)
+            ),
+        )
+    try:
+        yield ray
     finally:
-        if started: ray.shutdown()
+        if started:
+            ray.shutdown()
 
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-11
 _DEATHS = 3
 "The workers that a run may cost without a new epoch."
+
 
 def _epochs(path: Path) -> int:
     "Return the highest number among the epochs that a run's working folders keep; 0 if there is none."
     found = path.parent.glob(f".{path.name}.partial-*/checkpoint-*/epoch-*")
-    return max((int(p.name[6:]) for p in found if p.name[6:].isdecimal()), default=0) # not those set aside
+    return max(
+        (int(p.name[6:]) for p in found if p.name[6:].isdecimal()), default=0
+    )  # not those set aside
 
-def _do_there(root: Path, heartbeat: float, missed: int, device: str | None, task: Task, *inputs: Outcome) -> Outcome:
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-12
+def _do_there(
+    root: Path, heartbeat: float, missed: int, device: str | None, task: Task, *inputs: Outcome
+) -> Outcome:
     "Do a task in a Ray worker; give it up once deaths of workers reach `_DEATHS` plus the epochs that are kept."
     import ray
-    lines, deaths, kept = [], ray.get_runtime_context().worker.core_worker.get_current_task_attempt_number(), _epochs(task.path)
-    if deaths >= _DEATHS + kept and not task.path.exists(): return Outcome(task.name, f"its worker died {deaths} times, and {kept} epochs came of it")
-    outcome = do_task(RunStore(root, lines.append, heartbeat=heartbeat, missed=missed, device=device), task, inputs)
+
+    lines, deaths, kept = (
+        [],
+        ray.get_runtime_context().worker.core_worker.get_current_task_attempt_number(),
+        _epochs(task.path),
+    )
+    if deaths >= _DEATHS + kept and not task.path.exists():
+        return Outcome(task.name, f"its worker died {deaths} times, and {kept} epochs came of it")
+    outcome = do_task(
+        RunStore(root, lines.append, heartbeat=heartbeat, missed=missed, device=device),
+        task,
+        inputs,
+    )
     return outcome._replace(lines=tuple(lines))
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-11
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-14
 GPU_KINDS = ("detectors", "maps", "targets", "masked")
 "The kinds of runs in which a detector runs."
 
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-15
 def on_ray(
-    store: RunStore, # which is to have the runs, in a folder that all nodes see under the same name
-    tasks: list[Task], # in the order in which a dry store was asked for them
-    gpus: float = 1.0, # of a run with a detector, where the cluster has any
-) -> Iterator[Outcome]: # as they come
+    store: RunStore,  # which is to have the runs, in a folder that all nodes see under the same name
+    tasks: list[Task],  # in the order in which a dry store was asked for them
+    gpus: float = 1.0,  # of a run with a detector, where the cluster has any
+) -> Iterator[Outcome]:  # as they come
     "Make the runs as Ray tasks, each started as soon as its inputs are there, and yield the outcome of each."
     with cluster() as ray:
         work, inputs, refs = ray.remote(max_retries=-1)(_do_there), task_inputs(tasks), {}
         share = gpus if ray.cluster_resources().get("GPU") else 0
         for task in tasks:
-            there = work.options(name=task.name, num_gpus=share if task.path.parent.name in GPU_KINDS else 0)
-            refs[task.name] = there.remote(store.root, store.heartbeat, store.missed, store.device, task, *[refs[name] for name in inputs[task.name]])
+            there = work.options(
+                name=task.name, num_gpus=share if task.path.parent.name in GPU_KINDS else 0
+            )
+            refs[task.name] = there.remote(
+                store.root,
+                store.heartbeat,
+                store.missed,
+                store.device,
+                task,
+                *[refs[name] for name in inputs[task.name]],
+            )
         names, done = {ref: name for name, ref in refs.items()}, {}
         try:
             while names:
@@ -104,42 +160,56 @@ def on_ray(
                 yield (outcome := _outcome(ray, ref, names.pop(ref), inputs, done))
                 done[outcome.name] = outcome
         finally:
-            for ref in names: ray.cancel(ref)
+            for ref in names:
+                ray.cancel(ref)
 
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-16
 def _outcome(ray, ref, name: str, inputs: dict, done: dict) -> Outcome:
     "Return the outcome of a Ray task; an error of the store in the worker is raised again here."
-    try: return ray.get(ref)
+    try:
+        return ray.get(ref)
     except ray.exceptions.RayError as e:
-        if dead := [done[n] for n in inputs[name] if n in done and done[n].fault]: return Outcome(name, needs_text(dead[0].name, dead[0].fault))
-        if isinstance(e, ray.exceptions.RayTaskError): raise e.cause from None
+        if dead := [done[n] for n in inputs[name] if n in done and done[n].fault]:
+            return Outcome(name, needs_text(dead[0].name, dead[0].fault))
+        if isinstance(e, ray.exceptions.RayTaskError):
+            raise e.cause from None
         return Outcome(name, f"its worker died ({type(e).__name__})")
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-13
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-18
 ENGINES = dict(local=in_process, ray=on_ray)
 "Name -> function (store, tasks, gpus) that yields an `Outcome` for each task."
 
-def _say(store: RunStore, outcome: Outcome):
-    for line in outcome.lines: store.say(line)
-    if outcome.fault: store.say(f"FAIL {outcome.name.replace('/', ' ', 1)}: {outcome.fault}")
 
+def _say(store: RunStore, outcome: Outcome):
+    for line in outcome.lines:
+        store.say(line)
+    if outcome.fault:
+        store.say(f"FAIL {outcome.name.replace('/', ' ', 1)}: {outcome.fault}")
+
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-19
 def _renew(left: dict[str, float], dry: RunStore, made: str):
     "Update the estimated times of the runs left of a kind, now that one of that kind has been made."
     again = copy.copy(dry)
-    again.past, again.tasks = {}, [t for t in dry.tasks if t.path.parent.name == made.split("/")[0] and left.get(t.name)]
+    again.past, again.tasks = (
+        {},
+        [t for t in dry.tasks if t.path.parent.name == made.split("/")[0] and left.get(t.name)],
+    )
     left.update(zip([t.name for t in again.tasks], planned(again).seconds))
 
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-20
 def _left_text(left: dict[str, float]) -> str:
     "Say how much work is left: the sum of the known times, and the number of runs without an estimate."
     known = [seconds for seconds in left.values() if seconds == seconds]
     new = len(left) - len(known)
     return f"about {seconds_text(sum(known))}{f' and {new} runs like none before' if new else ''} of work left"
 
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-21
 def execute(
-    store: RunStore, # which is to have the runs
-    dry: RunStore, # a dry one on the same folder, which was asked for them
-    engine: str = "local", # one of `ENGINES`
-    gpus: float = 1.0, # of a run with a detector, on Ray
-) -> dict[str, str]: # name of a run -> why there is no result
+    store: RunStore,  # which is to have the runs
+    dry: RunStore,  # a dry one on the same folder, which was asked for them
+    engine: str = "local",  # one of `ENGINES`
+    gpus: float = 1.0,  # of a run with a detector, on Ray
+) -> dict[str, str]:  # name of a run -> why there is no result
     """Make all runs that a dry store was asked for, under one progress bar that estimates the work left.
 
     Raise `OSError` if the store is full or closed."""
@@ -149,10 +219,13 @@ def execute(
     with progress(desc="runs", total=len(dry.tasks)) as bar:
         for outcome in chain(in_process(store, there), make(store, todo, gpus) if todo else ()):
             _say(store, outcome)
-            if outcome.fault: faults[outcome.name] = outcome.fault
-            else: store.used.setdefault(store.root/outcome.name, outcome.reused)
+            if outcome.fault:
+                faults[outcome.name] = outcome.fault
+            else:
+                store.used.setdefault(store.root / outcome.name, outcome.reused)
             left.pop(outcome.name)
-            if not (outcome.fault or outcome.reused): _renew(left, dry, outcome.name)
+            if not (outcome.fault or outcome.reused):
+                _renew(left, dry, outcome.name)
             bar.update()
             bar.set_postfix_str(_left_text(left))
     return faults

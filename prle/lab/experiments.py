@@ -7,7 +7,9 @@ __all__ = ['THRESHOLDS', 'BINS', 'load_detector', 'read_scores', 'quantile_folde
            'Wanted']
 
 # %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-2
-import copy, json, re
+import copy
+import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -43,68 +45,76 @@ def _rebuild(config: dict, weights: Path, device: str) -> Detector:
     detector.load_state_dict(read_tensors(weights))
     return detector.eval().to(device, memory_format=torch.channels_last)
 
+
 def _run_config(run: Run) -> dict:
     "Read the configuration of a run."
     return read_run(run.path)[0]
 
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-6
 def load_detector(
-    run: Run, # of a detector
-    device: str = "cpu", # where to put it
-) -> Detector: # in eval mode
+    run: Run,  # of a detector
+    device: str = "cpu",  # where to put it
+) -> Detector:  # in eval mode
     "Load the detector of a run with its weights; raise `Damaged` if they are not as they were written."
     return _rebuild(_run_config(run), run_file(run.path, "model.safetensors"), device)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-6
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-7
 def read_scores(
-    run: Run, # of a detector, a target set, or masked faces
-) -> pd.DataFrame: # path, label, dataset, subset, video, identity, p_fake; in the manifest's order
+    run: Run,  # of a detector, a target set, or masked faces
+) -> pd.DataFrame:  # path, label, dataset, subset, video, identity, p_fake; in the manifest's order
     "Read the scores of all test faces; raise `Damaged` if they are not as they were written."
     return read_table(run_file(run.path, "scores.parquet"))
 
+
 def quantile_folder(
-    run: Run, # of a fusion
-) -> Path: # of its maps, for `FaceDataset`
+    run: Run,  # of a fusion
+) -> Path:  # of its maps, for `FaceDataset`
     "Return the folder of quantile maps; raise `Damaged` if its table of digests is not as it was written."
     return run_file(run.path, f"quantiles/{DIGESTS}").parent
 
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-8
 def _batch_size(config: dict) -> int:
     "Return the faces of one forward pass in the training of a run: a batch size known to fit in memory."
     return config["recipe"]["batch"] // config["recipe"]["accumulate"] // config.get("processes", 1)
+
 
 def _run_label(run: Run) -> str:
     "Return the label of a run: its name without the key."
     return run.path.name.rsplit("-", 1)[0]
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-8
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-10
 def _write_scores(rows: pd.DataFrame, p_fake: np.ndarray, folder: Path):
     "Write the scores of faces; raise `FloatingPointError` naming the first face whose score is not finite."
     wrong = np.flatnonzero(~np.isfinite(p_fake))
-    if len(wrong): raise FloatingPointError(f"the score of {rows.path.iloc[int(wrong[0])]} is no number")
+    if len(wrong):
+        raise FloatingPointError(f"the score of {rows.path.iloc[int(wrong[0])]} is no number")
     table = rows[["path", "label", "dataset", "subset", "video", "identity"]].assign(p_fake=p_fake)
-    with atomic_path(folder/"scores.parquet") as path: table.to_parquet(path, index=False)
+    with atomic_path(folder / "scores.parquet") as path:
+        table.to_parquet(path, index=False)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-9
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-11
 def fused_batches(
-    runs: Sequence[Run], # with the maps of each detector, from `Lab.maps`
+    runs: Sequence[Run],  # with the maps of each detector, from `Lab.maps`
     fusion: FusionConfig,
-    size: int, # of the faces
-    rows: np.ndarray | None = None, # which of the faces; None: all
-    batch_size: int = 64, # faces in memory at once
-) -> Iterator[torch.Tensor]: # (n, H, W) in [0, 1]
+    size: int,  # of the faces
+    rows: np.ndarray | None = None,  # which of the faces; None: all
+    batch_size: int = 64,  # faces in memory at once
+) -> Iterator[torch.Tensor]:  # (n, H, W) in [0, 1]
     "Fuse maps batch by batch; raise `Damaged` if they are not as they were written."
     maps = [read_array(run_file(run.path, "maps.npy"), mapped=True) for run in runs]
     rows = np.arange(len(maps[0])) if rows is None else np.asarray(rows)
     for start in range(0, len(rows), batch_size):
-        chosen = rows[start:start + batch_size]
+        chosen = rows[start : start + batch_size]
         upsampled = [upsample_maps(m[chosen], (size, size)) for m in maps]
         yield fuse(torch.stack(upsampled, 1), **asdict(fusion))
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-10
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-12
 THRESHOLDS = (0.0, 0.3)
 "The attention above which a pixel counts: Eq. 4's, and the paper's tau_1."
 BINS = 50
 "Bins of the histogram of attention values."
 
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-13
 def _write_statistics(maps: Iterator[torch.Tensor], rows: pd.DataFrame, folder: Path):
     "Write each face's share above `THRESHOLDS` (shares.parquet) and the histogram of all pixels (histogram.npy)."
     shares, counts = [], np.zeros(BINS, np.int64)
@@ -115,16 +125,18 @@ def _write_statistics(maps: Iterator[torch.Tensor], rows: pd.DataFrame, folder: 
     columns = {}
     for threshold, share in zip(THRESHOLDS, torch.cat(shares).T.numpy()):
         columns[f"above {threshold:g}"] = share
-    rows[["path", "label", "subset", "identity"]].assign(**columns).to_parquet(folder/"shares.parquet", index=False)
-    np.save(folder/"histogram.npy", counts)
+    rows[["path", "label", "subset", "identity"]].assign(**columns).to_parquet(
+        folder / "shares.parquet", index=False
+    )
+    np.save(folder / "histogram.npy", counts)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-11
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-14
 def _masked_faces(
-    rows: pd.DataFrame, # of a manifest
-    quantiles: Path, # folder of their quantile maps
-    alpha: float, # share of the attended pixels that is masked
-    fill: str, # what masked pixels become
-    face: bool, # around the mask; False: plain gray
+    rows: pd.DataFrame,  # of a manifest
+    quantiles: Path,  # folder of their quantile maps
+    alpha: float,  # share of the attended pixels that is masked
+    fill: str,  # what masked pixels become
+    face: bool,  # around the mask; False: plain gray
 ) -> FaceDataset:
     "Return a data set of faces in which the primary region of every face is masked."
     policy, place = PrimaryRegionMask(1.0, fill=fill), torch.zeros(3, dtype=torch.float64)
@@ -136,9 +148,10 @@ def _masked_faces(
         image = item["image"] if face else torch.full_like(item["image"], 128)
         masked = policy.apply(image, item["quantiles"], MaskParams(share, place, noise))
         return item | dict(image=masked)
+
     return FaceDataset(rows, mask, quantiles)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-13
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-16
 @lru_cache
 def _check_buildable(name: str, width: float, options: str, size: int):
     """Check that a detector with these options (JSON) can be built and takes faces of this size.
@@ -148,29 +161,37 @@ def _check_buildable(name: str, width: float, options: str, size: int):
         with torch.device("meta"):
             detector = create_detector(name, width=width, **json.loads(options)).eval()
             detector(torch.zeros(1, 3, size, size))
-    except TypeError as e: raise ValueError(str(e)) from e
+    except TypeError as e:
+        raise ValueError(str(e)) from e
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-15
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-18
 def _text(value) -> str:
     "Format the value of a setting for a label."
-    if isinstance(value, tuple): return "..".join(f"{part:g}" for part in value)
+    if isinstance(value, tuple):
+        return "..".join(f"{part:g}" for part in value)
     return str(value)
 
-def _differences(usual: dict, key: dict) -> list[str]: # ["alpha=1..1", "lr=0.01"]
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-19
+def _differences(usual: dict, key: dict) -> list[str]:  # ["alpha=1..1", "lr=0.01"]
     "List what differs between two keys of `RunConfig`, the fields of their recipes included."
     old, new = (one | one["recipe"] for one in (usual, key))
-    return [f"{name}={_text(value)}" for name, value in new.items() if name != "recipe" and value != old[name]]
+    return [
+        f"{name}={_text(value)}"
+        for name, value in new.items()
+        if name != "recipe" and value != old[name]
+    ]
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-17
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-21
 class LabConfigs(LabData):
     "The configurations of a preset on its data: trainings, zoos, and the labels of their runs."
+
     def config(
         self,
-        backbone: str, # of the preset, or any detector of the registry
-        subset: str, # manipulation to train on, or "all"
-        seed: int = 0, # of the run
-        **changes, # other fields of `RunConfig` and of its recipe, `TrainConfig`
-    ) -> RunConfig: # `ValueError` for an unknown name
+        backbone: str,  # of the preset, or any detector of the registry
+        subset: str,  # manipulation to train on, or "all"
+        seed: int = 0,  # of the run
+        **changes,  # other fields of `RunConfig` and of its recipe, `TrainConfig`
+    ) -> RunConfig:  # `ValueError` for an unknown name
         """Return the preset's training of a backbone on a manipulation, with `changes` applied.
 
         Training on "all" takes as many reals as fakes in every epoch. `options` are added to the preset's."""
@@ -179,24 +200,34 @@ class LabConfigs(LabData):
         of_run, of_recipe = ([f.name for f in fields(kind)] for kind in (RunConfig, TrainConfig))
         fixed = ("detector", "subset", "preset", "data", "recipe", "seed")
         free = [name for name in (*of_run, *of_recipe) if name not in fixed]
-        for name in changes: check_choice(name, free, "parameter")
+        for name in changes:
+            check_choice(name, free, "parameter")
         own = dict(balance=subset == "all", seed=seed)
         changed = {name: value for name, value in changes.items() if name in of_recipe}
         recipe = build_config(TrainConfig, self.preset.recipe | network.recipe | own | changed)
         options = size_option(network.name, self.preset.size) | network.options
-        if isinstance(added := changes.get("options"), dict): changes["options"] = options | added
+        if isinstance(added := changes.get("options"), dict):
+            changes["options"] = options | added
         given = dict(
-            detector=network.name, subset=subset, preset=self.name, data=self.data, width=network.width,
-            pretrained=network.pretrained, options=options, recipe=recipe)
+            detector=network.name,
+            subset=subset,
+            preset=self.name,
+            data=self.data,
+            width=network.width,
+            pretrained=network.pretrained,
+            options=options,
+            recipe=recipe,
+        )
         changed = {name: value for name, value in changes.items() if name in of_run}
         return build_config(RunConfig, given | changed)
 
     def zoo_names(
         self,
-        names: Sequence[str], # backbones, in any order
-    ) -> tuple[str, ...]: # in one order; empty for the preset's own
+        names: Sequence[str],  # backbones, in any order
+    ) -> tuple[str, ...]:  # in one order; empty for the preset's own
         "Return the backbones of a zoo in the order and form that configurations use."
-        for name in names: self.preset.backbone(name)
+        for name in names:
+            self.preset.backbone(name)
         order = [*self.preset.backbones, *FURTHER]
         ranks = {name: rank for rank, name in enumerate(order)}
         names = tuple(sorted(set(names), key=lambda name: (ranks.get(name, len(order)), name)))
@@ -208,8 +239,8 @@ class LabConfigs(LabData):
 
     def label(
         self,
-        config: RunConfig, # of a training
-        *marks: str, # what else is not as usual
+        config: RunConfig,  # of a training
+        *marks: str,  # what else is not as usual
     ) -> str:
         """Return a training's label: backbone, manipulation, mask, settings unlike the preset's, and seed.
 
@@ -223,113 +254,150 @@ class LabConfigs(LabData):
         plain = [re.sub(r"[^\w.,+=-]", "", part) for part in (*parts, *marks)]
         return "-".join([name, config.subset, config.mask, *plain, f"s{seed}"])
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-20
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-24
 class Lab(LabConfigs):
     "The steps behind the tables on one preset's data, each made once and kept in the run store."
+
     def __init__(
         self,
-        preset: str = "mini", # of `prle.lab.configs.PRESETS`
-        data: str | Path | None = None, # other data, see `prle.lab.labdata.data_sets`; None: the preset's mini benchmark
-        outputs: str | Path | None = None, # folder for everything that is written; None: the project's `outputs/`
-        device: str | None = None, # "cpu", "cuda", ...; None: a GPU where there is one
-        say: Callable[[str], None] = say_misses, # what to do with the line about each run
-        processes: int = 1, # that train one detector together, each on a GPU of its own
-        track: str | None = None, # a tracker of accelerate that is told of each epoch: "tensorboard", in `logs/`; None: none
+        preset: str = "mini",  # of `prle.lab.configs.PRESETS`
+        data: str
+        | Path
+        | None = None,  # other data, see `prle.lab.labdata.data_sets`; None: the preset's mini benchmark
+        outputs: str
+        | Path
+        | None = None,  # folder for everything that is written; None: the project's `outputs/`
+        device: str | None = None,  # "cpu", "cuda", ...; None: a GPU where there is one
+        say: Callable[[str], None] = say_misses,  # what to do with the line about each run
+        processes: int = 1,  # that train one detector together, each on a GPU of its own
+        track: str
+        | None = None,  # a tracker of accelerate that is told of each epoch: "tensorboard", in `logs/`; None: none
     ):
         "Set up preset, data and run store; target sets that real data lack are announced."
         super().__init__(preset, data, outputs)
-        self.store = RunStore(self.outputs/"runs", say, device=device)
+        self.store = RunStore(self.outputs / "runs", say, device=device)
         self._device = device
         self.processes = check_processes(processes, self.device)
         self.track = track
         if self.absent:
-            say(f"NOTE {self.data} has no manifest of {', '.join(self.absent)}: tables and figures go without.")
+            say(
+                f"NOTE {self.data} has no manifest of {', '.join(self.absent)}: tables and figures go without."
+            )
 
     @property
     def device(self) -> str:
         "Return the device of the detectors: the one asked for, otherwise a GPU where there is one."
-        if self._device: return self._device
+        if self._device:
+            return self._device
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def dry(self) -> "Lab":
         """Return a twin whose store makes no run, but records in `tasks` every run that it is asked for.
 
         The preset's own data are forged first if they are not there, because runs are named by their hash."""
-        self.fingerprint # read the data once, not again in the twin
+        self.fingerprint  # read the data once, not again in the twin
         twin = copy.copy(self)
         twin.store = RunStore(self.store.root, lambda line: None, dry=True)
         return twin
 
     def __getstate__(self) -> dict:
         "Return the state for another process: without tables, which are read again there, and without the store."
-        kept = {name: value for name, value in self.__dict__.items() if name not in ("manifest", "store")}
+        kept = {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("manifest", "store")
+        }
         return kept | dict(_opened={})
 
     # Training and scoring
 
     def train(
         self,
-        config: RunConfig, # of this preset and data
-    ) -> Run: # model.safetensors, history.parquet, scores.parquet, run.yaml
+        config: RunConfig,  # of this preset and data
+    ) -> Run:  # model.safetensors, history.parquet, scores.parquet, run.yaml
         "Train and score a detector (Algorithm 1); for primary masks, its zoo and their maps are made first."
         if (config.preset, config.data) != (self.name, self.data):
             theirs = f"the preset {config.preset} on {config.data or 'its own data'}"
             raise ValueError(f"the configuration is for {theirs}, the lab is another.")
         check_choice(config.subset, [*self.subsets, "all"], "manipulation")
-        _check_buildable(config.detector, config.width, json.dumps(config.options), self.preset.size)
+        _check_buildable(
+            config.detector, config.width, json.dumps(config.options), self.preset.size
+        )
         maps = self.quantiles(config.masking_zoo) if config.mask == "primary" else None
         key = dict(config.key(), data=self.fingerprint, quantiles=maps and maps.key)
         label = self.label(config)
         if self.processes > 1:
             key["processes"] = self.processes
             label = self.label(config, f"processes={self.processes}")
-        def make(folder): self._train_and_score(config, maps and quantile_folder(maps), label, folder)
+
+        def make(folder):
+            self._train_and_score(config, maps and quantile_folder(maps), label, folder)
+
         return self.store.get("detectors", label, key, make, resume=True)
 
     def detector(
         self,
-        backbone: str, # of the preset, or any detector of the registry
-        subset: str, # manipulation to train on, or "all"
-        mask: str = "none", # "none" or one of `prle.lab.configs.MASKS`
-        seed: int = 0, # of the run, and of the zoo behind its masks
-        **changes, # other fields of `RunConfig` and `TrainConfig`: fusion, zoo, alpha="static", gamma=0.5, ...
-    ) -> Run: # as `train`
+        backbone: str,  # of the preset, or any detector of the registry
+        subset: str,  # manipulation to train on, or "all"
+        mask: str = "none",  # "none" or one of `prle.lab.configs.MASKS`
+        seed: int = 0,  # of the run, and of the zoo behind its masks
+        **changes,  # other fields of `RunConfig` and `TrainConfig`: fusion, zoo, alpha="static", gamma=0.5, ...
+    ) -> Run:  # as `train`
         "Train and score a backbone as the preset does, with the given settings changed."
         return self.train(self.config(backbone, subset, seed, mask=mask, **changes))
 
     def _train_and_score(self, config: RunConfig, quantiles: Path | None, label: str, folder: Path):
         "Fill the folder of a detector's run, or continue it; checkpoints are removed once all else is there."
-        if not (folder/"scores.parquet").exists():
+        if not (folder / "scores.parquet").exists():
             task = config, quantiles, label, folder
-            if self.processes == 1 and self.track is None: self._train(None, *task)
-            else: together(self._train, task, self.processes, self.device, **self._tracking())
-            config.write(folder/"run.yaml")
-            made, rows = read_json(folder/"config.json"), self.test_faces()
-            detector = _rebuild(made, folder/"model.safetensors", self.device)
+            if self.processes == 1 and self.track is None:
+                self._train(None, *task)
+            else:
+                together(self._train, task, self.processes, self.device, **self._tracking())
+            config.write(folder / "run.yaml")
+            made, rows = read_json(folder / "config.json"), self.test_faces()
+            detector = _rebuild(made, folder / "model.safetensors", self.device)
             self._score(detector, made, FaceDataset(rows), rows, folder)
-        for checkpoint in folder.glob("checkpoint-*"): discard(checkpoint)
+        for checkpoint in folder.glob("checkpoint-*"):
+            discard(checkpoint)
 
     def _tracking(self) -> dict:
         "Return the arguments of `Accelerator` that name the tracker and its folder."
-        return dict(log_with=self.track, project_dir=self.outputs/"logs")
+        return dict(log_with=self.track, project_dir=self.outputs / "logs")
 
-    def _train(self, accelerator, config: RunConfig, quantiles: Path | None, label: str, folder: Path):
+    def _train(
+        self, accelerator, config: RunConfig, quantiles: Path | None, label: str, folder: Path
+    ):
         """Train a detector and write weights and history; with an accelerator, as one of several processes.
 
         An interrupted training leaves its checkpoints."""
         torch.manual_seed(config.recipe.seed)
-        detector = create_detector(config.detector, width=config.width, pretrained=config.pretrained, **config.options)
+        detector = create_detector(
+            config.detector, width=config.width, pretrained=config.pretrained, **config.options
+        )
         rows, val_rows = (self.train_faces(config.subset, split) for split in ("train", "val"))
-        kind = torch.device(self.device).type # a training does not change its device on the way
+        kind = torch.device(self.device).type  # a training does not change its device on the way
         history = train(
-            detector, rows, val_rows, config.recipe, config.policy(), quantiles, self.device, label,
-            folder/f"checkpoint-{kind}", accelerator)
-        if accelerator is not None and not accelerator.is_main_process: return
+            detector,
+            rows,
+            val_rows,
+            config.recipe,
+            config.policy(),
+            quantiles,
+            self.device,
+            label,
+            folder / f"checkpoint-{kind}",
+            accelerator,
+        )
+        if accelerator is not None and not accelerator.is_main_process:
+            return
         weights = {name: tensor.contiguous() for name, tensor in detector.state_dict().items()}
-        save_file(weights, folder/"model.safetensors")
-        history.to_parquet(folder/"history.parquet", index=False)
+        save_file(weights, folder / "model.safetensors")
+        history.to_parquet(folder / "history.parquet", index=False)
 
-    def _score(self, detector: Detector, config: dict, faces: FaceDataset, rows: pd.DataFrame, folder: Path):
+    def _score(
+        self, detector: Detector, config: dict, faces: FaceDataset, rows: pd.DataFrame, folder: Path
+    ):
         "Write the scores that a detector gives to faces, which are `rows` of a manifest; `config` is its run's."
         workers = self.preset.recipe.get("workers", 0)
         p_fake = predict(detector, faces, _batch_size(config), self.device, workers)
@@ -341,21 +409,23 @@ class Lab(LabConfigs):
 
     def target(
         self,
-        run: Run, # of a detector
-        target: str, # one of `targets`
-    ) -> Run: # scores.parquet
+        run: Run,  # of a detector
+        target: str,  # one of `targets`
+    ) -> Run:  # scores.parquet
         "Score a target set with a trained detector (Tables II and IV to VII)."
         config = dict(detector=run.key, split=target, data=self.source(target)[1])
+
         def make(folder):
             rows = self.test_faces(target)
             self._score_run(run, FaceDataset(rows), rows, folder)
+
         return self.store.get("targets", f"{_run_label(run)}-{target}", config, make)
 
     def scores(
         self,
-        run: Run, # of a detector
-        on: str = "test", # the test faces, or a target set
-    ) -> pd.DataFrame: # as `read_scores`
+        run: Run,  # of a detector
+        on: str = "test",  # the test faces, or a target set
+    ) -> pd.DataFrame:  # as `read_scores`
         "Return the scores of a detector on all faces of a set."
         return read_scores(run if on == "test" else self.target(run, on))
 
@@ -363,13 +433,22 @@ class Lab(LabConfigs):
 
     def attention(
         self,
-        run: Run, # of a detector, trained in whatever way
-        split: str = "test", # "test" or a target set: all its faces; "train", "val": those of `subset`
-        subset: str = "all", # manipulation
-    ) -> Run: # maps.npy (N, h, w) float16, rows as `faces(split, subset)`
+        run: Run,  # of a detector, trained in whatever way
+        split: str = "test",  # "test" or a target set: all its faces; "train", "val": those of `subset`
+        subset: str = "all",  # manipulation
+    ) -> Run:  # maps.npy (N, h, w) float16, rows as `faces(split, subset)`
         "Localize with one detector (Eq. 3); the maps keep the detector's own grid."
-        config = dict(detector=run.key, split=split, subset=subset, grid=self.preset.grid, data=self.source(split)[1])
-        def make(folder): self._localize(run, self.faces(split, subset), folder)
+        config = dict(
+            detector=run.key,
+            split=split,
+            subset=subset,
+            grid=self.preset.grid,
+            data=self.source(split)[1],
+        )
+
+        def make(folder):
+            self._localize(run, self.faces(split, subset), folder)
+
         return self.store.get("maps", f"{_run_label(run)}-{split}", config, make)
 
     def _localize(self, run: Run, rows: pd.DataFrame, folder: Path):
@@ -380,13 +459,18 @@ class Lab(LabConfigs):
         workers = self.preset.recipe.get("workers", 0)
         advice = "lower batch or raise accumulate in the detector's training, whose parts of a batch these are"
         with memory_explained(advice, batch=batch_size):
-            localize(detector, layer, DataLoader(FaceDataset(rows), batch_size, num_workers=workers), folder/"maps.npy")
+            localize(
+                detector,
+                layer,
+                DataLoader(FaceDataset(rows), batch_size, num_workers=workers),
+                folder / "maps.npy",
+            )
 
     def maps(
         self,
-        zoo: Zoo, # of which manipulation and seed, and which backbones
-        split: str = "train", # as in `attention`
-    ) -> list[Run]: # each as `attention`, in the zoo's order
+        zoo: Zoo,  # of which manipulation and seed, and which backbones
+        split: str = "train",  # as in `attention`
+    ) -> list[Run]:  # each as `attention`, in the zoo's order
         "Localize with every detector of a zoo, each trained without masks."
         subset = zoo.subset if split in ("train", "val") else "all"
         names = self.zoo_names(zoo.backbones) or self.preset.backbones
@@ -402,91 +486,115 @@ class Lab(LabConfigs):
 
     def quantiles(
         self,
-        zoo: Zoo, # that localizes
-        split: str = "train", # the faces, as in `attention`; masks for training use "train" only
-    ) -> Run: # quantiles/: a 16-bit PNG a face
+        zoo: Zoo,  # that localizes
+        split: str = "train",  # the faces, as in `attention`; masks for training use "train" only
+    ) -> Run:  # quantiles/: a 16-bit PNG a face
         "Fuse the maps of a zoo and write their quantile maps (Eq. 6-9), offline as in the paper."
         runs = self.maps(zoo, split)
         size = (self.preset.size,) * 2
         marks = [str(zoo.fusion)]
         names = self.zoo_names(zoo.backbones)
-        if names: marks.append("+".join(names))
-        if split != "train": marks.append(split)
+        if names:
+            marks.append("+".join(names))
+        if split != "train":
+            marks.append(split)
         label = "-".join([zoo.subset, *marks, f"s{zoo.seed}"])
+
         def make(folder):
             "Fuse the maps and write a PNG for each face."
             paths = self.faces(split, zoo.subset).path.tolist()
             stores = [run_file(run.path, "maps.npy") for run in runs]
-            quantile_store(stores, paths, folder/"quantiles", size, **asdict(zoo.fusion))
+            quantile_store(stores, paths, folder / "quantiles", size, **asdict(zoo.fusion))
+
         return self.store.get("fusions", label, self._fusion_key(zoo, runs), make)
 
     def fused_maps(
         self,
-        zoo: Zoo, # that localizes
-        split: str = "train", # the faces, as in `attention`
-        rows: np.ndarray | None = None, # which of the faces; None: all
-        batch_size: int = 64, # faces in memory at once
-    ) -> Iterator[torch.Tensor]: # (n, H, W) in [0, 1], batch by batch
+        zoo: Zoo,  # that localizes
+        split: str = "train",  # the faces, as in `attention`
+        rows: np.ndarray | None = None,  # which of the faces; None: all
+        batch_size: int = 64,  # faces in memory at once
+    ) -> Iterator[torch.Tensor]:  # (n, H, W) in [0, 1], batch by batch
         "Fuse the maps of a zoo, for figures and statistics."
         return fused_batches(self.maps(zoo, split), zoo.fusion, self.preset.size, rows, batch_size)
 
     def heat_maps(
         self,
-        run: Run, # of a detector, trained in whatever way
-        split: str = "test", # "test" or a target set
-        rows: np.ndarray | None = None, # which of its `test_faces`; None: all
-        batch_size: int = 64, # faces in memory at once
-    ) -> Iterator[torch.Tensor]: # (n, H, W) in [0, 1], batch by batch
+        run: Run,  # of a detector, trained in whatever way
+        split: str = "test",  # "test" or a target set
+        rows: np.ndarray | None = None,  # which of its `test_faces`; None: all
+        batch_size: int = 64,  # faces in memory at once
+    ) -> Iterator[torch.Tensor]:  # (n, H, W) in [0, 1], batch by batch
         "Localize with one detector, and enlarge its maps to the size of the faces."
-        return fused_batches([self.attention(run, split)], IDENTITY, self.preset.size, rows, batch_size)
+        return fused_batches(
+            [self.attention(run, split)], IDENTITY, self.preset.size, rows, batch_size
+        )
 
     def statistics(
         self,
-        zoo: Zoo, # that localizes
-    ) -> Run: # shares.parquet, a row a training face; histogram.npy (BINS,) pixels by attention value
+        zoo: Zoo,  # that localizes
+    ) -> (
+        Run
+    ):  # shares.parquet, a row a training face; histogram.npy (BINS,) pixels by attention value
         "Measure the share of each training face that a zoo's maps cover, and the distribution of their values."
         runs = self.maps(zoo)
         config = self._fusion_key(zoo, runs) | dict(thresholds=THRESHOLDS, bins=BINS)
-        label = "-".join([zoo.subset, str(zoo.fusion), *self.zoo_names(zoo.backbones), f"s{zoo.seed}"])
+        label = "-".join(
+            [zoo.subset, str(zoo.fusion), *self.zoo_names(zoo.backbones), f"s{zoo.seed}"]
+        )
+
         def make(folder):
             maps = fused_batches(runs, zoo.fusion, self.preset.size)
             _write_statistics(maps, self.train_faces(zoo.subset), folder)
+
         return self.store.get("statistics", label, config, make)
 
     # Masked test faces
 
     def masked(
         self,
-        run: Run, # of a detector
-        zoo: Zoo, # that localizes, on the test faces here; no training sees these maps
-        alpha: float, # share of the attended pixels that is masked, in [0, 1]
-        split: str = "test", # or a target set
-        fill: str = "zero", # what masked pixels become
-        face: bool = True, # around the mask; False: plain gray, so that nothing but the mask is to be seen
-    ) -> Run: # scores.parquet
+        run: Run,  # of a detector
+        zoo: Zoo,  # that localizes, on the test faces here; no training sees these maps
+        alpha: float,  # share of the attended pixels that is masked, in [0, 1]
+        split: str = "test",  # or a target set
+        fill: str = "zero",  # what masked pixels become
+        face: bool = True,  # around the mask; False: plain gray, so that nothing but the mask is to be seen
+    ) -> Run:  # scores.parquet
         "Score test faces whose primary regions are masked with a trained detector (Figure 8)."
-        if not 0 <= alpha <= 1: raise ValueError(f"alpha must lie in [0, 1], not {alpha}.")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must lie in [0, 1], not {alpha}.")
         check_choice(fill, FILLS, "fill")
         maps, alpha = self.quantiles(zoo, split), float(alpha)
         config = dict(
-            detector=run.key, quantiles=maps.key, alpha=alpha, fill=fill, split=split, data=self.source(split)[1])
+            detector=run.key,
+            quantiles=maps.key,
+            alpha=alpha,
+            fill=fill,
+            split=split,
+            data=self.source(split)[1],
+        )
         label = f"{_run_label(run)}-{split}-alpha={alpha:g}"
         if not face:
             config["face"] = False
             label += "-gray"
+
         def make(folder):
             "Mask the test faces and score them."
             rows = self.test_faces(split)
             faces = _masked_faces(rows, quantile_folder(maps), alpha, fill, face)
             self._score_run(run, faces, rows, folder)
+
         return self.store.get("masked", label, config, make)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-28
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-32
 @dataclass(frozen=True)
 class Wanted:
     "A run that is needed and how its result is read; nothing is made until a lab is asked."
-    ask: Callable[[Lab], Any] # makes the run, or a list of runs, or finds them made; `RunFailed` if one diverged
-    read: Callable[[Any], Any] # what is wanted of what `ask` returns
+
+    ask: Callable[
+        [Lab], Any
+    ]  # makes the run, or a list of runs, or finds them made; `RunFailed` if one diverged
+    read: Callable[[Any], Any]  # what is wanted of what `ask` returns
 
     def get(self, lab: Lab) -> Any:
         "Return what is read from the run, which the lab makes if it is not there."

@@ -23,34 +23,41 @@ from .runs import claimed
 ROOT_FOLDERS = {"DFDC": "dfdc", "DF-1.0": "df-1.0", "Celeb-DF": "celeb-df"}
 "The target sets of real data, and their folders beside `ff++`."
 
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-5
 def data_sets(
-    data: str | Path, # folder that holds ff++/, dfdc/, ... as `prle faces` makes them; of `prle forge`; or a manifest
+    data: str
+    | Path,  # folder that holds ff++/, dfdc/, ... as `prle faces` makes them; of `prle forge`; or a manifest
 ) -> tuple[Path, dict[str, Path]]:
     """Find the manifest to train on and those of the target sets that are there.
 
     Raise `FileNotFoundError` if there is no manifest to train on."""
     data = Path(data)
-    if (data/"ff++").is_dir():
-        found = data/"ff++"/"manifest.parquet"
-        targets = {name: data/folder/"manifest.parquet" for name, folder in ROOT_FOLDERS.items()}
+    if (data / "ff++").is_dir():
+        found = data / "ff++" / "manifest.parquet"
+        targets = {
+            name: data / folder / "manifest.parquet" for name, folder in ROOT_FOLDERS.items()
+        }
     else:
-        found = data/"manifest.parquet" if data.is_dir() else data
-        targets = {name: found.parent/"targets"/name/"manifest.parquet" for name in TARGETS}
+        found = data / "manifest.parquet" if data.is_dir() else data
+        targets = {name: found.parent / "targets" / name / "manifest.parquet" for name in TARGETS}
     if not found.exists():
-        raise FileNotFoundError(f"no manifest at {found}. Name a manifest, a folder made by `prle forge`, "
-                                "or a folder that holds ff++/ and others as `prle faces` makes them.")
+        raise FileNotFoundError(
+            f"no manifest at {found}. Name a manifest, a folder made by `prle forge`, "
+            "or a folder that holds ff++/ and others as `prle faces` makes them."
+        )
     return found, {name: path for name, path in targets.items() if path.exists()}
 
-# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-7
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-8
 def _sizes(root: Path, paths: pd.Series) -> list[int]:
     """Return the size of every file in bytes; 0 for an empty path.
 
     Raise `ValueError` for a path or link that leads out of the root."""
     return [below(root, path).stat().st_size if path else 0 for path in paths]
 
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-9
 def data_fingerprint(
-    manifest: pd.DataFrame, # from `read_manifest`
-) -> str: # 16 hexadecimal digits
+    manifest: pd.DataFrame,  # from `read_manifest`
+) -> str:  # 16 hexadecimal digits
     "Hash every row of a manifest and the file size of every crop and mask."
     root = Path(manifest.attrs["root"])
     landmarks = [digest(points.tolist()) for points in manifest.landmarks]
@@ -58,38 +65,49 @@ def data_fingerprint(
     rows = manifest.assign(landmarks=landmarks, **sizes)
     return digest(rows.to_csv(index=False))
 
-# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-9
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-11
 class LabData:
     "The faces that an experiment trains and tests on: the preset's mini benchmark, or other data."
+
     def __init__(
         self,
-        preset: str = "mini", # of `PRESETS`
-        data: str | Path | None = None, # other data, see `data_sets`; None: the preset's mini benchmark
-        outputs: str | Path | None = None, # folder for everything that is written; None: the project's `outputs/`
+        preset: str = "mini",  # of `PRESETS`
+        data: str
+        | Path
+        | None = None,  # other data, see `data_sets`; None: the preset's mini benchmark
+        outputs: str
+        | Path
+        | None = None,  # folder for everything that is written; None: the project's `outputs/`
     ):
         "Name preset and data; nothing is forged yet. `ValueError` if the preset needs real data."
         self.name = preset
         self.preset = PRESETS[check_choice(preset, PRESETS, "preset")]
         if data is None and self.preset.people is None:
-            raise ValueError(f"the preset {preset!r} needs real data; the presets smoke and mini make their own.")
+            raise ValueError(
+                f"the preset {preset!r} needs real data; the presets smoke and mini make their own."
+            )
         self.outputs = Path(outputs or outputs_dir()).absolute()
         self.data = absolute_data(data)
         self._sets = data_sets(self.data) if data else None
-        self._opened = {} # target set -> manifest and its hash
+        self._opened = {}  # target set -> manifest and its hash
 
     @cached_property
     def _benchmark(self) -> Path:
         "Return the manifest of the mini benchmark, which is forged on first use."
-        folder = self.outputs/"data"/self.name
+        folder = self.outputs / "data" / self.name
         with claimed(folder):
-            return build_benchmark(folder, size=self.preset.size, people=self.preset.people, steps=self.preset.forging)
+            return build_benchmark(
+                folder, size=self.preset.size, people=self.preset.people, steps=self.preset.forging
+            )
 
     @cached_property
     def _target_sets(self) -> dict[str, Path]:
         "Return the manifest of each target set; the mini benchmark's are forged on first use."
-        if self._sets: return self._sets[1]
+        if self._sets:
+            return self._sets[1]
         benchmark = self._benchmark
-        with claimed(benchmark.parent): return build_targets(benchmark)
+        with claimed(benchmark.parent):
+            return build_targets(benchmark)
 
     @cached_property
     def manifest(self) -> pd.DataFrame:
@@ -109,7 +127,8 @@ class LabData:
     @property
     def absent(self) -> list[str]:
         "Return the target sets that are missing beside `ff++`; empty for other layouts of data."
-        if not (Path(self.data)/"ff++").is_dir(): return []
+        if not (Path(self.data) / "ff++").is_dir():
+            return []
         return [name for name in ROOT_FOLDERS if name not in self.targets]
 
     @property
@@ -119,11 +138,12 @@ class LabData:
 
     def source(
         self,
-        split: str, # "train", "val", "test" or a target set
-    ) -> tuple[pd.DataFrame, str]: # manifest, and its hash
+        split: str,  # "train", "val", "test" or a target set
+    ) -> tuple[pd.DataFrame, str]:  # manifest, and its hash
         "Return the manifest that holds a split, and its hash; the preset's target sets are forged on first use."
         check_choice(split, [*SPLITS, *self.targets], "split or target set")
-        if split in SPLITS: return self.manifest, self.fingerprint
+        if split in SPLITS:
+            return self.manifest, self.fingerprint
         if split not in self._opened:
             manifest = read_manifest(self._target_sets[split])
             self._opened[split] = manifest, data_fingerprint(manifest)
@@ -131,24 +151,25 @@ class LabData:
 
     def train_faces(
         self,
-        subset: str, # manipulation, or "all"
-        split: str = "train", # or "val"
-    ) -> pd.DataFrame: # rows of the manifest
+        subset: str,  # manipulation, or "all"
+        split: str = "train",  # or "val"
+    ) -> pd.DataFrame:  # rows of the manifest
         "Return the faces that a detector of this manipulation is trained on; maps of them have the same rows."
         return select(self.manifest, split, None if subset == "all" else subset)
 
     def test_faces(
         self,
-        split: str = "test", # or a target set
-    ) -> pd.DataFrame: # rows of its manifest
+        split: str = "test",  # or a target set
+    ) -> pd.DataFrame:  # rows of its manifest
         "Return the faces that all detectors are tested on; scores have the same rows."
         return select(self.source(split)[0], "test")
 
     def faces(
         self,
-        split: str, # "train", "val", "test" or a target set
-        subset: str = "all", # manipulation; of "train" and "val" only
-    ) -> pd.DataFrame: # rows of its manifest
+        split: str,  # "train", "val", "test" or a target set
+        subset: str = "all",  # manipulation; of "train" and "val" only
+    ) -> pd.DataFrame:  # rows of its manifest
         "Return the faces of a split; maps of it have the same rows."
-        if split in ("train", "val"): return self.train_faces(subset, split)
+        if split in ("train", "val"):
+            return self.train_faces(subset, split)
         return self.test_faces(split)

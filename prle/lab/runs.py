@@ -10,7 +10,17 @@ __all__ = ['GIVEN_UP', 'STORE_ERRORS', 'COLUMNS', 'code_modules', 'code_differen
            'recorded_runs', 'needs', 'reachable', 'spared', 'prune']
 
 # %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-2
-import errno, json, numbers, os, re, socket, statistics, threading, time, traceback, uuid
+import errno
+import json
+import numbers
+import os
+import re
+import socket
+import statistics
+import threading
+import time
+import traceback
+import uuid
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,137 +30,226 @@ import numpy as np
 import pandas as pd
 
 import prle
-from ..core import check_choice, digest, discard, file_digest, is_full, is_leftover, provenance, shortened, write_json
-from ..trust import (DIGESTS, MARKER, Damaged, check_digest, check_digests, check_entries, file_name, one_line,
-                        open_file, read_digests, read_json, read_record, read_sealed, write_sealed)
+from prle.core import (
+    check_choice,
+    digest,
+    discard,
+    file_digest,
+    is_full,
+    is_leftover,
+    provenance,
+    shortened,
+    write_json,
+)
+from prle.trust import (
+    DIGESTS,
+    MARKER,
+    Damaged,
+    check_digest,
+    check_digests,
+    check_entries,
+    file_name,
+    one_line,
+    open_file,
+    read_digests,
+    read_json,
+    read_record,
+    read_sealed,
+    write_sealed,
+)
 
 # %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-5
-def code_modules() -> dict[str, str]: # module ("trainer", "detectors.vgg") -> 16 hexadecimal digits
+def code_modules() -> dict[
+    str, str
+]:  # module ("trainer", "detectors.vgg") -> 16 hexadecimal digits
     "Return the fingerprint of each module of `prle`."
     folder = Path(prle.__file__).parent
-    paths = {".".join(p.relative_to(folder).with_suffix("").parts): p for p in sorted(folder.rglob("*.py")) if p.name != "_modidx.py"}
+    paths = {
+        ".".join(p.relative_to(folder).with_suffix("").parts): p
+        for p in sorted(folder.rglob("*.py"))
+        if p.name != "_modidx.py"
+    }
     return {name: file_digest(p) for name, p in paths.items()}
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-6
 def code_difference(
-    made: dict, # a run's provenance
-    modules: dict[str, str], # of the present code
-) -> str: # "" if the same code made it, else e.g. "other code: masking, trainer differ"
+    made: dict,  # a run's provenance
+    modules: dict[str, str],  # of the present code
+) -> str:  # "" if the same code made it, else e.g. "other code: masking, trainer differ"
     "Say which modules differ between the code that made a run and the present code."
-    others = [part for part in (made, *made.get("earlier", ())) if part.get("code") != digest(modules)]
-    if not others: return ""
-    differ = sorted({m for old in (part.get("modules") or {} for part in others) for m in old | modules if old and old.get(m) != modules.get(m)})
-    return f"other code: {', '.join(differ)} differ{'s' * (len(differ) == 1)}" if differ else "other code"
+    others = [
+        part for part in (made, *made.get("earlier", ())) if part.get("code") != digest(modules)
+    ]
+    if not others:
+        return ""
+    differ = sorted(
+        {
+            m
+            for old in (part.get("modules") or {} for part in others)
+            for m in old | modules
+            if old and old.get(m) != modules.get(m)
+        }
+    )
+    return (
+        f"other code: {', '.join(differ)} differ{'s' * (len(differ) == 1)}"
+        if differ
+        else "other code"
+    )
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-8
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-9
 def _machine() -> str:
     """Return what identifies this machine: its host name, its boot, and the PID namespace of a container.
 
     Processes with the same text can see whether the other one is alive."""
     parts = [socket.gethostname()]
-    with suppress(OSError): parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-    with suppress(OSError): parts.append(os.readlink("/proc/self/ns/pid"))
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(parts)
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-10
 def _alive(pid: int) -> bool:
     "Tell whether a process can be signalled; for systems without /proc. True where that cannot be told."
-    if os.name != "posix": return True
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return False
-    except PermissionError: pass
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
     return True
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-11
 def process_start(
-    pid: int, # of a process on this machine
-) -> str | None: # the kernel's count, "?" where it does not tell; None: it is dead
+    pid: int,  # of a process on this machine
+) -> str | None:  # the kernel's count, "?" where it does not tell; None: it is dead
     "Return when a process started, which distinguishes it from a later one with the same number."
-    try: state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None if Path("/proc/self/stat").exists() or not _alive(pid) else "?"
     return None if state in "ZX" else fields[18]
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-10
-def _utc() -> str: return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-13
+def _utc() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
-def this_process() -> dict: # JSON-able
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-14
+def this_process() -> dict:  # JSON-able
     "Describe this process: what others need in order to see who works on a run."
     pid = os.getpid()
-    return dict(host=socket.gethostname(), machine=_machine(), pid=pid, started=process_start(pid), thread=threading.get_ident(), since=_utc())
+    return dict(
+        host=socket.gethostname(),
+        machine=_machine(),
+        pid=pid,
+        started=process_start(pid),
+        thread=threading.get_ident(),
+        since=_utc(),
+    )
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-15
 def who(
-    owner: dict, # from `this_process`; empty if it has not written its name yet
+    owner: dict,  # from `this_process`; empty if it has not written its name yet
 ) -> str:
     "Format the owner of a claim for people."
-    if not owner: return "a process that has not given its name yet"
+    if not owner:
+        return "a process that has not given its name yet"
     host, since = (shortened(owner.get(name)).strip("'") for name in ("host", "since"))
     return f"pid {owner['pid']} on {host}, since {since}"
 
+
 _CLAIM = dict(machine=str, pid=int)
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-16
 def _owner(file: Path) -> dict | None:
     "Read a claim: None if it was released, empty if it holds no readable owner yet."
     try:
         record = read_json(file, most=10_000)
         return None if record is None else check_entries(record, file, **_CLAIM)
-    except (ValueError, FileNotFoundError, IsADirectoryError): return {}
+    except (ValueError, FileNotFoundError, IsADirectoryError):
+        return {}
+
 
 def _pause(owner: dict) -> float:
     "Return the seconds between two signs of life of an owner: at most an hour, 0 if it does not say."
     pause = owner.get("heartbeat")
     return min(pause, GIVEN_UP) if isinstance(pause, numbers.Real) else 0.0
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-12
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-18
 class _Row:
     "A folder of numbered files, each of which can be created only once; the owner of the last has the claim."
-    def __init__(self, folder: str | Path, heartbeat: float, missed: int): self.folder, self.heartbeat, self.missed, self._seen = Path(folder), heartbeat, missed, None
 
-    def _file(self, number: int) -> Path: return self.folder/str(number)
+    def __init__(self, folder: str | Path, heartbeat: float, missed: int):
+        self.folder, self.heartbeat, self.missed, self._seen = Path(folder), heartbeat, missed, None
 
-    def _last(self) -> tuple[int, dict | None]: # its owner: None if it is free, {} if not written yet
+    def _file(self, number: int) -> Path:
+        return self.folder / str(number)
+
+    def _last(
+        self,
+    ) -> tuple[int, dict | None]:  # its owner: None if it is free, {} if not written yet
         "Return the number of the last file, counted from 1 without gaps, and its owner."
-        try: names = set(os.listdir(self.folder))
-        except (FileNotFoundError, NotADirectoryError): return 0, None
+        try:
+            names = set(os.listdir(self.folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return 0, None
         number = 0
-        while str(number + 1) in names: number += 1
+        while str(number + 1) in names:
+            number += 1
         return number, _owner(self._file(number)) if number else None
 
-    def _sign(self, number: int) -> tuple[int, int]: # number and time, of which only a change means something
+    def _sign(
+        self, number: int
+    ) -> tuple[int, int]:  # number and time, of which only a change means something
         "Return the last sign of life. Opening the file makes an NFS client ask the server; `stat` alone may not."
         try:
-            with open_file(self._file(number)) as f: return number, os.fstat(f.fileno()).st_mtime_ns
-        except (ValueError, IsADirectoryError): return number, 0
+            with open_file(self._file(number)) as f:
+                return number, os.fstat(f.fileno()).st_mtime_ns
+        except (ValueError, IsADirectoryError):
+            return number, 0
 
     def _dead(self, number: int, owner: dict) -> bool:
         """Tell whether the owner is dead: its process is gone, or its sign of life has been silent for too long.
 
         On another machine the silence is counted from call to call, by this process's clock."""
-        if owner.get("machine") == _machine(): return process_start(owner["pid"]) != owner.get("started")
+        if owner.get("machine") == _machine():
+            return process_start(owner["pid"]) != owner.get("started")
         now = time.monotonic()
-        try: beat = self._sign(number)
-        except FileNotFoundError: return False
-        if self._seen is None or self._seen[0] != beat: self._seen = beat, now
+        try:
+            beat = self._sign(number)
+        except FileNotFoundError:
+            return False
+        if self._seen is None or self._seen[0] != beat:
+            self._seen = beat, now
         return now - self._seen[1] > self.missed * max(self.heartbeat, _pause(owner))
 
     def _write(self, number: int, record: dict | None) -> bool:
         "Add a file to the row; return False if another process was faster or the row has been removed."
         try:
-            with open(self._file(number), "x") as f: json.dump(record, f)
-        except (FileExistsError, FileNotFoundError): return False
+            with open(self._file(number), "x") as f:
+                json.dump(record, f)
+        except (FileExistsError, FileNotFoundError):
+            return False
         except BaseException:
             self._file(number).unlink(missing_ok=True)
             raise
         return True
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-13
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-19
 GIVEN_UP = 3600.0
 "Seconds without a sign of life after which one look tells that an owner on another machine is dead."
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-20
 class Claim(_Row):
     "The right to work on one run, held by one process at a time."
+
     def __init__(
         self,
-        folder: str | Path, # of the row; created when needed
-        heartbeat: float = 10.0, # seconds between two signs of life
-        missed: int = 6, # signs of life that an owner on another machine may miss
+        folder: str | Path,  # of the row; created when needed
+        heartbeat: float = 10.0,  # seconds between two signs of life
+        missed: int = 6,  # signs of life that an owner on another machine may miss
     ):
         "Name the folder of the claim; nothing is claimed before `take`."
         super().__init__(folder, heartbeat, missed)
@@ -159,45 +258,71 @@ class Claim(_Row):
     def owner(self) -> dict | None:
         "Return the owner, {} if it cannot be read, or None if one look says that nobody holds the claim."
         number, owner = self._last()
-        return None if owner is None or self._dead(number, owner) or self._given_up(owner) else owner
+        return (
+            None if owner is None or self._dead(number, owner) or self._given_up(owner) else owner
+        )
 
     def silence(self) -> float:
         "Return the seconds since the last sign of life, by the times of files; 0 where nothing can be written."
-        probe = self.folder/f".prle-tmp-{uuid.uuid4().hex[:8]}"
+        probe = self.folder / f".prle-tmp-{uuid.uuid4().hex[:8]}"
         try:
             probe.touch()
             return max(0.0, probe.stat().st_mtime - self._file(self._last()[0]).stat().st_mtime)
-        except OSError: return 0.0
+        except OSError:
+            return 0.0
         finally:
-            with suppress(OSError): probe.unlink()
+            with suppress(OSError):
+                probe.unlink()
 
     def _given_up(self, owner: dict) -> bool:
         "Tell whether an owner on another machine has been silent so long that a single look suffices."
-        return owner.get("machine") != _machine() and self.silence() > max(GIVEN_UP, self.missed * _pause(owner))
+        return owner.get("machine") != _machine() and self.silence() > max(
+            GIVEN_UP, self.missed * _pause(owner)
+        )
 
     def take(
         self,
-        look: bool = False, # believe one look, as `owner` does; otherwise an owner on another machine is watched from call to call
-    ) -> dict | None: # None: it is ours now
+        look: bool = False,  # believe one look, as `owner` does; otherwise an owner on another machine is watched from call to call
+    ) -> dict | None:  # None: it is ours now
         "Take the claim if no living process holds it; otherwise return the owner ({} if it is not known)."
-        if self.folder.is_symlink(): raise NotADirectoryError(errno.ENOTDIR, "a link in place of claims", str(self.folder))
-        try: self.folder.mkdir(parents=True, exist_ok=True)
+        if self.folder.is_symlink():
+            raise NotADirectoryError(errno.ENOTDIR, "a link in place of claims", str(self.folder))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
-            if self.folder.is_file(): raise
+            if self.folder.is_file():
+                raise
         number, owner = self._last()
-        gone = owner == {} and self.silence() > self.missed * self.heartbeat # nobody writes a name for so long: it is damaged
-        if owner is not None and not gone and not self._dead(number, owner) and not (look and self._given_up(owner)): return owner
-        if not self._write(number + 1, dict(this_process(), heartbeat=self.heartbeat)): return {}
-        if number and not self._file(number).exists(): # the row that we have read was removed and begun anew
+        gone = (
+            owner == {} and self.silence() > self.missed * self.heartbeat
+        )  # nobody writes a name for so long: it is damaged
+        if (
+            owner is not None
+            and not gone
+            and not self._dead(number, owner)
+            and not (look and self._given_up(owner))
+        ):
+            return owner
+        if not self._write(number + 1, dict(this_process(), heartbeat=self.heartbeat)):
+            return {}
+        if (
+            number and not self._file(number).exists()
+        ):  # the row that we have read was removed and begun anew
             self._file(number + 1).unlink(missing_ok=True)
             return {}
         self.number, self.previous, self._stop = number + 1, owner, threading.Event()
-        threading.Thread(target=self._beat, args=(self._stop, self._file(self.number)), daemon=True, name=f"heartbeat {self.folder.name}").start()
+        threading.Thread(
+            target=self._beat,
+            args=(self._stop, self._file(self.number)),
+            daemon=True,
+            name=f"heartbeat {self.folder.name}",
+        ).start()
         return None
 
     def _beat(self, stop: threading.Event, file: Path):
         while not stop.wait(self.heartbeat):
-            with suppress(OSError): os.utime(file)
+            with suppress(OSError):
+                os.utime(file)
 
     @property
     def lost(self) -> bool:
@@ -207,52 +332,71 @@ class Claim(_Row):
     def free(self):
         "Release the claim, so that another process can take it."
         self._stop.set()
-        try: self._write(self.number + 1, None)
-        except OSError: self._file(self.number).unlink(missing_ok=True) # a full disk has no room for the note
+        try:
+            self._write(self.number + 1, None)
+        except OSError:
+            self._file(self.number).unlink(missing_ok=True)  # a full disk has no room for the note
 
     def remove(self):
         "Remove the claims of a finished run, which needs none any more; release them if other files lie there."
         self._stop.set()
-        if self.lost: return
-        if _strangers(self.folder): self.free()
-        else: discard(self.folder)
+        if self.lost:
+            return
+        if _strangers(self.folder):
+            self.free()
+        else:
+            discard(self.folder)
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-21
 def _strangers(
-    folder: Path, # of claims; may be absent
-) -> list[str]: # names
+    folder: Path,  # of claims; may be absent
+) -> list[str]:  # names
     "List the names in a folder of claims that are not claims."
-    if not folder.is_dir(): return []
-    return [name for name in sorted(os.listdir(folder)) if not (name.isdecimal() or is_leftover(name))]
+    if not folder.is_dir():
+        return []
+    return [
+        name for name in sorted(os.listdir(folder)) if not (name.isdecimal() or is_leftover(name))
+    ]
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-19
-_ORIGIN = dict(run=str, files=dict, code=str, modules=dict, earlier=list, seconds=numbers.Real, end=str)
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-27
+_ORIGIN = dict(
+    run=str, files=dict, code=str, modules=dict, earlier=list, seconds=numbers.Real, end=str
+)
+
 
 def _read_config(folder: Path) -> dict:
     "Read the configuration of a run; raise `Damaged` naming the file."
-    path = folder/"config.json"
-    try: return read_json(path, dict)
-    except (FileNotFoundError, NotADirectoryError): raise Damaged(f"{path} is missing.") from None
-    except ValueError as e: raise Damaged(str(e)) from e
+    path = folder / "config.json"
+    try:
+        return read_json(path, dict)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Damaged(f"{path} is missing.") from None
+    except ValueError as e:
+        raise Damaged(str(e)) from e
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-28
 def _read_origin(folder: Path) -> dict:
     "Read the provenance of a run; raise `Damaged` naming the file."
-    return read_sealed(folder/"provenance.json", **_ORIGIN)
+    return read_sealed(folder / "provenance.json", **_ORIGIN)
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-29
 def read_run(
-    folder: str | Path, # of a finished run
-) -> tuple[dict, dict]: # its configuration and its provenance
+    folder: str | Path,  # of a finished run
+) -> tuple[dict, dict]:  # its configuration and its provenance
     """Read a run's configuration and provenance.
 
     Raise `Damaged` naming the file that is not as it was written, or is of another run."""
     folder = Path(folder)
     config, origin = _read_config(folder), _read_origin(folder)
     kind, _, name = origin["run"].partition("/")
-    if name != folder.name: raise Damaged(f"{folder/'provenance.json'} is of another run, {one_line(name)}.")
-    if digest([kind, config]) != name[-16:]: raise Damaged(f"{folder/'config.json'} has changed since it was written.")
+    if name != folder.name:
+        raise Damaged(f"{folder / 'provenance.json'} is of another run, {one_line(name)}.")
+    if digest([kind, config]) != name[-16:]:
+        raise Damaged(f"{folder / 'config.json'} has changed since it was written.")
     return config, origin
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-20
-def _covered(folder: Path) -> list[str]: # relative, POSIX, sorted
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-30
+def _covered(folder: Path) -> list[str]:  # relative, POSIX, sorted
     """List the files whose fingerprints stand in a run's provenance.
 
     Of a folder with a table of digests only the table (and its marker) is listed."""
@@ -264,35 +408,42 @@ def _covered(folder: Path) -> list[str]: # relative, POSIX, sorted
         names += [Path(here, name).relative_to(folder).as_posix() for name in files]
     return sorted(name for name in names if name != "provenance.json")
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-31
 def _listing(folder: Path) -> dict[str, str]:
     "Return the fingerprint of each of a run's files."
-    return {name: file_digest(folder/name) for name in _covered(folder)}
+    return {name: file_digest(folder / name) for name in _covered(folder)}
+
 
 def run_file(
-    folder: str | Path, # of a finished run
-    name: str, # of a file in it, relative
+    folder: str | Path,  # of a finished run
+    name: str,  # of a file in it, relative
 ) -> Path:
     "Return the path of a run's file after checking it; raise `Damaged` if it is not as it was written."
     files = read_run(folder)[1]["files"]
-    if name not in files: raise Damaged(f"{folder} has no {name}.")
-    return check_digest(Path(folder)/name, files[name])
+    if name not in files:
+        raise Damaged(f"{folder} has no {name}.")
+    return check_digest(Path(folder) / name, files[name])
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-32
 def check_run(
-    folder: str | Path, # of a finished run
-    deep: bool = False, # read also the files that a table of digests covers
+    folder: str | Path,  # of a finished run
+    deep: bool = False,  # read also the files that a table of digests covers
 ):
     "Check the files of a run; raise `Damaged` naming the first that is not as it was written."
     folder, files = Path(folder), read_run(folder)[1]["files"]
-    for name, fingerprint in files.items(): check_digest(folder/name, fingerprint)
+    for name, fingerprint in files.items():
+        check_digest(folder / name, fingerprint)
     for name in files if deep else ():
-        if Path(name).name == DIGESTS: check_digests((folder/name).parent)
+        if Path(name).name == DIGESTS:
+            check_digests((folder / name).parent)
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-22
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-34
 _ELSEWHERE = "or choose another folder with PRLE_OUTPUTS"
 _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 STORE_ERRORS = {errno.ENOSPC, errno.EDQUOT} | _CLOSED
 "The `errno` of an `OSError` after which nothing more can be written."
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-35
 def _explained(e: BaseException, path: Path) -> BaseException:
     "Return an `OSError` that names the store and a way out; `e` itself if it is about something else."
     text = f"{path.parent} cannot take the run {path.name}"
@@ -304,74 +455,103 @@ def _explained(e: BaseException, path: Path) -> BaseException:
         return OSError(e.errno, f"{os.strerror(e.errno)}: {text}. {way}")
     return e
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-24
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-37
 class Run(NamedTuple):
     "A run: finished, or planned."
-    path: Path # its folder; does not exist yet if it is only planned
-    key: str # the hash of its kind and configuration
-    reused: bool # whether it was there already
 
+    path: Path  # its folder; does not exist yet if it is only planned
+    key: str  # the hash of its kind and configuration
+    reused: bool  # whether it was there already
+
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-38
 class RunFailed(RuntimeError):
     "A run that has no result and would fail again: a training that diverged."
+
     def __init__(
         self,
-        run: str, # "kind/label-hash"
-        reason: str, # what went wrong
+        run: str,  # "kind/label-hash"
+        reason: str,  # what went wrong
     ):
         "Keep the run's name and the reason."
         super().__init__(run, reason)
         self.run, self.reason = run, reason
 
-    def __str__(self): return f"{self.run} failed: {self.reason}"
+    def __str__(self):
+        return f"{self.run} failed: {self.reason}"
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-39
 def say_misses(
-    line: str, # about one run
+    line: str,  # about one run
 ):
     "Print lines about runs that are made or waited for; lines about reused runs are left out."
-    if not line.startswith("HIT"): print(line)
+    if not line.startswith("HIT"):
+        print(line)
+
 
 _NAME = re.compile(r"(?P<label>.+)-(?P<key>[0-9a-f]{16})")
+
 
 def _beside(path: Path, what: str) -> Path:
     "Return the path beside a run's folder that belongs to it: `lock`, `failed.json`, `partial-3`."
     return path.with_name(f".{path.name}.{what}")
 
-def _attempts(path: Path) -> list[Path]: # oldest first
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-40
+def _attempts(path: Path) -> list[Path]:  # oldest first
     "List what is named like the working folder of an attempt at a run."
     start, found = f".{path.name}.partial-", {}
     for p in path.parent.iterdir() if path.parent.is_dir() else ():
-        if p.name.startswith(start) and (number := p.name.removeprefix(start)).isdecimal(): found[int(number)] = p
+        if p.name.startswith(start) and (number := p.name.removeprefix(start)).isdecimal():
+            found[int(number)] = p
     return [found[number] for number in sorted(found)]
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-41
 def _begun(folder: Path, path: Path) -> bool:
     """Tell whether an attempt at the run made this folder, by its configuration or its provenance.
 
     A folder with nothing but temporary files counts too."""
-    if folder.is_symlink() or not folder.is_dir(): return False
-    if all(is_leftover(name) for name in os.listdir(folder)): return True
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    if all(is_leftover(name) for name in os.listdir(folder)):
+        return True
     with suppress(Damaged):
-        if digest([path.parent.name, _read_config(folder)]) == path.name[-16:]: return True
+        if digest([path.parent.name, _read_config(folder)]) == path.name[-16:]:
+            return True
     with suppress(Damaged):
-        return read_sealed(folder/"provenance.json", run=str)["run"] == f"{path.parent.name}/{path.name}"
+        return (
+            read_sealed(folder / "provenance.json", run=str)["run"]
+            == f"{path.parent.name}/{path.name}"
+        )
     return False
 
-def _partials(path: Path) -> list[Path]: # oldest first
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-42
+def _partials(path: Path) -> list[Path]:  # oldest first
     "List the working folders that earlier attempts at a run have left."
     return [p for p in _attempts(path) if _begun(p, path)]
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-25
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-43
 def _leaves(config, name: str = "") -> dict:
     "Flatten a nested configuration to {dotted name: value}."
-    if isinstance(config, dict): parts = config.items()
-    elif isinstance(config, (list, tuple)): parts = enumerate(config)
-    else: return {name: config}
-    return {k: v for part, x in parts for k, v in _leaves(x, f"{name}.{part}" if name else str(part)).items()}
+    if isinstance(config, dict):
+        parts = config.items()
+    elif isinstance(config, (list, tuple)):
+        parts = enumerate(config)
+    else:
+        return {name: config}
+    return {
+        k: v
+        for part, x in parts
+        for k, v in _leaves(x, f"{name}.{part}" if name else str(part)).items()
+    }
 
-def _differing(a: dict, b: dict) -> list[str]: # of `_leaves`
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-44
+def _differing(a: dict, b: dict) -> list[str]:  # of `_leaves`
     "List the names of the entries in which two configurations differ."
     return [k for k in a | b if a.get(k, "") != b.get(k, "")]
 
-def _past(folder: Path) -> list[tuple[str, dict, dict]]: # label, entries of the configuration, provenance
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-45
+def _past(
+    folder: Path,
+) -> list[tuple[str, dict, dict]]:  # label, entries of the configuration, provenance
     "Read the finished runs of a kind; those that cannot be read are left out."
     found = []
     for p in sorted(folder.iterdir()) if folder.exists() else []:
@@ -380,138 +560,239 @@ def _past(folder: Path) -> list[tuple[str, dict, dict]]: # label, entries of the
             found.append((_NAME.fullmatch(p.name)["label"], _leaves(config), origin))
     return found
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-26
-_SIZE = ("data", "size", "width", "recipe.batch") # entries of a configuration that decide how long a run takes
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-46
+_SIZE = (
+    "data",
+    "size",
+    "width",
+    "recipe.batch",
+)  # entries of a configuration that decide how long a run takes
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-47
 def estimate(
-    label: str, # of a run that is not made
-    config: dict, # its configuration
-    past: list[tuple[str, dict, dict]], # label, entries of the configuration by their dotted names, and provenance of the runs of its kind
-) -> float: # seconds; NaN if nothing of its kind and size was ever made in one go
+    label: str,  # of a run that is not made
+    config: dict,  # its configuration
+    past: list[
+        tuple[str, dict, dict]
+    ],  # label, entries of the configuration by their dotted names, and provenance of the runs of its kind
+) -> float:  # seconds; NaN if nothing of its kind and size was ever made in one go
     """Estimate how long a run takes: the median of the nearest runs of its size, scaled with the epochs.
 
     Nearest are those with the same first word of the label, and of these the most similar configurations."""
     here = _leaves(config)
-    past = [x for x in past if "seconds" in x[2] and not x[2].get("resumed") and all(x[1].get(k) == here.get(k) for k in _SIZE)]
+    past = [
+        x
+        for x in past
+        if "seconds" in x[2]
+        and not x[2].get("resumed")
+        and all(x[1].get(k) == here.get(k) for k in _SIZE)
+    ]
     past = [x for x in past if x[0].split("-")[0] == label.split("-")[0]] or past
-    if not past: return float("nan")
+    if not past:
+        return float("nan")
     distances = [len(_differing(here, there)) for _, there, _ in past]
     near = [(there, made) for (_, there, made), d in zip(past, distances) if d == min(distances)]
-    return statistics.median(made["seconds"] * here.get("recipe.epochs", 1) / there.get("recipe.epochs", 1) for there, made in near)
+    return statistics.median(
+        made["seconds"] * here.get("recipe.epochs", 1) / there.get("recipe.epochs", 1)
+        for there, made in near
+    )
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-28
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-49
 def set_aside(
-    path: Path, # folder of a run that cannot be read
-) -> Path: # its new name: `...corrupt-1`, or the next number
+    path: Path,  # folder of a run that cannot be read
+) -> Path:  # its new name: `...corrupt-1`, or the next number
     "Rename a run that cannot be used, without deleting it; the next request makes it again."
     number = 1
-    while os.path.lexists(aside := path.with_name(f"{path.name}.corrupt-{number}")): number += 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.corrupt-{number}")):
+        number += 1
     os.rename(path, aside)
     return aside
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-50
 def _inputs(config: dict, runs: dict[str, list[str]]) -> list[str]:
     "Return the runs whose keys occur anywhere in a configuration, sorted by name."
-    return sorted({name for value in _leaves(config).values() for name in runs.get(value if isinstance(value, str) else "", ())})
+    return sorted(
+        {
+            name
+            for value in _leaves(config).values()
+            for name in runs.get(value if isinstance(value, str) else "", ())
+        }
+    )
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-51
 def _by_key(root: Path) -> dict[str, list[str]]:
-    "Return the runs of a store, as \"kind/label-hash\", by their keys."
+    'Return the runs of a store, as "kind/label-hash", by their keys.'
     found = {}
     for kind in filter(Path.is_dir, Path(root).iterdir()):
         for name in os.listdir(kind):
-            if m := _NAME.fullmatch(name): found.setdefault(m["key"], []).append(f"{kind.name}/{name}")
+            if m := _NAME.fullmatch(name):
+                found.setdefault(m["key"], []).append(f"{kind.name}/{name}")
     return found
 
-_MADE_FROM = ("detector", "maps", "quantiles") # entries of a configuration that are keys of runs, and change with the data
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-52
+_MADE_FROM = (
+    "detector",
+    "maps",
+    "quantiles",
+)  # entries of a configuration that are keys of runs, and change with the data
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-53
 def _nearest(label: str, config: dict, past: list[tuple[str, dict, dict]]) -> str:
     "Say why a run is not there: how its configuration differs from the nearest run of the same label."
-    differ = [_differing(here, there) for here in [_leaves(config)] for name, there, _ in past if name == label]
+    differ = [
+        _differing(here, there)
+        for here in [_leaves(config)]
+        for name, there, _ in past
+        if name == label
+    ]
     nearest = sorted({re.sub(r"\.\d+", "", k) for k in min(differ, key=len, default=[])})
-    if "data" in nearest and {*nearest} <= {"data", *_MADE_FROM}: return "the data have changed"
+    if "data" in nearest and {*nearest} <= {"data", *_MADE_FROM}:
+        return "the data have changed"
     return f"differs from the nearest in {', '.join(nearest)}" if nearest else "not made yet"
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-54
 def _failure(path: Path) -> dict:
     "Read the note of the last failed attempt; empty if there is none that can be read."
     with suppress(OSError, ValueError):
-        return read_record(_beside(path, "failed.json"), error=str, when=str, code=str, diverged=bool)
+        return read_record(
+            _beside(path, "failed.json"), error=str, when=str, code=str, diverged=bool
+        )
     return {}
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-55
 def _reason(path: Path, config: dict, past: list[tuple[str, dict, dict]]) -> str:
     "Say why a run has to be made."
-    if note := _failure(path): return f"tried again after {one_line(note['error'])} ({one_line(note['when'])})"
-    return "was interrupted" if _partials(path) else _nearest(_NAME.fullmatch(path.name)["label"], config, past)
+    if note := _failure(path):
+        return f"tried again after {one_line(note['error'])} ({one_line(note['when'])})"
+    return (
+        "was interrupted"
+        if _partials(path)
+        else _nearest(_NAME.fullmatch(path.name)["label"], config, past)
+    )
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-30
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-57
 def _workplace(path: Path, number: int, resume: bool) -> Path:
     """Return the working folder of a claim: the last attempt's if it can be continued, otherwise an empty one.
 
     The folders of other attempts are deleted."""
     folder, left = _beside(path, f"partial-{number}"), _partials(path)
     last = left.pop() if resume and left else None
-    for p in left: discard(p)
-    if os.path.lexists(folder) and folder != last: set_aside(folder) # somebody else's
-    if last: os.rename(last, folder)
-    else: folder.mkdir()
+    for p in left:
+        discard(p)
+    if os.path.lexists(folder) and folder != last:
+        set_aside(folder)  # somebody else's
+    if last:
+        os.rename(last, folder)
+    else:
+        folder.mkdir()
     for p in folder.iterdir():
-        if is_leftover(p.name): discard(p)
+        if is_leftover(p.name):
+            discard(p)
     return folder
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-58
 def _code(store: "RunStore", path: Path, folder: Path) -> dict:
     "Return the run's name, the present code, and other code that has worked in the folder before."
     before = []
     with suppress(OSError, Damaged):
-        note = read_sealed(folder/"provenance.json", code=str, modules=dict, earlier=list)
+        note = read_sealed(folder / "provenance.json", code=str, modules=dict, earlier=list)
         before = [*note["earlier"], dict(code=note["code"], modules=note["modules"])]
     others = [b for b in before if b["code"] != store.code]
-    return dict(run=f"{path.parent.name}/{path.name}", code=store.code, modules=store.modules, earlier=others)
+    return dict(
+        run=f"{path.parent.name}/{path.name}",
+        code=store.code,
+        modules=store.modules,
+        earlier=others,
+    )
 
-def _origin(store: "RunStore", code: dict, folder: Path, config: dict, started: tuple[str, float], resumed: bool) -> dict:
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-59
+def _origin(
+    store: "RunStore",
+    code: dict,
+    folder: Path,
+    config: dict,
+    started: tuple[str, float],
+    resumed: bool,
+) -> dict:
     "Return the provenance of a run that has just been made."
-    return dict(provenance(device=store.device), **code, inputs=_inputs(config, _by_key(store.root)), files=_listing(folder), resumed=resumed,
-                start=started[0], end=_utc(), seconds=time.monotonic() - started[1], host=socket.gethostname(), pid=os.getpid())
+    return dict(
+        provenance(device=store.device),
+        **code,
+        inputs=_inputs(config, _by_key(store.root)),
+        files=_listing(folder),
+        resumed=resumed,
+        start=started[0],
+        end=_utc(),
+        seconds=time.monotonic() - started[1],
+        host=socket.gethostname(),
+        pid=os.getpid(),
+    )
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-31
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-60
 def _make(store: "RunStore", path: Path, claim: Claim, config: dict, make: Callable, resume: bool):
     "Fill the working folder of a claim and publish it; raise `RuntimeError` if another process took over."
     started, folder = (_utc(), time.monotonic()), _workplace(path, claim.number, resume)
     resumed = any(p.name not in ("config.json", "provenance.json") for p in folder.iterdir())
     code = _code(store, path, folder)
-    write_json(folder/"config.json", config)
-    write_sealed(folder/"provenance.json", code)
+    write_json(folder / "config.json", config)
+    write_sealed(folder / "provenance.json", code)
     make(folder)
-    if claim.lost: raise RuntimeError(f"another process has taken {path.name} over")
-    write_sealed(folder/"provenance.json", _origin(store, code, folder, config, started, resumed))
-    with suppress(FileNotFoundError): os.unlink(_beside(path, "failed.json"))
+    if claim.lost:
+        raise RuntimeError(f"another process has taken {path.name} over")
+    write_sealed(folder / "provenance.json", _origin(store, code, folder, config, started, resumed))
+    with suppress(FileNotFoundError):
+        os.unlink(_beside(path, "failed.json"))
     os.rename(folder, path)
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-61
 def _note_failure(store: "RunStore", path: Path, e: BaseException, resume: bool):
     """Write down why an attempt failed; delete its working folder unless the run can be continued from it.
 
     An interruption by hand is not written down as a failure."""
     if not resume or isinstance(e, FloatingPointError):
-        for p in _partials(path): discard(p)
-    if not isinstance(e, Exception): return # interrupted by hand: no failure
+        for p in _partials(path):
+            discard(p)
+    if not isinstance(e, Exception):
+        return  # interrupted by hand: no failure
     text, diverged = "".join(traceback.format_exception(e)), isinstance(e, FloatingPointError)
-    note = dict(this_process(), error=f"{type(e).__name__}: {e}", diverged=diverged, code=store.code, traceback=text, when=_utc())
-    with suppress(OSError): write_json(_beside(path, "failed.json"), note)
+    note = dict(
+        this_process(),
+        error=f"{type(e).__name__}: {e}",
+        diverged=diverged,
+        code=store.code,
+        traceback=text,
+        when=_utc(),
+    )
+    with suppress(OSError):
+        write_json(_beside(path, "failed.json"), note)
 
-def _diverged(store: "RunStore", path: Path) -> str: # "": no, or other code has tried
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-62
+def _diverged(store: "RunStore", path: Path) -> str:  # "": no, or other code has tried
     "Return the error of a run that diverged with this very code, and would do so again."
     note = _failure(path)
-    if not note.get("diverged") or note["code"] != store.code: return ""
+    if not note.get("diverged") or note["code"] != store.code:
+        return ""
     return one_line(note["error"].removeprefix("FloatingPointError: "))
+
 
 def _stop_diverged(store: "RunStore", path: Path):
     "Raise `RunFailed` if the run has diverged with this very code."
-    if reason := _diverged(store, path): raise RunFailed(f"{path.parent.name}/{path.name}", reason)
+    if reason := _diverged(store, path):
+        raise RunFailed(f"{path.parent.name}/{path.name}", reason)
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-33
-def _fault(path: Path, deep: bool = False) -> str | None: # None: it is there and whole; "": it is not there
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-64
+def _fault(
+    path: Path, deep: bool = False
+) -> str | None:  # None: it is there and whole; "": it is not there
     "Say what is wrong with the folder of a run."
-    if not os.path.lexists(path): return ""
-    try: check_run(path, deep)
-    except Damaged as e: return str(e).replace(f"{path}/", "", 1).rstrip(".")
+    if not os.path.lexists(path):
+        return ""
+    try:
+        check_run(path, deep)
+    except Damaged as e:
+        return str(e).replace(f"{path}/", "", 1).rstrip(".")
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-65
 def _wait(path: Path, say: Callable, heartbeat: float, missed: int) -> Claim:
     """Take the claim on a run, waiting while another process holds it, and say for whom.
 
@@ -520,163 +801,231 @@ def _wait(path: Path, say: Callable, heartbeat: float, missed: int) -> Claim:
     while (owner := claim.take()) is not None:
         if owner and owner != told:
             mine = this_process()
-            if all(owner.get(k) == mine[k] for k in ("machine", "pid", "thread")): raise RuntimeError(f"{path.name} needs itself: it was asked for while it is being made here.")
+            if all(owner.get(k) == mine[k] for k in ("machine", "pid", "thread")):
+                raise RuntimeError(
+                    f"{path.name} needs itself: it was asked for while it is being made here."
+                )
             say(f"WAIT {path.parent.name} {path.name}: {who(told := owner)}, works on it")
         time.sleep(heartbeat / 5)
     return claim
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-66
 @contextmanager
 def claimed(
-    path: str | Path, # a file or folder that is no run
-    say: Callable[[str], None] = print, # what to do with the line about whom it waits for
-    heartbeat: float = 10.0, # as of `RunStore`
-    missed: int = 6, # as of `RunStore`
+    path: str | Path,  # a file or folder that is no run
+    say: Callable[[str], None] = print,  # what to do with the line about whom it waits for
+    heartbeat: float = 10.0,  # as of `RunStore`
+    missed: int = 6,  # as of `RunStore`
 ):
     """Hold the claim on a file or folder while the block runs, so that only one process works on it.
 
     Where nothing can be written there is no claim, so that what is there can be read all the same."""
-    try: claim = _wait(Path(path), say, heartbeat, missed)
+    try:
+        claim = _wait(Path(path), say, heartbeat, missed)
     except OSError as e:
-        if e.errno not in _CLOSED: raise
+        if e.errno not in _CLOSED:
+            raise
         claim = None
-    try: yield
+    try:
+        yield
     finally:
-        if claim is not None: claim.remove()
+        if claim is not None:
+            claim.remove()
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-67
 def _begin(store: "RunStore", path: Path, claim: Claim, config: dict, fault: str, resume: bool):
     "Say why the run is made, and set aside a damaged one."
-    if fault: reason = f"cannot be read: {fault}; set aside as {set_aside(path).name}"
-    elif claim.previous is not None: reason = f"taken over from {who(claim.previous)}, which has died"
-    else: reason = _reason(path, config, _past(path.parent))
+    if fault:
+        reason = f"cannot be read: {fault}; set aside as {set_aside(path).name}"
+    elif claim.previous is not None:
+        reason = f"taken over from {who(claim.previous)}, which has died"
+    else:
+        reason = _reason(path, config, _past(path.parent))
     left = "; goes on from what is left" if resume and _partials(path) else ""
     store.say(f"MISS {path.parent.name} {path.name}: {reason}{left}")
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-34
-def _attempt(store: "RunStore", path: Path, claim: Claim, config: dict, make: Callable, resume: bool) -> bool | None:
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-68
+def _attempt(
+    store: "RunStore", path: Path, claim: Claim, config: dict, make: Callable, resume: bool
+) -> bool | None:
     """Make a run under its claim; return False if it was made here.
 
     Return True if another process has made it meanwhile, None if another process took over from this one."""
-    if (fault := _fault(path)) is None: return True
+    if (fault := _fault(path)) is None:
+        return True
     _stop_diverged(store, path)
     _begin(store, path, claim, config, fault, resume)
     try:
         _make(store, path, claim, config, make, resume)
         return False
     except BaseException as e:
-        if isinstance(e, Exception) and claim.lost: return _lost(store, path, claim)
+        if isinstance(e, Exception) and claim.lost:
+            return _lost(store, path, claim)
         _note_failure(store, path, e, resume)
-        if isinstance(e, FloatingPointError): raise RunFailed(f"{path.parent.name}/{path.name}", str(e)) from e
-        if is_full(e): raise _explained(e, path) from e
-        if isinstance(e, Damaged): _give_up_inputs(store, config, e)
+        if isinstance(e, FloatingPointError):
+            raise RunFailed(f"{path.parent.name}/{path.name}", str(e)) from e
+        if is_full(e):
+            raise _explained(e, path) from e
+        if isinstance(e, Damaged):
+            _give_up_inputs(store, config, e)
         raise
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-69
 def _give_up_inputs(store: "RunStore", config: dict, e: Damaged):
     "Set aside the damaged inputs of a run, if any; raise `Damaged` saying that they can be made again."
     told = []
     for name in _inputs(config, _by_key(store.root)):
-        with claimed(path := store.root/name, store.say, store.heartbeat, store.missed):
-            if fault := _fault(path, deep=True): told.append(f"{fault}; {name} is set aside as {set_aside(path).name}.")
-    if told: raise Damaged(f"{' '.join(told)} Start again to have it made again.") from e
+        with claimed(path := store.root / name, store.say, store.heartbeat, store.missed):
+            if fault := _fault(path, deep=True):
+                told.append(f"{fault}; {name} is set aside as {set_aside(path).name}.")
+    if told:
+        raise Damaged(f"{' '.join(told)} Start again to have it made again.") from e
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-70
 def forget_failure(
-    path: Path, # folder of a run
+    path: Path,  # folder of a run
 ):
     "Delete the note that a run diverged, so that it is tried again."
     _beside(path, "failed.json").unlink(missing_ok=True)
 
+
 def _lost(store: "RunStore", path: Path, claim: Claim):
     "Delete what was written since another process took over, and say so."
-    discard(_beside(path, f"partial-{claim.number}")) # what was written here since
-    store.say(f"LOST {path.parent.name} {path.name}: no sign of life was seen from here, and another process took over")
+    discard(_beside(path, f"partial-{claim.number}"))  # what was written here since
+    store.say(
+        f"LOST {path.parent.name} {path.name}: no sign of life was seen from here, and another process took over"
+    )
 
-def _obtain(store: "RunStore", path: Path, config: dict, make: Callable, resume: bool) -> bool: # whether another process made it
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-71
+def _obtain(
+    store: "RunStore", path: Path, config: dict, make: Callable, resume: bool
+) -> bool:  # whether another process made it
     "Make the run, or wait for the process that makes it; take over if that process has died."
     while True:
         _stop_diverged(store, path)
-        try: claim = _wait(path, store.say, store.heartbeat, store.missed)
-        except OSError as e: raise _explained(e, path) from e
         try:
-            if (reused := _attempt(store, path, claim, config, make, resume)) is not None: return reused
-        finally: claim.remove() if (path/"config.json").exists() else claim.free()
+            claim = _wait(path, store.say, store.heartbeat, store.missed)
+        except OSError as e:
+            raise _explained(e, path) from e
+        try:
+            if (reused := _attempt(store, path, claim, config, make, resume)) is not None:
+                return reused
+        finally:
+            claim.remove() if (path / "config.json").exists() else claim.free()
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-36
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-73
 class Task(NamedTuple):
     "A run that a dry store was asked for, with all that is needed to make it."
-    path: Path # its folder
-    config: dict # its configuration
-    make: Callable[[Path], None] # fills the folder
-    resume: bool # whether `make` can go on from what is left
-    fault: str | None # None: it is there and whole; "": it is not there; else what is wrong with it
+
+    path: Path  # its folder
+    config: dict  # its configuration
+    make: Callable[[Path], None]  # fills the folder
+    resume: bool  # whether `make` can go on from what is left
+    fault: (
+        str | None
+    )  # None: it is there and whole; "": it is not there; else what is wrong with it
 
     @property
-    def name(self) -> str: # "kind/label-hash"
+    def name(self) -> str:  # "kind/label-hash"
         "Return the run's name."
         return f"{self.path.parent.name}/{self.path.name}"
 
-    def run(self, store: "RunStore") -> Run: # as `RunStore.get`
+    def run(self, store: "RunStore") -> Run:  # as `RunStore.get`
         "Make the run in a store, or find it there."
-        return store.get(self.path.parent.name, _NAME.fullmatch(self.path.name)["label"], self.config, self.make, self.resume)
+        return store.get(
+            self.path.parent.name,
+            _NAME.fullmatch(self.path.name)["label"],
+            self.config,
+            self.make,
+            self.resume,
+        )
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-74
 def needs_text(
-    name: str, # of an input that has no result
-    fault: str, # why
+    name: str,  # of an input that has no result
+    fault: str,  # why
 ) -> str:
     "Say why a run whose input failed has no result either; the first cause is passed on."
     return fault if fault.startswith("needs ") else f"needs {name}, which failed: {fault}"
 
+
 def task_inputs(
-    tasks: list[Task], # of a dry store
-) -> dict[str, list[str]]: # name -> names
+    tasks: list[Task],  # of a dry store
+) -> dict[str, list[str]]:  # name -> names
     "Return the tasks that each task has to wait for."
     keys = {_NAME.fullmatch(t.path.name)["key"]: [t.name] for t in tasks}
     return {t.name: _inputs(t.config, keys) for t in tasks}
 
-def _action(store: "RunStore", task: Task) -> tuple[str, str, float]: # action, reason, seconds
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-75
+def _action(store: "RunStore", task: Task) -> tuple[str, str, float]:  # action, reason, seconds
     "Return what `get` would do with a task, why, and how long it would take."
     path, label = task.path, _NAME.fullmatch(task.path.name)["label"]
-    if task.fault is None: return "reuse", f"made by {other}" if (other := store.other_code(path)) else "is there", 0.0
-    if reason := _diverged(store, path): return "failed", reason, 0.0
+    if task.fault is None:
+        return "reuse", f"made by {other}" if (other := store.other_code(path)) else "is there", 0.0
+    if reason := _diverged(store, path):
+        return "failed", reason, 0.0
     past = store.past[path.parent] = store.past.get(path.parent) or _past(path.parent)
-    if (owner := Claim(_beside(path, "lock")).owner()) is not None: return "wait", f"{who(owner)}, works on it", estimate(label, task.config, past)
-    return "make", f"cannot be read: {task.fault}" if task.fault else _reason(path, task.config, past), estimate(label, task.config, past)
+    if (owner := Claim(_beside(path, "lock")).owner()) is not None:
+        return "wait", f"{who(owner)}, works on it", estimate(label, task.config, past)
+    return (
+        "make",
+        f"cannot be read: {task.fault}" if task.fault else _reason(path, task.config, past),
+        estimate(label, task.config, past),
+    )
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-37
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-76
 class RunStore:
     "The store of runs by the hash of their configuration; each is made once, whichever process asks."
+
     def __init__(
         self,
-        root: str | Path, # folder of all runs
-        say: Callable[[str], None] = print, # what to do with the line about each run
-        dry: bool = False, # make nothing, only note what would be made
-        heartbeat: float = 10.0, # seconds between two signs of life of a worker
-        missed: int = 6, # signs of life that a worker on another machine may miss before it counts as dead
-        device: str | None = None, # where detectors run, for the provenance; None: a GPU where there is one
+        root: str | Path,  # folder of all runs
+        say: Callable[[str], None] = print,  # what to do with the line about each run
+        dry: bool = False,  # make nothing, only note what would be made
+        heartbeat: float = 10.0,  # seconds between two signs of life of a worker
+        missed: int = 6,  # signs of life that a worker on another machine may miss before it counts as dead
+        device: str
+        | None = None,  # where detectors run, for the provenance; None: a GPU where there is one
     ):
         "Open a store; nothing is written before `get`."
-        self.root, self.say, self.dry, self.heartbeat, self.missed = Path(root), say, dry, heartbeat, missed
-        self.modules, self.used, self.tasks, self.past, self.device = code_modules(), {}, [], {}, device
+        self.root, self.say, self.dry, self.heartbeat, self.missed = (
+            Path(root),
+            say,
+            dry,
+            heartbeat,
+            missed,
+        )
+        self.modules, self.used, self.tasks, self.past, self.device = (
+            code_modules(),
+            {},
+            [],
+            {},
+            device,
+        )
         self.code = digest(self.modules)
 
     def get(
         self,
-        kind: str, # folder of its kind: "detectors", "maps", ...
-        label: str, # what people call it; stands before the hash
-        config: dict, # everything it depends on, keys of other runs included
-        make: Callable[[Path], None], # fills a folder
-        resume: bool = False, # whether `make` can go on from what an earlier attempt left in the folder
+        kind: str,  # folder of its kind: "detectors", "maps", ...
+        label: str,  # what people call it; stands before the hash
+        config: dict,  # everything it depends on, keys of other runs included
+        make: Callable[[Path], None],  # fills a folder
+        resume: bool = False,  # whether `make` can go on from what an earlier attempt left in the folder
     ) -> Run:
         """Return the run of a configuration, made now if it is not there; say which and why.
 
         A dry store only records the task.
         Raise `RunFailed` if the run diverges, `OSError` if the store is full or closed."""
         file_name(label, "the run's label")
-        config = json.loads(json.dumps(config)) # as it will be read
-        path = self.root/kind/f"{label}-{(key := digest([kind, config]))}"
-        known = path in self.used and (path/"config.json").exists()
+        config = json.loads(json.dumps(config))  # as it will be read
+        path = self.root / kind / f"{label}-{(key := digest([kind, config]))}"
+        known = path in self.used and (path / "config.json").exists()
         fault = None if known else _fault(path)
-        if self.dry and path not in self.used: self.tasks.append(Task(path, config, make, resume, fault))
+        if self.dry and path not in self.used:
+            self.tasks.append(Task(path, config, make, resume, fault))
         reused = fault is None or not self.dry and _obtain(self, path, config, make, resume)
-        if reused and not known and not self.dry: self._say_hit(path)
+        if reused and not known and not self.dry:
+            self._say_hit(path)
         self.used.setdefault(path, reused)
         return Run(path, key, reused)
 
@@ -686,359 +1035,560 @@ class RunStore:
 
     def other_code(
         self,
-        path: Path, # folder of a run
-    ) -> str: # "" if the present code made it or it is not made yet
+        path: Path,  # folder of a run
+    ) -> str:  # "" if the present code made it or it is not made yet
         "Say which modules differ between the code that made a run and the present code."
-        with suppress(Damaged): return code_difference(_read_origin(path), self.modules)
+        with suppress(Damaged):
+            return code_difference(_read_origin(path), self.modules)
         return ""
 
-    def names(self, other_code: bool = False) -> list[str]: # "kind/label-hash", sorted
+    def names(self, other_code: bool = False) -> list[str]:  # "kind/label-hash", sorted
         "Return the runs asked for so far; with `other_code` only those that other code has made."
-        return sorted(str(p.relative_to(self.root)) for p in self.used if not other_code or self.other_code(p))
+        return sorted(
+            str(p.relative_to(self.root)) for p in self.used if not other_code or self.other_code(p)
+        )
 
     def summary(self) -> str:
         "Count the runs asked for: how many were reused, and how many made or to be made."
         reused = sum(self.used.values())
         return f"{len(self.used)} runs: {reused} reused, {len(self.used) - reused} {'to make' if self.dry else 'made'}."
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-38
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-77
 def planned(
-    store: RunStore, # a dry one
-) -> pd.DataFrame: # kind, label, key, action (reuse, wait, make, failed, blocked), reason, seconds (NaN: unknown)
+    store: RunStore,  # a dry one
+) -> (
+    pd.DataFrame
+):  # kind, label, key, action (reuse, wait, make, failed, blocked), reason, seconds (NaN: unknown)
     "Return what would happen to each run that a dry store was asked for, in that order, and why."
     rows, hopeless, inputs = [], {}, task_inputs(store.tasks)
     for task in store.tasks:
         action, reason, seconds = _action(store, task)
         lacking = [n for n in inputs[task.name] if n in hopeless and action != "reuse"]
-        if lacking: action, reason, seconds = "blocked", needs_text(lacking[0], hopeless[lacking[0]]), 0.0
-        if action in ("failed", "blocked"): hopeless[task.name] = reason
-        rows.append((task.path.parent.name, *_NAME.fullmatch(task.path.name).groups(), action, reason, seconds))
-    return pd.DataFrame(rows, columns=["kind", "label", "key", "action", "reason", "seconds"]).astype(dict(seconds=float))
+        if lacking:
+            action, reason, seconds = "blocked", needs_text(lacking[0], hopeless[lacking[0]]), 0.0
+        if action in ("failed", "blocked"):
+            hopeless[task.name] = reason
+        rows.append(
+            (
+                task.path.parent.name,
+                *_NAME.fullmatch(task.path.name).groups(),
+                action,
+                reason,
+                seconds,
+            )
+        )
+    return pd.DataFrame(
+        rows, columns=["kind", "label", "key", "action", "reason", "seconds"]
+    ).astype(dict(seconds=float))
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-47
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-86
 def seconds_text(
-    seconds: float, # a duration; NaN: not known
+    seconds: float,  # a duration; NaN: not known
 ) -> str:
     "Format a duration for people."
-    if not seconds == seconds: return "?"
-    if seconds < 60: return f"{seconds:.0f} s" if seconds >= 1 or not seconds else "< 1 s"
+    if not seconds == seconds:
+        return "?"
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 1 or not seconds else "< 1 s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-87
 def _text(table: pd.DataFrame, total: str) -> str:
     "Format a table with left-aligned columns and a last line."
     widths = {c: max(map(len, [c, *table[c]])) for c in table}
     rows = [dict(zip(table, table)), *table.to_dict("records")] if len(table) else []
-    return "\n".join(["  ".join(row[c].ljust(widths[c]) for c in widths).rstrip() for row in rows] + [total])
+    return "\n".join(
+        ["  ".join(row[c].ljust(widths[c]) for c in widths).rstrip() for row in rows] + [total]
+    )
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-88
 def plan_text(
-    plan: pd.DataFrame, # from `planned`
+    plan: pd.DataFrame,  # from `planned`
 ) -> str:
     "Format a plan for people: what would be made, why, and how long one worker would take."
-    lines = plan.assign(run=plan.kind + "/" + plan.label + "-" + plan.key.str[:6], time=[seconds_text(s) if a == "make" else "" for a, s in zip(plan.action, plan.seconds)])
+    lines = plan.assign(
+        run=plan.kind + "/" + plan.label + "-" + plan.key.str[:6],
+        time=[seconds_text(s) if a == "make" else "" for a, s in zip(plan.action, plan.seconds)],
+    )
     make = plan[plan.action == "make"]
     new = make.seconds.isna().sum()
     time = f"{f' in about {seconds_text(make.seconds.sum())}' if new < len(make) or not new else ''}{f', {new} of them like none before' if new else ''}"
-    others = [f"{n} {text}, " for action, text in (("wait", "made by others now"), ("failed", "failed"), ("blocked", "blocked")) if (n := (plan.action == action).sum())]
+    others = [
+        f"{n} {text}, "
+        for action, text in (
+            ("wait", "made by others now"),
+            ("failed", "failed"),
+            ("blocked", "blocked"),
+        )
+        if (n := (plan.action == action).sum())
+    ]
     total = f"{len(plan)} runs: {(plan.action == 'reuse').sum()} reused, {''.join(others)}{len(make)} to make{time}."
     return _text(lines[["action", "time", "run", "reason"]], total)
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-50
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-91
 COLUMNS = ["kind", "label", "key", "state", "made", "seconds", "code", "bytes", "note"]
 "What `list_runs` tells. States: finished, in progress, failed, interrupted, corrupt, alien (no run)."
 
 _LEFT = re.compile(r"\.(?P<name>.+-[0-9a-f]{16})\.(lock|failed\.json|partial-\d+)")
 _CORRUPT = re.compile(r"(?P<name>.+-[0-9a-f]{16})\.corrupt-\d+")
 
-def _kinds(root: Path) -> list[Path]: # sorted
-    "List the folders of a store; links to folders are left out."
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.is_symlink()) if root.exists() else []
 
+def _kinds(root: Path) -> list[Path]:  # sorted
+    "List the folders of a store; links to folders are left out."
+    return (
+        sorted(p for p in root.iterdir() if p.is_dir() and not p.is_symlink())
+        if root.exists()
+        else []
+    )
+
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-92
 def _found(folder: Path) -> dict[Path, str]:
     "Return the state of each run of a kind by its folder: finished, unfinished, corrupt, or alien (no run)."
     names, found = sorted(os.listdir(folder)), {}
     for name in names:
-        if m := _LEFT.fullmatch(name): found.setdefault(folder/m["name"], "unfinished")
-        elif _CORRUPT.fullmatch(name): found[folder/name] = "corrupt"
-        elif _NAME.fullmatch(name): found[folder/name] = "finished"
-        elif not is_leftover(name): found[folder/name] = "alien"
+        if m := _LEFT.fullmatch(name):
+            found.setdefault(folder / m["name"], "unfinished")
+        elif _CORRUPT.fullmatch(name):
+            found[folder / name] = "corrupt"
+        elif _NAME.fullmatch(name):
+            found[folder / name] = "finished"
+        elif not is_leftover(name):
+            found[folder / name] = "alien"
     return found
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-93
 def _bytes(path: Path) -> int:
     "Return the size of a file or of all files in a folder; what vanishes meanwhile counts as 0."
     size = 0
     for p in [path, *path.rglob("*")]:
-        with suppress(OSError): size += p.stat().st_size if p.is_file() else 0
+        with suppress(OSError):
+            size += p.stat().st_size if p.is_file() else 0
     return size
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-51
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-94
 def _unfinished(path: Path) -> dict:
     "Return state, size and note of a run that was begun and is not finished."
     row, claim = dict(bytes=sum(map(_bytes, _partials(path)))), Claim(_beside(path, "lock"))
-    sign = f"last sign of life {seconds_text(silence)} ago" if (silence := claim.silence()) >= 60 else ""
-    if (owner := claim.owner()) is not None: return row | dict(state="in progress", note=", ".join([who(owner), *[sign] * bool(sign)]))
-    if note := _failure(path): return row | dict(state="failed", made=one_line(note["when"]), note=one_line(note["error"]))
+    sign = (
+        f"last sign of life {seconds_text(silence)} ago"
+        if (silence := claim.silence()) >= 60
+        else ""
+    )
+    if (owner := claim.owner()) is not None:
+        return row | dict(state="in progress", note=", ".join([who(owner), *[sign] * bool(sign)]))
+    if note := _failure(path):
+        return row | dict(state="failed", made=one_line(note["when"]), note=one_line(note["error"]))
     failed = _beside(path, "failed.json")
-    if os.path.lexists(failed): return row | dict(state="failed", note=f"{failed.name} cannot be read")
+    if os.path.lexists(failed):
+        return row | dict(state="failed", note=f"{failed.name} cannot be read")
     return row | dict(state="interrupted", note=sign)
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-95
 def _alien(path: Path, kind: str, reason: str) -> dict:
     "Return the row of `list_runs` for something that is not a run."
     name = path.name if path.name.isprintable() else ascii(path.name)
-    return dict(kind=kind, label=name, key="", state="alien", made="", seconds=float("nan"), code="", bytes=0, note=reason)
+    return dict(
+        kind=kind,
+        label=name,
+        key="",
+        state="alien",
+        made="",
+        seconds=float("nan"),
+        code="",
+        bytes=0,
+        note=reason,
+    )
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-96
 def _row(path: Path, state: str, modules: dict) -> dict:
     "Return the row of `list_runs` for a run."
-    if state == "alien": return _alien(path, path.parent.name, "not named like a run")
+    if state == "alien":
+        return _alien(path, path.parent.name, "not named like a run")
     label, key = _NAME.fullmatch(path.name.split(".corrupt-")[0]).groups()
-    row = dict(kind=path.parent.name, label=label, key=key, state=state, made="", seconds=float("nan"), code="", note="")
-    if state == "unfinished": return row | _unfinished(path)
+    row = dict(
+        kind=path.parent.name,
+        label=label,
+        key=key,
+        state=state,
+        made="",
+        seconds=float("nan"),
+        code="",
+        note="",
+    )
+    if state == "unfinished":
+        return row | _unfinished(path)
     row["bytes"] = _bytes(path)
-    if state == "corrupt": return row | dict(note=path.name)
-    try: origin = read_run(path)[1]
-    except (Damaged, OSError) as e: return row | dict(state="corrupt", note=one_line(e))
-    return row | dict(made=one_line(origin["end"]), seconds=float(origin["seconds"]), code=code_difference(origin, modules))
+    if state == "corrupt":
+        return row | dict(note=path.name)
+    try:
+        origin = read_run(path)[1]
+    except (Damaged, OSError) as e:
+        return row | dict(state="corrupt", note=one_line(e))
+    return row | dict(
+        made=one_line(origin["end"]),
+        seconds=float(origin["seconds"]),
+        code=code_difference(origin, modules),
+    )
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-97
 def list_runs(
-    root: str | Path, # folder of all runs
-    kind: str | None = None, # only of this kind
-    pattern: str | None = None, # only labels that hold this regular expression
-    stale: bool | None = None, # True: only those made by other code; False: only the others
-) -> pd.DataFrame: # `COLUMNS`
+    root: str | Path,  # folder of all runs
+    kind: str | None = None,  # only of this kind
+    pattern: str | None = None,  # only labels that hold this regular expression
+    stale: bool | None = None,  # True: only those made by other code; False: only the others
+) -> pd.DataFrame:  # `COLUMNS`
     "List everything in a store, in the order of names: runs in any state, and what is not a run."
     root, modules = Path(root), code_modules()
     kinds = [p.name for p in _kinds(root)]
-    others = [] if kind or not root.exists() else [p for p in sorted(root.iterdir()) if p.name not in kinds and not is_leftover(p.name)]
-    if kind is not None: kinds = [check_choice(kind, kinds, "kind of run")]
-    found = {p: state for k in kinds for p, state in _found(root/k).items() if re.search(pattern or "", p.name.rsplit("-", 1)[0])}
-    rows = [_row(p, state, modules) for p, state in found.items()] + [_alien(p, "", "no folder of runs, or a link") for p in others]
+    others = (
+        []
+        if kind or not root.exists()
+        else [p for p in sorted(root.iterdir()) if p.name not in kinds and not is_leftover(p.name)]
+    )
+    if kind is not None:
+        kinds = [check_choice(kind, kinds, "kind of run")]
+    found = {
+        p: state
+        for k in kinds
+        for p, state in _found(root / k).items()
+        if re.search(pattern or "", p.name.rsplit("-", 1)[0])
+    }
+    rows = [_row(p, state, modules) for p, state in found.items()] + [
+        _alien(p, "", "no folder of runs, or a link") for p in others
+    ]
     runs = pd.DataFrame(rows, columns=COLUMNS)
     return runs if stale is None else runs[(runs.code != "") == stale].reset_index(drop=True)
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-52
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-98
 def bytes_text(
-    size: float, # bytes
+    size: float,  # bytes
 ) -> str:
     "Format a size on disk for people."
     for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000: return f"{size:.3g} {unit}"
+        if size < 1000:
+            return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-99
 def runs_text(
-    runs: pd.DataFrame, # from `list_runs`
+    runs: pd.DataFrame,  # from `list_runs`
 ) -> str:
     "Format a list of runs for people, with a last line that counts them."
     run = runs.kind + "/" + runs.label + ("-" + runs.key.str[:6]).where(runs.key != "", "")
-    shown = pd.DataFrame(dict(run=run, state=runs.state, made=runs.made.str[:16].str.replace("T", " "),
-                              time=runs.seconds.map(seconds_text), size=runs["bytes"].map(bytes_text), code=runs.code.replace("", "same"), note=runs.note))
+    shown = pd.DataFrame(
+        dict(
+            run=run,
+            state=runs.state,
+            made=runs.made.str[:16].str.replace("T", " "),
+            time=runs.seconds.map(seconds_text),
+            size=runs["bytes"].map(bytes_text),
+            code=runs.code.replace("", "same"),
+            note=runs.note,
+        )
+    )
     shown.loc[runs.state != "finished", ["time", "code"]] = ""
     states = ", ".join(f"{n} {state}" for state, n in runs.state.value_counts().items())
     total = f"{len(runs)} runs ({states or 'none'}), {bytes_text(runs['bytes'].sum())}; {(runs.code != '').sum()} made by other code."
     return _text(shown, total)
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-54
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-101
 def damaged_runs(
-    root: str | Path, # folder of all runs
-    runs: pd.DataFrame, # from `list_runs`
-) -> pd.DataFrame: # those of them that are corrupt, `note` says how
+    root: str | Path,  # folder of all runs
+    runs: pd.DataFrame,  # from `list_runs`
+) -> pd.DataFrame:  # those of them that are corrupt, `note` says how
     """Compare every byte of finished runs with what was written, including each quantile map.
 
     Runs that are corrupt already are returned too."""
     found = []
     for run in runs.to_dict("records"):
         if run["state"] == "finished":
-            try: check_run(Path(root)/run["kind"]/f"{run['label']}-{run['key']}", deep=True)
-            except (ValueError, OSError) as e: run |= dict(state="corrupt", note=one_line(e))
+            try:
+                check_run(Path(root) / run["kind"] / f"{run['label']}-{run['key']}", deep=True)
+            except (ValueError, OSError) as e:
+                run |= dict(state="corrupt", note=one_line(e))
         found += [run] * (run["state"] == "corrupt")
     return pd.DataFrame(found, columns=COLUMNS)
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-56
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-103
 def find_run(
-    root: str | Path, # folder of all runs
-    name: str, # of a finished run as `runs_text` prints it, or less of it; or its folder
-    kind: str | None = None, # only of this kind
-) -> Path: # its folder
+    root: str | Path,  # folder of all runs
+    name: str,  # of a finished run as `runs_text` prints it, or less of it; or its folder
+    kind: str | None = None,  # only of this kind
+) -> Path:  # its folder
     "Find the one run that a name, or its beginning, denotes; raise `ValueError` if none or several match."
-    if (Path(name)/"config.json").exists(): return Path(name)
+    if (Path(name) / "config.json").exists():
+        return Path(name)
     runs = list_runs(root, kind)
-    there = (runs.state == "finished") | (runs.state == "corrupt") & ~runs.note.str.contains(".corrupt-", regex=False)
+    there = (runs.state == "finished") | (runs.state == "corrupt") & ~runs.note.str.contains(
+        ".corrupt-", regex=False
+    )
     names = (runs.kind + "/" + runs.label + "-" + runs.key)[there].tolist()
     found = [n for n in names if n.startswith(name) or n.split("/")[1].startswith(name)]
-    if len(found) == 1: return Path(root)/found[0]
-    if not found: check_choice(name, names, "run")
-    raise ValueError(f"{shortened(name)} may be {', '.join(found[:5])}{' or others' if len(found) > 5 else ''}; say more of the name.")
+    if len(found) == 1:
+        return Path(root) / found[0]
+    if not found:
+        check_choice(name, names, "run")
+    raise ValueError(
+        f"{shortened(name)} may be {', '.join(found[:5])}{' or others' if len(found) > 5 else ''}; say more of the name."
+    )
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-59
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-106
 def record_runs(
-    outputs: str | Path, # folder of all outputs
-    name: str, # what needs them
-    runs: Iterable[str], # "kind/label-hash"
-    **facts, # what else the note shall say
+    outputs: str | Path,  # folder of all outputs
+    name: str,  # what needs them
+    runs: Iterable[str],  # "kind/label-hash"
+    **facts,  # what else the note shall say
 ) -> Path:
     "Note under `plans/` that these runs are needed although not all are made yet, so that `prune` keeps them."
-    return write_json(Path(outputs)/"plans"/f"{name}.provenance.json", dict(facts, runs=sorted(runs), when=_utc()))
+    return write_json(
+        Path(outputs) / "plans" / f"{name}.provenance.json",
+        dict(facts, runs=sorted(runs), when=_utc()),
+    )
 
-def _raise(error: OSError): raise error
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-107
+def _raise(error: OSError):
+    raise error
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-108
 def _notes(outputs: Path) -> Iterable[Path]:
     "Yield all notes below a folder, also behind links, each folder once; raise `OSError` for an unreadable one."
     seen = set()
     for here, folders, files in os.walk(outputs, followlinks=True, onerror=_raise):
-        if (place := os.path.realpath(here)) in seen: folders.clear()
-        else: yield from (Path(here, name) for name in [*folders, *files] if name.endswith(".provenance.json"))
+        if (place := os.path.realpath(here)) in seen:
+            folders.clear()
+        else:
+            yield from (
+                Path(here, name) for name in [*folders, *files] if name.endswith(".provenance.json")
+            )
         seen.add(place)
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-109
 def _noted(note: Path) -> list[str]:
     "Read the runs that a note names; raise `ValueError` naming the note if it cannot be read."
     runs = read_record(note, runs=list)["runs"]
-    wrong = [name for name in runs if not (isinstance(name, str) and re.fullmatch(r"[^/]+/[^/]+-[0-9a-f]{16}", name))]
-    if wrong: raise ValueError(f"{note} names {shortened(wrong[0])} where the name of a run belongs.")
+    wrong = [
+        name
+        for name in runs
+        if not (isinstance(name, str) and re.fullmatch(r"[^/]+/[^/]+-[0-9a-f]{16}", name))
+    ]
+    if wrong:
+        raise ValueError(f"{note} names {shortened(wrong[0])} where the name of a run belongs.")
     return runs
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-110
 def recorded_runs(
-    outputs: str | Path, # folder of all outputs
-) -> set[str]: # "kind/label-hash"
+    outputs: str | Path,  # folder of all outputs
+) -> set[str]:  # "kind/label-hash"
     """Return the runs behind the tables, figures and plans written there.
 
     Raise `ValueError` naming a note that cannot be read."""
-    try: return {name for note in _notes(Path(outputs)) for name in _noted(note)} if Path(outputs).exists() else set()
-    except ValueError as e: raise ValueError(f"{e} What it rests on is not known: write it again, or move it away.") from e
+    try:
+        return (
+            {name for note in _notes(Path(outputs)) for name in _noted(note)}
+            if Path(outputs).exists()
+            else set()
+        )
+    except ValueError as e:
+        raise ValueError(
+            f"{e} What it rests on is not known: write it again, or move it away."
+        ) from e
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-61
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-112
 def _config(path: Path) -> dict | None:
     "Read the configuration of a run, finished or begun: {} if there is none, None if it cannot be read."
-    places = [p for p in [path, *reversed(_attempts(path))] if os.path.lexists(p/"config.json")]
+    places = [p for p in [path, *reversed(_attempts(path))] if os.path.lexists(p / "config.json")]
     for place in places:
         with suppress(OSError, Damaged):
             config = _read_config(place)
-            if digest([path.parent.name, config]) == path.name[-16:]: return config
+            if digest([path.parent.name, config]) == path.name[-16:]:
+                return config
     return None if places else {}
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-113
 def _configs(root: Path) -> dict[str, dict | None]:
-    "Read the configurations of a store's runs, by \"kind/label-hash\", also behind links."
+    'Read the configurations of a store\'s runs, by "kind/label-hash", also behind links.'
     kinds = sorted(k for k in root.iterdir() if k.is_dir()) if root.exists() else []
-    runs = [p for k in kinds for p, state in _found(k).items() if state in ("finished", "unfinished")]
+    runs = [
+        p for k in kinds for p, state in _found(k).items() if state in ("finished", "unfinished")
+    ]
     return {f"{p.parent.name}/{p.name}": _config(p) for p in runs}
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-114
 def needs(
-    root: str | Path, # folder of all runs
-) -> dict[str, list[str] | None]: # "kind/label-hash" -> the runs it is made from; None: not known
+    root: str | Path,  # folder of all runs
+) -> dict[str, list[str] | None]:  # "kind/label-hash" -> the runs it is made from; None: not known
     "Return what each run of a store is made from."
     configs, keys = _configs(Path(root)), {}
-    for name in configs: keys.setdefault(name.rsplit("-", 1)[1], []).append(name)
-    return {name: None if config is None else _inputs(config, keys) for name, config in configs.items()}
+    for name in configs:
+        keys.setdefault(name.rsplit("-", 1)[1], []).append(name)
+    return {
+        name: None if config is None else _inputs(config, keys) for name, config in configs.items()
+    }
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-62
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-115
 def reachable(
-    needed: dict[str, list[str] | None], # from `needs`
-    keep: Iterable[str], # names to start from
+    needed: dict[str, list[str] | None],  # from `needs`
+    keep: Iterable[str],  # names to start from
 ) -> set[str]:
     """Return the runs in `keep`, their inputs, the inputs of these, and so on.
 
     Raise `ValueError` if the inputs of one are not known."""
     seen, todo = set(), list(keep)
     while todo:
-        if (name := todo.pop()) in seen: continue
+        if (name := todo.pop()) in seen:
+            continue
         seen.add(name)
         if (inputs := needed.get(name, [])) is None:
-            raise ValueError(f"What {name} is made from is not known, since its config.json cannot be read: "
-                             "ask for the run to have it made again, or move it away.")
+            raise ValueError(
+                f"What {name} is made from is not known, since its config.json cannot be read: "
+                "ask for the run to have it made again, or move it away."
+            )
         todo += inputs
     return seen
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-64
-def _additions(folder: Path, files: dict) -> list[str]: # relative, sorted
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-117
+def _additions(folder: Path, files: dict) -> list[str]:  # relative, sorted
     "List what lies in a run's folder and is not listed in its provenance."
     known = {"provenance.json", *files}
     for table in files:
-        if Path(table).name == DIGESTS: known |= {f"{Path(table).parent.as_posix()}/{name}" for name in read_digests((folder/table).parent)}
-    there = [Path(here, name) for here, folders, names in os.walk(folder)
-             for name in [*names, *(f for f in folders if os.path.islink(os.path.join(here, f)))]]
-    return sorted({p.relative_to(folder).as_posix() for p in there if not is_leftover(p.name)} - known)
+        if Path(table).name == DIGESTS:
+            known |= {
+                f"{Path(table).parent.as_posix()}/{name}"
+                for name in read_digests((folder / table).parent)
+            }
+    there = [
+        Path(here, name)
+        for here, folders, names in os.walk(folder)
+        for name in [*names, *(f for f in folders if os.path.islink(os.path.join(here, f)))]
+    ]
+    return sorted(
+        {p.relative_to(folder).as_posix() for p in there if not is_leftover(p.name)} - known
+    )
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-118
 def _folder_fault(path: Path) -> str:
     "Say why the folder of a run, finished or set aside, must not be deleted; empty if it may be or is absent."
-    if not os.path.lexists(path): return ""
-    if path.is_symlink() or not path.is_dir(): return f"{path.name} is no folder, or a link"
+    if not os.path.lexists(path):
+        return ""
+    if path.is_symlink() or not path.is_dir():
+        return f"{path.name} is no folder, or a link"
     aside = _CORRUPT.fullmatch(path.name)
     try:
         origin = _read_origin(path) if aside else read_run(path)[1]
-        if origin["run"] != f"{path.parent.name}/{aside['name'] if aside else path.name}": return f"it is the run {one_line(origin['run'])}"
+        if origin["run"] != f"{path.parent.name}/{aside['name'] if aside else path.name}":
+            return f"it is the run {one_line(origin['run'])}"
         added = _additions(path, origin["files"])
-    except (ValueError, OSError) as e: return one_line(e)
+    except (ValueError, OSError) as e:
+        return one_line(e)
     return f"it holds {shortened(added[0])}, which was not made with it" if added else ""
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-119
 def _beside_fault(path: Path) -> str:
     "Say what beside a run's folder is named like a part of it and is none; empty if nothing is."
     lock, failed = _beside(path, "lock"), _beside(path, "failed.json")
-    if lock.is_symlink() or lock.exists() and not lock.is_dir(): return f"{lock.name} is no folder, or a link"
-    if others := _strangers(lock): return f"{lock.name} holds {shortened(others[0])}, which is no claim"
-    if os.path.lexists(failed) and (failed.is_symlink() or not _failure(path)): return f"{failed.name} cannot be read"
-    return next((f"{p.name} is not a working folder of this run" for p in _attempts(path) if not _begun(p, path)), "")
+    if lock.is_symlink() or lock.exists() and not lock.is_dir():
+        return f"{lock.name} is no folder, or a link"
+    if others := _strangers(lock):
+        return f"{lock.name} holds {shortened(others[0])}, which is no claim"
+    if os.path.lexists(failed) and (failed.is_symlink() or not _failure(path)):
+        return f"{failed.name} cannot be read"
+    return next(
+        (
+            f"{p.name} is not a working folder of this run"
+            for p in _attempts(path)
+            if not _begun(p, path)
+        ),
+        "",
+    )
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-120
 def _foreign(path: Path) -> str:
     "Say why something must not be deleted as a run; empty if it may be."
     return _folder_fault(path) or _beside_fault(path)
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-65
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-121
 def _place(root: Path, run: dict) -> Path:
     "Return the path of a row of `list_runs`."
-    if run["state"] == "corrupt" and _CORRUPT.fullmatch(run["note"]): return root/run["kind"]/run["note"]
-    return root/run["kind"]/(f"{run['label']}-{run['key']}" if run["key"] else run["label"])
+    if run["state"] == "corrupt" and _CORRUPT.fullmatch(run["note"]):
+        return root / run["kind"] / run["note"]
+    return root / run["kind"] / (f"{run['label']}-{run['key']}" if run["key"] else run["label"])
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-122
 def spared(
-    root: str | Path, # folder of all runs
-) -> pd.DataFrame: # `COLUMNS`; `note` says why
+    root: str | Path,  # folder of all runs
+) -> pd.DataFrame:  # `COLUMNS`; `note` says why
     "List what lies in a store and is not a run, or not only a run: `prune` never deletes it."
     found = []
     for run in list_runs(root).to_dict("records"):
         reason = run["note"] if run["state"] == "alien" else _foreign(_place(Path(root), run))
-        if reason: found.append(run | dict(state="alien", note=reason))
+        if reason:
+            found.append(run | dict(state="alien", note=reason))
     return pd.DataFrame(found, columns=COLUMNS)
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-66
-def _held(path: Path) -> bool: return Claim(_beside(path, "lock")).owner() is not None
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-123
+def _held(path: Path) -> bool:
+    return Claim(_beside(path, "lock")).owner() is not None
 
-def _delete(path: Path) -> bool: # False: another process holds it, or it is no run any more
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-124
+def _delete(path: Path) -> bool:  # False: another process holds it, or it is no run any more
     "Delete a run and all that lies beside it, unless another process holds it."
-    if _foreign(path): return False
+    if _foreign(path):
+        return False
     claim = Claim(_beside(path, "lock"))
-    if claim.take(look=True) is not None: return False
-    for p in [path, *_partials(path), _beside(path, "failed.json")]: discard(p)
+    if claim.take(look=True) is not None:
+        return False
+    for p in [path, *_partials(path), _beside(path, "failed.json")]:
+        discard(p)
     claim.remove()
     return True
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-125
 def _sweep(root: Path):
     "Delete what killed processes left: half-deleted files at once, temporary files after an hour."
-    for p in [p for folder in [root, *_kinds(root)] for p in folder.iterdir() if is_leftover(p.name)]:
+    for p in [
+        p for folder in [root, *_kinds(root)] for p in folder.iterdir() if is_leftover(p.name)
+    ]:
         with suppress(FileNotFoundError):
-            if p.name.startswith(".prle-del-") or time.time() - p.lstat().st_mtime > GIVEN_UP: discard(p)
+            if p.name.startswith(".prle-del-") or time.time() - p.lstat().st_mtime > GIVEN_UP:
+                discard(p)
 
-# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-67
-def _unneeded(root: Path, runs: pd.DataFrame, keep: set[str]) -> pd.DataFrame: # those of `runs`
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-126
+def _unneeded(root: Path, runs: pd.DataFrame, keep: set[str]) -> pd.DataFrame:  # those of `runs`
     """Return the runs that nothing needs, no process holds and nobody has added files to.
 
     Raise `ValueError` if the inputs of a needed run are not known."""
-    names, aside = runs.kind + "/" + runs.label + "-" + runs.key, runs.note.map(lambda note: bool(_CORRUPT.fullmatch(note)))
+    names, aside = (
+        runs.kind + "/" + runs.label + "-" + runs.key,
+        runs.note.map(lambda note: bool(_CORRUPT.fullmatch(note))),
+    )
     foreign = np.array([bool(_foreign(p)) for p in runs.path], bool)
     stay = reachable(needs(root), {*keep, *names[(runs.state == "in progress") | foreign & ~aside]})
     held = np.array([_held(p) for p in runs.path], bool)
     return runs[~foreign & ~held & (aside | ~names.isin(stay))]
 
+# %% ../../nbs/lab/00_runs.ipynb #lab-00-runs-127
 def prune(
-    root: str | Path, # folder of all runs
-    keep: Iterable[str], # names "kind/label-hash" that are needed: of a dry store, of `recorded_runs`
-    delete: bool = False, # really delete; otherwise only list
-) -> pd.DataFrame: # rows of `list_runs`: those that go, or with `delete` those that went
+    root: str | Path,  # folder of all runs
+    keep: Iterable[
+        str
+    ],  # names "kind/label-hash" that are needed: of a dry store, of `recorded_runs`
+    delete: bool = False,  # really delete; otherwise only list
+) -> pd.DataFrame:  # rows of `list_runs`: those that go, or with `delete` those that went
     """List the runs that nothing needs, and delete them with `delete`.
 
     Raise `ValueError`, before anything is deleted, if it is not known what is needed, or if `root` is a link."""
-    if (root := Path(root)).is_symlink(): raise ValueError(f"{root} is a link; name the folder that it leads to, so that nothing else is deleted.")
+    if (root := Path(root)).is_symlink():
+        raise ValueError(
+            f"{root} is a link; name the folder that it leads to, so that nothing else is deleted."
+        )
     runs = list_runs(root)
     runs = runs[runs.state != "alien"].reset_index(drop=True)
     runs["path"] = [_place(root, run) for run in runs.to_dict("records")]
     gone = _unneeded(root, runs, set(keep)) if len(runs) else runs
-    if delete and len(runs): gone = gone[np.array([_delete(p) for p in gone.path], bool)]
-    if delete and root.exists(): _sweep(root)
+    if delete and len(runs):
+        gone = gone[np.array([_delete(p) for p in gone.path], bool)]
+    if delete and root.exists():
+        _sweep(root)
     return gone.drop(columns="path").reset_index(drop=True)

@@ -21,52 +21,85 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from ..core import FAKE, REAL, digest, file_digest, progress, rng, shortened, write_json
-from ..trust import below, check_replaceable, file_name, made_folder, one_line, read_record, write_digests
+from prle.trust import (
+    below,
+    check_replaceable,
+    file_name,
+    made_folder,
+    one_line,
+    read_record,
+    write_digests,
+)
 from ..data.crops import read_rgb
 from ..data.manifest import read_manifest, write_manifest
-from ..data.faces import (PHOTO_SUFFIXES, Face, FaceError, crop_face, find_largest, list_photos, orl_folder, read_faces, summary, write_png)
+from prle.data.faces import (
+    PHOTO_SUFFIXES,
+    Face,
+    FaceError,
+    crop_face,
+    find_largest,
+    list_photos,
+    orl_folder,
+    read_faces,
+    summary,
+    write_png,
+)
 from .forge import _MANIPULATIONS, inner, manipulate
 from .generators import STEPS, Generator, one_thread, trained_networks
 from ..data.videos import VIDEO_SUFFIXES, count_frames, read_frames, sample_frames
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-5
-RECIPE = 5 # raised whenever a change here changes the pictures
-SCALE, LIFT = 1.1, 0.08 # of the crops: ORL photographs are framed too tightly for the usual 1.3 and 0
-MANIPULATIONS = ("DF", "FS", "F2F", "Fsh", "NT") # in the paper's order
+RECIPE = 5  # raised whenever a change here changes the pictures
+SCALE, LIFT = (
+    1.1,
+    0.08,
+)  # of the crops: ORL photographs are framed too tightly for the usual 1.3 and 0
+MANIPULATIONS = ("DF", "FS", "F2F", "Fsh", "NT")  # in the paper's order
 
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-6
 def split_people(
-    people: list[str], # identities
-    seed: int = 0, # of the shuffle
-) -> dict[str, str]: # identity -> "train", "val" or "test"
+    people: list[str],  # identities
+    seed: int = 0,  # of the shuffle
+) -> dict[str, str]:  # identity -> "train", "val" or "test"
     """Split identities 6:1:3 at random (40 people: 24/4/12), at least two in each split.
 
     `ValueError` below six people."""
-    if len(people) < 6: raise ValueError(f"{len(people)} people with a usable face; the three splits need at least 6 (a swap needs two in each).")
+    if len(people) < 6:
+        raise ValueError(
+            f"{len(people)} people with a usable face; the three splits need at least 6 (a swap needs two in each)."
+        )
     order = rng(seed, "split").permutation(people).tolist()
     val, test = max(2, round(0.1 * len(order))), max(2, round(0.3 * len(order)))
-    return {name: "val" if i < val else "test" if i < val + test else "train" for i, name in enumerate(order)}
+    return {
+        name: "val" if i < val else "test" if i < val + test else "train"
+        for i, name in enumerate(order)
+    }
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-8
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-9
 def video_names(
-    photos: list[str], # photographs and videos, person/file
-) -> dict[str, str]: # photograph or video -> person-file, without the file's ending
+    photos: list[str],  # photographs and videos, person/file
+) -> dict[str, str]:  # photograph or video -> person-file, without the file's ending
     """Name each photograph or video.
 
     Those that would share a name (1.jpg and 1.png, or a-b/c and a/b-c) keep the ending, or else get a digest."""
     names = {photo: photo.rsplit(".", 1)[0].replace("/", "-") for photo in photos}
     for more in (lambda photo: Path(photo).suffix, lambda photo: f"-{digest(photo)[:8]}"):
         times = Counter(names.values())
-        names = {photo: name + more(photo) if times[name] > 1 else name for photo, name in names.items()}
+        names = {
+            photo: name + more(photo) if times[name] > 1 else name for photo, name in names.items()
+        }
     return names
 
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-10
 @dataclass(frozen=True)
 class Job:
     "One crop of the benchmark to be made: a real face, or a target with a source."
-    subset: str                # "real" or a manipulation
-    target: Face               # the background
-    split: str                 # "train", "val", "test"
-    names: dict[str, str]      # from `video_names`
-    source: Face | None = None # where the fake part comes from
+
+    subset: str  # "real" or a manipulation
+    target: Face  # the background
+    split: str  # "train", "val", "test"
+    names: dict[str, str]  # from `video_names`
+    source: Face | None = None  # where the fake part comes from
 
     @property
     def video(self) -> str:
@@ -77,23 +110,30 @@ class Job:
     @property
     def file(self) -> str:
         "Return the crop's file, relative to the folder of its subset."
-        return f"{self.video}.png" if self.target.frame is None else f"{self.video}/{self.target.frame:04d}.png"
+        return (
+            f"{self.video}.png"
+            if self.target.frame is None
+            else f"{self.video}/{self.target.frame:04d}.png"
+        )
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-9
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-11
 def _nearest(face: Face, faces: list[Face]) -> Face:
     "Return the face with the most similar landmarks."
     return min(faces, key=lambda f: np.abs(f.landmarks - face.landmarks).mean())
 
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-12
 def _pick_same(target: Face, faces: list[Face], generator) -> Face | None:
     "Pick a source of the same person: another photograph or video, or another part of the only video."
     others = [f for f in faces if f.identity == target.identity and f.photo != target.photo]
     own = [f for f in faces if f.photo == target.photo]
     place = [f.frame for f in own].index(target.frame)
-    if not others: return own[(place + len(own) // 2) % len(own)] if len(own) > 1 else None
+    if not others:
+        return own[(place + len(own) // 2) % len(own)] if len(own) > 1 else None
     clip = others[generator.integers(len(others))].photo
     frames = [f for f in others if f.photo == clip]
     return frames[place % len(frames)]
 
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-13
 def _pick_other(target: Face, faces: list[Face], generator) -> Face:
     "Pick a source of a random other person: the photograph or video frame that is nearest in geometry."
     person = generator.choice(sorted({f.identity for f in faces} - {target.identity}))
@@ -101,221 +141,347 @@ def _pick_other(target: Face, faces: list[Face], generator) -> Face:
     clip = _nearest(next(f for f in faces if f.photo == target.photo), theirs).photo
     return _nearest(target, [f for f in theirs if f.photo == clip])
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-11
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-15
 def check_jobs(
-    jobs: list[Job], # of a benchmark or a target set
-) -> list[Job]: # the same
+    jobs: list[Job],  # of a benchmark or a target set
+) -> list[Job]:  # the same
     "Return `jobs`; `ValueError` if two crops would share a file, or one has no valid file name."
     first = {}
     for job in jobs:
         other = first.setdefault((job.subset, job.file), job)
         file_name(job.video, f"{job.target.photo}: the crop")
-        if other is not job: raise ValueError(f"{other.target.photo} and {job.target.photo} would both become {job.subset}/{job.file}; rename one of them.")
+        if other is not job:
+            raise ValueError(
+                f"{other.target.photo} and {job.target.photo} would both become {job.subset}/{job.file}; rename one of them."
+            )
     return jobs
 
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-16
 def plan(
-    faces: list[Face], # all usable faces
-    seed: int, # of split and pairing
-) -> tuple[list[Job], pd.DataFrame]: # what to make; fakes that cannot be made, with columns path, reason
+    faces: list[Face],  # all usable faces
+    seed: int,  # of split and pairing
+) -> tuple[
+    list[Job], pd.DataFrame
+]:  # what to make; fakes that cannot be made, with columns path, reason
     "Plan every face once as real and once as target of each manipulation, with a source of the same split."
-    split, jobs, dropped = split_people(list(dict.fromkeys(f.identity for f in faces)), seed), [], []
+    split, jobs, dropped = (
+        split_people(list(dict.fromkeys(f.identity for f in faces)), seed),
+        [],
+        [],
+    )
     names = video_names(list(dict.fromkeys(f.photo for f in faces)))
     groups = {s: [f for f in faces if split[f.identity] == s] for s in ("train", "val", "test")}
     for target in faces:
         jobs.append(Job("real", target, split[target.identity], names))
         for name in MANIPULATIONS:
             pick = _pick_same if _MANIPULATIONS[name].source == "same" else _pick_other
-            source = pick(target, groups[split[target.identity]], rng(seed, "pair", name, target.photo))
-            if source: jobs.append(Job(name, target, split[target.identity], names, source))
-            else: dropped.append((target.photo, f"{name}: no other photograph of this person"))
+            source = pick(
+                target, groups[split[target.identity]], rng(seed, "pair", name, target.photo)
+            )
+            if source:
+                jobs.append(Job(name, target, split[target.identity], names, source))
+            else:
+                dropped.append((target.photo, f"{name}: no other photograph of this person"))
     return check_jobs(jobs), pd.DataFrame(dropped, columns=["path", "reason"])
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-14
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-19
 def compress(
-    image: np.ndarray, # (S, S, 3) uint8
-    quality: int, # of the JPEG, 1 to 100
-) -> np.ndarray: # (S, S, 3) uint8
+    image: np.ndarray,  # (S, S, 3) uint8
+    quality: int,  # of the JPEG, 1 to 100
+) -> np.ndarray:  # (S, S, 3) uint8
     "Encode and decode as JPEG, the same for reals and fakes."
     code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return cv2.imdecode(code, cv2.IMREAD_COLOR)[..., ::-1]
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-15
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-20
 def _make(job: Job, root: Path, networks: dict[str, Generator], seed: int, quality: int) -> dict:
     "Make and write one crop (and its mask); return its row of the manifest."
     image, mask = job.target.crop, ""
     if job.source:
-        image, region = manipulate(job.subset, job.target, job.source, rng(seed, job.subset, job.video), networks)
+        image, region = manipulate(
+            job.subset, job.target, job.source, rng(seed, job.subset, job.video), networks
+        )
         mask = f"masks/{job.subset}/{job.file}"
-        write_png(root/mask, region.astype(np.uint8) * 255)
+        write_png(root / mask, region.astype(np.uint8) * 255)
     path = f"{job.subset}/{job.file}"
-    write_png(root/path, compress(image, quality))
-    return dict(path=path, label=FAKE if job.source else REAL, dataset="mini", subset=job.subset, video=job.video,
-        identity=job.target.identity, source_identity=job.source.identity if job.source else "", frame=job.target.frame or 0, split=job.split,
-        compression=f"jpeg{quality}", landmarks=job.target.landmarks.ravel(), transform=[], mask=mask)
+    write_png(root / path, compress(image, quality))
+    return dict(
+        path=path,
+        label=FAKE if job.source else REAL,
+        dataset="mini",
+        subset=job.subset,
+        video=job.video,
+        identity=job.target.identity,
+        source_identity=job.source.identity if job.source else "",
+        frame=job.target.frame or 0,
+        split=job.split,
+        compression=f"jpeg{quality}",
+        landmarks=job.target.landmarks.ravel(),
+        transform=[],
+        mask=mask,
+    )
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-16
-def _make_all(jobs: list[Job], root: Path, networks: dict[str, Generator], seed: int, quality: int, workers: int) -> list[dict]:
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-21
+def _make_all(
+    jobs: list[Job],
+    root: Path,
+    networks: dict[str, Generator],
+    seed: int,
+    quality: int,
+    workers: int,
+) -> list[dict]:
     "Make all crops; return their rows in order, whatever the number of workers."
     make = partial(_make, root=root, networks=networks, seed=seed, quality=quality)
-    with one_thread(), ThreadPoolExecutor(workers) as pool: return list(progress(pool.map(make, jobs), desc="forge", total=len(jobs)))
+    with one_thread(), ThreadPoolExecutor(workers) as pool:
+        return list(progress(pool.map(make, jobs), desc="forge", total=len(jobs)))
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-18
-def _columns(manifest: pd.DataFrame, people: int) -> list[pd.Series]: # a path a subset, NaN where there is none; its name is the identity
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-23
+def _columns(
+    manifest: pd.DataFrame, people: int
+) -> list[pd.Series]:  # a path a subset, NaN where there is none; its name is the identity
     "Return a target with its fakes for each of some identities, evenly chosen."
     keys = [manifest.identity, [np.asarray(points).tobytes() for points in manifest.landmarks]]
-    paths = manifest.groupby([*keys, manifest.subset], sort=False).path.first().unstack("subset", sort=False)
+    paths = (
+        manifest.groupby([*keys, manifest.subset], sort=False)
+        .path.first()
+        .unstack("subset", sort=False)
+    )
     firsts = paths.groupby("identity", sort=False).head(1)
     chosen = np.linspace(0, len(firsts) - 1, min(people, len(firsts))).round().astype(int)
     return [row.rename(row.name[0]) for _, row in firsts.iloc[chosen].iterrows()]
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-19
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-24
 def contact_sheet(
-    manifest: pd.DataFrame | str | Path, # a manifest in which fakes carry their target's landmarks, or its path
-    path: str | Path | None = None, # a PNG to write besides
-    people: int = 6, # columns: identities, evenly chosen
-    tile: int = 112, # side of a face on the sheet, px
-) -> np.ndarray: # (H, W, 3) uint8
+    manifest: pd.DataFrame
+    | str
+    | Path,  # a manifest in which fakes carry their target's landmarks, or its path
+    path: str | Path | None = None,  # a PNG to write besides
+    people: int = 6,  # columns: identities, evenly chosen
+    tile: int = 112,  # side of a face on the sheet, px
+) -> np.ndarray:  # (H, W, 3) uint8
     "Draw faces of several people and the fakes made of them, a row a manipulation; white where there is none."
     table = manifest if isinstance(manifest, pd.DataFrame) else read_manifest(manifest)
     columns, left, top = _columns(table, people), 72, 20
     names = sorted(columns[0].index, key=lambda name: name != "real")
     sheet = Image.new("RGB", (left + tile * len(columns), top + tile * len(names)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
-    for y, name in enumerate(names): pen.text((4, top + tile * (y + 0.5)), name, "black", font, anchor="lm")
+    for y, name in enumerate(names):
+        pen.text((4, top + tile * (y + 0.5)), name, "black", font, anchor="lm")
     for x, column in enumerate(columns):
         pen.text((left + tile * (x + 0.5), 2), str(column.name)[:14], "black", font, anchor="ma")
         for y, name in enumerate(names):
-            if pd.isna(column[name]): continue
-            face = cv2.resize(read_rgb(below(table.attrs["root"], column[name])), (tile, tile), interpolation=cv2.INTER_AREA)
+            if pd.isna(column[name]):
+                continue
+            face = cv2.resize(
+                read_rgb(below(table.attrs["root"], column[name])),
+                (tile, tile),
+                interpolation=cv2.INTER_AREA,
+            )
             sheet.paste(Image.fromarray(face), (left + tile * x, top + tile * y))
-    if path: write_png(path, np.asarray(sheet))
+    if path:
+        write_png(path, np.asarray(sheet))
     return np.asarray(sheet)
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-21
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-26
 def _choose(faces, people: int | None, seed: int) -> list[Path]:
     "List the photographs and videos of `people` randomly chosen persons (None: of all)."
-    everyone = list_photos(faces, PHOTO_SUFFIXES | VIDEO_SUFFIXES) if faces else list_photos(orl_folder(), {".pgm"})
-    if people is not None and not 6 <= people <= len(everyone): raise ValueError(f"people must lie between 6 and {len(everyone)}, not {people}.")
-    chosen = everyone if people is None else sorted(rng(seed, "people").permutation(list(everyone))[:people])
+    everyone = (
+        list_photos(faces, PHOTO_SUFFIXES | VIDEO_SUFFIXES)
+        if faces
+        else list_photos(orl_folder(), {".pgm"})
+    )
+    if people is not None and not 6 <= people <= len(everyone):
+        raise ValueError(f"people must lie between 6 and {len(everyone)}, not {people}.")
+    chosen = (
+        everyone
+        if people is None
+        else sorted(rng(seed, "people").permutation(list(everyone))[:people])
+    )
     return [path for name in everyone if name in set(chosen) for path in everyone[name]]
 
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-27
 def _fingerprint(photos: list[Path]) -> str:
     "Return a digest of the photographs and videos that does not depend on where they lie."
     return digest([(f"{p.parent.name}/{p.name}", file_digest(p)) for p in photos])
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-22
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-28
 def read_made(
-    path: str | Path, # forge.json of a benchmark, target.json of a target set
-) -> dict: # config, digest, pictures, ...
+    path: str | Path,  # forge.json of a benchmark, target.json of a target set
+) -> dict:  # config, digest, pictures, ...
     "Read the record of what was made; `ValueError` naming the file if it is damaged."
     made = read_record(path, config=dict, digest=str, pictures=int)
-    if digest(made["config"]) != made["digest"]: raise ValueError(f"{path}: config has changed since it was written.")
+    if digest(made["config"]) != made["digest"]:
+        raise ValueError(f"{path}: config has changed since it was written.")
     return made
 
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-29
 def _why_not(out: Path, config: dict) -> str | None:
     "Say why the benchmark in `out` cannot be used again; None if it can."
-    if not (out/"forge.json").exists(): return "none there yet"
-    try: made = read_made(out/"forge.json")
-    except ValueError as e: return f"the record is damaged: {one_line(e)}"
-    changed = [f"{k} was {shortened(made['config'].get(k))}, is {shortened(v)}" for k, v in config.items() if made["config"].get(k) != v]
-    if changed: return "; ".join(changed)
-    missing = made["pictures"] - sum(1 for name in ("real", "masks", *MANIPULATIONS) for _ in (out/name).rglob("*.png"))
+    if not (out / "forge.json").exists():
+        return "none there yet"
+    try:
+        made = read_made(out / "forge.json")
+    except ValueError as e:
+        return f"the record is damaged: {one_line(e)}"
+    changed = [
+        f"{k} was {shortened(made['config'].get(k))}, is {shortened(v)}"
+        for k, v in config.items()
+        if made["config"].get(k) != v
+    ]
+    if changed:
+        return "; ".join(changed)
+    missing = made["pictures"] - sum(
+        1 for name in ("real", "masks", *MANIPULATIONS) for _ in (out / name).rglob("*.png")
+    )
     return f"{missing} of {made['pictures']} pictures missing" if missing else None
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-23
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-30
 def _read_video(path: Path, count: int, size: int) -> tuple[list[Face], pd.DataFrame]:
     "Crop the largest face of `count` evenly spaced frames of a video, and list the frames without one."
     faces, dropped, name = [], [], f"{path.parent.name}/{path.name}"
     try:
         wanted = sample_frames(count_frames(path), count)
         for index, frame in zip(wanted, read_frames(path, wanted)):
-            face = frame if isinstance(frame, FaceError) else find_largest(frame) or FaceError("no face found.")
-            if isinstance(face, FaceError): dropped.append((f"{name}, frame {index}", str(face)))
-            else: faces.append(Face(*crop_face(frame, face.landmarks, size, SCALE, LIFT), found=face.found, photo=name, identity=path.parent.name, frame=index))
-    except FaceError as e: dropped.append((name, str(e).removeprefix(f"{path}: ")))
+            face = (
+                frame
+                if isinstance(frame, FaceError)
+                else find_largest(frame) or FaceError("no face found.")
+            )
+            if isinstance(face, FaceError):
+                dropped.append((f"{name}, frame {index}", str(face)))
+            else:
+                faces.append(
+                    Face(
+                        *crop_face(frame, face.landmarks, size, SCALE, LIFT),
+                        found=face.found,
+                        photo=name,
+                        identity=path.parent.name,
+                        frame=index,
+                    )
+                )
+    except FaceError as e:
+        dropped.append((name, str(e).removeprefix(f"{path}: ")))
     return faces, pd.DataFrame(dropped, columns=["path", "reason"])
 
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-31
 def _read(files: list[Path], count: int, size: int) -> tuple[list[Face], pd.DataFrame]:
     "Crop the faces of photographs and videos; return them and the drop report."
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
     parts = [read_faces([path for path in files if path not in set(videos)], size, SCALE, LIFT)]
     parts += [_read_video(path, count, size) for path in progress(videos, desc="videos")]
-    return sum((faces for faces, _ in parts), []), pd.concat([dropped for _, dropped in parts], ignore_index=True)
+    return sum((faces for faces, _ in parts), []), pd.concat(
+        [dropped for _, dropped in parts], ignore_index=True
+    )
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-24
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-32
 def crop_digests(
-    root: Path, # of the crops
-    rows: pd.DataFrame, # of their manifest
-) -> dict[str, str]: # path -> `file_digest`
+    root: Path,  # of the crops
+    rows: pd.DataFrame,  # of their manifest
+) -> dict[str, str]:  # path -> `file_digest`
     "Return the digests of the crops and masks that were just written."
-    return {path: file_digest(root/path) for path in [*rows.path, *filter(None, rows["mask"])]}
+    return {path: file_digest(root / path) for path in [*rows.path, *filter(None, rows["mask"])]}
 
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-33
 def _write_benchmark(root: Path, photos: list[Path], config: dict, workers: int, earlier: Path):
     "Write networks, crops, masks, manifest, drop report and, last, forge.json."
     found, dropped = _read(photos, config["count"], config["size"])
     print(summary(found, dropped))
     jobs, impossible = plan(found, config["seed"])
-    if earlier.exists(): shutil.copytree(earlier, root/"generators")
-    networks = trained_networks(found, root/"generators", config["steps"], config["seed"])
+    if earlier.exists():
+        shutil.copytree(earlier, root / "generators")
+    networks = trained_networks(found, root / "generators", config["steps"], config["seed"])
     rows = pd.DataFrame(_make_all(jobs, root, networks, config["seed"], config["quality"], workers))
-    contact_sheet(write_manifest(rows, root/"manifest.parquet"), root/"contact_sheet.png")
-    pd.concat([dropped, impossible]).to_csv(root/"dropped.csv", index=False)
+    contact_sheet(write_manifest(rows, root / "manifest.parquet"), root / "contact_sheet.png")
+    pd.concat([dropped, impossible]).to_csv(root / "dropped.csv", index=False)
     several = {face.photo: face.found for face in found if face.found > 1}
     pictures = len(rows) + int((rows["mask"] != "").sum())
     counts = rows.groupby(["split", "subset"]).size().unstack().to_dict("index")
     write_digests(root, crop_digests(root, rows))
-    write_json(root/"forge.json", dict(config=config, digest=digest(config), pictures=pictures, counts=counts, several_faces=several))
+    write_json(
+        root / "forge.json",
+        dict(
+            config=config,
+            digest=digest(config),
+            pictures=pictures,
+            counts=counts,
+            several_faces=several,
+        ),
+    )
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-25
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-34
 def build_benchmark(
-    out: str | Path, # folder to write
-    faces: str | Path | None = None, # photographs and videos, one sub-folder a person; None: the ORL faces
-    size: int = 128, # side of the crops in px
-    people: int | None = None, # how many persons to use, chosen at random; None: all
-    seed: int = 0, # of the split, the pairing and all that is left to chance
-    quality: int = 90, # of the JPEG round trip of reals and fakes
-    steps: int = STEPS, # of training each learned manipulation's network
-    count: int = 32, # frames of a video, evenly spaced
-    workers: int | None = None, # threads; None: one a core. The result does not depend on it
-) -> Path: # the manifest
+    out: str | Path,  # folder to write
+    faces: str
+    | Path
+    | None = None,  # photographs and videos, one sub-folder a person; None: the ORL faces
+    size: int = 128,  # side of the crops in px
+    people: int | None = None,  # how many persons to use, chosen at random; None: all
+    seed: int = 0,  # of the split, the pairing and all that is left to chance
+    quality: int = 90,  # of the JPEG round trip of reals and fakes
+    steps: int = STEPS,  # of training each learned manipulation's network
+    count: int = 32,  # frames of a video, evenly spaced
+    workers: int | None = None,  # threads; None: one a core. The result does not depend on it
+) -> Path:  # the manifest
     """Build the mini benchmark, or return the one that is there.
 
     `ValueError` below six people, `FaceError` without photographs."""
     out, photos = Path(out), _choose(faces, people, seed)
-    config = dict(recipe=RECIPE, photographs=_fingerprint(photos), size=size, scale=SCALE, lift=LIFT, seed=seed, quality=quality, steps=steps, count=count,
-                  manipulations=list(MANIPULATIONS))
+    config = dict(
+        recipe=RECIPE,
+        photographs=_fingerprint(photos),
+        size=size,
+        scale=SCALE,
+        lift=LIFT,
+        seed=seed,
+        quality=quality,
+        steps=steps,
+        count=count,
+        manipulations=list(MANIPULATIONS),
+    )
     reason = _why_not(out, config)
     if reason is None:
         print(f"forge: HIT {out}")
-        return out/"manifest.parquet"
+        return out / "manifest.parquet"
     check_replaceable(out, "benchmark")
     print(f"forge: MISS {out} ({reason})")
-    with made_folder(out, "benchmark") as tmp: _write_benchmark(tmp, photos, config, workers or os.cpu_count(), out/"generators")
-    return out/"manifest.parquet"
+    with made_folder(out, "benchmark") as tmp:
+        _write_benchmark(tmp, photos, config, workers or os.cpu_count(), out / "generators")
+    return out / "manifest.parquet"
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-27
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-36
 def _cues(path: Path) -> dict:
     "Measure the trivial cues of one written crop."
     picture = read_rgb(path)
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
     border = grey[~inner(len(grey))]
-    return dict(file_size=path.stat().st_size, border_mean=border.mean(), border_std=border.std(),
-                brightness=grey.mean(), contrast=grey.std(), sharpness=cv2.Laplacian(grey, cv2.CV_32F).var(),
-                colour=float(np.ptp(picture, axis=2).mean()))
+    return dict(
+        file_size=path.stat().st_size,
+        border_mean=border.mean(),
+        border_std=border.std(),
+        brightness=grey.mean(),
+        contrast=grey.std(),
+        sharpness=cv2.Laplacian(grey, cv2.CV_32F).var(),
+        colour=float(np.ptp(picture, axis=2).mean()),
+    )
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-28
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-37
 def trivial_cues(
-    manifest: pd.DataFrame, # from `read_manifest`
-) -> pd.DataFrame: # one row a face: file_size, border_mean, border_std, brightness, contrast, sharpness, colour
+    manifest: pd.DataFrame,  # from `read_manifest`
+) -> (
+    pd.DataFrame
+):  # one row a face: file_size, border_mean, border_std, brightness, contrast, sharpness, colour
     "Measure the trivial cues on every crop of a manifest."
-    return pd.DataFrame([_cues(below(manifest.attrs["root"], p)) for p in manifest.path], index=manifest.index)
+    return pd.DataFrame(
+        [_cues(below(manifest.attrs["root"], p)) for p in manifest.path], index=manifest.index
+    )
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-29
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-38
 def cue_table(
-    manifest: pd.DataFrame, # from `read_manifest`
-) -> pd.DataFrame: # AUC in [0.5, 1], a row a manipulation, a column a cue
+    manifest: pd.DataFrame,  # from `read_manifest`
+) -> pd.DataFrame:  # AUC in [0.5, 1], a row a manipulation, a column a cue
     "Measure how well each trivial cue alone separates the fakes of each manipulation from the reals."
     from sklearn.metrics import roc_auc_score
+
     cues, table = trivial_cues(manifest), {}
     for name in manifest.subset[manifest.label == FAKE].unique():
         rows = manifest.subset.isin(["real", name])

@@ -27,35 +27,45 @@ def _with_frame(points: np.ndarray, size: int) -> np.ndarray:
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-6
 def warp(
-    image: np.ndarray, # (S, S, 3) uint8
-    points: np.ndarray, # (68, 2) landmarks of `image`, px
-    goal: np.ndarray, # (68, 2) where they shall go, px
-) -> np.ndarray: # (S, S, 3) float32, 0 to 255
+    image: np.ndarray,  # (S, S, 3) uint8
+    points: np.ndarray,  # (68, 2) landmarks of `image`, px
+    goal: np.ndarray,  # (68, 2) where they shall go, px
+) -> np.ndarray:  # (S, S, 3) float32, 0 to 255
     "Warp a square crop piecewise affinely over the Delaunay triangulation of `goal`."
     size = len(image)
     start, end = _with_frame(points, size), _with_frame(goal, size)
     mesh = Delaunay(end)
-    pixels = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1).reshape(-1, 2).astype(np.float64)
+    pixels = (
+        np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1)
+        .reshape(-1, 2)
+        .astype(np.float64)
+    )
     triangle = mesh.find_simplex(pixels, tol=1e-9)
     affine = mesh.transform[triangle]
     two = np.einsum("nij,nj->ni", affine[:, :2], pixels - affine[:, 2])
     weights = np.column_stack([two, 1 - two.sum(1)])
-    places = np.einsum("ni,nij->nj", weights, start[mesh.simplices[triangle]]).astype(np.float32).reshape(size, size, 2)
-    moved = cv2.remap(image, places[..., 0], places[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    places = (
+        np.einsum("ni,nij->nj", weights, start[mesh.simplices[triangle]])
+        .astype(np.float32)
+        .reshape(size, size, 2)
+    )
+    moved = cv2.remap(
+        image, places[..., 0], places[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+    )
     return moved.astype(np.float32)
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-10
 def hull(
-    points: np.ndarray, # (n, 2), px
-    size: int, # side of the crop
-) -> np.ndarray: # (S, S) bool
+    points: np.ndarray,  # (n, 2), px
+    size: int,  # side of the crop
+) -> np.ndarray:  # (S, S) bool
     "Return the pixels inside the convex hull of `points`."
     region = np.zeros((size, size), np.uint8)
     cv2.fillConvexPoly(region, cv2.convexHull(np.rint(points).astype(np.int32)), 1)
     return region.astype(bool)
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-12
-def inner(size: int) -> np.ndarray: # (S, S) bool
+def inner(size: int) -> np.ndarray:  # (S, S) bool
     "Return all of a crop but its frame of size/32 pixels, which no manipulation touches, so that it tells nothing."
     edge = max(1, size // 32)
     region = np.zeros((size, size), bool)
@@ -64,18 +74,20 @@ def inner(size: int) -> np.ndarray: # (S, S) bool
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-14
 def feather(
-    region: np.ndarray, # (S, S) bool
-    width: float, # px over which the weight falls
-) -> np.ndarray: # (S, S) float32 in [0, 1], 0 outside `region`
+    region: np.ndarray,  # (S, S) bool
+    width: float,  # px over which the weight falls
+) -> np.ndarray:  # (S, S) float32 in [0, 1], 0 outside `region`
     "Return blending weights: 1 inside the region, falling to 0 at its edge."
     return np.clip(distance_transform_edt(region) / (width + 1), 0, 1).astype(np.float32)
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-16
 def composite(
-    target: np.ndarray, # (S, S, 3) uint8, the background
-    content: np.ndarray, # (S, S, 3) float, what is put in
-    weight: np.ndarray, # (S, S) in [0, 1]
-) -> tuple[np.ndarray, np.ndarray]: # fake (S, S, 3) uint8; mask (S, S) bool, every pixel that may have changed
+    target: np.ndarray,  # (S, S, 3) uint8, the background
+    content: np.ndarray,  # (S, S, 3) float, what is put in
+    weight: np.ndarray,  # (S, S) in [0, 1]
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # fake (S, S, 3) uint8; mask (S, S) bool, every pixel that may have changed
     "Blend `content` into `target`, which stays bit for bit where the weight is 0."
     weight = np.where(inner(len(target)), weight, 0)
     mixed = target + weight[..., None] * (content.clip(0, 255) - target)
@@ -83,10 +95,10 @@ def composite(
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-19
 def match_colour(
-    content: np.ndarray, # (S, S, 3) float
-    target: np.ndarray, # (S, S, 3) uint8
-    region: np.ndarray, # (S, S) bool, where to measure
-) -> np.ndarray: # (S, S, 3) float32
+    content: np.ndarray,  # (S, S, 3) float
+    target: np.ndarray,  # (S, S, 3) uint8
+    region: np.ndarray,  # (S, S) bool, where to measure
+) -> np.ndarray:  # (S, S, 3) float32
     "Give `content` the mean and standard deviation of `target` inside `region`, channel by channel."
     have, want = content[region], target[region].astype(np.float32)
     gain = want.std(0) / np.maximum(have.std(0), 1)
@@ -94,23 +106,26 @@ def match_colour(
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-21
 def match_sharpness(
-    content: np.ndarray, # (S, S, 3) float32
-    target: np.ndarray, # (S, S, 3) uint8
-    region: np.ndarray, # (S, S) bool, where to measure
-    limits: tuple[float, float] = (-1.0, 3.0), # of the amount of sharpening; below 0 it softens
-) -> np.ndarray: # (S, S, 3) float32
+    content: np.ndarray,  # (S, S, 3) float32
+    target: np.ndarray,  # (S, S, 3) uint8
+    region: np.ndarray,  # (S, S) bool, where to measure
+    limits: tuple[float, float] = (-1.0, 3.0),  # of the amount of sharpening; below 0 it softens
+) -> np.ndarray:  # (S, S, 3) float32
     "Sharpen (or soften) `content` until its Laplacian energy inside `region` is that of `target`."
     detail = content - cv2.GaussianBlur(content, (0, 0), len(target) / 128)
-    x, d, t = (cv2.Laplacian(np.float32(p), cv2.CV_32F)[region].ravel().astype(np.float64) for p in (content, detail, target))
+    x, d, t = (
+        cv2.Laplacian(np.float32(p), cv2.CV_32F)[region].ravel().astype(np.float64)
+        for p in (content, detail, target)
+    )
     a, b, c = d @ d, x @ d, x @ x - t @ t
     amount = (-b + np.sqrt(max(b * b - a * c, 0))) / max(a, 1e-9)
     return content + np.float32(np.clip(amount, *limits)) * detail
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-24
 def membrane(
-    difference: np.ndarray, # (S, S, 3) float, read outside `region` only
-    region: np.ndarray, # (S, S) bool, not touching the frame
-) -> np.ndarray: # (S, S, 3) float, `difference` outside
+    difference: np.ndarray,  # (S, S, 3) float, read outside `region` only
+    region: np.ndarray,  # (S, S) bool, not touching the frame
+) -> np.ndarray:  # (S, S, 3) float, `difference` outside
     "Solve Laplace's equation inside `region` with `difference` as the boundary value."
     y, x = np.nonzero(region)
     number = np.full(region.shape, -1)
@@ -118,10 +133,13 @@ def membrane(
     rows, cols, rhs = [np.arange(len(y))], [np.arange(len(y))], np.zeros((len(y), 3))
     for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0)):
         near = number[y + dy, x + dx]
-        rows.append(np.flatnonzero(near >= 0)); cols.append(near[near >= 0])
+        rows.append(np.flatnonzero(near >= 0))
+        cols.append(near[near >= 0])
         rhs[near < 0] += difference[y + dy, x + dx][near < 0]
     values = np.concatenate([np.full(len(y), 4.0), -np.ones(sum(map(len, rows)) - len(y))])
-    system = csc_matrix((values, (np.concatenate(rows), np.concatenate(cols))), shape=(len(y), len(y)))
+    system = csc_matrix(
+        (values, (np.concatenate(rows), np.concatenate(cols))), shape=(len(y), len(y))
+    )
     solved = difference.astype(np.float64)
     solved[y, x] = splu(system).solve(rhs)
     return solved
@@ -129,48 +147,64 @@ def membrane(
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-28
 _MANIPULATIONS = {}
 
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-29
 def register(
-    name: str, # short name, as in FaceForensics++
-    source: str, # "other" or "same": the person the source photograph shows
-    learned: bool = False, # whether it needs the trained network of its name
+    name: str,  # short name, as in FaceForensics++
+    source: str,  # "other" or "same": the person the source photograph shows
+    learned: bool = False,  # whether it needs the trained network of its name
 ):
     "Return a decorator that adds a manipulation to the registry."
+
     def add(function):
         "Add `function` to the registry and return it."
-        function.source, function.learned = check_choice(source, ("other", "same"), "source"), learned
+        function.source, function.learned = (
+            check_choice(source, ("other", "same"), "source"),
+            learned,
+        )
         _MANIPULATIONS[name] = function
         return function
+
     return add
 
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-30
 def list_manipulations() -> list[str]:
     "List the names of all manipulations, in the order of registration."
     return list(_MANIPULATIONS)
 
-# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-30
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-32
 def manipulate(
-    name: str, # one of `list_manipulations()`
-    target: Face, # the background picture
-    source: Face, # the picture that a face, a geometry or a mouth is taken from; of the same size
-    generator: np.random.Generator, # for what is left to chance
-    networks: dict | None = None, # trained networks by name, from `prle.mini.generators`; the graphics-based ones need none
-) -> tuple[np.ndarray, np.ndarray]: # fake (S, S, 3) uint8; mask (S, S) bool
+    name: str,  # one of `list_manipulations()`
+    target: Face,  # the background picture
+    source: Face,  # the picture that a face, a geometry or a mouth is taken from; of the same size
+    generator: np.random.Generator,  # for what is left to chance
+    networks: dict
+    | None = None,  # trained networks by name, from `prle.mini.generators`; the graphics-based ones need none
+) -> tuple[np.ndarray, np.ndarray]:  # fake (S, S, 3) uint8; mask (S, S) bool
     "Apply a manipulation by name; `ValueError` if it is unknown (with the nearest one) or lacks its network."
     function = _MANIPULATIONS[check_choice(name, _MANIPULATIONS, "manipulation")]
-    if not function.learned: return function(target, source, generator)
-    if name not in (networks or {}): raise ValueError(f"{name} is a learned manipulation and needs its network: networks=prle.mini.generators.trained_networks(faces, folder).")
+    if not function.learned:
+        return function(target, source, generator)
+    if name not in (networks or {}):
+        raise ValueError(
+            f"{name} is a learned manipulation and needs its network: networks=prle.mini.generators.trained_networks(faces, folder)."
+        )
     return function(target, source, generator, networks[name])
 
-# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-32
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-34
 def texels(
-    face: np.ndarray, # (S, S, 3) uint8
-    share: float, # texels per pixel, below 1
-    look_up: int, # interpolation of OpenCV: INTER_LINEAR blurs a little, INTER_NEAREST turns edges into small stairs
-) -> np.ndarray: # (S, S, 3) uint8
+    face: np.ndarray,  # (S, S, 3) uint8
+    share: float,  # texels per pixel, below 1
+    look_up: int,  # interpolation of OpenCV: INTER_LINEAR blurs a little, INTER_NEAREST turns edges into small stairs
+) -> np.ndarray:  # (S, S, 3) uint8
     "Paint a face from a coarser texture."
     size, small = len(face), max(4, round(share * len(face)))
-    return cv2.resize(cv2.resize(face, (small, small), interpolation=cv2.INTER_AREA), (size, size), interpolation=look_up)
+    return cv2.resize(
+        cv2.resize(face, (small, small), interpolation=cv2.INTER_AREA),
+        (size, size),
+        interpolation=look_up,
+    )
 
-# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-34
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-36
 @register("FS", source="other")
 def faceswap(target, source, generator):
     "Make a FaceSwap: the other face, warped piecewise, its mean colour matched, cut along the hard convex hull."
@@ -178,38 +212,43 @@ def faceswap(target, source, generator):
     region = hull(target.landmarks, len(crop)) & inner(len(crop))
     texture = texels(source.crop, generator.uniform(0.85, 0.95), cv2.INTER_LINEAR)
     face = warp(texture, source.landmarks, target.landmarks)
-    return composite(crop, face + crop[region].mean(0) - face[region].mean(0), region.astype(np.float32))
+    return composite(
+        crop, face + crop[region].mean(0) - face[region].mean(0), region.astype(np.float32)
+    )
 
-# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-36
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-38
 RIGID = (*range(0, 4), *range(13, 17), *range(27, 36), 36, 39, 42, 45)
 
+
 def expression(
-    target: Face, # whose pose is kept
-    source: Face, # whose expression is taken
-) -> np.ndarray: # (68, 2) px of the target
+    target: Face,  # whose pose is kept
+    source: Face,  # whose expression is taken
+) -> np.ndarray:  # (68, 2) px of the target
     "Return the landmarks of `source` in the pose of `target`."
     pose = similarity(source.landmarks[list(RIGID)], target.landmarks[list(RIGID)])
     return source.landmarks @ pose[:, :2].T + pose[:, 2]
 
-# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-38
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-40
 def bend(
-    image: np.ndarray, # (S, S, 3) uint8
-    points: np.ndarray, # (68, 2) landmarks of `image`, px
-    goal: np.ndarray, # (68, 2) where they shall go, px
-) -> np.ndarray: # (S, S, 3) float32, 0 to 255
+    image: np.ndarray,  # (S, S, 3) uint8
+    points: np.ndarray,  # (68, 2) landmarks of `image`, px
+    goal: np.ndarray,  # (68, 2) where they shall go, px
+) -> np.ndarray:  # (S, S, 3) float32, 0 to 255
     "Warp a square crop smoothly by a (slightly relaxed) thin plate spline that leaves the frame in place."
     size = len(image)
     start, end = _with_frame(points, size), _with_frame(goal, size)
     spline = RBFInterpolator(end, start - end, kernel="thin_plate_spline", smoothing=1.0)
     pixels = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1).reshape(-1, 2)
     places = np.float32(pixels + spline(pixels)).reshape(size, size, 2)
-    return cv2.remap(image, places[..., 0], places[..., 1], cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
+    return cv2.remap(
+        image, places[..., 0], places[..., 1], cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE
+    ).astype(np.float32)
 
-# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-40
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-42
 def oval(
-    points: np.ndarray, # (68, 2) landmarks, px
-    size: int, # side of the crop
-) -> np.ndarray: # (S, S) bool
+    points: np.ndarray,  # (68, 2) landmarks, px
+    size: int,  # side of the crop
+) -> np.ndarray:  # (S, S) bool
     "Return the ellipse around the face, from the brows to the chin."
     top, chin = points[17:27].mean(0), points[8]
     across, down = 0.95 * np.linalg.norm(points[16] - points[0]), 1.08 * np.linalg.norm(chin - top)
@@ -219,7 +258,7 @@ def oval(
     cv2.ellipse(region, (centre.tolist(), (float(across), float(down)), float(tilt)), 1, -1)
     return region.astype(bool)
 
-# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-43
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-45
 @register("F2F", source="same")
 def face2face(target, source, generator):
     "Make a Face2Face: the person's own face, bent into another of their expressions, faded in over an oval."

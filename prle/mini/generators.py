@@ -24,118 +24,193 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..core import check_choice, digest, file_digest, progress, shortened, torch_rng, write_json
-from ..trust import Damaged, check_digest, made_folder, one_line, read_record, read_tensors, write_table
+from prle.trust import (
+    Damaged,
+    check_digest,
+    made_folder,
+    one_line,
+    read_record,
+    read_tensors,
+    write_table,
+)
 from ..data.faces import Face, crop_face, similarity
-from .forge import composite, expression, feather, hull, inner, match_colour, match_sharpness, membrane, register
+from prle.mini.forge import (
+    composite,
+    expression,
+    feather,
+    hull,
+    inner,
+    match_colour,
+    match_sharpness,
+    membrane,
+    register,
+)
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-5
 class Layout(NamedTuple):
     "The square that a network sees, as `crop_face` takes it."
-    size: int # side, px
-    scale: float # how much more than the template's square it shows
-    lift: float # how far the face is moved up, as a share of the side
 
+    size: int  # side, px
+    scale: float  # how much more than the template's square it shows
+    lift: float  # how far the face is moved up, as a share of the side
+
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-6
 def cut(
-    face: Face, # of any size
-    layout: Layout, # which square of it
-) -> tuple[np.ndarray, np.ndarray]: # patch (s, s, 3) uint8; the face's landmarks (68, 2), px of the patch
+    face: Face,  # of any size
+    layout: Layout,  # which square of it
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # patch (s, s, 3) uint8; the face's landmarks (68, 2), px of the patch
     "Cut out what a network sees of a face."
     return crop_face(face.crop, face.landmarks, *layout)
 
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-7
 def paste(
-    patch: np.ndarray, # (s, s, 3) float32
-    points: np.ndarray, # (68, 2) landmarks, px of the patch, from `cut`
-    face: Face, # what `cut` was given
-) -> np.ndarray: # (S, S, 3) float32
+    patch: np.ndarray,  # (s, s, 3) float32
+    points: np.ndarray,  # (68, 2) landmarks, px of the patch, from `cut`
+    face: Face,  # what `cut` was given
+) -> np.ndarray:  # (S, S, 3) float32
     "Put a patch back in its place on a crop, its border pixels repeated; grey on a grey photograph."
     size = len(face.crop)
-    if (face.crop == face.crop[..., :1]).all(): patch = np.repeat(patch.mean(2, keepdims=True), 3, 2)
-    return cv2.warpAffine(patch, similarity(points, face.landmarks), (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    if (face.crop == face.crop[..., :1]).all():
+        patch = np.repeat(patch.mean(2, keepdims=True), 3, 2)
+    return cv2.warpAffine(
+        patch,
+        similarity(points, face.landmarks),
+        (size, size),
+        flags=cv2.INTER_CUBIC,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-8
-_LINES = [(range(17), False), (range(17, 22), False), (range(22, 27), False), (range(27, 31), False), (range(31, 36), False),
-          (range(36, 42), True), (range(42, 48), True), (range(48, 60), True), (range(60, 68), True)] # landmarks of a line; whether it is closed
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-10
+_LINES = [
+    (range(17), False),
+    (range(17, 22), False),
+    (range(22, 27), False),
+    (range(27, 31), False),
+    (range(31, 36), False),
+    (range(36, 42), True),
+    (range(42, 48), True),
+    (range(48, 60), True),
+    (range(60, 68), True),
+]  # landmarks of a line; whether it is closed
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-9
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-11
 def draw_landmarks(
-    points: np.ndarray, # (68, 2), px
-    size: int, # side of the drawing
-) -> np.ndarray: # (size, size) uint8
+    points: np.ndarray,  # (68, 2), px
+    size: int,  # side of the drawing
+) -> np.ndarray:  # (size, size) uint8
     "Draw the outlines of jaw, brows, nose, eyes and lips, white on black."
     drawing = np.zeros((size, size), np.uint8)
     for line, closed in _LINES:
-        cv2.polylines(drawing, [np.rint(points[list(line)] * 16).astype(np.int32)], closed, 255, 1, cv2.LINE_AA, shift=4)
+        cv2.polylines(
+            drawing,
+            [np.rint(points[list(line)] * 16).astype(np.int32)],
+            closed,
+            255,
+            1,
+            cv2.LINE_AA,
+            shift=4,
+        )
     return drawing
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-11
-def _bytes(pictures) -> Tensor: # (N, c, s, s) uint8
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-13
+def _bytes(pictures) -> Tensor:  # (N, c, s, s) uint8
     "Stack pictures (s, s, 3) or (s, s), uint8."
     x = torch.from_numpy(np.stack(pictures))
     return x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous()
+
 
 def _unit(x: Tensor) -> Tensor:
     "Convert bytes to floats in [-1, 1]."
     return x.float() / 127.5 - 1
 
-def _picture(x: Tensor) -> np.ndarray: # (s, s, 3) float32, 0 to 255
+
+def _picture(x: Tensor) -> np.ndarray:  # (s, s, 3) float32, 0 to 255
     "Return the only picture of a batch with values in [-1, 1]."
     return np.ascontiguousarray((x[0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5)
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-13
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-15
 class Generator(nn.Module):
     "Base of the networks that know certain people; `ValueError` for anybody else."
-    layout: Layout # what it sees
+
+    layout: Layout  # what it sees
 
     def __init__(
         self,
-        people: list[str], # identities it learns
+        people: list[str],  # identities it learns
     ):
         "Keep the people that the network knows."
         super().__init__()
         self.people = list(people)
 
-    def number(self, faces: list[Face]) -> Tensor: # (N,) int64
+    def number(self, faces: list[Face]) -> Tensor:  # (N,) int64
         "Return the index of the person that each face shows; `ValueError` for an unknown one."
-        return torch.tensor([self.people.index(check_choice(f.identity, self.people, "trained person")) for f in faces])
+        return torch.tensor(
+            [
+                self.people.index(check_choice(f.identity, self.people, "trained person"))
+                for f in faces
+            ]
+        )
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-14
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-16
 def _down(channels: int, out: int) -> nn.Module:
     "Return a convolution that halves the size."
     return nn.Sequential(nn.Conv2d(channels, out, 3, stride=2, padding=1), nn.LeakyReLU(0.1))
+
 
 def _error(out: Tensor, want: Tensor) -> Tensor:
     "Return the mean absolute error of the pixels and of their differences to the right and below."
     d = out - want
     return d.abs().mean() + d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-16
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-18
 def jitter(
-    x: Tensor, # (N, c, s, s)
-    generator: torch.Generator, # of the shifts
-    strength: float = 0.03, # their standard deviation, as a share of half the side
+    x: Tensor,  # (N, c, s, s)
+    generator: torch.Generator,  # of the shifts
+    strength: float = 0.03,  # their standard deviation, as a share of half the side
 ) -> Tensor:
     "Warp pictures smoothly at random: a 5 x 5 grid of shifts, enlarged."
     n, _, size, _ = x.shape
-    shifts = F.interpolate(torch.randn(n, 2, 5, 5, generator=generator) * strength, (size, size), mode="bicubic", align_corners=True)
-    straight = F.affine_grid(torch.eye(2, 3).expand(n, 2, 3), (n, 1, size, size), align_corners=True)
-    return F.grid_sample(x, straight + shifts.permute(0, 2, 3, 1), padding_mode="border", align_corners=True)
+    shifts = F.interpolate(
+        torch.randn(n, 2, 5, 5, generator=generator) * strength,
+        (size, size),
+        mode="bicubic",
+        align_corners=True,
+    )
+    straight = F.affine_grid(
+        torch.eye(2, 3).expand(n, 2, 3), (n, 1, size, size), align_corners=True
+    )
+    return F.grid_sample(
+        x, straight + shifts.permute(0, 2, 3, 1), padding_mode="border", align_corners=True
+    )
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-18
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-20
 class Autoencoder(Generator):
     "The network of DF: an encoder for everybody and a decoder told whom to paint (64 px)."
+
     layout = Layout(64, 0.82, 0.22)
 
     def __init__(self, people: list[str]):
         "Set up encoder and decoder for these people."
         super().__init__(people)
-        self.encoder = nn.Sequential(_down(3, 32), _down(32, 64), _down(64, 128), _down(128, 128), nn.Flatten(), nn.Linear(128 * 16, 96))
+        self.encoder = nn.Sequential(
+            _down(3, 32),
+            _down(32, 64),
+            _down(64, 128),
+            _down(128, 128),
+            nn.Flatten(),
+            nn.Linear(128 * 16, 96),
+        )
         self.start, self.own = nn.Linear(96, 64 * 64), nn.Embedding(len(people), 64 * 64)
         channels = (64, 64, 48, 32)
-        self.up = nn.ModuleList(nn.Conv2d(i, 4 * o, 3, padding=1) for i, o in zip(channels, channels[1:]))
+        self.up = nn.ModuleList(
+            nn.Conv2d(i, 4 * o, 3, padding=1) for i, o in zip(channels, channels[1:])
+        )
         self.style = nn.ModuleList(nn.Embedding(len(people), 2 * i) for i in channels[:-1])
         self.out = nn.Conv2d(32, 3, 3, padding=1)
 
-    def forward(self, face, person): # (N, 3, 64, 64) in [-1, 1], (N,) -> (N, 3, 64, 64)
+    def forward(self, face, person):  # (N, 3, 64, 64) in [-1, 1], (N,) -> (N, 3, 64, 64)
         "Paint each person with the pose and expression of the face that is given."
         x = (self.start(self.encoder(face)) + self.own(person)).unflatten(1, (64, 8, 8))
         for up, style in zip(self.up, self.style):
@@ -143,50 +218,68 @@ class Autoencoder(Generator):
             x = F.leaky_relu(F.pixel_shuffle(up(x * (1 + gain) + shift), 2), 0.1)
         return self.out(x)
 
-    def examples(self, faces): return _bytes([cut(f, self.layout)[0] for f in faces]), self.number(faces)
+    def examples(self, faces):
+        return _bytes([cut(f, self.layout)[0] for f in faces]), self.number(faces)
 
     def loss(self, examples, index, generator):
         face, person = _unit(examples[0][index]), examples[1][index]
         return _error(self(jitter(face, generator), person), face)
 
-    def render(self, target, source): # (s, s, 3) float32: the source's face in the target's patch
+    def render(self, target, source):  # (s, s, 3) float32: the source's face in the target's patch
         return _picture(self(_unit(_bytes([cut(target, self.layout)[0]])), self.number([source])))
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-20
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-22
 def add_grain(
-    content: np.ndarray, # (S, S, 3) float32
-    target: np.ndarray, # (S, S, 3) uint8
-    region: np.ndarray, # (S, S) bool, where to measure
-    generator: np.random.Generator, # of the grain
-) -> np.ndarray: # (S, S, 3) float32
+    content: np.ndarray,  # (S, S, 3) float32
+    target: np.ndarray,  # (S, S, 3) uint8
+    region: np.ndarray,  # (S, S) bool, where to measure
+    generator: np.random.Generator,  # of the grain
+) -> np.ndarray:  # (S, S, 3) float32
     "Add as much white noise to `content` as its Laplacian energy in `region` falls short of that of `target`."
-    have, want = (np.square(cv2.Laplacian(np.float32(p), cv2.CV_32F)[region]).mean() for p in (content, target))
-    variance = max(want - have, 0) / 20 # the squares of the Laplacian's weights, 4 x 1 and (-4)^2, add up to 20
-    return content + np.float32(np.sqrt(variance)) * generator.standard_normal((*region.shape, 1), np.float32)
+    have, want = (
+        np.square(cv2.Laplacian(np.float32(p), cv2.CV_32F)[region]).mean()
+        for p in (content, target)
+    )
+    variance = (
+        max(want - have, 0) / 20
+    )  # the squares of the Laplacian's weights, 4 x 1 and (-4)^2, add up to 20
+    return content + np.float32(np.sqrt(variance)) * generator.standard_normal(
+        (*region.shape, 1), np.float32
+    )
 
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-23
 @register("DF", source="other", learned=True)
 def deepfakes(target, source, generator, network):
     "Make a Deepfake: the autoencoder's face of the other person, with the target's grain, in a soft rectangle."
     size, points = len(target.crop), target.landmarks
     (left, top), (right, _) = points[17:27].min(0), points[17:27].max(0)
     bottom = points[6:11, 1].max()
-    box = hull(np.array([(left, top), (right, top), (right, bottom), (left, bottom)]), size) & inner(size)
+    box = hull(
+        np.array([(left, top), (right, top), (right, bottom), (left, bottom)]), size
+    ) & inner(size)
     face = paste(network.render(target, source), cut(target, network.layout)[1], target)
-    face = match_sharpness(match_colour(face, target.crop, box), target.crop, box, limits=(-1.0, 0.0))
-    return composite(target.crop, add_grain(face, target.crop, box, generator), feather(box, size / 16))
+    face = match_sharpness(
+        match_colour(face, target.crop, box), target.crop, box, limits=(-1.0, 0.0)
+    )
+    return composite(
+        target.crop, add_grain(face, target.crop, box, generator), feather(box, size / 16)
+    )
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-22
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-25
 def mouth_region(
-    points: np.ndarray, # (68, 2) landmarks, px
-    size: int, # side of the picture
-) -> np.ndarray: # (size, size) bool
+    points: np.ndarray,  # (68, 2) landmarks, px
+    size: int,  # side of the picture
+) -> np.ndarray:  # (size, size) bool
     "Return the lower face: from the nose to the chin, half as wide again as the mouth."
     mouth = points[48:60]
-    return hull(np.vstack([points[31:36], points[5:12], mouth + 0.5 * (mouth - mouth.mean(0))]), size)
+    return hull(
+        np.vstack([points[31:36], points[5:12], mouth + 0.5 * (mouth - mouth.mean(0))]), size
+    )
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-24
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-27
 class MouthRenderer(Generator):
     "The network of NT: a U-Net that puts a mouth into a face without one, as drawn (64 px around the mouth)."
+
     layout = Layout(64, 0.75, 0.35)
 
     def __init__(self, people: list[str]):
@@ -199,28 +292,39 @@ class MouthRenderer(Generator):
         self.up = nn.ModuleList(nn.ConvTranspose2d(i, o, 4, stride=2, padding=1) for i, o in up)
         self.out = nn.Conv2d(32, 3, 3, padding=1)
 
-    def forward(self, face, drawing, hole, person): # (N, 3, 64, 64), (N, 1, 64, 64), (N, 1, 64, 64) all in [-1, 1], (N,) -> (N, 3, 64, 64)
+    def forward(
+        self, face, drawing, hole, person
+    ):  # (N, 3, 64, 64), (N, 1, 64, 64), (N, 1, 64, 64) all in [-1, 1], (N,) -> (N, 3, 64, 64)
         "Paint each face with a mouth as drawn; what `face` shows in the hole is not seen."
         x, levels = self.first(torch.cat([face * (hole < 0), drawing, hole], 1)), []
         for down in self.down:
             levels.append(x)
             x = down(x)
         x = x + self.own(person)[..., None, None]
-        for up in self.up: x = torch.cat([F.leaky_relu(up(x), 0.1), levels.pop()], 1)
+        for up in self.up:
+            x = torch.cat([F.leaky_relu(up(x), 0.1), levels.pop()], 1)
         return self.out(x)
 
-    def goal(self, target, source): # (68, 2) px of the crop
+    def goal(self, target, source):  # (68, 2) px of the crop
         return np.vstack([target.landmarks[:48], expression(target, source)[48:]])
 
-    def condition(self, face, goal): # goal (68, 2) px of the crop -> patch, drawing, hole, all uint8
+    def condition(
+        self, face, goal
+    ):  # goal (68, 2) px of the crop -> patch, drawing, hole, all uint8
         "Return what the network sees: the patch, the landmarks `goal` drawn, and the hole around the mouth."
         patch, points = cut(face, self.layout)
         to_patch = similarity(face.landmarks, points)
         hole = mouth_region(points, self.layout.size)
-        return patch, draw_landmarks(goal @ to_patch[:, :2].T + to_patch[:, 2], self.layout.size), np.uint8(255 * hole)
+        return (
+            patch,
+            draw_landmarks(goal @ to_patch[:, :2].T + to_patch[:, 2], self.layout.size),
+            np.uint8(255 * hole),
+        )
 
     def examples(self, faces):
-        return *(_bytes(x) for x in zip(*(self.condition(f, f.landmarks) for f in faces))), self.number(faces)
+        return *(
+            _bytes(x) for x in zip(*(self.condition(f, f.landmarks) for f in faces))
+        ), self.number(faces)
 
     def loss(self, examples, index, generator):
         "Return the error of the examples at `index`, with the hole as painted; `generator` is not used."
@@ -228,22 +332,27 @@ class MouthRenderer(Generator):
         out = self(face, drawing, hole, examples[3][index])
         return _error(torch.where(hole > 0, out, face), face)
 
-    def render(self, target, source): # (s, s, 3) float32: the target's lower face with the source's mouth
+    def render(
+        self, target, source
+    ):  # (s, s, 3) float32: the target's lower face with the source's mouth
         condition = self.condition(target, self.goal(target, source))
         return _picture(self(*(_unit(_bytes([x])) for x in condition), self.number([target])))
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-25
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-28
 @register("NT", source="same", learned=True)
 def neural_textures(target, source, generator, network):
     "Make a NeuralTextures fake: the own mouth region with another photograph's expression, with soft edges."
     size = len(target.crop)
     region = mouth_region(target.landmarks, size) & inner(size)
     mouth = paste(network.render(target, source), cut(target, network.layout)[1], target)
-    return composite(target.crop, match_sharpness(mouth, target.crop, region), feather(region, size / 20))
+    return composite(
+        target.crop, match_sharpness(mouth, target.crop, region), feather(region, size / 20)
+    )
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-27
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-30
 class FaceShifter(Generator):
     "The network of Fsh: a face from light, landmarks and an identity injected by adaptive normalization (96 px)."
+
     layout = Layout(96, 0.9, 0.17)
 
     def __init__(self, people: list[str]):
@@ -253,21 +362,28 @@ class FaceShifter(Generator):
         self.identity = nn.Embedding(len(people), 64)
         self.start = nn.Conv2d(4, 96, 3, padding=1)
         self.style = nn.ModuleList(nn.Linear(64, 2 * i) for i in channels[:-1])
-        self.conv = nn.ModuleList(nn.Conv2d(i + 1, o, 3, padding=1) for i, o in zip(channels, channels[1:]))
+        self.conv = nn.ModuleList(
+            nn.Conv2d(i + 1, o, 3, padding=1) for i, o in zip(channels, channels[1:])
+        )
         self.out = nn.Conv2d(16, 3, 3, padding=1)
 
-    def forward(self, face, drawing, person): # (N, 3, 96, 96) and (N, 1, 96, 96) in [-1, 1], (N,) -> (N, 3, 96, 96)
+    def forward(
+        self, face, drawing, person
+    ):  # (N, 3, 96, 96) and (N, 1, 96, 96) in [-1, 1], (N,) -> (N, 3, 96, 96)
         "Paint each person under the light of `face`, with the landmarks as drawn."
         light, identity = F.avg_pool2d(face, 16), self.identity(person)
         x = self.start(torch.cat([light, F.avg_pool2d(drawing, 16)], 1))
         for step, (style, conv) in enumerate(zip(self.style, self.conv)):
-            if step > 0: x = F.interpolate(x, scale_factor=2, mode="bilinear")
+            if step > 0:
+                x = F.interpolate(x, scale_factor=2, mode="bilinear")
             gain, shift = style(identity)[..., None, None].chunk(2, 1)
             x = F.instance_norm(x) * (1 + gain) + shift
-            x = F.leaky_relu(conv(torch.cat([x, F.adaptive_avg_pool2d(drawing, x.shape[-1])], 1)), 0.1)
+            x = F.leaky_relu(
+                conv(torch.cat([x, F.adaptive_avg_pool2d(drawing, x.shape[-1])], 1)), 0.1
+            )
         return self.out(x) + F.interpolate(light, scale_factor=16, mode="bicubic")
 
-    def condition(self, face): # patch, drawing, both uint8
+    def condition(self, face):  # patch, drawing, both uint8
         patch, points = cut(face, self.layout)
         return patch, draw_landmarks(points, self.layout.size)
 
@@ -278,16 +394,20 @@ class FaceShifter(Generator):
         face, drawing = (_unit(e[index]) for e in examples[:2])
         return _error(self(face, drawing, examples[2][index]), face)
 
-    def render(self, target, source): # (s, s, 3) float32: the source's face under the target's light, in its pose and expression
-        return _picture(self(*(_unit(_bytes([x])) for x in self.condition(target)), self.number([source])))
+    def render(
+        self, target, source
+    ):  # (s, s, 3) float32: the source's face under the target's light, in its pose and expression
+        return _picture(
+            self(*(_unit(_bytes([x])) for x in self.condition(target)), self.number([source]))
+        )
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-29
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-32
 def _fine(picture: np.ndarray) -> np.ndarray:
     "Return the finest detail of a picture: what a blur by a hundredth of its side takes away."
     picture = np.float32(picture)
     return picture - cv2.GaussianBlur(picture, (0, 0), len(picture) / 100)
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-30
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-33
 @register("Fsh", source="other", learned=True)
 def faceshifter(target, source, generator, network):
     """Make a FaceShifter fake: the other person's face under the target's light.
@@ -295,21 +415,28 @@ def faceshifter(target, source, generator, network):
     It has the target's grain and is blended in the gradient domain."""
     size, points = len(target.crop), target.landmarks
     region = hull(np.vstack([points[2:15], points[17:27]]), size) & inner(size)
-    face = match_colour(paste(network.render(target, source), cut(target, network.layout)[1], target), target.crop, region)
+    face = match_colour(
+        paste(network.render(target, source), cut(target, network.layout)[1], target),
+        target.crop,
+        region,
+    )
     face = match_sharpness(face - _fine(face) + _fine(target.crop), target.crop, region)
-    return composite(target.crop, face + membrane(target.crop - face, region), region.astype(np.float32))
+    return composite(
+        target.crop, face + membrane(target.crop - face, region), region.astype(np.float32)
+    )
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-32
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-35
 NETWORKS = dict(DF=Autoencoder, Fsh=FaceShifter, NT=MouthRenderer)
 "The learned manipulations and their networks."
 STEPS, BATCH, RATE = 1000, 16, 2e-3
 
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-36
 def fit(
-    network: Generator, # trained in place
-    faces: list[Face], # of the people it knows
-    steps: int = STEPS, # of the optimizer
-    seed: int = 0, # of the draws
-) -> list[float]: # the loss of every step
+    network: Generator,  # trained in place
+    faces: list[Face],  # of the people it knows
+    steps: int = STEPS,  # of the optimizer
+    seed: int = 0,  # of the draws
+) -> list[float]:  # the loss of every step
     "Train one network in place; return its losses."
     name = type(network).__name__
     examples = [torch.cat([x, x.flip(-1) if x.ndim == 4 else x]) for x in network.examples(faces)]
@@ -317,7 +444,9 @@ def fit(
     schedule, losses = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps), []
     for step in progress(range(steps), desc=name):
         generator = torch_rng(seed, name, step)
-        loss = network.loss(examples, torch.randint(len(examples[0]), (BATCH,), generator=generator), generator)
+        loss = network.loss(
+            examples, torch.randint(len(examples[0]), (BATCH,), generator=generator), generator
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -325,72 +454,109 @@ def fit(
         losses.append(loss.item())
     return losses
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-34
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-38
 @contextmanager
 def one_thread():
     "Limit torch to one thread until the end of the `with`."
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-35
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-39
 def _new_networks(people: list[str], seed: int) -> dict[str, Generator]:
     "Make untrained networks; torch's global stream is left as it was."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return {name: network(people).to(memory_format=torch.channels_last) for name, network in NETWORKS.items()}
-
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-36
-def train_networks(
-    faces: list[Face], # everybody's, `identity` filled in
-    steps: int = STEPS, # of each network
-    seed: int = 0, # of weights and draws
-) -> tuple[dict[str, Generator], pd.DataFrame]: # networks by manipulation, for `manipulate`; their losses, a row a step
-    "Train the networks of the learned manipulations; `ValueError` without faces or steps."
-    if not faces or steps < 1: raise ValueError(f"{len(faces)} faces and {steps} steps: at least one of each is needed.")
-    networks = _new_networks(list(dict.fromkeys(f.identity for f in faces)), seed)
-    with one_thread(), ThreadPoolExecutor(2) as pool:
-        losses = list(pool.map(partial(fit, faces=faces, steps=steps, seed=seed), networks.values()))
-    return {name: network.requires_grad_(False).eval() for name, network in networks.items()}, pd.DataFrame(dict(zip(networks, losses)))
+        return {
+            name: network(people).to(memory_format=torch.channels_last)
+            for name, network in NETWORKS.items()
+        }
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-40
-RECIPE = 1 # raised whenever a change here changes the weights
+def train_networks(
+    faces: list[Face],  # everybody's, `identity` filled in
+    steps: int = STEPS,  # of each network
+    seed: int = 0,  # of weights and draws
+) -> tuple[
+    dict[str, Generator], pd.DataFrame
+]:  # networks by manipulation, for `manipulate`; their losses, a row a step
+    "Train the networks of the learned manipulations; `ValueError` without faces or steps."
+    if not faces or steps < 1:
+        raise ValueError(f"{len(faces)} faces and {steps} steps: at least one of each is needed.")
+    networks = _new_networks(list(dict.fromkeys(f.identity for f in faces)), seed)
+    with one_thread(), ThreadPoolExecutor(2) as pool:
+        losses = list(
+            pool.map(partial(fit, faces=faces, steps=steps, seed=seed), networks.values())
+        )
+    return {
+        name: network.requires_grad_(False).eval() for name, network in networks.items()
+    }, pd.DataFrame(dict(zip(networks, losses)))
 
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-44
+RECIPE = 1  # raised whenever a change here changes the weights
+
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-45
 def _training(faces: list[Face], steps: int, seed: int) -> dict:
     "Describe everything that the weights depend on."
-    content = [[f.identity, hashlib.sha256(f.crop.tobytes() + f.landmarks.tobytes()).hexdigest()] for f in faces]
-    return dict(recipe=RECIPE, faces=digest(content), people=list(dict.fromkeys(f.identity for f in faces)), steps=steps, seed=seed)
+    content = [
+        [f.identity, hashlib.sha256(f.crop.tobytes() + f.landmarks.tobytes()).hexdigest()]
+        for f in faces
+    ]
+    return dict(
+        recipe=RECIPE,
+        faces=digest(content),
+        people=list(dict.fromkeys(f.identity for f in faces)),
+        steps=steps,
+        seed=seed,
+    )
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-41
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-46
 def _why_not(folder: Path, training: dict) -> str | None:
     "Say why the networks in `folder` cannot be used; None if they can."
-    if not (folder/"generators.json").exists(): return "none there yet"
-    try: before = read_record(folder/"generators.json", files=dict)
-    except ValueError as e: return f"the record is damaged: {one_line(e)}"
+    if not (folder / "generators.json").exists():
+        return "none there yet"
+    try:
+        before = read_record(folder / "generators.json", files=dict)
+    except ValueError as e:
+        return f"the record is damaged: {one_line(e)}"
     changed = [k for k in training if before.get(k) != training[k]]
-    show = lambda k: f"{k} was {shortened(before.get(k))}, is {training[k]}" if isinstance(training[k], int) else f"other {k}"
+
+    def show(k):
+        return (
+            f"{k} was {shortened(before.get(k))}, is {training[k]}"
+            if isinstance(training[k], int)
+            else f"other {k}"
+        )
+
     return "; ".join(map(show, changed)) or _damage(folder, before["files"])
 
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-47
 def _damage(folder: Path, files: dict) -> str | None:
     "Say which of the networks is not what was written; None if all are."
     try:
-        for name in NETWORKS: check_digest(folder/f"{name}.safetensors", files.get(f"{name}.safetensors"))
-    except Damaged as e: return str(e).rstrip(".")
+        for name in NETWORKS:
+            check_digest(folder / f"{name}.safetensors", files.get(f"{name}.safetensors"))
+    except Damaged as e:
+        return str(e).rstrip(".")
 
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-48
 def _load(folder: Path, people: list[str], seed: int) -> dict[str, Generator]:
     "Load the networks of a folder."
     networks = _new_networks(people, seed)
-    for name, network in networks.items(): network.load_state_dict(read_tensors(folder/f"{name}.safetensors"))
+    for name, network in networks.items():
+        network.load_state_dict(read_tensors(folder / f"{name}.safetensors"))
     return {name: network.requires_grad_(False).eval() for name, network in networks.items()}
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-42
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-49
 def trained_networks(
-    faces: list[Face], # everybody's
-    folder: str | Path, # where the networks are kept
-    steps: int = STEPS, # of each network
-    seed: int = 0, # of weights and draws
-) -> dict[str, Generator]: # by manipulation
+    faces: list[Face],  # everybody's
+    folder: str | Path,  # where the networks are kept
+    steps: int = STEPS,  # of each network
+    seed: int = 0,  # of weights and draws
+) -> dict[str, Generator]:  # by manipulation
     "Return the networks of these faces: those in `folder` (HIT), or new ones, trained and put there (MISS)."
     folder, training = Path(folder), _training(faces, steps, seed)
     reason = _why_not(folder, training)
@@ -400,7 +566,14 @@ def trained_networks(
     print(f"generators: MISS ({reason})")
     networks, losses = train_networks(faces, steps, seed)
     with made_folder(folder, "generators") as tmp:
-        for name, network in networks.items(): save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp/f"{name}.safetensors")
-        write_table(tmp/"losses.parquet", losses)
-        write_json(tmp/"generators.json", dict(training, files={path.name: file_digest(path) for path in sorted(tmp.iterdir())}))
+        for name, network in networks.items():
+            save_file(
+                {k: v.contiguous() for k, v in network.state_dict().items()},
+                tmp / f"{name}.safetensors",
+            )
+        write_table(tmp / "losses.parquet", losses)
+        write_json(
+            tmp / "generators.json",
+            dict(training, files={path.name: file_digest(path) for path in sorted(tmp.iterdir())}),
+        )
     return networks

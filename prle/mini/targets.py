@@ -20,18 +20,50 @@ import numpy as np
 import pandas as pd
 from scipy.fft import dctn, idctn
 
-from .benchmark import Job, _choose, _fingerprint, _nearest, _pick_other, _read, check_jobs, compress, contact_sheet, crop_digests, read_made, video_names
+from prle.mini.benchmark import (
+    Job,
+    _choose,
+    _fingerprint,
+    _nearest,
+    _pick_other,
+    _read,
+    check_jobs,
+    compress,
+    contact_sheet,
+    crop_digests,
+    read_made,
+    video_names,
+)
 from ..core import FAKE, REAL, check_choice, digest, progress, rng, shortened, write_json
-from ..trust import check_entries, check_replaceable, made_folder, one_line, read_csv, write_digests
+from prle.trust import (
+    check_entries,
+    check_replaceable,
+    made_folder,
+    one_line,
+    read_csv,
+    write_digests,
+)
 from ..data.manifest import read_manifest, write_manifest
 from ..data.distortions import distort_frame, draw, frame_level
 from ..data.faces import Face, similarity, write_png
-from .forge import composite, feather, hull, inner, match_colour, match_sharpness, oval, texels, warp
+from prle.mini.forge import (
+    composite,
+    feather,
+    hull,
+    inner,
+    match_colour,
+    match_sharpness,
+    oval,
+    texels,
+    warp,
+)
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-5
 def _matched(content: np.ndarray, target: Face, region: np.ndarray) -> np.ndarray:
     "Give `content` the colour and the sharpness of the target inside `region`."
-    return match_sharpness(match_colour(np.float32(content), target.crop, region), target.crop, region)
+    return match_sharpness(
+        match_colour(np.float32(content), target.crop, region), target.crop, region
+    )
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-7
 SHARES = dict(pyramid=0.5, parts=0.4, bands=0.5, relit=0.5)
@@ -39,36 +71,42 @@ SHARES = dict(pyramid=0.5, parts=0.4, bands=0.5, relit=0.5)
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-9
 def affine_face(
-    target: Face, # where to
-    source: Face, # of the same size
-    share: float = 1, # texels per pixel
-) -> np.ndarray: # (S, S, 3) uint8
+    target: Face,  # where to
+    source: Face,  # of the same size
+    share: float = 1,  # texels per pixel
+) -> np.ndarray:  # (S, S, 3) uint8
     "Warp the source's crop by the affine map that takes its landmarks to the target's by least squares."
     size = len(target.crop)
     ones = np.column_stack([source.landmarks, np.ones(68)])
     matrix = np.linalg.lstsq(ones, target.landmarks, rcond=None)[0].T
     texture = texels(source.crop, share, cv2.INTER_LINEAR)
-    return cv2.warpAffine(texture, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(
+        texture, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+    )
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-12
 def pyramid_blend(
-    a: np.ndarray, # (H, W, 3) float32
-    b: np.ndarray, # likewise
-    weight: np.ndarray, # (H, W, 1) float32, of `a`
-    levels: int, # of the pyramid below this one
-) -> np.ndarray: # (H, W, 3) float32
+    a: np.ndarray,  # (H, W, 3) float32
+    b: np.ndarray,  # likewise
+    weight: np.ndarray,  # (H, W, 1) float32, of `a`
+    levels: int,  # of the pyramid below this one
+) -> np.ndarray:  # (H, W, 3) float32
     "Blend two pictures octave by octave (Burt and Adelson 1983)."
-    if levels == 0: return weight * a + (1 - weight) * b
+    if levels == 0:
+        return weight * a + (1 - weight) * b
     down = cv2.pyrDown
-    up = lambda small: cv2.pyrUp(small, dstsize=a.shape[1::-1])
+
+    def up(small):
+        return cv2.pyrUp(small, dstsize=a.shape[1::-1])
+
     coarse = pyramid_blend(down(a), down(b), down(weight)[..., None], levels - 1)
     return up(coarse) + weight * (a - up(down(a))) + (1 - weight) * (b - up(down(b)))
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-14
 def pyramid(
-    target: Face, # the background
-    source: Face, # the other person, of the same size
-) -> tuple[np.ndarray, np.ndarray]: # fake (S, S, 3) uint8; mask (S, S) bool
+    target: Face,  # the background
+    source: Face,  # the other person, of the same size
+) -> tuple[np.ndarray, np.ndarray]:  # fake (S, S, 3) uint8; mask (S, S) bool
     "Make a forgery: the other face, affinely aligned, in a Laplacian-pyramid blend over an ellipse."
     size = len(target.crop)
     region = oval(target.landmarks, size) & inner(size)
@@ -79,57 +117,73 @@ def pyramid(
     return composite(target.crop, mixed, feather(region, size / 32))
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-17
-PARTS = ((*range(17, 22), *range(36, 42)), (*range(22, 27), *range(42, 48)), (*range(29, 36),), (*range(48, 68),))
+PARTS = (
+    (*range(17, 22), *range(36, 42)),
+    (*range(22, 27), *range(42, 48)),
+    (*range(29, 36),),
+    (*range(48, 68),),
+)
 "Landmarks of the two eyes with their brows, the nose and the mouth."
 
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-18
 def ellipse_around(
-    points: np.ndarray, # (n, 2), px
-    size: int, # side of the picture
-    margin: float, # px around them
-) -> np.ndarray: # (size, size) bool
+    points: np.ndarray,  # (n, 2), px
+    size: int,  # side of the picture
+    margin: float,  # px around them
+) -> np.ndarray:  # (size, size) bool
     "Return an upright ellipse around some points."
     low, high = points.min(0) - margin, points.max(0) + margin
     (x, y), (a, b) = (low + high) / 2, (high - low) / 2
     down, across = np.mgrid[:size, :size]
     return ((across - x) / a) ** 2 + ((down - y) / b) ** 2 < 1
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-18
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-19
 def parts(
-    target: Face, # the background
-    source: Face, # the other person, of the same size
-) -> tuple[np.ndarray, np.ndarray]: # fake (S, S, 3) uint8; mask (S, S) bool
+    target: Face,  # the background
+    source: Face,  # the other person, of the same size
+) -> tuple[np.ndarray, np.ndarray]:  # fake (S, S, 3) uint8; mask (S, S) bool
     "Make a forgery: the other person's eyes, nose and mouth, each aligned by itself, in the target's skin."
-    size, fake, texture = len(target.crop), target.crop, texels(source.crop, SHARES["parts"], cv2.INTER_LINEAR)
+    size, fake, texture = (
+        len(target.crop),
+        target.crop,
+        texels(source.crop, SHARES["parts"], cv2.INTER_LINEAR),
+    )
     mask = np.zeros((size, size), bool)
     for part in map(list, PARTS):
         region = ellipse_around(target.landmarks[part], size, size / 14) & inner(size)
         matrix = similarity(source.landmarks[part], target.landmarks[part])
-        moved = cv2.warpAffine(texture, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        moved = cv2.warpAffine(
+            texture, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+        )
         fake, changed = composite(fake, _matched(moved, target, region), feather(region, size / 20))
         mask |= changed
     return fake, mask
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-21
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-22
 def bands(
-    target: Face, # the background
-    source: Face, # the other person, of the same size
-) -> tuple[np.ndarray, np.ndarray]: # fake (S, S, 3) uint8; mask (S, S) bool
+    target: Face,  # the background
+    source: Face,  # the other person, of the same size
+) -> tuple[np.ndarray, np.ndarray]:  # fake (S, S, 3) uint8; mask (S, S) bool
     "Make a forgery: the target's low and the other face's high frequencies, by the cosine transform."
     size, features = len(target.crop), target.landmarks[17:]
     region = hull(features + 0.25 * (features - features.mean(0)), size) & inner(size)
-    face = match_colour(np.float32(affine_face(target, source, SHARES["bands"])), target.crop, region)
+    face = match_colour(
+        np.float32(affine_face(target, source, SHARES["bands"])), target.crop, region
+    )
     waves = np.hypot(*np.mgrid[:size, :size]) / 2
     own = 1 / (1 + (waves / 4) ** 4)
     difference = dctn(face - target.crop, axes=(0, 1)) * (1 - own)[..., None]
     mixed = target.crop + np.float32(idctn(difference, axes=(0, 1)))
-    return composite(target.crop, match_sharpness(mixed, target.crop, region), feather(region, size / 12))
+    return composite(
+        target.crop, match_sharpness(mixed, target.crop, region), feather(region, size / 12)
+    )
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-24
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-25
 def rigid_warp(
-    image: np.ndarray, # (S, S, 3) uint8
-    points: np.ndarray, # (68, 2) landmarks of `image`, px
-    goal: np.ndarray, # (68, 2) where they shall go, px
-) -> np.ndarray: # (S, S, 3) uint8
+    image: np.ndarray,  # (S, S, 3) uint8
+    points: np.ndarray,  # (68, 2) landmarks of `image`, px
+    goal: np.ndarray,  # (68, 2) where they shall go, px
+) -> np.ndarray:  # (S, S, 3) uint8
     "Warp by moving least squares, with a similarity of its own at every pixel."
     size = len(image)
     down, across = np.mgrid[:size, :size]
@@ -138,89 +192,130 @@ def rigid_warp(
     weight /= weight.sum(1, keepdims=True)
     p0, q0 = weight @ p, weight @ q
     from_middle = p - p0[:, None]
-    turn = (weight * from_middle.conj() * (q - q0[:, None])).sum(1) / (weight * np.abs(from_middle) ** 2).sum(1)
+    turn = (weight * from_middle.conj() * (q - q0[:, None])).sum(1) / (
+        weight * np.abs(from_middle) ** 2
+    ).sum(1)
     places = np.complex64(turn * (z[:, 0] - p0) + q0).reshape(size, size)
-    return cv2.remap(image, places.real.copy(), places.imag.copy(), cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.remap(
+        image,
+        places.real.copy(),
+        places.imag.copy(),
+        cv2.INTER_CUBIC,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-27
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-28
 def relit(
-    target: Face, # the background
-    source: Face, # the other person, of the same size
-) -> tuple[np.ndarray, np.ndarray]: # fake (S, S, 3) uint8; mask (S, S) bool
+    target: Face,  # the background
+    source: Face,  # the other person, of the same size
+) -> tuple[np.ndarray, np.ndarray]:  # fake (S, S, 3) uint8; mask (S, S) bool
     "Make a forgery: the other face, smoothly warped, under the target's light, with a wide soft edge."
     size, points = len(target.crop), target.landmarks
     region = hull(np.vstack([points[1:16], points[17:27]]), size) & inner(size)
-    light = lambda picture: cv2.GaussianBlur(np.float32(picture), (0, 0), size / 10) + 8
-    face = rigid_warp(texels(source.crop, SHARES["relit"], cv2.INTER_LINEAR), source.landmarks, points)
-    face = face * (light(target.crop) / light(face))
-    return composite(target.crop, match_sharpness(np.float32(face), target.crop, region), feather(region, size / 9))
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-30
+    def light(picture):
+        return cv2.GaussianBlur(np.float32(picture), (0, 0), size / 10) + 8
+
+    face = rigid_warp(
+        texels(source.crop, SHARES["relit"], cv2.INTER_LINEAR), source.landmarks, points
+    )
+    face = face * (light(target.crop) / light(face))
+    return composite(
+        target.crop,
+        match_sharpness(np.float32(face), target.crop, region),
+        feather(region, size / 9),
+    )
+
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-31
 def refined(
-    target: Face, # the background
-    source: Face, # the other person, of the same size
-) -> tuple[np.ndarray, np.ndarray]: # fake (S, S, 3) uint8; mask (S, S) bool
+    target: Face,  # the background
+    source: Face,  # the other person, of the same size
+) -> tuple[np.ndarray, np.ndarray]:  # fake (S, S, 3) uint8; mask (S, S) bool
     "Make a forgery: the other face at full resolution, colour and sharpness matched, behind a Gaussian edge."
     size = len(target.crop)
     core = hull(target.landmarks, size)
     weight = cv2.GaussianBlur(np.float32(core), (0, 0), size / 24)
-    face = _matched(warp(source.crop, source.landmarks, target.landmarks), target, core & inner(size))
+    face = _matched(
+        warp(source.crop, source.landmarks, target.landmarks), target, core & inner(size)
+    )
     return composite(target.crop, face, np.where(weight > 0.05, weight, 0))
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-32
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-33
 RECIPES = dict(pyramid=pyramid, parts=parts, bands=bands, relit=relit, refined=refined)
 "Name -> forgery (target, source) -> fake, mask."
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-34
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-35
 CAMERA = dict(
-    motion=(0.015, 0.02, 0.025, 0.03, 0.04), # length of the streak, share of the side
-    lowres=(1.3, 1.6, 1.9, 2.2, 2.5),        # factor by which the picture is shrunk
-    exposure=(0.6, 0.8, 1.2, 1.4, 1.6),      # factor on every value
-    gamma=(0.65, 0.8, 1.25, 1.4, 1.6),       # exponent of the values in [0, 1]
-    noise=(3, 5, 7, 10, 13),                 # standard deviation in mid-grey, of 255
-    jpeg=(60, 50, 40, 30, 20),               # quality
+    motion=(0.015, 0.02, 0.025, 0.03, 0.04),  # length of the streak, share of the side
+    lowres=(1.3, 1.6, 1.9, 2.2, 2.5),  # factor by which the picture is shrunk
+    exposure=(0.6, 0.8, 1.2, 1.4, 1.6),  # factor on every value
+    gamma=(0.65, 0.8, 1.25, 1.4, 1.6),  # exponent of the values in [0, 1]
+    noise=(3, 5, 7, 10, 13),  # standard deviation in mid-grey, of 255
+    jpeg=(60, 50, 40, 30, 20),  # quality
 )
 "Degradation -> its parameter at levels 1 to 5, in the order in which a camera applies them."
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-35
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-36
 def _motion(image, share, generator):
     "Blur along a streak in a random direction."
     size = max(3, round(share * len(image)))
     kernel, angle = np.zeros((2 * size + 1,) * 2, np.float32), generator.uniform(0, np.pi)
     end = size / 2 * np.array([np.cos(angle), np.sin(angle)])
-    cv2.line(kernel, *(np.rint((size + sign * end) * 16).astype(int).tolist() for sign in (-1, 1)), 1, 1, cv2.LINE_AA, shift=4)
+    cv2.line(
+        kernel,
+        *(np.rint((size + sign * end) * 16).astype(int).tolist() for sign in (-1, 1)),
+        1,
+        1,
+        cv2.LINE_AA,
+        shift=4,
+    )
     return cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE)
 
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-37
 def _lowres(image, factor, generator):
     "Shrink by area and enlarge again, linearly or cubically."
     size, small = len(image), round(len(image) / factor)
     reduced = cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA)
-    return cv2.resize(reduced, (size, size), interpolation=int(generator.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC])))
+    return cv2.resize(
+        reduced,
+        (size, size),
+        interpolation=int(generator.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC])),
+    )
 
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-38
 def _noise(image, sigma, generator):
     "Add a sensor's noise, whose variance grows with the light."
     deviation = sigma * np.sqrt(0.25 + 1.5 * image / 255)
-    return np.rint(image + deviation * generator.standard_normal(image.shape)).clip(0, 255).astype(np.uint8)
+    return (
+        np.rint(image + deviation * generator.standard_normal(image.shape))
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
 
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-39
 _APPLY = dict(
-    motion=_motion, lowres=_lowres, noise=_noise,
+    motion=_motion,
+    lowres=_lowres,
+    noise=_noise,
     exposure=lambda image, gain, _: np.rint(gain * image).clip(0, 255).astype(np.uint8),
     gamma=lambda image, power, _: np.rint(255 * (image / 255) ** power).astype(np.uint8),
-    jpeg=lambda image, quality, _: compress(image, quality))
+    jpeg=lambda image, quality, _: compress(image, quality),
+)
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-36
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-40
 def draw_camera(
-    generator: np.random.Generator, # e.g. `rng(seed, video)`
-) -> str: # e.g. "motion:2 noise:5"
+    generator: np.random.Generator,  # e.g. `rng(seed, video)`
+) -> str:  # e.g. "motion:2 noise:5"
     "Draw one to three degradations of a camera, each at a random level."
     names = generator.choice(list(CAMERA), generator.integers(1, 4), replace=False)
     return " ".join(f"{name}:{generator.integers(1, 6)}" for name in CAMERA if name in names)
 
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-41
 def camera(
-    image: np.ndarray, # (S, S, 3) uint8
-    meta: str, # from `draw_camera`
-    generator: np.random.Generator, # of the noise, the direction of motion, the interpolation
-) -> np.ndarray: # likewise
+    image: np.ndarray,  # (S, S, 3) uint8
+    meta: str,  # from `draw_camera`
+    generator: np.random.Generator,  # of the noise, the direction of motion, the interpolation
+) -> np.ndarray:  # likewise
     "Degrade a picture as `meta` says; `ValueError` for an unknown degradation."
     for word in meta.split():
         name, level = word.split(":")
@@ -228,53 +323,63 @@ def camera(
         image = _APPLY[name](image, parameter, generator)
     return image
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-39
-DF1_SIDE = 512 # px: side at which a crop is distorted, about half of 1080 lines
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-44
+DF1_SIDE = 512  # px: side at which a crop is distorted, about half of 1080 lines
+
 
 def draw_mixed(
-    generator: np.random.Generator, # e.g. `rng(seed, video)`
-) -> str: # e.g. "CS:3 GB:1"
+    generator: np.random.Generator,  # e.g. `rng(seed, video)`
+) -> str:  # e.g. "CS:3 GB:1"
     "Draw two to four distortions as in DF-1.0's mixed sets, none of them VC."
-    while not frame_level(meta := draw(f"mix_{generator.integers(2, 5)}_distortions", generator)): pass
+    while not frame_level(meta := draw(f"mix_{generator.integers(2, 5)}_distortions", generator)):
+        pass
     return meta
 
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-45
 def mixed(
-    image: np.ndarray, # (S, S, 3) uint8
-    meta: str, # from `draw_mixed`
-    generator: np.random.Generator, # of BW and GNC
-) -> np.ndarray: # likewise
+    image: np.ndarray,  # (S, S, 3) uint8
+    meta: str,  # from `draw_mixed`
+    generator: np.random.Generator,  # of BW and GNC
+) -> np.ndarray:  # likewise
     "Distort a crop as if it were cut from a frame of 1080 lines."
     size = len(image)
-    if size >= DF1_SIDE: return distort_frame(image, meta, generator)
+    if size >= DF1_SIDE:
+        return distort_frame(image, meta, generator)
     large = cv2.resize(image, (DF1_SIDE, DF1_SIDE), interpolation=cv2.INTER_CUBIC)
-    return cv2.resize(distort_frame(large, meta, generator), (size, size), interpolation=cv2.INTER_AREA)
+    return cv2.resize(
+        distort_frame(large, meta, generator), (size, size), interpolation=cv2.INTER_AREA
+    )
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-42
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-48
 class TargetSet(NamedTuple):
     "The definition of a target set: its forgeries, their sources and its degradation."
-    recipes: tuple[str, ...] # of `RECIPES`
-    nearest: bool = False # source: the nearest face of all other people, or of one random other person
-    draw: Callable | None = None # (generator) -> meta line; None: nothing is degraded
-    degrade: Callable | None = None # (image, meta line, generator) -> image
 
+    recipes: tuple[str, ...]  # of `RECIPES`
+    nearest: bool = (
+        False  # source: the nearest face of all other people, or of one random other person
+    )
+    draw: Callable | None = None  # (generator) -> meta line; None: nothing is degraded
+    degrade: Callable | None = None  # (image, meta line, generator) -> image
+
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-49
 TARGETS = {
     "mini-DFDC": TargetSet(("pyramid", "parts", "bands"), draw=draw_camera, degrade=camera),
     "mini-DF1": TargetSet(("relit",), draw=draw_mixed, degrade=mixed),
     "mini-Celeb": TargetSet(("refined",), nearest=True),
 }
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-44
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-51
 def _pick_nearest(target: Face, faces: list[Face], generator) -> Face:
     "Pick the photograph, or the video and its frame, of any other person that is nearest in geometry."
     others = [f for f in faces if f.identity != target.identity]
     clip = _nearest(next(f for f in faces if f.photo == target.photo), others).photo
     return _nearest(target, [f for f in others if f.photo == clip])
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-45
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-52
 def plan_targets(
-    faces: list[Face], # of the test people
-    name: str, # one of `TARGETS`
-    seed: int, # of the pairs
+    faces: list[Face],  # of the test people
+    name: str,  # one of `TARGETS`
+    seed: int,  # of the pairs
 ) -> list[Job]:
     "Plan the crops of a target set; `ValueError` for an unknown set."
     kind, jobs = TARGETS[check_choice(name, TARGETS, "target set")], []
@@ -282,97 +387,161 @@ def plan_targets(
     pick = _pick_nearest if kind.nearest else _pick_other
     for target in faces:
         jobs.append(Job("real", target, "test", names))
-        jobs += [Job(recipe, target, "test", names, pick(target, faces, rng(seed, name, recipe, target.photo))) for recipe in kind.recipes]
+        jobs += [
+            Job(
+                recipe,
+                target,
+                "test",
+                names,
+                pick(target, faces, rng(seed, name, recipe, target.photo)),
+            )
+            for recipe in kind.recipes
+        ]
     return check_jobs(jobs)
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-48
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-55
 def deal(
-    jobs: list[Job], # of a target set
-    kind: TargetSet, # whose lines are drawn
-    *key, # names the random streams
-) -> list[str]: # a line a job; "" where nothing is degraded
+    jobs: list[Job],  # of a target set
+    kind: TargetSet,  # whose lines are drawn
+    *key,  # names the random streams
+) -> list[str]:  # a line a job; "" where nothing is degraded
     "Draw a degradation for each photograph or video and deal the same ones, shuffled anew, to every subset."
-    if kind.draw is None: return [""] * len(jobs)
+    if kind.draw is None:
+        return [""] * len(jobs)
     photos = list(dict.fromkeys(job.target.photo for job in jobs))
     lines = [kind.draw(rng(*key, i)) for i in range(len(photos))]
-    hands = {subset: dict(zip(photos, rng(*key, subset).permutation(lines).tolist())) for subset in {job.subset for job in jobs}}
+    hands = {
+        subset: dict(zip(photos, rng(*key, subset).permutation(lines).tolist()))
+        for subset in {job.subset for job in jobs}
+    }
     return [hands[job.subset][job.target.photo] for job in jobs]
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-51
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-58
 def _make(job: Job, line: str, name: str, root: Path, seed: int, quality: int) -> dict:
     "Make and write one crop (and its mask); return its row of the manifest."
     image, mask = job.target.crop, ""
     if job.source:
         image, region = RECIPES[job.subset](job.target, job.source)
         mask = f"masks/{job.subset}/{job.file}"
-        write_png(root/mask, region.astype(np.uint8) * 255)
-    if line: image = TARGETS[name].degrade(image, line, rng(seed, name, job.subset, job.file))
+        write_png(root / mask, region.astype(np.uint8) * 255)
+    if line:
+        image = TARGETS[name].degrade(image, line, rng(seed, name, job.subset, job.file))
     path = f"{job.subset}/{job.file}"
-    write_png(root/path, compress(image, quality))
-    return dict(path=path, label=FAKE if job.source else REAL, dataset=name, subset=job.subset, video=job.video,
-        identity=job.target.identity, source_identity=job.source.identity if job.source else "", frame=job.target.frame or 0, split="test",
-        compression=f"{line} jpeg{quality}".strip(), landmarks=job.target.landmarks.ravel(), transform=[], mask=mask)
+    write_png(root / path, compress(image, quality))
+    return dict(
+        path=path,
+        label=FAKE if job.source else REAL,
+        dataset=name,
+        subset=job.subset,
+        video=job.video,
+        identity=job.target.identity,
+        source_identity=job.source.identity if job.source else "",
+        frame=job.target.frame or 0,
+        split="test",
+        compression=f"{line} jpeg{quality}".strip(),
+        landmarks=job.target.landmarks.ravel(),
+        transform=[],
+        mask=mask,
+    )
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-53
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-60
 def _test_photographs(root: Path, faces, expected: str) -> list[Path]:
     """List the photographs and videos of a benchmark's test people.
 
     `ValueError` if they are not what it was made from."""
-    manifest = read_manifest(root/"manifest.parquet")
-    dropped = read_csv(root/"dropped.csv", ["path", "reason"]).path.str.split("/").str[0]
+    manifest = read_manifest(root / "manifest.parquet")
+    dropped = read_csv(root / "dropped.csv", ["path", "reason"]).path.str.split("/").str[0]
     people, test = {*manifest.identity, *dropped}, set(manifest.identity[manifest.split == "test"])
     photos = [path for path in _choose(faces, None, 0) if path.parent.name in people]
     if _fingerprint(photos) != expected:
         where = f"the photographs in {faces}" if faces else "the ORL faces"
-        raise ValueError(f"{root} was not made from {where}, or they have changed since. Name its folder of photographs (faces=...), or build the benchmark again.")
+        raise ValueError(
+            f"{root} was not made from {where}, or they have changed since. Name its folder of photographs (faces=...), or build the benchmark again."
+        )
     return [path for path in photos if path.parent.name in test]
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-54
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-61
 def _why_not(out: Path, config: dict) -> str | None:
     "Say why the target set in `out` cannot be used again; None if it can."
-    if not (out/"target.json").exists(): return "none there yet"
-    try: made = read_made(out/"target.json")
-    except ValueError as e: return f"the record is damaged: {one_line(e)}"
-    changed = [f"{k} was {shortened(made['config'].get(k))}, is {shortened(v)}" for k, v in config.items() if made["config"].get(k) != v]
+    if not (out / "target.json").exists():
+        return "none there yet"
+    try:
+        made = read_made(out / "target.json")
+    except ValueError as e:
+        return f"the record is damaged: {one_line(e)}"
+    changed = [
+        f"{k} was {shortened(made['config'].get(k))}, is {shortened(v)}"
+        for k, v in config.items()
+        if made["config"].get(k) != v
+    ]
     missing = made["pictures"] - sum(1 for _ in out.rglob("*.png"))
-    if missing: changed.append(f"{missing} of {made['pictures']} pictures missing")
+    if missing:
+        changed.append(f"{missing} of {made['pictures']} pictures missing")
     return "; ".join(changed) or None
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-55
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-62
 def _write_target(root: Path, name: str, faces: list[Face], config: dict, workers: int):
     "Write crops, masks, manifest and, last, target.json."
     make = partial(_make, name=name, root=root, seed=config["seed"], quality=config["quality"])
     jobs = plan_targets(faces, name, config["seed"])
     lines = deal(jobs, TARGETS[name], config["seed"], name)
-    with ThreadPoolExecutor(workers) as pool: rows = pd.DataFrame(progress(pool.map(make, jobs, lines), desc=name, total=len(jobs)))
-    contact_sheet(write_manifest(rows, root/"manifest.parquet"), root/"contact_sheet.png")
+    with ThreadPoolExecutor(workers) as pool:
+        rows = pd.DataFrame(progress(pool.map(make, jobs, lines), desc=name, total=len(jobs)))
+    contact_sheet(write_manifest(rows, root / "manifest.parquet"), root / "contact_sheet.png")
     pictures = len(rows) + int((rows["mask"] != "").sum()) + 1
     write_digests(root, crop_digests(root, rows))
-    write_json(root/"target.json", dict(config=config, digest=digest(config), pictures=pictures, counts=rows.subset.value_counts().to_dict()))
+    write_json(
+        root / "target.json",
+        dict(
+            config=config,
+            digest=digest(config),
+            pictures=pictures,
+            counts=rows.subset.value_counts().to_dict(),
+        ),
+    )
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-56
-RECIPE = 1 # raised whenever a change here changes the pictures
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-63
+RECIPE = 1  # raised whenever a change here changes the pictures
 
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-64
 def build_targets(
-    benchmark: str | Path, # a folder made by `build_benchmark`, or its manifest
-    faces: str | Path | None = None, # the photographs and videos it was made from; None: the ORL faces
-    workers: int | None = None, # threads; None: one a core. The result does not depend on it
-) -> dict[str, Path]: # target set -> its manifest
+    benchmark: str | Path,  # a folder made by `build_benchmark`, or its manifest
+    faces: str
+    | Path
+    | None = None,  # the photographs and videos it was made from; None: the ORL faces
+    workers: int | None = None,  # threads; None: one a core. The result does not depend on it
+) -> dict[str, Path]:  # target set -> its manifest
     """Build the three target sets of a benchmark, or find them built.
 
     `ValueError` for photographs that it was not made from, `FileNotFoundError` without a benchmark."""
     root = Path(benchmark).parent if Path(benchmark).suffix == ".parquet" else Path(benchmark)
-    if not (root/"forge.json").exists(): raise FileNotFoundError(f"no benchmark in {root} (there is no forge.json). `prle forge` makes one.")
-    made = read_made(root/"forge.json")
-    check_entries(made["config"], root/"forge.json", photographs=str, size=int, seed=int, quality=int, count=int)
+    if not (root / "forge.json").exists():
+        raise FileNotFoundError(
+            f"no benchmark in {root} (there is no forge.json). `prle forge` makes one."
+        )
+    made = read_made(root / "forge.json")
+    check_entries(
+        made["config"],
+        root / "forge.json",
+        photographs=str,
+        size=int,
+        seed=int,
+        quality=int,
+        count=int,
+    )
     base = {k: made["config"][k] for k in ("photographs", "size", "seed", "quality", "count")}
     photos, found, manifests = _test_photographs(root, faces, base["photographs"]), None, {}
     for name, kind in TARGETS.items():
-        out, config = root/"targets"/name, dict(base, recipe=RECIPE, benchmark=made["digest"], recipes=list(kind.recipes))
-        manifests[name], reason = out/"manifest.parquet", _why_not(out, config)
+        out, config = (
+            root / "targets" / name,
+            dict(base, recipe=RECIPE, benchmark=made["digest"], recipes=list(kind.recipes)),
+        )
+        manifests[name], reason = out / "manifest.parquet", _why_not(out, config)
         print(f"{name}: {f'MISS {out} ({reason})' if reason else f'HIT {out}'}")
-        if reason is None: continue
+        if reason is None:
+            continue
         check_replaceable(out, "target set")
         found = found or _read(photos, base["count"], base["size"])[0]
-        with made_folder(out, "target set") as tmp: _write_target(tmp, name, found, config, workers or os.cpu_count())
+        with made_folder(out, "target set") as tmp:
+            _write_target(tmp, name, found, config, workers or os.cpu_count())
     return manifests

@@ -20,63 +20,99 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .comparisons import (Arm, choose_backbones, estimate_sums, gaps, masked_cells, mean_interval, mean_over_subsets,
-                              paper_tests, score_cells, split_subsets, target_cells)
+from prle.paper.comparisons import (
+    Arm,
+    choose_backbones,
+    estimate_sums,
+    gaps,
+    masked_cells,
+    mean_interval,
+    mean_over_subsets,
+    paper_tests,
+    score_cells,
+    split_subsets,
+    target_cells,
+)
 from ..lab.configs import Zoo
 from ..data.crops import read_mask
 from .efficiency import efficiency
-from .exhibits import SEEDS, Cells, Exhibit, Gap, Parameter, TablePart, Values, declare, seed_range, whole
+from prle.paper.exhibits import (
+    SEEDS,
+    Cells,
+    Exhibit,
+    Gap,
+    Parameter,
+    TablePart,
+    Values,
+    declare,
+    seed_range,
+    whole,
+)
 from ..lab.experiments import Lab, Run, Wanted, fused_batches
 from .numbers import SUBSETS, USER_STUDY, describe, interval, paper_cells, paper_table
 from ..lab.runs import RunFailed
 from ..study.analysis import exclude, harder_with_alpha, masked_is_harder, read_responses
-from .tables import (BACKBONES_ZOO, FUSION_VARIANTS, Table2, Table3, Table4, Table5, Table6, Table7, share_cells,
-                         zoo_variants)
+from prle.paper.tables import (
+    BACKBONES_ZOO,
+    FUSION_VARIANTS,
+    Table2,
+    Table3,
+    Table4,
+    Table5,
+    Table6,
+    Table7,
+    share_cells,
+    zoo_variants,
+)
 from ..study.images import read_study
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-4
 def told_fakes(
-    faces: pd.DataFrame, # all test faces
-    subset: str, # manipulation
-) -> pd.DataFrame: # some of its rows; the index is their position
+    faces: pd.DataFrame,  # all test faces
+    subset: str,  # manipulation
+) -> pd.DataFrame:  # some of its rows; the index is their position
     "Return the fakes whose manipulated pixels are known."
     faces = faces.reset_index(drop=True)
     return faces[(faces.subset == subset) & (faces["mask"] != "")]
 
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-5
 def inside_mask(
-    fakes: pd.DataFrame, # from `told_fakes`
-    root: Path, # folder of their masks
-    maps: Iterable[torch.Tensor], # (n, H, W) of these fakes, batch by batch
-) -> pd.DataFrame: # a row a fake: identity, area (of the mask), share (of the attention inside), hit (of the most attended pixel)
+    fakes: pd.DataFrame,  # from `told_fakes`
+    root: Path,  # folder of their masks
+    maps: Iterable[torch.Tensor],  # (n, H, W) of these fakes, batch by batch
+) -> pd.DataFrame:  # a row a fake: identity, area (of the mask), share (of the attention inside), hit (of the most attended pixel)
     "Measure how well maps agree with the known manipulated pixels."
     heats = (heat for batch in maps for heat in batch.numpy())
     found = []
     for path, heat in zip(fakes["mask"], heats, strict=True):
-        mask = read_mask(root/path, heat.shape) > 0
+        mask = read_mask(root / path, heat.shape) > 0
         share = heat[mask].sum() / max(heat.sum(), 1e-12)
         hit = heat.max() > 0 and mask.flat[heat.argmax()]
         found.append((mask.mean(), share, hit))
     table = pd.DataFrame(found, columns=["area", "share", "hit"], dtype=float)
     return table.assign(identity=fakes.identity.to_numpy())
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-5
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-6
 def wanted_agreement(
-    zoo: Zoo, # that localizes
-    fakes: pd.DataFrame, # from `told_fakes`
-    root: Path, # folder of their masks
-    size: int, # of the faces, pixels
-) -> Wanted: # as `inside_mask`
+    zoo: Zoo,  # that localizes
+    fakes: pd.DataFrame,  # from `told_fakes`
+    root: Path,  # folder of their masks
+    size: int,  # of the faces, pixels
+) -> Wanted:  # as `inside_mask`
     "Declare how well a zoo's maps of the test faces agree with the manipulated pixels."
+
     def read(runs: list[Run]) -> pd.DataFrame:
         maps = fused_batches(runs, zoo.fusion, size, fakes.index.to_numpy())
         return inside_mask(fakes, root, maps)
+
     return Wanted(lambda lab: lab.maps(zoo, split="test"), read)
 
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-7
 def localization_cells(
-    lab: Lab, # its manipulations
-    names: Iterable[str], # of `zoo_variants`
-    seeds: int, # zoos
-) -> Cells: # name, manipulation -> `inside_mask` of each seed
+    lab: Lab,  # its manipulations
+    names: Iterable[str],  # of `zoo_variants`
+    seeds: int,  # zoos
+) -> Cells:  # name, manipulation -> `inside_mask` of each seed
     "Declare the agreement of maps with the manipulated pixels, for single detectors and fusions."
     cells: Cells = {}
     for name in names:
@@ -84,17 +120,24 @@ def localization_cells(
             faces = lab.test_faces()
             fakes, root = told_fakes(faces, subset), Path(faces.attrs["root"])
             zoos = [zoo_variants(lab, subset, seed)[name] for seed in seed_range(seeds)]
-            cells[name, subset] = [wanted_agreement(zoo, fakes, root, lab.preset.size) for zoo in zoos]
-            if fakes.empty: cells[name, subset] = Gap(f"no test fake of {subset} has a mask of its manipulated pixels")
+            cells[name, subset] = [
+                wanted_agreement(zoo, fakes, root, lab.preset.size) for zoo in zoos
+            ]
+            if fakes.empty:
+                cells[name, subset] = Gap(
+                    f"no test fake of {subset} has a mask of its manipulated pixels"
+                )
     return cells
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-6
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-8
 _ENDS = ("value", "low", "high")
+
 
 def _agreement(tables: list[pd.DataFrame] | Gap, measure: str) -> dict:
     "Estimate a measure and its excess over the mask's area (%), with intervals; a gap keeps its reason."
     ends = (*_ENDS, "excess", "excess_low", "excess_high")
-    if isinstance(tables, Gap): return dict(area=np.nan, **dict.fromkeys(ends, np.nan), note=tables.reason)
+    if isinstance(tables, Gap):
+        return dict(area=np.nan, **dict.fromkeys(ends, np.nan), note=tables.reason)
     people = tables[0].identity.to_numpy()
     found = []
     for part in (0, 1):
@@ -102,16 +145,18 @@ def _agreement(tables: list[pd.DataFrame] | Gap, measure: str) -> dict:
     numbers = {name: 100 * number for name, number in zip(ends, found)}
     return dict(area=100 * tables[0].area.mean(), **numbers, note="")
 
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-9
 def _over_subsets(by_subset: list[list[pd.DataFrame] | Gap]) -> list[pd.DataFrame] | Gap:
     "Join the fakes of the manipulations that have numbers, seed by seed."
     there = [tables for tables in by_subset if not isinstance(tables, Gap)]
-    if not there: return Gap("no manipulation has a number")
+    if not there:
+        return Gap("no manipulation has a number")
     return [pd.concat(of_seed) for of_seed in zip(*there)]
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-7
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-10
 def forgery_localization(
-    values: Values, # of `localization_cells`
-) -> pd.DataFrame: # name, subset ("mean": all), measure (share, hit), area (of the mask), value, excess, their ends, note
+    values: Values,  # of `localization_cells`
+) -> pd.DataFrame:  # name, subset ("mean": all), measure (share, hit), area (of the mask), value, excess, their ends, note
     """Measure in per cent how well maps localize, by variant and manipulation.
 
     The subset `mean` pools the manipulations without a gap."""
@@ -121,13 +166,16 @@ def forgery_localization(
         tables["mean"] = _over_subsets(list(tables.values()))
         for subset, by_seed in tables.items():
             for measure in ("share", "hit"):
-                rows.append(dict(name=name, subset=subset, measure=measure, **_agreement(by_seed, measure)))
+                rows.append(
+                    dict(name=name, subset=subset, measure=measure, **_agreement(by_seed, measure))
+                )
     return pd.DataFrame(rows)
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-9
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-12
 def _excess_text(r) -> str:
     "Format the excess over the mask's area."
     return "" if r.note else f"{r.excess:+.1f} [{r.excess_low:+.1f}, {r.excess_high:+.1f}]"
+
 
 def _area_row(rows: pd.DataFrame) -> dict:
     "Return the row of the masks' areas."
@@ -136,9 +184,10 @@ def _area_row(rows: pd.DataFrame) -> dict:
         row[r.subset] = "gap" if pd.isna(r.area) else f"{r.area:.1f}"
     return row
 
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-13
 def localization_table(
-    rows: pd.DataFrame, # from `forgery_localization`
-) -> pd.DataFrame: # a row a variant and measure; the excess over the mask's area below
+    rows: pd.DataFrame,  # from `forgery_localization`
+) -> pd.DataFrame:  # a row a variant and measure; the excess over the mask's area below
     "Format localization as a table for readers."
     shown, titles = [_area_row(rows)], dict(share="attention inside (%)", hit="pointing game (%)")
     for (name, measure), group in rows.groupby(["name", "measure"], sort=False):
@@ -148,10 +197,11 @@ def localization_table(
         shown.append({"": "", "measure": "above the area", **excess})
     return pd.DataFrame(shown)
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-11
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-15
 @declare
 class Localization(Exhibit):
     "Localization of the forgery by primary regions (Sections I and V); the paper suggests it without numbers."
+
     notebook = "localization_of_forgeries"
 
     def cells(self, lab: Lab, seeds: int) -> Cells:
@@ -160,25 +210,30 @@ class Localization(Exhibit):
     def parts(self, lab: Lab, values: Values, seeds: int) -> Iterator[TablePart]:
         "Return the table of localization."
         rows = forgery_localization(values)
-        caption = ("Attention inside the manipulated pixels, and pointing game (%), on test fakes; the paper has no such numbers. "
-                   f"{describe(lab, seeds)}{gaps(rows)}")
+        caption = (
+            "Attention inside the manipulated pixels, and pointing game (%), on test fakes; the paper has no such numbers. "
+            f"{describe(lab, seeds)}{gaps(rows)}"
+        )
         yield TablePart("localization", rows, localization_table(rows), caption)
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-13
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-17
 def verdict(
-    low: float, # end of the interval
-    high: float, # end of the interval
-    wanted: tuple[float, float], # the numbers with which the claim is true, from and to
-) -> str: # "holds", "does not hold" or "undecided" (NaN too)
+    low: float,  # end of the interval
+    high: float,  # end of the interval
+    wanted: tuple[float, float],  # the numbers with which the claim is true, from and to
+) -> str:  # "holds", "does not hold" or "undecided" (NaN too)
     "Compare an interval with the numbers for which a claim is true."
-    if low >= wanted[0] and high <= wanted[1] and low <= high: return "holds"
-    if low > wanted[1] or high < wanted[0]: return "does not hold"
+    if low >= wanted[0] and high <= wanted[1] and low <= high:
+        return "holds"
+    if low > wanted[1] or high < wanted[0]:
+        return "does not hold"
     return "undecided"
 
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-18
 MORE, LESS = (np.nextafter(0, 1), np.inf), (-np.inf, -np.nextafter(0, 1))
 "Above zero; below zero."
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-16
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-21
 _CLAIMS = """\
 name|where|claim|test|unit
 prle|Abstract, Table II|PRLE beats plain training on unseen data sets|AUC of + PRLE less plain, mean over backbones and target sets, is above 0|points
@@ -200,31 +255,42 @@ infer|Section IV-G, Table VIII|inference is as fast as before|change of inferenc
 inside|Contributions, Section V|primary regions help to localize forgeries: attention|share of the attention inside the true mask less the mask's area is above 0|points
 hit|Contributions, Section V|primary regions help to localize forgeries: pointing game|hits of the most attended pixel less the mask's area is above 0|points"""
 
-def claim_list() -> pd.DataFrame: # name, where, claim, test, unit
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-22
+def claim_list() -> pd.DataFrame:  # name, where, claim, test, unit
     "List the paper's claims and the tests that decide them."
     return pd.read_csv(StringIO(_CLAIMS), sep="|")
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-18
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-24
 def claim_row(
-    name: str, # of `claim_list`
-    estimate: Sequence[float], # the number and the ends of its interval
-    wanted: tuple[float, float], # with which the claim is true
-    paper: float = np.nan, # the same number in the paper
-    note: str = "", # why there is none
+    name: str,  # of `claim_list`
+    estimate: Sequence[float],  # the number and the ends of its interval
+    wanted: tuple[float, float],  # with which the claim is true
+    paper: float = np.nan,  # the same number in the paper
+    note: str = "",  # why there is none
 ) -> dict:
     "Return a claim with its number, its interval, and the verdict."
     value, low, high = map(float, estimate)
-    return dict(name=name, value=value, low=low, high=high, verdict=verdict(low, high, wanted), paper=paper, note=note)
+    return dict(
+        name=name,
+        value=value,
+        low=low,
+        high=high,
+        verdict=verdict(low, high, wanted),
+        paper=paper,
+        note=note,
+    )
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-20
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-26
 class Contrast(NamedTuple):
     "The comparison behind a claim: an arm less the mean of others, on a table's tests."
-    number: int # of the paper's table
-    plus: str # arm
-    minus: tuple[str, ...] # arms
-    wanted: tuple[float, float] # the differences with which the claim is true
 
-CONTRASTS = dict( # by the claim's name
+    number: int  # of the paper's table
+    plus: str  # arm
+    minus: tuple[str, ...]  # arms
+    wanted: tuple[float, float]  # the differences with which the claim is true
+
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-27
+CONTRASTS = dict(  # by the claim's name
     prle=Contrast(2, "primary", ("none",), MORE),
     six=Contrast(2, "primary", ("none",), (4, 8)),
     landmark=Contrast(4, "primary", ("landmark",), MORE),
@@ -235,16 +301,17 @@ CONTRASTS = dict( # by the claim's name
     dynamic=Contrast(7, "dynamic", ("static",), MORE),
 )
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-21
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-28
 def mean_difference(
     arms: Sequence[Arm],
-    tests: Callable[[Arm], Sequence[str]], # what an arm is tested on
-    plus: str, # arm
-    minus: Sequence[str], # arms
-) -> dict[tuple, float]: # cell -> weight, for `estimate_sums`; empty if no backbone has them all
+    tests: Callable[[Arm], Sequence[str]],  # what an arm is tested on
+    plus: str,  # arm
+    minus: Sequence[str],  # arms
+) -> dict[tuple, float]:  # cell -> weight, for `estimate_sums`; empty if no backbone has them all
     "Return the weights of the mean of `plus` less that of `minus`, over backbones and trainings that have them."
     groups: dict[tuple, dict[str, Arm]] = {}
-    for arm in arms: groups.setdefault((arm.backbone, arm.train), {})[arm.name] = arm
+    for arm in arms:
+        groups.setdefault((arm.backbone, arm.train), {})[arm.name] = arm
     compared = [group for group in groups.values() if {plus, *minus} <= set(group)]
     weights = {plus: 1.0} | {name: -1 / len(minus) for name in minus}
     total: dict[tuple, float] = {}
@@ -256,13 +323,13 @@ def mean_difference(
                 total[cell] = total.get(cell, 0.0) + weight / len(on) / len(compared)
     return total
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-23
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-30
 def paper_difference(
-    number: int, # of the paper's table
-    plus: str, # arm
-    minus: Sequence[str], # arms
+    number: int,  # of the paper's table
+    plus: str,  # arm
+    minus: Sequence[str],  # arms
     backbones: Sequence[str],
-    tests: Sequence[str], # by the paper's names
+    tests: Sequence[str],  # by the paper's names
 ) -> float:
     """Compute the same mean of differences in the paper's table, over the same backbones and tests.
 
@@ -272,36 +339,41 @@ def paper_difference(
     wide = cells.pivot_table(index=["backbone", "train", "test"], columns="arm", values="paper")
     return (wide[plus] - wide[list(minus)].mean(axis=1)).mean()
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-26
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-33
 @dataclass(frozen=True)
 class Question:
     "The lab and the settings with which the claims are tested."
-    lab: Lab # preset, data and store
-    seeds: int = 1 # trainings behind every number
-    backbones: Sequence[str] | str | None = None # see `choose_backbones`
-    rounds: int | None = None # of each arm, for the throughput, see `timing_run`
 
+    lab: Lab  # preset, data and store
+    seeds: int = 1  # trainings behind every number
+    backbones: Sequence[str] | str | None = None  # see `choose_backbones`
+    rounds: int | None = None  # of each arm, for the throughput, see `timing_run`
+
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-34
 class ClaimGroup:
     "A group of claims that rest on the same runs."
-    names: Sequence[str] # of `claim_list`
+
+    names: Sequence[str]  # of `claim_list`
 
     def cells(self, q: Question) -> Cells:
         "Declare the runs that the tests need."
         return {}
 
-    def rows(self, q: Question, values: Values) -> list[dict]: # of `claim_row`
+    def rows(self, q: Question, values: Values) -> list[dict]:  # of `claim_row`
         "Test the claims; raise `ValueError` saying why if that cannot be done."
         raise NotImplementedError
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-27
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-35
 class TargetClaims(ClaimGroup):
     "Claims of Tables II and IV to VII: what trainings do to the AUC on the target sets."
+
     names = tuple(CONTRASTS)
 
     def arms(self, q: Question) -> list[Arm]:
         "Return the trainings that the claims compare on the target sets."
         arms = Table2().arms(q.lab, q.backbones, detectors=())
-        for table in (Table4(), Table5(), Table6(), Table7()): arms += table.arms(q.lab, q.backbones)
+        for table in (Table4(), Table5(), Table6(), Table7()):
+            arms += table.arms(q.lab, q.backbones)
         return arms
 
     def cells(self, q: Question) -> Cells:
@@ -313,7 +385,8 @@ class TargetClaims(ClaimGroup):
         sums = {}
         for name, c in CONTRASTS.items():
             weights = mean_difference(arms, lambda arm: q.lab.targets, c.plus, c.minus)
-            if weights: sums[name] = weights
+            if weights:
+                sums[name] = weights
         found = estimate_sums(values, dict.fromkeys(values, "auc"), sums)
         rows = []
         for r in found.itertuples():
@@ -322,9 +395,10 @@ class TargetClaims(ClaimGroup):
             rows.append(claim_row(r.key, (r.value, r.low, r.high), c.wanted, paper, r.note))
         return rows
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-28
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-36
 class CrossClaim(ClaimGroup):
     "Claim of Table III: what PRLE does to the AUC on unseen manipulations."
+
     names = ("cross",)
 
     def cells(self, q: Question) -> Cells:
@@ -333,30 +407,39 @@ class CrossClaim(ClaimGroup):
     def rows(self, q: Question, values: Values) -> list[dict]:
         "Test the claim; no row if no manipulation is unseen."
         subsets = q.lab.subsets
-        def unseen(arm): return [subset for subset in subsets if subset != arm.train]
+
+        def unseen(arm):
+            return [subset for subset in subsets if subset != arm.train]
+
         arms, contrast = Table3().arms(q.lab, q.backbones), ("primary", ("none",))
         weights = mean_difference(arms, unseen, *contrast)
-        if not weights: return []
+        if not weights:
+            return []
         cells = split_subsets(values, subsets)
         r = estimate_sums(cells, dict.fromkeys(cells, "auc"), {"cross": weights}).iloc[0]
         backbones = choose_backbones(q.lab, q.backbones)
         paper = paper_difference(3, *contrast, backbones, paper_tests(q.lab, 3))
         return [claim_row("cross", r[["value", "low", "high"]], MORE, paper, r.note)]
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-30
-_MASKED = dict( # number -> alpha -> weight
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-38
+_MASKED = dict(  # number -> alpha -> weight
     fall={1.0: 1.0, 0.0: -1.0},
     down={0.0: 0.25, 0.7: -1.25, 1.0: 1.0},
-    up={0.0: 0.25, 0.7: 0.75, 1.0: -1.0})
+    up={0.0: 0.25, 0.7: 0.75, 1.0: -1.0},
+)
+
 
 def _worst(verdicts: set[str]) -> str:
     "Return the verdict on a claim that needs several statements: the worst of theirs."
     for worst in ("does not hold", "undecided"):
-        if worst in verdicts: return worst
+        if worst in verdicts:
+            return worst
     return "holds"
 
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-39
 class MaskedClaims(ClaimGroup):
     "Claims of Figure 8: what masks do to the accuracy of plain detectors."
+
     names = ("falls", "levels")
 
     def cells(self, q: Question) -> Cells:
@@ -364,7 +447,9 @@ class MaskedClaims(ClaimGroup):
 
     def rows(self, q: Question, values: Values) -> list[dict]:
         "Test that accuracy falls and that it levels off, which needs both of its bounds and the fall."
-        sums = {name: mean_over_subsets(q.lab.subsets, weights) for name, weights in _MASKED.items()}
+        sums = {
+            name: mean_over_subsets(q.lab.subsets, weights) for name, weights in _MASKED.items()
+        }
         found = estimate_sums(values, dict.fromkeys(values, "acc"), sums).set_index("key")
         tests = dict(fall=("falls", LESS), down=("levels", MORE), up=("levels", MORE))
         rows = []
@@ -375,27 +460,35 @@ class MaskedClaims(ClaimGroup):
         levels = min(parts, key=lambda row: row["value"])
         return [falls, levels | dict(verdict=_worst({row["verdict"] for row in rows}))]
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-33
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-42
 class PeopleClaims(ClaimGroup):
     "Claims of Figure 10: what masks do to people."
+
     names = ("people", "grows")
 
     def rows(self, q: Question, values: Values) -> list[dict]:
         "Test the responses to the preset's user study; raise `ValueError` without real ones."
-        folder = q.lab.outputs/q.lab.name/"userstudy"
-        if not folder.exists(): raise ValueError("there is no user study yet")
+        folder = q.lab.outputs / q.lab.name / "userstudy"
+        if not folder.exists():
+            raise ValueError("there is no user study yet")
         kept, _ = exclude(read_responses(read_study(folder)))
-        if kept.empty: raise ValueError("the user study has no responses that count")
-        if kept.simulated.any(): raise ValueError("the responses of the user study are simulated")
-        effects = dict(people=(masked_is_harder(kept), -USER_STUDY["drop"]), grows=(harder_with_alpha(kept), np.nan))
+        if kept.empty:
+            raise ValueError("the user study has no responses that count")
+        if kept.simulated.any():
+            raise ValueError("the responses of the user study are simulated")
+        effects = dict(
+            people=(masked_is_harder(kept), -USER_STUDY["drop"]),
+            grows=(harder_with_alpha(kept), np.nan),
+        )
         rows = []
         for name, (e, paper) in effects.items():
             rows.append(claim_row(name, (e.points, e.points_low, e.points_high), LESS, paper))
         return rows
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-34
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-43
 class ShareClaim(ClaimGroup):
     "Claim of Table I: how much of a face is attended, as a mean over detectors and manipulations."
+
     names = ("share",)
 
     def cells(self, q: Question) -> Cells:
@@ -407,30 +500,43 @@ class ShareClaim(ClaimGroup):
         for seed in seed_range(q.seeds):
             of_backbones = []
             for name in q.lab.preset.backbones:
-                of_backbones.append(pd.concat([tables[name, subset][seed] for subset in q.lab.subsets]))
+                of_backbones.append(
+                    pd.concat([tables[name, subset][seed] for subset in q.lab.subsets])
+                )
             by_seed.append(np.mean([100 * table["above 0"] for table in of_backbones], axis=0))
         paper = paper_table(1)[list(SUBSETS)].mean(axis=None)
-        return [claim_row("share", mean_interval(by_seed, of_backbones[0].identity.to_numpy()), (0, 20), paper)]
+        return [
+            claim_row(
+                "share", mean_interval(by_seed, of_backbones[0].identity.to_numpy()), (0, 20), paper
+            )
+        ]
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-35
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-44
 class TimeClaims(ClaimGroup):
     "Claims of Table VIII; the interval spans the smallest and the largest round. Timings are not planned."
+
     names = ("train", "infer")
 
     def rows(self, q: Question, values: Values) -> list[dict]:
         "Test the changes of training time a face and of inference throughput, both in per cent."
         table = efficiency(q.lab, q.rounds)
-        change = table[(table.arm == "change") & (table.backbone == "Xception")].set_index("quantity")
+        change = table[(table.arm == "change") & (table.backbone == "Xception")].set_index(
+            "quantity"
+        )
         infer = change.loc["infer"]
         share = change.loc["train", ["value", "high", "low", "paper"]].astype(float) / 100
-        longer = 100 * (1 / (1 + share) - 1) # of the time that a face takes, where the change is of the throughput
+        longer = 100 * (
+            1 / (1 + share) - 1
+        )  # of the time that a face takes, where the change is of the throughput
         return [
             claim_row("train", longer.iloc[:3], (-np.inf, 3), longer.paper),
-            claim_row("infer", infer[["value", "low", "high"]], (-3, 3), infer.paper)]
+            claim_row("infer", infer[["value", "low", "high"]], (-3, 3), infer.paper),
+        ]
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-36
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-45
 class PlaceClaims(ClaimGroup):
     "Claims that primary regions localize forgeries, which the paper only suggests."
+
     names = ("inside", "hit")
 
     def cells(self, q: Question) -> Cells:
@@ -446,70 +552,103 @@ class PlaceClaims(ClaimGroup):
             rows.append(claim_row(name, estimate, MORE, note=found.note[measure]))
         return rows
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-38
-CLAIM_GROUPS = (TargetClaims(), CrossClaim(), MaskedClaims(), PeopleClaims(), ShareClaim(), TimeClaims(), PlaceClaims())
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-47
+CLAIM_GROUPS = (
+    TargetClaims(),
+    CrossClaim(),
+    MaskedClaims(),
+    PeopleClaims(),
+    ShareClaim(),
+    TimeClaims(),
+    PlaceClaims(),
+)
 _NOT_THERE = "these backbones or this data lack what the test compares"
 
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-48
 def _values_of(group: int, values: Values) -> Values:
     "Return the values of one group of claims."
     return {name: value for (of, name), value in values.items() if of == group}
 
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-49
 def claims(
-    question: Question, # lab, seeds and backbones
-    values: Values, # group and cell -> what was read
-) -> pd.DataFrame: # the columns of `claim_list`, value, low, high, verdict, paper (NaN: it has none), note
+    question: Question,  # lab, seeds and backbones
+    values: Values,  # group and cell -> what was read
+) -> (
+    pd.DataFrame
+):  # the columns of `claim_list`, value, low, high, verdict, paper (NaN: it has none), note
     "Test the paper's claims on the preset's data; one that cannot be tested is undecided, with a note."
     rows, why = [], {}
     for number, group in enumerate(CLAIM_GROUPS):
-        try: rows += group.rows(question, _values_of(number, values))
-        except (RunFailed, ValueError) as e: why |= dict.fromkeys(group.names, str(e))
+        try:
+            rows += group.rows(question, _values_of(number, values))
+        except (RunFailed, ValueError) as e:
+            why |= dict.fromkeys(group.names, str(e))
     columns = ["name", "value", "low", "high", "verdict", "paper", "note"]
     table = claim_list().merge(pd.DataFrame(rows, columns=columns), on="name", how="left")
     absent = table.verdict.isna()
     table.loc[absent, "note"] = [why.get(name, _NOT_THERE) for name in table.name[absent]]
     return table.fillna(dict(verdict="undecided"))
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-39
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-50
 def _claim_text(r) -> str:
     "Format the number of a claim with its interval, or the reason of a gap."
-    if r.value != r.value: return f"gap: {r.note}"
+    if r.value != r.value:
+        return f"gap: {r.note}"
     unit = "%" if r.unit == "%" else ""
     return f"{r.value:+.1f} [{r.low:+.1f}, {r.high:+.1f}]{unit}"
 
+
 def _signed(values: Iterable[float], units: Iterable[str]) -> list[str]:
     "Format numbers with their sign and unit."
-    return ["" if pd.isna(v) else f"{v:+.1f}{unit.replace('points', '')}" for v, unit in zip(values, units)]
+    return [
+        "" if pd.isna(v) else f"{v:+.1f}{unit.replace('points', '')}"
+        for v, unit in zip(values, units)
+    ]
 
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-51
 def claims_table(
-    rows: pd.DataFrame, # from `claims`
-) -> pd.DataFrame: # claim, where, test, ours, paper, ours - paper, verdict
+    rows: pd.DataFrame,  # from `claims`
+) -> pd.DataFrame:  # claim, where, test, ours, paper, ours - paper, verdict
     "Format the claims as a table for readers."
     numbers = {
         "ours": [_claim_text(r) for r in rows.itertuples()],
         "paper": _signed(rows.paper, rows.unit),
         "ours - paper": _signed(rows.value - rows.paper, rows.unit),
-        "verdict": [f"**{v}**" for v in rows.verdict]}
+        "verdict": [f"**{v}**" for v in rows.verdict],
+    }
     return rows[["claim", "where", "test"]].assign(**numbers)
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-41
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-53
 @declare
 class Claims(Exhibit):
     "The paper's claims, one by one."
+
     notebook, full = "claims", dict(backbones="all")
-    parameters = (SEEDS, BACKBONES_ZOO, Parameter("rounds", None, "of the timing, each arm; None: 5, in smoke 1"))
+    parameters = (
+        SEEDS,
+        BACKBONES_ZOO,
+        Parameter("rounds", None, "of the timing, each arm; None: 5, in smoke 1"),
+    )
 
     def cells(self, lab: Lab, **settings) -> Cells:
         "Declare the runs of all groups of claims."
         question = Question(lab, **settings)
         cells: Cells = {}
         for number, group in enumerate(CLAIM_GROUPS):
-            for name, cell in group.cells(question).items(): cells[number, name] = cell
+            for name, cell in group.cells(question).items():
+                cells[number, name] = cell
         return cells
 
-    def parts(self, lab: Lab, values: Values, seeds: int, backbones, rounds: int | None) -> Iterator[TablePart]:
+    def parts(
+        self, lab: Lab, values: Values, seeds: int, backbones, rounds: int | None
+    ) -> Iterator[TablePart]:
         "Return the table of claims and the count of verdicts."
         rows = claims(Question(lab, seeds, backbones, rounds), values)
         about = describe(lab, seeds, choose_backbones(lab, backbones), on=["test", "targets"])
-        caption = ("The paper's claims on the preset's data; for the two about time the brackets hold the smallest and the largest "
-                   f"round. {about}")
-        yield TablePart("claims", rows, claims_table(rows), caption, extra=rows.verdict.value_counts())
+        caption = (
+            "The paper's claims on the preset's data; for the two about time the brackets hold the smallest and the largest "
+            f"round. {about}"
+        )
+        yield TablePart(
+            "claims", rows, claims_table(rows), caption, extra=rows.verdict.value_counts()
+        )

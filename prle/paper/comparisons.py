@@ -28,28 +28,34 @@ from ..trust import read_table
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-4
 def mean_interval(
-    values: np.ndarray, # (S, N) a number for each seed and face
-    people: np.ndarray, # (N,) whose face it is
-    n: int = 1000, # resamples
-) -> tuple[float, float, float]: # mean, and the ends of its interval
+    values: np.ndarray,  # (S, N) a number for each seed and face
+    people: np.ndarray,  # (N,) whose face it is
+    n: int = 1000,  # resamples
+) -> tuple[float, float, float]:  # mean, and the ends of its interval
     """Return a mean over faces with its 95% interval, which allows for other people.
 
     With several seeds it allows for other seeds too."""
     values = np.asarray(values, float)
     of_faces = values.mean(axis=0)
-    def weighted_mean(weights): return weights @ of_faces / weights.sum(-1)
+
+    def weighted_mean(weights):
+        return weights @ of_faces / weights.sum(-1)
+
     drawn = resamples(weighted_mean, people, n, batched=True)
-    if len(values) > 1: low, high = total_interval(values.mean(1), drawn, len(set(people)))
-    else: low, high = np.quantile(drawn, [0.025, 0.975])
+    if len(values) > 1:
+        low, high = total_interval(values.mean(1), drawn, len(set(people)))
+    else:
+        low, high = np.quantile(drawn, [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-7
 def gaps(
-    rows: pd.DataFrame, # with the column note: the reason of a gap
-) -> str: # "" if there are none
+    rows: pd.DataFrame,  # with the column note: the reason of a gap
+) -> str:  # "" if there are none
     "Say how many kinds of gaps a table has and why, for its caption."
     reasons = rows.note[rows.note != ""].unique()
-    if not len(reasons): return ""
+    if not len(reasons):
+        return ""
     count = "1 gap" if len(reasons) == 1 else f"{len(reasons)} gaps"
     return f" {count}: {'; '.join(reasons)}."
 
@@ -58,67 +64,80 @@ PRIMARY = dict(mask="primary")
 LOW, HIGH = FusionConfig("mean", tau=0.1), FusionConfig("mean", tau=0.3)
 "Table V's two thresholds; the paper does not print them, these are its release's."
 
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-11
 @dataclass(frozen=True)
 class Arm:
     "A training that a table compares."
-    backbone: str # of the preset, or any detector of the registry
-    name: str # what tells it from the others of the table
-    train: str = "all" # manipulation, or "all" of FF++
-    changes: dict = field(default_factory=dict) # of `Lab.detector`: mask, fusion, zoo, alpha
+
+    backbone: str  # of the preset, or any detector of the registry
+    name: str  # what tells it from the others of the table
+    train: str = "all"  # manipulation, or "all" of FF++
+    changes: dict = field(default_factory=dict)  # of `Lab.detector`: mask, fusion, zoo, alpha
 
     @property
     def key(self) -> tuple[str, str, str]:
         "Return what identifies the arm in a table."
         return self.backbone, self.name, self.train
 
-    def run(self, lab: Lab, seed: int) -> Run: # `RunFailed` if it diverged
+    def run(self, lab: Lab, seed: int) -> Run:  # `RunFailed` if it diverged
         "Return the run of the trained detector, made if it is not there."
         return lab.detector(self.backbone, self.train, seed=seed, **self.changes)
 
     def scores(self, seed: int, on: str = "test") -> Wanted:
         "Declare the scores of the arm's detector on the test faces or a target set."
+
         def ask(lab: Lab) -> Run:
             run = self.run(lab, seed)
             return run if on == "test" else lab.target(run, on)
+
         return Wanted(ask, read_scores)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-12
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-13
 @dataclass(frozen=True)
 class Variant:
     "An arm of every backbone of a table."
+
     name: str
-    shown: str # what the rows of a table print
-    changes: dict = field(default_factory=dict) # of `Lab.detector`
+    shown: str  # what the rows of a table print
+    changes: dict = field(default_factory=dict)  # of `Lab.detector`
+
 
 PLAIN_AND_PRLE = (Variant("none", "plain"), Variant("primary", "+ PRLE", PRIMARY))
 
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-14
 def arms_of(
     backbones: Iterable[str],
-    variants: Sequence[Variant], # the first is what the others are compared with
-    train: str = "all", # manipulation
+    variants: Sequence[Variant],  # the first is what the others are compared with
+    train: str = "all",  # manipulation
 ) -> list[Arm]:
     "Return the same arms for each of several backbones."
     return [Arm(backbone, v.name, train, v.changes) for backbone in backbones for v in variants]
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-15
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-17
 def choose_backbones(
-    lab: Lab, # its preset decides
-    backbones: Sequence[str] | str | None, # names; "all": the paper's five; None: the zoo's three, all five in paper
-) -> list[str]: # `ValueError` for an unknown name
+    lab: Lab,  # its preset decides
+    backbones: Sequence[str]
+    | str
+    | None,  # names; "all": the paper's five; None: the zoo's three, all five in paper
+) -> list[str]:  # `ValueError` for an unknown name
     "Return the backbones that a table compares."
-    if backbones is None: return list(BACKBONES if lab.name == "paper" else lab.preset.backbones)
-    if backbones == "all": return list(BACKBONES)
-    for name in backbones: check_choice(name, BACKBONES, "backbone")
+    if backbones is None:
+        return list(BACKBONES if lab.name == "paper" else lab.preset.backbones)
+    if backbones == "all":
+        return list(BACKBONES)
+    for name in backbones:
+        check_choice(name, BACKBONES, "backbone")
     return list(backbones)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-18
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-20
 def _people_of(tables: list[pd.DataFrame]) -> np.ndarray:
     "Return whose face each row shows; the same for every seed."
     return tables[0].identity.to_numpy(str)
 
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-21
 def _cell_statistic(
-    cells: dict[tuple, list[pd.DataFrame]], # scores of each seed
-    measures: dict[tuple, str], # of each cell
+    cells: dict[tuple, list[pd.DataFrame]],  # scores of each seed
+    measures: dict[tuple, str],  # of each cell
 ) -> tuple[np.ndarray, Callable]:
     "Return all people, and the function that maps their weights (B, P) to measures (B, S, K) in per cent."
     people = np.unique(np.concatenate([_people_of(tables) for tables in cells.values()]))
@@ -135,21 +154,24 @@ def _cell_statistic(
             of_faces = np.take(weights, member, axis=-1)
             columns.append(np.stack([measure(of_faces) for measure in by_seed], -1))
         return 100 * np.stack(columns, -1)
+
     return people, statistic
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-19
-def _first_gap(values: Values, names: Iterable) -> str: # "" if there is none
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-22
+def _first_gap(values: Values, names: Iterable) -> str:  # "" if there is none
     "Return the reason of the first gap among some cells."
     for name in names:
-        if isinstance(values[name], Gap): return values[name].reason
+        if isinstance(values[name], Gap):
+            return values[name].reason
     return ""
 
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-23
 def estimate_sums(
-    values: Values, # name -> scores of each seed on the same faces, or a gap
-    measures: dict[tuple, str], # name -> "auc" or "acc", see `prle.metrics.MEASURES`
-    sums: dict[tuple, dict[tuple, float]], # name -> cell -> its weight
-    n: int = 1000, # resamples
-) -> pd.DataFrame: # a row a sum: key, value, low, high in per cent; note: the reason of a gap
+    values: Values,  # name -> scores of each seed on the same faces, or a gap
+    measures: dict[tuple, str],  # name -> "auc" or "acc", see `prle.metrics.MEASURES`
+    sums: dict[tuple, dict[tuple, float]],  # name -> cell -> its weight
+    n: int = 1000,  # resamples
+) -> pd.DataFrame:  # a row a sum: key, value, low, high in per cent; note: the reason of a gap
     """Estimate weighted sums of cells, with 95% intervals that allow for other people.
 
     With several seeds they allow for other seeds too."""
@@ -158,46 +180,55 @@ def estimate_sums(
     good = [name for name in sums if not notes[name]]
     table = pd.DataFrame(dict(key=list(sums), note=list(notes.values())))
     table = table.assign(value=np.nan, low=np.nan, high=np.nan)
-    if not good: return table
+    if not good:
+        return table
     people, statistic = _cell_statistic(there, measures)
-    mix = np.array([[sums[name].get(cell, 0.0) for cell in there] for name in good]).T # (K, M)
-    by_seed = statistic(np.ones((1, len(people))))[0] @ mix # (S, M)
+    mix = np.array([[sums[name].get(cell, 0.0) for cell in there] for name in good]).T  # (K, M)
+    by_seed = statistic(np.ones((1, len(people))))[0] @ mix  # (S, M)
     drawn = resamples(lambda weights: statistic(weights).mean(1) @ mix, people, n, batched=True)
-    if len(by_seed) > 1: low, high = total_interval(by_seed, drawn, len(people))
-    else: low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    numbers = np.stack([by_seed.mean(0), low, high], 1).round(9) # a difference of nothing is nothing
+    if len(by_seed) > 1:
+        low, high = total_interval(by_seed, drawn, len(people))
+    else:
+        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    numbers = np.stack([by_seed.mean(0), low, high], 1).round(
+        9
+    )  # a difference of nothing is nothing
     table.loc[table.note == "", ["value", "low", "high"]] = numbers
     return table
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-22
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-26
 def estimate_each(
-    values: Values, # name -> scores of each seed, or a gap
-    measure: str, # "auc" or "acc"
-    columns: Sequence[str], # what the parts of a name are
-) -> pd.DataFrame: # columns, value, low, high in per cent, note
+    values: Values,  # name -> scores of each seed, or a gap
+    measure: str,  # "auc" or "acc"
+    columns: Sequence[str],  # what the parts of a name are
+) -> pd.DataFrame:  # columns, value, low, high in per cent, note
     "Estimate every cell on its own."
-    found = estimate_sums(values, dict.fromkeys(values, measure), {name: {name: 1.0} for name in values})
+    found = estimate_sums(
+        values, dict.fromkeys(values, measure), {name: {name: 1.0} for name in values}
+    )
     return split_keys(found, columns)
 
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-27
 def split_keys(
-    found: pd.DataFrame, # from `estimate_sums`
-    columns: Sequence[str], # what the parts of a key are
+    found: pd.DataFrame,  # from `estimate_sums`
+    columns: Sequence[str],  # what the parts of a key are
 ) -> pd.DataFrame:
     "Split each key into columns."
     return pd.DataFrame(found.key.tolist(), columns=list(columns)).join(found.drop(columns="key"))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-24
-def _lacks(lab: Lab, target: str) -> str: # "" if it has both
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-29
+def _lacks(lab: Lab, target: str) -> str:  # "" if it has both
     "Say which of the two classes a target set lacks; without both there is no AUC."
     there = set(lab.test_faces(target).label)
     lacking = [name for label, name in enumerate(("reals", "fakes")) if label not in there]
     return f"{target} has no {' and no '.join(lacking)}" if lacking else ""
 
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-30
 def target_cells(
-    lab: Lab, # preset and data
-    arms: Iterable[Arm], # trained on whatever
-    seeds: int, # trainings
-) -> Cells: # backbone, arm, train, target set -> scores of each seed
+    lab: Lab,  # preset and data
+    arms: Iterable[Arm],  # trained on whatever
+    seeds: int,  # trainings
+) -> Cells:  # backbone, arm, train, target set -> scores of each seed
     "Declare the scores of arms on each target set."
     cells: Cells = {}
     lacks = {target: _lacks(lab, target) for target in lab.targets}
@@ -207,25 +238,27 @@ def target_cells(
             cells[*arm.key, target] = Gap(reason) if reason else wanted
     return cells
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-25
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-31
 def score_cells(
-    arms: Iterable[Arm], # trained on whatever
-    seeds: int, # trainings
-) -> Cells: # backbone, arm, train -> scores of each seed
+    arms: Iterable[Arm],  # trained on whatever
+    seeds: int,  # trainings
+) -> Cells:  # backbone, arm, train -> scores of each seed
     "Declare the scores of arms on the test faces of all manipulations."
     return {arm.key: [arm.scores(seed) for seed in seed_range(seeds)] for arm in arms}
 
+
 def reals_and(
-    subset: str, # manipulation
-    scores: pd.DataFrame, # from `read_scores`
-) -> pd.DataFrame: # some of its rows
+    subset: str,  # manipulation
+    scores: pd.DataFrame,  # from `read_scores`
+) -> pd.DataFrame:  # some of its rows
     "Return all reals and the fakes of one manipulation."
     return scores[scores.subset.isin(["real", subset])]
 
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-32
 def split_subsets(
-    values: Values, # name -> scores of each seed, or a gap
-    subsets: Sequence[str], # manipulations
-) -> Values: # name and manipulation -> scores of each seed, or a gap
+    values: Values,  # name -> scores of each seed, or a gap
+    subsets: Sequence[str],  # manipulations
+) -> Values:  # name and manipulation -> scores of each seed, or a gap
     "Split scores by manipulation, each with all reals; a gap stays a gap."
     parts: Values = {}
     for key, tables in values.items():
@@ -234,73 +267,91 @@ def split_subsets(
             parts[*key, subset] = tables if gap else [reals_and(subset, t) for t in tables]
     return parts
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-28
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-35
 def _means(train: str, tests: list[str]) -> dict[str, list[str]]:
     "Return the tests behind each mean of a row: all tests (`AVG`), and those not trained on (`unseen`)."
     means = dict(AVG=tests)
     unseen = [test for test in tests if test != train] if train in tests else []
-    if unseen: means["unseen"] = unseen
+    if unseen:
+        means["unseen"] = unseen
     return means
 
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-36
 def _sums(
-    keys: list[tuple], # backbone, arm, train
-    tests: list[str], # what they are tested on
-    reference: bool, # give the differences to the first arm too
-) -> dict[tuple, dict[tuple, float]]: # backbone, arm, train, test -> cell -> weight
+    keys: list[tuple],  # backbone, arm, train
+    tests: list[str],  # what they are tested on
+    reference: bool,  # give the differences to the first arm too
+) -> dict[tuple, dict[tuple, float]]:  # backbone, arm, train, test -> cell -> weight
     "Return the weights of cells, of their means over tests, and of differences to the first arm."
     sums, first = {}, {}
     for backbone, name, train in keys:
-        for test in tests: sums[backbone, name, train, test] = {(backbone, name, train, test): 1.0}
+        for test in tests:
+            sums[backbone, name, train, test] = {(backbone, name, train, test): 1.0}
         means = _means(train, tests)
         for mean, over in means.items():
-            sums[backbone, name, train, mean] = {(backbone, name, train, t): 1 / len(over) for t in over}
+            sums[backbone, name, train, mean] = {
+                (backbone, name, train, t): 1 / len(over) for t in over
+            }
         base = first.setdefault((backbone, train), name)
-        if not reference or base == name: continue
+        if not reference or base == name:
+            continue
         for test in (*tests, *means):
             plus = sums[backbone, name, train, test]
             minus = {(backbone, base, train, t): -weight for (*_, t), weight in plus.items()}
             sums[backbone, f"{name} - {base}", train, test] = plus | minus
     return sums
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-29
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-37
 def compare(
-    values: Values, # backbone, arm, train, test -> scores of each seed, or a gap
-    measures: Sequence[str] = ("AUC",), # "AUC", "ACC"
-    reference: bool = True, # give the differences to the first arm of a backbone and training too
-) -> pd.DataFrame: # `CELL_COLUMNS`, value, low, high in per cent, note (why there is a gap)
+    values: Values,  # backbone, arm, train, test -> scores of each seed, or a gap
+    measures: Sequence[str] = ("AUC",),  # "AUC", "ACC"
+    reference: bool = True,  # give the differences to the first arm of a backbone and training too
+) -> pd.DataFrame:  # `CELL_COLUMNS`, value, low, high in per cent, note (why there is a gap)
     "Compare arms: their numbers, averages over tests, and paired differences to the first arm."
     keys = list(dict.fromkeys(key[:3] for key in values))
     tests = list(dict.fromkeys(key[3] for key in values))
     parts = []
     for measure in measures:
-        found = estimate_sums(values, dict.fromkeys(values, measure.lower()), _sums(keys, tests, reference))
+        found = estimate_sums(
+            values, dict.fromkeys(values, measure.lower()), _sums(keys, tests, reference)
+        )
         named = split_keys(found, CELL_COLUMNS[:4]).assign(measure=measure)
         parts.append(named[[*CELL_COLUMNS, "value", "low", "high", "note"]])
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-32
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-40
 BASELINES = {
-    "MesoNet": "meso4", "Capsule": "capsule", "CViT": "cvit", "FFD": "ffd",
-    "MAT": "mat", "SRM": "srm", "RFM": "rfm", "RECCE": "recce"}
+    "MesoNet": "meso4",
+    "Capsule": "capsule",
+    "CViT": "cvit",
+    "FFD": "ffd",
+    "MAT": "mat",
+    "SRM": "srm",
+    "RFM": "rfm",
+    "RECCE": "recce",
+}
 "The baselines of Table II: the paper's name, and the registry's."
 
 _STANDS_FOR = dict(zip(TARGETS, TARGET_SETS))
 
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-41
 def paper_names(
-    lab: Lab, # whose target sets
-) -> dict[str, str]: # ours -> the paper's
+    lab: Lab,  # whose target sets
+) -> dict[str, str]:  # ours -> the paper's
     "Return the paper's name of the target set that each of ours stands for."
     return {ours: _STANDS_FOR.get(ours, ours) for ours in lab.targets}
 
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-42
 def paper_tests(
-    lab: Lab, # whose target sets and manipulations
-    number: int, # of the table
-) -> list[str]: # by the paper's name
+    lab: Lab,  # whose target sets and manipulations
+    number: int,  # of the table
+) -> list[str]:  # by the paper's name
     "Return the tests of a table of the paper that this data has too."
-    if number == 3: return [s for s in SUBSETS if s in lab.subsets]
+    if number == 3:
+        return [s for s in SUBSETS if s in lab.subsets]
     return [t for t in TARGET_SETS if t in paper_names(lab).values()]
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-33
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-43
 def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
     "Return the paper's cells of some tests, with their mean instead of the printed one."
     given = given[given.test.isin(tests)]
@@ -308,6 +359,7 @@ def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
     mean = groups.paper.agg(lambda numbers: numbers.mean(skipna=False))
     return pd.concat([given, mean.assign(test="AVG")])
 
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-44
 def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
     "Add the differences to the first arm of each backbone and training."
     keys = ["backbone", "train", "test", "measure"]
@@ -316,69 +368,79 @@ def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
     change = both.assign(arm=both.arm + " - " + both.arm_first, paper=both.paper - both.paper_first)
     return pd.concat([given, change[given.columns]])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-34
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-45
 def paper_numbers(
-    lab: Lab, # whose target sets and manipulations
-    number: int, # of the table, 2 to 7
-) -> pd.DataFrame: # `CELL_COLUMNS` and paper
+    lab: Lab,  # whose target sets and manipulations
+    number: int,  # of the table, 2 to 7
+) -> pd.DataFrame:  # `CELL_COLUMNS` and paper
     "Return the paper's numbers, averages and differences under our names."
     given, tests = paper_cells(number), paper_tests(lab, number)
     printed = number <= 3 and len(tests) == len(SUBSETS if number == 3 else TARGET_SETS)
-    if not printed: given = _with_averages(given, tests) # the paper prints no average, or one of other tests
+    if not printed:
+        given = _with_averages(given, tests)  # the paper prints no average, or one of other tests
     given = _with_differences(given).assign(backbone=lambda rows: rows.backbone.replace(BASELINES))
-    if number == 3: return given
+    if number == 3:
+        return given
     ours = {theirs: name for name, theirs in paper_names(lab).items()}
     return given.assign(test=given.test.replace(ours))
 
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-46
 def add_paper(
-    lab: Lab, # whose target sets and manipulations
-    number: int, # of the table, 2 to 7
-    rows: pd.DataFrame, # from `compare`
-) -> pd.DataFrame: # the same, and the column paper
+    lab: Lab,  # whose target sets and manipulations
+    number: int,  # of the table, 2 to 7
+    rows: pd.DataFrame,  # from `compare`
+) -> pd.DataFrame:  # the same, and the column paper
     "Add the paper's numbers to ours; NaN where it has none."
     return rows.merge(paper_numbers(lab, number), on=CELL_COLUMNS, how="left")
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-36
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-48
 FIGURE8_ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 "The shares of the attended pixels that Figure 8 masks."
 
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-49
 def masked_scores(
-    subset: str, # manipulation that detector and zoo are trained on, and whose fakes are scored
-    seed: int, # of both
-    alpha: float, # share of the attended pixels
-    face: bool = True, # around the mask, see `Lab.masked`
-    backbone: str = "Xception", # that is tested
+    subset: str,  # manipulation that detector and zoo are trained on, and whose fakes are scored
+    seed: int,  # of both
+    alpha: float,  # share of the attended pixels
+    face: bool = True,  # around the mask, see `Lab.masked`
+    backbone: str = "Xception",  # that is tested
 ) -> Wanted:
     "Declare a plain detector's scores of masked test faces: all reals, and fakes of its own manipulation."
+
     def ask(lab: Lab) -> Run:
         plain = lab.detector(backbone, subset, seed=seed)
         return lab.masked(plain, Zoo(subset, seed), alpha, face=face)
+
     return Wanted(ask, lambda run: reals_and(subset, read_scores(run)))
 
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-50
 def masked_cells(
-    lab: Lab, # its manipulations
-    seeds: int, # trainings
-    alphas: Sequence[float] = FIGURE8_ALPHAS, # shares of the attended pixels
-    face: bool = True, # around the mask
-) -> Cells: # manipulation, alpha -> scores of each seed
+    lab: Lab,  # its manipulations
+    seeds: int,  # trainings
+    alphas: Sequence[float] = FIGURE8_ALPHAS,  # shares of the attended pixels
+    face: bool = True,  # around the mask
+) -> Cells:  # manipulation, alpha -> scores of each seed
     "Declare the scores of masked test faces (Figure 8)."
     cells: Cells = {}
     for subset in lab.subsets:
         for alpha in alphas:
-            cells[subset, alpha] = [masked_scores(subset, seed, alpha, face) for seed in seed_range(seeds)]
+            cells[subset, alpha] = [
+                masked_scores(subset, seed, alpha, face) for seed in seed_range(seeds)
+            ]
     return cells
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-37
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-51
 def mean_over_subsets(
-    subsets: Sequence[str], # manipulations
-    weights: dict[float, float], # alpha -> weight
-) -> dict[tuple, float]: # for `estimate_sums`
+    subsets: Sequence[str],  # manipulations
+    weights: dict[float, float],  # alpha -> weight
+) -> dict[tuple, float]:  # for `estimate_sums`
     "Return the weights of a sum over alpha of the mean over manipulations."
     return {(s, alpha): weight / len(subsets) for alpha, weight in weights.items() for s in subsets}
 
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-52
 def masked_accuracy(
-    values: Values, # of `masked_cells`
-) -> pd.DataFrame: # subset ("mean": over all), alpha, value, low, high in per cent, note
+    values: Values,  # of `masked_cells`
+) -> pd.DataFrame:  # subset ("mean": over all), alpha, value, low, high in per cent, note
     "Measure the accuracy on masked test faces, by manipulation and alpha."
     subsets = list(dict.fromkeys(subset for subset, _ in values))
     sums = {key: {key: 1.0} for key in values}
@@ -387,30 +449,37 @@ def masked_accuracy(
     found = estimate_sums(values, dict.fromkeys(values, "acc"), sums)
     return split_keys(found, ["subset", "alpha"])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-40
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-55
 def wanted_statistics(
-    zoo: Zoo, # whose training maps are measured
-    read: Callable[[Run], pd.DataFrame], # what is wanted of them
+    zoo: Zoo,  # whose training maps are measured
+    read: Callable[[Run], pd.DataFrame],  # what is wanted of them
 ) -> Wanted:
     "Declare the statistics of a zoo's maps."
     return Wanted(lambda lab: lab.statistics(zoo), read)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-41
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-56
 def read_mask_sizes(
-    run: Run, # from `Lab.statistics`
-) -> pd.DataFrame: # label, identity, p_fake: the attended share of the face, in [0, 1]
+    run: Run,  # from `Lab.statistics`
+) -> pd.DataFrame:  # label, identity, p_fake: the attended share of the face, in [0, 1]
     "Read training faces, with the share that alpha = 1 masks in the place of a detector's score."
     shares = read_table(run_file(run.path, "shares.parquet"))
     return shares.assign(p_fake=shares["above 0"])
 
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-57
 def control_cells(
-    lab: Lab, # its manipulations
-    seeds: int, # trainings
-) -> tuple[Cells, Cells]: # of masks on gray, and of their sizes: what, manipulation -> scores of each seed
+    lab: Lab,  # its manipulations
+    seeds: int,  # trainings
+) -> tuple[
+    Cells, Cells
+]:  # of masks on gray, and of their sizes: what, manipulation -> scores of each seed
     "Declare the controls of Figure 8: what the masks reveal without the faces."
     gray, sizes = {}, {}
     for subset in lab.subsets:
-        gray["mask on gray", subset] = [masked_scores(subset, seed, 1.0, face=False) for seed in seed_range(seeds)]
+        gray["mask on gray", subset] = [
+            masked_scores(subset, seed, 1.0, face=False) for seed in seed_range(seeds)
+        ]
         zoos = [Zoo(subset, seed) for seed in seed_range(seeds)]
-        sizes["size of the mask, in training", subset] = [wanted_statistics(zoo, read_mask_sizes) for zoo in zoos]
+        sizes["size of the mask, in training", subset] = [
+            wanted_statistics(zoo, read_mask_sizes) for zoo in zoos
+        ]
     return gray, sizes

@@ -33,59 +33,72 @@ from ..trust import read_table
 COUNTED = {"Xception": ("legacy_xception", 2), "ResNet-50": ("resnet50", 1000)}
 "The networks that Table VIII counts: timm's name, and how many classes."
 
+
 def paper_network(
-    name: str, # of `COUNTED`
-) -> nn.Module: # on the meta device: shapes only
+    name: str,  # of `COUNTED`
+) -> nn.Module:  # on the meta device: shapes only
     "Return a network of Table VIII as the paper counted it."
     import timm
+
     network, classes = COUNTED[name]
-    with torch.device("meta"): return timm.create_model(network, num_classes=classes).eval()
+    with torch.device("meta"):
+        return timm.create_model(network, num_classes=classes).eval()
 
 # %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-5
 def norm_elements(
-    model: nn.Module, # on the meta device, in eval mode
-    size: int, # edge of a face in pixels
-) -> int: # a face
+    model: nn.Module,  # on the meta device, in eval mode
+    size: int,  # edge of a face in pixels
+) -> int:  # a face
     "Count the elements that pass through batch normalizations, for one face."
     counts = []
-    def count(module, inputs, output): counts.append(output.numel())
+
+    def count(module, inputs, output):
+        counts.append(output.numel())
+
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     hooks = [module.register_forward_hook(count) for module in norms]
-    try: model(torch.empty(1, 3, size, size, device="meta"))
+    try:
+        model(torch.empty(1, 3, size, size, device="meta"))
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
     return sum(counts)
 
 # %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-6
 def paper_gflops(
-    model: nn.Module, # on the meta device, in eval mode
-    size: int = 299, # edge of a face in pixels
-    batch_size: int = 64, # faces
-    per_norm: int = 4, # operations for an element of a batch normalization
+    model: nn.Module,  # on the meta device, in eval mode
+    size: int = 299,  # edge of a face in pixels
+    batch_size: int = 64,  # faces
+    per_norm: int = 4,  # operations for an element of a batch normalization
 ) -> float:
     "Return Table VIII's GFLOPs: 1e9 multiply-accumulates of a batch, plus batch normalization."
     return batch_size * (macs(model, size) + per_norm * norm_elements(model, size)) / 1e9
 
 # %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-9
 def even_sample(
-    rows: pd.DataFrame, # of a manifest
-    n: int, # faces
-) -> pd.DataFrame: # some of its rows
+    rows: pd.DataFrame,  # of a manifest
+    n: int,  # faces
+) -> pd.DataFrame:  # some of its rows
     "Draw as many reals as fakes, `n` faces in all or fewer if there are not enough."
     parts = []
     for label, part in rows.groupby("label"):
         order = rng("timing", label).permutation(len(part))
-        parts.append(part.iloc[order[:n // 2]])
+        parts.append(part.iloc[order[: n // 2]])
     return pd.concat(parts)
 
 # %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-11
-def _seconds_to_score(detector: nn.Module, rows: pd.DataFrame, lab: Lab, batch_size: int, workers: int) -> float:
+def _seconds_to_score(
+    detector: nn.Module, rows: pd.DataFrame, lab: Lab, batch_size: int, workers: int
+) -> float:
     "Measure the seconds that scoring the faces takes."
     start = time.perf_counter()
     predict(detector, FaceDataset(rows), batch_size, lab.device, workers)
     return time.perf_counter() - start
 
-def _measure(lab: Lab, backbone: str, subset: str, quantiles: Path, rounds: int, faces: int) -> pd.DataFrame:
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-12
+def _measure(
+    lab: Lab, backbone: str, subset: str, quantiles: Path, rounds: int, faces: int
+) -> pd.DataFrame:
     "Measure faces a second for each round and arm; the first round of each arm warms up and is dropped."
     config, table = lab.config(backbone, subset, epochs=1), []
     rows = even_sample(lab.train_faces(subset), faces)
@@ -95,39 +108,59 @@ def _measure(lab: Lab, backbone: str, subset: str, quantiles: Path, rounds: int,
         for arm, mask in (("none", None), ("primary", PrimaryRegionMask())):
             detector = create_detector(config.detector, width=config.width, **config.options)
             maps = quantiles if mask else None
-            trained = train(detector, rows, val, config.recipe, mask, maps, lab.device).seconds.item()
-            scored = _seconds_to_score(detector, test, lab, config.recipe.batch, config.recipe.workers)
-            table.append(dict(round=r, arm=arm, train=len(rows) / trained, infer=len(test) / scored))
+            trained = train(
+                detector, rows, val, config.recipe, mask, maps, lab.device
+            ).seconds.item()
+            scored = _seconds_to_score(
+                detector, test, lab, config.recipe.batch, config.recipe.workers
+            )
+            table.append(
+                dict(round=r, arm=arm, train=len(rows) / trained, infer=len(test) / scored)
+            )
     return pd.DataFrame(table).query("round > 0")
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-12
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-13
 def timing_run(
-    lab: Lab, # preset, data and store
-    backbone: str, # of the preset
-    subset: str = "DF", # manipulation whose faces and quantile maps are read
-    rounds: int | None = None, # of each arm; None: 5, in smoke 1
-    faces: int = 512, # an epoch, at most
-) -> Run: # throughput.parquet: round, arm, train, infer in faces a second
+    lab: Lab,  # preset, data and store
+    backbone: str,  # of the preset
+    subset: str = "DF",  # manipulation whose faces and quantile maps are read
+    rounds: int | None = None,  # of each arm; None: 5, in smoke 1
+    faces: int = 512,  # an epoch, at most
+) -> Run:  # throughput.parquet: round, arm, train, infer in faces a second
     "Measure training and scoring with and without PRLE, in alternation."
     maps, here = lab.quantiles(Zoo(subset)), provenance(lab.device)
     rounds = rounds or (1 if lab.name == "smoke" else 5)
     config = dict(
-        backbone=backbone, subset=subset, rounds=rounds, faces=faces, quantiles=maps.key, data=lab.fingerprint,
-        size=lab.preset.size, device=here["device"], on=lab.device, threads=here["threads"], torch=here["packages"]["torch"])
+        backbone=backbone,
+        subset=subset,
+        rounds=rounds,
+        faces=faces,
+        quantiles=maps.key,
+        data=lab.fingerprint,
+        size=lab.preset.size,
+        device=here["device"],
+        on=lab.device,
+        threads=here["threads"],
+        torch=here["packages"]["torch"],
+    )
+
     def make(folder):
         table = _measure(lab, backbone, subset, quantile_folder(maps), rounds, faces)
-        table.to_parquet(folder/"throughput.parquet", index=False)
+        table.to_parquet(folder / "throughput.parquet", index=False)
+
     return lab.store.get("timings", f"{backbone}-{subset}", config, make)
 
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-14
 def read_throughput(
-    run: Run, # from `timing_run`
-) -> pd.DataFrame: # round, arm, train, infer
+    run: Run,  # from `timing_run`
+) -> pd.DataFrame:  # round, arm, train, infer
     "Read the faces a second of each round."
     return read_table(run_file(run.path, "throughput.parquet"))
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-14
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-16
 class Measured(NamedTuple):
     "A number with the smallest and largest of its rounds."
+
     value: float
     low: float
     high: float
@@ -137,14 +170,19 @@ class Measured(NamedTuple):
         "Return the median of rounds, the smallest and the largest."
         return cls(rounds.median(), rounds.min(), rounds.max())
 
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-17
 def _count(name: str) -> dict[str, Measured]:
     "Count the operations (GFLOPs) and parameters (millions) of a network of Table VIII."
     model = paper_network(name)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    return {quantity: Measured(n, n, n) for quantity, n in (("GFLOPs", paper_gflops(model)), ("params", parameters))}
+    return {
+        quantity: Measured(n, n, n)
+        for quantity, n in (("GFLOPs", paper_gflops(model)), ("params", parameters))
+    }
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-15
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-18
 _TIMED = ("train", "infer")
+
 
 def _changes(by_arm: dict[str, pd.DataFrame]) -> dict[str, Measured]:
     "Compute the change from plain to PRLE in per cent, round by round."
@@ -154,61 +192,81 @@ def _changes(by_arm: dict[str, pd.DataFrame]) -> dict[str, Measured]:
         changes[quantity] = Measured.of(change)
     return changes
 
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-19
 def _paper_efficiency(name: str, arm: str, quantity: str) -> float:
     "Return a number of the paper's Table VIII; for the arm `change`, the change in per cent."
     given = paper_table(8).set_index(["backbone", "arm"])[quantity]
-    if arm != "change": return given[name, arm]
+    if arm != "change":
+        return given[name, arm]
     return 100 * (given[name, "primary"] / given[name, "none"] - 1)
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-16
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-20
 def network_efficiency(
-    name: str, # of `COUNTED`
-    speed: pd.DataFrame, # from `read_throughput`
-) -> pd.DataFrame: # backbone, arm, quantity, value, low, high (of the rounds), rounds, paper
+    name: str,  # of `COUNTED`
+    speed: pd.DataFrame,  # from `read_throughput`
+) -> pd.DataFrame:  # backbone, arm, quantity, value, low, high (of the rounds), rounds, paper
     "Compare a network with and without PRLE; the arm `change` is in per cent, round by round."
     counts = _count(name)
     by_arm = {arm: speed[speed.arm == arm].set_index("round") for arm in ("none", "primary")}
-    found = {arm: counts | {q: Measured.of(table[q]) for q in _TIMED} for arm, table in by_arm.items()}
+    found = {
+        arm: counts | {q: Measured.of(table[q]) for q in _TIMED} for arm, table in by_arm.items()
+    }
     found["change"] = _changes(by_arm)
     rounds, rows = speed["round"].nunique(), []
     for arm, numbers in found.items():
         for quantity, measured in numbers.items():
-            row = dict(backbone=name, arm=arm, quantity=quantity, **measured._asdict(), rounds=rounds)
+            row = dict(
+                backbone=name, arm=arm, quantity=quantity, **measured._asdict(), rounds=rounds
+            )
             rows.append(row | dict(paper=_paper_efficiency(name, arm, quantity)))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-18
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-22
 _QUANTITIES = dict(
-    GFLOPs="GFLOPs (64 faces)", params="parameters (M)", train="training (faces/s)", infer="inference (faces/s)")
+    GFLOPs="GFLOPs (64 faces)",
+    params="parameters (M)",
+    train="training (faces/s)",
+    infer="inference (faces/s)",
+)
 _LINES = ("ours", "paper", "ours - paper")
 
-def _lines(r) -> tuple[str, str, str]: # as `_LINES`
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-23
+def _lines(r) -> tuple[str, str, str]:  # as `_LINES`
     "Format a number for the three rows of the table: ours, the paper's, and their difference."
     if r.quantity in ("GFLOPs", "params"):
         return f"{r.value:.2f}", f"{r.paper:.2f}", f"{100 * (r.value / r.paper - 1):+.2f}%"
     if r.arm == "change":
-        return f"{r.value:+.1f}% [{r.low:+.1f}, {r.high:+.1f}]", f"{r.paper:+.1f}%", f"{r.value - r.paper:+.1f}"
+        return (
+            f"{r.value:+.1f}% [{r.low:+.1f}, {r.high:+.1f}]",
+            f"{r.paper:+.1f}%",
+            f"{r.value - r.paper:+.1f}",
+        )
     return f"{r.value:.0f} [{r.low:.0f}, {r.high:.0f}]", f"{r.paper:.2f}", "other machine"
 
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-24
 def efficiency_table(
-    rows: pd.DataFrame, # from `network_efficiency`
+    rows: pd.DataFrame,  # from `network_efficiency`
 ) -> pd.DataFrame:
     "Format Table VIII for readers."
     shown, names = [], dict(none="plain", primary="+ PRLE", change="change")
     for (backbone, arm), group in rows.groupby(["backbone", "arm"], sort=False):
         lines = {line: {"backbone": backbone, "arm": names[arm], "": line} for line in _LINES}
-        for line in lines.values(): line |= dict.fromkeys(_QUANTITIES.values(), "")
+        for line in lines.values():
+            line |= dict.fromkeys(_QUANTITIES.values(), "")
         for r in group.itertuples():
-            for line, text in zip(_LINES, _lines(r)): lines[line][_QUANTITIES[r.quantity]] = text
+            for line, text in zip(_LINES, _lines(r)):
+                lines[line][_QUANTITIES[r.quantity]] = text
         shown += lines.values()
     return pd.DataFrame(shown)
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-21
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-27
 ROUNDS = Parameter("rounds", None, "of each arm; a further one warms up; None: 5, in smoke 1")
 
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-28
 @declare
 class Table8(Exhibit):
     "Table VIII: the cost of PRLE (Section IV-G)."
+
     notebook, headline, parameters = "table8_efficiency", True, (ROUNDS,)
 
     def cells(self, lab: Lab, rounds: int | None) -> Cells:
@@ -218,18 +276,21 @@ class Table8(Exhibit):
         "Measure Table VIII and return it."
         whole(values)
         rows = efficiency(lab, rounds)
-        brackets = f"in brackets the slowest and the fastest of {rows.rounds.max()} rounds, in turns"
+        brackets = (
+            f"in brackets the slowest and the fastest of {rows.rounds.max()} rounds, in turns"
+        )
         about = describe(lab, 1, list(COUNTED), on=(), brackets=brackets)
         caption = f"Table VIII: operations and parameters (published sizes), throughput (networks of the preset). {about}"
         yield TablePart("table8", rows, efficiency_table(rows), caption)
 
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-29
 def efficiency(
-    lab: Lab, # preset, data and store
-    rounds: int | None = None, # of each arm, see `timing_run`
-) -> pd.DataFrame: # as `network_efficiency`
+    lab: Lab,  # preset, data and store
+    rounds: int | None = None,  # of each arm, see `timing_run`
+) -> pd.DataFrame:  # as `network_efficiency`
     "Measure Table VIII: operations and parameters of the published sizes, throughput of the preset's networks."
     tables = []
-    for name in COUNTED: # one after the other, so that each is measured alone
+    for name in COUNTED:  # one after the other, so that each is measured alone
         speed = read_throughput(timing_run(lab, name, rounds=rounds))
         tables.append(network_efficiency(name, speed))
     return pd.concat(tables, ignore_index=True)

@@ -27,9 +27,10 @@ from ..lab.runs import RunFailed
 @dataclass(frozen=True)
 class Parameter:
     "A parameter of a notebook of the paper."
+
     name: str
-    default: Any # a literal
-    about: str # a line for people
+    default: Any  # a literal
+    about: str  # a line for people
 
     @property
     def literal(self) -> str:
@@ -37,127 +38,155 @@ class Parameter:
         return f'"{self.default}"' if isinstance(self.default, str) else repr(self.default)
 
 # %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-5
-PRESET = Parameter("preset", "mini", "smoke (seconds, only shows that it runs), mini (a laptop) or paper (GPU, real data sets)")
+PRESET = Parameter(
+    "preset",
+    "mini",
+    "smoke (seconds, only shows that it runs), mini (a laptop) or paper (GPU, real data sets)",
+)
 DATA = Parameter(
-    "data", None, "other data: a manifest, a folder of `prle forge`, or one that holds ff++/, dfdc/, df-1.0/, celeb-df/; "
-    "None: the preset's mini benchmark")
-OUTPUTS = Parameter("outputs", None, "folder for everything that is written; None: the project's outputs/")
+    "data",
+    None,
+    "a manifest, or a folder with one or with ff++/, dfdc/, df-1.0/, celeb-df/; None: the preset's own",
+)
+
+# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-6
+OUTPUTS = Parameter(
+    "outputs", None, "folder for everything that is written; None: the project's outputs/"
+)
 COMMON = (PRESET, DATA, OUTPUTS)
 "The parameters of every notebook."
 
 SEEDS = Parameter("seeds", 1, "trainings behind every number")
 
-# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-6
+# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-7
 def parameter_lines(
     parameters: Iterable[Parameter],
-) -> list[str]: # name = default # what it is, aligned
-    "Return parameters as lines of Python, with comments aligned."
-    codes = [(f"{p.name} = {p.literal}", p.about) for p in parameters]
-    width = max((len(code) for code, _ in codes), default=0)
-    return [f"{code:<{width}} # {about}" for code, about in codes]
+) -> list[str]:  # name = default  # what it is
+    "Return parameters as lines of Python."
+    return [f"{p.name} = {p.literal}  # {p.about}" for p in parameters]
 
-# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-9
+# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-10
 @dataclass(frozen=True)
 class Gap:
     "A cell without a number, and the reason."
+
     reason: str
+
 
 Cells = dict[Hashable, list[Wanted] | Gap]
 "Name of a cell -> the run of each seed."
 Values = dict[Hashable, list[Any] | Gap]
 "Name of a cell -> what was read for each seed."
 
-# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-10
+# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-11
 def seed_range(
-    seeds: int, # trainings behind every number
-) -> range: # `ValueError` for less than one
+    seeds: int,  # trainings behind every number
+) -> range:  # `ValueError` for less than one
     "Return the seeds behind a number, from 0."
-    if seeds < 1: raise ValueError(f"seeds must be 1 or more, not {seeds}.")
+    if seeds < 1:
+        raise ValueError(f"seeds must be 1 or more, not {seeds}.")
     return range(seeds)
 
-# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-11
+# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-12
 def as_it_is(run: Any) -> Any:
     "Return a run itself, for results that are read piece by piece."
     return run
 
+# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-13
 def read_cell(
-    lab: Lab, # which makes or has the runs
+    lab: Lab,  # which makes or has the runs
     cell: list[Wanted] | Gap,
 ) -> list[Any] | Gap:
     "Read the result of every seed, or return a gap if a run has failed."
-    if isinstance(cell, Gap): return cell
-    try: return [wanted.get(lab) for wanted in cell]
-    except RunFailed as e: return Gap(str(e))
+    if isinstance(cell, Gap):
+        return cell
+    try:
+        return [wanted.get(lab) for wanted in cell]
+    except RunFailed as e:
+        return Gap(str(e))
 
-# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-14
+# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-16
 def _show(*things: Any):
     "Display things in a notebook, one below the other; tuples are unpacked, texts printed."
     from IPython.display import display
-    for thing in things:
-        if isinstance(thing, tuple): _show(*thing)
-        elif isinstance(thing, str): print(thing)
-        elif thing is not None: display(thing)
 
-# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-15
+    for thing in things:
+        if isinstance(thing, tuple):
+            _show(*thing)
+        elif isinstance(thing, str):
+            print(thing)
+        elif thing is not None:
+            display(thing)
+
+# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-17
 @dataclass(frozen=True)
 class TablePart:
     "A table: every number for machines, and the cells for readers."
-    name: str # of its files, e.g. "table5"
-    rows: pd.DataFrame # every number
-    shown: pd.DataFrame # as people read it; `**` marks bold
-    caption: str # what it shows, on which data, with how many seeds
-    facts: dict = field(default_factory=dict) # what else its provenance says
-    extra: Any = None # what a notebook shows below it; a tuple: several things
 
-    def write(self, lab: Lab, **facts) -> Path: # of the Markdown
+    name: str  # of its files, e.g. "table5"
+    rows: pd.DataFrame  # every number
+    shown: pd.DataFrame  # as people read it; `**` marks bold
+    caption: str  # what it shows, on which data, with how many seeds
+    facts: dict = field(default_factory=dict)  # what else its provenance says
+    extra: Any = None  # what a notebook shows below it; a tuple: several things
+
+    def write(self, lab: Lab, **facts) -> Path:  # of the Markdown
         "Write the table and its provenance."
-        return write_table(lab, self.name, self.rows, self.shown, self.caption, **(facts | self.facts))
+        return write_table(
+            lab, self.name, self.rows, self.shown, self.caption, **(facts | self.facts)
+        )
 
     def show(self, path: Path):
         "Display the table as it was written, and what belongs below it."
         from IPython.display import Markdown
+
         _show(Markdown(path.read_text(encoding="utf-8")), self.extra)
 
-# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-16
+# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-18
 @dataclass(frozen=True)
 class FigurePart:
     "A figure with its caption."
-    name: str # of its files, e.g. "figure5"
-    figure: Figure
-    caption: str # what it shows, on which data
-    facts: dict = field(default_factory=dict) # what else its provenance says
-    extra: Any = None # what a notebook shows below it; a tuple: several things
 
-    def write(self, lab: Lab, **facts) -> Path: # of the PNG
+    name: str  # of its files, e.g. "figure5"
+    figure: Figure
+    caption: str  # what it shows, on which data
+    facts: dict = field(default_factory=dict)  # what else its provenance says
+    extra: Any = None  # what a notebook shows below it; a tuple: several things
+
+    def write(self, lab: Lab, **facts) -> Path:  # of the PNG
         "Write the figure and its provenance."
         path = write_figure(lab, self.name, self.figure, self.caption, **(facts | self.facts))
-        plt.close(self.figure) # a notebook would show it once more
+        plt.close(self.figure)  # a notebook would show it once more
         return path
 
     def show(self, path: Path):
         "Display the figure, its caption, and what belongs below it."
         _show(self.figure, self.caption, self.extra)
 
-# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-17
+# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-19
 @dataclass(frozen=True)
 class Made:
     "The tables and figures that a declaration has made, and where they were written."
+
     parts: list[TablePart | FigurePart]
-    paths: list[Path] # of each part
+    paths: list[Path]  # of each part
 
-    def show(self, *names: str): # none named: all
+    def show(self, *names: str):  # none named: all
         "Display parts in a notebook; all if none is named. Raise `ValueError` for an unknown name."
-        for name in names: check_choice(name, [part.name for part in self.parts], "part")
+        for name in names:
+            check_choice(name, [part.name for part in self.parts], "part")
         for part, path in zip(self.parts, self.paths):
-            if not names or part.name in names: part.show(path)
+            if not names or part.name in names:
+                part.show(path)
 
-# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-19
+# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-21
 class Exhibit:
     "A table or figure of the paper, declared once."
-    notebook: str # its file in nbs/paper, without .ipynb
-    parameters: tuple[Parameter, ...] = (SEEDS,) # besides `COMMON`
-    headline: bool = False # whether `prle reproduce` makes it when it is not told what
-    full: dict = {} # parameters that differ when everything is asked for
+
+    notebook: str  # its file in nbs/paper, without .ipynb
+    parameters: tuple[Parameter, ...] = (SEEDS,)  # besides `COMMON`
+    headline: bool = False  # whether `prle reproduce` makes it when it is not told what
+    full: dict = {}  # parameters that differ when everything is asked for
 
     def cells(self, lab: Lab, **settings) -> Cells:
         "Declare the runs that the exhibit needs; raise `ValueError` if this data cannot have it."
@@ -170,7 +199,8 @@ class Exhibit:
     def settings(self, **given) -> dict:
         "Return the value of each parameter; raise `ValueError` for an unknown one."
         defaults = {p.name: p.default for p in self.parameters}
-        for name in given: check_choice(name, defaults, f"parameter of {self.notebook}")
+        for name in given:
+            check_choice(name, defaults, f"parameter of {self.notebook}")
         return defaults | given
 
     def known(self, **given) -> dict:
@@ -180,8 +210,10 @@ class Exhibit:
     def plan(self, dry: Lab, **given):
         "Request all runs that the exhibit needs from a dry lab."
         for cell in self.cells(dry, **self.settings(**given)).values():
-            if isinstance(cell, Gap): continue
-            for wanted in cell: wanted.ask(dry)
+            if isinstance(cell, Gap):
+                continue
+            for wanted in cell:
+                wanted.ask(dry)
 
     def compute(self, lab: Lab, **given) -> list[TablePart | FigurePart]:
         "Make the runs that are not there, and return the tables and figures made from all."
@@ -197,36 +229,40 @@ class Exhibit:
         facts = dict(self.settings(**given), notebook=self.notebook)
         return Made(parts, [part.write(lab, **facts) for part in parts])
 
-# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-20
+# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-22
 def parameters_cell(
     exhibit: Exhibit,
 ) -> str:
     "Return the source of a notebook's cell that is tagged `parameters`."
     return "\n".join(parameter_lines([PRESET, *exhibit.parameters, DATA, OUTPUTS]))
 
-# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-22
+# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-24
 def whole(
-    values: Values, # from cells
+    values: Values,  # from cells
 ) -> dict[Hashable, list[Any]]:
     "Return the values if there is no gap; raise `ValueError` with the reason of the first otherwise."
     for value in values.values():
-        if isinstance(value, Gap): raise ValueError(value.reason)
+        if isinstance(value, Gap):
+            raise ValueError(value.reason)
     return values
 
-# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-24
+# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-26
 PAPER: dict[str, Exhibit] = {}
 "All declared tables and figures, by notebook."
 
+
 def declare(
-    kind: type[Exhibit], # whose notebook and methods are given
-) -> type[Exhibit]: # the same
+    kind: type[Exhibit],  # whose notebook and methods are given
+) -> type[Exhibit]:  # the same
     "Register a table or figure of the paper; a class decorator."
     PAPER[kind.notebook] = kind()
     return kind
 
-def exhibits() -> dict[str, Exhibit]: # by notebook
+# %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-27
+def exhibits() -> dict[str, Exhibit]:  # by notebook
     "Return all declared tables and figures in the order in which they are run."
     return {exhibit.notebook: exhibit for exhibit in sorted(PAPER.values(), key=_place)}
+
 
 def _place(exhibit: Exhibit) -> tuple[bool, int, int]:
     "Return the sort key of an exhibit: headlines first; then tables, figures, others; then by number."

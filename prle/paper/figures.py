@@ -26,16 +26,53 @@ from matplotlib.patches import ConnectionPatch
 from matplotlib.ticker import NullFormatter
 
 from ..core import rng
-from .comparisons import (HIGH, LOW, PLAIN_AND_PRLE, PRIMARY, Arm, Variant, arms_of, compare, control_cells,
-                              estimate_each, gaps, masked_accuracy, masked_cells, paper_names, paper_tests, score_cells,
-                              split_subsets, wanted_statistics)
+from prle.paper.comparisons import (
+    HIGH,
+    LOW,
+    PLAIN_AND_PRLE,
+    PRIMARY,
+    Arm,
+    Variant,
+    arms_of,
+    compare,
+    control_cells,
+    estimate_each,
+    gaps,
+    masked_accuracy,
+    masked_cells,
+    paper_names,
+    paper_tests,
+    score_cells,
+    split_subsets,
+    wanted_statistics,
+)
 from ..lab.configs import IDENTITY, FusionConfig, Zoo
 from ..data.crops import read_rgb
 from ..data.crops import read_quantiles
-from .exhibits import SEEDS, Cells, Exhibit, FigurePart, Parameter, TablePart, Values, as_it_is, declare, whole
+from prle.paper.exhibits import (
+    SEEDS,
+    Cells,
+    Exhibit,
+    FigurePart,
+    Parameter,
+    TablePart,
+    Values,
+    as_it_is,
+    declare,
+    whole,
+)
 from ..lab.experiments import BINS, Lab, Run, Wanted, fused_batches, quantile_folder
 from ..masking import region
-from .numbers import BACKBONES, COLUMN_WIDTH, FIGURE6, PAGE_WIDTH, TARGET_SETS, describe, interval, show_image
+from prle.paper.numbers import (
+    BACKBONES,
+    COLUMN_WIDTH,
+    FIGURE6,
+    PAGE_WIDTH,
+    TARGET_SETS,
+    describe,
+    interval,
+    show_image,
+)
 from ..lab.runs import run_file
 from .tables import ArmExhibit
 from ..trust import below, read_array, read_digests, read_table
@@ -44,11 +81,12 @@ from ..trust import below, read_array, read_digests, read_table
 SMALL = dict(fontsize=8)
 "The letters of panels."
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-5
 def pick_fakes(
-    rows: pd.DataFrame, # of a manifest
-    n: int, # people
-    *key, # of the draw
-) -> list[int]: # positions in `rows`
+    rows: pd.DataFrame,  # of a manifest
+    n: int,  # people
+    *key,  # of the draw
+) -> list[int]:  # positions in `rows`
     "Draw at random one fake of each of `n` people."
     fakes, draw = rows.reset_index(drop=True).query("label == 1"), rng(*key)
     chosen = []
@@ -56,104 +94,119 @@ def pick_fakes(
         chosen.append(int(draw.choice(fakes.index[fakes.identity == person])))
     return chosen
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-6
 def pick_faces(
-    lab: Lab, # its manipulations
-    n: int, # fakes of each
-    seed: int = 0, # of the choice
-) -> dict[str, list[int]]: # manipulation -> rows of `lab.train_faces`
+    lab: Lab,  # its manipulations
+    n: int,  # fakes of each
+    seed: int = 0,  # of the choice
+) -> dict[str, list[int]]:  # manipulation -> rows of `lab.train_faces`
     "Draw at random `n` training fakes of each manipulation; those of one manipulation show different people."
     return {s: pick_fakes(lab.train_faces(s), n, "faces", seed, s) for s in lab.subsets}
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-7
 def read_face(
-    rows: pd.DataFrame, # of a manifest
-    i: int, # position in it
-) -> np.ndarray: # (H, W, 3) uint8, RGB
+    rows: pd.DataFrame,  # of a manifest
+    i: int,  # position in it
+) -> np.ndarray:  # (H, W, 3) uint8, RGB
     "Read one face of a manifest."
     return read_rgb(below(rows.attrs["root"], rows.path.iloc[i]))
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-7
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-10
 @dataclass(frozen=True)
 class MappedFace:
     "A training face, and what each detector of a zoo attends to."
-    image: np.ndarray # (H, W, 3) uint8, RGB
-    maps: dict[str, Run] # backbone -> its maps of all training faces
-    row: int # which of them it is
 
-    def fused(self, fusion: FusionConfig, *backbones: str) -> np.ndarray: # (H, W) in [0, 1]
+    image: np.ndarray  # (H, W, 3) uint8, RGB
+    maps: dict[str, Run]  # backbone -> its maps of all training faces
+    row: int  # which of them it is
+
+    def fused(self, fusion: FusionConfig, *backbones: str) -> np.ndarray:  # (H, W) in [0, 1]
         "Fuse the maps of the named backbones, or of all."
         runs = [self.maps[name] for name in backbones or self.maps]
         batch = next(fused_batches(runs, fusion, len(self.image), rows=[self.row]))
         return batch[0].numpy()
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-11
 @dataclass(frozen=True)
 class RankedFace(MappedFace):
     "A training face, what a zoo attends to, and the ranks of the attended pixels."
-    quantiles: np.ndarray # (H, W) uint16: 0 where nothing is attended
 
-    def region(self, alpha: float) -> np.ndarray: # (H, W) bool
+    quantiles: np.ndarray  # (H, W) uint16: 0 where nothing is attended
+
+    def region(self, alpha: float) -> np.ndarray:  # (H, W) bool
         "Return the region of the highest ranked share of the attended pixels (Eq. 10)."
         return region(torch.from_numpy(self.quantiles), alpha).numpy()
 
-    def masked(self, alpha: float) -> np.ndarray: # (H, W, 3) uint8
+    def masked(self, alpha: float) -> np.ndarray:  # (H, W, 3) uint8
         "Return the face with that region set to zero (Eq. 11)."
         return np.where(self.region(alpha)[..., None], np.uint8(0), self.image)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-9
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-13
 def map_cells(
-    subsets: Iterable[str], # manipulations
-    seed: int, # of the zoo
-) -> Cells: # "maps", manipulation -> the runs with each detector's maps of the training faces
+    subsets: Iterable[str],  # manipulations
+    seed: int,  # of the zoo
+) -> Cells:  # "maps", manipulation -> the runs with each detector's maps of the training faces
     "Declare the maps of each detector of a zoo."
     return {("maps", subset): [_wanted_maps(Zoo(subset, seed))] for subset in subsets}
+
 
 def _wanted_maps(zoo: Zoo) -> Wanted:
     "Declare the maps of a zoo."
     return Wanted(lambda lab: lab.maps(zoo), as_it_is)
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-14
 def rank_cells(
-    subsets: Iterable[str], # manipulations
-    seed: int, # of the zoo
-) -> Cells: # as `map_cells`, and "quantiles", manipulation -> the folder of the quantile maps
+    subsets: Iterable[str],  # manipulations
+    seed: int,  # of the zoo
+) -> Cells:  # as `map_cells`, and "quantiles", manipulation -> the folder of the quantile maps
     "Declare the maps of each detector of a zoo, and the zoo's quantile maps."
     cells = map_cells(subsets, seed)
-    return cells | {("quantiles", subset): [_wanted_ranks(Zoo(subset, seed))] for _, subset in cells}
+    return cells | {
+        ("quantiles", subset): [_wanted_ranks(Zoo(subset, seed))] for _, subset in cells
+    }
+
 
 def _wanted_ranks(zoo: Zoo) -> Wanted:
     "Declare the quantile maps of a zoo."
     return Wanted(lambda lab: lab.quantiles(zoo), quantile_folder)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-10
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-15
 def mapped_face(
-    lab: Lab, # its training faces
-    values: Values, # of `map_cells`
-    subset: str, # manipulation
-    row: int, # of `lab.train_faces(subset)`
+    lab: Lab,  # its training faces
+    values: Values,  # of `map_cells`
+    subset: str,  # manipulation
+    row: int,  # of `lab.train_faces(subset)`
 ) -> MappedFace:
     "Read a training face and what each detector of the zoo attends to."
     [runs] = values["maps", subset]
-    return MappedFace(read_face(lab.train_faces(subset), row), dict(zip(lab.preset.backbones, runs)), row)
+    return MappedFace(
+        read_face(lab.train_faces(subset), row), dict(zip(lab.preset.backbones, runs)), row
+    )
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-16
 def ranked_face(
-    lab: Lab, # its training faces
-    values: Values, # of `rank_cells`
-    subset: str, # manipulation
-    row: int, # of `lab.train_faces(subset)`
+    lab: Lab,  # its training faces
+    values: Values,  # of `rank_cells`
+    subset: str,  # manipulation
+    row: int,  # of `lab.train_faces(subset)`
 ) -> RankedFace:
     "Read a training face, what the zoo attends to, and the ranks of the attended pixels."
     face, [folder] = mapped_face(lab, values, subset, row), values["quantiles", subset]
     path = Path(lab.train_faces(subset).path.iloc[row]).with_suffix(".png")
-    quantiles = read_quantiles(folder/path, read_digests(folder)[path.as_posix()])
+    quantiles = read_quantiles(folder / path, read_digests(folder)[path.as_posix()])
     return RankedFace(face.image, face.maps, row, quantiles)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-12
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-18
 STYLES = {"none": dict(color="C0", marker="o"), "primary": dict(color="C1", marker="s")}
 LABELS = {"none": "plain", "primary": "+ PRLE"}
+
 
 def _draw_points(ax: plt.Axes, x: Sequence[float], rows: pd.DataFrame, **style):
     "Draw values with their intervals; those of very few people may not include the value."
     ends = np.maximum(0, [rows.value - rows.low, rows.high - rows.value])
     ax.errorbar(x, rows.value, yerr=ends, linestyle="none", capsize=2, markersize=4, **style)
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-19
 def _draw_both_arms(ax: plt.Axes, rows: pd.DataFrame, by: str, names: Sequence[str]):
     "Draw plain and PRLE beside each other, one group for each of `names` in the column `by`."
     for shift, (arm, style) in zip((-0.15, 0.15), STYLES.items()):
@@ -162,19 +215,21 @@ def _draw_both_arms(ax: plt.Axes, rows: pd.DataFrame, by: str, names: Sequence[s
     ax.set(xticks=range(len(names)), xlim=(-0.6, len(names) - 0.4))
     ax.axhline(50, color="0.6", linewidth=0.8, linestyle=":")
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-15
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-22
 FIGURE1 = ("NT", "FS")
 "What the detectors of Figure 1 are trained on."
 _PAIRS = [("NT", "NT"), ("NT", "FS"), ("FS", "FS"), ("FS", "NT")]
+
 
 def figure1_arms() -> list[Arm]:
     "Return plain and PRLE arms of Xception, trained on NT and on FS."
     return [arm for train in FIGURE1 for arm in arms_of(["Xception"], PLAIN_AND_PRLE, train)]
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-23
 def figure1_faces(
-    faces: pd.DataFrame, # all test faces
-    n: int, # of each manipulation
-) -> dict[str, np.ndarray]: # manipulation -> positions
+    faces: pd.DataFrame,  # all test faces
+    n: int,  # of each manipulation
+) -> dict[str, np.ndarray]:  # manipulation -> positions
     "Draw at random the test fakes of Figure 1."
     chosen = {}
     for subset in FIGURE1:
@@ -183,16 +238,18 @@ def figure1_faces(
         chosen[subset] = np.flatnonzero(of_subset)[picks]
     return chosen
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-16
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-24
 def _draw_attention(part, faces: pd.DataFrame, maps: dict[str, Run], size: int):
     "Draw where each plain detector looks on fakes of its own manipulation."
     chosen = figure1_faces(faces, 3)
     axes = part.subplots(2, max(map(len, chosen.values())), squeeze=False)
     for row, (train, positions) in zip(axes, chosen.items()):
         heats = next(fused_batches([maps[train]], IDENTITY, size, positions)).numpy()
-        for ax, i, heat in zip(row, positions, heats): show_image(ax, read_face(faces, i), heat)
+        for ax, i, heat in zip(row, positions, heats):
+            show_image(ax, read_face(faces, i), heat)
         row[0].set_ylabel(f"trained on {train}", **SMALL)
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-25
 def _draw_inside_and_across(part, rows: pd.DataFrame):
     "Draw the AUC within a manipulation and across manipulations."
     ax = part.subplots()
@@ -201,8 +258,11 @@ def _draw_inside_and_across(part, rows: pd.DataFrame):
     _draw_both_arms(ax, pairs, "pair", ["\n".join(pair) for pair in _PAIRS])
     ax.set_xticklabels([f"{train}\n\u2193\n{test}" for train, test in _PAIRS], **SMALL)
     ax.set(ylabel="AUC (%)", ylim=(None, 102))
-    part.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=2, **SMALL)
+    part.legend(
+        *ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=2, **SMALL
+    )
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-26
 def _draw_masked_form(part, face: RankedFace):
     "Draw a face of FS and its masked form."
     whole_ax, masked_ax = part.subplots(2, 1)
@@ -211,12 +271,14 @@ def _draw_masked_form(part, face: RankedFace):
     show_image(masked_ax, face.masked(0.5))
     masked_ax.set_title("FS$_\\rho$, $\\alpha$ = 0.5", **SMALL)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-17
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-27
 def draw_figure1(
-    faces: pd.DataFrame, # all test faces
-    maps: dict[str, Run], # manipulation -> attention on them of the detector that was trained on it
-    rows: pd.DataFrame, # from `compare`
-    face: RankedFace, # of FS
+    faces: pd.DataFrame,  # all test faces
+    maps: dict[
+        str, Run
+    ],  # manipulation -> attention on them of the detector that was trained on it
+    rows: pd.DataFrame,  # from `compare`
+    face: RankedFace,  # of FS
 ) -> Figure:
     "Draw where detectors look, their AUC inside and across, and a face with its masked form (Figure 1)."
     figure = plt.figure(figsize=(PAGE_WIDTH, 2.7), layout="constrained")
@@ -226,17 +288,19 @@ def draw_figure1(
     _draw_masked_form(right, face)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-18
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-28
 @declare
 class Figure1(Exhibit):
     "Figure 1: attention of detectors trained on NT and on FS, and their AUC within and across (Section I)."
+
     notebook, headline = "figure1_attention", True
 
     def cells(self, lab: Lab, seeds: int) -> Cells:
         "Declare the scores, the attention of the plain arms, and the ranks on FS."
         cells = score_cells(figure1_arms(), seeds) | rank_cells(["FS"], 0)
         for arm in figure1_arms():
-            if arm.name == "none": cells["attention", arm.train] = [wanted_attention(arm, 0)]
+            if arm.name == "none":
+                cells["attention", arm.train] = [wanted_attention(arm, 0)]
         return cells
 
     def parts(self, lab: Lab, values: Values, seeds: int) -> Iterator[FigurePart]:
@@ -253,50 +317,74 @@ class Figure1(Exhibit):
         numbers = rows[rows.test.isin(FIGURE1)].drop(columns="note").round(1)
         yield FigurePart("figure1", figure, caption, extra=numbers)
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-29
 def wanted_attention(
-    arm: Arm, # that localizes
-    seed: int, # of its training
-    split: str = "test", # or a target set
-) -> Wanted: # the run with its maps
+    arm: Arm,  # that localizes
+    seed: int,  # of its training
+    split: str = "test",  # or a target set
+) -> Wanted:  # the run with its maps
     "Declare the attention maps of an arm's detector."
     return Wanted(lambda lab: lab.attention(arm.run(lab, seed), split), as_it_is)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-20
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-31
 def _draw_arrow(figure: Figure, start: plt.Axes, end: plt.Axes):
     "Draw an arrow from one panel to the next."
-    style = dict(arrowstyle="-|>", color="0.35", linewidth=1, mutation_scale=8, shrinkA=1, shrinkB=1)
+    style = dict(
+        arrowstyle="-|>", color="0.35", linewidth=1, mutation_scale=8, shrinkA=1, shrinkB=1
+    )
     ends = dict(axesA=start, axesB=end, coordsA="axes fraction", coordsB="axes fraction")
     figure.add_artist(ConnectionPatch((1.03, 0.5), (-0.05, 0.5), **ends, **style))
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-32
 def _draw_panel(ax: plt.Axes, title: str, draw, *images: np.ndarray):
     "Draw a picture in a frame."
     draw(ax, *images)
     ax.set(xticks=[], yticks=[])
-    for spine in ax.spines.values(): spine.set(visible=True, color="0.6", linewidth=0.6)
+    for spine in ax.spines.values():
+        spine.set(visible=True, color="0.6", linewidth=0.6)
     ax.set_title(title, **SMALL)
+
 
 def _show_mask(ax: plt.Axes, mask: np.ndarray):
     "Show a binary mask, white inside."
     ax.imshow(mask, cmap="gray", vmin=0, vmax=1)
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-33
 def _show_ranks(ax: plt.Axes, quantiles: np.ndarray):
     "Show the ranks of the attended pixels, the lowest quantiles dark; nothing where there is no attention."
     ax.imshow(np.where(quantiles > 0, quantiles / 65535, np.nan), cmap="viridis", vmin=0, vmax=1)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-21
-_PLACES2 = dict( # panel of Figure 2 -> row, column
-    face=(1, 0), first=(0, 1), second=(1, 1), third=(2, 1), average=(0, 2), neighbours=(2, 2),
-    fused=(1, 3), binary=(0, 4), kept=(2, 4), masked=(1, 5))
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-34
+_PLACES2 = dict(  # panel of Figure 2 -> row, column
+    face=(1, 0),
+    first=(0, 1),
+    second=(1, 1),
+    third=(2, 1),
+    average=(0, 2),
+    neighbours=(2, 2),
+    fused=(1, 3),
+    binary=(0, 4),
+    kept=(2, 4),
+    masked=(1, 5),
+)
+
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-35
 _ARROWS2 = [
     *(("face", detector) for detector in ("first", "second", "third")),
     *product(("first", "second", "third"), ("average", "neighbours")),
-    ("average", "fused"), ("neighbours", "fused"), ("fused", "binary"), ("fused", "kept"),
-    ("binary", "masked"), ("kept", "masked")]
+    ("average", "fused"),
+    ("neighbours", "fused"),
+    ("fused", "binary"),
+    ("fused", "kept"),
+    ("binary", "masked"),
+    ("kept", "masked"),
+]
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-36
 def draw_figure2(
     face: RankedFace,
-    subset: str, # manipulation of the face
-    alpha: float = 0.5, # of the mask
+    subset: str,  # manipulation of the face
+    alpha: float = 0.5,  # of the mask
 ) -> Figure:
     "Draw the method from a face to its masked form, every panel a real intermediate result (Figure 2)."
     figure = plt.figure(figsize=(PAGE_WIDTH, 3.3), layout="constrained")
@@ -305,22 +393,25 @@ def draw_figure2(
     _draw_panel(ax["face"], f"face ({subset})", show_image, face.image)
     for panel, name in zip(("first", "second", "third"), face.maps):
         _draw_panel(ax[panel], name, show_image, face.image, face.fused(IDENTITY, name))
-    _draw_panel(ax["average"], "average > $\\tau_1$\nEq. 6", show_image, face.image, face.fused(HIGH))
+    _draw_panel(
+        ax["average"], "average > $\\tau_1$\nEq. 6", show_image, face.image, face.fused(HIGH)
+    )
     literal = face.fused(FusionConfig("neighbour-literal"))
     _draw_panel(ax["neighbours"], "neighbours\nEq. 7, 8", show_image, face.image, literal)
     _draw_panel(ax["fused"], "fused map", show_image, face.image, face.fused(FusionConfig()))
     _draw_panel(ax["binary"], "mask $M_b$\nEq. 4", _show_mask, face.quantiles > 0)
     _draw_panel(ax["kept"], f"highest {alpha:.0%}\nEq. 10", _show_mask, face.region(alpha))
     _draw_panel(ax["masked"], "masked face\nEq. 11", show_image, face.masked(alpha))
-    for start, end in _ARROWS2: _draw_arrow(figure, ax[start], ax[end])
+    for start, end in _ARROWS2:
+        _draw_arrow(figure, ax[start], ax[end])
     figure.suptitle("static localization" + " " * 62 + "dynamic exploitation", **SMALL)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-22
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-37
 def draw_figure4(
     face: RankedFace,
-    subset: str, # manipulation of the face
-    alphas: Sequence[float] = (0.2, 0.5, 1.0), # of three epochs
+    subset: str,  # manipulation of the face
+    alphas: Sequence[float] = (0.2, 0.5, 1.0),  # of three epochs
 ) -> Figure:
     "Draw dynamic exploitation: mask conversion, sorting, and what three draws of alpha leave of a face (Figure 4)."
     figure = plt.figure(figsize=(PAGE_WIDTH, 3.3), layout="constrained")
@@ -333,21 +424,29 @@ def draw_figure4(
     _draw_panel(ax["ranks"], "2) sorting,\nfirst is dark", _show_ranks, face.quantiles)
     for row, alpha in enumerate(alphas):
         refined, masked = figure.add_subplot(grid[row, 3]), figure.add_subplot(grid[row, 4])
-        _draw_panel(refined, f"$V_\\alpha \\odot M_b$, $\\alpha$ = {alpha:g}", _show_mask, face.region(alpha))
+        _draw_panel(
+            refined,
+            f"$V_\\alpha \\odot M_b$, $\\alpha$ = {alpha:g}",
+            _show_mask,
+            face.region(alpha),
+        )
         _draw_panel(masked, "masked face", show_image, face.masked(alpha))
-        for panel in ("binary", "ranks"): _draw_arrow(figure, ax[panel], refined)
+        for panel in ("binary", "ranks"):
+            _draw_arrow(figure, ax[panel], refined)
         _draw_arrow(figure, refined, masked)
     for start, end in (("face", "fused"), ("fused", "binary"), ("fused", "ranks")):
         _draw_arrow(figure, ax[start], ax[end])
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-23
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-38
 SEED_OF_FACE = Parameter("seed", 0, "of the zoo and of the choice of the face")
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-39
 class OneFace(Exhibit):
     "A figure of one training face, drawn at random."
+
     headline = True
-    name: str # of its files
+    name: str  # of its files
 
     def draw(self, face: RankedFace, subset: str) -> Figure:
         "Draw the figure of this face."
@@ -367,10 +466,11 @@ class OneFace(Exhibit):
         caption = f"{self.caption(seed)} {describe(lab, 1, on=(), brackets='')}"
         yield FigurePart(self.name, self.draw(face, subset), caption)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-24
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-40
 @declare
 class Figure2(OneFace):
     "Figure 2: the method at a glance (Section III)."
+
     notebook, name = "figure2_overview", "figure2"
     parameters = (SEED_OF_FACE, Parameter("subset", "DF", "manipulation of the face"))
 
@@ -380,46 +480,57 @@ class Figure2(OneFace):
     def caption(self, seed: int) -> str:
         return f"Figure 2: from a face to its masked form, all panels computed for this face, drawn at random (seed {seed})."
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-26
-FIGURE3 = {"average, low $\\tau_1$": LOW, "average, high $\\tau_1$": HIGH, "neighbouring": FusionConfig()}
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-42
+FIGURE3 = {
+    "average, low $\\tau_1$": LOW,
+    "average, high $\\tau_1$": HIGH,
+    "neighbouring": FusionConfig(),
+}
 "The rows of Figure 3 and how they are fused."
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-43
 def read_attended_values(
-    run: Run, # from `Lab.statistics`
-) -> np.ndarray: # (BINS,) pixels
+    run: Run,  # from `Lab.statistics`
+) -> np.ndarray:  # (BINS,) pixels
     "Count the pixels of the training faces in each bin of attention values, zeros left out."
     counts = read_array(run_file(run.path, "histogram.npy"))
     attended = read_table(run_file(run.path, "shares.parquet"))["above 0"]
     counts[0] -= counts.sum() - round(attended.mean() * counts.sum())
     return counts
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-27
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-44
 def draw_figure3(
-    faces: dict[str, MappedFace], # manipulation -> a face
-    counts: dict[str, np.ndarray], # row of `FIGURE3` -> pixels of all training faces in each bin
+    faces: dict[str, MappedFace],  # manipulation -> a face
+    counts: dict[str, np.ndarray],  # row of `FIGURE3` -> pixels of all training faces in each bin
 ) -> Figure:
     "Draw heat maps of the three static methods (left) and the distribution of their attention values (right)."
     figure = plt.figure(figsize=(PAGE_WIDTH, 3.1), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(3, 2))
     axes = left.subplots(len(FIGURE3), len(faces), squeeze=False)
     for column, (subset, face) in zip(axes.T, faces.items()):
-        for ax, fusion in zip(column, FIGURE3.values()): show_image(ax, face.image, face.fused(fusion))
+        for ax, fusion in zip(column, FIGURE3.values()):
+            show_image(ax, face.image, face.fused(fusion))
         column[0].set_title(subset, **SMALL)
-    for ax, name in zip(axes[:, 0], FIGURE3): ax.set_ylabel(name.replace(", ", ",\n"), **SMALL)
+    for ax, name in zip(axes[:, 0], FIGURE3):
+        ax.set_ylabel(name.replace(", ", ",\n"), **SMALL)
     ax = right.subplots()
     for (name, pixels), style in zip(counts.items(), (":", "--", "-")):
         ax.stairs(pixels, np.linspace(0, 1, BINS + 1), label=name, linestyle=style, linewidth=1.6)
-    ax.set(xlabel="attention value", ylabel="pixels of all training faces", yscale="log", xlim=(0, 1))
+    ax.set(
+        xlabel="attention value", ylabel="pixels of all training faces", yscale="log", xlim=(0, 1)
+    )
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.legend(frameon=False, **SMALL)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-28
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-45
 SEED_OF_FACES = Parameter("seed", 0, "of the zoo and of the choice of faces")
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-46
 @declare
 class Figure3(Exhibit):
     "Figure 3: what the static methods localize (Section III-B)."
+
     notebook, headline, parameters = "figure3_static_maps", True, (SEED_OF_FACES,)
 
     def cells(self, lab: Lab, seed: int) -> Cells:
@@ -433,17 +544,22 @@ class Figure3(Exhibit):
     def parts(self, lab: Lab, values: Values, seed: int) -> Iterator[FigurePart]:
         "Return Figure 3."
         values = whole(values)
-        faces = {s: mapped_face(lab, values, s, rows[0]) for s, rows in pick_faces(lab, 1, seed).items()}
+        faces = {
+            s: mapped_face(lab, values, s, rows[0]) for s, rows in pick_faces(lab, 1, seed).items()
+        }
         counts = {name: sum(values[name, s][0] for s in lab.subsets) for name in FIGURE3}
         about = describe(lab, 1, on=(), brackets="")
-        caption = (f"Figure 3: fused maps on training fakes drawn at random (seed {seed}, left) and the attention values above 0 "
-                   f"of all training faces (right). {about}")
+        caption = (
+            f"Figure 3: fused maps on training fakes drawn at random (seed {seed}, left) and the attention values above 0 "
+            f"of all training faces (right). {about}"
+        )
         yield FigurePart("figure3", draw_figure3(faces, counts), caption)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-29
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-47
 @declare
 class Figure4(OneFace):
     "Figure 4: dynamic exploitation (Section III-C)."
+
     notebook, name = "figure4_exploitation", "figure4"
     parameters = (SEED_OF_FACE, Parameter("subset", "NT", "manipulation of the face"))
 
@@ -453,9 +569,9 @@ class Figure4(OneFace):
     def caption(self, seed: int) -> str:
         return f"Figure 4: mask conversion, sorting, and the masks of three values of α, for one face, drawn at random (seed {seed})."
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-31
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-49
 def draw_figure5(
-    rows: pd.DataFrame, # from `compare`
+    rows: pd.DataFrame,  # from `compare`
 ) -> Figure:
     "Draw the average AUC over the target sets of detectors trained on DF or on FS only."
     names = [b for b in BACKBONES if b in set(rows.backbone)]
@@ -468,14 +584,15 @@ def draw_figure5(
     axes[0].legend(frameon=False, **SMALL)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-32
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-50
 def _intervals(rows: pd.DataFrame) -> list[str]:
     "Format numbers with their intervals."
     return [interval(r.value, r.low, r.high) for r in rows.itertuples()]
 
+
 def figure5_table(
-    rows: pd.DataFrame, # from `compare`
-) -> pd.DataFrame: # a row a training and backbone, a column an arm
+    rows: pd.DataFrame,  # from `compare`
+) -> pd.DataFrame:  # a row a training and backbone, a column an arm
     "Format the averages of Figure 5 as a table."
     average = rows[rows.test == "AVG"]
     heads = ["train", "backbone"]
@@ -483,82 +600,119 @@ def figure5_table(
     order = list(average[heads].drop_duplicates().itertuples(index=False, name=None))
     return shown.loc[order].reset_index()
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-51
 @declare
 class Figure5(ArmExhibit):
     "Figure 5: detectors trained on DF or on FS only (Section IV-C2)."
+
     notebook = "figure5_single_training"
 
     def trainings(self, lab: Lab) -> list[str]:
         return ["DF", "FS"]
 
-    def parts(self, lab: Lab, values: Values, seeds: int, **which) -> Iterator[TablePart | FigurePart]:
+    def parts(
+        self, lab: Lab, values: Values, seeds: int, **which
+    ) -> Iterator[TablePart | FigurePart]:
         "Return Figure 5 and its table."
         rows = self.rows(lab, values)
-        caption = ("Figure 5: average AUC (%) over the target sets of detectors trained on DF or FS only. "
-                   + self.about(lab, seeds, rows))
+        caption = (
+            "Figure 5: average AUC (%) over the target sets of detectors trained on DF or FS only. "
+            + self.about(lab, seeds, rows)
+        )
         yield FigurePart("figure5", draw_figure5(rows), caption)
         yield TablePart("figure5", rows, figure5_table(rows), caption)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-34
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-53
 def add_figure6(
-    lab: Lab, # whose target sets
-    rows: pd.DataFrame, # from `compare`
-) -> pd.DataFrame: # the same, and the column paper
+    lab: Lab,  # whose target sets
+    rows: pd.DataFrame,  # from `compare`
+) -> pd.DataFrame:  # the same, and the column paper
     """Add the averages from the paper's text to ours.
 
     They are over all three target sets: NaN where this data lacks one."""
-    given = {str(n): auc for n, auc in FIGURE6.items()} if set(paper_tests(lab, 2)) == set(TARGET_SETS) else {}
+    given = (
+        {str(n): auc for n, auc in FIGURE6.items()}
+        if set(paper_tests(lab, 2)) == set(TARGET_SETS)
+        else {}
+    )
     of_paper = (rows.backbone == "EfficientNet") & (rows.test == "AVG") & (rows.measure == "AUC")
     return rows.assign(paper=rows.arm.map(given).where(of_paper))
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-35
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-54
 def _draw_zoo_sizes(ax: plt.Axes, part: pd.DataFrame):
     "Draw AUC and ACC of one backbone against the number of detectors."
-    for measure, style in (("AUC", dict(color="C0", marker="o")), ("ACC", dict(color="C1", marker="s"))):
+    for measure, style in (
+        ("AUC", dict(color="C0", marker="o")),
+        ("ACC", dict(color="C1", marker="s")),
+    ):
         values = part[part.measure == measure]
         _draw_points(ax, values.arm.astype(int), values, label=measure, **style)
         ax.plot(values.arm.astype(int), values.value, color=style["color"], linewidth=1)
     given = part[part.paper.notna()]
     if len(given):
-        ax.plot(given.arm.astype(int), given.paper, "--", marker="x", color="0.4", linewidth=1, label="AUC, paper's data")
+        ax.plot(
+            given.arm.astype(int),
+            given.paper,
+            "--",
+            marker="x",
+            color="0.4",
+            linewidth=1,
+            label="AUC, paper's data",
+        )
     ax.set(xticks=sorted(part.arm.astype(int).unique()))
-    ax.set_xticklabels([f"+{b[0]}." for b in BACKBONES[:part.arm.nunique()]])
+    ax.set_xticklabels([f"+{b[0]}." for b in BACKBONES[: part.arm.nunique()]])
     ax.legend(frameon=False, **SMALL)
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-55
 def draw_figure6(
-    rows: pd.DataFrame, # from `add_figure6`
+    rows: pd.DataFrame,  # from `add_figure6`
 ) -> Figure:
     "Draw average AUC and ACC against the number of detectors in the fusion."
     names = list(rows.backbone.unique())
     width = PAGE_WIDTH if len(names) > 1 else COLUMN_WIDTH
-    figure, [axes] = plt.subplots(1, len(names), figsize=(width, 2.4), sharey=True, layout="constrained", squeeze=False)
+    figure, [axes] = plt.subplots(
+        1, len(names), figsize=(width, 2.4), sharey=True, layout="constrained", squeeze=False
+    )
     for ax, name, letter in zip(axes, names, "abcde"):
-        _draw_zoo_sizes(ax, rows[(rows.backbone == name) & (rows.test == "AVG") & ~rows.arm.str.contains(" - ")])
+        _draw_zoo_sizes(
+            ax, rows[(rows.backbone == name) & (rows.test == "AVG") & ~rows.arm.str.contains(" - ")]
+        )
         ax.set_title(f"({letter}) {name}", **SMALL)
     axes[0].set_ylabel("average over the target sets (%)")
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-36
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-56
 def figure6_table(
-    rows: pd.DataFrame, # from `add_figure6`
-) -> pd.DataFrame: # a row a backbone, measure and kind; a column a number of detectors
+    rows: pd.DataFrame,  # from `add_figure6`
+) -> pd.DataFrame:  # a row a backbone, measure and kind; a column a number of detectors
     "Format the averages of Figure 6 as a table, ours above the paper's."
     average = rows[(rows.test == "AVG") & ~rows.arm.str.contains(" - ")]
     given = average[average.paper.notna()]
     parts = [
         average.assign(kind="ours", cell=_intervals(average)),
         given.assign(kind="paper", cell=given.paper.map("{:.2f}".format)),
-        given.assign(kind="ours - paper", cell=(given.value - given.paper).map("{:+.1f}".format))]
-    shown = pd.concat(parts).pivot(index=["backbone", "measure", "kind"], columns="arm", values="cell")
+        given.assign(kind="ours - paper", cell=(given.value - given.paper).map("{:+.1f}".format)),
+    ]
+    shown = pd.concat(parts).pivot(
+        index=["backbone", "measure", "kind"], columns="arm", values="cell"
+    )
     order = product(rows.backbone.unique(), ("AUC", "ACC"), ("ours", "paper", "ours - paper"))
-    return shown.loc[[key for key in order if key in shown.index]].reset_index().rename(columns=dict(kind=""))
+    return (
+        shown.loc[[key for key in order if key in shown.index]]
+        .reset_index()
+        .rename(columns=dict(kind=""))
+    )
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-57
 @declare
 class Figure6(ArmExhibit):
     "Figure 6: one to five detectors in the fusion (Section IV-D2)."
+
     notebook, parameters = "figure6_zoo_size", (SEEDS,)
     only, measures = ("Xception", "EfficientNet"), ("AUC", "ACC")
-    variants = tuple(Variant(str(n), str(n), PRIMARY | dict(zoo=BACKBONES[:n])) for n in range(1, 6))
+    variants = tuple(
+        Variant(str(n), str(n), PRIMARY | dict(zoo=BACKBONES[:n])) for n in range(1, 6)
+    )
 
     def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
         return add_figure6(lab, super().rows(lab, values))
@@ -567,41 +721,49 @@ class Figure6(ArmExhibit):
         "Return Figure 6 and its table."
         rows = self.rows(lab, values)
         about = describe(lab, seeds, BACKBONES, on=["targets"])
-        caption = (f"Figure 6: average AUC and ACC (%) over the target sets against the number of detectors in the fusion. "
-                   f"{about}{gaps(rows)}")
+        caption = (
+            f"Figure 6: average AUC and ACC (%) over the target sets against the number of detectors in the fusion. "
+            f"{about}{gaps(rows)}"
+        )
         yield FigurePart("figure6", draw_figure6(rows), caption)
         yield TablePart("figure6", rows, figure6_table(rows), caption)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-38
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-59
 def figure7_picks(
-    lab: Lab, # its manipulations
-    seed: int, # of the choice
-    n: int, # faces
-) -> list[tuple[str, int]]: # manipulation, row of `lab.train_faces`
+    lab: Lab,  # its manipulations
+    seed: int,  # of the choice
+    n: int,  # faces
+) -> list[tuple[str, int]]:  # manipulation, row of `lab.train_faces`
     "Draw faces at random, from one manipulation after the other."
     picks = pick_faces(lab, 2, seed)
     rounds = zip(*picks.values())
     return [(s, row) for turn in rounds for s, row in zip(lab.subsets, turn)][:n]
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-60
 def draw_figure7(
-    faces: list[tuple[str, RankedFace]], # manipulation and face
+    faces: list[tuple[str, RankedFace]],  # manipulation and face
 ) -> Figure:
     "Draw faces with their primary regions masked, alpha from 1.0 down to 0.1 (Eq. 10, 11)."
     alphas = np.arange(10, 0, -1) / 10
     size = (PAGE_WIDTH, 0.68 * len(faces) + 0.2)
-    figure, axes = plt.subplots(len(faces), len(alphas) + 1, figsize=size, layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        len(faces), len(alphas) + 1, figsize=size, layout="constrained", squeeze=False
+    )
     for row, (subset, face) in zip(axes, faces):
         show_image(row[0], face.image)
         row[0].set_ylabel(subset, **SMALL)
-        for ax, alpha in zip(row[1:], alphas): show_image(ax, face.masked(float(alpha)))
+        for ax, alpha in zip(row[1:], alphas):
+            show_image(ax, face.masked(float(alpha)))
     titles = ["face", "$\\alpha$ = 1.0", *(f"{alpha:.1f}" for alpha in alphas[1:])]
-    for ax, title in zip(axes[0], titles): ax.set_title(title, **SMALL)
+    for ax, title in zip(axes[0], titles):
+        ax.set_title(title, **SMALL)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-39
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-61
 @declare
 class Figure7(Exhibit):
     "Figure 7: masks from alpha = 1.0 to 0.1 (Section IV-E1)."
+
     notebook, headline, parameters = "figure7_alpha", True, (SEED_OF_FACES,)
 
     def cells(self, lab: Lab, seed: int) -> Cells:
@@ -612,18 +774,28 @@ class Figure7(Exhibit):
         picks = figure7_picks(lab, seed, 6)
         faces = [(s, ranked_face(lab, whole(values), s, row)) for s, row in picks]
         about = describe(lab, 1, on=(), brackets="")
-        caption = f"Figure 7: training fakes, drawn at random (seed {seed}), masked at fixed α. {about}"
+        caption = (
+            f"Figure 7: training fakes, drawn at random (seed {seed}), masked at fixed α. {about}"
+        )
         yield FigurePart("figure7", draw_figure7(faces), caption)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-41
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-63
 def draw_figure8(
-    rows: pd.DataFrame, # from `masked_accuracy`
+    rows: pd.DataFrame,  # from `masked_accuracy`
 ) -> Figure:
     "Draw accuracy on masked faces against alpha, one line for each manipulation."
     figure, ax = plt.subplots(figsize=(COLUMN_WIDTH, 2.7), layout="constrained")
     by_subset = rows[rows.subset != "mean"].groupby("subset", sort=False)
     for k, ((subset, part), marker) in enumerate(zip(by_subset, "osD^v")):
-        ax.plot(100 * part.alpha, part.value, marker=marker, markersize=3.5, linewidth=1.1, color=f"C{k}", label=subset)
+        ax.plot(
+            100 * part.alpha,
+            part.value,
+            marker=marker,
+            markersize=3.5,
+            linewidth=1.1,
+            color=f"C{k}",
+            label=subset,
+        )
     mean = rows[rows.subset == "mean"]
     ax.plot(100 * mean.alpha, mean.value, color="0.2", linewidth=2, label="mean")
     ax.fill_between(100 * mean.alpha, mean.low, mean.high, color="0.2", alpha=0.15, linewidth=0)
@@ -631,26 +803,30 @@ def draw_figure8(
     figure.legend(frameon=False, loc="outside upper center", ncols=3, **SMALL)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-42
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-64
 def what_masks_tell(
-    masked: Values, # manipulation, alpha -> scores of each seed, of `masked_cells`
-    gray: Values, # of `control_cells`
-    sizes: Values, # of `control_cells`
-) -> pd.DataFrame: # what, subset, value, low, high in per cent, note
+    masked: Values,  # manipulation, alpha -> scores of each seed, of `masked_cells`
+    gray: Values,  # of `control_cells`
+    sizes: Values,  # of `control_cells`
+) -> pd.DataFrame:  # what, subset, value, low, high in per cent, note
     "Measure the AUC at alpha = 1 of masked faces, of masks alone, and of the masks' size in training."
-    faces: Values = {("masked face", s): tables for (s, alpha), tables in masked.items() if alpha == 1.0}
+    faces: Values = {
+        ("masked face", s): tables for (s, alpha), tables in masked.items() if alpha == 1.0
+    }
     parts = [estimate_each(values, "auc", ["what", "subset"]) for values in (faces | gray, sizes)]
     return pd.concat(parts, ignore_index=True)
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-65
 def _by_subset(rows: pd.DataFrame, index: str) -> pd.DataFrame:
     "Format numbers with one column for each manipulation."
     shown = rows.assign(cell=_intervals(rows)).pivot(index=index, columns="subset", values="cell")
     return shown.loc[rows[index].unique(), rows.subset.unique()].reset_index()
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-43
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-66
 @declare
 class Figure8(Exhibit):
     "Figure 8: accuracy when primary regions are masked (Section IV-E1), with a control that the paper lacks."
+
     notebook, headline = "figure8_masked_accuracy", True
 
     def cells(self, lab: Lab, seeds: int) -> Cells:
@@ -670,41 +846,54 @@ class Figure8(Exhibit):
         caption = f"What the masks of Figure 8 tell: AUC (%) at alpha = 1.0. {about}{gaps(tells)}"
         yield TablePart("figure8_masks", tells, shown, caption)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-45
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-68
 def celeb_set(
-    lab: Lab, # whose target sets
-) -> str: # `ValueError` if there is none
+    lab: Lab,  # whose target sets
+) -> str:  # `ValueError` if there is none
     "Return the target set that is Celeb-DF or stands for it."
     for ours, theirs in paper_names(lab).items():
-        if theirs == "Celeb-DF": return ours
-    raise ValueError(f"Figure 9 needs Celeb-DF; this data has {', '.join(lab.targets) or 'no target set'}.")
+        if theirs == "Celeb-DF":
+            return ours
+    raise ValueError(
+        f"Figure 9 needs Celeb-DF; this data has {', '.join(lab.targets) or 'no target set'}."
+    )
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-46
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-69
 def _draw_judged(ax: plt.Axes, image: np.ndarray, heat: np.ndarray, p_fake: float):
     "Draw a fake, where a detector looks, and its score; a missed fake in red."
     show_image(ax, image, heat)
-    if p_fake > 0.5: ax.set_xlabel(f"{p_fake:.2f} fake", color="0.1", **SMALL)
-    else: ax.set_xlabel(f"{p_fake:.2f} missed", color="#c03a00", fontweight="bold", **SMALL)
+    if p_fake > 0.5:
+        ax.set_xlabel(f"{p_fake:.2f} fake", color="0.1", **SMALL)
+    else:
+        ax.set_xlabel(f"{p_fake:.2f} missed", color="#c03a00", fontweight="bold", **SMALL)
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-70
 def draw_figure9(
-    images: list[np.ndarray], # fakes
-    arms: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], # backbone and arm -> heat maps, p_fake of each
+    images: list[np.ndarray],  # fakes
+    arms: dict[
+        tuple[str, str], tuple[np.ndarray, np.ndarray]
+    ],  # backbone and arm -> heat maps, p_fake of each
 ) -> Figure:
     "Draw where detectors with and without PRLE look on fakes of the Celeb set (Figure 9)."
     lines = 1 + len(arms)
     size = (PAGE_WIDTH, 1.35 * lines)
-    figure, axes = plt.subplots(lines, len(images), figsize=size, layout="constrained", squeeze=False)
-    for ax, image in zip(axes[0], images): show_image(ax, image)
+    figure, axes = plt.subplots(
+        lines, len(images), figsize=size, layout="constrained", squeeze=False
+    )
+    for ax, image in zip(axes[0], images):
+        show_image(ax, image)
     axes[0, 0].set_ylabel("fake", **SMALL)
     for line, ((backbone, arm), (heats, p_fakes)) in zip(axes[1:], arms.items()):
-        for ax, *judged in zip(line, images, heats, p_fakes): _draw_judged(ax, *judged)
+        for ax, *judged in zip(line, images, heats, p_fakes):
+            _draw_judged(ax, *judged)
         line[0].set_ylabel(f"{backbone}\n{LABELS[arm]}", **SMALL)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-47
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-71
 @declare
 class Figure9(Exhibit):
     "Figure 9: where detectors of seed 0 look, with and without PRLE (Section IV-E2)."
+
     notebook = "figure9_heat_maps"
     parameters = (Parameter("seed", 0, "of the choice of faces"), Parameter("faces", 6, "fakes"))
     backbones = ("EfficientNet", "F3-Net")
@@ -735,9 +924,13 @@ class Figure9(Exhibit):
         caption = f"Figure 9: attention on {len(chosen)} fakes drawn at random (seed {seed}), failures included. {about}"
         yield FigurePart("figure9", figure, caption, extra=found_fakes(drawn))
 
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-72
 def found_fakes(
-    arms: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]], # as `draw_figure9`
-) -> pd.DataFrame: # a row an arm: fakes that it finds, of how many
+    arms: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]],  # as `draw_figure9`
+) -> pd.DataFrame:  # a row an arm: fakes that it finds, of how many
     "Count the fakes that each arm finds, at threshold 0.5."
-    rows = [dict(backbone=b, arm=arm, found=(p > 0.5).sum(), fakes=len(p)) for (b, arm), (_, p) in arms.items()]
+    rows = [
+        dict(backbone=b, arm=arm, found=(p > 0.5).sum(), fakes=len(p))
+        for (b, arm), (_, p) in arms.items()
+    ]
     return pd.DataFrame(rows)

@@ -32,12 +32,14 @@ TARGET_SETS = ("DFDC", "DF-1.0", "Celeb-DF")
 BACKBONES = ("Xception", "EfficientNet", "VGG", "F3-Net", "ResNet-50")
 "The paper's five; the first three are its zoo."
 
-_TABLES = {1: """\
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-5
+_TABLES = {
+    1: """\
 backbone DF FS F2F Fsh NT
 Xception 17.79 16.62 16.72 17.50 20.79
 EfficientNet 18.40 19.25 19.80 19.86 19.58
 VGG 14.86 12.64 11.88 15.89 10.64""",
-2: """\
+    2: """\
 backbone arm augments DFDC:ACC DFDC:AUC DF-1.0:ACC DF-1.0:AUC Celeb-DF:ACC Celeb-DF:AUC AVG:ACC AVG:AUC
 MesoNet none no 50.02 50.16 50.05 50.21 36.73 50.01 45.60 50.13
 Capsule none no 51.30 56.16 59.29 61.46 61.96 59.93 57.52 59.18
@@ -57,7 +59,7 @@ EfficientNet primary yes 64.52 69.64 62.14 74.72 69.71 70.67 65.46 71.68
 VGG primary yes 56.87 62.54 64.92 68.73 67.87 68.77 63.22 66.68
 F3-Net primary yes 63.50 69.47 63.32 74.30 68.46 68.17 65.09 70.65
 ResNet-50 primary yes 61.50 66.02 57.43 70.52 58.94 61.26 59.29 65.93""",
-3: """\
+    3: """\
 backbone arm train DF FS F2F Fsh NT AVG
 Xception none DF 99.91 28.91 74.59 66.34 83.74 70.70
 Xception primary DF 99.89 30.25 80.17 71.90 84.02 73.25
@@ -109,7 +111,7 @@ F3-Net none NT 84.45 39.68 70.29 67.42 96.97 71.76
 F3-Net primary NT 85.86 44.42 70.85 71.07 96.59 73.75
 ResNet-50 none NT 80.81 45.78 66.52 74.19 97.48 72.95
 ResNet-50 primary NT 79.52 47.75 67.13 74.01 97.33 73.14""",
-4: """\
+    4: """\
 backbone arm DFDC DFDC:d DF-1.0 DF-1.0:d Celeb-DF Celeb-DF:d
 Xception primary 69.38 - 66.62 - 65.94 -
 Xception random 66.56 -2.82 62.38 -4.24 61.15 -4.79
@@ -126,7 +128,7 @@ F3-Net landmark 64.46 -5.01 71.30 -3.00 64.54 -3.63
 ResNet-50 primary 66.02 - 70.52 - 61.26 -
 ResNet-50 random 65.08 -0.94 63.37 -7.15 59.27 -1.99
 ResNet-50 landmark 62.72 -3.30 63.71 -7.81 59.95 -1.31""",
-5: """\
+    5: """\
 backbone arm DFDC DFDC:d DF-1.0 DF-1.0:d Celeb-DF Celeb-DF:d
 Xception neighbour 69.38 - 66.62 - 65.94 -
 Xception low 67.07 -2.31 66.28 -0.34 64.46 -1.48
@@ -143,45 +145,49 @@ F3-Net high 66.69 -2.78 70.21 -4.09 64.37 -3.80
 ResNet-50 neighbour 66.02 - 70.52 - 61.26 -
 ResNet-50 low 65.45 -0.57 66.23 -4.29 61.04 -0.22
 ResNet-50 high 64.93 -1.09 62.99 -7.53 60.82 -0.44""",
-6: """\
+    6: """\
 backbone arm DFDC DFDC:d DF-1.0 DF-1.0:d Celeb-DF Celeb-DF:d
 EfficientNet X+E+V 69.64 - 74.72 - 70.67 -
 EfficientNet X 68.22 -1.42 70.83 -3.89 67.07 -3.60
 EfficientNet E 63.69 -5.95 72.28 -2.44 68.91 -1.76
 EfficientNet V 68.31 -1.33 67.57 -7.15 64.22 -6.45""",
-7: """\
+    7: """\
 backbone arm DFDC DFDC:d DF-1.0 DF-1.0:d Celeb-DF Celeb-DF:d
 EfficientNet dynamic 69.64 - 74.72 - 70.67 -
 EfficientNet static 68.86 -0.78 70.42 -4.30 65.45 -5.22
 ResNet-50 dynamic 66.02 - 70.52 - 61.26 -
 ResNet-50 static 65.86 -0.16 63.32 -7.20 60.83 -0.43""",
-8: """\
+    8: """\
 backbone arm GFLOPs params train infer
 Xception none 540.15 20.81 269.72 902.98
 Xception primary 540.15 20.81 262.42 902.98
 ResNet-50 none 493.38 25.56 281.19 916.58
-ResNet-50 primary 493.38 25.56 270.30 916.58"""}
+ResNet-50 primary 493.38 25.56 270.30 916.58""",
+}
 
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-6
 FIGURE6 = {1: 68.71, 2: 70.06, 3: 71.68, 4: 71.94, 5: 72.25}
 "Detectors in the fusion -> average AUC (%) of EfficientNet, from the text on Figure 6."
 USER_STUDY = dict(participants=86, images=50, decisions=4300, drop=10)
 "Section IV-F: people, pictures for each, decisions in all, and the points of accuracy that masks cost."
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-5
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-7
 def paper_table(
-    number: int, # of the table in the paper, 1 to 8
-) -> pd.DataFrame: # the paper's rows and columns; NaN where our copy of the paper is not legible or nothing is printed
+    number: int,  # of the table in the paper, 1 to 8
+) -> pd.DataFrame:  # the paper's rows and columns; NaN where our copy of the paper is not legible or nothing is printed
     "Return a table of the paper; raise `ValueError` for a number that it does not have."
-    if number not in _TABLES: raise ValueError(f"no table {number}; there are {', '.join(map(str, _TABLES))}.")
+    if number not in _TABLES:
+        raise ValueError(f"no table {number}; there are {', '.join(map(str, _TABLES))}.")
     return pd.read_csv(StringIO(_TABLES[number]), sep=" ", na_values="-")
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-8
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-10
 CELL_COLUMNS = ["backbone", "arm", "train", "test", "measure"]
 "What names a number, the paper's or ours; `arm` reads `A - B` where it is a difference."
 
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-11
 def paper_cells(
-    number: int, # of a table of AUC or ACC, 2 to 7
-) -> pd.DataFrame: # backbone, arm, train, test, measure, paper
+    number: int,  # of a table of AUC or ACC, 2 to 7
+) -> pd.DataFrame:  # backbone, arm, train, test, measure, paper
     "Return a table of the paper with one row for each number; printed differences are left out."
     table = paper_table(number)
     heads = [c for c in ("backbone", "arm", "train", "augments") if c in table]
@@ -191,7 +197,7 @@ def paper_cells(
     train = long.train if "train" in long else "all"
     return long.assign(train=train, test=parts[0], measure=measure)[[*CELL_COLUMNS, "paper"]]
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-11
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-14
 _DAMAGED = """\
 train|line of the copy|DF|FS|F2F|Fsh|NT|AVG
 FS|VGG, first|5/ 35|00.64|50 71|56 75|52.72|64 53
@@ -211,7 +217,10 @@ Fsh|"F- -Net 50"|/1.1/|40.40|45.41|99.45|67.60|66 10
 Fsh|"Residet-50"|66.21|42.20|52.71|99.43|65.87|66 75
 Fsh|"Resilet-30"|00.51|49.54|55.02|99.04|03.87|00.75"""
 
-def damaged_rows() -> pd.DataFrame: # train, line of the copy, the six cells as shown, mean of the five as far as they are numbers, off
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-15
+def damaged_rows() -> (
+    pd.DataFrame
+):  # train, line of the copy, the six cells as shown, mean of the five as far as they are numbers, off
     """Return the lines of Table III in our copy of the paper that do not average to their AVG.
 
     Their cells are NaN in `paper_table(3)`."""
@@ -222,31 +231,42 @@ def damaged_rows() -> pd.DataFrame: # train, line of the copy, the six cells as 
     mean = shown[list(SUBSETS)].mean(axis=1, skipna=False)
     return lines.assign(mean=mean.round(2), off=(shown.AVG - mean).round(2))
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-14
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-18
 class Check(NamedTuple):
     "A number of the paper that can be computed from others."
-    where: str # in the paper
-    what: str # it is
+
+    where: str  # in the paper
+    what: str  # it is
     printed: float
     computed: float
-    tolerance: float = 0.005 # below zero: the computed number must lie below the printed one
+    tolerance: float = 0.005  # below zero: the computed number must lie below the printed one
+
 
 _ROMAN = {2: "II", 3: "III", 4: "IV", 5: "V", 6: "VI", 7: "VII"}
 
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-19
 def _row_averages(number: int, average: str, columns: list[str]) -> Iterator[Check]:
     "Check a column of averages against the means of the rows."
     for r in paper_table(number).to_dict("records"):
         names = " ".join(r[head] for head in ("backbone", "arm", "train") if head in r)
         mean = np.mean([r[column] for column in columns])
-        yield Check(f"Table {_ROMAN[number]}, {names}", f"{average} is the mean of the row", r[average], mean)
+        yield Check(
+            f"Table {_ROMAN[number]}, {names}",
+            f"{average} is the mean of the row",
+            r[average],
+            mean,
+        )
 
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-20
 def _averages() -> Iterator[Check]:
     "Check AVG of Tables II and III."
     for measure in ("ACC", "AUC"):
-        yield from _row_averages(2, f"AVG:{measure}", [f"{target}:{measure}" for target in TARGET_SETS])
+        yield from _row_averages(
+            2, f"AVG:{measure}", [f"{target}:{measure}" for target in TARGET_SETS]
+        )
     yield from _row_averages(3, "AVG", list(SUBSETS))
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-15
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-21
 def _parentheses() -> Iterator[Check]:
     "Check Tables IV to VII: the differences to the first row of a backbone, and that row against Table II."
     prle = paper_table(2).query("arm == 'primary'").set_index("backbone")
@@ -255,77 +275,149 @@ def _parentheses() -> Iterator[Check]:
             first, *others = group.to_dict("records")
             where = f"Table {_ROMAN[number]}, {backbone}"
             for t in TARGET_SETS:
-                yield Check(f"{where} {first['arm']}, {t}", "is Table II's", first[t], prle.loc[backbone, f"{t}:AUC"])
+                yield Check(
+                    f"{where} {first['arm']}, {t}",
+                    "is Table II's",
+                    first[t],
+                    prle.loc[backbone, f"{t}:AUC"],
+                )
             for r in others:
                 for t in TARGET_SETS:
-                    yield Check(f"{where} {r['arm']}, {t}", "difference in parentheses", r[f"{t}:d"], r[t] - first[t])
+                    yield Check(
+                        f"{where} {r['arm']}, {t}",
+                        "difference in parentheses",
+                        r[f"{t}:d"],
+                        r[t] - first[t],
+                    )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-17
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-23
 def _cell(number: int, column: str, **keys: str) -> float:
     "Return a number of one of the paper's tables."
     table = paper_table(number)
-    for head, value in keys.items(): table = table[table[head] == value]
+    for head, value in keys.items():
+        table = table[table[head] == value]
     return table[column].item()
+
 
 def _gain(backbone: str, column: str) -> float:
     "Return the points that PRLE adds in Table II."
     plain, primary = (_cell(2, column, backbone=backbone, arm=arm) for arm in ("none", "primary"))
     return primary - plain
 
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-24
 def _cross_gain(backbone: str, train: str, test: str) -> float:
     "Return the points that PRLE adds in Table III."
-    plain, primary = (_cell(3, test, backbone=backbone, arm=arm, train=train) for arm in ("none", "primary"))
+    plain, primary = (
+        _cell(3, test, backbone=backbone, arm=arm, train=train) for arm in ("none", "primary")
+    )
     return primary - plain
+
 
 def _drop(number: int, backbone: str, arm: str, test: str) -> float:
     "Return the points that an arm of Tables IV to VII loses against the table's first arm."
     first = paper_table(number).arm[0]
-    return _cell(number, test, backbone=backbone, arm=first) - _cell(number, test, backbone=backbone, arm=arm)
+    return _cell(number, test, backbone=backbone, arm=first) - _cell(
+        number, test, backbone=backbone, arm=arm
+    )
 
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-25
 def _cost(backbone: str) -> float:
     "Return by how much PRLE lowers the training throughput in Table VIII, in per cent."
     plain, primary = (_cell(8, "train", backbone=backbone, arm=arm) for arm in ("none", "primary"))
     return 100 * (1 - primary / plain)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-18
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-26
 def _sentences_on_two() -> Iterator[Check]:
     "Check what the text says of Table II."
-    yield Check("Abstract", "average improvement 6%", 6, np.mean([_gain(b, "AVG:AUC") for b in BACKBONES]), 1)
+    yield Check(
+        "Abstract",
+        "average improvement 6%",
+        6,
+        np.mean([_gain(b, "AVG:AUC") for b in BACKBONES]),
+        1,
+    )
     here = "Section IV-C1"
-    yield Check(here, "ACC of Xception on Celeb-DF increases by 9%", 9, _gain("Xception", "Celeb-DF:ACC"), 1)
-    yield Check(here, "AUC of EfficientNet on DF-1.0 gains almost 15%", 15, _gain("EfficientNet", "DF-1.0:AUC"), 1)
+    yield Check(
+        here, "ACC of Xception on Celeb-DF increases by 9%", 9, _gain("Xception", "Celeb-DF:ACC"), 1
+    )
+    yield Check(
+        here,
+        "AUC of EfficientNet on DF-1.0 gains almost 15%",
+        15,
+        _gain("EfficientNet", "DF-1.0:AUC"),
+        1,
+    )
     for backbone in ("F3-Net", "ResNet-50"):
         what = f"F3-Net and ResNet-50 gain approximately 3% AUC on average: {backbone}"
         yield Check(here, what, 3, _gain(backbone, "AVG:AUC"), 1)
-    yield Check(here, "EfficientNet attains 9% of average AUC", 9, _gain("EfficientNet", "AVG:AUC"), 1)
+    yield Check(
+        here, "EfficientNet attains 9% of average AUC", 9, _gain("EfficientNet", "AVG:AUC"), 1
+    )
     yield Check(here, "F3-Net gains 15% AUC in DF-1.0", 15, _gain("F3-Net", "DF-1.0:AUC"), 1)
     best = _cell(2, "AVG:AUC", backbone="Xception", arm="primary")
     for backbone, points in (("SRM", 4), ("RFM", 3)):
         less = best - _cell(2, "AVG:AUC", backbone=backbone, arm="none")
-        yield Check(here, f"Xception with PRLE improves on {backbone} by {points}%", points, less, 1)
+        yield Check(
+            here, f"Xception with PRLE improves on {backbone} by {points}%", points, less, 1
+        )
 
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-27
 def _sentences_on_three() -> Iterator[Check]:
     "Check what text and figures say of Tables I and III."
     own = _cell(3, "FS", backbone="Xception", arm="none", train="FS")
-    yield Check("Figure 1a", "trained and tested on FS: AUC of 99.82, Table III's Xception", 99.82, own)
+    yield Check(
+        "Figure 1a", "trained and tested on FS: AUC of 99.82, Table III's Xception", 99.82, own
+    )
     largest = paper_table(1)[list(SUBSETS)].max(axis=None)
-    yield Check("Section III-A2", "over 80% of the attention values are 0: largest share in Table I", 20, largest, -1)
-    yield Check("Section IV-C2", "Xception trained on DF: 6% in F2F", 6, _cross_gain("Xception", "DF", "F2F"), 1)
-    yield Check("Section IV-C2", "Xception trained on DF: 5% in Fsh", 5, _cross_gain("Xception", "DF", "Fsh"), 1)
+    yield Check(
+        "Section III-A2",
+        "over 80% of the attention values are 0: largest share in Table I",
+        20,
+        largest,
+        -1,
+    )
+    yield Check(
+        "Section IV-C2",
+        "Xception trained on DF: 6% in F2F",
+        6,
+        _cross_gain("Xception", "DF", "F2F"),
+        1,
+    )
+    yield Check(
+        "Section IV-C2",
+        "Xception trained on DF: 5% in Fsh",
+        5,
+        _cross_gain("Xception", "DF", "Fsh"),
+        1,
+    )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-19
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-28
 def _sentences_on_masks() -> Iterator[Check]:
     "Check what the text says of Tables IV to VII and Figure 6."
     others = [(b, arm) for b in BACKBONES for arm in ("random", "landmark")]
     most = max(_drop(4, b, arm, "DF-1.0") for b, arm in others)
     yield Check("Section IV-D1", "on DF-1.0 other masks lose 15% at most", 15, most, 1)
     celeb = np.mean([_drop(4, b, arm, "Celeb-DF") for b, arm in others])
-    yield Check("Section IV-D1", "on Celeb-DF other masks lose approximately 2.5% on average", 2.5, celeb, 0.5)
+    yield Check(
+        "Section IV-D1",
+        "on Celeb-DF other masks lose approximately 2.5% on average",
+        2.5,
+        celeb,
+        0.5,
+    )
     here = "Section IV-D2"
-    yield Check(here, "average fusion costs Xception 4.5% on DFDC", 4.5, _drop(5, "Xception", "high", "DFDC"), 0.5)
+    yield Check(
+        here,
+        "average fusion costs Xception 4.5% on DFDC",
+        4.5,
+        _drop(5, "Xception", "high", "DFDC"),
+        0.5,
+    )
     loss = _drop(5, "EfficientNet", "high", "DF-1.0")
     yield Check(here, "average fusion costs EfficientNet 4.7% on DF-1.0", 4.7, loss, 0.1)
-    yield Check(here, "masks from VGG cost 7% on DF-1.0", 7, _drop(6, "EfficientNet", "V", "DF-1.0"), 1)
+    yield Check(
+        here, "masks from VGG cost 7% on DF-1.0", 7, _drop(6, "EfficientNet", "V", "DF-1.0"), 1
+    )
     one = paper_table(6).query("arm == 'X'")[list(TARGET_SETS)].mean(axis=1).item()
     what = "EfficientNet with 1 detector in the fusion, as in Table VI"
     yield Check(here, what, FIGURE6[1], one, 0.0101)
@@ -337,6 +429,7 @@ def _sentences_on_masks() -> Iterator[Check]:
     loss = np.mean([_drop(7, "EfficientNet", "static", t) for t in TARGET_SETS])
     yield Check(here, "EfficientNet loses around 3% across testing sets", 3, loss, 1)
 
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-29
 def _other_sentences() -> Iterator[Check]:
     "Check what the text says of people and of time."
     decisions = USER_STUDY["participants"] * USER_STUDY["images"]
@@ -344,58 +437,79 @@ def _other_sentences() -> Iterator[Check]:
     yield Check("Section IV-F", what, USER_STUDY["decisions"], decisions, 0.5)
     yield Check("Section IV-G", "less than 3% more time with Xception", 3, _cost("Xception"), -1)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-20
-def _verdict(check: Check) -> str: # "agrees", "last digit" or "contradicts"
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-30
+def _verdict(check: Check) -> str:  # "agrees", "last digit" or "contradicts"
     "Say whether a printed number agrees with what it can be computed from."
-    if check.tolerance < 0: return "agrees" if check.computed < check.printed else "contradicts"
+    if check.tolerance < 0:
+        return "agrees" if check.computed < check.printed else "contradicts"
     off = round(abs(check.printed - check.computed), 6)
-    if off <= check.tolerance: return "agrees"
+    if off <= check.tolerance:
+        return "agrees"
     return "last digit" if off <= 0.0101 and check.tolerance == 0.005 else "contradicts"
 
-def consistency() -> pd.DataFrame: # where, what, printed, computed, verdict: agrees, last digit, contradicts
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-31
+def consistency() -> (
+    pd.DataFrame
+):  # where, what, printed, computed, verdict: agrees, last digit, contradicts
     "List the paper's numbers that can be computed from others, and whether they agree; NaN cells are left out."
-    sentences = (_sentences_on_two(), _sentences_on_three(), _sentences_on_masks(), _other_sentences())
+    sentences = (
+        _sentences_on_two(),
+        _sentences_on_three(),
+        _sentences_on_masks(),
+        _other_sentences(),
+    )
     groups = (_averages(), _parentheses(), *sentences)
-    checks = [check for group in groups for check in group if not np.isnan(check.printed - check.computed)]
+    checks = [
+        check for group in groups for check in group if not np.isnan(check.printed - check.computed)
+    ]
     rows = pd.DataFrame(checks).drop(columns="tolerance")
-    return rows.assign(computed=rows.computed.round(3), verdict=[_verdict(check) for check in checks])
+    return rows.assign(
+        computed=rows.computed.round(3), verdict=[_verdict(check) for check in checks]
+    )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-23
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-34
 def interval(
-    value: float, # in per cent
-    low: float, # end of its interval
-    high: float, # end of its interval
-) -> str: # "68.3 [64.1, 72.0]"; "gap" for NaN
+    value: float,  # in per cent
+    low: float,  # end of its interval
+    high: float,  # end of its interval
+) -> str:  # "68.3 [64.1, 72.0]"; "gap" for NaN
     "Format a number with its 95% interval, as tables do."
     return "gap" if pd.isna(value) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-26
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-37
 def _faces_text(faces: pd.DataFrame, of: str = "") -> str:
     "Count the people and faces of a test set."
     fakes = (faces.label == 1).sum()
     return f"{faces.identity.nunique()} test people, {len(faces) - fakes} real and {fakes} fake test faces{of}"
 
+
 def _measured(lab: Lab, kind: str) -> list[str]:
     "Say how many people and faces were measured, one text for each set."
-    if kind == "test": return [_faces_text(lab.test_faces())]
-    if kind == "targets": return [_faces_text(lab.test_faces(target), f" of {target}") for target in lab.targets]
+    if kind == "test":
+        return [_faces_text(lab.test_faces())]
+    if kind == "targets":
+        return [_faces_text(lab.test_faces(target), f" of {target}") for target in lab.targets]
     fakes = lab.train_faces("all").query("label == 1")
     return [f"fakes of {fakes.identity.nunique()} training people"]
 
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-38
 def _network_text(lab: Lab, name: str) -> str:
     "Say which network a backbone is in a preset."
     network = lab.preset.backbone(name)
     text = f"{name} = {network.name}"
-    if network.width != 1: text += f" at width {network.width:g}"
+    if network.width != 1:
+        text += f" at width {network.width:g}"
     return text + " (ImageNet)" if network.pretrained else text
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-27
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-39
 def describe(
-    lab: Lab, # preset and data
-    seeds: int, # of every number
-    backbones: Sequence[str] = (), # that took part; none named: the preset's zoo
-    on: Sequence[str] = ("test",), # the faces that were measured: "train" (fakes), "test", "targets"
-    brackets: str | None = None, # what they hold; None: 95% intervals; "": there are none
+    lab: Lab,  # preset and data
+    seeds: int,  # of every number
+    backbones: Sequence[str] = (),  # that took part; none named: the preset's zoo
+    on: Sequence[str] = (
+        "test",
+    ),  # the faces that were measured: "train" (fakes), "test", "targets"
+    brackets: str | None = None,  # what they hold; None: 95% intervals; "": there are none
 ) -> str:
     "Describe what our numbers rest on: preset, networks, seeds, test people, intervals."
     networks = ", ".join(_network_text(lab, name) for name in backbones or lab.preset.backbones)
@@ -403,12 +517,14 @@ def describe(
         others = "other people and other seeds (t)" if seeds > 1 else "other people (bootstrap)"
         brackets = f"95% intervals allow for {others}"
     parts = ["1 seed" if seeds == 1 else f"{seeds} seeds"]
-    for kind in on: parts += _measured(lab, kind)
-    if brackets: parts.append(brackets)
+    for kind in on:
+        parts += _measured(lab, kind)
+    if brackets:
+        parts.append(brackets)
     note = " (only shows that it runs; its numbers mean nothing)" if lab.name == "smoke" else ""
     return f"Preset {lab.name}{note}: faces of {lab.preset.size} pixels; {networks}; {'; '.join(parts)}."
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-30
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-42
 def _is_best(rows: pd.DataFrame, column: str, groups: list[str]) -> pd.Series:
     "Tell whether each number is the largest of its group; differences do not count."
     plain = ~rows.arm.str.contains(" - ")
@@ -416,26 +532,30 @@ def _is_best(rows: pd.DataFrame, column: str, groups: list[str]) -> pd.Series:
     largest = numbers.groupby([rows[group] for group in groups]).transform("max")
     return plain & (rows[column] == largest)
 
+
 def _bold(texts: Iterable[str], best: Iterable[bool]) -> list[str]:
     "Mark the best texts with `**`."
     return [f"**{text}**" if text and is_best else text for text, is_best in zip(texts, best)]
 
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-43
 def _paper_text(r) -> str:
     "Format the paper's number; a difference with its sign."
-    if pd.isna(r.paper): return ""
+    if pd.isna(r.paper):
+        return ""
     return f"{r.paper:+.2f}" if " - " in r.arm else f"{r.paper:.2f}"
+
 
 def _off_text(r) -> str:
     "Format the difference of our number to the paper's."
     off = r.value - r.paper
     return "" if pd.isna(off) else f"{off:+.1f}"
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-31
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-44
 def side_by_side(
-    rows: pd.DataFrame, # `CELL_COLUMNS` and value, low, high; paper: the paper's number
-    best: Sequence[str] = ("backbone", "train"), # columns within whose groups the best is bold
-    heads: Sequence[str] = ("backbone", "arm"), # columns that name a row of the table
-) -> pd.DataFrame: # heads, "" (ours, paper, ours - paper), and a column a test
+    rows: pd.DataFrame,  # `CELL_COLUMNS` and value, low, high; paper: the paper's number
+    best: Sequence[str] = ("backbone", "train"),  # columns within whose groups the best is bold
+    heads: Sequence[str] = ("backbone", "arm"),  # columns that name a row of the table
+) -> pd.DataFrame:  # heads, "" (ours, paper, ours - paper), and a column a test
     "Format a table for readers, ours above the paper's; `**` marks bold."
     several = rows.measure.nunique() > 1
     rows = rows.assign(column=rows.test + " " + rows.measure if several else rows.test)
@@ -445,151 +565,206 @@ def side_by_side(
     off = [_off_text(r) for r in lines]
     return _stack(rows.assign(**{"ours": ours, "paper": paper, "ours - paper": off}), list(heads))
 
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-45
 def _stack(rows: pd.DataFrame, heads: list[str]) -> pd.DataFrame:
     "Put ours, the paper's, and their difference on separate rows; empty rows are left out."
     order, shown = rows["column"].unique(), []
     for key, group in rows.groupby(heads, sort=False):
         for kind in ("ours", "paper", "ours - paper"):
             cells = group.set_index("column")[kind].reindex(order, fill_value="")
-            if kind != "ours" and (cells == "").all(): continue
+            if kind != "ours" and (cells == "").all():
+                continue
             shown.append({**dict(zip(heads, key)), "": kind, **cells})
     return pd.DataFrame(shown)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-35
-_MARKUP = re.compile(r"[\\`<&|]|\](?=[\[(:])") # code, tags, entities, cells; links and pictures
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-49
+_MARKUP = re.compile(r"[\\`<&|]|\](?=[\[(:])")  # code, tags, entities, cells; links and pictures
+
 
 def markdown_text(
-    text: str, # of a cell or caption; `**` marks bold
+    text: str,  # of a cell or caption; `**` marks bold
 ) -> str:
     "Escape text for Markdown, on one line."
     return _MARKUP.sub(r"\\\g<0>", " ".join(str(text).split()))
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-37
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-51
 _LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "{": r"\{", "}": r"\}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "_": r"\_",
+    "#": r"\#",
+    "$": r"\$",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "{": r"\{",
+    "}": r"\}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
 
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-52
 def latex_text(
-    text: str, # of a cell or caption; `**` marks bold
+    text: str,  # of a cell or caption; `**` marks bold
 ) -> str:
     "Escape text for LaTeX, on one line."
     escaped = "".join(_LATEX.get(c, c) for c in " ".join(str(text).split()))
     parts = escaped.split("**")
     bold = "".join(rf"\textbf{{{part}}}" if i % 2 else part for i, part in enumerate(parts))
-    return "{}" + bold if bold.startswith(("[", "*")) else bold # after a row's end these would be its options
+    return (
+        "{}" + bold if bold.startswith(("[", "*")) else bold
+    )  # after a row's end these would be its options
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-38
-_PAGE_ROWS, _LINE = 45, 40 # a longer table breaks over pages, a longer cell over lines
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-53
+_PAGE_ROWS, _LINE = 45, 40  # a longer table breaks over pages, a longer cell over lines
+
 
 def _column_format(cells: pd.Series) -> str:
     "Return the format of a LaTeX column: left-aligned, or a box that breaks long cells."
     longest = cells.map(lambda cell: len(str(cell))).max()
     return "p{4cm}" if longest > _LINE else "l"
 
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-54
 def latex_table(
-    shown: pd.DataFrame, # as people read it
+    shown: pd.DataFrame,  # as people read it
     caption: str,
-    label: str, # for \ref
+    label: str,  # for \ref
 ) -> str:
     "Return a table with the rules of booktabs: a float, or a longtable if it may not fit on a page."
     text = shown.rename(columns=latex_text).map(latex_text)
     place = dict(environment="longtable") if len(text) > _PAGE_ROWS else dict(position="t")
     columns = "".join(_column_format(shown.iloc[:, i]) for i in range(len(text.columns)))
     plain = text.style.hide(axis="index")
-    return plain.to_latex(hrules=True, caption=latex_text(caption), label=f"tab:{label}", column_format=columns, **place)
+    return plain.to_latex(
+        hrules=True,
+        caption=latex_text(caption),
+        label=f"tab:{label}",
+        column_format=columns,
+        **place,
+    )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-40
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-56
 def _write_note(lab: Lab, path: Path, files: Sequence[Path], **facts):
     "Write the provenance of the table or figure at `path`."
     own = dict(
-        preset=lab.name, data=lab.fingerprint, code=lab.store.code, runs=lab.store.names(),
-        other_code=lab.store.names(other_code=True), files={file.name: file_digest(file) for file in files})
+        preset=lab.name,
+        data=lab.fingerprint,
+        code=lab.store.code,
+        runs=lab.store.names(),
+        other_code=lab.store.names(other_code=True),
+        files={file.name: file_digest(file) for file in files},
+    )
     write_json(path.with_suffix(".provenance.json"), dict(provenance(lab.device), **own, **facts))
 
-def _stale_text(lab: Lab) -> str: # "" if there are none
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-57
+def _stale_text(lab: Lab) -> str:  # "" if there are none
     "Say how many runs were made by other code."
     stale = lab.store.names(other_code=True)
-    if not stale: return ""
-    return (f" {len(stale)} of the {len(lab.store.used)} runs were made by other code than the present one; "
-            "the provenance names them.")
+    if not stale:
+        return ""
+    return (
+        f" {len(stale)} of the {len(lab.store.used)} runs were made by other code than the present one; "
+        "the provenance names them."
+    )
 
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-58
 def _markdown_table(shown: pd.DataFrame) -> str:
     "Return a table as Markdown."
     text = shown.rename(columns=markdown_text).map(markdown_text)
     return text.to_markdown(index=False, disable_numparse=True)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-41
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-59
 def write_table(
-    lab: Lab, # whose runs it rests on
-    name: str, # of the files, e.g. "table3"
-    rows: pd.DataFrame, # every number, for the CSV
-    shown: pd.DataFrame, # as people read it; `**` marks bold
-    caption: str, # what it shows, on which data, with how many seeds
-    **facts, # what else the provenance shall say
-) -> Path: # of the Markdown
+    lab: Lab,  # whose runs it rests on
+    name: str,  # of the files, e.g. "table3"
+    rows: pd.DataFrame,  # every number, for the CSV
+    shown: pd.DataFrame,  # as people read it; `**` marks bold
+    caption: str,  # what it shows, on which data, with how many seeds
+    **facts,  # what else the provenance shall say
+) -> Path:  # of the Markdown
     "Write a table under `outputs/PRESET/tables/` as CSV, Markdown and LaTeX, with its provenance."
-    path = lab.outputs/lab.name/"tables"/f"{name}.md"
+    path = lab.outputs / lab.name / "tables" / f"{name}.md"
     caption += _stale_text(lab)
     shown = shown.astype(str)
     markdown = f"{markdown_text(caption)}\n\n{_markdown_table(shown)}\n"
-    texts = {".csv": rows.to_csv(index=False), ".md": markdown, ".tex": latex_table(shown, caption, name)}
+    texts = {
+        ".csv": rows.to_csv(index=False),
+        ".md": markdown,
+        ".tex": latex_table(shown, caption, name),
+    }
     for suffix, text in texts.items():
-        with atomic_path(path.with_suffix(suffix)) as tmp: tmp.write_text(text, encoding="utf-8")
+        with atomic_path(path.with_suffix(suffix)) as tmp:
+            tmp.write_text(text, encoding="utf-8")
     _write_note(lab, path, [path.with_suffix(suffix) for suffix in texts], caption=caption, **facts)
     return path
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-42
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-60
 def write_figure(
-    lab: Lab, # whose runs it rests on
-    name: str, # of the files, e.g. "figure3"
-    figure: Figure, # what to write
-    caption: str = "", # what it shows, for the report
-    **facts, # what else the provenance shall say
-) -> Path: # of the PNG
+    lab: Lab,  # whose runs it rests on
+    name: str,  # of the files, e.g. "figure3"
+    figure: Figure,  # what to write
+    caption: str = "",  # what it shows, for the report
+    **facts,  # what else the provenance shall say
+) -> Path:  # of the PNG
     "Write a figure under `outputs/PRESET/figures/` as PNG and PDF, with its provenance."
-    path = lab.outputs/lab.name/"figures"/f"{name}.png"
+    path = lab.outputs / lab.name / "figures" / f"{name}.png"
     formats = {".png": dict(dpi=200), ".pdf": dict(metadata=dict(CreationDate=None))}
     for suffix, settings in formats.items():
-        with atomic_path(path.with_suffix(suffix)) as tmp: figure.savefig(tmp, **settings)
+        with atomic_path(path.with_suffix(suffix)) as tmp:
+            figure.savefig(tmp, **settings)
     _write_note(lab, path, [path, path.with_suffix(".pdf")], caption=caption, **facts)
     return path
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-44
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-62
 def _fault(path: Path, made: str) -> str:
     "Say what is wrong with a file, given the fingerprint recorded for it; empty if nothing is."
-    if not path.is_file(): return "missing"
+    if not path.is_file():
+        return "missing"
     return "" if file_digest(path) == made else "changed since it was written"
 
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-63
 def changed_files(
-    folder: str | Path, # outputs/PRESET
-) -> list[str]: # "tables/table3.csv: ...", sorted
+    folder: str | Path,  # outputs/PRESET
+) -> list[str]:  # "tables/table3.csv: ...", sorted
     "List the tables and figures that are not as they were written: changed by hand, or missing."
     found = []
     for note in sorted(Path(folder).glob("*/*.provenance.json")):
         try:
             made = read_record(note, files=dict)["files"]
             faults = {name: _fault(below(note.parent, name), mark) for name, mark in made.items()}
-        except ValueError as e: faults = {note.name: f"damaged ({e})"}
+        except ValueError as e:
+            faults = {note.name: f"damaged ({e})"}
         found += [f"{note.parent.name}/{name}: {fault}" for name, fault in faults.items() if fault]
     return found
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-47
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-66
 COLUMN_WIDTH, PAGE_WIDTH = 3.5, 7.16
 "Widths in inches of a column and of a page."
 
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-67
 def use_paper_style():
     "Set matplotlib's style for all figures: readable at their printed width, safe for colour-blind readers."
     import seaborn as sns
-    settings = {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100, "pdf.fonttype": 42}
+
+    settings = {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.dpi": 100,
+        "pdf.fonttype": 42,
+    }
     sns.set_theme(context="paper", style="ticks", palette="colorblind", rc=settings)
 
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-68
 def show_image(
-    ax: plt.Axes, # where
-    image: np.ndarray, # (H, W, 3) uint8
-    heat: np.ndarray | None = None, # (H, W) attention in [0, 1], laid over it
+    ax: plt.Axes,  # where
+    image: np.ndarray,  # (H, W, 3) uint8
+    heat: np.ndarray | None = None,  # (H, W) attention in [0, 1], laid over it
 ):
     "Show a face, with a heat map over it that is clear where attention is zero."
     ax.imshow(image)
-    if heat is not None: ax.imshow(heat, cmap="plasma", vmin=0, vmax=1, alpha=np.where(heat > 0, 0.55, 0.0))
+    if heat is not None:
+        ax.imshow(heat, cmap="plasma", vmin=0, vmax=1, alpha=np.where(heat > 0, 0.55, 0.0))
     ax.set(xticks=[], yticks=[])
-    for spine in ax.spines.values(): spine.set_visible(False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)

@@ -11,11 +11,29 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from .exhibits import Cells, Exhibit, FigurePart, Parameter, TablePart, Values, declare, whole
+from prle.paper.exhibits import (
+    Cells,
+    Exhibit,
+    FigurePart,
+    Parameter,
+    TablePart,
+    Values,
+    declare,
+    whole,
+)
 from ..lab.experiments import Lab, Wanted
 from .numbers import USER_STUDY, describe, interval
-from ..study.analysis import (ARMS, accuracy_table, draw_figure10, exclude, participants_needed, power, read_responses, report,
-                                study_detectors)
+from prle.study.analysis import (
+    ARMS,
+    accuracy_table,
+    draw_figure10,
+    exclude,
+    participants_needed,
+    power,
+    read_responses,
+    report,
+    study_detectors,
+)
 from ..study.page import lab_study
 from ..study.images import Study, draw_session, study_cells
 
@@ -26,69 +44,89 @@ def study_text(
     "Say how large a study is, beside the paper's."
     s = study.settings
     paper = ", ".join(str(USER_STUDY[what]) for what in ("images", "participants", "decisions"))
-    return (f"{s['people']} identities: {s['images']} images a participant, of {', '.join(s['subsets'])} and reals; "
-            f"{s['participants']} participants, {s['participants'] * s['images']} decisions (the paper: {paper}).")
+    return (
+        f"{s['people']} identities: {s['images']} images a participant, of {', '.join(s['subsets'])} and reals; "
+        f"{s['participants']} participants, {s['participants'] * s['images']} decisions (the paper: {paper})."
+    )
 
+# %% ../../nbs/paper/07_people.ipynb #paper-07-people-5
 def study_balance(
     study: Study,
-) -> tuple[pd.DataFrame, pd.DataFrame]: # manipulation by mask; fixed alpha by label
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # manipulation by mask; fixed alpha by label
     "Count the decisions in each condition, over all participants."
     shown = study.plan[study.plan.picture != ""].merge(study.pictures, on="picture")
     fixed = shown[shown["mask"] == "fixed"]
     labels = fixed.label.map({0: "real", 1: "fake"})
     return pd.crosstab(shown.subset, shown["mask"]), pd.crosstab(fixed.alpha, labels)
 
-# %% ../../nbs/paper/07_people.ipynb #paper-07-people-5
+# %% ../../nbs/paper/07_people.ipynb #paper-07-people-6
 @declare
 class StudyImages(Exhibit):
     "The image set of the user study (Section IV-F)."
+
     notebook = "userstudy_images"
     parameters = (
         Parameter("participants", 86, "people who take part"),
         Parameter("images", None, "for each; None: as many as the identities allow, 50 at most"),
-        Parameter("seed", 0, "of the zoo behind the masks and of the faces that are drawn from the data"))
+        Parameter(
+            "seed", 0, "of the zoo behind the masks and of the faces that are drawn from the data"
+        ),
+    )
 
     def cells(self, lab: Lab, seed: int, **size) -> Cells:
         return study_cells(lab, seed=seed)
 
-    def parts(self, lab: Lab, values: Values, seed: int, participants: int, images: int | None) -> Iterator[FigurePart]:
+    def parts(
+        self, lab: Lab, values: Values, seed: int, participants: int, images: int | None
+    ) -> Iterator[FigurePart]:
         "Return the first participant's session, with the size and balance of the study."
         whole(values)
         study = lab_study(lab, participants=participants, images=images, seed=seed)
         caption = "A session of the user study: the first participant's pictures in their order."
         figure = draw_session(study, study.codes[0])
         extra = (study_text(study), *study_balance(study))
-        yield FigurePart("userstudy_session", figure, caption, dict(study=study.settings["study"]), extra)
+        yield FigurePart(
+            "userstudy_session", figure, caption, dict(study=study.settings["study"]), extra
+        )
 
-# %% ../../nbs/paper/07_people.ipynb #paper-07-people-7
+# %% ../../nbs/paper/07_people.ipynb #paper-07-people-8
 def _answers_text(kept: pd.DataFrame, left_out: pd.DataFrame) -> str:
     "Say whose answers a figure shows."
     simulated = "SIMULATED responses. " if kept.simulated.any() else ""
-    if len(kept): return f"{simulated}{kept.code.nunique()} participants, {len(kept)} decisions"
+    if len(kept):
+        return f"{simulated}{kept.code.nunique()} participants, {len(kept)} decisions"
     return "all responses excluded" if len(left_out) else "no responses yet"
+
 
 def _accuracy_text(r) -> str:
     "Format an accuracy, with its interval where it has one."
-    if pd.isna(r.accuracy): return ""
+    if pd.isna(r.accuracy):
+        return ""
     return f"{r.accuracy:.1f}" if pd.isna(r.low) else interval(r.accuracy, r.low, r.high)
 
-# %% ../../nbs/paper/07_people.ipynb #paper-07-people-8
+# %% ../../nbs/paper/07_people.ipynb #paper-07-people-9
 def figure10_rows(
-    kept: pd.DataFrame, # decisions that count
-    subsets: list[str], # manipulations
-    detectors: pd.DataFrame | None, # from `study_detectors`
-) -> pd.DataFrame: # who, panel, name, mask, alpha, accuracy, low, high
+    kept: pd.DataFrame,  # decisions that count
+    subsets: list[str],  # manipulations
+    detectors: pd.DataFrame | None,  # from `study_detectors`
+) -> pd.DataFrame:  # who, panel, name, mask, alpha, accuracy, low, high
     """Join the accuracies of people and detectors.
 
     For people there are also those on the pictures that detectors judge."""
     people = accuracy_table(kept, subsets).assign(who="people")
-    if detectors is None: return people.reset_index(drop=True)
-    same = accuracy_table(kept[kept.split == "test"], subsets).assign(who="people, pictures of test people")
-    return pd.concat([people, same, detectors.rename(columns=dict(detector="who"))], ignore_index=True)
+    if detectors is None:
+        return people.reset_index(drop=True)
+    same = accuracy_table(kept[kept.split == "test"], subsets).assign(
+        who="people, pictures of test people"
+    )
+    return pd.concat(
+        [people, same, detectors.rename(columns=dict(detector="who"))], ignore_index=True
+    )
 
+# %% ../../nbs/paper/07_people.ipynb #paper-07-people-10
 def figure10_table(
-    rows: pd.DataFrame, # from `figure10_rows`
-) -> pd.DataFrame: # a row a bar or point, a column for people and each detector
+    rows: pd.DataFrame,  # from `figure10_rows`
+) -> pd.DataFrame:  # a row a bar or point, a column for people and each detector
     "Format the numbers behind Figure 10 as a table."
     alphas = ["" if pd.isna(alpha) else f"{alpha:.1f}" for alpha in rows.alpha]
     shown = rows.assign(cell=[_accuracy_text(r) for r in rows.itertuples()], alpha=alphas)
@@ -97,18 +135,22 @@ def figure10_table(
     wide = shown.pivot(index=which, columns="who", values="cell")
     return wide.loc[order, shown.who.unique()].reset_index()
 
-# %% ../../nbs/paper/07_people.ipynb #paper-07-people-9
+# %% ../../nbs/paper/07_people.ipynb #paper-07-people-11
 def detectors_table(
-    detectors: pd.DataFrame | None, # from `study_detectors`
+    detectors: pd.DataFrame | None,  # from `study_detectors`
 ) -> pd.DataFrame | str:
     "Return the accuracies of detectors, or the reason why none was asked."
-    if detectors is None: return "No picture of this study shows a test person, so no detector is asked."
+    if detectors is None:
+        return "No picture of this study shows a test person, so no detector is asked."
     bars = detectors[detectors.panel == "a"]
-    return bars.pivot_table(index="detector", columns=["name", "mask"], values="accuracy", sort=False).round(1)
+    return bars.pivot_table(
+        index="detector", columns=["name", "mask"], values="accuracy", sort=False
+    ).round(1)
 
+# %% ../../nbs/paper/07_people.ipynb #paper-07-people-12
 def needed_people(
     study: Study,
-) -> tuple[str, pd.DataFrame]: # how many are needed; the share of drawn studies that find the drop
+) -> tuple[str, pd.DataFrame]:  # how many are needed; the share of drawn studies that find the drop
     "Say how many participants are needed to find a drop of ten points: all pictures, or one manipulation's."
     subsets = study.settings["subsets"]
     size = dict(images=study.settings["images"], subsets=subsets, points=USER_STUDY["drop"])
@@ -116,23 +158,32 @@ def needed_people(
     lines = [f"{what}: {participants_needed(table)}" for what, table in found.items()]
     return "\n".join(lines), pd.DataFrame(found).round(2)
 
-# %% ../../nbs/paper/07_people.ipynb #paper-07-people-10
+# %% ../../nbs/paper/07_people.ipynb #paper-07-people-13
 @declare
 class Figure10(Exhibit):
     "Figure 10: accuracy of people and of detectors on the study's pictures (Section IV-F)."
+
     notebook = "figure10_user_study"
     parameters = (
-        Parameter("study", None, "folder of the study with its responses; None: the preset's own, made if there is none"),
-        Parameter("seed", 0, "of the zoo, the detectors, and the study where it has to be made"))
+        Parameter(
+            "study",
+            None,
+            "folder of the study and its responses; None: the preset's own",
+        ),
+        Parameter("seed", 0, "of the zoo, the detectors, and the study where it has to be made"),
+    )
 
     def cells(self, lab: Lab, study: str | None, seed: int) -> Cells:
         "Declare the study's quantile maps and the detectors with and without PRLE."
         cells = study_cells(lab, seed=seed)
         for name in lab.preset.backbones:
-            for mask in ARMS.values(): cells[name, mask] = [wanted_detector(name, mask, seed)]
+            for mask in ARMS.values():
+                cells[name, mask] = [wanted_detector(name, mask, seed)]
         return cells
 
-    def parts(self, lab: Lab, values: Values, study: str | None, seed: int) -> Iterator[TablePart | FigurePart]:
+    def parts(
+        self, lab: Lab, values: Values, study: str | None, seed: int
+    ) -> Iterator[TablePart | FigurePart]:
         "Return Figure 10 and its table, for the study's responses so far."
         whole(values)
         made = lab_study(lab, study, images=None, seed=seed)
@@ -140,20 +191,34 @@ class Figure10(Exhibit):
         kept, left_out = exclude(read_responses(made))
         detectors = study_detectors(made, lab, kept, seed)
         simulated = bool(kept.simulated.any())
-        facts = dict(study=made.settings["study"], decisions=len(kept), left_out=len(left_out), simulated=simulated)
-        about = (f"{_answers_text(kept, left_out)}; detectors at threshold 0.5 on the pictures of test people. "
-                 f"{describe(lab, 1, on=(), brackets='')}")
+        facts = dict(
+            study=made.settings["study"],
+            decisions=len(kept),
+            left_out=len(left_out),
+            simulated=simulated,
+        )
+        about = (
+            f"{_answers_text(kept, left_out)}; detectors at threshold 0.5 on the pictures of test people. "
+            f"{describe(lab, 1, on=(), brackets='')}"
+        )
         figure = draw_figure10(kept, subsets, detectors)
         caption = f"Figure 10: accuracy of people and of detectors on the study's pictures, {about}"
-        yield FigurePart("figure10", figure, caption, facts, extra=(report(made), detectors_table(detectors)))
+        yield FigurePart(
+            "figure10", figure, caption, facts, extra=(report(made), detectors_table(detectors))
+        )
         rows = figure10_rows(kept, subsets, detectors)
         caption = f"Accuracy (%) behind Figure 10, {about}"
-        yield TablePart("figure10", rows, figure10_table(rows), caption, facts, extra=needed_people(made))
+        yield TablePart(
+            "figure10", rows, figure10_table(rows), caption, facts, extra=needed_people(made)
+        )
 
+# %% ../../nbs/paper/07_people.ipynb #paper-07-people-14
 def wanted_detector(
-    backbone: str, # of the preset
-    mask: str, # "none" or one of `prle.lab.configs.MASKS`
-    seed: int, # of its training
-) -> Wanted: # its key
+    backbone: str,  # of the preset
+    mask: str,  # "none" or one of `prle.lab.configs.MASKS`
+    seed: int,  # of its training
+) -> Wanted:  # its key
     "Declare a detector that is trained on all manipulations."
-    return Wanted(lambda lab: lab.detector(backbone, "all", mask=mask, seed=seed), lambda run: run.key)
+    return Wanted(
+        lambda lab: lab.detector(backbone, "all", mask=mask, seed=seed), lambda run: run.key
+    )

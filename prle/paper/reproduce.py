@@ -8,7 +8,8 @@ __all__ = ['find_exhibit', 'notebook_folder', 'list_notebooks', 'headline', 'fin
            'run_notebook', 'write_report', 'full_settings', 'plan', 'prepare', 'reproduce']
 
 # %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-2
-import base64, time
+import base64
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,49 +17,72 @@ from typing import NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-import prle.paper.claims, prle.paper.efficiency, prle.paper.figures, prle.paper.people, prle.paper.tables # which declare the exhibits
+import prle.paper.claims
+import prle.paper.efficiency
+import prle.paper.figures
+import prle.paper.people
+import prle.paper.tables  # which declare the exhibits
 from ..core import atomic_path, check_choice, progress, provenance
 from ..trust import read_json
 from ..detectors import create_detector
 from ..detectors.registry import macs, parameter_count
 from ..lab.engines import ENGINES, execute
-from .exhibits import DATA, OUTPUTS, PRESET, SEEDS, Exhibit, exhibits, parameter_lines, seed_range
+from prle.paper.exhibits import (
+    DATA,
+    OUTPUTS,
+    PRESET,
+    SEEDS,
+    Exhibit,
+    exhibits,
+    parameter_lines,
+    seed_range,
+)
 from ..lab.experiments import Lab
 from .numbers import changed_files, consistency, damaged_rows, paper_table
 from ..lab.runs import Task, bytes_text, planned, record_runs, seconds_text
 
 # %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-4
 def find_exhibit(
-    name: str, # of its notebook, without .ipynb
-) -> Exhibit: # `ValueError` with the nearest name for one that is not declared
+    name: str,  # of its notebook, without .ipynb
+) -> Exhibit:  # `ValueError` with the nearest name for one that is not declared
     "Return a table or figure of the paper."
     known = exhibits()
     return known[check_choice(name, known, "table or figure")]
 
-def notebook_folder() -> Path: # `FileNotFoundError` without a checkout
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-5
+def notebook_folder() -> Path:  # `FileNotFoundError` without a checkout
     "Return the folder of the paper's notebooks, in the checkout that `prle` was installed from."
-    folder = Path(prle.__file__).parents[1]/"nbs"/"paper"
-    if folder.is_dir(): return folder
-    raise FileNotFoundError(f"no notebooks in {folder}: `reproduce` needs a checkout of the project, installed with `pip install -e`.")
+    folder = Path(prle.__file__).parents[1] / "nbs" / "paper"
+    if folder.is_dir():
+        return folder
+    raise FileNotFoundError(
+        f"no notebooks in {folder}: `reproduce` needs a checkout of the project, installed with `pip install -e`."
+    )
 
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-6
 def list_notebooks() -> list[str]:
     "List the paper's notebooks in the order in which they are run."
     there = sorted(path.stem for path in notebook_folder().glob("[!0-9]*.ipynb"))
     declared = [name for name in exhibits() if name in there]
     return [*declared, *(name for name in there if name not in declared)]
 
+
 def headline() -> list[str]:
     "List what `prle reproduce` makes by default: in the preset mini on two cores, within half an hour."
     return [name for name, exhibit in exhibits().items() if exhibit.headline]
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-5
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-7
 def _begins(name: str, head: str) -> bool:
     "Tell whether a notebook's name begins with a head; `figure1` does not begin `figure10`."
-    if not name.startswith(head): return False
+    if not name.startswith(head):
+        return False
     return len(head) == len(name) or not (head[-1] + name[len(head)]).isdigit()
 
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-8
 def find_notebooks(
-    ids: Sequence[str], # heads of names, e.g. "table3" or "figure"; "headline"; "all"; empty: the headline
+    ids: Sequence[
+        str
+    ],  # heads of names, e.g. "table3" or "figure"; "headline"; "all"; empty: the headline
 ) -> list[str]:
     "Return the notebooks that `ids` denote; raise `ValueError` with the nearest name for an unknown one."
     names = list_notebooks()
@@ -67,57 +91,67 @@ def find_notebooks(
     chosen: set[str] = set()
     for head in ids or ["headline"]:
         meant = words.get(head) or [name for name in names if _begins(name, head)]
-        if not meant: check_choice(head, known, "table or figure")
+        if not meant:
+            check_choice(head, known, "table or figure")
         chosen.update(meant)
     return [name for name in names if name in chosen]
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-8
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-11
 def parameters_text() -> str:
     "Return the text that ends `prle reproduce --help`: the parameters of all notebooks."
     lines = ["parameters of the notebooks (papermill -p NAME VALUE):"]
     lines += [f"  {line}" for line in parameter_lines([PRESET, SEEDS, DATA, OUTPUTS])]
     for name, exhibit in exhibits().items():
         own = [parameter for parameter in exhibit.parameters if parameter != SEEDS]
-        if own: lines.append(f"  {name}:")
+        if own:
+            lines.append(f"  {name}:")
         lines += [f"    {line}" for line in parameter_lines(own)]
     return "\n".join(lines)
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-11
-def rtx3090_rate() -> float: # multiply-accumulates a second
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-14
+def rtx3090_rate() -> float:  # multiply-accumulates a second
     """Return the rate of one RTX 3090 in the paper's training.
 
     It is Table VIII's faces a second on two, times three forward passes a face."""
     table = paper_table(8).query("arm == 'none'")
     return (3 * table.GFLOPs * 1e9 / 64 * table.train).mean() / 2
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-13
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-16
 class Cost(NamedTuple):
     "The cost of a plan."
-    runs: int # to make
-    trainings: int # detectors among them
-    hours: float # of one RTX 3090
-    disk: float # bytes that the runs will fill
+
+    runs: int  # to make
+    trainings: int  # detectors among them
+    hours: float  # of one RTX 3090
+    disk: float  # bytes that the runs will fill
+
 
 class Work(NamedTuple):
     "The work of one run."
-    macs: float # multiply-accumulates
-    disk: float # bytes
 
+    macs: float  # multiply-accumulates
+    disk: float  # bytes
+
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-17
 class Network(NamedTuple):
     "The size of a detector."
-    macs: int # a face
+
+    macs: int  # a face
     parameters: int
 
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-18
 def measure_network(
-    config: dict, # of a detector's run
-    size: int, # of the faces, pixels
+    config: dict,  # of a detector's run
+    size: int,  # of the faces, pixels
 ) -> Network:
     "Count a detector's operations and parameters without allocating its weights."
-    with torch.device("meta"): model = create_detector(config["detector"], width=config["width"], **config["options"])
+    with torch.device("meta"):
+        model = create_detector(config["detector"], width=config["width"], **config["options"])
     return Network(macs(model, size), parameter_count(model))
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-15
-_QUANTILE_BYTES = 0.6 # a pixel, of the PNG files of the mini benchmark
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-20
+_QUANTILE_BYTES = 0.6  # a pixel, of the PNG files of the mini benchmark
+
 
 def _fusion_work(lab: Lab, task: Task) -> Work:
     "Return the work of a run of quantile maps: disk only."
@@ -126,6 +160,7 @@ def _fusion_work(lab: Lab, task: Task) -> Work:
     faces = lab.faces(split, label.split("-")[0])
     return Work(0.0, _QUANTILE_BYTES * lab.preset.size**2 * len(faces))
 
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-21
 def _training_work(lab: Lab, config: dict, network: Network) -> Work:
     "Return the work of a training: three forward passes a face, and scoring."
     rows, recipe = lab.train_faces(config["subset"]), config["recipe"]
@@ -134,35 +169,42 @@ def _training_work(lab: Lab, config: dict, network: Network) -> Work:
     faces = recipe["epochs"] * (3 * epoch + len(val)) + len(test)
     return Work(network.macs * faces, 4 * network.parameters)
 
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-22
 def _work(
     lab: Lab,
     task: Task,
-    networks: dict[str, Network], # by the key of the detector's run
+    networks: dict[str, Network],  # by the key of the detector's run
 ) -> Work:
     "Return the work of a run."
     kind, config = task.path.parent.name, task.config
-    if kind == "fusions": return _fusion_work(lab, task)
-    if kind == "detectors": return _training_work(lab, config, networks[_key(task)])
-    if kind not in ("maps", "targets", "masked"): return Work(0.0, 0.0)
+    if kind == "fusions":
+        return _fusion_work(lab, task)
+    if kind == "detectors":
+        return _training_work(lab, config, networks[_key(task)])
+    if kind not in ("maps", "targets", "masked"):
+        return Work(0.0, 0.0)
     faces = lab.faces(config["split"], config.get("subset", "all"))
     return Work(networks[config["detector"]].macs * len(faces), 0.0)
 
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-23
 def _key(task: Task) -> str:
     "Return the key at the end of a run's name."
     return task.path.name.rsplit("-", 1)[1]
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-16
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-24
 def cost(
-    dry: Lab, # whose dry store was asked for all runs
+    dry: Lab,  # whose dry store was asked for all runs
 ) -> Cost:
     "Compute the cost of the runs that are not there yet."
     known: dict[tuple, Network] = {}
     networks = {}
     for task in dry.store.tasks:
-        if task.path.parent.name != "detectors": continue
+        if task.path.parent.name != "detectors":
+            continue
         config = task.config
         network = config["detector"], config["width"], str(sorted(config["options"].items()))
-        if network not in known: known[network] = measure_network(config, dry.preset.size)
+        if network not in known:
+            known[network] = measure_network(config, dry.preset.size)
         networks[_key(task)] = known[network]
     todo = [task for task in dry.store.tasks if task.fault is not None]
     works = [_work(dry, task, networks) for task in todo]
@@ -170,65 +212,79 @@ def cost(
     trainings = sum(task.path.parent.name == "detectors" for task in todo)
     return Cost(len(todo), trainings, hours, sum(work.disk for work in works))
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-17
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-25
 def cost_text(
-    dry: Lab, # whose dry store was asked for all runs
+    dry: Lab,  # whose dry store was asked for all runs
 ) -> str:
     "Say how many runs are to be made and what they cost."
     runs = planned(dry.store)
     make = runs[runs.action == "make"]
-    if make.empty: return f"All {len(runs)} runs are there."
+    if make.empty:
+        return f"All {len(runs)} runs are there."
     if dry.name == "paper":
         c = cost(dry)
-        return (f"{c.runs} of {len(runs)} runs are to be made, {c.trainings} of them trainings: about {c.hours:.3g} hours of one "
-                f"RTX 3090 at the paper's throughput, reading not included, and {bytes_text(c.disk)} on disk.")
+        return (
+            f"{c.runs} of {len(runs)} runs are to be made, {c.trainings} of them trainings: about {c.hours:.3g} hours of one "
+            f"RTX 3090 at the paper's throughput, reading not included, and {bytes_text(c.disk)} on disk."
+        )
     new, times = int(make.seconds.isna().sum()), []
-    if new < len(make): times.append(f"about {seconds_text(make.seconds.sum())}")
-    if new: times.append(f"{new} of them like none before")
+    if new < len(make):
+        times.append(f"about {seconds_text(make.seconds.sum())}")
+    if new:
+        times.append(f"{new} of them like none before")
     return f"{len(make)} of {len(runs)} runs are to be made: {', '.join(times)}."
 
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-26
 def announce(
-    lab: Lab, # preset, data and store
+    lab: Lab,  # preset, data and store
     exhibit: Exhibit,
-    **settings, # values of its parameters
+    **settings,  # values of its parameters
 ) -> str:
     "Say what the runs behind an exhibit will cost before they are made."
     dry = lab.dry()
     exhibit.plan(dry, **settings)
     return cost_text(dry)
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-19
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-28
 def notebook_parameters(
-    source: Path, # a notebook
-) -> dict: # name -> what papermill knows of it
+    source: Path,  # a notebook
+) -> dict:  # name -> what papermill knows of it
     "Read the parameters of a notebook; raise `ValueError` if it has no cell tagged `parameters`."
     import papermill
+
     known = papermill.inspect_notebook(str(source))
-    if not known: raise ValueError(f"{source} has no cell tagged 'parameters'.")
+    if not known:
+        raise ValueError(f"{source} has no cell tagged 'parameters'.")
     return known
 
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-29
 def run_notebook(
-    source: Path, # a notebook with a cell tagged `parameters`
-    out: Path, # the executed copy; a failed one is kept beside it as NAME.failed.ipynb
-    **parameters, # values for its parameters
-) -> Path: # `out`
+    source: Path,  # a notebook with a cell tagged `parameters`
+    out: Path,  # the executed copy; a failed one is kept beside it as NAME.failed.ipynb
+    **parameters,  # values for its parameters
+) -> Path:  # `out`
     """Execute a notebook with papermill.
 
     Raise `ValueError` for a parameter that it does not have, where papermill would only warn."""
     import papermill
+
     known = notebook_parameters(source)
-    for name in parameters: check_choice(name, known, f"parameter of {source.name}")
+    for name in parameters:
+        check_choice(name, known, f"parameter of {source.name}")
     failed = out.with_suffix(".failed.ipynb")
-    options = dict(kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=CRITICAL"])
+    options = dict(
+        kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=CRITICAL"]
+    )
     with atomic_path(out) as tmp:
-        try: papermill.execute_notebook(str(source), str(tmp), parameters=parameters, **options)
+        try:
+            papermill.execute_notebook(str(source), str(tmp), parameters=parameters, **options)
         except papermill.PapermillExecutionError:
             tmp.replace(failed)
             raise
     failed.unlink(missing_ok=True)
     return out
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-21
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-31
 _PAGE = """\
 <!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -275,31 +331,45 @@ pre { overflow-x: auto; font-size: .75rem; } nav a { margin-right: .8rem; } code
 </body></html>
 """
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-22
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-32
 _MATH = {r"$\alpha$": "\u03b1", r"$\tau_1$": "\u03c4\u2081", r"$\lambda$": "\u03bb"}
 "The formulas of first cells, for a page without MathJax."
 
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-33
 def _page_template():
     "Return the template of the report; everything is escaped, except by the filters `markdown` and `table`."
-    import jinja2, markupsafe, mistune
+    import jinja2
+    import markupsafe
+    import mistune
+
     render = mistune.create_markdown(escape=True, plugins=["table"])
+
     def markdown(text):
-        for formula, letter in _MATH.items(): text = text.replace(formula, letter)
+        for formula, letter in _MATH.items():
+            text = text.replace(formula, letter)
         return markupsafe.Markup(render(text))
+
     def table(frame):
         return markupsafe.Markup(frame.to_html(index=False, border=0, na_rep="", escape=True))
+
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= dict(markdown=markdown, table=table)
     return environment.from_string(_PAGE)
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-23
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-34
 def _origin(name: str, note: dict) -> str:
     "Format the provenance of a table or figure."
     changes = "" if note["clean"] else " with changes"
-    parts = [f"{len(note['runs'])} runs", f"data {note['data']}", f"commit {note['commit']}{changes}", note["time"]]
+    parts = [
+        f"{len(note['runs'])} runs",
+        f"data {note['data']}",
+        f"commit {note['commit']}{changes}",
+        note["time"],
+    ]
     parts += [f"{setting}={note[setting]}" for setting in ("seeds", "seed") if setting in note]
     return "\n  ".join([f"{name}: {', '.join(parts)}", *note["runs"]])
 
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-35
 def _table_part(note: Path, name: str) -> dict:
     "Return what the report shows of a table."
     folder = f"{note.parts[-3]}/tables"
@@ -307,115 +377,159 @@ def _table_part(note: Path, name: str) -> dict:
     text = note.with_name(f"{name}.md").read_text(encoding="utf-8")
     return dict(markdown=text, text=name == "claims", files=files)
 
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-36
 def _figure_part(note: Path, name: str) -> dict:
     "Return what the report shows of a figure."
     png = base64.b64encode(note.with_name(f"{name}.png").read_bytes()).decode()
-    return dict(name=name, caption=read_json(note).get("caption", ""), png=png, pdf=f"{note.parts[-3]}/figures/{name}.pdf")
+    return dict(
+        name=name,
+        caption=read_json(note).get("caption", ""),
+        png=png,
+        pdf=f"{note.parts[-3]}/figures/{name}.pdf",
+    )
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-24
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-37
 def _notes(folder: Path, notebook: str) -> dict[Path, dict]:
     "Return the provenance of everything that a notebook has written, by file."
     notes = {path: read_json(path) for path in sorted(folder.glob("*/*.provenance.json"))}
     return {path: note for path, note in notes.items() if note.get("notebook") == notebook}
 
+
 def _first_cell(notebook: str) -> tuple[str, str]:
     "Return the title and the claim of a notebook."
     import nbformat
-    cells = nbformat.read(notebook_folder()/f"{notebook}.ipynb", as_version=4).cells
+
+    cells = nbformat.read(notebook_folder() / f"{notebook}.ipynb", as_version=4).cells
     title, _, claim = cells[0].source.partition("\n")
     return title.lstrip("# "), claim
 
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-38
 def _section(folder: Path, notebook: str, data: str) -> dict:
     "Return the report's section on one notebook: title and claim, tables, figures, provenance."
     title, claim = _first_cell(notebook)
-    executed = folder/"notebooks"/f"{notebook}.ipynb"
+    executed = folder / "notebooks" / f"{notebook}.ipynb"
     tables, figures, others, origins = [], [], [], []
     for path, note in _notes(folder, notebook).items():
         name = path.name.removesuffix(".provenance.json")
         origins.append(_origin(name, note))
-        if note["data"] != data: others.append(name)
+        if note["data"] != data:
+            others.append(name)
         kind = path.parent.name
-        if kind == "tables" and path.with_name(f"{name}.md").exists(): tables.append(_table_part(path, name))
-        if kind == "figures" and path.with_name(f"{name}.png").exists(): figures.append(_figure_part(path, name))
+        if kind == "tables" and path.with_name(f"{name}.md").exists():
+            tables.append(_table_part(path, name))
+        if kind == "figures" and path.with_name(f"{name}.png").exists():
+            figures.append(_figure_part(path, name))
     return dict(
-        name=notebook, title=title, short=title.split(":")[0].split(",")[0], claim=claim,
-        found=bool(origins), other=others,
+        name=notebook,
+        title=title,
+        short=title.split(":")[0].split(",")[0],
+        claim=claim,
+        found=bool(origins),
+        other=others,
         notebook=f"{folder.name}/notebooks/{executed.name}" if executed.exists() else "",
-        tables=tables, figures=figures, provenance="\n".join(origins))
+        tables=tables,
+        figures=figures,
+        provenance="\n".join(origins),
+    )
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-25
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-39
 def write_report(
-    lab: Lab, # preset, data and store
-    failed: dict[str, str] | None = None, # notebook -> why
-) -> Path: # outputs/report.html
+    lab: Lab,  # preset, data and store
+    failed: dict[str, str] | None = None,  # notebook -> why
+) -> Path:  # outputs/report.html
     "Write all tables, figures and claims of a preset so far to one page that needs no network."
-    folder, checks = lab.outputs/lab.name, consistency()
-    names = sorted(list_notebooks(), key=lambda name: name != "claims") # the claims first
+    folder, checks = lab.outputs / lab.name, consistency()
+    names = sorted(list_notebooks(), key=lambda name: name != "claims")  # the claims first
     sections = [_section(folder, name, lab.fingerprint) for name in names]
     page = _page_template().render(
-        preset=lab.name, data=lab.fingerprint, code=lab.store.code, now=provenance(), summary=lab.store.summary(),
+        preset=lab.name,
+        data=lab.fingerprint,
+        code=lab.store.code,
+        now=provenance(),
+        summary=lab.store.summary(),
         sections=[section for section in sections if section["found"]],
-        failed=failed or {}, changed=changed_files(folder), checked=len(checks),
-        contradictions=checks.query("verdict == 'contradicts'").drop(columns="verdict"), damaged=damaged_rows())
-    with atomic_path(lab.outputs/"report.html") as tmp: tmp.write_text(page, encoding="utf-8")
-    return lab.outputs/"report.html"
+        failed=failed or {},
+        changed=changed_files(folder),
+        checked=len(checks),
+        contradictions=checks.query("verdict == 'contradicts'").drop(columns="verdict"),
+        damaged=damaged_rows(),
+    )
+    with atomic_path(lab.outputs / "report.html") as tmp:
+        tmp.write_text(page, encoding="utf-8")
+    return lab.outputs / "report.html"
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-27
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-41
 def full_settings(
-    name: str, # of a notebook
-    full: bool, # whether everything is asked for
-) -> dict: # values of its parameters
+    name: str,  # of a notebook
+    full: bool,  # whether everything is asked for
+) -> dict:  # values of its parameters
     "Return the parameters that differ from a notebook's defaults when everything is asked for."
     declared = exhibits()
     return declared[name].full if full and name in declared else {}
 
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-42
 def plan(
-    lab: Lab, # preset, data and store
-    names: Iterable[str], # from `find_notebooks`
-    seeds: int = 1, # of every number
-    full: bool = False, # with what differs when everything is asked for
-) -> Lab: # a dry twin, whose store was asked for all runs that the notebooks need
+    lab: Lab,  # preset, data and store
+    names: Iterable[str],  # from `find_notebooks`
+    seeds: int = 1,  # of every number
+    full: bool = False,  # with what differs when everything is asked for
+) -> Lab:  # a dry twin, whose store was asked for all runs that the notebooks need
     """Request the runs that notebooks need from a dry lab; none is made.
 
     The mini benchmark is forged if it is not there, because runs are named by its hash."""
     dry, declared = lab.dry(), exhibits()
     for name in names:
-        if name not in declared: continue
+        if name not in declared:
+            continue
         exhibit = declared[name]
-        try: exhibit.plan(dry, **exhibit.known(seeds=seeds), **full_settings(name, full))
-        except ValueError as e: lab.store.say(f"NOTE {name} cannot be made of this data: {e}")
+        try:
+            exhibit.plan(dry, **exhibit.known(seeds=seeds), **full_settings(name, full))
+        except ValueError as e:
+            lab.store.say(f"NOTE {name} cannot be made of this data: {e}")
     return dry
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-28
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-43
 def prepare(
-    lab: Lab, # preset, data and store
-    names: Sequence[str], # from `find_notebooks`
-    seeds: int = 1, # of every number
-    engine: str = "local", # one of `prle.lab.engines.ENGINES`
-    gpus: float = 1.0, # of a run with a detector, on Ray
-    full: bool = False, # with what differs when everything is asked for
-) -> dict[str, str]: # name of a run -> why there is no result
+    lab: Lab,  # preset, data and store
+    names: Sequence[str],  # from `find_notebooks`
+    seeds: int = 1,  # of every number
+    engine: str = "local",  # one of `prle.lab.engines.ENGINES`
+    gpus: float = 1.0,  # of a run with a detector, on Ray
+    full: bool = False,  # with what differs when everything is asked for
+) -> dict[str, str]:  # name of a run -> why there is no result
     "Say what the notebooks' runs will cost, and make them under one progress bar that estimates the work left."
     whole = plan(lab, names, seeds, full)
     lab.store.say(cost_text(whole))
     for name in names:
         needed = plan(whole, [name], seeds, full).store.names()
-        record_runs(lab.outputs, f"{lab.name}-{name}", needed, preset=lab.name, data=lab.fingerprint, seeds=seeds)
+        record_runs(
+            lab.outputs,
+            f"{lab.name}-{name}",
+            needed,
+            preset=lab.name,
+            data=lab.fingerprint,
+            seeds=seeds,
+        )
     return execute(lab.store, whole.store, engine, gpus)
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-29
-def _lacking(lab: Lab, name: str, seeds: int, full: bool, faults: dict[str, str]) -> str: # "" if there is none
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-44
+def _lacking(
+    lab: Lab, name: str, seeds: int, full: bool, faults: dict[str, str]
+) -> str:  # "" if there is none
     """Return a run that a notebook would try to make again itself, on this machine, and why it could not be made.
 
     A run that diverged is a gap in its tables."""
-    if not faults: return ""
+    if not faults:
+        return ""
     runs = planned(plan(lab, [name], seeds, full).store).query("action in ['make', 'wait']")
     for run in runs.kind + "/" + runs.label + "-" + runs.key:
-        if run in faults: return f"{run} could not be made: {faults[run]}"
+        if run in faults:
+            return f"{run} could not be made: {faults[run]}"
     return ""
 
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-45
 def _executed(source: Path, out: Path, common: dict, **own) -> str:
-    "Run a notebook with those common parameters that it has; return \"done\" or the last line of the error."
+    'Run a notebook with those common parameters that it has; return "done" or the last line of the error.'
     try:
         known = notebook_parameters(source)
         given = {name: value for name, value in common.items() if name in known}
@@ -424,17 +538,21 @@ def _executed(source: Path, out: Path, common: dict, **own) -> str:
     except Exception as e:
         return f"FAILED: {str(e).strip().splitlines()[-1]} (see {out.with_suffix('.failed.ipynb')})"
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-30
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-46
 def reproduce(
-    ids: Sequence[str] = (), # heads of notebook names, e.g. "table3", or "headline" or "all"; none: the headline
-    preset: str = "mini", # of `PRESETS`
-    seeds: int = 1, # trainings behind every number
-    data: str | None = None, # other data, see `prle.lab.labdata.data_sets`; None: the preset's mini benchmark
-    outputs: str | None = None, # folder for everything that is written; None: the project's `outputs/`
-    say: Callable[[str], None] = tqdm.write, # what to do with a line of the report
-    engine: str = "local", # one of `prle.lab.engines.ENGINES`
-    gpus: float = 1.0, # of a run with a detector, on Ray
-) -> dict[str, str]: # notebook -> "done", or why it is not
+    ids: Sequence[
+        str
+    ] = (),  # heads of notebook names, e.g. "table3", or "headline" or "all"; none: the headline
+    preset: str = "mini",  # of `PRESETS`
+    seeds: int = 1,  # trainings behind every number
+    data: str
+    | None = None,  # other data, see `prle.lab.labdata.data_sets`; None: the preset's mini benchmark
+    outputs: str
+    | None = None,  # folder for everything that is written; None: the project's `outputs/`
+    say: Callable[[str], None] = tqdm.write,  # what to do with a line of the report
+    engine: str = "local",  # one of `prle.lab.engines.ENGINES`
+    gpus: float = 1.0,  # of a run with a detector, on Ray
+) -> dict[str, str]:  # notebook -> "done", or why it is not
     """Regenerate tables and figures of the paper, and `outputs/report.html`.
 
     A notebook that fails does not stop the others; one that lacks a run is skipped."""
@@ -442,18 +560,28 @@ def reproduce(
     seed_range(seeds)
     check_choice(engine, ENGINES, "engine")
     lab, start = Lab(preset, data, outputs, say=say), time.perf_counter()
-    for line in changed_files(lab.outputs/preset): say(f"CHANGED {line}; made again if its notebook is run")
+    for line in changed_files(lab.outputs / preset):
+        say(f"CHANGED {line}; made again if its notebook is run")
     faults = prepare(lab, names, seeds, engine, gpus, full)
-    for name, why in faults.items(): say(f"GAP  {name}: {why}")
+    for name, why in faults.items():
+        say(f"GAP  {name}: {why}")
     results = _run_notebooks(lab, names, seeds, full, data, faults)
     report = write_report(lab, {name: why for name, why in results.items() if why != "done"})
     done = sum(result == "done" for result in results.values())
-    say(f"{done} of {len(results)} notebooks done. {lab.store.summary()} Everything is in {report}. "
-        f"{time.perf_counter() - start:.0f} s in all.")
+    say(
+        f"{done} of {len(results)} notebooks done. {lab.store.summary()} Everything is in {report}. "
+        f"{time.perf_counter() - start:.0f} s in all."
+    )
     return results
 
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-47
 def _run_notebooks(
-    lab: Lab, names: Sequence[str], seeds: int, full: bool, data: str | None, faults: dict[str, str],
+    lab: Lab,
+    names: Sequence[str],
+    seeds: int,
+    full: bool,
+    data: str | None,
+    faults: dict[str, str],
 ) -> dict[str, str]:
     "Run notebooks one after the other, and return the result of each."
     source, results = notebook_folder(), {}
@@ -461,8 +589,12 @@ def _run_notebooks(
     common = dict(preset=lab.name, data=there, outputs=str(lab.outputs.resolve()), seeds=seeds)
     for name in progress(names, desc="notebooks"):
         lacking = _lacking(lab, name, seeds, full, faults)
-        out = lab.outputs/lab.name/"notebooks"/f"{name}.ipynb"
-        if lacking: results[name] = f"SKIPPED: {lacking}"
-        else: results[name] = _executed(source/f"{name}.ipynb", out, common, **full_settings(name, full))
+        out = lab.outputs / lab.name / "notebooks" / f"{name}.ipynb"
+        if lacking:
+            results[name] = f"SKIPPED: {lacking}"
+        else:
+            results[name] = _executed(
+                source / f"{name}.ipynb", out, common, **full_settings(name, full)
+            )
         lab.store.say(f"{name}: {results[name]}")
     return results

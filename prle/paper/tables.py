@@ -16,11 +16,38 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..core import check_choice
-from .comparisons import (BASELINES, HIGH, LOW, PLAIN_AND_PRLE, PRIMARY, Arm, Variant, add_paper, arms_of,
-                              choose_backbones, compare, gaps, mean_interval, score_cells, split_subsets, target_cells,
-                              wanted_statistics)
+from prle.paper.comparisons import (
+    BASELINES,
+    HIGH,
+    LOW,
+    PLAIN_AND_PRLE,
+    PRIMARY,
+    Arm,
+    Variant,
+    add_paper,
+    arms_of,
+    choose_backbones,
+    compare,
+    gaps,
+    mean_interval,
+    score_cells,
+    split_subsets,
+    target_cells,
+    wanted_statistics,
+)
 from ..lab.configs import FusionConfig, Zoo
-from .exhibits import SEEDS, Cells, Exhibit, FigurePart, Gap, Parameter, TablePart, Values, declare, seed_range
+from prle.paper.exhibits import (
+    SEEDS,
+    Cells,
+    Exhibit,
+    FigurePart,
+    Gap,
+    Parameter,
+    TablePart,
+    Values,
+    declare,
+    seed_range,
+)
 from ..lab.experiments import THRESHOLDS, Lab, Run
 from .numbers import BACKBONES, PAGE_WIDTH, describe, interval, paper_table, side_by_side
 from ..lab.runs import run_file
@@ -28,11 +55,12 @@ from ..trust import read_table
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-4
 def read_fake_shares(
-    run: Run, # from `Lab.statistics`
-) -> pd.DataFrame: # a row a training fake: identity, above 0, above 0.3
+    run: Run,  # from `Lab.statistics`
+) -> pd.DataFrame:  # a row a training fake: identity, above 0, above 0.3
     "Read the attended share of each fake's pixels, in [0, 1]."
     return read_table(run_file(run.path, "shares.parquet")).query("label == 1")
 
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-5
 FUSION_VARIANTS = {
     "mean, low tau_1 (0.1)": LOW,
     "mean, high tau_1 (0.3)": HIGH,
@@ -43,18 +71,21 @@ FUSION_VARIANTS = {
 }
 "The ways to fuse that the project compares, Table V's among them."
 
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-6
 def zoo_variants(
-    lab: Lab, # its preset's backbones
-    subset: str, # manipulation
-    seed: int, # of the trainings
-) -> dict[str, Zoo]: # by name
+    lab: Lab,  # its preset's backbones
+    subset: str,  # manipulation
+    seed: int,  # of the trainings
+) -> dict[str, Zoo]:  # by name
     "Return each detector of the zoo alone, and the whole zoo fused in every way."
     single = {name: Zoo.single(subset, seed, name) for name in lab.preset.backbones}
     fused = {name: Zoo(subset, seed, fusion=fusion) for name, fusion in FUSION_VARIANTS.items()}
     return single | fused
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-6
-def _share_rows(name: str, subset: str, shares: list[pd.DataFrame] | Gap, paper: float) -> Iterator[dict]:
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-8
+def _share_rows(
+    name: str, subset: str, shares: list[pd.DataFrame] | Gap, paper: float
+) -> Iterator[dict]:
     "Yield a row for each threshold."
     for threshold in THRESHOLDS:
         row = dict(name=name, subset=subset, threshold=threshold)
@@ -65,9 +96,12 @@ def _share_rows(name: str, subset: str, shares: list[pd.DataFrame] | Gap, paper:
         share, low, high = mean_interval(by_seed, shares[0].identity)
         yield row | dict(share=share, low=low, high=high, paper=paper, note="")
 
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-9
 def attended_share(
-    values: Values, # name, subset -> `read_fake_shares` of each seed
-) -> pd.DataFrame: # name, subset, threshold; share, low, high, paper in per cent; note: the reason of a gap
+    values: Values,  # name, subset -> `read_fake_shares` of each seed
+) -> (
+    pd.DataFrame
+):  # name, subset, threshold; share, low, high, paper in per cent; note: the reason of a gap
     "Measure the share of the pixels of fakes whose attention exceeds 0 and 0.3 (Eq. 4, Table I)."
     given, rows = paper_table(1).set_index("backbone"), []
     for (name, subset), shares in values.items():
@@ -75,22 +109,27 @@ def attended_share(
         rows += _share_rows(name, subset, shares, paper)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-8
-def _number(value: float, form: str) -> str: # "" for NaN
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-11
+def _number(value: float, form: str) -> str:  # "" for NaN
     "Format a number of the paper."
     return "" if pd.isna(value) else f"{value:{form}}"
 
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-12
 def share_table(
-    shares: pd.DataFrame, # from `attended_share`
-) -> pd.DataFrame: # a row a name and threshold; where the paper has the number, rows for it and for the differences
+    shares: pd.DataFrame,  # from `attended_share`
+) -> pd.DataFrame:  # a row a name and threshold; where the paper has the number, rows for it and for the differences
     "Format shares as Table I prints them: ours, the paper's, and the differences at either threshold."
     rows = []
     for name, group in shares.groupby("name", sort=False):
-        levels = {f"> {threshold:g}": list(part.itertuples()) for threshold, part in group.groupby("threshold")}
+        levels = {
+            f"> {threshold:g}": list(part.itertuples())
+            for threshold, part in group.groupby("threshold")
+        }
         for level, part in levels.items():
             ours = {r.subset: interval(r.share, r.low, r.high) for r in part}
             rows.append({"": name, "attention": level, **ours})
-        if group.paper.isna().all(): continue
+        if group.paper.isna().all():
+            continue
         paper = {r.subset: _number(r.paper, ".2f") for r in next(iter(levels.values()))}
         rows.append({"": f"{name}, paper", "attention": "not stated", **paper})
         for level, part in levels.items():
@@ -98,12 +137,12 @@ def share_table(
             rows.append({"": f"{name}, ours - paper", "attention": level, **off})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-10
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-14
 def share_cells(
-    lab: Lab, # its manipulations
-    names: Iterable[str], # of `zoo_variants`
-    seeds: int, # trainings
-) -> Cells: # name, manipulation -> `read_fake_shares` of each seed
+    lab: Lab,  # its manipulations
+    names: Iterable[str],  # of `zoo_variants`
+    seeds: int,  # trainings
+) -> Cells:  # name, manipulation -> `read_fake_shares` of each seed
     "Declare the attended share of each fake."
     cells: Cells = {}
     for name in names:
@@ -112,10 +151,11 @@ def share_cells(
             cells[name, subset] = [wanted_statistics(zoo, read_fake_shares) for zoo in zoos]
     return cells
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-11
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-15
 @declare
 class Table1(Exhibit):
     "Table I: the share of a face that a detector attends to (Section III-A)."
+
     notebook = "table1_attended_share"
     headline = True
 
@@ -129,24 +169,35 @@ class Table1(Exhibit):
         about = describe(lab, seeds, on=["train"])
         captions = {
             "table1": "Table I: share of the face (%) that is attended, training fakes.",
-            "table1_fusions": "Share of the face (%) that fused maps cover, training fakes; the paper has no such numbers."}
+            "table1_fusions": "Share of the face (%) that fused maps cover, training fakes; the paper has no such numbers.",
+        }
         for (name, caption), which in zip(captions.items(), (alone, ~alone)):
             rows = shares[which].reset_index(drop=True)
             yield TablePart(name, rows, share_table(rows), f"{caption} {about}{gaps(rows)}")
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-13
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-17
 BACKBONES_ALL = Parameter(
-    "backbones", "all", 'list of backbones, e.g. ["EfficientNet"]; "all": the paper\'s five; '
-    "None: the zoo's three in smoke and mini, all five in paper")
+    "backbones",
+    "all",
+    'list of backbones, e.g. ["EfficientNet"]; "all": the paper\'s five; '
+    "None: the zoo's three in smoke and mini, all five in paper",
+)
 BACKBONES_ZOO = Parameter(
-    "backbones", None, 'list of backbones, e.g. ["EfficientNet"], or "all" for the paper\'s five; '
-    "None: the zoo's three in smoke and mini, all five in paper")
+    "backbones",
+    None,
+    'list of backbones, e.g. ["EfficientNet"], or "all" for the paper\'s five; '
+    "None: the zoo's three in smoke and mini, all five in paper",
+)
 
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-18
 class ArmExhibit(Exhibit):
     "A table or figure that compares arms."
+
     parameters = (SEEDS, BACKBONES_ALL)
-    variants: Sequence[Variant] = PLAIN_AND_PRLE # of every backbone; the first is what the others are compared with
-    only: Sequence[str] = BACKBONES # the backbones that it has
+    variants: Sequence[Variant] = (
+        PLAIN_AND_PRLE  # of every backbone; the first is what the others are compared with
+    )
+    only: Sequence[str] = BACKBONES  # the backbones that it has
     measures: Sequence[str] = ("AUC",)
 
     def trainings(self, lab: Lab) -> list[str]:
@@ -156,30 +207,37 @@ class ArmExhibit(Exhibit):
     def arms(self, lab: Lab, backbones: Sequence[str] | str | None = "all") -> list[Arm]:
         "Return the trainings in the order of the exhibit's rows."
         chosen = [name for name in choose_backbones(lab, backbones) if name in self.only]
-        return [arm for train in self.trainings(lab) for arm in arms_of(chosen, self.variants, train)]
+        return [
+            arm for train in self.trainings(lab) for arm in arms_of(chosen, self.variants, train)
+        ]
 
     def cells(self, lab: Lab, seeds: int, **which) -> Cells:
         "Declare the scores on the target sets; raise `ValueError` if there are none."
         if not lab.targets:
-            raise ValueError("this data has no target sets: name a folder that holds dfdc/, df-1.0/ or celeb-df/ beside ff++/, "
-                             "or one made by `prle forge`.")
+            raise ValueError(
+                "this data has no target sets: name a folder that holds dfdc/, df-1.0/ or celeb-df/ beside ff++/, "
+                "or one made by `prle forge`."
+            )
         return target_cells(lab, self.arms(lab, **which), seeds)
 
     def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
         "Compare the arms."
         return compare(values, self.measures)
 
-    def about(self, lab: Lab, seeds: int, rows: pd.DataFrame, on: Sequence[str] = ("targets",)) -> str:
+    def about(
+        self, lab: Lab, seeds: int, rows: pd.DataFrame, on: Sequence[str] = ("targets",)
+    ) -> str:
         "Describe what the numbers rest on, and the gaps."
         return describe(lab, seeds, list(dict.fromkeys(rows.backbone)), on) + gaps(rows)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-14
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-19
 class ArmTable(ArmExhibit):
     "A table of arms beside the paper's numbers."
-    number: int # of the table in the paper
-    caption: str # what it shows
-    best: Sequence[str] = ("backbone",) # columns within whose groups the best number is bold
-    heads: Sequence[str] = ("backbone", "arm") # columns that name a row
+
+    number: int  # of the table in the paper
+    caption: str  # what it shows
+    best: Sequence[str] = ("backbone",)  # columns within whose groups the best number is bold
+    heads: Sequence[str] = ("backbone", "arm")  # columns that name a row
 
     @property
     def name(self) -> str:
@@ -190,7 +248,7 @@ class ArmTable(ArmExhibit):
         "Compare the arms, and add the paper's numbers."
         return add_paper(lab, self.number, compare(values, self.measures))
 
-    def layout(self, lab: Lab, rows: pd.DataFrame) -> pd.DataFrame: # `**` marks the best
+    def layout(self, lab: Lab, rows: pd.DataFrame) -> pd.DataFrame:  # `**` marks the best
         "Format the rows as the paper does, ours above the paper's."
         return self.named(side_by_side(rows, self.best, list(self.heads)))
 
@@ -201,57 +259,80 @@ class ArmTable(ArmExhibit):
         arms = [_arm_text(arm, names) for arm in shown.arm]
         return shown.assign(backbone=shown.backbone.replace(paper), arm=arms).reset_index(drop=True)
 
-    def parts(self, lab: Lab, values: Values, seeds: int, **which) -> Iterator[TablePart | FigurePart]:
+    def parts(
+        self, lab: Lab, values: Values, seeds: int, **which
+    ) -> Iterator[TablePart | FigurePart]:
         rows = self.rows(lab, values)
-        yield TablePart(self.name, rows, self.layout(lab, rows), f"{self.caption} {self.about(lab, seeds, rows)}")
+        yield TablePart(
+            self.name,
+            rows,
+            self.layout(lab, rows),
+            f"{self.caption} {self.about(lab, seeds, rows)}",
+        )
 
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-20
 def _arm_text(arm: str, names: dict[str, str]) -> str:
-    "Format an arm, or a difference of two: \"+ PRLE\", \"PRLE - plain\"."
+    'Format an arm, or a difference of two: "+ PRLE", "PRLE - plain".'
     first, *others = arm.split(" - ")
-    if not others: return names.get(arm, arm)
+    if not others:
+        return names.get(arm, arm)
     return " - ".join(names.get(name, name).removeprefix("+ ") for name in (first, *others))
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-17
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-23
 def _ranks(names: Iterable[str]) -> dict[str, int]:
     "Number names in their order, from 0."
     return {name: rank for rank, name in enumerate(names)}
 
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-24
 @declare
 class Table2(ArmTable):
     "Table II: training on all manipulations, test on three other data sets (Section IV-C1)."
+
     notebook, number = "table2_generalization", 2
     parameters = (
-        SEEDS, BACKBONES_ALL,
-        Parameter("detectors", None, 'list of the paper\'s baselines, e.g. ["RFM"]; None: all eight'))
+        SEEDS,
+        BACKBONES_ALL,
+        Parameter(
+            "detectors", None, 'list of the paper\'s baselines, e.g. ["RFM"]; None: all eight'
+        ),
+    )
     caption = "Table II: AUC and ACC (%) on the target sets, trained on all manipulations; the best of a column is bold."
     measures, best = ("ACC", "AUC"), ()
 
     def arms(
         self,
-        lab: Lab, # preset and data
-        backbones: Sequence[str] | str | None = "all", # see `choose_backbones`
-        detectors: Sequence[str] | None = None, # baselines by the paper's names; None: all eight
+        lab: Lab,  # preset and data
+        backbones: Sequence[str] | str | None = "all",  # see `choose_backbones`
+        detectors: Sequence[str] | None = None,  # baselines by the paper's names; None: all eight
     ) -> list[Arm]:
         "Return plain baselines, then plain backbones and those with PRLE."
         names = BASELINES if detectors is None else detectors
-        plain = [Arm(BASELINES[check_choice(name, BASELINES, "baseline")], "none") for name in names]
+        plain = [
+            Arm(BASELINES[check_choice(name, BASELINES, "baseline")], "none") for name in names
+        ]
         return plain + super().arms(lab, backbones)
 
     def layout(self, lab: Lab, rows: pd.DataFrame) -> pd.DataFrame:
         "Format columns by data set and rows as the paper does, with its column `augments`."
         columns = _ranks([*lab.targets, "AVG", "ACC", "AUC"])
-        rows = rows.sort_values(["test", "measure"], key=lambda names: names.map(columns), kind="stable")
+        rows = rows.sort_values(
+            ["test", "measure"], key=lambda names: names.map(columns), kind="stable"
+        )
         shown = side_by_side(rows, self.best, list(self.heads))
         augments = {}
-        for r in paper_table(2).itertuples(): augments[BASELINES.get(r.backbone, r.backbone), r.arm] = r.augments
-        shown.insert(2, "augments", [augments.get(row, "") for row in zip(shown.backbone, shown.arm)])
+        for r in paper_table(2).itertuples():
+            augments[BASELINES.get(r.backbone, r.backbone), r.arm] = r.augments
+        shown.insert(
+            2, "augments", [augments.get(row, "") for row in zip(shown.backbone, shown.arm)]
+        )
         ranks = shown.arm.map(dict(none=0, primary=1)).fillna(2).to_numpy()
         return self.named(shown.iloc[np.argsort(ranks, kind="stable")])
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-19
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-26
 @declare
 class Table3(ArmTable):
     "Table III: training on one manipulation, test on all (Section IV-C2)."
+
     notebook, number, headline = "table3_cross_manipulation", 3, True
     parameters, full = (SEEDS, BACKBONES_ZOO), dict(backbones="all")
     caption = "Table III: AUC (%) of detectors trained on one manipulation and tested on each."
@@ -266,7 +347,9 @@ class Table3(ArmTable):
     def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
         return super().rows(lab, split_subsets(values, lab.subsets))
 
-    def parts(self, lab: Lab, values: Values, seeds: int, **which) -> Iterator[TablePart | FigurePart]:
+    def parts(
+        self, lab: Lab, values: Values, seeds: int, **which
+    ) -> Iterator[TablePart | FigurePart]:
         "Return Table III and the figure of what PRLE changes on unseen manipulations."
         rows = self.rows(lab, values)
         about = self.about(lab, seeds, rows, on=["test"])
@@ -274,84 +357,108 @@ class Table3(ArmTable):
         change = unseen_change(rows)
         caption = "Change of the mean AUC over unseen manipulations that PRLE makes."
         about = describe(lab, seeds, list(dict.fromkeys(rows.backbone)))
-        yield FigurePart("table3_change", draw_change(change), f"{caption} {about}", extra=change_text(change))
+        yield FigurePart(
+            "table3_change", draw_change(change), f"{caption} {about}", extra=change_text(change)
+        )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-21
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-28
 def unseen_change(
-    rows: pd.DataFrame, # of Table III
+    rows: pd.DataFrame,  # of Table III
 ) -> pd.DataFrame:
     "Return what PRLE changes on unseen manipulations."
     return rows[(rows.arm == "primary - none") & (rows.test == "unseen") & (rows.note == "")]
 
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-29
 def change_text(
-    change: pd.DataFrame, # from `unseen_change`
+    change: pd.DataFrame,  # from `unseen_change`
 ) -> str:
     "Count the changes whose whole interval is on one side of zero."
-    if change.empty: return "No manipulation of this data is unseen."
+    if change.empty:
+        return "No manipulation of this data is unseen."
     above, below = (change.low > 0).sum(), (change.high < 0).sum()
-    return (f"Mean change on unseen manipulations: {change.value.mean():+.1f} points over {len(change)} pairs; "
-            f"{above} pairs are above zero with their whole interval, {below} below, {len(change) - above - below} undecided.")
+    return (
+        f"Mean change on unseen manipulations: {change.value.mean():+.1f} points over {len(change)} pairs; "
+        f"{above} pairs are above zero with their whole interval, {below} below, {len(change) - above - below} undecided."
+    )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-22
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-30
 def draw_change(
-    change: pd.DataFrame, # from `unseen_change`
+    change: pd.DataFrame,  # from `unseen_change`
 ) -> Figure:
     "Draw what PRLE changes on unseen manipulations."
     panels = max(1, change.backbone.nunique())
     figure, [axes] = plt.subplots(
-        1, panels, figsize=(PAGE_WIDTH, 1.9), sharex=True, sharey=True, layout="constrained", squeeze=False)
+        1,
+        panels,
+        figsize=(PAGE_WIDTH, 1.9),
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
+    )
     for ax, (backbone, group) in zip(axes, change.groupby("backbone", sort=False)):
         ends = np.maximum(0, [group.value - group.low, group.high - group.value])
         ax.errorbar(group.value, group.train, xerr=ends, fmt="o", capsize=2)
         ax.axvline(0, color="0.5", linewidth=1)
         ax.set_title(backbone)
-    if change.empty: axes[0].set_title("no manipulation of this data is unseen")
+    if change.empty:
+        axes[0].set_title("no manipulation of this data is unseen")
     figure.supxlabel("change of AUC (points)", fontsize=9)
     axes[0].set_ylabel("trained on")
     axes[0].invert_yaxis()
     return figure
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-25
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-33
 @declare
 class Table4(ArmTable):
     "Table IV: primary, random and landmark masks (Section IV-D1)."
+
     notebook, number = "table4_masks", 4
     caption = "Table IV: AUC (%) on the target sets of detectors trained with other masks; differences to primary masks are paired."
     variants = (
         Variant("primary", "+ PRLE", PRIMARY),
         Variant("random", "+ random", dict(mask="random")),
-        Variant("landmark", "+ landmark", dict(mask="landmark")))
+        Variant("landmark", "+ landmark", dict(mask="landmark")),
+    )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-26
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-34
 @declare
 class Table5(ArmTable):
     "Table V: masks from neighbouring and from average fusion (Section IV-D2)."
+
     notebook, number = "table5_fusion", 5
     caption = "Table V: AUC (%) on the target sets with masks from other fusions; differences to neighbouring are paired."
     variants = (
         Variant("neighbour", "+ neighbouring", PRIMARY),
         Variant("low", "+ average, low tau_1", PRIMARY | dict(fusion=LOW)),
-        Variant("high", "+ average, high tau_1", PRIMARY | dict(fusion=HIGH)))
+        Variant("high", "+ average, high tau_1", PRIMARY | dict(fusion=HIGH)),
+    )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-27
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-35
 @declare
 class Table6(ArmTable):
     "Table VI: masks from a single detector (Section IV-D2)."
+
     notebook, number = "table6_single_detectors", 6
     parameters, only = (SEEDS,), ("EfficientNet",)
-    caption = ("Table VI: AUC (%) on the target sets of EfficientNet with masks from single detectors; "
-               "differences to all three are paired.")
+    caption = (
+        "Table VI: AUC (%) on the target sets of EfficientNet with masks from single detectors; "
+        "differences to all three are paired."
+    )
     variants = (
         Variant("X+E+V", "X+E+V", PRIMARY),
-        *(Variant(name[0], name[0], PRIMARY | dict(zoo=(name,))) for name in BACKBONES[:3]))
+        *(Variant(name[0], name[0], PRIMARY | dict(zoo=(name,))) for name in BACKBONES[:3]),
+    )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-28
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-36
 @declare
 class Table7(ArmTable):
     "Table VII: training without dynamic exploitation (Section IV-D3)."
+
     notebook, number = "table7_exploitation", 7
     parameters, only = (SEEDS,), ("EfficientNet", "ResNet-50")
     caption = "Table VII: AUC (%) on the target sets without dynamic exploitation; differences to dynamic are paired."
     variants = (
         Variant("dynamic", "+ PRLE", PRIMARY),
-        Variant("static", "w/o exploitation", PRIMARY | dict(alpha="static")))
+        Variant("static", "w/o exploitation", PRIMARY | dict(alpha="static")),
+    )

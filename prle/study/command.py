@@ -14,77 +14,164 @@ from ..data.manifest import SPLITS
 from ..lab.configs import PRESETS
 
 # %% ../../nbs/study/04_command.ipynb #study-04-command-4
-def _folder(args) -> Path: return Path(args.folder or outputs_dir()/"mini"/"userstudy")
+def _folder(args) -> Path:
+    return Path(args.folder or outputs_dir() / "mini" / "userstudy")
+
 
 def _secret(folder: str | None) -> str | None:
     "Read the secret of another study; None for a new one."
     from prle.study.images import read_study
+
     return read_study(folder).settings["secret"] if folder else None
 
+# %% ../../nbs/study/04_command.ipynb #study-04-command-5
 def _build(args) -> int:
     "Run `prle userstudy build`: make pictures, key and page."
     from prle.lab.experiments import Lab
     from prle.lab.runs import record_runs
     from prle.study.page import make_study
     from prle.study.images import study_faces
-    if args.consent and not Path(args.consent).exists(): raise FileNotFoundError(f"no consent text at {args.consent}.")
+
+    if args.consent and not Path(args.consent).exists():
+        raise FileNotFoundError(f"no consent text at {args.consent}.")
     lab = Lab(args.preset, args.data, args.outputs)
     study_faces(dry := lab.dry(), args.splits, args.seed)
-    record_runs(lab.outputs, f"{lab.name}-userstudy-{digest(names := dry.store.names())}", names) # so that nobody prunes what is being made
-    study = make_study(lab, args.out, args.participants, args.images, args.subsets, args.splits, args.practice, args.seed,
-                       secret=_secret(args.secret_of), consent=args.consent, post=args.post or None,
-                       confidence=args.confidence)
+    record_runs(
+        lab.outputs, f"{lab.name}-userstudy-{digest(names := dry.store.names())}", names
+    )  # so that nobody prunes what is being made
+    study = make_study(
+        lab,
+        args.out,
+        args.participants,
+        args.images,
+        args.subsets,
+        args.splits,
+        args.practice,
+        args.seed,
+        secret=_secret(args.secret_of),
+        consent=args.consent,
+        post=args.post or None,
+        confidence=args.confidence,
+    )
     print(f"{len(study.pictures)} pictures for {len(study.codes)} participants in {study.path}.")
-    print(f"Complete the consent text in {study.path/'page'/'index.html'}, then: prle userstudy serve {study.path}")
+    print(
+        f"Complete the consent text in {study.path / 'page' / 'index.html'}, then: prle userstudy serve {study.path}"
+    )
     return 0
 
+# %% ../../nbs/study/04_command.ipynb #study-04-command-6
 def _serve(args) -> int:
     "Run `prle userstudy serve` until interrupted."
     from prle.study.server import serve
+
     serve(_folder(args), args.host, args.port, args.name)
     return 0
 
+# %% ../../nbs/study/04_command.ipynb #study-04-command-7
 def _analyse(args) -> int:
     "Run `prle userstudy analyse`: print the report, and draw Figure 10 if asked."
     from prle.study.analysis import draw_figure10, exclude, read_responses, report
     from prle.study.images import read_study
+
     study = read_study(_folder(args))
     print(report(study))
-    if args.figure: draw_figure10(exclude(read_responses(study))[0], study.settings["subsets"]).savefig(args.figure, dpi=200)
+    if args.figure:
+        draw_figure10(exclude(read_responses(study))[0], study.settings["subsets"]).savefig(
+            args.figure, dpi=200
+        )
     return 0
 
-# %% ../../nbs/study/04_command.ipynb #study-04-command-5
+# %% ../../nbs/study/04_command.ipynb #study-04-command-8
 def add_userstudy(
-    commands, # what `ArgumentParser.add_subparsers` returned
+    commands,  # what `ArgumentParser.add_subparsers` returned
 ):
     "Add `userstudy build`, `serve` and `analyse` to the command `prle`."
-    steps = commands.add_parser("userstudy", help="the user study: make pictures and page, serve them, analyse the responses").add_subparsers(dest="step", required=True)
+    steps = commands.add_parser(
+        "userstudy",
+        help="the user study: make pictures and page, serve them, analyse the responses",
+    ).add_subparsers(dest="step", required=True)
 
     build = steps.add_parser("build", help="make the masked pictures, the key and the page")
-    build.add_argument("--participants", type=int, default=86, help="how many people (default %(default)s)")
-    build.add_argument("--images", type=int, default=50, help="for each, every identity at most once (default %(default)s)")
+    build.add_argument(
+        "--participants", type=int, default=86, help="how many people (default %(default)s)"
+    )
+    build.add_argument(
+        "--images",
+        type=int,
+        default=50,
+        help="for each, every identity at most once (default %(default)s)",
+    )
     build.add_argument("--subsets", nargs="+", help="manipulations (default: all of the data)")
-    build.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="whose faces; detectors are compared on test faces only (default: all)")
-    build.add_argument("--practice", type=int, default=4, help="pictures to practise on, with feedback (default %(default)s)")
-    build.add_argument("--seed", type=int, default=0, help="of the zoo behind the masks and of the faces that are drawn from the data")
-    build.add_argument("--secret-of", metavar="STUDY",
-                       help="folder of a study that is made again, with the same codes and pictures where data and settings are "
-                       "the same; default: a new secret")
-    build.add_argument("--consent", help="file with the consent text, HTML; default: a text to complete")
-    build.add_argument("--post", default="answers", help="where answers are sent: your address, https://HOST/PATH; \"\" for nowhere; default: to `prle userstudy serve`")
-    build.add_argument("--confidence", action="store_true", help="ask after each picture how sure the participant is")
+    build.add_argument(
+        "--splits",
+        nargs="+",
+        choices=SPLITS,
+        default=list(SPLITS),
+        help="whose faces; detectors are compared on test faces only (default: all)",
+    )
+    build.add_argument(
+        "--practice",
+        type=int,
+        default=4,
+        help="pictures to practise on, with feedback (default %(default)s)",
+    )
+    build.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the zoo behind the masks and of the faces that are drawn from the data",
+    )
+    build.add_argument(
+        "--secret-of",
+        metavar="STUDY",
+        help="folder of a study that is made again, with the same codes and pictures where data and settings are "
+        "the same; default: a new secret",
+    )
+    build.add_argument(
+        "--consent", help="file with the consent text, HTML; default: a text to complete"
+    )
+    build.add_argument(
+        "--post",
+        default="answers",
+        help='where answers are sent: your address, https://HOST/PATH; "" for nowhere; default: to `prle userstudy serve`',
+    )
+    build.add_argument(
+        "--confidence",
+        action="store_true",
+        help="ask after each picture how sure the participant is",
+    )
     build.add_argument("--out", help="folder of the study; default: OUTPUTS/PRESET/userstudy")
-    build.add_argument("--preset", default="mini", choices=PRESETS, help="size of the zoo and source of the faces (default %(default)s)")
-    build.add_argument("--data", help="other data: a manifest or a folder of data sets; the preset paper needs one")
-    build.add_argument("--outputs", help="folder for everything that is written; default: outputs/ of the project")
+    build.add_argument(
+        "--preset",
+        default="mini",
+        choices=PRESETS,
+        help="size of the zoo and source of the faces (default %(default)s)",
+    )
+    build.add_argument(
+        "--data", help="other data: a manifest or a folder of data sets; the preset paper needs one"
+    )
+    build.add_argument(
+        "--outputs", help="folder for everything that is written; default: outputs/ of the project"
+    )
     build.set_defaults(run=_build)
 
     serve = steps.add_parser("serve", help="serve the page and store the answers, on this machine")
     serve.add_argument("folder", nargs="?", help="of the study; default: OUTPUTS/mini/userstudy")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen at; the default is this machine alone")
-    serve.add_argument("--port", type=int, default=8787, help="default %(default)s; 0: any that is free")
-    serve.add_argument("--name", action="append", default=[], metavar="NAME",
-                       help="another name of this machine that the page may be opened at; may be repeated")
+    serve.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at; the default is this machine alone",
+    )
+    serve.add_argument(
+        "--port", type=int, default=8787, help="default %(default)s; 0: any that is free"
+    )
+    serve.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name of this machine that the page may be opened at; may be repeated",
+    )
     serve.set_defaults(run=_serve)
 
     analyse = steps.add_parser("analyse", help="exclusions, accuracies, tests")

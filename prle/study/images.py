@@ -8,7 +8,10 @@ __all__ = ['PATTERN', 'ALPHAS', 'LETTERS', 'CODE', 'COLUMNS', 'DATED', 'CHECKS',
            'build_study', 'read_study', 'draw_session', 'select_faces', 'study_cells', 'study_faces']
 
 # %% ../../nbs/study/00_images.ipynb #study-00-images-3
-import hmac, math, os, secrets
+import hmac
+import math
+import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -22,7 +25,17 @@ import torch
 from matplotlib.figure import Figure
 from scipy.optimize import Bounds, LinearConstraint, linear_sum_assignment, milp
 
-from ..core import FAKE, REAL, atomic_path, digest, file_digest, progress, provenance, rng, write_json
+from prle.core import (
+    FAKE,
+    REAL,
+    atomic_path,
+    digest,
+    file_digest,
+    progress,
+    provenance,
+    rng,
+    write_json,
+)
 from ..trust import Damaged, below, check_digest, read_bytes, read_digests, read_json
 from ..data.crops import read_rgb
 from ..data.manifest import SPLITS, select
@@ -37,33 +50,44 @@ PATTERN = ("none", "none", "dynamic", "dynamic", "fixed")
 ALPHAS = tuple(k / 10 for k in range(1, 11))
 "The fixed shares of the attended pixels that are masked, Figure 10b."
 
+
 def _williams(n: int) -> list[int]:
     """Return the first row of a Williams square of even size: 0, 1, n-1, 2, n-2, ...
 
     In the square every ordered pair of neighbours occurs once."""
     return [(k + 1) // 2 if k % 2 else -(k // 2) % n for k in range(n)]
 
+# %% ../../nbs/study/00_images.ipynb #study-00-images-7
 def _alphas(seed: int | str) -> np.ndarray:
     "Return a Latin square (10, 10) of the fixed alphas, shuffled: rows are laps, columns the cells of a block."
     n = len(ALPHAS)
     shades, places = rng(seed, "alphas").permutation(n), rng(seed, "places").permutation(n)
     return np.array(ALPHAS)[shades[(np.arange(n)[:, None] + places) % n]]
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-8
+# %% ../../nbs/study/00_images.ipynb #study-00-images-9
 def conditions(
-    participants: int, # how many people
-    images: int, # for each; a multiple of two for every manipulation
-    subsets: Sequence[str], # manipulations
-    seed: int | str = 0, # of the order within blocks and of the fixed alphas
-) -> pd.DataFrame: # participant, position (both from 0), subset ("real" or a manipulation), mask, alpha (NaN unless fixed); by participant and position
+    participants: int,  # how many people
+    images: int,  # for each; a multiple of two for every manipulation
+    subsets: Sequence[str],  # manipulations
+    seed: int | str = 0,  # of the order within blocks and of the fixed alphas
+) -> pd.DataFrame:  # participant, position (both from 0), subset ("real" or a manipulation), mask, alpha (NaN unless fixed); by participant and position
     "Return the counterbalanced conditions, without faces; raise `ValueError` for sizes that cannot be balanced."
     m, block = len(subsets), 2 * len(subsets)
-    if participants < 1: raise ValueError(f"participants must be 1 or more, not {participants}.")
-    if images < block or images % block: raise ValueError(f"{len(subsets)} manipulations and as many reals make blocks of {block} images; {images} is no multiple of {block}.")
+    if participants < 1:
+        raise ValueError(f"participants must be 1 or more, not {participants}.")
+    if images < block or images % block:
+        raise ValueError(
+            f"{len(subsets)} manipulations and as many reals make blocks of {block} images; {images} is no multiple of {block}."
+        )
     blocks, rows = images // block, []
-    step = 1 if blocks % 5 != 2 else 3 if block == 6 else 7 # of the row of the Williams square; 1 (and 7, in blocks of 6) would tie it to the pattern's turn there
+    step = (
+        1 if blocks % 5 != 2 else 3 if block == 6 else 7
+    )  # of the row of the Williams square; 1 (and 7, in blocks of 6) would tie it to the pattern's turn there
     first, lap_length = _williams(block), len(PATTERN) // math.gcd(images // block, len(PATTERN))
-    alphas, orders = _alphas(seed), [rng(seed, "order", b).permutation(block) for b in range(blocks)]
+    alphas, orders = (
+        _alphas(seed),
+        [rng(seed, "order", b).permutation(block) for b in range(blocks)],
+    )
     for p in range(participants):
         shift = 2 * (p % 5) + step * (p // 5)
         for b in range(blocks):
@@ -76,29 +100,43 @@ def conditions(
                 rows.append((p, b * block + j, subsets[cell] if cell < m else "real", mask, alpha))
     return pd.DataFrame(rows, columns=["participant", "position", "subset", "mask", "alpha"])
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-13
+# %% ../../nbs/study/00_images.ipynb #study-00-images-14
 def _people(row) -> set[str]:
     "Return the identities that a face shows: its own, and the source's of a fake."
     return {row.identity, row.source_identity} - {""}
 
+
 def _pool(faces: pd.DataFrame, subsets: Sequence[str], seed: int) -> pd.DataFrame:
     "Draw one face at random for each person and kind, so that each face is judged by many participants."
     faces = faces[faces.subset.isin(["real", *subsets])]
-    return faces.sample(frac=1, random_state=rng(seed, "pool")).drop_duplicates(["identity", "subset"]).sort_index().reset_index(drop=True)
+    return (
+        faces.sample(frac=1, random_state=rng(seed, "pool"))
+        .drop_duplicates(["identity", "subset"])
+        .sort_index()
+        .reset_index(drop=True)
+    )
 
+# %% ../../nbs/study/00_images.ipynb #study-00-images-15
 def _choose(pool: pd.DataFrame, counts: dict[str, int], cost: np.ndarray) -> np.ndarray | None:
     """Choose `counts` faces of each kind from `pool` at the least cost, no person twice.
 
     Return their rows, or None if there is no such choice."""
-    if pool.empty: return None
+    if pool.empty:
+        return None
     shown = [_people(r) for r in pool.itertuples()]
     people = sorted(set().union(*shown))
     once = LinearConstraint(np.array([[p in s for s in shown] for p in people], float), -np.inf, 1)
-    kinds = LinearConstraint(np.array([pool.subset == k for k in counts], float), list(counts.values()), list(counts.values()))
-    found = milp(cost, integrality=np.ones(len(pool)), bounds=Bounds(0, 1), constraints=[once, kinds])
+    kinds = LinearConstraint(
+        np.array([pool.subset == k for k in counts], float),
+        list(counts.values()),
+        list(counts.values()),
+    )
+    found = milp(
+        cost, integrality=np.ones(len(pool)), bounds=Bounds(0, 1), constraints=[once, kinds]
+    )
     return np.flatnonzero(found.x > 0.5) if found.x is not None else None
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-14
+# %% ../../nbs/study/00_images.ipynb #study-00-images-16
 def _practice(pool: pd.DataFrame, subsets: Sequence[str], n: int, seed: int) -> np.ndarray:
     """Choose rows of `pool` to practise on, half of them fake, with as few people as possible.
 
@@ -106,62 +144,92 @@ def _practice(pool: pd.DataFrame, subsets: Sequence[str], n: int, seed: int) -> 
     draw, width = rng(seed, "practice"), np.array([len(_people(r)) for r in pool.itertuples()])
     fakes = pool.assign(subset=np.where(pool.subset == "real", "real", "fake"))
     rows = _choose(fakes, dict(real=n // 2, fake=n - n // 2), width + draw.random(len(pool)) / 10)
-    if rows is None: raise ValueError(f"there are too few people for {n} practice images.")
+    if rows is None:
+        raise ValueError(f"there are too few people for {n} practice images.")
     return rows
 
+# %% ../../nbs/study/00_images.ipynb #study-00-images-17
 def _without(pool: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
     "Return the faces that show none of the people of `rows`."
     gone = set().union(*(_people(r) for r in pool.iloc[rows].itertuples())) if len(rows) else set()
     return pool[[not _people(r) & gone for r in pool.itertuples()]].reset_index(drop=True)
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-16
+# %% ../../nbs/study/00_images.ipynb #study-00-images-19
 def largest_design(
-    faces: pd.DataFrame, # rows of a manifest
-    subsets: Sequence[str], # manipulations wanted
-    practice: int = 4, # images to practise on, of people who are shown nowhere else
-    most: int = 50, # images a participant, at most
-    seed: int = 0, # of the choice of faces
-) -> tuple[tuple[str, ...], int]: # manipulations and images a participant; ((), 0) if there are too few people for any
+    faces: pd.DataFrame,  # rows of a manifest
+    subsets: Sequence[str],  # manipulations wanted
+    practice: int = 4,  # images to practise on, of people who are shown nowhere else
+    most: int = 50,  # images a participant, at most
+    seed: int = 0,  # of the choice of faces
+) -> tuple[
+    tuple[str, ...], int
+]:  # manipulations and images a participant; ((), 0) if there are too few people for any
     "Find the largest balanced design that these people allow, with one face for each person and kind."
     for m in range(len(subsets), 0, -1):
         best = ((), 0)
         for some in combinations(subsets, m):
             pool = _pool(faces, some, seed)
-            try: pool = _without(pool, _practice(pool, some, practice, seed))
-            except ValueError: continue
-            blocks = next((b for b in range(most // (2 * m), 0, -1) if _choose(pool, {"real": b * m, **dict.fromkeys(some, b)}, np.zeros(len(pool))) is not None), 0)
-            if 2 * m * blocks > best[1]: best = (some, 2 * m * blocks)
-        if best[1]: return best
+            try:
+                pool = _without(pool, _practice(pool, some, practice, seed))
+            except ValueError:
+                continue
+            blocks = next(
+                (
+                    b
+                    for b in range(most // (2 * m), 0, -1)
+                    if _choose(pool, {"real": b * m, **dict.fromkeys(some, b)}, np.zeros(len(pool)))
+                    is not None
+                ),
+                0,
+            )
+            if 2 * m * blocks > best[1]:
+                best = (some, 2 * m * blocks)
+        if best[1]:
+            return best
     return (), 0
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-20
+# %% ../../nbs/study/00_images.ipynb #study-00-images-23
 def _assign(plan: pd.DataFrame, pool: pd.DataFrame, seed: int | str) -> np.ndarray:
     """Assign a face, as a row of `pool`, to each row of `plan`; raise `ValueError` if there are too few people.
 
     Faces are shown equally often as far as possible, and each under different masks."""
     faces, used, under, draw = np.zeros(len(plan), int), np.zeros(len(pool)), {}, rng(seed, "faces")
     for _, rows in progress(plan.groupby("participant"), desc="participants"):
-        chosen = _choose(pool, rows.subset.value_counts().to_dict(), used + draw.random(len(pool)) / 2)
-        if chosen is None: raise ValueError("there are too few people.")
+        chosen = _choose(
+            pool, rows.subset.value_counts().to_dict(), used + draw.random(len(pool)) / 2
+        )
+        if chosen is None:
+            raise ValueError("there are too few people.")
         used[chosen] += 1
         for subset, cells in rows.groupby("subset"):
             mine = chosen[(pool.subset.iloc[chosen] == subset).to_numpy()]
-            cost = np.array([[under.get((f, m, a), 0) + under.get((f, m), 0) for f in mine] for m, a in zip(cells["mask"], cells.alpha.fillna(0))])
+            cost = np.array(
+                [
+                    [under.get((f, m, a), 0) + under.get((f, m), 0) for f in mine]
+                    for m, a in zip(cells["mask"], cells.alpha.fillna(0))
+                ]
+            )
             for cell, k in zip(*linear_sum_assignment(cost + draw.random(cost.shape) / 2)):
                 faces[cells.index[cell]] = f = mine[k]
-                for key in ((f, m := cells["mask"].iloc[cell], cells.alpha.fillna(0).iloc[cell]), (f, m)): under[key] = under.get(key, 0) + 1
+                for key in (
+                    (f, m := cells["mask"].iloc[cell], cells.alpha.fillna(0).iloc[cell]),
+                    (f, m),
+                ):
+                    under[key] = under.get(key, 0) + 1
     return faces
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-21
+# %% ../../nbs/study/00_images.ipynb #study-00-images-24
 def plan_study(
-    faces: pd.DataFrame, # rows of a manifest: path, subset, label, identity, source_identity, split
-    participants: int = 86, # how many people
-    images: int = 50, # for each
-    subsets: Sequence[str] = ("DF", "FS", "F2F", "Fsh", "NT"), # manipulations
-    practice: int = 4, # images to practise on
-    seed: int = 0, # of the faces that are drawn from the data
-    secret: str | None = None, # of the order and of who sees what; None: the seed, for a trial
-) -> tuple[pd.DataFrame, pd.DataFrame]: # `conditions` with the column `path`; the practice faces with `mask` and `alpha`
+    faces: pd.DataFrame,  # rows of a manifest: path, subset, label, identity, source_identity, split
+    participants: int = 86,  # how many people
+    images: int = 50,  # for each
+    subsets: Sequence[str] = ("DF", "FS", "F2F", "Fsh", "NT"),  # manipulations
+    practice: int = 4,  # images to practise on
+    seed: int = 0,  # of the faces that are drawn from the data
+    secret: str | None = None,  # of the order and of who sees what; None: the seed, for a trial
+) -> tuple[
+    pd.DataFrame, pd.DataFrame
+]:  # `conditions` with the column `path`; the practice faces with `mask` and `alpha`
     """Plan conditions and faces.
 
     Raise `ValueError` naming the largest balanced design if there are too few people."""
@@ -169,30 +237,42 @@ def plan_study(
     plan, pool = conditions(participants, images, subsets, hidden), _pool(faces, subsets, seed)
     try:
         rows = _practice(pool, subsets, practice, seed)
-        trial = pool.iloc[rows].sort_values("label").assign(mask=[("none", "dynamic")[k % 2] for k in range(len(rows))], alpha=np.nan)
+        trial = (
+            pool.iloc[rows]
+            .sort_values("label")
+            .assign(mask=[("none", "dynamic")[k % 2] for k in range(len(rows))], alpha=np.nan)
+        )
         trial = trial.sample(frac=1, random_state=rng(hidden, "practice order"))
         pool = _without(pool, rows)
         return plan.assign(path=pool.path.to_numpy()[_assign(plan, pool, hidden)]), trial
     except ValueError as e:
         some, most = largest_design(faces, subsets, practice, images, seed)
-        offer = f"The largest balanced design has {most} images a participant, with {', '.join(some)}." if most else "No design of any size is balanced; a study needs more people."
-        raise ValueError(f"{images} images a participant with every identity at most once, and {practice} to practise on, "
-                         f"need more people than the {faces.identity.nunique()} there are, with one face drawn for each person and kind. {offer}") from e
+        offer = (
+            f"The largest balanced design has {most} images a participant, with {', '.join(some)}."
+            if most
+            else "No design of any size is balanced; a study needs more people."
+        )
+        raise ValueError(
+            f"{images} images a participant with every identity at most once, and {practice} to practise on, "
+            f"need more people than the {faces.identity.nunique()} there are, with one face drawn for each person and kind. {offer}"
+        ) from e
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-24
-LETTERS = "abcdefghjkmnpqrstuvwxyz23456789" # no i, l, o, 0, 1
-CODE = 16 # letters of a code: 79 bits, too many to be tried out
+# %% ../../nbs/study/00_images.ipynb #study-00-images-27
+LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # no i, l, o, 0, 1
+CODE = 16  # letters of a code: 79 bits, too many to be tried out
+
 
 def keyed(
-    secret: str, # known to those who may compute the value
-    *words, # what the value is for; None counts as ""
-) -> str: # 64 hexadecimal digits
+    secret: str,  # known to those who may compute the value
+    *words,  # what the value is for; None counts as ""
+) -> str:  # 64 hexadecimal digits
     """Return the HMAC-SHA256 of the words under the secret.
 
     Without the secret nobody can compute it or check a guess of the words."""
     message = "\n".join("" if w is None else str(w) for w in words)
     return hmac.digest(secret.encode(), message.encode(), "sha256").hex()
 
+# %% ../../nbs/study/00_images.ipynb #study-00-images-28
 def _code(secret: str, participant: int) -> str:
     "Return a participant's code, of `CODE` letters."
     number, code = int(keyed(secret, "code", participant), 16), ""
@@ -201,58 +281,94 @@ def _code(secret: str, participant: int) -> str:
         code += LETTERS[letter]
     return code
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-27
-COLUMNS = ["picture", "path", "subset", "label", "identity", "source_identity", "split", "mask", "fixed", "alpha", "masked_share"]
+# %% ../../nbs/study/00_images.ipynb #study-00-images-31
+COLUMNS = [
+    "picture",
+    "path",
+    "subset",
+    "label",
+    "identity",
+    "source_identity",
+    "split",
+    "mask",
+    "fixed",
+    "alpha",
+    "masked_share",
+]
 "What the key says of a picture."
 
-DATED = (315532800, 315532800) # the date of what participants can read: 1980
+# %% ../../nbs/study/00_images.ipynb #study-00-images-32
+DATED = (315532800, 315532800)  # the date of what participants can read: 1980
+
 
 def _write_picture(image: np.ndarray, path: Path):
     "Write an uncompressed PNG dated 1980, so that neither size nor date tells anything."
     PIL.Image.fromarray(image).save(path, "PNG", compress_level=0)
     os.utime(path, DATED)
 
+# %% ../../nbs/study/00_images.ipynb #study-00-images-33
 def mask_face(
-    image: np.ndarray, # (H, W, 3) uint8
-    quantiles: np.ndarray, # (H, W) uint16
-    alpha: float, # share of the attended pixels, in [0, 1]
-) -> np.ndarray: # (H, W, 3) uint8
+    image: np.ndarray,  # (H, W, 3) uint8
+    quantiles: np.ndarray,  # (H, W) uint16
+    alpha: float,  # share of the attended pixels, in [0, 1]
+) -> np.ndarray:  # (H, W, 3) uint8
     "Set the primary region of a face to zero (Eq. 10, 11)."
-    params = MaskParams(torch.tensor(alpha, dtype=torch.float64), torch.zeros(3), torch.zeros((), dtype=torch.int64))
+    params = MaskParams(
+        torch.tensor(alpha, dtype=torch.float64), torch.zeros(3), torch.zeros((), dtype=torch.int64)
+    )
     return PrimaryRegionMask(1.0).apply(image, quantiles, params)
 
+# %% ../../nbs/study/00_images.ipynb #study-00-images-34
 def _draw_alpha(path: str, mask: str, alpha: float, secret: str) -> float:
     "Return the share that is masked; if random, drawn from (0, 1] once for each face."
-    return 0.0 if mask == "none" else alpha if mask == "fixed" else 1 - rng(secret, "alpha", path).random()
+    return (
+        0.0
+        if mask == "none"
+        else alpha
+        if mask == "fixed"
+        else 1 - rng(secret, "alpha", path).random()
+    )
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-29
+# %% ../../nbs/study/00_images.ipynb #study-00-images-36
 def _named(wanted: pd.DataFrame, secret: str) -> pd.DataFrame:
     "Return each distinct picture once, with its name and its alpha, sorted by name."
-    distinct = wanted[["path", "mask", "alpha"]].drop_duplicates().rename(columns=dict(alpha="fixed"))
+    distinct = (
+        wanted[["path", "mask", "alpha"]].drop_duplicates().rename(columns=dict(alpha="fixed"))
+    )
     names, alphas = [], []
     for w in distinct.itertuples():
         names.append(keyed(secret, "picture", w.path, w.mask, w.fixed)[:16] + ".png")
         alphas.append(_draw_alpha(w.path, w.mask, w.fixed, secret))
     return distinct.assign(picture=names, alpha=alphas).sort_values("picture", ignore_index=True)
 
-def _write_pictures(wanted: pd.DataFrame, faces: pd.DataFrame, folder: Path, secret: str) -> pd.DataFrame:
+# %% ../../nbs/study/00_images.ipynb #study-00-images-37
+def _write_pictures(
+    wanted: pd.DataFrame, faces: pd.DataFrame, folder: Path, secret: str
+) -> pd.DataFrame:
     "Write each distinct picture once, and return the key's rows; `ValueError` if the faces differ in size."
     root, shares, named = Path(faces.attrs["root"]), [], _named(wanted, secret)
     named = named.merge(faces.drop(columns="mask", errors="ignore"), on="path", how="left")
     folder.mkdir(parents=True)
     for w in progress(named.itertuples(), desc="pictures", total=len(named)):
         image = read_rgb(below(root, w.path))
-        picture = mask_face(image, read_quantiles(w.quantiles, getattr(w, "fingerprint", None)), w.alpha) if w.alpha else image
-        _write_picture(picture, folder/w.picture)
+        picture = (
+            mask_face(image, read_quantiles(w.quantiles, getattr(w, "fingerprint", None)), w.alpha)
+            if w.alpha
+            else image
+        )
+        _write_picture(picture, folder / w.picture)
         shares.append(float((picture != image).any(-1).mean()))
     if len({p.stat().st_size for p in folder.iterdir()}) > 1:
-        raise ValueError("the faces differ in size, which the size of the files would tell; crop them to one size.")
+        raise ValueError(
+            "the faces differ in size, which the size of the files would tell; crop them to one size."
+        )
     return named.assign(masked_share=shares)[COLUMNS]
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-31
-CHECKS = (REAL, FAKE) # what the attention checks ask for, in this order
+# %% ../../nbs/study/00_images.ipynb #study-00-images-39
+CHECKS = (REAL, FAKE)  # what the attention checks ask for, in this order
 ANSWERS = ("real", "fake")
 "The words for REAL and FAKE that page and responses use."
+
 
 def _items(pictures: Sequence[str], secret: str, participant: int) -> list[dict]:
     "Return one participant's session: the pictures, with the attention checks between them."
@@ -262,181 +378,279 @@ def _items(pictures: Sequence[str], secret: str, participant: int) -> list[dict]
         items.insert(n * k // (len(CHECKS) + 1) + jitter, dict(check=ANSWERS[answer]))
     return items
 
+# %% ../../nbs/study/00_images.ipynb #study-00-images-40
 @dataclass(frozen=True)
 class Study:
     "A study on disk: settings, key and plan."
-    path: Path # its folder
-    settings: dict # name, secret, seed, sizes, manipulations, provenance
-    pictures: pd.DataFrame # the key: picture, path, subset, label, identity, source_identity, split, mask, fixed, alpha, masked_share, practice
-    plan: pd.DataFrame # code, index, picture ("" for a check), expected (answer), one row for everything a participant answers
+
+    path: Path  # its folder
+    settings: dict  # name, secret, seed, sizes, manipulations, provenance
+    pictures: pd.DataFrame  # the key: picture, path, subset, label, identity, source_identity, split, mask, fixed, alpha, masked_share, practice
+    plan: pd.DataFrame  # code, index, picture ("" for a check), expected (answer), one row for everything a participant answers
 
     @property
-    def codes(self) -> list[str]: return list(dict.fromkeys(self.plan.code))
+    def codes(self) -> list[str]:
+        return list(dict.fromkeys(self.plan.code))
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-32
+# %% ../../nbs/study/00_images.ipynb #study-00-images-41
 def _rows(plan: pd.DataFrame, key: pd.DataFrame, secret: str) -> pd.DataFrame:
     "Return the key's plan: who answers what, and the right answer."
-    rows, cells = [], plan.merge(key[["path", "mask", "fixed", "picture"]], left_on=["path", "mask", "alpha"], right_on=["path", "mask", "fixed"], how="left")
+    rows, cells = (
+        [],
+        plan.merge(
+            key[["path", "mask", "fixed", "picture"]],
+            left_on=["path", "mask", "alpha"],
+            right_on=["path", "mask", "fixed"],
+            how="left",
+        ),
+    )
     truth = key.set_index("picture").label
     for p, group in cells.groupby("participant"):
-        for index, item in enumerate(_items(list(group.sort_values("position").picture), secret, p)):
+        for index, item in enumerate(
+            _items(list(group.sort_values("position").picture), secret, p)
+        ):
             picture = item.get("picture", "")
             expected = ANSWERS[truth[picture]] if picture else item["check"]
-            rows.append(dict(code=_code(secret, p), index=index, picture=picture, expected=expected))
+            rows.append(
+                dict(code=_code(secret, p), index=index, picture=picture, expected=expected)
+            )
     return pd.DataFrame(rows)
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-34
+# %% ../../nbs/study/00_images.ipynb #study-00-images-43
 SUMS = "key/checksums.txt"
 RESTORE = "Restore it from a copy of the study; with another key or other pictures its numbers would be wrong."
 
+
 def close_key(
-    folder: Path, # of a study
+    folder: Path,  # of a study
 ):
     "Restrict the key and the responses to their owner (modes 700 and 600)."
-    for part in (folder/"key", folder/"responses"):
+    for part in (folder / "key", folder / "responses"):
         part.chmod(0o700)
-        for path in part.iterdir(): path.chmod(0o600)
+        for path in part.iterdir():
+            path.chmod(0o600)
 
+# %% ../../nbs/study/00_images.ipynb #study-00-images-44
 def _write_sums(folder: Path):
     "Write the checksums of the key's files and of the pictures."
-    files = sorted(p for part in ("key", "page/images") for p in (folder/part).iterdir())
+    files = sorted(p for part in ("key", "page/images") for p in (folder / part).iterdir())
     lines = "".join(f"{file_digest(p)}  {p.relative_to(folder).as_posix()}\n" for p in files)
-    (folder/SUMS).write_text(f"{lines}{digest(lines)}  the lines above\n", encoding="utf-8")
+    (folder / SUMS).write_text(f"{lines}{digest(lines)}  the lines above\n", encoding="utf-8")
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-35
+# %% ../../nbs/study/00_images.ipynb #study-00-images-45
 def check_key(
-    folder: Path, # of a study
+    folder: Path,  # of a study
 ):
     "Check the key's files and the pictures; raise `Damaged` naming the first that is not as it was written."
     try:
-        *lines, own = read_bytes(folder/SUMS, 2**24).decode().splitlines(keepends=True)
-        if own != f"{digest(''.join(lines))}  the lines above\n": raise ValueError
-    except ValueError as e: raise Damaged(f"{folder/SUMS} has changed since it was written. {RESTORE}") from e
+        *lines, own = read_bytes(folder / SUMS, 2**24).decode().splitlines(keepends=True)
+        if own != f"{digest(''.join(lines))}  the lines above\n":
+            raise ValueError
+    except ValueError as e:
+        raise Damaged(f"{folder / SUMS} has changed since it was written. {RESTORE}") from e
     for line in lines:
         wanted, name = line.rstrip("\n").split("  ", 1)
-        try: check_digest(below(folder, name), wanted)
-        except Damaged as e: raise Damaged(f"{e} {RESTORE}") from e
+        try:
+            check_digest(below(folder, name), wanted)
+        except Damaged as e:
+            raise Damaged(f"{e} {RESTORE}") from e
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-36
+# %% ../../nbs/study/00_images.ipynb #study-00-images-46
 def _absent(folder: Path):
     "Raise `FileExistsError` if the folder exists."
-    if folder.exists(): raise FileExistsError(f"{folder} is there already and may hold responses; remove it, or name another folder.")
+    if folder.exists():
+        raise FileExistsError(
+            f"{folder} is there already and may hold responses; remove it, or name another folder."
+        )
 
+# %% ../../nbs/study/00_images.ipynb #study-00-images-47
 def _mark(faces: pd.DataFrame, shown: set, design: list) -> str:
     """Compute the fingerprint of the design and of the faces and quantile maps that are shown.
 
     A study of other pictures thus has other codes."""
     rows = faces[faces.path.isin(shown)].sort_values("path")
-    files = [file_digest(p) for r in rows.itertuples() for p in (below(faces.attrs["root"], r.path), r.quantiles)]
-    return digest([rows[["path", "subset", "identity", "source_identity", "split"]].to_csv(index=False), files, *design])
+    files = [
+        file_digest(p)
+        for r in rows.itertuples()
+        for p in (below(faces.attrs["root"], r.path), r.quantiles)
+    ]
+    return digest(
+        [
+            rows[["path", "subset", "identity", "source_identity", "split"]].to_csv(index=False),
+            files,
+            *design,
+        ]
+    )
 
+# %% ../../nbs/study/00_images.ipynb #study-00-images-48
 def _write_key(folder: Path, pictures: pd.DataFrame, plan: pd.DataFrame, settings: dict):
     "Write the key beside the pictures, closed and with checksums."
-    key = folder/"key"
-    for part in (key, folder/"responses"): part.mkdir(mode=0o700)
-    pictures.to_csv(key/"pictures.csv", index=False)
-    plan.to_csv(key/"plan.csv", index=False)
-    (key/"codes.txt").write_text("".join(f"{c}\n" for c in plan.code.unique()))
-    write_json(key/"study.json", settings)
+    key = folder / "key"
+    for part in (key, folder / "responses"):
+        part.mkdir(mode=0o700)
+    pictures.to_csv(key / "pictures.csv", index=False)
+    plan.to_csv(key / "plan.csv", index=False)
+    (key / "codes.txt").write_text("".join(f"{c}\n" for c in plan.code.unique()))
+    write_json(key / "study.json", settings)
     _write_sums(folder)
     close_key(folder)
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-37
+# %% ../../nbs/study/00_images.ipynb #study-00-images-49
 def build_study(
-    faces: pd.DataFrame, # rows of a manifest, with a column `quantiles` (paths of quantile maps); `attrs["root"]` is the folder of the faces
-    folder: str | Path, # of the study; appears when it is complete
-    participants: int = 86, # how many people
-    images: int = 50, # for each
-    subsets: Sequence[str] = ("DF", "FS", "F2F", "Fsh", "NT"), # manipulations
-    practice: int = 4, # images to practise on
-    seed: int = 0, # of the faces that are drawn from the data
-    secret: str | None = None, # of all else: another study's `settings["secret"]` makes that study again; None: a new one
-    **facts, # what else the provenance shall say
+    faces: pd.DataFrame,  # rows of a manifest, with a column `quantiles` (paths of quantile maps); `attrs["root"]` is the folder of the faces
+    folder: str | Path,  # of the study; appears when it is complete
+    participants: int = 86,  # how many people
+    images: int = 50,  # for each
+    subsets: Sequence[str] = ("DF", "FS", "F2F", "Fsh", "NT"),  # manipulations
+    practice: int = 4,  # images to practise on
+    seed: int = 0,  # of the faces that are drawn from the data
+    secret: str
+    | None = None,  # of all else: another study's `settings["secret"]` makes that study again; None: a new one
+    **facts,  # what else the provenance shall say
 ) -> Study:
     """Make the masked image set and its key.
 
     Raise `ValueError` if there are too few people, `FileExistsError` if the folder is there already."""
     folder, secret = Path(folder), secrets.token_hex(32) if secret is None else secret
-    if len(secret) < 64: raise ValueError("a study's secret has 64 hexadecimal digits, as in key/study.json of another one.")
+    if len(secret) < 64:
+        raise ValueError(
+            "a study's secret has 64 hexadecimal digits, as in key/study.json of another one."
+        )
     _absent(folder)
-    plan, trial = plan_study(faces, participants, images, subsets, practice, seed, keyed(secret, "plan"))
-    design = dict(participants=participants, images=images, subsets=list(subsets), practice=practice, seed=seed)
+    plan, trial = plan_study(
+        faces, participants, images, subsets, practice, seed, keyed(secret, "plan")
+    )
+    design = dict(
+        participants=participants,
+        images=images,
+        subsets=list(subsets),
+        practice=practice,
+        seed=seed,
+    )
     own = keyed(secret, "study", _mark(faces, {*plan.path, *trial.path}, list(design.values())))
     with atomic_path(folder) as tmp:
-        key = _write_pictures(pd.concat([trial, plan]), faces, tmp/"page"/"images", own)
+        key = _write_pictures(pd.concat([trial, plan]), faces, tmp / "page" / "images", own)
         key["practice"] = key.path.isin(trial.path)
-        size = list(PIL.Image.open(tmp/"page"/"images"/key.picture[0]).size)
-        settings = dict(study=keyed(own, "name")[:16], secret=secret, **design, checks=len(CHECKS), size=size,
-                        people=int(faces.identity.nunique()), provenance=dict(provenance(), **facts))
+        size = list(PIL.Image.open(tmp / "page" / "images" / key.picture[0]).size)
+        settings = dict(
+            study=keyed(own, "name")[:16],
+            secret=secret,
+            **design,
+            checks=len(CHECKS),
+            size=size,
+            people=int(faces.identity.nunique()),
+            provenance=dict(provenance(), **facts),
+        )
         _write_key(tmp, key, _rows(plan, key, own), settings)
     return read_study(folder)
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-38
-TEXT = dict.fromkeys(("picture", "path", "subset", "identity", "source_identity", "split", "mask", "code", "expected"), str)
+# %% ../../nbs/study/00_images.ipynb #study-00-images-50
+TEXT = dict.fromkeys(
+    (
+        "picture",
+        "path",
+        "subset",
+        "identity",
+        "source_identity",
+        "split",
+        "mask",
+        "code",
+        "expected",
+    ),
+    str,
+)
 
+# %% ../../nbs/study/00_images.ipynb #study-00-images-51
 def read_study(
-    folder: str | Path, # of a study
-) -> Study: # `FileNotFoundError` or `ValueError` naming what is missing or damaged
+    folder: str | Path,  # of a study
+) -> Study:  # `FileNotFoundError` or `ValueError` naming what is missing or damaged
     "Read the key of a study after checking its checksums."
     folder = Path(folder)
-    if not (folder/SUMS).is_file():
-        raise FileNotFoundError(f"no study in {folder}: {SUMS} is missing. `prle userstudy build` makes one.")
+    if not (folder / SUMS).is_file():
+        raise FileNotFoundError(
+            f"no study in {folder}: {SUMS} is missing. `prle userstudy build` makes one."
+        )
     check_key(folder)
-    read = lambda name: pd.read_csv(folder/"key"/name, keep_default_na=False, dtype=TEXT)
+
+    def read(name):
+        return pd.read_csv(folder / "key" / name, keep_default_na=False, dtype=TEXT)
+
     pictures = read("pictures.csv")
     pictures["fixed"] = pd.to_numeric(pictures.fixed)
-    return Study(folder, read_json(folder/"key"/"study.json", dict), pictures, read("plan.csv"))
+    return Study(folder, read_json(folder / "key" / "study.json", dict), pictures, read("plan.csv"))
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-44
+# %% ../../nbs/study/00_images.ipynb #study-00-images-57
 def draw_session(
-    study: Study, # from `read_study`
-    code: str, # of a participant
-    columns: int = 7, # pictures in a row
-    width: float = 7.16, # inches; of a page of the paper
+    study: Study,  # from `read_study`
+    code: str,  # of a participant
+    columns: int = 7,  # pictures in a row
+    width: float = 7.16,  # inches; of a page of the paper
 ) -> Figure:
     "Draw a participant's pictures in order, with the key's words above them: for the researcher."
-    pictures, key = [p for p in study.plan.picture[study.plan.code == code] if p], study.pictures.set_index("picture")
+    pictures, key = (
+        [p for p in study.plan.picture[study.plan.code == code] if p],
+        study.pictures.set_index("picture"),
+    )
     lines = math.ceil(len(pictures) / columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(width, (width / columns + 0.35) * lines), layout="constrained", squeeze=False)
-    for ax in axes.flat: ax.set_axis_off()
+    figure, axes = plt.subplots(
+        lines,
+        columns,
+        figsize=(width, (width / columns + 0.35) * lines),
+        layout="constrained",
+        squeeze=False,
+    )
+    for ax in axes.flat:
+        ax.set_axis_off()
     for ax, picture in zip(axes.flat, pictures):
         k = key.loc[picture]
-        ax.imshow(PIL.Image.open(study.path/"page"/"images"/picture))
+        ax.imshow(PIL.Image.open(study.path / "page" / "images" / picture))
         ax.set_title(f"{k.subset} {k['mask']}" + (f" {k.alpha:.1f}" if k.alpha else ""), fontsize=6)
     return figure
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-48
+# %% ../../nbs/study/00_images.ipynb #study-00-images-61
 def select_faces(
-    lab: Lab, # preset, data and store
-    splits: Sequence[str] = SPLITS, # which faces; detectors are compared on "test" only
-) -> pd.DataFrame: # rows of the manifest
+    lab: Lab,  # preset, data and store
+    splits: Sequence[str] = SPLITS,  # which faces; detectors are compared on "test" only
+) -> pd.DataFrame:  # rows of the manifest
     "Return the faces of some splits of a lab."
     found = pd.concat([select(lab.manifest, split) for split in splits], ignore_index=True)
     found.attrs["root"] = lab.manifest.attrs["root"]
     return found
 
+# %% ../../nbs/study/00_images.ipynb #study-00-images-62
 def study_cells(
-    lab: Lab, # preset and data
-    splits: Sequence[str] = SPLITS, # as `select_faces`
-    seed: int = 0, # of the zoo
-) -> dict[str, list[Wanted]]: # split -> the folder of its quantile maps
+    lab: Lab,  # preset and data
+    splits: Sequence[str] = SPLITS,  # as `select_faces`
+    seed: int = 0,  # of the zoo
+) -> dict[str, list[Wanted]]:  # split -> the folder of its quantile maps
     "Declare the quantile maps that a study's masks need."
     return {split: [_wanted_quantiles(split, seed)] for split in splits}
 
+
 def _wanted_quantiles(split: str, seed: int) -> Wanted:
     "Declare the quantile maps of a split, by the zoo that is trained on all manipulations."
-    return Wanted(lambda lab: lab.quantiles(Zoo("all", seed), split), lambda run: run.path/"quantiles") # planned too
+    return Wanted(
+        lambda lab: lab.quantiles(Zoo("all", seed), split), lambda run: run.path / "quantiles"
+    )  # planned too
 
+# %% ../../nbs/study/00_images.ipynb #study-00-images-63
 def study_faces(
-    lab: Lab, # preset, data and store
-    splits: Sequence[str] = SPLITS, # as `select_faces`
-    seed: int = 0, # of the zoo
-) -> pd.DataFrame: # rows of the manifest, with the columns `quantiles` and, of maps that are made, `fingerprint`
+    lab: Lab,  # preset, data and store
+    splits: Sequence[str] = SPLITS,  # as `select_faces`
+    seed: int = 0,  # of the zoo
+) -> (
+    pd.DataFrame
+):  # rows of the manifest, with the columns `quantiles` and, of maps that are made, `fingerprint`
     "Return the faces of a lab with their quantile maps; the zoo is made if it is not there."
     found = select_faces(lab, splits)
     folders = {split: wanted.get(lab) for split, [wanted] in study_cells(lab, splits, seed).items()}
     names = [Path(path).with_suffix(".png").as_posix() for path in found.path]
-    found = found.assign(quantiles=[str(folders[split]/name) for split, name in zip(found.split, names)])
-    if lab.store.dry: return found
+    found = found.assign(
+        quantiles=[str(folders[split] / name) for split, name in zip(found.split, names)]
+    )
+    if lab.store.dry:
+        return found
     digests = {split: read_digests(folder) for split, folder in folders.items()}
-    return found.assign(fingerprint=[digests[split][name] for split, name in zip(found.split, names)])
+    return found.assign(
+        fingerprint=[digests[split][name] for split, name in zip(found.split, names)]
+    )

@@ -22,194 +22,295 @@ from ..core import check_choice
 from ..data.manifest import SPLITS
 from ..lab.experiments import Lab
 from ..trust import Damaged, parse_json, read_bytes, shortened
-from .images import ANSWERS, DATED, Study, _absent, build_study, keyed, largest_design, plan_study, read_study, select_faces, study_faces
+from prle.study.images import (
+    ANSWERS,
+    DATED,
+    Study,
+    _absent,
+    build_study,
+    keyed,
+    largest_design,
+    plan_study,
+    read_study,
+    select_faces,
+    study_faces,
+)
 
 # %% ../../nbs/study/01_page.ipynb #study-01-page-5
-STATIC = files("prle.study")/"static"
+STATIC = files("prle.study") / "static"
 "Where the page's files come with the package."
+
 
 def _fill(text: str, **values) -> str:
     "Replace each {{name}} in a text by its value."
-    for name, value in values.items(): text = text.replace("{{" + name + "}}", str(value))
+    for name, value in values.items():
+        text = text.replace("{{" + name + "}}", str(value))
     return text
 
+# %% ../../nbs/study/01_page.ipynb #study-01-page-6
 def _script(name: str, value) -> str:
     "Return JavaScript that defines a global; no value can end the script element."
-    return f"window.{name} = {json.dumps(value, ensure_ascii=True).replace('<', chr(92) + 'u003c')};\n"
+    return (
+        f"window.{name} = {json.dumps(value, ensure_ascii=True).replace('<', chr(92) + 'u003c')};\n"
+    )
+
 
 def _unscript(name: str, text: str, path: Path) -> dict | str:
     "Read a value back from what `_script` wrote; raise `Damaged` naming the file if that fails."
     value = text.removeprefix(f"window.{name} = ").removesuffix(";\n")
-    try: return parse_json(value, path, dict if name == "SETTINGS" else str)
-    except ValueError as e: raise Damaged(f"{e} Restore it from a copy of the page.") from e
+    try:
+        return parse_json(value, path, dict if name == "SETTINGS" else str)
+    except ValueError as e:
+        raise Damaged(f"{e} Restore it from a copy of the page.") from e
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-6
+# %% ../../nbs/study/01_page.ipynb #study-01-page-7
 _LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 
+
 def is_host(
-    name: str, # without a port
+    name: str,  # without a port
 ) -> bool:
     "Say whether a text is the name of one machine or an IP address, not a pattern of names."
-    try: return bool(ipaddress.ip_address(name))
-    except ValueError: return len(name) <= 253 and bool(re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", name.lower()))
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return len(name) <= 253 and bool(re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", name.lower()))
 
+# %% ../../nbs/study/01_page.ipynb #study-01-page-8
 def _origin(post: str) -> str:
     "Return scheme, host and port of an address; raise `ValueError` if it is not one."
     parts = urlsplit(post)
     host, port = parts.hostname or "", parts.port
     plain = post.isascii() and post.isprintable() and not set(post) & set(" ;,'\"\\")
-    if not plain or parts.scheme not in ("https", "http") or "@" in parts.netloc or not is_host(host):
+    if (
+        not plain
+        or parts.scheme not in ("https", "http")
+        or "@" in parts.netloc
+        or not is_host(host)
+    ):
         raise ValueError("no address")
     name = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{name}" + (f":{port}" if port else "")
 
+# %% ../../nbs/study/01_page.ipynb #study-01-page-9
 def _connect(post: str | None) -> str:
     "Return where the page may send answers, as its content security policy writes it."
-    if post is None: return "'none'"
-    if post == "answers": return "'self'"
-    try: return _origin(post)
+    if post is None:
+        return "'none'"
+    if post == "answers":
+        return "'self'"
+    try:
+        return _origin(post)
     except ValueError as e:
         what = f"{shortened(post)} is no address to send answers to"
         raise ValueError(f"{what}; it reads https://HOST/PATH.") from e
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-8
+# %% ../../nbs/study/01_page.ipynb #study-01-page-11
 def policy(
-    post: str | None, # as in `write_page`
+    post: str | None,  # as in `write_page`
 ) -> str:
     "Return the page's content security policy: nothing from other hosts, and answers to one address only."
-    return ("default-src 'none'; script-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
-            f"connect-src {_connect(post)}; base-uri 'none'; form-action 'none'")
+    return (
+        "default-src 'none'; script-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+        f"connect-src {_connect(post)}; base-uri 'none'; form-action 'none'"
+    )
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-10
+# %% ../../nbs/study/01_page.ipynb #study-01-page-13
 def _stream(code: str, study: str, length: int) -> bytes:
     "Compute the bytes that seal a plan by XOR, and unseal it."
     blocks = [keyed(code, "plan", study, k) for k in range(-(-length // 32))]
     return bytes.fromhex("".join(blocks))[:length]
 
+
 def plan_name(
-    code: str, # of a participant
-    study: str, # its name
+    code: str,  # of a participant
+    study: str,  # its name
 ) -> str:
     "Return the name of the file that holds a participant's plan."
     return keyed(code, "file", study)[:32] + ".js"
 
+# %% ../../nbs/study/01_page.ipynb #study-01-page-14
 def _sealed(code: str, study: str, items: list[dict]) -> str:
     "Return the content of a participant's plan file."
     plain = json.dumps(dict(study=study, code=code, items=items)).encode()
     sealed = bytes(a ^ b for a, b in zip(plain, _stream(code, study, len(plain))))
     return _script("SEALED", sealed.hex())
 
+# %% ../../nbs/study/01_page.ipynb #study-01-page-15
 def sealed_plans(
-    study: Study, # from `read_study`
-) -> Iterator[tuple[str, str]]: # name of the file, content
+    study: Study,  # from `read_study`
+) -> Iterator[tuple[str, str]]:  # name of the file, content
     "Yield the sealed plans of all participants, as the page holds them."
     for code, rows in study.plan.groupby("code"):
         shown = rows.sort_values("index").itertuples()
         items = [dict(picture=r.picture) if r.picture else dict(check=r.expected) for r in shown]
-        yield plan_name(code, study.settings["study"]), _sealed(code, study.settings["study"], items)
+        yield (
+            plan_name(code, study.settings["study"]),
+            _sealed(code, study.settings["study"], items),
+        )
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-11
+# %% ../../nbs/study/01_page.ipynb #study-01-page-16
 def unseal(
-    code: str, # of a participant
-    study: str, # its name
-    path: Path, # of the file `plan_name`
-) -> dict: # study, code, items
+    code: str,  # of a participant
+    study: str,  # its name
+    path: Path,  # of the file `plan_name`
+) -> dict:  # study, code, items
     "Read a participant's plan as the page does; raise `ValueError` for another code."
     sealed = bytes.fromhex(_unscript("SEALED", path.read_text(), path))
     return json.loads(bytes(a ^ b for a, b in zip(sealed, _stream(code, study, len(sealed)))))
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-13
+# %% ../../nbs/study/01_page.ipynb #study-01-page-18
 SIGNED = ("study", "index", "item", "answer", "rt", "source", "confidence")
 
+
 def seal_answer(
-    answer: dict, # with the fields of `SIGNED`, and `code`
-) -> str: # 32 hexadecimal digits
+    answer: dict,  # with the fields of `SIGNED`, and `code`
+) -> str:  # 32 hexadecimal digits
     "Compute an answer's seal as the page does; it also reveals later damage to the answer."
     return keyed(answer["code"], "answer", *(answer[name] for name in SIGNED))[:32]
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-16
+# %% ../../nbs/study/01_page.ipynb #study-01-page-21
 def _write_plans(study: Study, folder: Path):
     "Write the sealed plans in the order of their names and with one date, so that neither tells anything."
     folder.mkdir(exist_ok=True)
     for name, text in sorted(sealed_plans(study)):
-        (folder/name).write_text(text)
-        os.utime(folder/name, DATED)
+        (folder / name).write_text(text)
+        os.utime(folder / name, DATED)
 
+# %% ../../nbs/study/01_page.ipynb #study-01-page-22
 def check_page(
-    study: Study, # from `read_study`
-) -> dict: # the page's settings: study, post, confidence, practice
+    study: Study,  # from `read_study`
+) -> dict:  # the page's settings: study, post, confidence, practice
     """Return the settings that the page was written with, after checking its plans.
 
     Raise `FileNotFoundError` or `Damaged` naming what is missing or has changed."""
-    page = study.path/"page"
+    page = study.path / "page"
     for name in ("index.html", "settings.js"):
-        if (page/name).is_file(): continue
-        raise FileNotFoundError(f"{study.path} has no page: {name} is missing; `prle userstudy build` makes one.")
+        if (page / name).is_file():
+            continue
+        raise FileNotFoundError(
+            f"{study.path} has no page: {name} is missing; `prle userstudy build` makes one."
+        )
     for name, text in sealed_plans(study):
-        path = page/"plans"/name
+        path = page / "plans" / name
         if not path.is_file() or read_bytes(path, 2**20) != text.encode():
-            raise Damaged(f"{path} is missing or has changed since it was written. Restore it from a copy.")
-    text = read_bytes(page/"settings.js", 2**20).decode(errors="replace")
-    return _unscript("SETTINGS", text, page/"settings.js")
+            raise Damaged(
+                f"{path} is missing or has changed since it was written. Restore it from a copy."
+            )
+    text = read_bytes(page / "settings.js", 2**20).decode(errors="replace")
+    return _unscript("SETTINGS", text, page / "settings.js")
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-17
+# %% ../../nbs/study/01_page.ipynb #study-01-page-23
 def write_page(
-    study: Study, # from `build_study`
-    consent: str | Path | None = None, # file with the consent text, HTML; None: a text to complete
-    post: str | None = "answers", # where answers are sent: "answers" is `prle userstudy serve`, or https://HOST/PATH; None: nowhere, they are saved as a file
-    confidence: bool = False, # ask after each picture how sure the participant is, which may be skipped
-) -> Path: # index.html
+    study: Study,  # from `build_study`
+    consent: str | Path | None = None,  # file with the consent text, HTML; None: a text to complete
+    post: str
+    | None = "answers",  # where answers are sent: "answers" is `prle userstudy serve`, or https://HOST/PATH; None: nowhere, they are saved as a file
+    confidence: bool = False,  # ask after each picture how sure the participant is, which may be skipped
+) -> Path:  # index.html
     "Write the page beside its pictures; the texts of an existing page are overwritten."
-    page, s = study.path/"page", study.settings
-    words = dict(images=s["images"], practice=s["practice"], minutes=math.ceil(s["images"] / 10 + 2), confidence="how sure you were of it, " * confidence,
-                 first=f" First come {s['practice']} pictures to practise on, which do not count." if s["practice"] else "")
-    text = Path(consent or STATIC/"consent.html").read_text(encoding="utf-8")
-    html = _fill((STATIC/"index.html").read_text(encoding="utf-8"), consent=_fill(text, **words).strip(), policy=policy(post), **words)
-    exercises = [dict(picture=r.picture, answer=ANSWERS[r.label]) for r in study.pictures[study.pictures.practice].itertuples()]
-    for name in ("jspsych", "js-sha256"): shutil.copytree(STATIC/name, page/name, dirs_exist_ok=True)
-    for name in ("study.js", "study.css"): shutil.copy(STATIC/name, page/name)
-    (page/"settings.js").write_text(_script("SETTINGS", dict(study=s["study"], post=post, confidence=confidence, practice=exercises)))
-    _write_plans(study, page/"plans")
-    (page/"index.html").write_text(html, encoding="utf-8")
-    return page/"index.html"
+    page, s = study.path / "page", study.settings
+    words = dict(
+        images=s["images"],
+        practice=s["practice"],
+        minutes=math.ceil(s["images"] / 10 + 2),
+        confidence="how sure you were of it, " * confidence,
+        first=f" First come {s['practice']} pictures to practise on, which do not count."
+        if s["practice"]
+        else "",
+    )
+    text = Path(consent or STATIC / "consent.html").read_text(encoding="utf-8")
+    html = _fill(
+        (STATIC / "index.html").read_text(encoding="utf-8"),
+        consent=_fill(text, **words).strip(),
+        policy=policy(post),
+        **words,
+    )
+    exercises = [
+        dict(picture=r.picture, answer=ANSWERS[r.label])
+        for r in study.pictures[study.pictures.practice].itertuples()
+    ]
+    for name in ("jspsych", "js-sha256"):
+        shutil.copytree(STATIC / name, page / name, dirs_exist_ok=True)
+    for name in ("study.js", "study.css"):
+        shutil.copy(STATIC / name, page / name)
+    (page / "settings.js").write_text(
+        _script(
+            "SETTINGS", dict(study=s["study"], post=post, confidence=confidence, practice=exercises)
+        )
+    )
+    _write_plans(study, page / "plans")
+    (page / "index.html").write_text(html, encoding="utf-8")
+    return page / "index.html"
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-21
+# %% ../../nbs/study/01_page.ipynb #study-01-page-27
 def make_study(
-    lab: Lab, # preset, data and store
-    folder: str | Path | None = None, # of the study; None: `userstudy` beside the preset's tables
-    participants: int = 86, # how many people
-    images: int | None = 50, # for each; None: as many as these people allow, 50 at most, and the manipulations that they allow
-    subsets: Sequence[str] | None = None, # manipulations; None: all of the data
-    splits: Sequence[str] = SPLITS, # whose faces
-    practice: int = 4, # pictures to practise on
-    seed: int = 0, # of the zoo behind the masks and of the faces that are drawn from the data
-    post: str | None = "answers", # as in `write_page`
-    secret: str | None = None, # as in `build_study`
-    **page, # `consent`, `confidence` of `write_page`
+    lab: Lab,  # preset, data and store
+    folder: str | Path | None = None,  # of the study; None: `userstudy` beside the preset's tables
+    participants: int = 86,  # how many people
+    images: int
+    | None = 50,  # for each; None: as many as these people allow, 50 at most, and the manipulations that they allow
+    subsets: Sequence[str] | None = None,  # manipulations; None: all of the data
+    splits: Sequence[str] = SPLITS,  # whose faces
+    practice: int = 4,  # pictures to practise on
+    seed: int = 0,  # of the zoo behind the masks and of the faces that are drawn from the data
+    post: str | None = "answers",  # as in `write_page`
+    secret: str | None = None,  # as in `build_study`
+    **page,  # `consent`, `confidence` of `write_page`
 ) -> Study:
     """Make the masked image set and the page of a lab's faces.
 
     Settings that cannot work are refused before the zoo is made."""
-    folder, faces, subsets = Path(folder or lab.outputs/lab.name/"userstudy"), select_faces(lab, splits), tuple(subsets or lab.subsets)
+    folder, faces, subsets = (
+        Path(folder or lab.outputs / lab.name / "userstudy"),
+        select_faces(lab, splits),
+        tuple(subsets or lab.subsets),
+    )
     _connect(post), _absent(folder)
-    for subset in subsets: check_choice(subset, lab.subsets, "manipulation")
+    for subset in subsets:
+        check_choice(subset, lab.subsets, "manipulation")
     if images is None:
         subsets, images = largest_design(faces, subsets, practice, seed=seed)
-        if not images: raise ValueError(f"{faces.identity.nunique()} people are too few for any balanced design.")
-    plan_study(faces, min(participants, 1), images, subsets, practice, seed) # one participant's programme is everybody's
-    study = build_study(study_faces(lab, splits, seed), folder, participants, images, subsets, practice, seed, secret,
-                        preset=lab.name, data=lab.fingerprint, code=lab.store.code, runs=lab.store.names(), splits=list(splits))
+        if not images:
+            raise ValueError(
+                f"{faces.identity.nunique()} people are too few for any balanced design."
+            )
+    plan_study(
+        faces, min(participants, 1), images, subsets, practice, seed
+    )  # one participant's programme is everybody's
+    study = build_study(
+        study_faces(lab, splits, seed),
+        folder,
+        participants,
+        images,
+        subsets,
+        practice,
+        seed,
+        secret,
+        preset=lab.name,
+        data=lab.fingerprint,
+        code=lab.store.code,
+        runs=lab.store.names(),
+        splits=list(splits),
+    )
     write_page(study, post=post, **page)
     return study
 
+# %% ../../nbs/study/01_page.ipynb #study-01-page-28
 def lab_study(
-    lab: Lab, # as `make_study`
-    folder: str | Path | None = None, # as `make_study`
-    **settings, # as `make_study`, for a new study
-) -> Study: # `ValueError` for a study of other data: detectors may have been trained on its test people
+    lab: Lab,  # as `make_study`
+    folder: str | Path | None = None,  # as `make_study`
+    **settings,  # as `make_study`, for a new study
+) -> (
+    Study
+):  # `ValueError` for a study of other data: detectors may have been trained on its test people
     "Return the study in the folder, responses included; it is made if there is none."
-    folder = Path(folder or lab.outputs/lab.name/"userstudy")
-    if not folder.exists(): return make_study(lab, folder, **settings)
+    folder = Path(folder or lab.outputs / lab.name / "userstudy")
+    if not folder.exists():
+        return make_study(lab, folder, **settings)
     study = read_study(folder)
-    if study.settings["provenance"].get("data") != lab.fingerprint: raise ValueError(f"{folder} was made of other faces than these; name its data, or another folder.")
+    if study.settings["provenance"].get("data") != lab.fingerprint:
+        raise ValueError(
+            f"{folder} was made of other faces than these; name its data, or another folder."
+        )
     return study

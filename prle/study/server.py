@@ -21,174 +21,247 @@ from ..trust import below, parse_json, read_bytes, shortened
 from .images import ANSWERS, Study, close_key, read_study
 
 # %% ../../nbs/study/02_server.ipynb #study-02-server-6
-FIELDS = dict(study=str, code=str, index=int, item=str, answer=str, rt=int, source=str, confidence=(int, type(None)),
-              seal=str)
-"The fields of an answer and their types; `item` is the picture's name or \"check\", `rt` the time in ms, `confidence` 1 to 3 or null, `seal` of `seal_answer`."
-LONGEST = 24 * 3600 * 1000 # ms
-LIMIT = 4096 # bytes of an answer
-LARGEST = 2**22 # bytes of a file of answers
+FIELDS = dict(
+    study=str,
+    code=str,
+    index=int,
+    item=str,
+    answer=str,
+    rt=int,
+    source=str,
+    confidence=(int, type(None)),
+    seal=str,
+)
+'The fields of an answer and their types; `item` is the picture\'s name or "check", `rt` the time in ms, `confidence` 1 to 3 or null, `seal` of `seal_answer`.'
+
+# %% ../../nbs/study/02_server.ipynb #study-02-server-7
+LONGEST = 24 * 3600 * 1000  # ms
+LIMIT = 4096  # bytes of an answer
+LARGEST = 2**22  # bytes of a file of answers
+
 
 class Refused(ValueError):
     "An answer that is not stored; `status` is of HTTP, `same` says that this very answer is stored already."
+
     def __init__(self, status: int, reason: str, same: bool = False):
         super().__init__(reason)
         self.status, self.same = status, same
 
+# %% ../../nbs/study/02_server.ipynb #study-02-server-8
 def _check_shape(answer) -> dict:
     "Check names and types of the fields against `FIELDS`, and return the answer; raise `Refused` otherwise."
-    if not isinstance(answer, dict): raise Refused(400, "an answer is a JSON object.")
-    if extra := sorted(set(answer) - set(FIELDS)): raise Refused(400, f"unknown field {shortened(extra[0])}.")
+    if not isinstance(answer, dict):
+        raise Refused(400, "an answer is a JSON object.")
+    if extra := sorted(set(answer) - set(FIELDS)):
+        raise Refused(400, f"unknown field {shortened(extra[0])}.")
     for name, kind in FIELDS.items():
-        if name not in answer: raise Refused(400, f"the field {name!r} is missing.")
-        if not isinstance(answer[name], kind) or isinstance(answer[name], bool): raise Refused(400, f"the field {name!r} has the wrong type.")
+        if name not in answer:
+            raise Refused(400, f"the field {name!r} is missing.")
+        if not isinstance(answer[name], kind) or isinstance(answer[name], bool):
+            raise Refused(400, f"the field {name!r} has the wrong type.")
     return answer
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-7
+# %% ../../nbs/study/02_server.ipynb #study-02-server-9
 def read_lines(
-    path: Path, # a file with one JSON object a line
-) -> tuple[list[tuple[int, dict]], list[tuple[int, str]]]: # lines that can be read; others, with the reason
+    path: Path,  # a file with one JSON object a line
+) -> tuple[
+    list[tuple[int, dict]], list[tuple[int, str]]
+]:  # lines that can be read; others, with the reason
     "Read a file line by line; a damaged line costs only itself. Raise `ValueError` if the file is too large."
     found, faults = [], []
     for number, line in enumerate(read_bytes(path, LARGEST).split(b"\n"), 1):
-        if not line.strip(): continue
-        try: found.append((number, parse_json(line, "it", dict)))
-        except ValueError as e: faults.append((number, str(e)))
+        if not line.strip():
+            continue
+        try:
+            found.append((number, parse_json(line, "it", dict)))
+        except ValueError as e:
+            faults.append((number, str(e)))
     return found, faults
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-8
+# %% ../../nbs/study/02_server.ipynb #study-02-server-10
 class Responses:
     "The answers of a study: `responses/CODE.jsonl`, one line an answer, only ever appended to."
+
     def __init__(
         self,
-        study: Study, # from `read_study`
+        study: Study,  # from `read_study`
     ):
         "Read which items each participant's plan holds."
-        self.study, self.folder = study.settings["study"], study.path/"responses"
-        self.items = {code: list(rows.sort_values("index").picture) for code, rows in study.plan.groupby("code")}
+        self.study, self.folder = study.settings["study"], study.path / "responses"
+        self.items = {
+            code: list(rows.sort_values("index").picture)
+            for code, rows in study.plan.groupby("code")
+        }
 
     def file(
         self,
-        code: str, # of a participant
+        code: str,  # of a participant
     ) -> Path:
         "Return the path of a participant's answers; raise `Refused` for an unknown code."
-        if code not in self.items: raise Refused(404, "there is no such code in this study.")
+        if code not in self.items:
+            raise Refused(404, "there is no such code in this study.")
         return below(self.folder, f"{code}.jsonl")
 
     def read(
         self,
-        code: str, # of a participant
-    ) -> list[dict]: # in the order of arrival
+        code: str,  # of a participant
+    ) -> list[dict]:  # in the order of arrival
         """Read the stored answers.
 
         A line cut short by a crash was never confirmed; it and damaged lines are left out."""
         path, found = self.file(code), []
         for _, answer in read_lines(path)[0] if path.exists() else ():
-            try: found.append(self.fit({k: v for k, v in answer.items() if k != "received"}))
-            except Refused: continue
+            try:
+                found.append(self.fit({k: v for k, v in answer.items() if k != "received"}))
+            except Refused:
+                continue
         return [a for a in found if a["code"] == code]
 
     def stored(
         self,
-        code: str, # of a participant
-    ) -> int: # where the session goes on; `Refused` for an unknown code
+        code: str,  # of a participant
+    ) -> int:  # where the session goes on; `Refused` for an unknown code
         "Count the participant's answers from the first up to a gap."
         there = {a["index"] for a in self.read(code)}
         return next(k for k in range(len(there) + 1) if k not in there)
 
     def fit(
         self,
-        answer, # as it came
-    ) -> dict: # the same
+        answer,  # as it came
+    ) -> dict:  # the same
         "Check that an answer belongs to the study and its plan; raise `Refused` with a reason otherwise."
         a = _check_shape(answer)
-        if a["study"] != self.study: raise Refused(409, "this answer belongs to another study.")
-        if a["code"] not in self.items: raise Refused(404, "there is no such code in this study.")
+        if a["study"] != self.study:
+            raise Refused(409, "this answer belongs to another study.")
+        if a["code"] not in self.items:
+            raise Refused(404, "there is no such code in this study.")
         items = self.items[a["code"]]
-        if not 0 <= a["index"] < len(items): raise Refused(400, f"index must lie in 0 to {len(items) - 1}.")
-        if a["item"] != (items[a["index"]] or "check"): raise Refused(400, f"item {a['index']} of this participant is another one.")
-        if a["answer"] not in ANSWERS: raise Refused(400, f"answer must be {' or '.join(ANSWERS)}.")
-        if not 0 <= a["rt"] <= LONGEST: raise Refused(400, f"rt must lie in 0 to {LONGEST} ms.")
-        if a["source"] not in ("button", "keyboard"): raise Refused(400, "source must be button or keyboard.")
-        if a["confidence"] not in (None, 1, 2, 3): raise Refused(400, "confidence must be 1, 2, 3 or null.")
-        if a["seal"] != seal_answer(a): raise Refused(400, "this answer was changed after it was given.")
+        if not 0 <= a["index"] < len(items):
+            raise Refused(400, f"index must lie in 0 to {len(items) - 1}.")
+        if a["item"] != (items[a["index"]] or "check"):
+            raise Refused(400, f"item {a['index']} of this participant is another one.")
+        if a["answer"] not in ANSWERS:
+            raise Refused(400, f"answer must be {' or '.join(ANSWERS)}.")
+        if not 0 <= a["rt"] <= LONGEST:
+            raise Refused(400, f"rt must lie in 0 to {LONGEST} ms.")
+        if a["source"] not in ("button", "keyboard"):
+            raise Refused(400, "source must be button or keyboard.")
+        if a["confidence"] not in (None, 1, 2, 3):
+            raise Refused(400, "confidence must be 1, 2, 3 or null.")
+        if a["seal"] != seal_answer(a):
+            raise Refused(400, "this answer was changed after it was given.")
         return a
 
     def check(
         self,
-        answer, # as it came
-    ) -> dict: # the same
+        answer,  # as it came
+    ) -> dict:  # the same
         "Check as `fit`, and that the picture was not answered before; raise `Refused` otherwise."
         a = self.fit(answer)
         for old in self.read(a["code"]):
             if old["index"] == a["index"]:
                 same = all(old[name] == a[name] for name in FIELDS)
-                raise Refused(409, "this answer is stored already." if same else "this picture was answered already, differently: the code is in use somewhere else.", same)
+                raise Refused(
+                    409,
+                    "this answer is stored already."
+                    if same
+                    else "this picture was answered already, differently: the code is in use somewhere else.",
+                    same,
+                )
         return a
 
     def add(
         self,
-        answer, # as it came
-    ) -> int: # how many answers of this participant are stored now
+        answer,  # as it came
+    ) -> int:  # how many answers of this participant are stored now
         "Check and append one answer; it is on the disk when this returns."
         a = self.check(answer)
         path = self.file(a["code"])
-        line = json.dumps(dict(a, received=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))).encode() + b"\n"
+        line = (
+            json.dumps(
+                dict(a, received=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+            ).encode()
+            + b"\n"
+        )
         old = path.read_bytes() if path.exists() else b""
         torn = old and not old.endswith(b"\n")
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            if os.write(handle, b"\n" * bool(torn) + line) < len(line): raise OSError(f"{path}: the disk took only a part of an answer.")
+            if os.write(handle, b"\n" * bool(torn) + line) < len(line):
+                raise OSError(f"{path}: the disk took only a part of an answer.")
             os.fsync(handle)
         except OSError:
-            os.ftruncate(handle, len(old)) # or the next try would find an answer that may not be on the disk
+            os.ftruncate(
+                handle, len(old)
+            )  # or the next try would find an answer that may not be on the disk
             raise
-        finally: os.close(handle)
+        finally:
+            os.close(handle)
         return len(self.read(a["code"]))
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-15
-HEADERS = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer",
-           "Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store"}
+# %% ../../nbs/study/02_server.ipynb #study-02-server-17
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ANY = ("0.0.0.0", "::")
 
+# %% ../../nbs/study/02_server.ipynb #study-02-server-18
 def _is_address(name: str) -> bool:
     "Say whether a name is an IP address, to which nobody can make another name lead."
-    try: return bool(ipaddress.ip_address(name))
-    except ValueError: return False
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
 
+# %% ../../nbs/study/02_server.ipynb #study-02-server-19
 def _called(
-    header: str, # what a request names as its host
-    host: str, # address listened at
-    names: Collection[str], # further ones
+    header: str,  # what a request names as its host
+    host: str,  # address listened at
+    names: Collection[str],  # further ones
 ) -> bool:
     "Say whether the host that a request names is this server."
-    try: name = (urlsplit(f"//{header}").hostname or "").lower()
-    except ValueError: return False
-    if name in {n.lower() for n in (*LOOPBACK, host, *names)}: return True
+    try:
+        name = (urlsplit(f"//{header}").hostname or "").lower()
+    except ValueError:
+        return False
+    if name in {n.lower() for n in (*LOOPBACK, host, *names)}:
+        return True
     return host in ANY and (_is_address(name) or name == socket.gethostname().lower())
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-17
+# %% ../../nbs/study/02_server.ipynb #study-02-server-21
 def _guarded(headers: dict, called):
     "Make the Tornado handlers that send these headers with every reply and refuse requests for other hosts."
     from tornado.web import HTTPError, RequestHandler
 
     class Guarded(RequestHandler):
         def set_default_headers(self):
-            self.clear_header("Server") # names Tornado and its version
-            for name, value in headers.items(): self.set_header(name, value)
+            self.clear_header("Server")  # names Tornado and its version
+            for name, value in headers.items():
+                self.set_header(name, value)
+
         def prepare(self):
             "Refuse a request for another host with status 421."
-            if called(self.request.headers.get("Host", "")): return
+            if called(self.request.headers.get("Host", "")):
+                return
             self.set_status(421, "Misdirected Request")
-            self.finish("This server does not go by that name; `prle userstudy serve --name NAME` adds one.")
+            self.finish(
+                "This server does not go by that name; `prle userstudy serve --name NAME` adds one."
+            )
 
     class Nothing(Guarded):
         def prepare(self):
             super().prepare()
-            if not self._finished: raise HTTPError(404)
+            if not self._finished:
+                raise HTTPError(404)
+
     return Guarded, Nothing
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-18
+# %% ../../nbs/study/02_server.ipynb #study-02-server-22
 def _answers(guarded: type, responses: Responses) -> type:
     "Make the Tornado handler of answers."
 
@@ -196,25 +269,41 @@ def _answers(guarded: type, responses: Responses) -> type:
         def reply(self, status, **body):
             self.set_status(status)
             self.finish(body)
-        def write_error(self, status_code, **_): self.reply(status_code, error="not an answer.")
+
+        def write_error(self, status_code, **_):
+            self.reply(status_code, error="not an answer.")
+
         def ask(self, status, what, value):
             "Reply with the result of `what`, or with the reason of a refusal."
-            try: self.reply(status, stored=what(value))
-            except Refused as e: self.reply(e.status, error=str(e), same=e.same)
+            try:
+                self.reply(status, stored=what(value))
+            except Refused as e:
+                self.reply(e.status, error=str(e), same=e.same)
             except (OSError, ValueError) as e:
                 print(f"prle: {e}", file=sys.stderr, flush=True)
                 self.reply(500, error="the server could not store this answer.")
-        def get(self): self.ask(200, responses.stored, self.get_query_argument("code", ""))
+
+        def get(self):
+            self.ask(200, responses.stored, self.get_query_argument("code", ""))
+
         def post(self):
             "Store an answer sent as JSON of at most `LIMIT` bytes."
-            if self.request.headers.get("Content-Type", "").split(";")[0].strip() != "application/json": return self.reply(415, error="answers come as application/json.")
-            if len(self.request.body) > LIMIT: return self.reply(413, error=f"an answer has at most {LIMIT} bytes.")
-            try: answer = parse_json(self.request.body, "this")
-            except ValueError as e: return self.reply(400, error=str(e))
+            if (
+                self.request.headers.get("Content-Type", "").split(";")[0].strip()
+                != "application/json"
+            ):
+                return self.reply(415, error="answers come as application/json.")
+            if len(self.request.body) > LIMIT:
+                return self.reply(413, error=f"an answer has at most {LIMIT} bytes.")
+            try:
+                answer = parse_json(self.request.body, "this")
+            except ValueError as e:
+                return self.reply(400, error=str(e))
             self.ask(201, responses.add, answer)
+
     return Answers
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-19
+# %% ../../nbs/study/02_server.ipynb #study-02-server-23
 def _page(guarded: type) -> type:
     "Make the Tornado handler of the page's files."
     from tornado.web import HTTPError, StaticFileHandler
@@ -222,66 +311,92 @@ def _page(guarded: type) -> type:
     class Page(guarded, StaticFileHandler):
         def validate_absolute_path(self, root, absolute_path):
             "Reply 404 to a path that leads out of the page's folder, 400 to one with a null byte."
-            if "\0" in absolute_path: raise HTTPError(400)
-            try: real = below(root, absolute_path)
-            except ValueError as e: raise HTTPError(404) from e
+            if "\0" in absolute_path:
+                raise HTTPError(400)
+            try:
+                real = below(root, absolute_path)
+            except ValueError as e:
+                raise HTTPError(404) from e
             return super().validate_absolute_path(root, str(real))
+
     return Page
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-20
+# %% ../../nbs/study/02_server.ipynb #study-02-server-24
 def _server(
-    study: Study, # from `read_study`
-    host: str = "127.0.0.1", # address listened at
-    names: Collection[str] = (), # further ones
+    study: Study,  # from `read_study`
+    host: str = "127.0.0.1",  # address listened at
+    names: Collection[str] = (),  # further ones
 ):
     "Make the Tornado server of a study, with its limits of size and time; raises as `check_page`."
     from tornado.httpserver import HTTPServer
     from tornado.web import Application
+
     rules = policy(check_page(study).get("post")) + "; frame-ancestors 'none'"
     rules = HEADERS | {"Content-Security-Policy": rules}
     guarded, nothing = _guarded(rules, lambda header: _called(header, host, names))
-    page = dict(path=os.path.realpath(study.path/"page"), default_filename="index.html")
+    page = dict(path=os.path.realpath(study.path / "page"), default_filename="index.html")
     handlers = [("/answers", _answers(guarded, Responses(study))), ("/(.*)", _page(guarded), page)]
     quiet = Application(handlers, default_handler_class=nothing, log_function=lambda handler: None)
-    return HTTPServer(quiet, max_body_size=4 * LIMIT, max_header_size=4 * LIMIT, idle_connection_timeout=60, body_timeout=10)
+    return HTTPServer(
+        quiet,
+        max_body_size=4 * LIMIT,
+        max_header_size=4 * LIMIT,
+        idle_connection_timeout=60,
+        body_timeout=10,
+    )
 
+# %% ../../nbs/study/02_server.ipynb #study-02-server-25
 def _address(host: str, port: int) -> str:
     "Return the server's address for a browser; for a server at all addresses, by the machine's name."
     host = socket.gethostname() if host in ANY else f"[{host}]" if ":" in host else host
     return f"http://{host}:{port}"
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-21
-def _warn(text: str): print(text, file=sys.stderr, flush=True)
+# %% ../../nbs/study/02_server.ipynb #study-02-server-26
+def _warn(text: str):
+    print(text, file=sys.stderr, flush=True)
+
 
 def _guard_key(study: Study):
     "Close the key, and warn if the file system does not support that."
     close_key(study.path)
-    if (study.path/"key").stat().st_mode & 0o077:
-        _warn(f"Others on this machine can read {study.path/'key'}: this file system has no owners.")
+    if (study.path / "key").stat().st_mode & 0o077:
+        _warn(
+            f"Others on this machine can read {study.path / 'key'}: this file system has no owners."
+        )
 
+# %% ../../nbs/study/02_server.ipynb #study-02-server-27
 def serve(
-    folder: str | Path, # of a study with its page
-    host: str = "127.0.0.1", # address to listen at; anything but the loopback is open to the network
-    port: int = 8787, # 0: any that is free
-    names: Collection[str] = (), # other names that the server is called by
+    folder: str | Path,  # of a study with its page
+    host: str = "127.0.0.1",  # address to listen at; anything but the loopback is open to the network
+    port: int = 8787,  # 0: any that is free
+    names: Collection[str] = (),  # other names that the server is called by
 ):
     "Serve a study until interrupted; raises as `read_study` and `check_page`."
     import asyncio
     from tornado.netutil import bind_sockets
+
     study = read_study(folder)
     for name in names:
-        if not is_host(name): raise ValueError(f"{shortened(name)} is no name of a machine.")
+        if not is_host(name):
+            raise ValueError(f"{shortened(name)} is no name of a machine.")
     _guard_key(study)
 
     async def run():
         server, sockets = _server(study, host, names), bind_sockets(port, host)
         server.add_sockets(sockets)
         address = f"{_address(host, sockets[0].getsockname()[1])}/?code={study.codes[0]}"
-        print(f"{address} is the first of {len(study.codes)} participants; all codes are in {study.path/'key'/'codes.txt'}.", flush=True)
+        print(
+            f"{address} is the first of {len(study.codes)} participants; all codes are in {study.path / 'key' / 'codes.txt'}.",
+            flush=True,
+        )
         if host not in LOOPBACK:
-            _warn("Everybody in the network can reach this server, and what it is sent is not encrypted. "
-                  "For its name its IP address will do.")
+            _warn(
+                "Everybody in the network can reach this server, and what it is sent is not encrypted. "
+                "For its name its IP address will do."
+            )
         await asyncio.Event().wait()
 
-    try: asyncio.run(run())
-    except KeyboardInterrupt: print("stopped; all confirmed answers are stored.")
+    try:
+        asyncio.run(run())
+    except KeyboardInterrupt:
+        print("stopped; all confirmed answers are stored.")

@@ -6,7 +6,12 @@
 __all__ = ['Checkpoint', 'save_checkpoint', 'load_checkpoint', 'check_same']
 
 # %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-2
-import errno, json, os, pickle, re, warnings
+import errno
+import json
+import os
+import pickle
+import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,112 +20,165 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core import atomic_path, discard, file_digest, is_full, is_leftover, shortened
-from ..trust import Damaged, check_digest, one_line, open_file, read_sealed, read_tensors, write_sealed
+from prle.trust import (
+    Damaged,
+    check_digest,
+    one_line,
+    open_file,
+    read_sealed,
+    read_tensors,
+    write_sealed,
+)
 
 # %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-5
 class Checkpoint(NamedTuple):
     "The state of a training after some epochs."
-    epochs: int # how many are finished
-    tensors: dict[str, dict[str, Tensor]] # weights, by the name of their file
-    state: dict # what `torch.load(weights_only=True)` reads: tensors, numbers, strings, and lists and dictionaries of them
-    record: dict # JSON-able
+
+    epochs: int  # how many are finished
+    tensors: dict[str, dict[str, Tensor]]  # weights, by the name of their file
+    state: dict  # what `torch.load(weights_only=True)` reads: tensors, numbers, strings, and lists and dictionaries of them
+    record: dict  # JSON-able
 
 # %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-6
-def _numbered(folder: Path) -> list[Path]: # oldest first
+def _numbered(folder: Path) -> list[Path]:  # oldest first
     "List the checkpoints of a folder."
-    found = {int(m[1]): p for p in folder.glob("epoch-*") if (m := re.fullmatch(r"epoch-(\d+)", p.name))}
+    found = {
+        int(m[1]): p for p in folder.glob("epoch-*") if (m := re.fullmatch(r"epoch-(\d+)", p.name))
+    }
     return [found[n] for n in sorted(found)]
+
 
 def _note(path: Path) -> dict:
     "Read the record of a checkpoint; `Damaged` naming its file."
-    return read_sealed(path/"checkpoint.json", epochs=int, record=dict, files=dict)
-
-def _is_ours(path: Path) -> bool:
-    "Say whether a folder is a checkpoint that was written here."
-    try: return not path.is_symlink() and bool(_note(path))
-    except (OSError, Damaged): return False
+    return read_sealed(path / "checkpoint.json", epochs=int, record=dict, files=dict)
 
 # %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-7
+def _is_ours(path: Path) -> bool:
+    "Say whether a folder is a checkpoint that was written here."
+    try:
+        return not path.is_symlink() and bool(_note(path))
+    except (OSError, Damaged):
+        return False
+
+# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-8
 def _write(tmp: Path, checkpoint: Checkpoint):
     "Write the files of a checkpoint into a new folder."
     tmp.mkdir()
     for name, tensors in checkpoint.tensors.items():
-        save_file({k: v.contiguous() for k, v in tensors.items()}, tmp/f"{name}.safetensors")
-    with open(tmp/"state.pt", "wb") as file: torch.save(checkpoint.state, file) # so that a full disk is told as such
+        save_file({k: v.contiguous() for k, v in tensors.items()}, tmp / f"{name}.safetensors")
+    with open(tmp / "state.pt", "wb") as file:
+        torch.save(checkpoint.state, file)  # so that a full disk is told as such
     files = {p.name: file_digest(p) for p in sorted(tmp.iterdir())}
-    write_sealed(tmp/"checkpoint.json", dict(epochs=checkpoint.epochs, record=checkpoint.record, files=files))
+    write_sealed(
+        tmp / "checkpoint.json",
+        dict(epochs=checkpoint.epochs, record=checkpoint.record, files=files),
+    )
 
+# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-9
 def save_checkpoint(
-    folder: str | Path, # of all checkpoints of one training; created when needed
-    checkpoint: Checkpoint, # what to keep
-    keep: int = 2, # how many of the last ones stay
-) -> Path: # where it lies
+    folder: str | Path,  # of all checkpoints of one training; created when needed
+    checkpoint: Checkpoint,  # what to keep
+    keep: int = 2,  # how many of the last ones stay
+) -> Path:  # where it lies
     "Write a checkpoint atomically and delete all but the last `keep`; `OSError` if the disk is full."
-    path = Path(folder)/f"epoch-{checkpoint.epochs}"
+    path = Path(folder) / f"epoch-{checkpoint.epochs}"
     try:
-        with atomic_path(path) as tmp: _write(tmp, checkpoint)
+        with atomic_path(path) as tmp:
+            _write(tmp, checkpoint)
     except Exception as e:
-        if not is_full(e): raise
+        if not is_full(e):
+            raise
         text = f"{os.strerror(errno.ENOSPC)}: cannot write the checkpoint {path}. Earlier ones are whole; free some space and start again."
         raise OSError(errno.ENOSPC, text) from e
     for old in _numbered(Path(folder))[:-keep]:
-        if _is_ours(old): discard(old)
+        if _is_ours(old):
+            discard(old)
     return path
 
-# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-10
+# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-12
 def _read_state(path: Path) -> dict:
     "Load what `torch.save` wrote, plain values only; `Damaged` naming the file."
     open_file(path).close()
-    try: return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, TypeError, KeyError, EOFError, pickle.UnpicklingError) as e:
         raise Damaged(f"{path} holds no state of a training ({one_line(e)}).") from e
 
+# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-13
 def _read(path: Path) -> Checkpoint:
     "Read a checkpoint; `Damaged` naming the file that is not what was written."
     note = _note(path)
-    for name, fingerprint in note["files"].items(): check_digest(path/name, fingerprint)
-    try: tensors = {Path(name).stem: read_tensors(path/name) for name in note["files"] if name.endswith(".safetensors")}
-    except ValueError as e: raise Damaged(str(e)) from e
-    return Checkpoint(note["epochs"], tensors, _read_state(path/"state.pt"), note["record"])
+    for name, fingerprint in note["files"].items():
+        check_digest(path / name, fingerprint)
+    try:
+        tensors = {
+            Path(name).stem: read_tensors(path / name)
+            for name in note["files"]
+            if name.endswith(".safetensors")
+        }
+    except ValueError as e:
+        raise Damaged(str(e)) from e
+    return Checkpoint(note["epochs"], tensors, _read_state(path / "state.pt"), note["record"])
 
+# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-14
 def _set_aside(path: Path) -> Path:
     "Rename a checkpoint to take it out of use without deleting it."
     number = 1
-    while os.path.lexists(aside := path.with_name(f"{path.name}.damaged-{number}")): number += 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.damaged-{number}")):
+        number += 1
     os.rename(path, aside)
     return aside
 
-# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-11
+# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-15
 def load_checkpoint(
-    folder: str | Path, # of all checkpoints of one training
-) -> Checkpoint | None: # on the CPU; None if there is none
+    folder: str | Path,  # of all checkpoints of one training
+) -> Checkpoint | None:  # on the CPU; None if there is none
     """Return the last intact checkpoint.
 
     Damaged ones are set aside with a warning; leftovers of a killed process are removed."""
     folder, faults, found = Path(folder), [], None
     for p in folder.iterdir() if folder.exists() else ():
-        if is_leftover(p.name): discard(p)
+        if is_leftover(p.name):
+            discard(p)
     for path in reversed(_numbered(folder)):
-        try: found = _read(path)
-        except Damaged as e: faults.append((str(e).rstrip("."), _set_aside(path).name))
-        else: break
+        try:
+            found = _read(path)
+        except Damaged as e:
+            faults.append((str(e).rstrip("."), _set_aside(path).name))
+        else:
+            break
     then = f"goes on after epoch {found.epochs}" if found else "starts anew"
-    for fault, aside in faults: warnings.warn(f"{fault}; the checkpoint is set aside as {aside} and training {then}.", stacklevel=2)
+    for fault, aside in faults:
+        warnings.warn(
+            f"{fault}; the checkpoint is set aside as {aside} and training {then}.", stacklevel=2
+        )
     return found
 
-# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-16
+# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-20
 def _entries(x, name: str = "") -> dict:
     "Return the entries of nested dictionaries by their dotted names."
-    if not isinstance(x, dict): return {name: x}
-    return {k: v for part, inner in x.items() for k, v in _entries(inner, f"{name}.{part}" if name else str(part)).items()}
+    if not isinstance(x, dict):
+        return {name: x}
+    return {
+        k: v
+        for part, inner in x.items()
+        for k, v in _entries(inner, f"{name}.{part}" if name else str(part)).items()
+    }
 
-# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-17
+# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-21
 def check_same(
-    there: dict, # JSON-able description of the training that a checkpoint is of
-    here: dict, # of the present one
-    folder: str | Path, # of the checkpoints, for the message
+    there: dict,  # JSON-able description of the training that a checkpoint is of
+    here: dict,  # of the present one
+    folder: str | Path,  # of the checkpoints, for the message
 ):
     "Raise `ValueError` naming every entry in which the two differ."
     a, b = _entries(there), _entries(json.loads(json.dumps(here)))
-    differ = [f"{k} is {shortened(a.get(k))} there and {shortened(b.get(k))} here" for k in a | b if a.get(k) != b.get(k)]
-    if differ: raise ValueError(f"{folder} holds a checkpoint of another training: {'; '.join(differ)}. Delete the folder to start anew, or name another one.")
+    differ = [
+        f"{k} is {shortened(a.get(k))} there and {shortened(b.get(k))} here"
+        for k in a | b
+        if a.get(k) != b.get(k)
+    ]
+    if differ:
+        raise ValueError(
+            f"{folder} holds a checkpoint of another training: {'; '.join(differ)}. Delete the folder to start anew, or name another one."
+        )

@@ -6,7 +6,8 @@
 __all__ = ['Processes', 'check_processes', 'together']
 
 # %% ../../nbs/training/01_processes.ipynb #training-01-processes-2
-import os, socket
+import os
+import socket
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -19,158 +20,236 @@ from torch.nn.parallel import DistributedDataParallel
 # %% ../../nbs/training/01_processes.ipynb #training-01-processes-5
 def _check_accelerator(accelerator, precision: str | None):
     "Raise `ValueError` if the accelerator's settings contradict those of the trainer."
-    kind, mixed, steps = accelerator.distributed_type, accelerator.mixed_precision, accelerator.gradient_accumulation_steps
-    if kind != "NO" and not kind.startswith("MULTI_"): raise ValueError(f"the accelerator works by {kind}; training knows copies of the whole detector only (DDP).")
+    kind, mixed, steps = (
+        accelerator.distributed_type,
+        accelerator.mixed_precision,
+        accelerator.gradient_accumulation_steps,
+    )
+    if kind != "NO" and not kind.startswith("MULTI_"):
+        raise ValueError(
+            f"the accelerator works by {kind}; training knows copies of the whole detector only (DDP)."
+        )
     if precision and mixed not in ("no", precision):
-        raise ValueError(f"the accelerator has mixed_precision={mixed!r} and the configuration precision={precision!r}: leave it to the configuration.")
-    if steps != 1: raise ValueError(f"the accelerator has gradient_accumulation_steps={steps}: leave it at 1 and set the configuration's accumulate.")
+        raise ValueError(
+            f"the accelerator has mixed_precision={mixed!r} and the configuration precision={precision!r}: leave it to the configuration."
+        )
+    if steps != 1:
+        raise ValueError(
+            f"the accelerator has gradient_accumulation_steps={steps}: leave it at 1 and set the configuration's accumulate."
+        )
 
 # %% ../../nbs/training/01_processes.ipynb #training-01-processes-6
 class Processes:
     "The processes that train one detector together: this one alone, or all that accelerate has started."
+
     def __init__(
         self,
-        device: torch.device | str = "cpu", # of this process; an accelerator knows its own
-        accelerator=None, # `accelerate.Accelerator` of this process; None: it is alone
-        precision: str | None = None, # of the training; None: no training
+        device: torch.device | str = "cpu",  # of this process; an accelerator knows its own
+        accelerator=None,  # `accelerate.Accelerator` of this process; None: it is alone
+        precision: str | None = None,  # of the training; None: no training
     ):
         "Join the processes of the accelerator; `ValueError` if its settings contradict those of the trainer."
-        if accelerator is not None: _check_accelerator(accelerator, precision)
-        self.accelerator, self.device = accelerator, torch.device(device) if accelerator is None else accelerator.device
-        self.rank, self.count = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+        if accelerator is not None:
+            _check_accelerator(accelerator, precision)
+        self.accelerator, self.device = (
+            accelerator,
+            torch.device(device) if accelerator is None else accelerator.device,
+        )
+        self.rank, self.count = (
+            (0, 1)
+            if accelerator is None
+            else (accelerator.process_index, accelerator.num_processes)
+        )
 
     @property
-    def first(self) -> bool: return self.rank == 0
+    def first(self) -> bool:
+        return self.rank == 0
 
     def wrap(
         self,
-        module: nn.Module, # on this process's device; its output is a loss
-    ) -> nn.Module: # the same, or one that averages gradients over the processes
+        module: nn.Module,  # on this process's device; its output is a loss
+    ) -> nn.Module:  # the same, or one that averages gradients over the processes
         "Make the gradients of `module` those of the mean loss over all processes."
-        if self.count == 1: return module
+        if self.count == 1:
+            return module
         options = self.accelerator.ddp_handler.to_kwargs() if self.accelerator.ddp_handler else {}
-        return DistributedDataParallel(module, device_ids=None if self.device.type == "cpu" else [self.device], **options)
+        return DistributedDataParallel(
+            module, device_ids=None if self.device.type == "cpu" else [self.device], **options
+        )
 
     def apart(
         self,
-        module: nn.Module, # from `wrap`
-    ): # a context: gradients add up here, without an exchange
+        module: nn.Module,  # from `wrap`
+    ):  # a context: gradients add up here, without an exchange
         "Return the context for all parts of a batch but the last, in which gradients are not exchanged."
         return nullcontext() if self.count == 1 else module.no_sync()
 
     def total(
         self,
-        x: Tensor, # on this process's device, of the same shape everywhere
+        x: Tensor,  # on this process's device, of the same shape everywhere
     ) -> Tensor:
         "Return the sum of `x` over the processes."
         return x if self.count == 1 else self.accelerator.reduce(x, "sum")
 
     def every(
         self,
-        thing, # anything
-    ) -> list: # by process
+        thing,  # anything
+    ) -> list:  # by process
         "Gather `thing` from every process."
-        if self.count == 1: return [thing]
+        if self.count == 1:
+            return [thing]
         from accelerate.utils import gather_object
+
         return gather_object([thing])
 
     def share(
         self,
-        thing, # of the first process; the others' is ignored
+        thing,  # of the first process; the others' is ignored
     ):
         "Return the first process's `thing` in every process."
-        if self.count == 1: return thing
+        if self.count == 1:
+            return thing
         from accelerate.utils import broadcast_object_list
+
         return broadcast_object_list([thing])[0]
 
     def align(
         self,
-        module: nn.Module, # the same network in every process
+        module: nn.Module,  # the same network in every process
     ):
         """Copy the first process's buffers to all processes.
 
         They hold the statistics of batch normalization, which each process gathered from its own faces."""
-        if self.count == 1: return
+        if self.count == 1:
+            return
         from accelerate.utils import broadcast
+
         broadcast([b for b in module.buffers() if b.numel()])
 
     @contextmanager
     def tracked(
         self,
-        name: str, # of the run
-        config: dict, # its settings
+        name: str,  # of the run
+        config: dict,  # its settings
     ):
         "Run the trackers named in the accelerator inside the `with`; those that run already are left running."
-        ours = self.accelerator is not None and self.accelerator.log_with and not self.accelerator.trackers
-        if ours: self.accelerator.init_trackers(name, config)
-        try: yield
+        ours = (
+            self.accelerator is not None
+            and self.accelerator.log_with
+            and not self.accelerator.trackers
+        )
+        if ours:
+            self.accelerator.init_trackers(name, config)
+        try:
+            yield
         finally:
             if ours:
-                for tracker in self.accelerator.trackers: tracker.finish()
+                for tracker in self.accelerator.trackers:
+                    tracker.finish()
                 self.accelerator.trackers = []
 
     def log(
         self,
-        values: dict, # numbers by name
-        step: int, # what they belong to
+        values: dict,  # numbers by name
+        step: int,  # what they belong to
     ):
         "Report numbers to the trackers, if there are any."
-        if self.accelerator is not None: self.accelerator.log(values, step=step)
+        if self.accelerator is not None:
+            self.accelerator.log(values, step=step)
 
 # %% ../../nbs/training/01_processes.ipynb #training-01-processes-11
 def check_processes(
-    count: int, # of processes that train one detector
-    device: str, # where
-) -> int: # `count`
+    count: int,  # of processes that train one detector
+    device: str,  # where
+) -> int:  # `count`
     "Return `count`; `ValueError` if there cannot be so many processes: each needs a GPU of its own on 'cuda'."
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1: raise ValueError(f"processes must be a whole number above 0, not {count!r}.")
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"processes must be a whole number above 0, not {count!r}.")
     if device == "cuda" and count > max(1, there := torch.cuda.device_count()):
-        raise ValueError(f"{count} processes need a GPU each and this machine has {there}: lower processes to {max(there, 1)}, or train on the device 'cpu'.")
+        raise ValueError(
+            f"{count} processes need a GPU each and this machine has {there}: lower processes to {max(there, 1)}, or train on the device 'cpu'."
+        )
     return count
 
+# %% ../../nbs/training/01_processes.ipynb #training-01-processes-12
 def _free_port() -> int:
     "Return a free TCP port of this machine."
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
-# %% ../../nbs/training/01_processes.ipynb #training-01-processes-12
-def _member(rank: int, function: Callable, args: tuple, where: dict, threads: int, accelerator: Callable, errors):
+# %% ../../nbs/training/01_processes.ipynb #training-01-processes-13
+def _member(
+    rank: int,
+    function: Callable,
+    args: tuple,
+    where: dict,
+    threads: int,
+    accelerator: Callable,
+    errors,
+):
     "Run `function` in one of the processes; an exception that stops it is put into `errors`."
     torch.set_num_threads(threads)
-    if where: os.environ |= dict(where, RANK=str(rank), LOCAL_RANK=str(rank))
+    if where:
+        os.environ |= dict(where, RANK=str(rank), LOCAL_RANK=str(rank))
     try:
         mine = accelerator()
         if (asked := accelerator.keywords.get("log_with")) and not mine.log_with:
-            raise ImportError(f"the tracker {asked!r} is not installed; tensorboard comes with pip install 'prle[cluster]'")
+            raise ImportError(
+                f"the tracker {asked!r} is not installed; tensorboard comes with pip install 'prle[cluster]'"
+            )
         function(mine, *args)
         mine.end_training()
     except Exception as e:
         errors.put(e)
         raise
 
+# %% ../../nbs/training/01_processes.ipynb #training-01-processes-14
 def together(
-    function: Callable, # of a module: (accelerator, *args)
-    args: tuple, # picklable
-    count: int = 1, # of processes
-    device: str = "cpu", # "cpu" or "cuda"
-    **options, # of `accelerate.Accelerator`: log_with, project_dir
+    function: Callable,  # of a module: (accelerator, *args)
+    args: tuple,  # picklable
+    count: int = 1,  # of processes
+    device: str = "cpu",  # "cpu" or "cuda"
+    **options,  # of `accelerate.Accelerator`: log_with, project_dir
 ):
     """Run a function in new processes of this machine that know each other.
 
     An exception in one of them is raised here and ends them all. `ImportError` naming the extra if accelerate or
     a tracker is missing."""
     check_processes(count, device)
-    if device not in ("cpu", "cuda"): raise ValueError(f"processes of their own train on 'cpu' or 'cuda', not on {device!r}.")
-    try: from accelerate import Accelerator
-    except ImportError as e: raise ImportError("training in processes of its own needs accelerate: pip install 'prle[cluster]'") from e
-    from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
-    where = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count)) if count > 1 else {}
-    threads, accelerator, errors = max(1, torch.get_num_threads() // count), partial(Accelerator, cpu=device == "cpu", **options), get_context("spawn").SimpleQueue()
-    members = start_processes(_member, (function, args, where, threads, accelerator, errors), count, join=False)
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"processes of their own train on 'cpu' or 'cuda', not on {device!r}.")
     try:
-        while not members.join(): pass
-    except ProcessRaisedException as e: raise e if errors.empty() else errors.get() from e
+        from accelerate import Accelerator
+    except ImportError as e:
+        raise ImportError(
+            "training in processes of its own needs accelerate: pip install 'prle[cluster]'"
+        ) from e
+    from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
+
+    where = (
+        dict(
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(_free_port()),
+            WORLD_SIZE=str(count),
+            LOCAL_WORLD_SIZE=str(count),
+        )
+        if count > 1
+        else {}
+    )
+    threads, accelerator, errors = (
+        max(1, torch.get_num_threads() // count),
+        partial(Accelerator, cpu=device == "cpu", **options),
+        get_context("spawn").SimpleQueue(),
+    )
+    members = start_processes(
+        _member, (function, args, where, threads, accelerator, errors), count, join=False
+    )
+    try:
+        while not members.join():
+            pass
+    except ProcessRaisedException as e:
+        raise e if errors.empty() else errors.get() from e
     finally:
         for process in members.processes:
             process.kill()

@@ -105,8 +105,12 @@ def main() -> int:
     options.add_argument("--minutes", type=float, default=20)
     options.add_argument("--cases", type=int, help="that many quick cases, whatever the time")
     options.add_argument("--only", choices=list(SHARES), help="this family")
-    options.add_argument("--case", type=int, help="this case of the family, and what was said in it")
-    options.add_argument("--start", type=int, default=0, help="number of the first case of each family")
+    options.add_argument(
+        "--case", type=int, help="this case of the family, and what was said in it"
+    )
+    options.add_argument(
+        "--start", type=int, default=0, help="number of the first case of each family"
+    )
     options.add_argument("--out", help="file for the report")
     options.add_argument("--log", help="file for all results, a JSON a line")
     args = options.parse_args()
@@ -171,7 +175,11 @@ def fate(status: int) -> str:
     'What a process died of; "" if it came to its end.'
     if not os.WIFSIGNALED(status):
         return ""
-    return "hang" if os.WTERMSIG(status) == signal.SIGPROF else f"killed by signal {os.WTERMSIG(status)}"
+    return (
+        "hang"
+        if os.WTERMSIG(status) == signal.SIGPROF
+        else f"killed by signal {os.WTERMSIG(status)}"
+    )
 
 
 def play_all(world: World, folder: Path, cases: list, seed: int, file: Path):
@@ -183,7 +191,9 @@ def play_all(world: World, folder: Path, cases: list, seed: int, file: Path):
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         with open(file, "a", encoding="utf-8") as told:
             for family, number in cases:
-                print(json.dumps(one(world, folder, family, number, seed)[0]), file=told, flush=True)
+                print(
+                    json.dumps(one(world, folder, family, number, seed)[0]), file=told, flush=True
+                )
     finally:
         os._exit(0)
 
@@ -243,7 +253,9 @@ def campaign(args, folder: Path) -> int:
             )
         print(json.dumps(row, indent=1))
         return int(row["kind"] in BAD)
-    results = sample(world, folder, args) if args.cases is not None else timed(world, folder, args, begun)
+    results = (
+        sample(world, folder, args) if args.cases is not None else timed(world, folder, args, begun)
+    )
     if broken := world.broken():
         results.append(
             dict(

@@ -50,7 +50,9 @@ class Reply:
     err: str
     cpu: float  # seconds
     memory: float  # MB beside the parent's
-    result: str = ""  # what is compared with the undisturbed result; stdout unless a use says otherwise
+    result: str = (
+        ""  # what is compared with the undisturbed result; stdout unless a use says otherwise
+    )
 
 
 class Attack(NamedTuple):
@@ -100,7 +102,9 @@ def changes(before: dict, after: dict) -> list[str]:
     "In words, what differs between two snapshots."
     gone = [f"{name} is gone" for name in before if name not in after]
     new = [f"{name} is new" for name in after if name not in before]
-    other = [f"{name} has changed" for name in before if name in after and after[name] != before[name]]
+    other = [
+        f"{name} has changed" for name in before if name in after and after[name] != before[name]
+    ]
     return [*gone, *other, *new]
 
 
@@ -254,7 +258,12 @@ class Box:
     "The folder of a case: `work`, where commands run, and `precious`, which is nobody's business."
 
     def __init__(self, world, path: Path, family: str, number: int, seed: int):
-        self.world, self.path, self.work, self.precious = world, path, path / "a/b/work", path / "precious"
+        self.world, self.path, self.work, self.precious = (
+            world,
+            path,
+            path / "a/b/work",
+            path / "precious",
+        )
         self.draw = np.random.default_rng(zlib.crc32(f"{seed} {family} {number}".encode()))
         self.replies, self.story, self._count = [], "", 0
         self.work.mkdir(parents=True)
@@ -355,8 +364,12 @@ def exceeded(reply: Reply, cpu: float = CPU, memory: float = MEMORY) -> Finding 
 def last_line(text: str) -> str:
     "The line of a traceback that says what happened, and the last place in the project."
     lines = text.strip().splitlines() or [""]
-    places = [line.strip() for line in lines if "/prle/" in line and line.strip().startswith("File")]
-    place = places[-1].rsplit("/prle/", 1)[1].replace('", line ', ":").split(",")[0] if places else "?"
+    places = [
+        line.strip() for line in lines if "/prle/" in line and line.strip().startswith("File")
+    ]
+    place = (
+        places[-1].rsplit("/prle/", 1)[1].replace('", line ', ":").split(",")[0] if places else "?"
+    )
     errors = [
         line
         for line in lines
@@ -381,7 +394,9 @@ def refusal(reply: Reply, names, said: str | None = None) -> Finding:
 def news(reply: Reply, right: Reply) -> str:
     "The lines that the undisturbed command does not print."
     known = {*right.out.splitlines(), *right.err.splitlines()}
-    return "\n".join(line for line in (*reply.out.splitlines(), *reply.err.splitlines()) if line not in known)
+    return "\n".join(
+        line for line in (*reply.out.splitlines(), *reply.err.splitlines()) if line not in known
+    )
 
 
 def judge(reply: Reply, right: Reply | None, names, must_refuse: bool = False) -> Finding:
@@ -419,13 +434,17 @@ def attack_of(family: str, number: int, seed: int) -> Attack:
     return attacks[int(np.random.default_rng(lap).permutation(len(attacks))[number % len(attacks)])]
 
 
-def play(world, folder: Path, family: str, number: int, seed: int, keep: bool = False) -> tuple[Finding, Box]:
+def play(
+    world, folder: Path, family: str, number: int, seed: int, keep: bool = False
+) -> tuple[Finding, Box]:
     "Play a case, and look whether it touched or told what it may not."
     path = folder / f"{family}-{number}"
     shutil.rmtree(path, ignore_errors=True)
     box, chosen = Box(world, path, family, number, seed), attack_of(family, number, seed)
     drawn = {name: box.pick(options) for name, options in chosen.choices.items()}
-    box.tell(f"{chosen.run.__name__}: " + ", ".join(f"{k}={str(v)[:40]!r}" for k, v in drawn.items()))
+    box.tell(
+        f"{chosen.run.__name__}: " + ", ".join(f"{k}={str(v)[:40]!r}" for k, v in drawn.items())
+    )
     found = chosen.run(box, **drawn)
     if broken := changes(box.before, snapshot(box.precious)):
         found = Finding("damage", f"outside: {broken[0]}")

@@ -18,7 +18,9 @@ def laughs(levels=9, width=9):
     "YAML whose aliases expand to width**levels words."
     rows = [f"a0: &a0 [{', '.join(['lol'] * width)}]"]
     return (
-        "\n".join(rows + [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * width)}]" for k in range(1, levels)])
+        "\n".join(
+            rows + [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * width)}]" for k in range(1, levels)]
+        )
         + "\n"
     )
 
@@ -26,14 +28,18 @@ def laughs(levels=9, width=9):
 YAMLS = {
     "laughs as names": laughs(),
     "laughs as zoo": BASE + laughs().replace("a8: &a8", "zoo: &a8"),
-    "laughs as options": BASE + "options:\n" + "".join(f"  {line}\n" for line in laughs().splitlines()),
-    "laughs as preset": BASE.replace("preset: smoke\n", "") + laughs().replace("a8: &a8", "preset: &a8"),
+    "laughs as options": BASE
+    + "options:\n"
+    + "".join(f"  {line}\n" for line in laughs().splitlines()),
+    "laughs as preset": BASE.replace("preset: smoke\n", "")
+    + laughs().replace("a8: &a8", "preset: &a8"),
     "laughs as recipe": BASE + laughs().replace("a8: &a8", "recipe: &a8"),
     "contains itself": BASE + "zoo: &a [*a]\n",
     "contains itself, options": BASE + "options: &a {b: *a}\n",
     "all of it": "&a [*a]\n",
     "merges": "\n".join(
-        ["a0: &a0 {x: 1}"] + [f"a{k}: &a{k} {{<<: [{', '.join([f'*a{k - 1}'] * 9)}]}}" for k in range(1, 9)]
+        ["a0: &a0 {x: 1}"]
+        + [f"a{k}: &a{k} {{<<: [{', '.join([f'*a{k - 1}'] * 9)}]}}" for k in range(1, 9)]
     )
     + "\n"
     + BASE,
@@ -109,7 +115,10 @@ def a_configuration(box, what, how):
     if what == "seed huge" or what == "epochs huge" or what in FINE:
         how = "read"
     reply = config_text(name)(box) if how == "read" else box.prle("train", name, "--outputs", "out")
-    fine = what in (*FINE, "seed huge", "epochs huge", "data NUL") or (what, how) == ("long subset", "read")
+    fine = what in (*FINE, "seed huge", "epochs huge", "data NUL") or (what, how) == (
+        "long subset",
+        "read",
+    )
     return judge(reply, None, [name], must_refuse=not fine)
 
 
@@ -132,7 +141,17 @@ def a_setting(box, value):
     "The same on the command line."
     box.take("data")
     reply = box.prle(
-        "train", "meso4", "A", "--preset", "smoke", "--data", "data", "--outputs", "out", "--set", value
+        "train",
+        "meso4",
+        "A",
+        "--preset",
+        "smoke",
+        "--data",
+        "data",
+        "--outputs",
+        "out",
+        "--set",
+        value,
     )
     return judge(reply, None, [], must_refuse=True)
 
@@ -144,7 +163,9 @@ def png_bomb(width: int, height: int, depth: int = 8, colour: int = 2, rows: int
     "A PNG that promises a size; `rows` of them are there."
 
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     size = {0: 1, 2: 3}[colour] * depth // 8
     body = zlib.compress(bytes(rows * (1 + width * size)), 9)
@@ -201,7 +222,13 @@ def a_picture_of_many_pixels(box, where):
     return a_picture(box, COMPRESSED, where)
 
 
-@attack("bombs", weight=2, slow=True, what=[what for what in PICTURES if what != COMPRESSED], where=PLACES)
+@attack(
+    "bombs",
+    weight=2,
+    slow=True,
+    what=[what for what in PICTURES if what != COMPRESSED],
+    where=PLACES,
+)
 def a_picture_to_look_at(box, what, where):
     "The same wherever pictures are read."
     return a_picture(box, what, where)
@@ -215,15 +242,21 @@ def a_picture(box, what, where):
         box.take("store", "data", "photos")
         target = box.work / "photos" / ("clip/1.pgm" if where == "predict frames" else "bomb.png")
         target.write_bytes(data)
-        given = ("photos/clip",) if where == "predict frames" else ("photos/one.pgm", "photos/bomb.png")
-        reply = box.prle("predict", RUN, *given, "--data", "data", "--outputs", "out", "--csv", "p.csv")
+        given = (
+            ("photos/clip",) if where == "predict frames" else ("photos/one.pgm", "photos/bomb.png")
+        )
+        reply = box.prle(
+            "predict", RUN, *given, "--data", "data", "--outputs", "out", "--csv", "p.csv"
+        )
         if (
             where == "predict"
             and reply.code == 1
             and not pd.read_csv(box.work / "p.csv").p_fake.notna().any()
         ):
             return Finding("silent", "the good picture is lost too")
-        return judge(reply, None, [target.name, target.stem, "clip"], must_refuse=where == "predict")
+        return judge(
+            reply, None, [target.name, target.stem, "clip"], must_refuse=where == "predict"
+        )
     if where in ("crop", "quantiles"):
         use = "localize anew" if where == "crop" else "train masked"
         box.take(*USES[use].parts)
@@ -237,7 +270,9 @@ def a_picture(box, what, where):
         table["mask"] = ["bomb.png" if label else "" for label in table.label]
         table.to_parquet(box.work / "data/manifest.parquet", index=False)
         (box.work / "data/bomb.png").write_bytes(data)
-        reply = box.prle("train", "ffd", "A", "--preset", "smoke", "--data", "data", "--outputs", "out")
+        reply = box.prle(
+            "train", "ffd", "A", "--preset", "smoke", "--data", "data", "--outputs", "out"
+        )
         return judge(reply, None, ["bomb.png"], must_refuse=True)
     (box.work / "photos/real/a").mkdir(parents=True)
     (box.work / "photos/fake").mkdir(parents=True)
@@ -245,7 +280,18 @@ def a_picture(box, what, where):
     words = (
         ("check", "folder", "photos")
         if where == "check"
-        else ("faces", "photos/real/a", "--out", "crops", "--count", "1", "--workers", "0", "--size", "64")
+        else (
+            "faces",
+            "photos/real/a",
+            "--out",
+            "crops",
+            "--count",
+            "1",
+            "--workers",
+            "0",
+            "--size",
+            "64",
+        )
     )
     reply = box.prle(*words)
     said = where == "faces" and reply.code == 0 and "a" in reply.out and "dropped" in reply.out
@@ -268,9 +314,12 @@ def lying_movie(box, what: str):
         BIG["movie"] = path.read_bytes()
     data = bytearray(BIG["movie"])
     main, stream = data.index(b"avih") + 8, data.index(b"strh") + 8
-    frames = {"2^31 frames": 2**31 - 1, "2^32 frames": 2**32 - 1, "no frames": 0, "a million": 10**6}.get(
-        what
-    )
+    frames = {
+        "2^31 frames": 2**31 - 1,
+        "2^32 frames": 2**32 - 1,
+        "no frames": 0,
+        "a million": 10**6,
+    }.get(what)
     if frames is not None:
         struct.pack_into("<I", data, main + 16, frames)
         struct.pack_into("<I", data, stream + 32, frames)
@@ -319,13 +368,33 @@ def a_video(box, what, where):
         box.take("store", "data")
     many = ("--count", "1000000000") if where == "predict --count" else ()
     words = {
-        "faces": ("faces", "clips", "--out", "crops", "--workers", "0", "--size", "64", "--every", "1"),
+        "faces": (
+            "faces",
+            "clips",
+            "--out",
+            "crops",
+            "--workers",
+            "0",
+            "--size",
+            "64",
+            "--every",
+            "1",
+        ),
         "check": ("check", "folder", "clips"),
     }
     reply = box.prle(
         *words.get(
             where,
-            ("predict", RUN, str(target.relative_to(box.work)), "--data", "data", "--outputs", "out", *many),
+            (
+                "predict",
+                RUN,
+                str(target.relative_to(box.work)),
+                "--data",
+                "data",
+                "--outputs",
+                "out",
+                *many,
+            ),
         )
     )
     return judge(reply, None, ["bomb"])
@@ -376,7 +445,9 @@ def an_array(box, what, where):
         return judge(USES["convert json"].run(box), None, [target.name], must_refuse=True)
     use = {"maps": "localize", "zoo maps": "fuse anew", "check": "check"}[where]
     box.take(*USES[use].parts)
-    target = next(box.work.glob(f"out/runs/maps/*-{'train' if where == 'zoo maps' else 'test'}-*/maps.npy"))
+    target = next(
+        box.work.glob(f"out/runs/maps/*-{'train' if where == 'zoo maps' else 'test'}-*/maps.npy")
+    )
     target.write_bytes(ARRAYS[what])
     if use == "check":
         return judge(USES[use].run(box), None, [target.name], must_refuse=True)
@@ -458,12 +529,16 @@ def a_table(box, what, where):
             for _ in range(100):
                 writer.write_table(block)
     if what == "a word of 20 MB":
-        pq.write_table(table.set_column(0, "path", pa.array(["x" * 20_000_000] * len(table))), target)
+        pq.write_table(
+            table.set_column(0, "path", pa.array(["x" * 20_000_000] * len(table))), target
+        )
     if what == "20,000 columns":
         pq.write_table(pa.table({f"c{k}": [1] for k in range(20_000)}), target)
     if what == "landmarks of a million" and "landmarks" in table.column_names:
         many = pa.array([[0.0] * 1_000_000] * len(table), pa.list_(pa.float32()))
-        pq.write_table(table.set_column(table.column_names.index("landmarks"), "landmarks", many), target)
+        pq.write_table(
+            table.set_column(table.column_names.index("landmarks"), "landmarks", many), target
+        )
     right = box.world.right(where) if where != "read manifest" else None
     return judge(USES[where].run(box), right, [target.name, "WORK/data"])
 
@@ -561,7 +636,9 @@ def _read():
 
 
 @attack(
-    "bombs", what=("deep", "long integer", "nan", "duplicate", "long word", "null"), where=("failed", "lock")
+    "bombs",
+    what=("deep", "long integer", "nan", "duplicate", "long word", "null"),
+    where=("failed", "lock"),
 )
 def a_note_beside_a_run(box, what, where):
     "What workers leave beside runs, written by another hand."

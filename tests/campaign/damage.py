@@ -8,7 +8,9 @@ from .world import USES
 
 DETECTOR = "out/runs/detectors/meso4-A-none-s0-*/"
 OLD = {  # use -> files that it rests on
-    "evaluate": [DETECTOR + n for n in ("scores.parquet", "config.json", "provenance.json", "run.yaml")],
+    "evaluate": [
+        DETECTOR + n for n in ("scores.parquet", "config.json", "provenance.json", "run.yaml")
+    ],
     "localize": ["out/runs/maps/*-test-*/*", "data/manifest.parquet", DETECTOR + "config.json"],
     "localize anew": [DETECTOR + "model.safetensors", "data/*/*.png", DETECTOR + "run.yaml"],
     "runs": ["out/runs/*/*/*.json"],
@@ -23,7 +25,9 @@ OLD = {  # use -> files that it rests on
     "read manifest": ["data/manifest.parquet"],
 }
 MADE_FROM = {  # what takes longer
-    "predict": [DETECTOR + n for n in ("model.safetensors", "config.json", "provenance.json", "run.yaml")],
+    "predict": [
+        DETECTOR + n for n in ("model.safetensors", "config.json", "provenance.json", "run.yaml")
+    ],
     "train masked": ["out/runs/fusions/*/quantiles/*/*.png", "out/runs/fusions/*/*.json"],
     "fuse anew": ["out/runs/maps/*-train-*/*"],
 }
@@ -71,7 +75,9 @@ def strike(box: Box, files: dict, how: str) -> Finding:
     box.tell(f"{use}: {how} of {name}")
     same = target.is_file() and target.read_bytes() == was
     reply = USES[use].run(box)
-    crop = target.suffix == ".png" and "quantiles" not in target.parts  # has no digest: may be read as it is
+    crop = (
+        target.suffix == ".png" and "quantiles" not in target.parts
+    )  # has no digest: may be read as it is
     return compared(use, reply, None if crop else right, target, same)
 
 
@@ -174,7 +180,17 @@ def bytes_of_a_foreign_file(box, how):
 # ---- tables ----
 
 NUMBERS, LISTS = ("label", "frame"), ("landmarks", "transform")
-WORDS = ("path", "dataset", "subset", "video", "identity", "source_identity", "split", "compression", "mask")
+WORDS = (
+    "path",
+    "dataset",
+    "subset",
+    "video",
+    "identity",
+    "source_identity",
+    "split",
+    "compression",
+    "mask",
+)
 
 
 def refused(column: str, how: str) -> bool:
@@ -212,7 +228,9 @@ def a_cell_of_a_manifest(box, column, how):
     return judge(reply, None, [target.name, "WORK/data"], must_refuse=refused(column, how))
 
 
-@attack("damage", column=("path", "label", "p_fake", "subset", "identity", "video"), how=list(CELLS))
+@attack(
+    "damage", column=("path", "label", "p_fake", "subset", "identity", "video"), how=list(CELLS)
+)
 def a_cell_of_the_scores(box, column, how):
     "Scores that were written again by other hands."
     box.take("store")
@@ -273,7 +291,9 @@ def a_line_of_the_responses(box, line, kind):
         if kind == ".jsonl":
             lines.insert(int(box.draw.integers(len(lines) + 1)), line)
         else:
-            lines = [target.read_text()[:-1] + ', "more": ' + (line if len(line) < 9 else "[]") + "}"]
+            lines = [
+                target.read_text()[:-1] + ', "more": ' + (line if len(line) < 9 else "[]") + "}"
+            ]
         target.write_text("\n".join(lines) + "\n")
     box.tell(f"analyse: {line[:20]!r} in {target.suffix} ({kind})")
     reply = USES["analyse"].run(box)

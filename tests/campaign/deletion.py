@@ -14,7 +14,9 @@ KEY = "0123456789abcdef"
 def runs_of(box) -> dict:
     "The three runs of the store by their labels."
     return {
-        p.name.rsplit("-", 1)[0]: p for p in (box.work / "out/runs").glob("*/*") if not p.name.startswith(".")
+        p.name.rsplit("-", 1)[0]: p
+        for p in (box.work / "out/runs").glob("*/*")
+        if not p.name.startswith(".")
     }
 
 
@@ -33,7 +35,11 @@ def verdict(box, stay, alien=(), may_refuse=True, names=()) -> Finding:
     }
     reply = box.prle(*WORDS)
     for p, was in contents.items():
-        now = (sorted(q.name for q in p.rglob("*")) if p.is_dir() else p.read_text()) if p.exists() else None
+        now = (
+            (sorted(q.name for q in p.rglob("*")) if p.is_dir() else p.read_text())
+            if p.exists()
+            else None
+        )
         if now != was:
             return Finding("damage", f"{p.relative_to(box.work)} was deleted")
     if (bad := exceeded(reply)) is not None:
@@ -46,10 +52,22 @@ def verdict(box, stay, alien=(), may_refuse=True, names=()) -> Finding:
             else Finding("unclear", f"refused for no reason: {found.detail}")
         )
     if lost is not None:
-        if lost.exists() and claims_deletion(reply.out) and f"detectors/{lost.name[:11]}" in reply.out.split("Left alone")[0]:
+        if (
+            lost.exists()
+            and claims_deletion(reply.out)
+            and f"detectors/{lost.name[:11]}" in reply.out.split("Left alone")[0]
+        ):
             return Finding("silent", "says that it deleted what is there")
-        left = [p.name for p in lost.parent.iterdir() if lost.name in p.name or p.name.endswith(".deleted")]
-        left = [n for n in left if lost.parent / n not in alien and f"/{n} " not in reply.out.partition("Left alone")[2]]
+        left = [
+            p.name
+            for p in lost.parent.iterdir()
+            if lost.name in p.name or p.name.endswith(".deleted")
+        ]
+        left = [
+            n
+            for n in left
+            if lost.parent / n not in alien and f"/{n} " not in reply.out.partition("Left alone")[2]
+        ]
         if not lost.exists() and left:
             return Finding("silent", f"{left[0]} is left behind")
         if lost.exists() and not may_refuse:
@@ -92,7 +110,12 @@ ALIEN = (
 def a_folder_called_as_a_run(box, what, kind):
     "Somebody's folder with a run's name."
     box.take("prunable")
-    folder = box.work / "out/runs" / kind / (f"notes-{KEY}" if what != "half of a name" else "notes-0123")
+    folder = (
+        box.work
+        / "out/runs"
+        / kind
+        / (f"notes-{KEY}" if what != "half of a name" else "notes-0123")
+    )
     source = runs_of(box)["lost"]
     folder.parent.mkdir(exist_ok=True)
     if what == "a file":
@@ -138,11 +161,17 @@ def something_beside_a_run(box, what, link, of):
     else:
         place.mkdir()
         (place / "thesis.txt").write_text("mine")
-    ours = link or what == "failed" and of == "lost"  # which is what the note of a failure is called
+    ours = (
+        link or what == "failed" and of == "lost"
+    )  # which is what the note of a failure is called
     return verdict(box, kept(box), [] if ours else [place], names=[place.name, name])
 
 
-@attack("prune", weight=2, what=("kind", "runs", "run", "kind elsewhere", "needed run", "files of a run"))
+@attack(
+    "prune",
+    weight=2,
+    what=("kind", "runs", "run", "kind elsewhere", "needed run", "files of a run"),
+)
 def a_link_in_the_store(box, what):
     "Kinds and runs that are links to another store."
     box.take("prunable")
@@ -157,7 +186,10 @@ def a_link_in_the_store(box, what):
             ("run", (runs["lost"], other / "detectors" / runs["lost"].name)),
             ("kind elsewhere", (out / "runs/mine", other / "detectors")),
             ("needed run", (runs["made"], other / "detectors" / runs["made"].name)),
-            ("files of a run", (runs["lost"] / "x.txt", other / "detectors" / runs["lost"].name / "x.txt")),
+            (
+                "files of a run",
+                (runs["lost"] / "x.txt", other / "detectors" / runs["lost"].name / "x.txt"),
+            ),
         ]
     )[what]
     if place.is_dir() and not place.is_symlink():
@@ -168,7 +200,12 @@ def a_link_in_the_store(box, what):
     reply = box.prle(*WORDS)
     if (bad := exceeded(reply)) is not None:
         return bad
-    if reply.code == 0 and what == "kind" and "detectors/lost" in reply.out and claims_deletion(reply.out):
+    if (
+        reply.code == 0
+        and what == "kind"
+        and "detectors/lost" in reply.out
+        and claims_deletion(reply.out)
+    ):
         return Finding("silent", "says that it deleted what is there")
     return Finding("right") if reply.code == 0 else refusal(reply, [place.name, "runs"])
 
@@ -200,7 +237,10 @@ NOTES = {
 
 
 @attack(
-    "prune", weight=4, what=list(NOTES), where=("plans/note.provenance.json", "smoke/table1.provenance.json")
+    "prune",
+    weight=4,
+    what=list(NOTES),
+    where=("plans/note.provenance.json", "smoke/table1.provenance.json"),
 )
 def a_note_that_says_nothing(box, what, where):
     "A damaged or alien note in place of, or beside, the one that says what is needed."

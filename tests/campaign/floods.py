@@ -61,7 +61,9 @@ class Server:
 
         out = self.box.path / f"server-{time.monotonic_ns()}"
         self.said = out
-        self.pid = start(lambda: main(["userstudy", "serve", "study", "--port", "0"]), self.box.work, out)
+        self.pid = start(
+            lambda: main(["userstudy", "serve", "study", "--port", "0"]), self.box.work, out
+        )
         deadline = time.monotonic() + 20
         while not (
             found := re.search(
@@ -96,7 +98,9 @@ class Server:
     def post(self, answer, **headers):
         "Send an answer."
         body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        return self.ask("POST", "/answers", body, **{"Content-Type": "application/json", **headers})[:2]
+        return self.ask(
+            "POST", "/answers", body, **{"Content-Type": "application/json", **headers}
+        )[:2]
 
     def raw(self, data: bytes, seconds: float = 2) -> bytes:
         "Send bytes, and what comes back."
@@ -157,7 +161,9 @@ def in_peace(box, disturb, most: float = 20) -> Finding:
         for line in file.read_text().splitlines():
             record = json.loads(line)
             stored[record["code"], record["index"]] += 1
-            want = next(a for a in answers if (a["code"], a["index"]) == (record["code"], record["index"]))
+            want = next(
+                a for a in answers if (a["code"], a["index"]) == (record["code"], record["index"])
+            )
             if any(record[k] != want[k] for k in want if k not in ("rt", "answer")):
                 return Finding("silent", "a stored answer is another one")
     if set(stored) != {(a["code"], a["index"]) for a in answers}:
@@ -216,7 +222,11 @@ def bodies_that_are_no_answers(box, what):
 
     def disturb(server, answers):
         found = [server.post(bodies(answers[-1] | dict(answer="fake"))[what])[0] for _ in range(5)]
-        return None if what in ("BOM", "UTF-16") and set(found) <= {201, 409} else refused(found, [what] * 5)
+        return (
+            None
+            if what in ("BOM", "UTF-16") and set(found) <= {201, 409}
+            else refused(found, [what] * 5)
+        )
 
     return in_peace(box, disturb)
 
@@ -224,7 +234,10 @@ def bodies_that_are_no_answers(box, what):
 def twice(a: dict, name: str, value) -> bytes:
     "The answer with one field said twice, the last time as it should be."
     return (
-        json.dumps(a)[:-1].replace("{", "{" + f"{json.dumps(name)}: {json.dumps(value)}, ", 1).encode() + b"}"
+        json.dumps(a)[:-1]
+        .replace("{", "{" + f"{json.dumps(name)}: {json.dumps(value)}, ", 1)
+        .encode()
+        + b"}"
     )
 
 
@@ -265,7 +278,9 @@ def a_wrong_host(box, host, how):
             path = f"/answers?code={answers[0]['code']}"
         if how == "answer":
             path, method, body = "/answers", "POST", json.dumps(answers[-1]).encode()
-        status = server.ask(method, path, body, Host=host, **{"Content-Type": "application/json"})[0]
+        status = server.ask(method, path, body, Host=host, **{"Content-Type": "application/json"})[
+            0
+        ]
         return refused([status], [f"Host {host[:30]!r}"])
 
     return in_peace(box, disturb)
@@ -345,13 +360,16 @@ def many_connections(box, count, what):
 
 
 REQUESTS = {
-    "length lies": POST + b"Content-Type: application/json\r\nContent-Length: 99999999999\r\n\r\n{}",
+    "length lies": POST
+    + b"Content-Type: application/json\r\nContent-Length: 99999999999\r\n\r\n{}",
     "negative length": POST + b"Content-Length: -5\r\n\r\n{}",
     "two lengths": POST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
     "chunks": POST + b"Transfer-Encoding: chunked\r\n\r\nfffffffff\r\n",
     "no version": b"GET /\r\n\r\n",
     "long line": b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
-    "many headers": b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: 1\r\n" % k for k in range(5000)) + b"\r\n",
+    "many headers": b"GET / HTTP/1.1\r\n"
+    + b"".join(b"X-%d: 1\r\n" % k for k in range(5000))
+    + b"\r\n",
     "NUL": b"GET /\x00 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
     "gzip": POST + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\x00",
     "put": b"PUT /answers HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n",
@@ -391,7 +409,9 @@ def the_same_answer_from_many(box, threads):
         return (
             None
             if set(found) <= {201, 409} and found.count(201) <= 1
-            else Finding("silent", f"statuses {sorted(set(found))}, {found.count(201)} times stored")
+            else Finding(
+                "silent", f"statuses {sorted(set(found))}, {found.count(201)} times stored"
+            )
         )
 
     return in_peace(box, disturb)
@@ -462,7 +482,8 @@ def what_a_stranger_can_compute(box, what):
                 if p.suffix in (".js", ".html") and "jspsych" not in p.parts
             )
             print(
-                sum(path in page for path in one.pictures.path) + (str(one.settings["seed"]) == "x"),
+                sum(path in page for path in one.pictures.path)
+                + (str(one.settings["seed"]) == "x"),
                 "paths of faces in the page",
             )
 

@@ -8,7 +8,19 @@ import sys
 import time
 from pathlib import Path
 
-from .arena import LIBC, Finding, attack, changes, end, exceeded, judge, refusal, snapshot, start, wait
+from .arena import (
+    LIBC,
+    Finding,
+    attack,
+    changes,
+    end,
+    exceeded,
+    judge,
+    refusal,
+    snapshot,
+    start,
+    wait,
+)
 from .world import USES
 
 COMMANDS = {
@@ -43,7 +55,9 @@ def again(box, use: str, right) -> Finding:
     left = [
         p
         for p in snapshot(box.work)
-        if ".partial-" in p or p.split("/")[-1].startswith(".") and not p.split("/")[-1].startswith(".prle")
+        if ".partial-" in p
+        or p.split("/")[-1].startswith(".")
+        and not p.split("/")[-1].startswith(".prle")
     ]
     left = [p for p in left if not p.endswith(".lock")]
     return Finding("right") if not left else Finding("silent", f"{left[0]} is left behind")
@@ -142,7 +156,10 @@ def small_disk(place: Path, size: int, files: int) -> bool:
     if LIBC.unshare(NEW_NAMESPACE) or LIBC.mount(b"none", b"/", None, PRIVATE, None):
         return False
     return (
-        LIBC.mount(b"tmpfs", str(place).encode(), b"tmpfs", 0, f"size={size},nr_inodes={files}".encode()) == 0
+        LIBC.mount(
+            b"tmpfs", str(place).encode(), b"tmpfs", 0, f"size={size},nr_inodes={files}".encode()
+        )
+        == 0
     )
 
 
@@ -203,11 +220,17 @@ def full_disk(box, use: str, what: str) -> Finding:
     there = sum(p.stat().st_size + 4096 for p in place.rglob("*"))
     most = dict(forge=3_000_000, convert=300_000, faces=200_000).get(use, 400_000)
     size = there + int(box.draw.integers(1, most)) if what == "bytes" else 2**28
-    files = 0 if what == "bytes" else 10 + sum(1 for _ in place.rglob("*")) + int(box.draw.integers(1, 60))
+    files = (
+        0
+        if what == "bytes"
+        else 10 + sum(1 for _ in place.rglob("*")) + int(box.draw.integers(1, 60))
+    )
     from prle.cli import main
 
     reply = box.call(
-        on_a_small_disk(lambda: main(words), place, size, files, after), cpu=USES[use].cpu, apart=True
+        on_a_small_disk(lambda: main(words), place, size, files, after),
+        cpu=USES[use].cpu,
+        apart=True,
     )
     box.tell(f"{use} with {f'{size - there} bytes' if what == 'bytes' else 'few files'} of room")
     if reply.code == 99:

@@ -76,7 +76,13 @@ ODD = {
 def _places(tree, way=()):
     "Every place of a JSON value."
     yield way
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    items = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
     for key, value in items:
         yield from _places(value, (*way, key))
 

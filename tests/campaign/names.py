@@ -71,7 +71,9 @@ def whole(box, table) -> Finding:
         len(p.resolve().relative_to(out.resolve()).parts) for p in here
     ]  # dataset/subset/frames/video/file
     if set(deep) != {5}:
-        return Finding("silent", f"a frame {min(deep)} to {max(deep)} folders deep where 5 are meant")
+        return Finding(
+            "silent", f"a frame {min(deep)} to {max(deep)} folders deep where 5 are meant"
+        )
     if sorted(map(digest_of, here)) != sorted(digest_of(box.work / "data" / p) for p in table.path):
         return Finding("silent", f"{len(set(here))} different frames for {len(table)} faces")
     return Finding("right")
@@ -101,7 +103,11 @@ def a_name_in_a_manifest(box, column, value, many):
     kept = snapshot(box.work)
     reply = box.prle("convert", MANIFEST, "--out", "db")
     return after_convert(
-        box, reply, table, kept, ["manifest.parquet", *(["data/"] if column in ("path", "mask") else [])]
+        box,
+        reply,
+        table,
+        kept,
+        ["manifest.parquet", *(["data/"] if column in ("path", "mask") else [])],
     )
 
 
@@ -159,7 +165,9 @@ def a_place_that_is_taken(box, place):
         out.mkdir()
         (out / "toy").write_text("a file")
     kept = {
-        k: v for k, v in snapshot(box.work).items() if not (place == "made before" and k.startswith("db"))
+        k: v
+        for k, v in snapshot(box.work).items()
+        if not (place == "made before" and k.startswith("db"))
     }
     reply = box.prle(*words)
     found = after_convert(box, reply, table, kept, ["db", "toy", "data", "manifest.parquet"])
@@ -249,7 +257,9 @@ def a_name_in_a_json(box, value, where):
     if where == "label":
         tree["FaceForensics++"][value] = tree["FaceForensics++"].pop("FF-DF")
     file.write_text(json.dumps(tree))
-    reply = box.prle("convert", str(file.relative_to(box.work)), "--root", "ff", "--out", "m.parquet")
+    reply = box.prle(
+        "convert", str(file.relative_to(box.work)), "--root", "ff", "--out", "m.parquet"
+    )
     if (bad := exceeded(reply)) is not None:
         return bad
     if len(reply.out + reply.err) > 2500:
@@ -258,7 +268,9 @@ def a_name_in_a_json(box, value, where):
         table = pd.read_parquet(box.work / "m.parquet")
         root = (box.work / "ff").resolve()
         outside = [
-            p for p in (*table.path, *table["mask"]) if p and not (root / p).resolve().is_relative_to(root)
+            p
+            for p in (*table.path, *table["mask"])
+            if p and not (root / p).resolve().is_relative_to(root)
         ]
         if outside:
             return Finding("damage", f"a row with the path {outside[0][:60]}")
@@ -361,7 +373,16 @@ def a_name_on_the_command_line(box, value, option):
     "Names that are given by hand."
     box.take("store", "data")
     words = {
-        "--subset": ("localize", "meso4-A-none-s0", "--split", "train", "--subset", value, "--data", "data"),
+        "--subset": (
+            "localize",
+            "meso4-A-none-s0",
+            "--split",
+            "train",
+            "--subset",
+            value,
+            "--data",
+            "data",
+        ),
         "--split": ("localize", "meso4-A-none-s0", "--split", value, "--data", "data"),
         "--on": ("evaluate", "meso4-A-none-s0", "--on", value, "--data", "data"),
         "name": ("evaluate", value),

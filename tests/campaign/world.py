@@ -23,7 +23,9 @@ class World:
 
     def __init__(self, folder: Path, say=print):
         self.folder, self.say, self.rights, self.states = folder, say, {}, {}
-        self.inside = False  # whether commands run in this process, which is quick, and dies with them
+        self.inside = (
+            False  # whether commands run in this process, which is quick, and dies with them
+        )
 
     def part(self, name: str) -> Path:
         "The folder of a part: `parts/<name>/` holds what `Box.take` copies."
@@ -103,7 +105,9 @@ def data(world, work):
         toy = read_manifest(write_toy(work / "toy"))
         for path in toy.path:
             (work / "data" / path).parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(work / "data" / path), cv2.resize(read_rgb(work / "toy" / path), (64, 64)))
+            cv2.imwrite(
+                str(work / "data" / path), cv2.resize(read_rgb(work / "toy" / path), (64, 64))
+            )
         write_manifest(toy, work / "data/manifest.parquet")
         shutil.rmtree(work / "toy")
 
@@ -172,7 +176,8 @@ def study(world, work):
         file = work / "study/responses" / f"{code}.json"
         lines = [
             json.dumps(
-                {k: v for k, v in a.items() if k != "simulated"} | dict(received="2026-01-01T00:00:00Z")
+                {k: v for k, v in a.items() if k != "simulated"}
+                | dict(received="2026-01-01T00:00:00Z")
             )
             for a in json.loads(file.read_text())["answers"]
         ]
@@ -202,10 +207,13 @@ def bench(world, work):
                 np.save(points, np.arange(162).reshape(81, 2))
                 if name != "FF-real":
                     write_png(
-                        work / "ff" / path.replace("/frames/", "/masks/"), np.full((32, 32), 255, np.uint8)
+                        work / "ff" / path.replace("/frames/", "/masks/"),
+                        np.full((32, 32), 255, np.uint8),
                     )
             record[name] = dict(
-                train=dict(c23={label: dict(label=name, frames=frames)}), val=dict(c23={}), test=dict(c23={})
+                train=dict(c23={label: dict(label=name, frames=frames)}),
+                val=dict(c23={}),
+                test=dict(c23={}),
             )
         (work / "ff/FaceForensics++.json").write_text(json.dumps({"FaceForensics++": record}))
 
@@ -258,7 +266,10 @@ def prunable(world, work):
         from prle.lab.runs import RunStore, record_runs
 
         runs = RunStore(work / "out/runs", lambda line: None)
-        fill = lambda folder: (folder / "x.txt").write_text("42")
+
+        def fill(folder):
+            return (folder / "x.txt").write_text("42")
+
         source = runs.get("maps", "source", dict(n=1), fill)
         made = runs.get("detectors", "made", dict(n=2, source=source.key), fill)
         runs.get("detectors", "lost", dict(n=3), fill)
@@ -362,7 +373,10 @@ def config_text(path="a.yaml"):
     return lambda box: box.call(call)
 
 
-TRAINED = ("out/runs/detectors/*-s0-*/model.safetensors", "out/runs/detectors/*-s0-*/scores.parquet")
+TRAINED = (
+    "out/runs/detectors/*-s0-*/model.safetensors",
+    "out/runs/detectors/*-s0-*/scores.parquet",
+)
 MAPS = "out/runs/maps/*-test-*/maps.npy"
 USES = {
     "evaluate": Use(("evaluate", RUN, "--outputs", "out"), "store"),
@@ -387,7 +401,11 @@ USES = {
     "check": Use(("runs", "check", "--outputs", "out"), "store"),
     "train": Use(TRAIN, "store", "data", result=files(*(p.replace("*-s0", RUN) for p in TRAINED))),
     "train masked": Use(
-        MASKED, "store", "data", before=drop("out/runs/detectors/*-primary-*"), result=files(*TRAINED)
+        MASKED,
+        "store",
+        "data",
+        before=drop("out/runs/detectors/*-primary-*"),
+        result=files(*TRAINED),
     ),
     "fuse anew": Use(
         MASKED,
@@ -399,7 +417,9 @@ USES = {
     "go on": Use(LONG, "half", "data", result=files(*TRAINED)),
     "analyse": Use(("userstudy", "analyse", "study"), "study"),
     "read manifest": Use((), "data", run=manifest_text()),
-    "convert": Use(("convert", "data/manifest.parquet", "--out", "db"), "data", result=files("db/**/*")),
+    "convert": Use(
+        ("convert", "data/manifest.parquet", "--out", "db"), "data", result=files("db/**/*")
+    ),
     "convert json": Use(
         ("convert", "ff/FaceForensics++.json", "--root", "ff", "--out", "m.parquet"),
         "bench",
@@ -419,7 +439,9 @@ USES = {
     "check clips": Use(("check", "folder", "clips"), "movie"),
     "forge": Use(FORGE, cpu=60, result=files("mini/**/*.png")),
     "forge again": Use(FORGE, "mini", cpu=60, result=files("mini/**/*.png")),
-    "forge anew": Use(FORGE, "mini", cpu=60, before=drop("mini/DF/*.png"), result=files("mini/**/*.png")),
+    "forge anew": Use(
+        FORGE, "mini", cpu=60, before=drop("mini/DF/*.png"), result=files("mini/**/*.png")
+    ),
 }
 
 
