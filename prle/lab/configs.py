@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import yaml
+from fastcore.basics import patch
 
 from ..core import atomic_path, check_choice
 from ..trust import read_yaml
@@ -42,12 +43,8 @@ class Backbone:
     name: str  # of `prle.detectors.create_detector`
     width: float = 1.0  # of its channels; 1 is the published size
     pretrained: bool = False  # start from ImageNet weights
-    options: dict = field(
-        default_factory=dict
-    )  # what its constructor takes besides, e.g. `dropout`
-    recipe: dict = field(
-        default_factory=dict
-    )  # fields of `TrainConfig` that differ from the preset's
+    options: dict = field(default_factory=dict)  # of its constructor besides, e.g. `dropout`
+    recipe: dict = field(default_factory=dict)  # fields of `TrainConfig` unlike the preset's
 
 # %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-6
 FURTHER = {"F3-Net": "f3net", "ResNet-50": "resnet50"}
@@ -66,9 +63,7 @@ class Preset:
     forging: int = 1000  # steps of training each generator of the mini benchmark
     width: float = 1.0  # of the detectors that are not among the backbones
     others: dict = field(default_factory=dict)  # what their training changes in `recipe`
-    options: dict[str, dict] = field(
-        default_factory=dict
-    )  # and their constructors' options, by name
+    options: dict = field(default_factory=dict)  # of their constructors, by the detector's name
 
     def backbone(self, name: str) -> Backbone:  # `ValueError` for an unknown name
         "Return one of the backbones, or any registered detector at the preset's width (Table II)."
@@ -79,10 +74,10 @@ class Preset:
         pretrained = self.width == 1 and has_weights(name)
         return Backbone(name, self.width, pretrained, self.options.get(name, {}), self.others)
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-9
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-11
 _QUICK = {name: dict(momentum=0.1) for name in ("meso4", "efficientnet_b4", "mat")}
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-10
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-12
 _SMOKE = Preset(
     size=64,
     people=8,
@@ -97,7 +92,7 @@ _SMOKE = Preset(
     },
 )
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-11
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-13
 _MINI = Preset(
     size=128,
     people=40,
@@ -116,7 +111,7 @@ _MINI = Preset(
     },
 )
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-12
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-14
 _PAPER = Preset(
     size=256,
     people=None,
@@ -128,26 +123,26 @@ _PAPER = Preset(
     },
 )
 
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-15
 PRESETS = dict(smoke=_SMOKE, mini=_MINI, paper=_PAPER)
 "The sizes that every notebook can be run at."
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-15
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-18
 @dataclass(frozen=True)
 class FusionConfig:
     "The fusion of a zoo's maps into one (Eq. 6-8); `ValueError` for an unknown method or a share outside [0, 1]."
 
-    method: str = "neighbour"
-    tau: float = 0.3
-    lam: float = 0.15
-    floor: float = 0.0
+    method: str = "neighbour"  # one of `prle.fusion.FUSIONS`
+    tau: float = 0.3  # tau_1 of Eq. 6, in [0, 1]
+    lam: float = 0.15  # lambda of Eq. 7, in [0, 1]
+    floor: float = 0.0  # attention below it counts as zero before fusion, in [0, 1]
 
     def __post_init__(self):
         "Check the fields and make the numbers floats."
         check_choice(self.method, FUSIONS, "fusion")
         check_fields(self, dict(tau=SHARE, lam=SHARE, floor=SHARE))
-        set_fields(
-            self, tau=float(self.tau), lam=float(self.lam), floor=float(self.floor)
-        )  # 0 and 0.0 are one
+        numbers = {name: float(getattr(self, name)) for name in ("tau", "lam", "floor")}
+        set_fields(self, **numbers)  # 0 and 0.0 are one
 
     def __str__(self):  # "neighbour", "mean,tau=0.1"
         "Return the method and the fields that are not the default."
@@ -158,11 +153,11 @@ class FusionConfig:
                 parts.append(f"{f.name}={value:g}")
         return ",".join(parts)
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-16
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-20
 IDENTITY = FusionConfig("mean", tau=0.0)
 "The fusion that leaves a single map as it is."
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-19
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-22
 @dataclass(frozen=True)
 class Zoo:
     "The detectors that localize together, and the fusion of their maps."
@@ -173,12 +168,7 @@ class Zoo:
     fusion: FusionConfig = FusionConfig()
 
     @classmethod
-    def single(
-        cls,
-        subset: str,  # manipulation that it is trained on, or "all"
-        seed: int,  # of its training
-        backbone: str,  # of the preset
-    ) -> "Zoo":
+    def single(cls, subset: str, seed: int, backbone: str) -> "Zoo":
         "Return a zoo of one detector, whose map stays as it is."
         return cls(subset, seed, (backbone,), IDENTITY)
 
@@ -192,26 +182,21 @@ class Zoo:
             marks.append("+".join(self.backbones))
         return marks
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-22
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-25
 MASKS = dict(primary=PrimaryRegionMask, random=RandomMask, landmark=LandmarkMask)
 "The masks that a training can have besides none."
 
 ALPHA_POLICIES = dict(dynamic=(0.0, 1.0), static=(1.0, 1.0))
 "The paper's alpha, and Table VII's without dynamic exploitation: the fused map as a binary mask (Eq. 4)."
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-23
-def absolute_data(data: str | Path | None) -> str:  # "" for none
-    "Return an absolute path, so that different spellings of a path give the same configuration."
-    return os.path.abspath(data) if data else ""
-
-
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-27
 def _is_alpha(value) -> bool:
     "Tell whether a value may be an alpha: a policy's name, or two numbers."
     if isinstance(value, str):
         return True
     return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-24
+
 def _is_names(value) -> bool:
     "Tell whether a value is a list of names."
     return isinstance(value, (list, tuple)) and all(map(is_word, value))
@@ -221,29 +206,68 @@ def _is_options(value) -> bool:
     "Tell whether a value is a mapping whose keys are names."
     return isinstance(value, dict) and all(map(is_word, value))
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-25
+
+def _is_subset(value) -> bool:
+    "Tell whether a value may be the name of a manipulation."
+    return is_word(value) and value != ""
+
+
+def _is_path(value) -> bool:
+    "Tell whether a value may be a path."
+    return isinstance(value, (str, Path))
+
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-29
+_ALPHA_TEXT = f"be {', '.join(ALPHA_POLICIES)} or two numbers, from where to where it is drawn"
+
 _RULES = dict(
-    subset=Rule(
-        lambda value: is_word(value) and value != "", "be the name of a manipulation, or 'all'"
-    ),
-    data=Rule(
-        lambda value: isinstance(value, (str, Path)), "be the path of a folder or a manifest"
-    ),
+    subset=Rule(_is_subset, "be the name of a manipulation, or 'all'"),
+    data=Rule(_is_path, "be the path of a folder or a manifest"),
     width=number_rule("be a positive number", lambda x: x > 0),
     pretrained=FLAG,
     options=Rule(_is_options, "be names and values"),
     zoo=Rule(_is_names, "be a list of backbones' names"),
     p=SHARE,
-    alpha=Rule(
-        _is_alpha, f"be {', '.join(ALPHA_POLICIES)} or two numbers, from where to where it is drawn"
-    ),
+    alpha=Rule(_is_alpha, _ALPHA_TEXT),
     detector=WORD,
     preset=WORD,
     mask=WORD,
     fill=WORD,
 )
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-26
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-31
+def absolute_data(data: str | Path | None) -> str:  # "" for none
+    "Return an absolute path, so that different spellings of a path give the same configuration."
+    return os.path.abspath(data) if data else ""
+
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-33
+def _built(kind: type, given):
+    "Return a configuration of this kind that may be given as a mapping of its fields."
+    return given if isinstance(given, kind) else build_config(kind, given)
+
+
+def _one_form(config: "RunConfig") -> dict:
+    "Return the fields that can be written in several ways, each in one form."
+    form = dict(
+        fusion=_built(FusionConfig, config.fusion),
+        recipe=_built(TrainConfig, config.recipe),
+        width=float(config.width),
+        p=float(config.p),
+        zoo=tuple(config.zoo),
+        data=absolute_data(config.data),
+    )
+    if not isinstance(config.alpha, str):
+        form["alpha"] = tuple(map(float, config.alpha))
+    return form
+
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-35
+def _check_pretrained(config: "RunConfig"):
+    "Raise `ValueError` if `pretrained` is set for a network without ImageNet weights."
+    if not config.pretrained or (config.width == 1 and has_weights(config.detector)):
+        return
+    network = f"{config.detector} at width {config.width:g}"
+    raise ValueError(f"pretrained must be False: there are no ImageNet weights of {network}.")
+
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-36
 @dataclass(frozen=True)
 class RunConfig:
     "One training: detector, manipulation, mask and recipe; `ValueError` names the valid values."
@@ -251,121 +275,95 @@ class RunConfig:
     detector: str  # of the registry
     subset: str  # manipulation it is trained on, or "all"
     preset: str = "mini"  # size of the faces, and the zoo that localizes
-    data: str = (
-        ""  # as in `prle.lab.labdata.data_sets`, made absolute; "": the preset's mini benchmark
-    )
-    width: float = 1.0
-    pretrained: bool = False
+    data: str = ""  # as in `prle.lab.labdata.data_sets`; "": the preset's mini benchmark
+    width: float = 1.0  # of its channels; 1 is the published size
+    pretrained: bool = False  # start from ImageNet weights
     options: dict = field(default_factory=dict)  # of the detector's constructor
-    mask: str = "none"  # "none", "primary", "random" or "landmark"
+    mask: str = "none"  # "none" or one of `MASKS`
     fusion: FusionConfig = FusionConfig()  # of the maps behind primary masks
-    zoo: tuple[str, ...] = ()  # backbones that localize for them; none named: all of the preset
+    zoo: tuple[str, ...] = ()  # backbones behind them; none named: all of the preset
     p: float = 0.5  # probability that a face is masked
-    alpha: str | tuple[float, float] = (
-        "dynamic"  # share of the attended pixels: a policy, or uniform in (low, high]
-    )
+    alpha: str | tuple[float, float] = "dynamic"  # share of the attended pixels, see `range`
     fill: str = "zero"  # what masked pixels become
-    recipe: TrainConfig = TrainConfig()
+    recipe: TrainConfig = TrainConfig()  # steps, learning rate, losses, seed
 
     def __post_init__(self):
         "Check every field, and bring values that can be written in several ways to one form."
         check_fields(self, _RULES)
         check_choice(self.detector, list_detectors(), "detector")
         check_choice(self.mask, ["none", *MASKS], "mask")
-        self._build_parts()
         if isinstance(self.alpha, str):
             check_choice(self.alpha, ALPHA_POLICIES, "alpha policy")
-        self._normalize()
+        set_fields(self, **_one_form(self))
         PrimaryRegionMask(self.p, self.range, self.fill)  # checks all three
-        self._check_weights()
+        _check_pretrained(self)
         preset = PRESETS[check_choice(self.preset, PRESETS, "preset")]
         for name in self.zoo:
             preset.backbone(name)
 
-    def _build_parts(self):
-        "Build fusion and recipe where they are given as mappings."
-        for name, kind in (("fusion", FusionConfig), ("recipe", TrainConfig)):
-            given = getattr(self, name)
-            if not isinstance(given, kind):
-                set_fields(self, **{name: build_config(kind, given)})
-
-    def _normalize(self):
-        "Convert values that can be written in several ways to one form."
-        set_fields(
-            self,
-            width=float(self.width),
-            p=float(self.p),
-            zoo=tuple(self.zoo),
-            data=absolute_data(self.data),
-        )
-        if not isinstance(self.alpha, str):
-            set_fields(self, alpha=self.range)
-
-    def _check_weights(self):
-        "Raise `ValueError` if `pretrained` is set for a network without ImageNet weights."
-        if self.pretrained and not (self.width == 1 and has_weights(self.detector)):
-            network = f"{self.detector} at width {self.width:g}"
-            raise ValueError(
-                f"pretrained must be False: there are no ImageNet weights of {network}."
-            )
-
     @property
     def range(self) -> tuple[float, float]:
-        "Return the interval (low, high] from which alpha is drawn."
-        if isinstance(self.alpha, str):
-            return ALPHA_POLICIES[self.alpha]
-        low, high = self.alpha
-        return float(low), float(high)
-
-    @property
-    def masking_zoo(self) -> Zoo:
-        "Return the zoo whose maps are behind the primary masks."
-        return Zoo(self.subset, self.recipe.seed, self.zoo, self.fusion)
-
-    def policy(self):  # a mask of `prle.masking`, or None
-        "Return the mask that this configuration trains with."
-        if self.mask == "none":
-            return None
-        alpha = dict(alpha=self.range) if self.mask == "primary" else {}
-        return MASKS[self.mask](p=self.p, fill=self.fill, **alpha)
-
-    def key(self) -> dict:
-        "Return the settings that the weights depend on, besides data and quantile maps, in one form each."
-        recipe = asdict(self.recipe)
-        del recipe["workers"]
-        if self.mask == "none":
-            del recipe["gamma"]
-        key = asdict(self) | dict(alpha=self.range, recipe=recipe)
-        unused = ["preset", "data", "fusion", "zoo"]
-        if self.mask != "primary":
-            unused.append("alpha")
-        if self.mask == "none":
-            unused += ["p", "fill"]
-        return {name: value for name, value in key.items() if name not in unused}
+        "Return the interval (low, high] from which alpha, the masked share of the attended pixels, is drawn."
+        return ALPHA_POLICIES[self.alpha] if isinstance(self.alpha, str) else self.alpha
 
     def __str__(self):  # YAML
         plain = json.loads(json.dumps(asdict(self)))
         return yaml.safe_dump(plain, sort_keys=False)
 
-    def write(
-        self,
-        path: str | Path,  # file.yaml or file.json
-    ) -> Path:
-        "Write the configuration: as JSON if the file's name ends so, otherwise as YAML."
-        path = Path(path)
-        text = json.dumps(asdict(self), indent=2) if path.suffix == ".json" else str(self)
-        with atomic_path(path) as tmp:
-            tmp.write_text(text, encoding="utf-8")
-        return path
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-40
+@patch(as_prop=True)
+def masking_zoo(self: RunConfig) -> Zoo:
+    "Return the zoo whose maps are behind the primary masks."
+    return Zoo(self.subset, self.recipe.seed, self.zoo, self.fusion)
 
-    @classmethod
-    def read(
-        cls,
-        path: str | Path,  # file with YAML or JSON; what it leaves out has its default
-    ) -> "RunConfig":
-        "Read a configuration; raise `ValueError` naming the file for wrong syntax, names or values."
-        given = read_yaml(path)
-        try:
-            return build_config(cls, given)
-        except ValueError as e:
-            raise ValueError(f"{path}: {e}") from e
+
+@patch
+def policy(self: RunConfig):  # a mask of `prle.masking`, or None
+    "Return the mask that this configuration trains with."
+    if self.mask == "none":
+        return None
+    options = dict(p=self.p, fill=self.fill)
+    if self.mask == "primary":
+        options["alpha"] = self.range
+    return MASKS[self.mask](**options)
+
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-43
+@patch
+def key(self: RunConfig) -> dict:
+    "Return the settings that the weights depend on, besides data and quantile maps."
+    unused = ["preset", "data", "fusion", "zoo"]
+    recipe = asdict(self.recipe)
+    del recipe["workers"]
+    if self.mask != "primary":
+        unused.append("alpha")
+    if self.mask == "none":
+        unused += ["p", "fill"]
+        del recipe["gamma"]
+    settings = asdict(self) | dict(alpha=self.range, recipe=recipe)
+    return {name: value for name, value in settings.items() if name not in unused}
+
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-46
+@patch
+def write(
+    self: RunConfig,
+    path: str | Path,  # file.yaml or file.json
+) -> Path:
+    "Write the configuration: as JSON if the file's name ends so, otherwise as YAML."
+    path = Path(path)
+    text = json.dumps(asdict(self), indent=2) if path.suffix == ".json" else str(self)
+    with atomic_path(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
+    return path
+
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-47
+@patch(cls_method=True)
+def read(
+    cls: RunConfig,
+    path: str | Path,  # file with YAML or JSON; what it leaves out has its default
+) -> RunConfig:
+    "Read a configuration; raise `ValueError` naming the file for wrong syntax, names or values."
+    given = read_yaml(path)
+    try:
+        return build_config(cls, given)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
