@@ -457,7 +457,7 @@ def test_the_benchmark_is_built_by_one_process_at_a_time(tmp_path, monkeypatch):
     )
     monkeypatch.setattr("prle.lab.runs.time.sleep", lambda seconds: wait(0.01))
     threads = [
-        threading.Thread(target=lambda: Lab("smoke", outputs=tmp_path)._target_sets)
+        threading.Thread(target=lambda: Lab("smoke", outputs=tmp_path).target_sets)
         for _ in range(3)
     ]
     for t in threads:

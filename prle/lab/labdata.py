@@ -10,36 +10,39 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
+from fastcore.basics import patch
 
 from ..core import check_choice, digest, outputs_dir
 from ..trust import below
-from .configs import PRESETS, absolute_data
 from ..data.manifest import SPLITS, read_manifest, select
 from ..mini.benchmark import build_benchmark
 from ..mini.targets import TARGETS, build_targets
+from .configs import PRESETS, absolute_data
 from .runs import claimed
 
-# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-4
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-5
 ROOT_FOLDERS = {"DFDC": "dfdc", "DF-1.0": "df-1.0", "Celeb-DF": "celeb-df"}
 "The target sets of real data, and their folders beside `ff++`."
 
-# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-5
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-6
+def _layout(data: Path) -> tuple[Path, dict[str, Path]]:
+    "Return where the manifest to train on and those of the target sets would lie."
+    if (data / "ff++").is_dir():
+        folders = {name: data / folder for name, folder in ROOT_FOLDERS.items()}
+        found = data / "ff++" / "manifest.parquet"
+    else:
+        found = data / "manifest.parquet" if data.is_dir() else data
+        folders = {name: found.parent / "targets" / name for name in TARGETS}
+    return found, {name: folder / "manifest.parquet" for name, folder in folders.items()}
+
+
 def data_sets(
-    data: str
-    | Path,  # folder that holds ff++/, dfdc/, ... as `prle faces` makes them; of `prle forge`; or a manifest
+    data: str | Path,  # a folder made by `prle forge` or one that holds ff++/, ...; or a manifest
 ) -> tuple[Path, dict[str, Path]]:
     """Find the manifest to train on and those of the target sets that are there.
 
     Raise `FileNotFoundError` if there is no manifest to train on."""
-    data = Path(data)
-    if (data / "ff++").is_dir():
-        found = data / "ff++" / "manifest.parquet"
-        targets = {
-            name: data / folder / "manifest.parquet" for name, folder in ROOT_FOLDERS.items()
-        }
-    else:
-        found = data / "manifest.parquet" if data.is_dir() else data
-        targets = {name: found.parent / "targets" / name / "manifest.parquet" for name in TARGETS}
+    found, targets = _layout(Path(data))
     if not found.exists():
         raise FileNotFoundError(
             f"no manifest at {found}. Name a manifest, a folder made by `prle forge`, "
@@ -47,14 +50,14 @@ def data_sets(
         )
     return found, {name: path for name, path in targets.items() if path.exists()}
 
-# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-8
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-9
 def _sizes(root: Path, paths: pd.Series) -> list[int]:
     """Return the size of every file in bytes; 0 for an empty path.
 
     Raise `ValueError` for a path or link that leads out of the root."""
     return [below(root, path).stat().st_size if path else 0 for path in paths]
 
-# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-9
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-10
 def data_fingerprint(
     manifest: pd.DataFrame,  # from `read_manifest`
 ) -> str:  # 16 hexadecimal digits
@@ -65,19 +68,15 @@ def data_fingerprint(
     rows = manifest.assign(landmarks=landmarks, **sizes)
     return digest(rows.to_csv(index=False))
 
-# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-11
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-12
 class LabData:
     "The faces that an experiment trains and tests on: the preset's mini benchmark, or other data."
 
     def __init__(
         self,
         preset: str = "mini",  # of `PRESETS`
-        data: str
-        | Path
-        | None = None,  # other data, see `data_sets`; None: the preset's mini benchmark
-        outputs: str
-        | Path
-        | None = None,  # folder for everything that is written; None: the project's `outputs/`
+        data: str | Path | None = None,  # as in `data_sets`; None: the preset's mini benchmark
+        outputs: str | Path | None = None,  # folder of all that is written; None: `outputs/`
     ):
         "Name preset and data; nothing is forged yet. `ValueError` if the preset needs real data."
         self.name = preset
@@ -92,84 +91,93 @@ class LabData:
         self._opened = {}  # target set -> manifest and its hash
 
     @cached_property
-    def _benchmark(self) -> Path:
-        "Return the manifest of the mini benchmark, which is forged on first use."
-        folder = self.outputs / "data" / self.name
+    def benchmark(self) -> Path:
+        "Return the manifest of the preset's mini benchmark, which is forged on first use."
+        folder, made = self.outputs / "data" / self.name, self.preset
         with claimed(folder):
-            return build_benchmark(
-                folder, size=self.preset.size, people=self.preset.people, steps=self.preset.forging
-            )
+            return build_benchmark(folder, size=made.size, people=made.people, steps=made.forging)
 
     @cached_property
-    def _target_sets(self) -> dict[str, Path]:
+    def target_sets(self) -> dict[str, Path]:
         "Return the manifest of each target set; the mini benchmark's are forged on first use."
         if self._sets:
             return self._sets[1]
-        benchmark = self._benchmark
+        benchmark = self.benchmark
         with claimed(benchmark.parent):
             return build_targets(benchmark)
 
     @cached_property
     def manifest(self) -> pd.DataFrame:
         "Read the faces to train and test on; the mini benchmark is forged on first use."
-        return read_manifest(self._sets[0] if self._sets else self._benchmark)
+        return read_manifest(self._sets[0] if self._sets else self.benchmark)
 
     @cached_property
     def fingerprint(self) -> str:
         "Return the hash of `manifest`."
         return data_fingerprint(self.manifest)
 
-    @property
-    def targets(self) -> list[str]:
-        "Return the names of the target sets: other people and other forgeries, never trained on."
-        return list(self._sets[1] if self._sets else TARGETS)
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-15
+@patch(as_prop=True)
+def targets(self: LabData) -> list[str]:
+    "Return the names of the target sets: other people and other forgeries, never trained on."
+    return list(self._sets[1] if self._sets else TARGETS)
 
-    @property
-    def absent(self) -> list[str]:
-        "Return the target sets that are missing beside `ff++`; empty for other layouts of data."
-        if not (Path(self.data) / "ff++").is_dir():
-            return []
-        return [name for name in ROOT_FOLDERS if name not in self.targets]
 
-    @property
-    def subsets(self) -> list[str]:
-        "Return the manipulations in the manifest's order."
-        return [s for s in self.manifest.subset.unique() if s != "real"]
+@patch(as_prop=True)
+def absent(self: LabData) -> list[str]:
+    "Return the target sets that are missing beside `ff++`; empty for other layouts of data."
+    if not (Path(self.data) / "ff++").is_dir():
+        return []
+    return [name for name in ROOT_FOLDERS if name not in self.targets]
 
-    def source(
-        self,
-        split: str,  # "train", "val", "test" or a target set
-    ) -> tuple[pd.DataFrame, str]:  # manifest, and its hash
-        "Return the manifest that holds a split, and its hash; the preset's target sets are forged on first use."
-        check_choice(split, [*SPLITS, *self.targets], "split or target set")
-        if split in SPLITS:
-            return self.manifest, self.fingerprint
-        if split not in self._opened:
-            manifest = read_manifest(self._target_sets[split])
-            self._opened[split] = manifest, data_fingerprint(manifest)
-        return self._opened[split]
 
-    def train_faces(
-        self,
-        subset: str,  # manipulation, or "all"
-        split: str = "train",  # or "val"
-    ) -> pd.DataFrame:  # rows of the manifest
-        "Return the faces that a detector of this manipulation is trained on; maps of them have the same rows."
-        return select(self.manifest, split, None if subset == "all" else subset)
+@patch(as_prop=True)
+def subsets(self: LabData) -> list[str]:
+    "Return the manipulations in the manifest's order."
+    return [subset for subset in self.manifest.subset.unique() if subset != "real"]
 
-    def test_faces(
-        self,
-        split: str = "test",  # or a target set
-    ) -> pd.DataFrame:  # rows of its manifest
-        "Return the faces that all detectors are tested on; scores have the same rows."
-        return select(self.source(split)[0], "test")
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-17
+@patch
+def source(
+    self: LabData,
+    split: str,  # "train", "val", "test" or a target set
+) -> tuple[pd.DataFrame, str]:  # manifest, and its hash
+    "Return the manifest that holds a split, and its hash; target sets are forged on first use."
+    check_choice(split, [*SPLITS, *self.targets], "split or target set")
+    if split in SPLITS:
+        return self.manifest, self.fingerprint
+    if split not in self._opened:
+        manifest = read_manifest(self.target_sets[split])
+        self._opened[split] = manifest, data_fingerprint(manifest)
+    return self._opened[split]
 
-    def faces(
-        self,
-        split: str,  # "train", "val", "test" or a target set
-        subset: str = "all",  # manipulation; of "train" and "val" only
-    ) -> pd.DataFrame:  # rows of its manifest
-        "Return the faces of a split; maps of it have the same rows."
-        if split in ("train", "val"):
-            return self.train_faces(subset, split)
-        return self.test_faces(split)
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-20
+@patch
+def train_faces(
+    self: LabData,
+    subset: str,  # manipulation, or "all"
+    split: str = "train",  # or "val"
+) -> pd.DataFrame:  # rows of the manifest
+    "Return the faces that a detector is trained on; maps of them have the same rows."
+    return select(self.manifest, split, None if subset == "all" else subset)
+
+
+@patch
+def test_faces(
+    self: LabData,
+    split: str = "test",  # or a target set
+) -> pd.DataFrame:  # rows of its manifest
+    "Return the faces that all detectors are tested on; scores have the same rows."
+    return select(self.source(split)[0], "test")
+
+
+@patch
+def faces(
+    self: LabData,
+    split: str,  # "train", "val", "test" or a target set
+    subset: str = "all",  # manipulation; of "train" and "val" only
+) -> pd.DataFrame:  # rows of its manifest
+    "Return the faces of a split; maps of it have the same rows."
+    if split in ("train", "val"):
+        return self.train_faces(subset, split)
+    return self.test_faces(split)
