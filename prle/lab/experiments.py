@@ -14,23 +14,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from ..core import atomic_path, check_choice, discard, torch_rng
 from ..trust import DIGESTS, read_array, read_json, read_table, read_tensors
 from ..fields import build_config
+from ..data.crops import quantile_store
 from ..data.datasets import FaceDataset
 from ..detectors import Detector, create_detector
 from ..detectors.registry import size_option
 from ..fusion import fuse
 from ..localization import localize, upsample_maps
-from ..data.crops import quantile_store
 from ..masking import FILLS, MaskParams, PrimaryRegionMask
 from ..training.processes import check_processes, together
 from ..trainer import TrainConfig, memory_explained, predict, train
@@ -39,6 +40,11 @@ from .labdata import LabData
 from .runs import Run, RunStore, read_run, run_file, say_misses
 
 # %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-5
+def _run_config(run: Run) -> dict:
+    "Read the configuration of a run."
+    return read_run(run.path)[0]
+
+
 def _rebuild(config: dict, weights: Path, device: str) -> Detector:
     "Build the detector that the configuration of a run describes, in eval mode."
     detector = create_detector(config["detector"], width=config["width"], **config["options"])
@@ -46,11 +52,6 @@ def _rebuild(config: dict, weights: Path, device: str) -> Detector:
     return detector.eval().to(device, memory_format=torch.channels_last)
 
 
-def _run_config(run: Run) -> dict:
-    "Read the configuration of a run."
-    return read_run(run.path)[0]
-
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-6
 def load_detector(
     run: Run,  # of a detector
     device: str = "cpu",  # where to put it
@@ -58,7 +59,7 @@ def load_detector(
     "Load the detector of a run with its weights; raise `Damaged` if they are not as they were written."
     return _rebuild(_run_config(run), run_file(run.path, "model.safetensors"), device)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-7
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-6
 def read_scores(
     run: Run,  # of a detector, a target set, or masked faces
 ) -> pd.DataFrame:  # path, label, dataset, subset, video, identity, p_fake; in the manifest's order
@@ -74,17 +75,18 @@ def quantile_folder(
 
 # %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-8
 def _batch_size(config: dict) -> int:
-    "Return the faces of one forward pass in the training of a run: a batch size known to fit in memory."
-    return config["recipe"]["batch"] // config["recipe"]["accumulate"] // config.get("processes", 1)
+    "Return the faces of one forward pass in the training of a run."
+    recipe, processes = config["recipe"], config.get("processes", 1)
+    return recipe["batch"] // recipe["accumulate"] // processes
 
 
 def _run_label(run: Run) -> str:
     "Return the label of a run: its name without the key."
     return run.path.name.rsplit("-", 1)[0]
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-10
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-11
 def _write_scores(rows: pd.DataFrame, p_fake: np.ndarray, folder: Path):
-    "Write the scores of faces; raise `FloatingPointError` naming the first face whose score is not finite."
+    "Write the scores of faces; raise `FloatingPointError` naming the first that is not finite."
     wrong = np.flatnonzero(~np.isfinite(p_fake))
     if len(wrong):
         raise FloatingPointError(f"the score of {rows.path.iloc[int(wrong[0])]} is no number")
@@ -92,7 +94,7 @@ def _write_scores(rows: pd.DataFrame, p_fake: np.ndarray, folder: Path):
     with atomic_path(folder / "scores.parquet") as path:
         table.to_parquet(path, index=False)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-11
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-14
 def fused_batches(
     runs: Sequence[Run],  # with the maps of each detector, from `Lab.maps`
     fusion: FusionConfig,
@@ -108,29 +110,27 @@ def fused_batches(
         upsampled = [upsample_maps(m[chosen], (size, size)) for m in maps]
         yield fuse(torch.stack(upsampled, 1), **asdict(fusion))
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-12
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-16
 THRESHOLDS = (0.0, 0.3)
 "The attention above which a pixel counts: Eq. 4's, and the paper's tau_1."
 BINS = 50
 "Bins of the histogram of attention values."
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-13
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-17
 def _write_statistics(maps: Iterator[torch.Tensor], rows: pd.DataFrame, folder: Path):
-    "Write each face's share above `THRESHOLDS` (shares.parquet) and the histogram of all pixels (histogram.npy)."
+    "Write each face's share above `THRESHOLDS` (shares.parquet) and the histogram of all pixels."
     shares, counts = [], np.zeros(BINS, np.int64)
     for fused in maps:
         above = [(fused > threshold).float().mean((1, 2)) for threshold in THRESHOLDS]
         shares.append(torch.stack(above, 1))
         counts += np.histogram(fused, BINS, (0, 1))[0]
-    columns = {}
+    table = rows[["path", "label", "subset", "identity"]].copy()
     for threshold, share in zip(THRESHOLDS, torch.cat(shares).T.numpy()):
-        columns[f"above {threshold:g}"] = share
-    rows[["path", "label", "subset", "identity"]].assign(**columns).to_parquet(
-        folder / "shares.parquet", index=False
-    )
+        table[f"above {threshold:g}"] = share
+    table.to_parquet(folder / "shares.parquet", index=False)
     np.save(folder / "histogram.npy", counts)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-14
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-20
 def _masked_faces(
     rows: pd.DataFrame,  # of a manifest
     quantiles: Path,  # folder of their quantile maps
@@ -139,8 +139,8 @@ def _masked_faces(
     face: bool,  # around the mask; False: plain gray
 ) -> FaceDataset:
     "Return a data set of faces in which the primary region of every face is masked."
-    policy, place = PrimaryRegionMask(1.0, fill=fill), torch.zeros(3, dtype=torch.float64)
-    share = torch.tensor(alpha, dtype=torch.float64)
+    policy = PrimaryRegionMask(1.0, fill=fill)
+    share, place = torch.tensor(alpha, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
 
     def mask(item):
         "Mask one item, with noise that depends only on its index."
@@ -151,7 +151,7 @@ def _masked_faces(
 
     return FaceDataset(rows, mask, quantiles)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-16
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-22
 @lru_cache
 def _check_buildable(name: str, width: float, options: str, size: int):
     """Check that a detector with these options (JSON) can be built and takes faces of this size.
@@ -164,114 +164,117 @@ def _check_buildable(name: str, width: float, options: str, size: int):
     except TypeError as e:
         raise ValueError(str(e)) from e
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-18
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-25
+class LabConfigs(LabData):
+    "The configurations of a preset on its data: trainings, zoos, and the labels of their runs."
+
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-26
+_FIXED = ("detector", "subset", "preset", "data", "recipe", "seed")
+"Fields of a training that the lab sets itself."
+
+
+def _sorted_changes(changes: dict) -> tuple[dict, dict]:  # of `RunConfig`, of `TrainConfig`
+    "Sort changes by the configuration that has the field; `ValueError` for an unknown name."
+    of_run = [f.name for f in fields(RunConfig) if f.name not in _FIXED]
+    of_recipe = [f.name for f in fields(TrainConfig) if f.name not in _FIXED]
+    run, recipe = {}, {}
+    for name, value in changes.items():
+        check_choice(name, [*of_run, *of_recipe], "parameter")
+        (run if name in of_run else recipe)[name] = value
+    return run, recipe
+
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-28
+@patch
+def config(
+    self: LabConfigs,
+    backbone: str,  # of the preset, or any detector of the registry
+    subset: str,  # manipulation to train on, or "all"
+    seed: int = 0,  # of the run
+    **changes,  # other fields of `RunConfig` and of its recipe, `TrainConfig`
+) -> RunConfig:  # `ValueError` for an unknown name
+    """Return the preset's training of a backbone on a manipulation, with `changes` applied.
+
+    Training on "all" takes as many reals as fakes in every epoch. `options` are added to the preset's."""
+    network = self.preset.backbone(backbone)
+    check_choice(subset, [*self.subsets, "all"], "manipulation")
+    changed, recipe = _sorted_changes(changes)
+    own = dict(balance=subset == "all", seed=seed)
+    recipe = build_config(TrainConfig, self.preset.recipe | network.recipe | own | recipe)
+    options = size_option(network.name, self.preset.size) | network.options
+    if isinstance(changed.get("options"), dict):
+        changed["options"] = options | changed["options"]
+    where = dict(subset=subset, preset=self.name, data=self.data)
+    size = dict(width=network.width, pretrained=network.pretrained, options=options)
+    given = dict(detector=network.name, recipe=recipe, **where, **size)
+    return build_config(RunConfig, given | changed)
+
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-29
+@patch
+def zoo_names(
+    self: LabConfigs,
+    names: Sequence[str],  # backbones, in any order
+) -> tuple[str, ...]:  # in one order; empty for the preset's own
+    "Return the backbones of a zoo in the order and form that configurations use."
+    for name in names:
+        self.preset.backbone(name)
+    order = [*self.preset.backbones, *FURTHER]
+    ranks = {name: rank for rank, name in enumerate(order)}
+    names = tuple(sorted(set(names), key=lambda name: (ranks.get(name, len(order)), name)))
+    return () if names == tuple(self.preset.backbones) else names
+
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-32
 def _text(value) -> str:
     "Format the value of a setting for a label."
     if isinstance(value, tuple):
         return "..".join(f"{part:g}" for part in value)
     return str(value)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-19
+
 def _differences(usual: dict, key: dict) -> list[str]:  # ["alpha=1..1", "lr=0.01"]
     "List what differs between two keys of `RunConfig`, the fields of their recipes included."
-    old, new = (one | one["recipe"] for one in (usual, key))
-    return [
-        f"{name}={_text(value)}"
-        for name, value in new.items()
-        if name != "recipe" and value != old[name]
-    ]
+    old, new = usual | usual["recipe"], key | key["recipe"]
+    del new["recipe"]
+    return [f"{name}={_text(value)}" for name, value in new.items() if value != old[name]]
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-21
-class LabConfigs(LabData):
-    "The configurations of a preset on its data: trainings, zoos, and the labels of their runs."
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-34
+@patch
+def _normal(self: LabConfigs, zoo: Zoo) -> Zoo:
+    "Return the same zoo with its backbones in the form of `zoo_names`."
+    return Zoo(zoo.subset, zoo.seed, self.zoo_names(zoo.backbones), zoo.fusion)
 
-    def config(
-        self,
-        backbone: str,  # of the preset, or any detector of the registry
-        subset: str,  # manipulation to train on, or "all"
-        seed: int = 0,  # of the run
-        **changes,  # other fields of `RunConfig` and of its recipe, `TrainConfig`
-    ) -> RunConfig:  # `ValueError` for an unknown name
-        """Return the preset's training of a backbone on a manipulation, with `changes` applied.
 
-        Training on "all" takes as many reals as fakes in every epoch. `options` are added to the preset's."""
-        network = self.preset.backbone(backbone)
-        check_choice(subset, [*self.subsets, "all"], "manipulation")
-        of_run, of_recipe = ([f.name for f in fields(kind)] for kind in (RunConfig, TrainConfig))
-        fixed = ("detector", "subset", "preset", "data", "recipe", "seed")
-        free = [name for name in (*of_run, *of_recipe) if name not in fixed]
-        for name in changes:
-            check_choice(name, free, "parameter")
-        own = dict(balance=subset == "all", seed=seed)
-        changed = {name: value for name, value in changes.items() if name in of_recipe}
-        recipe = build_config(TrainConfig, self.preset.recipe | network.recipe | own | changed)
-        options = size_option(network.name, self.preset.size) | network.options
-        if isinstance(added := changes.get("options"), dict):
-            changes["options"] = options | added
-        given = dict(
-            detector=network.name,
-            subset=subset,
-            preset=self.name,
-            data=self.data,
-            width=network.width,
-            pretrained=network.pretrained,
-            options=options,
-            recipe=recipe,
-        )
-        changed = {name: value for name, value in changes.items() if name in of_run}
-        return build_config(RunConfig, given | changed)
+@patch
+def label(
+    self: LabConfigs,
+    config: RunConfig,  # of a training
+    *marks: str,  # what else is not as usual
+) -> str:
+    """Return a training's label: backbone, manipulation, mask, settings unlike the preset's, and seed.
 
-    def zoo_names(
-        self,
-        names: Sequence[str],  # backbones, in any order
-    ) -> tuple[str, ...]:  # in one order; empty for the preset's own
-        "Return the backbones of a zoo in the order and form that configurations use."
-        for name in names:
-            self.preset.backbone(name)
-        order = [*self.preset.backbones, *FURTHER]
-        ranks = {name: rank for rank, name in enumerate(order)}
-        names = tuple(sorted(set(names), key=lambda name: (ranks.get(name, len(order)), name)))
-        return () if names == tuple(self.preset.backbones) else names
+    Equal keys have equal labels."""
+    names = {b.name: name for name, b in self.preset.backbones.items()}
+    names |= {network: name for name, network in FURTHER.items()}
+    name, seed = names.get(config.detector, config.detector), config.recipe.seed
+    usual = self.config(name, config.subset, seed, mask=config.mask)
+    parts = _differences(usual.key(), config.key())
+    if config.mask == "primary":
+        parts = self._normal(config.masking_zoo).marks + parts
+    plain = [re.sub(r"[^\w.,+=-]", "", part) for part in (*parts, *marks)]
+    return "-".join([name, config.subset, config.mask, *plain, f"s{seed}"])
 
-    def _normal(self, zoo: Zoo) -> Zoo:
-        "Return the same zoo with its backbones in the form of `zoo_names`."
-        return Zoo(zoo.subset, zoo.seed, self.zoo_names(zoo.backbones), zoo.fusion)
-
-    def label(
-        self,
-        config: RunConfig,  # of a training
-        *marks: str,  # what else is not as usual
-    ) -> str:
-        """Return a training's label: backbone, manipulation, mask, settings unlike the preset's, and seed.
-
-        Equal keys have equal labels."""
-        names = {b.name: name for name, b in self.preset.backbones.items()}
-        names |= {network: name for name, network in FURTHER.items()}
-        name, seed = names.get(config.detector, config.detector), config.recipe.seed
-        usual = self.config(name, config.subset, seed, mask=config.mask).key()
-        parts = self._normal(config.masking_zoo).marks if config.mask == "primary" else []
-        parts = parts + _differences(usual, config.key())
-        plain = [re.sub(r"[^\w.,+=-]", "", part) for part in (*parts, *marks)]
-        return "-".join([name, config.subset, config.mask, *plain, f"s{seed}"])
-
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-24
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-37
 class Lab(LabConfigs):
     "The steps behind the tables on one preset's data, each made once and kept in the run store."
 
     def __init__(
         self,
         preset: str = "mini",  # of `prle.lab.configs.PRESETS`
-        data: str
-        | Path
-        | None = None,  # other data, see `prle.lab.labdata.data_sets`; None: the preset's mini benchmark
-        outputs: str
-        | Path
-        | None = None,  # folder for everything that is written; None: the project's `outputs/`
+        data: str | Path | None = None,  # other data, see `prle.lab.labdata.data_sets`
+        outputs: str | Path | None = None,  # folder of all that is written; None: `outputs/`
         device: str | None = None,  # "cpu", "cuda", ...; None: a GPU where there is one
         say: Callable[[str], None] = say_misses,  # what to do with the line about each run
         processes: int = 1,  # that train one detector together, each on a GPU of its own
-        track: str
-        | None = None,  # a tracker of accelerate that is told of each epoch: "tensorboard", in `logs/`; None: none
+        track: str | None = None,  # tracker of accelerate, told of each epoch: "tensorboard"
     ):
         "Set up preset, data and run store; target sets that real data lack are announced."
         super().__init__(preset, data, outputs)
@@ -280,9 +283,8 @@ class Lab(LabConfigs):
         self.processes = check_processes(processes, self.device)
         self.track = track
         if self.absent:
-            say(
-                f"NOTE {self.data} has no manifest of {', '.join(self.absent)}: tables and figures go without."
-            )
+            lacking = ", ".join(self.absent)
+            say(f"NOTE {self.data} has no manifest of {lacking}: tables and figures go without.")
 
     @property
     def device(self) -> str:
@@ -291,309 +293,340 @@ class Lab(LabConfigs):
             return self._device
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def dry(self) -> "Lab":
-        """Return a twin whose store makes no run, but records in `tasks` every run that it is asked for.
-
-        The preset's own data are forged first if they are not there, because runs are named by their hash."""
-        self.fingerprint  # read the data once, not again in the twin
-        twin = copy.copy(self)
-        twin.store = RunStore(self.store.root, lambda line: None, dry=True)
-        return twin
+    @property
+    def workers(self) -> int:
+        "Return the number of processes that decode faces for scores and maps."
+        return self.preset.recipe.get("workers", 0)
 
     def __getstate__(self) -> dict:
-        "Return the state for another process: without tables, which are read again there, and without the store."
-        kept = {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in ("manifest", "store")
-        }
-        return kept | dict(_opened={})
+        "Return the state for another process: without the store, and without tables, which are read again."
+        state = vars(self) | dict(_opened={})
+        del state["store"]
+        state.pop("manifest", None)
+        return state
 
-    # Training and scoring
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-39
+@patch
+def dry(self: Lab) -> Lab:
+    """Return a twin whose store makes no run, but records in `tasks` every run that it is asked for.
 
-    def train(
-        self,
-        config: RunConfig,  # of this preset and data
-    ) -> Run:  # model.safetensors, history.parquet, scores.parquet, run.yaml
-        "Train and score a detector (Algorithm 1); for primary masks, its zoo and their maps are made first."
-        if (config.preset, config.data) != (self.name, self.data):
-            theirs = f"the preset {config.preset} on {config.data or 'its own data'}"
-            raise ValueError(f"the configuration is for {theirs}, the lab is another.")
-        check_choice(config.subset, [*self.subsets, "all"], "manipulation")
-        _check_buildable(
-            config.detector, config.width, json.dumps(config.options), self.preset.size
-        )
-        maps = self.quantiles(config.masking_zoo) if config.mask == "primary" else None
-        key = dict(config.key(), data=self.fingerprint, quantiles=maps and maps.key)
-        label = self.label(config)
-        if self.processes > 1:
-            key["processes"] = self.processes
-            label = self.label(config, f"processes={self.processes}")
+    The preset's own data are forged first if they are not there, because runs are named by their hash."""
+    self.fingerprint  # read the data here once, not in every twin
+    twin = copy.copy(self)
+    vars(twin).update(vars(self))  # tables too, which a copy leaves out
+    twin.store = RunStore(self.store.root, lambda line: None, dry=True)
+    return twin
 
-        def make(folder):
-            self._train_and_score(config, maps and quantile_folder(maps), label, folder)
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-42
+class _Training(NamedTuple):
+    "What a detector is trained with, and where its results go."
 
-        return self.store.get("detectors", label, key, make, resume=True)
+    config: RunConfig
+    quantiles: Path | None  # folder of the quantile maps behind primary masks
+    label: str  # of the run, for the progress bar and trackers
+    folder: Path  # of the run
 
-    def detector(
-        self,
-        backbone: str,  # of the preset, or any detector of the registry
-        subset: str,  # manipulation to train on, or "all"
-        mask: str = "none",  # "none" or one of `prle.lab.configs.MASKS`
-        seed: int = 0,  # of the run, and of the zoo behind its masks
-        **changes,  # other fields of `RunConfig` and `TrainConfig`: fusion, zoo, alpha="static", gamma=0.5, ...
-    ) -> Run:  # as `train`
-        "Train and score a backbone as the preset does, with the given settings changed."
-        return self.train(self.config(backbone, subset, seed, mask=mask, **changes))
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-43
+@patch
+def _train(self: Lab, accelerator, training: _Training):
+    """Train a detector and write weights and history; with an accelerator, as one of several processes.
 
-    def _train_and_score(self, config: RunConfig, quantiles: Path | None, label: str, folder: Path):
-        "Fill the folder of a detector's run, or continue it; checkpoints are removed once all else is there."
-        if not (folder / "scores.parquet").exists():
-            task = config, quantiles, label, folder
-            if self.processes == 1 and self.track is None:
-                self._train(None, *task)
-            else:
-                together(self._train, task, self.processes, self.device, **self._tracking())
-            config.write(folder / "run.yaml")
-            made, rows = read_json(folder / "config.json"), self.test_faces()
-            detector = _rebuild(made, folder / "model.safetensors", self.device)
-            self._score(detector, made, FaceDataset(rows), rows, folder)
-        for checkpoint in folder.glob("checkpoint-*"):
-            discard(checkpoint)
-
-    def _tracking(self) -> dict:
-        "Return the arguments of `Accelerator` that name the tracker and its folder."
-        return dict(log_with=self.track, project_dir=self.outputs / "logs")
-
-    def _train(
-        self, accelerator, config: RunConfig, quantiles: Path | None, label: str, folder: Path
-    ):
-        """Train a detector and write weights and history; with an accelerator, as one of several processes.
-
-        An interrupted training leaves its checkpoints."""
-        torch.manual_seed(config.recipe.seed)
-        detector = create_detector(
-            config.detector, width=config.width, pretrained=config.pretrained, **config.options
-        )
-        rows, val_rows = (self.train_faces(config.subset, split) for split in ("train", "val"))
-        kind = torch.device(self.device).type  # a training does not change its device on the way
-        history = train(
-            detector,
-            rows,
-            val_rows,
-            config.recipe,
-            config.policy(),
-            quantiles,
-            self.device,
-            label,
-            folder / f"checkpoint-{kind}",
-            accelerator,
-        )
-        if accelerator is not None and not accelerator.is_main_process:
-            return
+    An interrupted training leaves its checkpoints."""
+    config, folder = training.config, training.folder
+    torch.manual_seed(config.recipe.seed)
+    detector = create_detector(
+        config.detector, width=config.width, pretrained=config.pretrained, **config.options
+    )
+    kind = torch.device(self.device).type  # a training does not change its device on the way
+    history = train(
+        detector,
+        self.train_faces(config.subset),
+        self.train_faces(config.subset, "val"),
+        config.recipe,
+        config.policy(),
+        training.quantiles,
+        self.device,
+        training.label,
+        folder / f"checkpoint-{kind}",
+        accelerator,
+    )
+    if accelerator is None or accelerator.is_main_process:
         weights = {name: tensor.contiguous() for name, tensor in detector.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
         history.to_parquet(folder / "history.parquet", index=False)
 
-    def _score(
-        self, detector: Detector, config: dict, faces: FaceDataset, rows: pd.DataFrame, folder: Path
-    ):
-        "Write the scores that a detector gives to faces, which are `rows` of a manifest; `config` is its run's."
-        workers = self.preset.recipe.get("workers", 0)
-        p_fake = predict(detector, faces, _batch_size(config), self.device, workers)
-        _write_scores(rows, p_fake, folder)
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-44
+@patch
+def _score(
+    self: Lab,
+    detector: Detector,  # of a run
+    config: dict,  # of the same run
+    rows: pd.DataFrame,  # of a manifest
+    folder: Path,  # of the run that gets the scores
+    faces: FaceDataset | None = None,  # what is scored; None: the rows as they are
+):
+    "Write the scores that a detector gives to faces."
+    faces = FaceDataset(rows) if faces is None else faces
+    p_fake = predict(detector, faces, _batch_size(config), self.device, self.workers)
+    _write_scores(rows, p_fake, folder)
 
-    def _score_run(self, run: Run, faces: FaceDataset, rows: pd.DataFrame, folder: Path):
-        "Write the scores that a run's detector gives to faces."
-        self._score(load_detector(run, self.device), _run_config(run), faces, rows, folder)
 
-    def target(
-        self,
-        run: Run,  # of a detector
-        target: str,  # one of `targets`
-    ) -> Run:  # scores.parquet
-        "Score a target set with a trained detector (Tables II and IV to VII)."
-        config = dict(detector=run.key, split=target, data=self.source(target)[1])
+@patch
+def _score_run(
+    self: Lab, run: Run, rows: pd.DataFrame, folder: Path, faces: FaceDataset | None = None
+):
+    "Write the scores that a run's detector gives to faces; the others as of `_score`."
+    self._score(load_detector(run, self.device), _run_config(run), rows, folder, faces)
 
-        def make(folder):
-            rows = self.test_faces(target)
-            self._score_run(run, FaceDataset(rows), rows, folder)
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-45
+@patch
+def _train_and_score(self: Lab, training: _Training):
+    "Fill the folder of a detector's run, or continue it; checkpoints are removed last."
+    folder = training.folder
+    if not (folder / "scores.parquet").exists():
+        if self.processes == 1 and self.track is None:
+            self._train(None, training)
+        else:
+            tracker = dict(log_with=self.track, project_dir=self.outputs / "logs")
+            together(self._train, (training,), self.processes, self.device, **tracker)
+        training.config.write(folder / "run.yaml")
+        made = read_json(folder / "config.json")
+        detector = _rebuild(made, folder / "model.safetensors", self.device)
+        self._score(detector, made, self.test_faces(), folder)
+    for checkpoint in folder.glob("checkpoint-*"):
+        discard(checkpoint)
 
-        return self.store.get("targets", f"{_run_label(run)}-{target}", config, make)
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-47
+@patch
+def _check_config(self: Lab, config: RunConfig):
+    "Raise `ValueError` for a training of another lab, or one that cannot be."
+    if (config.preset, config.data) != (self.name, self.data):
+        theirs = f"the preset {config.preset} on {config.data or 'its own data'}"
+        raise ValueError(f"the configuration is for {theirs}, the lab is another.")
+    check_choice(config.subset, [*self.subsets, "all"], "manipulation")
+    _check_buildable(config.detector, config.width, json.dumps(config.options), self.preset.size)
 
-    def scores(
-        self,
-        run: Run,  # of a detector
-        on: str = "test",  # the test faces, or a target set
-    ) -> pd.DataFrame:  # as `read_scores`
-        "Return the scores of a detector on all faces of a set."
-        return read_scores(run if on == "test" else self.target(run, on))
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-48
+@patch
+def train(
+    self: Lab,
+    config: RunConfig,  # of this preset and data
+) -> Run:  # model.safetensors, history.parquet, scores.parquet, run.yaml
+    "Train and score a detector (Algorithm 1); for primary masks, its zoo and their maps are made first."
+    self._check_config(config)
+    key, marks = dict(config.key(), data=self.fingerprint, quantiles=None), []
+    maps = None
+    if config.mask == "primary":
+        maps = self.quantiles(config.masking_zoo)
+        key["quantiles"] = maps.key
+    if self.processes > 1:
+        key["processes"] = self.processes
+        marks.append(f"processes={self.processes}")
+    label = self.label(config, *marks)
 
-    # Localization and fusion
+    def make(folder):
+        quantiles = quantile_folder(maps) if maps else None
+        self._train_and_score(_Training(config, quantiles, label, folder))
 
-    def attention(
-        self,
-        run: Run,  # of a detector, trained in whatever way
-        split: str = "test",  # "test" or a target set: all its faces; "train", "val": those of `subset`
-        subset: str = "all",  # manipulation
-    ) -> Run:  # maps.npy (N, h, w) float16, rows as `faces(split, subset)`
-        "Localize with one detector (Eq. 3); the maps keep the detector's own grid."
-        config = dict(
-            detector=run.key,
-            split=split,
-            subset=subset,
-            grid=self.preset.grid,
-            data=self.source(split)[1],
-        )
+    return self.store.get("detectors", label, key, make, resume=True)
 
-        def make(folder):
-            self._localize(run, self.faces(split, subset), folder)
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-49
+@patch
+def detector(
+    self: Lab,
+    backbone: str,  # of the preset, or any detector of the registry
+    subset: str,  # manipulation to train on, or "all"
+    mask: str = "none",  # "none" or one of `prle.lab.configs.MASKS`
+    seed: int = 0,  # of the run, and of the zoo behind its masks
+    **changes,  # other fields of `RunConfig` and `TrainConfig`: fusion, zoo, alpha="static", ...
+) -> Run:  # as `train`
+    "Train and score a backbone as the preset does, with the given settings changed."
+    return self.train(self.config(backbone, subset, seed, mask=mask, **changes))
 
-        return self.store.get("maps", f"{_run_label(run)}-{split}", config, make)
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-52
+@patch
+def target(
+    self: Lab,
+    run: Run,  # of a detector
+    target: str,  # one of `targets`
+) -> Run:  # scores.parquet
+    "Score a target set with a trained detector."
+    config = dict(detector=run.key, split=target, data=self.source(target)[1])
 
-    def _localize(self, run: Run, rows: pd.DataFrame, folder: Path):
-        "Write the attention maps of faces."
-        detector = load_detector(run, self.device)
-        layer = detector.cam_layer(self.preset.size, self.preset.grid)
-        batch_size = min(64, _batch_size(_run_config(run)))
-        workers = self.preset.recipe.get("workers", 0)
-        advice = "lower batch or raise accumulate in the detector's training, whose parts of a batch these are"
-        with memory_explained(advice, batch=batch_size):
-            localize(
-                detector,
-                layer,
-                DataLoader(FaceDataset(rows), batch_size, num_workers=workers),
-                folder / "maps.npy",
-            )
+    def make(folder):
+        self._score_run(run, self.test_faces(target), folder)
 
-    def maps(
-        self,
-        zoo: Zoo,  # of which manipulation and seed, and which backbones
-        split: str = "train",  # as in `attention`
-    ) -> list[Run]:  # each as `attention`, in the zoo's order
-        "Localize with every detector of a zoo, each trained without masks."
-        subset = zoo.subset if split in ("train", "val") else "all"
-        names = self.zoo_names(zoo.backbones) or self.preset.backbones
-        runs = []
-        for name in names:
-            plain = self.detector(name, zoo.subset, seed=zoo.seed)
-            runs.append(self.attention(plain, split, subset))
-        return runs
+    return self.store.get("targets", f"{_run_label(run)}-{target}", config, make)
 
-    def _fusion_key(self, zoo: Zoo, runs: list[Run]) -> dict:
-        "Return the configuration that names what is made from the maps of a zoo."
-        return dict(asdict(zoo.fusion), maps=[run.key for run in runs], size=self.preset.size)
 
-    def quantiles(
-        self,
-        zoo: Zoo,  # that localizes
-        split: str = "train",  # the faces, as in `attention`; masks for training use "train" only
-    ) -> Run:  # quantiles/: a 16-bit PNG a face
-        "Fuse the maps of a zoo and write their quantile maps (Eq. 6-9), offline as in the paper."
-        runs = self.maps(zoo, split)
-        size = (self.preset.size,) * 2
-        marks = [str(zoo.fusion)]
-        names = self.zoo_names(zoo.backbones)
-        if names:
-            marks.append("+".join(names))
-        if split != "train":
-            marks.append(split)
-        label = "-".join([zoo.subset, *marks, f"s{zoo.seed}"])
+@patch
+def scores(
+    self: Lab,
+    run: Run,  # of a detector
+    on: str = "test",  # the test faces, or a target set
+) -> pd.DataFrame:  # as `read_scores`
+    "Return the scores of a detector on all faces of a set."
+    return read_scores(run if on == "test" else self.target(run, on))
 
-        def make(folder):
-            "Fuse the maps and write a PNG for each face."
-            paths = self.faces(split, zoo.subset).path.tolist()
-            stores = [run_file(run.path, "maps.npy") for run in runs]
-            quantile_store(stores, paths, folder / "quantiles", size, **asdict(zoo.fusion))
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-54
+_ADVICE = (
+    "lower batch or raise accumulate in the detector's training, whose parts of a batch these are"
+)
 
-        return self.store.get("fusions", label, self._fusion_key(zoo, runs), make)
 
-    def fused_maps(
-        self,
-        zoo: Zoo,  # that localizes
-        split: str = "train",  # the faces, as in `attention`
-        rows: np.ndarray | None = None,  # which of the faces; None: all
-        batch_size: int = 64,  # faces in memory at once
-    ) -> Iterator[torch.Tensor]:  # (n, H, W) in [0, 1], batch by batch
-        "Fuse the maps of a zoo, for figures and statistics."
-        return fused_batches(self.maps(zoo, split), zoo.fusion, self.preset.size, rows, batch_size)
+@patch
+def _localize(self: Lab, run: Run, rows: pd.DataFrame, folder: Path):
+    "Write the attention maps of faces."
+    detector = load_detector(run, self.device)
+    layer = detector.cam_layer(self.preset.size, self.preset.grid)
+    batch_size = min(64, _batch_size(_run_config(run)))
+    faces = DataLoader(FaceDataset(rows), batch_size, num_workers=self.workers)
+    with memory_explained(_ADVICE, batch=batch_size):
+        localize(detector, layer, faces, folder / "maps.npy")
 
-    def heat_maps(
-        self,
-        run: Run,  # of a detector, trained in whatever way
-        split: str = "test",  # "test" or a target set
-        rows: np.ndarray | None = None,  # which of its `test_faces`; None: all
-        batch_size: int = 64,  # faces in memory at once
-    ) -> Iterator[torch.Tensor]:  # (n, H, W) in [0, 1], batch by batch
-        "Localize with one detector, and enlarge its maps to the size of the faces."
-        return fused_batches(
-            [self.attention(run, split)], IDENTITY, self.preset.size, rows, batch_size
-        )
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-55
+@patch
+def attention(
+    self: Lab,
+    run: Run,  # of a detector, trained in whatever way
+    split: str = "test",  # "test" or a target set: all its faces; "train", "val": those of `subset`
+    subset: str = "all",  # manipulation
+) -> Run:  # maps.npy (N, h, w) float16, rows as `faces(split, subset)`
+    "Localize with one detector (Eq. 3); the maps keep the detector's own grid."
+    config = dict(detector=run.key, split=split, subset=subset)
+    config |= dict(grid=self.preset.grid, data=self.source(split)[1])
 
-    def statistics(
-        self,
-        zoo: Zoo,  # that localizes
-    ) -> (
-        Run
-    ):  # shares.parquet, a row a training face; histogram.npy (BINS,) pixels by attention value
-        "Measure the share of each training face that a zoo's maps cover, and the distribution of their values."
-        runs = self.maps(zoo)
-        config = self._fusion_key(zoo, runs) | dict(thresholds=THRESHOLDS, bins=BINS)
-        label = "-".join(
-            [zoo.subset, str(zoo.fusion), *self.zoo_names(zoo.backbones), f"s{zoo.seed}"]
-        )
+    def make(folder):
+        self._localize(run, self.faces(split, subset), folder)
 
-        def make(folder):
-            maps = fused_batches(runs, zoo.fusion, self.preset.size)
-            _write_statistics(maps, self.train_faces(zoo.subset), folder)
+    return self.store.get("maps", f"{_run_label(run)}-{split}", config, make)
 
-        return self.store.get("statistics", label, config, make)
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-56
+@patch
+def heat_maps(
+    self: Lab,
+    run: Run,  # of a detector, trained in whatever way
+    split: str = "test",  # "test" or a target set
+    rows: np.ndarray | None = None,  # which of its `test_faces`; None: all
+    batch_size: int = 64,  # faces in memory at once
+) -> Iterator[torch.Tensor]:  # (n, H, W) in [0, 1], batch by batch
+    "Localize with one detector, and enlarge its maps to the size of the faces."
+    maps = [self.attention(run, split)]
+    return fused_batches(maps, IDENTITY, self.preset.size, rows, batch_size)
 
-    # Masked test faces
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-58
+@patch
+def maps(
+    self: Lab,
+    zoo: Zoo,  # of which manipulation and seed, and which backbones
+    split: str = "train",  # as in `attention`
+) -> list[Run]:  # each as `attention`, in the zoo's order
+    "Localize with every detector of a zoo, each trained without masks."
+    subset = zoo.subset if split in ("train", "val") else "all"
+    runs = []
+    for name in self.zoo_names(zoo.backbones) or self.preset.backbones:
+        plain = self.detector(name, zoo.subset, seed=zoo.seed)
+        runs.append(self.attention(plain, split, subset))
+    return runs
 
-    def masked(
-        self,
-        run: Run,  # of a detector
-        zoo: Zoo,  # that localizes, on the test faces here; no training sees these maps
-        alpha: float,  # share of the attended pixels that is masked, in [0, 1]
-        split: str = "test",  # or a target set
-        fill: str = "zero",  # what masked pixels become
-        face: bool = True,  # around the mask; False: plain gray, so that nothing but the mask is to be seen
-    ) -> Run:  # scores.parquet
-        "Score test faces whose primary regions are masked with a trained detector (Figure 8)."
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1], not {alpha}.")
-        check_choice(fill, FILLS, "fill")
-        maps, alpha = self.quantiles(zoo, split), float(alpha)
-        config = dict(
-            detector=run.key,
-            quantiles=maps.key,
-            alpha=alpha,
-            fill=fill,
-            split=split,
-            data=self.source(split)[1],
-        )
-        label = f"{_run_label(run)}-{split}-alpha={alpha:g}"
-        if not face:
-            config["face"] = False
-            label += "-gray"
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-61
+def _zoo_label(zoo: Zoo, *marks: str) -> str:  # empty marks are left out
+    "Return the label of what is made from the maps of a zoo."
+    return "-".join([zoo.subset, str(zoo.fusion), *filter(None, marks), f"s{zoo.seed}"])
 
-        def make(folder):
-            "Mask the test faces and score them."
-            rows = self.test_faces(split)
-            faces = _masked_faces(rows, quantile_folder(maps), alpha, fill, face)
-            self._score_run(run, faces, rows, folder)
 
-        return self.store.get("masked", label, config, make)
+@patch
+def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
+    "Return the configuration that names what is made from the maps of a zoo."
+    return dict(asdict(zoo.fusion), maps=[run.key for run in runs], size=self.preset.size)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-32
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-62
+@patch
+def quantiles(
+    self: Lab,
+    zoo: Zoo,  # that localizes
+    split: str = "train",  # the faces, as in `attention`; masks for training use "train" only
+) -> Run:  # quantiles/: a 16-bit PNG a face
+    "Fuse the maps of a zoo and write their quantile maps (Eq. 6-9), offline as in the paper."
+    runs = self.maps(zoo, split)
+    names = "+".join(self.zoo_names(zoo.backbones))
+    label = _zoo_label(zoo, names, "" if split == "train" else split)
+
+    def make(folder):
+        "Fuse the maps and write a PNG for each face."
+        stores = [run_file(run.path, "maps.npy") for run in runs]
+        paths = self.faces(split, zoo.subset).path.tolist()
+        size = self.preset.size, self.preset.size
+        quantile_store(stores, paths, folder / "quantiles", size, **asdict(zoo.fusion))
+
+    return self.store.get("fusions", label, self._fusion_key(zoo, runs), make)
+
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-65
+@patch
+def fused_maps(
+    self: Lab,
+    zoo: Zoo,  # that localizes
+    split: str = "train",  # the faces, as in `attention`
+    rows: np.ndarray | None = None,  # which of the faces; None: all
+    batch_size: int = 64,  # faces in memory at once
+) -> Iterator[torch.Tensor]:  # (n, H, W) in [0, 1], batch by batch
+    "Fuse the maps of a zoo, for figures and statistics."
+    return fused_batches(self.maps(zoo, split), zoo.fusion, self.preset.size, rows, batch_size)
+
+
+@patch
+def statistics(
+    self: Lab,
+    zoo: Zoo,  # that localizes
+) -> Run:  # shares.parquet, a row a training face; histogram.npy (BINS,) pixels by attention
+    "Measure the share of each training face that a zoo's maps cover, and the distribution of their values."
+    runs = self.maps(zoo)
+    config = self._fusion_key(zoo, runs) | dict(thresholds=THRESHOLDS, bins=BINS)
+    label = _zoo_label(zoo, *self.zoo_names(zoo.backbones))
+
+    def make(folder):
+        maps = fused_batches(runs, zoo.fusion, self.preset.size)
+        _write_statistics(maps, self.train_faces(zoo.subset), folder)
+
+    return self.store.get("statistics", label, config, make)
+
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-68
+@patch
+def masked(
+    self: Lab,
+    run: Run,  # of a detector
+    zoo: Zoo,  # that localizes, on the test faces here
+    alpha: float,  # share of the attended pixels that is masked, in [0, 1]
+    split: str = "test",  # or a target set
+    fill: str = "zero",  # what masked pixels become
+    face: bool = True,  # around the mask; False: plain gray, so that only the mask can be seen
+) -> Run:  # scores.parquet
+    "Score test faces whose primary regions are masked with a trained detector (Figure 8)."
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], not {alpha}.")
+    check_choice(fill, FILLS, "fill")
+    alpha, maps = float(alpha), self.quantiles(zoo, split)
+    config = dict(detector=run.key, quantiles=maps.key, alpha=alpha, fill=fill)
+    config |= dict(split=split, data=self.source(split)[1])
+    label = f"{_run_label(run)}-{split}-alpha={alpha:g}"
+    if not face:
+        config["face"] = False
+        label += "-gray"
+
+    def make(folder):
+        "Mask the test faces and score them."
+        rows = self.test_faces(split)
+        faces = _masked_faces(rows, quantile_folder(maps), alpha, fill, face)
+        self._score_run(run, rows, folder, faces)
+
+    return self.store.get("masked", label, config, make)
+
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-77
 @dataclass(frozen=True)
 class Wanted:
     "A run that is needed and how its result is read; nothing is made until a lab is asked."
 
-    ask: Callable[
-        [Lab], Any
-    ]  # makes the run, or a list of runs, or finds them made; `RunFailed` if one diverged
+    ask: Callable[[Lab], Any]  # makes or finds a run, or a list; `RunFailed` if one diverged
     read: Callable[[Any], Any]  # what is wanted of what `ask` returns
 
     def get(self, lab: Lab) -> Any:
