@@ -38,12 +38,11 @@ def open_run(
     try:
         check_run(folder)
     except Damaged as e:
-        raise Damaged(
-            f"{e} It is made again when the training, or a table that needs it, is asked for."
-        ) from e
+        way_out = "It is made again when the training, or a table that needs it, is asked for."
+        raise Damaged(f"{e} {way_out}") from e
     return Run(folder, folder.name.rsplit("-", 1)[1], True)
 
-# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-6
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-7
 def reopen(
     folder: str | Path,  # of a detector's run
     data: str | Path | None = None,  # where its data lie now; None: where they lay
@@ -57,11 +56,19 @@ def reopen(
     lab = Lab(config.preset, data or config.data or None, **options)
     if read_run(run.path)[0]["data"] != lab.fingerprint:
         raise ValueError(
-            f"{run.path.name} was trained on other data than lie in {lab.manifest.attrs['root']} now. Name the folder where its own lie (--data), or train it again."
+            f"{run.path.name} was trained on other data than lie in {lab.manifest.attrs['root']} now. "
+            "Name the folder where its own lie (--data), or train it again."
         )
     return lab, run
 
-# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-8
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-9
+def _groups(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:  # by manipulation, and "all"
+    "Return the scores of each manipulation beside all reals, and of all together."
+    names = [name for name in scores.subset.unique() if name != "real"]
+    groups = {name: scores[scores.subset.isin(["real", name])] for name in names}
+    return groups | dict(all=scores)
+
+
 def evaluation(
     scores: pd.DataFrame,  # from `prle.lab.experiments.read_scores`
     n: int = 1000,  # resamples behind the intervals
@@ -69,23 +76,19 @@ def evaluation(
     """Compute AUC and accuracy (%) of each manipulation against all reals, and of all together, with intervals.
 
     The unit is the face (`frame`), and also the video where videos have several faces."""
-    groups = {
-        name: scores[scores.subset.isin(["real", name])]
-        for name in scores.subset.unique()
-        if name != "real"
-    }
-    units = ["frame"] + ["video"] * bool(scores.duplicated(["dataset", "subset", "video"]).any())
-    tables = [
-        evaluate(rows, ("auc", "acc"), unit, n=n).assign(subset=name)
-        for name, rows in {**groups, "all": scores}.items()
-        for unit in units
-    ]
+    units = ["frame"]
+    if scores.duplicated(["dataset", "subset", "video"]).any():
+        units.append("video")
+    tables = []
+    for name, rows in _groups(scores).items():
+        for unit in units:
+            tables.append(evaluate(rows, ("auc", "acc"), unit, n=n).assign(subset=name))
     table = pd.concat(tables, ignore_index=True)
-    return table.assign(**{c: 100 * table[c] for c in ("value", "low", "high")})[
-        ["subset", "unit", "measure", "value", "low", "high"]
-    ]
+    numbers = ["value", "low", "high"]
+    table[numbers] *= 100
+    return table[["subset", "unit", "measure", *numbers]]
 
-# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-11
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-13
 def crop_settings(
     root: str | Path,  # folder of the training data
     size: int,  # of its faces, pixels
@@ -101,76 +104,75 @@ def crop_settings(
         return dict(size=size, scale=made["scale"], align=made["align"])
     return dict(size=size, align="similarity", scale=SCALES["similarity"])
 
-# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-12
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-15
 def crop_largest(
     frame: np.ndarray,  # (H, W, 3) uint8, RGB
     settings: dict,  # from `crop_settings`
 ) -> np.ndarray | None:  # (size, size, 3) uint8; None: no face
     "Crop the largest face of a frame as the detector's training data were cropped."
-    if (face := find_largest(frame)) is None:
+    face, size = find_largest(frame), settings["size"]
+    if face is None:
         return None
     if "lift" in settings:
         return crop_face(frame, face.landmarks, **settings)[0]
-    return warp_crop(
-        frame,
-        align(face, frame.shape, settings["align"], settings["size"], settings["scale"]),
-        settings["size"],
-    )
+    box = align(face, frame.shape, settings["align"], size, settings["scale"])
+    return warp_crop(frame, box, size)
 
-# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-13
-def _score_file(detector: Detector, file: str, settings: dict, count: int, device: str) -> dict:
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-18
+_BATCH = 32  # faces of a forward pass
+
+
+def _mean_score(detector: Detector, crops: list[np.ndarray], device: str) -> float:
+    "Return the mean probability of fake of some crops."
+    logits = []
+    with torch.inference_mode():
+        for start in range(0, len(crops), _BATCH):
+            images = torch.from_numpy(np.stack(crops[start : start + _BATCH]))
+            logits.append(detector(to_input(images.permute(0, 3, 1, 2), device)))
+    return float(torch.cat(logits).double().sigmoid().mean())
+
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-19
+def _row(file: str | Path, frames: int = 0, faces: int = 0, p_fake=float("nan"), note="") -> dict:
+    "Return a row of `predict_files`."
+    return dict(file=str(file), frames=frames, faces=faces, p_fake=p_fake, note=note)
+
+
+def _score_file(
+    detector: Detector, file: str | Path, settings: dict, count: int, device: str
+) -> dict:
     "Score one file, as a row of `predict_files`; raise `FaceError` if it cannot be decoded."
     frames = list(read_frames(file, sample_frames(count_frames(file), count)))
-    crops = [
-        crop
-        for f in frames
-        if not isinstance(f, FaceError) and (crop := crop_largest(f, settings)) is not None
-    ]
-    row = dict(
-        file=str(file),
-        frames=len(frames),
-        faces=len(crops),
-        p_fake=float("nan"),
-        note="" if crops else "no face found",
-    )
+    crops = []
+    for frame in frames:
+        crop = None if isinstance(frame, FaceError) else crop_largest(frame, settings)
+        if crop is not None:
+            crops.append(crop)
     if not crops:
-        return row
-    with torch.inference_mode():
-        logits = [
-            detector(
-                to_input(torch.from_numpy(np.stack(crops[i : i + 32])).permute(0, 3, 1, 2), device)
-            )
-            for i in range(0, len(crops), 32)
-        ]
-    return row | dict(p_fake=float(torch.cat(logits).double().sigmoid().mean()))
+        return _row(file, len(frames), note="no face found")
+    return _row(file, len(frames), len(crops), _mean_score(detector, crops, device))
 
-# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-14
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-20
+def _listed(given: str | Path) -> list:
+    "List the files that an argument stands for; raise `FaceError` if there is none."
+    picture = Path(given).is_file() and is_pictures(given)
+    return [given] if picture else list(list_videos([given]).file)
+
+
 def predict_files(
     detector: Detector,  # from `load_detector`
-    inputs: Iterable[
-        str | Path
-    ],  # pictures, videos, folders of videos, folders of pictures (= the frames of one video)
+    inputs: Iterable[str | Path],  # pictures, videos, folders of videos or of pictures
     settings: dict,  # from `crop_settings`
     count: int = 32,  # frames of a video, evenly spaced
     device: str = "cpu",  # where the detector lives
 ) -> pd.DataFrame:  # file, frames, faces, p_fake (NaN: none), note (why)
     """Predict the probability of fake of each picture or video: the mean over the largest face of each frame.
 
-    A file that cannot be scored has NaN and a note in its row; the other files are scored all the same."""
+    A folder of pictures is the frames of one video. A file that cannot be scored has NaN and a note in its row."""
     rows = []
     for given in progress(list(inputs), desc="predict"):
         try:
-            pictures = Path(given).is_file() and is_pictures(given)
-            for file in [given] if pictures else list_videos([given]).file:
+            for file in _listed(given):
                 rows.append(_score_file(detector, file, settings, count, device))
         except FaceError as e:
-            rows.append(
-                dict(
-                    file=str(given),
-                    frames=0,
-                    faces=0,
-                    p_fake=float("nan"),
-                    note=str(e).removeprefix(f"{given}: "),
-                )
-            )
+            rows.append(_row(given, note=str(e).removeprefix(f"{given}: ")))
     return pd.DataFrame(rows)

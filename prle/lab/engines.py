@@ -7,6 +7,7 @@ __all__ = ['GPU_KINDS', 'ENGINES', 'Outcome', 'do_task', 'in_process', 'cluster'
 
 # %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-2
 import copy
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from prle.lab.runs import (
     task_inputs,
 )
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-5
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-7
 class Outcome(NamedTuple):
     "The outcome of a task: a run that was made or reused, or the reason why there is none."
 
@@ -35,15 +36,24 @@ class Outcome(NamedTuple):
     reused: bool = True  # whether another process made it
     lines: tuple[str, ...] = ()  # what the store said, where it was not this one
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-6
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-8
+def _fault_of(inputs: list[Outcome]) -> str:  # "" if all inputs have results
+    "Say why a run cannot be made: which of its inputs has no result."
+    for outcome in inputs:
+        if outcome.fault:
+            return needs_text(outcome.name, outcome.fault)
+    return ""
+
+
 def do_task(
     store: RunStore,  # which is to have it
     task: Task,  # of a dry store
     inputs: list[Outcome],  # of what it is made from
 ) -> Outcome:
     "Make a run and return its outcome, failures included; raise `OSError` if the store is full or closed."
-    if lacking := [i for i in inputs if i.fault]:
-        return Outcome(task.name, needs_text(lacking[0].name, lacking[0].fault))
+    fault = _fault_of(inputs)
+    if fault:
+        return Outcome(task.name, fault)
     try:
         return Outcome(task.name, reused=task.run(store).reused)
     except RunFailed as e:
@@ -53,7 +63,7 @@ def do_task(
             raise
         return Outcome(task.name, f"{type(e).__name__}: {e}")
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-8
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-11
 def in_process(
     store: RunStore,  # which is to have the runs
     tasks: list[Task],  # in the order in which a dry store was asked for them
@@ -65,36 +75,38 @@ def in_process(
         done[task.name] = do_task(store, task, [done[name] for name in inputs[task.name]])
         yield done[task.name]
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-10
-@contextmanager
-def cluster():  # yields the module `ray`
-    """Connect to Ray: the cluster joined already, the one RAY_ADDRESS names, or a new local one.
-
-    A connection that was made here is closed at the end.
-    Raise `ImportError` naming the extra if Ray is missing."""
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-14
+def _import_ray():  # the module `ray`
+    "Import Ray; raise `ImportError` naming the extra if it is missing."
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError as e:
         raise ImportError("engine 'ray' needs Ray: pip install 'prle[cluster]'") from e
-    started = not ray.is_initialized()
-    if started:
-        ray.init(
-            logging_level="ERROR",
-            log_to_driver=False,
-            **(
-                {}
-                if "RAY_ADDRESS" in os.environ
-                else dict(address="local", include_dashboard=False)
-            ),
-        )
+    return ray
+
+
+@contextmanager
+def cluster(
+    **options,  # of `ray.init`, for a connection that is made here: num_cpus, num_gpus, ...
+):  # yields the module `ray`
+    """Connect to Ray: the cluster joined already, the one RAY_ADDRESS names, or a new local one.
+
+    A connection that was made here is closed at the end."""
+    ray = _import_ray()
+    if ray.is_initialized():
+        yield ray
+        return
+    options |= dict(logging_level="ERROR", log_to_driver=False)
+    if "RAY_ADDRESS" not in os.environ:
+        options |= dict(address="local", include_dashboard=False)
+    ray.init(**options)
     try:
         yield ray
     finally:
-        if started:
-            ray.shutdown()
+        ray.shutdown()
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-11
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-16
 _DEATHS = 3
 "The workers that a run may cost without a new epoch."
 
@@ -102,108 +114,112 @@ _DEATHS = 3
 def _epochs(path: Path) -> int:
     "Return the highest number among the epochs that a run's working folders keep; 0 if there is none."
     found = path.parent.glob(f".{path.name}.partial-*/checkpoint-*/epoch-*")
-    return max(
-        (int(p.name[6:]) for p in found if p.name[6:].isdecimal()), default=0
-    )  # not those set aside
+    numbers = [epoch.name.removeprefix("epoch-") for epoch in found]
+    return max((int(n) for n in numbers if n.isdecimal()), default=0)  # not those set aside
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-12
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-18
 def _do_there(
-    root: Path, heartbeat: float, missed: int, device: str | None, task: Task, *inputs: Outcome
+    settings: dict,  # of the store: root, heartbeat, missed, device
+    task: Task,
+    *inputs: Outcome,  # of what it is made from
 ) -> Outcome:
     "Do a task in a Ray worker; give it up once deaths of workers reach `_DEATHS` plus the epochs that are kept."
     import ray
 
-    lines, deaths, kept = (
-        [],
-        ray.get_runtime_context().worker.core_worker.get_current_task_attempt_number(),
-        _epochs(task.path),
-    )
+    worker = ray.get_runtime_context().worker.core_worker
+    deaths, kept = worker.get_current_task_attempt_number(), _epochs(task.path)
     if deaths >= _DEATHS + kept and not task.path.exists():
         return Outcome(task.name, f"its worker died {deaths} times, and {kept} epochs came of it")
-    outcome = do_task(
-        RunStore(root, lines.append, heartbeat=heartbeat, missed=missed, device=device),
-        task,
-        inputs,
-    )
+    lines = []
+    outcome = do_task(RunStore(say=lines.append, **settings), task, inputs)
     return outcome._replace(lines=tuple(lines))
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-14
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-20
 GPU_KINDS = ("detectors", "maps", "targets", "masked")
 "The kinds of runs in which a detector runs."
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-15
-def on_ray(
-    store: RunStore,  # which is to have the runs, in a folder that all nodes see under the same name
-    tasks: list[Task],  # in the order in which a dry store was asked for them
-    gpus: float = 1.0,  # of a run with a detector, where the cluster has any
-) -> Iterator[Outcome]:  # as they come
-    "Make the runs as Ray tasks, each started as soon as its inputs are there, and yield the outcome of each."
-    with cluster() as ray:
-        work, inputs, refs = ray.remote(max_retries=-1)(_do_there), task_inputs(tasks), {}
-        share = gpus if ray.cluster_resources().get("GPU") else 0
-        for task in tasks:
-            there = work.options(
-                name=task.name, num_gpus=share if task.path.parent.name in GPU_KINDS else 0
-            )
-            refs[task.name] = there.remote(
-                store.root,
-                store.heartbeat,
-                store.missed,
-                store.device,
-                task,
-                *[refs[name] for name in inputs[task.name]],
-            )
-        names, done = {ref: name for name, ref in refs.items()}, {}
-        try:
-            while names:
-                [ref], _ = ray.wait(list(names), num_returns=1)
-                yield (outcome := _outcome(ray, ref, names.pop(ref), inputs, done))
-                done[outcome.name] = outcome
-        finally:
-            for ref in names:
-                ray.cancel(ref)
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-16
-def _outcome(ray, ref, name: str, inputs: dict, done: dict) -> Outcome:
+def _submit(ray, store: RunStore, tasks: list[Task], gpus: float) -> dict:  # name -> reference
+    "Hand the runs to Ray, each with references to the outcomes of its inputs."
+    work, inputs, refs = ray.remote(max_retries=-1)(_do_there), task_inputs(tasks), {}
+    settings = {name: getattr(store, name) for name in ("root", "heartbeat", "missed", "device")}
+    if not ray.cluster_resources().get("GPU"):
+        gpus = 0
+    for task in tasks:
+        share = gpus if task.path.parent.name in GPU_KINDS else 0
+        there = work.options(name=task.name, num_gpus=share)
+        before = [refs[name] for name in inputs[task.name]]
+        refs[task.name] = there.remote(settings, task, *before)
+    return refs
+
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-21
+def _outcome(ray, ref, name: str, inputs: list[Outcome]) -> Outcome:
     "Return the outcome of a Ray task; an error of the store in the worker is raised again here."
     try:
         return ray.get(ref)
     except ray.exceptions.RayError as e:
-        if dead := [done[n] for n in inputs[name] if n in done and done[n].fault]:
-            return Outcome(name, needs_text(dead[0].name, dead[0].fault))
+        fault = _fault_of(inputs)
+        if fault:
+            return Outcome(name, fault)
         if isinstance(e, ray.exceptions.RayTaskError):
             raise e.cause from None
         return Outcome(name, f"its worker died ({type(e).__name__})")
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-18
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-22
+def on_ray(
+    store: RunStore,  # which is to have the runs, in a folder that all nodes see by the same name
+    tasks: list[Task],  # in the order in which a dry store was asked for them
+    gpus: float = 1.0,  # of a run with a detector, where the cluster has any
+) -> Iterator[Outcome]:  # as they come
+    "Make the runs as Ray tasks, each started as soon as its inputs are there, and yield the outcome of each."
+    inputs, done = task_inputs(tasks), {}
+    with cluster() as ray:
+        refs = _submit(ray, store, tasks, gpus)
+        waiting = {ref: name for name, ref in refs.items()}
+        try:
+            while waiting:
+                [ref], _ = ray.wait(list(waiting), num_returns=1)
+                name = waiting.pop(ref)
+                before = [done[other] for other in inputs[name] if other in done]
+                done[name] = _outcome(ray, ref, name, before)
+                yield done[name]
+        finally:
+            for ref in waiting:
+                ray.cancel(ref)
+
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-24
 ENGINES = dict(local=in_process, ray=on_ray)
 "Name -> function (store, tasks, gpus) that yields an `Outcome` for each task."
 
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-26
+def _renew(left: dict[str, float], dry: RunStore, made: str):
+    "Update the estimated times of the runs left of a kind, now that one of that kind has been made."
+    kind = made.split("/")[0]
+    again = copy.copy(dry)
+    again.past = {}  # read anew, with what has been made since
+    again.tasks = [t for t in dry.tasks if t.path.parent.name == kind and left.get(t.name)]
+    left.update(zip([t.name for t in again.tasks], planned(again).seconds))
 
-def _say(store: RunStore, outcome: Outcome):
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-27
+def _left_text(left: dict[str, float]) -> str:
+    "Say how much work is left: the sum of the known times, and the number of runs without an estimate."
+    known = [seconds for seconds in left.values() if not math.isnan(seconds)]
+    parts = [f"about {seconds_text(sum(known))}"]
+    if len(known) < len(left):
+        parts.append(f"{len(left) - len(known)} runs like none before")
+    return f"{' and '.join(parts)} of work left"
+
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-29
+def _report(store: RunStore, outcome: Outcome):
+    "Pass on what a worker's store said, say what failed, and note the run as asked for."
     for line in outcome.lines:
         store.say(line)
     if outcome.fault:
         store.say(f"FAIL {outcome.name.replace('/', ' ', 1)}: {outcome.fault}")
+    else:
+        store.used.setdefault(store.root / outcome.name, outcome.reused)
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-19
-def _renew(left: dict[str, float], dry: RunStore, made: str):
-    "Update the estimated times of the runs left of a kind, now that one of that kind has been made."
-    again = copy.copy(dry)
-    again.past, again.tasks = (
-        {},
-        [t for t in dry.tasks if t.path.parent.name == made.split("/")[0] and left.get(t.name)],
-    )
-    left.update(zip([t.name for t in again.tasks], planned(again).seconds))
-
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-20
-def _left_text(left: dict[str, float]) -> str:
-    "Say how much work is left: the sum of the known times, and the number of runs without an estimate."
-    known = [seconds for seconds in left.values() if seconds == seconds]
-    new = len(left) - len(known)
-    return f"about {seconds_text(sum(known))}{f' and {new} runs like none before' if new else ''} of work left"
-
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-21
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-30
 def execute(
     store: RunStore,  # which is to have the runs
     dry: RunStore,  # a dry one on the same folder, which was asked for them
@@ -214,17 +230,16 @@ def execute(
 
     Raise `OSError` if the store is full or closed."""
     make, faults = ENGINES[check_choice(engine, ENGINES, "engine")], {}
-    there, todo = ([t for t in dry.tasks if (t.fault is None) == whole] for whole in (True, False))
-    left = dict(zip([t.name for t in dry.tasks], planned(dry).seconds))
+    there = [task for task in dry.tasks if task.fault is None]
+    todo = [task for task in dry.tasks if task.fault is not None]
+    left = dict(zip([task.name for task in dry.tasks], planned(dry).seconds))
     with progress(desc="runs", total=len(dry.tasks)) as bar:
         for outcome in chain(in_process(store, there), make(store, todo, gpus) if todo else ()):
-            _say(store, outcome)
+            _report(store, outcome)
+            left.pop(outcome.name)
             if outcome.fault:
                 faults[outcome.name] = outcome.fault
-            else:
-                store.used.setdefault(store.root / outcome.name, outcome.reused)
-            left.pop(outcome.name)
-            if not (outcome.fault or outcome.reused):
+            elif not outcome.reused:
                 _renew(left, dry, outcome.name)
             bar.update()
             bar.set_postfix_str(_left_text(left))
