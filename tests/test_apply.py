@@ -3,11 +3,13 @@
 import json
 import re
 import shutil
+from functools import partial
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from prle import cli
@@ -18,7 +20,7 @@ from prle.mini.benchmark import LIFT, SCALE, build_benchmark
 from prle.core import write_json
 from prle.data.crops import read_rgb
 from prle.data.manifest import read_manifest, write_manifest
-from prle.lab.configs import IDENTITY, PRESETS, Backbone, Preset, RunConfig, Zoo
+from prle.lab.configs import IDENTITY, PRESETS, RunConfig, Zoo
 from prle.paper.exhibits import Exhibit
 from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
 from prle.data.faces import orl_folder, read_image
@@ -26,7 +28,7 @@ from prle.metrics import auc
 from prle.lab.runs import list_runs, recorded_runs
 from prle.trainer import to_input
 from prle.trust import read_sealed, write_sealed
-from test_experiments import write_square
+from test_experiments import TINY, quiet_lab, write_square
 
 
 def needing(ask, name="table"):
@@ -36,38 +38,22 @@ def needing(ask, name="table"):
         notebook = name
 
         def cells(self, lab, seeds):
-            return {
-                "cell": [
-                    Wanted(lambda lab, seed=seed: ask(lab, seed), str) for seed in range(seeds)
-                ]
-            }
+            return dict(cell=[Wanted(partial(ask, seed=seed), str) for seed in range(seeds)])
 
     return Table()
 
 
 @pytest.fixture
 def lab(toy, tmp_path, monkeypatch):
-    tiny = Preset(
-        64,
-        8,
-        {"Small": Backbone("xception", 1 / 8), "Other": Backbone("vgg16", 1 / 8)},
-        dict(epochs=1, batch=4),
-        grid=4,
-        width=1 / 8,
-    )
-    monkeypatch.setitem(PRESETS, "tiny", tiny)
+    "A lab on the toy faces, and two tables that need runs of it."
+    monkeypatch.setitem(PRESETS, "tiny", TINY)
     declared = dict(
         table_a=needing(lambda lab, seed: lab.detector("Small", "A", "primary", seed), "table_a"),
         table_b=needing(lambda lab, seed: lab.statistics(Zoo("B", fusion=IDENTITY)), "table_b"),
     )
     monkeypatch.setattr(exhibits, "PAPER", declared)
     monkeypatch.setattr(reproduce, "list_notebooks", lambda: list(declared))
-    return Lab(
-        "tiny",
-        data=write_square(toy, tmp_path / "square"),
-        outputs=tmp_path / "out",
-        say=lambda line: None,
-    )
+    return quiet_lab(write_square(toy, tmp_path / "square"), tmp_path / "out")
 
 
 @pytest.fixture
@@ -75,15 +61,9 @@ def prle(lab, capsys):
     "The command on that lab's data: words -> (exit code, what it printed, what it complained)."
 
     def run(*words, given=True):
-        options = [
-            "--outputs",
-            str(lab.outputs),
-            *(
-                ["--preset", "tiny", "--data", lab.data]
-                if words[0] in ("plan", "train") and given
-                else []
-            ),
-        ]
+        options = ["--outputs", str(lab.outputs)]
+        if given and words[0] in ("plan", "train"):
+            options += ["--preset", "tiny", "--data", lab.data]
         capsys.readouterr()
         code = cli.main([*map(str, words), *options])
         return (code, *capsys.readouterr())
@@ -94,16 +74,13 @@ def prle(lab, capsys):
 def test_plan_tells_what_is_there_and_why_not(lab, prle):
     code, text, _ = prle("plan", "table_a")
     assert code == 0 and "6 to make, 6 of them like none before." in text and "masks" not in text
-    assert (
-        reproduce.announce(lab, needing(lambda lab, seed: lab.detector("Small", "A")), seeds=1)
-        == "1 of 1 runs are to be made: 1 of them like none before."
-    )
+    table = needing(lambda lab, seed: lab.detector("Small", "A"))
+    announced = reproduce.announce(lab, table, seeds=1)
+    assert announced == "1 of 1 runs are to be made: 1 of them like none before."
     lab.detector("Small", "A", seed=0)
     _, text, _ = prle("plan", "table_a", "table_b")
-    assert (
-        re.search("reuse +detectors/Small-A-none-s0", text)
-        and "11 runs: 1 reused, 10 to make in about" in text
-    )
+    assert re.search("reuse +detectors/Small-A-none-s0", text)
+    assert "11 runs: 1 reused, 10 to make in about" in text
     assert prle("plan", "table_c")[0] == 2 and not list((lab.outputs / "runs").glob("maps*"))
 
 
@@ -119,39 +96,24 @@ def test_runs_are_listed_and_what_nothing_needs_goes(lab, prle):
     lost = lab.detector("Other", "B", "random", lr=0.01)
     assert len(recorded_runs(lab.outputs)) == 6
     _, text, _ = prle("runs", "--kind", "detectors", "--match", "random")
-    assert (
-        "detectors/Other-B-random-lr=0.01-s0-" in text
-        and text.endswith("made by other code.\n")
-        and "1 runs (1 finished)" in text
-    )
-    write_sealed(
-        lost.path / "provenance.json",
-        read_sealed(lost.path / "provenance.json")
-        | dict(code="?", modules=dict(lab.store.modules, trainer="?")),
-    )
-    assert (
-        "other code: trainer differs" in prle("runs", "--code", "stale")[1]
-        and "Other-B-random" not in prle("runs", "--code", "current")[1]
-    )
+    assert "detectors/Other-B-random-lr=0.01-s0-" in text and "1 runs (1 finished)" in text
+    assert text.endswith("made by other code.\n")
+    origin = read_sealed(lost.path / "provenance.json")
+    other = dict(code="?", modules=dict(lab.store.modules, trainer="?"))
+    write_sealed(lost.path / "provenance.json", origin | other)
+    assert "other code: trainer differs" in prle("runs", "--code", "stale")[1]
+    assert "Other-B-random" not in prle("runs", "--code", "current")[1]
     _, text, _ = prle("runs", "prune")
     assert "1 runs (1 finished)" in text and "Nothing was deleted" in text and lost.path.exists()
     (lab.outputs / "runs/detectors/thesis").mkdir()
     _, text, _ = prle("runs", "prune", "--delete")
-    assert (
-        "Deleted 1 runs." in text
-        and not lost.path.exists()
-        and re.search("Left alone.*detectors/thesis +alien.*not named like a run", text, re.DOTALL)
-    )
+    assert "Deleted 1 runs." in text and not lost.path.exists()
+    assert re.search("Left alone.*detectors/thesis +alien.*not named like a run", text, re.DOTALL)
     assert "Deleted 0 runs." in prle("runs", "prune", "--delete")[1]
     (lab.outputs / "runs/detectors/thesis").rmdir()
-    assert (
-        set(list_runs(lab.outputs / "runs").state) == {"finished"}
-        and len(list_runs(lab.outputs / "runs")) == 6
-    )
-    assert (
-        "unknown kind of run 'detector'. Did you mean 'detectors'"
-        in prle("runs", "--kind", "detector")[2]
-    )
+    assert list_runs(lab.outputs / "runs").state.tolist() == ["finished"] * 6
+    _, _, text = prle("runs", "--kind", "detector")
+    assert "unknown kind of run 'detector'. Did you mean 'detectors'" in text
 
 
 def test_a_byte_that_changed_is_found_when_all_are_compared(lab, prle):
@@ -161,76 +123,48 @@ def test_a_byte_that_changed_is_found_when_all_are_compared(lab, prle):
     bytes_[-1] ^= 1
     (run.path / "model.safetensors").write_bytes(bytes_)
     code, text, _ = prle("runs", "check")
-    assert (
-        code == 1
-        and "corrupt" in text
-        and "model.safetensors has changed since it was written" in text
-        and prle("runs")[0] == 0
-    )
+    assert code == 1 and "corrupt" in text
+    assert "model.safetensors has changed since it was written" in text
+    assert prle("runs")[0] == 0
 
 
 def test_a_flipped_bit_in_any_file_is_refused_by_name(lab, prle):
     "Whatever is asked of the run."
-    run, commands = (
-        lab.detector("Small", "A"),
-        (["evaluate", "Small-A"], ["localize", "Small-A"], ["predict", "Small-A", "face.png"]),
-    )
+    run = lab.detector("Small", "A")
+    commands = (["evaluate", "Small-A"], ["localize", "Small-A"], ["predict", "Small-A", "a.png"])
     for path in sorted(run.path.iterdir()):
         whole = path.read_bytes()
         for at in (0, len(whole) // 3, len(whole) // 2, len(whole) - 2):
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
             for command in commands:
                 code, _, text = prle(*command)
-                assert code == 2 and path.name in text and len(text) < 800, (
-                    path.name,
-                    at,
-                    command,
-                    text,
-                )
+                assert code == 2 and path.name in text and len(text) < 800, (at, command, text)
         path.write_bytes(whole)
     assert prle("evaluate", "Small-A")[0] == 0
 
 
 def test_train_evaluate_localize(lab, prle, tmp_path):
-    code, text, _ = prle(
-        "train",
-        "Small",
-        "A",
-        "--mask",
-        "primary",
-        "--set",
-        "alpha=static",
-        "lr=1e-3",
-        "zoo=[Other]",
-        "--seed",
-        "3",
-    )
+    words = "Small A --mask primary --set alpha=static lr=1e-3 zoo=[Other] --seed 3"
+    code, text, _ = prle("train", *words.split())
     assert code == 0 and "auc" in text
-    run = next(
-        (lab.outputs / "runs/detectors").glob("Small-A-primary-Other-alpha=1..1-lr=0.001-s3-*")
-    )
+    label = "Small-A-primary-Other-alpha=1..1-lr=0.001-s3"
+    [run] = (lab.outputs / "runs/detectors").glob(f"{label}-*")
     config = RunConfig.read(run / "run.yaml")
-    assert (
-        config
-        == lab.config("Small", "A", 3, mask="primary", alpha="static", lr=1e-3, zoo=("Other",))
-        and config.recipe.lr == 0.001
-    )
+    changes = dict(mask="primary", alpha="static", lr=1e-3, zoo=("Other",))
+    assert config == lab.config("Small", "A", 3, **changes) and config.recipe.lr == 0.001
     config.write(tmp_path / "again.json")
     assert prle("train", tmp_path / "again.json", given=False) == (0, text, ""), "reused"
-    assert (
-        "Nothing was deleted" in prle("runs", "prune")[1]
-        and "0 runs (none)" in prle("runs", "prune")[1]
-    ), "who trains by hand needs it"
+    _, pruned, _ = prle("runs", "prune")
+    assert "Nothing was deleted" in pruned, "what is trained by hand is kept"
+    assert "0 runs (none)" in pruned
     code, table, _ = prle("evaluate", "Small-A-primary")
     assert code == 0 and table.strip() in text
-    code, where, _ = prle(
-        "localize", "detectors/Small-A-primary", "--split", "train", "--subset", "A"
-    )
+    words = "detectors/Small-A-primary --split train --subset A"
+    code, where, _ = prle("localize", *words.split())
     assert len(np.load(where.strip())) == len(lab.train_faces("A"))
     assert prle("evaluate", "small-A")[0] == 2 and prle("evaluate", run, "--on", "mini-DF1")[0] == 2
-    assert (
-        "there is no run.yaml" in prle("evaluate", next((lab.outputs / "runs/maps").iterdir()))[2]
-    )
+    maps = next((lab.outputs / "runs/maps").iterdir())
+    assert "there is no run.yaml" in prle("evaluate", maps)[2]
 
 
 @pytest.mark.parametrize(
@@ -264,9 +198,8 @@ def test_wrong_trainings_are_refused(lab, prle, monkeypatch, words, message):
 
 def test_a_configuration_may_name_its_data_as_seen_from_here(lab, prle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.yaml").write_text(
-        "{detector: xception, subset: A, preset: tiny, width: 0.125, data: square/, recipe: {epochs: 1, batch: 4}}"
-    )
+    text = "detector: xception, subset: A, preset: tiny, width: 0.125, data: square/"
+    (tmp_path / "a.yaml").write_text(f"{{{text}, recipe: {{epochs: 1, batch: 4}}}}")
     assert prle("train", "a.yaml", given=False)[0] == 0
 
 
@@ -280,23 +213,11 @@ def test_what_is_being_made_is_needed_already(lab, prle, monkeypatch):
             return real(lab, *args)
         raise KeyboardInterrupt
 
+    training = "train Small A --mask primary"
+    study = f"userstudy build --preset tiny --data {lab.data} --splits train test"
     for patched, words, runs in (
-        ("prle.lab.experiments.Lab.train", ["train", "Small", "A", "--mask", "primary"], 6),
-        (
-            "prle.study.page.make_study",
-            [
-                "userstudy",
-                "build",
-                "--preset",
-                "tiny",
-                "--data",
-                lab.data,
-                "--splits",
-                "train",
-                "test",
-            ],
-            6 + 8,
-        ),
+        ("prle.lab.experiments.Lab.train", training.split(), 6),
+        ("prle.study.page.make_study", study.split(), 6 + 8),
     ):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(patched, die_unless_dry)
@@ -315,19 +236,13 @@ def test_what_has_seen_other_data_is_not_used_on_these(lab, prle, tmp_path):
     shutil.move(tmp_path / "square", tmp_path / "moved")
     assert all("no manifest at" in prle(*w)[2] for w in words)
     assert prle("localize", "Small-A", "--data", tmp_path / "moved")[0] == 0
-    manifest = read_manifest(tmp_path / "moved/manifest.parquet")
-    write_manifest(
-        manifest.assign(split=manifest.split.replace(dict(train="test", test="train"))),
-        tmp_path / "square/manifest.parquet",
-        tmp_path / "moved",
-    )
+    manifest, other = read_manifest(tmp_path / "moved/manifest.parquet"), tmp_path / "other.parquet"
+    swapped = manifest.split.replace(dict(train="test", test="train"))
+    write_manifest(manifest.assign(split=swapped), other, tmp_path / "moved")
     for w in words:
-        code, _, text = prle(*w, *(["--data", tmp_path / "square/manifest.parquet"]))
-        assert (
-            code == 2
-            and f"{run.path.name} was trained on other data than lie in" in text
-            and "--data" in text
-        )
+        code, _, text = prle(*w, "--data", other)
+        assert code == 2 and "--data" in text
+        assert f"{run.path.name} was trained on other data than lie in" in text
     assert prle("evaluate", "Small-A")[0] == 0, "its own scores are there"
 
 
@@ -342,13 +257,11 @@ def test_evaluation_is_the_metrics_by_manipulation(lab):
     table = read_scores(lab.detector("Small", "A"))
     rows = evaluation(table).set_index(["subset", "unit", "measure"]).value
     part = table[table.subset.isin(["real", "B"])]
-    assert rows["B", "frame", "auc"] == pytest.approx(100 * auc(part.label, part.p_fake)) and rows[
-        "all", "frame", "auc"
-    ] == pytest.approx(100 * auc(table.label, table.p_fake))
-    assert set(rows.index.get_level_values("unit")) == {"frame"}
-    assert ("B", "video", "auc") in evaluation(table.assign(video=table.video.str[0])).set_index(
-        ["subset", "unit", "measure"]
-    ).index
+    for name, scores in (("B", part), ("all", table)):
+        assert rows[name, "frame", "auc"] == pytest.approx(100 * auc(scores.label, scores.p_fake))
+    assert set(evaluation(table).unit) == {"frame"}
+    videos = table.assign(video=table.video.str[0])
+    assert set(evaluation(videos).unit) == {"frame", "video"}
 
 
 def test_other_pictures_are_cropped_as_the_training_faces(tmp_path):
@@ -357,16 +270,12 @@ def test_other_pictures_are_cropped_as_the_training_faces(tmp_path):
     assert settings == dict(size=64, scale=SCALE, lift=LIFT)
     person = sorted(p.name for p in (tmp_path / "real").iterdir())[0].split("-")[0]
     photo = sorted((orl_folder() / person).glob("*.pgm"))[0]
-    ours, theirs = (
-        crop_largest(read_image(photo), settings).astype(float),
-        read_rgb(tmp_path / f"real/{person}-{photo.stem}.png").astype(float),
-    )
+    ours = crop_largest(read_image(photo), settings).astype(float)
+    theirs = read_rgb(tmp_path / f"real/{person}-{photo.stem}.png").astype(float)
     assert np.abs(ours - theirs).mean() < 4, "but for the benchmark's JPEG"
     write_json(tmp_path / "e/extraction.json", dict(align="box", scale=1.7, size=300, count=3))
-    assert (
-        crop_settings(tmp_path / "e", 64) == dict(size=64, align="box", scale=1.7)
-        and crop_settings(tmp_path / "nowhere", 64)["scale"] == 1.3
-    )
+    assert crop_settings(tmp_path / "e", 64) == dict(size=64, align="box", scale=1.7)
+    assert crop_settings(tmp_path / "nowhere", 64)["scale"] == 1.3
 
 
 @pytest.mark.parametrize(
@@ -398,40 +307,27 @@ def test_predict_scores_what_it_can(lab, prle, tmp_path):
     words = [files / name for name in ("one.png", "clip", "empty.png", "torn.png", "absent.mp4")]
     code, text, _ = prle("predict", "Small-A", *words, "--csv", tmp_path / "p.csv")
     table = pd.read_csv(tmp_path / "p.csv")
-    assert (
-        code == 1
-        and table.faces.tolist() == [1, 2, 0, 0, 0]
-        and table.p_fake.notna().tolist() == [True, True, False, False, False]
-    )
-    assert (
-        table.note[2] == "no face found" and "no such file" in table.note[4] and "no face" in text
-    )
-    detector = load_detector(run)
-    image = crop_largest(face, crop_settings("nowhere", 64))
-    p = (
-        detector(to_input(__import__("torch").from_numpy(image).permute(2, 0, 1)[None], "cpu"))
-        .double()
-        .sigmoid()
-        .item()
-    )
-    assert np.allclose(table.p_fake[:2], p, atol=1e-6)
+    assert code == 1 and "no face" in text
+    assert table.faces.tolist() == [1, 2, 0, 0, 0]
+    assert table.p_fake.notna().tolist() == [True, True, False, False, False]
+    assert table.note[2] == "no face found" and "no such file" in table.note[4]
+    image = torch.from_numpy(crop_largest(face, crop_settings("nowhere", 64)))
+    logit = load_detector(run)(to_input(image.permute(2, 0, 1)[None], "cpu"))
+    assert np.allclose(table.p_fake[:2], logit.double().sigmoid().item(), atol=1e-6)
     assert prle("predict", "Small-A", files / "one.png")[0] == 0
     assert reopen(run.path, outputs=lab.outputs)[1].key == run.key
 
 
 def test_run_configurations_are_written_and_read(lab, tmp_path):
-    config = lab.config(
-        "Small", "A", 1, mask="primary", alpha=(0.2, 0.8), zoo=("Other",), gamma=0.5
-    )
+    changes = dict(mask="primary", alpha=(0.2, 0.8), zoo=("Other",), gamma=0.5)
+    config = lab.config("Small", "A", 1, **changes)
     for name in ("a.yaml", "a.json"):
         assert RunConfig.read(config.write(tmp_path / name)) == config
     assert yaml.safe_load(str(config)) == json.loads((tmp_path / "a.json").read_text())
-    (tmp_path / "b.yaml").write_text(
-        "detector: xception\nsubset: DF\nrecipe: {lr: 2e-3}\nalpha: static\n"
-    )
-    assert RunConfig.read(tmp_path / "b.yaml").recipe.lr == 0.002 and RunConfig.read(
-        tmp_path / "b.yaml"
-    ).range == (1, 1)
+    text = "detector: xception\nsubset: DF\nrecipe: {lr: 2e-3}\nalpha: static\n"
+    (tmp_path / "b.yaml").write_text(text)
+    config = RunConfig.read(tmp_path / "b.yaml")
+    assert config.recipe.lr == 0.002 and config.range == (1, 1)
 
 
 @pytest.mark.parametrize(

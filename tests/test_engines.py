@@ -9,21 +9,22 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import ray
 from kills import contents
+from ray.cluster_utils import Cluster
 
 import prle.lab.engines
 from prle.core import digest, rng, write_json
-from prle.lab.engines import Outcome, do_task, execute, in_process
-from prle.lab.configs import IDENTITY, PRESETS, Backbone, Preset, Zoo
-from prle.lab.experiments import Lab
+from prle.lab.engines import Outcome, cluster, do_task, execute, in_process
+from prle.lab.configs import IDENTITY, PRESETS, Zoo
 from prle.lab.runs import RunFailed, RunStore, list_runs, planned
 from prle.trust import read_json
-from test_experiments import write_square
+from test_experiments import TINY, quiet_lab, write_square
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
 
@@ -34,24 +35,19 @@ def note(root, *words):
 
 
 def notes(root):
-    return (
-        [line.split() for line in (Path(root) / "log").read_text().splitlines()]
-        if (Path(root) / "log").exists()
-        else []
-    )
+    log = Path(root) / "log"
+    return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def train(root, name, epochs=3, seconds=0.0, fault=None):
-    "A training of some epochs that can go on, tells where it runs, and writes what it computes: a number that each epoch changes."
+    "A training that can go on, tells where it runs, and writes a number that each epoch changes."
 
     def make(folder):
         if fault:
             raise fault
-        state = (
-            read_json(folder / "state.json")
-            if (folder / "state.json").exists()
-            else dict(epoch=0, value=name)
-        )
+        state = dict(epoch=0, value=name)
+        if (folder / "state.json").exists():
+            state = read_json(folder / "state.json")
         for epoch in range(state["epoch"], epochs):
             node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "here"
             note(root, name, epoch, node, os.getpid())
@@ -66,13 +62,8 @@ def graph(root, store, seconds=0.0, faults=()):
     "Three trainings, their maps, a fusion of the first two, a training with it."
 
     def run(kind, name, config, epochs=1):
-        return store.get(
-            kind,
-            name,
-            config,
-            train(root, name, epochs, seconds, dict(faults).get(name)),
-            resume=True,
-        )
+        make = train(root, name, epochs, seconds, dict(faults).get(name))
+        return store.get(kind, name, config, make, resume=True)
 
     plain = [run("detectors", n, dict(name=n), 3) for n in "abc"]
     maps = [run("maps", f"map-{n}", dict(detector=p.key)) for n, p in zip("abc", plain)]
@@ -81,7 +72,9 @@ def graph(root, store, seconds=0.0, faults=()):
 
 
 def asked(root, **options):
-    graph(root, dry := RunStore(root / "runs", dry=True), **options)
+    "A dry store that was asked for the graph."
+    dry = RunStore(root / "runs", dry=True)
+    graph(root, dry, **options)
     return dry
 
 
@@ -90,11 +83,8 @@ def quiet(root, **options):
 
 
 def done(root):
-    return sorted(
-        f"{r.kind}/{r.label}"
-        for r in list_runs(root / "runs").itertuples()
-        if r.state == "finished"
-    )
+    runs = list_runs(root / "runs").query("state == 'finished'")
+    return sorted(runs.kind + "/" + runs.label)
 
 
 ALL = [
@@ -112,35 +102,22 @@ ALL = [
 @pytest.fixture(scope="module")
 def here():
     "Ray on this machine."
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
+    with cluster(num_cpus=2):
+        yield
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_every_run_is_made_once_and_reused(engine, here, tmp_path):
-    lines, store = [], None
+    lines = []
     store = RunStore(tmp_path / "runs", lines.append)
     assert execute(store, asked(tmp_path), engine) == {} and done(tmp_path) == ALL
     assert set(Counter(name for name, epoch, *_ in notes(tmp_path) if epoch == "0").values()) == {1}
-    assert (
-        store.summary() == "8 runs: 0 reused, 8 made."
-        and sorted(line.split()[0] for line in lines) == ["MISS"] * 8
-    )
+    assert store.summary() == "8 runs: 0 reused, 8 made."
+    assert [line.split()[0] for line in lines] == ["MISS"] * 8
     before = notes(tmp_path)
     again = quiet(tmp_path)
-    assert (
-        execute(again, asked(tmp_path), engine) == {}
-        and again.summary() == "8 runs: 8 reused, 0 made."
-        and notes(tmp_path) == before
-    )
+    assert execute(again, asked(tmp_path), engine) == {}
+    assert again.summary() == "8 runs: 8 reused, 0 made." and notes(tmp_path) == before
     assert again.names() == store.names()
     inputs = read_json(next((tmp_path / "runs/fusions").iterdir()) / "provenance.json")["inputs"]
     assert [i.split("-")[1] for i in inputs] == ["a", "b"]
@@ -148,52 +125,33 @@ def test_every_run_is_made_once_and_reused(engine, here, tmp_path):
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_a_fault_costs_what_needs_it_and_nothing_else(engine, here, tmp_path):
-    lines, faults = (
-        [],
-        dict(b=FloatingPointError("the loss became nan in epoch 2"), c=ValueError("no such face")),
-    )
-    found = execute(
-        RunStore(tmp_path / "runs", lines.append), asked(tmp_path, faults=faults), engine
-    )
+    diverged, stumbled = "the loss became nan in epoch 2", "ValueError: no such face"
+    faults = dict(b=FloatingPointError(diverged), c=ValueError("no such face"))
+    lines = []
+    store = RunStore(tmp_path / "runs", lines.append)
+    found = execute(store, asked(tmp_path, faults=faults), engine)
     b = next(name for name in found if name.startswith("detectors/b"))
     why = {name.rsplit("-", 1)[0]: fault for name, fault in found.items()}
-    chain = f"needs {b}, which failed: the loss became nan in epoch 2"
-    assert why.pop("maps/map-c").endswith("ValueError: no such face")
-    assert (why.pop("detectors/b"), why.pop("detectors/c")) == (
-        "the loss became nan in epoch 2",
-        "ValueError: no such face",
-    )
+    chain = f"needs {b}, which failed: {diverged}"
+    assert why.pop("maps/map-c").endswith(stumbled)
+    assert why.pop("detectors/b") == diverged and why.pop("detectors/c") == stumbled
     assert why == {"maps/map-b": chain, "fusions/fused": chain, "detectors/masked": chain}
-    assert (
-        done(tmp_path) == ["detectors/a", "maps/map-a"]
-        and sum(line.startswith("FAIL") for line in lines) == 6
-    )
+    assert done(tmp_path) == ["detectors/a", "maps/map-a"]
+    assert sum(line.startswith("FAIL") for line in lines) == 6
     dry = asked(tmp_path)
-    assert planned(dry).action.tolist() == [
-        "reuse",
-        "failed",
-        "make",
-        "reuse",
-        "blocked",
-        "make",
-        "blocked",
-        "blocked",
-    ]
-    assert len(execute(quiet(tmp_path), dry, engine)) == 4 and "maps/map-c" in done(tmp_path), (
-        "what stumbled is tried again, what diverged is not"
-    )
+    actions = "reuse failed make reuse blocked make blocked blocked"
+    assert planned(dry).action.tolist() == actions.split()
+    assert len(execute(quiet(tmp_path), dry, engine)) == 4
+    assert "maps/map-c" in done(tmp_path), "what stumbled is tried again, what diverged is not"
     with pytest.raises(RunFailed, match="failed: the loss became nan in epoch 2"):
         graph(tmp_path, quiet(tmp_path))
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_a_full_disk_ends_it_all(engine, here, tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(OSError, match="prle runs prune"):
-        execute(
-            quiet(tmp_path),
-            asked(tmp_path, faults=dict(a=OSError(errno.ENOSPC, "No space left on device"))),
-            engine,
-        )
+        execute(quiet(tmp_path), asked(tmp_path, faults=dict(a=full)), engine)
 
 
 def test_a_run_that_kills_its_worker_is_given_up(here, tmp_path):
@@ -202,16 +160,12 @@ def test_a_run_that_kills_its_worker_is_given_up(here, tmp_path):
         os.kill(os.getpid(), signal.SIGKILL)
 
     dry = RunStore(tmp_path / "runs", dry=True)
-    bad, good = (
-        dry.get("detectors", "bad", dict(n=1), die),
-        dry.get("detectors", "good", dict(n=2), train(tmp_path, "good")),
-    )
+    bad = dry.get("detectors", "bad", dict(n=1), die)
+    good = dry.get("detectors", "good", dict(n=2), train(tmp_path, "good"))
     dry.get("maps", "bad", dict(detector=bad.key), train(tmp_path, "map"))
     first, second = execute(quiet(tmp_path), dry, "ray").values()
-    assert (
-        first == "its worker died 3 times, and 0 epochs came of it"
-        and second == f"needs detectors/{bad.path.name}, which failed: {first}"
-    )
+    assert first == "its worker died 3 times, and 0 epochs came of it"
+    assert second == f"needs detectors/{bad.path.name}, which failed: {first}"
     assert good.path.exists() and sum(line == ["dies"] for line in notes(tmp_path)) == 3
 
 
@@ -226,11 +180,8 @@ def test_a_training_that_gets_on_may_lose_more_workers(here, tmp_path):
 
     dry = RunStore(tmp_path / "runs", dry=True)
     run = dry.get("detectors", "mortal", dict(n=1), mortal, resume=True)
-    assert (
-        execute(quiet(tmp_path), dry, "ray") == {}
-        and run.path.exists()
-        and notes(tmp_path) == [["mortal", str(epoch)] for epoch in range(5)]
-    )
+    assert execute(quiet(tmp_path), dry, "ray") == {} and run.path.exists()
+    assert notes(tmp_path) == [["mortal", str(epoch)] for epoch in range(5)]
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
@@ -244,20 +195,13 @@ def test_the_time_that_is_left_is_learned_on_the_way(engine, here, tmp_path, mon
 
     monkeypatch.setattr(prle.lab.engines, "progress", watched)
     execute(quiet(tmp_path), asked(tmp_path, seconds=0.4), engine)
-    unknown = [
-        int(m[1]) if (m := re.search(r"(\d+) runs like none before", text)) else 0 for text in said
-    ]
-    assert (
-        unknown[0] < 7
-        and unknown == sorted(unknown, reverse=True)
-        and unknown[-1] == 0
-        and not any("?" in text for text in said)
-    )
-    assert (
-        re.match(r"about \d s and \d runs like none before of work left", said[0])
-        and not said[0].startswith("about 0")
-        and said[-1] == "about 0 s of work left"
-    )
+    counts = [re.findall(r"(\d+) runs like none before", text) or ["0"] for text in said]
+    unknown = [int(count) for [count] in counts]
+    assert unknown[0] < 7 and unknown[-1] == 0
+    assert unknown == sorted(unknown, reverse=True)
+    assert not any("?" in text for text in said)
+    assert re.match(r"about [1-9] s and \d runs like none before of work left", said[0])
+    assert said[-1] == "about 0 s of work left"
 
 
 def test_wrong_engines_are_named():
@@ -266,41 +210,24 @@ def test_wrong_engines_are_named():
 
 
 def test_inputs_that_failed_are_named_by_their_first_cause(tmp_path):
-    dry = asked(tmp_path)
-    task = dry.tasks[-1]
-    assert (
-        do_task(quiet(tmp_path), task, [Outcome("x/a", "boom")]).fault
-        == "needs x/a, which failed: boom"
-    )
-    assert (
-        do_task(quiet(tmp_path), task, [Outcome("x/b", "needs x/a, which failed: boom")]).fault
-        == "needs x/a, which failed: boom"
-    )
+    dry, first = asked(tmp_path), "needs x/a, which failed: boom"
+    for outcome in (Outcome("x/a", "boom"), Outcome("x/b", first)):
+        assert do_task(quiet(tmp_path), dry.tasks[-1], [outcome]).fault == first
     assert [o.name for o in in_process(quiet(tmp_path), dry.tasks)] == [t.name for t in dry.tasks]
 
 
 def test_without_ray_the_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"pip install 'prle\[cluster\]'"):
         execute(quiet(tmp_path), asked(tmp_path), "ray")
 
 
 @pytest.fixture
 def lab(toy, tmp_path, monkeypatch):
-    monkeypatch.setitem(
-        PRESETS,
-        "tiny",
-        Preset(
-            64,
-            8,
-            {"Small": Backbone("xception", 1 / 8), "Other": Backbone("vgg16", 1 / 8)},
-            dict(epochs=3, batch=4),
-            grid=4,
-            width=1 / 8,
-        ),
-    )
+    "Labs by the names of their folders, on the same data."
+    monkeypatch.setitem(PRESETS, "tiny", replace(TINY, recipe=dict(epochs=3, batch=4)))
     data = write_square(toy, tmp_path / "square")
-    return lambda name: Lab("tiny", data=data, outputs=tmp_path / name, say=lambda line: None)
+    return lambda name: quiet_lab(data, tmp_path / name)
 
 
 def whole(lab):
@@ -313,17 +240,15 @@ def whole(lab):
 
 
 def planned_by(lab):
-    whole(dry := lab.dry())
+    dry = lab.dry()
+    whole(dry)
     return dry.store
 
 
 def results(lab):
     "What the runs hold, by their folders' names."
-    return {
-        p.parent.name: pd.read_parquet(p)
-        for p in sorted((lab.outputs / "runs").glob("*/[!.]*/*.parquet"))
-        if p.name != "history.parquet"
-    }
+    tables = sorted((lab.outputs / "runs").glob("*/[!.]*/*.parquet"))
+    return {p.parent.name: pd.read_parquet(p) for p in tables if p.name != "history.parquet"}
 
 
 def same(a, b):
@@ -332,10 +257,8 @@ def same(a, b):
 
 def test_both_engines_come_to_the_same_numbers(lab, here):
     one, other = lab("local"), lab("ray")
-    assert (
-        execute(one.store, planned_by(one)) == {}
-        and execute(other.store, planned_by(other), "ray") == {}
-    )
+    assert execute(one.store, planned_by(one)) == {}
+    assert execute(other.store, planned_by(other), "ray") == {}
     assert len(results(one)) == 14 and same(results(one), results(other))
 
 
@@ -358,14 +281,17 @@ def killed_after(seconds, work):
 
 
 def test_a_graph_that_is_killed_again_and_again_comes_to_the_same_numbers(lab):
-    one, other, draw, kills = lab("whole"), lab("killed"), rng("kills"), 0
+    one, other = lab("whole"), lab("killed")
     start = time.monotonic()
     assert execute(one.store, planned_by(one)) == {}
     seconds = time.monotonic() - start
     assert other.fingerprint == one.fingerprint
-    while killed_after(
-        draw.uniform(0.05, 0.3) * seconds, lambda: execute(other.store, planned_by(other))
-    ):
+    draw, kills = rng("kills"), 0
+
+    def work():
+        execute(other.store, planned_by(other))
+
+    while killed_after(draw.uniform(0.05, 0.3) * seconds, work):
         kills += 1
         assert kills < 100
     assert kills >= 3 and same(results(one), results(other)), kills
@@ -374,44 +300,35 @@ def test_a_graph_that_is_killed_again_and_again_comes_to_the_same_numbers(lab):
 
 
 @pytest.fixture
-def nodes():
+def nodes(monkeypatch):
     "A cluster of a head that works on nothing and two nodes with a processor each."
-    from ray.cluster_utils import Cluster
-
     ray.shutdown()
-    quick = dict(
-        health_check_initial_delay_ms=0,
-        health_check_period_ms=1000,
-        health_check_failure_threshold=5,
-    )
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args=dict(num_cpus=0, include_dashboard=False, _system_config=quick),
-    )
-    workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
-    yield cluster, workers
-    ray.shutdown()
-    cluster.shutdown()
+    health = dict(initial_delay_ms=0, period_ms=1000, failure_threshold=5)
+    quick = {f"health_check_{name}": value for name, value in health.items()}
+    head = dict(num_cpus=0, include_dashboard=False, _system_config=quick)
+    machines = Cluster(initialize_head=True, head_node_args=head)
+    workers = [machines.add_node(num_cpus=1) for _ in range(2)]
+    monkeypatch.setenv("RAY_ADDRESS", machines.address)
+    with cluster():
+        yield machines, workers
+    machines.shutdown()
 
 
 def test_a_node_that_dies_costs_an_epoch(nodes, tmp_path):
-    "Its run goes on elsewhere from the last epoch; what was finished is not made again; nothing is lost."
-    cluster, workers = nodes
+    "Its run goes on elsewhere from the last epoch; what was finished is not made again."
+    machines, workers = nodes
     dry, killed = asked(tmp_path, seconds=0.6), []
 
     def kill():
         while not (late := [n for n in notes(tmp_path) if n[0] in "abc" and n[1] == "1"]):
             time.sleep(0.02)
         killed.append(late[0])
-        os.kill(
-            int(late[0][3]), signal.SIGSTOP
-        )  # a machine stops at once; a worker may outlive its node by a moment
-        cluster.remove_node(
-            next(w for w in workers if w.node_id == late[0][2]), allow_graceful=False
-        )
+        _, _, node, pid = late[0]
+        os.kill(int(pid), signal.SIGSTOP)  # a machine stops at once; a worker may outlive its node
+        victim = next(worker for worker in workers if worker.node_id == node)
+        machines.remove_node(victim, allow_graceful=False)
         with suppress(ProcessLookupError):
-            os.kill(int(late[0][3]), signal.SIGKILL)
+            os.kill(int(pid), signal.SIGKILL)
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -421,68 +338,45 @@ def test_a_node_that_dies_costs_an_epoch(nodes, tmp_path):
     assert done(tmp_path) == ALL
     where = Counter((n, e) for n, e, *_ in log)
     repeated = [k for k, times in where.items() if times > 1]
-    assert len(repeated) <= 1 and all(n == name and e >= epoch for n, e in repeated), (
-        "at most the epoch in progress"
-    )
-    assert {n for n, *_ in log[log.index(killed[0]) + 1 :]} >= {name, "fused", "masked"} and {
-        node
-    } < {n for _, _, n, _ in log}
-    provenance = read_json(
-        next((tmp_path / "runs/detectors").glob(f"{name}-*")) / "provenance.json"
-    )
-    assert provenance["resumed"]
+    assert len(repeated) <= 1, "at most the epoch in progress"
+    assert all(n == name and e >= epoch for n, e in repeated)
+    afterwards = {n for n, *_ in log[log.index(killed[0]) + 1 :]}
+    assert afterwards >= {name, "fused", "masked"}
+    assert {node} < {where for _, _, where, _ in log}
+    [run] = (tmp_path / "runs/detectors").glob(f"{name}-*")
+    assert read_json(run / "provenance.json")["resumed"]
     (tmp_path / "one").mkdir()
     assert execute(quiet(tmp_path / "one"), asked(tmp_path / "one")) == {}
 
     def results(root):
-        return {
-            name: content
-            for name, content in contents(root / "runs").items()
-            if not name.endswith("provenance.json")
-        }
+        files = contents(root / "runs")
+        return {name: files[name] for name in files if not name.endswith("provenance.json")}
 
-    assert len(results(tmp_path)) == 16 and results(tmp_path) == results(tmp_path / "one"), (
-        "the same as in this process"
-    )
+    assert len(results(tmp_path)) == 16
+    assert results(tmp_path) == results(tmp_path / "one"), "the same as in this process"
 
 
 @pytest.fixture
 def gpu():
     "A cluster that believes to have a GPU."
     ray.shutdown()
-    ray.init(
-        address="local",
-        num_cpus=1,
-        num_gpus=1,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
+    with cluster(num_cpus=1, num_gpus=1):
+        yield
 
 
 def test_runs_with_a_detector_get_their_share_of_a_gpu(gpu, tmp_path):
-    def make(kind):
-        return lambda folder: note(
-            tmp_path, kind, ray.get_runtime_context().get_assigned_resources().get("GPU", 0)
-        )
+    def make(folder):
+        given = ray.get_runtime_context().get_assigned_resources()
+        kind = folder.parent.name
+        note(tmp_path, kind, given.get("GPU", 0))
 
     for share in (1.0, 0.5):
         dry = RunStore(tmp_path / "runs", dry=True)
-        runs = [
-            dry.get(kind, kind, dict(share=share), make(kind))
-            for kind in ("detectors", "maps", "fusions")
-        ]
+        kinds = ("detectors", "maps", "fusions")
+        runs = [dry.get(kind, kind, dict(share=share), make) for kind in kinds]
         assert execute(quiet(tmp_path, device="meta"), dry, "ray", share) == {}
-        assert {read_json(run.path / "provenance.json")["device"] for run in runs} == {"meta"}, (
-            "a worker notes the device that was asked for"
-        )
-    assert sorted((kind, float(part)) for kind, part in notes(tmp_path)) == [
-        ("detectors", 0.5),
-        ("detectors", 1),
-        ("fusions", 0),
-        ("fusions", 0),
-        ("maps", 0.5),
-        ("maps", 1),
-    ]
+        noted = {read_json(run.path / "provenance.json")["device"] for run in runs}
+        assert noted == {"meta"}, "a worker notes the device that was asked for"
+    shares = dict(detectors=[0.5, 1], fusions=[0, 0], maps=[0.5, 1])
+    given = sorted((kind, float(part)) for kind, part in notes(tmp_path))
+    assert given == [(kind, share) for kind in shares for share in shares[kind]]

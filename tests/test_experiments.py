@@ -1,6 +1,5 @@
 """prle.lab.experiments: configurations and the graph."""
 
-import json
 import pickle
 import threading
 import time
@@ -17,44 +16,51 @@ from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
 from prle.lab.labdata import data_fingerprint, data_sets
 from prle.lab.runs import RunFailed
 from prle.trainer import predict
+from prle.data.crops import read_rgb
 from prle.data.datasets import FaceDataset
-from prle.data.manifest import select
+from prle.data.manifest import select, write_manifest
 from prle.detectors import create_detector
 from prle.detectors.registry import size_option
 from prle.localization import attention_maps
 from prle.masking import region
 
 
+TINY = Preset(
+    size=64,
+    people=8,
+    backbones={"Small": Backbone("xception", 1 / 8), "Other": Backbone("vgg16", 1 / 8)},
+    recipe=dict(epochs=1, batch=4),
+    grid=4,
+    width=1 / 8,
+)
+
+
+def quiet_lab(data, outputs):
+    return Lab("tiny", data=data, outputs=outputs, say=lambda line: None)
+
+
 @pytest.fixture
 def lab(toy, tmp_path, monkeypatch):
     "A lab on the toy faces, with two tiny backbones."
-    tiny = Preset(
-        64,
-        8,
-        {"Small": Backbone("xception", 1 / 8), "Other": Backbone("vgg16", 1 / 8)},
-        dict(epochs=1, batch=4),
-        grid=4,
-        width=1 / 8,
-    )
-    monkeypatch.setitem(PRESETS, "tiny", tiny)
-    return Lab(
-        "tiny",
-        data=write_square(toy, tmp_path / "square"),
-        outputs=tmp_path / "out",
-        say=lambda line: None,
-    )
+    monkeypatch.setitem(PRESETS, "tiny", TINY)
+    return quiet_lab(write_square(toy, tmp_path / "square"), tmp_path / "out")
 
 
 def write_square(toy, folder):
-    from prle.data.crops import read_rgb
-    from prle.data.manifest import write_manifest
-
+    "The toy faces at 64 x 64 pixels; their manifest."
     for path in toy.path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(
-            str(folder / path), cv2.resize(read_rgb(f"{toy.attrs['root']}/{path}"), (64, 64))
-        )
+        face = cv2.resize(read_rgb(f"{toy.attrs['root']}/{path}"), (64, 64))
+        cv2.imwrite(str(folder / path), face)
     return write_manifest(toy, folder / "manifest.parquet")
+
+
+def config_of(run):
+    return read_json(run.path / "config.json")
+
+
+def label_of(run):
+    return run.path.name.rsplit("-", 1)[0]
 
 
 def test_unknown_names_stop_at_once(tmp_path):
@@ -100,7 +106,7 @@ STRANGE = [
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_damaged_configuration_is_named(tmp_path, seed):
-    "Strange values, flipped bytes and missing ends: read as what they say, or refused on one short line with the file's name."
+    "Strange values, flipped bytes, missing ends: read as what they say, or refused on one short line."
     draw, path = np.random.default_rng(seed), tmp_path / "run.yaml"
     for _ in range(10):
         lines, text = CONFIG.splitlines(), bytearray(CONFIG.encode())
@@ -130,18 +136,17 @@ def test_any_registered_detector_trains_by_name(lab):
     "Table II: at the preset's width, built for the preset's faces where it has to be."
     for name, options in dict(cvit=dict(size=64), meso4=dict(size=64), rfm={}).items():
         run = lab.detector(name, "A")
-        assert read_json(run.path / "config.json")["options"] == options
-        assert np.isfinite(
-            predict(load_detector(run), FaceDataset(select(lab.manifest, "test")))
-        ).all()
-    b = PRESETS["paper"].backbone("srm")
-    assert (b.width, b.pretrained) == (1.0, True) and not PRESETS["paper"].backbone(
-        "meso4"
-    ).pretrained
-    assert (
-        PRESETS["mini"].backbone("meso4").options == dict(momentum=0.1)
-        and PRESETS["mini"].backbone("VGG").name == "vgg16_bn"
-    )
+        assert config_of(run)["options"] == options
+        p_fake = predict(load_detector(run), FaceDataset(select(lab.manifest, "test")))
+        assert np.isfinite(p_fake).all()
+
+
+def test_a_detector_beside_the_backbones_has_the_presets_size():
+    paper, mini = PRESETS["paper"], PRESETS["mini"]
+    assert paper.backbone("srm") == Backbone("srm", width=1.0, pretrained=True)
+    assert not paper.backbone("meso4").pretrained
+    assert mini.backbone("meso4").options == dict(momentum=0.1)
+    assert mini.backbone("VGG").name == "vgg16_bn"
 
 
 def test_a_detector_run_is_whole_and_loads(lab):
@@ -157,7 +162,7 @@ def test_a_detector_run_is_whole_and_loads(lab):
     table, test = read_scores(run), select(lab.manifest, "test")
     assert table.path.tolist() == test.path.tolist() and table.p_fake.between(0, 1).all()
     assert np.allclose(predict(load_detector(run), FaceDataset(test)), table.p_fake, atol=1e-6)
-    assert json.loads((run.path / "provenance.json").read_text())["code"] == lab.store.code
+    assert read_json(run.path / "provenance.json")["code"] == lab.store.code
 
 
 @pytest.mark.parametrize("name", ["ffd", "mat"])
@@ -176,10 +181,8 @@ def test_baselines_train_with_primary_masks(name, lab, monkeypatch):
     for batch in seen:
         assert (batch["image"] == 0).all(1).float().mean() > 0.01, "pixels are masked"
         if name == "ffd":
-            assert (
-                torch.equal(batch["mask"].amax((1, 2, 3)), batch["label"].float())
-                and batch["mask_known"].all()
-            )
+            assert torch.equal(batch["mask"].amax((1, 2, 3)), batch["label"].float())
+            assert batch["mask_known"].all()
 
 
 def test_primary_needs_the_zoo_and_shares_it(lab):
@@ -188,34 +191,28 @@ def test_primary_needs_the_zoo_and_shares_it(lab):
     assert kinds == dict(detectors=3, maps=2, fusions=1)
     lab.detector("Other", "A", mask="primary")
     assert len(lab.store.names()) == 7, "one more training, nothing else"
-    assert (
-        json.loads((run.path / "config.json").read_text())["quantiles"]
-        == lab.quantiles(Zoo("A")).key
-    )
+    assert config_of(run)["quantiles"] == lab.quantiles(Zoo("A")).key
 
 
 def test_keys_follow_what_a_run_depends_on(lab):
+    dry = lab.dry()
     variants = [
         dict(subset="A"),
         dict(subset="B"),
         dict(subset="A", seed=1),
         dict(subset="A", mask="random"),
     ]
-    assert len({lab.detector("Small", **v).key for v in variants}) == 4
-    assert (
-        len(
-            {
-                lab.quantiles(zoo).key
-                for zoo in (
-                    Zoo("A"),
-                    Zoo("A", fusion=FusionConfig(lam=0.2)),
-                    Zoo("A", backbones=("Small",)),
-                    Zoo("A", 1),
-                )
-            }
-        )
-        == 4
-    )
+    assert len({dry.detector("Small", **v).key for v in variants}) == 4
+    zoos = [
+        Zoo("A"),
+        Zoo("A", fusion=FusionConfig(lam=0.2)),
+        Zoo("A", backbones=("Small",)),
+        Zoo("A", 1),
+    ]
+    assert len({dry.quantiles(zoo).key for zoo in zoos}) == 4
+
+
+def test_the_hash_of_data_is_of_their_sizes_too(lab):
     rows = lab.manifest.assign(path=lab.manifest.path[0], mask=lab.manifest.path[1])
     rows.attrs["root"], seen = lab.manifest.attrs["root"], {data_fingerprint(rows)}
     for name in lab.manifest.path[:2]:  # of the only crop; of the only mask
@@ -226,36 +223,28 @@ def test_keys_follow_what_a_run_depends_on(lab):
 
 
 def test_same_configuration_same_scores_other_seed_other_scores(lab, tmp_path):
-    other = Lab("tiny", data=lab.data, outputs=tmp_path / "elsewhere", say=lambda line: None)
-    first, second, seed = (
-        lab.detector("Small", "A", mask="random"),
-        other.detector("Small", "A", mask="random"),
-        lab.detector("Small", "A", mask="random", seed=1),
-    )
+    first = lab.detector("Small", "A", mask="random")
+    second = quiet_lab(lab.data, tmp_path / "elsewhere").detector("Small", "A", mask="random")
+    seed = lab.detector("Small", "A", mask="random", seed=1)
     assert first.key == second.key and first.path != second.path
-    assert np.array_equal(
-        read_scores(first).p_fake, read_scores(second).p_fake
-    ) and not np.array_equal(read_scores(first).p_fake, read_scores(seed).p_fake)
+    assert np.array_equal(read_scores(first).p_fake, read_scores(second).p_fake)
+    assert not np.array_equal(read_scores(first).p_fake, read_scores(seed).p_fake)
 
 
 def test_maps_lie_on_the_grid_in_the_faces_order(lab):
     maps = np.load(lab.maps(Zoo("A", backbones=("Small",)))[0].path / "maps.npy")
-    assert (
-        len(maps) == len(lab.train_faces("A")) and maps.shape[1] >= 4 and maps.dtype == np.float16
-    )
+    assert len(maps) == len(lab.train_faces("A"))
+    assert maps.shape[1] >= 4 and maps.dtype == np.float16
 
 
 def test_statistics_are_those_of_the_maps(lab):
     zoo = Zoo.single("A", 0, "Small")
     run = lab.statistics(zoo)
-    shares, counts = (
-        pd.read_parquet(run.path / "shares.parquet"),
-        np.load(run.path / "histogram.npy"),
-    )
+    shares = pd.read_parquet(run.path / "shares.parquet")
+    counts = np.load(run.path / "histogram.npy")
     maps = np.concatenate([m.numpy() for m in lab.fused_maps(zoo)])
-    assert np.allclose(shares["above 0.3"], (maps > 0.3).mean((1, 2))) and np.allclose(
-        shares["above 0"], (maps > 0).mean((1, 2))
-    )
+    assert np.allclose(shares["above 0.3"], (maps > 0.3).mean((1, 2)))
+    assert np.allclose(shares["above 0"], (maps > 0).mean((1, 2)))
     assert counts.sum() == maps.size == len(shares) * 64 * 64
     some = next(lab.fused_maps(zoo, rows=np.array([3, 1])))
     assert np.array_equal(some.numpy(), maps[[3, 1]])
@@ -264,17 +253,15 @@ def test_statistics_are_those_of_the_maps(lab):
 def test_all_manipulations_at_once_are_balanced(lab):
     config = lab.config("Small", "all")
     assert config.recipe.balance and not lab.config("Small", "A").recipe.balance
-    assert (
-        set(lab.train_faces("all").subset) == {"real", "A", "B"}
-        and (lab.train_faces("all").label == 1).mean() == 2 / 3
-    )
-    assert read_json(lab.detector("Small", "all", "primary", zoo=("Small",)).path / "config.json")[
-        "recipe"
-    ]["balance"]
+    rows = lab.train_faces("all")
+    assert set(rows.subset) == {"real", "A", "B"} and rows.label.mean() == 2 / 3
+    run = lab.detector("Small", "all", "primary", zoo=("Small",))
+    assert config_of(run)["recipe"]["balance"]
 
 
 def test_what_is_the_same_is_one_run(lab):
     "However it is written, and however much of it a mask does not use."
+    lab = lab.dry()
     same = [
         dict(mask="none"),
         dict(mask="none", p=0.2),
@@ -307,11 +294,10 @@ def test_what_is_the_same_is_one_run(lab):
         [dict(width=1), dict(width=1.0), dict(width=np.float64(1))],
         [dict(fusion=FusionConfig(tau=0)), dict(fusion=dict(tau=0.0, lam=0.15))],
     ):
-        configs, dry = [lab.config("Small", "A", mask="primary", **s) for s in same], lab.dry()
-        assert len(set(map(str, configs))) == len({dry.train(c).key for c in configs}) == 1
-    assert lab.detector("Small", "A", "primary", alpha="static", gamma=0.5).path.name.startswith(
-        "Small-A-primary-alpha=1..1-gamma=0.5-s0-"
-    )
+        configs = [lab.config("Small", "A", mask="primary", **s) for s in same]
+        assert len(set(map(str, configs))) == len({lab.train(c).key for c in configs}) == 1
+    run = lab.detector("Small", "A", "primary", alpha="static", gamma=0.5)
+    assert label_of(run) == "Small-A-primary-alpha=1..1-gamma=0.5-s0"
 
 
 @pytest.mark.parametrize(
@@ -362,45 +348,38 @@ def test_a_detector_for_faces_of_another_size_stops_before_its_zoo_is_trained(la
     with pytest.raises(ValueError, match="built for faces of 224 x 224 pixels, not 64 x 64"):
         lab.train(wrong)
     assert not (lab.outputs / "runs").exists()
-    assert lab.config("cvit", "A", options=dict(dropout=0.1)).options == dict(
-        size=64, dropout=0.1
-    ), "what is not said stays the preset's"
+    options = lab.config("cvit", "A", options=dict(dropout=0.1)).options
+    assert options == dict(size=64, dropout=0.1), "what is not said stays the preset's"
 
 
 def test_every_named_backbone_has_a_fine_grid_in_every_preset_that_can_be_built_here():
     for preset in (PRESETS["smoke"], PRESETS["mini"]):
         for name in (*preset.backbones, *FURTHER):
             b = preset.backbone(name)
-            create_detector(
-                b.name, width=b.width, **{**size_option(b.name, preset.size), **b.options}
-            ).cam_layer(preset.size, preset.grid)
+            options = size_option(b.name, preset.size) | b.options
+            detector = create_detector(b.name, width=b.width, **options)
+            detector.cam_layer(preset.size, preset.grid)
 
 
 @pytest.fixture
 def real(toy, tmp_path, lab):
     "Data as they lie on disk for real: a folder a data set."
     write_square(toy, tmp_path / "root/ff++")
-    write_square(
-        toy.assign(
-            subset=toy.subset.replace(dict(A="celeb")), split="test", dataset="Celeb-DF"
-        ).query("subset != 'B'"),
-        tmp_path / "root/celeb-df",
-    )
-    return Lab("tiny", data=tmp_path / "root", outputs=tmp_path / "out", say=lambda line: None)
+    target = toy[toy.subset != "B"].replace(dict(subset=dict(A="celeb")))
+    target = target.assign(split="test", dataset="Celeb-DF")
+    write_square(target, tmp_path / "root/celeb-df")
+    return quiet_lab(tmp_path / "root", tmp_path / "out")
 
 
 def test_target_sets_of_real_data(real, lab, tmp_path):
     assert real.targets == ["Celeb-DF"] and lab.targets == [] and real.subsets == ["A", "B"]
     run = real.detector("Small", "A")
-    assert run.reused is False and lab.detector("Small", "A").key == run.key, (
-        "the same faces, wherever they lie"
-    )
+    assert not run.reused
+    assert lab.detector("Small", "A").key == run.key, "the same faces, wherever they lie"
     table, rows = real.scores(run, "Celeb-DF"), real.test_faces("Celeb-DF")
     assert table.path.tolist() == rows.path.tolist() and len(rows) == 24
     assert np.allclose(predict(load_detector(run), FaceDataset(rows)), table.p_fake, atol=1e-6)
-    with pytest.raises(
-        ValueError, match="unknown split or target set 'celeb-df'. Did you mean 'Celeb-DF'"
-    ):
+    with pytest.raises(ValueError, match="target set 'celeb-df'. Did you mean 'Celeb-DF'"):
         real.scores(run, "celeb-df")
     with pytest.raises(FileNotFoundError, match="no manifest at .*nowhere.*prle forge"):
         data_sets(tmp_path / "nowhere")
@@ -409,33 +388,29 @@ def test_target_sets_of_real_data(real, lab, tmp_path):
 def test_target_sets_that_are_absent_are_named(real, tmp_path):
     said = []
     Lab("tiny", data=tmp_path / "root", outputs=tmp_path / "out", say=said.append)
-    assert len(said) == 1 and said[0].endswith(
-        "has no manifest of DFDC, DF-1.0: tables and figures go without."
-    )
-    with pytest.raises(
-        ValueError,
-        match="the configuration is for the preset mini on its own data, the lab is another",
-    ):
+    [line] = said
+    assert line.endswith("has no manifest of DFDC, DF-1.0: tables and figures go without.")
+
+
+def test_a_configuration_of_another_lab_is_refused(real):
+    with pytest.raises(ValueError, match="is for the preset mini on its own data, the lab is"):
         real.train(RunConfig("xception", "A"))
 
 
 def test_a_path_may_be_written_in_any_way(lab, monkeypatch):
-    monkeypatch.chdir(lab.outputs.parent)
-    for data in (
-        "square/manifest.parquet",
-        f"{lab.outputs.parent}/square//manifest.parquet",
-        "./out/../square/manifest.parquet",
-    ):
-        assert (
-            RunConfig("xception", "A", "tiny", data).data
-            == lab.data
-            == Lab("tiny", data, lab.outputs, say=pytest.fail).data
-        )
-    assert (
-        Lab("tiny", "square/", lab.outputs, say=pytest.fail).data
-        == RunConfig("xception", "A", data="square").data
-        == f"{lab.outputs.parent}/square"
-    )
+    here = lab.outputs.parent
+    monkeypatch.chdir(here)
+
+    def meant(data):
+        "What a lab and a configuration understand."
+        of_lab = Lab("tiny", data, lab.outputs, say=pytest.fail).data
+        return {of_lab, RunConfig("xception", "A", "tiny", data).data}
+
+    assert lab.data == f"{here}/square/manifest.parquet"
+    assert meant("square/manifest.parquet") == {lab.data}
+    assert meant(f"{here}/square//manifest.parquet") == {lab.data}
+    assert meant("./out/../square/manifest.parquet") == {lab.data}
+    assert meant("square/") == meant("square") == {f"{here}/square"}
 
 
 def test_the_benchmark_is_built_by_one_process_at_a_time(tmp_path, monkeypatch):
@@ -464,11 +439,9 @@ def test_the_benchmark_is_built_by_one_process_at_a_time(tmp_path, monkeypatch):
         t.start()
     for t in threads:
         t.join()
-    assert (
-        log.count("benchmark") == log.count("targets") == 6
-        and log[::2] == log[1::2]
-        and not list((tmp_path / "data").iterdir())
-    )
+    assert log.count("benchmark") == log.count("targets") == 6
+    assert log[::2] == log[1::2], "one begins when another has ended"
+    assert not list((tmp_path / "data").iterdir())
 
 
 def test_a_forged_folder_brings_its_target_sets(toy, tmp_path):
@@ -483,60 +456,43 @@ def test_attention_of_any_detector_on_any_faces(real):
     maps = np.concatenate([m.numpy() for m in real.heat_maps(run, "Celeb-DF", batch_size=5)])
     detector, rows = load_detector(run), real.test_faces("Celeb-DF")
     image = torch.stack([item["image"] for item in FaceDataset(rows)]) / 255
-    assert np.allclose(
-        maps, attention_maps(detector, detector.cam_layer(64, 4), image).numpy(), atol=2e-3
-    )
+    by_hand = attention_maps(detector, detector.cam_layer(64, 4), image)
+    assert np.allclose(maps, by_hand.numpy(), atol=2e-3)
     assert np.array_equal(next(real.heat_maps(run, "Celeb-DF", rows=[7, 2])).numpy(), maps[[7, 2]])
     assert len(next(real.heat_maps(run))) == len(real.test_faces()) == len(read_scores(run))
 
 
 def test_masked_faces_are_masked_with_the_zoos_regions(real):
-    run = real.detector("Small", "all")
-    assert np.array_equal(
-        read_scores(real.masked(run, Zoo("all"), 0)).p_fake, read_scores(run).p_fake
-    )
-    table, maps = (
-        read_scores(real.masked(run, Zoo("all"), 0.5)),
-        real.quantiles(Zoo("all"), "test").path / "quantiles",
-    )
+    run, zoo = real.detector("Small", "all"), Zoo("all")
+    rows, maps = real.test_faces(), real.quantiles(zoo, "test").path / "quantiles"
 
-    def by_hand(item):
+    def scores(alpha, **options):
+        return read_scores(real.masked(run, zoo, alpha, **options)).p_fake
+
+    def by_hand(mask):
+        return predict(load_detector(run), FaceDataset(rows, mask, maps))
+
+    def black(item):
         return item | dict(image=item["image"] * ~region(item["quantiles"], 0.5))
 
-    assert np.allclose(
-        predict(load_detector(run), FaceDataset(real.test_faces(), by_hand, maps)),
-        table.p_fake,
-        atol=1e-6,
-    )
-    assert (
-        not np.allclose(table.p_fake, read_scores(run).p_fake, atol=1e-6)
-        and len(read_scores(real.masked(run, Zoo("all"), 0.5, split="Celeb-DF"))) == 24
-    )
-
     def gray(item):
-        return item | dict(
-            image=torch.where(region(item["quantiles"], 1.0), 0, 128)
-            .expand(3, -1, -1)
-            .to(torch.uint8)
-        )
+        shade = torch.where(region(item["quantiles"], 1.0), 0, 128).to(torch.uint8)
+        return item | dict(image=shade.expand(3, -1, -1))
 
-    bare = read_scores(real.masked(run, Zoo("all"), 1.0, face=False))
-    assert np.allclose(
-        predict(load_detector(run), FaceDataset(real.test_faces(), gray, maps)),
-        bare.p_fake,
-        atol=1e-6,
-    )
-    assert not np.allclose(
-        bare.p_fake, read_scores(real.masked(run, Zoo("all"), 1.0)).p_fake, atol=1e-6
-    ), "another run"
+    assert np.array_equal(scores(0), read_scores(run).p_fake), "alpha 0 masks nothing"
+    assert np.allclose(by_hand(black), scores(0.5), atol=1e-6)
+    assert not np.allclose(scores(0.5), read_scores(run).p_fake, atol=1e-6)
+    assert len(scores(0.5, split="Celeb-DF")) == 24
+    assert np.allclose(by_hand(gray), scores(1.0, face=False), atol=1e-6)
+    assert not np.allclose(scores(1.0, face=False), scores(1.0), atol=1e-6), "another run"
     with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], not 1.5"):
-        real.masked(run, Zoo("all"), 1.5)
+        scores(1.5)
 
 
 def test_what_was_trained_is_not_trained_again_after_a_death(lab, monkeypatch):
-    "Killed after the last epoch, or when all was written but the checkpoint's removal: the rest is done, the training is not."
+    "Killed after the last epoch, or when all was written but the checkpoint's removal."
     whole, calls = lab.detector("Small", "A"), []
-    other = Lab("tiny", data=lab.data, outputs=lab.outputs.parent / "other", say=lambda line: None)
+    other = quiet_lab(lab.data, lab.outputs.parent / "other")
 
     def die(*args):
         raise KeyboardInterrupt
@@ -547,81 +503,64 @@ def test_what_was_trained_is_not_trained_again_after_a_death(lab, monkeypatch):
             other.detector("Small", "A")
         monkeypatch.setattr("prle.trainer._train_epoch", lambda *a: calls.append(1))
     run = other.detector("Small", "A")
-    assert (
-        calls == []
-        and read_scores(run).equals(read_scores(whole))
-        and not list(run.path.glob("checkpoint*"))
-        and read_json(run.path / "provenance.json")["resumed"]
-    )
+    assert calls == [], "the rest is done, the training is not"
+    assert read_scores(run).equals(read_scores(whole))
+    assert not list(run.path.glob("checkpoint*"))
+    assert read_json(run.path / "provenance.json")["resumed"]
 
 
 def test_a_training_that_diverges_is_a_gap_with_a_reason(lab):
     "Only the run itself, and what is made from it."
-    with pytest.raises(
-        RunFailed, match="detectors/Small-A-none-optimizer=SGD-lr=1e.30-s0-.* failed: .*lower lr"
-    ) as caught:
-        lab.detector("Small", "A", lr=1e30, optimizer="SGD")
-    assert (
-        caught.value.run.startswith("detectors/Small-A-none-")
-        and "in epoch 1" in caught.value.reason
-    )
+    diverging = dict(lr=1e30, optimizer="SGD")
+    name = "detectors/Small-A-none-optimizer=SGD-lr=1e.30-s0"
+    with pytest.raises(RunFailed, match=f"{name}-.* failed: .*lower lr") as caught:
+        lab.detector("Small", "A", **diverging)
+    assert caught.value.run.startswith("detectors/Small-A-none-")
+    assert "in epoch 1" in caught.value.reason
     start = time.monotonic()
     with pytest.raises(RunFailed):
-        lab.target(lab.detector("Small", "A", lr=1e30, optimizer="SGD"), "Celeb-DF")
+        lab.target(lab.detector("Small", "A", **diverging), "Celeb-DF")
     assert time.monotonic() - start < 0.5 and not lab.detector("Small", "A").reused
 
 
-def test_scores_and_maps_are_computed_in_the_parts_of_a_batch_that_the_training_had(
-    lab, monkeypatch
-):
+def test_scores_and_maps_are_computed_in_the_parts_of_a_trainings_batch(lab, monkeypatch):
     "Where they do not fit either, the settings to change are named."
     sizes = []
-    monkeypatch.setattr(
-        "prle.lab.experiments.predict",
-        lambda detector, faces, batch, *a: (
-            sizes.append(batch) or predict(detector, faces, batch, *a)
-        ),
-    )
+
+    def watched(detector, faces, batch_size, *others):
+        sizes.append(batch_size)
+        return predict(detector, faces, batch_size, *others)
+
+    monkeypatch.setattr("prle.lab.experiments.predict", watched)
     run = lab.detector("Small", "A", batch=6, accumulate=3)
 
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("prle.lab.experiments.localize", full)
-    with pytest.raises(
-        torch.OutOfMemoryError,
-        match=r"on the device for batch=2: lower batch or raise accumulate .* \(CUDA out of memory",
-    ):
+    message = r"on the device for batch=2: lower batch or raise accumulate .* \(CUDA out of memory"
+    with pytest.raises(torch.OutOfMemoryError, match=message):
         lab.attention(run)
     assert sizes == [2]
 
 
 def test_scores_that_are_no_numbers_are_no_result(lab, monkeypatch):
-    monkeypatch.setattr(
-        "prle.lab.experiments.predict", lambda detector, faces, *a: np.full(len(faces), np.nan)
-    )
+    def nowhere(detector, faces, *others):
+        return np.full(len(faces), np.nan)
+
+    monkeypatch.setattr("prle.lab.experiments.predict", nowhere)
     with pytest.raises(RunFailed, match="the score of .*png is no number"):
         lab.detector("Small", "A")
 
 
 def test_provenance_names_machine_code_data_and_times(lab):
     run = lab.detector("Small", "A", "primary", zoo=("Other",))
-    origin, config = read_json(run.path / "provenance.json"), read_json(run.path / "config.json")
-    assert config["data"] == lab.fingerprint and {
-        "commit",
-        "clean",
-        "packages",
-        "device",
-        "threads",
-        "start",
-        "end",
-        "seconds",
-        "host",
-        "modules",
-    } <= set(origin)
-    assert [name.split("/")[0] for name in origin["inputs"]] == ["fusions"] and origin[
-        "resumed"
-    ] is False
+    origin = read_json(run.path / "provenance.json")
+    assert config_of(run)["data"] == lab.fingerprint
+    named = "commit clean packages device threads start end seconds host modules"
+    assert set(named.split()) <= set(origin)
+    assert [name.split("/")[0] for name in origin["inputs"]] == ["fusions"]
+    assert origin["resumed"] is False
 
 
 def test_provenance_is_of_the_device_that_was_asked_for(lab, monkeypatch):
@@ -633,31 +572,34 @@ def test_provenance_is_of_the_device_that_was_asked_for(lab, monkeypatch):
 
 def test_a_lab_travels_without_its_tables(lab):
     assert len(lab.manifest) and lab.fingerprint
-    again = pickle.loads(pickle.dumps(lab))
-    assert (
-        len(pickle.dumps(lab)) < 5000
-        and "manifest" not in vars(again)
-        and again.fingerprint == lab.fingerprint
-    )
-    assert (
-        again.train_faces("A").path.tolist() == lab.train_faces("A").path.tolist()
-        and again.device == lab.device
-    )
+    packed = pickle.dumps(lab)
+    again = pickle.loads(packed)
+    assert len(packed) < 5000 and "manifest" not in vars(again)
+    assert again.fingerprint == lab.fingerprint and again.device == lab.device
+    assert again.train_faces("A").path.tolist() == lab.train_faces("A").path.tolist()
+
+
+def test_a_dry_twin_reads_nothing_again(lab):
+    assert lab.fingerprint and lab.dry().manifest is lab.manifest
+    assert lab.dry().store.dry and not lab.store.dry
 
 
 def test_a_wanted_run_is_planned_and_then_read(lab):
-    "By the same object: a dry lab notes it, a real one makes it once, and a run that diverged is an error of the one that reads."
+    "By the same object: a dry lab notes it, a real one makes it once."
     wanted = Wanted(lambda lab: lab.detector("Small", "A"), read_scores)
-    assert not wanted.ask(dry := lab.dry()).path.exists() and [
-        t.path.parent.name for t in dry.store.tasks
-    ] == ["detectors"]
-    assert (
-        wanted.get(lab).equals(read_scores(lab.detector("Small", "A"))) and wanted.ask(lab).reused
-    )
+    dry = lab.dry()
+    assert not wanted.ask(dry).path.exists()
+    assert [task.path.parent.name for task in dry.store.tasks] == ["detectors"]
+    assert wanted.get(lab).equals(read_scores(lab.detector("Small", "A")))
+    assert wanted.ask(lab).reused
+
+
+def test_a_wanted_run_that_diverged_is_an_error_of_the_one_that_reads(lab):
+    def diverging(lab):
+        return lab.detector("Small", "A", lr=1e30, optimizer="SGD")
+
     with pytest.raises(RunFailed):
-        Wanted(lambda lab: lab.detector("Small", "A", lr=1e30, optimizer="SGD"), read_scores).get(
-            lab
-        )
+        Wanted(diverging, read_scores).get(lab)
 
 
 def test_a_zoo_named_in_any_way_is_one(lab):
@@ -667,36 +609,21 @@ def test_a_zoo_named_in_any_way_is_one(lab):
         Zoo("A", backbones=("Small", "Other")),
         Zoo("A", backbones=("Other", "Small")),
     ]
-    assert (
-        len({dry.quantiles(zoo).path for zoo in same})
-        == len({dry.statistics(zoo).path for zoo in same})
-        == 1
-    )
-    assert [run.path.name.split("-")[0] for run in dry.maps(same[2])] == ["Small", "Other"], (
-        "in the preset's order"
-    )
+    assert len({dry.quantiles(zoo).path for zoo in same}) == 1
+    assert len({dry.statistics(zoo).path for zoo in same}) == 1
+    names = [run.path.name.split("-")[0] for run in dry.maps(same[2])]
+    assert names == ["Small", "Other"], "in the preset's order"
     with pytest.raises(ValueError, match="unknown backbone 'Smal'. Did you mean 'Small'"):
         dry.quantiles(Zoo("A", backbones=("Smal",)))
 
 
 def test_labels_say_what_is_not_as_usual(lab):
     dry = lab.dry()
-    for changes, label in (
-        (dict(), "Small-A-none-s0"),
-        (
-            dict(mask="primary", fusion=FusionConfig("mean"), zoo=("Other",)),
-            "Small-A-primary-mean-Other-s0",
-        ),
-        (dict(mask="random", p=0.2, lr=0.01, seed=3), "Small-A-random-p=0.2-lr=0.01-s3"),
-    ):
-        assert dry.detector("Small", "A", **changes).path.name.rsplit("-", 1)[0] == label
-    assert (
-        dry.quantiles(Zoo("A", 1, ("Other",), FusionConfig("mean")), "test").path.name.rsplit(
-            "-", 1
-        )[0]
-        == "A-mean-Other-test-s1"
-    )
-    assert (
-        dry.statistics(Zoo.single("A", 2, "Other")).path.name.rsplit("-", 1)[0]
-        == "A-mean,tau=0-Other-s2"
-    )
+    masked = dict(mask="primary", fusion=FusionConfig("mean"), zoo=("Other",))
+    random = dict(mask="random", p=0.2, lr=0.01, seed=3)
+    assert label_of(dry.detector("Small", "A")) == "Small-A-none-s0"
+    assert label_of(dry.detector("Small", "A", **masked)) == "Small-A-primary-mean-Other-s0"
+    assert label_of(dry.detector("Small", "A", **random)) == "Small-A-random-p=0.2-lr=0.01-s3"
+    zoo = Zoo("A", 1, ("Other",), FusionConfig("mean"))
+    assert label_of(dry.quantiles(zoo, "test")) == "A-mean-Other-test-s1"
+    assert label_of(dry.statistics(Zoo.single("A", 2, "Other"))) == "A-mean,tau=0-Other-s2"
