@@ -68,7 +68,7 @@ def _groups(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:  # by manipulation
     groups = {name: scores[scores.subset.isin(["real", name])] for name in names}
     return groups | dict(all=scores)
 
-
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-10
 def evaluation(
     scores: pd.DataFrame,  # from `prle.lab.experiments.read_scores`
     n: int = 1000,  # resamples behind the intervals
@@ -88,7 +88,7 @@ def evaluation(
     table[numbers] *= 100
     return table[["subset", "unit", "measure", *numbers]]
 
-# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-13
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-14
 def crop_settings(
     root: str | Path,  # folder of the training data
     size: int,  # of its faces, pixels
@@ -104,7 +104,7 @@ def crop_settings(
         return dict(size=size, scale=made["scale"], align=made["align"])
     return dict(size=size, align="similarity", scale=SCALES["similarity"])
 
-# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-15
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-16
 def crop_largest(
     frame: np.ndarray,  # (H, W, 3) uint8, RGB
     settings: dict,  # from `crop_settings`
@@ -118,10 +118,10 @@ def crop_largest(
     box = align(face, frame.shape, settings["align"], size, settings["scale"])
     return warp_crop(frame, box, size)
 
-# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-18
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-19
 _BATCH = 32  # faces of a forward pass
 
-
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-20
 def _mean_score(detector: Detector, crops: list[np.ndarray], device: str) -> float:
     "Return the mean probability of fake of some crops."
     logits = []
@@ -131,12 +131,12 @@ def _mean_score(detector: Detector, crops: list[np.ndarray], device: str) -> flo
             logits.append(detector(to_input(images.permute(0, 3, 1, 2), device)))
     return float(torch.cat(logits).double().sigmoid().mean())
 
-# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-19
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-21
 def _row(file: str | Path, frames: int = 0, faces: int = 0, p_fake=float("nan"), note="") -> dict:
     "Return a row of `predict_files`."
     return dict(file=str(file), frames=frames, faces=faces, p_fake=p_fake, note=note)
 
-
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-22
 def _score_file(
     detector: Detector, file: str | Path, settings: dict, count: int, device: str
 ) -> dict:
@@ -151,13 +151,13 @@ def _score_file(
         return _row(file, len(frames), note="no face found")
     return _row(file, len(frames), len(crops), _mean_score(detector, crops, device))
 
-# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-20
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-23
 def _listed(given: str | Path) -> list:
     "List the files that an argument stands for; raise `FaceError` if there is none."
     picture = Path(given).is_file() and is_pictures(given)
     return [given] if picture else list(list_videos([given]).file)
 
-
+# %% ../../nbs/lab/05_apply.ipynb #lab-05-apply-24
 def predict_files(
     detector: Detector,  # from `load_detector`
     inputs: Iterable[str | Path],  # pictures, videos, folders of videos or of pictures

@@ -186,17 +186,18 @@ class Zoo:
 MASKS = dict(primary=PrimaryRegionMask, random=RandomMask, landmark=LandmarkMask)
 "The masks that a training can have besides none."
 
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-26
 ALPHA_POLICIES = dict(dynamic=(0.0, 1.0), static=(1.0, 1.0))
 "The paper's alpha, and Table VII's without dynamic exploitation: the fused map as a binary mask (Eq. 4)."
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-27
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-28
 def _is_alpha(value) -> bool:
     "Tell whether a value may be an alpha: a policy's name, or two numbers."
     if isinstance(value, str):
         return True
     return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
 
-
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-29
 def _is_names(value) -> bool:
     "Tell whether a value is a list of names."
     return isinstance(value, (list, tuple)) and all(map(is_word, value))
@@ -206,7 +207,7 @@ def _is_options(value) -> bool:
     "Tell whether a value is a mapping whose keys are names."
     return isinstance(value, dict) and all(map(is_word, value))
 
-
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-30
 def _is_subset(value) -> bool:
     "Tell whether a value may be the name of a manipulation."
     return is_word(value) and value != ""
@@ -216,7 +217,7 @@ def _is_path(value) -> bool:
     "Tell whether a value may be a path."
     return isinstance(value, (str, Path))
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-29
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-32
 _ALPHA_TEXT = f"be {', '.join(ALPHA_POLICIES)} or two numbers, from where to where it is drawn"
 
 _RULES = dict(
@@ -234,17 +235,17 @@ _RULES = dict(
     fill=WORD,
 )
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-31
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-34
 def absolute_data(data: str | Path | None) -> str:  # "" for none
     "Return an absolute path, so that different spellings of a path give the same configuration."
     return os.path.abspath(data) if data else ""
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-33
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-36
 def _built(kind: type, given):
     "Return a configuration of this kind that may be given as a mapping of its fields."
     return given if isinstance(given, kind) else build_config(kind, given)
 
-
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-37
 def _one_form(config: "RunConfig") -> dict:
     "Return the fields that can be written in several ways, each in one form."
     form = dict(
@@ -259,7 +260,7 @@ def _one_form(config: "RunConfig") -> dict:
         form["alpha"] = tuple(map(float, config.alpha))
     return form
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-35
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-40
 def _check_pretrained(config: "RunConfig"):
     "Raise `ValueError` if `pretrained` is set for a network without ImageNet weights."
     if not config.pretrained or (config.width == 1 and has_weights(config.detector)):
@@ -267,7 +268,7 @@ def _check_pretrained(config: "RunConfig"):
     network = f"{config.detector} at width {config.width:g}"
     raise ValueError(f"pretrained must be False: there are no ImageNet weights of {network}.")
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-36
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-41
 @dataclass(frozen=True)
 class RunConfig:
     "One training: detector, manipulation, mask and recipe; `ValueError` names the valid values."
@@ -310,13 +311,13 @@ class RunConfig:
         plain = json.loads(json.dumps(asdict(self)))
         return yaml.safe_dump(plain, sort_keys=False)
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-40
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-45
 @patch(as_prop=True)
 def masking_zoo(self: RunConfig) -> Zoo:
     "Return the zoo whose maps are behind the primary masks."
     return Zoo(self.subset, self.recipe.seed, self.zoo, self.fusion)
 
-
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-46
 @patch
 def policy(self: RunConfig):  # a mask of `prle.masking`, or None
     "Return the mask that this configuration trains with."
@@ -327,7 +328,7 @@ def policy(self: RunConfig):  # a mask of `prle.masking`, or None
         options["alpha"] = self.range
     return MASKS[self.mask](**options)
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-43
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-49
 @patch
 def key(self: RunConfig) -> dict:
     "Return the settings that the weights depend on, besides data and quantile maps."
@@ -342,7 +343,7 @@ def key(self: RunConfig) -> dict:
     settings = asdict(self) | dict(alpha=self.range, recipe=recipe)
     return {name: value for name, value in settings.items() if name not in unused}
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-46
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-52
 @patch
 def write(
     self: RunConfig,
@@ -355,7 +356,7 @@ def write(
         tmp.write_text(text, encoding="utf-8")
     return path
 
-# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-47
+# %% ../../nbs/lab/01_configs.ipynb #lab-01-configs-53
 @patch(cls_method=True)
 def read(
     cls: RunConfig,

@@ -44,7 +44,7 @@ def _fault_of(inputs: list[Outcome]) -> str:  # "" if all inputs have results
             return needs_text(outcome.name, outcome.fault)
     return ""
 
-
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-10
 def do_task(
     store: RunStore,  # which is to have it
     task: Task,  # of a dry store
@@ -63,7 +63,7 @@ def do_task(
             raise
         return Outcome(task.name, f"{type(e).__name__}: {e}")
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-11
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-13
 def in_process(
     store: RunStore,  # which is to have the runs
     tasks: list[Task],  # in the order in which a dry store was asked for them
@@ -75,7 +75,7 @@ def in_process(
         done[task.name] = do_task(store, task, [done[name] for name in inputs[task.name]])
         yield done[task.name]
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-14
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-16
 def _import_ray():  # the module `ray`
     "Import Ray; raise `ImportError` naming the extra if it is missing."
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -85,7 +85,7 @@ def _import_ray():  # the module `ray`
         raise ImportError("engine 'ray' needs Ray: pip install 'prle[cluster]'") from e
     return ray
 
-
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-17
 @contextmanager
 def cluster(
     **options,  # of `ray.init`, for a connection that is made here: num_cpus, num_gpus, ...
@@ -106,18 +106,18 @@ def cluster(
     finally:
         ray.shutdown()
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-16
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-19
 _DEATHS = 3
 "The workers that a run may cost without a new epoch."
 
-
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-20
 def _epochs(path: Path) -> int:
     "Return the highest number among the epochs that a run's working folders keep; 0 if there is none."
     found = path.parent.glob(f".{path.name}.partial-*/checkpoint-*/epoch-*")
     numbers = [epoch.name.removeprefix("epoch-") for epoch in found]
     return max((int(n) for n in numbers if n.isdecimal()), default=0)  # not those set aside
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-18
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-22
 def _do_there(
     settings: dict,  # of the store: root, heartbeat, missed, device
     task: Task,
@@ -134,11 +134,11 @@ def _do_there(
     outcome = do_task(RunStore(say=lines.append, **settings), task, inputs)
     return outcome._replace(lines=tuple(lines))
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-20
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-24
 GPU_KINDS = ("detectors", "maps", "targets", "masked")
 "The kinds of runs in which a detector runs."
 
-
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-25
 def _submit(ray, store: RunStore, tasks: list[Task], gpus: float) -> dict:  # name -> reference
     "Hand the runs to Ray, each with references to the outcomes of its inputs."
     work, inputs, refs = ray.remote(max_retries=-1)(_do_there), task_inputs(tasks), {}
@@ -152,7 +152,7 @@ def _submit(ray, store: RunStore, tasks: list[Task], gpus: float) -> dict:  # na
         refs[task.name] = there.remote(settings, task, *before)
     return refs
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-21
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-26
 def _outcome(ray, ref, name: str, inputs: list[Outcome]) -> Outcome:
     "Return the outcome of a Ray task; an error of the store in the worker is raised again here."
     try:
@@ -165,7 +165,7 @@ def _outcome(ray, ref, name: str, inputs: list[Outcome]) -> Outcome:
             raise e.cause from None
         return Outcome(name, f"its worker died ({type(e).__name__})")
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-22
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-27
 def on_ray(
     store: RunStore,  # which is to have the runs, in a folder that all nodes see by the same name
     tasks: list[Task],  # in the order in which a dry store was asked for them
@@ -187,11 +187,11 @@ def on_ray(
             for ref in waiting:
                 ray.cancel(ref)
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-24
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-29
 ENGINES = dict(local=in_process, ray=on_ray)
 "Name -> function (store, tasks, gpus) that yields an `Outcome` for each task."
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-26
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-31
 def _renew(left: dict[str, float], dry: RunStore, made: str):
     "Update the estimated times of the runs left of a kind, now that one of that kind has been made."
     kind = made.split("/")[0]
@@ -200,7 +200,7 @@ def _renew(left: dict[str, float], dry: RunStore, made: str):
     again.tasks = [t for t in dry.tasks if t.path.parent.name == kind and left.get(t.name)]
     left.update(zip([t.name for t in again.tasks], planned(again).seconds))
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-27
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-32
 def _left_text(left: dict[str, float]) -> str:
     "Say how much work is left: the sum of the known times, and the number of runs without an estimate."
     known = [seconds for seconds in left.values() if not math.isnan(seconds)]
@@ -209,7 +209,7 @@ def _left_text(left: dict[str, float]) -> str:
         parts.append(f"{len(left) - len(known)} runs like none before")
     return f"{' and '.join(parts)} of work left"
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-29
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-34
 def _report(store: RunStore, outcome: Outcome):
     "Pass on what a worker's store said, say what failed, and note the run as asked for."
     for line in outcome.lines:
@@ -219,7 +219,7 @@ def _report(store: RunStore, outcome: Outcome):
     else:
         store.used.setdefault(store.root / outcome.name, outcome.reused)
 
-# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-30
+# %% ../../nbs/lab/04_engines.ipynb #lab-04-engines-35
 def execute(
     store: RunStore,  # which is to have the runs
     dry: RunStore,  # a dry one on the same folder, which was asked for them

@@ -51,7 +51,7 @@ def _rebuild(config: dict, weights: Path, device: str) -> Detector:
     detector.load_state_dict(read_tensors(weights))
     return detector.eval().to(device, memory_format=torch.channels_last)
 
-
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-6
 def load_detector(
     run: Run,  # of a detector
     device: str = "cpu",  # where to put it
@@ -59,32 +59,32 @@ def load_detector(
     "Load the detector of a run with its weights; raise `Damaged` if they are not as they were written."
     return _rebuild(_run_config(run), run_file(run.path, "model.safetensors"), device)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-6
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-7
 def read_scores(
     run: Run,  # of a detector, a target set, or masked faces
 ) -> pd.DataFrame:  # path, label, dataset, subset, video, identity, p_fake; in the manifest's order
     "Read the scores of all test faces; raise `Damaged` if they are not as they were written."
     return read_table(run_file(run.path, "scores.parquet"))
 
-
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-8
 def quantile_folder(
     run: Run,  # of a fusion
 ) -> Path:  # of its maps, for `FaceDataset`
     "Return the folder of quantile maps; raise `Damaged` if its table of digests is not as it was written."
     return run_file(run.path, f"quantiles/{DIGESTS}").parent
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-8
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-10
 def _batch_size(config: dict) -> int:
     "Return the faces of one forward pass in the training of a run."
     recipe, processes = config["recipe"], config.get("processes", 1)
     return recipe["batch"] // recipe["accumulate"] // processes
 
-
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-11
 def _run_label(run: Run) -> str:
     "Return the label of a run: its name without the key."
     return run.path.name.rsplit("-", 1)[0]
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-11
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-14
 def _write_scores(rows: pd.DataFrame, p_fake: np.ndarray, folder: Path):
     "Write the scores of faces; raise `FloatingPointError` naming the first that is not finite."
     wrong = np.flatnonzero(~np.isfinite(p_fake))
@@ -94,7 +94,7 @@ def _write_scores(rows: pd.DataFrame, p_fake: np.ndarray, folder: Path):
     with atomic_path(folder / "scores.parquet") as path:
         table.to_parquet(path, index=False)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-14
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-17
 def fused_batches(
     runs: Sequence[Run],  # with the maps of each detector, from `Lab.maps`
     fusion: FusionConfig,
@@ -110,13 +110,15 @@ def fused_batches(
         upsampled = [upsample_maps(m[chosen], (size, size)) for m in maps]
         yield fuse(torch.stack(upsampled, 1), **asdict(fusion))
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-16
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-19
 THRESHOLDS = (0.0, 0.3)
 "The attention above which a pixel counts: Eq. 4's, and the paper's tau_1."
+
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-20
 BINS = 50
 "Bins of the histogram of attention values."
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-17
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-21
 def _write_statistics(maps: Iterator[torch.Tensor], rows: pd.DataFrame, folder: Path):
     "Write each face's share above `THRESHOLDS` (shares.parquet) and the histogram of all pixels."
     shares, counts = [], np.zeros(BINS, np.int64)
@@ -130,7 +132,7 @@ def _write_statistics(maps: Iterator[torch.Tensor], rows: pd.DataFrame, folder: 
     table.to_parquet(folder / "shares.parquet", index=False)
     np.save(folder / "histogram.npy", counts)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-20
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-24
 def _masked_faces(
     rows: pd.DataFrame,  # of a manifest
     quantiles: Path,  # folder of their quantile maps
@@ -151,7 +153,7 @@ def _masked_faces(
 
     return FaceDataset(rows, mask, quantiles)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-22
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-26
 @lru_cache
 def _check_buildable(name: str, width: float, options: str, size: int):
     """Check that a detector with these options (JSON) can be built and takes faces of this size.
@@ -164,11 +166,11 @@ def _check_buildable(name: str, width: float, options: str, size: int):
     except TypeError as e:
         raise ValueError(str(e)) from e
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-25
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-29
 class LabConfigs(LabData):
     "The configurations of a preset on its data: trainings, zoos, and the labels of their runs."
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-26
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-30
 _FIXED = ("detector", "subset", "preset", "data", "recipe", "seed")
 "Fields of a training that the lab sets itself."
 
@@ -183,7 +185,7 @@ def _sorted_changes(changes: dict) -> tuple[dict, dict]:  # of `RunConfig`, of `
         (run if name in of_run else recipe)[name] = value
     return run, recipe
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-28
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-32
 @patch
 def config(
     self: LabConfigs,
@@ -208,7 +210,7 @@ def config(
     given = dict(detector=network.name, recipe=recipe, **where, **size)
     return build_config(RunConfig, given | changed)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-29
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-33
 @patch
 def zoo_names(
     self: LabConfigs,
@@ -222,7 +224,7 @@ def zoo_names(
     names = tuple(sorted(set(names), key=lambda name: (ranks.get(name, len(order)), name)))
     return () if names == tuple(self.preset.backbones) else names
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-32
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-36
 def _text(value) -> str:
     "Format the value of a setting for a label."
     if isinstance(value, tuple):
@@ -236,13 +238,13 @@ def _differences(usual: dict, key: dict) -> list[str]:  # ["alpha=1..1", "lr=0.0
     del new["recipe"]
     return [f"{name}={_text(value)}" for name, value in new.items() if value != old[name]]
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-34
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-38
 @patch
 def _normal(self: LabConfigs, zoo: Zoo) -> Zoo:
     "Return the same zoo with its backbones in the form of `zoo_names`."
     return Zoo(zoo.subset, zoo.seed, self.zoo_names(zoo.backbones), zoo.fusion)
 
-
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-39
 @patch
 def label(
     self: LabConfigs,
@@ -262,7 +264,7 @@ def label(
     plain = [re.sub(r"[^\w.,+=-]", "", part) for part in (*parts, *marks)]
     return "-".join([name, config.subset, config.mask, *plain, f"s{seed}"])
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-37
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-42
 class Lab(LabConfigs):
     "The steps behind the tables on one preset's data, each made once and kept in the run store."
 
@@ -305,7 +307,7 @@ class Lab(LabConfigs):
         state.pop("manifest", None)
         return state
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-39
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-44
 @patch
 def dry(self: Lab) -> Lab:
     """Return a twin whose store makes no run, but records in `tasks` every run that it is asked for.
@@ -317,7 +319,7 @@ def dry(self: Lab) -> Lab:
     twin.store = RunStore(self.store.root, lambda line: None, dry=True)
     return twin
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-42
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-47
 class _Training(NamedTuple):
     "What a detector is trained with, and where its results go."
 
@@ -326,7 +328,7 @@ class _Training(NamedTuple):
     label: str  # of the run, for the progress bar and trackers
     folder: Path  # of the run
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-43
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-48
 @patch
 def _train(self: Lab, accelerator, training: _Training):
     """Train a detector and write weights and history; with an accelerator, as one of several processes.
@@ -355,7 +357,7 @@ def _train(self: Lab, accelerator, training: _Training):
         save_file(weights, folder / "model.safetensors")
         history.to_parquet(folder / "history.parquet", index=False)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-44
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-49
 @patch
 def _score(
     self: Lab,
@@ -370,7 +372,7 @@ def _score(
     p_fake = predict(detector, faces, _batch_size(config), self.device, self.workers)
     _write_scores(rows, p_fake, folder)
 
-
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-50
 @patch
 def _score_run(
     self: Lab, run: Run, rows: pd.DataFrame, folder: Path, faces: FaceDataset | None = None
@@ -378,7 +380,7 @@ def _score_run(
     "Write the scores that a run's detector gives to faces; the others as of `_score`."
     self._score(load_detector(run, self.device), _run_config(run), rows, folder, faces)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-45
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-51
 @patch
 def _train_and_score(self: Lab, training: _Training):
     "Fill the folder of a detector's run, or continue it; checkpoints are removed last."
@@ -396,7 +398,7 @@ def _train_and_score(self: Lab, training: _Training):
     for checkpoint in folder.glob("checkpoint-*"):
         discard(checkpoint)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-47
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-53
 @patch
 def _check_config(self: Lab, config: RunConfig):
     "Raise `ValueError` for a training of another lab, or one that cannot be."
@@ -406,7 +408,7 @@ def _check_config(self: Lab, config: RunConfig):
     check_choice(config.subset, [*self.subsets, "all"], "manipulation")
     _check_buildable(config.detector, config.width, json.dumps(config.options), self.preset.size)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-48
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-54
 @patch
 def train(
     self: Lab,
@@ -430,7 +432,7 @@ def train(
 
     return self.store.get("detectors", label, key, make, resume=True)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-49
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-55
 @patch
 def detector(
     self: Lab,
@@ -443,7 +445,7 @@ def detector(
     "Train and score a backbone as the preset does, with the given settings changed."
     return self.train(self.config(backbone, subset, seed, mask=mask, **changes))
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-52
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-58
 @patch
 def target(
     self: Lab,
@@ -458,7 +460,7 @@ def target(
 
     return self.store.get("targets", f"{_run_label(run)}-{target}", config, make)
 
-
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-59
 @patch
 def scores(
     self: Lab,
@@ -468,12 +470,12 @@ def scores(
     "Return the scores of a detector on all faces of a set."
     return read_scores(run if on == "test" else self.target(run, on))
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-54
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-61
 _ADVICE = (
     "lower batch or raise accumulate in the detector's training, whose parts of a batch these are"
 )
 
-
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-62
 @patch
 def _localize(self: Lab, run: Run, rows: pd.DataFrame, folder: Path):
     "Write the attention maps of faces."
@@ -484,7 +486,7 @@ def _localize(self: Lab, run: Run, rows: pd.DataFrame, folder: Path):
     with memory_explained(_ADVICE, batch=batch_size):
         localize(detector, layer, faces, folder / "maps.npy")
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-55
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-63
 @patch
 def attention(
     self: Lab,
@@ -501,7 +503,7 @@ def attention(
 
     return self.store.get("maps", f"{_run_label(run)}-{split}", config, make)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-56
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-64
 @patch
 def heat_maps(
     self: Lab,
@@ -514,7 +516,7 @@ def heat_maps(
     maps = [self.attention(run, split)]
     return fused_batches(maps, IDENTITY, self.preset.size, rows, batch_size)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-58
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-66
 @patch
 def maps(
     self: Lab,
@@ -529,18 +531,18 @@ def maps(
         runs.append(self.attention(plain, split, subset))
     return runs
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-61
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-69
 def _zoo_label(zoo: Zoo, *marks: str) -> str:  # empty marks are left out
     "Return the label of what is made from the maps of a zoo."
     return "-".join([zoo.subset, str(zoo.fusion), *filter(None, marks), f"s{zoo.seed}"])
 
-
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-70
 @patch
 def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
     "Return the configuration that names what is made from the maps of a zoo."
     return dict(asdict(zoo.fusion), maps=[run.key for run in runs], size=self.preset.size)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-62
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-71
 @patch
 def quantiles(
     self: Lab,
@@ -561,7 +563,7 @@ def quantiles(
 
     return self.store.get("fusions", label, self._fusion_key(zoo, runs), make)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-65
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-74
 @patch
 def fused_maps(
     self: Lab,
@@ -573,7 +575,7 @@ def fused_maps(
     "Fuse the maps of a zoo, for figures and statistics."
     return fused_batches(self.maps(zoo, split), zoo.fusion, self.preset.size, rows, batch_size)
 
-
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-75
 @patch
 def statistics(
     self: Lab,
@@ -590,7 +592,7 @@ def statistics(
 
     return self.store.get("statistics", label, config, make)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-68
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-78
 @patch
 def masked(
     self: Lab,
@@ -621,7 +623,7 @@ def masked(
 
     return self.store.get("masked", label, config, make)
 
-# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-77
+# %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-87
 @dataclass(frozen=True)
 class Wanted:
     "A run that is needed and how its result is read; nothing is made until a lab is asked."

@@ -35,7 +35,7 @@ def _layout(data: Path) -> tuple[Path, dict[str, Path]]:
         folders = {name: found.parent / "targets" / name for name in TARGETS}
     return found, {name: folder / "manifest.parquet" for name, folder in folders.items()}
 
-
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-7
 def data_sets(
     data: str | Path,  # a folder made by `prle forge` or one that holds ff++/, ...; or a manifest
 ) -> tuple[Path, dict[str, Path]]:
@@ -50,14 +50,14 @@ def data_sets(
         )
     return found, {name: path for name, path in targets.items() if path.exists()}
 
-# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-9
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-10
 def _sizes(root: Path, paths: pd.Series) -> list[int]:
     """Return the size of every file in bytes; 0 for an empty path.
 
     Raise `ValueError` for a path or link that leads out of the root."""
     return [below(root, path).stat().st_size if path else 0 for path in paths]
 
-# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-10
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-11
 def data_fingerprint(
     manifest: pd.DataFrame,  # from `read_manifest`
 ) -> str:  # 16 hexadecimal digits
@@ -68,7 +68,7 @@ def data_fingerprint(
     rows = manifest.assign(landmarks=landmarks, **sizes)
     return digest(rows.to_csv(index=False))
 
-# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-12
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-13
 class LabData:
     "The faces that an experiment trains and tests on: the preset's mini benchmark, or other data."
 
@@ -116,13 +116,13 @@ class LabData:
         "Return the hash of `manifest`."
         return data_fingerprint(self.manifest)
 
-# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-15
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-16
 @patch(as_prop=True)
 def targets(self: LabData) -> list[str]:
     "Return the names of the target sets: other people and other forgeries, never trained on."
     return list(self._sets[1] if self._sets else TARGETS)
 
-
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-17
 @patch(as_prop=True)
 def absent(self: LabData) -> list[str]:
     "Return the target sets that are missing beside `ff++`; empty for other layouts of data."
@@ -130,13 +130,13 @@ def absent(self: LabData) -> list[str]:
         return []
     return [name for name in ROOT_FOLDERS if name not in self.targets]
 
-
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-18
 @patch(as_prop=True)
 def subsets(self: LabData) -> list[str]:
     "Return the manipulations in the manifest's order."
     return [subset for subset in self.manifest.subset.unique() if subset != "real"]
 
-# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-17
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-20
 @patch
 def source(
     self: LabData,
@@ -151,7 +151,7 @@ def source(
         self._opened[split] = manifest, data_fingerprint(manifest)
     return self._opened[split]
 
-# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-20
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-23
 @patch
 def train_faces(
     self: LabData,
@@ -161,7 +161,7 @@ def train_faces(
     "Return the faces that a detector is trained on; maps of them have the same rows."
     return select(self.manifest, split, None if subset == "all" else subset)
 
-
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-24
 @patch
 def test_faces(
     self: LabData,
@@ -170,7 +170,7 @@ def test_faces(
     "Return the faces that all detectors are tested on; scores have the same rows."
     return select(self.source(split)[0], "test")
 
-
+# %% ../../nbs/lab/02_labdata.ipynb #lab-02-labdata-25
 @patch
 def faces(
     self: LabData,
