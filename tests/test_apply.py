@@ -51,7 +51,7 @@ def lab(toy, tmp_path, monkeypatch):
         64,
         8,
         {"Small": Backbone("xception", 1 / 8), "Other": Backbone("vgg16", 1 / 8)},
-        dict(epochs=1, batch=4),
+        dict(epochs=1, batch_size=4),
         grid=4,
         width=1 / 8,
     )
@@ -265,7 +265,7 @@ def test_wrong_trainings_are_refused(lab, prle, monkeypatch, words, message):
 def test_a_configuration_may_name_its_data_as_seen_from_here(lab, prle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.yaml").write_text(
-        "{detector: xception, subset: A, preset: tiny, width: 0.125, data: square/, recipe: {epochs: 1, batch: 4}}"
+        "{detector: xception, subset: A, preset: tiny, width: 0.125, data: square/, recipe: {epochs: 1, batch_size: 4}}"
     )
     assert prle("train", "a.yaml", given=False)[0] == 0
 

@@ -294,7 +294,7 @@ def lab(toy, tmp_path, monkeypatch):
             64,
             8,
             {"Small": Backbone("xception", 1 / 8), "Other": Backbone("vgg16", 1 / 8)},
-            dict(epochs=3, batch=4),
+            dict(epochs=3, batch_size=4),
             grid=4,
             width=1 / 8,
         ),

@@ -32,7 +32,7 @@ def lab(toy, tmp_path, monkeypatch):
         64,
         8,
         {"Small": Backbone("xception", 1 / 8), "Other": Backbone("vgg16", 1 / 8)},
-        dict(epochs=1, batch=4),
+        dict(epochs=1, batch_size=4),
         grid=4,
         width=1 / 8,
     )
@@ -77,7 +77,7 @@ mask: primary
 fusion: {method: neighbour, tau: 0.3}
 zoo: [Xception, VGG]
 alpha: dynamic
-recipe: {epochs: 3, batch: 16, lr: 1.0e-3, schedule: cosine}
+recipe: {epochs: 3, batch_size: 16, lr: 1.0e-3, schedule: cosine}
 """
 STRANGE = [
     "[]",
@@ -582,7 +582,7 @@ def test_scores_and_maps_are_computed_in_the_parts_of_a_batch_that_the_training_
             sizes.append(batch) or predict(detector, faces, batch, *a)
         ),
     )
-    run = lab.detector("Small", "A", batch=6, accumulate=3)
+    run = lab.detector("Small", "A", batch_size=6, accumulate=3)
 
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -590,7 +590,7 @@ def test_scores_and_maps_are_computed_in_the_parts_of_a_batch_that_the_training_
     monkeypatch.setattr("prle.lab.experiments.localize", full)
     with pytest.raises(
         torch.OutOfMemoryError,
-        match=r"on the device for batch=2: lower batch or raise accumulate .* \(CUDA out of memory",
+        match=r"on the device for batch_size=2: lower batch_size or raise accumulate .* \(CUDA out of memory",
     ):
         lab.attention(run)
     assert sizes == [2]

@@ -89,7 +89,7 @@ _SMOKE = Preset(
     forging=10,
     width=1 / 8,
     options=_QUICK,
-    recipe=dict(epochs=1, batch=16),
+    recipe=dict(epochs=1, batch_size=16),
     backbones={
         "Xception": Backbone("xception", 1 / 8),
         "EfficientNet": Backbone("efficientnet_lite0", 1 / 8),
@@ -103,12 +103,12 @@ _MINI = Preset(
     people=40,
     width=1 / 4,
     options=_QUICK,
-    recipe=dict(batch=16),
+    recipe=dict(batch_size=16),
     others=dict(lr=1e-3, epochs=10),
     backbones={
         "Xception": Backbone("xception", 1 / 4, recipe=dict(lr=2e-3, epochs=15)),
         "EfficientNet": Backbone(
-            "efficientnet_lite0", pretrained=True, recipe=dict(batch=32, lr=5e-4, epochs=5)
+            "efficientnet_lite0", pretrained=True, recipe=dict(batch_size=32, lr=5e-4, epochs=5)
         ),
         "VGG": Backbone(
             "vgg16_bn", 1 / 8, options=dict(dropout=0.0), recipe=dict(lr=1e-3, epochs=14)
@@ -120,7 +120,7 @@ _MINI = Preset(
 _PAPER = Preset(
     size=256,
     people=None,
-    recipe=dict(epochs=10, batch=64, workers=8),
+    recipe=dict(epochs=10, batch_size=64, workers=8),
     backbones={
         "Xception": Backbone("xception", pretrained=True),
         "EfficientNet": Backbone("efficientnet_b4", pretrained=True),
@@ -331,8 +331,7 @@ class RunConfig:
 
     def key(self) -> dict:
         "Return the settings that the weights depend on, besides data and quantile maps, in one form each."
-        recipe = asdict(self.recipe)
-        del recipe["workers"]
+        recipe = self.recipe.key()
         if self.mask == "none":
             del recipe["gamma"]
         key = asdict(self) | dict(alpha=self.range, recipe=recipe)

@@ -32,7 +32,7 @@ from ..fusion import fuse
 from ..localization import localize, upsample_maps
 from ..data.crops import quantile_store
 from ..masking import FILLS, MaskParams, PrimaryRegionMask
-from ..training.processes import check_processes, together
+from ..training.processes import check_processes, launch
 from ..trainer import TrainConfig, memory_explained, predict, train
 from .configs import FURTHER, IDENTITY, FusionConfig, RunConfig, Zoo
 from .labdata import LabData
@@ -353,7 +353,7 @@ class Lab(LabConfigs):
             if self.processes == 1 and self.track is None:
                 self._train(None, *task)
             else:
-                together(self._train, task, self.processes, self.device, **self._tracking())
+                launch(self._train, task, self.processes, self.device, **self._tracking())
             config.write(folder / "run.yaml")
             made, rows = read_json(folder / "config.json"), self.test_faces()
             detector = _rebuild(made, folder / "model.safetensors", self.device)
@@ -457,8 +457,8 @@ class Lab(LabConfigs):
         layer = detector.cam_layer(self.preset.size, self.preset.grid)
         batch_size = min(64, _batch_size(_run_config(run)))
         workers = self.preset.recipe.get("workers", 0)
-        advice = "lower batch or raise accumulate in the detector's training, whose parts of a batch these are"
-        with memory_explained(advice, batch=batch_size):
+        advice = "lower batch_size or raise accumulate in the detector's training, whose parts of a batch these are"
+        with memory_explained(advice, batch_size=batch_size):
             localize(
                 detector,
                 layer,
