@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['PAPER_TWO_GPUS', 'TrainConfig', 'TrainingFaces', 'epoch_order', 'BatchParts', 'face_weights', 'Objective', 'to_input',
            'memory_explained', 'predict', 'check_split', 'create_optimizer', 'create_schedule', 'MovingAverage', 'Best',
-           'TrainState', 'TrainInputs', 'EpochTrainer', 'Trainer', 'train']
+           'History', 'TrainState', 'TrainInputs', 'EpochTrainer', 'Trainer', 'train']
 
 # %% ../nbs/07_trainer.ipynb #07-trainer-2
 import copy
 import hashlib
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -27,30 +27,17 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from prle.core import (
-    check_choice,
-    digest,
-    file_digest,
-    progress,
-    rng,
-    seed_everything,
-    shortened,
-    torch_rng,
-)
+from .core import check_choice, digest, file_digest, progress
+from .core import rng, seed_everything, shortened, torch_rng
 from .fields import FLAG, check_fields, number_rule, set_fields
 from .data.datasets import BalancedSampler, FaceDataset
 from .detectors import Detector
 from .detectors.registry import Recipe, evaluating
+from .masking import RegionMask
 from .metrics import auc
 from .training.checkpoint import Checkpoint, check_same, load_checkpoint, save_checkpoint
-from prle.training.processes import (
-    Processes,
-    broadcast_buffers,
-    no_sync,
-    replicate,
-    track,
-    tracking,
-)
+from .training.processes import Processes, broadcast_buffers, no_sync, replicate
+from .training.processes import track, tracking
 
 # %% ../nbs/07_trainer.ipynb #07-trainer-5
 OPTIMIZERS = ["Adam", "AdamW", "SGD"]
@@ -65,7 +52,7 @@ def _are_positive(words: list[str]) -> bool:
     except ValueError:
         return False
 
-
+# %% ../nbs/07_trainer.ipynb #07-trainer-7
 def _check_schedule(schedule: str):
     "Raise `ValueError` for what is not a schedule."
     kind, *settings = str(schedule).split() or [""]
@@ -77,7 +64,7 @@ def _check_schedule(schedule: str):
             f"with two numbers above 0, not {shortened(schedule)}."
         )
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-8
+# %% ../nbs/07_trainer.ipynb #07-trainer-9
 _POSITIVE = number_rule("be a number above 0", lambda x: x > 0)
 _NOT_NEGATIVE = number_rule("be 0 or more", lambda x: x >= 0)
 _COUNT = number_rule("be a whole number above 0", lambda x: x > 0, whole=True)
@@ -99,7 +86,7 @@ _RULES = dict(
     workers=_COUNT_OR_NONE,
 )
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-9
+# %% ../nbs/07_trainer.ipynb #07-trainer-10
 @dataclass(frozen=True)
 class TrainConfig:
     """The settings of a training; `ValueError` for an impossible value.
@@ -133,7 +120,8 @@ class TrainConfig:
         check_choice(self.optimizer, OPTIMIZERS, "optimizer")
         check_choice(self.precision, PRECISIONS, "precision")
         _check_schedule(self.schedule)
-        values = {f.name: f.type(getattr(self, f.name)) for f in fields(self)}
+        kinds = get_type_hints(type(self)).items()
+        values = {name: kind(getattr(self, name)) for name, kind in kinds}
         set_fields(self, **values)  # 1 and 1.0 and NumPy's are one
 
     @classmethod
@@ -156,17 +144,35 @@ class TrainConfig:
         key["batch"] = key.pop("batch_size")  # its name in the keys of runs and in checkpoints
         return key
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-16
+# %% ../nbs/07_trainer.ipynb #07-trainer-17
 PAPER_TWO_GPUS = TrainConfig(batch_size=64, workers=8)
 """Section IV-B: two GPUs, 64 faces a step. Started with
 
     accelerate launch --multi_gpu --num_processes 2 train.py
 
 where `train.py` hands `accelerate.Accelerator()` to `train`; on two machines with one GPU each, add
-`--num_machines 2 --machine_rank 0 --main_process_ip ADDRESS --main_process_port 29500`, and `--machine_rank 1` on the other.
+`--num_machines 2 --machine_rank 0 --main_process_ip ADDRESS --main_process_port 29500`, and on the other
+`--machine_rank 1`.
 For a run of the store, `prle train Xception DF --preset paper --data /data --processes 2` starts both."""
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-18
+# %% ../nbs/07_trainer.ipynb #07-trainer-19
+def _mask(item: dict, mask: RegionMask | None, generator: torch.Generator) -> dict:
+    "Draw a mask and apply it to an item's image; return the image, and whether it is masked."
+    if mask is None:
+        return dict(image=item["image"], masked=False)
+    params = mask.draw(generator=generator)
+    image = mask.apply(item["image"], item.get(mask.needs), params)
+    return dict(image=image, masked=bool(params.alpha > 0))
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-20
+def _mirror(face: dict, generator: torch.Generator) -> dict:
+    "Mirror half of the faces, and their masks of manipulated pixels with them."
+    if torch.rand((), generator=generator) < 0.5:
+        for name in face.keys() & {"image", "mask"}:
+            face[name] = face[name].flip(-1)
+    return face
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-21
 class TrainingFaces(Dataset):
     """The faces of a training set, masked and mirrored.
 
@@ -175,7 +181,7 @@ class TrainingFaces(Dataset):
     def __init__(
         self,
         faces: FaceDataset,  # what to train on
-        mask: nn.Module | None = None,  # a policy of `prle.masking`; None masks nothing
+        mask: RegionMask | None = None,  # which mask; None: none
         flip: bool = True,  # mirror half of the faces
         seed: int = 0,  # start of all draws
     ):
@@ -185,26 +191,14 @@ class TrainingFaces(Dataset):
     def __len__(self):
         return len(self.faces)
 
-    def __getitem__(
-        self,
-        key: tuple[int, int],  # epoch and index of the face
-    ) -> dict:  # image (3, H, W) uint8, label, masked; mask (1, H, W) uint8 of what is manipulated
-        "Return face `i` as masked and mirrored in `epoch`, which depends on seed, `epoch` and `i` only."
-        epoch, i = key
-        item = self.faces[i]
-        kept = [name for name in ("image", "label", "mask", "mask_known") if name in item]
-        face = {name: item[name] for name in kept} | dict(masked=False)
-        if self.mask is not None:
-            params = self.mask.draw(generator=torch_rng(self.seed, "mask", epoch, i))
-            face["image"] = self.mask.apply(item["image"], item.get(self.mask.needs), params)
-            face["masked"] = bool(params.alpha > 0)
-        if self.flip and torch.rand((), generator=torch_rng(self.seed, "flip", epoch, i)) < 0.5:
-            for name in ("image", "mask"):
-                if name in face:
-                    face[name] = face[name].flip(-1)
-        return face
+    def __getitem__(self, key: tuple[int, int]) -> dict:  # image, mask (3 and 1, H, W) uint8
+        "Return face `i` in an epoch, `key` = (epoch, i); it depends on seed, epoch and `i` only."
+        item = self.faces[key[1]]
+        face = {name: item[name] for name in ("label", "mask", "mask_known") if name in item}
+        face |= _mask(item, self.mask, torch_rng(self.seed, "mask", *key))
+        return _mirror(face, torch_rng(self.seed, "flip", *key)) if self.flip else face
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-22
+# %% ../nbs/07_trainer.ipynb #07-trainer-25
 def epoch_order(
     n: int,  # number of faces
     batch_size: int,  # faces a step
@@ -225,7 +219,16 @@ def epoch_order(
     batches = [keys[k : k + batch_size] for k in range(0, len(keys), batch_size)]
     return batches[:-1] if len(batches[-1]) < 2 * parts else batches
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-27
+# %% ../nbs/07_trainer.ipynb #07-trainer-30
+def _check_enough(what: str, faces: int, config: TrainConfig, world_size: int):
+    "Raise `ValueError` if faces are too few for two in each part of a batch."
+    if faces < 2 * world_size * config.accumulate:
+        raise ValueError(
+            f"{what} faces are too few to train on {world_size} processes "
+            f"with accumulate {config.accumulate}: at least two a part are needed."
+        )
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-31
 class BatchParts(Sampler[list]):
     "The parts of each batch that one process computes, one after the other."
 
@@ -238,29 +241,15 @@ class BatchParts(Sampler[list]):
         labels=None,  # (n,) REAL or FAKE; needed to balance them
     ):
         "Plan the batches of epoch 0; `ValueError` if there would be fewer than two faces a part."
-        self.n, self.config = n, config
-        self.parts = world_size * config.accumulate
-        first = rank * config.accumulate
-        self.own = range(first, first + config.accumulate)
-        if config.batch_size < 2 * self.parts:
-            self._refuse(f"batches of {config.batch_size} faces", world_size)
+        self.n, self.config, self.parts = n, config, world_size * config.accumulate
+        self.own = range(rank * config.accumulate, (rank + 1) * config.accumulate)
+        _check_enough(f"batches of {config.batch_size}", config.batch_size, config, world_size)
         self.sampler = BalancedSampler(labels, config.seed) if config.balance else None
         self.set_epoch(0)
-        if not self.batches:
-            self._refuse(f"{n} faces", world_size)
+        _check_enough(str(n), sum(map(len, self.batches)), config, world_size)
 
-    def _refuse(self, what: str, world_size: int):
-        "Raise `ValueError` saying of what there is too little."
-        raise ValueError(
-            f"{what} are too few to train on {world_size} processes "
-            f"with accumulate {self.config.accumulate}: at least two a part are needed."
-        )
-
-    def set_epoch(
-        self,
-        epoch: int,  # counts from 0
-    ):
-        "Change to the batches of another epoch."
+    def set_epoch(self, epoch: int):
+        "Change to the batches of another epoch, which counts from 0."
         size, seed = self.config.batch_size, self.config.seed
         self.batches = epoch_order(self.n, size, epoch, seed, self.parts, self.sampler)
 
@@ -272,7 +261,7 @@ class BatchParts(Sampler[list]):
             for part in self.own:
                 yield batch[part :: self.parts]
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-30
+# %% ../nbs/07_trainer.ipynb #07-trainer-34
 def face_weights(
     masked: Tensor,  # (N,) bool; 1 - q of Eq. 13
     gamma: float = 1.0,  # weight of the masked faces
@@ -280,7 +269,7 @@ def face_weights(
     "Return the weights of the faces in Eq. 13: `gamma` where masked, else 1."
     return torch.where(masked, gamma, 1.0)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-32
+# %% ../nbs/07_trainer.ipynb #07-trainer-36
 class Objective(nn.Module):
     """A detector's loss as one module, which can be compiled and copied to several processes.
 
@@ -303,7 +292,7 @@ class Objective(nn.Module):
         full = {k: v.float() if v.is_floating_point() else v for k, v in outputs.items()}
         return self.detector.loss(full, batch)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-35
+# %% ../nbs/07_trainer.ipynb #07-trainer-39
 def to_input(
     image: Tensor,  # (N, 3, H, W) uint8
     device: torch.device | str,  # where the detector lives
@@ -312,7 +301,7 @@ def to_input(
     there = image.to(device, non_blocking=True).to(memory_format=torch.channels_last)
     return there.float().div_(255)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-38
+# %% ../nbs/07_trainer.ipynb #07-trainer-42
 @contextmanager
 def memory_explained(
     advice: str,  # what to do
@@ -327,7 +316,7 @@ def memory_explained(
             f"too little memory on the device for {told}: {advice}. ({e})"
         ) from e
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-40
+# %% ../nbs/07_trainer.ipynb #07-trainer-44
 def _loader(faces: Dataset, workers: int, device: torch.device, **batches) -> DataLoader:
     """Return a loader whose decoding processes stay from epoch to epoch.
 
@@ -341,13 +330,13 @@ def _loader(faces: Dataset, workers: int, device: torch.device, **batches) -> Da
         **batches,
     )
 
-
+# %% ../nbs/07_trainer.ipynb #07-trainer-45
 def _own_faces(faces: FaceDataset, size: int, workers: int, processes: Processes) -> DataLoader:
     "Return a loader of this process's share: every `world_size`-th face, in batches of `size`."
     own = Subset(faces, range(processes.rank, len(faces), processes.world_size))
     return _loader(own, workers, processes.device, batch_size=size)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-41
+# %% ../nbs/07_trainer.ipynb #07-trainer-46
 @torch.inference_mode()
 def _score(
     detector: nn.Module, loader: DataLoader, n: int, processes: Processes
@@ -360,7 +349,7 @@ def _score(
         logits[processes.rank :: processes.world_size] = torch.cat(own)
     return processes.reduce(logits).cpu().double().sigmoid().numpy()
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-42
+# %% ../nbs/07_trainer.ipynb #07-trainer-47
 def predict(
     detector: nn.Module,  # (N, 3, H, W) in [0, 1] -> (N,) logit
     faces: FaceDataset,  # what to score
@@ -375,7 +364,7 @@ def predict(
         loader = _own_faces(faces, batch_size, workers, processes)
         return _score(detector, loader, len(faces), processes)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-45
+# %% ../nbs/07_trainer.ipynb #07-trainer-50
 def check_split(
     train_rows: pd.DataFrame,  # what will be trained on
     val_rows: pd.DataFrame,  # what will choose the checkpoint
@@ -392,7 +381,7 @@ def check_split(
         named = ", ".join(both[:5])
         raise ValueError(f"in training and validation both: {named}. Split by identity.")
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-48
+# %% ../nbs/07_trainer.ipynb #07-trainer-53
 def create_optimizer(
     config: TrainConfig,  # optimizer, lr, weight_decay
     parameters: Iterable[nn.Parameter],  # what to train
@@ -400,9 +389,10 @@ def create_optimizer(
     "Return the optimizer of a training."
     momentum = dict(momentum=0.9) if config.optimizer == "SGD" else {}
     kind = getattr(torch.optim, config.optimizer)
-    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True, **momentum)
+    decay = config.weight_decay
+    return kind(parameters, lr=config.lr, weight_decay=decay, fused=True, **momentum)
 
-
+# %% ../nbs/07_trainer.ipynb #07-trainer-54
 def create_schedule(
     config: TrainConfig,  # schedule, epochs
     optimizer: torch.optim.Optimizer,  # whose learning rate moves
@@ -415,7 +405,7 @@ def create_schedule(
     every, factor = map(float, settings) if settings else (1, 1)
     return StepLR(optimizer, max(1, round(every * steps)), factor)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-51
+# %% ../nbs/07_trainer.ipynb #07-trainer-57
 class MovingAverage:
     "The exponential moving average of a detector's weights and statistics; it begins with the first step's."
 
@@ -444,7 +434,7 @@ class MovingAverage:
             torch._foreach_copy_(ours, theirs)
         self.begun = True
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-53
+# %% ../nbs/07_trainer.ipynb #07-trainer-59
 def _to_batch(items: dict, gamma: float, device: torch.device) -> dict:
     "Move what `Detector.loss` reads to the device, with the weights of Eq. 13."
 
@@ -458,15 +448,50 @@ def _to_batch(items: dict, gamma: float, device: torch.device) -> dict:
         batch["mask_known"] = there("mask_known")
     return batch
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-55
+# %% ../nbs/07_trainer.ipynb #07-trainer-61
 class Best(NamedTuple):
-    "The weights that have the best validation AUC so far; of equals, the later ones."
+    "The weights of the best epoch so far."
 
     val_auc: float
     epoch: int  # counts from 1
     weights: dict[str, Tensor]
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-56
+# %% ../nbs/07_trainer.ipynb #07-trainer-62
+class History:
+    "The finished epochs of a training, and the best weights."
+
+    def __init__(
+        self,
+        rows: Sequence[dict] = (),  # an epoch each: epoch (counts from 1), loss, val_auc, seconds
+        best: Best | None = None,  # None in front of the first epoch
+    ):
+        "Begin with the epochs that are finished already."
+        self.rows, self.best = list(rows), best
+
+    def add(
+        self,
+        row: dict,  # of an epoch
+        candidate: nn.Module,  # whose weights are kept if they are the best so far
+    ):
+        "Add an epoch."
+        self.rows.append(row)
+        if self.best is None or row["val_auc"] >= self.best.val_auc:
+            weights = copy.deepcopy(candidate.state_dict())
+            self.best = Best(row["val_auc"], row["epoch"], weights)
+
+    @property
+    def chosen(self) -> Best:
+        "Return the best epoch; `ValueError` if there is none."
+        if self.best is None:
+            raise ValueError("no epoch is finished yet.")
+        return self.best
+
+    def table(self) -> pd.DataFrame:  # a row an epoch, with a column `chosen`
+        "Return all epochs."
+        table = pd.DataFrame(self.rows)
+        return table.assign(chosen=table.epoch == self.chosen.epoch)
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-64
 class TrainState:
     "All that changes while a detector is trained."
 
@@ -478,14 +503,13 @@ class TrainState:
         steps: int,  # an epoch
     ):
         "Set up optimizer, schedule and average in front of the first step."
-        self.detector = detector.to(device, memory_format=torch.channels_last)
+        self.detector = detector.to(device).to(memory_format=torch.channels_last)
         self.optimizer = create_optimizer(config, detector.parameters())
         self.scheduler = create_schedule(config, self.optimizer, steps)
         self.optimizer.zero_grad()
         self.average = MovingAverage(detector, config.ema) if config.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        self.history: list[dict] = []  # a row a finished epoch
-        self.best: Best | None = None
+        self.history = History()
 
     @property
     def candidate(self) -> nn.Module:  # whose weights would be kept
@@ -500,29 +524,12 @@ class TrainState:
         if self.average:
             self.average.update()
 
-    def note(
-        self,
-        row: dict,  # of a finished epoch: epoch (counts from 1), loss, val_auc, seconds
-    ):
-        "Add an epoch to the history, and keep its weights if they are the best so far."
-        self.history.append(row)
-        if self.best is None or row["val_auc"] >= self.best.val_auc:
-            weights = copy.deepcopy(self.candidate.state_dict())
-            self.best = Best(row["val_auc"], row["epoch"], weights)
-
-    def finish(self) -> pd.DataFrame:  # the history, with a column `chosen`
-        "Give the detector the best weights."
-        assert self.best is not None, "an epoch is finished"
-        self.detector.load_state_dict(self.best.weights)
-        history = pd.DataFrame(self.history)
-        return history.assign(chosen=history.epoch == self.best.epoch)
-
-# %% ../nbs/07_trainer.ipynb #07-trainer-59
+# %% ../nbs/07_trainer.ipynb #07-trainer-67
 def _of_device(device: torch.device) -> list[torch.device]:
     "Return the arguments by which a device's random functions are told the device; Apple's take none."
     return [] if device.type == "mps" else [device]
 
-
+# %% ../nbs/07_trainer.ipynb #07-trainer-68
 def _streams(device: torch.device) -> dict[str, Tensor]:
     "Return the state of torch's global random streams."
     streams = dict(cpu=torch.get_rng_state())
@@ -530,26 +537,28 @@ def _streams(device: torch.device) -> dict[str, Tensor]:
         streams["device"] = torch.get_device_module(device).get_rng_state(*_of_device(device))
     return streams
 
-
+# %% ../nbs/07_trainer.ipynb #07-trainer-69
 def _set_streams(streams: dict[str, Tensor], device: torch.device):
     "Restore the streams that `_streams` returned."
     torch.set_rng_state(streams["cpu"])
     if device.type != "cpu":
         torch.get_device_module(device).set_rng_state(streams["device"], *_of_device(device))
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-61
-def _to_checkpoint(state: TrainState, description: dict, streams: list[dict]) -> Checkpoint:
-    "Return what a checkpoint keeps of a state; `streams` are those of each process."
-    assert state.best is not None, "an epoch is finished"
-    tensors = dict(model=state.detector.state_dict(), best=state.best.weights)
+# %% ../nbs/07_trainer.ipynb #07-trainer-71
+_STATEFUL = ("optimizer", "scheduler", "scaler")
+
+
+def _to_checkpoint(state: TrainState, identity: dict, streams: list[dict]) -> Checkpoint:
+    "Return what a checkpoint keeps of a state after an epoch; `streams` are those of each process."
+    best, rows = state.history.chosen, state.history.rows
+    tensors = dict(model=state.detector.state_dict(), best=best.weights)
     if state.average:
         tensors["average"] = state.average.module.state_dict()
     rest: dict[str, Any] = {name: getattr(state, name).state_dict() for name in _STATEFUL}
-    best = [state.best.val_auc, state.best.epoch]
-    record = dict(training=description, history=state.history, best=best)
-    return Checkpoint(len(state.history), tensors, rest | dict(streams=streams), record)
+    record = dict(training=identity, history=rows, best=[best.val_auc, best.epoch])
+    return Checkpoint(len(rows), tensors, rest | dict(streams=streams), record)
 
-
+# %% ../nbs/07_trainer.ipynb #07-trainer-72
 def _restore(state: TrainState, found: Checkpoint):
     "Set a state to what a checkpoint keeps, all but the random streams."
     state.detector.load_state_dict(found.tensors["model"])
@@ -558,13 +567,11 @@ def _restore(state: TrainState, found: Checkpoint):
         state.average.begun = True
     for name in _STATEFUL:
         getattr(state, name).load_state_dict(found.state[name])
-    state.history = found.record["history"]
-    state.best = Best(*found.record["best"], found.tensors["best"])
+    val_auc, epoch = found.record["best"]
+    best = Best(val_auc, epoch, found.tensors["best"])
+    state.history = History(found.record["history"], best)
 
-
-_STATEFUL = ("optimizer", "scheduler", "scaler")
-
-# %% ../nbs/07_trainer.ipynb #07-trainer-63
+# %% ../nbs/07_trainer.ipynb #07-trainer-75
 def _fingerprint(rows: pd.DataFrame, quantiles: Path | None) -> dict:
     "Return what tells faces apart: digests of their rows and of at most 16 pictures and quantile maps."
     some = np.unique(np.linspace(0, len(rows) - 1, 16).astype(int))
@@ -572,20 +579,20 @@ def _fingerprint(rows: pd.DataFrame, quantiles: Path | None) -> dict:
     table = rows[["path", "label", "mask"]].to_csv(index=False)
     landmarks = hashlib.sha256(np.stack(rows.landmarks.to_numpy()).tobytes()).hexdigest()
     pictures = [file_digest(Path(rows.attrs["root"]) / path) for path in paths]
-    print_ = dict(faces=len(rows), rows=digest([table, landmarks]), pictures=digest(pictures))
+    found = dict(faces=len(rows), rows=digest([table, landmarks]), pictures=digest(pictures))
     if quantiles:
         maps = [file_digest((quantiles / path).with_suffix(".png")) for path in paths]
-        print_["quantiles"] = digest(maps)
-    return print_
+        found["quantiles"] = digest(maps)
+    return found
 
-
-def _identity(detector: Detector) -> dict:
+# %% ../nbs/07_trainer.ipynb #07-trainer-76
+def _detector_identity(detector: Detector) -> dict:
     "Return what tells detectors apart: class, shapes of the tensors, and configuration."
     tensors = [[k, list(v.shape), str(v.dtype)] for k, v in detector.state_dict().items()]
     config = getattr(detector, "config", {})
     return dict(type=type(detector).__name__, tensors=digest(tensors), **config)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-65
+# %% ../nbs/07_trainer.ipynb #07-trainer-78
 class TrainInputs:
     "The faces of a training in one of its processes."
 
@@ -594,16 +601,17 @@ class TrainInputs:
         train_rows: pd.DataFrame,  # of the split "train"
         val_rows: pd.DataFrame,  # of the split "val"
         config: TrainConfig = TrainConfig(),  # how to train
-        mask: nn.Module | None = None,  # which mask; None: none
+        mask: RegionMask | None = None,  # which mask; None: none
         quantiles: str | Path | None = None,  # folder of quantile maps, for masks that need them
         with_masks: bool = False,  # hand over the masks of manipulated pixels
         processes: Processes = Processes(),  # that train, of which this is one
     ):
         "Open the faces; `ValueError` for wrong splits, or too few faces for these processes."
         check_split(train_rows, val_rows)
-        self.rows, self.mask, self.quantiles = (train_rows, val_rows), mask, quantiles
+        self.train_rows, self.val_rows = train_rows, val_rows
+        self.mask, self.quantiles = mask, Path(quantiles) if quantiles else None
         self.config, self.world_size = config, processes.world_size
-        faces = FaceDataset(train_rows, quantiles=quantiles, masks=with_masks)
+        faces = FaceDataset(train_rows, quantiles=self.quantiles, masks=with_masks)
         masked = TrainingFaces(faces, mask, config.flip, config.seed)
         labels, device, workers = train_rows.label, processes.device, config.workers
         self.parts = BatchParts(len(faces), config, processes.rank, self.world_size, labels)
@@ -616,25 +624,30 @@ class TrainInputs:
     def steps(self) -> int:  # an epoch
         return len(self.parts.batches)
 
-    def epoch(
-        self,
-        number: int,  # counts from 0
-    ) -> Iterator[tuple[dict, float, bool]]:
-        "Yield the parts of an epoch's batches: items, weight of their mean loss, whether it is the last part."
+    def epoch(self, number: int) -> Iterator[tuple[dict, float, bool]]:
+        "Yield the parts of batches: items, weight of their mean loss, whether it is the last part."
         self.parts.set_epoch(number)
         for k, items in enumerate(self.loader):
             step, part = divmod(k, self.config.accumulate)
             share = self.world_size * len(items["label"]) / len(self.parts.batches[step])
             yield items, share, part == self.config.accumulate - 1
 
-    def identity(self) -> dict:
-        "Return what tells these faces and their masks apart from others."
-        train_rows, val_rows = self.rows
-        maps = Path(self.quantiles) if self.quantiles else None
-        train, val = _fingerprint(train_rows, maps), _fingerprint(val_rows, None)
-        return dict(mask=repr(self.mask), train=train, val=val)
+# %% ../nbs/07_trainer.ipynb #07-trainer-79
+def _identity(
+    detector: Detector, inputs: TrainInputs, config: TrainConfig, processes: Processes
+) -> dict:  # JSON-able
+    "Describe what has to be the same for a training to go on."
+    return dict(
+        config=config.key(),
+        detector=_detector_identity(detector),
+        mask=repr(inputs.mask),
+        train=_fingerprint(inputs.train_rows, inputs.quantiles),
+        val=_fingerprint(inputs.val_rows, None),
+        processes=processes.world_size,
+        device=processes.device.type,
+    )
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-70
+# %% ../nbs/07_trainer.ipynb #07-trainer-84
 class EpochTrainer:
     "One epoch of training after another."
 
@@ -656,7 +669,7 @@ class EpochTrainer:
     def epoch(
         self,
         number: int,  # counts from 0
-        bar,  # of progress, which counts steps
+        bar,  # counts steps
     ) -> float:  # over all processes
         "Train for one epoch; return the mean loss of its batches."
         self.state.detector.begin_epoch(number)
@@ -687,9 +700,11 @@ class EpochTrainer:
         inputs, candidate = self.inputs, self.state.candidate
         broadcast_buffers(candidate, self.processes)
         scores = _score(candidate, inputs.val_loader, len(inputs.val_labels), self.processes)
-        return auc(inputs.val_labels, scores) if np.isfinite(scores).all() else math.nan
+        if not np.isfinite(scores).all():
+            return math.nan
+        return float(auc(inputs.val_labels, scores))
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-73
+# %% ../nbs/07_trainer.ipynb #07-trainer-87
 def _finite(row: dict, lr: float) -> dict:  # `row`
     "Return `row`; `FloatingPointError` if the run has diverged, in all processes at once."
     for name, what in (("loss", "the loss"), ("val_auc", "a score of a validation face")):
@@ -699,7 +714,20 @@ def _finite(row: dict, lr: float) -> dict:  # `row`
             )
     return row
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-75
+# %% ../nbs/07_trainer.ipynb #07-trainer-89
+def _step_bar(desc: str, steps: int, epochs: int, done: int, shown: bool):
+    "Return a progress bar of the steps of all epochs, of which some are done."
+    return progress(
+        desc=desc,
+        total=epochs * steps,
+        initial=done * steps,
+        disable=not shown,
+        leave=False,
+        smoothing=0,
+        unit=" steps",
+    )
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-90
 class Trainer(EpochTrainer):
     "The training of one detector, from the first epoch or a checkpoint to the last epoch."
 
@@ -708,34 +736,25 @@ class Trainer(EpochTrainer):
         desc: str = "training",  # what the progress bar says
         checkpoint: Path | None = None,  # folder that keeps the state after each epoch
     ) -> pd.DataFrame:  # one row an epoch: epoch, loss, val_auc, seconds, chosen
-        "Train to the last epoch; the detector ends with the weights of the best."
+        "Train to the last epoch; the detector ends with the weights of the chosen one."
         if checkpoint:
             self.resume(checkpoint)
-        with self.bar(desc) as bar:
-            for number in range(len(self.state.history), self.config.epochs):
+        state, epochs, main = self.state, self.config.epochs, self.processes.is_main
+        done = len(state.history.rows)
+        with _step_bar(desc, self.inputs.steps, epochs, done, main) as bar:
+            for number in range(done, epochs):
                 start = time.perf_counter()
                 loss = self.epoch(number, bar)
                 val_auc = self.validate() if math.isfinite(loss) else math.nan
-                seconds = time.perf_counter() - start
-                row = dict(epoch=number + 1, loss=loss, val_auc=val_auc, seconds=seconds)
-                self.state.note(_finite(row, self.config.lr))
+                told = dict(loss=loss, val_auc=val_auc, seconds=time.perf_counter() - start)
+                row = _finite(dict(epoch=number + 1, **told), self.config.lr)
+                state.history.add(row, state.candidate)
                 bar.set_postfix(loss=f"{loss:.3g}", val_auc=f"{val_auc:.4f}")
-                track(self.processes, dict(loss=loss, val_auc=val_auc, seconds=seconds), number + 1)
+                track(self.processes, told, number + 1)
                 if checkpoint:
                     self.save(checkpoint)
-        return self.state.finish()
-
-    def bar(self, desc: str):
-        "Return a progress bar of steps, which the main process shows."
-        return progress(
-            desc=desc,
-            total=self.config.epochs * self.inputs.steps,
-            initial=len(self.state.history) * self.inputs.steps,
-            disable=not self.processes.is_main,
-            leave=False,
-            smoothing=0,
-            unit=" steps",
-        )
+        state.detector.load_state_dict(state.history.chosen.weights)
+        return state.history.table()
 
     def save(self, folder: Path):
         "Write a checkpoint; every process has to call it."
@@ -757,28 +776,26 @@ class Trainer(EpochTrainer):
     @cached_property
     def identity(self) -> dict:  # JSON-able
         "Describe what has to be the same for a training to go on."
-        device, world_size = self.processes.device, self.processes.world_size
-        own = dict(config=self.config.key(), processes=world_size, device=device.type)
-        return own | dict(detector=_identity(self.state.detector)) | self.inputs.identity()
+        return _identity(self.state.detector, self.inputs, self.config, self.processes)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-77
+# %% ../nbs/07_trainer.ipynb #07-trainer-92
 def _seed(seed: int, processes: Processes):
     "Seed all random streams; dropout is drawn anew in each process."
     own = torch_rng(seed, "process", processes.rank).initial_seed()
     seed_everything(seed if processes.is_main else own)
 
-
+# %% ../nbs/07_trainer.ipynb #07-trainer-93
 _LESS_MEMORY = (
     "raise accumulate (the batch in more parts), lower batch_size, or set precision to bf16"
 )
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-78
+# %% ../nbs/07_trainer.ipynb #07-trainer-94
 def train(
     detector: Detector,  # trained in place: ends with the weights of the chosen epoch
     train_rows: pd.DataFrame,  # rows of the split "train", from `prle.data.manifest.select`
     val_rows: pd.DataFrame,  # rows of the split "val", of the same manipulations
     config: TrainConfig = TrainConfig(),  # how to train
-    mask: nn.Module | None = None,  # which mask; None trains plainly
+    mask: RegionMask | None = None,  # which mask; None trains plainly
     quantiles: str | Path | None = None,  # folder of quantile maps, for masks that need them
     device: torch.device | str = "cpu",  # where to train; an accelerator knows its own
     desc: str = "training",  # what the progress bar and trackers say
