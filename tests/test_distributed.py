@@ -123,7 +123,7 @@ def interrupted(folder, accelerator, epoch):
 
     def save_and_stop(self, folder):
         real(self, folder)
-        if len(self.state.history) == epoch:
+        if len(self.state.history.rows) == epoch:
             raise KeyboardInterrupt
 
     prle.trainer.Trainer.save = save_and_stop
