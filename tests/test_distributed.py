@@ -58,7 +58,7 @@ def rows(folder):
 
 
 def fit(folder, network, config, accelerator=None, **kwargs):
-    "Train with random rectangles and score; three validation faces and eleven others, which two processes cannot share evenly."
+    "Train and score three validation faces and eleven others, which two processes cannot share evenly."
     torch.manual_seed(0)
     detector, manifest = network(), rows(folder)
     val, test = select(manifest, "val", "A").iloc[:3], select(manifest, "test").iloc[:11]
@@ -335,7 +335,7 @@ accelerator.end_training()
 
 
 def test_two_machines_of_which_one_dies(folder, two):
-    "The other ends with an error instead of waiting for ever; started again, both go on to the result of an uninterrupted training."
+    "The other ends with an error and does not wait for ever; started again, both end as if uninterrupted."
 
     def run(kill):
         where = port()
@@ -448,7 +448,7 @@ def store_run(folder, *options):
 
 
 def test_a_run_of_the_store_in_two_processes(folder, capsys):
-    "Killed at work, it goes on; scores are those of one process; the second time it is there; TensorBoard has every epoch."
+    "Killed at work, it goes on to the scores of one process and is there then; TensorBoard has every epoch."
     write_square(rows(folder), folder / "square")
     two = store_run(folder, "--processes", "2", "--track", "tensorboard")
     code = "import sys, torch; from prle.cli import main; torch.set_num_threads(2); sys.exit(main(sys.argv[1:]))"
@@ -531,7 +531,8 @@ def test_batches_that_are_too_small_for_all_are_refused():
     for batch, accumulate, count in ((6, 2, 4), (4, 1, 4), (7, 1, 4)):
         with pytest.raises(
             ValueError,
-            match=f"batches of {batch} faces are too few to train on {count} processes with accumulate {accumulate}: at least two a part",
+            match=f"batches of {batch} faces are too few to train on {count} processes "
+            f"with accumulate {accumulate}: at least two a part",
         ):
             BatchParts(100, TrainConfig(batch_size=batch, accumulate=accumulate), 0, count)
 

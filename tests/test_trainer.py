@@ -498,7 +498,8 @@ def test_a_lack_of_memory_names_what_to_lower(toy, tiny):
     tiny.loss = loss
     with pytest.raises(
         torch.OutOfMemoryError,
-        match=r"batch_size=4, accumulate=1, precision=fp32: raise accumulate .* lower batch_size, .* bf16. \(CUDA out of memory",
+        match=r"batch_size=4, accumulate=1, precision=fp32: raise accumulate .* "
+        r"lower batch_size, .* bf16. \(CUDA out of memory",
     ):
         fit(tiny, toy)
     tiny.logit = lambda x: loss(None, None)
