@@ -41,6 +41,7 @@ paper-all: paper # every table, figure and claim
 test: setup # everything that has to pass
 	$(BIN)/ruff format --quiet --check nbs tests setup.py
 	$(BIN)/ruff check nbs tests setup.py
+	$(BIN)/mypy
 	OMP_NUM_THREADS=1 PRLE_QUIET=1 $(BIN)/nbdev_test --n_workers 2
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
@@ -48,6 +49,7 @@ FAST = frame core trust fields localization fusion masking metrics datasets pape
 test-fast: setup # lint, the frame and the method
 	$(BIN)/ruff format --quiet --check nbs tests setup.py
 	$(BIN)/ruff check nbs tests setup.py
+	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-cov $(wildcard $(FAST:%=tests/test_%.py)) -k "not setup_installs"
 
 # 20 minutes of accidents and attacks, on this machine alone; exit code 1 if one ends badly. Linux.
@@ -76,9 +78,10 @@ export: setup # after editing a notebook: formatted, generated code, clean noteb
 	touch $@
 
 # After a change of settings.ini's packages. One version of each for all platforms and Python versions, with the hashes of all
-# of its files. What is locked stays as it is; LOCK=--upgrade takes the newest, LOCK="--upgrade-package NAME" one of them.
+# of its files; uv reads settings.ini anew and not from its cache. What is locked stays as it is; LOCK=--upgrade takes the newest, LOCK="--upgrade-package NAME" one of them.
 COMPILE = $(TOOLS)/uv pip compile --quiet --universal --fork-strategy fewest --generate-hashes --allow-unsafe \
-	--python-version $(shell sed -n 's/^min_python = //p' settings.ini) --custom-compile-command 'make lock' $(LOCK)
+	--python-version $(shell sed -n 's/^min_python = //p' settings.ini) --custom-compile-command 'make lock' \
+	--refresh-package prle $(LOCK)
 lock: .tools/installed # both locks anew, with all hashes
 	$(COMPILE) setup.py --extra all --output-file requirements.lock
 	printf 'uv\npip-audit\n' | $(COMPILE) - --output-file tools.lock
@@ -89,4 +92,4 @@ audit: .tools/installed # known vulnerabilities of what is locked, where the ser
 
 # outputs/ stays: it may hold days of training
 clean: # all but outputs/
-	rm -rf .venv .tools *.egg-info .pytest_cache .ruff_cache .coverage
+	rm -rf .venv .tools *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage

@@ -27,8 +27,12 @@ setup(
     keywords=cfg["keywords"],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["prle", "prle.*"]),
+    # py.typed: the hints are for type checkers too (PEP 561)
     # the user study's page; the files of jsPsych and js-sha256 come from npm, see their LICENSE
-    package_data={"prle.study": ["static/*", "static/jspsych/*", "static/js-sha256/*"]},
+    package_data={
+        "prle": ["py.typed"],
+        "prle.study": ["static/*", "static/jspsych/*", "static/js-sha256/*"],
+    },
     install_requires=cfg["requirements"].split(),
     extras_require={**extras, "all": sum(extras.values(), [])},
     entry_points={"console_scripts": cfg["console_scripts"].split()},

@@ -4,57 +4,76 @@
 
 # %% auto #0
 __all__ = ['PAPER_TWO_GPUS', 'TrainConfig', 'TrainingFaces', 'epoch_order', 'BatchParts', 'face_weights', 'Objective', 'to_input',
-           'memory_explained', 'predict', 'check_split', 'MovingAverage', 'train']
+           'memory_explained', 'predict', 'check_split', 'create_optimizer', 'create_schedule', 'MovingAverage', 'Best',
+           'History', 'TrainState', 'TrainInputs', 'EpochTrainer', 'Trainer', 'train']
 
 # %% ../nbs/07_trainer.ipynb #07-trainer-2
 import copy
 import hashlib
 import math
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from prle.core import (
-    check_choice,
-    digest,
-    file_digest,
-    progress,
-    rng,
-    seed_everything,
-    shortened,
-    torch_rng,
-)
+from .core import check_choice, digest, file_digest, progress
+from .core import rng, seed_everything, shortened, torch_rng
 from .fields import FLAG, check_fields, number_rule, set_fields
 from .data.datasets import BalancedSampler, FaceDataset
 from .detectors import Detector
 from .detectors.registry import Recipe, evaluating
+from .masking import RegionMask
 from .metrics import auc
 from .training.checkpoint import Checkpoint, check_same, load_checkpoint, save_checkpoint
-from .training.processes import Processes
+from .training.processes import Processes, broadcast_buffers, no_sync, replicate
+from .training.processes import track, tracking
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-4
-OPTIMIZERS, SCHEDULES = ["Adam", "AdamW", "SGD"], ["cosine", "constant", "step"]
+# %% ../nbs/07_trainer.ipynb #07-trainer-5
+OPTIMIZERS = ["Adam", "AdamW", "SGD"]
+SCHEDULES = ["cosine", "constant", "step"]
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
+# %% ../nbs/07_trainer.ipynb #07-trainer-6
+def _are_positive(words: list[str]) -> bool:
+    "Tell whether all words are numbers above 0."
+    try:
+        return all(float(word) > 0 for word in words)
+    except ValueError:
+        return False
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-7
+def _check_schedule(schedule: str):
+    "Raise `ValueError` for what is not a schedule."
+    kind, *settings = str(schedule).split() or [""]
+    check_choice(kind, SCHEDULES, "schedule")
+    expected = 2 if kind == "step" else 0
+    if len(settings) != expected or not _are_positive(settings):
+        raise ValueError(
+            "a schedule reads 'cosine', 'constant' or 'step EPOCHS FACTOR' "
+            f"with two numbers above 0, not {shortened(schedule)}."
+        )
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-9
 _POSITIVE = number_rule("be a number above 0", lambda x: x > 0)
 _NOT_NEGATIVE = number_rule("be 0 or more", lambda x: x >= 0)
 _COUNT = number_rule("be a whole number above 0", lambda x: x > 0, whole=True)
 _COUNT_OR_NONE = number_rule("be a whole number of 0 or more", lambda x: x >= 0, whole=True)
+_TWO = "be a whole number of at least 2 (batch normalization)"
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-5
 _RULES = dict(
     epochs=_COUNT,
-    batch=number_rule(
-        "be a whole number of at least 2 (batch normalization)", lambda x: x > 1, whole=True
-    ),
+    batch_size=number_rule(_TWO, lambda x: x > 1, whole=True),
     accumulate=_COUNT,
     lr=_POSITIVE,
     weight_decay=_NOT_NEGATIVE,
@@ -67,93 +86,93 @@ _RULES = dict(
     workers=_COUNT_OR_NONE,
 )
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-6
-def _check_schedule(schedule: str):
-    "Raise `ValueError` for what is not a schedule."
-    kind, *settings = str(schedule).split() or [""]
-    check_choice(kind, SCHEDULES, "schedule")
-    try:
-        fits = [float(x) > 0 for x in settings] == [True] * (2 * (kind == "step"))
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"a schedule reads 'cosine', 'constant' or 'step EPOCHS FACTOR' with two numbers above 0, not {shortened(schedule)}."
-        )
-
-# %% ../nbs/07_trainer.ipynb #07-trainer-7
+# %% ../nbs/07_trainer.ipynb #07-trainer-10
 @dataclass(frozen=True)
 class TrainConfig:
     """The settings of a training; `ValueError` for an impossible value.
 
-    Batch and gamma are the paper's (IV-B, III-D), Adam, lr and epochs its release's; the rest is chosen here."""
+    Batch size and gamma are the paper's (IV-B, III-D), Adam, lr and epochs its release's; the rest is chosen here."""
 
     epochs: int = 10
-    batch: int = 64  # faces a step, over all processes
-    accumulate: int = 1  # parts in which each process computes its share of a batch, one after the other, to save memory
+    batch_size: int = 64  # faces a step, over all processes
+    accumulate: int = 1  # parts that a process computes its share of a batch in, to save memory
     optimizer: str = "Adam"  # "Adam", "AdamW" or "SGD" (with momentum 0.9)
     lr: float = 2e-4  # at the start
     weight_decay: float = 0.0  # as the optimizer understands it
-    schedule: str = "cosine"  # to zero; or "constant"; or "step E F": times F every E epochs
+    schedule: str = "cosine"  # to zero; "constant"; or "step E F": times F every E epochs
     gamma: float = 1.0  # weight of the masked faces' loss, Eq. 13
-    ema: float = (
-        0.95  # decay of the moving average of the weights, per step; 0 keeps the last step's
-    )
+    ema: float = 0.95  # decay, a step, of the weights' moving average; 0: the last step's weights
     flip: bool = True  # mirror half of the faces
     balance: bool = False  # as many reals as fakes in each epoch, by `BalancedSampler`
-    precision: str = "fp32"  # of the network in training: "fp32", "bf16" or "fp16"; weights, losses and scores stay fp32
+    precision: str = "fp32"  # of the network in training: "fp32", "bf16" or "fp16"
     compile: bool = False  # torch.compile the training step
     seed: int = 0  # of order, flips, masks and dropout
-    workers: int = 0  # processes that decode, a training process; the result does not depend on it
+    workers: int = 0  # decoding processes of a training process; the result is the same
 
     def __post_init__(self):
-        "Check all fields and convert them to their types; `ValueError` naming the one that is wrong."
+        "Check all fields and convert them to their types; `ValueError` naming a wrong one."
         check_fields(self, _RULES)
-        if self.batch < 2 * self.accumulate:
+        if self.batch_size < 2 * self.accumulate:
             raise ValueError(
-                f"accumulate must leave at least two faces a part, not be {self.accumulate} with batch {self.batch}."
+                "accumulate must leave at least two faces a part, "
+                f"not be {self.accumulate} with batch_size {self.batch_size}."
             )
         check_choice(self.optimizer, OPTIMIZERS, "optimizer")
         check_choice(self.precision, PRECISIONS, "precision")
         _check_schedule(self.schedule)
-        set_fields(
-            self, **{f.name: f.type(getattr(self, f.name)) for f in fields(self)}
-        )  # 1 and 1.0 and NumPy's are one
+        kinds = get_type_hints(type(self)).items()
+        values = {name: kind(getattr(self, name)) for name, kind in kinds}
+        set_fields(self, **values)  # 1 and 1.0 and NumPy's are one
 
     @classmethod
     def of(
         cls,
         recipe: Recipe,  # of a detector
         **changes,  # other fields
-    ):  # a TrainConfig without averaging of weights
-        """Return the settings of a detector's original in place of the common ones.
+    ) -> "TrainConfig":  # without averaging of weights
+        """Return the settings of a detector's original, as far as they are known, in place of the common ones.
 
-        They are optimizer, learning rate, weight decay, schedule, batch, epochs, mirroring and balance, as far as
-        they are known. What else the original did, `recipe` says in words."""
-        names = (
-            "optimizer",
-            "lr",
-            "weight_decay",
-            "schedule",
-            "batch",
-            "epochs",
-            "flip",
-            "balance",
-        )
-        known = {name: value for name in names if (value := getattr(recipe, name)) is not None}
-        return cls(**{**known, "ema": 0.0, **changes})
+        What else the original did, `recipe` says in words."""
+        shared = [f.name for f in fields(cls) if hasattr(recipe, f.name)]
+        known = {name: value for name in shared if (value := getattr(recipe, name)) is not None}
+        return cls(**known | dict(ema=0.0) | changes)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-12
-PAPER_TWO_GPUS = TrainConfig(batch=64, workers=8)
+    def key(self) -> dict:
+        "Return the settings that the weights depend on, as they are written into the keys of runs."
+        key = asdict(self)
+        del key["workers"]
+        key["batch"] = key.pop("batch_size")  # its name in the keys of runs and in checkpoints
+        return key
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-17
+PAPER_TWO_GPUS = TrainConfig(batch_size=64, workers=8)
 """Section IV-B: two GPUs, 64 faces a step. Started with
 
     accelerate launch --multi_gpu --num_processes 2 train.py
 
 where `train.py` hands `accelerate.Accelerator()` to `train`; on two machines with one GPU each, add
-`--num_machines 2 --machine_rank 0 --main_process_ip ADDRESS --main_process_port 29500`, and `--machine_rank 1` on the other.
+`--num_machines 2 --machine_rank 0 --main_process_ip ADDRESS --main_process_port 29500`, and on the other
+`--machine_rank 1`.
 For a run of the store, `prle train Xception DF --preset paper --data /data --processes 2` starts both."""
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-14
+# %% ../nbs/07_trainer.ipynb #07-trainer-19
+def _mask(item: dict, mask: RegionMask | None, generator: torch.Generator) -> dict:
+    "Draw a mask and apply it to an item's image; return the image, and whether it is masked."
+    if mask is None:
+        return dict(image=item["image"], masked=False)
+    params = mask.draw(generator=generator)
+    image = mask.apply(item["image"], item.get(mask.needs), params)
+    return dict(image=image, masked=bool(params.alpha > 0))
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-20
+def _mirror(face: dict, generator: torch.Generator) -> dict:
+    "Mirror half of the faces, and their masks of manipulated pixels with them."
+    if torch.rand((), generator=generator) < 0.5:
+        for name in face.keys() & {"image", "mask"}:
+            face[name] = face[name].flip(-1)
+    return face
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-21
 class TrainingFaces(Dataset):
     """The faces of a training set, masked and mirrored.
 
@@ -162,8 +181,7 @@ class TrainingFaces(Dataset):
     def __init__(
         self,
         faces: FaceDataset,  # what to train on
-        mask: nn.Module
-        | None = None,  # a policy of `prle.masking` with `draw` and `apply`; None masks nothing
+        mask: RegionMask | None = None,  # which mask; None: none
         flip: bool = True,  # mirror half of the faces
         seed: int = 0,  # start of all draws
     ):
@@ -173,29 +191,17 @@ class TrainingFaces(Dataset):
     def __len__(self):
         return len(self.faces)
 
-    def __getitem__(
-        self, key: tuple[int, int]
-    ) -> dict:  # image (3, H, W) uint8, label, masked (whether by the policy), mask (1, H, W) uint8 of manipulated pixels, mask_known
-        "Return face `i` as masked and mirrored in `epoch`; the draws depend on the seed, `epoch` and `i` only."
-        epoch, i = key
-        item = self.faces[i]
-        batch = {k: item[k] for k in ("image", "label", "mask", "mask_known") if k in item} | dict(
-            masked=False
-        )
-        if self.mask is not None:
-            params = self.mask.draw(generator=torch_rng(self.seed, "mask", epoch, i))
-            batch |= dict(
-                image=self.mask.apply(item["image"], item.get(self.mask.needs), params),
-                masked=bool(params.alpha > 0),
-            )
-        if self.flip and torch.rand((), generator=torch_rng(self.seed, "flip", epoch, i)) < 0.5:
-            batch |= {k: batch[k].flip(-1) for k in ("image", "mask") if k in batch}
-        return batch
+    def __getitem__(self, key: tuple[int, int]) -> dict:  # image, mask (3 and 1, H, W) uint8
+        "Return face `i` in an epoch, `key` = (epoch, i); it depends on seed, epoch and `i` only."
+        item = self.faces[key[1]]
+        face = {name: item[name] for name in ("label", "mask", "mask_known") if name in item}
+        face |= _mask(item, self.mask, torch_rng(self.seed, "mask", *key))
+        return _mirror(face, torch_rng(self.seed, "flip", *key)) if self.flip else face
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-15
+# %% ../nbs/07_trainer.ipynb #07-trainer-25
 def epoch_order(
     n: int,  # number of faces
-    batch: int,  # faces a step
+    batch_size: int,  # faces a step
     epoch: int,  # counts from 0
     seed: int,  # of the run
     parts: int = 1,  # that each batch is cut into: processes times `accumulate`
@@ -206,49 +212,56 @@ def epoch_order(
     A last batch with fewer than two faces a part is dropped, since batch normalization could not use it."""
     if sampler:
         sampler.set_epoch(epoch)
-    order = list(sampler) if sampler else rng(seed, "order", epoch).permutation(n).tolist()
-    batches = [[(epoch, i) for i in order[k : k + batch]] for k in range(0, len(order), batch)]
+        order = list(sampler)
+    else:
+        order = rng(seed, "order", epoch).permutation(n).tolist()
+    keys = [(epoch, i) for i in order]
+    batches = [keys[k : k + batch_size] for k in range(0, len(keys), batch_size)]
     return batches[:-1] if len(batches[-1]) < 2 * parts else batches
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-20
+# %% ../nbs/07_trainer.ipynb #07-trainer-30
+def _check_enough(what: str, faces: int, config: TrainConfig, world_size: int):
+    "Raise `ValueError` if faces are too few for two in each part of a batch."
+    if faces < 2 * world_size * config.accumulate:
+        raise ValueError(
+            f"{what} faces are too few to train on {world_size} processes "
+            f"with accumulate {config.accumulate}: at least two a part are needed."
+        )
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-31
 class BatchParts(Sampler[list]):
     "The parts of each batch that one process computes, one after the other."
 
     def __init__(
         self,
         n: int,  # number of faces
-        config: TrainConfig,  # batch, accumulate, balance, seed
+        config: TrainConfig,  # batch_size, accumulate, balance, seed
         rank: int = 0,  # of this process
-        count: int = 1,  # of processes
+        world_size: int = 1,  # processes
         labels=None,  # (n,) REAL or FAKE; needed to balance them
     ):
         "Plan the batches of epoch 0; `ValueError` if there would be fewer than two faces a part."
-        self.n, self.config, self.rank, self.parts = n, config, rank, count * config.accumulate
-        short = f"too few to train on {count} processes with accumulate {config.accumulate}: at least two a part are needed."
-        if config.batch < 2 * self.parts:
-            raise ValueError(f"batches of {config.batch} faces are {short}")
+        self.n, self.config, self.parts = n, config, world_size * config.accumulate
+        self.own = range(rank * config.accumulate, (rank + 1) * config.accumulate)
+        _check_enough(f"batches of {config.batch_size}", config.batch_size, config, world_size)
         self.sampler = BalancedSampler(labels, config.seed) if config.balance else None
         self.set_epoch(0)
-        if not self.batches:
-            raise ValueError(f"{n} faces are {short}")
+        _check_enough(str(n), sum(map(len, self.batches)), config, world_size)
 
-    def set_epoch(self, epoch: int):  # counts from 0
-        "Change to the batches of another epoch."
-        self.batches = epoch_order(
-            self.n, self.config.batch, epoch, self.config.seed, self.parts, self.sampler
-        )
+    def set_epoch(self, epoch: int):
+        "Change to the batches of another epoch, which counts from 0."
+        size, seed = self.config.batch_size, self.config.seed
+        self.batches = epoch_order(self.n, size, epoch, seed, self.parts, self.sampler)
 
     def __len__(self):
         return len(self.batches) * self.config.accumulate
 
     def __iter__(self):
         for batch in self.batches:
-            for k in range(
-                self.rank * self.config.accumulate, (self.rank + 1) * self.config.accumulate
-            ):
-                yield batch[k :: self.parts]
+            for part in self.own:
+                yield batch[part :: self.parts]
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-23
+# %% ../nbs/07_trainer.ipynb #07-trainer-34
 def face_weights(
     masked: Tensor,  # (N,) bool; 1 - q of Eq. 13
     gamma: float = 1.0,  # weight of the masked faces
@@ -256,7 +269,7 @@ def face_weights(
     "Return the weights of the faces in Eq. 13: `gamma` where masked, else 1."
     return torch.where(masked, gamma, 1.0)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-25
+# %% ../nbs/07_trainer.ipynb #07-trainer-36
 class Objective(nn.Module):
     """A detector's loss as one module, which can be compiled and copied to several processes.
 
@@ -273,26 +286,22 @@ class Objective(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:  # ()
         "Return the loss of a batch, a scalar; `batch` holds the images and what `Detector.loss` reads."
-        image = batch["image"]
-        with torch.autocast(
-            image.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"
-        ):
+        image, half = batch["image"], self.precision != "fp32"
+        with torch.autocast(image.device.type, PRECISIONS[self.precision], enabled=half):
             outputs = self.detector.outputs(image)
-        return self.detector.loss(
-            {k: v.float() if v.is_floating_point() else v for k, v in outputs.items()}, batch
-        )
+        full = {k: v.float() if v.is_floating_point() else v for k, v in outputs.items()}
+        return self.detector.loss(full, batch)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-27
+# %% ../nbs/07_trainer.ipynb #07-trainer-39
 def to_input(
     image: Tensor,  # (N, 3, H, W) uint8
     device: torch.device | str,  # where the detector lives
 ) -> Tensor:  # (N, 3, H, W) float32 in [0, 1], channels last
     "Move a decoded batch to the device in the form that detectors take."
-    return (
-        image.to(device, non_blocking=True).to(memory_format=torch.channels_last).float().div_(255)
-    )
+    there = image.to(device, non_blocking=True).to(memory_format=torch.channels_last)
+    return there.float().div_(255)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-28
+# %% ../nbs/07_trainer.ipynb #07-trainer-42
 @contextmanager
 def memory_explained(
     advice: str,  # what to do
@@ -302,11 +311,12 @@ def memory_explained(
     try:
         yield
     except torch.OutOfMemoryError as e:
+        told = ", ".join(f"{name}={value}" for name, value in settings.items())
         raise torch.OutOfMemoryError(
-            f"too little memory on the device for {', '.join(f'{k}={v}' for k, v in settings.items())}: {advice}. ({e})"
+            f"too little memory on the device for {told}: {advice}. ({e})"
         ) from e
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-29
+# %% ../nbs/07_trainer.ipynb #07-trainer-44
 def _loader(faces: Dataset, workers: int, device: torch.device, **batches) -> DataLoader:
     """Return a loader whose decoding processes stay from epoch to epoch.
 
@@ -320,17 +330,13 @@ def _loader(faces: Dataset, workers: int, device: torch.device, **batches) -> Da
         **batches,
     )
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-30
-def _mine(faces: FaceDataset, batch: int, workers: int, processes: Processes) -> DataLoader:
-    "Return a loader of every `processes.count`-th face, this process's share, for scoring."
-    return _loader(
-        Subset(faces, range(processes.rank, len(faces), processes.count)),
-        workers,
-        processes.device,
-        batch_size=batch,
-    )
+# %% ../nbs/07_trainer.ipynb #07-trainer-45
+def _own_faces(faces: FaceDataset, size: int, workers: int, processes: Processes) -> DataLoader:
+    "Return a loader of this process's share: every `world_size`-th face, in batches of `size`."
+    own = Subset(faces, range(processes.rank, len(faces), processes.world_size))
+    return _loader(own, workers, processes.device, batch_size=size)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-31
+# %% ../nbs/07_trainer.ipynb #07-trainer-46
 @torch.inference_mode()
 def _score(
     detector: nn.Module, loader: DataLoader, n: int, processes: Processes
@@ -338,85 +344,68 @@ def _score(
     "Return the probability of fake of all faces, from each process's share; no face is counted twice."
     logits = torch.zeros(n, device=processes.device)
     with evaluating(detector):
-        mine = [detector(to_input(items["image"], processes.device)).float() for items in loader]
-    if mine:
-        logits[processes.rank :: processes.count] = torch.cat(mine)
-    return processes.total(logits).cpu().double().sigmoid().numpy()
+        own = [detector(to_input(items["image"], processes.device)).float() for items in loader]
+    if own:
+        logits[processes.rank :: processes.world_size] = torch.cat(own)
+    return processes.reduce(logits).cpu().double().sigmoid().numpy()
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-32
+# %% ../nbs/07_trainer.ipynb #07-trainer-47
 def predict(
     detector: nn.Module,  # (N, 3, H, W) in [0, 1] -> (N,) logit
     faces: FaceDataset,  # what to score
-    batch: int = 64,  # faces a forward pass
+    batch_size: int = 64,  # faces a forward pass
     device: torch.device | str = "cpu",  # where the detector lives
     workers: int = 0,  # processes that decode
     accelerator=None,  # `accelerate.Accelerator`, where several processes score together
 ) -> np.ndarray:  # (N,) float64 in [0, 1], in the order of `faces`; the same in all processes
     "Return the probability of fake of every face; the detector is left in the mode it was in."
     processes = Processes(device, accelerator)
-    with memory_explained("lower batch", batch=batch):
-        return _score(detector, _mine(faces, batch, workers, processes), len(faces), processes)
+    with memory_explained("lower batch_size", batch_size=batch_size):
+        loader = _own_faces(faces, batch_size, workers, processes)
+        return _score(detector, loader, len(faces), processes)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-34
+# %% ../nbs/07_trainer.ipynb #07-trainer-50
 def check_split(
     train_rows: pd.DataFrame,  # what will be trained on
     val_rows: pd.DataFrame,  # what will choose the checkpoint
 ):
     "Raise `ValueError` unless rows are of train and val, with both classes in each and no person in both."
     for rows, split in ((train_rows, "train"), (val_rows, "val")):
-        wrong = set(rows.split) - {split}
+        wrong = ", ".join(sorted(set(rows.split) - {split}))
         if wrong:
-            raise ValueError(
-                f"rows of the split {', '.join(sorted(wrong))} where only {split} rows may be."
-            )
+            raise ValueError(f"rows of the split {wrong} where only {split} rows may be.")
         if rows.label.nunique() < 2:
             raise ValueError(f"the {split} rows hold one class only; both are needed.")
-    both = set(train_rows.identity) & set(val_rows.identity)
+    both = sorted(set(train_rows.identity) & set(val_rows.identity))
     if both:
-        raise ValueError(
-            f"in training and validation both: {', '.join(sorted(both)[:5])}. Split by identity."
-        )
+        named = ", ".join(both[:5])
+        raise ValueError(f"in training and validation both: {named}. Split by identity.")
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-35
-def _steps(config: TrainConfig, detector: nn.Module, steps: int) -> tuple:
-    "Return the optimizer, and the schedule of its learning rate with `steps` an epoch."
+# %% ../nbs/07_trainer.ipynb #07-trainer-53
+def create_optimizer(
+    config: TrainConfig,  # optimizer, lr, weight_decay
+    parameters: Iterable[nn.Parameter],  # what to train
+) -> torch.optim.Optimizer:
+    "Return the optimizer of a training."
     momentum = dict(momentum=0.9) if config.optimizer == "SGD" else {}
-    optimizer = getattr(torch.optim, config.optimizer)(
-        detector.parameters(),
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        fused=True,
-        **momentum,
-    )
+    kind = getattr(torch.optim, config.optimizer)
+    decay = config.weight_decay
+    return kind(parameters, lr=config.lr, weight_decay=decay, fused=True, **momentum)
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-54
+def create_schedule(
+    config: TrainConfig,  # schedule, epochs
+    optimizer: torch.optim.Optimizer,  # whose learning rate moves
+    steps: int,  # an epoch
+) -> LRScheduler:
+    "Return the schedule of an optimizer's learning rate, to be stepped after each of its steps."
     kind, *settings = config.schedule.split()
     if kind == "cosine":
-        return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, config.epochs * steps
-        )
+        return CosineAnnealingLR(optimizer, config.epochs * steps)
     every, factor = map(float, settings) if settings else (1, 1)
-    return optimizer, torch.optim.lr_scheduler.StepLR(
-        optimizer, max(1, round(every * steps)), factor
-    )
+    return StepLR(optimizer, max(1, round(every * steps)), factor)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-36
-def _to_batch(items: dict, gamma: float, device) -> dict:
-    "Move what `Detector.loss` reads to the device, with the weights of Eq. 13."
-
-    def there(x):
-        return x.to(device, non_blocking=True)
-
-    batch = dict(
-        image=to_input(items["image"], device),
-        label=there(items["label"]),
-        weight=face_weights(there(items["masked"]), gamma),
-    )
-    return batch | (
-        dict(mask=there(items["mask"]).float().div_(255), mask_known=there(items["mask_known"]))
-        if "mask" in items
-        else {}
-    )
-
-# %% ../nbs/07_trainer.ipynb #07-trainer-38
+# %% ../nbs/07_trainer.ipynb #07-trainer-57
 class MovingAverage:
     "The exponential moving average of a detector's weights and statistics; it begins with the first step's."
 
@@ -426,294 +415,402 @@ class MovingAverage:
         decay: float,  # in [0, 1)
     ):
         "Copy the detector; floating-point tensors will be averaged, the others copied."
-        self.module, self.decay, self.begun = (
-            copy.deepcopy(detector).requires_grad_(False),
-            decay,
-            False,
-        )
-        pairs = list(zip(*(chain(m.parameters(), m.buffers()) for m in (self.module, detector))))
-        self.averaged, self.copied = (
-            [p for p in pairs if p[0].is_floating_point() is floating] for floating in (True, False)
-        )
+        self.module = copy.deepcopy(detector).requires_grad_(False)
+        self.decay, self.begun = decay, False
+        ours, theirs = (chain(m.parameters(), m.buffers()) for m in (self.module, detector))
+        pairs = list(zip(ours, theirs))
+        self.averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
     def update(self):
         "Move the average towards the detector as it is now."
+        weight = 1 - self.decay if self.begun else 1.0
         if self.averaged:
-            torch._foreach_lerp_(
-                *map(list, zip(*self.averaged)), 1 - self.decay if self.begun else 1.0
-            )
+            ours, theirs = map(list, zip(*self.averaged))
+            torch._foreach_lerp_(ours, theirs, weight)
         if self.copied:
-            torch._foreach_copy_(*map(list, zip(*self.copied)))
+            ours, theirs = map(list, zip(*self.copied))
+            torch._foreach_copy_(ours, theirs)
         self.begun = True
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-40
-class _Training:
-    "Everything that changes while a detector is trained."
+# %% ../nbs/07_trainer.ipynb #07-trainer-59
+def _to_batch(items: dict, gamma: float, device: torch.device) -> dict:
+    "Move what `Detector.loss` reads to the device, with the weights of Eq. 13."
 
-    def __init__(self, detector: Detector, config: TrainConfig, processes: Processes, steps: int):
-        "Move the detector to the device and set up what trains it, with `steps` an epoch."
-        self.detector, self.config, self.processes = (
-            detector.to(processes.device, memory_format=torch.channels_last),
-            config,
-            processes,
-        )
-        self.optimizer, self.scheduler = _steps(config, detector, steps)
-        self.optimizer.zero_grad()
-        self.average = MovingAverage(detector, config.ema) if config.ema else None
-        self.scaler = torch.amp.GradScaler(
-            processes.device.type, enabled=config.precision == "fp16"
-        )
-        self.objective = Objective(detector, config.precision)
-        if config.compile:
-            self.objective.compile()
-        self.objective = processes.wrap(self.objective)
-        self.history, self.best = [], None
+    def there(name):
+        return items[name].to(device, non_blocking=True)
+
+    batch = dict(image=to_input(items["image"], device), label=there("label"))
+    batch["weight"] = face_weights(there("masked"), gamma)
+    if "mask" in items:
+        batch["mask"] = there("mask").float().div_(255)
+        batch["mask_known"] = there("mask_known")
+    return batch
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-61
+class Best(NamedTuple):
+    "The weights of the best epoch so far."
+
+    val_auc: float
+    epoch: int  # counts from 1
+    weights: dict[str, Tensor]
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-62
+class History:
+    "The finished epochs of a training, and the best weights."
+
+    def __init__(
+        self,
+        rows: Sequence[dict] = (),  # an epoch each: epoch (counts from 1), loss, val_auc, seconds
+        best: Best | None = None,  # None in front of the first epoch
+    ):
+        "Begin with the epochs that are finished already."
+        self.rows, self.best = list(rows), best
+
+    def add(
+        self,
+        row: dict,  # of an epoch
+        candidate: nn.Module,  # whose weights are kept if they are the best so far
+    ):
+        "Add an epoch."
+        self.rows.append(row)
+        if self.best is None or row["val_auc"] >= self.best.val_auc:
+            weights = copy.deepcopy(candidate.state_dict())
+            self.best = Best(row["val_auc"], row["epoch"], weights)
 
     @property
-    def candidate(self) -> Detector:
+    def chosen(self) -> Best:
+        "Return the best epoch; `ValueError` if there is none."
+        if self.best is None:
+            raise ValueError("no epoch is finished yet.")
+        return self.best
+
+    def table(self) -> pd.DataFrame:  # a row an epoch, with a column `chosen`
+        "Return all epochs."
+        table = pd.DataFrame(self.rows)
+        return table.assign(chosen=table.epoch == self.chosen.epoch)
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-64
+class TrainState:
+    "All that changes while a detector is trained."
+
+    def __init__(
+        self,
+        detector: Detector,  # moved to the device, and trained in place
+        config: TrainConfig,  # how to train
+        device: torch.device,  # where
+        steps: int,  # an epoch
+    ):
+        "Set up optimizer, schedule and average in front of the first step."
+        self.detector = detector.to(device).to(memory_format=torch.channels_last)
+        self.optimizer = create_optimizer(config, detector.parameters())
+        self.scheduler = create_schedule(config, self.optimizer, steps)
+        self.optimizer.zero_grad()
+        self.average = MovingAverage(detector, config.ema) if config.ema else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.history = History()
+
+    @property
+    def candidate(self) -> nn.Module:  # whose weights would be kept
         return self.average.module if self.average else self.detector
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-42
-def _step(t: _Training):
-    "Step the optimizer, the schedule and the average, after the gradient of a whole batch."
-    t.scaler.step(t.optimizer)
-    t.scaler.update()
-    t.optimizer.zero_grad()
-    t.scheduler.step()
-    if t.average:
-        t.average.update()
+    def step(self):
+        "Step the optimizer, the schedule and the average, after the gradient of a whole batch."
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        if self.average:
+            self.average.update()
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-43
-def _train_epoch(t: _Training, loader: DataLoader, bar) -> float:
-    "Train for one epoch; return the mean loss of its batches."
-    t.detector.train()
-    accumulate, batches, total = (
-        t.config.accumulate,
-        loader.batch_sampler.batches,
-        torch.zeros((), device=t.processes.device),
+# %% ../nbs/07_trainer.ipynb #07-trainer-67
+def _of_device(device: torch.device) -> list[torch.device]:
+    "Return the arguments by which a device's random functions are told the device; Apple's take none."
+    return [] if device.type == "mps" else [device]
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-68
+def _streams(device: torch.device) -> dict[str, Tensor]:
+    "Return the state of torch's global random streams."
+    streams = dict(cpu=torch.get_rng_state())
+    if device.type != "cpu":
+        streams["device"] = torch.get_device_module(device).get_rng_state(*_of_device(device))
+    return streams
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-69
+def _set_streams(streams: dict[str, Tensor], device: torch.device):
+    "Restore the streams that `_streams` returned."
+    torch.set_rng_state(streams["cpu"])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(streams["device"], *_of_device(device))
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-71
+_STATEFUL = ("optimizer", "scheduler", "scaler")
+
+
+def _to_checkpoint(state: TrainState, identity: dict, streams: list[dict]) -> Checkpoint:
+    "Return what a checkpoint keeps of a state after an epoch; `streams` are those of each process."
+    best, rows = state.history.chosen, state.history.rows
+    tensors = dict(model=state.detector.state_dict(), best=best.weights)
+    if state.average:
+        tensors["average"] = state.average.module.state_dict()
+    rest: dict[str, Any] = {name: getattr(state, name).state_dict() for name in _STATEFUL}
+    record = dict(training=identity, history=rows, best=[best.val_auc, best.epoch])
+    return Checkpoint(len(rows), tensors, rest | dict(streams=streams), record)
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-72
+def _restore(state: TrainState, found: Checkpoint):
+    "Set a state to what a checkpoint keeps, all but the random streams."
+    state.detector.load_state_dict(found.tensors["model"])
+    if state.average:
+        state.average.module.load_state_dict(found.tensors["average"])
+        state.average.begun = True
+    for name in _STATEFUL:
+        getattr(state, name).load_state_dict(found.state[name])
+    val_auc, epoch = found.record["best"]
+    best = Best(val_auc, epoch, found.tensors["best"])
+    state.history = History(found.record["history"], best)
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-75
+def _fingerprint(rows: pd.DataFrame, quantiles: Path | None) -> dict:
+    "Return what tells faces apart: digests of their rows and of at most 16 pictures and quantile maps."
+    some = np.unique(np.linspace(0, len(rows) - 1, 16).astype(int))
+    paths = [Path(path) for path in rows.path.iloc[some]]
+    table = rows[["path", "label", "mask"]].to_csv(index=False)
+    landmarks = hashlib.sha256(np.stack(rows.landmarks.to_numpy()).tobytes()).hexdigest()
+    pictures = [file_digest(Path(rows.attrs["root"]) / path) for path in paths]
+    found = dict(faces=len(rows), rows=digest([table, landmarks]), pictures=digest(pictures))
+    if quantiles:
+        maps = [file_digest((quantiles / path).with_suffix(".png")) for path in paths]
+        found["quantiles"] = digest(maps)
+    return found
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-76
+def _detector_identity(detector: Detector) -> dict:
+    "Return what tells detectors apart: class, shapes of the tensors, and configuration."
+    tensors = [[k, list(v.shape), str(v.dtype)] for k, v in detector.state_dict().items()]
+    config = getattr(detector, "config", {})
+    return dict(type=type(detector).__name__, tensors=digest(tensors), **config)
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-78
+class TrainInputs:
+    "The faces of a training in one of its processes."
+
+    def __init__(
+        self,
+        train_rows: pd.DataFrame,  # of the split "train"
+        val_rows: pd.DataFrame,  # of the split "val"
+        config: TrainConfig = TrainConfig(),  # how to train
+        mask: RegionMask | None = None,  # which mask; None: none
+        quantiles: str | Path | None = None,  # folder of quantile maps, for masks that need them
+        with_masks: bool = False,  # hand over the masks of manipulated pixels
+        processes: Processes = Processes(),  # that train, of which this is one
+    ):
+        "Open the faces; `ValueError` for wrong splits, or too few faces for these processes."
+        check_split(train_rows, val_rows)
+        self.train_rows, self.val_rows = train_rows, val_rows
+        self.mask, self.quantiles = mask, Path(quantiles) if quantiles else None
+        self.config, self.world_size = config, processes.world_size
+        faces = FaceDataset(train_rows, quantiles=self.quantiles, masks=with_masks)
+        masked = TrainingFaces(faces, mask, config.flip, config.seed)
+        labels, device, workers = train_rows.label, processes.device, config.workers
+        self.parts = BatchParts(len(faces), config, processes.rank, self.world_size, labels)
+        self.loader = _loader(masked, workers, device, batch_sampler=self.parts)
+        size = config.batch_size // self.parts.parts  # fits in memory, as in training
+        self.val_loader = _own_faces(FaceDataset(val_rows), size, workers, processes)
+        self.val_labels = val_rows.label.to_numpy()
+
+    @property
+    def steps(self) -> int:  # an epoch
+        return len(self.parts.batches)
+
+    def epoch(self, number: int) -> Iterator[tuple[dict, float, bool]]:
+        "Yield the parts of batches: items, weight of their mean loss, whether it is the last part."
+        self.parts.set_epoch(number)
+        for k, items in enumerate(self.loader):
+            step, part = divmod(k, self.config.accumulate)
+            share = self.world_size * len(items["label"]) / len(self.parts.batches[step])
+            yield items, share, part == self.config.accumulate - 1
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-79
+def _identity(
+    detector: Detector, inputs: TrainInputs, config: TrainConfig, processes: Processes
+) -> dict:  # JSON-able
+    "Describe what has to be the same for a training to go on."
+    return dict(
+        config=config.key(),
+        detector=_detector_identity(detector),
+        mask=repr(inputs.mask),
+        train=_fingerprint(inputs.train_rows, inputs.quantiles),
+        val=_fingerprint(inputs.val_rows, None),
+        processes=processes.world_size,
+        device=processes.device.type,
     )
-    for k, items in enumerate(loader):
-        last = (k + 1) % accumulate == 0
-        share = t.processes.count * len(items["label"]) / len(batches[k // accumulate])
-        with nullcontext() if last else t.processes.apart(t.objective):
-            loss = t.objective(_to_batch(items, t.config.gamma, t.processes.device)) * share
-            t.scaler.scale(loss).backward()
-        total += loss.detach()
+
+# %% ../nbs/07_trainer.ipynb #07-trainer-84
+class EpochTrainer:
+    "One epoch of training after another."
+
+    def __init__(
+        self,
+        detector: Detector,  # trained in place
+        inputs: TrainInputs,  # the faces
+        config: TrainConfig = TrainConfig(),  # how to train
+        processes: Processes = Processes(),  # that train, of which this is one
+    ):
+        "Move the detector to the device and set up all that training changes."
+        self.inputs, self.config, self.processes = inputs, config, processes
+        self.state = TrainState(detector, config, processes.device, inputs.steps)
+        objective = Objective(detector, config.precision)
+        if config.compile:
+            objective.compile()
+        self.objective = replicate(objective, processes)
+
+    def epoch(
+        self,
+        number: int,  # counts from 0
+        bar,  # counts steps
+    ) -> float:  # over all processes
+        "Train for one epoch; return the mean loss of its batches."
+        self.state.detector.begin_epoch(number)
+        self.state.detector.train()
+        total = torch.zeros((), device=self.processes.device)
+        for items, share, last in self.inputs.epoch(number):
+            total += self.step(items, share, last)
+            bar.update(last)
+        return self.processes.reduce(total).item() / self.processes.world_size / self.inputs.steps
+
+    def step(
+        self,
+        items: dict,  # faces of a part of a batch
+        share: float,  # weight of their mean loss
+        last: bool,  # whether the batch ends with it
+    ) -> Tensor:  # (), the weighted loss
+        "Add the gradient of a part of a batch; after the last part, move the weights."
+        with nullcontext() if last else no_sync(self.objective):
+            batch = _to_batch(items, self.config.gamma, self.processes.device)
+            loss = self.objective(batch) * share
+            self.state.scaler.scale(loss).backward()
         if last:
-            _step(t)
-            bar.update()
-    return t.processes.total(total).item() / t.processes.count / len(batches)
+            self.state.step()
+        return loss.detach()
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-44
-def _validate(t: _Training, loader: DataLoader, labels: np.ndarray) -> float:
-    "Return the AUC of the weights as they would be kept; NaN if a score is not finite."
-    t.processes.align(t.candidate)
-    p_fake = _score(t.candidate, loader, len(labels), t.processes)
-    return auc(labels, p_fake) if np.isfinite(p_fake).all() else float("nan")
+    def validate(self) -> float:
+        "Return the AUC of the weights as they would be kept; NaN if a score is not finite."
+        inputs, candidate = self.inputs, self.state.candidate
+        broadcast_buffers(candidate, self.processes)
+        scores = _score(candidate, inputs.val_loader, len(inputs.val_labels), self.processes)
+        if not np.isfinite(scores).all():
+            return math.nan
+        return float(auc(inputs.val_labels, scores))
 
-
-def _check_finite(row: dict, lr: float):
-    "Raise `FloatingPointError` if the run has diverged; all processes have the same numbers."
+# %% ../nbs/07_trainer.ipynb #07-trainer-87
+def _finite(row: dict, lr: float) -> dict:  # `row`
+    "Return `row`; `FloatingPointError` if the run has diverged, in all processes at once."
     for name, what in (("loss", "the loss"), ("val_auc", "a score of a validation face")):
         if not math.isfinite(row[name]):
             raise FloatingPointError(
                 f"{what} became {row[name]} in epoch {row['epoch']}; a lower lr than {lr} may help."
             )
+    return row
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-46
-def _fingerprint(rows: pd.DataFrame, quantiles: Path | None) -> dict:
-    "Return what tells faces apart: digests of their rows and of at most 16 pictures and quantile maps."
-    some = [
-        Path(p) for p in rows.path.iloc[np.unique(np.linspace(0, len(rows) - 1, 16).astype(int))]
-    ]
-    table, landmarks = (
-        rows[["path", "label", "mask"]].to_csv(index=False),
-        hashlib.sha256(np.stack(rows.landmarks.to_numpy()).tobytes()).hexdigest(),
-    )
-    here = dict(
-        faces=len(rows),
-        rows=digest([table, landmarks]),
-        pictures=digest([file_digest(Path(rows.attrs["root"]) / p) for p in some]),
-    )
-    return here | (
-        dict(quantiles=digest([file_digest((quantiles / p).with_suffix(".png")) for p in some]))
-        if quantiles
-        else {}
+# %% ../nbs/07_trainer.ipynb #07-trainer-89
+def _step_bar(desc: str, steps: int, epochs: int, done: int, shown: bool):
+    "Return a progress bar of the steps of all epochs, of which some are done."
+    return progress(
+        desc=desc,
+        total=epochs * steps,
+        initial=done * steps,
+        disable=not shown,
+        leave=False,
+        smoothing=0,
+        unit=" steps",
     )
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-47
-def _description(t: _Training, train_rows, val_rows, mask, quantiles) -> dict:  # JSON-able
-    "Describe what has to be the same for a training to go on."
-    config = {k: v for k, v in asdict(t.config).items() if k != "workers"}
-    tensors = digest([[k, list(v.shape), str(v.dtype)] for k, v in t.detector.state_dict().items()])
-    detector = dict(
-        type=type(t.detector).__name__, tensors=tensors, **getattr(t.detector, "config", {})
-    )
-    return dict(
-        config=config,
-        detector=detector,
-        mask=repr(mask),
-        train=_fingerprint(train_rows, quantiles),
-        val=_fingerprint(val_rows, None),
-        processes=t.processes.count,
-        device=t.processes.device.type,
-    )
+# %% ../nbs/07_trainer.ipynb #07-trainer-90
+class Trainer(EpochTrainer):
+    "The training of one detector, from the first epoch or a checkpoint to the last epoch."
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-48
-def _which(
-    device: torch.device,
-) -> list:  # what a device's random functions have to be told: Apple's are one
-    return [] if device.type == "mps" else [device]
+    def fit(
+        self,
+        desc: str = "training",  # what the progress bar says
+        checkpoint: Path | None = None,  # folder that keeps the state after each epoch
+    ) -> pd.DataFrame:  # one row an epoch: epoch, loss, val_auc, seconds, chosen
+        "Train to the last epoch; the detector ends with the weights of the chosen one."
+        if checkpoint:
+            self.resume(checkpoint)
+        state, epochs, main = self.state, self.config.epochs, self.processes.is_main
+        done = len(state.history.rows)
+        with _step_bar(desc, self.inputs.steps, epochs, done, main) as bar:
+            for number in range(done, epochs):
+                start = time.perf_counter()
+                loss = self.epoch(number, bar)
+                val_auc = self.validate() if math.isfinite(loss) else math.nan
+                told = dict(loss=loss, val_auc=val_auc, seconds=time.perf_counter() - start)
+                row = _finite(dict(epoch=number + 1, **told), self.config.lr)
+                state.history.add(row, state.candidate)
+                bar.set_postfix(loss=f"{loss:.3g}", val_auc=f"{val_auc:.4f}")
+                track(self.processes, told, number + 1)
+                if checkpoint:
+                    self.save(checkpoint)
+        state.detector.load_state_dict(state.history.chosen.weights)
+        return state.history.table()
 
+    def save(self, folder: Path):
+        "Write a checkpoint; every process has to call it."
+        streams = self.processes.gather(_streams(self.processes.device))
+        if self.processes.is_main:
+            save_checkpoint(folder, _to_checkpoint(self.state, self.identity, streams))
 
-def _streams(device: torch.device) -> dict[str, Tensor]:
-    "Return the state of torch's global random streams, from which dropout is drawn."
-    streams = dict(cpu=torch.get_rng_state())
-    if device.type != "cpu":
-        streams["device"] = torch.get_device_module(device).get_rng_state(*_which(device))
-    return streams
+    def resume(self, folder: Path):
+        """Go back to the last checkpoint, if there is one; every process has to call it.
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-49
-def _set_streams(streams: dict[str, Tensor], device: torch.device):
-    "Restore the streams that `_streams` returned."
-    torch.set_rng_state(streams["cpu"])
-    if device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(streams["device"], *_which(device))
+        `ValueError` if it is of another training."""
+        main = self.processes.is_main
+        found = self.processes.broadcast(load_checkpoint(folder) if main else None)
+        if found is not None:
+            check_same(found.record.get("training", {}), self.identity, folder)
+            _restore(self.state, found)
+            _set_streams(found.state["streams"][self.processes.rank], self.processes.device)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-50
-def _keep(t: _Training, folder: Path, description: dict):
-    "Write a checkpoint; every process has to call it."
-    streams = t.processes.every(_streams(t.processes.device))
-    if not t.processes.first:
-        return
-    tensors = dict(model=t.detector.state_dict(), best=t.best[2]) | (
-        dict(average=t.average.module.state_dict()) if t.average else {}
-    )
-    state = dict(
-        optimizer=t.optimizer.state_dict(),
-        scheduler=t.scheduler.state_dict(),
-        scaler=t.scaler.state_dict(),
-        streams=streams,
-    )
-    save_checkpoint(
-        folder,
-        Checkpoint(
-            len(t.history),
-            tensors,
-            state,
-            dict(training=description, history=t.history, best=list(t.best[:2])),
-        ),
-    )
+    @cached_property
+    def identity(self) -> dict:  # JSON-able
+        "Describe what has to be the same for a training to go on."
+        return _identity(self.state.detector, self.inputs, self.config, self.processes)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-51
-def _go_on(t: _Training, folder: Path, description: dict):
-    """Restore the last checkpoint, if there is one; every process has to call it.
+# %% ../nbs/07_trainer.ipynb #07-trainer-92
+def _seed(seed: int, processes: Processes):
+    "Seed all random streams; dropout is drawn anew in each process."
+    own = torch_rng(seed, "process", processes.rank).initial_seed()
+    seed_everything(seed if processes.is_main else own)
 
-    `ValueError` if it is of another training."""
-    found = t.processes.share(load_checkpoint(folder) if t.processes.first else None)
-    if found is None:
-        return
-    check_same(found.record.get("training", {}), description, folder)
-    t.detector.load_state_dict(found.tensors["model"])
-    if t.average:
-        t.average.module.load_state_dict(found.tensors["average"])
-        t.average.begun = True
-    for name in ("optimizer", "scheduler", "scaler"):
-        getattr(t, name).load_state_dict(found.state[name])
-    t.history, t.best = found.record["history"], (*found.record["best"], found.tensors["best"])
-    _set_streams(found.state["streams"][t.processes.rank], t.processes.device)
+# %% ../nbs/07_trainer.ipynb #07-trainer-93
+_LESS_MEMORY = (
+    "raise accumulate (the batch in more parts), lower batch_size, or set precision to bf16"
+)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-52
-def _epoch(
-    t: _Training, epoch: int, loader: DataLoader, val_loader: DataLoader, labels: np.ndarray, bar
-):
-    "Train one epoch, score it, and keep its weights if they are the best so far."
-    start = time.perf_counter()
-    t.detector.begin_epoch(epoch)
-    loader.batch_sampler.set_epoch(epoch)
-    loss = _train_epoch(t, loader, bar)
-    row = dict(
-        epoch=epoch + 1,
-        loss=loss,
-        val_auc=_validate(t, val_loader, labels) if math.isfinite(loss) else float("nan"),
-        seconds=time.perf_counter() - start,
-    )
-    _check_finite(row, t.config.lr)
-    t.history.append(row)
-    if t.best is None or row["val_auc"] >= t.best[0]:
-        t.best = row["val_auc"], epoch + 1, copy.deepcopy(t.candidate.state_dict())
-    bar.set_postfix(loss=f"{loss:.3g}", val_auc=f"{row['val_auc']:.4f}")
-    t.processes.log({k: row[k] for k in ("loss", "val_auc", "seconds")}, epoch + 1)
-
-# %% ../nbs/07_trainer.ipynb #07-trainer-53
+# %% ../nbs/07_trainer.ipynb #07-trainer-94
 def train(
     detector: Detector,  # trained in place: ends with the weights of the chosen epoch
     train_rows: pd.DataFrame,  # rows of the split "train", from `prle.data.manifest.select`
     val_rows: pd.DataFrame,  # rows of the split "val", of the same manipulations
     config: TrainConfig = TrainConfig(),  # how to train
-    mask: nn.Module | None = None,  # which mask; None trains plainly
+    mask: RegionMask | None = None,  # which mask; None trains plainly
     quantiles: str | Path | None = None,  # folder of quantile maps, for masks that need them
     device: torch.device | str = "cpu",  # where to train; an accelerator knows its own
     desc: str = "training",  # what the progress bar and trackers say
-    checkpoint: str
-    | Path
-    | None = None,  # folder that keeps the state after every epoch; the caller deletes it once the result is safe
-    accelerator=None,  # `accelerate.Accelerator` of this process: one of several that train together, or one with trackers
+    checkpoint: str | Path | None = None,  # folder of states; to be deleted once the result is safe
+    accelerator=None,  # `accelerate.Accelerator`, of several processes or with trackers
 ) -> pd.DataFrame:  # one row an epoch: epoch, loss, val_auc, seconds, chosen
     """Train `detector` with masked faces in place of some plain ones (Algorithm 1).
 
     `ValueError` for wrong splits, too few faces or the checkpoint of another training; `FloatingPointError` if it
     diverges."""
-    check_split(train_rows, val_rows)
-    processes, quantiles = (
-        Processes(device, accelerator, config.precision),
-        quantiles and Path(quantiles),
-    )
-    seed_everything(
-        config.seed
-        if processes.first
-        else torch_rng(config.seed, "process", processes.rank).initial_seed()
-    )
-    faces = TrainingFaces(
-        FaceDataset(train_rows, quantiles=quantiles, masks="mask" in detector.needs),
-        mask,
-        config.flip,
-        config.seed,
-    )
-    parts, labels = (
-        BatchParts(len(faces), config, processes.rank, processes.count, train_rows.label),
-        val_rows.label.to_numpy(),
-    )
-    needs = {name: getattr(config, name) for name in ("batch", "accumulate", "precision")}
-    with (
-        memory_explained(
-            "raise accumulate (the batch in more parts), lower batch, or set precision to bf16",
-            **needs,
-        ),
-        processes.tracked(desc, asdict(config)),
-    ):
-        t = _Training(detector, config, processes, len(parts.batches))
-        description = checkpoint and _description(t, train_rows, val_rows, mask, quantiles)
-        if checkpoint:
-            _go_on(t, Path(checkpoint), description)
-        loader = _loader(faces, config.workers, processes.device, batch_sampler=parts)
-        val_loader = _mine(
-            FaceDataset(val_rows), config.batch // parts.parts, config.workers, processes
-        )
-        done, steps = len(t.history), len(parts.batches)
-        with progress(
-            desc=desc,
-            total=config.epochs * steps,
-            initial=done * steps,
-            disable=not processes.first,
-            leave=False,
-            smoothing=0,
-            unit=" steps",
-        ) as bar:
-            for epoch in range(done, config.epochs):
-                _epoch(t, epoch, loader, val_loader, labels, bar)
-                if checkpoint:
-                    _keep(t, Path(checkpoint), description)
-    detector.load_state_dict(t.best[2])
-    return pd.DataFrame(t.history).assign(chosen=lambda h: h.epoch == t.best[1])
+    processes = Processes(device, accelerator, config.precision)
+    _seed(config.seed, processes)
+    with_masks = "mask" in detector.needs
+    inputs = TrainInputs(train_rows, val_rows, config, mask, quantiles, with_masks, processes)
+    sizes = {name: getattr(config, name) for name in ("batch_size", "accumulate", "precision")}
+    with memory_explained(_LESS_MEMORY, **sizes), tracking(processes, desc, asdict(config)):
+        trainer = Trainer(detector, inputs, config, processes)
+        return trainer.fit(desc, Path(checkpoint) if checkpoint else None)

@@ -199,7 +199,7 @@ def test_wrong_trainings_are_refused(lab, prle, monkeypatch, words, message):
 def test_a_configuration_may_name_its_data_as_seen_from_here(lab, prle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = "detector: xception, subset: A, preset: tiny, width: 0.125, data: square/"
-    (tmp_path / "a.yaml").write_text(f"{{{text}, recipe: {{epochs: 1, batch: 4}}}}")
+    (tmp_path / "a.yaml").write_text(f"{{{text}, recipe: {{epochs: 1, batch_size: 4}}}}")
     assert prle("train", "a.yaml", given=False)[0] == 0
 
 

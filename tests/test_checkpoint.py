@@ -62,7 +62,8 @@ def test_damage_is_found_set_aside_and_named(tmp_path, file, harm):
         path.unlink()
     with pytest.warns(
         UserWarning,
-        match=f"epoch-3/{file} (is|has|lacks|holds).*; the checkpoint is set aside as epoch-3.damaged-1 and training goes on after epoch 2",
+        match=f"epoch-3/{file} (is|has|lacks|holds).*; the checkpoint is set aside "
+        "as epoch-3.damaged-1 and training goes on after epoch 2",
     ):
         assert load_checkpoint(tmp_path).epochs == 2
     assert (tmp_path / "epoch-3.damaged-1").is_dir() and load_checkpoint(tmp_path).epochs == 2
@@ -172,7 +173,7 @@ def test_what_a_killed_process_leaves_is_removed(tmp_path):
 
 @pytest.mark.parametrize("library", ["safetensors", "torch", "python"])
 def test_a_full_disk_leaves_what_was_there_and_is_named(tmp_path, monkeypatch, library):
-    "As the libraries tell it: safetensors in words, torch as an error that follows the system's, Python as the system's."
+    "As the libraries tell it: safetensors in words, torch by an error after the system's, Python by that."
     write(tmp_path)
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -246,7 +247,8 @@ def test_another_training_is_refused_with_every_difference():
     check_same(dict(sizes=[1, 2]), dict(sizes=(1, 2)), "here")
     with pytest.raises(
         ValueError,
-        match=r"here holds a checkpoint of another training: config.lr is 0.1 there and 0.2 here; mask is 'None' there and 'RandomMask\(\)' here",
+        match=r"here holds a checkpoint of another training: config.lr is 0.1 there and 0.2 here; "
+        r"mask is 'None' there and 'RandomMask\(\)' here",
     ):
         check_same(a, b, "here")
     with pytest.raises(ValueError, match="detector.width is None there and 0.5 here"):

@@ -236,7 +236,7 @@ def test_gradients_reach_everything_but_biases_in_front_of_batch_norm():
 def test_recipe_and_statistics_are_the_originals():
     model = meta()
     r = model.recipe
-    assert (r.optimizer, r.lr, r.weight_decay, r.schedule, r.batch, r.epochs, r.size) == (
+    assert (r.optimizer, r.lr, r.weight_decay, r.schedule, r.batch_size, r.epochs, r.size) == (
         "Adam",
         1e-4,
         1e-7,

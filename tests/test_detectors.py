@@ -253,7 +253,7 @@ def test_every_card_is_complete(name):
     for field in ("optimizer", "lr", "weight_decay", "schedule", "flip", "balance"):
         assert getattr(config, field) == getattr(recipe, field), field
     assert (
-        config.batch == recipe.batch
+        config.batch_size == recipe.batch_size
         and config.epochs == (recipe.epochs or TrainConfig().epochs)
         and (config.ema, config.seed) == (0, 4)
     )
@@ -284,9 +284,15 @@ RECIPES = dict(
 @pytest.mark.parametrize("name", KNOWN)
 def test_recipe_is_the_originals(name):
     r = small(name).recipe
-    assert (r.optimizer, r.lr, r.weight_decay, r.schedule, r.batch, r.epochs, r.size) == RECIPES[
-        name
-    ]
+    assert (
+        r.optimizer,
+        r.lr,
+        r.weight_decay,
+        r.schedule,
+        r.batch_size,
+        r.epochs,
+        r.size,
+    ) == RECIPES[name]
 
 
 def test_the_common_recipe():
@@ -296,7 +302,7 @@ def test_the_common_recipe():
         c.lr,
         c.weight_decay,
         c.schedule,
-        c.batch,
+        c.batch_size,
         c.epochs,
         c.flip,
         c.balance,

@@ -27,15 +27,15 @@ from prle.trust import read_json
 from prle.data.datasets import FaceDataset
 from prle.data.manifest import read_manifest, select
 from prle.masking import RandomMask
-from prle.training.processes import Processes, _member, check_processes, together
+from prle.training.processes import Processes, _work, check_processes, launch
 from prle.trainer import PAPER_TWO_GPUS, BatchParts, TrainConfig, predict, train
 
 CONFIG = TrainConfig(
-    epochs=3, batch=7, lr=1e-2
+    epochs=3, batch_size=7, lr=1e-2
 )  # 12 faces: batches of 7 and 5, so of 4 + 3 and 3 + 2
-WHOLE = TrainConfig(epochs=3, batch=12, lr=1e-2)
-MIXED = TrainConfig(epochs=3, batch=6, lr=1e-2)
-LONG = TrainConfig(epochs=25, batch=6, lr=1e-2)
+WHOLE = TrainConfig(epochs=3, batch_size=12, lr=1e-2)
+MIXED = TrainConfig(epochs=3, batch_size=6, lr=1e-2)
+LONG = TrainConfig(epochs=25, batch_size=6, lr=1e-2)
 
 
 class Plain(TinyDetector):
@@ -58,7 +58,7 @@ def rows(folder):
 
 
 def fit(folder, network, config, accelerator=None, **kwargs):
-    "Train with random rectangles and score; three validation faces and eleven others, which two processes cannot share evenly."
+    "Train and score three validation faces and eleven others, which two processes cannot share evenly."
     torch.manual_seed(0)
     detector, manifest = network(), rows(folder)
     val, test = select(manifest, "val", "A").iloc[:3], select(manifest, "test").iloc[:11]
@@ -119,18 +119,18 @@ def error(function, *args, **kwargs):
 
 def interrupted(folder, accelerator, epoch):
     "Trained with a checkpoint, stopped after an epoch and taken up again."
-    real = prle.trainer._keep
+    real = prle.trainer.Trainer.save
 
-    def keep_and_stop(t, *args):
-        real(t, *args)
-        if len(t.history) == epoch:
+    def save_and_stop(self, folder):
+        real(self, folder)
+        if len(self.state.history.rows) == epoch:
             raise KeyboardInterrupt
 
-    prle.trainer._keep = keep_and_stop
+    prle.trainer.Trainer.save = save_and_stop
     try:
         fit(folder, Dropping, MIXED, accelerator, checkpoint=folder / "checkpoint")
     except KeyboardInterrupt:
-        prle.trainer._keep = real
+        prle.trainer.Trainer.save = real
     return fit(folder, Dropping, MIXED, accelerator, checkpoint=folder / "checkpoint")
 
 
@@ -175,7 +175,9 @@ def one_of_two(folder):
     ]
     got["one face"] = predict(Plain(), FaceDataset(rows(folder).iloc[:1]), accelerator=accelerator)
     got["diverged"] = error(fit, folder, Poisoned, CONFIG, accelerator)
-    got["too few"] = error(fit, folder, Plain, TrainConfig(batch=64, accumulate=4), accelerator)
+    got["too few"] = error(
+        fit, folder, Plain, TrainConfig(batch_size=64, accumulate=4), accelerator
+    )
     torch.save(got, folder / f"{accelerator.process_index}.pt")
     accelerator.end_training()
 
@@ -217,7 +219,7 @@ def test_two_processes_with_half_the_batch_equal_one(folder, two):
         and same(two[0]["equal"], two[1]["equal"])
         and close(two[0]["equal"], one)
     )
-    assert not close(one, fit(folder, Plain, TrainConfig(**{**vars(CONFIG), "batch": 6}))), (
+    assert not close(one, fit(folder, Plain, TrainConfig(**{**vars(CONFIG), "batch_size": 6}))), (
         "another batch would have been seen"
     )
 
@@ -333,7 +335,7 @@ accelerator.end_training()
 
 
 def test_two_machines_of_which_one_dies(folder, two):
-    "The other ends with an error instead of waiting for ever; started again, both go on to the result of an uninterrupted training."
+    "The other ends with an error and does not wait for ever; started again, both end as if uninterrupted."
 
     def run(kill):
         where = port()
@@ -358,7 +360,7 @@ def test_two_machines_of_which_one_dies(folder, two):
 
 def test_the_papers_setting_is_32_faces_on_each_of_two_gpus():
     parts = [list(BatchParts(1000, PAPER_TWO_GPUS, rank, 2)) for rank in (0, 1)]
-    assert {len(p) for part in parts for p in part[:-1]} == {32} and PAPER_TWO_GPUS.batch == 64
+    assert {len(p) for part in parts for p in part[:-1]} == {32} and PAPER_TWO_GPUS.batch_size == 64
     assert sorted(i for part in parts for p in part for _, i in p) == list(range(1000))
     from accelerate.commands.launch import launch_command_parser
 
@@ -391,14 +393,14 @@ def stumble(accelerator):
 def test_what_stops_one_process_ends_all_and_is_told():
     start = time.monotonic()
     with pytest.raises(FloatingPointError, match="the loss became nan in epoch 1"):
-        together(stumble, (), 2)
+        launch(stumble, (), 2)
     assert time.monotonic() - start < 60
 
 
 def test_a_tracker_that_is_not_installed_is_an_error():
     errors = SimpleQueue()
     with pytest.raises(ImportError, match=r"'tensorboard' is not installed.*prle\[cluster\]"):
-        _member(
+        _work(
             0,
             print,
             (),
@@ -446,7 +448,7 @@ def store_run(folder, *options):
 
 
 def test_a_run_of_the_store_in_two_processes(folder, capsys):
-    "Killed at work, it goes on; scores are those of one process; the second time it is there; TensorBoard has every epoch."
+    "Killed at work, it goes on to the scores of one process and is there then; TensorBoard has every epoch."
     write_square(rows(folder), folder / "square")
     two = store_run(folder, "--processes", "2", "--track", "tensorboard")
     code = "import sys, torch; from prle.cli import main; torch.set_num_threads(2); sys.exit(main(sys.argv[1:]))"
@@ -529,14 +531,15 @@ def test_batches_that_are_too_small_for_all_are_refused():
     for batch, accumulate, count in ((6, 2, 4), (4, 1, 4), (7, 1, 4)):
         with pytest.raises(
             ValueError,
-            match=f"batches of {batch} faces are too few to train on {count} processes with accumulate {accumulate}: at least two a part",
+            match=f"batches of {batch} faces are too few to train on {count} processes "
+            f"with accumulate {accumulate}: at least two a part",
         ):
-            BatchParts(100, TrainConfig(batch=batch, accumulate=accumulate), 0, count)
+            BatchParts(100, TrainConfig(batch_size=batch, accumulate=accumulate), 0, count)
 
 
 def test_parts_of_a_batch_differ_by_one_face_at_most():
     for n, batch, accumulate, count in ((100, 17, 2, 2), (64, 64, 4, 3), (50, 9, 1, 4)):
-        config = TrainConfig(batch=batch, accumulate=accumulate)
+        config = TrainConfig(batch_size=batch, accumulate=accumulate)
         parts = [list(BatchParts(n, config, rank, count)) for rank in range(count)]
         assert len({len(p) for p in parts}) == 1 and all(
             len(p) == len(BatchParts(n, config, 0, count)) for p in parts

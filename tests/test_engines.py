@@ -225,7 +225,7 @@ def test_without_ray_the_extra_is_named(monkeypatch, tmp_path):
 @pytest.fixture
 def lab(toy, tmp_path, monkeypatch):
     "Labs by the names of their folders, on the same data."
-    monkeypatch.setitem(PRESETS, "tiny", replace(TINY, recipe=dict(epochs=3, batch=4)))
+    monkeypatch.setitem(PRESETS, "tiny", replace(TINY, recipe=dict(epochs=3, batch_size=4)))
     data = write_square(toy, tmp_path / "square")
     return lambda name: quiet_lab(data, tmp_path / name)
 

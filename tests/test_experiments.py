@@ -29,7 +29,7 @@ TINY = Preset(
     size=64,
     people=8,
     backbones={"Small": Backbone("xception", 1 / 8), "Other": Backbone("vgg16", 1 / 8)},
-    recipe=dict(epochs=1, batch=4),
+    recipe=dict(epochs=1, batch_size=4),
     grid=4,
     width=1 / 8,
 )
@@ -83,7 +83,7 @@ mask: primary
 fusion: {method: neighbour, tau: 0.3}
 zoo: [Xception, VGG]
 alpha: dynamic
-recipe: {epochs: 3, batch: 16, lr: 1.0e-3, schedule: cosine}
+recipe: {epochs: 3, batch_size: 16, lr: 1.0e-3, schedule: cosine}
 """
 STRANGE = [
     "[]",
@@ -532,13 +532,13 @@ def test_scores_and_maps_are_computed_in_the_parts_of_a_trainings_batch(lab, mon
         return predict(detector, faces, batch_size, *others)
 
     monkeypatch.setattr("prle.lab.experiments.predict", watched)
-    run = lab.detector("Small", "A", batch=6, accumulate=3)
+    run = lab.detector("Small", "A", batch_size=6, accumulate=3)
 
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("prle.lab.experiments.localize", full)
-    message = r"on the device for batch=2: lower batch or raise accumulate .* \(CUDA out of memory"
+    message = r"on the device for batch_size=2: lower batch_size or raise accumulate .* \(CUDA out of memory"
     with pytest.raises(torch.OutOfMemoryError, match=message):
         lab.attention(run)
     assert sizes == [2]

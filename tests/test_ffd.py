@@ -333,7 +333,7 @@ def test_pretrained_loads_the_body_alone(monkeypatch):
 
 def test_recipe_is_the_codes():
     r = small().recipe
-    assert (r.optimizer, r.lr, r.weight_decay, r.schedule, r.batch, r.size) == (
+    assert (r.optimizer, r.lr, r.weight_decay, r.schedule, r.batch_size, r.size) == (
         "Adam",
         1e-4,
         1e-3,

@@ -458,6 +458,7 @@ def test_licence_and_notice_travel_with_wheel_and_sdist(tmp_path):
                 == (ROOT / name).read_text()
             )
         there = set(wheel.namelist())
+    assert (unpacked / "prle/py.typed").exists() and "prle/py.typed" in there
     assert {
         str(p.relative_to(ROOT))
         for p in (ROOT / "prle").rglob("*")

@@ -510,7 +510,7 @@ FACE_PATHS = [f"train/real/s{i}/{i}.jpg" for i in range(7)]
     [dict(), dict(method="mean", tau=0.5), dict(method="released"), dict(lam=0.2, floor=0.3)],
 )
 def test_store_equals_doing_it_by_hand(stores, tmp_path, fusion):
-    shares = quantile_store(stores, FACE_PATHS, tmp_path / "q", (48, 40), batch=3, **fusion)
+    shares = quantile_store(stores, FACE_PATHS, tmp_path / "q", (48, 40), batch_size=3, **fusion)
     maps = torch.stack([upsample_maps(np.load(store), (48, 40)) for store in stores], 1)
     fused = fuse(maps, **fusion)
     expected = quantile_map(fused)
@@ -529,7 +529,7 @@ def test_store_is_whole_or_absent(stores, tmp_path):
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ValueError, match="image 0, detector 1: the map holds NaN") as e:
         quantile_store(
-            [stores[0], tmp_path / "bad.npy"], FACE_PATHS, tmp_path / "q", (16, 16), batch=3
+            [stores[0], tmp_path / "bad.npy"], FACE_PATHS, tmp_path / "q", (16, 16), batch_size=3
         )
     assert FACE_PATHS[6] in e.value.__notes__[0] and "bad.npy" in e.value.__notes__[0]
     assert sorted(tmp_path.iterdir()) == before

@@ -672,7 +672,7 @@ def test_both_stages_through_the_trainer(toy):
     model, configs = small(), []
 
     def by_recipe(detector):
-        configs.append(TrainConfig.of(detector.recipe, epochs=1, batch=4))
+        configs.append(TrainConfig.of(detector.recipe, epochs=1, batch_size=4))
         return train(detector, *rows, configs[-1])
 
     before = model.net.conv_stem.weight.clone()
@@ -689,7 +689,7 @@ def test_both_stages_through_the_trainer(toy):
     )
     assert (
         TrainConfig.of(model.stage_one().recipe).epochs,
-        TrainConfig.of(model.recipe).batch,
+        TrainConfig.of(model.recipe).batch_size,
     ) == (20, 15)
 
 

@@ -95,7 +95,7 @@ def real_data(tmp_path, monkeypatch, request):
         configs.PRESETS,
         "paper",
         dataclasses.replace(
-            full, size=size, backbones=networks, recipe=dict(epochs=1, batch=4, workers=0)
+            full, size=size, backbones=networks, recipe=dict(epochs=1, batch_size=4, workers=0)
         ),
     )
     return root

@@ -27,7 +27,7 @@ from prle.masking import PrimaryRegionMask, RandomMask
 from prle.trainer import TrainConfig, predict, train
 from prle.trust import write_digests
 
-CONFIG = TrainConfig(epochs=5, batch=4, lr=1e-2, optimizer="AdamW", schedule="step 2 0.5")
+CONFIG = TrainConfig(epochs=5, batch_size=4, lr=1e-2, optimizer="AdamW", schedule="step 2 0.5")
 LONG = TrainConfig(**{**vars(CONFIG), "epochs": 40})
 
 
@@ -248,7 +248,7 @@ def test_detectors_with_draws_and_states_of_their_own_go_on_too(tmp_path, monkey
             detector,
             select(rows, "train", "A"),
             select(rows, "val", "A"),
-            TrainConfig(epochs=2, batch=6),
+            TrainConfig(epochs=2, batch_size=6),
             RandomMask(),
             checkpoint=checkpoint,
         )
@@ -269,7 +269,7 @@ def test_the_number_of_workers_may_change(data):
 
 def test_a_finished_training_is_not_trained_again(data, monkeypatch):
     expected = fit(data, data / "checkpoint")
-    monkeypatch.setattr(prle.trainer, "_train_epoch", None)
+    monkeypatch.setattr(prle.trainer.Trainer, "epoch", None)
     assert same(fit(data, data / "checkpoint"), expected)
 
 

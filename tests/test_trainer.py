@@ -24,8 +24,9 @@ from prle.trainer import (
     Objective,
     TrainConfig,
     TrainingFaces,
-    _steps,
     check_split,
+    create_optimizer,
+    create_schedule,
     epoch_order,
     face_weights,
     predict,
@@ -34,7 +35,7 @@ from prle.trainer import (
 )
 from prle.trust import write_digests
 
-CONFIG = TrainConfig(epochs=2, batch=4, lr=1e-2)
+CONFIG = TrainConfig(epochs=2, batch_size=4, lr=1e-2)
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_p_zero_is_plain_training_bit_for_bit(toy, tiny, quantiles):
 
 def test_without_masks_it_is_the_loop_that_everybody_writes(toy, tiny):
     "EMA and flips off, last epoch chosen: Adam on the mean cross-entropy, cosine to zero."
-    config = TrainConfig(epochs=2, batch=4, lr=1e-2, ema=0, flip=False)
+    config = TrainConfig(epochs=2, batch_size=4, lr=1e-2, ema=0, flip=False)
     history, scores = fit(tiny, toy, config)
     model, rows = again(tiny), select(toy, "train", "A")
     torch.manual_seed(config.seed)
@@ -111,10 +112,14 @@ def test_eq_13_by_hand():
 def test_gamma_reaches_the_loss(toy, tiny, quantiles):
     mask = PrimaryRegionMask(p=1.0)
     none, _ = fit(
-        tiny, toy, TrainConfig(epochs=1, batch=4, gamma=0.0), mask=mask, quantiles=quantiles
+        tiny, toy, TrainConfig(epochs=1, batch_size=4, gamma=0.0), mask=mask, quantiles=quantiles
     )
     full, _ = fit(
-        again(tiny), toy, TrainConfig(epochs=1, batch=4, gamma=1.0), mask=mask, quantiles=quantiles
+        again(tiny),
+        toy,
+        TrainConfig(epochs=1, batch_size=4, gamma=1.0),
+        mask=mask,
+        quantiles=quantiles,
     )
     assert none.loss[0] == 0 < full.loss[0]
 
@@ -161,7 +166,7 @@ def test_true_masks_reach_the_loss_and_are_mirrored_with_the_face(toy, tiny):
     rows, seen = write_true_masks(toy), []
     tiny.needs = ("mask",)
     tiny.loss = lambda outputs, batch: seen.append(batch) or cross_entropy(outputs["logit"], batch)
-    fit(tiny, rows, TrainConfig(epochs=2, batch=6, flip=True))
+    fit(tiny, rows, TrainConfig(epochs=2, batch_size=6, flip=True))
     masks, labels = (torch.cat([b[k] for b in seen]) for k in ("mask", "label"))
     assert masks.shape[1:] == (1, 24, 32) and not masks[labels == 0].any()
     left = masks[labels == 1][:, 0, 0, 0]
@@ -182,7 +187,7 @@ def test_a_fake_without_a_mask_costs_only_itself(toy, tiny):
         UserWarning,
         match="1 of 6 fakes have no mask of their manipulated pixels, A/1_1.png among them",
     ):
-        fit(tiny, rows, TrainConfig(epochs=1, batch=4))
+        fit(tiny, rows, TrainConfig(epochs=1, batch_size=4))
     masks, labels, known = (
         torch.cat([b[k] for b in seen]) for k in ("mask", "label", "mask_known")
     )
@@ -207,7 +212,7 @@ def test_a_detector_that_needs_masks_says_so_where_there_are_none(toy, tiny):
 def test_epochs_are_announced(toy, tiny):
     told = []
     tiny.begin_epoch = told.append
-    fit(tiny, toy, TrainConfig(epochs=3, batch=4))
+    fit(tiny, toy, TrainConfig(epochs=3, batch_size=4))
     assert told == [0, 1, 2]
 
 
@@ -220,12 +225,9 @@ def test_epochs_are_announced(toy, tiny):
     ],
 )
 def test_schedules(schedule, expected):
-    weight = torch.nn.Linear(1, 1)
-    optimizer, scheduler = _steps(
-        TrainConfig(epochs=4, lr=0.5, optimizer="AdamW", weight_decay=0.1, schedule=schedule),
-        weight,
-        steps=3,
-    )
+    config = TrainConfig(epochs=4, lr=0.5, optimizer="AdamW", weight_decay=0.1, schedule=schedule)
+    optimizer = create_optimizer(config, nn.Linear(1, 1).parameters())
+    scheduler = create_schedule(config, optimizer, steps=3)
     rates = []
     for _ in range(12):
         rates.append(optimizer.param_groups[0]["lr"] / 0.5)
@@ -241,7 +243,7 @@ def test_the_recipe_of_the_original_as_settings():
             lr=0.002,
             weight_decay=1e-3,
             schedule="step 5 0.5",
-            batch=None,
+            batch_size=None,
             epochs=7,
         ),
         seed=3,
@@ -255,7 +257,8 @@ def test_the_recipe_of_the_original_as_settings():
         seed=3,
         ema=0.0,
     )
-    assert _steps(config, torch.nn.Linear(1, 1), 2)[0].param_groups[0]["momentum"] == 0.9
+    optimizer = create_optimizer(config, nn.Linear(1, 1).parameters())
+    assert optimizer.param_groups[0]["momentum"] == 0.9
 
 
 @pytest.mark.parametrize(
@@ -281,7 +284,7 @@ def test_the_recipe_of_the_original_as_settings():
         (dict(compile="yes"), "compile must be True or False"),
         (dict(seed=-1), "seed must be a whole number of 0 or more"),
         (dict(accumulate=0), "accumulate must be a whole number above 0"),
-        (dict(batch=6, accumulate=4), "at least two faces a part, not be 4 with batch 6"),
+        (dict(batch_size=6, accumulate=4), "at least two faces a part, not be 4 with batch_size 6"),
     ],
 )
 def test_unknown_settings_name_the_known_ones(bad, says):
@@ -293,7 +296,7 @@ def test_equal_settings_have_one_key():
     assert digest(
         asdict(TrainConfig(gamma=1, ema=0, lr=np.float32(1), seed=np.int64(3)))
     ) == digest(asdict(TrainConfig(gamma=1.0, ema=0.0, lr=1.0, seed=3)))
-    assert TrainConfig(batch=4, accumulate=2) != TrainConfig(batch=4)
+    assert TrainConfig(batch_size=4, accumulate=2) != TrainConfig(batch_size=4)
 
 
 def test_the_share_of_masked_faces_is_p(toy, quantiles):
@@ -325,7 +328,7 @@ def test_test_faces_and_shared_people_are_refused(toy, tiny):
 
 
 def test_the_chosen_epoch_has_the_best_validation_auc(toy, tiny):
-    history, _ = fit(tiny, toy, TrainConfig(epochs=5, batch=4, lr=1e-2))
+    history, _ = fit(tiny, toy, TrainConfig(epochs=5, batch_size=4, lr=1e-2))
     assert (
         history.chosen.sum() == 1
         and history.val_auc[history.chosen].item() == history.val_auc.max()
@@ -337,7 +340,7 @@ def test_the_chosen_epoch_has_the_best_validation_auc(toy, tiny):
 def test_it_learns(toy, tiny, device, precision):
     "The fakes of A are brighter, which one convolution can see."
     history, p_fake = fit(
-        tiny, toy, TrainConfig(epochs=15, batch=4, lr=3e-2, precision=precision), device
+        tiny, toy, TrainConfig(epochs=15, batch_size=4, lr=3e-2, precision=precision), device
     )
     test = select(toy, "test")
     assert (
@@ -354,7 +357,7 @@ def test_validation_takes_the_parts_of_a_batch(toy, tiny):
         tiny,
         select(toy, "train", "A"),
         select(toy, "val", "A"),
-        TrainConfig(epochs=1, batch=6, accumulate=3, ema=0),
+        TrainConfig(epochs=1, batch_size=6, accumulate=3, ema=0),
     )
     assert set(sizes) == {2}
 
@@ -373,7 +376,7 @@ def test_parts_of_a_batch_add_up_to_it(toy, tiny, quantiles):
         detector.body[1] = nn.Identity()
         return detector
 
-    config = dict(epochs=3, lr=1e-2, batch=7)
+    config = dict(epochs=3, lr=1e-2, batch_size=7)
     _, whole = fit(
         plain(), toy, TrainConfig(**config), mask=PrimaryRegionMask(), quantiles=quantiles
     )
@@ -432,18 +435,18 @@ class Reads(TorchDispatchMode):
 def test_no_step_waits_for_the_device(toy, tiny, settings):
     "Three times the steps, as many reads."
 
-    def reads(batch):
+    def reads(batch_size):
         with Reads() as mode:
             train(
                 again(tiny),
                 select(toy, "train", "A"),
                 select(toy, "val", "A"),
-                TrainConfig(epochs=1, **{"batch": batch, **settings}),
+                TrainConfig(epochs=1, **{"batch_size": batch_size, **settings}),
                 RandomMask(p=0.0),
             )
         return mode.count
 
-    assert reads(batch=4) == reads(batch=12)
+    assert reads(4) == reads(12)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -462,9 +465,9 @@ def test_half_precision_is_of_the_network_only(toy, tiny, precision):
         torch.float32,
     ]
     history, scores = fit(
-        again(tiny), toy, TrainConfig(epochs=15, batch=4, lr=3e-2, precision=precision)
+        again(tiny), toy, TrainConfig(epochs=15, batch_size=4, lr=3e-2, precision=precision)
     )
-    _, full = fit(again(tiny), toy, TrainConfig(epochs=15, batch=4, lr=3e-2))
+    _, full = fit(again(tiny), toy, TrainConfig(epochs=15, batch_size=4, lr=3e-2))
     assert (
         history.val_auc.max() == 1
         and np.abs(scores - full).max() < 0.1
@@ -477,7 +480,7 @@ def test_compiled_it_learns_the_same(toy, tiny, monkeypatch):
     monkeypatch.setattr(
         Objective, "compile", lambda self: nn.Module.compile(self, backend="aot_eager")
     )
-    config = dict(epochs=2, batch=6, lr=1e-2)
+    config = dict(epochs=2, batch_size=6, lr=1e-2)
     history, scores = fit(tiny, toy, TrainConfig(**config, compile=True))
     plain_history, plain = fit(again(tiny), toy, TrainConfig(**config))
     assert np.allclose(scores, plain, atol=1e-3) and np.allclose(
@@ -495,12 +498,14 @@ def test_a_lack_of_memory_names_what_to_lower(toy, tiny):
     tiny.loss = loss
     with pytest.raises(
         torch.OutOfMemoryError,
-        match=r"batch=4, accumulate=1, precision=fp32: raise accumulate .* lower batch, .* bf16. \(CUDA out of memory",
+        match=r"batch_size=4, accumulate=1, precision=fp32: raise accumulate .* "
+        r"lower batch_size, .* bf16. \(CUDA out of memory",
     ):
         fit(tiny, toy)
     tiny.logit = lambda x: loss(None, None)
     with pytest.raises(
-        torch.OutOfMemoryError, match="too little memory on the device for batch=64: lower batch"
+        torch.OutOfMemoryError,
+        match="too little memory on the device for batch_size=64: lower batch_size",
     ):
         predict(tiny, FaceDataset(toy))
 
@@ -512,12 +517,12 @@ def test_scores_that_are_no_numbers_stop_it_too(toy, tiny):
     with pytest.raises(
         FloatingPointError, match="a score of a validation face became nan in epoch 1"
     ):
-        fit(tiny, toy, TrainConfig(epochs=1, batch=4, ema=0.0))
+        fit(tiny, toy, TrainConfig(epochs=1, batch_size=4, ema=0.0))
 
 
 def test_one_bar_with_loss_and_auc(toy, tiny, monkeypatch, capsys):
     monkeypatch.setattr(prle.core, "_watched", lambda: True)
-    fit(tiny, toy, TrainConfig(epochs=3, batch=4), desc="a run")
+    fit(tiny, toy, TrainConfig(epochs=3, batch_size=4), desc="a run")
     bar = capsys.readouterr().err
     assert (
         "a run:" in bar
@@ -527,7 +532,7 @@ def test_one_bar_with_loss_and_auc(toy, tiny, monkeypatch, capsys):
         and bar.count("a run:   0%") == 1
     )
     monkeypatch.setattr(prle.core, "_watched", lambda: False)
-    fit(tiny, toy, TrainConfig(epochs=1, batch=4))
+    fit(tiny, toy, TrainConfig(epochs=1, batch_size=4))
     assert capsys.readouterr().err == ""
 
 
@@ -540,7 +545,7 @@ def test_a_diverging_run_says_what_to_do(toy, tiny):
 
 @pytest.mark.parametrize(
     "field, value",
-    [("epochs", 0), ("batch", 1), ("lr", 0.0), ("gamma", -1.0), ("ema", 1.0), ("workers", -1)],
+    [("epochs", 0), ("batch_size", 1), ("lr", 0.0), ("gamma", -1.0), ("ema", 1.0), ("workers", -1)],
 )
 def test_bad_settings_are_refused(field, value):
     with pytest.raises(ValueError, match=f"{field} must {'lie in' if field == 'ema' else 'be'}"):

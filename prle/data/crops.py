@@ -126,7 +126,7 @@ def quantile_store(
     folder: str
     | Path,  # where the quantile maps go, under the faces' own paths with the suffix .png
     size: tuple[int, int],  # (height, width) of the faces
-    batch: int = 16,  # faces in memory at once
+    batch_size: int = 16,  # faces in memory at once
     **fusion,  # method, tau, lam, floor of `fuse`
 ) -> np.ndarray:  # (N,) share of each face that is attended, in [0, 1]
     "Resize, fuse and rank the maps of all faces, Eq. 6-9; the folder appears when it is complete."
@@ -136,8 +136,8 @@ def quantile_store(
         np.zeros(len(faces), np.float32),
     )
     with made_folder(folder, "quantile maps") as tmp:
-        for i in progress(range(0, len(faces), batch), desc=f"fuse {Path(folder).name}"):
-            stack = torch.stack([upsample_maps(m[i : i + batch], size) for m in maps], 1)
+        for i in progress(range(0, len(faces), batch_size), desc=f"fuse {Path(folder).name}"):
+            stack = torch.stack([upsample_maps(m[i : i + batch_size], size) for m in maps], 1)
             try:
                 fused = fuse(stack, **fusion)
             except ValueError as e:
@@ -145,7 +145,7 @@ def quantile_store(
                     f"Image 0 of this batch is {faces[i]}; the detectors are {', '.join(map(str, stores))}."
                 )
                 raise
-            quantiles = write_quantiles(fused, [tmp / name for name in names[i : i + batch]])
-            shares[i : i + batch] = (quantiles.to(torch.int32) > 0).float().mean((1, 2))
+            quantiles = write_quantiles(fused, [tmp / name for name in names[i : i + batch_size]])
+            shares[i : i + batch_size] = (quantiles.to(torch.int32) > 0).float().mean((1, 2))
         write_digests(tmp)
     return shares

@@ -137,7 +137,7 @@ def component_loss(
 CAPSULE_WEIGHTS = Weights("vgg19.tv_in1k", "BSD-3-Clause", 224, IMAGENET_MEAN, IMAGENET_STD)
 CAPSULE_RECIPE = Recipe(
     lr=5e-4,
-    batch=100,
+    batch_size=100,
     epochs=100,
     size=128,
     flip=False,
@@ -148,7 +148,7 @@ CAPSULE_RECIPE = Recipe(
 # %% ../../nbs/detectors/06_capsule.ipynb #detectors-06-capsule-40
 CAPSULE_V2_RECIPE = Recipe(
     lr=5e-4,
-    batch=32,
+    batch_size=32,
     epochs=25,
     size=300,
     flip=False,

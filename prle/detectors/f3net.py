@@ -204,7 +204,7 @@ F3NET_RECIPE = Recipe(
     "SGD",
     2e-3,
     schedule="cosine",
-    batch=128,
+    batch_size=128,
     size=299,
     beyond="the 150,000 steps; SGD's momentum of 0.9 is added here",
     source="paper (unverified: SGD, 0.002, cosine, about 150,000 steps); 299 as in the ports",

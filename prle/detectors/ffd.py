@@ -125,7 +125,7 @@ def weak_loss(
 FFD_RECIPE = Recipe(
     lr=1e-4,
     weight_decay=1e-3,
-    batch=30,
+    batch_size=30,
     epochs=100,
     size=299,
     flip=False,

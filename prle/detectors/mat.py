@@ -287,7 +287,7 @@ MAT_RECIPE = Recipe(
     lr=1e-4,
     weight_decay=1e-6,
     schedule="step 5 0.5",
-    batch=15,
+    batch_size=15,
     epochs=50,
     size=380,
     balance=True,
@@ -301,7 +301,7 @@ MAT_RECIPE = Recipe(
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-65
 STAGE_ONE_RECIPE = replace(
     MAT_RECIPE,
-    batch=16,
+    batch_size=16,
     epochs=20,
     augmentation="flip",
     beyond=_REPEATED,

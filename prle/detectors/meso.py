@@ -74,7 +74,7 @@ MESO_WEIGHTS = Weights(
 )  # RGB in [0, 1] as it is
 MESO_RECIPE = Recipe(
     lr=1e-3,
-    batch=75,
+    batch_size=75,
     schedule="step 6 0.1",
     size=256,
     augmentation="small rotation, zoom, flip, brightness, hue",

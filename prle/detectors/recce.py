@@ -182,7 +182,7 @@ def metric_loss(
 RECCE_RECIPE = Recipe(
     weight_decay=1e-5,
     schedule="step 10 0.5",
-    batch=32,
+    batch_size=32,
     epochs=40,
     size=299,
     beyond="mixed precision (`precision`); 22,500 steps are one of the schedule's 10 epochs, whatever an epoch is",

@@ -52,7 +52,7 @@ class Recipe:
     lr: float = 2e-4  # at the start
     weight_decay: float = 0.0
     schedule: str = "constant"  # "constant", "cosine", or "step E F": times F every E epochs
-    batch: int | None = 32
+    batch_size: int | None = 32
     epochs: int | None = None
     size: int = 256  # edge of the faces in pixels
     flip: bool = True  # mirror half of the faces

@@ -95,7 +95,7 @@ def erase(
 # %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-32
 RFM_WEIGHTS = Weights("none", "none", 224, std=(0.25, 0.25, 0.25))
 RFM_RECIPE = Recipe(
-    batch=16,
+    batch_size=16,
     size=224,
     balance=True,
     augmentation="random crop 224 of 256 (centre crop in tests), flip, the method's own erasing",

@@ -74,7 +74,7 @@ class Block(nn.Module):
 # %% ../../nbs/detectors/01_xception.ipynb #detectors-01-xception-15
 XCEPTION_WEIGHTS = Weights("legacy_xception.tf_in1k", "Apache-2.0", 299)
 XCEPTION_RECIPE = Recipe(
-    batch=32,
+    batch_size=32,
     epochs=18,
     size=299,
     flip=False,

@@ -84,7 +84,7 @@ _SMOKE = Preset(
     forging=10,
     width=1 / 8,
     options=_QUICK,
-    recipe=dict(epochs=1, batch=16),
+    recipe=dict(epochs=1, batch_size=16),
     backbones={
         "Xception": Backbone("xception", 1 / 8),
         "EfficientNet": Backbone("efficientnet_lite0", 1 / 8),
@@ -98,12 +98,12 @@ _MINI = Preset(
     people=40,
     width=1 / 4,
     options=_QUICK,
-    recipe=dict(batch=16),
+    recipe=dict(batch_size=16),
     others=dict(lr=1e-3, epochs=10),
     backbones={
         "Xception": Backbone("xception", 1 / 4, recipe=dict(lr=2e-3, epochs=15)),
         "EfficientNet": Backbone(
-            "efficientnet_lite0", pretrained=True, recipe=dict(batch=32, lr=5e-4, epochs=5)
+            "efficientnet_lite0", pretrained=True, recipe=dict(batch_size=32, lr=5e-4, epochs=5)
         ),
         "VGG": Backbone(
             "vgg16_bn", 1 / 8, options=dict(dropout=0.0), recipe=dict(lr=1e-3, epochs=14)
@@ -115,7 +115,7 @@ _MINI = Preset(
 _PAPER = Preset(
     size=256,
     people=None,
-    recipe=dict(epochs=10, batch=64, workers=8),
+    recipe=dict(epochs=10, batch_size=64, workers=8),
     backbones={
         "Xception": Backbone("xception", pretrained=True),
         "EfficientNet": Backbone("efficientnet_b4", pretrained=True),
@@ -333,8 +333,7 @@ def policy(self: RunConfig):  # a mask of `prle.masking`, or None
 def key(self: RunConfig) -> dict:
     "Return the settings that the weights depend on, besides data and quantile maps."
     unused = ["preset", "data", "fusion", "zoo"]
-    recipe = asdict(self.recipe)
-    del recipe["workers"]
+    recipe = self.recipe.key()
     if self.mask != "primary":
         unused.append("alpha")
     if self.mask == "none":

@@ -33,7 +33,7 @@ from ..detectors.registry import size_option
 from ..fusion import fuse
 from ..localization import localize, upsample_maps
 from ..masking import FILLS, MaskParams, PrimaryRegionMask
-from ..training.processes import check_processes, together
+from ..training.processes import check_processes, launch
 from ..trainer import TrainConfig, memory_explained, predict, train
 from .configs import FURTHER, IDENTITY, FusionConfig, RunConfig, Zoo
 from .labdata import LabData
@@ -390,7 +390,7 @@ def _train_and_score(self: Lab, training: _Training):
             self._train(None, training)
         else:
             tracker = dict(log_with=self.track, project_dir=self.outputs / "logs")
-            together(self._train, (training,), self.processes, self.device, **tracker)
+            launch(self._train, (training,), self.processes, self.device, **tracker)
         training.config.write(folder / "run.yaml")
         made = read_json(folder / "config.json")
         detector = _rebuild(made, folder / "model.safetensors", self.device)
@@ -471,9 +471,7 @@ def scores(
     return read_scores(run if on == "test" else self.target(run, on))
 
 # %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-61
-_ADVICE = (
-    "lower batch or raise accumulate in the detector's training, whose parts of a batch these are"
-)
+_ADVICE = "lower batch_size or raise accumulate in the detector's training, whose parts of a batch these are"
 
 # %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-62
 @patch
@@ -483,7 +481,7 @@ def _localize(self: Lab, run: Run, rows: pd.DataFrame, folder: Path):
     layer = detector.cam_layer(self.preset.size, self.preset.grid)
     batch_size = min(64, _batch_size(_run_config(run)))
     faces = DataLoader(FaceDataset(rows), batch_size, num_workers=self.workers)
-    with memory_explained(_ADVICE, batch=batch_size):
+    with memory_explained(_ADVICE, batch_size=batch_size):
         localize(detector, layer, faces, folder / "maps.npy")
 
 # %% ../../nbs/lab/03_experiments.ipynb #lab-03-experiments-63

@@ -135,6 +135,11 @@ def _people_of(tables: list[pd.DataFrame]) -> np.ndarray:
     return tables[0].identity.to_numpy(str)
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-21
+def _ranked_by(table: pd.DataFrame) -> pd.Series:
+    "Return what ranks faces: the probability of fake, or the area of a mask where there is no detector."
+    return table["area" if "area" in table else "p_fake"]
+
+
 def _cell_statistic(
     cells: dict[tuple, list[pd.DataFrame]],  # scores of each seed
     measures: dict[tuple, str],  # of each cell
@@ -144,7 +149,7 @@ def _cell_statistic(
     parts = []
     for key, tables in cells.items():
         member = np.searchsorted(people, _people_of(tables))
-        by_seed = [as_statistic(measures[key], t.label, t.p_fake) for t in tables]
+        by_seed = [as_statistic(measures[key], t.label, _ranked_by(t)) for t in tables]
         parts.append((member, by_seed))
 
     def statistic(weights):
@@ -460,10 +465,10 @@ def wanted_statistics(
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-56
 def read_mask_sizes(
     run: Run,  # from `Lab.statistics`
-) -> pd.DataFrame:  # label, identity, p_fake: the attended share of the face, in [0, 1]
-    "Read training faces, with the share that alpha = 1 masks in the place of a detector's score."
+) -> pd.DataFrame:  # label, identity, area: the attended share of the face, in [0, 1]
+    "Read training faces, with the share that alpha = 1 masks, by which `estimate_sums` ranks them."
     shares = read_table(run_file(run.path, "shares.parquet"))
-    return shares.assign(p_fake=shares["above 0"])
+    return shares.assign(area=shares["above 0"])
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-57
 def control_cells(

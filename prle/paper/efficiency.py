@@ -112,7 +112,7 @@ def _measure(
                 detector, rows, val, config.recipe, mask, maps, lab.device
             ).seconds.item()
             scored = _seconds_to_score(
-                detector, test, lab, config.recipe.batch, config.recipe.workers
+                detector, test, lab, config.recipe.batch_size, config.recipe.workers
             )
             table.append(
                 dict(round=r, arm=arm, train=len(rows) / trained, infer=len(test) / scored)

@@ -67,7 +67,7 @@ YAMLS = {
     "recipe null": BASE + "recipe: null\n",
     "epochs word": BASE + "recipe: {epochs: many}\n",
     "epochs huge": BASE + "recipe: {epochs: 1" + "0" * 30 + "}\n",
-    "batch null": BASE + "recipe: {batch: null}\n",
+    "batch null": BASE + "recipe: {batch_size: null}\n",
     "lr list": BASE + "recipe: {lr: [1]}\n",
     "alpha nan": BASE + "alpha: [.nan, 1]\n",
     "alpha words": BASE + "alpha: [a, b]\n",
