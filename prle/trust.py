@@ -6,9 +6,9 @@
 __all__ = ['LONGEST_NAME', 'MAX_JSON', 'MAX_YAML', 'MAX_PIXELS', 'MAX_PICTURE', 'MAX_TABLE', 'MAX_CSV', 'MARKER', 'MAX_MARKER',
            'DIGESTS', 'one_line', 'file_name', 'file_path', 'below', 'open_file', 'read_bytes', 'parse_json',
            'read_json', 'check_entries', 'read_record', 'parse_yaml', 'read_yaml', 'read_array', 'check_pixels',
-           'check_picture', 'read_picture', 'read_table', 'write_table', 'read_csv', 'read_tensors', 'mark_folder',
-           'check_replaceable', 'made_folder', 'Damaged', 'check_digest', 'write_sealed', 'read_sealed',
-           'write_digests', 'read_digests', 'read_whole', 'check_digests']
+           'check_picture', 'read_picture', 'read_table', 'write_table', 'read_csv', 'read_tensors', 'Damaged',
+           'check_digest', 'write_sealed', 'read_sealed', 'write_digests', 'read_digests', 'read_whole',
+           'check_digests', 'mark_folder', 'check_replaceable', 'made_folder']
 
 # %% ../nbs/01_trust.ipynb #01-trust-2
 import io
@@ -21,32 +21,32 @@ import unicodedata
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from .core import atomic_path, bytes_digest, digest, discard, file_digest, shortened, write_json
 
-# %% ../nbs/01_trust.ipynb #01-trust-4
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+# %% ../nbs/01_trust.ipynb #01-trust-5
 def one_line(
-    error: BaseException,  # from a library
+    error: object,  # what a library raised, or what else it names
 ) -> str:  # at most 200 characters
-    "Return the message of a library's error on one line, cut where it is long."
+    "Return a library's message on one line, cut where it is long."
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
 
-# %% ../nbs/01_trust.ipynb #01-trust-7
-LONGEST_NAME = 200
-"Bytes of a name; file systems allow 255, and temporary names and suffixes are longer than the name itself."
-
-_RESERVED = {
-    "CON",
-    "PRN",
-    "AUX",
-    "NUL",
-    *(f"{port}{k}" for port in ("COM", "LPT") for k in range(10)),
-}
-
 # %% ../nbs/01_trust.ipynb #01-trust-8
+LONGEST_NAME = 200
+"Bytes of a name; file systems allow 255, and suffixes make names longer."
+
+_PORTS = {f"{port}{k}" for port in ("COM", "LPT") for k in range(10)}
+_RESERVED = {"CON", "PRN", "AUX", "NUL"} | _PORTS
+
+# %% ../nbs/01_trust.ipynb #01-trust-9
 @lru_cache(maxsize=2**16)
 def _name_fault(name: str) -> str:
     "Say why a word is not a valid file name; an empty string if it is."
@@ -60,19 +60,22 @@ def _name_fault(name: str) -> str:
         return "it holds a control character"
     if name.split(".")[0].upper() in _RESERVED:
         return "it is reserved on some systems"
-    return f"it is longer than {LONGEST_NAME} bytes" if len(name.encode()) > LONGEST_NAME else ""
+    if len(name.encode()) > LONGEST_NAME:
+        return f"it is longer than {LONGEST_NAME} bytes"
+    return ""
 
-# %% ../nbs/01_trust.ipynb #01-trust-9
+# %% ../nbs/01_trust.ipynb #01-trust-10
 def file_name(
     name: str,  # a word from data
     what: str = "the name",  # what it names, for the message
 ) -> str:  # `name`, unchanged
     "Return `name` if it is a valid file name on every system; `ValueError` saying why if it is not."
-    if fault := _name_fault(name) if isinstance(name, str) else "it is no text":
+    fault = _name_fault(name) if isinstance(name, str) else "it is no text"
+    if fault:
         raise ValueError(f"{what} {shortened(name)} cannot name a file: {fault}.")
     return name
 
-# %% ../nbs/01_trust.ipynb #01-trust-12
+# %% ../nbs/01_trust.ipynb #01-trust-13
 def file_path(
     path: str,  # from data, POSIX
     what: str = "the path",  # what it leads to, for the message
@@ -88,7 +91,7 @@ def file_path(
             )
     return path
 
-# %% ../nbs/01_trust.ipynb #01-trust-15
+# %% ../nbs/01_trust.ipynb #01-trust-16
 def below(
     root: str | Path,  # the folder that must not be left
     path: str | Path,  # relative to it
@@ -103,7 +106,7 @@ def below(
         raise ValueError(f"{shortened(str(path))} leads out of {root}.")
     return Path(full)
 
-# %% ../nbs/01_trust.ipynb #01-trust-18
+# %% ../nbs/01_trust.ipynb #01-trust-19
 def _at_once(path: str, flags: int) -> int:
     "Open a file descriptor without waiting for a pipe's writer."
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
@@ -111,7 +114,7 @@ def _at_once(path: str, flags: int) -> int:
 
 def open_file(
     path: str | Path,  # an ordinary file
-):  # as of `open(path, "rb")`
+) -> BinaryIO:  # as of `open(path, "rb")`
     "Open a regular file for reading; `ValueError`, without waiting, if it is a device or pipe."
     file = open(path, "rb", opener=_at_once)
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -119,7 +122,7 @@ def open_file(
     file.close()
     raise ValueError(f"{path} is no ordinary file.")
 
-# %% ../nbs/01_trust.ipynb #01-trust-19
+# %% ../nbs/01_trust.ipynb #01-trust-20
 def read_bytes(
     path: str | Path,  # an ordinary file
     most: int,  # bytes
@@ -131,7 +134,7 @@ def read_bytes(
             raise ValueError(f"{path} has {size:,} bytes; at most {most:,} are read.")
         return f.read(size)
 
-# %% ../nbs/01_trust.ipynb #01-trust-21
+# %% ../nbs/01_trust.ipynb #01-trust-23
 MAX_JSON = 2**26
 "Bytes of a JSON file, unless its reader knows better."
 
@@ -145,7 +148,7 @@ def _no_key_twice(pairs: list[tuple]) -> dict:
     twice = next(key for key in keys if keys.count(key) > 1)
     raise ValueError(f"the key {shortened(twice)} stands twice")
 
-# %% ../nbs/01_trust.ipynb #01-trust-22
+# %% ../nbs/01_trust.ipynb #01-trust-24
 def parse_json(
     text: str | bytes,  # UTF-8
     name: str | Path,  # what to call it in an error
@@ -162,7 +165,7 @@ def parse_json(
         raise ValueError(f"{name} holds {shortened(found)} where a {kind.__name__} belongs.")
     return found
 
-# %% ../nbs/01_trust.ipynb #01-trust-23
+# %% ../nbs/01_trust.ipynb #01-trust-25
 def read_json(
     path: str | Path,  # a file with UTF-8
     kind: type = object,  # what it must hold: dict, list, ...
@@ -171,14 +174,14 @@ def read_json(
     "Read a JSON file; `ValueError` naming the file, as in `parse_json` or above `most` bytes."
     return parse_json(read_bytes(path, most), path, kind)
 
-# %% ../nbs/01_trust.ipynb #01-trust-25
+# %% ../nbs/01_trust.ipynb #01-trust-28
 def check_entries(
     record,  # what was read
     name: str | Path,  # what to call it in an error
     /,
     **kinds: type,  # entries that it must have, and what each must be
 ) -> dict:  # the same
-    "Return a record that has these entries; `ValueError` naming the first that is missing or of another type."
+    "Return a record that has these entries; `ValueError` naming the first that is missing or no such."
     if not isinstance(record, dict):
         raise ValueError(f"{name} holds {shortened(record)} where a dict belongs.")
     for entry, kind in kinds.items():
@@ -190,7 +193,7 @@ def check_entries(
             )
     return record
 
-# %% ../nbs/01_trust.ipynb #01-trust-26
+# %% ../nbs/01_trust.ipynb #01-trust-29
 def read_record(
     path: str | Path,  # a JSON file that a command has left
     /,
@@ -199,11 +202,11 @@ def read_record(
     "Read a JSON record; `ValueError` naming the file and the entry, as in `check_entries`."
     return check_entries(read_json(path), path, **kinds)
 
-# %% ../nbs/01_trust.ipynb #01-trust-29
+# %% ../nbs/01_trust.ipynb #01-trust-32
 MAX_YAML = 20_000
 "Bytes of a YAML file, for which its parser needs half a second."
 
-# %% ../nbs/01_trust.ipynb #01-trust-30
+# %% ../nbs/01_trust.ipynb #01-trust-33
 def _yaml_loader() -> type:
     "Return PyYAML's safe loader (plain values only), made to refuse aliases, deep nesting and repeated keys."
     import yaml
@@ -212,15 +215,15 @@ def _yaml_loader() -> type:
         "A safe loader that raises `ValueError` for aliases, repeated keys and brackets nested 50 deep."
 
         def compose_node(self, parent, index):
+            "Build the next node; `ValueError` if it is an alias."
             if self.check_event(yaml.AliasEvent):
                 raise ValueError("it has an alias (*name); write the value itself")
             return super().compose_node(parent, index)
 
         def fetch_flow_collection_start(self, token):
-            if self.flow_level >= 50:
-                raise ValueError(
-                    "it is nested too deeply"
-                )  # the scanner's time grows with the square of the depth
+            "Open a bracket; `ValueError` where 50 are open."
+            if self.flow_level >= 50:  # the scanner's time grows with the square of the depth
+                raise ValueError("it is nested too deeply")
             super().fetch_flow_collection_start(token)
 
         def construct_mapping(self, node, deep=False):
@@ -231,7 +234,10 @@ def _yaml_loader() -> type:
 
     return Loader
 
-# %% ../nbs/01_trust.ipynb #01-trust-31
+# %% ../nbs/01_trust.ipynb #01-trust-34
+_PYYAML_TRIPS = (ValueError, TypeError, AttributeError)  # over some dates and keys
+
+
 def parse_yaml(
     text: str | bytes,  # UTF-8; JSON is YAML too
     name: str | Path,  # what to call it in an error
@@ -245,34 +251,43 @@ def parse_yaml(
         return yaml.load(text, _yaml_loader())
     except RecursionError:
         raise ValueError(f"{name} is nested too deeply.") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as e:  # PyYAML trips over some dates and keys
+    except (yaml.YAMLError, *_PYYAML_TRIPS) as e:
         raise ValueError(f"{name} is neither YAML nor JSON ({one_line(e)}).") from e
 
-# %% ../nbs/01_trust.ipynb #01-trust-32
+# %% ../nbs/01_trust.ipynb #01-trust-35
 def read_yaml(
     path: str | Path,  # a file with UTF-8
 ):
     "Read a YAML or JSON file; `ValueError` naming the file, as in `parse_yaml` or above `MAX_YAML` bytes."
     return parse_yaml(read_bytes(path, MAX_YAML), path)
 
-# %% ../nbs/01_trust.ipynb #01-trust-35
+# %% ../nbs/01_trust.ipynb #01-trust-38
 def _array_header(file) -> tuple[tuple[int, ...], np.dtype]:
     "Read shape and type from the header of an open .npy file and leave it where the numbers begin."
-    version = np.lib.format.read_magic(file)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    shape, _, dtype = read(file)
+    if np.lib.format.read_magic(file) == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    else:
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
     return shape, dtype
 
-# %% ../nbs/01_trust.ipynb #01-trust-36
+
+def _promised_bytes(path: str | Path) -> int:
+    "Return how many bytes of numbers a .npy file has; `ValueError` if its header says otherwise."
+    with open_file(path) as f:
+        shape, dtype = _array_header(f)
+        there = os.fstat(f.fileno()).st_size - f.tell()
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects")
+    wanted = math.prod(shape) * dtype.itemsize
+    if there != wanted:
+        raise ValueError(f"its header promises {wanted:,} bytes, {there:,} are there")
+    return wanted
+
+# %% ../nbs/01_trust.ipynb #01-trust-39
+_BROKEN_HEADER = (TypeError, SyntaxError, EOFError, RecursionError, tokenize.TokenError)
+_BROKEN_ARRAY = (ValueError, MemoryError, *_BROKEN_HEADER)
+
+
 def read_array(
     path: str | Path,  # a .npy file
     mapped: bool = False,  # leave the numbers on disk until they are used
@@ -282,36 +297,19 @@ def read_array(
     `ValueError` naming the file if it is damaged, holds objects, or is not as long as its header says."""
     open_file(path).close()
     try:
-        with open_file(path) as f:
-            shape, dtype = _array_header(f)
-            there, wanted = (
-                os.fstat(f.fileno()).st_size - f.tell(),
-                math.prod(shape) * dtype.itemsize,
-            )
-        if dtype.hasobject:
-            raise ValueError("it holds pickled objects")
-        if there != wanted:
-            raise ValueError(f"its header promises {wanted:,} bytes, {there:,} are there")
-        return np.load(path, mmap_mode="r" if mapped and wanted else None, allow_pickle=False)
-    except (
-        ValueError,
-        TypeError,
-        SyntaxError,
-        EOFError,
-        RecursionError,
-        MemoryError,
-        tokenize.TokenError,
-    ) as e:
+        size = _promised_bytes(path)
+        return np.load(path, mmap_mode="r" if mapped and size else None, allow_pickle=False)
+    except _BROKEN_ARRAY as e:
         raise ValueError(f"{path} is no whole array ({one_line(e)}).") from e
 
-# %% ../nbs/01_trust.ipynb #01-trust-39
+# %% ../nbs/01_trust.ipynb #01-trust-42
 MAX_PIXELS = 2**27
 "Pixels of a picture or of a video's frame: 11,500 x 11,500."
 
 MAX_PICTURE = 2**30
 "Bytes of a picture's file."
 
-# %% ../nbs/01_trust.ipynb #01-trust-40
+# %% ../nbs/01_trust.ipynb #01-trust-43
 def check_pixels(
     path: str | Path,  # the picture or video, for the message
     width: int,  # as its header says
@@ -320,16 +318,15 @@ def check_pixels(
     "Raise `ValueError` naming the file if `width` times `height` exceeds `MAX_PIXELS`."
     if width * height <= MAX_PIXELS:
         return
-    raise ValueError(
-        f"{path} promises {width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are decoded."
-    )
+    size = f"{width:,} x {height:,}"
+    raise ValueError(f"{path} promises {size} pixels; at most {MAX_PIXELS:,} are decoded.")
 
-# %% ../nbs/01_trust.ipynb #01-trust-41
+# %% ../nbs/01_trust.ipynb #01-trust-44
 def check_picture(
     path: str | Path,  # for the message
     content: bytes,  # of the file
 ) -> bytes:  # the same, to be decoded
-    "Return `content` if Pillow knows its format; `ValueError` naming the file if not, or if it is too large."
+    "Return the content of a picture that Pillow can open; `ValueError` naming the file otherwise."
     from PIL import Image
 
     try:
@@ -346,38 +343,40 @@ def check_picture(
     check_pixels(path, *size)
     return content
 
-# %% ../nbs/01_trust.ipynb #01-trust-42
+# %% ../nbs/01_trust.ipynb #01-trust-45
 def read_picture(
-    path: str | Path,
+    path: str | Path,  # of any format that Pillow knows
 ) -> bytes:  # the file, to be decoded
     "Read a picture's file; `ValueError` as in `check_picture`, `OSError` if it cannot be read."
     return check_picture(path, read_bytes(path, MAX_PICTURE))
 
-# %% ../nbs/01_trust.ipynb #01-trust-45
+# %% ../nbs/01_trust.ipynb #01-trust-48
 MAX_TABLE = 2**33
 "Bytes of a table in memory: 14 million faces with their landmarks."
 
-# %% ../nbs/01_trust.ipynb #01-trust-46
-def _check_kinds(schema):
-    "Raise `ValueError` for the first column that holds neither text nor numbers nor lists of numbers."
+# %% ../nbs/01_trust.ipynb #01-trust-49
+def _is_readable(kind: "pa.DataType") -> bool:
+    "Say whether a column's type is text, numbers or lists of numbers."
     import pyarrow.types as kinds
 
-    def is_number(kind):
-        return any(
-            is_a(kind)
-            for is_a in (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_null)
-        )
+    if kinds.is_string(kind) or kinds.is_large_string(kind):
+        return True
+    inner = kind.value_type if kinds.is_list(kind) else kind
+    numbers = (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_null)
+    return any(is_a(inner) for is_a in numbers)
 
+
+def _check_kinds(schema: "pa.Schema"):
+    "Raise `ValueError` for the first column that holds neither text nor numbers nor lists of numbers."
     for field in schema:
-        inner = field.type.value_type if kinds.is_list(field.type) else field.type
-        if is_number(inner) or kinds.is_string(field.type) or kinds.is_large_string(field.type):
-            continue
-        raise ValueError(
-            f"the column {shortened(field.name)} holds {one_line(field.type)}, not text, numbers or lists of numbers"
-        )
+        if not _is_readable(field.type):
+            raise ValueError(
+                f"the column {shortened(field.name)} holds {one_line(field.type)}, "
+                "not text, numbers or lists of numbers"
+            )
 
-# %% ../nbs/01_trust.ipynb #01-trust-47
-def _read_parts(file, most: int):
+# %% ../nbs/01_trust.ipynb #01-trust-50
+def _read_parts(file, most: int) -> "pa.Table":
     "Read an open Parquet file; `ValueError` as soon as it is known to need more than `most` bytes."
     import pyarrow as pa
 
@@ -394,18 +393,19 @@ def _read_parts(file, most: int):
         raise ValueError(f"{file.metadata.num_rows:,} rows are promised, {len(table):,} are there")
     return table
 
-# %% ../nbs/01_trust.ipynb #01-trust-48
+# %% ../nbs/01_trust.ipynb #01-trust-51
 def _letters(column) -> int:
     "Count the bytes that a dictionary-encoded text column takes when it is written out for every row."
     import pyarrow.compute as pc
 
-    return sum(
-        pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)).as_py() or 0
-        for chunk in column.chunks
-    )
+    count = 0
+    for chunk in column.chunks:
+        lengths = pc.take(pc.binary_length(chunk.dictionary), chunk.indices)
+        count += pc.sum(lengths).as_py() or 0
+    return count
 
-# %% ../nbs/01_trust.ipynb #01-trust-49
-def _write_out(table, most: int):
+# %% ../nbs/01_trust.ipynb #01-trust-52
+def _write_out(table: "pa.Table", most: int) -> "pa.Table":
     "Replace dictionary-encoded text columns by plain ones; `ValueError` if they take more than `most` bytes."
     import pyarrow as pa
 
@@ -417,8 +417,8 @@ def _write_out(table, most: int):
         table = table.set_column(i, table.field(i).name, table.column(i).cast(pa.large_string()))
     return table
 
-# %% ../nbs/01_trust.ipynb #01-trust-50
-def _read_columns(path: Path, most: int):
+# %% ../nbs/01_trust.ipynb #01-trust-53
+def _read_columns(path: Path, most: int) -> "pa.Table":
     "Read a Parquet file as an Arrow table, its page checksums verified."
     import pyarrow.parquet as pq
 
@@ -431,7 +431,7 @@ def _read_columns(path: Path, most: int):
     table.validate(full=True)
     return _write_out(table, most)
 
-# %% ../nbs/01_trust.ipynb #01-trust-51
+# %% ../nbs/01_trust.ipynb #01-trust-54
 def read_table(
     path: str | Path,  # a Parquet file
     most: int = MAX_TABLE,  # bytes in memory
@@ -443,29 +443,29 @@ def read_table(
     try:
         table = _read_columns(Path(path), most)
         frame = table.to_pandas(ignore_metadata=True)
-        note = parse_json(
-            (table.schema.metadata or {}).get(b"pandas", b"{}"), "what pandas noted in it", dict
-        )
+        text = (table.schema.metadata or {}).get(b"pandas", b"{}")
+        note = parse_json(text, "what pandas noted in it", dict)
     except Exception as e:  # Arrow raises a dozen kinds, and pandas its own
         raise ValueError(f"{path} is no whole table ({one_line(e)}).") from e
-    frame.attrs = note.get("attributes") if isinstance(note.get("attributes"), dict) else {}
+    attributes = note.get("attributes")
+    frame.attrs = attributes if isinstance(attributes, dict) else {}
     return frame
 
-# %% ../nbs/01_trust.ipynb #01-trust-52
+# %% ../nbs/01_trust.ipynb #01-trust-55
 def write_table(
     path: str | Path,  # the Parquet file
-    table: "pd.DataFrame",  # text, numbers, lists of numbers; its index is left out, its `attrs` are kept
+    table: "pd.DataFrame",  # text, numbers, lists of numbers; `attrs` are kept, the index is not
 ) -> Path:
     "Write a table atomically, with a checksum for each page."
     with atomic_path(path) as tmp:
         table.to_parquet(tmp, index=False, write_page_checksum=True)
     return Path(path)
 
-# %% ../nbs/01_trust.ipynb #01-trust-55
+# %% ../nbs/01_trust.ipynb #01-trust-60
 MAX_CSV = 2**30
 "Bytes of a CSV file."
 
-# %% ../nbs/01_trust.ipynb #01-trust-56
+# %% ../nbs/01_trust.ipynb #01-trust-61
 def read_csv(
     path: str | Path,  # UTF-8
     columns: list[str],  # that it must have
@@ -481,7 +481,7 @@ def read_csv(
         raise ValueError(f"{path} lacks the column {', '.join(missing)}.")
     return table
 
-# %% ../nbs/01_trust.ipynb #01-trust-59
+# %% ../nbs/01_trust.ipynb #01-trust-64
 def read_tensors(
     path: str | Path,  # a .safetensors file
 ) -> dict:  # name -> tensor, on the CPU
@@ -495,115 +495,11 @@ def read_tensors(
     except SafetensorError as e:
         raise ValueError(f"{path} holds no whole weights ({one_line(e)}).") from e
 
-# %% ../nbs/01_trust.ipynb #01-trust-63
-MARKER = ".prle.json"
-"The file in a folder that says that this project has made it, and for what."
-
-MAX_MARKER = 2**30
-"Bytes of a marker, which has a line for each file of the folder."
-
-# %% ../nbs/01_trust.ipynb #01-trust-64
-def _unmarked(folder: Path) -> list[str]:  # relative paths, sorted
-    "List the files and links of a folder, without its marker and the marked folders inside it."
-    names = []
-    for here, folders, files in os.walk(folder):
-        links = [name for name in folders if os.path.islink(os.path.join(here, name))]
-        if here != str(folder) and MARKER in files:
-            folders.clear()
-        else:
-            names += [
-                os.path.relpath(os.path.join(here, name), folder)
-                for name in files + links
-                if name != MARKER
-            ]
-    return sorted(names)
-
-# %% ../nbs/01_trust.ipynb #01-trust-65
-def mark_folder(
-    folder: str | Path,  # complete, nothing will be added to it
-    purpose: str,  # what it is: "benchmark", "quantile maps", ...
-):
-    "Write the marker of a folder: that this project made it, for what purpose, and with which files."
-    write_json(
-        Path(folder) / MARKER, dict(made_by="prle", purpose=purpose, files=_unmarked(Path(folder)))
-    )
-
-# %% ../nbs/01_trust.ipynb #01-trust-66
-def _read_marker(folder: Path) -> tuple[str, set[str]]:  # purpose, files
-    "Read the marker of a folder; `ValueError` naming it if it is damaged."
-    note = read_json(folder / MARKER, dict, MAX_MARKER)
-    purpose, files = note.get("purpose"), note.get("files")
-    if (
-        not isinstance(purpose, str)
-        or not isinstance(files, list)
-        or not all(isinstance(name, str) for name in files)
-    ):
-        raise ValueError(
-            f"{folder / MARKER} is damaged: it does not say what the folder is for and which files it has."
-        )
-    return purpose, set(files)
-
 # %% ../nbs/01_trust.ipynb #01-trust-67
-def _stranger(folder: Path, purpose: str) -> str:
-    "Say why a folder may not be replaced; an empty string if it may."
-    if not folder.is_dir():
-        return "is a file"
-    if not any(folder.iterdir()):
-        return ""
-    if not (folder / MARKER).is_file():
-        return "holds files that were not made by this command"
-    made_for, files = _read_marker(folder)
-    if made_for != purpose:
-        return f"holds something else ({shortened(made_for)})"
-    if added := [name for name in _unmarked(folder) if name not in files]:
-        return f"holds {len(added)} files that were not made by this command ({shortened(added[0])}, for one)"
-    return next(filter(None, map(_inner, _marked(folder))), "")
-
-# %% ../nbs/01_trust.ipynb #01-trust-68
-def _marked(folder: Path) -> list[Path]:
-    "List the marked folders inside a folder."
-    return [p.parent for p in sorted(folder.rglob(MARKER)) if p.parent != folder]
-
-
-def _inner(folder: Path) -> str:
-    "Say why a marked folder may not be deleted with the one around it; an empty string if it may."
-    fault = _stranger(folder, _read_marker(folder)[0])
-    return f"has a folder {folder.name} that {fault}" if fault else ""
-
-# %% ../nbs/01_trust.ipynb #01-trust-69
-def check_replaceable(
-    folder: str | Path,  # where a result shall be
-    purpose: str,  # what it is
-):
-    """Raise `FileExistsError` unless a result may be put at `folder`.
-
-    It may where there is nothing, an empty folder, or an earlier result of the same purpose without added files."""
-    if os.path.lexists(folder) and (fault := _stranger(Path(os.path.realpath(folder)), purpose)):
-        raise FileExistsError(f"{folder} {fault}; name a new or an empty folder, or move it away.")
-
-# %% ../nbs/01_trust.ipynb #01-trust-70
-@contextmanager
-def made_folder(
-    folder: str | Path,  # where the result shall be; its parent is created
-    purpose: str,  # what it is
-):
-    """Yield a new folder that takes the place of `folder` when it is complete.
-
-    `FileExistsError` as in `check_replaceable`, before any work and again before anything is replaced."""
-    check_replaceable(folder, purpose)
-    final = Path(os.path.realpath(folder))
-    with atomic_path(final) as new:
-        new.mkdir()
-        yield new
-        mark_folder(new, purpose)
-        check_replaceable(final, purpose)  # somebody may have put something there meanwhile
-        discard(final)
-
-# %% ../nbs/01_trust.ipynb #01-trust-73
 class Damaged(ValueError):
     "Error for a file that is missing or not what was written."
 
-# %% ../nbs/01_trust.ipynb #01-trust-74
+# %% ../nbs/01_trust.ipynb #01-trust-68
 def check_digest(
     path: str | Path,  # a file of ours
     fingerprint: str,  # what `file_digest` said when it was written
@@ -619,7 +515,7 @@ def check_digest(
         raise Damaged(f"{path} has changed since it was written.")
     return Path(path)
 
-# %% ../nbs/01_trust.ipynb #01-trust-77
+# %% ../nbs/01_trust.ipynb #01-trust-71
 def write_sealed(
     path: str | Path,  # the JSON file
     record: dict,  # JSON-able
@@ -627,7 +523,7 @@ def write_sealed(
     "Write a record as JSON, atomically, together with its digest."
     return write_json(path, dict(record, digest=digest(record)))
 
-# %% ../nbs/01_trust.ipynb #01-trust-78
+# %% ../nbs/01_trust.ipynb #01-trust-72
 def read_sealed(
     path: str | Path,  # from `write_sealed`
     /,
@@ -644,7 +540,14 @@ def read_sealed(
     except (ValueError, RecursionError) as e:
         raise Damaged(str(e)) from e
 
-# %% ../nbs/01_trust.ipynb #01-trust-81
+# %% ../nbs/01_trust.ipynb #01-trust-75
+MARKER = ".prle.json"
+"The file in a folder that says that this project has made it, and for what."
+
+MAX_MARKER = 2**30
+"Bytes of a marker, which has a line for each file of the folder."
+
+# %% ../nbs/01_trust.ipynb #01-trust-76
 DIGESTS = "digests.parquet"
 "The table in a folder of many files that has the digest of each."
 
@@ -654,38 +557,34 @@ def _relative(folder: Path) -> list[str]:  # POSIX, sorted
     names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
     return sorted(name for name in names if name not in (DIGESTS, MARKER))
 
-# %% ../nbs/01_trust.ipynb #01-trust-82
+# %% ../nbs/01_trust.ipynb #01-trust-77
 def write_digests(
     folder: str | Path,  # complete
-    digests: dict[str, str]
-    | None = None,  # relative path -> digest; None: of all files that are there
+    digests: dict[str, str] | None = None,  # relative path -> digest; None: of all files there
 ) -> Path:  # of the table
     "Write a folder's table of digests, a row a file."
     import pandas as pd
 
+    folder = Path(folder)
     if digests is None:
-        digests = {
-            name: bytes_digest((Path(folder) / name).read_bytes())
-            for name in _relative(Path(folder))
-        }
-    return write_table(
-        Path(folder) / DIGESTS,
-        pd.DataFrame(dict(path=list(digests), digest=list(digests.values())), dtype=str),
-    )
+        digests = {name: bytes_digest((folder / name).read_bytes()) for name in _relative(folder)}
+    rows = dict(path=list(digests), digest=list(digests.values()))
+    return write_table(folder / DIGESTS, pd.DataFrame(rows, dtype=str))
 
-# %% ../nbs/01_trust.ipynb #01-trust-83
+# %% ../nbs/01_trust.ipynb #01-trust-78
 def read_digests(
     folder: str | Path,  # after `write_digests`
 ) -> dict[str, str]:  # relative path -> digest
     "Read a folder's table of digests; `Damaged` if it is missing or is another table."
-    if not os.path.isfile(Path(folder) / DIGESTS):
-        raise Damaged(f"{Path(folder) / DIGESTS} is missing.")
-    table = read_table(Path(folder) / DIGESTS)
+    path = Path(folder) / DIGESTS
+    if not path.is_file():
+        raise Damaged(f"{path} is missing.")
+    table = read_table(path)
     if list(table) != ["path", "digest"]:
-        raise Damaged(f"{Path(folder) / DIGESTS} is no table of digests.")
+        raise Damaged(f"{path} is no table of digests.")
     return dict(zip(table.path, table.digest))
 
-# %% ../nbs/01_trust.ipynb #01-trust-84
+# %% ../nbs/01_trust.ipynb #01-trust-79
 def read_whole(
     path: str | Path,  # a file of ours
     fingerprint: str,  # what was written down
@@ -702,10 +601,106 @@ def read_whole(
         raise Damaged(f"{path} has changed since it was written.")
     return content
 
-# %% ../nbs/01_trust.ipynb #01-trust-85
+# %% ../nbs/01_trust.ipynb #01-trust-80
 def check_digests(
     folder: str | Path,  # after `write_digests`
 ):
     "Compare every file of a folder with its digest; `Damaged` naming the first that differs."
     for name, fingerprint in read_digests(folder).items():
         read_whole(Path(folder) / name, fingerprint)
+
+# %% ../nbs/01_trust.ipynb #01-trust-83
+def _unmarked(folder: Path) -> list[str]:  # relative paths, sorted
+    "List the files and links of a folder, without its marker and the marked folders inside it."
+    found = []
+    for here, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(here, name))]
+        if here != str(folder) and MARKER in files:
+            folders.clear()
+            continue
+        names = [name for name in files + links if name != MARKER]
+        found += [os.path.relpath(os.path.join(here, name), folder) for name in names]
+    return sorted(found)
+
+# %% ../nbs/01_trust.ipynb #01-trust-84
+def mark_folder(
+    folder: str | Path,  # complete, nothing will be added to it
+    purpose: str,  # what it is: "benchmark", "quantile maps", ...
+):
+    "Write the marker of a folder: that this project made it, for what purpose, and with which files."
+    files = _unmarked(Path(folder))
+    write_json(Path(folder) / MARKER, dict(made_by="prle", purpose=purpose, files=files))
+
+# %% ../nbs/01_trust.ipynb #01-trust-85
+def _read_marker(folder: Path) -> tuple[str, set[str]]:  # purpose, files
+    "Read the marker of a folder; `ValueError` naming it if it is damaged."
+    note = read_json(folder / MARKER, dict, MAX_MARKER)
+    purpose, files = note.get("purpose"), note.get("files")
+    listed = isinstance(files, list) and all(isinstance(name, str) for name in files)
+    if not isinstance(purpose, str) or not listed:
+        raise ValueError(
+            f"{folder / MARKER} is damaged: "
+            "it does not say what the folder is for and which files it has."
+        )
+    return purpose, set(files)
+
+# %% ../nbs/01_trust.ipynb #01-trust-86
+def _stranger(folder: Path, purpose: str) -> str:
+    "Say why a folder may not be replaced; an empty string if it may."
+    if not folder.is_dir():
+        return "is a file"
+    if not any(folder.iterdir()):
+        return ""
+    if not (folder / MARKER).is_file():
+        return "holds files that were not made by this command"
+    made_for, files = _read_marker(folder)
+    if made_for != purpose:
+        return f"holds something else ({shortened(made_for)})"
+    if added := [name for name in _unmarked(folder) if name not in files]:
+        example = f"({shortened(added[0])}, for one)"
+        return f"holds {len(added)} files that were not made by this command {example}"
+    faults = filter(None, map(_inner, _marked(folder)))
+    return next(faults, "")
+
+# %% ../nbs/01_trust.ipynb #01-trust-87
+def _marked(folder: Path) -> list[Path]:
+    "List the marked folders inside a folder."
+    return [p.parent for p in sorted(folder.rglob(MARKER)) if p.parent != folder]
+
+
+def _inner(folder: Path) -> str:
+    "Say why a marked folder may not be deleted with the one around it; an empty string if it may."
+    fault = _stranger(folder, _read_marker(folder)[0])
+    return f"has a folder {folder.name} that {fault}" if fault else ""
+
+# %% ../nbs/01_trust.ipynb #01-trust-88
+def check_replaceable(
+    folder: str | Path,  # where a result shall be
+    purpose: str,  # what it is
+):
+    """Raise `FileExistsError` unless a result may be put at `folder`.
+
+    It may where there is nothing, an empty folder, or an earlier result of the same purpose to
+    which nobody has added a file."""
+    if not os.path.lexists(folder):
+        return
+    if fault := _stranger(Path(os.path.realpath(folder)), purpose):
+        raise FileExistsError(f"{folder} {fault}; name a new or an empty folder, or move it away.")
+
+# %% ../nbs/01_trust.ipynb #01-trust-89
+@contextmanager
+def made_folder(
+    folder: str | Path,  # where the result shall be; its parent is created
+    purpose: str,  # what it is
+):
+    """Yield a new folder that takes the place of `folder` when it is complete.
+
+    `FileExistsError` as in `check_replaceable`, before any work and again before anything is replaced."""
+    check_replaceable(folder, purpose)
+    final = Path(os.path.realpath(folder))
+    with atomic_path(final) as new:
+        new.mkdir()
+        yield new
+        mark_folder(new, purpose)
+        check_replaceable(final, purpose)  # somebody may have put something there meanwhile
+        discard(final)

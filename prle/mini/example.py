@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import rng
+from ..core import FAKE, REAL, rng
 from ..data.faces import Face, orl_folder, read_face
 from ..detectors import create_detector
 from ..localization import attention_maps
@@ -50,7 +50,7 @@ def forge_pairs(
 
 # %% ../../nbs/mini/04_example.ipynb #mini-04-example-8
 class SmallDetector(nn.Module):
-    "A frozen body and a small head on its features, (N, C, h, w)."
+    "A detector with a frozen body and a small head of two 1x1 convolutions."
 
     def __init__(
         self,
@@ -60,20 +60,21 @@ class SmallDetector(nn.Module):
         "Set up the head, untrained."
         super().__init__()
         self.body = body.requires_grad_(False)
-        self.norm = nn.BatchNorm2d(channels, affine=False)
-        self.hidden = nn.Conv2d(channels, 16, 1)
+        norm, mix = nn.BatchNorm2d(channels, affine=False), nn.Conv2d(channels, 16, 1)
+        self.hidden = nn.Sequential(norm, mix, nn.ReLU())
         self.evidence = nn.Conv2d(16, 1, 1)
 
     def judge(
         self,
-        features: Tensor,  # (N, C, h, w), of `body`
+        features: Tensor,  # (N, 16, h, w), of `hidden`
     ) -> Tensor:  # (N,)
         "Return the logit of fake."
-        evidence = self.evidence(self.hidden(self.norm(features)).relu()).flatten(1)
+        evidence = self.evidence(features).flatten(1)
         return evidence.logsumexp(1) - math.log(evidence.shape[1])
 
     def forward(self, x):
-        return self.judge(self.body(x))
+        "Return the logit of fake of images (N, 3, H, W) in [0, 1]."
+        return self.judge(self.hidden(self.body(x)))
 
 # %% ../../nbs/mini/04_example.ipynb #mini-04-example-9
 class _Normalized(nn.Module):
@@ -109,13 +110,13 @@ def train_small(
     "Train a small detector on features that are computed once."
     detector = _untrained(depth)
     with torch.no_grad():
-        features = detector.eval().body(images)
-    optimizer = torch.optim.Adam(
-        [w for w in detector.parameters() if w.requires_grad], 1e-2, weight_decay=1e-4
-    )
-    detector.norm.train()
+        frozen = detector.eval().body(images)
+    trained = [w for w in detector.parameters() if w.requires_grad]
+    optimizer = torch.optim.Adam(trained, 1e-2, weight_decay=1e-4)
+    detector.hidden.train()
     for _ in range(steps):
-        loss = F.binary_cross_entropy_with_logits(detector.judge(features), labels.float())
+        logits = detector.judge(detector.hidden(frozen))
+        loss = F.binary_cross_entropy_with_logits(logits, labels.float())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -133,26 +134,24 @@ class ExampleZoo(NamedTuple):
     maps: Tensor  # (1, 3, S, S) attention maps of the fake, Eq. 3
     aucs: dict[str, float]  # of each detector on the 24 faces of unseen people
 
-
+# %% ../../nbs/mini/04_example.ipynb #new-1
 def example_zoo() -> ExampleZoo:
-    "Forge faces, train three small detectors and explain what they see in the first unseen person's fake."
+    "Forge faces, train three small detectors, explain what they see in the first unseen person's fake."
     pairs = forge_pairs()
     stacked = np.stack([[pair.real.crop, pair.fake] for pair in pairs])
     images = torch.from_numpy(stacked).flatten(0, 1).permute(0, 3, 1, 2) / 255
-    labels = torch.tensor([0, 1] * PEOPLE)
+    labels = torch.tensor([REAL, FAKE] * PEOPLE)
     seen, unseen = slice(-2 * UNSEEN), slice(-2 * UNSEEN, None)
+    real, fake = images[unseen][:2]
     detectors, maps, aucs = {}, [], {}
-    for depth in (3, 4, 5):
-        name = f"detector {depth - 2}"
+    for number, depth in enumerate((3, 4, 5), 1):
+        name = f"detector {number}"
         detector = train_small(depth, images[seen], labels[seen])
         with torch.no_grad():
             logits = detector(images[unseen])
-        detectors[name] = (detector, detector.evidence)
         aucs[name] = auc(labels[unseen].numpy(), logits.numpy())
-        maps.append(attention_maps(detector, detector.evidence, images[unseen][1:2]))
+        detectors[name] = (detector, detector.evidence)
+        maps.append(attention_maps(detector, detector.evidence, fake[None]))
     shown = pairs[-UNSEEN]
-    real, fake = images[unseen][:2]
-    forged = torch.from_numpy(shown.forged)
-    return ExampleZoo(
-        real, fake, forged, shown.real.landmarks, detectors, torch.stack(maps, 1), aucs
-    )
+    forged, landmarks = torch.from_numpy(shown.forged), shown.real.landmarks
+    return ExampleZoo(real, fake, forged, landmarks, detectors, torch.stack(maps, 1), aucs)
