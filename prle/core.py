@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REAL', 'FAKE', 'VIDEO', 'shortened', 'check_choice', 'rng', 'torch_rng', 'seed_everything', 'is_leftover', 'discard',
            'atomic_path', 'write_json', 'is_full', 'digest', 'bytes_digest', 'file_digest', 'provenance', 'outputs_dir',
-           'progress']
+           'progress', 'alternate']
 
 # %% ../nbs/00_core.ipynb #00-core-2
 import difflib
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
@@ -246,7 +247,7 @@ def _device_name(device: str | None) -> str:
         return torch.cuda.get_device_name(kind)
     return _cpu() if kind.type == "cpu" else str(kind)
 
-
+# %% ../nbs/00_core.ipynb #00-core-37
 def provenance(
     device: str | None = None,  # on which detectors run; None: a GPU where there is one
 ) -> dict:  # JSON-able
@@ -267,7 +268,7 @@ def provenance(
         packages={p: v for p in _PACKAGES if (v := _version(p))},
     )
 
-# %% ../nbs/00_core.ipynb #00-core-39
+# %% ../nbs/00_core.ipynb #00-core-40
 def outputs_dir() -> Path:
     "Return `$PRLE_OUTPUTS`, else `outputs/` of the project that we are in, else `outputs/` here."
     if "PRLE_OUTPUTS" in os.environ:
@@ -278,7 +279,7 @@ def outputs_dir() -> Path:
             return folder / "outputs"
     return here / "outputs"
 
-# %% ../nbs/00_core.ipynb #00-core-42
+# %% ../nbs/00_core.ipynb #00-core-43
 def _watched() -> bool:
     "Say whether somebody sees the output, in a terminal or a notebook; never if `PRLE_QUIET` is 1."
     if os.environ.get("PRLE_QUIET") == "1":
@@ -286,7 +287,7 @@ def _watched() -> bool:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return sys.stderr.isatty() or hasattr(shell, "kernel")
 
-# %% ../nbs/00_core.ipynb #00-core-43
+# %% ../nbs/00_core.ipynb #00-core-44
 def progress(
     iterable=None,  # what to walk through; None for a bar that is moved by hand
     desc: str = "",  # what is being done
@@ -297,3 +298,20 @@ def progress(
     "Return a tqdm bar with the estimated time left; nothing is shown where nobody watches."
     hidden = disable or not _watched()
     return tqdm(iterable, desc, total, disable=hidden, dynamic_ncols=True, **kwargs)
+
+# %% ../nbs/00_core.ipynb #00-core-47
+def alternate(
+    contenders: dict[str, Callable[[], object]],  # name -> what is timed
+    repeats: int,  # repetitions that count; one more before them warms up
+) -> dict[str, list[float]]:  # name -> its seconds in each repetition
+    "Time all contenders once in each repetition, in an order that is reversed every time."
+    order = list(contenders)
+    seconds: dict[str, list[float]] = {name: [] for name in order}
+    for repeat in range(repeats + 1):
+        for name in order:
+            start = time.perf_counter()
+            contenders[name]()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+        order.reverse()
+    return seconds

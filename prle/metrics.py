@@ -289,14 +289,14 @@ def _draw_weights(draw, member: np.ndarray, names: int, count: int) -> np.ndarra
     times = np.array([np.bincount(d, minlength=names) for d in drawn], dtype=float)
     return np.take(times, member, axis=-1)
 
-
+# %% ../nbs/06_metrics.ipynb #06-metrics-43
 def _of_all(statistic: Statistic, weight: np.ndarray, batched: bool) -> np.ndarray:  # (B, ...)
     "Compute a statistic for each row of weights."
     if batched:
         return np.asarray(statistic(weight))
     return np.asarray([statistic(w) for w in weight])
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-43
+# %% ../nbs/06_metrics.ipynb #06-metrics-44
 def resamples(
     statistic: Statistic,  # weights of the rows (N,) -> the number of interest, or several (...)
     clusters: np.ndarray,  # (N,) who each row belongs to; drawn as a whole
@@ -330,18 +330,18 @@ def resamples(
         tried += len(value)
     return np.concatenate(kept)
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-44
+# %% ../nbs/06_metrics.ipynb #06-metrics-45
 def _check_level(level: float):
     "Raise `ValueError` for a coverage outside (0, 1)."
     if not 0 < level < 1:
         raise ValueError(f"the level of an interval must be between 0 and 1, not {level}.")
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-45
+# %% ../nbs/06_metrics.ipynb #06-metrics-46
 def _tails(level: float) -> list[float]:
     "Return the two quantiles between which an interval of this coverage lies."
     return [(1 - level) / 2, (1 + level) / 2]
 
-
+# %% ../nbs/06_metrics.ipynb #06-metrics-47
 def bootstrap(
     statistic: Statistic,  # weights of the rows (N,) -> the number of interest, or several (K,)
     clusters: np.ndarray,  # (N,) who each row belongs to; drawn as a whole
@@ -356,7 +356,7 @@ def bootstrap(
     low, high = np.quantile(values, _tails(level), axis=0)
     return low, high
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-50
+# %% ../nbs/06_metrics.ipynb #06-metrics-52
 def _several(values) -> np.ndarray:
     "Return the numbers of the seeds as an array (S, ...); `ValueError` for fewer than two, or NaN."
     values = np.asarray(values, dtype=float)
@@ -366,7 +366,7 @@ def _several(values) -> np.ndarray:
         raise ValueError("the number of a seed is NaN.")
     return values
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-51
+# %% ../nbs/06_metrics.ipynb #06-metrics-53
 def seed_interval(
     values: np.ndarray,  # (S,) or (S, K), a number, or several, for each seed
     level: float = 0.95,  # coverage of the interval
@@ -378,7 +378,7 @@ def seed_interval(
     half = quantile * values.std(axis=0, ddof=1) / len(values) ** 0.5
     return values.mean(axis=0) - half, values.mean(axis=0) + half
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-54
+# %% ../nbs/06_metrics.ipynb #06-metrics-56
 def total_interval(
     values: np.ndarray,  # (S,) or (S, K), a number, or several, for each seed, on all faces
     resampled: np.ndarray,  # (n,) or (n, K), their mean over seeds, from `resamples`
@@ -394,7 +394,7 @@ def total_interval(
     half = stdtrit(freedom, (1 + level) / 2) * np.sqrt(a + b)
     return values.mean(axis=0) - half, values.mean(axis=0) + half
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-56
+# %% ../nbs/06_metrics.ipynb #06-metrics-58
 UNITS = ("frame", *GROUPINGS)
 "What a row is: a frame, a video, or what DeepfakeBench takes for a video."
 CLUSTERS = dict(identity=["identity"], video=VIDEO)
@@ -402,7 +402,7 @@ CLUSTERS = dict(identity=["identity"], video=VIDEO)
 SOURCES = ("clusters", "seeds", "both")
 "What an interval allows for: other people (or videos), other seeds, or both."
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-57
+# %% ../nbs/06_metrics.ipynb #06-metrics-59
 def _check_options(measures, unit, cluster, over, level):
     "Raise `ValueError` for an unknown measure, unit, cluster or source of chance, or a level outside (0, 1)."
     for m in measures:
@@ -412,7 +412,7 @@ def _check_options(measures, unit, cluster, over, level):
     check_choice(over, SOURCES, "source of chance")
     _check_level(level)
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-58
+# %% ../nbs/06_metrics.ipynb #06-metrics-60
 _FACE = ("path", *VIDEO, "frame", "identity", "label")
 
 
@@ -434,13 +434,13 @@ def _check_same(table: pd.DataFrame, first: pd.DataFrame, name: str):
                 f"its {c} is {here[row]}, not {there[row]}."
             )
 
-
+# %% ../nbs/06_metrics.ipynb #06-metrics-61
 def _same_rows(tables: list[pd.DataFrame]):
     "Raise `ValueError` unless all tables hold the same rows in the same order."
     for i, table in enumerate(tables[1:], 1):
         _check_same(table, tables[0], f"table {i} of scores")
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-59
+# %% ../nbs/06_metrics.ipynb #06-metrics-62
 def _tables(scores, unit: str) -> list[pd.DataFrame]:
     "Return the tables of one or more seeds, checked and brought to the unit."
     tables = [scores] if isinstance(scores, pd.DataFrame) else list(scores)
@@ -451,7 +451,7 @@ def _tables(scores, unit: str) -> list[pd.DataFrame]:
     _same_rows(tables)
     return tables if unit == "frame" else [video_scores(table, unit) for table in tables]
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-60
+# %% ../nbs/06_metrics.ipynb #06-metrics-63
 def _statistic(tables: list[pd.DataFrame], measures: Sequence[str], threshold: float) -> Callable:
     "Return the function weights (B, N) -> (B, S, K) for S tables and K measures."
     rankings = [Ranking(t.label, t.p_fake) for t in tables]
@@ -463,7 +463,7 @@ def _statistic(tables: list[pd.DataFrame], measures: Sequence[str], threshold: f
 
     return lambda weight: np.stack([of_one(ranking, weight) for ranking in rankings], -2)
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-62
+# %% ../nbs/06_metrics.ipynb #06-metrics-65
 class _Chance(NamedTuple):
     "What an interval allows for."
 
@@ -491,7 +491,7 @@ class _Chance(NamedTuple):
             return values.mean(0), *total_interval(values, resampled, group.nunique(), self.level)
         return values.mean(0), *np.quantile(resampled, _tails(self.level), axis=0)
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-63
+# %% ../nbs/06_metrics.ipynb #06-metrics-66
 def evaluate(
     scores: pd.DataFrame | Sequence[pd.DataFrame],  # a row a face, see below; a list: of seeds
     measures: Sequence[str] = ("auc", "acc", "eer", "ap"),  # of `MEASURES`
@@ -513,7 +513,7 @@ def evaluate(
     value, low, high = chance.interval(_statistic(tables, measures, threshold), tables[0])
     return pd.DataFrame(dict(measure=list(measures), unit=unit, value=value, low=low, high=high))
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-64
+# %% ../nbs/06_metrics.ipynb #06-metrics-67
 def compare(
     a: pd.DataFrame | Sequence[pd.DataFrame],  # scores of the one detector, or of its seeds
     b: pd.DataFrame | Sequence[pd.DataFrame],  # of the other on the same faces, as many seeds
