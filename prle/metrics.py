@@ -457,8 +457,8 @@ def _statistic(tables: list[pd.DataFrame], measures: Sequence[str], threshold: f
     rankings = [Ranking(t.label, t.p_fake) for t in tables]
 
     def of_one(ranking, weight):  # (B, K)
-        counts = ranking.counts(weight)
-        values = [_measure(m, ranking.values, *counts, threshold) for m in measures]
+        fake, real = ranking.counts(weight)
+        values = [_measure(m, ranking.values, fake, real, threshold) for m in measures]
         return np.stack(values, -1)
 
     return lambda weight: np.stack([of_one(ranking, weight) for ranking in rankings], -2)
