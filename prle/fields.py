@@ -11,18 +11,16 @@ import numbers
 import sys
 from collections.abc import Callable
 from dataclasses import fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .core import check_choice, shortened
 
 # %% ../nbs/02_fields.ipynb #02-fields-4
 def is_number(value) -> bool:
     "Say whether a value is a number that a finite float can hold; a bool is not."
-    return (
-        isinstance(value, numbers.Real)
-        and not isinstance(value, bool)
-        and abs(value) <= sys.float_info.max
-    )
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    return value <= sys.float_info.max and not value < -sys.float_info.max
 
 
 def is_whole(value) -> bool:
@@ -43,7 +41,7 @@ def is_word(value) -> bool:
 class Rule(NamedTuple):
     "A condition on the value of a field, and the words that state it."
 
-    holds: Callable[[object], bool]
+    holds: Callable[[Any], bool]
     text: str  # after "must", e.g. "be a word"
 
 
@@ -56,7 +54,7 @@ def number_rule(
     fits: Callable[[float], bool],  # asked of finite numbers
     whole: bool = False,  # whole numbers only
 ) -> Rule:
-    "Return the rule that a value is a finite number and that `fits` holds of it."
+    "Return the rule that a value is a finite number and `fits` is true of it."
     kind = is_whole if whole else is_number
     return Rule(lambda value: kind(value) and fits(value), text)
 
@@ -64,18 +62,18 @@ def number_rule(
 SHARE = number_rule("lie in [0, 1]", lambda x: 0 <= x <= 1)
 "The rule of a probability, and of a part of a whole."
 
-# %% ../nbs/02_fields.ipynb #02-fields-10
+# %% ../nbs/02_fields.ipynb #02-fields-11
 def check_fields(
     config: object,  # whose fields are checked
     rules: dict[str, Rule],  # by the field's name
 ):
-    "Check the fields of a configuration; `ValueError` naming the first that breaks its rule, and the rule."
+    "Check the fields of a configuration; `ValueError` naming the first that breaks its rule."
     for name, rule in rules.items():
         value = getattr(config, name)
         if not rule.holds(value):
             raise ValueError(f"{name} must {rule.text}, not {shortened(value)}.")
 
-# %% ../nbs/02_fields.ipynb #02-fields-13
+# %% ../nbs/02_fields.ipynb #02-fields-14
 def set_fields(
     config: object,  # a frozen dataclass, in its `__post_init__`
     **values,  # by the field's name
@@ -84,7 +82,7 @@ def set_fields(
     for name, value in values.items():
         object.__setattr__(config, name, value)
 
-# %% ../nbs/02_fields.ipynb #02-fields-15
+# %% ../nbs/02_fields.ipynb #02-fields-17
 def _as_number(name: str, value):
     "Convert a number that YAML has read as a string, such as 2e-3; `ValueError` if it is none."
     if not isinstance(value, str):
@@ -94,7 +92,7 @@ def _as_number(name: str, value):
     except ValueError:
         raise ValueError(f"{name} must be a number, not {shortened(value)}.") from None
 
-# %% ../nbs/02_fields.ipynb #02-fields-16
+# %% ../nbs/02_fields.ipynb #02-fields-18
 def build_config(
     kind: type,  # a dataclass
     given: dict,  # names and values as they were read

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from .core import check_choice
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-5
+# %% ../nbs/04_fusion.ipynb #04-fusion-10
+def _mean(maps: Tensor, tau: float, lam: float) -> Tensor:
+    "Average the maps and set averages of `tau` or less to 0, Eq. 6."
+    average = maps.mean(1)
+    return average.where(average > tau, 0)
+
+# %% ../nbs/04_fusion.ipynb #04-fusion-14
 _SHIFTS = {
     -1: (slice(1, None), slice(None, -1)),
     0: (slice(None), slice(None)),
@@ -27,44 +33,39 @@ def _windows():
         for columns, near_columns in _SHIFTS.values():
             yield rows, columns, near_rows, near_columns
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-6
+# %% ../nbs/04_fusion.ipynb #04-fusion-15
 def neighbour_difference(
     maps: Tensor,  # (N, T, H, W) float
 ) -> Tensor:  # (N, H, W), the left side of Eq. 7 at the worst pair (j, k)
     "Return the largest mean difference between any map around a pixel and any map at it, Eq. 7."
     values = [maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)]
-    sums, count = [torch.zeros_like(maps) for _ in values], torch.zeros_like(maps[0, 0])
+    sums = [torch.zeros_like(maps) for _ in values]
+    count = torch.zeros_like(maps[0, 0])
     for y, x, near_y, near_x in _windows():
         count[y, x] += 1
         for total, value in zip(sums, values):
             total[..., y, x] += (maps[..., near_y, near_x] - value[..., y, x]).abs_()
     return torch.maximum(*sums).amax(1) / count
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-9
+# %% ../nbs/04_fusion.ipynb #04-fusion-21
 def neighbour_maximum(
     maps: Tensor,  # (N, T, H, W) float
 ) -> Tensor:  # (N, H, W)
     "Return the largest value of any map in the 3x3 neighbourhood of each pixel, Eq. 8."
     return F.max_pool2d(maps.amax(1), 3, stride=1, padding=1)
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-12
-def _mean(maps: Tensor, tau: float, lam: float) -> Tensor:
-    "Average the maps and set averages of `tau` or less to 0, Eq. 6."
-    average = maps.mean(1)
-    return average.where(average > tau, 0)
-
-
+# %% ../nbs/04_fusion.ipynb #04-fusion-24
 def _neighbour_literal(maps: Tensor, tau: float, lam: float) -> Tensor:
     "Apply Eq. 7 and 8 alone: the neighbours' maximum where the difference exceeds `lam`, else 0."
     return neighbour_maximum(maps).where(neighbour_difference(maps) > lam, 0)
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-13
+# %% ../nbs/04_fusion.ipynb #04-fusion-27
 def _neighbour(maps: Tensor, tau: float, lam: float) -> Tensor:
     "Apply Eq. 6 with the higher tau, expanded by Eq. 7 and 8."
     average = maps.mean(1)
     return average.where(average > tau, _neighbour_literal(maps, tau, lam))
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-15
+# %% ../nbs/04_fusion.ipynb #04-fusion-34
 _RELEASED = dict(keep=0.3, drop=0.1, lam=0.2)
 "The thresholds in the published code, which are not the paper's."
 
@@ -74,12 +75,11 @@ def _released(maps: Tensor, tau: float, lam: float) -> Tensor:
     average = maps.mean(1)
     _, place = F.max_pool2d(maps.amax(1), 3, stride=1, padding=1, return_indices=True)
     there = average.flatten(1).gather(1, place.flatten(1)).view_as(average)
-    expanded = there.where(
-        (average > _RELEASED["drop"]) & (neighbour_difference(maps) > _RELEASED["lam"]), 0
-    )
+    differs = neighbour_difference(maps) > _RELEASED["lam"]
+    expanded = there.where((average > _RELEASED["drop"]) & differs, 0)
     return average.where(average > _RELEASED["keep"], expanded)
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-16
+# %% ../nbs/04_fusion.ipynb #04-fusion-35
 FUSIONS = {
     "mean": _mean,
     "neighbour": _neighbour,
@@ -88,7 +88,7 @@ FUSIONS = {
 }
 "Name -> rule (maps, tau, lam) -> fused maps."
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-17
+# %% ../nbs/04_fusion.ipynb #04-fusion-37
 def _check_maps(maps: Tensor):
     "Raise `TypeError` or `ValueError` for a wrong type, shape or value; the message names the map."
     if not isinstance(maps, Tensor) or not maps.is_floating_point():
@@ -99,20 +99,21 @@ def _check_maps(maps: Tensor):
     if low >= 0 and high <= 1:
         return
     n, t = (~((maps >= 0) & (maps <= 1))).flatten(2).any(2).nonzero()[0].tolist()
-    fault = (
-        "holds NaN"
-        if maps[n, t].isnan().any()
-        else f"has values from {maps[n, t].min():.4g} to {maps[n, t].max():.4g}, outside [0, 1]"
+    low, high = maps[n, t].aminmax()  # NaN if there is one
+    if low.isnan():
+        raise ValueError(f"image {n}, detector {t}: the map holds NaN.")
+    raise ValueError(
+        f"image {n}, detector {t}: the map has values from {low:.4g} to {high:.4g}, outside [0, 1]."
     )
-    raise ValueError(f"image {n}, detector {t}: the map {fault}.")
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-18
+
 def _check_unit(**values: float):
+    "Raise `ValueError` naming the first value outside [0, 1]."
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must lie in [0, 1], not {value}.")
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-19
+# %% ../nbs/04_fusion.ipynb #04-fusion-38
 def fuse(
     maps: Tensor,  # (N, T, H, W) float attention maps in [0, 1] of T detectors
     method: str = "neighbour",  # one of `FUSIONS`
@@ -120,7 +121,7 @@ def fuse(
     lam: float = 0.15,  # lambda of Eq. 7, in [0, 1], for "neighbour" and "neighbour-literal"
     floor: float = 0.0,  # attention below it counts as zero before fusion, in [0, 1]
 ) -> Tensor:  # (N, H, W) float32 in [0, 1]
-    "Fuse the maps of T detectors into one map an image, Eq. 6-8; errors as in `_check_maps`."
+    "Fuse the maps of T detectors into one map an image, Eq. 6-8; `TypeError`, `ValueError` name a bad map."
     rule = FUSIONS[check_choice(method, FUSIONS, "fusion method")]
     _check_maps(maps)
     _check_unit(tau=tau, lam=lam, floor=floor)

@@ -7,7 +7,7 @@ __all__ = ['CAM_METHODS', 'fake_logit', 'as_found', 'tapped', 'attention_maps', 
 
 # %% ../nbs/03_localization.ipynb #03-localization-2
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .core import FAKE, REAL, atomic_path, check_choice, progress
 
-# %% ../nbs/03_localization.ipynb #03-localization-6
+# %% ../nbs/03_localization.ipynb #03-localization-10
 def fake_logit(
     output: Tensor,  # what a detector returns: (N,) or (N, 1) logits of fake, or (N, 2) logits of (real, fake)
 ) -> Tensor:  # (N,) log-odds of fake
@@ -30,10 +30,11 @@ def fake_logit(
     if output.ndim == 2 and output.shape[1] == 2:
         return output[:, FAKE] - output[:, REAL]
     raise ValueError(
-        f"no fake logit in an output of shape {tuple(output.shape)}; pass score=, a function from the output to (N,)."
+        f"no fake logit in an output of shape {tuple(output.shape)}; "
+        "pass score=, a function from the output to (N,)."
     )
 
-# %% ../nbs/03_localization.ipynb #03-localization-10
+# %% ../nbs/03_localization.ipynb #03-localization-14
 @contextmanager
 def as_found(
     model: nn.Module,  # any network
@@ -52,28 +53,41 @@ def as_found(
         for w, grad in grads:
             w.grad = grad
 
-# %% ../nbs/03_localization.ipynb #03-localization-13
+# %% ../nbs/03_localization.ipynb #03-localization-17
+def _name(model: nn.Module, layer: nn.Module) -> str:
+    "Return the layer's name in the model and its class, for messages."
+    kind = type(layer).__name__
+    names = (f"{name!r} ({kind})" for name, m in model.named_modules() if m is layer)
+    return next(names, kind)
+
+
+def _check_output(model: nn.Module, layer: nn.Module, output):
+    "Raise `TypeError` unless a layer's output is an (N, C, h, w) tensor."
+    if not isinstance(output, Tensor) or output.ndim != 4:
+        raise TypeError(
+            f"the layer {_name(model, layer)} returns no (N, C, h, w) tensor; "
+            "hook a convolution or a block of them."
+        )
+
+# %% ../nbs/03_localization.ipynb #03-localization-18
 @contextmanager
 def tapped(
     model: nn.Module,  # the network
     layers: list[nn.Module],  # submodules with an (N, C, h, w) output
 ):
     "Yield a dictionary that a forward pass fills with {layer: output}; the graph begins at the first layer."
-    kept = {}
+    kept: dict[nn.Module, Tensor] = {}
 
     def cut(layer, inputs, output):
         "Keep a layer's output, where the graph begins; an error if it runs twice or is not (N, C, h, w)."
         if layer in kept:
             raise RuntimeError(
-                f"the layer {_name(model, layer)} runs more than once in a forward pass; hook one that runs once."
+                f"the layer {_name(model, layer)} runs more than once in a forward pass; "
+                "hook one that runs once."
             )
-        if not isinstance(output, Tensor) or output.ndim != 4:
-            raise TypeError(
-                f"the layer {_name(model, layer)} returns no (N, C, h, w) tensor; hook a convolution or a block of them."
-            )
-        kept[layer] = (
-            output.clone() if output.requires_grad else output.detach().clone().requires_grad_()
-        )
+        _check_output(model, layer, output)
+        leaf = not output.requires_grad
+        kept[layer] = output.detach().clone().requires_grad_() if leaf else output.clone()
         torch.set_grad_enabled(True)
         return kept[layer].clone()
 
@@ -85,27 +99,20 @@ def tapped(
         for handle in handles:
             handle.remove()
 
-# %% ../nbs/03_localization.ipynb #03-localization-14
-def _name(model: nn.Module, layer: nn.Module) -> str:
-    "Return the layer's name in the model and its class, for messages."
-    return next(
-        (f"{name!r} ({type(layer).__name__})" for name, m in model.named_modules() if m is layer),
-        type(layer).__name__,
-    )
-
-# %% ../nbs/03_localization.ipynb #03-localization-18
+# %% ../nbs/03_localization.ipynb #03-localization-22
 def _check_images(x: Tensor):
     "Raise `TypeError` unless `x` is a float tensor (N, 3, H, W), `ValueError` if it is not finite."
     if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
         raise TypeError("x must be a float tensor (N, 3, H, W), as the model takes it.")
-    bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-    if bad:
+    bad = (~x.isfinite()).flatten(1).any(1)
+    if bad.any():
+        first = bad.nonzero()[0].item()
         raise ValueError(
-            f"NaN or infinity in image {bad[0]} of the batch ({len(bad)} of {len(x)} are affected)."
+            f"NaN or infinity in image {first} of the batch ({bad.sum()} of {len(x)} are affected)."
         )
 
-# %% ../nbs/03_localization.ipynb #03-localization-19
-def _check_layers(model: nn.Module, layer) -> list[nn.Module]:
+# %% ../nbs/03_localization.ipynb #03-localization-23
+def _check_layers(model: nn.Module, layer: nn.Module | list[nn.Module]) -> list[nn.Module]:
     "Return the layers as a list; `ValueError` for one that is no submodule of `model`."
     layers = [layer] if isinstance(layer, nn.Module) else list(layer)
     inside = set(model.modules())
@@ -116,42 +123,47 @@ def _check_layers(model: nn.Module, layer) -> list[nn.Module]:
             )
     return layers
 
-# %% ../nbs/03_localization.ipynb #03-localization-20
+
 def _check_score(value: Tensor, n: int) -> Tensor:
     "Return `value`; `ValueError` unless it is a tensor of shape (n,)."
-    if not isinstance(value, Tensor) or value.shape != (n,):
-        raise ValueError(
-            f"score must give one number an image, shape ({n},), not {tuple(getattr(value, 'shape', ()))}."
-        )
+    shape = tuple(getattr(value, "shape", ()))
+    if not isinstance(value, Tensor) or shape != (n,):
+        raise ValueError(f"score must give one number an image, shape ({n},), not {shape}.")
     return value
 
-# %% ../nbs/03_localization.ipynb #03-localization-21
+# %% ../nbs/03_localization.ipynb #03-localization-24
+def _gradients(value: Tensor, activations: list[Tensor]) -> list[Tensor]:
+    "Differentiate a number by each layer's output; `RuntimeError` where it does not depend on one."
+    found: Sequence[Tensor | None] = [None]
+    if value.requires_grad:
+        found = torch.autograd.grad(value, activations, allow_unused=True)
+    gradients = [g for g in found if g is not None]
+    if len(gradients) < len(activations):
+        raise RuntimeError(
+            "the score does not depend on the layer's output; "
+            "is it computed under no_grad, or on another branch?"
+        )
+    return gradients
+
+
 def _gradcam(model: nn.Module, layers: list[nn.Module], x: Tensor, score: Callable) -> list[Tensor]:
     "Compute Eq. 3 before normalization, one (N, h, w) map a layer; `RuntimeError` without a gradient."
     with tapped(model, layers) as kept:
         output = model(x.clone() if x.is_inference() else x)
-        missed = [layer for layer in layers if layer not in kept]
-        if missed:
-            raise RuntimeError(
-                f"the forward pass did not reach the layer {_name(model, missed[0])}."
-            )
+        for layer in layers:
+            if layer not in kept:
+                raise RuntimeError(
+                    f"the forward pass did not reach the layer {_name(model, layer)}."
+                )
         activations = [kept[layer] for layer in layers]
-        value = _check_score(score(output), len(x)).sum()
-        gradients = (
-            torch.autograd.grad(value, activations, allow_unused=True)
-            if value.requires_grad
-            else [None]
-        )
-    if any(g is None for g in gradients):
-        raise RuntimeError(
-            "the score does not depend on the layer's output; is it computed under no_grad, or on another branch?"
-        )
-    return [
-        (g.float().mean((2, 3), keepdim=True) * a.detach().float()).sum(1).relu()
-        for g, a in zip(gradients, activations)
-    ]
+        gradients = _gradients(_check_score(score(output), len(x)).sum(), activations)
+    maps = []
+    for gradient, activation in zip(gradients, activations):
+        weights = gradient.float().mean((2, 3), keepdim=True)
+        maps.append((weights * activation.detach().float()).sum(1).relu())
+    return maps
 
-# %% ../nbs/03_localization.ipynb #03-localization-23
+# %% ../nbs/03_localization.ipynb #03-localization-28
 def _stretch(maps: Tensor) -> Tensor:
     "Normalize every (h, w) map to [0, 1] by its minimum and maximum; a flat map becomes 0."
     maps = maps - maps.amin((-2, -1), keepdim=True)
@@ -162,17 +174,19 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     "Resize maps bilinearly, (N, h, w) -> (N, *size)."
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
-# %% ../nbs/03_localization.ipynb #03-localization-24
+# %% ../nbs/03_localization.ipynb #03-localization-29
 def _size(size, x: Tensor, maps: list[Tensor]) -> tuple[int, int]:
     "Return the height and width asked for: None is the input's, 'grid' the finest layer's."
     if size is None:
-        return tuple(x.shape[-2:])
-    if isinstance(size, str):
+        height, width = x.shape[-2:]
+    elif isinstance(size, str):
         check_choice(size, ["grid"], "size")
-        return tuple(max((m.shape[-2:] for m in maps), key=math.prod))
-    return tuple(size)
+        height, width = max((m.shape[-2:] for m in maps), key=math.prod)
+    else:
+        height, width = size
+    return height, width
 
-# %% ../nbs/03_localization.ipynb #03-localization-26
+# %% ../nbs/03_localization.ipynb #03-localization-32
 CAM_METHODS = {
     "gradcam": "GradCAM",
     "gradcam++": "GradCAMPlusPlus",
@@ -191,7 +205,7 @@ CAM_METHODS = {
 }
 "Name -> class in `pytorch_grad_cam`; 'gradcam' itself is computed here."
 
-# %% ../nbs/03_localization.ipynb #03-localization-27
+# %% ../nbs/03_localization.ipynb #03-localization-33
 def _library(method: str):
     "Return the method's class in pytorch_grad_cam; `ImportError` naming the extra."
     try:
@@ -202,7 +216,13 @@ def _library(method: str):
         ) from e
     return getattr(pytorch_grad_cam, CAM_METHODS[method])
 
-# %% ../nbs/03_localization.ipynb #03-localization-28
+# %% ../nbs/03_localization.ipynb #03-localization-34
+def _grid_of(cam) -> tuple[int, int]:
+    "Return width and height of the layer that the library has hooked."
+    height, width = cam.activations_and_grads.activations[0].shape[-2:]
+    return width, height
+
+
 def _library_maps(
     method: str, model: nn.Module, layers: list[nn.Module], x: Tensor, score: Callable
 ) -> list[Tensor]:
@@ -214,27 +234,21 @@ def _library_maps(
     maps = []
     for layer in layers:
         with as_found(model), torch.enable_grad(), _library(method)(model, [layer]) as cam:
-            cam.get_target_width_height = lambda _: tuple(
-                cam.activations_and_grads.activations[0].shape[:-3:-1]
-            )
-            maps.append(
-                torch.from_numpy(cam(x.detach().clone().requires_grad_(), [target] * len(x))).to(
-                    x.device
-                )
-            )
+            cam.get_target_width_height = lambda _, cam=cam: _grid_of(cam)
+            found = cam(x.detach().clone().requires_grad_(), [target] * len(x))
+            maps.append(torch.from_numpy(found).to(x.device))
     return maps
 
-# %% ../nbs/03_localization.ipynb #03-localization-29
+# %% ../nbs/03_localization.ipynb #03-localization-35
 @torch.inference_mode(False)
 def attention_maps(
     model: nn.Module,  # a trained detector, or any network
-    layer: nn.Module
-    | list[nn.Module],  # submodule with an (N, C, h, w) output; the maps of several are averaged
+    layer: nn.Module | list[nn.Module],  # with an (N, C, h, w) output; several maps are averaged
     x: Tensor,  # (N, 3, H, W) float images, as the model takes them
     score: Callable | None = None,  # model output -> (N,), what to explain; None: the logit of fake
     size: tuple[int, int]
     | str
-    | None = None,  # (height, width) of the maps; None: the input's, "grid": the layer's own
+    | None = None,  # of the maps; None: the input's, "grid": the layer's
     method: str = "gradcam",  # one of `CAM_METHODS`
 ) -> Tensor:  # (N, H, W) float32 in [0, 1]
     """Compute attention maps, Eq. 3, normalized per image; the model is left as it was found.
@@ -244,37 +258,46 @@ def attention_maps(
     _check_images(x)
     layers, score = _check_layers(model, layer), score or fake_logit
     if method == "gradcam":
-        maps = _gradcam(model, layers, x, score)
+        grids = _gradcam(model, layers, x, score)
     else:
-        maps = _library_maps(method, model, layers, x, score)
-    maps = [_resize(_stretch(m), _size(size, x, maps)) for m in maps]
-    maps = _stretch(torch.stack(maps).mean(0))
-    bad = (~maps.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-    if bad:
+        grids = _library_maps(method, model, layers, x, score)
+    shape = _size(size, x, grids)
+    maps = _stretch(torch.stack([_resize(_stretch(grid), shape) for grid in grids]).mean(0))
+    bad = (~maps.isfinite()).flatten(1).any(1)
+    if bad.any():
         raise ValueError(
-            f"the map of image {bad[0]} holds NaN: the network's features or gradients overflow there."
+            f"the map of image {bad.nonzero()[0].item()} holds NaN: "
+            "the network's features or gradients overflow there."
         )
     return maps
 
-# %% ../nbs/03_localization.ipynb #03-localization-40
+# %% ../nbs/03_localization.ipynb #03-localization-45
 def _images(batch) -> Tensor:
     "Return the images of a batch, a tensor or dictionary, as floats; uint8 is scaled to [0, 1]."
     x = batch["image"] if isinstance(batch, dict) else batch
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
-def _write_header(file, shape: tuple[int, ...]):
+def _write_header(file, rows: int, grid: Sequence[int]):
     "Write the .npy header; NumPy leaves room in it for the number of rows to grow."
     file.seek(0)
-    np.lib.format.write_array_header_1_0(
-        file, dict(descr="<f2", fortran_order=False, shape=tuple(shape))
-    )
+    header = dict(descr="<f2", fortran_order=False, shape=(rows, *grid))
+    np.lib.format.write_array_header_1_0(file, header)
 
-# %% ../nbs/03_localization.ipynb #03-localization-41
+# %% ../nbs/03_localization.ipynb #03-localization-46
+def _located(model, layer, x: Tensor, score, method: str, row: int) -> Tensor:
+    "Compute the maps of a batch on the layer's grid; an error notes the row that the batch starts at."
+    try:
+        return attention_maps(model, layer, x, score, "grid", method)
+    except ValueError as e:
+        e.add_note(f"The batch starts at row {row}.")
+        raise
+
+# %% ../nbs/03_localization.ipynb #03-localization-47
 def localize(
     model: nn.Module,  # a trained detector
     layer: nn.Module | list[nn.Module],  # as in `attention_maps`
-    loader: Iterable,  # batches: float or uint8 tensors (N, 3, H, W), or dictionaries with one under "image"
+    loader: Iterable,  # batches (N, 3, H, W), float or uint8, or dictionaries with one under "image"
     path: str | Path,  # the .npy file to write
     score: Callable | None = None,  # as in `attention_maps`
     method: str = "gradcam",  # one of `CAM_METHODS`
@@ -282,29 +305,28 @@ def localize(
     """Write the attention maps of all images on the layer's own grid, batch by batch.
 
     The file appears when it is complete. `ValueError` naming the row for bad images or images of several sizes."""
-    device, rows, grid = next(model.parameters()).device, 0, None
+    device = next(model.parameters()).device
+    rows, grid = 0, torch.Size()
     with atomic_path(path) as tmp, open(tmp, "wb") as file:
         for batch in progress(loader, desc=f"localize {Path(path).stem}"):
             x = _images(batch).to(device, memory_format=torch.channels_last)
-            try:
-                maps = attention_maps(model, layer, x, score, "grid", method)
-            except ValueError as e:
-                e.add_note(f"The batch starts at row {rows}.")
-                raise
-            if grid is None:
-                _write_header(file, (0, *(grid := maps.shape[1:])))
+            maps = _located(model, layer, x, score, method, rows)
+            if not rows:
+                grid = maps.shape[1:]
+                _write_header(file, 0, grid)
             if maps.shape[1:] != grid:
                 raise ValueError(
-                    f"row {rows}: a {tuple(maps.shape[1:])} grid after {tuple(grid)}; a store needs images of one size."
+                    f"row {rows}: a {tuple(maps.shape[1:])} grid after {tuple(grid)}; "
+                    "a store needs images of one size."
                 )
             file.write(maps.half().cpu().numpy().tobytes())
             rows += len(maps)
         if not rows:
             raise ValueError(f"{path}: the loader gave no image.")
-        _write_header(file, (rows, *grid))
+        _write_header(file, rows, grid)
     return Path(path)
 
-# %% ../nbs/03_localization.ipynb #03-localization-42
+# %% ../nbs/03_localization.ipynb #03-localization-48
 def upsample_maps(
     grid_maps: Tensor | np.ndarray,  # (N, h, w) stored maps
     size: tuple[int, int],  # (height, width) to bring them to
@@ -312,4 +334,5 @@ def upsample_maps(
     "Bring maps on the layer's grid to `size`, as `attention_maps` would have given them."
     if not isinstance(grid_maps, Tensor):
         grid_maps = torch.from_numpy(np.array(grid_maps))
-    return _stretch(_resize(grid_maps.float(), tuple(size)))
+    height, width = size
+    return _stretch(_resize(grid_maps.float(), (height, width)))

@@ -11,6 +11,7 @@ import torch
 
 from prle import core
 from prle.core import (
+    alternate,
     atomic_path,
     check_choice,
     digest,
@@ -27,10 +28,8 @@ from prle.trust import read_json
 
 def test_check_choice_proposes_the_nearest():
     assert check_choice("DF", ["DF", "FS"], "manipulation") == "DF"
-    with pytest.raises(
-        ValueError,
-        match="unknown detector 'xcepton'.*Did you mean 'xception'.*Known: vgg16, xception",
-    ):
+    told = "unknown detector 'xcepton'.*Did you mean 'xception'.*Known: vgg16, xception"
+    with pytest.raises(ValueError, match=told):
         check_choice("xcepton", ["vgg16", "xception"], "detector")
 
 
@@ -43,9 +42,8 @@ def test_streams_depend_on_the_whole_key():
     keys = [(0,), (1,), (0, "a"), (0, "b"), ("0",), (0, 1), (1, 0), (1, 2), (0, 12)]
     assert len({rng(*k).random() for k in keys}) == len(set(keys))
     assert len({torch.rand((), generator=torch_rng(*k)).item() for k in keys}) == len(set(keys))
-    assert torch.equal(
-        torch.rand(5, generator=torch_rng(3, "x")), torch.rand(5, generator=torch_rng(3, "x"))
-    )
+    one, again = (torch.rand(5, generator=torch_rng(3, "x")) for _ in range(2))
+    assert torch.equal(one, again)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -87,19 +85,18 @@ def test_provenance_names_the_hardware_that_was_used(monkeypatch):
     "Not the GPU that lies idle beside it."
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
-    read, cpus = core.Path.read_text, "processor\t: 0\nmodel name\t: A CPU @ 2 GHz\n"
-    monkeypatch.setattr(
-        core.Path,
-        "read_text",
-        lambda path, *args, **kwargs: (
-            cpus if str(path) == "/proc/cpuinfo" else read(path, *args, **kwargs)
-        ),
-    )
-    used = {device: provenance(device) for device in ("cpu", "cuda:1", None)}
-    assert [note["device"] for note in used.values()] == ["A CPU @ 2 GHz", "GPU 1", "GPU None"]
-    assert all(
-        note["cpu"] == "A CPU @ 2 GHz" and note["cores"] == os.cpu_count() for note in used.values()
-    )
+    really = core.Path.read_text
+
+    def read(path, *args, **kwargs):
+        if str(path) == "/proc/cpuinfo":
+            return "processor\t: 0\nmodel name\t: A CPU @ 2 GHz\n"
+        return really(path, *args, **kwargs)
+
+    monkeypatch.setattr(core.Path, "read_text", read)
+    used = [provenance(device) for device in ("cpu", "cuda:1", None)]
+    assert [note["device"] for note in used] == ["A CPU @ 2 GHz", "GPU 1", "GPU None"]
+    assert {note["cpu"] for note in used} == {"A CPU @ 2 GHz"}
+    assert {note["cores"] for note in used} == {os.cpu_count()}
 
 
 def test_outputs_dir(tmp_path, monkeypatch):
@@ -120,9 +117,8 @@ def test_bars_are_for_who_watches(monkeypatch):
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     assert not shown()
-    monkeypatch.setitem(
-        sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=None))
-    )
+    notebook = SimpleNamespace(kernel=None)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: notebook))
     assert shown(file=io.StringIO()) and not shown(disable=True)
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
     assert not shown()
@@ -130,3 +126,12 @@ def test_bars_are_for_who_watches(monkeypatch):
     assert shown(file=io.StringIO())
     monkeypatch.setenv("PRLE_QUIET", "1")
     assert not shown()
+
+
+def test_contenders_take_turns():
+    called = []
+    contenders = {name: lambda name=name: called.append(name) for name in "abc"}
+    seconds = alternate(contenders, repeats=3)
+    assert "".join(called) == "abccbaabccba", "the first round warms up"
+    assert list(seconds) == ["a", "b", "c"]
+    assert all(len(taken) == 3 and min(taken) >= 0 for taken in seconds.values())

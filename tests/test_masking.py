@@ -59,13 +59,8 @@ def landmarks(height=96, width=96):
         return np.stack([np.linspace(x0, x1, n), np.full(n, y)], 1)
 
     def ring(x, y, rx, ry, n):
-        return np.stack(
-            [
-                x - rx * np.cos(a := np.linspace(0, 2 * np.pi, n, endpoint=False)),
-                y - ry * np.sin(a),
-            ],
-            1,
-        )
+        angle = np.linspace(0, 2 * np.pi, n, endpoint=False)
+        return np.stack([x - rx * np.cos(angle), y - ry * np.sin(angle)], 1)
 
     parts = [
         jaw,
@@ -106,10 +101,9 @@ def test_every_share_of_a_whole_256_image_to_a_pixel():
     q = quantile_map(torch.rand(1, 256, 256, generator=gen()) + 0.1).to(torch.int64).flatten()
     kept = torch.cumsum(torch.bincount(q, minlength=65536), 0)  # pixels with Q <= limit
     for alpha in (limit / 65535, (limit.double() + 0.999) / 65535, limit / 65536):
-        k = (65535 * alpha.double()).floor().long()
-        assert (
-            kept[k.clamp(max=65535)] - (alpha.double().clamp(max=1) * n).long()
-        ).abs().max() <= 1
+        k = (65535 * alpha.double()).floor().long().clamp(max=65535)
+        expected = (alpha.double().clamp(max=1) * n).long()
+        assert (kept[k] - expected).abs().max() <= 1
 
 
 def test_a_larger_image_is_exact_to_a_step():
@@ -122,18 +116,15 @@ def test_a_larger_image_is_exact_to_a_step():
 def test_equal_values_are_ranked_by_position():
     q = quantile_map(torch.full((1, 2, 3), 0.5)).to(torch.int32)[0]
     assert q.flatten().tolist() == [math.ceil(65535 * r / 6) for r in range(1, 7)]
-    assert (
-        region(quantile_map(torch.full((1, 4, 4), 0.5)), 0.6)[0].flatten().tolist()
-        == [True] * 9 + [False] * 7
-    )
+    kept = region(quantile_map(torch.full((1, 4, 4), 0.5)), 0.6)[0].flatten().tolist()
+    assert kept == [True] * 9 + [False] * 7
 
 
 def test_quantile_of_a_batch_equals_singles_and_is_monotone():
     fused = some_fused()
     q = quantile_map(fused)
-    assert torch.equal(
-        q.to(torch.int32), torch.cat([quantile_map(f[None]) for f in fused]).to(torch.int32)
-    )
+    singles = torch.cat([quantile_map(f[None]) for f in fused])
+    assert torch.equal(q.to(torch.int32), singles.to(torch.int32))
     smaller = region(q, 0.2)
     for alpha in (0.3, 0.8, 1.0):
         larger = region(q, alpha)
@@ -144,9 +135,8 @@ def test_quantile_of_a_batch_equals_singles_and_is_monotone():
 def test_alpha_per_map(quantiles):
     alpha = torch.tensor([0.0, 0.2, 0.7, 1.0], dtype=torch.float64)
     for q in (quantiles, quantiles[:, None]):
-        assert torch.equal(
-            region(q, alpha), torch.stack([region(one, float(a)) for one, a in zip(q, alpha)])
-        )
+        singles = torch.stack([region(one, float(a)) for one, a in zip(q, alpha)])
+        assert torch.equal(region(q, alpha), singles)
 
 
 def test_quantile_map_rejects():
@@ -166,12 +156,10 @@ def test_png_round_trip(tmp_path):
     assert torch.equal(written.to(torch.int32), quantile_map(fused).to(torch.int32))
     for path, q in zip(paths, written):
         read = read_quantiles(path)
-        assert (
-            read.dtype == np.uint16 and read.shape == (24, 40) and np.array_equal(read, q.numpy())
-        )
-        assert np.array_equal(np.array(PIL.Image.open(path)), q.numpy()), (
-            "other readers see the same"
-        )
+        assert read.dtype == np.uint16 and read.shape == (24, 40)
+        assert np.array_equal(read, q.numpy())
+        elsewhere = np.array(PIL.Image.open(path))
+        assert np.array_equal(elsewhere, q.numpy()), "other readers see the same"
     assert len(list(tmp_path.rglob("*.*"))) == 4, "no temporary file stays"
     with pytest.raises(ValueError, match="4 maps for 3 paths"):
         write_quantiles(fused, paths[:3])
@@ -195,22 +183,16 @@ def test_resized_with_its_image():
     double = resize_quantiles(q, (40, 60))
     assert double.dtype == torch.uint16 and double.shape == (1, 40, 60)
     for alpha in ALPHAS:
-        assert torch.equal(
-            region(double, alpha), region(q, alpha).repeat_interleave(2, 1).repeat_interleave(2, 2)
-        )
+        grown = region(q, alpha).repeat_interleave(2, 1).repeat_interleave(2, 2)
+        assert torch.equal(region(double, alpha), grown)
     small = resize_quantiles(q[0], (10, 15)).to(torch.int32)
-    assert set(small.flatten().tolist()) <= set(q.to(torch.int32).flatten().tolist()), (
-        "ranks are never interpolated"
-    )
-    odd = resize_quantiles(q, (20, 10))
-    assert torch.equal(resize_quantiles(q.flip(-1), (20, 10)), odd.flip(-1)), (
-        "samples the middle, not the left edge"
-    )
+    assert torch.isin(small, q.to(torch.int32)).all(), "ranks are never interpolated"
+    odd, mirrored = resize_quantiles(q, (20, 10)), resize_quantiles(q.flip(-1), (20, 10))
+    assert torch.equal(mirrored, odd.flip(-1)), "samples the middle, not the left edge"
     smooth = quantile_map(upsample_maps(torch.rand(1, 4, 4, generator=gen()), (256, 256)))
     for alpha in (0.1, 0.5, 0.9):
-        full, shrunk = (
-            region(m, alpha).float().mean() for m in (smooth, resize_quantiles(smooth, (111, 97)))
-        )
+        full = region(smooth, alpha).float().mean()
+        shrunk = region(resize_quantiles(smooth, (111, 97)), alpha).float().mean()
         assert abs(full - shrunk) < 0.01
 
 
@@ -233,21 +215,16 @@ def test_all_kinds_of_images_get_the_same_mask(images, quantiles, fill):
         assert torch.equal(mask.apply(image, q, one), batch[i])
         assert torch.equal(mask.apply(image, q[None], one), batch[i])
         out = mask.apply(array, q.numpy(), one)
-        assert (
-            isinstance(out, np.ndarray)
-            and out.flags.c_contiguous
-            and np.array_equal(out, batch[i].permute(1, 2, 0).numpy())
-        )
+        expected = batch[i].permute(1, 2, 0).numpy()
+        assert isinstance(out, np.ndarray) and out.flags.c_contiguous
+        assert np.array_equal(out, expected)
         mirrored = array[:, :, ::-1]
         assert mask.apply(mirrored, q.numpy(), one).shape == array.shape
         out = mask.apply(PIL.Image.fromarray(array), PIL.Image.fromarray(q.numpy()), one)
-        assert out.mode == "RGB" and np.array_equal(
-            np.array(out), batch[i].permute(1, 2, 0).numpy()
-        )
+        assert out.mode == "RGB" and np.array_equal(np.array(out), expected)
         grey = mask.apply(PIL.Image.fromarray(array[:, :, 0]), q.numpy(), one)
-        assert grey.mode == "L" and (
-            fill == "noise" or np.array_equal(np.array(grey), batch[i, 0].numpy())
-        )
+        assert grey.mode == "L"
+        assert fill == "noise" or np.array_equal(np.array(grey), expected[:, :, 0])
         assert mask.apply(array[:, :, 0], q.numpy(), one).shape == (24, 40)
 
 
@@ -315,11 +292,8 @@ def test_p_zero_is_the_identity_and_p_one_always_masks(mask, second):
 def test_alpha_is_uniform_above_its_lower_end():
     alpha = PrimaryRegionMask(p=1).draw(20000, gen()).alpha
     assert alpha.min() > 0 and alpha.max() <= 1
-    assert torch.allclose(
-        alpha.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)),
-        torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64),
-        atol=0.02,
-    )
+    deciles = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    assert torch.allclose(alpha.quantile(deciles), deciles, atol=0.02)
     alpha = PrimaryRegionMask(p=1, alpha=(0.5, 0.6)).draw(500, gen()).alpha
     assert alpha.min() > 0.5 and alpha.max() <= 0.6
     assert (PrimaryRegionMask(p=1, alpha=(1, 1)).draw(50, gen()).alpha == 1).all()
@@ -329,9 +303,8 @@ def test_alpha_is_uniform_above_its_lower_end():
 def test_the_ends_of_the_draws(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.zeros(shape, dtype=torch.float64))
     assert PrimaryRegionMask(p=0).draw(1).alpha == 0, "p = 0 never masks"
-    assert PrimaryRegionMask(p=1, alpha=(0.2, 0.6)).draw(1).alpha == 0.6, (
-        "the upper end is drawn, the lower is not"
-    )
+    highest = PrimaryRegionMask(p=1, alpha=(0.2, 0.6)).draw(1).alpha
+    assert highest == 0.6, "the upper end is drawn, the lower is not"
 
 
 def test_same_seed_same_masks_and_replay(images, quantiles):
@@ -344,11 +317,9 @@ def test_same_seed_same_masks_and_replay(images, quantiles):
     assert torch.equal(mask(images, quantiles), first), "without a generator: torch's global stream"
     params = mask.draw(4, gen())
     assert torch.equal(mask.apply(images, quantiles, params), mask.apply(images, quantiles, params))
+    expected = PrimaryRegionMask().draw(4, gen()).alpha
     for fill in FILLS:
-        assert torch.equal(
-            PrimaryRegionMask(fill=fill).draw(4, gen()).alpha,
-            PrimaryRegionMask().draw(4, gen()).alpha,
-        )
+        assert torch.equal(PrimaryRegionMask(fill=fill).draw(4, gen()).alpha, expected)
 
 
 def test_samples_of_a_batch_draw_on_their_own():
@@ -435,26 +406,19 @@ def test_random_rectangles():
     assert ((out.float().mean((1, 2)) - params.alpha).abs() < 0.02).all()
     for where in out:
         rows, columns = where.any(1).nonzero().flatten(), where.any(0).nonzero().flatten()
-        assert (
-            where.sum()
-            == len(rows) * len(columns)
-            == (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
-        ), "a full rectangle"
+        height, width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
+        assert where.sum() == len(rows) * len(columns) == height * width, "a full rectangle"
         assert 0.45 < len(rows) / len(columns) < 2.2
-    assert (
-        out.any(0).float().mean() > 0.99
-        and len({tuple(w.any(1).nonzero()[0].tolist()) for w in out}) > 20
-    )
+    assert out.any(0).float().mean() > 0.99, "they reach everywhere"
+    assert len({where.any(1).nonzero()[0].item() for where in out}) > 20
     assert (RandomMask(p=1, alpha=(1, 1))(torch.ones(8, 3, 20, 70)) == 0).all()
     tiny = RandomMask(p=1, alpha=(0, 1e-9))(torch.ones(8, 1, 20, 70))
     assert (tiny == 0).sum() == 8, "at least a pixel"
 
 
 def test_left_alone_images_in_a_batch():
-    for mask, second in (
-        (RandomMask(p=0.5), None),
-        (LandmarkMask(p=0.5), landmarks().expand(40, 68, 2)),
-    ):
+    masks = {RandomMask(p=0.5): None, LandmarkMask(p=0.5): landmarks().expand(40, 68, 2)}
+    for mask, second in masks.items():
         params = mask.draw(40, gen())
         out = mask.apply(torch.ones(40, 3, 96, 96), second, params)
         assert torch.equal((out == 0).flatten(1).any(1), params.alpha > 0)
@@ -474,9 +438,8 @@ def test_landmark_parts_cover_their_landmarks(part):
     wide = landmarks(96, 192)
     where = mask(torch.ones(3, 96, 192), wide, gen())[0] == 0
     x, y = wide.round().long().T
-    assert all(
-        where[y[i].clamp(max=95), x[i].clamp(max=191)] for hull in FACE_PARTS[part] for i in hull
-    ), "x is the column"
+    points = [i for hull in FACE_PARTS[part] for i in hull]
+    assert where[y[points].clamp(max=95), x[points].clamp(max=191)].all(), "x is the column"
 
 
 def test_landmark_mask_draws_every_part_and_rejects():

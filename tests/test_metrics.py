@@ -28,8 +28,11 @@ from prle.metrics import (
     compare,
     eer,
     evaluate,
+    resamples,
+    seed_interval,
+    total_interval,
+    video_scores,
 )
-from prle.metrics import resamples, seed_interval, total_interval, video_scores
 
 
 def worlds(name, n=60, rows=40):
@@ -38,11 +41,10 @@ def worlds(name, n=60, rows=40):
     while made < n:
         size = int(draw.integers(2, rows))
         label, weight = draw.integers(2, size=size), draw.integers(3, size=size).astype(float)
-        score = [
-            draw.integers(4, size=size) / 3,
-            draw.integers(15, size=size) / 14,
-            draw.random(size) + label * draw.choice([0, 0.5, 2]),
-        ][made % 3]
+        many_ties = draw.integers(4, size=size) / 3
+        some_ties = draw.integers(15, size=size) / 14
+        no_ties = draw.random(size) + label * draw.choice([0, 0.5, 2])
+        score = (many_ties, some_ties, no_ties)[made % 3]
         if weight[label == 0].sum() and weight[label == 1].sum():
             made += 1
             yield label, score, weight
@@ -70,12 +72,9 @@ def test_equals_scikit_learn(measure):
     for label, score, weight in worlds(measure):
         if len(set(label)) == 2:
             assert ours(label, score) == pytest.approx(theirs(label, score), abs=1e-12)
-        assert ours(label, score, weight) == pytest.approx(
-            theirs(label, score, sample_weight=weight)
-            if measure != "eer"
-            else theirs(label, score, weight),
-            abs=1e-12,
-        )
+        name = "weight" if measure == "eer" else "sample_weight"
+        expected = theirs(label, score, **{name: weight})
+        assert ours(label, score, weight) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("over", ["all", "real", "fake", "balanced"])
@@ -95,14 +94,11 @@ def test_acc_equals_scikit_learn(over):
 
 @pytest.mark.parametrize("definition", EERS)
 def test_eer_definitions_follow_the_roc_curve(definition):
+    close = 1e-6 if definition == "interpolated" else 1e-14  # the root finder's, and rounding
     for label, score, weight in worlds("definitions", n=400, rows=25):
-        ours, theirs = (
-            eer(label, score, weight, definition),
-            sklearn_eer(label, score, weight, definition),
-        )
-        assert ours == pytest.approx(
-            theirs, abs=1e-6 if definition == "interpolated" else 1e-14
-        )  # the root finder's tolerance, and rounding
+        ours = eer(label, score, weight, definition)
+        theirs = sklearn_eer(label, score, weight, definition)
+        assert ours == pytest.approx(theirs, abs=close)
 
 
 def test_eer_definitions_bound_each_other_and_meet():
@@ -115,24 +111,18 @@ def test_eer_definitions_bound_each_other_and_meet():
     label = rng("many").integers(2, size=20_000)
     score = label + rng("many", 1).normal(size=20_000)
     assert np.ptp([eer(label, score, definition=d) for d in EERS]) < 2e-3
-    assert eer(label, score, definition="interpolated") == pytest.approx(
-        0.3085, abs=0.01
-    )  # of two normals one standard deviation apart
+    normals = 0.3085  # of two that are one standard deviation apart
+    assert eer(label, score, definition="interpolated") == pytest.approx(normals, abs=0.01)
 
 
 def test_eer_by_hand():
     assert eer([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4]) == 0.0
     assert eer([0, 0, 1, 1], [0.1, 0.3, 0.2, 0.4]) == 0.5
-    assert [eer([0, 0, 1, 1], [0.4, 0.3, 0.2, 0.1], definition=d) for d in EERS] == [1.0, 1.0, 1.0]
-    assert [eer([0, 1, 0, 1], [0.5] * 4, definition=d) for d in EERS] == [
-        0.0,
-        0.5,
-        0.5,
-    ]  # one stretch from corner to corner
-    for pairs, rate in (
-        (2, 1 / 2),
-        (3, 1 / 3),
-    ):  # one stretch too, but the curve's first point is kept
+    upside_down = [eer([0, 0, 1, 1], [0.4, 0.3, 0.2, 0.1], definition=d) for d in EERS]
+    assert upside_down == [1.0, 1.0, 1.0]
+    one_stretch = [eer([0, 1, 0, 1], [0.5] * 4, definition=d) for d in EERS]
+    assert one_stretch == [0.0, 0.5, 0.5], "from corner to corner"
+    for pairs, rate in ((2, 1 / 2), (3, 1 / 3)):  # one too, but the curve's first point is kept
         label, score = [0, 1] * pairs, np.repeat(np.arange(pairs), 2)
         assert eer(label, score) == sklearn_eer(label, score) == pytest.approx(rate)
 
@@ -226,11 +216,8 @@ FRAMES = pd.DataFrame(
 def test_videos_of_the_same_name_merge_only_in_deepfakebench():
     assert video_scores(FRAMES).p_fake.tolist() == pytest.approx([0.4, 0.9, 0.1])
     merged = video_scores(FRAMES, "deepfakebench")
-    assert (
-        merged.p_fake.tolist() == pytest.approx([1.7 / 3, 0.1])
-        and merged.subset.tolist() == ["DF+NT", "real"]
-        and merged.label.tolist() == [1, 0]
-    )
+    assert merged.p_fake.tolist() == pytest.approx([1.7 / 3, 0.1])
+    assert merged.subset.tolist() == ["DF+NT", "real"] and merged.label.tolist() == [1, 0]
     assert list(merged) == list(video_scores(FRAMES))
 
 
@@ -274,11 +261,8 @@ def naive(measure, label, score, people, n, seed):
 def test_bootstrap_equals_a_naive_loop_with_the_same_draws(measure, ties):
     draw = rng("naive", ties)
     people, label = draw.integers(4, size=40), draw.integers(2, size=40)
-    label[people == 0], label[people == 1], label[people == 2] = (
-        0,
-        0,
-        1,
-    )  # some resamples lack a class and are drawn again
+    label[people < 2] = 0  # some resamples lack a class and are drawn again
+    label[people == 2] = 1
     score = draw.integers(6, size=40) / 5 if ties else draw.random(40)
     wanted = naive(measure, label, score, people, 60, seed=3)
     assert np.allclose(
@@ -310,7 +294,8 @@ def test_batches_are_cut_without_changing_the_draws():
 
 
 def test_the_interval_covers_as_often_as_it_says():
-    "Scores with a person's offset: the mean's 95% interval over people must hold the true mean in about 95% of the worlds, the one over rows far less often."
+    """Each person has an offset. The interval of the mean over people holds the true mean in about 95%
+    of the worlds, the one over rows far less often."""
     hits = dict(people=0, rows=0)
     for world in range(200):
         draw = rng("coverage", world)

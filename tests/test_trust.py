@@ -157,9 +157,8 @@ def every(folder):
 def test_only_what_was_made_here_for_the_same_purpose_is_replaced(tmp_path):
     made(tmp_path / "out", content="old")
     made(tmp_path / "out", content="new")
-    assert (tmp_path / "out/sub/file").read_text() == "new" and sorted(os.listdir(tmp_path)) == [
-        "out"
-    ]
+    assert (tmp_path / "out/sub/file").read_text() == "new"
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def stranger(folder):
@@ -346,22 +345,25 @@ def test_json_that_is_none_names_the_file(tmp_path, text):
 
 
 def test_json_is_read():
-    assert parse_json('{"a": [1, {"b": null}]}', "x", dict) == dict(
-        a=[1, dict(b=None)]
-    ) and parse_json(b"[1]", "x", list) == [1]
+    assert parse_json('{"a": [1, {"b": null}]}', "x", dict) == dict(a=[1, dict(b=None)])
+    assert parse_json(b"[1]", "x", list) == [1]
     with pytest.raises(ValueError, match="x holds 1 where a list belongs"):
         parse_json("1", "x", list)
 
 
-LAUGHS = "a: &a [x, x, x, x]\n" + "".join(
-    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefghijkl", "bcdefghijklm")
-)
+def laughs(depth=12):
+    "Return a short YAML text whose last value, written out, has 4 * 9 ** depth words."
+    lines = ["n0: &n0 [x, x, x, x]"]
+    for k in range(depth):
+        nine = ", ".join([f"*n{k}"] * 9)
+        lines.append(f"n{k + 1}: &n{k + 1} [{nine}]")
+    return "\n".join(lines)
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        LAUGHS,
+        laughs(),
         "a: &a [*a]",
         "[" * MAX_YAML,
         "- " * (MAX_YAML // 2),
@@ -385,9 +387,9 @@ def test_yaml_that_asks_for_too_much_is_refused_in_little_memory(tmp_path, text)
 
 
 def test_yaml_is_read():
-    assert parse_yaml("zoo: [Xception, VGG]\noptions: {dropout: 0.1}\nlr: 1.0e-3", "x") == dict(
-        zoo=["Xception", "VGG"], options=dict(dropout=0.1), lr=1e-3
-    )
+    text = "zoo: [Xception, VGG]\noptions: {dropout: 0.1}\nlr: 1.0e-3"
+    expected = dict(zoo=["Xception", "VGG"], options=dict(dropout=0.1), lr=1e-3)
+    assert parse_yaml(text, "x") == expected
 
 
 def header(shape, dtype="<f2"):
@@ -456,10 +458,13 @@ def test_damage_is_found_and_unchanged_files_are_read_once(tmp_path, monkeypatch
     path, opened = tmp_path / "scores", []
     path.write_bytes(bytes(1000))
     fingerprint = file_digest(path)
-    monkeypatch.setattr(
-        "builtins.open",
-        lambda *args, _open=open, **kwargs: opened.append(args) or _open(*args, **kwargs),
-    )
+    really = open
+
+    def note(*args, **kwargs):
+        opened.append(args)
+        return really(*args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", note)
     assert check_digest(path, fingerprint) == path and not opened
     state = path.stat()
     path.write_bytes(bytes(999) + b"\1")
@@ -498,14 +503,10 @@ def test_what_is_no_relative_path_is_refused_briefly(path):
     assert len(str(e.value)) < 400 and str(e.value).isprintable()
 
 
+SIDE = (30_000).to_bytes(4, "little")
 HEADERS = {
     "a.pgm": b"P5 30000 30000 255 ",
-    "a.bmp": b"BM"
-    + bytes(8)
-    + b"\x36\0\0\0\x28\0\0\0"
-    + (30_000).to_bytes(4, "little") * 2
-    + b"\1\0\x18"
-    + bytes(25),
+    "a.bmp": b"BM" + bytes(8) + b"\x36\0\0\0\x28\0\0\0" + SIDE * 2 + b"\1\0\x18" + bytes(25),
 }
 
 
@@ -518,9 +519,8 @@ def test_pictures_that_promise_too_much_are_not_decoded(tmp_path, suffix, monkey
         cv2.imwrite(str(path), np.zeros((40, 50), np.uint8))
         monkeypatch.setattr("prle.trust.MAX_PIXELS", 1999)
     tracemalloc.start()
-    with pytest.raises(
-        ValueError, match=rf"a.{suffix} promises .* pixels; at most [\d,]+ are decoded"
-    ):
+    told = rf"a.{suffix} promises .* pixels; at most [\d,]+ are decoded"
+    with pytest.raises(ValueError, match=told):
         read_picture(path)
     assert tracemalloc.get_traced_memory()[1] < 1e7
     tracemalloc.stop()
@@ -540,9 +540,8 @@ def test_pictures_that_promise_too_much_are_not_decoded(tmp_path, suffix, monkey
 )
 def test_what_is_no_picture_is_refused(tmp_path, content):
     (tmp_path / "mask.png").write_bytes(content)
-    with pytest.raises(
-        ValueError, match="mask.png is (not a|a truncated or damaged) picture|mask.png promises"
-    ):
+    told = "mask.png is (not a|a truncated or damaged) picture|mask.png promises"
+    with pytest.raises(ValueError, match=told):
         read_picture(tmp_path / "mask.png")
 
 
@@ -608,9 +607,8 @@ def test_tables_that_expand_are_not_expanded(tmp_path):
     ],
 )
 def test_tables_of_other_things_are_refused(tmp_path, column):
-    with pytest.raises(
-        ValueError, match="x.parquet is no whole table .the column 'landmarks' holds .*, not text"
-    ):
+    told = "x.parquet is no whole table .the column 'landmarks' holds .*, not text"
+    with pytest.raises(ValueError, match=told):
         read_table(parquet(tmp_path / "x.parquet", dict(landmarks=column)))
 
 
