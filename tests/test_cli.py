@@ -1,4 +1,4 @@
-"""The command line as a whole: what it offers, what it says, what it imports. The commands are tested with what they do."""
+"""The command line as a whole: what it offers, says and imports. The commands are tested with what they do."""
 
 import inspect
 import re
@@ -15,7 +15,8 @@ from prle.study import command
 
 OPTIONS = {
     "check": "compression subsets part variants protocol reals frames",
-    "faces": "root out count every align size scale workers engine compression subsets part variants protocol reals frames",
+    "faces": "root out count every align size scale workers engine "
+    "compression subsets part variants protocol reals frames",
     "convert": "root out splits compression subsets part variants protocol reals frames",
     "forge": "faces out size people seed steps count",
     "reproduce": "seeds preset data outputs engine gpus",
