@@ -30,6 +30,14 @@ def _help(p) -> str:
     return text if told else f"{text} (default {p.default})"
 
 # %% ../nbs/08_cli.ipynb #08-cli-6
+def _kind(anno) -> tuple[type, str | None]:
+    "Return the type of a word, and whether it may stand there once, several times in a row, or repeated."
+    if type(None) in get_args(anno):  # "... | None"
+        anno = get_args(anno)[0]
+    many = {list: "several", tuple: "repeated"}.get(get_origin(anno))
+    return (get_args(anno)[0] if many else anno), many
+
+# %% ../nbs/08_cli.ipynb #08-cli-8
 _ARGUMENT_COUNT = {(False, True): None, (False, False): "?", (True, True): "+", (True, False): "*"}
 "How many words an argument takes (`nargs`): by whether it takes several, and whether it has to be given."
 
@@ -39,27 +47,23 @@ def _argument(
     p,  # what `docments(..., full=True)` says of it: docment, anno, default, kind
 ) -> tuple[str, dict]:  # for `ArgumentParser.add_argument`
     "Return the argument or the option that a parameter becomes."
-    needed = p.default is Parameter.empty
+    needed, (kind, many) = p.default is Parameter.empty, _kind(p.anno)
     settings = dict(help=_help(p), default=None if needed else p.default)
-    kind = get_args(p.anno)[0] if type(None) in get_args(p.anno) else p.anno  # without "| None"
-    several, repeated = get_origin(kind) is list, get_origin(kind) is tuple
-    if several or repeated:
-        kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
         settings["choices"] = get_args(kind)
     elif kind is not bool:
         settings["type"] = kind
     if p.kind is not Parameter.KEYWORD_ONLY:
-        return name, settings | dict(nargs=_ARGUMENT_COUNT[several, needed])
+        return name, settings | dict(nargs=_ARGUMENT_COUNT[many == "several", needed])
     if kind is bool:
         settings["action"] = "store_true"
-    elif several:
+    elif many == "several":
         settings["nargs"] = "+"
-    elif repeated:
+    elif many == "repeated":
         settings["action"] = "append"
     return f"--{name.replace('_', '-')}", settings | dict(required=needed)
 
-# %% ../nbs/08_cli.ipynb #08-cli-7
+# %% ../nbs/08_cli.ipynb #08-cli-9
 class _Parser(ArgumentParser):
     "A parser whose help ends with a text that is made when it is asked for."
 
@@ -70,7 +74,7 @@ class _Parser(ArgumentParser):
         text = super().format_help()
         return f"{text}\n{self.epilogue()}\n" if self.epilogue else text
 
-# %% ../nbs/08_cli.ipynb #08-cli-8
+# %% ../nbs/08_cli.ipynb #08-cli-10
 def add_command(
     parser: ArgumentParser,  # of the command
     command,  # the function
@@ -81,7 +85,7 @@ def add_command(
         word, settings = _argument(name, p)
         parser.add_argument(word, **settings)
 
-# %% ../nbs/08_cli.ipynb #08-cli-12
+# %% ../nbs/08_cli.ipynb #08-cli-14
 def adapter_options(
     *,
     compression: str | None = None,  # ff++, and its JSON: raw, c23 or c40
@@ -97,14 +101,14 @@ def adapter_options(
     given = {name: value for name, value in options.items() if value not in (None, False)}
     return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
 
-# %% ../nbs/08_cli.ipynb #08-cli-14
+# %% ../nbs/08_cli.ipynb #08-cli-16
 def _only(options: dict, known: tuple[str, ...], what: str) -> dict:
     "Return `options`; raise `ValueError` for one that is not in `known`."
     if wrong := [f"--{name}" for name in options if name not in known]:
         raise ValueError(f"{what} takes no {', '.join(wrong)}.")
     return options
 
-# %% ../nbs/08_cli.ipynb #08-cli-16
+# %% ../nbs/08_cli.ipynb #08-cli-18
 _MOST = 20
 "Problems that are shown; their number is told in any case."
 
@@ -121,7 +125,7 @@ def _check_manifest(root: str) -> int:
     print(summary)
     return int(len(bad) > 0)
 
-# %% ../nbs/08_cli.ipynb #08-cli-17
+# %% ../nbs/08_cli.ipynb #08-cli-19
 @delegates(adapter_options)
 def check(
     name: str,  # ff++, dfdc, df-1.0, celeb-df or folder; or manifest
@@ -141,7 +145,7 @@ def check(
     print(report)
     return int(not report.complete)
 
-# %% ../nbs/08_cli.ipynb #08-cli-20
+# %% ../nbs/08_cli.ipynb #08-cli-22
 @delegates(adapter_options)
 def faces(
     # videos and folders; or, with --root, a data set: ff++, dfdc, df-1.0, celeb-df, folder
@@ -176,7 +180,7 @@ def faces(
         crop_videos(videos, out, **settings)
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-22
+# %% ../nbs/08_cli.ipynb #08-cli-24
 @contextmanager
 def _about(file: str):
     "Add the file's name to a `ValueError` that does not hold it."
@@ -187,7 +191,7 @@ def _about(file: str):
             raise
         raise ValueError(f"{file}: {e}") from e
 
-# %% ../nbs/08_cli.ipynb #08-cli-23
+# %% ../nbs/08_cli.ipynb #08-cli-25
 def _check_target(out: Path):
     "Raise `FileExistsError` if something other than a manifest would be overwritten."
     from prle.data.manifest import read_manifest
@@ -200,7 +204,7 @@ def _check_target(out: Path):
         what_to_do = "name another file, or move it away."
         raise FileExistsError(f"{out} is there and no manifest; {what_to_do}") from e
 
-# %% ../nbs/08_cli.ipynb #08-cli-24
+# %% ../nbs/08_cli.ipynb #08-cli-26
 def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options: dict) -> int:
     "Write a manifest from DeepfakeBench's JSON or folders; exit code 1 if something is missing."
     from prle.data.deepfakebench import read_folders, read_json_dataset
@@ -221,7 +225,7 @@ def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options:
     print(f"{len(rows)} crops, {len(missing)} missing -> {write_manifest(rows, out, root)}")
     return int(len(missing) + len(problems) > 0)
 
-# %% ../nbs/08_cli.ipynb #08-cli-25
+# %% ../nbs/08_cli.ipynb #08-cli-27
 @delegates(adapter_options)
 def convert(
     inputs: list[str],  # JSON files, or a data set's name, or a manifest (.parquet)
@@ -248,7 +252,7 @@ def convert(
             raise ValueError(f"--root is missing: {what}.")
         return _from_deepfakebench(inputs, root, out, splits, options)
 
-# %% ../nbs/08_cli.ipynb #08-cli-26
+# %% ../nbs/08_cli.ipynb #08-cli-28
 def forge(
     *,
     # folder of photographs and videos, a sub-folder a person; default: the ORL faces
@@ -279,13 +283,13 @@ def forge(
         print(f"{name}: AUC of trivial cues alone (0.5 is chance)\n{table}")
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-28
+# %% ../nbs/08_cli.ipynb #08-cli-30
 def _say(line: str):
     "Print what is made to stderr, apart from the result; reused runs are left out."
     if not line.startswith("HIT"):
         print(line, file=sys.stderr)
 
-# %% ../nbs/08_cli.ipynb #08-cli-29
+# %% ../nbs/08_cli.ipynb #08-cli-31
 def open_lab(
     *,
     preset: str = "mini",  # size of the experiment: smoke, mini or paper
@@ -300,7 +304,7 @@ def open_lab(
 
     return Lab(preset, data, outputs, say=_say)
 
-# %% ../nbs/08_cli.ipynb #08-cli-30
+# %% ../nbs/08_cli.ipynb #08-cli-32
 @delegates(open_lab)
 def reproduce(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -318,7 +322,7 @@ def reproduce(
     results = paper.reproduce(list(ids), seeds=seeds, engine=engine, gpus=gpus, **kwargs)
     return int(any(result != "done" for result in results.values()))
 
-# %% ../nbs/08_cli.ipynb #08-cli-31
+# %% ../nbs/08_cli.ipynb #08-cli-33
 def _notebook_parameters() -> str:
     "Return what `prle reproduce --help` ends with: the parameters that the notebooks have of their own."
     from prle.paper.reproduce import parameters_text
@@ -329,7 +333,7 @@ def _notebook_parameters() -> str:
 EPILOGUES = dict(reproduce=_notebook_parameters)
 "What the help of a command ends with."
 
-# %% ../nbs/08_cli.ipynb #08-cli-32
+# %% ../nbs/08_cli.ipynb #08-cli-34
 @delegates(open_lab)
 def plan(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -350,7 +354,7 @@ def plan(
     print(plan_text(planned(wanted.store)))
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-34
+# %% ../nbs/08_cli.ipynb #08-cli-36
 def _needed(outputs: Path) -> set[str]:
     """Return the runs that are needed: those recorded, and those that notebooks would request.
 
@@ -368,7 +372,7 @@ def _needed(outputs: Path) -> set[str]:
             needed.update(plan_notebooks(lab, list_notebooks(), full=True).store.names())
     return needed
 
-# %% ../nbs/08_cli.ipynb #08-cli-35
+# %% ../nbs/08_cli.ipynb #08-cli-37
 def _prune(outputs: Path, delete: bool) -> int:
     "Print the runs that nothing needs, and delete them if asked to."
     from prle.lab.runs import prune, runs_text, spared
@@ -387,7 +391,7 @@ def _prune(outputs: Path, delete: bool) -> int:
         )
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-36
+# %% ../nbs/08_cli.ipynb #08-cli-38
 def runs(
     what: Literal["list", "check", "prune"] = "list",  # exit code 1 if check finds damage
     *,
@@ -415,7 +419,7 @@ def runs(
     print(runs_text(found))
     return int(what == "check" and len(found) > 0)
 
-# %% ../nbs/08_cli.ipynb #08-cli-39
+# %% ../nbs/08_cli.ipynb #08-cli-41
 def _settings(words: list[str]) -> dict:
     "Parse NAME=VALUE, the value as YAML; raise `ValueError` for anything else."
     from prle.core import shortened
@@ -426,7 +430,7 @@ def _settings(words: list[str]) -> dict:
     pairs = [word.split("=", 1) for word in words]
     return {name: parse_yaml(value, f"--set {name}") for name, value in pairs}
 
-# %% ../nbs/08_cli.ipynb #08-cli-41
+# %% ../nbs/08_cli.ipynb #08-cli-43
 def _read_config(file: str, beside: list[str]):
     "Read what to train from a file; raise `ValueError` if anything was given beside it."
     from prle.lab.configs import RunConfig
@@ -437,7 +441,7 @@ def _read_config(file: str, beside: list[str]):
         raise ValueError(f"{file} says all about the training: {what_to_do}.")
     return config
 
-# %% ../nbs/08_cli.ipynb #08-cli-42
+# %% ../nbs/08_cli.ipynb #08-cli-44
 def _run_config(what: list[str], outputs: str | None, options: dict):
     "Return what `prle train` is to train, from a file or from the options that were given."
     if what[0].endswith((".yaml", ".yml", ".json")):
@@ -450,7 +454,7 @@ def _run_config(what: list[str], outputs: str | None, options: dict):
     seed, mask = options.get("seed", 0), options.get("mask", "none")
     return lab.config(*what, seed=seed, mask=mask, **settings)
 
-# %% ../nbs/08_cli.ipynb #08-cli-43
+# %% ../nbs/08_cli.ipynb #08-cli-45
 @delegates(open_lab)
 def train(
     # a configuration (.yaml or .json); or a detector and a manipulation: Xception DF
@@ -486,7 +490,7 @@ def train(
     print(evaluation(read_scores(run)).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-44
+# %% ../nbs/08_cli.ipynb #08-cli-46
 def _find_detector(name: str, outputs: str | None) -> Path:
     "Find the folder of a detector's run."
     from prle.core import outputs_dir
@@ -494,7 +498,7 @@ def _find_detector(name: str, outputs: str | None) -> Path:
 
     return find_run(Path(outputs or outputs_dir()) / "runs", name, "detectors")
 
-# %% ../nbs/08_cli.ipynb #08-cli-45
+# %% ../nbs/08_cli.ipynb #08-cli-47
 def open_detector(
     name: str,  # of the run, as `prle runs` prints it, or its folder
     *,
@@ -508,7 +512,7 @@ def open_detector(
 
     return reopen(_find_detector(name, outputs), data, outputs=outputs, say=_say)
 
-# %% ../nbs/08_cli.ipynb #08-cli-46
+# %% ../nbs/08_cli.ipynb #08-cli-48
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -522,7 +526,7 @@ def localize(
     print(lab.attention(run, split, subset).path / "maps.npy")
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-47
+# %% ../nbs/08_cli.ipynb #08-cli-49
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -542,7 +546,7 @@ def evaluate(
     print(evaluation(scores).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-48
+# %% ../nbs/08_cli.ipynb #08-cli-50
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -565,7 +569,7 @@ def predict(
     print(table.to_string(index=False, float_format="%.3f"))
     return int(table.p_fake.isna().any())
 
-# %% ../nbs/08_cli.ipynb #08-cli-50
+# %% ../nbs/08_cli.ipynb #08-cli-52
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -582,7 +586,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/08_cli.ipynb #08-cli-51
+# %% ../nbs/08_cli.ipynb #08-cli-53
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -596,7 +600,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/08_cli.ipynb #08-cli-52
+# %% ../nbs/08_cli.ipynb #08-cli-54
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -605,7 +609,7 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/08_cli.ipynb #08-cli-57
+# %% ../nbs/08_cli.ipynb #08-cli-59
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument

@@ -496,7 +496,7 @@ def _bars(ax: plt.Axes, table: pd.DataFrame, detectors: pd.DataFrame | None):
     rows, colours = table[table.panel == "a"], plt.rcParams["axes.prop_cycle"].by_key()["color"]
     names = list(dict.fromkeys(rows.name))
     style = dict(error_kw=dict(lw=0.8), alpha=0.85)
-    labels = dict(none="unmasked", dynamic="masked, random $\alpha$")
+    labels = dict(none="unmasked", dynamic="masked, random $\\alpha$")
     for k, (mask, label) in enumerate(labels.items()):
         bars = rows[rows["mask"] == mask].set_index("name").loc[names]
         x = np.arange(len(names)) + 0.38 * (k - 0.5)
@@ -520,7 +520,7 @@ def _curve(ax: plt.Axes, table: pd.DataFrame, detectors: pd.DataFrame | None):
         style = dict(lw=0.6, ls="--", marker=marker, label=name)
         ax.plot(found.alpha, found.accuracy, **style, **_MARKER)
     ax.axhline(50, lw=0.6, ls=":", color="black")
-    ax.set(xlabel="$\alpha$ (0: unmasked)", ylim=(0, 105), xlim=(-0.05, 1.05), title="(b)")
+    ax.set(xlabel="$\\alpha$ (0: unmasked)", ylim=(0, 105), xlim=(-0.05, 1.05), title="(b)")
 
 # %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-56
 def _warning(kept: pd.DataFrame) -> str:
