@@ -25,7 +25,7 @@ from .study import command as userstudy
 # %% ../nbs/08_cli.ipynb #08-cli-5
 def _help(p) -> str:
     "Return what the help says of a parameter: its comment, and its default if that is worth telling."
-    text = p.docment.replace("%", "%%")
+    text = (p.docment or "").replace("%", "%%")
     told = "default" in text or p.default in (Parameter.empty, None) or p.default is False
     return text if told else f"{text} (default {p.default})"
 
