@@ -12,6 +12,7 @@ import os
 import sys
 from argparse import ArgumentParser
 from contextlib import contextmanager
+from functools import lru_cache
 from inspect import Parameter
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -75,13 +76,19 @@ class _Parser(ArgumentParser):
         return f"{text}\n{self.epilogue()}\n" if self.epilogue else text
 
 # %% ../nbs/08_cli.ipynb #08-cli-10
+@lru_cache
+def _parameters(command) -> dict:
+    "Return what `docments` says of a function's parameters; its source is read once."
+    return docments(command, full=True, returns=False, eval_str=True)
+
+
 def add_command(
     parser: ArgumentParser,  # of the command
     command,  # the function
 ):
     "Make a function the command of a parser: its parameters become arguments and options."
     parser.set_defaults(run=command)
-    for name, p in docments(command, full=True, returns=False, eval_str=True).items():
+    for name, p in _parameters(command).items():
         word, settings = _argument(name, p)
         parser.add_argument(word, **settings)
 
