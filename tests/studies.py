@@ -1,6 +1,7 @@
 """Small user studies on made-up faces, and people who are made up too: for tests only."""
 
 import json
+from itertools import product
 
 import cv2
 import numpy as np
@@ -16,28 +17,19 @@ FIVE = ("DF", "FS", "F2F", "Fsh", "NT")
 
 def people(n, subsets=FIVE, split="test"):
     "Rows as of a manifest: a real face and the fakes of n people; swaps pair neighbours."
-
-    def source(k, s):
-        return "" if s == "real" else f"p{(k ^ 1) if s in ('DF', 'FS', 'Fsh') else k:03d}"
-
-    return pd.DataFrame(
-        [
-            dict(
-                path=f"{s}/{k}.png",
-                subset=s,
-                label=int(s != "real"),
-                identity=f"p{k:03d}",
-                source_identity=source(k, s),
-                split=split,
-            )
-            for k in range(n)
-            for s in ("real", *subsets)
-        ]
-    )
+    rows = []
+    for k, subset in product(range(n), ("real", *subsets)):
+        face = dict(path=f"{subset}/{k}.png", subset=subset, label=int(subset != "real"))
+        other = k ^ 1 if subset in ("DF", "FS", "Fsh") else k
+        source = "" if subset == "real" else f"p{other:03d}"
+        rows.append(face | dict(identity=f"p{k:03d}", source_identity=source, split=split))
+    return pd.DataFrame(rows)
 
 
 def faces(folder, n, subsets=FIVE, size=48, split="test", top=None):
-    "The same with pictures (smooth noise, fakes brighter) and quantile maps (most attended at the top left; `top` rows of them)."
+    """The same with pictures (smooth noise, fakes brighter) and quantile maps.
+
+    Most attended are the `top` upper rows, and in them what is left."""
     rows, draw = people(n, subsets, split), rng("study faces")
     ranks = np.zeros((size, size), np.uint16)
     top = top or size // 2
@@ -86,40 +78,25 @@ def signed(answer):
 
 
 def simulate(study, accuracy, seed=0, participant=0.5, face=0.5, rt=2000, codes=None):
-    """Write the answers of made-up people, marked as simulated in every record. `accuracy(row)`: probability of a right answer at a picture of
-    the key; `participant`, `face`: spreads in log-odds."""
+    """Write the answers of made-up people, marked as simulated in every record.
+
+    `accuracy(row)`: probability of a right answer at a picture of the key; `participant`, `face`: spreads, log-odds."""
     draw, key = rng("simulated", seed), study.pictures.set_index("picture")
     faces = dict(zip(key.path.unique(), face * draw.standard_normal(key.path.nunique())))
+    name = study.settings["study"]
     for code in codes if codes is not None else study.codes:
         own, answers = participant * draw.standard_normal(), []
-        for r in (
-            study.plan[study.plan.code == code].rename(columns=dict(index="index_")).itertuples()
-        ):
+        rows = study.plan[study.plan.code == code].rename(columns=dict(index="place"))
+        for r in rows.itertuples():
             right = True
             if r.picture:
                 k = key.loc[r.picture]
                 p = accuracy(k)
-                right = draw.random() < 1 / (
-                    1 + np.exp(-(np.log(p / (1 - p)) + own + faces[k.path]))
-                )
-            answer = r.expected if right else {"real": "fake", "fake": "real"}[r.expected]
-            answers.append(
-                signed(
-                    dict(
-                        study=study.settings["study"],
-                        code=code,
-                        index=int(r.index_),
-                        item=r.picture or "check",
-                        answer=answer,
-                        rt=int(rt),
-                        source="button",
-                        confidence=None,
-                    )
-                )
-                | dict(simulated=True)
-            )
-        (study.path / "responses" / f"{code}.json").write_text(
-            json.dumps(
-                dict(study=study.settings["study"], code=code, complete=True, answers=answers)
-            )
-        )
+                logit = np.log(p / (1 - p)) + own + faces[k.path]
+                right = draw.random() < 1 / (1 + np.exp(-logit))
+            given = r.expected if right else {"real": "fake", "fake": "real"}[r.expected]
+            answer = dict(study=name, code=code, index=int(r.place), item=r.picture or "check")
+            answer |= dict(answer=given, rt=int(rt), source="button", confidence=None)
+            answers.append(signed(answer) | dict(simulated=True))
+        saved = dict(study=name, code=code, complete=True, answers=answers)
+        (study.path / "responses" / f"{code}.json").write_text(json.dumps(saved))

@@ -113,7 +113,8 @@ class Participant:
 
     def press(self, label):
         "Click a visible button once it is there."
-        find = "return [...document.querySelectorAll('#study button, #study input[type=submit]')].find(b => !b.disabled && (b.innerText || b.value).startsWith(arguments[0]))"
+        find = """const buttons = [...document.querySelectorAll('#study button, #study input[type=submit]')];
+            return buttons.find(b => !b.disabled && (b.innerText || b.value).startsWith(arguments[0]))"""
         element = self.until(lambda: self.script(find, label), f"the button {label!r}")
         self.settled()
         before = self.screen()
@@ -144,8 +145,11 @@ class Participant:
 
     def item(self):
         "File name of the picture once it is displayed, 'check: real' or 'check: fake'; None elsewhere."
-        return self.script("""const i = document.querySelector('#study img.picture'), c = document.querySelector('#study .check');
-            return i ? i.complete && i.naturalWidth > 0 && i.src.split('/').pop() : c ? 'check: ' + (c.innerText.includes('real') ? 'real' : 'fake') : null""")
+        return self.script("""const image = document.querySelector('#study img.picture');
+            if (image) return image.complete && image.naturalWidth > 0 && image.src.split('/').pop();
+            const check = document.querySelector('#study .check');
+            if (!check) return null;
+            return 'check: ' + (check.innerText.includes('real') ? 'real' : 'fake');""")
 
     def requests(self):
         "Every address that was asked for, of whatever kind."
@@ -219,14 +223,15 @@ def fits(who):
     assert who.script("return document.documentElement.scrollWidth <= window.innerWidth"), (
         who.text()
     )
-    sizes = who.script(
-        "return [...document.querySelectorAll('#study button, #study input')].map(b => b.getBoundingClientRect()).map(r => [r.width, r.height])"
-    )
+    sizes = who.script("""const buttons = [...document.querySelectorAll('#study button, #study input')];
+        return buttons.map(b => b.getBoundingClientRect()).map(r => [r.width, r.height])""")
     assert all(w >= 44 and h >= 44 for w, h in sizes), sizes
 
 
 def labelled(who):
-    "What a screen reader needs: a heading that has the focus, names of all controls, one alternative text for all pictures."
+    """What a screen reader needs: a heading that has the focus, names of all controls.
+
+    Returns the alternative texts of the pictures, which have to be the same for all."""
     who.until(
         lambda: who.script("return document.activeElement.tagName") == "H1",
         "the focus on the heading",
@@ -234,9 +239,8 @@ def labelled(who):
     assert who.script(
         "return [...document.querySelectorAll('#study button')].every(b => b.innerText.trim())"
     )
-    assert who.script(
-        "return [...document.querySelectorAll('#study input[type=text], #study progress')].every(e => e.labels.length == 1)"
-    )
+    assert who.script("""const named = [...document.querySelectorAll('#study input[type=text], #study progress')];
+        return named.every(e => e.labels.length == 1)""")
     return who.script("return [...document.querySelectorAll('#study img')].map(i => i.alt)")
 
 
@@ -392,7 +396,8 @@ def test_what_is_no_answer(tmp_path):
         first = who.until(who.item, "a picture")
         for modifier in (Keys.CONTROL, Keys.META, Keys.ALT):
             ActionChains(who.driver).key_down(modifier).send_keys("r").key_up(modifier).perform()
-        free = "return document.querySelector('#study').dispatchEvent(new KeyboardEvent('keydown', {key: 'f', ctrlKey: true, bubbles: true, cancelable: true}))"
+        free = """const event = {key: 'f', ctrlKey: true, bubbles: true, cancelable: true};
+            return document.querySelector('#study').dispatchEvent(new KeyboardEvent('keydown', event))"""
         assert who.script(free) and who.item() == first and who.answers() == [], (
             "Ctrl+R and Ctrl+F are the browser's"
         )
@@ -472,7 +477,9 @@ def test_the_session_goes_on_where_the_server_says(tmp_path):
 
 @contextmanager
 def foreign():
-    "A server of the researcher's own on another port, which is busy at first and forgets that it has stored the second answer. Yields its address and what it took."
+    """A server of the researcher's own on another port. Yields its address and what it took.
+
+    It is busy at first, and forgets that it has stored the second answer."""
     took, replies = [], iter([429, 201, 408, 409])
 
     class Handler(BaseHTTPRequestHandler):

@@ -7,7 +7,7 @@ __all__ = ['SPREADS', 'ARMS', 'read_responses', 'exclude', 'crossed_bootstrap', 
            'harder_with_alpha', 'robust_difference', 'power', 'participants_needed', 'detector_answers',
            'lab_detectors', 'detector_table', 'study_detectors', 'draw_figure10', 'report']
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-2
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..trainer import predict
 from ..trust import below, one_line, parse_json, read_bytes, shortened
 from .images import Study, conditions
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-5
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-6
 def _answers(path: Path) -> tuple[str, list[tuple[int, object]], list[tuple[int, str]]]:
     "Read a file of answers: what it counts (line or answer), its numbered answers as they came, numbered faults."
     if path.suffix == ".jsonl":
@@ -37,26 +37,28 @@ def _answers(path: Path) -> tuple[str, list[tuple[int, object]], list[tuple[int,
         raise ValueError("it has no list of answers")
     return "answer", list(enumerate(found, 1)), []
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-6
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-7
 def _listed(faults: list[tuple[int, str]], unit: str, total: int) -> list[str]:
     "Format the faults of a file, one line for each reason."
     numbers, lines = {}, []
     for number, reason in sorted(faults):
-        numbers.setdefault(reason, []).append(number)
-    for reason, n in numbers.items():
-        where = ", ".join(map(str, n[:10])) + ", ..." * (len(n) > 10)
-        lines.append(f"{len(n)} of {total} answers left out ({unit} {where}): {reason}")
+        numbers.setdefault(reason, []).append(str(number))
+    for reason, found in numbers.items():
+        where = ", ".join([*found[:10], "..."] if len(found) > 10 else found)
+        lines.append(f"{len(found)} of {total} answers left out ({unit} {where}): {reason}")
     return lines
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-7
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-9
 def _fit(record, responses: Responses) -> dict:
     "Return an answer with the field `simulated`; raise `Refused` if it does not fit."
     if not isinstance(record, dict):
         return responses.fit(record)
-    answer = responses.fit({k: v for k, v in record.items() if k not in ("received", "simulated")})
-    return dict(answer, simulated=record.get("simulated", False) is not False)
+    answer = {
+        name: value for name, value in record.items() if name not in ("received", "simulated")
+    }
+    return responses.fit(answer) | dict(simulated=record.get("simulated", False) is not False)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-8
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-10
 def _fitting(
     path: Path, responses: Responses
 ) -> tuple[str, list[tuple[int, dict]], list[tuple[int, str]]]:
@@ -73,7 +75,7 @@ def _fitting(
         raise ValueError(f"it answers for {len(codes)} codes; a participant has one")
     return unit, rows, faults
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-9
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-11
 def _first(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], list[str]]:
     """Return a file's answers that are not in `seen` yet, and what was left out, with the reason.
 
@@ -88,10 +90,10 @@ def _first(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], li
             faults.append((number, "this picture was answered already, differently."))
     return rows, _listed(faults, unit, total)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-10
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-12
 def _response_files(folder: Path) -> list[Path]:
     "List the files of answers: the server's first, then those that participants saved."
-    return [path for suffix in (".jsonl", ".json") for path in sorted(folder.glob(f"*{suffix}"))]
+    return [*sorted(folder.glob("*.jsonl")), *sorted(folder.glob("*.json"))]
 
 
 def _read_file(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], list[str]]:
@@ -101,53 +103,63 @@ def _read_file(path: Path, responses: Responses, seen: dict) -> tuple[list[dict]
     except (OSError, ValueError) as e:
         return [], [f"no file of answers ({one_line(e)})"]
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-11
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-13
 def read_responses(
     study: Study,  # from `read_study`
-) -> pd.DataFrame:  # code, index, picture, expected, answer, right, rt (ms), source, confidence, simulated, and the key's columns; `attrs["dropped"]`: (file, reason)
-    "Read all answers that fit the study's plan, attention checks included, with what each picture was."
+) -> pd.DataFrame:
+    """Read all answers that fit the study's plan, attention checks included, with what each picture was.
+
+    The columns are code, index, picture, expected, answer, right, rt (ms), source, confidence, simulated, and the
+    key's. `attrs["dropped"]` lists what was left out: (file, reason)."""
     rows, dropped, responses, seen = [], [], Responses(study), {}
     for path in _response_files(study.path / "responses"):
         more, out = _read_file(path, responses, seen)
         rows += more
         dropped += [(path.name, reason) for reason in out]
     answers = pd.DataFrame(rows, columns=[*FIELDS, "simulated"])
-    plan = study.plan.astype(dict(index=answers["index"].dtype) if len(answers) else {})
-    table = plan.merge(answers, on=["code", "index"]).merge(
-        study.pictures.drop(columns="practice"), on="picture", how="left"
-    )
+    plan, key = study.plan, study.pictures.drop(columns="practice")
+    if len(answers):
+        plan = plan.astype(dict(index=answers["index"].dtype))
+    table = plan.merge(answers, on=["code", "index"]).merge(key, on="picture", how="left")
     table = table.drop(columns=["study", "item", "seal"])
     table["right"] = table.answer == table.expected
     table.attrs["dropped"] = dropped
     return table
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-13
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-15
 def exclude(
     responses: pd.DataFrame,  # from `read_responses`
     median: float = 500,  # ms; participants whose median is below are left out
     fastest: float = 200,  # ms; decisions below are left out
-) -> tuple[
-    pd.DataFrame, pd.DataFrame
-]:  # decisions on pictures that count (`attrs["left_out"]`: how many do not); what was left out: code, reason, decisions
-    "Apply the exclusion rules: failed attention checks, low median times, decisions that are too fast."
-    pictures, out = responses[responses.picture != ""], []
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Apply the exclusion rules: failed attention checks, low median times, decisions that are too fast.
+
+    Return the decisions on pictures that count (`attrs["left_out"]`: how many do not), and what was left out: code,
+    reason, decisions."""
+    pictures, out, gone = responses[responses.picture != ""], [], []
     failed = set(responses.code[(responses.picture == "") & ~responses["right"].astype(bool)])
     times = pictures.groupby("code").rt.median()
     for code, rows in pictures.groupby("code"):
         if code in failed:
-            reason, gone = "failed an attention check", rows
+            reason = "failed an attention check"
         elif times[code] < median:
-            reason, gone = f"median time below {median:g} ms", rows
+            reason = f"median time below {median:g} ms"
         else:
-            reason, gone = f"decisions faster than {fastest:g} ms", rows[rows.rt < fastest]
-        if len(gone):
-            out.append(dict(code=code, reason=reason, decisions=len(gone), rows=gone.index))
-    gone = [i for o in out for i in o["rows"]]
+            reason, rows = f"decisions faster than {fastest:g} ms", rows[rows.rt < fastest]
+        if len(rows):
+            out.append(dict(code=code, reason=reason, decisions=len(rows)))
+            gone += list(rows.index)
     kept = pictures.drop(index=gone).reset_index(drop=True)
     kept.attrs["left_out"] = len(gone)
     return kept, pd.DataFrame(out, columns=["code", "reason", "decisions"])
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-15
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-19
+def _draw_weights(names, n: int, draw) -> np.ndarray:
+    "Draw people or faces with replacement, n times; return how often each decision's was drawn, (n, N)."
+    who, index = np.unique(np.asarray(names).astype(str), return_inverse=True)
+    return draw.multinomial(len(who), np.full(len(who), 1 / len(who)), n)[:, index]
+
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-20
 def crossed_bootstrap(
     right: np.ndarray,  # (N,) bool, whether each decision was right
     participants: np.ndarray,  # (N,) who decided
@@ -157,52 +169,36 @@ def crossed_bootstrap(
     seed: int = 0,  # of the resampling
 ) -> np.ndarray:  # (n, K) accuracies; NaN where a resample has no decision
     "Compute accuracies under resampling of participants and of faces."
-    people, who = np.unique(np.asarray(participants).astype(str), return_inverse=True)
-    pool, what = np.unique(np.asarray(faces).astype(str), return_inverse=True)
     draw, rows = rng(seed, "crossed bootstrap"), []
-    for start in range(0, n, 250):
-        b = min(250, n - start)
-        weight = (
-            draw.multinomial(len(people), np.full(len(people), 1 / len(people)), b)[:, who]
-            * draw.multinomial(len(pool), np.full(len(pool), 1 / len(pool)), b)[:, what]
-        )
-        whole = weight @ groups.T
-        rows.append(
-            np.divide(
-                weight @ (groups & right).T,
-                whole,
-                out=np.full(whole.shape, np.nan),
-                where=whole > 0,
-            )
-        )
+    for start in range(0, n, 250):  # so that the weights fit into memory
+        size = min(250, n - start)
+        weight = _draw_weights(participants, size, draw) * _draw_weights(faces, size, draw)
+        correct, whole = weight @ (groups & right).T, weight @ groups.T
+        nothing = np.full(whole.shape, np.nan)
+        rows.append(np.divide(correct, whole, out=nothing, where=whole > 0))
     return np.concatenate(rows)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-16
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-21
 def _interval(samples: np.ndarray) -> tuple:
+    "Return the 2.5th and 97.5th percentile of samples along the first axis, without NaN."
     return tuple(np.nanquantile(samples, [0.025, 0.975], axis=0))
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-18
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-25
 def _conditions_of(kept: pd.DataFrame, subsets: Sequence[str]) -> dict[tuple, np.ndarray]:
     "Return which decisions belong to each bar and point of Figure 10, by (panel, name, mask, alpha)."
     subset, mask = kept.subset.to_numpy(), kept["mask"].to_numpy()
-    of = {
-        **{s: subset == s for s in subsets},
-        "fakes": subset != "real",
-        "real": subset == "real",
-        "all": np.ones(len(kept), bool),
-    }
-    found = {
-        ("a", name, m, np.nan): rows & (mask == m)
-        for name, rows in of.items()
-        for m in ("none", "dynamic")
-    }
-    found[("b", "all", "none", 0.0)] = mask == "none"
-    return found | {
-        ("b", "all", "fixed", a): (mask == "fixed") & np.isclose(kept.alpha, a)
-        for a in np.arange(1, 11) / 10
-    }
+    rows = {name: subset == name for name in subsets}
+    rows |= dict(fakes=subset != "real", real=subset == "real", all=np.ones(len(kept), bool))
+    found = {}
+    for name in rows:
+        for shown in ("none", "dynamic"):
+            found["a", name, shown, np.nan] = rows[name] & (mask == shown)
+    found["b", "all", "none", 0.0] = mask == "none"
+    for alpha in np.arange(1, 11) / 10:
+        found["b", "all", "fixed", alpha] = (mask == "fixed") & np.isclose(kept.alpha, alpha)
+    return found
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-19
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-26
 def accuracy_table(
     kept: pd.DataFrame,  # from `exclude`
     subsets: Sequence[str],  # manipulations, in the order of the figure
@@ -213,9 +209,8 @@ def accuracy_table(
     "Compute the numbers of Figure 10: by manipulation with and without mask (a), by fixed alpha (b)."
     groups = _conditions_of(kept, subsets)
     which, right = np.stack(list(groups.values())), kept["right"].to_numpy(bool)
-    table = pd.DataFrame(list(groups), columns=["panel", "name", "mask", "alpha"]).assign(
-        decisions=which.sum(1)
-    )
+    table = pd.DataFrame(list(groups), columns=["panel", "name", "mask", "alpha"])
+    table["decisions"] = which.sum(1)
     if not len(kept):
         return table.assign(accuracy=np.nan, low=np.nan, high=np.nan)
     low, high = _interval(crossed_bootstrap(right, kept.code, kept.path, which, n))
@@ -223,7 +218,7 @@ def accuracy_table(
         accuracy = (which & right).sum(1) / which.sum(1)
     return table.assign(accuracy=100 * accuracy, low=100 * low, high=100 * high)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-21
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-29
 @dataclass(frozen=True)
 class Effect:
     "The result of a test: odds ratio and change of the accuracy, with their 95% intervals."
@@ -234,17 +229,26 @@ class Effect:
     low: float  # end of its 95% interval
     high: float  # end of its 95% interval
     p: float  # one-sided: of no effect or the opposite one
-    points: float  # change of the accuracy in percentage points (for alpha: from 0.1 to 1 on a straight line)
+    # change of the accuracy in percentage points (for alpha: from 0.1 to 1 on a straight line)
+    points: float
     points_low: float  # end of its 95% interval, crossed bootstrap
     points_high: float  # end of its 95% interval
 
     def __str__(self):
-        return (
-            f"{self.question} {self.decisions} decisions: odds ratio {self.odds:.2f} [{self.low:.2f}, {self.high:.2f}], one-sided p = {self.p:.2g}; "
-            f"{self.points:+.1f} points [{self.points_low:+.1f}, {self.points_high:+.1f}]."
-        )
+        "Return question and answer in one line."
+        odds = f"odds ratio {self.odds:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        points = f"{self.points:+.1f} points [{self.points_low:+.1f}, {self.points_high:+.1f}]"
+        return f"{self.question} {self.decisions} decisions: {odds}, one-sided p = {self.p:.2g}; {points}."
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-22
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-30
+def _random_effects(names, x: np.ndarray) -> list:
+    "Return the design matrices (N, names) of a random intercept and of a random slope on `x`."
+    who, index = np.unique(np.asarray(names).astype(str), return_inverse=True)
+    n = len(index)
+    one = sp.csr_matrix((np.ones(n), (np.arange(n), index)), (n, len(who)))
+    return [one, sp.diags(x) @ one]
+
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-31
 def _mixed_logistic(
     right: np.ndarray, x: np.ndarray, participants: np.ndarray, faces: np.ndarray
 ) -> tuple[float, float]:
@@ -252,50 +256,34 @@ def _mixed_logistic(
     from statsmodels.genmod.bayes_mixed_glm import BinomialBayesMixedGLM
 
     x = x - x.mean()
-    blocks = []
-    for who in (participants, faces):
-        names, index = np.unique(np.asarray(who).astype(str), return_inverse=True)
-        one = sp.csr_matrix(
-            (np.ones(len(index)), (np.arange(len(index)), index)), (len(index), len(names))
-        )
-        blocks += [one, sp.diags(x) @ one]
-    ident = np.repeat(np.arange(len(blocks)), [b.shape[1] for b in blocks])
-    fit = BinomialBayesMixedGLM(
-        right.astype(float),
-        np.column_stack([np.ones(len(x)), x]),
-        sp.csr_matrix(sp.hstack(blocks)),
-        ident,
-    ).fit_vb(fit_method="L-BFGS-B", rng=0)
-    slopes = np.exp(2 * fit.vcp_mean[1::2]) / [
-        b.shape[1] for b in blocks[1::2]
-    ]  # variance of the mean of people's and of faces' own slopes, which `fe_sd` takes as known
-    return float(fit.fe_mean[1]), float(np.sqrt(fit.fe_sd[1] ** 2 + slopes.sum()))
+    blocks = _random_effects(participants, x) + _random_effects(faces, x)
+    sizes = np.array([b.shape[1] for b in blocks])
+    ident = np.repeat(np.arange(len(blocks)), sizes)
+    fixed = np.column_stack([np.ones(len(x)), x])
+    model = BinomialBayesMixedGLM(
+        right.astype(float), fixed, sp.csr_matrix(sp.hstack(blocks)), ident
+    )
+    fit = model.fit_vb(fit_method="L-BFGS-B", rng=0)
+    # of the mean of people's and of faces' own slopes, which `fe_sd` takes as known
+    variance = (np.exp(2 * fit.vcp_mean[1::2]) / sizes[1::2]).sum()
+    return float(fit.fe_mean[1]), float(np.sqrt(fit.fe_sd[1] ** 2 + variance))
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-23
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-32
 def _effect(
     kept: pd.DataFrame, x: np.ndarray, question: str, weights: np.ndarray, span: float
 ) -> Effect:
     "Test the slope on `x`; points are the least-squares slope of `weights`' (K, N) accuracies times `span`."
-    right, (slope, sd) = (
-        kept["right"].to_numpy(bool),
-        _mixed_logistic(kept["right"].to_numpy(bool), x, kept.code, kept.path),
-    )
-    levels = np.unique(x)
-    contrast = (
-        span * (levels - levels.mean()) / ((levels - levels.mean()) ** 2).sum()
-    )  # the least-squares slope of the levels' accuracies
+    right = kept["right"].to_numpy(bool)
+    slope, sd = _mixed_logistic(right, x, kept.code, kept.path)
+    levels = np.unique(x) - np.unique(x).mean()
+    contrast = span * levels / (levels**2).sum()
     samples = 100 * crossed_bootstrap(right, kept.code, kept.path, weights) @ contrast
     points = 100 * np.array([right[w].mean() for w in weights]) @ contrast
-    return Effect(
-        question,
-        len(kept),
-        *np.exp(slope + np.array([0, -1.96, 1.96]) * sd),
-        float(stats.norm.cdf(slope / sd)),
-        points,
-        *_interval(samples),
-    )
+    odds = np.exp(slope + np.array([0, -1.96, 1.96]) * sd)
+    p = float(stats.norm.cdf(slope / sd))
+    return Effect(question, len(kept), *odds, p, points, *_interval(samples))
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-24
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-33
 def masked_is_harder(
     kept: pd.DataFrame,  # from `exclude`
 ) -> Effect:  # `ValueError` without decisions of both kinds
@@ -306,18 +294,19 @@ def masked_is_harder(
         raise ValueError("there are no decisions on both unmasked and masked pictures.")
     return _effect(rows, x, "Masked is harder?", np.stack([x == 0, x == 1]), 1.0)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-25
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-34
 def harder_with_alpha(
     kept: pd.DataFrame,  # from `exclude`
 ) -> Effect:  # `ValueError` with fewer than two alphas
     "Test whether accuracy falls as a larger share is masked (Figure 10b)."
     rows = kept[kept["mask"] == "fixed"]
     x = rows.alpha.round(1).to_numpy(float)
-    if len(levels := np.unique(x)) < 2:
+    levels = np.unique(x)
+    if len(levels) < 2:
         raise ValueError("there are no decisions at two or more fixed alphas.")
     return _effect(rows, x, "Harder with alpha (per 1.0)?", np.stack([x == a for a in levels]), 0.9)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-27
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-38
 def robust_difference(
     right: np.ndarray,  # (N,) 0 or 1
     x: np.ndarray,  # (N,) 0 or 1
@@ -327,45 +316,46 @@ def robust_difference(
     "Return the difference of two shares and its standard error, robust to clustering by participant and face."
     a, b = right[x == 1].mean(), right[x == 0].mean()
     score = np.where(x == 1, (right - a) / (x == 1).sum(), -(right - b) / (x == 0).sum())
-
-    def by(who):
-        return (np.bincount(who, score) ** 2).sum()
-
     own = (score**2).sum()
+    by_person = (np.bincount(participants, score) ** 2).sum()
+    by_face = (np.bincount(faces, score) ** 2).sum()
     clusters = min(participants.max(), faces.max()) + 1
-    return a - b, float(
-        np.sqrt(max(by(participants) + by(faces) - own, own) * clusters / (clusters - 1))
-    )
+    variance = max(by_person + by_face - own, own) * clusters / (clusters - 1)
+    return a - b, float(np.sqrt(variance))
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-28
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-39
 def _draw_study(
     plan: pd.DataFrame, faces: int, accuracy: tuple[float, float], spreads: dict, draw
 ) -> tuple[np.ndarray, ...]:
     "Draw the decisions of a simulated study: right, x, participants, faces."
     x, who = (plan["mask"] == "dynamic").to_numpy(int), plan.participant.to_numpy()
-    what = draw.integers(0, faces, len(plan))
-    wide = np.sqrt(
-        1 + 0.346 * (spreads["participant"] ** 2 + spreads["face"] ** 2)
-    )  # the spreads flatten the average curve
+    what, people = draw.integers(0, faces, len(plan)), who.max() + 1
+    # the spreads flatten the average curve, so its ends are moved apart
+    wide = np.sqrt(1 + 0.346 * (spreads["participant"] ** 2 + spreads["face"] ** 2))
     level = wide * np.log(np.array(accuracy) / (1 - np.array(accuracy)))
 
-    def bend(size, n, index):
-        return (size * draw.standard_normal(n))[index]
+    def drawn(name, n, index):
+        return (spreads[name] * draw.standard_normal(n))[index]
 
-    people = who.max() + 1
-    logit = (
-        level[x] + bend(spreads["participant"], people, who) + bend(spreads["face"], faces, what)
-    )
-    logit += (x - 0.5) * (
-        bend(spreads["participant_slope"], people, who) + bend(spreads["face_slope"], faces, what)
-    )
+    logit = level[x] + drawn("participant", people, who) + drawn("face", faces, what)
+    slopes = drawn("participant_slope", people, who) + drawn("face_slope", faces, what)
+    logit += (x - 0.5) * slopes
     return (draw.random(len(plan)) < 1 / (1 + np.exp(-logit))).astype(int), x, who, what
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-29
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-40
 SPREADS = dict(participant=0.5, face=0.8, participant_slope=0.3, face_slope=0.4)
 "Assumed standard deviations, in log-odds, of participants and faces, and of what the mask does to them."
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-30
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-41
+def _is_found(decisions: tuple[np.ndarray, ...], people: int, level: float) -> bool:
+    "Say whether the drop is significant in a simulated study."
+    difference, error = robust_difference(*decisions)
+    if not error > 0:
+        return difference < 0
+    clusters = min(people, decisions[3].max() + 1)
+    return difference / error < stats.t.ppf(level, clusters - 1)
+
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-42
 def power(
     participants: Sequence[int] = (5, 10, 20, 40, 86, 172),  # numbers to try
     images: int = 50,  # a participant
@@ -373,76 +363,67 @@ def power(
     points: float = 10.0,  # drop of the accuracy that is to be found
     accuracy: float = 75.0,  # without masks, in per cent
     faces: int = 240,  # different ones, real and fake
-    only: str
-    | None = None,  # decisions on one manipulation alone, as a pair of bars of Figure 10a; None: all
+    # decisions on one manipulation alone, as a pair of bars of Figure 10a; None: all
+    only: str | None = None,
     level: float = 0.05,  # of the one-sided test
     studies: int = 200,  # drawn for each number
     spreads: dict = SPREADS,  # standard deviations in log-odds
     seed: int = 0,  # of what is drawn
 ) -> pd.Series:  # number of participants -> share of studies that find the drop
     "Simulate the power of the study to find a drop of the accuracy under random masks."
-    found = {}
+    found, levels = {}, (accuracy / 100, (accuracy - points) / 100)
+    if only is not None:
+        faces = max(faces // (2 * len(subsets)), 2)
     for n in participants:
         plan = conditions(n, images, subsets)
-        plan = plan[
-            plan["mask"].isin(["none", "dynamic"]) & ((plan.subset == only) | (only is None))
-        ]
+        plan = plan[plan["mask"].isin(["none", "dynamic"])]
+        if only is not None:
+            plan = plan[plan.subset == only]
         hits, draw = 0, rng(seed, "power", n, only or "")
         for _ in range(studies):
-            decisions = _draw_study(
-                plan,
-                faces if only is None else max(faces // (2 * len(subsets)), 2),
-                (accuracy / 100, (accuracy - points) / 100),
-                spreads,
-                draw,
-            )
-            difference, error = robust_difference(*decisions)
-            hits += (
-                difference / error < stats.t.ppf(level, min(n, decisions[3].max() + 1) - 1)
-                if error > 0
-                else difference < 0
-            )
+            hits += _is_found(_draw_study(plan, faces, levels, spreads, draw), n, level)
         found[n] = hits / studies
     return pd.Series(found, name="power").rename_axis("participants")
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-31
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-43
 def participants_needed(
     table: pd.Series,  # from `power`
     share: float = 0.8,  # of the studies that shall find the drop
 ) -> str:  # in words
     "Return the smallest number of participants among those tried that reaches the power."
     enough = table.index[table >= share]
-    return f"{enough[0] if len(enough) else f'more than {table.index[-1]}'} participants for a power of {share:.0%}"
+    number = enough[0] if len(enough) else f"more than {table.index[-1]}"
+    return f"{number} participants for a power of {share:.0%}"
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-34
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-46
 def detector_answers(
     study: Study,  # from `read_study`
     detectors: dict,  # name -> detector of `prle.detectors`
     device: str = "cpu",  # where they run
-) -> pd.DataFrame:  # the key's columns, `detector`, `p_fake`, `right` (threshold 0.5), for pictures of test people that participants see
-    "Let detectors judge the participants' pictures; raise `ValueError` if none shows a test person."
-    rows = study.pictures[(study.pictures.split == "test") & ~study.pictures.practice].reset_index(
-        drop=True
-    )
+) -> pd.DataFrame:
+    """Let detectors judge the participants' pictures of test people; raise `ValueError` if there are none.
+
+    The columns are the key's, `detector`, `p_fake`, and `right` at the threshold 0.5."""
+    pictures = study.pictures
+    rows = pictures[(pictures.split == "test") & ~pictures.practice].reset_index(drop=True)
     if rows.empty:
-        raise ValueError(
-            "no picture of this study shows a test person; detectors know all of its faces."
-        )
-    faces = rows.assign(path=rows.picture, landmarks=[np.zeros(136, np.float32)] * len(rows))
-    faces["mask"], faces.attrs = "", dict(root=str(study.path / "page" / "images"))
+        what = "no picture of this study shows a test person"
+        raise ValueError(f"{what}; detectors know all of its faces.")
+    no_landmarks = [np.zeros(136, np.float32)] * len(rows)
+    faces = rows.assign(path=rows.picture, landmarks=no_landmarks, mask="")
+    faces.attrs = dict(root=str(study.path / "page" / "images"))
     parts = []
     for name, detector in detectors.items():
         p_fake = predict(detector, FaceDataset(faces), device=device)
-        parts.append(
-            rows.assign(detector=name, p_fake=p_fake, right=(p_fake > 0.5) == (rows.label == 1))
-        )
+        right = (p_fake > 0.5) == (rows.label == 1)
+        parts.append(rows.assign(detector=name, p_fake=p_fake, right=right))
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-35
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-47
 ARMS = {"": "none", " + PRLE": "primary"}
 "The detectors beside the people, and the masks that they are trained with."
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-36
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-48
 def lab_detectors(
     lab: Lab,  # preset, data and store
     seed: int = 0,  # of the trainings
@@ -455,35 +436,26 @@ def lab_detectors(
             detectors[f"{backbone}{suffix}"] = load_detector(run, lab.device)
     return detectors
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-37
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-49
 def detector_table(
     answers: pd.DataFrame,  # from `detector_answers`
     subsets: Sequence[str],  # manipulations
-    shown: pd.DataFrame
-    | None = None,  # from `exclude`, or a plan: count each picture as often as it stands there; None: once
+    # from `exclude`, or a plan: count each picture as often as it stands there; None: once
+    shown: pd.DataFrame | None = None,
 ) -> pd.DataFrame:  # detector, panel, name, mask, alpha, decisions, accuracy in per cent
     "Compute the accuracy of detectors in the conditions of Figure 10."
     parts = []
-    for name, rows in answers.groupby("detector", sort=False):
+    for detector, rows in answers.groupby("detector", sort=False):
         if shown is not None:
             rows = shown[["picture"]].merge(rows, on="picture")
-        groups = _conditions_of(rows, subsets)
         right = rows["right"].to_numpy(bool)
-        parts += [
-            dict(
-                detector=name,
-                panel=p,
-                name=s,
-                mask=m,
-                alpha=a,
-                decisions=int(w.sum()),
-                accuracy=100 * right[w].mean() if w.any() else np.nan,
-            )
-            for (p, s, m, a), w in groups.items()
-        ]
-    return pd.DataFrame(parts)
+        for condition, which in _conditions_of(rows, subsets).items():
+            accuracy = 100 * right[which].mean() if which.any() else np.nan
+            parts.append((detector, *condition, int(which.sum()), accuracy))
+    names = ["detector", "panel", "name", "mask", "alpha", "decisions", "accuracy"]
+    return pd.DataFrame(parts, columns=names)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-38
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-50
 def study_detectors(
     study: Study,  # from `read_study`
     lab: Lab,  # whose detectors they are
@@ -491,101 +463,97 @@ def study_detectors(
     seed: int = 0,  # of the trainings
 ) -> (
     pd.DataFrame | None
-):  # `detector_table`; None, and nothing is trained, if no test person is in the study
+):  # `detector_table`; None, and nothing is trained, without pictures of test people
     """Compute the accuracy of the lab's detectors on the pictures of test people.
 
     Each picture counts as often as people judged it; without decisions, as often as the plan shows it."""
     if not (study.pictures.split[~study.pictures.practice] == "test").any():
         return None
     shown = kept if len(kept) else study.plan[study.plan.picture != ""]
-    return detector_table(
-        detector_answers(study, lab_detectors(lab, seed), lab.device),
-        study.settings["subsets"],
-        shown,
-    )
+    answers = detector_answers(study, lab_detectors(lab, seed), lab.device)
+    return detector_table(answers, study.settings["subsets"], shown)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-40
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-52
+_MARKERS = "Dosv^x"
+_MARKER = dict(ms=3, mfc="none", color="black")
+
+
+def _by_detector(table: pd.DataFrame | None, column: str, value: str) -> list[tuple]:
+    "Return (marker, name, rows) of each detector, of the rows with a value in a column."
+    if table is None:
+        return []
+    groups = table[table[column] == value].groupby("detector", sort=False)
+    return [(_MARKERS[k % len(_MARKERS)], *group) for k, group in enumerate(groups)]
+
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-53
+def _errors(rows: pd.DataFrame) -> np.ndarray:
+    "Return the lengths of the error bars below and above, (2, K); 0 where there are no decisions."
+    return np.nan_to_num([rows.accuracy - rows.low, rows.high - rows.accuracy])
+
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-54
 def _bars(ax: plt.Axes, table: pd.DataFrame, detectors: pd.DataFrame | None):
     "Draw Figure 10a: accuracy by manipulation, unmasked and masked."
-    rows = table[table.panel == "a"]
-    names, colours = (
-        list(dict.fromkeys(rows.name)),
-        plt.rcParams["axes.prop_cycle"].by_key()["color"],
-    )
-    for k, (mask, label) in enumerate(
-        (("none", "unmasked"), ("dynamic", "masked, random $\\alpha$"))
-    ):
-        r, x = (
-            rows[rows["mask"] == mask].set_index("name").loc[names],
-            np.arange(len(names)) + 0.38 * (k - 0.5),
-        )
-        ax.bar(
-            x,
-            r.accuracy.fillna(0),
-            0.36,
-            label=label,
-            color=colours[k],
-            yerr=np.nan_to_num([r.accuracy - r.low, r.high - r.accuracy]),
-            error_kw=dict(lw=0.8),
-            alpha=0.85,
-        )
-        for j, (name, d) in enumerate(
-            detectors[detectors["mask"] == mask].groupby("detector", sort=False)
-            if detectors is not None
-            else ()
-        ):
-            ax.plot(
-                x,
-                d[d.panel == "a"].set_index("name").accuracy.reindex(names),
-                "Dosv^x"[j % 6],
-                ms=3.5,
-                mfc="none",
-                color="black",
-                label=name if k == 0 else None,
-            )
+    rows, colours = table[table.panel == "a"], plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    names = list(dict.fromkeys(rows.name))
+    style = dict(error_kw=dict(lw=0.8), alpha=0.85)
+    labels = dict(none="unmasked", dynamic="masked, random $\\alpha$")
+    for k, (mask, label) in enumerate(labels.items()):
+        bars = rows[rows["mask"] == mask].set_index("name").loc[names]
+        x = np.arange(len(names)) + 0.38 * (k - 0.5)
+        style |= dict(label=label, color=colours[k], yerr=_errors(bars))
+        ax.bar(x, bars.accuracy.fillna(0), 0.36, **style)
+        for marker, name, found in _by_detector(detectors, "mask", mask):
+            accuracy = found[found.panel == "a"].set_index("name").accuracy.reindex(names)
+            told = name if k == 0 else None
+            ax.plot(x, accuracy, marker, label=told, **_MARKER | dict(ms=3.5))
     ax.axhline(50, lw=0.6, ls=":", color="black")
-    ax.set(
-        xticks=range(len(names)),
-        xticklabels=names,
-        ylabel="accuracy (%)",
-        ylim=(0, 105),
-        title="(a)",
-    )
+    ax.set(xticks=range(len(names)), xticklabels=names)
+    ax.set(ylabel="accuracy (%)", ylim=(0, 105), title="(a)")
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-41
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-55
 def _curve(ax: plt.Axes, table: pd.DataFrame, detectors: pd.DataFrame | None):
     "Draw Figure 10b: accuracy by fixed alpha."
     rows = table[(table.panel == "b") & table.accuracy.notna()]
-    ax.errorbar(
-        rows.alpha,
-        rows.accuracy,
-        np.nan_to_num([rows.accuracy - rows.low, rows.high - rows.accuracy]),
-        marker="o",
-        ms=3,
-        lw=1,
-        capsize=2,
-        label="people",
-    )
-    for j, (name, d) in enumerate(
-        detectors[detectors.panel == "b"].groupby("detector", sort=False)
-        if detectors is not None
-        else ()
-    ):
-        ax.plot(
-            d.alpha,
-            d.accuracy,
-            lw=0.6,
-            ls="--",
-            marker="Dosv^x"[j % 6],
-            ms=3,
-            mfc="none",
-            color="black",
-            label=name,
-        )
+    style = dict(marker="o", ms=3, lw=1, capsize=2, label="people")
+    ax.errorbar(rows.alpha, rows.accuracy, _errors(rows), **style)
+    for marker, name, found in _by_detector(detectors, "panel", "b"):
+        style = dict(lw=0.6, ls="--", marker=marker, label=name)
+        ax.plot(found.alpha, found.accuracy, **style, **_MARKER)
     ax.axhline(50, lw=0.6, ls=":", color="black")
     ax.set(xlabel="$\\alpha$ (0: unmasked)", ylim=(0, 105), xlim=(-0.05, 1.05), title="(b)")
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-42
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-56
+def _warning(kept: pd.DataFrame) -> str:
+    "Return the word across the figure, if its numbers are none or say nothing about people."
+    if len(kept):
+        return "SIMULATED" if kept.simulated.any() else ""
+    return "ALL\nEXCLUDED" if kept.attrs.get("left_out", 0) else "NO RESPONSES\nYET"
+
+
+def _caption(kept: pd.DataFrame, detectors: pd.DataFrame | None) -> str:
+    "Return the line below the figure: what its numbers rest on."
+    gone = kept.attrs.get("left_out", 0)
+    text = f"all {gone} human decisions excluded" if gone else "no human decisions"
+    if len(kept):
+        people = f"{kept.code.nunique()} participants, {len(kept)} decisions"
+        text = f"{people}; 95% intervals by bootstrap over participants and faces"
+    if detectors is None:
+        return text
+    text += "; detectors: pictures of test people"
+    of_test = (kept.split == "test").sum() if len(kept) else 0
+    return f"{text} only, {of_test} of these decisions" if len(kept) else text
+
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-57
+def _legend(figure: Figure):
+    "Draw one legend above the panels, with each name once."
+    named = {}
+    for ax in figure.axes:
+        for handle, label in zip(*ax.get_legend_handles_labels()):
+            named[label] = handle
+    style = dict(loc="outside upper center", ncols=5, fontsize=6.5, frameon=False)
+    figure.legend(named.values(), named.keys(), **style)
+
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-58
 def draw_figure10(
     kept: pd.DataFrame,  # from `exclude`
     subsets: Sequence[str],  # manipulations
@@ -597,54 +565,28 @@ def draw_figure10(
 
     A word across the figure says if there are no responses, or if all are excluded or some simulated."""
     table = accuracy_table(kept, subsets, n)
-    figure, axes = plt.subplots(
-        1, 2, figsize=(width, 3.3), layout="constrained", width_ratios=(1.6, 1)
-    )
+    layout = dict(layout="constrained", width_ratios=(1.6, 1))
+    figure, axes = plt.subplots(1, 2, figsize=(width, 3.3), **layout)
     _bars(axes[0], table, detectors)
     _curve(axes[1], table, detectors)
-    handles = dict(
-        zip(*(sum(x, []) for x in zip(*(ax.get_legend_handles_labels()[::-1] for ax in axes))))
-    )
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside upper center",
-        ncols=5,
-        fontsize=6.5,
-        frameon=False,
-    )
-    gone = kept.attrs.get("left_out", 0)
-    word = (
-        ("ALL\nEXCLUDED" if gone else "NO RESPONSES\nYET")
-        if not len(kept)
-        else "SIMULATED"
-        if kept.simulated.any()
-        else ""
-    )
-    figure.text(
-        0.5,
-        0.5,
-        word,
-        fontsize=44,
-        color="crimson",
-        alpha=0.3,
-        ha="center",
-        va="center",
-        rotation=15,
-        weight="bold",
-        zorder=10,
-    )
-    people = f"{kept.code.nunique()} participants, {len(kept)} decisions; 95% intervals by bootstrap over participants and faces"
-    if not len(kept):
-        people = f"all {gone} human decisions excluded" if gone else "no human decisions"
-    if detectors is not None:
-        people += "; detectors: pictures of test people" + (
-            f" only, {(kept.split == 'test').sum()} of these decisions" if len(kept) else ""
-        )
-    figure.supxlabel(people, fontsize=7)
+    _legend(figure)
+    look = dict(fontsize=44, weight="bold", color="crimson", alpha=0.3, rotation=15, zorder=10)
+    figure.text(0.5, 0.5, _warning(kept), ha="center", va="center", **look)
+    figure.supxlabel(_caption(kept, detectors), fontsize=7)
     return figure
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-45
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-64
+def _test_lines(kept: pd.DataFrame) -> list[str]:
+    "Return the results of the two tests, or why there is none."
+    lines = []
+    for test in (masked_is_harder, harder_with_alpha):
+        try:
+            lines.append(str(test(kept)))
+        except ValueError as e:
+            lines.append(f"{test.__name__}: {e}")
+    return lines
+
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-65
 def report(
     study: Study,  # from `read_study`
 ) -> str:
@@ -656,21 +598,13 @@ def report(
     kept, out = exclude(responses)
     if kept.simulated.any():
         lines.append("SIMULATED responses: these numbers say nothing about people.")
-    lines += [
-        f"{responses.code.nunique()} of {len(study.codes)} participants answered; {len(kept)} decisions of {kept.code.nunique()} participants count."
-    ]
+    answered = f"{responses.code.nunique()} of {len(study.codes)} participants answered"
+    counted = f"{len(kept)} decisions of {kept.code.nunique()} participants count"
+    lines.append(f"{answered}; {counted}.")
     lines += [f"left out: {o.code}, {o.reason} ({o.decisions} decisions)" for o in out.itertuples()]
     if len(kept):
         table = accuracy_table(kept, study.settings["subsets"])
-        lines.append(
-            table.drop(columns="alpha")
-            .assign(alpha=table.alpha.map("{:.1f}".format).replace("nan", ""))
-            .round(1)
-            .to_string(index=False)
-        )
-        for test in (masked_is_harder, harder_with_alpha):
-            try:
-                lines.append(str(test(kept)))
-            except ValueError as e:
-                lines.append(f"{test.__name__}: {e}")
+        alphas = table.alpha.map("{:.1f}".format).replace("nan", "")
+        table = table.drop(columns="alpha").assign(alpha=alphas)
+        lines += [table.round(1).to_string(index=False), *_test_lines(kept)]
     return "\n".join(lines)

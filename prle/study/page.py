@@ -22,19 +22,9 @@ from ..core import check_choice
 from ..data.manifest import SPLITS
 from ..lab.experiments import Lab
 from ..trust import Damaged, parse_json, read_bytes, shortened
-from prle.study.images import (
-    ANSWERS,
-    DATED,
-    Study,
-    _absent,
-    build_study,
-    keyed,
-    largest_design,
-    plan_study,
-    read_study,
-    select_faces,
-    study_faces,
-)
+from .images import ANSWERS, DATED, Study, keyed
+from .images import build_study, check_absent, largest_design, plan_study, read_study
+from .images import select_faces, study_faces
 
 # %% ../../nbs/study/01_page.ipynb #study-01-page-5
 STATIC = files("prle.study") / "static"
@@ -50,9 +40,8 @@ def _fill(text: str, **values) -> str:
 # %% ../../nbs/study/01_page.ipynb #study-01-page-6
 def _script(name: str, value) -> str:
     "Return JavaScript that defines a global; no value can end the script element."
-    return (
-        f"window.{name} = {json.dumps(value, ensure_ascii=True).replace('<', chr(92) + 'u003c')};\n"
-    )
+    text = json.dumps(value, ensure_ascii=True).replace("<", "\\u003c")
+    return f"window.{name} = {text};\n"
 
 
 def _unscript(name: str, text: str, path: Path) -> dict | str:
@@ -63,7 +52,7 @@ def _unscript(name: str, text: str, path: Path) -> dict | str:
     except ValueError as e:
         raise Damaged(f"{e} Restore it from a copy of the page.") from e
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-7
+# %% ../../nbs/study/01_page.ipynb #study-01-page-9
 _LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 
 
@@ -76,23 +65,19 @@ def is_host(
     except ValueError:
         return len(name) <= 253 and bool(re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", name.lower()))
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-8
+# %% ../../nbs/study/01_page.ipynb #study-01-page-11
 def _origin(post: str) -> str:
     "Return scheme, host and port of an address; raise `ValueError` if it is not one."
     parts = urlsplit(post)
     host, port = parts.hostname or "", parts.port
     plain = post.isascii() and post.isprintable() and not set(post) & set(" ;,'\"\\")
-    if (
-        not plain
-        or parts.scheme not in ("https", "http")
-        or "@" in parts.netloc
-        or not is_host(host)
-    ):
+    web = parts.scheme in ("https", "http") and "@" not in parts.netloc
+    if not (plain and web and is_host(host)):
         raise ValueError("no address")
     name = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{name}" + (f":{port}" if port else "")
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-9
+# %% ../../nbs/study/01_page.ipynb #study-01-page-12
 def _connect(post: str | None) -> str:
     "Return where the page may send answers, as its content security policy writes it."
     if post is None:
@@ -105,17 +90,16 @@ def _connect(post: str | None) -> str:
         what = f"{shortened(post)} is no address to send answers to"
         raise ValueError(f"{what}; it reads https://HOST/PATH.") from e
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-11
+# %% ../../nbs/study/01_page.ipynb #study-01-page-14
 def policy(
     post: str | None,  # as in `write_page`
 ) -> str:
     "Return the page's content security policy: nothing from other hosts, and answers to one address only."
-    return (
-        "default-src 'none'; script-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
-        f"connect-src {_connect(post)}; base-uri 'none'; form-action 'none'"
-    )
+    own = "script-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'"
+    answers = f"connect-src {_connect(post)}"
+    return f"default-src 'none'; {own}; {answers}; base-uri 'none'; form-action 'none'"
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-13
+# %% ../../nbs/study/01_page.ipynb #study-01-page-17
 def _stream(code: str, study: str, length: int) -> bytes:
     "Compute the bytes that seal a plan by XOR, and unseal it."
     blocks = [keyed(code, "plan", study, k) for k in range(-(-length // 32))]
@@ -129,27 +113,25 @@ def plan_name(
     "Return the name of the file that holds a participant's plan."
     return keyed(code, "file", study)[:32] + ".js"
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-14
+# %% ../../nbs/study/01_page.ipynb #study-01-page-18
 def _sealed(code: str, study: str, items: list[dict]) -> str:
     "Return the content of a participant's plan file."
     plain = json.dumps(dict(study=study, code=code, items=items)).encode()
     sealed = bytes(a ^ b for a, b in zip(plain, _stream(code, study, len(plain))))
     return _script("SEALED", sealed.hex())
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-15
+# %% ../../nbs/study/01_page.ipynb #study-01-page-19
 def sealed_plans(
     study: Study,  # from `read_study`
 ) -> Iterator[tuple[str, str]]:  # name of the file, content
     "Yield the sealed plans of all participants, as the page holds them."
+    name = study.settings["study"]
     for code, rows in study.plan.groupby("code"):
         shown = rows.sort_values("index").itertuples()
         items = [dict(picture=r.picture) if r.picture else dict(check=r.expected) for r in shown]
-        yield (
-            plan_name(code, study.settings["study"]),
-            _sealed(code, study.settings["study"], items),
-        )
+        yield plan_name(code, name), _sealed(code, name, items)
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-16
+# %% ../../nbs/study/01_page.ipynb #study-01-page-20
 def unseal(
     code: str,  # of a participant
     study: str,  # its name
@@ -159,7 +141,7 @@ def unseal(
     sealed = bytes.fromhex(_unscript("SEALED", path.read_text(), path))
     return json.loads(bytes(a ^ b for a, b in zip(sealed, _stream(code, study, len(sealed)))))
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-18
+# %% ../../nbs/study/01_page.ipynb #study-01-page-22
 SIGNED = ("study", "index", "item", "answer", "rt", "source", "confidence")
 
 
@@ -169,7 +151,7 @@ def seal_answer(
     "Compute an answer's seal as the page does; it also reveals later damage to the answer."
     return keyed(answer["code"], "answer", *(answer[name] for name in SIGNED))[:32]
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-21
+# %% ../../nbs/study/01_page.ipynb #study-01-page-25
 def _write_plans(study: Study, folder: Path):
     "Write the sealed plans in the order of their names and with one date, so that neither tells anything."
     folder.mkdir(exist_ok=True)
@@ -177,7 +159,7 @@ def _write_plans(study: Study, folder: Path):
         (folder / name).write_text(text)
         os.utime(folder / name, DATED)
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-22
+# %% ../../nbs/study/01_page.ipynb #study-01-page-26
 def check_page(
     study: Study,  # from `read_study`
 ) -> dict:  # the page's settings: study, post, confidence, practice
@@ -186,70 +168,85 @@ def check_page(
     Raise `FileNotFoundError` or `Damaged` naming what is missing or has changed."""
     page = study.path / "page"
     for name in ("index.html", "settings.js"):
-        if (page / name).is_file():
-            continue
-        raise FileNotFoundError(
-            f"{study.path} has no page: {name} is missing; `prle userstudy build` makes one."
-        )
+        if not (page / name).is_file():
+            what = f"{study.path} has no page: {name} is missing"
+            raise FileNotFoundError(f"{what}; `prle userstudy build` makes one.")
     for name, text in sealed_plans(study):
         path = page / "plans" / name
         if not path.is_file() or read_bytes(path, 2**20) != text.encode():
-            raise Damaged(
-                f"{path} is missing or has changed since it was written. Restore it from a copy."
-            )
+            what = f"{path} is missing or has changed since it was written"
+            raise Damaged(f"{what}. Restore it from a copy.")
     text = read_bytes(page / "settings.js", 2**20).decode(errors="replace")
     return _unscript("SETTINGS", text, page / "settings.js")
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-23
-def write_page(
-    study: Study,  # from `build_study`
-    consent: str | Path | None = None,  # file with the consent text, HTML; None: a text to complete
-    post: str
-    | None = "answers",  # where answers are sent: "answers" is `prle userstudy serve`, or https://HOST/PATH; None: nowhere, they are saved as a file
-    confidence: bool = False,  # ask after each picture how sure the participant is, which may be skipped
-) -> Path:  # index.html
-    "Write the page beside its pictures; the texts of an existing page are overwritten."
-    page, s = study.path / "page", study.settings
+# %% ../../nbs/study/01_page.ipynb #study-01-page-27
+def _html(study: Study, consent: str | Path | None, post: str | None, confidence: bool) -> str:
+    "Return index.html with the study's numbers and the consent text filled in."
+    images, practice = study.settings["images"], study.settings["practice"]
+    first = f" First come {practice} pictures to practise on, which do not count."
     words = dict(
-        images=s["images"],
-        practice=s["practice"],
-        minutes=math.ceil(s["images"] / 10 + 2),
-        confidence="how sure you were of it, " * confidence,
-        first=f" First come {s['practice']} pictures to practise on, which do not count."
-        if s["practice"]
-        else "",
+        images=images,
+        practice=practice,
+        minutes=math.ceil(images / 10 + 2),
+        confidence="how sure you were of it, " if confidence else "",
+        first=first if practice else "",
     )
     text = Path(consent or STATIC / "consent.html").read_text(encoding="utf-8")
-    html = _fill(
-        (STATIC / "index.html").read_text(encoding="utf-8"),
-        consent=_fill(text, **words).strip(),
-        policy=policy(post),
-        **words,
-    )
-    exercises = [
-        dict(picture=r.picture, answer=ANSWERS[r.label])
-        for r in study.pictures[study.pictures.practice].itertuples()
-    ]
+    words |= dict(consent=_fill(text, **words).strip(), policy=policy(post))
+    return _fill((STATIC / "index.html").read_text(encoding="utf-8"), **words)
+
+# %% ../../nbs/study/01_page.ipynb #study-01-page-28
+def _copy_scripts(page: Path):
+    "Copy what is the same in every study: the page's code and style, jsPsych and js-sha256."
     for name in ("jspsych", "js-sha256"):
         shutil.copytree(STATIC / name, page / name, dirs_exist_ok=True)
     for name in ("study.js", "study.css"):
         shutil.copy(STATIC / name, page / name)
-    (page / "settings.js").write_text(
-        _script(
-            "SETTINGS", dict(study=s["study"], post=post, confidence=confidence, practice=exercises)
-        )
-    )
+
+# %% ../../nbs/study/01_page.ipynb #study-01-page-29
+def write_page(
+    study: Study,  # from `build_study`
+    consent: str | Path | None = None,  # file with the consent text, HTML; None: a text to complete
+    # where answers are sent: "answers" is `prle userstudy serve`, or https://HOST/PATH;
+    # None: nowhere, they are saved as a file
+    post: str | None = "answers",
+    confidence: bool = False,  # ask after each picture how sure the participant is, which may be skipped
+) -> Path:  # index.html
+    "Write the page beside its pictures; the texts of an existing page are overwritten."
+    page = study.path / "page"
+    html = _html(study, consent, post, confidence)
+    shown = study.pictures[study.pictures.practice].itertuples()
+    exercises = [dict(picture=r.picture, answer=ANSWERS[r.label]) for r in shown]
+    settings = dict(study=study.settings["study"], post=post, confidence=confidence)
+    _copy_scripts(page)
+    (page / "settings.js").write_text(_script("SETTINGS", settings | dict(practice=exercises)))
     _write_plans(study, page / "plans")
     (page / "index.html").write_text(html, encoding="utf-8")
     return page / "index.html"
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-27
+# %% ../../nbs/study/01_page.ipynb #study-01-page-34
+def _design(
+    lab: Lab, faces, images: int | None, subsets: Sequence[str] | None, practice: int, seed: int
+) -> tuple[tuple[str, ...], int]:
+    "Return the manipulations and the number of images; raise `ValueError` for what cannot be planned."
+    subsets = tuple(subsets or lab.subsets)
+    for subset in subsets:
+        check_choice(subset, lab.subsets, "manipulation")
+    if images is not None:
+        return subsets, images
+    subsets, images = largest_design(faces, subsets, practice, seed=seed)
+    if not images:
+        people = faces.identity.nunique()
+        raise ValueError(f"{people} people are too few for any balanced design.")
+    return subsets, images
+
+# %% ../../nbs/study/01_page.ipynb #study-01-page-35
 def make_study(
     lab: Lab,  # preset, data and store
     folder: str | Path | None = None,  # of the study; None: `userstudy` beside the preset's tables
     participants: int = 86,  # how many people
-    images: int
-    | None = 50,  # for each; None: as many as these people allow, 50 at most, and the manipulations that they allow
+    # for each; None: as many as these people allow, 50 at most, and the manipulations that they allow
+    images: int | None = 50,
     subsets: Sequence[str] | None = None,  # manipulations; None: all of the data
     splits: Sequence[str] = SPLITS,  # whose faces
     practice: int = 4,  # pictures to practise on
@@ -261,56 +258,35 @@ def make_study(
     """Make the masked image set and the page of a lab's faces.
 
     Settings that cannot work are refused before the zoo is made."""
-    folder, faces, subsets = (
-        Path(folder or lab.outputs / lab.name / "userstudy"),
-        select_faces(lab, splits),
-        tuple(subsets or lab.subsets),
-    )
-    _connect(post), _absent(folder)
-    for subset in subsets:
-        check_choice(subset, lab.subsets, "manipulation")
-    if images is None:
-        subsets, images = largest_design(faces, subsets, practice, seed=seed)
-        if not images:
-            raise ValueError(
-                f"{faces.identity.nunique()} people are too few for any balanced design."
-            )
-    plan_study(
-        faces, min(participants, 1), images, subsets, practice, seed
-    )  # one participant's programme is everybody's
-    study = build_study(
-        study_faces(lab, splits, seed),
-        folder,
-        participants,
-        images,
-        subsets,
-        practice,
-        seed,
-        secret,
-        preset=lab.name,
-        data=lab.fingerprint,
-        code=lab.store.code,
-        runs=lab.store.names(),
-        splits=list(splits),
-    )
+    folder = Path(folder or lab.outputs / lab.name / "userstudy")
+    faces = select_faces(lab, splits)
+    _connect(post)  # raises what is wrong with the address
+    check_absent(folder)
+    subsets, images = _design(lab, faces, images, subsets, practice, seed)
+    # one participant's programme is everybody's
+    plan_study(faces, min(participants, 1), images, subsets, practice, seed)
+    faces = study_faces(lab, splits, seed)
+    design = (participants, images, subsets, practice, seed, secret)
+    facts = dict(preset=lab.name, data=lab.fingerprint, code=lab.store.code)
+    facts |= dict(runs=lab.store.names(), splits=list(splits))
+    study = build_study(faces, folder, *design, **facts)
     write_page(study, post=post, **page)
     return study
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-28
+# %% ../../nbs/study/01_page.ipynb #study-01-page-36
 def lab_study(
     lab: Lab,  # as `make_study`
     folder: str | Path | None = None,  # as `make_study`
     **settings,  # as `make_study`, for a new study
-) -> (
-    Study
-):  # `ValueError` for a study of other data: detectors may have been trained on its test people
-    "Return the study in the folder, responses included; it is made if there is none."
+) -> Study:
+    """Return the study in the folder, responses included; it is made if there is none.
+
+    Raise `ValueError` for a study of other data: detectors may have been trained on its test people."""
     folder = Path(folder or lab.outputs / lab.name / "userstudy")
     if not folder.exists():
         return make_study(lab, folder, **settings)
     study = read_study(folder)
     if study.settings["provenance"].get("data") != lab.fingerprint:
-        raise ValueError(
-            f"{folder} was made of other faces than these; name its data, or another folder."
-        )
+        what_to_do = "name its data, or another folder"
+        raise ValueError(f"{folder} was made of other faces than these; {what_to_do}.")
     return study

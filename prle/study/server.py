@@ -16,23 +16,25 @@ from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from fastcore.basics import patch
+
 from .page import check_page, is_host, policy, seal_answer
 from ..trust import below, parse_json, read_bytes, shortened
 from .images import ANSWERS, Study, close_key, read_study
 
 # %% ../../nbs/study/02_server.ipynb #study-02-server-6
 FIELDS = dict(
-    study=str,
-    code=str,
-    index=int,
-    item=str,
-    answer=str,
-    rt=int,
-    source=str,
-    confidence=(int, type(None)),
-    seal=str,
+    study=str,  # its name
+    code=str,  # of the participant
+    index=int,  # place in the participant's plan, from 0
+    item=str,  # name of the picture, or "check"
+    answer=str,  # "real" or "fake"
+    rt=int,  # time to the answer in ms
+    source=str,  # "button" or "keyboard"
+    confidence=(int, type(None)),  # 1 to 3; null if it was not asked or not told
+    seal=str,  # of `seal_answer`
 )
-'The fields of an answer and their types; `item` is the picture\'s name or "check", `rt` the time in ms, `confidence` 1 to 3 or null, `seal` of `seal_answer`.'
+"The fields of an answer and their types."
 
 # %% ../../nbs/study/02_server.ipynb #study-02-server-7
 LONGEST = 24 * 3600 * 1000  # ms
@@ -41,9 +43,15 @@ LARGEST = 2**22  # bytes of a file of answers
 
 
 class Refused(ValueError):
-    "An answer that is not stored; `status` is of HTTP, `same` says that this very answer is stored already."
+    "An answer that is not stored, and why."
 
-    def __init__(self, status: int, reason: str, same: bool = False):
+    def __init__(
+        self,
+        status: int,  # of HTTP
+        reason: str,  # in words, for the participant's page
+        same: bool = False,  # this very answer is stored already
+    ):
+        "Set the reason, and what the server replies."
         super().__init__(reason)
         self.status, self.same = status, same
 
@@ -62,12 +70,32 @@ def _check_shape(answer) -> dict:
     return answer
 
 # %% ../../nbs/study/02_server.ipynb #study-02-server-9
+def _check_values(answer: dict, items: list[str]):
+    "Check the fields' values against the participant's plan; raise `Refused` with a reason otherwise."
+    index = answer["index"]
+    if not 0 <= index < len(items):
+        raise Refused(400, f"index must lie in 0 to {len(items) - 1}.")
+    if answer["item"] != (items[index] or "check"):
+        raise Refused(400, f"item {index} of this participant is another one.")
+    if answer["answer"] not in ANSWERS:
+        raise Refused(400, f"answer must be {' or '.join(ANSWERS)}.")
+    if not 0 <= answer["rt"] <= LONGEST:
+        raise Refused(400, f"rt must lie in 0 to {LONGEST} ms.")
+    if answer["source"] not in ("button", "keyboard"):
+        raise Refused(400, "source must be button or keyboard.")
+    if answer["confidence"] not in (None, 1, 2, 3):
+        raise Refused(400, "confidence must be 1, 2, 3 or null.")
+    if answer["seal"] != seal_answer(answer):
+        raise Refused(400, "this answer was changed after it was given.")
+
+# %% ../../nbs/study/02_server.ipynb #study-02-server-10
 def read_lines(
     path: Path,  # a file with one JSON object a line
-) -> tuple[
-    list[tuple[int, dict]], list[tuple[int, str]]
-]:  # lines that can be read; others, with the reason
-    "Read a file line by line; a damaged line costs only itself. Raise `ValueError` if the file is too large."
+) -> tuple[list[tuple[int, dict]], list[tuple[int, str]]]:
+    """Read a file line by line; a damaged line costs only itself.
+
+    Return the numbered lines that can be read, and the numbers of the others with the reason. Raise `ValueError`
+    if the file is too large."""
     found, faults = [], []
     for number, line in enumerate(read_bytes(path, LARGEST).split(b"\n"), 1):
         if not line.strip():
@@ -78,9 +106,27 @@ def read_lines(
             faults.append((number, str(e)))
     return found, faults
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-10
+# %% ../../nbs/study/02_server.ipynb #study-02-server-11
+def _append(path: Path, line: bytes):
+    "Append a line to a file; it is on the disk when this returns, and `OSError` leaves the file as it was."
+    old = path.read_bytes() if path.exists() else b""
+    if old and not old.endswith(b"\n"):
+        line = b"\n" + line  # the last one was cut short
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        if os.write(handle, line) < len(line):
+            raise OSError(f"{path}: the disk took only a part of an answer.")
+        os.fsync(handle)
+    except OSError:
+        # or the next try would find an answer that may not be on the disk
+        os.ftruncate(handle, len(old))
+        raise
+    finally:
+        os.close(handle)
+
+# %% ../../nbs/study/02_server.ipynb #study-02-server-13
 class Responses:
-    "The answers of a study: `responses/CODE.jsonl`, one line an answer, only ever appended to."
+    "The answers of a study's participants: `responses/CODE.jsonl`, one line an answer, only ever appended to."
 
     def __init__(
         self,
@@ -88,10 +134,8 @@ class Responses:
     ):
         "Read which items each participant's plan holds."
         self.study, self.folder = study.settings["study"], study.path / "responses"
-        self.items = {
-            code: list(rows.sort_values("index").picture)
-            for code, rows in study.plan.groupby("code")
-        }
+        plans = study.plan.sort_values("index").groupby("code")
+        self.items = {code: list(rows.picture) for code, rows in plans}
 
     def file(
         self,
@@ -102,104 +146,79 @@ class Responses:
             raise Refused(404, "there is no such code in this study.")
         return below(self.folder, f"{code}.jsonl")
 
-    def read(
-        self,
-        code: str,  # of a participant
-    ) -> list[dict]:  # in the order of arrival
-        """Read the stored answers.
-
-        A line cut short by a crash was never confirmed; it and damaged lines are left out."""
-        path, found = self.file(code), []
-        for _, answer in read_lines(path)[0] if path.exists() else ():
-            try:
-                found.append(self.fit({k: v for k, v in answer.items() if k != "received"}))
-            except Refused:
-                continue
-        return [a for a in found if a["code"] == code]
-
-    def stored(
-        self,
-        code: str,  # of a participant
-    ) -> int:  # where the session goes on; `Refused` for an unknown code
-        "Count the participant's answers from the first up to a gap."
-        there = {a["index"] for a in self.read(code)}
-        return next(k for k in range(len(there) + 1) if k not in there)
-
     def fit(
         self,
         answer,  # as it came
     ) -> dict:  # the same
         "Check that an answer belongs to the study and its plan; raise `Refused` with a reason otherwise."
-        a = _check_shape(answer)
-        if a["study"] != self.study:
+        answer = _check_shape(answer)
+        if answer["study"] != self.study:
             raise Refused(409, "this answer belongs to another study.")
-        if a["code"] not in self.items:
+        if answer["code"] not in self.items:
             raise Refused(404, "there is no such code in this study.")
-        items = self.items[a["code"]]
-        if not 0 <= a["index"] < len(items):
-            raise Refused(400, f"index must lie in 0 to {len(items) - 1}.")
-        if a["item"] != (items[a["index"]] or "check"):
-            raise Refused(400, f"item {a['index']} of this participant is another one.")
-        if a["answer"] not in ANSWERS:
-            raise Refused(400, f"answer must be {' or '.join(ANSWERS)}.")
-        if not 0 <= a["rt"] <= LONGEST:
-            raise Refused(400, f"rt must lie in 0 to {LONGEST} ms.")
-        if a["source"] not in ("button", "keyboard"):
-            raise Refused(400, "source must be button or keyboard.")
-        if a["confidence"] not in (None, 1, 2, 3):
-            raise Refused(400, "confidence must be 1, 2, 3 or null.")
-        if a["seal"] != seal_answer(a):
-            raise Refused(400, "this answer was changed after it was given.")
-        return a
+        _check_values(answer, self.items[answer["code"]])
+        return answer
 
-    def check(
-        self,
-        answer,  # as it came
-    ) -> dict:  # the same
-        "Check as `fit`, and that the picture was not answered before; raise `Refused` otherwise."
-        a = self.fit(answer)
-        for old in self.read(a["code"]):
-            if old["index"] == a["index"]:
-                same = all(old[name] == a[name] for name in FIELDS)
-                raise Refused(
-                    409,
-                    "this answer is stored already."
-                    if same
-                    else "this picture was answered already, differently: the code is in use somewhere else.",
-                    same,
-                )
-        return a
+# %% ../../nbs/study/02_server.ipynb #study-02-server-15
+@patch
+def read(
+    self: Responses,
+    code: str,  # of a participant
+) -> list[dict]:  # in the order of arrival
+    """Read the stored answers.
 
-    def add(
-        self,
-        answer,  # as it came
-    ) -> int:  # how many answers of this participant are stored now
-        "Check and append one answer; it is on the disk when this returns."
-        a = self.check(answer)
-        path = self.file(a["code"])
-        line = (
-            json.dumps(
-                dict(a, received=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-            ).encode()
-            + b"\n"
-        )
-        old = path.read_bytes() if path.exists() else b""
-        torn = old and not old.endswith(b"\n")
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    A line cut short by a crash was never confirmed; it and damaged lines are left out."""
+    path, found = self.file(code), []
+    lines = read_lines(path)[0] if path.exists() else []
+    for _, answer in lines:
+        answer.pop("received", None)
         try:
-            if os.write(handle, b"\n" * bool(torn) + line) < len(line):
-                raise OSError(f"{path}: the disk took only a part of an answer.")
-            os.fsync(handle)
-        except OSError:
-            os.ftruncate(
-                handle, len(old)
-            )  # or the next try would find an answer that may not be on the disk
-            raise
-        finally:
-            os.close(handle)
-        return len(self.read(a["code"]))
+            found.append(self.fit(answer))
+        except Refused:
+            continue
+    return [a for a in found if a["code"] == code]
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-17
+
+@patch
+def stored(
+    self: Responses,
+    code: str,  # of a participant
+) -> int:  # where the session goes on; `Refused` for an unknown code
+    "Count the participant's answers from the first up to a gap."
+    there = {a["index"] for a in self.read(code)}
+    return next(k for k in range(len(there) + 1) if k not in there)
+
+# %% ../../nbs/study/02_server.ipynb #study-02-server-16
+@patch
+def check(
+    self: Responses,
+    answer,  # as it came
+) -> dict:  # the same
+    "Check as `fit`, and that the picture was not answered before; raise `Refused` otherwise."
+    answer = self.fit(answer)
+    for old in self.read(answer["code"]):
+        if old["index"] != answer["index"]:
+            continue
+        if all(old[name] == answer[name] for name in FIELDS):
+            raise Refused(409, "this answer is stored already.", same=True)
+        what = "this picture was answered already, differently"
+        raise Refused(409, f"{what}: the code is in use somewhere else.")
+    return answer
+
+
+@patch
+def add(
+    self: Responses,
+    answer,  # as it came
+) -> int:  # how many answers of this participant are stored now
+    "Check and append one answer; it is on the disk when this returns."
+    answer = self.check(answer)
+    received = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    line = json.dumps(dict(answer, received=received)).encode() + b"\n"
+    _append(self.file(answer["code"]), line)
+    return len(self.read(answer["code"]))
+
+# %% ../../nbs/study/02_server.ipynb #study-02-server-23
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -207,10 +226,13 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+"What every reply of the server carries, besides the page's content security policy."
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"Names of this machine that only itself can reach."
 ANY = ("0.0.0.0", "::")
+"Addresses that stand for all addresses of this machine."
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-18
+# %% ../../nbs/study/02_server.ipynb #study-02-server-24
 def _is_address(name: str) -> bool:
     "Say whether a name is an IP address, to which nobody can make another name lead."
     try:
@@ -218,7 +240,7 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-19
+# %% ../../nbs/study/02_server.ipynb #study-02-server-25
 def _called(
     header: str,  # what a request names as its host
     host: str,  # address listened at
@@ -233,10 +255,10 @@ def _called(
         return True
     return host in ANY and (_is_address(name) or name == socket.gethostname().lower())
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-21
+# %% ../../nbs/study/02_server.ipynb #study-02-server-27
 def _guarded(headers: dict, called):
-    "Make the Tornado handlers that send these headers with every reply and refuse requests for other hosts."
-    from tornado.web import HTTPError, RequestHandler
+    "Make the Tornado handler that sends these headers with every reply and refuses requests for other hosts."
+    from tornado.web import RequestHandler
 
     class Guarded(RequestHandler):
         def set_default_headers(self):
@@ -249,19 +271,38 @@ def _guarded(headers: dict, called):
             if called(self.request.headers.get("Host", "")):
                 return
             self.set_status(421, "Misdirected Request")
-            self.finish(
-                "This server does not go by that name; `prle userstudy serve --name NAME` adds one."
-            )
+            what_to_do = "`prle userstudy serve --name NAME` adds one"
+            self.finish(f"This server does not go by that name; {what_to_do}.")
 
-    class Nothing(Guarded):
+    return Guarded
+
+# %% ../../nbs/study/02_server.ipynb #study-02-server-28
+def _nothing(guarded: type) -> type:
+    "Make the Tornado handler of all other addresses: status 404."
+    from tornado.web import HTTPError
+
+    class Nothing(guarded):
         def prepare(self):
             super().prepare()
             if not self._finished:
                 raise HTTPError(404)
 
-    return Guarded, Nothing
+    return Nothing
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-22
+# %% ../../nbs/study/02_server.ipynb #study-02-server-29
+def _answer_in(request) -> object:
+    "Return the answer that a Tornado request brings: JSON of at most `LIMIT` bytes; raise `Refused` otherwise."
+    kind = request.headers.get("Content-Type", "").split(";")[0].strip()
+    if kind != "application/json":
+        raise Refused(415, "answers come as application/json.")
+    if len(request.body) > LIMIT:
+        raise Refused(413, f"an answer has at most {LIMIT} bytes.")
+    try:
+        return parse_json(request.body, "this")
+    except ValueError as e:
+        raise Refused(400, str(e)) from e
+
+# %% ../../nbs/study/02_server.ipynb #study-02-server-30
 def _answers(guarded: type, responses: Responses) -> type:
     "Make the Tornado handler of answers."
 
@@ -273,10 +314,10 @@ def _answers(guarded: type, responses: Responses) -> type:
         def write_error(self, status_code, **_):
             self.reply(status_code, error="not an answer.")
 
-        def ask(self, status, what, value):
-            "Reply with the result of `what`, or with the reason of a refusal."
+        def ask(self, status, what):
+            "Reply with what `what` returns, or with the reason of a refusal."
             try:
-                self.reply(status, stored=what(value))
+                self.reply(status, stored=what())
             except Refused as e:
                 self.reply(e.status, error=str(e), same=e.same)
             except (OSError, ValueError) as e:
@@ -284,26 +325,17 @@ def _answers(guarded: type, responses: Responses) -> type:
                 self.reply(500, error="the server could not store this answer.")
 
         def get(self):
-            self.ask(200, responses.stored, self.get_query_argument("code", ""))
+            "Tell how many answers of a participant are stored."
+            code = self.get_query_argument("code", "")
+            self.ask(200, lambda: responses.stored(code))
 
         def post(self):
-            "Store an answer sent as JSON of at most `LIMIT` bytes."
-            if (
-                self.request.headers.get("Content-Type", "").split(";")[0].strip()
-                != "application/json"
-            ):
-                return self.reply(415, error="answers come as application/json.")
-            if len(self.request.body) > LIMIT:
-                return self.reply(413, error=f"an answer has at most {LIMIT} bytes.")
-            try:
-                answer = parse_json(self.request.body, "this")
-            except ValueError as e:
-                return self.reply(400, error=str(e))
-            self.ask(201, responses.add, answer)
+            "Store an answer."
+            self.ask(201, lambda: responses.add(_answer_in(self.request)))
 
     return Answers
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-23
+# %% ../../nbs/study/02_server.ipynb #study-02-server-31
 def _page(guarded: type) -> type:
     "Make the Tornado handler of the page's files."
     from tornado.web import HTTPError, StaticFileHandler
@@ -321,7 +353,7 @@ def _page(guarded: type) -> type:
 
     return Page
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-24
+# %% ../../nbs/study/02_server.ipynb #study-02-server-32
 def _server(
     study: Study,  # from `read_study`
     host: str = "127.0.0.1",  # address listened at
@@ -332,39 +364,50 @@ def _server(
     from tornado.web import Application
 
     rules = policy(check_page(study).get("post")) + "; frame-ancestors 'none'"
-    rules = HEADERS | {"Content-Security-Policy": rules}
-    guarded, nothing = _guarded(rules, lambda header: _called(header, host, names))
+    headers = HEADERS | {"Content-Security-Policy": rules}
+    guarded = _guarded(headers, lambda header: _called(header, host, names))
     page = dict(path=os.path.realpath(study.path / "page"), default_filename="index.html")
     handlers = [("/answers", _answers(guarded, Responses(study))), ("/(.*)", _page(guarded), page)]
-    quiet = Application(handlers, default_handler_class=nothing, log_function=lambda handler: None)
-    return HTTPServer(
-        quiet,
-        max_body_size=4 * LIMIT,
-        max_header_size=4 * LIMIT,
-        idle_connection_timeout=60,
-        body_timeout=10,
-    )
+    silent = dict(default_handler_class=_nothing(guarded), log_function=lambda handler: None)
+    sizes = dict(max_body_size=4 * LIMIT, max_header_size=4 * LIMIT)
+    times = dict(idle_connection_timeout=60, body_timeout=10)
+    return HTTPServer(Application(handlers, **silent), **sizes, **times)
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-25
+# %% ../../nbs/study/02_server.ipynb #study-02-server-33
 def _address(host: str, port: int) -> str:
     "Return the server's address for a browser; for a server at all addresses, by the machine's name."
-    host = socket.gethostname() if host in ANY else f"[{host}]" if ":" in host else host
+    if host in ANY:
+        host = socket.gethostname()
+    elif ":" in host:
+        host = f"[{host}]"
     return f"http://{host}:{port}"
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-26
+# %% ../../nbs/study/02_server.ipynb #study-02-server-35
 def _warn(text: str):
+    "Print a warning to stderr."
     print(text, file=sys.stderr, flush=True)
 
 
 def _guard_key(study: Study):
     "Close the key, and warn if the file system does not support that."
     close_key(study.path)
-    if (study.path / "key").stat().st_mode & 0o077:
+    key = study.path / "key"
+    if key.stat().st_mode & 0o077:
+        _warn(f"Others on this machine can read {key}: this file system has no owners.")
+
+
+def _greet(study: Study, host: str, port: int):
+    "Print where the first participant finds the page; warn if the whole network can reach the server."
+    address = f"{_address(host, port)}/?code={study.codes[0]}"
+    others = f"all codes are in {study.path / 'key' / 'codes.txt'}"
+    print(f"{address} is the first of {len(study.codes)} participants; {others}.", flush=True)
+    if host not in LOOPBACK:
         _warn(
-            f"Others on this machine can read {study.path / 'key'}: this file system has no owners."
+            "Everybody in the network can reach this server, and what it is sent is not encrypted. "
+            "For its name its IP address will do."
         )
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-27
+# %% ../../nbs/study/02_server.ipynb #study-02-server-36
 def serve(
     folder: str | Path,  # of a study with its page
     host: str = "127.0.0.1",  # address to listen at; anything but the loopback is open to the network
@@ -384,16 +427,7 @@ def serve(
     async def run():
         server, sockets = _server(study, host, names), bind_sockets(port, host)
         server.add_sockets(sockets)
-        address = f"{_address(host, sockets[0].getsockname()[1])}/?code={study.codes[0]}"
-        print(
-            f"{address} is the first of {len(study.codes)} participants; all codes are in {study.path / 'key' / 'codes.txt'}.",
-            flush=True,
-        )
-        if host not in LOOPBACK:
-            _warn(
-                "Everybody in the network can reach this server, and what it is sent is not encrypted. "
-                "For its name its IP address will do."
-            )
+        _greet(study, host, sockets[0].getsockname()[1])
         await asyncio.Event().wait()
 
     try:

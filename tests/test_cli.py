@@ -1,0 +1,121 @@
+"""The command line as a whole: what it offers, says and imports. The commands are tested with what they do."""
+
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+from fastcore.docments import docments
+
+import prle
+from prle import cli
+from prle.lab.configs import PRESETS
+from prle.study import command
+
+OPTIONS = {
+    "check": "compression subsets part variants protocol reals frames",
+    "faces": "root out count every align size scale workers engine "
+    "compression subsets part variants protocol reals frames",
+    "convert": "root out splits compression subsets part variants protocol reals frames",
+    "forge": "faces out size people seed steps count",
+    "reproduce": "seeds preset data outputs engine gpus",
+    "plan": "seeds preset data outputs",
+    "runs": "kind match code delete outputs",
+    "train": "mask seed set processes track preset data outputs",
+    "localize": "data outputs split subset",
+    "evaluate": "data outputs on",
+    "predict": "data outputs count csv",
+    "userstudy build": "participants images subsets splits practice seed secret-of consent post confidence out "
+    "preset data outputs",
+    "userstudy serve": "host port name",
+    "userstudy analyse": "figure",
+}
+FUNCTIONS = [*cli.COMMANDS.values()][:-1] + [command.build, command.serve, command.analyse]
+
+
+def said(capsys, words):
+    "What the command prints before it stops."
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words.split())
+    out, err = capsys.readouterr()
+    return stopped.value.code, out + err
+
+
+@pytest.mark.parametrize("words", OPTIONS)
+def test_help_names_every_option(words, capsys):
+    code, text = said(capsys, f"{words} --help")
+    named = re.findall(r"^  (?:-h, )?--([a-z-]+)", text, re.MULTILINE)
+    assert code == 0 and sorted(named) == sorted(["help", *OPTIONS[words].split()])
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_every_parameter_is_explained(function):
+    entries = docments(function, full=True, returns=False, eval_str=True)
+    assert all(entry.docment for entry in entries.values())
+    assert entries.keys() == inspect.signature(function).parameters.keys()
+
+
+def test_help_and_version_need_no_large_package():
+    code = """
+import sys
+from prle.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    print(*({"torch", "pandas", "numpy", "cv2", "yaml"} & sys.modules.keys()), file=sys.stderr)
+"""
+    for words in (["--help"], ["--version"], ["plan", "--help"]):
+        command = [sys.executable, "-c", code, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stderr == "\n" and done.stdout
+
+
+def test_version(capsys):
+    assert said(capsys, "--version") == (0, f"prle {prle.__version__}\n")
+
+
+def test_wrong_words(capsys):
+    for words, message in (
+        ("", "required: command"),
+        ("chekc", "invalid choice: 'chekc'"),
+        ("userstudy", "required: step"),
+        ("check ff++", "required: root"),
+        ("faces clip.mp4", "required: --out"),
+        ("forge --size large", "argument --size: invalid int value: 'large'"),
+        ("runs list --codes stale", "unrecognized arguments: --codes"),
+        ("userstudy build --splits holdout", "invalid choice: 'holdout'"),
+    ):
+        code, text = said(capsys, words)
+        assert code == 2 and message in text
+
+
+def test_words_that_are_taken():
+    parser = cli.parser()
+    args = parser.parse_args("faces a.mp4 b --out o --every 3 --subsets DF NT --frames".split())
+    assert args.run is cli.faces and args.inputs == ["a.mp4", "b"]
+    assert (args.every, args.subsets, args.frames, args.size) == (3, ["DF", "NT"], True, 256)
+    assert (
+        list(parser.parse_args(["plan"]).ids) == [] and parser.parse_args(["runs"]).what == "list"
+    )
+    args = parser.parse_args("userstudy serve --name a --name b folder".split())
+    assert (args.name, args.folder, args.port) == (["a", "b"], "folder", 8787)
+
+
+def test_the_help_names_all_presets():
+    for function in (cli.reproduce, cli.plan, cli.train, command.build):
+        text = docments(function)["preset"]
+        assert all(preset in text for preset in PRESETS)
+
+
+def test_a_fault_of_the_code_is_shown_as_it_is(monkeypatch):
+    def broken(what="list"):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setitem(cli.COMMANDS, "runs", broken)
+    broken.__doc__ = "Break."
+    monkeypatch.setattr(
+        cli, "add_command", lambda parser, run: parser.set_defaults(run=run, what="list")
+    )
+    with pytest.raises(RuntimeError, match="a fault"):
+        cli.main(["runs"])
