@@ -111,7 +111,7 @@ def read_face(
     "Read one face of a manifest."
     return read_rgb(below(rows.attrs["root"], rows.path.iloc[i]))
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-10
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-12
 @dataclass(frozen=True)
 class MappedFace:
     "A training face, and what each detector of a zoo attends to."
@@ -126,7 +126,7 @@ class MappedFace:
         batch = next(fused_batches(runs, fusion, len(self.image), rows=[self.row]))
         return batch[0].numpy()
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-11
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-13
 @dataclass(frozen=True)
 class RankedFace(MappedFace):
     "A training face, what a zoo attends to, and the ranks of the attended pixels."
@@ -141,7 +141,7 @@ class RankedFace(MappedFace):
         "Return the face with that region set to zero (Eq. 11)."
         return np.where(self.region(alpha)[..., None], np.uint8(0), self.image)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-13
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-19
 def map_cells(
     subsets: Iterable[str],  # manipulations
     seed: int,  # of the zoo
@@ -154,7 +154,7 @@ def _wanted_maps(zoo: Zoo) -> Wanted:
     "Declare the maps of a zoo."
     return Wanted(lambda lab: lab.maps(zoo), as_it_is)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-14
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-20
 def rank_cells(
     subsets: Iterable[str],  # manipulations
     seed: int,  # of the zoo
@@ -170,7 +170,7 @@ def _wanted_ranks(zoo: Zoo) -> Wanted:
     "Declare the quantile maps of a zoo."
     return Wanted(lambda lab: lab.quantiles(zoo), quantile_folder)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-15
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-21
 def mapped_face(
     lab: Lab,  # its training faces
     values: Values,  # of `map_cells`
@@ -183,7 +183,7 @@ def mapped_face(
         read_face(lab.train_faces(subset), row), dict(zip(lab.preset.backbones, runs)), row
     )
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-16
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-22
 def ranked_face(
     lab: Lab,  # its training faces
     values: Values,  # of `rank_cells`
@@ -196,7 +196,7 @@ def ranked_face(
     quantiles = read_quantiles(folder / path, read_digests(folder)[path.as_posix()])
     return RankedFace(face.image, face.maps, row, quantiles)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-18
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-24
 STYLES = {"none": dict(color="C0", marker="o"), "primary": dict(color="C1", marker="s")}
 LABELS = {"none": "plain", "primary": "+ PRLE"}
 
@@ -206,7 +206,7 @@ def _draw_points(ax: plt.Axes, x: Sequence[float], rows: pd.DataFrame, **style):
     ends = np.maximum(0, [rows.value - rows.low, rows.high - rows.value])
     ax.errorbar(x, rows.value, yerr=ends, linestyle="none", capsize=2, markersize=4, **style)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-19
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-25
 def _draw_both_arms(ax: plt.Axes, rows: pd.DataFrame, by: str, names: Sequence[str]):
     "Draw plain and PRLE beside each other, one group for each of `names` in the column `by`."
     for shift, (arm, style) in zip((-0.15, 0.15), STYLES.items()):
@@ -215,7 +215,7 @@ def _draw_both_arms(ax: plt.Axes, rows: pd.DataFrame, by: str, names: Sequence[s
     ax.set(xticks=range(len(names)), xlim=(-0.6, len(names) - 0.4))
     ax.axhline(50, color="0.6", linewidth=0.8, linestyle=":")
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-22
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-28
 FIGURE1 = ("NT", "FS")
 "What the detectors of Figure 1 are trained on."
 _PAIRS = [("NT", "NT"), ("NT", "FS"), ("FS", "FS"), ("FS", "NT")]
@@ -225,7 +225,7 @@ def figure1_arms() -> list[Arm]:
     "Return plain and PRLE arms of Xception, trained on NT and on FS."
     return [arm for train in FIGURE1 for arm in arms_of(["Xception"], PLAIN_AND_PRLE, train)]
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-23
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-29
 def figure1_faces(
     faces: pd.DataFrame,  # all test faces
     n: int,  # of each manipulation
@@ -238,7 +238,7 @@ def figure1_faces(
         chosen[subset] = np.flatnonzero(of_subset)[picks]
     return chosen
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-24
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-30
 def _draw_attention(part, faces: pd.DataFrame, maps: dict[str, Run], size: int):
     "Draw where each plain detector looks on fakes of its own manipulation."
     chosen = figure1_faces(faces, 3)
@@ -249,7 +249,7 @@ def _draw_attention(part, faces: pd.DataFrame, maps: dict[str, Run], size: int):
             show_image(ax, read_face(faces, i), heat)
         row[0].set_ylabel(f"trained on {train}", **SMALL)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-25
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-31
 def _draw_inside_and_across(part, rows: pd.DataFrame):
     "Draw the AUC within a manipulation and across manipulations."
     ax = part.subplots()
@@ -262,7 +262,7 @@ def _draw_inside_and_across(part, rows: pd.DataFrame):
         *ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=2, **SMALL
     )
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-26
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-32
 def _draw_masked_form(part, face: RankedFace):
     "Draw a face of FS and its masked form."
     whole_ax, masked_ax = part.subplots(2, 1)
@@ -271,7 +271,7 @@ def _draw_masked_form(part, face: RankedFace):
     show_image(masked_ax, face.masked(0.5))
     masked_ax.set_title("FS$_\\rho$, $\\alpha$ = 0.5", **SMALL)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-27
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-33
 def draw_figure1(
     faces: pd.DataFrame,  # all test faces
     maps: dict[
@@ -288,7 +288,7 @@ def draw_figure1(
     _draw_masked_form(right, face)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-28
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-37
 @declare
 class Figure1(Exhibit):
     "Figure 1: attention of detectors trained on NT and on FS, and their AUC within and across (Section I)."
@@ -317,7 +317,7 @@ class Figure1(Exhibit):
         numbers = rows[rows.test.isin(FIGURE1)].drop(columns="note").round(1)
         yield FigurePart("figure1", figure, caption, extra=numbers)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-29
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-38
 def wanted_attention(
     arm: Arm,  # that localizes
     seed: int,  # of its training
@@ -326,7 +326,7 @@ def wanted_attention(
     "Declare the attention maps of an arm's detector."
     return Wanted(lambda lab: lab.attention(arm.run(lab, seed), split), as_it_is)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-31
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-40
 def _draw_arrow(figure: Figure, start: plt.Axes, end: plt.Axes):
     "Draw an arrow from one panel to the next."
     style = dict(
@@ -335,7 +335,7 @@ def _draw_arrow(figure: Figure, start: plt.Axes, end: plt.Axes):
     ends = dict(axesA=start, axesB=end, coordsA="axes fraction", coordsB="axes fraction")
     figure.add_artist(ConnectionPatch((1.03, 0.5), (-0.05, 0.5), **ends, **style))
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-32
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-41
 def _draw_panel(ax: plt.Axes, title: str, draw, *images: np.ndarray):
     "Draw a picture in a frame."
     draw(ax, *images)
@@ -349,12 +349,12 @@ def _show_mask(ax: plt.Axes, mask: np.ndarray):
     "Show a binary mask, white inside."
     ax.imshow(mask, cmap="gray", vmin=0, vmax=1)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-33
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-42
 def _show_ranks(ax: plt.Axes, quantiles: np.ndarray):
     "Show the ranks of the attended pixels, the lowest quantiles dark; nothing where there is no attention."
     ax.imshow(np.where(quantiles > 0, quantiles / 65535, np.nan), cmap="viridis", vmin=0, vmax=1)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-34
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-43
 _PLACES2 = dict(  # panel of Figure 2 -> row, column
     face=(1, 0),
     first=(0, 1),
@@ -368,7 +368,7 @@ _PLACES2 = dict(  # panel of Figure 2 -> row, column
     masked=(1, 5),
 )
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-35
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-44
 _ARROWS2 = [
     *(("face", detector) for detector in ("first", "second", "third")),
     *product(("first", "second", "third"), ("average", "neighbours")),
@@ -380,7 +380,7 @@ _ARROWS2 = [
     ("kept", "masked"),
 ]
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-36
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-45
 def draw_figure2(
     face: RankedFace,
     subset: str,  # manipulation of the face
@@ -407,7 +407,7 @@ def draw_figure2(
     figure.suptitle("static localization" + " " * 62 + "dynamic exploitation", **SMALL)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-37
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-48
 def draw_figure4(
     face: RankedFace,
     subset: str,  # manipulation of the face
@@ -438,10 +438,10 @@ def draw_figure4(
         _draw_arrow(figure, ax[start], ax[end])
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-38
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-51
 SEED_OF_FACE = Parameter("seed", 0, "of the zoo and of the choice of the face")
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-39
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-52
 class OneFace(Exhibit):
     "A figure of one training face, drawn at random."
 
@@ -466,7 +466,7 @@ class OneFace(Exhibit):
         caption = f"{self.caption(seed)} {describe(lab, 1, on=(), brackets='')}"
         yield FigurePart(self.name, self.draw(face, subset), caption)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-40
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-53
 @declare
 class Figure2(OneFace):
     "Figure 2: the method at a glance (Section III)."
@@ -480,7 +480,7 @@ class Figure2(OneFace):
     def caption(self, seed: int) -> str:
         return f"Figure 2: from a face to its masked form, all panels computed for this face, drawn at random (seed {seed})."
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-42
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-55
 FIGURE3 = {
     "average, low $\\tau_1$": LOW,
     "average, high $\\tau_1$": HIGH,
@@ -488,7 +488,7 @@ FIGURE3 = {
 }
 "The rows of Figure 3 and how they are fused."
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-43
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-56
 def read_attended_values(
     run: Run,  # from `Lab.statistics`
 ) -> np.ndarray:  # (BINS,) pixels
@@ -498,7 +498,7 @@ def read_attended_values(
     counts[0] -= counts.sum() - round(attended.mean() * counts.sum())
     return counts
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-44
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-57
 def draw_figure3(
     faces: dict[str, MappedFace],  # manipulation -> a face
     counts: dict[str, np.ndarray],  # row of `FIGURE3` -> pixels of all training faces in each bin
@@ -523,10 +523,10 @@ def draw_figure3(
     ax.legend(frameon=False, **SMALL)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-45
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-60
 SEED_OF_FACES = Parameter("seed", 0, "of the zoo and of the choice of faces")
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-46
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-61
 @declare
 class Figure3(Exhibit):
     "Figure 3: what the static methods localize (Section III-B)."
@@ -555,7 +555,7 @@ class Figure3(Exhibit):
         )
         yield FigurePart("figure3", draw_figure3(faces, counts), caption)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-47
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-62
 @declare
 class Figure4(OneFace):
     "Figure 4: dynamic exploitation (Section III-C)."
@@ -569,7 +569,7 @@ class Figure4(OneFace):
     def caption(self, seed: int) -> str:
         return f"Figure 4: mask conversion, sorting, and the masks of three values of α, for one face, drawn at random (seed {seed})."
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-49
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-64
 def draw_figure5(
     rows: pd.DataFrame,  # from `compare`
 ) -> Figure:
@@ -584,7 +584,7 @@ def draw_figure5(
     axes[0].legend(frameon=False, **SMALL)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-50
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-67
 def _intervals(rows: pd.DataFrame) -> list[str]:
     "Format numbers with their intervals."
     return [interval(r.value, r.low, r.high) for r in rows.itertuples()]
@@ -600,7 +600,7 @@ def figure5_table(
     order = list(average[heads].drop_duplicates().itertuples(index=False, name=None))
     return shown.loc[order].reset_index()
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-51
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-68
 @declare
 class Figure5(ArmExhibit):
     "Figure 5: detectors trained on DF or on FS only (Section IV-C2)."
@@ -622,7 +622,7 @@ class Figure5(ArmExhibit):
         yield FigurePart("figure5", draw_figure5(rows), caption)
         yield TablePart("figure5", rows, figure5_table(rows), caption)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-53
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-70
 def add_figure6(
     lab: Lab,  # whose target sets
     rows: pd.DataFrame,  # from `compare`
@@ -638,7 +638,7 @@ def add_figure6(
     of_paper = (rows.backbone == "EfficientNet") & (rows.test == "AVG") & (rows.measure == "AUC")
     return rows.assign(paper=rows.arm.map(given).where(of_paper))
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-54
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-71
 def _draw_zoo_sizes(ax: plt.Axes, part: pd.DataFrame):
     "Draw AUC and ACC of one backbone against the number of detectors."
     for measure, style in (
@@ -663,7 +663,7 @@ def _draw_zoo_sizes(ax: plt.Axes, part: pd.DataFrame):
     ax.set_xticklabels([f"+{b[0]}." for b in BACKBONES[: part.arm.nunique()]])
     ax.legend(frameon=False, **SMALL)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-55
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-72
 def draw_figure6(
     rows: pd.DataFrame,  # from `add_figure6`
 ) -> Figure:
@@ -681,7 +681,7 @@ def draw_figure6(
     axes[0].set_ylabel("average over the target sets (%)")
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-56
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-75
 def figure6_table(
     rows: pd.DataFrame,  # from `add_figure6`
 ) -> pd.DataFrame:  # a row a backbone, measure and kind; a column a number of detectors
@@ -703,7 +703,7 @@ def figure6_table(
         .rename(columns=dict(kind=""))
     )
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-57
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-76
 @declare
 class Figure6(ArmExhibit):
     "Figure 6: one to five detectors in the fusion (Section IV-D2)."
@@ -728,7 +728,7 @@ class Figure6(ArmExhibit):
         yield FigurePart("figure6", draw_figure6(rows), caption)
         yield TablePart("figure6", rows, figure6_table(rows), caption)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-59
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-78
 def figure7_picks(
     lab: Lab,  # its manipulations
     seed: int,  # of the choice
@@ -739,7 +739,7 @@ def figure7_picks(
     rounds = zip(*picks.values())
     return [(s, row) for turn in rounds for s, row in zip(lab.subsets, turn)][:n]
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-60
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-79
 def draw_figure7(
     faces: list[tuple[str, RankedFace]],  # manipulation and face
 ) -> Figure:
@@ -759,7 +759,7 @@ def draw_figure7(
         ax.set_title(title, **SMALL)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-61
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-82
 @declare
 class Figure7(Exhibit):
     "Figure 7: masks from alpha = 1.0 to 0.1 (Section IV-E1)."
@@ -779,7 +779,7 @@ class Figure7(Exhibit):
         )
         yield FigurePart("figure7", draw_figure7(faces), caption)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-63
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-84
 def draw_figure8(
     rows: pd.DataFrame,  # from `masked_accuracy`
 ) -> Figure:
@@ -803,7 +803,7 @@ def draw_figure8(
     figure.legend(frameon=False, loc="outside upper center", ncols=3, **SMALL)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-64
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-87
 def what_masks_tell(
     masked: Values,  # manipulation, alpha -> scores of each seed, of `masked_cells`
     gray: Values,  # of `control_cells`
@@ -816,13 +816,13 @@ def what_masks_tell(
     parts = [estimate_each(values, "auc", ["what", "subset"]) for values in (faces | gray, sizes)]
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-65
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-88
 def _by_subset(rows: pd.DataFrame, index: str) -> pd.DataFrame:
     "Format numbers with one column for each manipulation."
     shown = rows.assign(cell=_intervals(rows)).pivot(index=index, columns="subset", values="cell")
     return shown.loc[rows[index].unique(), rows.subset.unique()].reset_index()
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-66
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-89
 @declare
 class Figure8(Exhibit):
     "Figure 8: accuracy when primary regions are masked (Section IV-E1), with a control that the paper lacks."
@@ -846,7 +846,7 @@ class Figure8(Exhibit):
         caption = f"What the masks of Figure 8 tell: AUC (%) at alpha = 1.0. {about}{gaps(tells)}"
         yield TablePart("figure8_masks", tells, shown, caption)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-68
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-91
 def celeb_set(
     lab: Lab,  # whose target sets
 ) -> str:  # `ValueError` if there is none
@@ -858,7 +858,7 @@ def celeb_set(
         f"Figure 9 needs Celeb-DF; this data has {', '.join(lab.targets) or 'no target set'}."
     )
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-69
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-92
 def _draw_judged(ax: plt.Axes, image: np.ndarray, heat: np.ndarray, p_fake: float):
     "Draw a fake, where a detector looks, and its score; a missed fake in red."
     show_image(ax, image, heat)
@@ -867,7 +867,7 @@ def _draw_judged(ax: plt.Axes, image: np.ndarray, heat: np.ndarray, p_fake: floa
     else:
         ax.set_xlabel(f"{p_fake:.2f} missed", color="#c03a00", fontweight="bold", **SMALL)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-70
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-93
 def draw_figure9(
     images: list[np.ndarray],  # fakes
     arms: dict[
@@ -889,7 +889,7 @@ def draw_figure9(
         line[0].set_ylabel(f"{backbone}\n{LABELS[arm]}", **SMALL)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-71
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-96
 @declare
 class Figure9(Exhibit):
     "Figure 9: where detectors of seed 0 look, with and without PRLE (Section IV-E2)."
@@ -924,7 +924,7 @@ class Figure9(Exhibit):
         caption = f"Figure 9: attention on {len(chosen)} fakes drawn at random (seed {seed}), failures included. {about}"
         yield FigurePart("figure9", figure, caption, extra=found_fakes(drawn))
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-72
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-97
 def found_fakes(
     arms: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]],  # as `draw_figure9`
 ) -> pd.DataFrame:  # a row an arm: fakes that it finds, of how many
