@@ -115,17 +115,17 @@ def same_rows(kept: pd.DataFrame, declared: pd.DataFrame) -> bool:
 # Keeping what a run of all notebooks has shown
 
 
-def small_png(text: str) -> str:
-    "Return a PNG (base64) with 256 colours, which a figure of faces needs to stay small."
+def small_png(text: str, colours: int) -> str:
+    "Return a PNG (base64) with at most so many colours, or the given one if it is smaller."
     picture = Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")
     out = io.BytesIO()
-    reduced = picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    reduced = picture.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     reduced.save(out, "PNG", optimize=True)
     small = base64.b64encode(out.getvalue()).decode()
     return min(small, text.strip(), key=len)
 
 
-def clean_output(output, outputs: Path):
+def clean_output(output, outputs: Path, colours: int):
     "Return an output without counts, paths and progress; None if nothing is left."
     output = nbformat.from_dict(output)
     if "execution_count" in output:
@@ -137,7 +137,7 @@ def clean_output(output, outputs: Path):
         return None
     for kind, content in output.data.items():
         if kind == "image/png":
-            output.data[kind] = small_png(content)
+            output.data[kind] = small_png(content, colours)
         elif isinstance(content, str):
             output.data[kind] = content.replace(str(outputs), "outputs")
     return output
@@ -154,7 +154,7 @@ def shows(cell) -> bool:
     return ".show(" in cell.source
 
 
-def with_outputs(source: Path, executed: Path, outputs: Path):
+def with_outputs(source: Path, executed: Path, outputs: Path, colours: int = 256):
     """Return the notebook `source` with the results that its executed copy shows.
 
     Raise `ValueError` if that was made of other cells."""
@@ -163,7 +163,7 @@ def with_outputs(source: Path, executed: Path, outputs: Path):
     if [cell.source for cell in here] != [cell.source for cell in there]:
         raise ValueError(f"{executed} was made of other cells than {source}: run `make paper-all`.")
     for cell, made in zip(here, there):
-        cleaned = [clean_output(output, outputs) for output in made.outputs if shows(cell)]
+        cleaned = [clean_output(output, outputs, colours) for output in made.outputs if shows(cell)]
         cell.outputs = [output for output in cleaned if output is not None]
         cell.execution_count = None
     return notebook
@@ -197,8 +197,11 @@ def keep(lab: Lab, name: str, source: Path, reference: Path) -> dict:
     strange = [run for run in note["runs"] if run not in runs and not run.startswith("timings/")]
     if strange:
         raise ValueError(f"{name} was made of runs that are no longer planned: {strange[:3]}.")
-    notebook = with_outputs(source / f"{name}.ipynb", executed, lab.outputs)
-    text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    for colours in (256, 64, 16):
+        notebook = with_outputs(source / f"{name}.ipynb", executed, lab.outputs, colours)
+        text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        if len(text.encode()) < LARGEST:
+            break
     check_fit_to_publish(text, name, lab.outputs)
     tables, figures = {}, []
     for path in notes:

@@ -27,6 +27,13 @@ from ..mini.targets import TARGETS
 from ..trust import read_table
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-4
+def _ends(by_seed: np.ndarray, drawn: np.ndarray, people: int) -> tuple:
+    "Return the ends of the interval of numbers (S, ...) of which samples of people (B, ...) were drawn."
+    if len(by_seed) > 1:
+        return total_interval(by_seed, drawn, people)
+    return tuple(np.quantile(drawn, [0.025, 0.975], axis=0))
+
+
 def mean_interval(
     values: np.ndarray,  # (S, N) a number for each seed and face
     people: np.ndarray,  # (N,) whose face it is
@@ -42,10 +49,7 @@ def mean_interval(
         return weights @ of_faces / weights.sum(-1)
 
     drawn = resamples(weighted_mean, people, n, batched=True)
-    if len(values) > 1:
-        low, high = total_interval(values.mean(1), drawn, len(set(people)))
-    else:
-        low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = _ends(values.mean(1), drawn, len(set(people)))
     return float(values.mean()), float(low), float(high)
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-7
@@ -116,9 +120,7 @@ def arms_of(
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-17
 def choose_backbones(
     lab: Lab,  # its preset decides
-    backbones: Sequence[str]
-    | str
-    | None,  # names; "all": the paper's five; None: the zoo's three, all five in paper
+    backbones: Sequence[str] | str | None,  # names; "all": five; None: three (paper: five)
 ) -> list[str]:  # `ValueError` for an unknown name
     "Return the backbones that a table compares."
     if backbones is None:
@@ -138,13 +140,14 @@ def _people_of(tables: list[pd.DataFrame]) -> np.ndarray:
 def _cell_statistic(
     cells: dict[tuple, list[pd.DataFrame]],  # scores of each seed
     measures: dict[tuple, str],  # of each cell
+    score: str,  # column of the scores
 ) -> tuple[np.ndarray, Callable]:
     "Return all people, and the function that maps their weights (B, P) to measures (B, S, K) in per cent."
     people = np.unique(np.concatenate([_people_of(tables) for tables in cells.values()]))
     parts = []
     for key, tables in cells.items():
         member = np.searchsorted(people, _people_of(tables))
-        by_seed = [as_statistic(measures[key], t.label, t.p_fake) for t in tables]
+        by_seed = [as_statistic(measures[key], t.label, t[score]) for t in tables]
         parts.append((member, by_seed))
 
     def statistic(weights):
@@ -158,6 +161,14 @@ def _cell_statistic(
     return people, statistic
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-22
+def _weight_matrix(cells: Iterable, sums: list[dict[tuple, float]]) -> np.ndarray:  # (K, M)
+    "Return the weight of each cell in each sum; 0 where a sum leaves it out."
+    columns = []
+    for weights in sums:
+        columns.append([weights.get(cell, 0.0) for cell in cells])
+    return np.array(columns).T
+
+
 def _first_gap(values: Values, names: Iterable) -> str:  # "" if there is none
     "Return the reason of the first gap among some cells."
     for name in names:
@@ -171,6 +182,7 @@ def estimate_sums(
     measures: dict[tuple, str],  # name -> "auc" or "acc", see `prle.metrics.MEASURES`
     sums: dict[tuple, dict[tuple, float]],  # name -> cell -> its weight
     n: int = 1000,  # resamples
+    score: str = "p_fake",  # column of the scores; larger means fake
 ) -> pd.DataFrame:  # a row a sum: key, value, low, high in per cent; note: the reason of a gap
     """Estimate weighted sums of cells, with 95% intervals that allow for other people.
 
@@ -182,18 +194,14 @@ def estimate_sums(
     table = table.assign(value=np.nan, low=np.nan, high=np.nan)
     if not good:
         return table
-    people, statistic = _cell_statistic(there, measures)
-    mix = np.array([[sums[name].get(cell, 0.0) for cell in there] for name in good]).T  # (K, M)
+    people, statistic = _cell_statistic(there, measures, score)
+    mix = _weight_matrix(there, [sums[name] for name in good])
     by_seed = statistic(np.ones((1, len(people))))[0] @ mix  # (S, M)
     drawn = resamples(lambda weights: statistic(weights).mean(1) @ mix, people, n, batched=True)
-    if len(by_seed) > 1:
-        low, high = total_interval(by_seed, drawn, len(people))
-    else:
-        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    numbers = np.stack([by_seed.mean(0), low, high], 1).round(
-        9
-    )  # a difference of nothing is nothing
-    table.loc[table.note == "", ["value", "low", "high"]] = numbers
+    low, high = _ends(by_seed, drawn, len(people))
+    numbers = np.stack([by_seed.mean(0), low, high], 1)
+    # A difference of nothing is nothing.
+    table.loc[table.note == "", ["value", "low", "high"]] = numbers.round(9)
     return table
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-26
@@ -201,11 +209,11 @@ def estimate_each(
     values: Values,  # name -> scores of each seed, or a gap
     measure: str,  # "auc" or "acc"
     columns: Sequence[str],  # what the parts of a name are
+    score: str = "p_fake",  # column of the scores
 ) -> pd.DataFrame:  # columns, value, low, high in per cent, note
     "Estimate every cell on its own."
-    found = estimate_sums(
-        values, dict.fromkeys(values, measure), {name: {name: 1.0} for name in values}
-    )
+    alone = {name: {name: 1.0} for name in values}
+    found = estimate_sums(values, dict.fromkeys(values, measure), alone, score=score)
     return split_keys(found, columns)
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-27
@@ -289,9 +297,8 @@ def _sums(
             sums[backbone, name, train, test] = {(backbone, name, train, test): 1.0}
         means = _means(train, tests)
         for mean, over in means.items():
-            sums[backbone, name, train, mean] = {
-                (backbone, name, train, t): 1 / len(over) for t in over
-            }
+            cells = [(backbone, name, train, test) for test in over]
+            sums[backbone, name, train, mean] = dict.fromkeys(cells, 1 / len(over))
         base = first.setdefault((backbone, train), name)
         if not reference or base == name:
             continue
@@ -311,10 +318,9 @@ def compare(
     keys = list(dict.fromkeys(key[:3] for key in values))
     tests = list(dict.fromkeys(key[3] for key in values))
     parts = []
+    sums = _sums(keys, tests, reference)
     for measure in measures:
-        found = estimate_sums(
-            values, dict.fromkeys(values, measure.lower()), _sums(keys, tests, reference)
-        )
+        found = estimate_sums(values, dict.fromkeys(values, measure.lower()), sums)
         named = split_keys(found, CELL_COLUMNS[:4]).assign(measure=measure)
         parts.append(named[[*CELL_COLUMNS, "value", "low", "high", "note"]])
     return pd.concat(parts, ignore_index=True)
@@ -424,9 +430,8 @@ def masked_cells(
     cells: Cells = {}
     for subset in lab.subsets:
         for alpha in alphas:
-            cells[subset, alpha] = [
-                masked_scores(subset, seed, alpha, face) for seed in seed_range(seeds)
-            ]
+            wanted = [masked_scores(subset, seed, alpha, face) for seed in seed_range(seeds)]
+            cells[subset, alpha] = wanted
     return cells
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-51
@@ -460,26 +465,23 @@ def wanted_statistics(
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-56
 def read_mask_sizes(
     run: Run,  # from `Lab.statistics`
-) -> pd.DataFrame:  # label, identity, p_fake: the attended share of the face, in [0, 1]
-    "Read training faces, with the share that alpha = 1 masks in the place of a detector's score."
+) -> pd.DataFrame:  # label, identity, share: of the face that is attended, in [0, 1]
+    "Read training faces with the share that alpha = 1 masks."
     shares = read_table(run_file(run.path, "shares.parquet"))
-    return shares.assign(p_fake=shares["above 0"])
+    return shares.rename(columns={"above 0": "share"})
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-57
 def control_cells(
     lab: Lab,  # its manipulations
     seeds: int,  # trainings
-) -> tuple[
-    Cells, Cells
-]:  # of masks on gray, and of their sizes: what, manipulation -> scores of each seed
+) -> tuple[Cells, Cells]:  # of masks on gray, of their sizes: what, manipulation -> each seed
     "Declare the controls of Figure 8: what the masks reveal without the faces."
     gray, sizes = {}, {}
     for subset in lab.subsets:
-        gray["mask on gray", subset] = [
-            masked_scores(subset, seed, 1.0, face=False) for seed in seed_range(seeds)
-        ]
-        zoos = [Zoo(subset, seed) for seed in seed_range(seeds)]
-        sizes["size of the mask, in training", subset] = [
-            wanted_statistics(zoo, read_mask_sizes) for zoo in zoos
-        ]
+        on_gray, of_size = [], []
+        for seed in seed_range(seeds):
+            on_gray.append(masked_scores(subset, seed, 1.0, face=False))
+            of_size.append(wanted_statistics(Zoo(subset, seed), read_mask_sizes))
+        gray["mask on gray", subset] = on_gray
+        sizes["size of the mask, in training", subset] = of_size
     return gray, sizes
