@@ -224,14 +224,14 @@ def split_keys(
     "Split each key into columns."
     return pd.DataFrame(found.key.tolist(), columns=list(columns)).join(found.drop(columns="key"))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-29
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-35
 def _lacks(lab: Lab, target: str) -> str:  # "" if it has both
     "Say which of the two classes a target set lacks; without both there is no AUC."
     there = set(lab.test_faces(target).label)
     lacking = [name for label, name in enumerate(("reals", "fakes")) if label not in there]
     return f"{target} has no {' and no '.join(lacking)}" if lacking else ""
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-30
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-36
 def target_cells(
     lab: Lab,  # preset and data
     arms: Iterable[Arm],  # trained on whatever
@@ -246,7 +246,7 @@ def target_cells(
             cells[*arm.key, target] = Gap(reason) if reason else wanted
     return cells
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-31
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-37
 def score_cells(
     arms: Iterable[Arm],  # trained on whatever
     seeds: int,  # trainings
@@ -262,7 +262,7 @@ def reals_and(
     "Return all reals and the fakes of one manipulation."
     return scores[scores.subset.isin(["real", subset])]
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-32
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-38
 def split_subsets(
     values: Values,  # name -> scores of each seed, or a gap
     subsets: Sequence[str],  # manipulations
@@ -275,7 +275,7 @@ def split_subsets(
             parts[*key, subset] = tables if gap else [reals_and(subset, t) for t in tables]
     return parts
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-35
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-41
 def _means(train: str, tests: list[str]) -> dict[str, list[str]]:
     "Return the tests behind each mean of a row: all tests (`AVG`), and those not trained on (`unseen`)."
     means = dict(AVG=tests)
@@ -284,7 +284,7 @@ def _means(train: str, tests: list[str]) -> dict[str, list[str]]:
         means["unseen"] = unseen
     return means
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-36
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-42
 def _sums(
     keys: list[tuple],  # backbone, arm, train
     tests: list[str],  # what they are tested on
@@ -308,7 +308,7 @@ def _sums(
             sums[backbone, f"{name} - {base}", train, test] = plus | minus
     return sums
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-37
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-43
 def compare(
     values: Values,  # backbone, arm, train, test -> scores of each seed, or a gap
     measures: Sequence[str] = ("AUC",),  # "AUC", "ACC"
@@ -325,7 +325,7 @@ def compare(
         parts.append(named[[*CELL_COLUMNS, "value", "low", "high", "note"]])
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-40
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-46
 BASELINES = {
     "MesoNet": "meso4",
     "Capsule": "capsule",
@@ -340,14 +340,14 @@ BASELINES = {
 
 _STANDS_FOR = dict(zip(TARGETS, TARGET_SETS))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-41
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-47
 def paper_names(
     lab: Lab,  # whose target sets
 ) -> dict[str, str]:  # ours -> the paper's
     "Return the paper's name of the target set that each of ours stands for."
     return {ours: _STANDS_FOR.get(ours, ours) for ours in lab.targets}
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-42
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-48
 def paper_tests(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table
@@ -357,7 +357,7 @@ def paper_tests(
         return [s for s in SUBSETS if s in lab.subsets]
     return [t for t in TARGET_SETS if t in paper_names(lab).values()]
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-43
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-49
 def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
     "Return the paper's cells of some tests, with their mean instead of the printed one."
     given = given[given.test.isin(tests)]
@@ -365,7 +365,7 @@ def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
     mean = groups.paper.agg(lambda numbers: numbers.mean(skipna=False))
     return pd.concat([given, mean.assign(test="AVG")])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-44
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-50
 def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
     "Add the differences to the first arm of each backbone and training."
     keys = ["backbone", "train", "test", "measure"]
@@ -374,7 +374,7 @@ def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
     change = both.assign(arm=both.arm + " - " + both.arm_first, paper=both.paper - both.paper_first)
     return pd.concat([given, change[given.columns]])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-45
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-51
 def paper_numbers(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table, 2 to 7
@@ -390,7 +390,7 @@ def paper_numbers(
     ours = {theirs: name for name, theirs in paper_names(lab).items()}
     return given.assign(test=given.test.replace(ours))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-46
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-52
 def add_paper(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table, 2 to 7
@@ -399,11 +399,11 @@ def add_paper(
     "Add the paper's numbers to ours; NaN where it has none."
     return rows.merge(paper_numbers(lab, number), on=CELL_COLUMNS, how="left")
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-48
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-54
 FIGURE8_ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 "The shares of the attended pixels that Figure 8 masks."
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-49
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-55
 def masked_scores(
     subset: str,  # manipulation that detector and zoo are trained on, and whose fakes are scored
     seed: int,  # of both
@@ -419,7 +419,7 @@ def masked_scores(
 
     return Wanted(ask, lambda run: reals_and(subset, read_scores(run)))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-50
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-56
 def masked_cells(
     lab: Lab,  # its manipulations
     seeds: int,  # trainings
@@ -434,7 +434,7 @@ def masked_cells(
             cells[subset, alpha] = wanted
     return cells
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-51
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-57
 def mean_over_subsets(
     subsets: Sequence[str],  # manipulations
     weights: dict[float, float],  # alpha -> weight
@@ -442,7 +442,7 @@ def mean_over_subsets(
     "Return the weights of a sum over alpha of the mean over manipulations."
     return {(s, alpha): weight / len(subsets) for alpha, weight in weights.items() for s in subsets}
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-52
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-58
 def masked_accuracy(
     values: Values,  # of `masked_cells`
 ) -> pd.DataFrame:  # subset ("mean": over all), alpha, value, low, high in per cent, note
@@ -454,7 +454,7 @@ def masked_accuracy(
     found = estimate_sums(values, dict.fromkeys(values, "acc"), sums)
     return split_keys(found, ["subset", "alpha"])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-55
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-61
 def wanted_statistics(
     zoo: Zoo,  # whose training maps are measured
     read: Callable[[Run], pd.DataFrame],  # what is wanted of them
@@ -462,7 +462,7 @@ def wanted_statistics(
     "Declare the statistics of a zoo's maps."
     return Wanted(lambda lab: lab.statistics(zoo), read)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-56
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-62
 def read_mask_sizes(
     run: Run,  # from `Lab.statistics`
 ) -> pd.DataFrame:  # label, identity, share: of the face that is attended, in [0, 1]
@@ -470,7 +470,7 @@ def read_mask_sizes(
     shares = read_table(run_file(run.path, "shares.parquet"))
     return shares.rename(columns={"above 0": "share"})
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-57
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-63
 def control_cells(
     lab: Lab,  # its manipulations
     seeds: int,  # trainings
