@@ -1,4 +1,4 @@
-"prle.paper.comparisons, prle.paper.efficiency: a table's arms, and how its numbers, averages, differences, gaps are made."
+"prle.paper.comparisons, prle.paper.efficiency: a table's arms; its numbers, averages, differences and gaps."
 
 import numpy as np
 import pandas as pd
