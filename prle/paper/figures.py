@@ -327,7 +327,8 @@ def wanted_attention(
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-40
 def _draw_arrow(figure: Figure, start: plt.Axes, end: plt.Axes):
     "Draw an arrow from one panel to the next."
-    style = dict(arrowstyle="-|>", color="0.35", mutation_scale=8, shrinkA=1, shrinkB=1)
+    style = dict(arrowstyle="-|>", color="0.35", linewidth=1)
+    style |= dict(mutation_scale=8, shrinkA=1, shrinkB=1)
     ends = dict(axesA=start, axesB=end, coordsA="axes fraction", coordsB="axes fraction")
     figure.add_artist(ConnectionPatch((1.03, 0.5), (-0.05, 0.5), **ends, **style))
 
