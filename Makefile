@@ -8,7 +8,7 @@ ENGINE ?= $(if $(filter mini,$(PRESET)),ray,local)
 BIN    := .venv/bin
 TOOLS  := .tools/bin
 
-.PHONY: help setup paper paper-all test test-fast campaign bench lab export lock audit clean
+.PHONY: help setup paper paper-all reference test test-fast campaign bench lab export lock audit clean
 
 help: # what can be made
 	@grep -E '^[a-z-]+:.*# ' Makefile | sed -E 's/^([a-z-]+):.*# /\1|/' | column -t -s '|'
@@ -37,6 +37,10 @@ paper: setup # the headline tables and figures, and outputs/report.html
 # every table, figure and claim
 paper-all: ONLY = all
 paper-all: paper # every table, figure and claim
+
+# After make paper-all: what its notebooks show goes into nbs/paper/, their tables into outputs/reference/.
+reference: setup # keep what the notebooks of the paper show, for readers who run nothing
+	$(BIN)/python tests/reference.py
 
 test: setup # everything that has to pass
 	$(BIN)/ruff format --quiet --check nbs tests setup.py

@@ -1,4 +1,4 @@
-"prle.paper.comparisons and prle.paper.efficiency: which arms a table has, and how its numbers, averages, differences and gaps are made."
+"prle.paper.comparisons, prle.paper.efficiency: a table's arms; its numbers, averages, differences and gaps."
 
 import numpy as np
 import pandas as pd
@@ -116,7 +116,7 @@ def test_the_interval_of_a_paired_difference_is_paired():
 
 
 def test_people_of_different_test_sets_are_drawn_together():
-    "A person's faces in two sets come and go together, so the interval of the mean is as wide as that of one set if both are the same."
+    "A person's faces in two sets come and go together: the mean of two equal sets has the interval of one."
     cells = {"a": [table("a")], "b": [table("a")]}
     found = estimate_sums(
         cells, dict(a="auc", b="auc"), {"one": {"a": 1.0}, "mean": {"a": 0.5, "b": 0.5}}

@@ -1,4 +1,4 @@
-"prle.paper.figures: the numbers that are drawn are those of the scores, and what cannot be read at the printed width is not drawn."
+"prle.paper.figures: what is drawn are the numbers of the scores, and letters can be read at the printed width."
 
 from types import SimpleNamespace
 
@@ -193,7 +193,7 @@ def test_what_masks_tell_is_the_auc_of_faces_of_masks_on_gray_and_of_sizes(lab, 
         comparisons,
         "read_mask_sizes",
         lambda zoo: faces(zoo.subset, zoo.seed, "size", subsets=[zoo.subset]).rename(
-            columns=dict(p_fake="area")
+            columns=dict(p_fake="share")
         ),
     )
     values = [read(lab, cells) for cells in (masked_cells(lab, 2), *control_cells(lab, 2))]

@@ -114,9 +114,8 @@ def test_no_link_leads_nowhere():
 
 
 @pytest.mark.parametrize("notebook", PAPER, ids=name)
-def test_paper_notebooks_are_unexecuted_and_have_parameters(notebook):
+def test_paper_notebooks_have_parameters(notebook):
     cells = nbformat.read(notebook, as_version=4).cells
-    assert not any(c.get("outputs") for c in cells)
     (parameters,) = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
     assert all(re.fullmatch(r"\w+ = .+?# .+", line) for line in parameters.source.splitlines()), (
         "each parameter has a default and a comment"

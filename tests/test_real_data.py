@@ -1,4 +1,4 @@
-"The preset paper on real videos in the data sets' official layouts: at full size as far as two cores can, and through its notebooks with narrow networks."
+"The preset paper on real videos in the official layouts: at full size, and through its notebooks with narrow networks."
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from prle.paper.tables import Table6
 
 @pytest.fixture
 def real_data(tmp_path, monkeypatch, request):
-    "The folders of `prle faces` made of real mp4s in the official layouts, and the preset paper at its full size, or with smaller crops, for one epoch of a few faces."
+    "Folders of `prle faces` from real mp4s, and the preset paper at full size or with smaller crops, for one epoch."
     source, root, full = tmp_path / "sources", tmp_path / "root", configs.PRESETS["paper"]
     size = getattr(request, "param", full.size)
     people = {f"{i:03}": f"s{i + 1}" for i in range(6)}
@@ -103,7 +103,7 @@ def real_data(tmp_path, monkeypatch, request):
 
 @pytest.mark.slow
 def test_real_data_in_official_layouts_with_full_size_networks(real_data, tmp_path, capsys):
-    "Crops of videos, the zoo at its published size, its maps, fusion, training with masks, a target set: Table VI's first row, with what it will cost said first."
+    "Table VI's first row, from crops of videos to a target set, with what it will cost said first."
     lab = Lab("paper", real_data, tmp_path / "outputs", say=lambda line: None)
     assert (
         lab.targets == ["DFDC", "DF-1.0", "Celeb-DF"]
@@ -112,7 +112,8 @@ def test_real_data_in_official_layouts_with_full_size_networks(real_data, tmp_pa
     )
     text = announce(lab, Table6(), seeds=1)
     assert re.fullmatch(
-        r"\d+ of \d+ runs are to be made, 7 of them trainings: about [\d.e-]+ hours of one RTX 3090 at the paper's throughput, reading not included, "
+        r"\d+ of \d+ runs are to be made, 7 of them trainings: about [\d.e-]+ hours of one RTX 3090 "
+        r"at the paper's throughput, reading not included, "
         r"and [\d.]+ [MG]B on disk.",
         text,
     ), text

@@ -1,4 +1,4 @@
-"prle.paper.reproduce: every notebook in the preset smoke through papermill, the report, what fails, what it costs, and real data."
+"prle.paper.reproduce: every notebook in the preset smoke through papermill, the report, failures, and costs."
 
 import base64
 import importlib
@@ -335,7 +335,10 @@ def test_the_report_is_whole_and_needs_no_network(smoke):
     )
 
 
-HOSTILE = "<script>alert(1)</script> ![p](http://a.example/p.png) [l](javascript:x) <http://a.example> &lt; `c` a|b {{ 7 * 7 }} \\ '\""
+HOSTILE = (
+    "<script>alert(1)</script> ![p](http://a.example/p.png) [l](javascript:x) <http://a.example> "
+    "&lt; `c` a|b {{ 7 * 7 }} \\ '\""
+)
 
 
 def report_of(lab, words):
@@ -422,8 +425,9 @@ def test_files_with_odd_names_are_linked_in_the_report(tmp_path):
 def test_the_report_in_a_browser(smoke, tmp_path):
     "No console error, all pictures load, and no sideways scrolling of the page at phone width."
     page = tmp_path / "page.html"
-    probe = """<script>addEventListener("load", () => { document.title = JSON.stringify({broken: [...document.images].filter(i => !i.naturalWidth).length,
-      images: document.images.length, wide: document.documentElement.scrollWidth, width: innerWidth}); })</script></body>"""
+    probe = """<script>addEventListener("load", () => { document.title = JSON.stringify({
+      broken: [...document.images].filter(i => !i.naturalWidth).length, images: document.images.length,
+      wide: document.documentElement.scrollWidth, width: innerWidth}); })</script></body>"""
     text = (smoke[0] / "report.html").read_text()
     assert "default-src 'none'" in text
     page.write_text(
@@ -432,7 +436,10 @@ def test_the_report_in_a_browser(smoke, tmp_path):
     frame = tmp_path / "phone.html"  # a headless window cannot be as narrow as a phone
     frame.write_text(f"""<iframe id="f" src="{page.name}" width="390" height="800"></iframe>
       <script>onload = () => setTimeout(() => {{ document.title = f.contentDocument.title }}, 500)</script>""")
-    options = "headless no-sandbox disable-gpu allow-file-access-from-files enable-logging=stderr virtual-time-budget=20000 dump-dom".split()
+    options = (
+        "headless no-sandbox disable-gpu allow-file-access-from-files enable-logging=stderr".split()
+    )
+    options += ["virtual-time-budget=20000", "dump-dom"]
     done = subprocess.run(
         [
             "chromium",
@@ -663,8 +670,10 @@ class Table0(Exhibit):
     parameters = (SEEDS, Parameter("subset", "DF", "manipulation"))
 
     def cells(self, lab, seeds, subset):
-        wanted = [Wanted(lambda lab, seed=seed: lab.detector("VGG", subset, seed=seed), read_scores) for seed in seed_range(seeds)]
-        return {("VGG", subset): wanted}
+        return {("VGG", subset): [self.one(subset, seed) for seed in seed_range(seeds)]}
+
+    def one(self, subset, seed):
+        return Wanted(lambda lab: lab.detector("VGG", subset, seed=seed), read_scores)
 
     def parts(self, lab, values, seeds, subset):
         tables = values["VGG", subset]

@@ -80,8 +80,11 @@ def inside_mask(
     fakes: pd.DataFrame,  # from `told_fakes`
     root: Path,  # folder of their masks
     maps: Iterable[torch.Tensor],  # (n, H, W) of these fakes, batch by batch
-) -> pd.DataFrame:  # a row a fake: identity, area (of the mask), share (of the attention inside), hit (of the most attended pixel)
-    "Measure how well maps agree with the known manipulated pixels."
+) -> pd.DataFrame:  # a row a fake: identity, area, share, hit
+    """Measure how well maps agree with the known manipulated pixels.
+
+    `area` is the mask's share of the face, `share` that of the attention inside the mask, `hit` whether the most
+    attended pixel lies in it."""
     heats = (heat for batch in maps for heat in batch.numpy())
     found = []
     for path, heat in zip(fakes["mask"], heats, strict=True):
@@ -118,15 +121,12 @@ def localization_cells(
     for name in names:
         for subset in lab.subsets:
             faces = lab.test_faces()
-            fakes, root = told_fakes(faces, subset), Path(faces.attrs["root"])
+            fakes, on = told_fakes(faces, subset), (Path(faces.attrs["root"]), lab.preset.size)
             zoos = [zoo_variants(lab, subset, seed)[name] for seed in seed_range(seeds)]
-            cells[name, subset] = [
-                wanted_agreement(zoo, fakes, root, lab.preset.size) for zoo in zoos
-            ]
+            cells[name, subset] = [wanted_agreement(zoo, fakes, *on) for zoo in zoos]
             if fakes.empty:
-                cells[name, subset] = Gap(
-                    f"no test fake of {subset} has a mask of its manipulated pixels"
-                )
+                reason = f"no test fake of {subset} has a mask of its manipulated pixels"
+                cells[name, subset] = Gap(reason)
     return cells
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-8
@@ -156,19 +156,18 @@ def _over_subsets(by_subset: list[list[pd.DataFrame] | Gap]) -> list[pd.DataFram
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-10
 def forgery_localization(
     values: Values,  # of `localization_cells`
-) -> pd.DataFrame:  # name, subset ("mean": all), measure (share, hit), area (of the mask), value, excess, their ends, note
+) -> pd.DataFrame:  # name, subset, measure (share, hit), area, value, excess, their ends, note
     """Measure in per cent how well maps localize, by variant and manipulation.
 
-    The subset `mean` pools the manipulations without a gap."""
+    The subset `mean` pools the manipulations without a gap; `excess` is the value less the mask's area."""
     rows = []
     for name in dict.fromkeys(name for name, _ in values):
         tables = {subset: cell for (of, subset), cell in values.items() if of == name}
         tables["mean"] = _over_subsets(list(tables.values()))
         for subset, by_seed in tables.items():
             for measure in ("share", "hit"):
-                rows.append(
-                    dict(name=name, subset=subset, measure=measure, **_agreement(by_seed, measure))
-                )
+                row = dict(name=name, subset=subset, measure=measure)
+                rows.append(row | _agreement(by_seed, measure))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-12
@@ -211,8 +210,8 @@ class Localization(Exhibit):
         "Return the table of localization."
         rows = forgery_localization(values)
         caption = (
-            "Attention inside the manipulated pixels, and pointing game (%), on test fakes; the paper has no such numbers. "
-            f"{describe(lab, seeds)}{gaps(rows)}"
+            "Attention inside the manipulated pixels, and pointing game (%), on test fakes; "
+            f"the paper has no such numbers. {describe(lab, seeds)}{gaps(rows)}"
         )
         yield TablePart("localization", rows, localization_table(rows), caption)
 
@@ -236,24 +235,43 @@ MORE, LESS = (np.nextafter(0, 1), np.inf), (-np.inf, -np.nextafter(0, 1))
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-21
 _CLAIMS = """\
 name|where|claim|test|unit
-prle|Abstract, Table II|PRLE beats plain training on unseen data sets|AUC of + PRLE less plain, mean over backbones and target sets, is above 0|points
-six|Abstract, Table II|the gain is about 6 points|the same difference lies between 4 and 8 points|points
-landmark|Section IV-D1, Table IV|primary masks beat landmark masks|AUC of primary less landmark, mean over backbones and target sets, is above 0|points
-random|Section IV-D1, Table IV|landmark masks beat random masks|AUC of landmark less random, mean over backbones and target sets, is above 0|points
-fusion|Section IV-D2, Table V|neighbouring beats average fusion|AUC of neighbouring less the mean of both averages is above 0|points
-tau|Section IV-D2, Table V|low tau_1 beats high tau_1|AUC of the average with low tau_1 less high tau_1 is above 0|points
-zoo|Section IV-D2, Table VI|three detectors beat one|AUC of EfficientNet with masks of all three less the mean of the single ones is above 0|points
-dynamic|Section IV-D3, Table VII|dynamic exploitation beats static masks|AUC of dynamic less static alpha is above 0|points
-cross|Section IV-C2, Table III|PRLE beats plain training on unseen manipulations|AUC of + PRLE less plain, mean over backbones and unseen manipulations, is above 0|points
-falls|Section IV-E1, Figure 8|accuracy falls as alpha grows|accuracy at alpha = 1 less that at 0, mean over manipulations, is below 0|points
-levels|Section IV-E1, Figure 8|and levels off at around 50-70%|it falls, and a quarter of the fall up to alpha = 0.7, less the change from there to 1, down or up, is above 0|points
-people|Section IV-F, Figure 10|people find fakes harder when primary regions are masked|accuracy of people with a random alpha less that without mask is below 0|points
-grows|Section IV-F, Figure 10|and the harder the more is masked|accuracy of people at alpha = 1 less that at 0.1, on a straight line, is below 0|points
-share|Section III-A2, Table I|over 80% of the attention values are 0|share of pixels with attention above 0, mean over detectors and manipulations, is below 20%|%
-train|Section IV-G, Table VIII|training costs less than 3% more|the time that a face takes in the training of Xception grows by less than 3% in every round|%
-infer|Section IV-G, Table VIII|inference is as fast as before|change of inference throughput with Xception is within 3% in every round|%
-inside|Contributions, Section V|primary regions help to localize forgeries: attention|share of the attention inside the true mask less the mask's area is above 0|points
-hit|Contributions, Section V|primary regions help to localize forgeries: pointing game|hits of the most attended pixel less the mask's area is above 0|points"""
+prle|Abstract, Table II|PRLE beats plain training on unseen data sets|\
+AUC of + PRLE less plain, mean over backbones and target sets, is above 0|points
+six|Abstract, Table II|the gain is about 6 points|\
+the same difference lies between 4 and 8 points|points
+landmark|Section IV-D1, Table IV|primary masks beat landmark masks|\
+AUC of primary less landmark, mean over backbones and target sets, is above 0|points
+random|Section IV-D1, Table IV|landmark masks beat random masks|\
+AUC of landmark less random, mean over backbones and target sets, is above 0|points
+fusion|Section IV-D2, Table V|neighbouring beats average fusion|\
+AUC of neighbouring less the mean of both averages is above 0|points
+tau|Section IV-D2, Table V|low tau_1 beats high tau_1|\
+AUC of the average with low tau_1 less high tau_1 is above 0|points
+zoo|Section IV-D2, Table VI|three detectors beat one|\
+AUC of EfficientNet with masks of all three less the mean of the single ones is above 0|points
+dynamic|Section IV-D3, Table VII|dynamic exploitation beats static masks|\
+AUC of dynamic less static alpha is above 0|points
+cross|Section IV-C2, Table III|PRLE beats plain training on unseen manipulations|\
+AUC of + PRLE less plain, mean over backbones and unseen manipulations, is above 0|points
+falls|Section IV-E1, Figure 8|accuracy falls as alpha grows|\
+accuracy at alpha = 1 less that at 0, mean over manipulations, is below 0|points
+levels|Section IV-E1, Figure 8|and levels off at around 50-70%|\
+it falls, and a quarter of the fall up to alpha = 0.7, less the change from there to 1, down or \
+up, is above 0|points
+people|Section IV-F, Figure 10|people find fakes harder when primary regions are masked|\
+accuracy of people with a random alpha less that without mask is below 0|points
+grows|Section IV-F, Figure 10|and the harder the more is masked|\
+accuracy of people at alpha = 1 less that at 0.1, on a straight line, is below 0|points
+share|Section III-A2, Table I|over 80% of the attention values are 0|\
+share of pixels with attention above 0, mean over detectors and manipulations, is below 20%|%
+train|Section IV-G, Table VIII|training costs less than 3% more|\
+the time that a face takes in the training of Xception grows by less than 3% in every round|%
+infer|Section IV-G, Table VIII|inference is as fast as before|\
+change of inference throughput with Xception is within 3% in every round|%
+inside|Contributions, Section V|primary regions help to localize forgeries: attention|\
+share of the attention inside the true mask less the mask's area is above 0|points
+hit|Contributions, Section V|primary regions help to localize forgeries: pointing game|\
+hits of the most attended pixel less the mask's area is above 0|points"""
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-22
 def claim_list() -> pd.DataFrame:  # name, where, claim, test, unit
@@ -270,15 +288,8 @@ def claim_row(
 ) -> dict:
     "Return a claim with its number, its interval, and the verdict."
     value, low, high = map(float, estimate)
-    return dict(
-        name=name,
-        value=value,
-        low=low,
-        high=high,
-        verdict=verdict(low, high, wanted),
-        paper=paper,
-        note=note,
-    )
+    found = dict(value=value, low=low, high=high, verdict=verdict(low, high, wanted))
+    return dict(name=name, **found, paper=paper, note=note)
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-26
 class Contrast(NamedTuple):
@@ -447,9 +458,8 @@ class MaskedClaims(ClaimGroup):
 
     def rows(self, q: Question, values: Values) -> list[dict]:
         "Test that accuracy falls and that it levels off, which needs both of its bounds and the fall."
-        sums = {
-            name: mean_over_subsets(q.lab.subsets, weights) for name, weights in _MASKED.items()
-        }
+        subsets = q.lab.subsets
+        sums = {name: mean_over_subsets(subsets, weights) for name, weights in _MASKED.items()}
         found = estimate_sums(values, dict.fromkeys(values, "acc"), sums).set_index("key")
         tests = dict(fall=("falls", LESS), down=("levels", MORE), up=("levels", MORE))
         rows = []
@@ -498,18 +508,14 @@ class ShareClaim(ClaimGroup):
         "Test the share of pixels with attention above 0."
         tables, by_seed = whole(values), []
         for seed in seed_range(q.seeds):
-            of_backbones = []
+            shares = []
             for name in q.lab.preset.backbones:
-                of_backbones.append(
-                    pd.concat([tables[name, subset][seed] for subset in q.lab.subsets])
-                )
-            by_seed.append(np.mean([100 * table["above 0"] for table in of_backbones], axis=0))
+                fakes = pd.concat([tables[name, subset][seed] for subset in q.lab.subsets])
+                shares.append(100 * fakes["above 0"])
+            by_seed.append(np.mean(shares, axis=0))
+        estimate = mean_interval(by_seed, fakes.identity.to_numpy())
         paper = paper_table(1)[list(SUBSETS)].mean(axis=None)
-        return [
-            claim_row(
-                "share", mean_interval(by_seed, of_backbones[0].identity.to_numpy()), (0, 20), paper
-            )
-        ]
+        return [claim_row("share", estimate, (0, 20), paper)]
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-44
 class TimeClaims(ClaimGroup):
@@ -520,14 +526,11 @@ class TimeClaims(ClaimGroup):
     def rows(self, q: Question, values: Values) -> list[dict]:
         "Test the changes of training time a face and of inference throughput, both in per cent."
         table = efficiency(q.lab, q.rounds)
-        change = table[(table.arm == "change") & (table.backbone == "Xception")].set_index(
-            "quantity"
-        )
+        of_xception = (table.arm == "change") & (table.backbone == "Xception")
+        change = table[of_xception].set_index("quantity")
         infer = change.loc["infer"]
         share = change.loc["train", ["value", "high", "low", "paper"]].astype(float) / 100
-        longer = 100 * (
-            1 / (1 + share) - 1
-        )  # of the time that a face takes, where the change is of the throughput
+        longer = 100 * (1 / (1 + share) - 1)  # time a face, where the change is of the throughput
         return [
             claim_row("train", longer.iloc[:3], (-np.inf, 3), longer.paper),
             claim_row("infer", infer[["value", "low", "high"]], (-3, 3), infer.paper),
@@ -573,9 +576,7 @@ def _values_of(group: int, values: Values) -> Values:
 def claims(
     question: Question,  # lab, seeds and backbones
     values: Values,  # group and cell -> what was read
-) -> (
-    pd.DataFrame
-):  # the columns of `claim_list`, value, low, high, verdict, paper (NaN: it has none), note
+) -> pd.DataFrame:  # as `claim_list`, with value, low, high, verdict, paper (NaN: none), note
     "Test the paper's claims on the preset's data; one that cannot be tested is undecided, with a note."
     rows, why = [], {}
     for number, group in enumerate(CLAIM_GROUPS):
@@ -600,10 +601,11 @@ def _claim_text(r) -> str:
 
 def _signed(values: Iterable[float], units: Iterable[str]) -> list[str]:
     "Format numbers with their sign and unit."
-    return [
-        "" if pd.isna(v) else f"{v:+.1f}{unit.replace('points', '')}"
-        for v, unit in zip(values, units)
-    ]
+    texts = []
+    for value, unit in zip(values, units):
+        sign = "%" if unit == "%" else ""
+        texts.append("" if pd.isna(value) else f"{value:+.1f}{sign}")
+    return texts
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-51
 def claims_table(
@@ -646,9 +648,8 @@ class Claims(Exhibit):
         rows = claims(Question(lab, seeds, backbones, rounds), values)
         about = describe(lab, seeds, choose_backbones(lab, backbones), on=["test", "targets"])
         caption = (
-            "The paper's claims on the preset's data; for the two about time the brackets hold the smallest and the largest "
-            f"round. {about}"
+            "The paper's claims on the preset's data; for the two about time the brackets hold the smallest "
+            f"and the largest round. {about}"
         )
-        yield TablePart(
-            "claims", rows, claims_table(rows), caption, extra=rows.verdict.value_counts()
-        )
+        counts = rows.verdict.value_counts()
+        yield TablePart("claims", rows, claims_table(rows), caption, extra=counts)

@@ -27,6 +27,13 @@ from ..mini.targets import TARGETS
 from ..trust import read_table
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-4
+def _ends(by_seed: np.ndarray, drawn: np.ndarray, people: int) -> tuple:
+    "Return the ends of the interval of numbers (S, ...) of which samples of people (B, ...) were drawn."
+    if len(by_seed) > 1:
+        return total_interval(by_seed, drawn, people)
+    return tuple(np.quantile(drawn, [0.025, 0.975], axis=0))
+
+
 def mean_interval(
     values: np.ndarray,  # (S, N) a number for each seed and face
     people: np.ndarray,  # (N,) whose face it is
@@ -42,10 +49,7 @@ def mean_interval(
         return weights @ of_faces / weights.sum(-1)
 
     drawn = resamples(weighted_mean, people, n, batched=True)
-    if len(values) > 1:
-        low, high = total_interval(values.mean(1), drawn, len(set(people)))
-    else:
-        low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = _ends(values.mean(1), drawn, len(set(people)))
     return float(values.mean()), float(low), float(high)
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-7
@@ -116,9 +120,7 @@ def arms_of(
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-17
 def choose_backbones(
     lab: Lab,  # its preset decides
-    backbones: Sequence[str]
-    | str
-    | None,  # names; "all": the paper's five; None: the zoo's three, all five in paper
+    backbones: Sequence[str] | str | None,  # names; "all": five; None: three (paper: five)
 ) -> list[str]:  # `ValueError` for an unknown name
     "Return the backbones that a table compares."
     if backbones is None:
@@ -135,21 +137,17 @@ def _people_of(tables: list[pd.DataFrame]) -> np.ndarray:
     return tables[0].identity.to_numpy(str)
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-21
-def _ranked_by(table: pd.DataFrame) -> pd.Series:
-    "Return what ranks faces: the probability of fake, or the area of a mask where there is no detector."
-    return table["area" if "area" in table else "p_fake"]
-
-
 def _cell_statistic(
     cells: dict[tuple, list[pd.DataFrame]],  # scores of each seed
     measures: dict[tuple, str],  # of each cell
+    score: str,  # column of the scores
 ) -> tuple[np.ndarray, Callable]:
     "Return all people, and the function that maps their weights (B, P) to measures (B, S, K) in per cent."
     people = np.unique(np.concatenate([_people_of(tables) for tables in cells.values()]))
     parts = []
     for key, tables in cells.items():
         member = np.searchsorted(people, _people_of(tables))
-        by_seed = [as_statistic(measures[key], t.label, _ranked_by(t)) for t in tables]
+        by_seed = [as_statistic(measures[key], t.label, t[score]) for t in tables]
         parts.append((member, by_seed))
 
     def statistic(weights):
@@ -163,6 +161,14 @@ def _cell_statistic(
     return people, statistic
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-22
+def _weight_matrix(cells: Iterable, sums: list[dict[tuple, float]]) -> np.ndarray:  # (K, M)
+    "Return the weight of each cell in each sum; 0 where a sum leaves it out."
+    columns = []
+    for weights in sums:
+        columns.append([weights.get(cell, 0.0) for cell in cells])
+    return np.array(columns).T
+
+
 def _first_gap(values: Values, names: Iterable) -> str:  # "" if there is none
     "Return the reason of the first gap among some cells."
     for name in names:
@@ -176,6 +182,7 @@ def estimate_sums(
     measures: dict[tuple, str],  # name -> "auc" or "acc", see `prle.metrics.MEASURES`
     sums: dict[tuple, dict[tuple, float]],  # name -> cell -> its weight
     n: int = 1000,  # resamples
+    score: str = "p_fake",  # column of the scores; larger means fake
 ) -> pd.DataFrame:  # a row a sum: key, value, low, high in per cent; note: the reason of a gap
     """Estimate weighted sums of cells, with 95% intervals that allow for other people.
 
@@ -187,18 +194,14 @@ def estimate_sums(
     table = table.assign(value=np.nan, low=np.nan, high=np.nan)
     if not good:
         return table
-    people, statistic = _cell_statistic(there, measures)
-    mix = np.array([[sums[name].get(cell, 0.0) for cell in there] for name in good]).T  # (K, M)
+    people, statistic = _cell_statistic(there, measures, score)
+    mix = _weight_matrix(there, [sums[name] for name in good])
     by_seed = statistic(np.ones((1, len(people))))[0] @ mix  # (S, M)
     drawn = resamples(lambda weights: statistic(weights).mean(1) @ mix, people, n, batched=True)
-    if len(by_seed) > 1:
-        low, high = total_interval(by_seed, drawn, len(people))
-    else:
-        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    numbers = np.stack([by_seed.mean(0), low, high], 1).round(
-        9
-    )  # a difference of nothing is nothing
-    table.loc[table.note == "", ["value", "low", "high"]] = numbers
+    low, high = _ends(by_seed, drawn, len(people))
+    numbers = np.stack([by_seed.mean(0), low, high], 1)
+    # A difference of nothing is nothing.
+    table.loc[table.note == "", ["value", "low", "high"]] = numbers.round(9)
     return table
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-26
@@ -206,11 +209,11 @@ def estimate_each(
     values: Values,  # name -> scores of each seed, or a gap
     measure: str,  # "auc" or "acc"
     columns: Sequence[str],  # what the parts of a name are
+    score: str = "p_fake",  # column of the scores
 ) -> pd.DataFrame:  # columns, value, low, high in per cent, note
     "Estimate every cell on its own."
-    found = estimate_sums(
-        values, dict.fromkeys(values, measure), {name: {name: 1.0} for name in values}
-    )
+    alone = {name: {name: 1.0} for name in values}
+    found = estimate_sums(values, dict.fromkeys(values, measure), alone, score=score)
     return split_keys(found, columns)
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-27
@@ -221,14 +224,14 @@ def split_keys(
     "Split each key into columns."
     return pd.DataFrame(found.key.tolist(), columns=list(columns)).join(found.drop(columns="key"))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-29
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-35
 def _lacks(lab: Lab, target: str) -> str:  # "" if it has both
     "Say which of the two classes a target set lacks; without both there is no AUC."
     there = set(lab.test_faces(target).label)
     lacking = [name for label, name in enumerate(("reals", "fakes")) if label not in there]
     return f"{target} has no {' and no '.join(lacking)}" if lacking else ""
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-30
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-36
 def target_cells(
     lab: Lab,  # preset and data
     arms: Iterable[Arm],  # trained on whatever
@@ -243,7 +246,7 @@ def target_cells(
             cells[*arm.key, target] = Gap(reason) if reason else wanted
     return cells
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-31
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-37
 def score_cells(
     arms: Iterable[Arm],  # trained on whatever
     seeds: int,  # trainings
@@ -259,7 +262,7 @@ def reals_and(
     "Return all reals and the fakes of one manipulation."
     return scores[scores.subset.isin(["real", subset])]
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-32
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-38
 def split_subsets(
     values: Values,  # name -> scores of each seed, or a gap
     subsets: Sequence[str],  # manipulations
@@ -272,7 +275,7 @@ def split_subsets(
             parts[*key, subset] = tables if gap else [reals_and(subset, t) for t in tables]
     return parts
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-35
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-41
 def _means(train: str, tests: list[str]) -> dict[str, list[str]]:
     "Return the tests behind each mean of a row: all tests (`AVG`), and those not trained on (`unseen`)."
     means = dict(AVG=tests)
@@ -281,7 +284,7 @@ def _means(train: str, tests: list[str]) -> dict[str, list[str]]:
         means["unseen"] = unseen
     return means
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-36
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-42
 def _sums(
     keys: list[tuple],  # backbone, arm, train
     tests: list[str],  # what they are tested on
@@ -294,9 +297,8 @@ def _sums(
             sums[backbone, name, train, test] = {(backbone, name, train, test): 1.0}
         means = _means(train, tests)
         for mean, over in means.items():
-            sums[backbone, name, train, mean] = {
-                (backbone, name, train, t): 1 / len(over) for t in over
-            }
+            cells = [(backbone, name, train, test) for test in over]
+            sums[backbone, name, train, mean] = dict.fromkeys(cells, 1 / len(over))
         base = first.setdefault((backbone, train), name)
         if not reference or base == name:
             continue
@@ -306,7 +308,7 @@ def _sums(
             sums[backbone, f"{name} - {base}", train, test] = plus | minus
     return sums
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-37
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-43
 def compare(
     values: Values,  # backbone, arm, train, test -> scores of each seed, or a gap
     measures: Sequence[str] = ("AUC",),  # "AUC", "ACC"
@@ -316,15 +318,14 @@ def compare(
     keys = list(dict.fromkeys(key[:3] for key in values))
     tests = list(dict.fromkeys(key[3] for key in values))
     parts = []
+    sums = _sums(keys, tests, reference)
     for measure in measures:
-        found = estimate_sums(
-            values, dict.fromkeys(values, measure.lower()), _sums(keys, tests, reference)
-        )
+        found = estimate_sums(values, dict.fromkeys(values, measure.lower()), sums)
         named = split_keys(found, CELL_COLUMNS[:4]).assign(measure=measure)
         parts.append(named[[*CELL_COLUMNS, "value", "low", "high", "note"]])
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-40
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-46
 BASELINES = {
     "MesoNet": "meso4",
     "Capsule": "capsule",
@@ -339,14 +340,14 @@ BASELINES = {
 
 _STANDS_FOR = dict(zip(TARGETS, TARGET_SETS))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-41
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-47
 def paper_names(
     lab: Lab,  # whose target sets
 ) -> dict[str, str]:  # ours -> the paper's
     "Return the paper's name of the target set that each of ours stands for."
     return {ours: _STANDS_FOR.get(ours, ours) for ours in lab.targets}
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-42
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-48
 def paper_tests(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table
@@ -356,7 +357,7 @@ def paper_tests(
         return [s for s in SUBSETS if s in lab.subsets]
     return [t for t in TARGET_SETS if t in paper_names(lab).values()]
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-43
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-49
 def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
     "Return the paper's cells of some tests, with their mean instead of the printed one."
     given = given[given.test.isin(tests)]
@@ -364,7 +365,7 @@ def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
     mean = groups.paper.agg(lambda numbers: numbers.mean(skipna=False))
     return pd.concat([given, mean.assign(test="AVG")])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-44
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-50
 def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
     "Add the differences to the first arm of each backbone and training."
     keys = ["backbone", "train", "test", "measure"]
@@ -373,7 +374,7 @@ def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
     change = both.assign(arm=both.arm + " - " + both.arm_first, paper=both.paper - both.paper_first)
     return pd.concat([given, change[given.columns]])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-45
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-51
 def paper_numbers(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table, 2 to 7
@@ -389,7 +390,7 @@ def paper_numbers(
     ours = {theirs: name for name, theirs in paper_names(lab).items()}
     return given.assign(test=given.test.replace(ours))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-46
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-52
 def add_paper(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table, 2 to 7
@@ -398,11 +399,11 @@ def add_paper(
     "Add the paper's numbers to ours; NaN where it has none."
     return rows.merge(paper_numbers(lab, number), on=CELL_COLUMNS, how="left")
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-48
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-54
 FIGURE8_ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 "The shares of the attended pixels that Figure 8 masks."
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-49
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-55
 def masked_scores(
     subset: str,  # manipulation that detector and zoo are trained on, and whose fakes are scored
     seed: int,  # of both
@@ -418,7 +419,7 @@ def masked_scores(
 
     return Wanted(ask, lambda run: reals_and(subset, read_scores(run)))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-50
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-56
 def masked_cells(
     lab: Lab,  # its manipulations
     seeds: int,  # trainings
@@ -429,12 +430,11 @@ def masked_cells(
     cells: Cells = {}
     for subset in lab.subsets:
         for alpha in alphas:
-            cells[subset, alpha] = [
-                masked_scores(subset, seed, alpha, face) for seed in seed_range(seeds)
-            ]
+            wanted = [masked_scores(subset, seed, alpha, face) for seed in seed_range(seeds)]
+            cells[subset, alpha] = wanted
     return cells
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-51
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-57
 def mean_over_subsets(
     subsets: Sequence[str],  # manipulations
     weights: dict[float, float],  # alpha -> weight
@@ -442,7 +442,7 @@ def mean_over_subsets(
     "Return the weights of a sum over alpha of the mean over manipulations."
     return {(s, alpha): weight / len(subsets) for alpha, weight in weights.items() for s in subsets}
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-52
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-58
 def masked_accuracy(
     values: Values,  # of `masked_cells`
 ) -> pd.DataFrame:  # subset ("mean": over all), alpha, value, low, high in per cent, note
@@ -454,7 +454,7 @@ def masked_accuracy(
     found = estimate_sums(values, dict.fromkeys(values, "acc"), sums)
     return split_keys(found, ["subset", "alpha"])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-55
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-61
 def wanted_statistics(
     zoo: Zoo,  # whose training maps are measured
     read: Callable[[Run], pd.DataFrame],  # what is wanted of them
@@ -462,29 +462,26 @@ def wanted_statistics(
     "Declare the statistics of a zoo's maps."
     return Wanted(lambda lab: lab.statistics(zoo), read)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-56
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-62
 def read_mask_sizes(
     run: Run,  # from `Lab.statistics`
-) -> pd.DataFrame:  # label, identity, area: the attended share of the face, in [0, 1]
-    "Read training faces, with the share that alpha = 1 masks, by which `estimate_sums` ranks them."
+) -> pd.DataFrame:  # label, identity, share: of the face that is attended, in [0, 1]
+    "Read training faces with the share that alpha = 1 masks."
     shares = read_table(run_file(run.path, "shares.parquet"))
-    return shares.assign(area=shares["above 0"])
+    return shares.rename(columns={"above 0": "share"})
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-57
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-63
 def control_cells(
     lab: Lab,  # its manipulations
     seeds: int,  # trainings
-) -> tuple[
-    Cells, Cells
-]:  # of masks on gray, and of their sizes: what, manipulation -> scores of each seed
+) -> tuple[Cells, Cells]:  # of masks on gray, of their sizes: what, manipulation -> each seed
     "Declare the controls of Figure 8: what the masks reveal without the faces."
     gray, sizes = {}, {}
     for subset in lab.subsets:
-        gray["mask on gray", subset] = [
-            masked_scores(subset, seed, 1.0, face=False) for seed in seed_range(seeds)
-        ]
-        zoos = [Zoo(subset, seed) for seed in seed_range(seeds)]
-        sizes["size of the mask, in training", subset] = [
-            wanted_statistics(zoo, read_mask_sizes) for zoo in zoos
-        ]
+        on_gray, of_size = [], []
+        for seed in seed_range(seeds):
+            on_gray.append(masked_scores(subset, seed, 1.0, face=False))
+            of_size.append(wanted_statistics(Zoo(subset, seed), read_mask_sizes))
+        gray["mask on gray", subset] = on_gray
+        sizes["size of the mask, in training", subset] = of_size
     return gray, sizes

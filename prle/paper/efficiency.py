@@ -101,6 +101,7 @@ def _measure(
 ) -> pd.DataFrame:
     "Measure faces a second for each round and arm; the first round of each arm warms up and is dropped."
     config, table = lab.config(backbone, subset, epochs=1), []
+    recipe = config.recipe
     rows = even_sample(lab.train_faces(subset), faces)
     val = even_sample(lab.train_faces(subset, "val"), 2)
     test = even_sample(lab.test_faces(), faces)
@@ -108,15 +109,10 @@ def _measure(
         for arm, mask in (("none", None), ("primary", PrimaryRegionMask())):
             detector = create_detector(config.detector, width=config.width, **config.options)
             maps = quantiles if mask else None
-            trained = train(
-                detector, rows, val, config.recipe, mask, maps, lab.device
-            ).seconds.item()
-            scored = _seconds_to_score(
-                detector, test, lab, config.recipe.batch_size, config.recipe.workers
-            )
-            table.append(
-                dict(round=r, arm=arm, train=len(rows) / trained, infer=len(test) / scored)
-            )
+            history = train(detector, rows, val, recipe, mask, maps, lab.device)
+            scored = _seconds_to_score(detector, test, lab, recipe.batch_size, recipe.workers)
+            speed = dict(train=len(rows) / history.seconds.item(), infer=len(test) / scored)
+            table.append(dict(round=r, arm=arm, **speed))
     return pd.DataFrame(table).query("round > 0")
 
 # %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-13
@@ -130,19 +126,11 @@ def timing_run(
     "Measure training and scoring with and without PRLE, in alternation."
     maps, here = lab.quantiles(Zoo(subset)), provenance(lab.device)
     rounds = rounds or (1 if lab.name == "smoke" else 5)
-    config = dict(
-        backbone=backbone,
-        subset=subset,
-        rounds=rounds,
-        faces=faces,
-        quantiles=maps.key,
-        data=lab.fingerprint,
-        size=lab.preset.size,
-        device=here["device"],
-        on=lab.device,
-        threads=here["threads"],
-        torch=here["packages"]["torch"],
-    )
+    machine = dict(device=here["device"], on=lab.device, threads=here["threads"])
+    machine["torch"] = here["packages"]["torch"]
+    what = dict(backbone=backbone, subset=subset, rounds=rounds, faces=faces)
+    on = dict(quantiles=maps.key, data=lab.fingerprint, size=lab.preset.size)
+    config = what | on | machine
 
     def make(folder):
         table = _measure(lab, backbone, subset, quantile_folder(maps), rounds, faces)
@@ -175,10 +163,11 @@ def _count(name: str) -> dict[str, Measured]:
     "Count the operations (GFLOPs) and parameters (millions) of a network of Table VIII."
     model = paper_network(name)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    return {
-        quantity: Measured(n, n, n)
-        for quantity, n in (("GFLOPs", paper_gflops(model)), ("params", parameters))
-    }
+    gflops = paper_gflops(model)
+    return dict(
+        GFLOPs=Measured(gflops, gflops, gflops),
+        params=Measured(parameters, parameters, parameters),
+    )
 
 # %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-18
 _TIMED = ("train", "infer")
@@ -208,17 +197,16 @@ def network_efficiency(
     "Compare a network with and without PRLE; the arm `change` is in per cent, round by round."
     counts = _count(name)
     by_arm = {arm: speed[speed.arm == arm].set_index("round") for arm in ("none", "primary")}
-    found = {
-        arm: counts | {q: Measured.of(table[q]) for q in _TIMED} for arm, table in by_arm.items()
-    }
+    found = {}
+    for arm, table in by_arm.items():
+        found[arm] = counts | {quantity: Measured.of(table[quantity]) for quantity in _TIMED}
     found["change"] = _changes(by_arm)
     rounds, rows = speed["round"].nunique(), []
     for arm, numbers in found.items():
         for quantity, measured in numbers.items():
-            row = dict(
-                backbone=name, arm=arm, quantity=quantity, **measured._asdict(), rounds=rounds
-            )
-            rows.append(row | dict(paper=_paper_efficiency(name, arm, quantity)))
+            row = dict(backbone=name, arm=arm, quantity=quantity, **measured._asdict())
+            paper = _paper_efficiency(name, arm, quantity)
+            rows.append(row | dict(rounds=rounds, paper=paper))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-22
@@ -236,11 +224,8 @@ def _lines(r) -> tuple[str, str, str]:  # as `_LINES`
     if r.quantity in ("GFLOPs", "params"):
         return f"{r.value:.2f}", f"{r.paper:.2f}", f"{100 * (r.value / r.paper - 1):+.2f}%"
     if r.arm == "change":
-        return (
-            f"{r.value:+.1f}% [{r.low:+.1f}, {r.high:+.1f}]",
-            f"{r.paper:+.1f}%",
-            f"{r.value - r.paper:+.1f}",
-        )
+        ours = f"{r.value:+.1f}% [{r.low:+.1f}, {r.high:+.1f}]"
+        return ours, f"{r.paper:+.1f}%", f"{r.value - r.paper:+.1f}"
     return f"{r.value:.0f} [{r.low:.0f}, {r.high:.0f}]", f"{r.paper:.2f}", "other machine"
 
 # %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-24
@@ -276,11 +261,13 @@ class Table8(Exhibit):
         "Measure Table VIII and return it."
         whole(values)
         rows = efficiency(lab, rounds)
-        brackets = (
-            f"in brackets the slowest and the fastest of {rows.rounds.max()} rounds, in turns"
-        )
+        rounds = rows.rounds.max()
+        brackets = f"in brackets the slowest and the fastest of {rounds} rounds, in turns"
         about = describe(lab, 1, list(COUNTED), on=(), brackets=brackets)
-        caption = f"Table VIII: operations and parameters (published sizes), throughput (networks of the preset). {about}"
+        caption = (
+            "Table VIII: operations and parameters (published sizes), throughput (networks of the preset). "
+            f"{about}"
+        )
         yield TablePart("table8", rows, efficiency_table(rows), caption)
 
 # %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-29

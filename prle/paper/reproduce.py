@@ -80,9 +80,7 @@ def _begins(name: str, head: str) -> bool:
 
 # %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-8
 def find_notebooks(
-    ids: Sequence[
-        str
-    ],  # heads of names, e.g. "table3" or "figure"; "headline"; "all"; empty: the headline
+    ids: Sequence[str],  # heads of names, e.g. "table3"; "headline"; "all"; none: the headline
 ) -> list[str]:
     "Return the notebooks that `ids` denote; raise `ValueError` with the nearest name for an unknown one."
     names = list_notebooks()
@@ -224,8 +222,9 @@ def cost_text(
     if dry.name == "paper":
         c = cost(dry)
         return (
-            f"{c.runs} of {len(runs)} runs are to be made, {c.trainings} of them trainings: about {c.hours:.3g} hours of one "
-            f"RTX 3090 at the paper's throughput, reading not included, and {bytes_text(c.disk)} on disk."
+            f"{c.runs} of {len(runs)} runs are to be made, {c.trainings} of them trainings: "
+            f"about {c.hours:.3g} hours of one RTX 3090 at the paper's throughput, reading not included, "
+            f"and {bytes_text(c.disk)} on disk."
         )
     new, times = int(make.seconds.isna().sum()), []
     if new < len(make):
@@ -272,9 +271,8 @@ def run_notebook(
     for name in parameters:
         check_choice(name, known, f"parameter of {source.name}")
     failed = out.with_suffix(".failed.ipynb")
-    options = dict(
-        kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=CRITICAL"]
-    )
+    quiet = dict(progress_bar=False, extra_arguments=["--log-level=CRITICAL"])
+    options = dict(kernel_name="python3", **quiet)
     with atomic_path(out) as tmp:
         try:
             papermill.execute_notebook(str(source), str(tmp), parameters=parameters, **options)
@@ -293,12 +291,15 @@ _PAGE = """\
 <title>PRLE, preset {{ preset }}</title>
 <link rel="icon" href="data:,">
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 0 auto; padding: 0 1rem 4rem; color: #1a1a1a; background: #fff; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 0 auto; padding: 0 1rem 4rem;
+  color: #1a1a1a; background: #fff; }
 p, li, figure { max-width: 62rem; } h2 { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1rem; }
-.wide { overflow: auto; max-height: 45rem; } .wide.text { max-height: none; } .wide thead th { position: sticky; top: 0; background: #fff; }
+.wide { overflow: auto; max-height: 45rem; } .wide.text { max-height: none; }
+.wide thead th { position: sticky; top: 0; background: #fff; }
 @media print { .wide { max-height: none; } }
 table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .5rem; text-align: left; vertical-align: top; white-space: nowrap; border-bottom: 1px solid #e5e5e5; }
+th, td { padding: .2rem .5rem; text-align: left; vertical-align: top; white-space: nowrap;
+  border-bottom: 1px solid #e5e5e5; }
 .text td { white-space: normal; min-width: 6rem; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
 figcaption, .small { font-size: .85rem; color: #444; }
@@ -306,25 +307,32 @@ figcaption, .small { font-size: .85rem; color: #444; }
 pre { overflow-x: auto; font-size: .75rem; } nav a { margin-right: .8rem; } code { overflow-wrap: anywhere; }
 </style></head><body>
 <h1>PRLE: tables and figures</h1>
-<p>Preset <b>{{ preset }}</b>, data <code>{{ data }}</code>, code <code>{{ code }}</code>, commit <code>{{ now.commit }}</code>{{ "" if now.clean else " with changes" }},
-{{ now.time }}. {{ summary }}</p>
-{% if preset != "paper" %}<p>This is not the paper's data and not the paper's networks: each table names what it rests on.</p>{% endif %}
-{% if failed %}<div class="bad"><p>Failed:</p><ul>{% for name, why in failed.items() %}<li>{{ name }}: {{ why }}</li>{% endfor %}</ul></div>{% endif %}
-{% if changed %}<div class="bad"><p>Not what was written:</p><ul>{% for line in changed %}<li>{{ line }}</li>{% endfor %}</ul></div>{% endif %}
-<nav>{% for s in sections %}<a href="#{{ s.name }}">{{ s.short }}</a> {% endfor %}<a href="#paper">The paper's own numbers</a></nav>
+<p>Preset <b>{{ preset }}</b>, data <code>{{ data }}</code>, code <code>{{ code }}</code>,
+commit <code>{{ now.commit }}</code>{{ "" if now.clean else " with changes" }}, {{ now.time }}. {{ summary }}</p>
+{% if preset != "paper" %}<p>This is not the paper's data and not the paper's networks:
+each table names what it rests on.</p>{% endif %}
+{% if failed %}<div class="bad"><p>Failed:</p>
+<ul>{% for name, why in failed.items() %}<li>{{ name }}: {{ why }}</li>{% endfor %}</ul></div>{% endif %}
+{% if changed %}<div class="bad"><p>Not what was written:</p>
+<ul>{% for line in changed %}<li>{{ line }}</li>{% endfor %}</ul></div>{% endif %}
+<nav>{% for s in sections %}<a href="#{{ s.name }}">{{ s.short }}</a> {% endfor %}
+<a href="#paper">The paper's own numbers</a></nav>
 {% for s in sections %}
 <h2 id="{{ s.name }}">{{ s.title }}</h2>
 {{ s.claim | markdown }}
 {% for f in s.figures %}<figure><img alt="{{ f.name }}" src="data:image/png;base64,{{ f.png }}">
 <figcaption>{{ f.caption }} <a href="{{ f.pdf | urlencode }}">PDF</a></figcaption></figure>{% endfor %}
 {% for t in s.tables %}<div class="wide{{ ' text' if t.text }}">{{ t.markdown | markdown }}</div>
-<p class="small">{% for kind, path in t.files.items() %}<a href="{{ path | urlencode }}">{{ kind }}</a> {% endfor %}</p>{% endfor %}
+<p class="small">{% for kind, path in t.files.items() %}<a href="{{ path | urlencode }}">{{ kind }}</a>
+{% endfor %}</p>{% endfor %}
 {% if s.other %}<p class="bad">Made from other data than this page's: {{ s.other | join(", ") }}.</p>{% endif %}
-{% if s.notebook %}<p class="small"><a href="{{ s.notebook | urlencode }}">The executed notebook</a></p>{% endif %}
+{% if s.notebook %}<p class="small"><a href="{{ s.notebook | urlencode }}">The executed notebook</a></p>
+{% endif %}
 <details><summary class="small">Provenance</summary><pre>{{ s.provenance }}</pre></details>
 {% endfor %}
 <h2 id="paper">The paper's own numbers</h2>
-<p>Of {{ checked }} numbers of the paper that can be computed from others, these contradict them. Nothing is repaired.</p>
+<p>Of {{ checked }} numbers of the paper that can be computed from others, these contradict them.
+Nothing is repaired.</p>
 <div class="wide text">{{ contradictions | table }}</div>
 <p>Rows of Table III that our copy of the paper shows damaged; their cells are left empty.</p>
 <div class="wide">{{ damaged | table }}</div>
@@ -381,12 +389,8 @@ def _table_part(note: Path, name: str) -> dict:
 def _figure_part(note: Path, name: str) -> dict:
     "Return what the report shows of a figure."
     png = base64.b64encode(note.with_name(f"{name}.png").read_bytes()).decode()
-    return dict(
-        name=name,
-        caption=read_json(note).get("caption", ""),
-        png=png,
-        pdf=f"{note.parts[-3]}/figures/{name}.pdf",
-    )
+    caption, pdf = read_json(note).get("caption", ""), f"{note.parts[-3]}/figures/{name}.pdf"
+    return dict(name=name, caption=caption, png=png, pdf=pdf)
 
 # %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-37
 def _notes(folder: Path, notebook: str) -> dict[Path, dict]:
@@ -502,14 +506,8 @@ def prepare(
     lab.store.say(cost_text(whole))
     for name in names:
         needed = plan(whole, [name], seeds, full).store.names()
-        record_runs(
-            lab.outputs,
-            f"{lab.name}-{name}",
-            needed,
-            preset=lab.name,
-            data=lab.fingerprint,
-            seeds=seeds,
-        )
+        facts = dict(preset=lab.name, data=lab.fingerprint, seeds=seeds)
+        record_runs(lab.outputs, f"{lab.name}-{name}", needed, **facts)
     return execute(lab.store, whole.store, engine, gpus)
 
 # %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-44
@@ -540,15 +538,11 @@ def _executed(source: Path, out: Path, common: dict, **own) -> str:
 
 # %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-46
 def reproduce(
-    ids: Sequence[
-        str
-    ] = (),  # heads of notebook names, e.g. "table3", or "headline" or "all"; none: the headline
+    ids: Sequence[str] = (),  # heads of names, e.g. "table3"; "headline"; "all"; none: the headline
     preset: str = "mini",  # of `PRESETS`
     seeds: int = 1,  # trainings behind every number
-    data: str
-    | None = None,  # other data, see `prle.lab.labdata.data_sets`; None: the preset's mini benchmark
-    outputs: str
-    | None = None,  # folder for everything that is written; None: the project's `outputs/`
+    data: str | None = None,  # other data, see `data_sets`; None: the preset's mini benchmark
+    outputs: str | None = None,  # folder for all that is written; None: the project's `outputs/`
     say: Callable[[str], None] = tqdm.write,  # what to do with a line of the report
     engine: str = "local",  # one of `prle.lab.engines.ENGINES`
     gpus: float = 1.0,  # of a run with a detector, on Ray
@@ -593,8 +587,7 @@ def _run_notebooks(
         if lacking:
             results[name] = f"SKIPPED: {lacking}"
         else:
-            results[name] = _executed(
-                source / f"{name}.ipynb", out, common, **full_settings(name, full)
-            )
+            own = full_settings(name, full)
+            results[name] = _executed(source / f"{name}.ipynb", out, common, **own)
         lab.store.say(f"{name}: {results[name]}")
     return results

@@ -99,9 +99,7 @@ def _share_rows(
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-9
 def attended_share(
     values: Values,  # name, subset -> `read_fake_shares` of each seed
-) -> (
-    pd.DataFrame
-):  # name, subset, threshold; share, low, high, paper in per cent; note: the reason of a gap
+) -> pd.DataFrame:  # name, subset, threshold; share, low, high, paper in per cent; note
     "Measure the share of the pixels of fakes whose attention exceeds 0 and 0.3 (Eq. 4, Table I)."
     given, rows = paper_table(1).set_index("backbone"), []
     for (name, subset), shares in values.items():
@@ -121,10 +119,8 @@ def share_table(
     "Format shares as Table I prints them: ours, the paper's, and the differences at either threshold."
     rows = []
     for name, group in shares.groupby("name", sort=False):
-        levels = {
-            f"> {threshold:g}": list(part.itertuples())
-            for threshold, part in group.groupby("threshold")
-        }
+        by_threshold = group.groupby("threshold")
+        levels = {f"> {threshold:g}": list(part.itertuples()) for threshold, part in by_threshold}
         for level, part in levels.items():
             ours = {r.subset: interval(r.share, r.low, r.high) for r in part}
             rows.append({"": name, "attention": level, **ours})
@@ -169,34 +165,30 @@ class Table1(Exhibit):
         about = describe(lab, seeds, on=["train"])
         captions = {
             "table1": "Table I: share of the face (%) that is attended, training fakes.",
-            "table1_fusions": "Share of the face (%) that fused maps cover, training fakes; the paper has no such numbers.",
+            "table1_fusions": "Share of the face (%) that fused maps cover, training fakes; "
+            "the paper has no such numbers.",
         }
         for (name, caption), which in zip(captions.items(), (alone, ~alone)):
             rows = shares[which].reset_index(drop=True)
             yield TablePart(name, rows, share_table(rows), f"{caption} {about}{gaps(rows)}")
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-17
-BACKBONES_ALL = Parameter(
-    "backbones",
-    "all",
-    'list of backbones, e.g. ["EfficientNet"]; "all": the paper\'s five; '
-    "None: the zoo's three in smoke and mini, all five in paper",
-)
-BACKBONES_ZOO = Parameter(
-    "backbones",
-    None,
-    'list of backbones, e.g. ["EfficientNet"], or "all" for the paper\'s five; '
-    "None: the zoo's three in smoke and mini, all five in paper",
-)
+_WHICH = 'list, e.g. ["VGG"]; "all": all five; None: the zoo\'s three (paper: five)'
+BACKBONES_ALL = Parameter("backbones", "all", _WHICH)
+BACKBONES_ZOO = Parameter("backbones", None, _WHICH)
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-18
+_NO_TARGETS = (
+    "this data has no target sets: name a folder that holds dfdc/, df-1.0/ or celeb-df/ "
+    "beside ff++/, or one made by `prle forge`."
+)
+
+
 class ArmExhibit(Exhibit):
     "A table or figure that compares arms."
 
     parameters = (SEEDS, BACKBONES_ALL)
-    variants: Sequence[Variant] = (
-        PLAIN_AND_PRLE  # of every backbone; the first is what the others are compared with
-    )
+    variants: Sequence[Variant] = PLAIN_AND_PRLE  # of every backbone; the first is the reference
     only: Sequence[str] = BACKBONES  # the backbones that it has
     measures: Sequence[str] = ("AUC",)
 
@@ -207,17 +199,15 @@ class ArmExhibit(Exhibit):
     def arms(self, lab: Lab, backbones: Sequence[str] | str | None = "all") -> list[Arm]:
         "Return the trainings in the order of the exhibit's rows."
         chosen = [name for name in choose_backbones(lab, backbones) if name in self.only]
-        return [
-            arm for train in self.trainings(lab) for arm in arms_of(chosen, self.variants, train)
-        ]
+        arms = []
+        for train in self.trainings(lab):
+            arms += arms_of(chosen, self.variants, train)
+        return arms
 
     def cells(self, lab: Lab, seeds: int, **which) -> Cells:
         "Declare the scores on the target sets; raise `ValueError` if there are none."
         if not lab.targets:
-            raise ValueError(
-                "this data has no target sets: name a folder that holds dfdc/, df-1.0/ or celeb-df/ beside ff++/, "
-                "or one made by `prle forge`."
-            )
+            raise ValueError(_NO_TARGETS)
         return target_cells(lab, self.arms(lab, **which), seeds)
 
     def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
@@ -263,12 +253,8 @@ class ArmTable(ArmExhibit):
         self, lab: Lab, values: Values, seeds: int, **which
     ) -> Iterator[TablePart | FigurePart]:
         rows = self.rows(lab, values)
-        yield TablePart(
-            self.name,
-            rows,
-            self.layout(lab, rows),
-            f"{self.caption} {self.about(lab, seeds, rows)}",
-        )
+        caption = f"{self.caption} {self.about(lab, seeds, rows)}"
+        yield TablePart(self.name, rows, self.layout(lab, rows), caption)
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-20
 def _arm_text(arm: str, names: dict[str, str]) -> str:
@@ -283,20 +269,30 @@ def _ranks(names: Iterable[str]) -> dict[str, int]:
     "Number names in their order, from 0."
     return {name: rank for rank, name in enumerate(names)}
 
+
+def _augments(shown: pd.DataFrame) -> list[str]:
+    "Return the paper's column `augments` for each row; empty where the paper has no such row."
+    given = {}
+    for r in paper_table(2).itertuples():
+        given[BASELINES.get(r.backbone, r.backbone), r.arm] = r.augments
+    return [given.get(row, "") for row in zip(shown.backbone, shown.arm)]
+
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-24
+_DETECTORS = Parameter(
+    "detectors", None, 'list of the paper\'s baselines, e.g. ["RFM"]; None: all eight'
+)
+
+
 @declare
 class Table2(ArmTable):
     "Table II: training on all manipulations, test on three other data sets (Section IV-C1)."
 
     notebook, number = "table2_generalization", 2
-    parameters = (
-        SEEDS,
-        BACKBONES_ALL,
-        Parameter(
-            "detectors", None, 'list of the paper\'s baselines, e.g. ["RFM"]; None: all eight'
-        ),
+    parameters = (SEEDS, BACKBONES_ALL, _DETECTORS)
+    caption = (
+        "Table II: AUC and ACC (%) on the target sets, trained on all manipulations; "
+        "the best of a column is bold."
     )
-    caption = "Table II: AUC and ACC (%) on the target sets, trained on all manipulations; the best of a column is bold."
     measures, best = ("ACC", "AUC"), ()
 
     def arms(
@@ -307,26 +303,19 @@ class Table2(ArmTable):
     ) -> list[Arm]:
         "Return plain baselines, then plain backbones and those with PRLE."
         names = BASELINES if detectors is None else detectors
-        plain = [
-            Arm(BASELINES[check_choice(name, BASELINES, "baseline")], "none") for name in names
-        ]
+        known = [check_choice(name, BASELINES, "baseline") for name in names]
+        plain = [Arm(BASELINES[name], "none") for name in known]
         return plain + super().arms(lab, backbones)
 
     def layout(self, lab: Lab, rows: pd.DataFrame) -> pd.DataFrame:
         "Format columns by data set and rows as the paper does, with its column `augments`."
-        columns = _ranks([*lab.targets, "AVG", "ACC", "AUC"])
-        rows = rows.sort_values(
-            ["test", "measure"], key=lambda names: names.map(columns), kind="stable"
-        )
+        ranks = _ranks([*lab.targets, "AVG", "ACC", "AUC"])
+        columns = ["test", "measure"]
+        rows = rows.sort_values(columns, key=lambda names: names.map(ranks), kind="stable")
         shown = side_by_side(rows, self.best, list(self.heads))
-        augments = {}
-        for r in paper_table(2).itertuples():
-            augments[BASELINES.get(r.backbone, r.backbone), r.arm] = r.augments
-        shown.insert(
-            2, "augments", [augments.get(row, "") for row in zip(shown.backbone, shown.arm)]
-        )
-        ranks = shown.arm.map(dict(none=0, primary=1)).fillna(2).to_numpy()
-        return self.named(shown.iloc[np.argsort(ranks, kind="stable")])
+        shown.insert(2, "augments", _augments(shown))
+        of_arm = shown.arm.map(dict(none=0, primary=1)).fillna(2).to_numpy()
+        return self.named(shown.iloc[np.argsort(of_arm, kind="stable")])
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-26
 @declare
@@ -357,9 +346,8 @@ class Table3(ArmTable):
         change = unseen_change(rows)
         caption = "Change of the mean AUC over unseen manipulations that PRLE makes."
         about = describe(lab, seeds, list(dict.fromkeys(rows.backbone)))
-        yield FigurePart(
-            "table3_change", draw_change(change), f"{caption} {about}", extra=change_text(change)
-        )
+        text = change_text(change)
+        yield FigurePart("table3_change", draw_change(change), f"{caption} {about}", extra=text)
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-28
 def unseen_change(
@@ -376,9 +364,10 @@ def change_text(
     if change.empty:
         return "No manipulation of this data is unseen."
     above, below = (change.low > 0).sum(), (change.high < 0).sum()
+    undecided = len(change) - above - below
     return (
         f"Mean change on unseen manipulations: {change.value.mean():+.1f} points over {len(change)} pairs; "
-        f"{above} pairs are above zero with their whole interval, {below} below, {len(change) - above - below} undecided."
+        f"{above} pairs are above zero with their whole interval, {below} below, {undecided} undecided."
     )
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-30
@@ -387,15 +376,8 @@ def draw_change(
 ) -> Figure:
     "Draw what PRLE changes on unseen manipulations."
     panels = max(1, change.backbone.nunique())
-    figure, [axes] = plt.subplots(
-        1,
-        panels,
-        figsize=(PAGE_WIDTH, 1.9),
-        sharex=True,
-        sharey=True,
-        layout="constrained",
-        squeeze=False,
-    )
+    same = dict(sharex=True, sharey=True, squeeze=False, layout="constrained")
+    figure, [axes] = plt.subplots(1, panels, figsize=(PAGE_WIDTH, 1.9), **same)
     for ax, (backbone, group) in zip(axes, change.groupby("backbone", sort=False)):
         ends = np.maximum(0, [group.value - group.low, group.high - group.value])
         ax.errorbar(group.value, group.train, xerr=ends, fmt="o", capsize=2)
@@ -414,7 +396,10 @@ class Table4(ArmTable):
     "Table IV: primary, random and landmark masks (Section IV-D1)."
 
     notebook, number = "table4_masks", 4
-    caption = "Table IV: AUC (%) on the target sets of detectors trained with other masks; differences to primary masks are paired."
+    caption = (
+        "Table IV: AUC (%) on the target sets of detectors trained with other masks; "
+        "differences to primary masks are paired."
+    )
     variants = (
         Variant("primary", "+ PRLE", PRIMARY),
         Variant("random", "+ random", dict(mask="random")),
@@ -427,7 +412,10 @@ class Table5(ArmTable):
     "Table V: masks from neighbouring and from average fusion (Section IV-D2)."
 
     notebook, number = "table5_fusion", 5
-    caption = "Table V: AUC (%) on the target sets with masks from other fusions; differences to neighbouring are paired."
+    caption = (
+        "Table V: AUC (%) on the target sets with masks from other fusions; "
+        "differences to neighbouring are paired."
+    )
     variants = (
         Variant("neighbour", "+ neighbouring", PRIMARY),
         Variant("low", "+ average, low tau_1", PRIMARY | dict(fusion=LOW)),
