@@ -12,12 +12,20 @@ from clips import draw_frame, ffmpeg, photograph, write_clip
 from kills import contents, kill_at_work, start
 from torch.utils.data import DataLoader
 
-from prle.data import layouts
 from prle.cli import main
 from prle.data.datasets import FaceDataset
 from prle.data.manifest import read_manifest
 from prle.data.faces import write_png
-from prle.data.layouts import METHODS, check, list_dataset, probe
+from prle.data.layouts import (
+    Store,
+    check,
+    crop_dataset,
+    ffpp as ffpp_layout,
+    list_dataset,
+    probe,
+    registry,
+)
+from prle.data.layouts.ffpp import METHODS
 
 
 @pytest.fixture(scope="session")
@@ -274,10 +282,10 @@ def test_prle_faces_goes_on_where_it_was_killed(ffpp, tmp_path):
 
 
 def test_a_complete_data_set(ffpp, monkeypatch, capsys):
-    monkeypatch.setattr(layouts, "PAIRS", dict(train=1, val=1, test=1))
+    monkeypatch.setattr(ffpp_layout, "PAIRS", dict(train=1, val=1, test=1))
     assert main(["check", "ff++", str(ffpp)]) == 1  # six videos of each, and not a thousand
     monkeypatch.setattr(
-        layouts.Store,
+        Store,
         "total",
         lambda self, what, expected, optional=False: dict(
             what=what, expected=6, found=len(self), optional=optional
@@ -802,9 +810,9 @@ def test_every_layout_through_check_faces_and_face_dataset(
 def test_a_person_in_two_splits_is_found_before_anything_is_cropped(ffpp, tmp_path, monkeypatch):
     listing = list_dataset("ff++", ffpp, subsets=("DF",))
     listing.rows[-1] |= dict(identity="000")
-    monkeypatch.setitem(layouts._LAYOUTS, "ff++", lambda root: listing)
+    monkeypatch.setitem(registry._registry, "ff++", lambda root: listing)
     with pytest.raises(ValueError, match="ff.. in .*identity stands in more than one split"):
-        layouts.crop_dataset("ff++", ffpp, tmp_path / "out")
+        crop_dataset("ff++", ffpp, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
