@@ -33,9 +33,7 @@ def smoke(tmp_path_factory):
 def test_split(tmp_path_factory):
     "The test split of the 40-people benchmark at 128 px, the very pictures of `build_benchmark` (four minutes on two cores, most of them training)."
     root = tmp_path_factory.mktemp("test_split")
-    found, _ = faces.read_faces(
-        benchmark._choose(None, None, 0), 128, benchmark.SCALE, benchmark.LIFT
-    )
+    found, _ = faces.read_faces(benchmark.choose_photos(), 128, benchmark.SCALE, benchmark.LIFT)
     jobs = [job for job in benchmark.plan(found, 0)[0] if job.split == "test"]
     networks, _ = train_networks(found)
     rows = benchmark._make_all(jobs, root, networks, seed=0, quality=90, workers=2)
@@ -116,7 +114,7 @@ def quick(monkeypatch, smoke):
     "A benchmark that is made in no time: faces are read once, of six people two photographs each."
     photos = [ORL / f"s{i}" / f"{k}.pgm" for i in range(1, 7) for k in (1, 2)]
     found = faces.read_faces(photos, 64, benchmark.SCALE, benchmark.LIFT)
-    monkeypatch.setattr(benchmark, "_choose", lambda *a: photos)
+    monkeypatch.setattr(benchmark, "choose_photos", lambda *a: photos)
     monkeypatch.setattr(benchmark, "read_faces", lambda *a: found)
 
 
