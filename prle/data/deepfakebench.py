@@ -78,9 +78,7 @@ LEVELS = {"raw", "c23", "c40"}
 
 def _where(name: str, *keys: str) -> str:
     "Name a place in a JSON, for an error."
-    return (
-        f"{name}, {', '.join(shortened(key)[1:-1] for key in keys if key)}" if any(keys) else name
-    )
+    return ", ".join([name, *(shortened(key)[1:-1] for key in keys if key)])
 
 # %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-9
 def _object(value, name: str, *keys: str) -> dict:
@@ -92,21 +90,15 @@ def _object(value, name: str, *keys: str) -> dict:
 # %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-10
 def _check_frames(record: dict, name: str, label: str, split: str, video: str):
     "Raise `ValueError` naming the place if a record's frames are not a list of paths."
-    keys = label, split, video
     if "frames" not in record:
-        raise ValueError(
-            f"{name}: the record of {shortened(video)[1:-1]} ({label}, {shortened(split)[1:-1]}) has no frames."
-        )
-    frames = record["frames"]
+        whose = f"{shortened(video)[1:-1]} ({label}, {shortened(split)[1:-1]})"
+        raise ValueError(f"{name}: the record of {whose} has no frames.")
+    frames, where = record["frames"], _where(name, label, split, video)
     if not isinstance(frames, list):
-        raise ValueError(
-            f"{_where(name, *keys)}: the frames are {shortened(frames)}, not a list of paths."
-        )
+        raise ValueError(f"{where}: the frames are {shortened(frames)}, not a list of paths.")
     for path in frames:
         if not isinstance(path, str):
-            raise ValueError(
-                f"{_where(name, *keys)}: among the frames is {shortened(path)}, which is no path."
-            )
+            raise ValueError(f"{where}: among the frames is {shortened(path)}, which is no path.")
 
 # %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-11
 def _walk(tree: dict, name: str, compression: str) -> Iterator[tuple[str, str, str, str, dict]]:
@@ -114,15 +106,13 @@ def _walk(tree: dict, name: str, compression: str) -> Iterator[tuple[str, str, s
     for label, splits in _object(tree, name).items():
         check_choice(label, LABELS, f"label name in {name}")
         for split, videos in _object(splits, name, label).items():
-            levels = (
-                videos
-                if _object(videos, name, label, split) and set(videos) <= LEVELS
-                else {"": videos}
-            )
-            if "" not in levels:
-                check_choice(compression, levels, f"compression in {name}, {label}, {split}")
-            level = "" if "" in levels else compression
-            for video, record in _object(levels[level], name, label, split, level).items():
+            level = ""
+            if _object(videos, name, label, split) and set(videos) <= LEVELS:
+                level = check_choice(
+                    compression, videos, f"compression in {name}, {label}, {split}"
+                )
+                videos = _object(videos[level], name, label, split, level)
+            for video, record in videos.items():
                 _check_frames(_object(record, name, label, split, video), name, label, split, video)
                 yield label, split, level, video, record
 
@@ -148,12 +138,8 @@ def _landmarks(path: Path) -> np.ndarray:  # (136,) float32
     if not path.is_file():
         return np.full(136, np.nan, np.float32)
     points = read_array(path)
-    if (
-        points.ndim != 2
-        or len(points) < 68
-        or points.shape[1] != 2
-        or points.dtype.kind not in "iuf"
-    ):
+    enough = points.ndim == 2 and len(points) >= 68 and points.shape[1] == 2
+    if not enough or points.dtype.kind not in "iuf":
         raise ValueError(
             f"{path} holds {points.shape} values of type {points.dtype}, not 68 points or more."
         )
@@ -172,16 +158,11 @@ def _number(path: str) -> int | None:
 def _crop_row(path: str, root: Path, facts: dict) -> dict:
     "Build the manifest's row of a crop, `path` relative to `root`."
     mask = _beside(path, "masks", ".png")
-    has_mask = facts["label"] != REAL and below(root, mask).is_file()
+    if facts["label"] == REAL or not below(root, mask).is_file():
+        mask = ""
     landmarks = _landmarks(below(root, _beside(path, "landmarks", ".npy")))
-    return dict(
-        facts,
-        path=path,
-        frame=_number(path),
-        landmarks=landmarks,
-        transform=[],
-        mask=mask if has_mask else "",
-    )
+    found = dict(path=path, frame=_number(path), landmarks=landmarks, transform=[], mask=mask)
+    return facts | found
 
 # %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-18
 def _try_row(path: str, root: Path, facts: dict) -> dict | str:
@@ -189,11 +170,9 @@ def _try_row(path: str, root: Path, facts: dict) -> dict | str:
     if _number(path) is None:
         return "its name is not a frame's number"
     try:
-        return (
-            _crop_row(file_path(path), root, facts)
-            if below(root, path).is_file()
-            else f"not below {root}"
-        )
+        if not below(root, path).is_file():
+            return f"not below {root}"
+        return _crop_row(file_path(path), root, facts)
     except (ValueError, OSError) as e:
         return one_line(e).rstrip(".")
 
@@ -208,92 +187,90 @@ def _one_split(rows: dict, files: Iterable):
     for s, path in rows:
         if split.setdefault(path, s) != s:
             raise ValueError(
-                f"{', '.join(map(str, files))}: {path} stands under {split[path]} and under {s}. Say which splits to take (splits, on the command line --splits)."
+                f"{', '.join(map(str, files))}: {path} stands under {split[path]} and under {s}. "
+                "Say which splits to take (splits, on the command line --splits)."
             )
 
 # %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-20
+def _facts(dataset: str, label: str, split: str, compression: str, video: str) -> dict:
+    "Return what all crops of a video have in common in the manifest."
+    subset = LABELS[label]
+    person, source = _people(dataset, subset, video)
+    return dict(
+        label=int(subset != "real"),
+        dataset=dataset,
+        subset=subset,
+        video=video,
+        identity=person,
+        source_identity=source,
+        split=split,
+        compression=compression,
+    )
+
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-21
 def read_json_dataset(
-    files: Iterable[
-        str | Path
-    ],  # the JSONs; those of FaceForensics++ may be combined, their reals are then taken once
+    files: Iterable[str | Path],  # the JSONs
     root: str | Path,  # the folder that their paths are relative to
-    splits: tuple[
-        str, ...
-    ] = SPLITS,  # which to take; several data sets list the same videos under more than one
+    splits: tuple[str, ...] = SPLITS,  # which to take
     compression: str = "c23",  # where there is a choice
-) -> tuple[
-    pd.DataFrame, pd.DataFrame
-]:  # rows for `write_manifest(rows, path, root)`; crops that are not there, with columns path, reason
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # rows for `write_manifest`; missing crops: path, reason
     """Read DeepfakeBench's data set JSON as rows of a manifest.
 
-    `ValueError` for unknown label names or compressions, and for a crop in several splits."""
+    Those of FaceForensics++ may be combined; their reals are then taken once. Several data sets list the same
+    videos under more than one split. `ValueError` for unknown label names or compressions, and for a crop in several splits."""
     files, root, rows, missing = list(files), Path(root), {}, []
     for file in files:
         for name, tree in read_json(file, dict, MAX_DATASET).items():
             dataset = "FF++" if name in FFPP else NAMES.get(name, name)
-            for label, split, level, video, record in progress(
-                _walk(tree, str(file), compression), desc=name
-            ):
+            videos = _walk(tree, str(file), compression)
+            for label, split, level, video, record in progress(videos, desc=name):
                 if split not in splits:
                     continue
-                subset = LABELS[label]
-                person, source = _people(dataset, subset, video)
-                facts = dict(
-                    label=int(subset != "real"),
-                    dataset=dataset,
-                    subset=subset,
-                    video=video,
-                    identity=person,
-                    source_identity=source,
-                    split=split,
-                    compression=level,
-                )
-                for path in (f.replace("\\", "/").removeprefix("./") for f in record["frames"]):
+                facts = _facts(dataset, label, split, level, video)
+                for path in record["frames"]:
+                    path = path.replace("\\", "/").removeprefix("./")
                     row = _try_row(path, root, facts)
                     if isinstance(row, dict):
                         rows[split, path] = row
                     else:
                         missing.append((path, f"{row}, in {Path(file).name}; left out"))
     _one_split(rows, files)
-    return pd.DataFrame(list(rows.values()), columns=list(COLUMNS)), pd.DataFrame(
-        missing, columns=["path", "reason"]
-    )
+    return _tables(rows.values(), missing)
 
 # %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-22
+def _tables(rows: Iterable[dict], missing: list[tuple]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "Return rows as a manifest's table, and what is missing with its reason."
+    faces = pd.DataFrame(list(rows), columns=list(COLUMNS))
+    return faces, pd.DataFrame(missing, columns=["path", "reason"])
+
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-24
 def read_folders(
     videos: pd.DataFrame,  # of a listing; `file` is the folder of a video's crops
     root: str | Path,  # a folder above all of them, which paths will be relative to
-) -> tuple[
-    pd.DataFrame, pd.DataFrame
-]:  # rows for `write_manifest(rows, path, root)`; videos without crops and pictures that are no crops, with columns path, reason
-    "Read preprocessed folders as rows of a manifest."
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # rows for `write_manifest`; what is no crop: path, reason
+    "Read preprocessed folders as rows of a manifest; what is not taken is a video or a picture."
     root, rows, missing = Path(root).absolute(), [], []
     for video in progress(videos.to_dict("records"), desc="crops"):
         folder, facts = Path(video["file"]), {c: video[c] for c in COLUMNS if c in video}
         if video["distortion"]:
-            missing.append(
-                (
-                    str(folder),
-                    f"to be distorted ({video['distortion']}) before its crops are made, and these are made; left out",
-                )
-            )
+            wanted = f"to be distorted ({video['distortion']}) before its crops are made"
+            missing.append((str(folder), f"{wanted}, and these are made; left out"))
             continue
-        pictures = (
-            [p for p in sorted(folder.iterdir()) if p.suffix.lower() in PHOTO_SUFFIXES]
-            if folder.is_dir()
-            else []
-        )
-        found = [(p, _try_row(p.relative_to(root).as_posix(), root, facts)) for p in pictures]
-        crops = [row for _, row in found if isinstance(row, dict)]
-        missing += [(str(p), f"{row}; left out") for p, row in found if isinstance(row, str)] + [
-            (str(folder), "no crops")
-        ] * (not crops)
+        crops = []
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if path.suffix.lower() not in PHOTO_SUFFIXES:
+                continue
+            row = _try_row(path.relative_to(root).as_posix(), root, facts)
+            if isinstance(row, dict):
+                crops.append(row)
+            else:
+                missing.append((str(path), f"{row}; left out"))
+        if not crops:
+            missing.append((str(folder), "no crops"))
         rows += sorted(crops, key=lambda row: row["frame"])
-    return pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame(
-        missing, columns=["path", "reason"]
-    )
+    return _tables(rows, missing)
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-24
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-26
 _LABEL_NAMES = {
     "FF++": dict(real="FF-real", DF="FF-DF", F2F="FF-F2F", FS="FF-FS", NT="FF-NT", Fsh="FF-FH"),
     "Celeb-DF-v2": dict(real="CelebDFv2_real", fake="CelebDFv2_fake"),
@@ -309,7 +286,7 @@ def _label_name(dataset: str, subset: str) -> str:
     names = _LABEL_NAMES.get(dataset, _LABEL_NAMES["DFDC"])
     return names[subset] if subset in names else names["fake"]
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-25
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-27
 def _video_names(manifest: pd.DataFrame, dataset: str) -> Callable:  # row -> key of its record
     """Return the function that names a row's record, so that no videos merge.
 
@@ -318,24 +295,20 @@ def _video_names(manifest: pd.DataFrame, dataset: str) -> Callable:  # row -> ke
     shared = {subset for subset, label in labels.items() if Counter(labels.values())[label] > 1}
     return lambda row: f"{row.subset}_{row.video}" if row.subset in shared else row.video
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-26
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-28
 def _place(row, kind: str, suffix: str) -> Path:
     "Return the place of a crop's frame, mask or landmarks below the data set's folder."
-    return (
-        Path(file_name(row.subset, "the subset"))
-        / kind
-        / file_name(row.video, "the video")
-        / f"{row.frame:03d}{suffix}"
-    )
+    subset, video = file_name(row.subset, "the subset"), file_name(row.video, "the video")
+    return Path(subset, kind, video, f"{row.frame:03d}{suffix}")
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-27
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-29
 def _copy_picture(root: Path, path: str, target: Path):
     "Copy a picture from below `root`; `ValueError` or `OSError` for anything else."
     file = below(root, path)
     read_rgb(file)
     target.write_bytes(read_picture(file))
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-28
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-30
 def _copy_crop(row, root: Path, folder: Path):
     "Copy a crop, its mask and its landmarks into DeepfakeBench's folders; pictures must be decodable."
     for kind in ("frames", "masks", "landmarks"):
@@ -344,100 +317,99 @@ def _copy_crop(row, root: Path, folder: Path):
     if row.mask:
         _copy_picture(root, row.mask, folder / _place(row, "masks", ".png"))
     if np.isfinite(row.landmarks).all():
-        np.save(
-            folder / _place(row, "landmarks", ".npy"),
-            np.rint(row.landmarks).astype(np.int64).reshape(68, 2),
-        )
+        points = np.rint(row.landmarks).astype(np.int64).reshape(68, 2)
+        np.save(folder / _place(row, "landmarks", ".npy"), points)
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-30
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-32
 _PURPOSE = "folders of DeepfakeBench"
 _WRITTEN = "written.json"
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-31
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-33
 def _check_json(folder: Path, path: Path) -> str | None:  # its digest; None: there is none
     "Return the digest of a JSON; `FileExistsError` if it is not what was written together with `folder`."
     if not os.path.lexists(path):
         return None
-    written = (
-        read_json(folder / _WRITTEN, dict).get(path.stem) if (folder / _WRITTEN).is_file() else None
-    )
-    if path.is_symlink() or not path.is_file() or file_digest(path) not in (written or []):
+    written = []
+    if (folder / _WRITTEN).is_file():
+        written = read_json(folder / _WRITTEN, dict).get(path.stem) or []
+    if path.is_symlink() or not path.is_file() or file_digest(path) not in written:
         raise FileExistsError(
-            f"{path} was not written by this command, or has changed since; name another folder, or move it away."
+            f"{path} was not written by this command, or has changed since; "
+            "name another folder, or move it away."
         )
     return file_digest(path)
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-32
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-34
 def _parts(tree: dict, name: str) -> dict[str, dict]:
     "Return the content of each JSON by its name; FaceShifter has its own, which repeats the reals."
     parts = {name: {label: splits for label, splits in tree.items() if label != "FF-FH"}}
     if "FF-FH" in tree:
-        parts["FaceShifter"] = {
-            label: splits for label, splits in tree.items() if label in ("FF-real", "FF-FH")
-        }
+        kept = ("FF-real", "FF-FH")
+        parts["FaceShifter"] = {label: tree[label] for label in tree if label in kept}
     return parts
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-33
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-35
+def _bench_name(dataset: str) -> str:
+    "Return DeepfakeBench's name of a data set."
+    if dataset == "FF++":
+        return "FaceForensics++"
+    theirs = {ours: name for name, ours in NAMES.items()}
+    return file_name(theirs.get(dataset, dataset), "the data set")
+
+
+assert _bench_name("DF-1.0") == "DeeperForensics-1.0"
+
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-36
+def _record(tree: dict, row, video: str) -> dict:
+    "Return the record of a row's video in a JSON's tree, made if it is the video's first row."
+    label = _label_name(row.dataset, row.subset)
+    videos = tree.setdefault(label, {}).setdefault(row.split, {})
+    new = dict(label=label, frames=[])
+    if row.dataset == "FF++":
+        videos = videos.setdefault(row.compression, {})
+        if row.label:
+            new["masks"] = []
+    return videos.setdefault(video, new)
+
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-37
+def _write_jsons(folder: Path, tree: dict, name: str, before: dict[str, str | None]) -> list[Path]:
+    "Write the JSONs of a tree, and beside them their digests and those of the JSONs before."
+    paths, digests = [], {}
+    for part, content in _parts(tree, name).items():
+        path = write_json(folder / f"{part}.json", {part: content})
+        digests[part] = [*filter(None, [before[part]]), file_digest(path)]
+        paths.append(path)
+    write_json(folder / _WRITTEN, digests)
+    return paths
+
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-38
 def write_json_dataset(
     manifest: pd.DataFrame,  # from `read_manifest`, of one data set
     out: str | Path,  # folder; gets <name>/... and <name>.json
-) -> list[
-    Path
-]:  # the JSONs: one, or FaceForensics++.json and FaceShifter.json, which repeats the reals
+) -> list[Path]:  # the JSONs: one, or FaceForensics++.json and FaceShifter.json
     """Write a manifest as DeepfakeBench's preprocessed folders and data set JSON.
 
     `ValueError` if it holds several data sets or names that are not valid file names. `FileExistsError`, before
     any work, if files other than an earlier result stand in the way."""
     datasets = manifest.dataset.unique()
     if len(datasets) > 1:
-        raise ValueError(
-            f"one JSON holds one data set, this manifest has {shortened(', '.join(datasets))[1:-1]}."
-        )
-    dataset = datasets[0]
-    name = (
-        "FaceForensics++"
-        if dataset == "FF++"
-        else {ours: theirs for theirs, ours in NAMES.items()}.get(dataset, dataset)
-    )
-    tree, video, home = (
-        {},
-        _video_names(manifest, dataset),
-        Path(out) / file_name(name, "the data set"),
-    )
+        found = shortened(", ".join(datasets))[1:-1]
+        raise ValueError(f"one JSON holds one data set, this manifest has {found}.")
+    name, video_name, tree = _bench_name(datasets[0]), _video_names(manifest, datasets[0]), {}
+    home, root = Path(out) / name, Path(manifest.attrs["root"])
     for column in ("subset", "video"):
         for word in manifest[column].unique():
             file_name(word, f"the {column}")
-    parts = ["FaceForensics++", "FaceShifter"] if dataset == "FF++" else [name]
+    parts = [name, "FaceShifter"] if name == "FaceForensics++" else [name]
     check_replaceable(home, _PURPOSE)
     before = {part: _check_json(home, Path(out) / f"{part}.json") for part in parts}
     with made_folder(home, _PURPOSE) as folder:
         for row in progress(manifest.itertuples(), desc="crops", total=len(manifest)):
-            videos = tree.setdefault(_label_name(dataset, row.subset), {}).setdefault(row.split, {})
-            if dataset == "FF++":
-                videos = videos.setdefault(row.compression, {})
-            record = videos.setdefault(
-                video(row),
-                dict(
-                    label=_label_name(dataset, row.subset),
-                    frames=[],
-                    **dict(masks=[]) if dataset == "FF++" and row.label else {},
-                ),
-            )
-            _copy_crop(row, Path(manifest.attrs["root"]), folder)
-            record["frames"].append(
-                (name / _place(row, "frames", Path(row.path).suffix)).as_posix()
-            )
+            record = _record(tree, row, video_name(row))
+            _copy_crop(row, root, folder)
+            picture = name / _place(row, "frames", Path(row.path).suffix)
+            record["frames"].append(picture.as_posix())
             if row.mask and "masks" in record:
                 record["masks"].append((name / _place(row, "masks", ".png")).as_posix())
-        jsons = {
-            part: write_json(folder / f"{part}.json", {part: content})
-            for part, content in _parts(tree, name).items()
-        }
-        write_json(
-            folder / _WRITTEN,
-            {
-                part: [*filter(None, [before[part]]), file_digest(path)]
-                for part, path in jsons.items()
-            },
-        )
-    return [(home / path.name).replace(Path(out) / path.name) for path in jsons.values()]
+        written = _write_jsons(folder, tree, name, before)
+    return [(home / path.name).replace(Path(out) / path.name) for path in written]
