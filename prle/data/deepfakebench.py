@@ -217,7 +217,8 @@ def read_json_dataset(
     """Read DeepfakeBench's data set JSON as rows of a manifest.
 
     Those of FaceForensics++ may be combined; their reals are then taken once. Several data sets list the same
-    videos under more than one split. `ValueError` for unknown label names or compressions, and for a crop in several splits."""
+    videos under more than one split. `ValueError` for unknown label names or compressions, and for a crop in
+    several splits."""
     files, root, rows, missing = list(files), Path(root), {}, []
     for file in files:
         for name, tree in read_json(file, dict, MAX_DATASET).items():

@@ -845,8 +845,8 @@ def crop_videos(
     A video has the columns file, subset, video; where there are any, mask_file (or untouched_file, to compare with)
     and distortion; others are copied to the faces.
     Crops go to `out/<dataset>/<subset>/<video>/<frame>.png`, tables to `faces.parquet`, `digests.parquet` and
-    `dropped.csv`. Videos that are finished are not done again. `ValueError` for a wrong table, wrong settings or a folder made with
-    others; `OSError` for a folder that cannot be written."""
+    `dropped.csv`. Videos that are finished are not done again. `ValueError` for a wrong table, wrong settings
+    or a folder made with others; `OSError` for a folder that cannot be written."""
     run = ENGINES[check_choice(engine, ENGINES, "engine")]
     settings = _settings(count, every, align, size, scale)
     least = 1 if engine == "ray" else 0
