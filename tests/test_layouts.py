@@ -1,7 +1,8 @@
-"prle.data.layouts: small trees in each official layout, made of real videos, through `prle check`, `prle faces` and FaceDataset."
+"prle.data.layouts: small trees of real videos in each layout, through `prle check`, `prle faces` and FaceDataset."
 
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -305,7 +306,7 @@ def test_persons_in_two_splits_are_named(df1):
 
 
 def test_an_id_in_two_splits_stays_in_the_first(ffpp, df1):
-    "Of FaceForensics++ and of DF-1.0: what stands in a later list is left out, since no manifest may have a person in two splits."
+    "Of FaceForensics++ and of DF-1.0: what stands in a later list is left out, as no manifest has a person twice."
     (ffpp / "test.json").write_text('[["000", "005"], ["004", "005"]]')
     listing = list_dataset("ff++", ffpp, subsets=("DF",))
     assert counts(listing.videos) == {
@@ -537,6 +538,8 @@ def test_a_video_that_is_listed_twice_counts_once(tmp_path):
 
 
 # DeeperForensics
+
+MIXED = "end_to_end_mix_2_distortions"
 
 
 @pytest.fixture
@@ -805,6 +808,66 @@ def test_every_layout_through_check_faces_and_face_dataset(
     assert [faces[i]["label"] for i in range(len(faces))] == manifest.label.tolist() and faces[0][
         "image"
     ].shape == (3, 64, 64)
+
+
+DAMAGE = {
+    "cut": lambda whole: whole[: len(whole) // 2],
+    "empty": lambda whole: b"",
+    "noise": lambda whole: np.random.default_rng(0).bytes(300),
+    "zeros": lambda whole: bytes(len(whole)),
+    "one long line": lambda whole: whole.replace(b"\n", b" ") * 1000,
+    "quotes": lambda whole: whole.replace(b",", b'",').replace(b" ", b'" '),
+    "twice": lambda whole: whole * 2,
+    "UTF-16": lambda whole: whole.decode().encode("utf-16"),
+    "too long": lambda whole: whole + b"\n" * 2**12,
+}
+
+
+@pytest.mark.parametrize("kind", [*DAMAGE, "folder", "gone"])
+@pytest.mark.parametrize(
+    "tree, name, file",
+    [
+        ("dfdc_test", "dfdc", "test/labels.csv"),
+        ("dfdc_train", "dfdc", "dfdc_train_part_0/metadata.json"),
+        ("celeb", "celeb-df", "List_of_testing_videos.txt"),
+        ("df1", "df-1.0", "lists/splits/val.txt"),
+        (
+            "df1",
+            "df-1.0",
+            f"lists/manipulated_videos_distortions_meta/manipulated_videos_{MIXED}_meta.txt",
+        ),
+    ],
+    ids=["labels.csv", "metadata.json", "celeb", "split", "meta"],
+)
+def test_a_damaged_list_costs_what_it_lists(request, monkeypatch, tree, name, file, kind):
+    "No list raises an error, adds a video that is there, or loses one without a word."
+    root = request.getfixturevalue(tree)
+    options = {}
+    if name == "df-1.0":
+        options = dict(reals=request.getfixturevalue("ffpp"), variants=("end_to_end", MIXED))
+    if tree == "dfdc_train":
+        options = dict(part="train")
+    before = list_dataset(name, root, **options)
+    path, whole = root / file, (root / file).read_bytes()
+    monkeypatch.setattr(registry, "MAX_LIST", len(whole) * 1001)
+    monkeypatch.setattr("prle.data.distortions.MAX_META", len(whole) * 1001)
+    if kind == "too long":
+        monkeypatch.setattr(registry, "MAX_LIST", 2**12)
+        monkeypatch.setattr("prle.data.distortions.MAX_META", 2**12)
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind != "gone":
+        path.write_bytes(DAMAGE[kind](whole))
+    listing = list_dataset(name, root, **options)
+    columns = ["subset", "video", "split", "label"]
+    there = set(map(tuple, listing.videos[columns].values))
+    all_of_them = set(map(tuple, before.videos[columns].values))
+    added = [row for row in listing.rows if tuple(row[c] for c in columns) not in all_of_them]
+    assert not any(Path(row["file"]).exists() for row in added)  # a name that was cut short
+    assert not added or kind == "cut"
+    said = set(listing.problems) - set(before.problems)
+    assert there == all_of_them or said or kind in ("cut", "empty")
 
 
 def test_a_person_in_two_splits_is_found_before_anything_is_cropped(ffpp, tmp_path, monkeypatch):

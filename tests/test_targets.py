@@ -341,7 +341,7 @@ def test_a_full_disk_leaves_nothing_half_made(tiny, monkeypatch):
     def full(path, image):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(targets, "write_png", full)
+    monkeypatch.setattr(benchmark, "write_png", full)
     with pytest.raises(OSError, match="No space"):
         targets.build_targets(bench, people, workers=1)
     assert not list((bench / "targets").iterdir())

@@ -41,6 +41,7 @@ from prle.core import (
     write_json,
 )
 from prle.trust import (
+    DIGESTS,
     below,
     check_digest,
     check_pixels,
@@ -50,7 +51,6 @@ from prle.trust import (
     read_json,
     read_record,
     read_table,
-    write_digests,
     write_table,
 )
 from .distortions import distort_frame, distort_video, frame_level, parse_meta
@@ -787,12 +787,20 @@ def _write_faces(videos: pd.DataFrame, folders: list[Path], out: Path):
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-78
 def _write_all_digests(folders: list[Path], out: Path):
-    "Write the digests of all crops and masks, as the records of their videos say, into one table."
-    digests = {}
-    for folder in folders:
-        for name, fingerprint in _read_video_record(folder)["files"].items():
-            digests[(folder.relative_to(out) / name).as_posix()] = str(fingerprint)
-    write_digests(out, digests)
+    "Write the table of `prle.trust.read_digests`: those of all crops and masks, as their videos' records say."
+    schema = pa.schema([("path", pa.string()), ("digest", pa.string())])
+    with (
+        atomic_path(out / DIGESTS) as tmp,
+        pq.ParquetWriter(tmp, schema, write_page_checksum=True) as writer,
+    ):
+        for i in range(0, len(folders), _TOGETHER):
+            paths, digests = [], []
+            for folder in folders[i : i + _TOGETHER]:
+                prefix = folder.relative_to(out)
+                for name, fingerprint in _read_video_record(folder)["files"].items():
+                    paths.append((prefix / name).as_posix())
+                    digests.append(str(fingerprint))
+            writer.write_table(pa.table([paths, digests], schema))
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-79
 def _reports(

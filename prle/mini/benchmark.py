@@ -350,14 +350,14 @@ def _why_not(out: Path, config: dict) -> str | None:
     return f"{missing} of {made['pictures']} pictures missing" if missing else None
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-36
-def _frame_face(frame: np.ndarray | FaceError, size: int, **origin) -> Face:
-    "Crop the largest face of a frame; `FaceError` without one, or that of the frame."
-    if isinstance(frame, FaceError):
-        raise frame
-    face = find_largest(frame)
+def _frame_face(picture: np.ndarray | FaceError, size: int, **origin) -> Face:
+    "Crop the largest face of a video's frame; `FaceError` without one, or that of the frame."
+    if isinstance(picture, FaceError):
+        raise picture
+    face = find_largest(picture)
     if face is None:
         raise FaceError("no face found.")
-    crop = crop_face(frame, face.landmarks, size, SCALE, LIFT)
+    crop = crop_face(picture, face.landmarks, size, SCALE, LIFT)
     return Face(*crop, found=face.found, **origin)
 
 

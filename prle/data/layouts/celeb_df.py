@@ -34,10 +34,11 @@ def celeb_people(
 def _read_line(text: str) -> tuple[str, str, str] | None:
     "Return the folder, the subset and the name of a line's video; None if it does not say all or contradicts itself."
     label, _, file = text.partition(" ")
-    given, name = file.strip().split("/")[0].lower(), Path(file.strip()).stem
+    given, _, name = file.strip().partition("/")
     for folder, (subset, _) in CELEB_FOLDERS.items():
-        if given == folder.lower() and label == ("1" if subset == "real" else "0"):
-            return folder, subset, name
+        fits = given.lower() == folder.lower() and label == ("1" if subset == "real" else "0")
+        if fits and "/" not in name:
+            return folder, subset, Path(name).stem
 
 # %% ../../../nbs/data/layouts/05_celeb_df.ipynb #data-layouts-05-celeb-df-9
 def _note_overlap(listing: Listing, stores: dict[str, Store]):
