@@ -712,7 +712,7 @@ def quiet(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_training_and_evaluation_agree(name):
-    """With batch norms and dropouts as in evaluation, the logits differ where something is drawn besides, and only there.
+    """With batch norms and dropouts as in evaluation, logits differ where something is drawn besides, and only there.
 
     (RFM erases only where gradients are taken.)"""
     x = forged_faces()["image"][::4]
