@@ -31,11 +31,9 @@ def smoke(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def test_split(tmp_path_factory):
-    "The test split of the 40-people benchmark at 128 px, the very pictures of `build_benchmark` (four minutes on two cores, most of them training)."
+    "The test split of the 40-people benchmark at 128 px: the very pictures of `build_benchmark`, four minutes of work."
     root = tmp_path_factory.mktemp("test_split")
-    found, _ = faces.read_faces(
-        benchmark._choose(None, None, 0), 128, benchmark.SCALE, benchmark.LIFT
-    )
+    found, _ = faces.read_faces(benchmark.choose_photos(), 128, benchmark.SCALE, benchmark.LIFT)
     jobs = [job for job in benchmark.plan(found, 0)[0] if job.split == "test"]
     networks, _ = train_networks(found)
     rows = benchmark._make_all(jobs, root, networks, seed=0, quality=90, workers=2)
@@ -116,7 +114,7 @@ def quick(monkeypatch, smoke):
     "A benchmark that is made in no time: faces are read once, of six people two photographs each."
     photos = [ORL / f"s{i}" / f"{k}.pgm" for i in range(1, 7) for k in (1, 2)]
     found = faces.read_faces(photos, 64, benchmark.SCALE, benchmark.LIFT)
-    monkeypatch.setattr(benchmark, "_choose", lambda *a: photos)
+    monkeypatch.setattr(benchmark, "choose_photos", lambda *a: photos)
     monkeypatch.setattr(benchmark, "read_faces", lambda *a: found)
 
 
@@ -362,7 +360,7 @@ def test_the_cue_table_sees_a_cue(test_split, monkeypatch):
 
 @pytest.mark.slow
 def test_no_trivial_cue_in_colour(tmp_path):
-    "All five manipulations of coloured photographs, every person under a light of another tint; networks that are hardly trained are the hardest case for DF and Fsh."
+    "All five on coloured photographs, each person under a light of another tint; hardly trained networks are hardest."
     people = write_people(tmp_path / "people", 40, photos=2, size=184, tint=(1.0, 0.78, 0.62))
     manifest = read_manifest(
         benchmark.build_benchmark(tmp_path / "bench", people, size=128, steps=60)

@@ -1,4 +1,4 @@
-"""Capsule-Forensics: published sizes, grouped capsules against separate ones, routing by hand, losses, the frozen extractor."""
+"""Capsule-Forensics: published sizes, grouped capsules against separate ones, routing by hand, the frozen extractor."""
 
 import pytest
 import timm

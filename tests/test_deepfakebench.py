@@ -30,7 +30,7 @@ def put_crop(root, path, value=100, landmarks=True, mask=False):
 
 @pytest.fixture
 def tree(tmp_path):
-    "Two JSONs as published, with backslashes: FaceForensics++ without FaceShifter, and FaceShifter with the reals again."
+    "Two JSONs as published, with backslashes: FaceForensics++ without FaceShifter, FaceShifter with the reals again."
     root, ffpp, shifter = tmp_path / "datasets", {}, {}
     real, methods = (
         "FaceForensics++/original_sequences/youtube/c23/frames/071",

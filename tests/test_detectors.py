@@ -32,7 +32,8 @@ from prle.data.faces import orl_folder
 from prle.metrics import auc
 from prle.trainer import TrainConfig
 
-NAMES = list_detectors()  # the tables of this file hold the suite's own to their sources; a new one is tested by what it registers
+# The tables of this file hold the suite's own to their sources; a new one is tested by what it registers.
+NAMES = list_detectors()
 KNOWN = [
     "capsule",
     "capsule_v2",
@@ -95,7 +96,7 @@ def batch_of(n=8, size=64):
 
 @functools.cache
 def forged_faces(size=64):
-    "Eight photographs of the ORL faces, and each with the mouth of another person; their labels, and masks of the mouths."
+    "Eight photographs of the ORL faces, each also with another person's mouth; their labels, and masks of the mouths."
     photos = [
         cv2.imread(str(orl_folder() / f"s{i}/1.pgm"), cv2.IMREAD_GRAYSCALE)[10:102]
         for i in range(1, 9)
@@ -259,7 +260,8 @@ def test_every_card_is_complete(name):
     )
 
 
-# optimizer, learning rate, weight decay, schedule, batch, epochs, size of the faces: as the originals' sources have them, None where they are silent
+# optimizer, learning rate, weight decay, schedule, batch, epochs, size of the faces: as the originals' sources have
+# them, None where they are silent
 PLAIN_RECIPE = ("Adam", 2e-4, 0, "constant", 32, 10, 299)
 RECIPES = dict(
     capsule=("Adam", 5e-4, 0, "constant", 100, 100, 128),
@@ -631,7 +633,8 @@ def test_training_steps_in_channels_last_stay_within_their_memory():
     "On even and odd grids, in a process of its own: what writes outside its memory takes the process along."
     code = (
         "import test_detectors as t, torch; torch.set_num_threads(1)\n"
-        "for n in ('xception', 'f3net', 'ffd', 'rfm', 'recce', 'srm', 'resnet50'):\n  for s in (128, 130): t.train_steps(n, s, 2)"
+        "for n in ('xception', 'f3net', 'ffd', 'rfm', 'recce', 'srm', 'resnet50'):\n"
+        "  for s in (128, 130): t.train_steps(n, s, 2)"
     )
     env = os.environ | dict(PYTHONPATH=os.pathsep.join(sys.path), OMP_NUM_THREADS="1")
     done = subprocess.run(
@@ -655,7 +658,8 @@ def test_faces_that_are_not_square(name):
         assert small(name).eval()(torch.rand(1, 3, 64, 80)).isfinite().all()
 
 
-# zero after normalization, in networks whose convolutions have no bias: every batch norm multiplies the gradient by 1 / sqrt(0.001), until it overflows
+# zero after normalization, in networks whose convolutions have no bias: every batch norm multiplies the gradient by
+# 1 / sqrt(0.001), until it overflows
 OVERFLOWS = {("efficientnet_b4", 0.5), ("mat", 0.5)}
 
 
@@ -672,7 +676,7 @@ OVERFLOWS = {("efficientnet_b4", 0.5), ("mat", 0.5)}
     ],
 )
 def test_blank_faces_are_finite(name, values, half):
-    "Faces of one grey each, all alike or not, in training with gradients and in evaluation, in single precision and under bf16."
+    "Faces of one grey each, all alike or not, in training with gradients and in evaluation, in float32 and in bf16."
     batch = batch_of(2) | dict(image=torch.tensor(values).view(2, 1, 1, 1).expand(2, 3, 64, 64))
     for mode in (True, False):
         model = small(name).train(mode)
@@ -689,7 +693,7 @@ def test_blank_faces_are_finite(name, values, half):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_trains(name):
-    "A step whose network is in bf16 and whose loss is not, as in the trainer: finite, and close to the one in single precision."
+    "A step whose network is in bf16 and whose loss is not, as in the trainer: finite, and close to that in float32."
     batch, losses = forged_faces(), []
     for half in (False, True):
         model = small(name).train()
@@ -714,7 +718,9 @@ def quiet(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_training_and_evaluation_agree(name):
-    "With batch norms and dropouts as in evaluation, the logits differ where something is drawn besides, and only there. (RFM erases only where gradients are taken.)"
+    """With batch norms and dropouts as in evaluation, logits differ where something is drawn besides, and only there.
+
+    (RFM erases only where gradients are taken.)"""
     x = forged_faces()["image"][::4]
     for options in (quiet(name), {}):
         model = small(name, **options)
@@ -737,7 +743,7 @@ def test_training_and_evaluation_agree(name):
 
 
 def open_gates(model):
-    "Factors that start at zero, and attention that starts even, as after some training: else no gradient gets through in the first step."
+    "Factors that start at zero, and even attention, as after some training: else no gradient gets through at first."
     for name, p in model.named_parameters():
         if "gamma" in name:
             torch.nn.init.constant_(p, 1)
@@ -753,7 +759,7 @@ def open_gates(model):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_reach_every_parameter_that_has_an_effect(name):
-    "In double precision, where rounding is far below any gradient; what is idle is exactly what is listed with its reason."
+    "In double precision, where rounding is far below any gradient; what is idle is what is listed with its reason."
     model = open_gates(small(name, **quiet(name))).double().train()
     batch = {k: v.double() if v.is_floating_point() else v for k, v in batch_of().items()}
     model.loss(model.outputs(batch["image"]), batch).backward()
@@ -979,7 +985,8 @@ def test_grad_cam_is_the_librarys(name):
     size = 64 if name == "f3net" else 128
     model, x = randomise_batch_norm(small(name, size)), forged_faces(size)["image"][::8]
     if name == "resnet50":
-        model.net.fc.weight.data.neg_()  # with the head as drawn the sum of its features, which are not negative, is below zero everywhere
+        # With the head as drawn the sum of its features, which are not negative, is below zero everywhere.
+        model.net.fc.weight.data.neg_()
     layer = model.cam_layer()
     (theirs,) = localization._library_maps("gradcam", model, [layer], x, localization.fake_logit)
     ours = localization.attention_maps(model, layer, x, size="grid")

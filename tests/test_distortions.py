@@ -728,3 +728,22 @@ def test_arguments_are_checked_before_any_work(clip, tmp_path):
     with pytest.raises(ValueError, match="unknown level of VC"):
         D.distort_video(clip, tmp_path / "out.mp4", "VC:6", seed=0)
     assert not any(tmp_path.iterdir())
+
+
+# Limits
+
+
+def test_a_meta_file_is_read_up_to_a_limit(tmp_path, monkeypatch):
+    path = D.write_meta(tmp_path / "meta.txt", {"000_M101.mp4": "CS:3"})
+    monkeypatch.setattr(D, "MAX_META", path.stat().st_size)
+    assert D.read_meta(path) == {"000_M101": "CS:3"}
+    monkeypatch.setattr(D, "MAX_META", path.stat().st_size - 1)
+    with pytest.raises(ValueError, match=r"meta.txt has 18 bytes; at most 17 are read"):
+        D.read_meta(path)
+
+
+def test_a_video_of_too_many_pixels_is_not_decoded(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("prle.trust.MAX_PIXELS", 1000)
+    with pytest.raises(D.VideoError, match=r"promises .* pixels; at most 1,000 are decoded"):
+        D.distort_video(clip, tmp_path / "out.mp4", "CC:1", seed=0)
+    assert not (tmp_path / "out.mp4").exists()

@@ -221,7 +221,7 @@ def test_mix_block_begins_as_the_identity():
 
 @torch.no_grad()
 def test_features_step_by_step():
-    "Filter and Xception a branch, mixed once after block 7 and once after block 12, written out; the parts have tests of their own."
+    "Filter and Xception a branch, mixed after block 7 and after block 12, written out; the parts have their own tests."
     model, z = randomise_batch_norm(small()), torch.rand(2, 3, 64, 64) * 2 - 1
     for name, p in model.named_parameters():
         if "gamma" in name:

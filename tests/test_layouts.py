@@ -1,7 +1,8 @@
-"prle.data.layouts: small trees in each official layout, made of real videos, through `prle check`, `prle faces` and FaceDataset."
+"prle.data.layouts: small trees of real videos in each layout, through `prle check`, `prle faces` and FaceDataset."
 
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,12 +13,20 @@ from clips import draw_frame, ffmpeg, photograph, write_clip
 from kills import contents, kill_at_work, start
 from torch.utils.data import DataLoader
 
-from prle.data import layouts
 from prle.cli import main
 from prle.data.datasets import FaceDataset
 from prle.data.manifest import read_manifest
 from prle.data.faces import write_png
-from prle.data.layouts import METHODS, check, list_dataset, probe
+from prle.data.layouts import (
+    Store,
+    check,
+    crop_dataset,
+    ffpp as ffpp_layout,
+    list_dataset,
+    probe,
+    registry,
+)
+from prle.data.layouts.ffpp import METHODS
 
 
 @pytest.fixture(scope="session")
@@ -274,10 +283,10 @@ def test_prle_faces_goes_on_where_it_was_killed(ffpp, tmp_path):
 
 
 def test_a_complete_data_set(ffpp, monkeypatch, capsys):
-    monkeypatch.setattr(layouts, "PAIRS", dict(train=1, val=1, test=1))
+    monkeypatch.setattr(ffpp_layout, "PAIRS", dict(train=1, val=1, test=1))
     assert main(["check", "ff++", str(ffpp)]) == 1  # six videos of each, and not a thousand
     monkeypatch.setattr(
-        layouts.Store,
+        Store,
         "total",
         lambda self, what, expected, optional=False: dict(
             what=what, expected=6, found=len(self), optional=optional
@@ -297,7 +306,7 @@ def test_persons_in_two_splits_are_named(df1):
 
 
 def test_an_id_in_two_splits_stays_in_the_first(ffpp, df1):
-    "Of FaceForensics++ and of DF-1.0: what stands in a later list is left out, since no manifest may have a person in two splits."
+    "Of FaceForensics++ and of DF-1.0: what stands in a later list is left out, as no manifest has a person twice."
     (ffpp / "test.json").write_text('[["000", "005"], ["004", "005"]]')
     listing = list_dataset("ff++", ffpp, subsets=("DF",))
     assert counts(listing.videos) == {
@@ -529,6 +538,8 @@ def test_a_video_that_is_listed_twice_counts_once(tmp_path):
 
 
 # DeeperForensics
+
+MIXED = "end_to_end_mix_2_distortions"
 
 
 @pytest.fixture
@@ -799,12 +810,72 @@ def test_every_layout_through_check_faces_and_face_dataset(
     ].shape == (3, 64, 64)
 
 
+DAMAGE = {
+    "cut": lambda whole: whole[: len(whole) // 2],
+    "empty": lambda whole: b"",
+    "noise": lambda whole: np.random.default_rng(0).bytes(300),
+    "zeros": lambda whole: bytes(len(whole)),
+    "one long line": lambda whole: whole.replace(b"\n", b" ") * 1000,
+    "quotes": lambda whole: whole.replace(b",", b'",').replace(b" ", b'" '),
+    "twice": lambda whole: whole * 2,
+    "UTF-16": lambda whole: whole.decode().encode("utf-16"),
+    "too long": lambda whole: whole + b"\n" * 2**12,
+}
+
+
+@pytest.mark.parametrize("kind", [*DAMAGE, "folder", "gone"])
+@pytest.mark.parametrize(
+    "tree, name, file",
+    [
+        ("dfdc_test", "dfdc", "test/labels.csv"),
+        ("dfdc_train", "dfdc", "dfdc_train_part_0/metadata.json"),
+        ("celeb", "celeb-df", "List_of_testing_videos.txt"),
+        ("df1", "df-1.0", "lists/splits/val.txt"),
+        (
+            "df1",
+            "df-1.0",
+            f"lists/manipulated_videos_distortions_meta/manipulated_videos_{MIXED}_meta.txt",
+        ),
+    ],
+    ids=["labels.csv", "metadata.json", "celeb", "split", "meta"],
+)
+def test_a_damaged_list_costs_what_it_lists(request, monkeypatch, tree, name, file, kind):
+    "No list raises an error, adds a video that is there, or loses one without a word."
+    root = request.getfixturevalue(tree)
+    options = {}
+    if name == "df-1.0":
+        options = dict(reals=request.getfixturevalue("ffpp"), variants=("end_to_end", MIXED))
+    if tree == "dfdc_train":
+        options = dict(part="train")
+    before = list_dataset(name, root, **options)
+    path, whole = root / file, (root / file).read_bytes()
+    monkeypatch.setattr(registry, "MAX_LIST", len(whole) * 1001)
+    monkeypatch.setattr("prle.data.distortions.MAX_META", len(whole) * 1001)
+    if kind == "too long":
+        monkeypatch.setattr(registry, "MAX_LIST", 2**12)
+        monkeypatch.setattr("prle.data.distortions.MAX_META", 2**12)
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind != "gone":
+        path.write_bytes(DAMAGE[kind](whole))
+    listing = list_dataset(name, root, **options)
+    columns = ["subset", "video", "split", "label"]
+    there = set(map(tuple, listing.videos[columns].values))
+    all_of_them = set(map(tuple, before.videos[columns].values))
+    added = [row for row in listing.rows if tuple(row[c] for c in columns) not in all_of_them]
+    assert not any(Path(row["file"]).exists() for row in added)  # a name that was cut short
+    assert not added or kind == "cut"
+    said = set(listing.problems) - set(before.problems)
+    assert there == all_of_them or said or kind in ("cut", "empty")
+
+
 def test_a_person_in_two_splits_is_found_before_anything_is_cropped(ffpp, tmp_path, monkeypatch):
     listing = list_dataset("ff++", ffpp, subsets=("DF",))
     listing.rows[-1] |= dict(identity="000")
-    monkeypatch.setitem(layouts._LAYOUTS, "ff++", lambda root: listing)
+    monkeypatch.setitem(registry._registry, "ff++", lambda root: listing)
     with pytest.raises(ValueError, match="ff.. in .*identity stands in more than one split"):
-        layouts.crop_dataset("ff++", ffpp, tmp_path / "out")
+        crop_dataset("ff++", ffpp, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -339,7 +339,7 @@ def test_centres_move_by_both_passes(faces):
 
 
 def test_centres_are_common_to_all_processes(faces, monkeypatch):
-    "Another process whose centres are one higher: half of it comes in, in the buffer and in the loss, and the gradient stays this process's."
+    "Another process has centres one higher: half of it comes into buffer and loss; the gradient stays this process's."
 
     def once(model):
         out = model.outputs(faces)
@@ -548,7 +548,7 @@ def test_gradients_reach_everything(faces, texture, maps):
 @torch.no_grad()
 @pytest.mark.parametrize("texture", ["v1", "v2"])
 def test_parts_step_by_step(texture):
-    "Maps from b5; local vectors from the textures of b2, a map at a time; the global one from the head, under all maps; regions from the coarse b2."
+    "Maps from b5; local vectors from b2's textures, a map at a time; the global one from the head; regions from b2."
     parts = randomise_batch_norm(small(texture=texture)).parts
     shallow, middle, deep = (
         torch.randn(2, channels, cells, cells) for channels, cells in zip((8, 24, 224), (64, 16, 8))
@@ -581,7 +581,7 @@ def test_parts_step_by_step(texture):
 
 
 def test_whole_maps_are_dropped(faces):
-    "One draw for both vectors: a dropped map has no row in the local one, and no say in the sum that weighs the global one."
+    "One draw for both vectors: a dropped map has no row in the local one and no part in the sum for the global one."
     model, seen, parts = (
         small(map_dropout=0.5, dropout=0.0, drop_path=0.0, agda=False),
         [],

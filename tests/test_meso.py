@@ -47,7 +47,7 @@ def test_every_convolution_has_its_own_batch_norm_and_a_bias():
 
 
 def keras_pool(x, pool):
-    'Max-pooling with "same" as Keras describes it: windows in rows, then in columns, the first of which may begin before the face.'
+    'Max-pooling with "same" as Keras describes it: in rows, then in columns; the first may begin before the face.'
     for axis in (2, 3):
         n = x.shape[axis]
         before = (-(-n // pool) * pool - n) // 2

@@ -155,7 +155,7 @@ def test_guided_attention_is_never_dead(seed):
 
 @torch.no_grad()
 def test_logit_step_by_step(model):
-    "The decoder on block 4, the graph on block 7, the attention on block 8, written out; the parts have tests of their own."
+    "Decoder on block 4, graph on block 7, attention on block 8, written out; the parts have tests of their own."
     model, z = randomise_batch_norm(model), torch.rand(2, 3, 64, 64) * 2 - 1
     v = model.body.stem2(model.body.stem1(z))
     for i in range(1, 13):

@@ -30,7 +30,7 @@ def model():
 
 
 def erase_by_walking(fam, rectangles):
-    "Suspicious forgeries erasing of one face, as published: sort, walk down, skip what is erased, stop after the last rectangle."
+    "Erasing of one face, as published: sort, walk down, skip what is erased, stop after the last rectangle."
     height, width = fam.shape
     erased, n = torch.zeros(height, width, dtype=torch.bool), 0
     for pixel in torch.sort(fam.flatten(), descending=True, stable=True).indices.tolist():
@@ -107,7 +107,8 @@ def test_a_pixel_that_escapes_has_had_its_turn(offsets):
     expected = torch.zeros(20, 20, dtype=torch.bool)
     expected[10 - a : 13 - a, 10 - b : 12 - b] = True
     assert expected[10, 10] == (a < 3 and b < 2)
-    # the second rectangle is drawn at the corner, where it lies above the face; the third at the first zero, to the left of it
+    # the second rectangle is drawn at the corner, where it lies above the face; the third at the first zero,
+    # to the left of it
     assert torch.equal(erased_pixels(fam, rectangles)[0], expected)
 
 

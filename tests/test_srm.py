@@ -210,7 +210,7 @@ def test_fusion_adds_its_weighted_self():
 
 @pytest.mark.parametrize("size", [64, 256])
 def test_attention_starts_even(size):
-    "The original's weights of the attention: Xavier's times 0.02, so that no channel and no place is switched off at the start."
+    "The original's weights of the attention: Xavier's times 0.02, so that nothing is switched off at the start."
     torch.manual_seed(0)
     model, seen = create_detector("srm", width=1 / 8, size=size), []
     model.fusion.weigh.register_forward_hook(lambda m, a, out: seen.append(out))
@@ -238,7 +238,7 @@ def test_attention_starts_even(size):
 
 
 def test_the_noises_convolutions_start_by_their_fan_in():
-    "The original's `kaiming_normal_(a=1)`, also in the attention's 7x7 convolution, which the module around it sets anew: variance 1 / fan-in."
+    "The original's `kaiming_normal_(a=1)`, in the attention's 7x7 convolution too: variance 1 / fan-in."
     model = small()
     convolutions = {
         name: m.weight

@@ -28,7 +28,7 @@ POINTS = [0.0] * 136
 
 
 def write_stub(root, photos, size):
-    "What `build_targets` reads of a benchmark: manifest (reals only), dropped.csv, forge.json. Its pictures are left out."
+    "What `build_targets` reads of a benchmark: manifest (reals only), dropped.csv, forge.json; not its pictures."
     split = benchmark.split_people(list(dict.fromkeys(p.parent.name for p in photos)))
     rows = [
         dict(
@@ -310,7 +310,7 @@ def test_other_photographs_are_refused(tiny):
 
 
 def test_photographs_without_a_face_count_too(tiny):
-    "Somebody whose only photograph was dropped stands in dropped.csv alone; the fingerprint covers that photograph all the same."
+    "Somebody whose only photograph was dropped stands in dropped.csv alone; the digest covers that photograph too."
     bench, people = tiny
     df = read_manifest(bench / "manifest.parquet")
     someone = df.identity[df.split == "train"].iloc[0]
@@ -341,7 +341,7 @@ def test_a_full_disk_leaves_nothing_half_made(tiny, monkeypatch):
     def full(path, image):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(targets, "write_png", full)
+    monkeypatch.setattr(benchmark, "write_png", full)
     with pytest.raises(OSError, match="No space"):
         targets.build_targets(bench, people, workers=1)
     assert not list((bench / "targets").iterdir())

@@ -1,4 +1,4 @@
-"Videos and folders of pictures to crops: every kind of input, every kind of damage, interruption at any moment, one result."
+"Videos and pictures to crops: every kind of input, every kind of damage, interruption at any moment, one result."
 
 import json
 import os
@@ -29,7 +29,7 @@ from kills import contents, kill_at_work, start
 
 from prle.data import videos as V
 from prle.cli import main
-from prle.core import rng
+from prle.core import file_digest, rng
 from prle.data.distortions import distort_frame, distort_video
 from prle.data.faces import (
     FaceError,
@@ -40,6 +40,8 @@ from prle.data.faces import (
     warp_crop,
     write_png,
 )
+from prle.data.manifest import check_crops, write_manifest
+from prle.trust import check_digests, read_digests
 
 QUICK = dict(count=3, size=64, workers=0)
 
@@ -374,7 +376,7 @@ def test_memory_does_not_grow_with_the_number_of_videos(clips, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_number_of_faces(tmp_path, monkeypatch):
-    "Of many finished videos the tables are put together; their rows would take 30 kB a video, what is known of each takes 2."
+    "Tables of many finished videos are put together; their rows would take 30 kB a video, what is known of each 2."
     monkeypatch.setattr(V, "_TOGETHER", 16)
     videos = table(write_clip(tmp_path / "a.mp4", frames=32), *[tmp_path / "a.mp4"] * 299).assign(
         video=[f"v{i}" for i in range(300)]
@@ -398,6 +400,22 @@ def test_memory_does_not_grow_with_the_number_of_faces(tmp_path, monkeypatch):
     few, many = peak(100), peak(300)
     assert len(pd.read_parquet(tmp_path / "out" / "faces.parquet")) == 300 * 32
     assert many - few < 200 * 4096
+
+
+def test_digests_of_crops_that_belong_to_no_data_set(clips, tmp_path):
+    "What was cropped by name of the file is in the table of digests, too: a manifest of it can be checked."
+    faces = V.extract(V.list_videos(clips), tmp_path / "out", **QUICK)
+    digests = read_digests(tmp_path / "out")
+    assert set(faces.path) < set(digests)
+    assert all(file_digest(tmp_path / "out" / path) == digests[path] for path in faces.path)
+    check_digests(tmp_path / "out")
+    manifest = faces.assign(
+        label=0, dataset="mine", subset="real", split="test", identity=faces.video
+    ).assign(source_identity="", compression="")
+    write_manifest(manifest, tmp_path / "out" / "manifest.parquet")
+    (tmp_path / "out" / faces.path[0]).write_bytes((tmp_path / "out" / faces.path[1]).read_bytes())
+    bad, said = check_crops(tmp_path / "out")
+    assert bad.path.tolist() == [faces.path[0]] and "compared with their digests" in said
 
 
 # The command

@@ -71,12 +71,9 @@ def write_quantiles(
     if len(fused) != len(paths):
         raise ValueError(f"{len(fused)} maps for {len(paths)} paths.")
     quantiles = quantile_map(fused)
+    fast = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
     for q, path in zip(quantiles.cpu().numpy(), paths):
-        png = cv2.imencode(
-            ".png",
-            q,
-            [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP],
-        )[1]
+        png = cv2.imencode(".png", q, fast)[1]
         with atomic_path(path) as tmp:
             tmp.write_bytes(png)
     return quantiles
@@ -87,12 +84,8 @@ def read_quantiles(
     fingerprint: str | None = None,  # from the folder's table of digests; None: do not compare
 ) -> np.ndarray:  # (H, W) uint16
     "Decode a quantile map; `Damaged`, `OSError` or `ValueError` naming the file."
-    quantiles = _decode(
-        path,
-        cv2.IMREAD_UNCHANGED,
-        "quantile map",
-        read_whole(path, fingerprint) if fingerprint else None,
-    )
+    content = read_whole(path, fingerprint) if fingerprint else None
+    quantiles = _decode(path, cv2.IMREAD_UNCHANGED, "quantile map", content)
     if quantiles.dtype != np.uint16 or quantiles.ndim != 2:
         raise ValueError(f"{path} is no 16-bit one-channel quantile map.")
     return quantiles
@@ -123,27 +116,22 @@ def _png_names(faces: Sequence[str]) -> list[Path]:
 def quantile_store(
     stores: Sequence[str | Path],  # T .npy files of `localize`, one a detector, with the same rows
     faces: Sequence[str],  # N paths of the faces, in the rows' order, relative as in the manifest
-    folder: str
-    | Path,  # where the quantile maps go, under the faces' own paths with the suffix .png
+    folder: str | Path,  # where the maps go, under the faces' own paths with the suffix .png
     size: tuple[int, int],  # (height, width) of the faces
     batch_size: int = 16,  # faces in memory at once
     **fusion,  # method, tau, lam, floor of `fuse`
 ) -> np.ndarray:  # (N,) share of each face that is attended, in [0, 1]
     "Resize, fuse and rank the maps of all faces, Eq. 6-9; the folder appears when it is complete."
-    maps, names, shares = (
-        _open_stores(stores, len(faces)),
-        _png_names(faces),
-        np.zeros(len(faces), np.float32),
-    )
+    maps, names = _open_stores(stores, len(faces)), _png_names(faces)
+    shares = np.zeros(len(faces), np.float32)
     with made_folder(folder, "quantile maps") as tmp:
         for i in progress(range(0, len(faces), batch_size), desc=f"fuse {Path(folder).name}"):
             stack = torch.stack([upsample_maps(m[i : i + batch_size], size) for m in maps], 1)
             try:
                 fused = fuse(stack, **fusion)
             except ValueError as e:
-                e.add_note(
-                    f"Image 0 of this batch is {faces[i]}; the detectors are {', '.join(map(str, stores))}."
-                )
+                detectors = ", ".join(map(str, stores))
+                e.add_note(f"Image 0 of this batch is {faces[i]}; the detectors are {detectors}.")
                 raise
             quantiles = write_quantiles(fused, [tmp / name for name in names[i : i + batch_size]])
             shares[i : i + batch_size] = (quantiles.to(torch.int32) > 0).float().mean((1, 2))

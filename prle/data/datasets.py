@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ..core import FAKE, REAL, rng, shortened
 from .crops import read_mask, read_quantiles, read_rgb
-from ..trust import Damaged, below, read_digests
+from ..trust import DIGESTS, Damaged, below, read_digests
 
 # %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-5
 def _check_masks(fakes: pd.DataFrame):
@@ -26,15 +26,23 @@ def _check_masks(fakes: pd.DataFrame):
     lacking = fakes.path[fakes["mask"] == ""]
     if not len(lacking):
         return
-    told = f"{len(lacking)} of {len(fakes)} fakes have no mask of their manipulated pixels, {lacking.iloc[0]} among them"
-    remedy = 'Crop the faces together with their mask videos (`prle faces`), or train without, ffd with supervision="weak".'
+    bare = f"{len(lacking)} of {len(fakes)} fakes have no mask of their manipulated pixels"
+    told = f"{bare}, {lacking.iloc[0]} among them"
     if len(lacking) == len(fakes):
-        raise ValueError(f"{told}. {remedy}")
+        raise ValueError(
+            f"{told}. Crop the faces together with their mask videos (`prle faces`), "
+            'or train without, ffd with supervision="weak".'
+        )
     warnings.warn(f"{told}: losses that read masks leave them out.", stacklevel=3)
 
 # %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-6
 def _map_digests(folder: Path, paths) -> np.ndarray:  # of bytes, in the order of `paths`
     "Return the digests of the faces' quantile maps; `Damaged` naming a face without one."
+    if not os.path.isfile(os.path.join(folder, DIGESTS)):
+        raise Damaged(
+            f"{os.path.join(folder, DIGESTS)} is missing. It says what the quantile maps were when "
+            "they were made; for maps made elsewhere, prle.trust.write_digests(folder) writes it."
+        )
     digests, names = read_digests(folder), [f"{os.path.splitext(path)[0]}.png" for path in paths]
     lacking = [name for name in names if name not in digests]
     if lacking:
@@ -49,25 +57,21 @@ class FaceDataset(Dataset):
         self,
         manifest: pd.DataFrame,  # rows to serve, in this order; from `read_manifest` or `select`
         transform: Callable[[dict], dict] | None = None,  # what to do with each item
-        quantiles: str
-        | Path
-        | None = None,  # folder of quantile maps, one a face under the face's own relative path, with their digests (`write_digests`)
-        masks: bool = False,  # serve the masks of manipulated pixels, and whether they are known; `ValueError` if no fake has one
+        quantiles: str | Path | None = None,  # folder of quantile maps, under the faces' own paths
+        masks: bool = False,  # serve the masks of manipulated pixels, and whether they are known
     ):
-        "Index the rows; pictures are read on access. `Damaged` if a face has no quantile map in the table of digests."
-        self.root, self.transform, self.quantiles = (
-            os.path.realpath(manifest.attrs["root"]),
-            transform,
-            quantiles and os.path.realpath(quantiles),
-        )
-        self.paths = np.array(
-            [path.encode() for path in manifest.path]
-        )  # one block of memory, which forked workers share; a list of strings they would copy bit by bit
+        """Index the rows; pictures are read on access.
+
+        `Damaged` if a face has no quantile map in the folder's table of digests, `ValueError` if masks are asked
+        for and no fake has one."""
+        self.root, self.transform = os.path.realpath(manifest.attrs["root"]), transform
+        self.quantiles = quantiles and os.path.realpath(quantiles)
+        # One block of memory, which forked workers share; a list of strings they would copy bit by bit.
+        self.paths = np.array([path.encode() for path in manifest.path])
         self.digests = _map_digests(self.quantiles, manifest.path) if self.quantiles else None
         self.labels = manifest.label.to_numpy()
-        self.landmarks = (
-            np.stack(manifest.landmarks.to_numpy()).astype(np.float32).reshape(-1, 68, 2)
-        )
+        landmarks = np.stack(manifest.landmarks.to_numpy())
+        self.landmarks = landmarks.astype(np.float32).reshape(-1, 68, 2)
         self.masks = np.array([path.encode() for path in manifest["mask"]]) if masks else None
         if masks:
             _check_masks(manifest[manifest.label == FAKE])
@@ -76,8 +80,9 @@ class FaceDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(
-        self, i: int
-    ) -> dict:  # image (3, H, W) uint8 RGB, landmarks (68, 2) px, mask (1, H, W) uint8, mask_known, quantiles (1, H, W) uint16
+        self,
+        i: int,  # row
+    ) -> dict:  # image (3, H, W) uint8 RGB, landmarks (68, 2) px, mask and quantiles (1, H, W), ...
         "Read face `i`; `OSError` or `ValueError` naming a file that is missing, damaged or of another size."
         name = self.paths[i].decode()
         image = read_rgb(below(self.root, name))
@@ -88,24 +93,26 @@ class FaceDataset(Dataset):
             landmarks=torch.from_numpy(self.landmarks[i]),
         )
         if self.masks is not None:
-            mask = (
-                read_mask(below(self.root, self.masks[i].decode()), image.shape[:2])
-                if self.masks[i]
-                else np.zeros(image.shape[:2], np.uint8)
-            )
-            item |= dict(
-                mask=torch.from_numpy(mask)[None],
-                mask_known=bool(self.masks[i]) or item["label"] == REAL,
-            )
+            item["mask"] = torch.from_numpy(self._mask(i, image.shape[:2]))[None]
+            item["mask_known"] = bool(self.masks[i]) or item["label"] == REAL
         if self.quantiles:
-            path = below(self.quantiles, Path(name).with_suffix(".png"))
-            quantiles = read_quantiles(path, self.digests[i].decode())
-            if quantiles.shape != image.shape[:2]:
-                raise ValueError(
-                    f"{path} is {quantiles.shape[::-1]}, its face {name} is {image.shape[1::-1]} (width, height)."
-                )
-            item["quantiles"] = torch.from_numpy(quantiles)[None]
+            item["quantiles"] = torch.from_numpy(self._quantile_map(i, name, image.shape[:2]))[None]
         return self.transform(item) if self.transform else item
+
+    def _mask(self, i: int, shape: tuple) -> np.ndarray:  # (H, W) uint8
+        "Read the mask of face `i`; zeros where there is none."
+        if not self.masks[i]:
+            return np.zeros(shape, np.uint8)
+        return read_mask(below(self.root, self.masks[i].decode()), shape)
+
+    def _quantile_map(self, i: int, name: str, shape: tuple) -> np.ndarray:  # (H, W) uint16
+        "Read the quantile map of face `i`; `ValueError` if it is not of the face's size."
+        path = below(self.quantiles, Path(name).with_suffix(".png"))
+        quantiles = read_quantiles(path, self.digests[i].decode())
+        if quantiles.shape != shape:
+            sizes = f"{quantiles.shape[::-1]}, its face {name} is {shape[::-1]}"
+            raise ValueError(f"{path} is {sizes} (width, height).")
+        return quantiles
 
 # %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-10
 class BalancedSampler(Sampler[int]):
@@ -118,11 +125,8 @@ class BalancedSampler(Sampler[int]):
     ):
         "Sort the indices by class; `ValueError` if a class has no face."
         labels = np.asarray(labels)
-        self.classes, self.seed, self.epoch = (
-            [np.flatnonzero(labels == label) for label in (REAL, FAKE)],
-            seed,
-            0,
-        )
+        self.classes = [np.flatnonzero(labels == label) for label in (REAL, FAKE)]
+        self.seed, self.epoch = seed, 0
         if not all(map(len, self.classes)):
             raise ValueError("both classes are needed to balance them; one has no face.")
 

@@ -84,11 +84,8 @@ def _dlib():
         raise ImportError(
             "face detection needs dlib: pip install 'prle[faces]' (conda: conda-forge's dlib)"
         ) from e
-    weights = (
-        _package_folder("face_recognition_models", "faces")
-        / "models"
-        / "shape_predictor_68_face_landmarks.dat"
-    )
+    models = _package_folder("face_recognition_models", "faces") / "models"
+    weights = models / "shape_predictor_68_face_landmarks.dat"
     return dlib, dlib.get_frontal_face_detector(), dlib.shape_predictor(str(weights))
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-16
@@ -123,15 +120,13 @@ def _detect(image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-18
 def find_faces(
     image: np.ndarray,  # (H, W, 3) uint8, RGB
-) -> list[
-    np.ndarray
-]:  # per face its 68 landmarks (68, 2) float32, x and y in pixels of `image`; largest face first
+) -> list[np.ndarray]:  # landmarks (68, 2) float32, px of `image`; largest face first
     "Detect faces with dlib's HOG detector and place the 68 landmarks in each; an empty list where there is none."
     return [landmarks for _, landmarks in _detect(image)]
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-22
 _MANY_LEVELS, _ONE_LEVEL = bytes.fromhex("0150015002e803"), bytes.fromhex("015001500101")
-"A window of 80 x 80 pixels and at most 1000 levels, in dlib's format (each number after its length); the same with 1 level."
+"A window of 80 x 80 pixels and at most 1000 levels, as dlib writes it (each number after its length); with 1 level."
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-23
 @cache
@@ -183,14 +178,22 @@ class _Hit(NamedTuple):
     def centre(self) -> np.ndarray:
         return self.box.reshape(2, 2).mean(0)
 
+    def pixels(self) -> np.ndarray:  # (4,) int, the last two inside
+        return np.floor(self.box + 0.5).astype(int)
+
+    def area(self) -> int:
+        left, top, right, bottom = self.pixels().tolist()
+        return (right - left + 1) * (bottom - top + 1)
+
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-29
 def _hits(image: np.ndarray, level: int, corner=(0, 0), threshold: float = 0.0) -> list[_Hit]:
     "Run the detector on (a part of) one level; `corner` is where on the level the part begins."
     boxes, scores, _ = _one_level_detector().run(np.ascontiguousarray(image), 0, threshold)
-    edges = [
-        np.array([b.left(), b.top(), b.right(), b.bottom()]) + (*corner, *corner) for b in boxes
-    ]
-    return [_Hit(level, score, _to_frame(edge, level)) for score, edge in zip(scores, edges)]
+    hits = []
+    for box, score in zip(boxes, scores):
+        edges = np.array([box.left(), box.top(), box.right(), box.bottom()]) + (*corner, *corner)
+        hits.append(_Hit(level, score, _to_frame(edges, level)))
+    return hits
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-31
 def _next_level(
@@ -201,18 +204,13 @@ def _next_level(
     Parts are (left, top, right, bottom)."""
     ratio = (size - 1) / (smaller - 1)
     matrix = np.column_stack([np.diag(ratio), ratio * goal[:2] - part[:2]])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    moved = cv2.warpAffine(
-        image.astype(np.float32),
-        matrix,
-        goal[2:] - goal[:2],
-        flags=flags,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    how, shape = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, goal[2:] - goal[:2]
+    image = image.astype(np.float32)
+    moved = cv2.warpAffine(image, matrix, shape, flags=how, borderMode=cv2.BORDER_REPLICATE)
     return moved.astype(np.uint8)
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-32
-_REACH = 60  # px of a level: how far from the middle of a hit its surroundings reach; half of the window, its context and some play
+_REACH = 60  # px of a level around the middle of a hit: half of the window, its context, some play
 
 
 def _surroundings(centre: np.ndarray, level: int, size: np.ndarray) -> np.ndarray:
@@ -250,11 +248,8 @@ def _around(
 ) -> list[_Hit]:
     "Return the hits around a point of the frame on a level; `image` is the level's part that begins at `corner`."
     part = _surroundings(centre, level, size)
-    return [
-        hit
-        for hit in _hits(_cut(image, part, corner), level, part[:2], threshold)
-        if hit.holds(centre)
-    ]
+    hits = _hits(_cut(image, part, corner), level, part[:2], threshold)
+    return [hit for hit in hits if hit.holds(centre)]
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-36
 def _exact_fit(
@@ -284,9 +279,8 @@ class _GreyLevels:
 
     def __getitem__(self, level: int) -> np.ndarray:  # (h, w) uint8
         if level not in self.made:
-            self.made[level] = cv2.resize(
-                self[(level - 1) // 3 * 3], self.sizes[level], interpolation=cv2.INTER_LINEAR
-            )
+            finer, size = self[(level - 1) // 3 * 3], self.sizes[level]
+            self.made[level] = cv2.resize(finer, size, interpolation=cv2.INTER_LINEAR)
         return self.made[level]
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-40
@@ -296,12 +290,8 @@ def _fit(frame: np.ndarray, grey: _GreyLevels, sizes: list[np.ndarray], hit: _Hi
     for level in range(max(0, hit.level - 3), hit.level):
         looks += _around(grey[level], (0, 0), hit.centre(), level, sizes[level], _LENIENT)
     best = _best(looks)
-    return _exact_fit(
-        frame,
-        sizes,
-        best.centre(),
-        [look.level for look in looks if look.score > best.score - _CLOSE],
-    )
+    levels = [look.level for look in looks if look.score > best.score - _CLOSE]
+    return _exact_fit(frame, sizes, best.centre(), levels)
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-41
 def _search(frame: np.ndarray) -> list[_Hit]:
@@ -333,17 +323,13 @@ class Detection:
 def _search_tight(frame: np.ndarray) -> Detection | None:
     "Find the largest face in a small, padded copy of a frame; None if there is none."
     zoom = min(1.0, _SEARCH / 2 / min(frame.shape[:2]))
-    small = (
-        cv2.resize(frame, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
-        if zoom < 1
-        else frame
-    )
-    faces = _detect(small)
+    if zoom < 1:
+        frame = cv2.resize(frame, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+    faces = _detect(frame)
     if not faces:
         return None
-    box, landmarks = (
-        (points + np.float32(0.5)) / np.float32(zoom) - np.float32(0.5) for points in faces[0]
-    )
+    half, zoom = np.float32(0.5), np.float32(zoom)
+    box, landmarks = ((points + half) / zoom - half for points in faces[0])
     return Detection(box, landmarks, len(faces))
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-45
@@ -355,14 +341,10 @@ def find_largest(
     hits = _search(frame)
     if not hits:
         return _search_tight(frame)
-    edges = [np.floor(hit.box + 0.5).astype(int) for hit in hits]
-    box, _ = max(
-        zip(edges, hits), key=lambda pair: (np.prod(pair[0][2:] - pair[0][:2] + 1), pair[1].score)
-    )
+    box = max(hits, key=lambda hit: (hit.area(), hit.score)).pixels()
     points = predictor(frame, dlib.rectangle(*box.tolist())).parts()
-    return Detection(
-        box.astype(np.float32), np.array([(p.x, p.y) for p in points], np.float32), len(hits)
-    )
+    landmarks = np.array([(p.x, p.y) for p in points], np.float32)
+    return Detection(box.astype(np.float32), landmarks, len(hits))
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-50
 FIVE_POINTS = (37, 44, 30, 49, 55)
@@ -410,9 +392,8 @@ def _shrink_first(
     seen = (corners - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
     low = np.floor(seen.min(0) - 4 / shrink).clip(0, np.array(image.shape[1::-1]) - 1).astype(int)
     high = np.ceil(seen.max(0) + 4 / shrink).clip(low + 1, image.shape[1::-1]).astype(int)
-    part = cv2.resize(
-        _cut(image, np.append(low, high)), None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA
-    )
+    part = _cut(image, np.append(low, high))
+    part = cv2.resize(part, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
     return part, np.column_stack([matrix[:, :2] / shrink, matrix @ (*low, 1)])
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-57
@@ -444,9 +425,7 @@ def crop_face(
     size: int = 256,  # side of the crop in px
     scale: float = 1.3,  # how much more than the template's square the crop shows
     lift: float = 0.0,  # how far the face is moved up, as a share of the crop's side
-) -> tuple[
-    np.ndarray, np.ndarray
-]:  # crop (size, size, 3) uint8; landmarks (68, 2) float32 in px of the crop
+) -> tuple[np.ndarray, np.ndarray]:  # crop (size, size, 3) uint8; its landmarks (68, 2) float32
     "Align a face to a square crop by `similarity`; return the crop and the landmarks in it."
     matrix = similarity(landmarks[list(FIVE_POINTS)], five_targets(size, scale, lift))
     return warp_crop(image, matrix, size), move_points(landmarks, matrix)
@@ -496,15 +475,12 @@ def _align_chip(face: Detection, shape: tuple, size: int, scale: float) -> np.nd
     "Return the transform of `dlib.get_face_chip`."
     dlib, _, _ = _dlib()
     points = [dlib.point(*p) for p in np.rint(face.landmarks).astype(int).tolist()]
-    chip = dlib.get_face_chip_details(
-        dlib.full_object_detection(dlib.rectangle(), points), size, (scale - 1) / 2
-    )
-    box, turn = chip.rect, np.exp(1j * chip.angle)
-    middle, end = complex(box.left() + box.right(), box.top() + box.bottom()) / 2, size - 1
-    corners = [
-        middle + turn * (corner - middle)
-        for corner in (complex(box.left(), box.top()), complex(box.right(), box.bottom()))
-    ]
+    shown = dlib.full_object_detection(dlib.rectangle(), points)
+    chip = dlib.get_face_chip_details(shown, size, (scale - 1) / 2)
+    first = complex(chip.rect.left(), chip.rect.top())
+    last = complex(chip.rect.right(), chip.rect.bottom())
+    middle, turn, end = (first + last) / 2, np.exp(1j * chip.angle), size - 1
+    corners = [middle + turn * (corner - middle) for corner in (first, last)]
     return similarity(np.array([(c.real, c.imag) for c in corners]), np.array([(0, 0), (end, end)]))
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-68
@@ -520,8 +496,7 @@ def align(
     shape: tuple,  # of the frame: (H, W, ...)
     method: str = "similarity",  # one of `ALIGNMENTS`
     size: int = 256,  # side of the crop in px
-    scale: float
-    | None = None,  # how much more than the face's square the crop shows; None: as in `SCALES`
+    scale: float | None = None,  # of the face's square that the crop shows; None: as in `SCALES`
 ) -> np.ndarray:  # (2, 3) float64: px of the frame -> px of the crop
     "Return the transform that crops a face; `ValueError` for an unknown alignment."
     make = ALIGNMENTS[check_choice(method, ALIGNMENTS, "alignment")]
@@ -548,15 +523,13 @@ def list_photos(
         raise FaceError(f"{folder}: no such folder of photographs.")
     people = {}
     for path in sorted(folder.glob("*/*"), key=lambda p: natural_key(p.relative_to(folder))):
-        if (
-            path.suffix.lower() in suffixes
-            and not path.name.startswith(".")
-            and not path.parent.name.startswith(".")
-        ):
+        hidden = path.name.startswith(".") or path.parent.name.startswith(".")
+        if path.suffix.lower() in suffixes and not hidden:
             people.setdefault(path.parent.name, []).append(path)
     if not people:
         raise FaceError(
-            f"{folder}: no photographs in sub-folders. Put each person's photographs into a folder of their own."
+            f"{folder}: no photographs in sub-folders. "
+            "Put each person's photographs into a folder of their own."
         )
     return people
 
@@ -571,20 +544,13 @@ def read_faces(
     size: int = 256,  # side of the crops in px
     scale: float = 1.3,  # how much more than the template's square the crops show
     lift: float = 0.0,  # how far the faces are moved up, as a share of the crop's side
-) -> tuple[
-    list[Face], pd.DataFrame
-]:  # the faces, in order; the drop report with columns path, reason
+) -> tuple[list[Face], pd.DataFrame]:  # the faces, in order; the drop report: path, reason
     "Crop every photograph that shows a face and list every other with the reason."
     faces, dropped = [], []
     for path in progress(photos, desc="faces"):
         try:
-            faces.append(
-                replace(
-                    read_face(path, size, scale, lift),
-                    photo=_where(path),
-                    identity=path.parent.name,
-                )
-            )
+            face = read_face(path, size, scale, lift)
+            faces.append(replace(face, photo=_where(path), identity=path.parent.name))
         except FaceError as e:
             dropped.append((_where(path), str(e).removeprefix(f"{path}: ")))
     return faces, pd.DataFrame(dropped, columns=["path", "reason"])
@@ -598,7 +564,8 @@ def summary(
     several = sum(face.found > 1 for face in faces)
     reasons = Counter(re.sub(r" \(.*", "", reason).rstrip(".") for reason in dropped.reason)
     why = "".join(f", {n} dropped ({reason})" for reason, n in reasons.most_common())
-    return f"{len(faces) + len(dropped)} photographs: {len(faces)} faces, {several} of them the largest of several{why}"
+    used = f"{len(faces)} faces, {several} of them the largest of several"
+    return f"{len(faces) + len(dropped)} photographs: {used}{why}"
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-84
 def write_png(

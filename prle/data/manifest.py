@@ -40,22 +40,21 @@ COLUMNS = dict(
     frame="int64",  # frame number in the video, 0 for photographs
     split="object",  # "train", "val" or "test"
     compression="object",  # what the crop went through: "c23", "jpeg90"
-    landmarks="object",  # 136 float32: x0, y0, x1, y1, ... of the 68 dlib points, in pixels of the crop; NaN where unknown
-    transform="object",  # 6 float64, row by row the 2x3 matrix that takes pixels of the frame to pixels of the crop; empty where unknown
-    mask="object",  # 8-bit PNG, relative like `path`: 255 where a pixel was manipulated, or how much it changed where only that is known (FaceShifter); "" where unknown
+    landmarks="object",  # 136 float32: x0, y0, x1, ... of the 68 dlib points, px of the crop; NaN if unknown
+    transform="object",  # 6 float64: the 2x3 matrix from px of the frame to px of the crop; empty if unknown
+    mask="object",  # 8-bit PNG, relative like `path`; "" if unknown
 )
 "The manifest's columns, their pandas types and what they hold."
 
 # %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-6
 SPLITS = ("train", "val", "test")
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-8
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-9
 def _row(df: pd.DataFrame, i: int, name: str) -> str:
     "Name a row in an error."
     path = df.path.iloc[i]
-    return (
-        f"{name}, row {i} ({shortened(path)[1:-1] if isinstance(path, str) else shortened(path)})"
-    )
+    shown = shortened(path)
+    return f"{name}, row {i} ({shown[1:-1] if isinstance(path, str) else shown})"
 
 
 def _first_bad(df: pd.DataFrame, bad, what: str, name: str):
@@ -64,7 +63,7 @@ def _first_bad(df: pd.DataFrame, bad, what: str, name: str):
     if len(where):
         raise ValueError(f"{_row(df, where[0], name)}: {what}")
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-9
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-10
 def _check_column(df: pd.DataFrame, column: str, fits: Callable, what: str, name: str):
     "Raise `ValueError` for the first row whose value in a column does not fit."
     for i, value in enumerate(df[column]):
@@ -77,13 +76,12 @@ def _check_column(df: pd.DataFrame, column: str, fits: Callable, what: str, name
 def _is_text(value) -> bool:
     return isinstance(value, str) and len(value) <= 1000
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-10
-def _is_count(value) -> bool:
-    return (
-        isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value < 2**63
-    )
-
 # %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-11
+def _is_count(value) -> bool:
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return whole and 0 <= value < 2**63
+
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-12
 def _numbers(value, lengths: tuple[int, ...]) -> bool:
     "Say whether a value is a list of numbers, as long as one of `lengths`, none of them infinite."
     if not isinstance(value, (list, tuple, np.ndarray)) or len(value) not in lengths:
@@ -92,14 +90,19 @@ def _numbers(value, lengths: tuple[int, ...]) -> bool:
         numbers = np.asarray(value)
     except ValueError:
         return False  # lists in lists
-    return (
-        not len(value)
-        or numbers.ndim == 1
-        and numbers.dtype.kind in "fiu"
-        and not np.isinf(numbers).any()
-    )
+    if not len(value):
+        return True
+    return numbers.ndim == 1 and numbers.dtype.kind in "fiu" and not np.isinf(numbers).any()
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-12
+
+def _are_landmarks(value) -> bool:
+    return _numbers(value, (136,))
+
+
+def _is_transform(value) -> bool:
+    return _numbers(value, (0, 6))
+
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-13
 def _is_path(value) -> bool:
     try:
         return bool(file_path(value))
@@ -107,14 +110,14 @@ def _is_path(value) -> bool:
         return False
 
 
-_TEXT = [
-    column
-    for column, kind in COLUMNS.items()
-    if kind == "object" and column not in ("landmarks", "transform")
-]
+def _is_mask(value) -> bool:
+    return not value or _is_path(value)
+
+
+_TEXT = [c for c in COLUMNS if COLUMNS[c] == "object" and c not in ("landmarks", "transform")]
 "The columns that hold text."
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-13
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-14
 def _check_types(df: pd.DataFrame, name: str):
     """Raise `ValueError` for the first value of a wrong type.
 
@@ -123,32 +126,28 @@ def _check_types(df: pd.DataFrame, name: str):
         _check_column(df, column, _is_text, "text of at most 1000 letters", name)
     for column in ("label", "frame"):
         _check_column(df, column, _is_count, "a whole number from 0", name)
-    _check_column(
-        df,
-        "landmarks",
-        lambda value: _numbers(value, (136,)),
-        "136 numbers (68 points, x and y)",
-        name,
-    )
-    _check_column(
-        df, "transform", lambda value: _numbers(value, (0, 6)), "6 numbers, or none", name
-    )
-    _check_column(
-        df,
-        "path",
-        _is_path,
-        "a path that must be relative and stay below the manifest's root",
-        name,
-    )
-    _check_column(
-        df,
-        "mask",
-        lambda value: not value or _is_path(value),
-        "empty or a path below the manifest's root",
-        name,
-    )
+    points = "136 numbers (68 points, x and y)"
+    _check_column(df, "landmarks", _are_landmarks, points, name)
+    _check_column(df, "transform", _is_transform, "6 numbers, or none", name)
+    inside = "a path that must be relative and stay below the manifest's root"
+    _check_column(df, "path", _is_path, inside, name)
+    _check_column(df, "mask", _is_mask, "empty or a path below the manifest's root", name)
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-14
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-15
+def _check_rows(df: pd.DataFrame, name: str):
+    "Raise `ValueError` for the first row whose values contradict each other or another row's."
+    _first_bad(df, ~df.label.isin((REAL, FAKE)), "label must be 0 (real) or 1 (fake).", name)
+    _first_bad(df, ~df.split.isin(SPLITS), f"split must be one of {', '.join(SPLITS)}.", name)
+    _first_bad(df, df.path.duplicated(), "the path stands in an earlier row already.", name)
+    contradicts = (df.subset == "real") != (df.label == REAL)
+    _first_bad(df, contradicts, "subset 'real' and label 0 must go together.", name)
+    again = df.duplicated([*VIDEO, "frame"])
+    _first_bad(df, again, "another row has the same dataset, subset, video and frame.", name)
+    splits = df.groupby("identity").split.nunique()
+    both = df.identity.isin(splits.index[splits > 1])
+    _first_bad(df, both, "this identity stands in more than one split.", name)
+
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-16
 def check_manifest(
     df: pd.DataFrame,  # the table
     name: str = "manifest",  # how to call it in an error
@@ -158,41 +157,19 @@ def check_manifest(
     `ValueError` naming the missing columns or the first bad row."""
     missing = [c for c in COLUMNS if c not in df]
     if missing:
-        raise ValueError(f"{name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}.")
+        what = "column" if len(missing) == 1 else "columns"
+        raise ValueError(f"{name} lacks the {what} {', '.join(missing)}.")
     if df.empty:
         raise ValueError(f"{name} has no rows.")
     _check_types(df, name)
-    _first_bad(df, ~df.label.isin((REAL, FAKE)), "label must be 0 (real) or 1 (fake).", name)
-    _first_bad(df, ~df.split.isin(SPLITS), f"split must be one of {', '.join(SPLITS)}.", name)
-    _first_bad(df, df.path.duplicated(), "the path stands in an earlier row already.", name)
-    _first_bad(
-        df,
-        (df.subset == "real") != (df.label == REAL),
-        "subset 'real' and label 0 must go together.",
-        name,
-    )
-    _first_bad(
-        df,
-        df.duplicated([*VIDEO, "frame"]),
-        "another row has the same dataset, subset, video and frame.",
-        name,
-    )
-    home = df.groupby("identity").split.nunique()
-    _first_bad(
-        df,
-        df.identity.isin(home.index[home > 1]),
-        "this identity stands in more than one split.",
-        name,
-    )
+    _check_rows(df, name)
     return df
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-15
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-17
 def write_manifest(
     df: pd.DataFrame,  # one row a face, columns as in `COLUMNS`
     path: str | Path,  # the Parquet file
-    root: str
-    | Path
-    | None = None,  # the folder that crops and masks are relative to; None: the manifest's own
+    root: str | Path | None = None,  # what crops and masks are relative to; None: its own folder
 ) -> Path:
     "Check `df` and write it atomically; `ValueError` as in `check_manifest`."
     check_manifest(df, str(path))
@@ -200,7 +177,7 @@ def write_manifest(
     table.attrs = {} if root is None else dict(root=str(Path(root).absolute()))
     return write_table(path, table)
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-16
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-18
 def read_manifest(
     path: str | Path,  # the Parquet file
 ) -> pd.DataFrame:  # `df.attrs["root"]` is the folder that paths are relative to
@@ -214,13 +191,11 @@ def read_manifest(
         raise ValueError(f"{path}: its root {shortened(root)} is no folder's path.")
     return df
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-21
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-23
 def select(
     manifest: pd.DataFrame,  # a checked manifest
     split: str,  # "train", "val" or "test"
-    subsets: str
-    | list[str]
-    | None = None,  # manipulations to keep beside the reals; None keeps all
+    subsets: str | list[str] | None = None,  # manipulations to keep beside the reals; None: all
 ) -> pd.DataFrame:  # rows in the manifest's order, index kept
     "Select the reals of a split and its fakes of some manipulations; `ValueError` if a class or name is missing."
     subsets = [subsets] if isinstance(subsets, str) else subsets
@@ -228,18 +203,16 @@ def select(
     if subsets is not None:
         unknown = set(subsets) - set(manifest.subset)
         if unknown:
-            raise ValueError(
-                f"no rows of {', '.join(sorted(unknown))}; the manifest has {', '.join(sorted(set(manifest.subset)))}."
-            )
+            known = ", ".join(sorted(set(manifest.subset)))
+            raise ValueError(f"no rows of {', '.join(sorted(unknown))}; the manifest has {known}.")
         rows = rows[rows.subset.isin(["real", *subsets])]
     for label, name in ((REAL, "real"), (FAKE, "fake")):
         if not (rows.label == label).any():
-            raise ValueError(
-                f"the split {split!r} has no {name} face{f' of {subsets}' if subsets else ''}."
-            )
+            chosen = f" of {subsets}" if subsets else ""
+            raise ValueError(f"the split {split!r} has no {name} face{chosen}.")
     return rows
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-24
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-26
 def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
     "Say what is wrong with a crop or mask; an empty string if nothing is."
     try:
@@ -256,33 +229,27 @@ def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
         return f"damaged: {e}"
     return ""
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-25
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-27
 def _unlisted(root: Path, listed: set[str]) -> list[str]:
     "List the pictures that lie among the crops and are not in `listed`."
-    folders = {os.path.dirname(path) for path in listed}
-    here = [
-        os.path.join(folder, name)
-        for folder in sorted(folders)
-        if (root / folder).is_dir()
-        for name in sorted(os.listdir(root / folder))
-    ]
-    return [
-        path for path in here if path not in listed and Path(path).suffix.lower() in PHOTO_SUFFIXES
-    ]
+    found = []
+    for folder in sorted({os.path.dirname(path) for path in listed}):
+        names = sorted(os.listdir(root / folder)) if (root / folder).is_dir() else []
+        pictures = [name for name in names if Path(name).suffix.lower() in PHOTO_SUFFIXES]
+        found += [os.path.join(folder, name) for name in pictures]
+    return [path for path in found if path not in listed]
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-26
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-28
 def check_crops(
     manifest: str | Path,  # the Parquet file, or the folder that holds manifest.parquet
-) -> tuple[
-    pd.DataFrame, str
-]:  # what is missing, damaged or in no row, with columns path, reason; a summary
+) -> tuple[pd.DataFrame, str]:  # what is missing, damaged or in no row: path, reason; a summary
     "Compare the crops and masks of a manifest with their digests; decode them if there are none."
     path = Path(manifest) / "manifest.parquet" if Path(manifest).is_dir() else Path(manifest)
     rows = read_manifest(path)
-    root, digests = (
-        Path(rows.attrs["root"]),
-        read_digests(path.parent) if (path.parent / DIGESTS).exists() else None,
-    )
+    root, digests = Path(rows.attrs["root"]), None
+    how = f"decoded (there is no {DIGESTS} to compare them with)"
+    if (path.parent / DIGESTS).exists():
+        digests, how = read_digests(path.parent), "compared with their digests"
     listed = [*rows.path, *filter(None, dict.fromkeys(rows["mask"]))]
 
     def fault(name):
@@ -292,11 +259,5 @@ def check_crops(
         faults = list(progress(pool.map(fault, listed), desc="check", total=len(listed)))
     bad = [(name, reason) for name, reason in zip(listed, faults) if reason]
     bad += [(name, "not in the manifest") for name in _unlisted(root, set(listed))]
-    how = (
-        "compared with their digests"
-        if digests is not None
-        else f"decoded (there is no {DIGESTS} to compare them with)"
-    )
-    return pd.DataFrame(
-        bad, columns=["path", "reason"]
-    ), f"{len(listed)} crops and masks {how}: {len(bad)} problems"
+    said = f"{len(listed)} crops and masks {how}: {len(bad)} problems"
+    return pd.DataFrame(bad, columns=["path", "reason"]), said

@@ -180,9 +180,8 @@ class Capsule(Detector):
         self.double_softmax, self.frozen = double_softmax, frozen
         self.features = extractor(width)
         self.primary = PrimaryCapsules(capsules, width)
-        self.routing = nn.Parameter(
-            torch.randn(2, capsules, 4, 8)
-        )  # W: output, capsule, parts of the vote and vector
+        # W of output, capsule, parts of the vote and of the vector
+        self.routing = nn.Parameter(torch.randn(2, capsules, 4, 8))
         init_body(self.features)
         init_capsules(self.primary)
         self.features.requires_grad_(not frozen)
@@ -217,10 +216,8 @@ class Capsule(Detector):
 
     def load_imagenet(self):
         "Load the published ImageNet weights of the extractor."
-        state = imagenet_state(CAPSULE_WEIGHTS.source)
-        self.features.load_state_dict(
-            {name: state[f"features.{name}"] for name in self.features.state_dict()}
-        )
+        state, names = imagenet_state(CAPSULE_WEIGHTS.source), self.features.state_dict()
+        self.features.load_state_dict({name: state[f"features.{name}"] for name in names})
 
 # %% ../../nbs/detectors/06_capsule.ipynb #detectors-06-capsule-45
 def _capsule(pretrained: bool, frozen: bool | None, **settings) -> Capsule:

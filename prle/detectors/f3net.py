@@ -61,7 +61,7 @@ def fad_bands(
 
 # %% ../../nbs/detectors/13_f3net.ipynb #detectors-13-f3net-20
 class FAD(nn.Module):
-    "Frequency-aware decomposition: (N, 3, size, size) to (N, 12, size, size), RGB of the low, middle, high and whole band."
+    "Frequency-aware decomposition: (N, 3, s, s) to (N, 12, s, s), RGB of the low, middle, high and whole band."
 
     def __init__(
         self,
@@ -232,9 +232,8 @@ class F3Net(Detector):
     ):
         branches = MODES[check_choice(mode, MODES, "mode of F3-Net")]
         _check_size(size, mode)
-        layers = tuple(
-            f"bodies.{branches[0]}.{name}" for name in ("conv4", "block11", "block2", "block1")
-        )
+        names = ("conv4", "block11", "block2", "block1")
+        layers = tuple(f"bodies.{branches[0]}.{name}" for name in names)
         super().__init__(XCEPTION_WEIGHTS, layers, F3NET_RECIPE, size)
         self.mode = mode
         self.filters, self.bodies = nn.ModuleDict(), nn.ModuleDict()
@@ -265,8 +264,7 @@ class F3Net(Detector):
         return torch.cat([body.tail(m).mean((2, 3)) for m, body in zip(maps, bodies)], 1)
 
     def logit(self, x):
-        two = self.fc(self.drop(self.features(x)))
-        return fake_minus_real(two)
+        return fake_minus_real(self.fc(self.drop(self.features(x))))
 
     def load_imagenet(self):
         "Load the published ImageNet weights of Xception into every branch, the RGB kernels repeated."

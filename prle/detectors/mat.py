@@ -6,7 +6,7 @@
 __all__ = ['MAT_WEIGHTS', 'MAT_RECIPE', 'STAGE_ONE_RECIPE', 'taps', 'border_mask', 'resize', 'Attention', 'DenseBlock',
            'split_texture', 'TextureV1', 'TextureV2', 'attention_pool', 'attention_mean', 'moved_centres',
            'region_independence', 'over_processes', 'degrade', 'soft_threshold', 'agda', 'match_loss', 'MultiAttention',
-           'Mat', 'mat', 'train_stages']
+           'StagedB4', 'Mat', 'mat', 'train_stages']
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-12
 from collections.abc import Callable
@@ -64,7 +64,7 @@ def resize(
         return maps
     return F.interpolate(maps, grid, mode="bilinear", align_corners=True)
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-22
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-21
 class Attention(nn.Module):
     "M attention maps from the features b5: ELU + 1, nothing at the border."
 
@@ -87,7 +87,7 @@ class Attention(nn.Module):
         border = F.interpolate(self.border, x.shape[-2:], mode="nearest")
         return (F.elu(self.layers(x)) + 1) * border
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-26
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-25
 class DenseBlock(nn.Module):
     "Convolutions in `groups` independent groups; each reads the input of its group and all outputs before it."
 
@@ -123,7 +123,7 @@ class DenseBlock(nn.Module):
     def _split(self, x):
         return x.unflatten(1, (self.groups, -1))
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-30
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-29
 def split_texture(
     features: Tensor,  # (N, C, H, W)
     grid: torch.Size,  # (h, w) of the attention
@@ -133,7 +133,7 @@ def split_texture(
     texture = features - F.interpolate(coarse, features.shape[-2:], mode="nearest")
     return texture, coarse
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-33
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-32
 class TextureV1(nn.Module):
     "Texture enhancement as in the paper's drawing: one dense block for all maps."
 
@@ -151,7 +151,7 @@ class TextureV1(nn.Module):
         texture, coarse = split_texture(x, attention.shape[-2:])
         return self.block(texture), coarse
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-35
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-34
 class TextureV2(nn.Module):
     "Texture enhancement of the released code: a dense block a map, on the texture times tanh of that map."
 
@@ -173,7 +173,7 @@ class TextureV2(nn.Module):
         refined = F.relu(self.block(damped.flatten(1, 2)))
         return refined.unflatten(1, (self.maps, -1)), coarse
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-38
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-37
 def attention_pool(
     features: Tensor,  # (N, C, H, W) for all maps, or (N, M, C, H, W) for each its own
     attention: Tensor,  # (N, M, h, w), not negative
@@ -184,7 +184,7 @@ def attention_pool(
     pooled = pooled.to(torch.promote_types(pooled.dtype, torch.float32))
     return F.normalize(pooled, dim=-1, eps=1e-3)
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-39
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-38
 def attention_mean(
     features: Tensor,  # (N, C, H, W)
     attention: Tensor,  # (N, M, h, w), not negative
@@ -193,7 +193,7 @@ def attention_mean(
     total = resize(attention.sum(1, keepdim=True), features) + 1e-8
     return (features * total).sum((2, 3)) / total.sum((2, 3))
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-43
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-42
 def moved_centres(
     regions: Tensor,  # (N, M, C) parts of the faces
     label: Tensor,  # (N,) REAL or FAKE
@@ -204,7 +204,7 @@ def moved_centres(
     real = (label == REAL).to(regions.dtype)[:, None, None]
     return centres + alpha * (real * (regions - centres)).mean(0)
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-46
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-45
 def region_independence(
     regions: Tensor,  # (N, M, C) parts of the faces
     label: Tensor,  # (N,) REAL or FAKE
@@ -217,7 +217,7 @@ def region_independence(
     apart = (0.8 - F.pdist(centres)).relu().sum()
     return within + apart / (len(centres) * alpha)
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-50
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-49
 def over_processes(
     values: Tensor,  # the same shape in every process
 ) -> Tensor:  # the same shape
@@ -228,7 +228,7 @@ def over_processes(
     torch.distributed.all_reduce(values)
     return values / torch.distributed.get_world_size()
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-52
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-51
 def degrade(
     x: Tensor,  # (N, 3, H, W), normalized
 ) -> Tensor:  # (N, 3, H, W)
@@ -240,7 +240,7 @@ def degrade(
     small = small + 0.1 * torch.randn_like(small)
     return F.interpolate(small, x.shape[-2:], mode="bilinear", align_corners=True)
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-54
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-53
 def soft_threshold(
     x: Tensor,  # (N, ...) in [0, 1]
     threshold: Tensor,  # where it is steepest, in (0, 1); broadcasts with x
@@ -250,7 +250,7 @@ def soft_threshold(
     bottom = torch.sigmoid(-gain * threshold)
     return (torch.sigmoid(gain * (x - threshold)) - bottom) / (1 - bottom)
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-55
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-54
 @torch.no_grad()
 def agda(
     x: Tensor,  # (N, 3, H, W), normalized
@@ -266,7 +266,7 @@ def agda(
     share = soft_threshold(part, threshold, gain).to(x.dtype)
     return x + share * (degrade(x) - x), picked.squeeze(1)
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-60
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-59
 def match_loss(
     regions: Tensor,  # (N, M, C) parts of the faces
     again: Tensor,  # (N, M, C) of the degraded ones
@@ -277,11 +277,11 @@ def match_loss(
     distance = torch.linalg.vector_norm(regions - again, dim=-1)
     return (distance * others).mean()
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-63
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-62
 MAT_WEIGHTS = Weights("tf_efficientnet_b4.ap_in1k", "Apache-2.0", 380)
 _REPEATED = "reals are repeated until balanced, where `balance` draws fewer fakes"
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-64
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-63
 MAT_RECIPE = Recipe(
     optimizer="AdamW",
     lr=1e-4,
@@ -298,7 +298,7 @@ MAT_RECIPE = Recipe(
     "The paper's text (unverified): Adam, 1e-3, batch 48",
 )
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-65
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-64
 STAGE_ONE_RECIPE = replace(
     MAT_RECIPE,
     batch_size=16,
@@ -308,7 +308,7 @@ STAGE_ONE_RECIPE = replace(
     source="the released code's stage 1, batch 16 a GPU; what is not said of it is as in stage 2",
 )
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-67
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-66
 class MultiAttention(nn.Module):
     "From the features at three depths to two outputs."
 
@@ -327,17 +327,11 @@ class MultiAttention(nn.Module):
         check_choice(texture, ("v1", "v2"), "texture")
         self.texture = TextureV2(shallow, maps) if texture == "v2" else TextureV1(shallow)
         self.drop_maps = nn.Dropout(map_dropout)
-        self.local = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(maps * self.texture.pooled, hidden),
-            nn.Hardswish(),
-            nn.Linear(hidden, hidden),
-            nn.Hardswish(),
-        )
+        first = (nn.Flatten(), nn.Linear(maps * self.texture.pooled, hidden), nn.Hardswish())
+        self.local = nn.Sequential(*first, nn.Linear(hidden, hidden), nn.Hardswish())
         self.whole = nn.Sequential(nn.Dropout(dropout), nn.Linear(deep, hidden), nn.Hardswish())
-        self.joint = nn.Sequential(
-            nn.Linear(2 * hidden, hidden), nn.Hardswish(), nn.Linear(hidden, 2)
-        )
+        joined = (nn.Linear(2 * hidden, hidden), nn.Hardswish())
+        self.joint = nn.Sequential(*joined, nn.Linear(hidden, 2))
         init_body(self)
         init_head(self.joint[-1])
 
@@ -352,8 +346,40 @@ class MultiAttention(nn.Module):
         regions = attention_pool(F.instance_norm(coarse), maps)
         return dict(logit=fake_minus_real(two), maps=maps, regions=regions)
 
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-68
+class StagedB4(Detector):
+    "An EfficientNet-B4 body that can be trained as a plain classifier first."
+
+    def __init__(
+        self,
+        width: float,  # factor on the channels
+        drop_path: float,  # share of the branches skipped in training, in [0, 1)
+        momentum: float,  # share of a new batch in the running statistics, in (0, 1]
+    ):
+        super().__init__(MAT_WEIGHTS, ("net.conv_head", "net.blocks.4", "net.blocks.2"), MAT_RECIPE)
+        self.width, self.momentum = width, momentum
+        self.net = b4_net(width, momentum, num_classes=0, drop_path_rate=drop_path)
+
+    def load_imagenet(self):
+        "Load the AdvProp weights of the body."
+        load_body(self.net, imagenet_state(self.weights.source), "classifier")
+
+    def stage_one(self) -> TimmDetector:
+        "Build the first stage: a plain EfficientNet-B4 of the same width, which starts with this body's weights."
+        plain = efficientnet_b4(width=self.width, momentum=self.momentum)
+        plain.recipe = STAGE_ONE_RECIPE
+        load_body(plain.net, self.net.state_dict(), "classifier")
+        return plain
+
+    def load_stage_one(
+        self,
+        plain: TimmDetector,  # from `stage_one`, trained
+    ):
+        "Take over the body of the first stage, without its linear layer; `RuntimeError` if its width is another."
+        load_body(self.net, plain.net.state_dict(), "classifier")
+
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-69
-class Mat(Detector):
+class Mat(StagedB4):
     "Multi-attentional detector on EfficientNet-B4."
 
     licence = "not found"
@@ -376,14 +402,11 @@ class Mat(Detector):
         drop_path: float = 0.2,  # share of the body's branches skipped in training, rising with depth, in [0, 1)
         momentum: float = 0.01,  # share of a new batch in the body's running statistics, in (0, 1]
     ):
-        super().__init__(MAT_WEIGHTS, ("net.conv_head", "net.blocks.4", "net.blocks.2"), MAT_RECIPE)
-        self.width, self.agda, self.momentum = width, agda, momentum
-        self.net = b4_net(width, momentum, num_classes=0, drop_path_rate=drop_path)
+        super().__init__(width, drop_path, momentum)
+        self.agda = agda
         shallow, middle = (self.net.feature_info[i]["num_chs"] for i in (1, 3))
-        channels = (shallow, middle, self.net.num_features)
-        self.parts = MultiAttention(
-            channels, scaled(256, width), texture, maps, map_dropout, dropout
-        )
+        channels, hidden = (shallow, middle, self.net.num_features), scaled(256, width)
+        self.parts = MultiAttention(channels, hidden, texture, maps, map_dropout, dropout)
         self.register_buffer("centres", torch.zeros(maps, shallow))
         self.begin_epoch(0)
 
@@ -422,24 +445,6 @@ class Mat(Detector):
     def begin_epoch(self, epoch):
         "Set the step of the centres, which shrinks by a tenth an epoch."
         self.alpha = 0.05 * 0.9**epoch
-
-    def load_imagenet(self):
-        "Load the AdvProp weights of the body."
-        load_body(self.net, imagenet_state(self.weights.source), "classifier")
-
-    def stage_one(self) -> TimmDetector:
-        "Build the first stage: a plain EfficientNet-B4 of the same width, which starts with this body's weights."
-        plain = efficientnet_b4(width=self.width, momentum=self.momentum)
-        plain.recipe = STAGE_ONE_RECIPE
-        load_body(plain.net, self.net.state_dict(), "classifier")
-        return plain
-
-    def load_stage_one(
-        self,
-        plain: TimmDetector,  # from `stage_one`, trained
-    ):
-        "Take over the body of the first stage, without its linear layer; `RuntimeError` if its width is another."
-        load_body(self.net, plain.net.state_dict(), "classifier")
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-70
 @register_detector(

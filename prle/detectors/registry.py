@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'PLAIN_RECIPE', 'BEFORE_NORM', 'Weights', 'Recipe', 'Published', 'evaluating',
            'parameter_count', 'macs', 'cam_grids', 'deepest_layer', 'weighted', 'cross_entropy', 'flood',
-           'fake_minus_real', 'Detector', 'full_precision', 'init_body', 'init_head', 'scaled', 'imagenet_state',
-           'load_body', 'TimmDetector', 'Facts', 'list_detectors', 'detector_facts', 'detector_options',
-           'register_detector', 'create_detector', 'size_option', 'has_weights', 'card', 'plot_grids']
+           'fake_minus_real', 'Explainable', 'Detector', 'full_precision', 'init_body', 'init_head', 'scaled',
+           'imagenet_state', 'load_body', 'TimmDetector', 'Facts', 'list_detectors', 'detector_facts',
+           'detector_options', 'register_detector', 'create_detector', 'size_option', 'has_weights', 'card',
+           'plot_grids']
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-2
 import fnmatch
@@ -77,13 +78,9 @@ class Published:
     "The size of a detector's original."
 
     parameters: int  # trainable ones that a forward pass uses
-    gmacs: dict[
-        int, float
-    ]  # edge of the face in pixels -> multiply-accumulates of a face, in units of 1e9
+    gmacs: dict[int, float]  # edge of the face in pixels -> 1e9 multiply-accumulates of a face
     size: int = 256  # edge of the face, in pixels, at which the parameters were counted
-    second_output: int = (
-        0  # how many of the parameters belong to a second output that is left out here
-    )
+    second_output: int = 0  # parameters of a second output, which is left out here
     options: dict = field(default_factory=dict)  # of the constructor, that make the original
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-11
@@ -222,22 +219,36 @@ def _check_faces(x: Tensor, name: str, size: int | None, smallest: int):
         )
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-37
-class Detector(nn.Module):
+class Explainable(nn.Module):
+    "A network that names the layers on which Grad-CAM can look."
+
+    cam_layers: tuple[str, ...]  # sub-modules: the published one, then ever shallower ones
+
+    def cam_name(self, size: int | None = None, grid: int = 8) -> str:
+        "Name the layer that `cam_layer` returns."
+        return self.cam_layers[0] if size is None else deepest_layer(self, size, grid)
+
+    def cam_layer(
+        self,
+        size: int | None = None,  # edge of the face in pixels; None: the published layer
+        grid: int = 8,  # the least number of cells along an edge
+    ) -> nn.Module:  # the layer whose output Grad-CAM weighs
+        "Return the deepest layer for Eq. 3 with at least `grid` cells; `ValueError` if even the shallowest is coarser."
+        return self.get_submodule(self.cam_name(size, grid))
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-38
+class Detector(Explainable):
     "Base of all detectors: faces in [0, 1] in, one logit of fake a face out. A subclass defines `logit` or `compute`."
 
-    needs: tuple[
-        str, ...
-    ] = ()  # what `loss` reads of a batch besides image, label, weight: "mask" (and mask_known (N,))
-    licence: str  # of the original's code, SPDX name; "not found" if its repository holds none. Each family has to say
+    needs: tuple[str, ...] = ()  # of a batch, for `loss`, besides image, label, weight: "mask"
+    licence: str  # of the original's code, SPDX name; "not found" if its repository holds none
     smallest: int = 1  # edge of a face below which no map is left, in pixels
     deviations: str = "none"  # of this implementation from the original, in words
 
     def __init__(
         self,
         weights: Weights,  # input statistics, and the source of the pretrained weights
-        cam_layers: tuple[
-            str, ...
-        ],  # sub-modules for Grad-CAM: the published one, then ever shallower ones
+        cam_layers: tuple[str, ...],  # as of `Explainable`
         recipe: Recipe = PLAIN_RECIPE,  # how the original was trained
         size: int | None = None,  # the only edge it takes, in pixels; None: any
     ):
@@ -279,9 +290,7 @@ class Detector(nn.Module):
     def loss(
         self,
         outputs: dict[str, Tensor],  # from `outputs`
-        batch: dict[
-            str, Tensor
-        ],  # image (N, 3, H, W), label (N,), weight (N,) if not 1 (Eq. 13), what it `needs`
+        batch: dict[str, Tensor],  # label (N,), weight (N,) if not 1 (Eq. 13), what it `needs`
     ) -> Tensor:  # ()
         "Return what training makes small: here the cross-entropy (Eq. 2)."
         return cross_entropy(outputs["logit"], batch)
@@ -289,20 +298,7 @@ class Detector(nn.Module):
     def begin_epoch(self, epoch: int):  # counts from 0
         "Prepare for an epoch; the trainer calls it before each, for methods with a schedule of their own."
 
-    def cam_name(self, size: int | None = None, grid: int = 8) -> str:
-        "Name the layer that `cam_layer` returns."
-        return self.cam_layers[0] if size is None else deepest_layer(self, size, grid)
-
-    def cam_layer(
-        self,
-        size: int
-        | None = None,  # edge of the face in pixels; None: the published layer, whatever its grid
-        grid: int = 8,  # the least number of cells along an edge
-    ) -> nn.Module:  # the layer whose output Grad-CAM weighs
-        "Return the deepest layer for Eq. 3 with at least `grid` cells; `ValueError` if even the shallowest is coarser."
-        return self.get_submodule(self.cam_name(size, grid))
-
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-43
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-44
 def full_precision(
     x: Tensor,  # what is about to be computed with; its device counts
 ):
@@ -312,7 +308,7 @@ def full_precision(
         return nullcontext()  # the meta device
     return torch.autocast(kind, enabled=False)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-46
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-47
 def init_body(
     model: nn.Module,  # its convolutions, linear layers and batch norms are set in place
     fan: str = "fan_in",  # "fan_in", or "fan_out" for convolutions in front of batch norms
@@ -328,7 +324,7 @@ def init_body(
         if getattr(m, "bias", None) is not None:
             nn.init.zeros_(m.bias)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-47
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-48
 def init_head(
     head: nn.Linear,  # the layer that yields the logit, set in place
 ):
@@ -336,7 +332,7 @@ def init_head(
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-49
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-50
 def scaled(
     channels: int,  # published number of channels
     width: float,  # factor; 1 is the published size
@@ -344,7 +340,7 @@ def scaled(
     "Scale a number of channels to a narrower or wider network."
     return channels if width == 1 else max(8, 8 * round(channels * width / 8))
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-52
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-53
 def imagenet_state(
     source: str,  # timm's name of the network and its weights, e.g. "legacy_xception.tf_in1k"
 ) -> dict[str, torch.Tensor]:  # its state dict, 1000-way head included
@@ -360,7 +356,7 @@ def imagenet_state(
             "or use pretrained=False"
         ) from error
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-53
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-54
 def load_body(
     model: nn.Module,  # gets the weights
     state: dict[str, torch.Tensor],  # weights by name, from a network with the same body
@@ -372,7 +368,7 @@ def load_body(
     body = {k: v for k, v in state.items() if not k.startswith(head)}
     model.load_state_dict(body | own)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-56
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-57
 class TimmDetector(Detector):
     "A timm network with one output as a detector."
 
@@ -398,23 +394,19 @@ class TimmDetector(Detector):
             self.net, imagenet_state(self.weights.source), self.net.pretrained_cfg["classifier"]
         )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-58
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-59
 @dataclass(frozen=True)
 class Facts:
     "What is known of a registered detector besides what its class says."
 
     weights: Weights  # where the pretrained weights come from
-    published: Published | None = (
-        None  # the size of the original; None: it is nobody's published detector
-    )
-    idle: dict[str, str] = field(
-        default_factory=dict
-    )  # parameters without effect in training: pattern of names -> why
+    published: Published | None = None  # size of the original; None: nobody's published detector
+    idle: dict[str, str] = field(default_factory=dict)  # parameters that cannot learn, and why
 
-
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-61
 BEFORE_NORM = "a bias in front of a batch norm, which subtracts it"
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-59
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-62
 _registry = {}
 
 
@@ -422,21 +414,21 @@ def _builder(name: str) -> Callable:
     "Look up the constructor of a name; `ValueError` that lists the names for one that is unknown."
     return _registry[check_choice(name, list_detectors(), "detector")]
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-60
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-63
 def list_detectors(
     pattern: str = "*",  # shell pattern, e.g. "efficientnet*"
 ) -> list[str]:
     "List the registered names that match `pattern`, sorted."
     return sorted(fnmatch.filter(_registry, pattern))
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-61
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-64
 def detector_facts(
     name: str,  # one of `list_detectors()`
 ) -> Facts:
     "Return what was registered with a detector; `ValueError` for an unknown name."
     return _builder(name).facts
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-62
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-65
 def detector_options(
     name: str,  # one of `list_detectors()`
 ) -> dict:  # option -> default
@@ -444,11 +436,11 @@ def detector_options(
     parameters = inspect.signature(_builder(name)).parameters
     return {k: p.default for k, p in parameters.items() if k not in ("width", "pretrained")}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-64
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-67
 def _is_whole(x) -> bool:
     return isinstance(x, int) and not isinstance(x, bool)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-65
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-68
 def _check_option(name: str, value):
     "Refuse a value that an option of this name cannot have, whichever detector it belongs to."
     if name in ("dropout", "map_dropout", "drop_path"):
@@ -466,7 +458,7 @@ def _check_option(name: str, value):
     if not fits:
         raise ValueError(f"{name} must be {says}, not {value!r}")
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-66
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-69
 def _check_call(name: str, width: float, pretrained: bool, options: dict):
     "Refuse what the constructor of a registered name cannot make, before any work is done."
     known = detector_options(name)
@@ -489,12 +481,11 @@ def _check_call(name: str, width: float, pretrained: bool, options: dict):
             f"ImageNet weights exist for width=1 only, not {width}: use pretrained=False or width=1"
         )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-67
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-70
 def register_detector(
     weights: Weights,  # where the pretrained weights come from
     published: Published | None = None,  # the size of the original
-    idle: dict[str, str]
-    | None = None,  # parameters without effect in training: pattern of names -> why
+    idle: dict[str, str] | None = None,  # parameters that cannot learn: pattern of names -> why
 ) -> Callable:
     "Decorate a constructor `f(width, pretrained, **options) -> Detector`: enter it under its own name, with its facts."
 
@@ -514,7 +505,7 @@ def register_detector(
 
     return register
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-69
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-72
 def create_detector(
     name: str,  # one of `list_detectors()`
     width: float = 1.0,  # factor on the number of channels; 1 is the published size
@@ -524,7 +515,7 @@ def create_detector(
     "Build a detector by name; `ValueError` for an unknown name or a bad width, `TypeError` for an unknown option."
     return _builder(name)(width=width, pretrained=pretrained, **options)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-70
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-73
 def size_option(
     name: str,  # one of `list_detectors()`
     size: int,  # edge of the faces in pixels
@@ -532,14 +523,14 @@ def size_option(
     "Return the option that makes a detector fit faces of this size."
     return dict(size=size) if "size" in detector_options(name) else {}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-71
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-74
 def has_weights(
     name: str,  # one of `list_detectors()`
 ) -> bool:  # whether `pretrained=True` is possible
     "Tell whether ImageNet weights are known for a detector."
     return detector_facts(name).weights.source != "none"
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-78
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-81
 def card(
     name: str,  # one of `list_detectors()`
     size: int = 256,  # edge of the face in pixels
@@ -563,7 +554,7 @@ def card(
         deviations=model.deviations,
     )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-79
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-82
 def plot_grids(
     model: Detector,
     face,  # (size, size) or (size, size, 3) array, shown below the grids

@@ -92,7 +92,7 @@ def init_attention(
 
 # %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-22
 class ResidualAttention(nn.Module):
-    "Where to look, from the noise: (N, 3, H, W) to (N, 1, h, w) in (0, 1), on the grid of Xception's second convolution."
+    "Where to look, from the noise: (N, 3, H, W) to (N, 1, h, w) in (0, 1), on the grid of Xception's second layer."
 
     def __init__(
         self,
@@ -213,13 +213,32 @@ def _last_map(body: XceptionBody, x: Tensor) -> Tensor:
     return body.bn4(body.conv4(x))
 
 # %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-45
+def _token_grid(size: int) -> int:
+    "Return how many tokens an edge of a face has; `ValueError` for a size with fewer than two."
+    grid = attention_grid(size)
+    if grid < 2:
+        raise ValueError(
+            "SRM relates places of a map that is 1/16 of the face's size; "
+            f"at {size} pixels it has fewer than 2x2: use at least 23"
+        )
+    return grid
+
+
+def _init_noise(*parts: nn.Module):
+    "Draw the weights of convolutions on noise with the variance 1 / fan-in."
+    for m in chain.from_iterable(part.modules() for part in parts):
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, a=1)
+
+# %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-46
 class SRM(Detector):
-    "Two Xceptions on colours and on noise, with attention between them. `ValueError` for a size with fewer than 2x2 tokens."
+    "Two Xceptions on colours and on noise, with attention between them; `ValueError` for too small a size."
 
     licence = "not found"
     deviations = (
-        "each channel gets all three filters (order='released': as released); attention built for the size; "
-        "biases of the attention start at zero, the streams' layers and the fusion by He's rule, the last layer near zero"
+        "each channel gets all three filters (order='released': as released); "
+        "attention built for the size; biases of the attention start at zero, "
+        "the streams' layers and the fusion by He's rule, the last layer near zero"
     )
 
     def __init__(
@@ -229,15 +248,8 @@ class SRM(Detector):
         order: str = "channel",  # which filters a channel gets: "channel" all three, "released" as in the released code
         dropout: float = 0.5,  # before the linear layer, in [0, 1)
     ):
-        grid = attention_grid(size)
-        if grid < 2:
-            raise ValueError(
-                "SRM relates places of a map that is 1/16 of the face's size; "
-                f"at {size} pixels it has fewer than 2x2: use at least 23"
-            )
-        super().__init__(
-            XCEPTION_WEIGHTS, ("fusion.fuse", "rgb.block11", "rgb.block2"), SRM_RECIPE, size
-        )
+        tokens, layers = _token_grid(size) ** 2, ("fusion.fuse", "rgb.block11", "rgb.block2")
+        super().__init__(XCEPTION_WEIGHTS, layers, SRM_RECIPE, size)
         self.rgb, self.noise = XceptionBody(width), XceptionBody(width)
         c = self.rgb.channels
         self.high_pass = HighPass(1)
@@ -247,10 +259,8 @@ class SRM(Detector):
         self.fusion = Fusion(c[2048])
         self.drop = nn.Dropout(dropout)
         self.fc = nn.Linear(c[2048], 2)
-        for m in chain(self.noise1, self.noise2, self.attention.modules()):
-            if isinstance(m, nn.Conv2d):
-                nn.init.kaiming_normal_(m.weight, a=1)  # variance 1 / fan-in
-        self.cross1, self.cross2 = CrossAttention(c[728], grid**2), CrossAttention(c[728], grid**2)
+        _init_noise(self.noise1, self.noise2, self.attention)
+        self.cross1, self.cross2 = CrossAttention(c[728], tokens), CrossAttention(c[728], tokens)
         init_head(self.fc)
 
     def stems(self, x):
@@ -282,7 +292,7 @@ class SRM(Detector):
         for body in (self.rgb, self.noise):
             load_imagenet(body)
 
-# %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-46
+# %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-47
 @register_detector(
     XCEPTION_WEIGHTS,
     Published(53_238_380, gmacs={256: 14.0165}),

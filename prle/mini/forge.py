@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['RIGID', 'warp', 'hull', 'inner', 'feather', 'composite', 'match_colour', 'match_sharpness', 'membrane', 'register',
-           'list_manipulations', 'manipulate', 'texels', 'faceswap', 'expression', 'bend', 'oval', 'face2face']
+           'list_manipulations', 'manipulation', 'manipulate', 'texels', 'faceswap', 'expression', 'bend', 'oval',
+           'face2face']
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-2
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 from scipy.interpolate import RBFInterpolator
@@ -145,9 +148,9 @@ def membrane(
     return solved
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-28
-_MANIPULATIONS = {}
+_registry: dict[str, Callable] = {}
 
-# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-29
+
 def register(
     name: str,  # short name, as in FaceForensics++
     source: str,  # "other" or "same": the person the source photograph shows
@@ -157,19 +160,24 @@ def register(
 
     def add(function):
         "Add `function` to the registry and return it."
-        function.source, function.learned = (
-            check_choice(source, ("other", "same"), "source"),
-            learned,
-        )
-        _MANIPULATIONS[name] = function
+        function.source = check_choice(source, ("other", "same"), "source")
+        function.learned = learned
+        _registry[name] = function
         return function
 
     return add
 
-# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-30
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-29
 def list_manipulations() -> list[str]:
     "List the names of all manipulations, in the order of registration."
-    return list(_MANIPULATIONS)
+    return list(_registry)
+
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-30
+def manipulation(
+    name: str,  # one of `list_manipulations()`
+) -> Callable:  # with the attributes `source` and `learned`, as registered
+    "Return a manipulation by name; `ValueError` if it is unknown, with the nearest one."
+    return _registry[check_choice(name, _registry, "manipulation")]
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-32
 def manipulate(
@@ -177,16 +185,16 @@ def manipulate(
     target: Face,  # the background picture
     source: Face,  # the picture that a face, a geometry or a mouth is taken from; of the same size
     generator: np.random.Generator,  # for what is left to chance
-    networks: dict
-    | None = None,  # trained networks by name, from `prle.mini.generators`; the graphics-based ones need none
+    networks: dict | None = None,  # those of the learned manipulations, by name, trained
 ) -> tuple[np.ndarray, np.ndarray]:  # fake (S, S, 3) uint8; mask (S, S) bool
     "Apply a manipulation by name; `ValueError` if it is unknown (with the nearest one) or lacks its network."
-    function = _MANIPULATIONS[check_choice(name, _MANIPULATIONS, "manipulation")]
+    function = manipulation(name)
     if not function.learned:
         return function(target, source, generator)
     if name not in (networks or {}):
         raise ValueError(
-            f"{name} is a learned manipulation and needs its network: networks=prle.mini.generators.trained_networks(faces, folder)."
+            f"{name} is a learned manipulation and needs its network: "
+            "networks=prle.mini.generators.trained_networks(faces, folder)."
         )
     return function(target, source, generator, networks[name])
 
@@ -194,15 +202,12 @@ def manipulate(
 def texels(
     face: np.ndarray,  # (S, S, 3) uint8
     share: float,  # texels per pixel, below 1
-    look_up: int,  # interpolation of OpenCV: INTER_LINEAR blurs a little, INTER_NEAREST turns edges into small stairs
+    look_up: int,  # OpenCV's INTER_LINEAR, which blurs a little, or INTER_NEAREST: edges become small stairs
 ) -> np.ndarray:  # (S, S, 3) uint8
     "Paint a face from a coarser texture."
     size, small = len(face), max(4, round(share * len(face)))
-    return cv2.resize(
-        cv2.resize(face, (small, small), interpolation=cv2.INTER_AREA),
-        (size, size),
-        interpolation=look_up,
-    )
+    texture = cv2.resize(face, (small, small), interpolation=cv2.INTER_AREA)
+    return cv2.resize(texture, (size, size), interpolation=look_up)
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-36
 @register("FS", source="other")

@@ -58,9 +58,7 @@ class Layout(NamedTuple):
 def cut(
     face: Face,  # of any size
     layout: Layout,  # which square of it
-) -> tuple[
-    np.ndarray, np.ndarray
-]:  # patch (s, s, 3) uint8; the face's landmarks (68, 2), px of the patch
+) -> tuple[np.ndarray, np.ndarray]:  # patch (s, s, 3) uint8; its landmarks (68, 2), px
     "Cut out what a network sees of a face."
     return crop_face(face.crop, face.landmarks, *layout)
 
@@ -74,13 +72,8 @@ def paste(
     size = len(face.crop)
     if (face.crop == face.crop[..., :1]).all():
         patch = np.repeat(patch.mean(2, keepdims=True), 3, 2)
-    return cv2.warpAffine(
-        patch,
-        similarity(points, face.landmarks),
-        (size, size),
-        flags=cv2.INTER_CUBIC,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    matrix, how = similarity(points, face.landmarks), cv2.INTER_CUBIC
+    return cv2.warpAffine(patch, matrix, (size, size), flags=how, borderMode=cv2.BORDER_REPLICATE)
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-10
 _LINES = [
@@ -103,15 +96,8 @@ def draw_landmarks(
     "Draw the outlines of jaw, brows, nose, eyes and lips, white on black."
     drawing = np.zeros((size, size), np.uint8)
     for line, closed in _LINES:
-        cv2.polylines(
-            drawing,
-            [np.rint(points[list(line)] * 16).astype(np.int32)],
-            closed,
-            255,
-            1,
-            cv2.LINE_AA,
-            shift=4,
-        )
+        places = np.rint(points[list(line)] * 16).astype(np.int32)  # in sixteenths of a pixel
+        cv2.polylines(drawing, [places], closed, 255, 1, cv2.LINE_AA, shift=4)
     return drawing
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-13
@@ -146,12 +132,8 @@ class Generator(nn.Module):
 
     def number(self, faces: list[Face]) -> Tensor:  # (N,) int64
         "Return the index of the person that each face shows; `ValueError` for an unknown one."
-        return torch.tensor(
-            [
-                self.people.index(check_choice(f.identity, self.people, "trained person"))
-                for f in faces
-            ]
-        )
+        names = [check_choice(f.identity, self.people, "trained person") for f in faces]
+        return torch.tensor([self.people.index(name) for name in names])
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-16
 def _down(channels: int, out: int) -> nn.Module:
@@ -172,18 +154,12 @@ def jitter(
 ) -> Tensor:
     "Warp pictures smoothly at random: a 5 x 5 grid of shifts, enlarged."
     n, _, size, _ = x.shape
-    shifts = F.interpolate(
-        torch.randn(n, 2, 5, 5, generator=generator) * strength,
-        (size, size),
-        mode="bicubic",
-        align_corners=True,
-    )
-    straight = F.affine_grid(
-        torch.eye(2, 3).expand(n, 2, 3), (n, 1, size, size), align_corners=True
-    )
-    return F.grid_sample(
-        x, straight + shifts.permute(0, 2, 3, 1), padding_mode="border", align_corners=True
-    )
+    shifts = torch.randn(n, 2, 5, 5, generator=generator) * strength
+    shifts = F.interpolate(shifts, (size, size), mode="bicubic", align_corners=True)
+    unmoved = torch.eye(2, 3).expand(n, 2, 3)
+    straight = F.affine_grid(unmoved, (n, 1, size, size), align_corners=True)
+    places = straight + shifts.permute(0, 2, 3, 1)
+    return F.grid_sample(x, places, padding_mode="border", align_corners=True)
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-20
 class Autoencoder(Generator):
@@ -194,14 +170,8 @@ class Autoencoder(Generator):
     def __init__(self, people: list[str]):
         "Set up encoder and decoder for these people."
         super().__init__(people)
-        self.encoder = nn.Sequential(
-            _down(3, 32),
-            _down(32, 64),
-            _down(64, 128),
-            _down(128, 128),
-            nn.Flatten(),
-            nn.Linear(128 * 16, 96),
-        )
+        shrink = (_down(3, 32), _down(32, 64), _down(64, 128), _down(128, 128))
+        self.encoder = nn.Sequential(*shrink, nn.Flatten(), nn.Linear(128 * 16, 96))
         self.start, self.own = nn.Linear(96, 64 * 64), nn.Embedding(len(people), 64 * 64)
         channels = (64, 64, 48, 32)
         self.up = nn.ModuleList(
@@ -240,12 +210,9 @@ def add_grain(
         np.square(cv2.Laplacian(np.float32(p), cv2.CV_32F)[region]).mean()
         for p in (content, target)
     )
-    variance = (
-        max(want - have, 0) / 20
-    )  # the squares of the Laplacian's weights, 4 x 1 and (-4)^2, add up to 20
-    return content + np.float32(np.sqrt(variance)) * generator.standard_normal(
-        (*region.shape, 1), np.float32
-    )
+    # the squares of the Laplacian's weights, 4 x 1 and (-4)^2, add up to 20
+    deviation = np.float32(np.sqrt(max(want - have, 0) / 20))
+    return content + deviation * generator.standard_normal((*region.shape, 1), np.float32)
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-23
 @register("DF", source="other", learned=True)
@@ -254,16 +221,13 @@ def deepfakes(target, source, generator, network):
     size, points = len(target.crop), target.landmarks
     (left, top), (right, _) = points[17:27].min(0), points[17:27].max(0)
     bottom = points[6:11, 1].max()
-    box = hull(
-        np.array([(left, top), (right, top), (right, bottom), (left, bottom)]), size
-    ) & inner(size)
+    corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+    box = hull(corners, size) & inner(size)
     face = paste(network.render(target, source), cut(target, network.layout)[1], target)
-    face = match_sharpness(
-        match_colour(face, target.crop, box), target.crop, box, limits=(-1.0, 0.0)
-    )
-    return composite(
-        target.crop, add_grain(face, target.crop, box, generator), feather(box, size / 16)
-    )
+    face = match_colour(face, target.crop, box)
+    face = match_sharpness(face, target.crop, box, limits=(-1.0, 0.0))
+    face = add_grain(face, target.crop, box, generator)
+    return composite(target.crop, face, feather(box, size / 16))
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-25
 def mouth_region(
@@ -272,9 +236,8 @@ def mouth_region(
 ) -> np.ndarray:  # (size, size) bool
     "Return the lower face: from the nose to the chin, half as wide again as the mouth."
     mouth = points[48:60]
-    return hull(
-        np.vstack([points[31:36], points[5:12], mouth + 0.5 * (mouth - mouth.mean(0))]), size
-    )
+    wider = mouth + 0.5 * (mouth - mouth.mean(0))
+    return hull(np.vstack([points[31:36], points[5:12], wider]), size)
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-27
 class MouthRenderer(Generator):
@@ -293,8 +256,12 @@ class MouthRenderer(Generator):
         self.out = nn.Conv2d(32, 3, 3, padding=1)
 
     def forward(
-        self, face, drawing, hole, person
-    ):  # (N, 3, 64, 64), (N, 1, 64, 64), (N, 1, 64, 64) all in [-1, 1], (N,) -> (N, 3, 64, 64)
+        self,
+        face: Tensor,  # (N, 3, 64, 64) in [-1, 1]
+        drawing: Tensor,  # (N, 1, 64, 64) in [-1, 1]
+        hole: Tensor,  # (N, 1, 64, 64), 1 in the hole, -1 elsewhere
+        person: Tensor,  # (N,)
+    ) -> Tensor:  # (N, 3, 64, 64)
         "Paint each face with a mouth as drawn; what `face` shows in the hole is not seen."
         x, levels = self.first(torch.cat([face * (hole < 0), drawing, hole], 1)), []
         for down in self.down:
@@ -308,23 +275,17 @@ class MouthRenderer(Generator):
     def goal(self, target, source):  # (68, 2) px of the crop
         return np.vstack([target.landmarks[:48], expression(target, source)[48:]])
 
-    def condition(
-        self, face, goal
-    ):  # goal (68, 2) px of the crop -> patch, drawing, hole, all uint8
+    def condition(self, face, goal):  # (68, 2) px of the crop -> patch, drawing, hole, all uint8
         "Return what the network sees: the patch, the landmarks `goal` drawn, and the hole around the mouth."
         patch, points = cut(face, self.layout)
         to_patch = similarity(face.landmarks, points)
+        drawing = draw_landmarks(goal @ to_patch[:, :2].T + to_patch[:, 2], self.layout.size)
         hole = mouth_region(points, self.layout.size)
-        return (
-            patch,
-            draw_landmarks(goal @ to_patch[:, :2].T + to_patch[:, 2], self.layout.size),
-            np.uint8(255 * hole),
-        )
+        return patch, drawing, np.uint8(255 * hole)
 
     def examples(self, faces):
-        return *(
-            _bytes(x) for x in zip(*(self.condition(f, f.landmarks) for f in faces))
-        ), self.number(faces)
+        conditions = [self.condition(face, face.landmarks) for face in faces]
+        return *map(_bytes, zip(*conditions)), self.number(faces)
 
     def loss(self, examples, index, generator):
         "Return the error of the examples at `index`, with the hole as painted; `generator` is not used."
@@ -332,9 +293,7 @@ class MouthRenderer(Generator):
         out = self(face, drawing, hole, examples[3][index])
         return _error(torch.where(hole > 0, out, face), face)
 
-    def render(
-        self, target, source
-    ):  # (s, s, 3) float32: the target's lower face with the source's mouth
+    def render(self, target, source):  # (s, s, 3) float32: the target's face, the source's mouth
         condition = self.condition(target, self.goal(target, source))
         return _picture(self(*(_unit(_bytes([x])) for x in condition), self.number([target])))
 
@@ -345,9 +304,8 @@ def neural_textures(target, source, generator, network):
     size = len(target.crop)
     region = mouth_region(target.landmarks, size) & inner(size)
     mouth = paste(network.render(target, source), cut(target, network.layout)[1], target)
-    return composite(
-        target.crop, match_sharpness(mouth, target.crop, region), feather(region, size / 20)
-    )
+    mouth = match_sharpness(mouth, target.crop, region)
+    return composite(target.crop, mouth, feather(region, size / 20))
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-30
 class FaceShifter(Generator):
@@ -368,8 +326,11 @@ class FaceShifter(Generator):
         self.out = nn.Conv2d(16, 3, 3, padding=1)
 
     def forward(
-        self, face, drawing, person
-    ):  # (N, 3, 96, 96) and (N, 1, 96, 96) in [-1, 1], (N,) -> (N, 3, 96, 96)
+        self,
+        face: Tensor,  # (N, 3, 96, 96) in [-1, 1]
+        drawing: Tensor,  # (N, 1, 96, 96) in [-1, 1]
+        person: Tensor,  # (N,)
+    ) -> Tensor:  # (N, 3, 96, 96)
         "Paint each person under the light of `face`, with the landmarks as drawn."
         light, identity = F.avg_pool2d(face, 16), self.identity(person)
         x = self.start(torch.cat([light, F.avg_pool2d(drawing, 16)], 1))
@@ -378,9 +339,8 @@ class FaceShifter(Generator):
                 x = F.interpolate(x, scale_factor=2, mode="bilinear")
             gain, shift = style(identity)[..., None, None].chunk(2, 1)
             x = F.instance_norm(x) * (1 + gain) + shift
-            x = F.leaky_relu(
-                conv(torch.cat([x, F.adaptive_avg_pool2d(drawing, x.shape[-1])], 1)), 0.1
-            )
+            lines = F.adaptive_avg_pool2d(drawing, x.shape[-1])
+            x = F.leaky_relu(conv(torch.cat([x, lines], 1)), 0.1)
         return self.out(x) + F.interpolate(light, scale_factor=16, mode="bicubic")
 
     def condition(self, face):  # patch, drawing, both uint8
@@ -388,18 +348,15 @@ class FaceShifter(Generator):
         return patch, draw_landmarks(points, self.layout.size)
 
     def examples(self, faces):
-        return *(_bytes(x) for x in zip(*map(self.condition, faces))), self.number(faces)
+        return *map(_bytes, zip(*map(self.condition, faces))), self.number(faces)
 
     def loss(self, examples, index, generator):
         face, drawing = (_unit(e[index]) for e in examples[:2])
         return _error(self(face, drawing, examples[2][index]), face)
 
-    def render(
-        self, target, source
-    ):  # (s, s, 3) float32: the source's face under the target's light, in its pose and expression
-        return _picture(
-            self(*(_unit(_bytes([x])) for x in self.condition(target)), self.number([source]))
-        )
+    def render(self, target, source):  # (s, s, 3) float32: the source's face as the target stands
+        condition = [_unit(_bytes([x])) for x in self.condition(target)]
+        return _picture(self(*condition, self.number([source])))
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-32
 def _fine(picture: np.ndarray) -> np.ndarray:
@@ -415,15 +372,11 @@ def faceshifter(target, source, generator, network):
     It has the target's grain and is blended in the gradient domain."""
     size, points = len(target.crop), target.landmarks
     region = hull(np.vstack([points[2:15], points[17:27]]), size) & inner(size)
-    face = match_colour(
-        paste(network.render(target, source), cut(target, network.layout)[1], target),
-        target.crop,
-        region,
-    )
+    face = paste(network.render(target, source), cut(target, network.layout)[1], target)
+    face = match_colour(face, target.crop, region)
     face = match_sharpness(face - _fine(face) + _fine(target.crop), target.crop, region)
-    return composite(
-        target.crop, face + membrane(target.crop - face, region), region.astype(np.float32)
-    )
+    face = face + membrane(target.crop - face, region)
+    return composite(target.crop, face, region.astype(np.float32))
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-35
 NETWORKS = dict(DF=Autoencoder, Fsh=FaceShifter, NT=MouthRenderer)
@@ -444,9 +397,8 @@ def fit(
     schedule, losses = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps), []
     for step in progress(range(steps), desc=name):
         generator = torch_rng(seed, name, step)
-        loss = network.loss(
-            examples, torch.randint(len(examples[0]), (BATCH,), generator=generator), generator
-        )
+        rows = torch.randint(len(examples[0]), (BATCH,), generator=generator)
+        loss = network.loss(examples, rows, generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -480,20 +432,17 @@ def train_networks(
     faces: list[Face],  # everybody's, `identity` filled in
     steps: int = STEPS,  # of each network
     seed: int = 0,  # of weights and draws
-) -> tuple[
-    dict[str, Generator], pd.DataFrame
-]:  # networks by manipulation, for `manipulate`; their losses, a row a step
+) -> tuple[dict[str, Generator], pd.DataFrame]:  # by manipulation; their losses, a row a step
     "Train the networks of the learned manipulations; `ValueError` without faces or steps."
     if not faces or steps < 1:
         raise ValueError(f"{len(faces)} faces and {steps} steps: at least one of each is needed.")
     networks = _new_networks(list(dict.fromkeys(f.identity for f in faces)), seed)
     with one_thread(), ThreadPoolExecutor(2) as pool:
-        losses = list(
-            pool.map(partial(fit, faces=faces, steps=steps, seed=seed), networks.values())
-        )
-    return {
-        name: network.requires_grad_(False).eval() for name, network in networks.items()
-    }, pd.DataFrame(dict(zip(networks, losses)))
+        train = partial(fit, faces=faces, steps=steps, seed=seed)
+        losses = list(pool.map(train, networks.values()))
+    for network in networks.values():
+        network.requires_grad_(False).eval()
+    return networks, pd.DataFrame(dict(zip(networks, losses)))
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-44
 RECIPE = 1  # raised whenever a change here changes the weights
@@ -501,17 +450,12 @@ RECIPE = 1  # raised whenever a change here changes the weights
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-45
 def _training(faces: list[Face], steps: int, seed: int) -> dict:
     "Describe everything that the weights depend on."
-    content = [
-        [f.identity, hashlib.sha256(f.crop.tobytes() + f.landmarks.tobytes()).hexdigest()]
-        for f in faces
-    ]
-    return dict(
-        recipe=RECIPE,
-        faces=digest(content),
-        people=list(dict.fromkeys(f.identity for f in faces)),
-        steps=steps,
-        seed=seed,
-    )
+    content = []
+    for face in faces:
+        picture = hashlib.sha256(face.crop.tobytes() + face.landmarks.tobytes())
+        content.append([face.identity, picture.hexdigest()])
+    people = list(dict.fromkeys(face.identity for face in faces))
+    return dict(recipe=RECIPE, faces=digest(content), people=people, steps=steps, seed=seed)
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-46
 def _why_not(folder: Path, training: dict) -> str | None:
@@ -522,16 +466,13 @@ def _why_not(folder: Path, training: dict) -> str | None:
         before = read_record(folder / "generators.json", files=dict)
     except ValueError as e:
         return f"the record is damaged: {one_line(e)}"
-    changed = [k for k in training if before.get(k) != training[k]]
-
-    def show(k):
-        return (
-            f"{k} was {shortened(before.get(k))}, is {training[k]}"
-            if isinstance(training[k], int)
-            else f"other {k}"
-        )
-
-    return "; ".join(map(show, changed)) or _damage(folder, before["files"])
+    reasons = []
+    for key, value in training.items():
+        if before.get(key) == value:
+            continue
+        shown = f"{key} was {shortened(before.get(key))}, is {value}"
+        reasons.append(shown if isinstance(value, int) else f"other {key}")
+    return "; ".join(reasons) or _damage(folder, before["files"])
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-47
 def _damage(folder: Path, files: dict) -> str | None:
@@ -548,7 +489,8 @@ def _load(folder: Path, people: list[str], seed: int) -> dict[str, Generator]:
     networks = _new_networks(people, seed)
     for name, network in networks.items():
         network.load_state_dict(read_tensors(folder / f"{name}.safetensors"))
-    return {name: network.requires_grad_(False).eval() for name, network in networks.items()}
+        network.requires_grad_(False).eval()
+    return networks
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-49
 def trained_networks(
@@ -567,13 +509,9 @@ def trained_networks(
     networks, losses = train_networks(faces, steps, seed)
     with made_folder(folder, "generators") as tmp:
         for name, network in networks.items():
-            save_file(
-                {k: v.contiguous() for k, v in network.state_dict().items()},
-                tmp / f"{name}.safetensors",
-            )
+            weights = {k: v.contiguous() for k, v in network.state_dict().items()}
+            save_file(weights, tmp / f"{name}.safetensors")
         write_table(tmp / "losses.parquet", losses)
-        write_json(
-            tmp / "generators.json",
-            dict(training, files={path.name: file_digest(path) for path in sorted(tmp.iterdir())}),
-        )
+        files = {path.name: file_digest(path) for path in sorted(tmp.iterdir())}
+        write_json(tmp / "generators.json", dict(training, files=files))
     return networks

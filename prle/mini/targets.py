@@ -22,19 +22,21 @@ from scipy.fft import dctn, idctn
 
 from prle.mini.benchmark import (
     Job,
-    _choose,
-    _fingerprint,
-    _nearest,
-    _pick_other,
-    _read,
     check_jobs,
+    choose_photos,
     compress,
     contact_sheet,
     crop_digests,
+    differences,
+    nearest_face,
+    photos_digest,
+    pick_other,
+    read_crops,
     read_made,
     video_names,
+    write_crop,
 )
-from ..core import FAKE, REAL, check_choice, digest, progress, rng, shortened, write_json
+from ..core import check_choice, digest, progress, rng, write_json
 from prle.trust import (
     check_entries,
     check_replaceable,
@@ -45,7 +47,7 @@ from prle.trust import (
 )
 from ..data.manifest import read_manifest, write_manifest
 from ..data.distortions import distort_frame, draw, frame_level
-from ..data.faces import Face, similarity, write_png
+from ..data.faces import Face, similarity
 from prle.mini.forge import (
     composite,
     feather,
@@ -143,11 +145,8 @@ def parts(
     source: Face,  # the other person, of the same size
 ) -> tuple[np.ndarray, np.ndarray]:  # fake (S, S, 3) uint8; mask (S, S) bool
     "Make a forgery: the other person's eyes, nose and mouth, each aligned by itself, in the target's skin."
-    size, fake, texture = (
-        len(target.crop),
-        target.crop,
-        texels(source.crop, SHARES["parts"], cv2.INTER_LINEAR),
-    )
+    size, fake = len(target.crop), target.crop
+    texture = texels(source.crop, SHARES["parts"], cv2.INTER_LINEAR)
     mask = np.zeros((size, size), bool)
     for part in map(list, PARTS):
         region = ellipse_around(target.landmarks[part], size, size / 14) & inner(size)
@@ -167,16 +166,14 @@ def bands(
     "Make a forgery: the target's low and the other face's high frequencies, by the cosine transform."
     size, features = len(target.crop), target.landmarks[17:]
     region = hull(features + 0.25 * (features - features.mean(0)), size) & inner(size)
-    face = match_colour(
-        np.float32(affine_face(target, source, SHARES["bands"])), target.crop, region
-    )
+    face = np.float32(affine_face(target, source, SHARES["bands"]))
+    face = match_colour(face, target.crop, region)
     waves = np.hypot(*np.mgrid[:size, :size]) / 2
     own = 1 / (1 + (waves / 4) ** 4)
     difference = dctn(face - target.crop, axes=(0, 1)) * (1 - own)[..., None]
     mixed = target.crop + np.float32(idctn(difference, axes=(0, 1)))
-    return composite(
-        target.crop, match_sharpness(mixed, target.crop, region), feather(region, size / 12)
-    )
+    mixed = match_sharpness(mixed, target.crop, region)
+    return composite(target.crop, mixed, feather(region, size / 12))
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-25
 def rigid_warp(
@@ -192,17 +189,11 @@ def rigid_warp(
     weight /= weight.sum(1, keepdims=True)
     p0, q0 = weight @ p, weight @ q
     from_middle = p - p0[:, None]
-    turn = (weight * from_middle.conj() * (q - q0[:, None])).sum(1) / (
-        weight * np.abs(from_middle) ** 2
-    ).sum(1)
+    spread = (weight * np.abs(from_middle) ** 2).sum(1)
+    turn = (weight * from_middle.conj() * (q - q0[:, None])).sum(1) / spread
     places = np.complex64(turn * (z[:, 0] - p0) + q0).reshape(size, size)
-    return cv2.remap(
-        image,
-        places.real.copy(),
-        places.imag.copy(),
-        cv2.INTER_CUBIC,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    across, down = places.real.copy(), places.imag.copy()
+    return cv2.remap(image, across, down, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-28
 def relit(
@@ -219,12 +210,9 @@ def relit(
     face = rigid_warp(
         texels(source.crop, SHARES["relit"], cv2.INTER_LINEAR), source.landmarks, points
     )
-    face = face * (light(target.crop) / light(face))
-    return composite(
-        target.crop,
-        match_sharpness(np.float32(face), target.crop, region),
-        feather(region, size / 9),
-    )
+    face = np.float32(face * (light(target.crop) / light(face)))
+    face = match_sharpness(face, target.crop, region)
+    return composite(target.crop, face, feather(region, size / 9))
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-31
 def refined(
@@ -235,9 +223,8 @@ def refined(
     size = len(target.crop)
     core = hull(target.landmarks, size)
     weight = cv2.GaussianBlur(np.float32(core), (0, 0), size / 24)
-    face = _matched(
-        warp(source.crop, source.landmarks, target.landmarks), target, core & inner(size)
-    )
+    face = warp(source.crop, source.landmarks, target.landmarks)
+    face = _matched(face, target, core & inner(size))
     return composite(target.crop, face, np.where(weight > 0.05, weight, 0))
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-33
@@ -256,19 +243,18 @@ CAMERA = dict(
 "Degradation -> its parameter at levels 1 to 5, in the order in which a camera applies them."
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-36
+def _bytes(image: np.ndarray) -> np.ndarray:
+    "Round values to 0 to 255."
+    return np.rint(image).clip(0, 255).astype(np.uint8)
+
+
 def _motion(image, share, generator):
     "Blur along a streak in a random direction."
     size = max(3, round(share * len(image)))
     kernel, angle = np.zeros((2 * size + 1,) * 2, np.float32), generator.uniform(0, np.pi)
-    end = size / 2 * np.array([np.cos(angle), np.sin(angle)])
-    cv2.line(
-        kernel,
-        *(np.rint((size + sign * end) * 16).astype(int).tolist() for sign in (-1, 1)),
-        1,
-        1,
-        cv2.LINE_AA,
-        shift=4,
-    )
+    half = size / 2 * np.array([np.cos(angle), np.sin(angle)])
+    start, end = (np.rint((size + sign * half) * 16).astype(int).tolist() for sign in (-1, 1))
+    cv2.line(kernel, start, end, 1, 1, cv2.LINE_AA, shift=4)
     return cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE)
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-37
@@ -276,29 +262,22 @@ def _lowres(image, factor, generator):
     "Shrink by area and enlarge again, linearly or cubically."
     size, small = len(image), round(len(image) / factor)
     reduced = cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA)
-    return cv2.resize(
-        reduced,
-        (size, size),
-        interpolation=int(generator.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC])),
-    )
+    enlarging = int(generator.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
+    return cv2.resize(reduced, (size, size), interpolation=enlarging)
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-38
 def _noise(image, sigma, generator):
     "Add a sensor's noise, whose variance grows with the light."
     deviation = sigma * np.sqrt(0.25 + 1.5 * image / 255)
-    return (
-        np.rint(image + deviation * generator.standard_normal(image.shape))
-        .clip(0, 255)
-        .astype(np.uint8)
-    )
+    return _bytes(image + deviation * generator.standard_normal(image.shape))
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-39
 _APPLY = dict(
     motion=_motion,
     lowres=_lowres,
     noise=_noise,
-    exposure=lambda image, gain, _: np.rint(gain * image).clip(0, 255).astype(np.uint8),
-    gamma=lambda image, power, _: np.rint(255 * (image / 255) ** power).astype(np.uint8),
+    exposure=lambda image, gain, _: _bytes(gain * image),
+    gamma=lambda image, power, _: _bytes(255 * (image / 255) ** power),
     jpeg=lambda image, quality, _: compress(image, quality),
 )
 
@@ -331,9 +310,10 @@ def draw_mixed(
     generator: np.random.Generator,  # e.g. `rng(seed, video)`
 ) -> str:  # e.g. "CS:3 GB:1"
     "Draw two to four distortions as in DF-1.0's mixed sets, none of them VC."
-    while not frame_level(meta := draw(f"mix_{generator.integers(2, 5)}_distortions", generator)):
-        pass
-    return meta
+    while True:
+        meta = draw(f"mix_{generator.integers(2, 5)}_distortions", generator)
+        if frame_level(meta):
+            return meta
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-45
 def mixed(
@@ -346,18 +326,15 @@ def mixed(
     if size >= DF1_SIDE:
         return distort_frame(image, meta, generator)
     large = cv2.resize(image, (DF1_SIDE, DF1_SIDE), interpolation=cv2.INTER_CUBIC)
-    return cv2.resize(
-        distort_frame(large, meta, generator), (size, size), interpolation=cv2.INTER_AREA
-    )
+    distorted = distort_frame(large, meta, generator)
+    return cv2.resize(distorted, (size, size), interpolation=cv2.INTER_AREA)
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-48
 class TargetSet(NamedTuple):
     "The definition of a target set: its forgeries, their sources and its degradation."
 
     recipes: tuple[str, ...]  # of `RECIPES`
-    nearest: bool = (
-        False  # source: the nearest face of all other people, or of one random other person
-    )
+    nearest: bool = False  # source: the nearest of all other people's faces, not of one person's
     draw: Callable | None = None  # (generator) -> meta line; None: nothing is degraded
     degrade: Callable | None = None  # (image, meta line, generator) -> image
 
@@ -372,8 +349,9 @@ TARGETS = {
 def _pick_nearest(target: Face, faces: list[Face], generator) -> Face:
     "Pick the photograph, or the video and its frame, of any other person that is nearest in geometry."
     others = [f for f in faces if f.identity != target.identity]
-    clip = _nearest(next(f for f in faces if f.photo == target.photo), others).photo
-    return _nearest(target, [f for f in others if f.photo == clip])
+    first = next(f for f in faces if f.photo == target.photo)
+    clip = nearest_face(first, others).photo
+    return nearest_face(target, [f for f in others if f.photo == clip])
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-52
 def plan_targets(
@@ -384,19 +362,12 @@ def plan_targets(
     "Plan the crops of a target set; `ValueError` for an unknown set."
     kind, jobs = TARGETS[check_choice(name, TARGETS, "target set")], []
     names = video_names(list(dict.fromkeys(f.photo for f in faces)))
-    pick = _pick_nearest if kind.nearest else _pick_other
+    pick = _pick_nearest if kind.nearest else pick_other
     for target in faces:
         jobs.append(Job("real", target, "test", names))
-        jobs += [
-            Job(
-                recipe,
-                target,
-                "test",
-                names,
-                pick(target, faces, rng(seed, name, recipe, target.photo)),
-            )
-            for recipe in kind.recipes
-        ]
+        for recipe in kind.recipes:
+            source = pick(target, faces, rng(seed, name, recipe, target.photo))
+            jobs.append(Job(recipe, target, "test", names, source))
     return check_jobs(jobs)
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-55
@@ -410,39 +381,21 @@ def deal(
         return [""] * len(jobs)
     photos = list(dict.fromkeys(job.target.photo for job in jobs))
     lines = [kind.draw(rng(*key, i)) for i in range(len(photos))]
-    hands = {
-        subset: dict(zip(photos, rng(*key, subset).permutation(lines).tolist()))
-        for subset in {job.subset for job in jobs}
-    }
+    hands = {}
+    for subset in {job.subset for job in jobs}:
+        shuffled = rng(*key, subset).permutation(lines).tolist()
+        hands[subset] = dict(zip(photos, shuffled))
     return [hands[job.subset][job.target.photo] for job in jobs]
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-58
 def _make(job: Job, line: str, name: str, root: Path, seed: int, quality: int) -> dict:
     "Make and write one crop (and its mask); return its row of the manifest."
-    image, mask = job.target.crop, ""
+    image, region = job.target.crop, None
     if job.source:
         image, region = RECIPES[job.subset](job.target, job.source)
-        mask = f"masks/{job.subset}/{job.file}"
-        write_png(root / mask, region.astype(np.uint8) * 255)
     if line:
         image = TARGETS[name].degrade(image, line, rng(seed, name, job.subset, job.file))
-    path = f"{job.subset}/{job.file}"
-    write_png(root / path, compress(image, quality))
-    return dict(
-        path=path,
-        label=FAKE if job.source else REAL,
-        dataset=name,
-        subset=job.subset,
-        video=job.video,
-        identity=job.target.identity,
-        source_identity=job.source.identity if job.source else "",
-        frame=job.target.frame or 0,
-        split="test",
-        compression=f"{line} jpeg{quality}".strip(),
-        landmarks=job.target.landmarks.ravel(),
-        transform=[],
-        mask=mask,
-    )
+    return write_crop(job, image, region, root, name, quality, degradation=line)
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-60
 def _test_photographs(root: Path, faces, expected: str) -> list[Path]:
@@ -452,11 +405,12 @@ def _test_photographs(root: Path, faces, expected: str) -> list[Path]:
     manifest = read_manifest(root / "manifest.parquet")
     dropped = read_csv(root / "dropped.csv", ["path", "reason"]).path.str.split("/").str[0]
     people, test = {*manifest.identity, *dropped}, set(manifest.identity[manifest.split == "test"])
-    photos = [path for path in _choose(faces, None, 0) if path.parent.name in people]
-    if _fingerprint(photos) != expected:
+    photos = [path for path in choose_photos(faces) if path.parent.name in people]
+    if photos_digest(photos) != expected:
         where = f"the photographs in {faces}" if faces else "the ORL faces"
         raise ValueError(
-            f"{root} was not made from {where}, or they have changed since. Name its folder of photographs (faces=...), or build the benchmark again."
+            f"{root} was not made from {where}, or they have changed since. "
+            "Name its folder of photographs (faces=...), or build the benchmark again."
         )
     return [path for path in photos if path.parent.name in test]
 
@@ -469,11 +423,7 @@ def _why_not(out: Path, config: dict) -> str | None:
         made = read_made(out / "target.json")
     except ValueError as e:
         return f"the record is damaged: {one_line(e)}"
-    changed = [
-        f"{k} was {shortened(made['config'].get(k))}, is {shortened(v)}"
-        for k, v in config.items()
-        if made["config"].get(k) != v
-    ]
+    changed = differences(made["config"], config)
     missing = made["pictures"] - sum(1 for _ in out.rglob("*.png"))
     if missing:
         changed.append(f"{missing} of {made['pictures']} pictures missing")
@@ -490,58 +440,47 @@ def _write_target(root: Path, name: str, faces: list[Face], config: dict, worker
     contact_sheet(write_manifest(rows, root / "manifest.parquet"), root / "contact_sheet.png")
     pictures = len(rows) + int((rows["mask"] != "").sum()) + 1
     write_digests(root, crop_digests(root, rows))
-    write_json(
-        root / "target.json",
-        dict(
-            config=config,
-            digest=digest(config),
-            pictures=pictures,
-            counts=rows.subset.value_counts().to_dict(),
-        ),
-    )
+    counts = rows.subset.value_counts().to_dict()
+    made = dict(config=config, digest=digest(config), pictures=pictures, counts=counts)
+    write_json(root / "target.json", made)
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-63
 RECIPE = 1  # raised whenever a change here changes the pictures
 
+
+def _benchmark_config(root: Path) -> dict:
+    "Return what the target sets of a benchmark depend on; `FileNotFoundError` without one."
+    path = root / "forge.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no benchmark in {root} (there is no forge.json). `prle forge` makes one."
+        )
+    made = read_made(path)
+    kinds = dict(photographs=str, size=int, seed=int, quality=int, count=int)
+    config = check_entries(made["config"], path, **kinds)
+    return {k: config[k] for k in kinds} | dict(recipe=RECIPE, benchmark=made["digest"])
+
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-64
 def build_targets(
     benchmark: str | Path,  # a folder made by `build_benchmark`, or its manifest
-    faces: str
-    | Path
-    | None = None,  # the photographs and videos it was made from; None: the ORL faces
+    faces: str | Path | None = None,  # what it was made from; None: the ORL faces
     workers: int | None = None,  # threads; None: one a core. The result does not depend on it
 ) -> dict[str, Path]:  # target set -> its manifest
     """Build the three target sets of a benchmark, or find them built.
 
     `ValueError` for photographs that it was not made from, `FileNotFoundError` without a benchmark."""
     root = Path(benchmark).parent if Path(benchmark).suffix == ".parquet" else Path(benchmark)
-    if not (root / "forge.json").exists():
-        raise FileNotFoundError(
-            f"no benchmark in {root} (there is no forge.json). `prle forge` makes one."
-        )
-    made = read_made(root / "forge.json")
-    check_entries(
-        made["config"],
-        root / "forge.json",
-        photographs=str,
-        size=int,
-        seed=int,
-        quality=int,
-        count=int,
-    )
-    base = {k: made["config"][k] for k in ("photographs", "size", "seed", "quality", "count")}
+    base = _benchmark_config(root)
     photos, found, manifests = _test_photographs(root, faces, base["photographs"]), None, {}
     for name, kind in TARGETS.items():
-        out, config = (
-            root / "targets" / name,
-            dict(base, recipe=RECIPE, benchmark=made["digest"], recipes=list(kind.recipes)),
-        )
+        out, config = root / "targets" / name, dict(base, recipes=list(kind.recipes))
         manifests[name], reason = out / "manifest.parquet", _why_not(out, config)
-        print(f"{name}: {f'MISS {out} ({reason})' if reason else f'HIT {out}'}")
         if reason is None:
+            print(f"{name}: HIT {out}")
             continue
+        print(f"{name}: MISS {out} ({reason})")
         check_replaceable(out, "target set")
-        found = found or _read(photos, base["count"], base["size"])[0]
+        found = found or read_crops(photos, base["count"], base["size"])[0]
         with made_folder(out, "target set") as tmp:
             _write_target(tmp, name, found, config, workers or os.cpu_count())
     return manifests
