@@ -17,6 +17,25 @@ from prle.detectors.registry import Detector, Weights
 
 torch.set_num_threads(1)
 
+LONGEST = (
+    "reproduce",
+    "detectors",
+    "layouts",
+    "videos",
+    "userstudy",
+    "benchmark",
+    "distributed",
+    "engines",
+    "runs",
+)
+"The test files that take a minute or more: the workers of `make test` begin with them, so that none is left alone."
+
+
+def pytest_collection_modifyitems(items):
+    "Put the longest files first."
+    ranks = {f"test_{name}.py": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
 
 def write_toy(folder, size=(24, 32), people=6, photos=2, bright=60):
     """Noise faces: `people` identities, half train, then val, then test; the fakes of A are brighter, those of B carry stripes."""
