@@ -73,6 +73,12 @@ def write_toy(folder, size=(24, 32), people=6, photos=2, bright=60):
     return write_manifest(pd.DataFrame(rows), folder / "manifest.parquet")
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    "Draw the same in every run; torch seeds itself from the machine's entropy."
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def toy(tmp_path):
     return read_manifest(write_toy(tmp_path / "toy"))

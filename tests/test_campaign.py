@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CASES = 200
+CASES = 100
 
 
 @pytest.fixture(scope="module")

@@ -203,7 +203,8 @@ def test_masks_need_nothing_else(tmp_path):
         + """
 import torch
 from prle.masking import PrimaryRegionMask, quantile_map, region
-masked = PrimaryRegionMask(p=1.0)(torch.ones(3, 8, 8), quantile_map(torch.rand(1, 8, 8)))
+mask = PrimaryRegionMask(p=1.0, alpha=(1.0, 1.0))
+masked = mask(torch.ones(3, 8, 8), quantile_map(torch.rand(1, 8, 8)))
 assert (masked == 0).any()
 assert {m for m in sys.modules if m.startswith("prle.")} == {"prle.core", "prle.masking"}
 """
