@@ -38,7 +38,9 @@ def pytest_collection_modifyitems(items):
 
 
 def write_toy(folder, size=(24, 32), people=6, photos=2, bright=60):
-    """Noise faces: `people` identities, half train, then val, then test; the fakes of A are brighter, those of B carry stripes."""
+    """Write noise faces of `people` identities: half of them train, then val, then test.
+
+    The fakes of A are brighter, those of B carry stripes."""
     draw, rows = rng("toy"), []
     for person in range(people):
         split = "train" if person < people // 2 else "val" if person == people // 2 else "test"
@@ -50,9 +52,8 @@ def write_toy(folder, size=(24, 32), people=6, photos=2, bright=60):
                 path = f"{subset}/{person}_{photo}.png"
                 (folder / subset).mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(folder / path), image)
-                points = np.stack(
-                    [draw.uniform(2, size[1] - 2, 68), draw.uniform(2, size[0] - 2, 68)], axis=1
-                ).astype(np.float32)
+                x, y = (draw.uniform(2, side - 2, 68) for side in size[::-1])
+                points = np.stack([x, y], axis=1).astype(np.float32)
                 rows.append(
                     dict(
                         path=path,
@@ -96,14 +97,10 @@ class TinyDetector(Detector):
         return self.head(self.body(x).mean((2, 3))).flatten()
 
 
-@pytest.fixture(
-    params=[
-        "cpu",
-        pytest.param(
-            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-        ),
-    ]
-)
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
 def device(request):
     "Every device of this machine, one after the other."
     return request.param
