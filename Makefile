@@ -52,7 +52,7 @@ test-fast: setup # lint, the frame and the method
 	$(BIN)/ruff check nbs tests setup.py
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(SHARED) --no-cov $(wildcard $(FAST:%=tests/test_%.py)) -k "not setup_installs"
 
-test-long: setup # ten minutes more: the mini benchmark with fully trained generators
+test-long: setup # the mini benchmark with fully trained generators: ten minutes more
 	OMP_NUM_THREADS=1 $(BIN)/pytest --no-cov -m long
 
 # 20 minutes of accidents and attacks, on this machine alone; exit code 1 if one ends badly. Linux.
