@@ -8,7 +8,7 @@ ENGINE ?= $(if $(filter mini,$(PRESET)),ray,local)
 BIN    := .venv/bin
 TOOLS  := .tools/bin
 
-.PHONY: help setup paper paper-all reference test test-fast campaign bench lab export lock audit clean
+.PHONY: help setup paper paper-all reference test test-fast test-long campaign bench lab export lock audit clean
 
 help: # what can be made
 	@grep -E '^[a-z-]+:.*# ' Makefile | sed -E 's/^([a-z-]+):.*# /\1|/' | column -t -s '|'
@@ -42,19 +42,24 @@ paper-all: paper # every table, figure and claim
 reference: setup # keep what the notebooks of the paper show, for readers who run nothing
 	$(BIN)/python tests/reference.py
 
+# tests/conftest.py puts the longest files first
+SHARED = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: setup # everything that has to pass
 	$(BIN)/ruff format --quiet --check nbs tests setup.py
 	$(BIN)/ruff check nbs tests setup.py
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 PRLE_QUIET=1 $(BIN)/nbdev_test --n_workers 2
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(SHARED)
 
 FAST = frame core trust fields localization fusion masking metrics datasets paper
 test-fast: setup # lint, the frame and the method
 	$(BIN)/ruff format --quiet --check nbs tests setup.py
 	$(BIN)/ruff check nbs tests setup.py
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-cov $(wildcard $(FAST:%=tests/test_%.py)) -k "not setup_installs"
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(SHARED) --no-cov $(wildcard $(FAST:%=tests/test_%.py)) -k "not setup_installs"
+
+test-long: setup # the mini benchmark with fully trained generators: ten minutes more
+	OMP_NUM_THREADS=1 $(BIN)/pytest --no-cov -m long
 
 # 20 minutes of accidents and attacks, on this machine alone; exit code 1 if one ends badly. Linux.
 campaign: setup # twenty minutes of accidents and attacks

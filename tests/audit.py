@@ -12,21 +12,11 @@ SERVICE = "osv"  # says when it cannot answer; the registry's own service passes
 
 def audit(command, lock, seconds=240):
     "(exit code, lines): what pip-audit finds, in bounded time."
-    options = [
-        "--requirement",
-        lock,
-        "--require-hashes",
-        "--disable-pip",
-        "--vulnerability-service",
-        SERVICE,
-    ]
+    options = f"--require-hashes --disable-pip --vulnerability-service {SERVICE}".split()
+    output = "--format json --progress-spinner off".split()
+    words = [command, "--requirement", lock, *options, *output]
     try:
-        done = subprocess.run(
-            [command, *options, "--format", "json", "--progress-spinner", "off"],
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-        )
+        done = subprocess.run(words, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         return 0, [f"audit: not done, no answer within {seconds} seconds."]
     try:
@@ -41,14 +31,12 @@ def report(packages):
     "(exit code, lines) of pip-audit's findings."
     skipped = [p["name"] for p in packages if "skip_reason" in p]
     found = [(p, v) for p in packages for v in p.get("vulns", [])]
-    lines = [
-        f"audit: {len(packages) - len(skipped)} packages looked up, {len(found)} known vulnerabilities."
-    ]
+    looked_up = len(packages) - len(skipped)
+    lines = [f"audit: {looked_up} packages looked up, {len(found)} known vulnerabilities."]
     for package, flaw in found:
         mended = ", ".join(flaw["fix_versions"]) or "no version yet"
-        lines.append(
-            f"audit: {package['name']} {package['version']}: {flaw['id']}, mended in {mended}"
-        )
+        what = f"{package['name']} {package['version']}: {flaw['id']}"
+        lines.append(f"audit: {what}, mended in {mended}")
     if skipped:
         lines.append(f"audit: not looked up: {', '.join(skipped)[:100]}")
     return int(bool(found)), lines

@@ -27,7 +27,9 @@ def background(size, key="background"):
 
 
 def place(size, picture, step, lane=0.5):
-    "Top left corner of a picture that goes back and forth along its lane (0 top, 1 bottom) of the frame; a round trip takes 64 steps."
+    """Top left corner of a picture that goes back and forth along its lane (0 top, 1 bottom) of the frame.
+
+    A round trip takes 64 steps."""
     room_x, room_y = size[0] - picture.shape[1], size[1] - picture.shape[0]
     return round(room_x * (0.5 + 0.5 * np.sin(step * np.pi / 32))), round(room_y * lane)
 
@@ -50,9 +52,8 @@ def write_frames(path, frames, size, fps=25):
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
     assert writer.isOpened(), path
     for frame in frames:
-        writer.write(
-            cv2.cvtColor(frame, cv2.COLOR_RGB2BGR if frame.ndim == 3 else cv2.COLOR_GRAY2BGR)
-        )
+        order = cv2.COLOR_RGB2BGR if frame.ndim == 3 else cv2.COLOR_GRAY2BGR
+        writer.write(cv2.cvtColor(frame, order))
     writer.release()
     return path
 
@@ -60,18 +61,16 @@ def write_frames(path, frames, size, fps=25):
 def write_clip(
     path, person="s1", frames=8, size=(320, 240), faces=1, width=130, shown=None, mask=None
 ):
-    """A video of `frames` frames of `size` (w, h) with `faces` people (0: none), the first of them `person`, `width` px wide, the others smaller.
+    """A video of `frames` frames of `size` (w, h) with `faces` people (0: none).
 
-    `shown`: the frames in which they are there (default: all). `mask`: where to write the mask video, white on the photographs."""
-    others = [f"s{10 + i}" for i in range(faces - 1)]
-    pictures = [
-        photograph(p, w)
-        for p, w in zip([person, *others][:faces], [width, *[width * 4 // 5] * len(others)])
-    ]
-    drawn = [
-        draw_frame(size, pictures if shown is None or i in shown else [], 4 * i)
-        for i in range(frames)
-    ]
+    The first of them is `person`, `width` px wide, the others are smaller. `shown`: the frames in which they are
+    there (default: all). `mask`: where to write the mask video, white on the photographs."""
+    pictures = [photograph(person, width)][:faces]
+    pictures += [photograph(f"s{10 + i}", width * 4 // 5) for i in range(faces - 1)]
+    drawn = []
+    for i in range(frames):
+        there = shown is None or i in shown
+        drawn.append(draw_frame(size, pictures if there else [], 4 * i))
     if mask is not None:
         write_frames(mask, [m for _, m in drawn], size)
     return write_frames(path, [frame for frame, _ in drawn], size)
@@ -83,11 +82,8 @@ def write_people(folder, count, photos=2, size=None, tint=(1, 1, 1)):
         (folder / f"s{i}").mkdir(parents=True)
         for k in range(1, photos + 1):
             shade = np.array(tint) * rng("tint", i).uniform(0.9, 1.1, 3)
-            picture = Image.fromarray(
-                (read_image(orl_folder() / f"s{i}" / f"{k}.pgm") * shade)
-                .clip(0, 255)
-                .astype(np.uint8)
-            )
+            tinted = read_image(orl_folder() / f"s{i}" / f"{k}.pgm") * shade
+            picture = Image.fromarray(tinted.clip(0, 255).astype(np.uint8))
             if size:
                 picture = picture.resize((size, size * 112 // 92), Image.Resampling.BICUBIC)
             picture.save(folder / f"s{i}" / f"{k}.png")
@@ -110,17 +106,8 @@ def write_h264(path, source):
 def write_rotated(path, source, degrees=90):
     "A copy that is stored turned and carries metadata which say so: a player shows it as `source` is."
     turned = Path(path).with_suffix(".turned.mp4")
-    ffmpeg(
-        "-i",
-        source,
-        "-vf",
-        {90: "transpose=1", 180: "hflip,vflip", 270: "transpose=2"}[degrees],
-        "-c:v",
-        "mpeg4",
-        "-q:v",
-        "2",
-        turned,
-    )
+    turn = {90: "transpose=1", 180: "hflip,vflip", 270: "transpose=2"}[degrees]
+    ffmpeg("-i", source, "-vf", turn, *"-c:v mpeg4 -q:v 2".split(), turned)
     ffmpeg("-display_rotation", degrees, "-i", turned, "-c", "copy", path)
     turned.unlink()
     return Path(path)

@@ -17,9 +17,30 @@ from prle.detectors.registry import Detector, Weights
 
 torch.set_num_threads(1)
 
+LONGEST = (
+    "reproduce",
+    "detectors",
+    "layouts",
+    "videos",
+    "userstudy",
+    "benchmark",
+    "distributed",
+    "engines",
+    "runs",
+)
+"The test files that take a minute or more: the workers of `make test` begin with them, so that none is left alone."
+
+
+def pytest_collection_modifyitems(items):
+    "Put the longest files first."
+    ranks = {f"test_{name}.py": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
 
 def write_toy(folder, size=(24, 32), people=6, photos=2, bright=60):
-    """Noise faces: `people` identities, half train, then val, then test; the fakes of A are brighter, those of B carry stripes."""
+    """Write noise faces of `people` identities: half of them train, then val, then test.
+
+    The fakes of A are brighter, those of B carry stripes."""
     draw, rows = rng("toy"), []
     for person in range(people):
         split = "train" if person < people // 2 else "val" if person == people // 2 else "test"
@@ -31,9 +52,8 @@ def write_toy(folder, size=(24, 32), people=6, photos=2, bright=60):
                 path = f"{subset}/{person}_{photo}.png"
                 (folder / subset).mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(folder / path), image)
-                points = np.stack(
-                    [draw.uniform(2, size[1] - 2, 68), draw.uniform(2, size[0] - 2, 68)], axis=1
-                ).astype(np.float32)
+                x, y = (draw.uniform(2, side - 2, 68) for side in size[::-1])
+                points = np.stack([x, y], axis=1).astype(np.float32)
                 rows.append(
                     dict(
                         path=path,
@@ -54,6 +74,12 @@ def write_toy(folder, size=(24, 32), people=6, photos=2, bright=60):
     return write_manifest(pd.DataFrame(rows), folder / "manifest.parquet")
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    "Draw the same in every run; torch seeds itself from the machine's entropy."
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def toy(tmp_path):
     return read_manifest(write_toy(tmp_path / "toy"))
@@ -71,14 +97,10 @@ class TinyDetector(Detector):
         return self.head(self.body(x).mean((2, 3))).flatten()
 
 
-@pytest.fixture(
-    params=[
-        "cpu",
-        pytest.param(
-            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-        ),
-    ]
-)
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
 def device(request):
     "Every device of this machine, one after the other."
     return request.param

@@ -42,29 +42,32 @@ def start(script, *arguments):
     )
 
 
+def pictures(folder):
+    "How many pictures lie below a folder; passes over what vanishes meanwhile."
+    return sum(name.endswith(".png") for _, _, names in os.walk(folder) for name in names)
+
+
+def living(processes):
+    "Those of some processes that are there (Linux)."
+    return {p for p in processes if Path(f"/proc/{p}/exe").exists()}
+
+
 def kill_at_work(process, out, moment, group):
-    "SIGKILL a run, all of it or only its main process, some time after it has begun to write; whether that hit it at work. The workers must be gone soon."
+    """SIGKILL a run, all of it (`group`) or only its main process, `moment` s after it has begun to write.
 
-    def begun():
-        return sum(
-            name.endswith(".png") for _, _, names in os.walk(out) for name in names
-        )  # passes over what vanishes meanwhile
-
-    before, deadline = begun(), time.monotonic() + 60
-    while begun() <= before and process.poll() is None and time.monotonic() < deadline:
+    Return whether that hit it at work. The workers must be gone soon."""
+    before, deadline = pictures(out), time.monotonic() + 60
+    while pictures(out) <= before and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(moment)
     workers = children(process.pid) if sys.platform == "linux" else set()
-    hit = begun() > before and process.poll() is None
-    with suppress(ProcessLookupError):
-        (os.killpg if group else os.kill)(
-            process.pid, signal.SIGKILL
-        )  # a late moment finds it finished
+    hit = pictures(out) > before and process.poll() is None
+    kill = os.killpg if group else os.kill
+    with suppress(ProcessLookupError):  # a late moment finds it finished
+        kill(process.pid, signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 20
-    while (
-        left := {p for p in workers if Path(f"/proc/{p}/exe").exists()}
-    ) and time.monotonic() < deadline:
+    while living(workers) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not left, "workers outlive the process that started them"
+    assert not living(workers), "workers outlive the process that started them"
     return hit

@@ -13,16 +13,11 @@ def render():
     from nbconvert import MarkdownExporter
     from traitlets.config import Config
 
-    exporter = MarkdownExporter(
-        config=Config(
-            TagRemovePreprocessor=dict(
-                enabled=True, remove_input_tags={"remove_input"}, remove_cell_tags={"remove_cell"}
-            )
-        )
-    )
-    text, resources = exporter.from_filename(
-        str(ROOT / "nbs/index.ipynb"), resources=dict(output_files_dir=PICTURES, unique_key="index")
-    )
+    removed = dict(remove_input_tags={"remove_input"}, remove_cell_tags={"remove_cell"})
+    config = Config(TagRemovePreprocessor=dict(enabled=True, **removed))
+    places = dict(output_files_dir=PICTURES, unique_key="index")
+    exporter = MarkdownExporter(config=config)
+    text, resources = exporter.from_filename(str(ROOT / "nbs/index.ipynb"), resources=places)
     text = re.sub(r"\]\(([\w/]+\.ipynb)\)", r"](nbs/\1)", text).replace("](../", "](")
     return text.strip() + "\n", resources["outputs"]
 

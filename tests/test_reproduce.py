@@ -58,6 +58,7 @@ from prle.study.page import lab_study
 from prle.paper.tables import Table6
 from prle.trust import read_json
 from prle.study.images import read_study
+from rehearsal import run_here
 from test_experiments import write_square
 from test_figures import letters
 
@@ -83,19 +84,8 @@ def quiet(outputs):
 def smoke(tmp_path_factory):
     "Everything in the preset smoke, on the command line: (folder, lines)."
     outputs = tmp_path_factory.mktemp("smoke")
-    made = subprocess.run(
-        [
-            Path(sys.executable).with_name("prle"),
-            "reproduce",
-            *list_notebooks(),
-            "--preset",
-            "smoke",
-            "--outputs",
-            outputs,
-        ],
-        capture_output=True,
-        text=True,
-    )
+    script = Path(__file__).with_name("rehearsal.py")
+    made = subprocess.run([sys.executable, script, outputs], capture_output=True, text=True)
     assert made.returncode == 0, made.stdout[-3000:] + made.stderr[-3000:]
     return outputs, (made.stdout + made.stderr).splitlines()
 
@@ -142,59 +132,43 @@ def test_provenance_names_runs_data_and_code(smoke):
     assert sum(run.startswith("detectors/") for run in note["runs"]) == 30
 
 
-def test_the_second_time_all_is_reused_and_the_tables_are_the_same_bytes(smoke):
-    outputs = smoke[0]
+def state(folder, *suffixes):
+    "The files below a folder: when each was written, and its bytes."
+    files = [p for p in folder.rglob("*") if p.suffix in suffixes]
+    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
 
-    def state(folder, *suffixes):
-        return {
-            p: (p.stat().st_mtime_ns, p.read_bytes())
-            for p in (outputs / folder).rglob("*")
-            if p.suffix in suffixes
-        }
 
-    runs, tables, again = (
-        state("runs", ".json", ".parquet"),
-        {p: b for p, (_, b) in state("smoke/tables", ".csv", ".md", ".tex").items()},
-        [],
-    )
-    assert set(
-        reproduce(["table8", "figure8"], "smoke", outputs=outputs, say=again.append).values()
-    ) == {"done"}
-    assert not any(line.startswith("MISS") for line in again) and any(
-        " 0 made." in line for line in again
-    )
-    assert (
-        state("runs", ".json", ".parquet") == runs
-        and {p: b for p, (_, b) in state("smoke/tables", ".csv", ".md", ".tex").items()} == tables
-    )
+def test_the_second_time_all_is_reused_and_the_tables_are_the_same_bytes(smoke, monkeypatch):
+    monkeypatch.setattr(module, "run_notebook", run_here)
+    outputs, again = smoke[0], []
+
+    def texts():
+        written = state(outputs / "smoke/tables", ".csv", ".md", ".tex")
+        return {path: content for path, (_, content) in written.items()}
+
+    runs, tables = state(outputs / "runs", ".json", ".parquet"), texts()
+    results = reproduce(["table8", "figure8"], "smoke", outputs=outputs, say=again.append)
+    assert set(results.values()) == {"done"}
+    assert not any(line.startswith("MISS") for line in again)
+    assert any(" 0 made." in line for line in again)
+    assert state(outputs / "runs", ".json", ".parquet") == runs and texts() == tables
 
 
 def test_plain_papermill_in_an_empty_folder_writes_the_same_bytes(smoke, tmp_path):
     "Benchmark and trainings are made anew."
-    source, parameters = (
-        notebook_folder() / "table7_exploitation.ipynb",
-        ["-p", "preset", "smoke", "-p", "outputs", str(tmp_path)],
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "papermill",
-            str(source),
-            str(tmp_path / "out.ipynb"),
-            *parameters,
-            "--no-progress-bar",
-        ],
-        check=True,
-        capture_output=True,
-    )
-    for suffix in (".csv", ".md", ".tex"):
-        first, second = (folder / f"smoke/tables/table7{suffix}" for folder in (smoke[0], tmp_path))
-        assert first.read_bytes() == second.read_bytes(), suffix
-    runs = [
-        read_json(folder / "smoke/tables/table7.provenance.json") for folder in (smoke[0], tmp_path)
-    ]
-    assert runs[0]["runs"] == runs[1]["runs"] and runs[0]["data"] == runs[1]["data"]
+    source, out = notebook_folder() / "figure4_exploitation.ipynb", tmp_path / "out.ipynb"
+    parameters = ["-p", "preset", "smoke", "-p", "outputs", str(tmp_path)]
+    words = [sys.executable, "-m", "papermill", source, out, *parameters, "--no-progress-bar"]
+    subprocess.run(words, check=True, capture_output=True)
+
+    first, second = (folder / "smoke/figures/figure4.png" for folder in (smoke[0], tmp_path))
+    assert first.read_bytes() == second.read_bytes()
+    first, second = (read_json(path.with_suffix(".provenance.json")) for path in (first, second))
+    assert first["runs"] == second["runs"] and first["data"] == second["data"]
+    weights = sorted(tmp_path.glob("runs/detectors/*/model.safetensors"))
+    assert len(weights) == 3
+    for path in weights:
+        assert path.read_bytes() == (smoke[0] / path.relative_to(tmp_path)).read_bytes()
 
 
 def test_tables_for_machines_have_the_papers_numbers_too(smoke):
