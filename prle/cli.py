@@ -7,16 +7,18 @@ __all__ = ['parser', 'main']
 
 # %% ../nbs/08_cli.ipynb #08-cli-2
 import argparse
+import logging
 import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from .core import check_choice, outputs_dir, shortened
+from .core import check_choice, outputs_dir, shortened, show_messages
 from .trust import parse_yaml
 from .data.manifest import SPLITS
 from .lab.configs import PRESETS
-from .lab.runs import RunFailed, claimed
+from .lab.claims import claimed
+from .lab.store import RunFailed
 from .study.command import add_userstudy
 
 # %% ../nbs/08_cli.ipynb #08-cli-4
@@ -196,6 +198,7 @@ def _reproduce(args) -> int:
     "Run `prle reproduce`; exit code 1 unless all notebooks are done."
     from prle.paper.reproduce import reproduce
 
+    show_messages(logging.DEBUG)  # they are the result
     results = reproduce(
         args.ids,
         args.preset,
@@ -204,26 +207,21 @@ def _reproduce(args) -> int:
         args.outputs,
         engine=args.engine,
         gpus=args.gpus,
+        remade=args.remake,
     )
     return int(any(result != "done" for result in results.values()))
 
 # %% ../nbs/08_cli.ipynb #08-cli-18
-def _say(line: str):
-    "Print what is made to stderr, apart from the result; reused runs are left out."
-    if not line.startswith("HIT"):
-        print(line, file=sys.stderr)
-
-
 def _lab(args):
     from prle.lab.experiments import Lab
 
-    return Lab(args.preset or "mini", args.data, args.outputs, say=_say)
+    return Lab(args.preset or "mini", args.data, args.outputs)
 
 # %% ../nbs/08_cli.ipynb #08-cli-19
 def _plan(args) -> int:
     "Run `prle plan`: print what the notebooks' runs would take."
     from prle.paper.reproduce import find_notebooks, plan
-    from prle.lab.runs import plan_text, planned
+    from prle.lab.planning import plan_text, planned
 
     print(
         plan_text(
@@ -240,7 +238,7 @@ def _needed(outputs: Path) -> set[str]:
     Notebooks are planned on the forged data of each preset that lie in `outputs`."""
     from prle.lab.experiments import Lab
     from prle.paper.reproduce import list_notebooks, plan
-    from prle.lab.runs import recorded_runs
+    from prle.lab.administration import recorded_runs
 
     here = [name for name in PRESETS if (outputs / "data" / name / "forge.json").exists()]
     return recorded_runs(outputs).union(
@@ -252,8 +250,15 @@ def _needed(outputs: Path) -> set[str]:
 
 # %% ../nbs/08_cli.ipynb #08-cli-21
 def _runs(args) -> int:
-    "Run `prle runs`: list, check or prune; exit code 1 if a check finds damage."
-    from prle.lab.runs import damaged_runs, list_runs, prune, runs_text, spared
+    "Run `prle runs`: list, check, prune, or show one run; exit code 1 if a check finds damage."
+    from prle.lab.administration import (
+        damaged_runs,
+        list_runs,
+        prune,
+        run_text,
+        runs_text,
+        spared,
+    )
 
     outputs = Path(args.outputs or outputs_dir())
     if args.what == "prune":
@@ -266,6 +271,9 @@ def _runs(args) -> int:
             if args.delete
             else f"Nothing was deleted; --delete does. {kept}"
         )
+        return 0
+    if args.what not in ("list", "check"):
+        print(run_text(outputs / "runs", args.what))
         return 0
     runs = list_runs(
         outputs / "runs", args.kind, args.match, dict(stale=True, current=False).get(args.code)
@@ -317,14 +325,13 @@ def _train(args) -> int:
     "Run `prle train`: train a detector, and print its folder and its evaluation."
     from prle.lab.apply import evaluation
     from prle.lab.experiments import Lab, read_scores
-    from prle.lab.runs import record_runs
+    from prle.lab.administration import record_runs
 
     config = _run_config(args)
     lab = Lab(
         config.preset,
         config.data or None,
         args.outputs,
-        say=_say,
         processes=args.processes,
         track=args.track,
     )
@@ -338,7 +345,7 @@ def _train(args) -> int:
 
 # %% ../nbs/08_cli.ipynb #08-cli-26
 def _found(args) -> Path:
-    from prle.lab.runs import find_run
+    from prle.lab.administration import find_run
 
     return find_run(Path(args.outputs or outputs_dir()) / "runs", args.name, "detectors")
 
@@ -346,7 +353,7 @@ def _found(args) -> Path:
 def _open(args):
     from prle.lab.apply import reopen
 
-    return reopen(_found(args), args.data, outputs=args.outputs, say=_say)
+    return reopen(_found(args), args.data, outputs=args.outputs)
 
 # %% ../nbs/08_cli.ipynb #08-cli-27
 def _localize(args) -> int:
@@ -447,14 +454,14 @@ def _add_runs(commands):
     plan.set_defaults(run=_plan)
     runs = commands.add_parser(
         "runs",
-        help="list all runs; compare every byte with what was written; or delete what nothing needs",
+        help="list all runs; show one; compare every byte with what was written; or delete what nothing needs",
     )
     runs.add_argument(
         "what",
         nargs="?",
         default="list",
-        choices=["list", "check", "prune"],
-        help="(default %(default)s); exit code 1 if check finds damage",
+        help="list, check (exit code 1 if it finds damage), prune, or the name of a run to show in full: "
+        "why it was made, from what, by which code (default %(default)s)",
     )
     runs.add_argument("--kind", help="list only detectors, maps, fusions, ...")
     runs.add_argument("--match", help="list only labels in which this regular expression occurs")
@@ -690,6 +697,13 @@ def parser() -> argparse.ArgumentParser:
         default=1.0,
         help="of a run with a detector, on Ray where there are any; 0.5: two runs share one (default %(default)s)",
     )
+    paper.add_argument(
+        "--remake",
+        nargs="+",
+        default=(),
+        metavar="KIND",
+        help="make the finished runs of a kind again, e.g. fusions; the earlier ones are set aside",
+    )
     paper.set_defaults(run=_reproduce)
     _add_run_commands(commands)
     add_userstudy(commands)
@@ -701,6 +715,7 @@ def main(
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument
     "Run the command `prle`."
     args = parser().parse_args(argv)
+    show_messages(stream="stderr")
     try:
         return args.run(args)
     except RunFailed as e:

@@ -28,7 +28,7 @@ def _secret(folder: str | None) -> str | None:
 def _build(args) -> int:
     "Run `prle userstudy build`: make pictures, key and page."
     from prle.lab.experiments import Lab
-    from prle.lab.runs import record_runs
+    from prle.lab.administration import record_runs
     from prle.study.page import make_study
     from prle.study.images import study_faces
 
