@@ -314,7 +314,9 @@ class _AboveBars(logging.Handler):
     def emit(self, record: logging.LogRecord):
         "Print a message."
         try:
-            tqdm.write(self.format(record), file=getattr(sys, self.stream))
+            stream = getattr(sys, self.stream)
+            if stream is not None:  # as `print` does
+                tqdm.write(self.format(record), file=stream)
         except Exception:
             self.handleError(record)
 

@@ -21,7 +21,9 @@ from prle.core import digest, rng, write_json
 from prle.lab.engines import Outcome, do_task, execute, in_process
 from prle.lab.configs import IDENTITY, PRESETS, Backbone, Preset, Zoo
 from prle.lab.experiments import Lab
-from prle.lab.runs import RunFailed, RunStore, list_runs, planned
+from prle.lab.administration import list_runs
+from prle.lab.planning import DryStore, planned
+from prle.lab.store import RunFailed, RunStore
 from prle.trust import read_json
 from test_experiments import write_square
 
@@ -81,12 +83,12 @@ def graph(root, store, seconds=0.0, faults=()):
 
 
 def asked(root, **options):
-    graph(root, dry := RunStore(root / "runs", dry=True), **options)
+    graph(root, dry := DryStore(root / "runs"), **options)
     return dry
 
 
 def quiet(root, **options):
-    return RunStore(root / "runs", lambda line: None, heartbeat=0.1, missed=10, **options)
+    return RunStore(root / "runs", heartbeat=0.1, missed=10, **options)
 
 
 def done(root):
@@ -125,9 +127,8 @@ def here():
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_every_run_is_made_once_and_reused(engine, here, tmp_path):
-    lines, store = [], None
-    store = RunStore(tmp_path / "runs", lines.append)
+def test_every_run_is_made_once_and_reused(engine, here, tmp_path, lines):
+    store = RunStore(tmp_path / "runs")
     assert execute(store, asked(tmp_path), engine) == {} and done(tmp_path) == ALL
     assert set(Counter(name for name, epoch, *_ in notes(tmp_path) if epoch == "0").values()) == {1}
     assert (
@@ -147,14 +148,10 @@ def test_every_run_is_made_once_and_reused(engine, here, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_a_fault_costs_what_needs_it_and_nothing_else(engine, here, tmp_path):
-    lines, faults = (
-        [],
-        dict(b=FloatingPointError("the loss became nan in epoch 2"), c=ValueError("no such face")),
-    )
-    found = execute(
-        RunStore(tmp_path / "runs", lines.append), asked(tmp_path, faults=faults), engine
-    )
+def test_a_fault_costs_what_needs_it_and_nothing_else(engine, here, tmp_path, lines):
+    nan = FloatingPointError("the loss became nan in epoch 2")
+    faults = dict(b=nan, c=ValueError("no such face"))
+    found = execute(RunStore(tmp_path / "runs"), asked(tmp_path, faults=faults), engine)
     b = next(name for name in found if name.startswith("detectors/b"))
     why = {name.rsplit("-", 1)[0]: fault for name, fault in found.items()}
     chain = f"needs {b}, which failed: the loss became nan in epoch 2"
@@ -201,7 +198,7 @@ def test_a_run_that_kills_its_worker_is_given_up(here, tmp_path):
         note(tmp_path, "dies")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    dry = RunStore(tmp_path / "runs", dry=True)
+    dry = DryStore(tmp_path / "runs")
     bad, good = (
         dry.get("detectors", "bad", dict(n=1), die),
         dry.get("detectors", "good", dict(n=2), train(tmp_path, "good")),
@@ -224,7 +221,7 @@ def test_a_training_that_gets_on_may_lose_more_workers(here, tmp_path):
         (folder / f"checkpoint-cpu/epoch-{epoch + 1}").mkdir(parents=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    dry = RunStore(tmp_path / "runs", dry=True)
+    dry = DryStore(tmp_path / "runs")
     run = dry.get("detectors", "mortal", dict(n=1), mortal, resume=True)
     assert (
         execute(quiet(tmp_path), dry, "ray") == {}
@@ -300,7 +297,7 @@ def lab(toy, tmp_path, monkeypatch):
         ),
     )
     data = write_square(toy, tmp_path / "square")
-    return lambda name: Lab("tiny", data=data, outputs=tmp_path / name, say=lambda line: None)
+    return lambda name: Lab("tiny", data=data, outputs=tmp_path / name)
 
 
 def whole(lab):
@@ -469,7 +466,7 @@ def test_runs_with_a_detector_get_their_share_of_a_gpu(gpu, tmp_path):
         )
 
     for share in (1.0, 0.5):
-        dry = RunStore(tmp_path / "runs", dry=True)
+        dry = DryStore(tmp_path / "runs")
         runs = [
             dry.get(kind, kind, dict(share=share), make(kind))
             for kind in ("detectors", "maps", "fusions")

@@ -15,7 +15,7 @@ from prle.trust import read_json
 from prle.lab.configs import FURTHER, PRESETS, Backbone, FusionConfig, Preset, RunConfig, Zoo
 from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
 from prle.lab.labdata import data_fingerprint, data_sets
-from prle.lab.runs import RunFailed
+from prle.lab.store import RunFailed
 from prle.trainer import predict
 from prle.data.datasets import FaceDataset
 from prle.data.manifest import select
@@ -41,7 +41,6 @@ def lab(toy, tmp_path, monkeypatch):
         "tiny",
         data=write_square(toy, tmp_path / "square"),
         outputs=tmp_path / "out",
-        say=lambda line: None,
     )
 
 
@@ -226,7 +225,7 @@ def test_keys_follow_what_a_run_depends_on(lab):
 
 
 def test_same_configuration_same_scores_other_seed_other_scores(lab, tmp_path):
-    other = Lab("tiny", data=lab.data, outputs=tmp_path / "elsewhere", say=lambda line: None)
+    other = Lab("tiny", data=lab.data, outputs=tmp_path / "elsewhere")
     first, second, seed = (
         lab.detector("Small", "A", mask="random"),
         other.detector("Small", "A", mask="random"),
@@ -386,7 +385,7 @@ def real(toy, tmp_path, lab):
         ).query("subset != 'B'"),
         tmp_path / "root/celeb-df",
     )
-    return Lab("tiny", data=tmp_path / "root", outputs=tmp_path / "out", say=lambda line: None)
+    return Lab("tiny", data=tmp_path / "root", outputs=tmp_path / "out")
 
 
 def test_target_sets_of_real_data(real, lab, tmp_path):
@@ -406,10 +405,9 @@ def test_target_sets_of_real_data(real, lab, tmp_path):
         data_sets(tmp_path / "nowhere")
 
 
-def test_target_sets_that_are_absent_are_named(real, tmp_path):
-    said = []
-    Lab("tiny", data=tmp_path / "root", outputs=tmp_path / "out", say=said.append)
-    assert len(said) == 1 and said[0].endswith(
+def test_target_sets_that_are_absent_are_named(real, tmp_path, lines):
+    Lab("tiny", data=tmp_path / "root", outputs=tmp_path / "out")
+    assert len(lines) == 1 and lines[0].endswith(
         "has no manifest of DFDC, DF-1.0: tables and figures go without."
     )
     with pytest.raises(
@@ -429,10 +427,10 @@ def test_a_path_may_be_written_in_any_way(lab, monkeypatch):
         assert (
             RunConfig("xception", "A", "tiny", data).data
             == lab.data
-            == Lab("tiny", data, lab.outputs, say=pytest.fail).data
+            == Lab("tiny", data, lab.outputs).data
         )
     assert (
-        Lab("tiny", "square/", lab.outputs, say=pytest.fail).data
+        Lab("tiny", "square/", lab.outputs).data
         == RunConfig("xception", "A", data="square").data
         == f"{lab.outputs.parent}/square"
     )
@@ -455,7 +453,7 @@ def test_the_benchmark_is_built_by_one_process_at_a_time(tmp_path, monkeypatch):
         "prle.lab.labdata.build_targets",
         lambda manifest: {"mini-DF1": build("targets", manifest.parent)},
     )
-    monkeypatch.setattr("prle.lab.runs.time.sleep", lambda seconds: wait(0.01))
+    monkeypatch.setattr("prle.lab.claims.time.sleep", lambda seconds: wait(0.01))
     threads = [
         threading.Thread(target=lambda: Lab("smoke", outputs=tmp_path)._target_sets)
         for _ in range(3)
@@ -536,7 +534,7 @@ def test_masked_faces_are_masked_with_the_zoos_regions(real):
 def test_what_was_trained_is_not_trained_again_after_a_death(lab, monkeypatch):
     "Killed after the last epoch, or when all was written but the checkpoint's removal: the rest is done, the training is not."
     whole, calls = lab.detector("Small", "A"), []
-    other = Lab("tiny", data=lab.data, outputs=lab.outputs.parent / "other", say=lambda line: None)
+    other = Lab("tiny", data=lab.data, outputs=lab.outputs.parent / "other")
 
     def die(*args):
         raise KeyboardInterrupt
@@ -625,9 +623,8 @@ def test_provenance_names_machine_code_data_and_times(lab):
 
 
 def test_provenance_is_of_the_device_that_was_asked_for(lab, monkeypatch):
-    monkeypatch.setattr("prle.lab.runs.provenance", lambda device: dict(device=device))
-    here = Lab("tiny", lab.data, lab.outputs, "cpu", say=pytest.fail)
-    here.store.say = str
+    monkeypatch.setattr("prle.lab.store.provenance", lambda device: dict(device=device))
+    here = Lab("tiny", lab.data, lab.outputs, "cpu")
     assert read_json(here.detector("Small", "A").path / "provenance.json")["device"] == "cpu"
 
 

@@ -76,7 +76,7 @@ FIGURES = {*(f"figure{n}" for n in range(1, 11)), "table3_change", "userstudy_se
 
 
 def quiet(outputs):
-    return Lab("smoke", outputs=outputs, say=lambda line: None)
+    return Lab("smoke", outputs=outputs)
 
 
 @pytest.fixture(scope="session")
@@ -142,7 +142,7 @@ def test_provenance_names_runs_data_and_code(smoke):
     assert sum(run.startswith("detectors/") for run in note["runs"]) == 30
 
 
-def test_the_second_time_all_is_reused_and_the_tables_are_the_same_bytes(smoke):
+def test_the_second_time_all_is_reused_and_the_tables_are_the_same_bytes(smoke, lines):
     outputs = smoke[0]
 
     def state(folder, *suffixes):
@@ -152,16 +152,11 @@ def test_the_second_time_all_is_reused_and_the_tables_are_the_same_bytes(smoke):
             if p.suffix in suffixes
         }
 
-    runs, tables, again = (
-        state("runs", ".json", ".parquet"),
-        {p: b for p, (_, b) in state("smoke/tables", ".csv", ".md", ".tex").items()},
-        [],
-    )
-    assert set(
-        reproduce(["table8", "figure8"], "smoke", outputs=outputs, say=again.append).values()
-    ) == {"done"}
-    assert not any(line.startswith("MISS") for line in again) and any(
-        " 0 made." in line for line in again
+    runs = state("runs", ".json", ".parquet")
+    tables = {p: b for p, (_, b) in state("smoke/tables", ".csv", ".md", ".tex").items()}
+    assert set(reproduce(["table8", "figure8"], "smoke", outputs=outputs).values()) == {"done"}
+    assert not any(line.startswith("MISS") for line in lines) and any(
+        " 0 made." in line for line in lines
     )
     assert (
         state("runs", ".json", ".parquet") == runs
@@ -363,7 +358,7 @@ def report_of(lab, words):
 
 
 def test_markup_in_names_notes_and_captions_is_text_in_the_report(tmp_path):
-    lab, plain = (Lab("smoke", outputs=tmp_path / name, say=lambda line: None) for name in "ab")
+    lab, plain = (Lab("smoke", outputs=tmp_path / name) for name in "ab")
     for one in (lab, plain):
         one.fingerprint = "0" * 16
     text = report_of(lab, HOSTILE)
@@ -384,7 +379,7 @@ def test_markup_in_names_notes_and_captions_is_text_in_the_report(tmp_path):
 
 def test_a_table_rewritten_by_hand_brings_no_script_into_the_report(tmp_path):
     lab, frame = (
-        Lab("smoke", outputs=tmp_path, say=lambda line: None),
+        Lab("smoke", outputs=tmp_path),
         pd.DataFrame(dict(auc=["64.0"])),
     )
     lab.fingerprint = "0" * 16
@@ -404,7 +399,7 @@ def test_a_table_rewritten_by_hand_brings_no_script_into_the_report(tmp_path):
 
 
 def test_files_with_odd_names_are_linked_in_the_report(tmp_path):
-    lab = Lab("smoke", outputs=tmp_path, say=lambda line: None)
+    lab = Lab("smoke", outputs=tmp_path)
     lab.fingerprint = "0" * 16
     name, frame = 'a"b<i>#1 100%?', pd.DataFrame(dict(auc=["64.0"]))
     write_table(lab, name, frame, frame, "A caption.", notebook="table4_masks")
@@ -453,7 +448,7 @@ def test_the_report_in_a_browser(smoke, tmp_path):
     assert "CONSOLE" not in done.stderr, done.stderr
 
 
-def test_a_cell_changed_by_hand_stands_in_the_report(smoke, monkeypatch):
+def test_a_cell_changed_by_hand_stands_in_the_report(smoke, monkeypatch, lines):
     monkeypatch.setattr(module, "run_notebook", lambda *a, **k: None)
     outputs, lab = smoke[0], quiet(smoke[0])
     path = outputs / "smoke/tables/table6.csv"
@@ -461,8 +456,7 @@ def test_a_cell_changed_by_hand_stands_in_the_report(smoke, monkeypatch):
     try:
         path.write_bytes(before.replace(b"AUC", b"AUc", 1))
         assert "tables/table6.csv: changed since it was written" in write_report(lab).read_text()
-        lines = []
-        reproduce(["figure7"], "smoke", outputs=outputs, say=lines.append)
+        reproduce(["figure7"], "smoke", outputs=outputs)
         assert any(line.startswith("CHANGED tables/table6.csv") for line in lines)
     finally:
         path.write_bytes(before)
@@ -470,7 +464,7 @@ def test_a_cell_changed_by_hand_stands_in_the_report(smoke, monkeypatch):
 
 
 def test_a_table_of_other_data_is_marked_and_links_to_no_notebook_that_is_not_there(toy, tmp_path):
-    lab = Lab("smoke", write_square(toy, tmp_path / "square"), tmp_path, say=lambda line: None)
+    lab = Lab("smoke", write_square(toy, tmp_path / "square"), tmp_path)
     frame = pd.DataFrame(dict(auc=["64.0"]))
     write_table(lab, "table4", frame, frame, "A caption.", notebook="table4_masks")
     page = write_report(lab).read_text()
@@ -700,7 +694,7 @@ def table0(tmp_path, monkeypatch):
     return find_exhibit("table0_verdicts")
 
 
-def test_a_table_is_added_by_one_notebook_and_one_declaration(smoke, table0, tmp_path):
+def test_a_table_is_added_by_one_notebook_and_one_declaration(smoke, table0, tmp_path, lines):
     "Planned, computed, shown, written, told by --help, and in the report, by nothing else."
     lab, outputs = quiet(smoke[0]), tmp_path / "out"
     shutil.copytree(smoke[0] / "data", outputs / "data")
@@ -713,10 +707,7 @@ def test_a_table_is_added_by_one_notebook_and_one_declaration(smoke, table0, tmp
         "detectors/VGG-DF-none-s0",
         "detectors/VGG-DF-none-s1",
     ] and announce(lab, table0, seeds=1) == "All 1 runs are there."
-    lines = []
-    assert reproduce(["table0"], "smoke", outputs=outputs, say=lines.append) == {
-        "table0_verdicts": "done"
-    }, lines
+    assert reproduce(["table0"], "smoke", outputs=outputs) == {"table0_verdicts": "done"}, lines
     assert "1 of 1 runs are to be made: 1 of them like none before." in lines
     rows = pd.read_csv(outputs / "smoke/tables/table0.csv")
     assert rows.fakes.tolist() == [(read_scores(lab.detector("VGG", "DF")).p_fake > 0.5).sum()]
@@ -791,18 +782,18 @@ def test_a_failed_notebook_is_kept_aside_and_the_source_untouched(notebook, tmp_
     )
 
 
-def test_one_failure_does_not_stop_the_others(smoke, monkeypatch, capsys):
+def test_one_failure_does_not_stop_the_others(smoke, monkeypatch, lines):
     def broken(source, out, **parameters):
         if "table1" in source.name:
             raise RuntimeError("first line\nthe <reason>")
 
     monkeypatch.setattr(module, "run_notebook", broken)
-    results = reproduce(["table1", "figure7"], "smoke", outputs=smoke[0], say=print)
+    results = reproduce(["table1", "figure7"], "smoke", outputs=smoke[0])
     assert results["figure7_alpha"] == "done" and results["table1_attended_share"].startswith(
         "FAILED: the <reason>"
     )
     assert (
-        "1 of 2 notebooks done" in capsys.readouterr().out
+        "1 of 2 notebooks done" in lines[-1]
         and "the &lt;reason&gt;" in (smoke[0] / "report.html").read_text()
     )
     monkeypatch.setattr(module, "reproduce", lambda *a, **k: results)
@@ -826,7 +817,7 @@ def test_what_could_not_be_made_is_not_trained_in_a_notebook(toy, tmp_path, monk
         raising=False,
     )
     ran, data = [], write_square(toy, tmp_path / "square")
-    told = dict(preset="smoke", data=str(data), outputs=str(tmp_path), say=lambda line: None)
+    told = dict(preset="smoke", data=str(data), outputs=str(tmp_path))
     results = reproduce(["figure4", "figure7"], **told)
     assert ran == ["figure7_alpha"] and results["figure7_alpha"] == "done"
     assert re.fullmatch(

@@ -295,6 +295,30 @@ def _where(origin: dict) -> str:
     return one_line(" ".join(there))
 
 # %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-29
+def _input(path: Path, name: str, origin: dict) -> str:
+    "Describe a run that another one was made from; `origin` is the provenance of that one."
+    if not path.exists():
+        return f"{name}, which is not there any more"
+    with suppress(Damaged):
+        if read_origin(path)["end"] > origin["end"]:
+            return f"{name}, which was made again since"
+    return name
+
+
+def _aside(path: Path) -> list[str]:
+    "Describe what was set aside of a run, compared with what is there now."
+    lines = []
+    for p, entry in _entries(path.parent).items():
+        if entry is Entry.ASIDE and parse_aside(p)[0] == path:
+            text = p.name
+            with suppress(Damaged):
+                old, new = (read_origin(folder)["files"] for folder in (p, path))
+                differ = sorted(name for name in old | new if old.get(name) != new.get(name))
+                text += f", with other {', '.join(differ)}" if differ else ", with the same files"
+            lines.append(text)
+    return lines
+
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-30
 def _made(folder: Path, origin: dict) -> list[str]:
     "Describe how a finished run was made."
     lines = [
@@ -303,16 +327,14 @@ def _made(folder: Path, origin: dict) -> list[str]:
         f"commit: {one_line(origin.get('commit'))}",
     ]
     lines += _section("why", _reasons(origin))
-    store, inputs = folder.parents[1], []
-    for name in map(one_line, origin.get("inputs", [])):
-        inputs.append(name if (store / name).exists() else f"{name}, which is not there any more")
-    lines += _section("inputs", inputs)
+    store, inputs = folder.parents[1], map(one_line, origin.get("inputs", []))
+    lines += _section("inputs", [_input(store / name, name, origin) for name in inputs])
     files = []
     for name, fingerprint in origin["files"].items():
         files.append(f"{one_line(name)}  {bytes_text(_bytes(folder / name))}  {fingerprint}")
     return lines + _section("files", files)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-30
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-31
 def run_text(
     root: str | Path,  # folder of all runs
     name: str,  # of a run in any state, as in `find_run`
@@ -330,13 +352,12 @@ def run_text(
         lines += _made(path, read_origin(path))
     elif (last := read_failure(path)) and last.traceback:
         lines += _section("error", last.traceback.splitlines())
-    aside = [p.name for p, what in _entries(path.parent).items() if what is Entry.ASIDE]
-    lines += _section("set aside", [n for n in aside if n.startswith(f"{path.name}.")])
+    lines += _section("set aside", _aside(path))
     config = _config(path) or {}
     values = [f"{key} = {shortened(value)}" for key, value in entries(config).items()]
     return "\n".join(lines + _section("configuration", values))
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-32
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-33
 def _config(path: Path) -> dict | None:  # None: it cannot be read
     "Read the configuration of a run, finished or begun; {} if none was written yet."
     places = [path, *reversed(named_attempts(path))]
@@ -349,7 +370,7 @@ def _config(path: Path) -> dict | None:  # None: it cannot be read
                 return config
     return None if places else {}
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-37
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-38
 def record_runs(
     outputs: str | Path,  # folder of all outputs
     name: str,  # what needs them
@@ -360,7 +381,7 @@ def record_runs(
     path = Path(outputs) / "plans" / f"{name}.provenance.json"
     return write_json(path, dict(facts, runs=sorted(runs), when=utc_now()))
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-38
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-39
 def _raise(error: OSError):
     raise error
 
@@ -378,7 +399,7 @@ def _notes(outputs: Path) -> Iterable[Path]:
             if name.endswith(".provenance.json"):
                 yield Path(here, name)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-39
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-40
 _NOTED = re.compile(r"[^/]+/[^/]+-[0-9a-f]{16}")
 
 
@@ -409,7 +430,7 @@ def recorded_runs(
         ) from e
     return found
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-42
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-43
 def needs(
     root: str | Path,  # folder of all runs
 ) -> dict[str, list[str] | None]:  # "kind/label-key" -> the runs it is made from; None: not known
@@ -427,7 +448,7 @@ def needs(
         found[name] = None if config is None else input_runs(config, keys)
     return found
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-43
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-44
 def reachable(
     needed: dict[str, list[str] | None],  # from `needs`
     keep: Iterable[str],  # names to start from
@@ -448,7 +469,7 @@ def reachable(
         todo += inputs
     return seen
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-46
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-47
 def _additions(folder: Path, files: dict) -> list[str]:  # relative, sorted
     "List what lies in a run's folder and is not listed in its provenance."
     known = {"provenance.json", *files}
@@ -464,7 +485,7 @@ def _additions(folder: Path, files: dict) -> list[str]:  # relative, sorted
                 found.add(Path(here, name).relative_to(folder).as_posix())
     return sorted(found - known)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-47
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-48
 def _folder_fault(path: Path) -> str:
     "Say why the folder of a run, finished or set aside, must not be deleted; empty if it may be or is absent."
     if not os.path.lexists(path):
@@ -481,7 +502,7 @@ def _folder_fault(path: Path) -> str:
         return one_line(e)
     return f"it holds {shortened(added[0])}, which was not made with it" if added else ""
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-48
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-49
 def _beside_fault(path: Path) -> str:
     "Say what beside a run's folder is named like a part of it and is none; empty if nothing is."
     lock, failed = beside(path, "lock"), beside(path, "failed.json")
@@ -501,7 +522,7 @@ def _foreign(path: Path) -> str:
     "Say why something must not be deleted as a run; empty if it may be."
     return _folder_fault(path) or _beside_fault(path)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-50
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-51
 def spared(
     root: str | Path,  # folder of all runs
 ) -> pd.DataFrame:  # `COLUMNS`; `note` says why
@@ -514,7 +535,7 @@ def spared(
             found.append(run | dict(state=State.ALIEN, note=reason))
     return pd.DataFrame(found, columns=COLUMNS)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-53
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-54
 def _held(path: Path) -> bool:
     return Claim(beside(path, "lock")).owner() is not None
 
@@ -531,7 +552,7 @@ def _delete(path: Path) -> bool:  # False: another process holds it, or it is no
     claim.remove()
     return True
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-54
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-55
 def _sweep(root: Path):
     "Delete what killed processes left: half-deleted files at once, temporary files after an hour."
     for folder in [root, *_kinds(root)]:
@@ -540,7 +561,7 @@ def _sweep(root: Path):
                 if p.name.startswith(".prle-del-") or time.time() - p.lstat().st_mtime > GIVEN_UP:
                     discard(p)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-55
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-56
 def _unneeded(root: Path, runs: pd.DataFrame, keep: set[str]) -> pd.DataFrame:  # those of `runs`
     """Return the runs that nothing needs, no process holds and nobody has added files to.
 
@@ -553,7 +574,7 @@ def _unneeded(root: Path, runs: pd.DataFrame, keep: set[str]) -> pd.DataFrame:  
     needed = names.isin(reachable(needs(root), {*keep, *busy}))
     return runs[~foreign & ~held & (aside | ~needed)]
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-56
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-57
 def prune(
     root: str | Path,  # folder of all runs
     keep: Iterable[str],  # "kind/label-key" that are needed: of a dry store, of `recorded_runs`
