@@ -49,10 +49,10 @@ class Entry(StrEnum):
     ASIDE = "aside"  # a run that was set aside
     ALIEN = "alien"  # no run
 
-
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-8
 _LEFT = re.compile(r"\.(?P<name>.+-[0-9a-f]{16})\.(lock|failed\.json|partial-\d+)")
 
-
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-9
 def _entries(folder: Path) -> dict[Path, Entry]:
     "Return what lies in the folder of a kind, by the folder of the run that it belongs to."
     found: dict[Path, Entry] = {}
@@ -67,14 +67,14 @@ def _entries(folder: Path) -> dict[Path, Entry]:
             found[path] = Entry.ALIEN
     return found
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-9
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-11
 def _kinds(root: Path) -> list[Path]:  # sorted
     "List the folders of a store; links to folders are left out."
     if not root.exists():
         return []
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.is_symlink())
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-11
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-13
 class State(StrEnum):
     "The state of what lies in a store."
 
@@ -86,7 +86,7 @@ class State(StrEnum):
     REPLACED = "replaced"  # made again on purpose; `note` says under which name it was set aside
     ALIEN = "alien"  # no run; `note` says why
 
-
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-14
 class RunRow(NamedTuple):
     "A row of `list_runs`."
 
@@ -100,11 +100,11 @@ class RunRow(NamedTuple):
     bytes: int = 0  # on disk
     note: str = ""
 
-
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-15
 COLUMNS = list(RunRow._fields)
 "What `list_runs` tells."
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-12
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-17
 def _bytes(path: Path) -> int:
     "Return the size of a file or of all files in a folder; what vanishes meanwhile counts as 0."
     size = 0
@@ -113,7 +113,7 @@ def _bytes(path: Path) -> int:
             size += p.stat().st_size if p.is_file() else 0
     return size
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-13
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-19
 def _unfinished(path: Path, row: RunRow) -> RunRow:
     "Return the row of a run that was begun and is not finished."
     row = row._replace(bytes=sum(map(_bytes, attempts(path))))
@@ -130,7 +130,7 @@ def _unfinished(path: Path, row: RunRow) -> RunRow:
         return row._replace(state=State.FAILED, note=f"{failed.name} cannot be read")
     return row._replace(state=State.INTERRUPTED, note=sign)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-14
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-20
 def _finished(path: Path, row: RunRow, modules: dict) -> RunRow:
     "Return the row of a run that is there."
     row = row._replace(bytes=_bytes(path))
@@ -144,13 +144,13 @@ def _finished(path: Path, row: RunRow, modules: dict) -> RunRow:
         code=code_difference(origin, modules),
     )
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-15
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-21
 def _alien(path: Path, kind: str, reason: str) -> RunRow:
     "Return the row of something that is not a run."
     name = path.name if path.name.isprintable() else ascii(path.name)
     return RunRow(kind, name, "", State.ALIEN, note=reason)
 
-
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-23
 def _row(path: Path, entry: Entry, modules: dict) -> RunRow:
     "Return the row of something in the folder of a kind."
     if entry is Entry.ALIEN:
@@ -162,7 +162,7 @@ def _row(path: Path, entry: Entry, modules: dict) -> RunRow:
     row = RunRow(*run_name(path), State.FINISHED)
     return _unfinished(path, row) if entry is Entry.LEFT else _finished(path, row, modules)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-16
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-24
 def list_runs(
     root: str | Path,  # folder of all runs
     kind: str | None = None,  # only of this kind
@@ -184,7 +184,7 @@ def list_runs(
     runs = pd.DataFrame(rows, columns=COLUMNS)
     return runs if stale is None else runs[(runs.code != "") == stale].reset_index(drop=True)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-18
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-26
 def bytes_text(
     size: float,  # bytes
 ) -> str:
@@ -195,7 +195,7 @@ def bytes_text(
         size /= 1000
     return f"{size:.3g} TB"
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-20
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-28
 def runs_text(
     runs: pd.DataFrame,  # from `list_runs`
 ) -> str:
@@ -218,7 +218,7 @@ def runs_text(
     total = f"{len(runs)} runs ({counts or 'none'}), {size}; {others} made by other code."
     return table_text(shown, total)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-22
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-30
 def _place(root: Path, run: dict) -> Path:
     "Return the path of a row of `list_runs`."
     folder = root / run["kind"]
@@ -226,7 +226,7 @@ def _place(root: Path, run: dict) -> Path:
         return folder / run["note"]
     return folder / (f"{run['label']}-{run['key']}" if run["key"] else run["label"])
 
-
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-31
 def damaged_runs(
     root: str | Path,  # folder of all runs
     runs: pd.DataFrame,  # from `list_runs`
@@ -245,10 +245,10 @@ def damaged_runs(
             found.append(run)
     return pd.DataFrame(found, columns=COLUMNS)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-25
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-34
 _THERE = (State.FINISHED, State.CORRUPT)
 
-
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-35
 def find_run(
     root: str | Path,  # folder of all runs
     name: str,  # of a run as `runs_text` prints it, or less of it; or its folder
@@ -271,13 +271,26 @@ def find_run(
     listed = ", ".join(found[:5]) + (" or others" if len(found) > 5 else "")
     raise ValueError(f"{shortened(name)} may be {listed}; say more of the name.")
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-28
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-38
+def _config(path: Path) -> dict | None:  # None: it cannot be read
+    "Read the configuration of a run, finished or begun; {} if none was written yet."
+    places = [path, *reversed(named_attempts(path))]
+    places = [p for p in places if os.path.lexists(p / "config.json")]
+    name = run_name(path)
+    for place in places:
+        with suppress(OSError, Damaged):
+            config = read_config(place)
+            if run_key(name.kind, config) == name.key:
+                return config
+    return None if places else {}
+
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-41
 def _section(title: str, lines: Iterable[str]) -> list[str]:
     "Return indented lines under a title, or nothing if there are none."
     lines = [f"  {line}" for line in lines]
     return [f"{title}:", *lines] if lines else []
 
-
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-42
 def _reasons(origin: dict) -> list[str]:
     "Return why a run was made, attempt by attempt."
     found = []
@@ -286,7 +299,7 @@ def _reasons(origin: dict) -> list[str]:
             found.append(one_line(f"{why.get('when')}  {why.get('text')}"))
     return found or ["not noted"]
 
-
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-43
 def _where(origin: dict) -> str:
     "Return where a run was made, as far as that was noted."
     there = [f"on {origin['host']}"] if "host" in origin else []
@@ -294,7 +307,7 @@ def _where(origin: dict) -> str:
     there += ["in several goes"] if origin.get("resumed") else []
     return one_line(" ".join(there))
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-29
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-45
 def _input(path: Path, name: str, origin: dict) -> str:
     "Describe a run that another one was made from; `origin` is the provenance of that one."
     if not path.exists():
@@ -304,7 +317,7 @@ def _input(path: Path, name: str, origin: dict) -> str:
             return f"{name}, which was made again since"
     return name
 
-
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-46
 def _aside(path: Path) -> list[str]:
     "Describe what was set aside of a run, compared with what is there now."
     lines = []
@@ -318,7 +331,7 @@ def _aside(path: Path) -> list[str]:
             lines.append(text)
     return lines
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-30
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-48
 def _made(folder: Path, origin: dict) -> list[str]:
     "Describe how a finished run was made."
     lines = [
@@ -334,7 +347,7 @@ def _made(folder: Path, origin: dict) -> list[str]:
         files.append(f"{one_line(name)}  {bytes_text(_bytes(folder / name))}  {fingerprint}")
     return lines + _section("files", files)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-31
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-49
 def run_text(
     root: str | Path,  # folder of all runs
     name: str,  # of a run in any state, as in `find_run`
@@ -357,20 +370,7 @@ def run_text(
     values = [f"{key} = {shortened(value)}" for key, value in entries(config).items()]
     return "\n".join(lines + _section("configuration", values))
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-33
-def _config(path: Path) -> dict | None:  # None: it cannot be read
-    "Read the configuration of a run, finished or begun; {} if none was written yet."
-    places = [path, *reversed(named_attempts(path))]
-    places = [p for p in places if os.path.lexists(p / "config.json")]
-    name = run_name(path)
-    for place in places:
-        with suppress(OSError, Damaged):
-            config = read_config(place)
-            if run_key(name.kind, config) == name.key:
-                return config
-    return None if places else {}
-
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-38
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-54
 def record_runs(
     outputs: str | Path,  # folder of all outputs
     name: str,  # what needs them
@@ -381,11 +381,11 @@ def record_runs(
     path = Path(outputs) / "plans" / f"{name}.provenance.json"
     return write_json(path, dict(facts, runs=sorted(runs), when=utc_now()))
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-39
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-55
 def _raise(error: OSError):
     raise error
 
-
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-56
 def _notes(outputs: Path) -> Iterable[Path]:
     "Yield all notes below a folder, also behind links, each folder once; raise `OSError` for an unreadable one."
     seen = set()
@@ -399,7 +399,7 @@ def _notes(outputs: Path) -> Iterable[Path]:
             if name.endswith(".provenance.json"):
                 yield Path(here, name)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-40
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-58
 _NOTED = re.compile(r"[^/]+/[^/]+-[0-9a-f]{16}")
 
 
@@ -411,7 +411,7 @@ def _noted(note: Path) -> list[str]:
             raise ValueError(f"{note} names {shortened(name)} where the name of a run belongs.")
     return names
 
-
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-59
 def recorded_runs(
     outputs: str | Path,  # folder of all outputs
 ) -> set[str]:  # "kind/label-key"
@@ -430,7 +430,7 @@ def recorded_runs(
         ) from e
     return found
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-43
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-62
 def needs(
     root: str | Path,  # folder of all runs
 ) -> dict[str, list[str] | None]:  # "kind/label-key" -> the runs it is made from; None: not known
@@ -448,7 +448,7 @@ def needs(
         found[name] = None if config is None else input_runs(config, keys)
     return found
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-44
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-63
 def reachable(
     needed: dict[str, list[str] | None],  # from `needs`
     keep: Iterable[str],  # names to start from
@@ -469,7 +469,7 @@ def reachable(
         todo += inputs
     return seen
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-47
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-66
 def _additions(folder: Path, files: dict) -> list[str]:  # relative, sorted
     "List what lies in a run's folder and is not listed in its provenance."
     known = {"provenance.json", *files}
@@ -485,7 +485,7 @@ def _additions(folder: Path, files: dict) -> list[str]:  # relative, sorted
                 found.add(Path(here, name).relative_to(folder).as_posix())
     return sorted(found - known)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-48
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-68
 def _folder_fault(path: Path) -> str:
     "Say why the folder of a run, finished or set aside, must not be deleted; empty if it may be or is absent."
     if not os.path.lexists(path):
@@ -502,7 +502,7 @@ def _folder_fault(path: Path) -> str:
         return one_line(e)
     return f"it holds {shortened(added[0])}, which was not made with it" if added else ""
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-49
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-69
 def _beside_fault(path: Path) -> str:
     "Say what beside a run's folder is named like a part of it and is none; empty if nothing is."
     lock, failed = beside(path, "lock"), beside(path, "failed.json")
@@ -517,12 +517,12 @@ def _beside_fault(path: Path) -> str:
             return f"{folder.name} is not a working folder of this run"
     return ""
 
-
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-70
 def _foreign(path: Path) -> str:
     "Say why something must not be deleted as a run; empty if it may be."
     return _folder_fault(path) or _beside_fault(path)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-51
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-72
 def spared(
     root: str | Path,  # folder of all runs
 ) -> pd.DataFrame:  # `COLUMNS`; `note` says why
@@ -535,11 +535,11 @@ def spared(
             found.append(run | dict(state=State.ALIEN, note=reason))
     return pd.DataFrame(found, columns=COLUMNS)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-54
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-75
 def _held(path: Path) -> bool:
     return Claim(beside(path, "lock")).owner() is not None
 
-
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-76
 def _delete(path: Path) -> bool:  # False: another process holds it, or it is no run any more
     "Delete a run and all that lies beside it, unless another process holds it."
     if _foreign(path):
@@ -552,7 +552,7 @@ def _delete(path: Path) -> bool:  # False: another process holds it, or it is no
     claim.remove()
     return True
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-55
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-78
 def _sweep(root: Path):
     "Delete what killed processes left: half-deleted files at once, temporary files after an hour."
     for folder in [root, *_kinds(root)]:
@@ -561,7 +561,7 @@ def _sweep(root: Path):
                 if p.name.startswith(".prle-del-") or time.time() - p.lstat().st_mtime > GIVEN_UP:
                     discard(p)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-56
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-79
 def _unneeded(root: Path, runs: pd.DataFrame, keep: set[str]) -> pd.DataFrame:  # those of `runs`
     """Return the runs that nothing needs, no process holds and nobody has added files to.
 
@@ -574,7 +574,7 @@ def _unneeded(root: Path, runs: pd.DataFrame, keep: set[str]) -> pd.DataFrame:  
     needed = names.isin(reachable(needs(root), {*keep, *busy}))
     return runs[~foreign & ~held & (aside | ~needed)]
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-57
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-80
 def prune(
     root: str | Path,  # folder of all runs
     keep: Iterable[str],  # "kind/label-key" that are needed: of a dry store, of `recorded_runs`

@@ -71,7 +71,7 @@ class RunName(NamedTuple):
         "Return the name of its folder."
         return f"{self.label}-{self.key}"
 
-
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-11
 def run_key(
     kind: str,  # of the run
     config: dict,  # JSON-able
@@ -79,7 +79,7 @@ def run_key(
     "Return the key of a run."
     return digest([kind, config])
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-11
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-13
 _FOLDER = re.compile(r"(?P<label>.+)-(?P<key>[0-9a-f]{16})")
 
 
@@ -90,7 +90,7 @@ def parse_name(
     found = _FOLDER.fullmatch(path.name)
     return found and RunName(path.parent.name, found["label"], found["key"])
 
-
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-14
 def run_name(
     path: Path,  # of a run's folder; it need not exist
 ) -> RunName:
@@ -100,7 +100,7 @@ def run_name(
         raise ValueError(f"{path} is not named like a run.")
     return name
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-14
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-17
 def read_config(
     folder: Path,  # of a run, or of an attempt at one
 ) -> dict:
@@ -113,7 +113,7 @@ def read_config(
     except ValueError as e:
         raise Damaged(str(e)) from e
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-15
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-18
 _ORIGIN = dict(
     run=str, files=dict, code=str, modules=dict, earlier=list, seconds=numbers.Real, end=str
 )
@@ -125,7 +125,7 @@ def read_origin(
     "Read the provenance of a run; raise `Damaged` naming the file."
     return read_sealed(folder / "provenance.json", **_ORIGIN)
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-16
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-19
 def read_run(
     folder: str | Path,  # of a finished run
 ) -> tuple[dict, dict]:  # its configuration and its provenance
@@ -141,7 +141,7 @@ def read_run(
         raise Damaged(f"{folder / 'config.json'} has changed since it was written.")
     return config, origin
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-17
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-21
 def _covered(folder: Path) -> list[str]:  # relative, POSIX, sorted
     """List the files whose fingerprints stand in a run's provenance.
 
@@ -154,14 +154,14 @@ def _covered(folder: Path) -> list[str]:  # relative, POSIX, sorted
         names += [Path(here, name).relative_to(folder).as_posix() for name in files]
     return sorted(name for name in names if name != "provenance.json")
 
-
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-22
 def file_list(
     folder: Path,  # of a run
 ) -> dict[str, str]:  # relative -> 16 hexadecimal digits
     "Return the fingerprint of each of a run's files."
     return {name: file_digest(folder / name) for name in _covered(folder)}
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-20
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-25
 def run_file(
     folder: str | Path,  # of a finished run
     name: str,  # of a file in it, relative
@@ -172,7 +172,7 @@ def run_file(
         raise Damaged(f"{folder} has no {name}.")
     return check_digest(Path(folder) / name, files[name])
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-22
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-27
 def check_run(
     folder: str | Path,  # of a finished run
     deep: bool = False,  # read also the files that a table of digests covers
@@ -185,7 +185,7 @@ def check_run(
         if Path(name).name == DIGESTS:
             check_digests((folder / name).parent)
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-24
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-29
 class Presence(StrEnum):
     "Whether a run is in the store."
 
@@ -193,7 +193,7 @@ class Presence(StrEnum):
     DAMAGED = "damaged"
     ABSENT = "absent"
 
-
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-30
 class Finding(NamedTuple):
     "What was found in the place of a run."
 
@@ -205,7 +205,7 @@ class Finding(NamedTuple):
         "Tell whether the run is there and as it was written."
         return self.presence is Presence.WHOLE
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-25
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-31
 def inspect_run(
     folder: Path,  # of a run
     deep: bool = False,  # as of `check_run`
@@ -219,14 +219,14 @@ def inspect_run(
         return Finding(Presence.DAMAGED, str(e).replace(f"{folder}/", "", 1).rstrip("."))
     return Finding(Presence.WHOLE)
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-28
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-34
 class Aside(StrEnum):
     "Why a run was set aside; stands in its new name."
 
     CORRUPT = "corrupt"
     REPLACED = "replaced"
 
-
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-35
 _ASIDE = re.compile(rf"(?P<name>.+-[0-9a-f]{{16}})\.(?P<why>{'|'.join(Aside)})-(?P<number>\d+)")
 
 
@@ -237,7 +237,7 @@ def parse_aside(
     found = _ASIDE.fullmatch(path.name)
     return found and (path.with_name(found["name"]), Aside(found["why"]))
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-29
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-36
 def set_aside(
     path: Path,  # folder of a run that shall not be used any more
     why: Aside = Aside.CORRUPT,
@@ -249,7 +249,7 @@ def set_aside(
     os.rename(path, aside)
     return aside
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-31
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-38
 def replaced_runs(
     path: Path,  # folder of a run
 ) -> list[Path]:  # oldest first
@@ -260,7 +260,7 @@ def replaced_runs(
             found[int(match["number"])] = p
     return [found[number] for number in sorted(found)]
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-34
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-41
 def entries(
     config,  # JSON-able
     name: str = "",  # of the entry that holds it
@@ -277,7 +277,7 @@ def entries(
         found |= entries(value, f"{name}.{part}" if name else str(part))
     return found
 
-
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-42
 def input_runs(
     config: dict,  # of a run
     names: dict[str, list[str]],  # key -> the runs of a store or plan that have it

@@ -81,7 +81,7 @@ def task_inputs(
     keys = {task.run.key: [task.name] for task in tasks}
     return {task.name: input_runs(task.config, keys) for task in tasks}
 
-
+# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-9
 def needs_text(
     name: str,  # of an input that has no result
     fault: str,  # why
@@ -89,7 +89,7 @@ def needs_text(
     "Say why a run whose input failed has no result either; the first cause is passed on."
     return fault if fault.startswith("needs ") else f"needs {name}, which failed: {fault}"
 
-# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-11
+# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-12
 _SIZE = ("data", "size", "width", "recipe.batch")
 "The entries of a configuration that decide how long a run takes."
 
@@ -100,7 +100,7 @@ def _comparable(run: PastRun, config: dict) -> bool:
         return False
     return all(run.config.get(name) == config.get(name) for name in _SIZE)
 
-# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-12
+# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-13
 def estimate(
     label: str,  # of a run that is not made
     config: dict,  # its configuration
@@ -121,7 +121,7 @@ def estimate(
         run.origin["seconds"] * epochs / run.config.get("recipe.epochs", 1) for run in near
     )
 
-# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-15
+# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-16
 class Action(StrEnum):
     "What happens to a run that is asked for."
 
@@ -131,7 +131,7 @@ class Action(StrEnum):
     FAILED = "failed"  # it diverged with this very code
     BLOCKED = "blocked"  # what it is made from failed
 
-
+# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-17
 class Step(NamedTuple):
     "What a plan says about a run."
 
@@ -139,7 +139,7 @@ class Step(NamedTuple):
     reason: str
     seconds: float = 0.0  # that one worker needs; NaN: not known
 
-# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-16
+# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-19
 def _step(store: DryStore, task: Task) -> Step:
     "Return what a store would do with a task, why, and how long it would take."
     found = store.found[task.path]
@@ -157,7 +157,7 @@ def _step(store: DryStore, task: Task) -> Step:
         return Step(Action.MAKE, f"cannot be read: {found.fault}", seconds)
     return Step(Action.MAKE, why_made(task, past, store.code).text, seconds)
 
-# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-17
+# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-20
 def planned(
     store: DryStore,
 ) -> pd.DataFrame:  # kind, label, key, action (of `Action`), reason, seconds (NaN: unknown)
@@ -175,7 +175,7 @@ def planned(
     columns = ["kind", "label", "key", *Step._fields]
     return pd.DataFrame(rows, columns=columns).astype(dict(seconds=float))
 
-# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-20
+# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-23
 def seconds_text(
     seconds: float,  # a duration; NaN: not known
 ) -> str:
@@ -189,7 +189,7 @@ def seconds_text(
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
-# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-22
+# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-25
 def table_text(
     table: pd.DataFrame,  # of texts
     total: str,  # the last line
@@ -202,7 +202,7 @@ def table_text(
         lines.append("  ".join(row[name].ljust(width) for name, width in widths.items()).rstrip())
     return "\n".join([*lines, total])
 
-# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-24
+# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-27
 def _total(plan: pd.DataFrame) -> str:
     "Count the runs of a plan by what happens to them, with the time that making them takes."
     counts = plan.action.value_counts()
@@ -218,7 +218,7 @@ def _total(plan: pd.DataFrame) -> str:
         make += f", {new} of them like none before"
     return f"{len(plan)} runs: {', '.join([*parts, make])}."
 
-
+# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-28
 def plan_text(
     plan: pd.DataFrame,  # from `planned`
 ) -> str:
@@ -228,7 +228,7 @@ def plan_text(
     shown = pd.DataFrame(dict(action=plan.action, time=times, run=runs, reason=plan.reason))
     return table_text(shown, _total(plan))
 
-# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-28
+# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-32
 def remake(
     store: DryStore,  # which was asked for the runs that are needed
     kinds: list[str],  # of runs: "fusions", ...
@@ -245,7 +245,7 @@ def remake(
             done.append(task.name)
     return done
 
-
+# %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-33
 def _replace(path: Path) -> bool:
     "Set a finished run aside; return False if there is none, or if another process works on it."
     if not inspect_run(path).whole:
