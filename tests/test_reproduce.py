@@ -800,6 +800,23 @@ def test_one_failure_does_not_stop_the_others(smoke, monkeypatch, lines):
     assert cli.main(["reproduce"]) == 1
 
 
+def test_a_kind_is_made_again_on_purpose(smoke, monkeypatch, tmp_path, lines):
+    "The plan, and so every engine, makes the fusions anew, and nothing that rests on them."
+    outputs = tmp_path / "out"
+    shutil.copytree(smoke[0], outputs)
+    monkeypatch.setattr(module, "run_notebook", lambda *a, **k: None)
+    made = dict(preset="smoke", outputs=str(outputs))
+    assert set(reproduce(["table4"], **made, remade=["fusions"]).values()) == {"done"}
+    missed = [line.split() for line in lines if line.startswith("MISS")]
+    assert missed and {kind for _, kind, *_ in missed} == {"fusions"}
+    assert all("asked for" in line for line in lines if line.startswith("MISS"))
+    lines.clear()
+    reproduce(["table4"], **made)
+    assert not any(line.startswith("MISS") for line in lines)
+    with pytest.raises(ValueError, match="unknown kind of run 'fusion'. Did you mean 'fusions'"):
+        reproduce(["table4"], **made, remade=["fusion"])
+
+
 def test_what_could_not_be_made_is_not_trained_in_a_notebook(toy, tmp_path, monkeypatch):
     "A notebook whose runs have a fault is skipped with the reason, one whose runs diverged is not."
 

@@ -127,15 +127,16 @@ def log(root):
 
 
 def beside(run_path):
-    return sorted(
-        p.name.removeprefix(f".{run_path.name}.")
-        for p in run_path.parent.iterdir()
-        if p.name.startswith(".")
-    )
+    "List what lies beside a run, without its name: lock, partial-1, failed.json."
+    hidden = [p.name for p in run_path.parent.iterdir() if p.name.startswith(".")]
+    return sorted(name.removeprefix(f".{run_path.name}.") for name in hidden)
 
 
 def test_processes_that_race_make_a_run_once(tmp_path, processes):
-    body = "\ndef make(folder): log('made'); time.sleep(0.3); (folder / 'x').write_text('1')\nlog('ready'); until('go'); print(store.get('kind', 'a', {}, make).reused)"
+    body = """
+def make(folder): log("made"); time.sleep(0.3); (folder / "x").write_text("1")
+log("ready"); until("go"); print(store.get("kind", "a", {}, make).reused)
+"""
     ps = [processes(body) for _ in range(3)]
     wait_for(lambda: log(tmp_path).count("ready") == 3)
     (tmp_path / "go").touch()
@@ -157,11 +158,10 @@ store.get("kind", "a", {}, make, resume=True); log("done")
 
 def resumed(folder):
     "Only fills a folder that the killed worker has begun."
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "checkpoint",
-        "config.json",
-        "provenance.json",
-    ], "what was being written is not believed"
+    there = sorted(p.name for p in folder.iterdir())
+    assert there == ["checkpoint", "config.json", "provenance.json"], (
+        "what was being written is not believed"
+    )
     (folder / "x").write_text((folder / "checkpoint").read_text())
 
 
@@ -197,17 +197,17 @@ def test_what_cannot_resume_starts_in_an_empty_folder(tmp_path, processes):
 def test_of_several_waiters_one_takes_over(tmp_path, processes):
     worker = processes(HALF_WAY)
     wait_for(lambda: "waits" in log(tmp_path))
-    body = "\ndef make(folder): log('again'); time.sleep(0.3)\nprint(store.get('kind', 'a', {}, make, resume=True).reused)"
+    body = """
+def make(folder): log("again"); time.sleep(0.3)
+print(store.get("kind", "a", {}, make, resume=True).reused)
+"""
     waiters = [processes(body) for _ in range(2)]
     assert all(f"WAIT kind a-{KEY}: pid {worker.pid} on" in w.stdout.readline() for w in waiters)
     worker.kill()
     worker.wait()
     said = [w.communicate(timeout=30)[0] for w in waiters]
     assert log(tmp_path).count("again") == 1
-    assert sorted(s.split()[-1] for s in said) == [
-        "False",
-        "True",
-    ]
+    assert sorted(s.split()[-1] for s in said) == ["False", "True"]
 
 
 def test_a_living_worker_is_not_robbed_however_slow(tmp_path, processes):
@@ -220,11 +220,7 @@ def test_a_living_worker_is_not_robbed_however_slow(tmp_path, processes):
     worker.send_signal(signal.SIGCONT)
     (tmp_path / "go").touch()
     assert waiter.communicate(timeout=30)[0].endswith("True\n")
-    assert log(tmp_path) == [
-        "began",
-        "waits",
-        "done",
-    ]
+    assert log(tmp_path) == ["began", "waits", "done"]
 
 
 def test_another_machine_is_judged_by_its_heartbeat(tmp_path, processes, lines):
@@ -291,7 +287,7 @@ def test_a_claim_without_a_name_is_respected_until_it_is_stale(tmp_path):
 
 
 def test_a_machine_that_is_gone_does_not_work_for_ever(tmp_path):
-    "Who only looks believes an hour's silence, however it was begun; who wants to take over watches, and what nothing needs can be deleted."
+    "One look believes an hour's silence; taking over needs watching. What nothing needs can be deleted."
 
     def stop(folder):
         raise KeyboardInterrupt
@@ -1039,7 +1035,7 @@ def test_keys_are_the_same_when_they_are_read_back(tmp_path):
     assert quick(tmp_path).get("kind", "a", config, make_answer).reused
 
 
-def test_an_input_that_is_found_damaged_by_a_reader_is_set_aside_and_made_again(tmp_path, lines):
+def test_an_input_that_is_found_damaged_by_a_reader_is_set_aside_and_made_again(tmp_path):
     "One map among many is only compared when it is read."
     store = quick(tmp_path)
 
@@ -1054,19 +1050,16 @@ def test_an_input_that_is_found_damaged_by_a_reader_is_set_aside_and_made_again(
     path = source(store).path
     garble(path / "many/1.png")
     assert source(quick(tmp_path)).reused, "which does not read all maps"
-    store = telling(tmp_path, lines)
-    with pytest.raises(
-        Damaged,
-        match=f"many/1.png has changed since it was written; fusions/{path.name} is set aside as {path.name}.corrupt-1. Start again",
-    ) as e:
+    store = quick(tmp_path)
+    aside = f"fusions/{path.name} is set aside as {path.name}.corrupt-1. Start again"
+    fault = f"many/1.png has changed since it was written; {aside}"
+    with pytest.raises(Damaged, match=fault) as e:
         store.get("detectors", "d", dict(quantiles=source(store).key), train)
     assert len(str(e.value)) < 400 and not path.exists() and beside(path) == []
-    assert not source(quick(tmp_path)).reused
-    assert (
-        not quick(tmp_path)
-        .get("detectors", "d", dict(quantiles=source(quick(tmp_path)).key), train)
-        .reused
-    )
+    again = quick(tmp_path)
+    made = source(again)
+    assert not made.reused
+    assert not again.get("detectors", "d", dict(quantiles=made.key), train).reused
 
 
 def causes(run):
