@@ -800,21 +800,37 @@ def test_one_failure_does_not_stop_the_others(smoke, monkeypatch, lines):
     assert cli.main(["reproduce"]) == 1
 
 
-def test_a_kind_is_made_again_on_purpose(smoke, monkeypatch, tmp_path, lines):
-    "The plan, and so every engine, makes the fusions anew, and nothing that rests on them."
-    outputs = tmp_path / "out"
-    shutil.copytree(smoke[0], outputs)
+def test_a_kind_is_made_again_on_purpose(toy, tmp_path, monkeypatch, lines):
+    "The fusion behind a detector's masks, and not the detector that rests on it."
+
+    def wanted(lab):
+        return lab.detector("VGG", "A", mask="primary", zoo=("VGG",))
+
+    def cells(lab, seed, subset):
+        return {"one": [Wanted(wanted, str)]}
+
+    def missed():
+        return [line.split() for line in lines if line.startswith("MISS")]
+
     monkeypatch.setattr(module, "run_notebook", lambda *a, **k: None)
-    made = dict(preset="smoke", outputs=str(outputs))
-    assert set(reproduce(["table4"], **made, remade=["fusions"]).values()) == {"done"}
-    missed = [line.split() for line in lines if line.startswith("MISS")]
-    assert missed and {kind for _, kind, *_ in missed} == {"fusions"}
-    assert all("asked for" in line for line in lines if line.startswith("MISS"))
+    monkeypatch.setattr(PAPER["figure4_exploitation"], "cells", cells, raising=False)
+    data = str(write_square(toy, tmp_path / "square"))
+    told = dict(preset="smoke", data=data, outputs=str(tmp_path))
+    done = {"figure4_exploitation": "done"}
+    assert reproduce(["figure4"], **told) == done
+    assert [kind for _, kind, *_ in missed()] == ["detectors", "maps", "fusions", "detectors"]
     lines.clear()
-    reproduce(["table4"], **made)
-    assert not any(line.startswith("MISS") for line in lines)
-    with pytest.raises(ValueError, match="unknown kind of run 'fusion'. Did you mean 'fusions'"):
-        reproduce(["table4"], **made, remade=["fusion"])
+    assert reproduce(["figure4"], **told, remade=["fusions"]) == done
+    assert [kind for _, kind, *_ in missed()] == ["fusions"]
+    assert any("asked for; the earlier result is set aside as" in line for line in lines)
+    [run] = (tmp_path / "runs/fusions").glob("*[0-9a-f]")
+    assert [why["cause"] for why in read_json(run / "provenance.json")["why"]] == ["asked for"]
+    lines.clear()
+    assert reproduce(["figure4"], **told) == done and missed() == []
+    words = [part for name, value in told.items() for part in (f"--{name}", value)]
+    assert cli.main(["reproduce", "figure4", *words, "--remake", "fusion"]) == 2
+    assert cli.main(["reproduce", "figure4", *words, "--remake", "maps"]) == 0
+    assert cli.main(["runs", run.name, "--outputs", str(tmp_path)]) == 0
 
 
 def test_what_could_not_be_made_is_not_trained_in_a_notebook(toy, tmp_path, monkeypatch):
