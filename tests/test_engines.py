@@ -1,6 +1,7 @@
 """prle.lab.engines: one graph, two engines, the same runs; failures cost what needs them, deaths cost an epoch."""
 
 import errno
+import logging
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -274,6 +276,22 @@ def test_inputs_that_failed_are_named_by_their_first_cause(tmp_path):
         == "needs x/a, which failed: boom"
     )
     assert [o.name for o in in_process(quiet(tmp_path), dry.tasks)] == [t.name for t in dry.tasks]
+
+
+def test_what_a_worker_says_is_said_here(tmp_path, monkeypatch, lines):
+    "With its level; the worker itself prints nothing."
+    worker = SimpleNamespace(get_current_task_attempt_number=lambda: 0)
+    context = SimpleNamespace(worker=SimpleNamespace(core_worker=worker))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    dry = asked(tmp_path)
+    for reused in (False, True):
+        outcome = prle.lab.engines._do_there(tmp_path / "runs", 0.1, 10, None, dry.tasks[0])
+        assert outcome.reused == reused and lines == []
+        prle.lab.engines._say(outcome)
+        [[level, text]], [line] = outcome.said, lines
+        assert line == text and text.startswith("HIT " if reused else "MISS ")
+        assert level == (logging.DEBUG if reused else logging.INFO)
+        lines.clear()
 
 
 def test_without_ray_the_extra_is_named(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 Of prle.lab: claims, integrity, store, planning, administration."""
 
 import errno
+import logging
 import os
 import pickle
 import re
@@ -19,7 +20,8 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from prle.core import digest, write_json
+from prle.core import collected_messages, digest, show_messages, write_json
+from prle.core import log as messages
 from prle.lab import administration, claims, integrity
 from prle.lab import store as stores
 from prle.lab.administration import (
@@ -1567,6 +1569,22 @@ def test_what_others_put_among_claims_stays(tmp_path):
     assert (tmp_path / ".data.lock/thesis").exists()
     with claimed(tmp_path / "data"):
         pass
+
+
+def test_messages_are_printed_where_a_command_wants_them(capsys, monkeypatch):
+    show_messages(logging.DEBUG, "stderr")
+    messages.debug("HIT  kind a")
+    assert capsys.readouterr() == ("", "HIT  kind a\n")
+    show_messages()
+    messages.debug("HIT  kind a")
+    messages.info("MISS kind a")
+    assert capsys.readouterr() == ("MISS kind a\n", "")
+    with collected_messages() as said:
+        messages.debug("HIT  kind a")
+    assert said == [(logging.DEBUG, "HIT  kind a")] and capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys, "stdout", None)
+    messages.info("nobody listens, as with `redirect_stdout(None)`")
+    assert capsys.readouterr().err == ""
 
 
 def test_it_imports_without_torch():
