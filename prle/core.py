@@ -299,7 +299,7 @@ def progress(
         **kwargs,
     )
 
-# %% ../nbs/00_core.ipynb #new-51464865
+# %% ../nbs/00_core.ipynb #00-core-44
 log = logging.getLogger("prle")
 "The logger of all modules."
 
@@ -332,7 +332,7 @@ def show_messages(
 
 show_messages()
 
-# %% ../nbs/00_core.ipynb #new-6126607
+# %% ../nbs/00_core.ipynb #00-core-47
 @contextmanager
 def collected_messages():  # yields a list of (level, text)
     "Collect the messages of the block, of any level, in place of printing them."
