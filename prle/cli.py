@@ -8,6 +8,7 @@ __all__ = ['EPILOGUES', 'COMMANDS', 'add_command', 'adapter_options', 'check', '
 
 # %% ../nbs/08_cli.ipynb #08-cli-2
 import inspect
+import logging
 import os
 import sys
 from argparse import ArgumentParser
@@ -276,7 +277,7 @@ def forge(
     Print the AUC that trivial cues reach on each, where 0.5 is chance."""
     from prle.core import outputs_dir
     from prle.data.manifest import read_manifest
-    from prle.lab.runs import claimed
+    from prle.lab.claims import claimed
     from prle.mini.benchmark import build_benchmark, cue_table
     from prle.mini.targets import build_targets
 
@@ -291,12 +292,6 @@ def forge(
     return 0
 
 # %% ../nbs/08_cli.ipynb #08-cli-30
-def _say(line: str):
-    "Print what is made to stderr, apart from the result; reused runs are left out."
-    if not line.startswith("HIT"):
-        print(line, file=sys.stderr)
-
-# %% ../nbs/08_cli.ipynb #08-cli-31
 def open_lab(
     *,
     preset: str = "mini",  # size of the experiment: smoke, mini or paper
@@ -309,9 +304,9 @@ def open_lab(
     "Open a lab that says on stderr what it makes."
     from prle.lab.experiments import Lab
 
-    return Lab(preset, data, outputs, say=_say)
+    return Lab(preset, data, outputs)
 
-# %% ../nbs/08_cli.ipynb #08-cli-32
+# %% ../nbs/08_cli.ipynb #08-cli-31
 @delegates(open_lab)
 def reproduce(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -321,15 +316,20 @@ def reproduce(
     engine: str = "local",  # local, or ray: all runs on a Ray cluster
     # of a run with a detector, on Ray where there are any; 0.5: two runs share one
     gpus: float = 1.0,
+    # kinds of runs to make again though they are finished, e.g. fusions; the earlier ones are set aside
+    remake: list[str] = (),
     **kwargs,
 ) -> int:  # exit code: 1 unless all notebooks are done
     "Regenerate tables and figures of the paper, and outputs/report.html."
+    from prle.core import show_messages
     from prle.paper import reproduce as paper
 
-    results = paper.reproduce(list(ids), seeds=seeds, engine=engine, gpus=gpus, **kwargs)
+    show_messages(logging.DEBUG)  # they are the result
+    ways = dict(seeds=seeds, engine=engine, gpus=gpus, remade=remake)
+    results = paper.reproduce(list(ids), **ways, **kwargs)
     return int(any(result != "done" for result in results.values()))
 
-# %% ../nbs/08_cli.ipynb #08-cli-33
+# %% ../nbs/08_cli.ipynb #08-cli-32
 def _notebook_parameters() -> str:
     "Return what `prle reproduce --help` ends with: the parameters that the notebooks have of their own."
     from prle.paper.reproduce import parameters_text
@@ -340,7 +340,7 @@ def _notebook_parameters() -> str:
 EPILOGUES = dict(reproduce=_notebook_parameters)
 "What the help of a command ends with."
 
-# %% ../nbs/08_cli.ipynb #08-cli-34
+# %% ../nbs/08_cli.ipynb #08-cli-33
 @delegates(open_lab)
 def plan(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -352,7 +352,7 @@ def plan(
     """Tell what tables and figures need: what is there, what would be made, why, and in what time.
 
     Runs are named by their data, so the mini benchmark is forged first if it is not there."""
-    from prle.lab.runs import plan_text, planned
+    from prle.lab.planning import plan_text, planned
     from prle.paper.reproduce import find_notebooks
     from prle.paper.reproduce import plan as plan_notebooks
 
@@ -361,14 +361,14 @@ def plan(
     print(plan_text(planned(wanted.store)))
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-36
+# %% ../nbs/08_cli.ipynb #08-cli-35
 def _needed(outputs: Path) -> set[str]:
     """Return the runs that are needed: those recorded, and those that notebooks would request.
 
     Notebooks are planned on the forged data of each preset that lie in `outputs`."""
     from prle.lab.configs import PRESETS
     from prle.lab.experiments import Lab
-    from prle.lab.runs import recorded_runs
+    from prle.lab.administration import recorded_runs
     from prle.paper.reproduce import list_notebooks
     from prle.paper.reproduce import plan as plan_notebooks
 
@@ -379,10 +379,10 @@ def _needed(outputs: Path) -> set[str]:
             needed.update(plan_notebooks(lab, list_notebooks(), full=True).store.names())
     return needed
 
-# %% ../nbs/08_cli.ipynb #08-cli-37
+# %% ../nbs/08_cli.ipynb #08-cli-36
 def _prune(outputs: Path, delete: bool) -> int:
     "Print the runs that nothing needs, and delete them if asked to."
-    from prle.lab.runs import prune, runs_text, spared
+    from prle.lab.administration import prune, runs_text, spared
 
     gone = prune(outputs / "runs", _needed(outputs), delete)
     print(runs_text(gone))
@@ -398,9 +398,10 @@ def _prune(outputs: Path, delete: bool) -> int:
         )
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-38
+# %% ../nbs/08_cli.ipynb #08-cli-37
 def runs(
-    what: Literal["list", "check", "prune"] = "list",  # exit code 1 if check finds damage
+    # list, check, prune; or the name of a run, to be shown in full: why it was made, from what, by which code
+    what: str = "list",
     *,
     kind: str | None = None,  # list only detectors, maps, fusions, ...
     match: str | None = None,  # list only labels in which this regular expression occurs
@@ -412,13 +413,16 @@ def runs(
     # folder for everything that is written; default: outputs/ of the project
     outputs: str | None = None,
 ) -> int:  # exit code: 1 if a check finds damage
-    "List all runs; compare every byte with what was written; or delete what nothing needs."
+    "List all runs; show one; compare every byte with what was written; or delete what nothing needs."
     from prle.core import outputs_dir
-    from prle.lab.runs import damaged_runs, list_runs, runs_text
+    from prle.lab.administration import damaged_runs, list_runs, run_text, runs_text
 
     folder = Path(outputs or outputs_dir())
     if what == "prune":
         return _prune(folder, delete)
+    if what not in ("list", "check"):
+        print(run_text(folder / "runs", what))
+        return 0
     stale = dict(stale=True, current=False).get(code)
     found = list_runs(folder / "runs", kind, match, stale)
     if what == "check":
@@ -426,7 +430,7 @@ def runs(
     print(runs_text(found))
     return int(what == "check" and len(found) > 0)
 
-# %% ../nbs/08_cli.ipynb #08-cli-41
+# %% ../nbs/08_cli.ipynb #08-cli-40
 def _settings(words: list[str]) -> dict:
     "Parse NAME=VALUE, the value as YAML; raise `ValueError` for anything else."
     from prle.core import shortened
@@ -437,7 +441,7 @@ def _settings(words: list[str]) -> dict:
     pairs = [word.split("=", 1) for word in words]
     return {name: parse_yaml(value, f"--set {name}") for name, value in pairs}
 
-# %% ../nbs/08_cli.ipynb #08-cli-43
+# %% ../nbs/08_cli.ipynb #08-cli-42
 def _read_config(file: str, beside: list[str]):
     "Read what to train from a file; raise `ValueError` if anything was given beside it."
     from prle.lab.configs import RunConfig
@@ -448,7 +452,7 @@ def _read_config(file: str, beside: list[str]):
         raise ValueError(f"{file} says all about the training: {what_to_do}.")
     return config
 
-# %% ../nbs/08_cli.ipynb #08-cli-44
+# %% ../nbs/08_cli.ipynb #08-cli-43
 def _run_config(what: list[str], outputs: str | None, options: dict):
     "Return what `prle train` is to train, from a file or from the options that were given."
     if what[0].endswith((".yaml", ".yml", ".json")):
@@ -461,7 +465,7 @@ def _run_config(what: list[str], outputs: str | None, options: dict):
     seed, mask = options.get("seed", 0), options.get("mask", "none")
     return lab.config(*what, seed=seed, mask=mask, **settings)
 
-# %% ../nbs/08_cli.ipynb #08-cli-45
+# %% ../nbs/08_cli.ipynb #08-cli-44
 @delegates(open_lab)
 def train(
     # a configuration (.yaml or .json); or a detector and a manipulation: Xception DF
@@ -480,13 +484,13 @@ def train(
     "Train a detector, plainly or with masks; its zoo is trained first where it is needed."
     from prle.lab.apply import evaluation
     from prle.lab.experiments import Lab, read_scores
-    from prle.lab.runs import record_runs
+    from prle.lab.administration import record_runs
 
     outputs = kwargs.get("outputs")
     options = dict(preset=preset, data=kwargs.get("data"), mask=mask, seed=seed, set=set)
     given = {name: value for name, value in options.items() if value is not None}
     config = _run_config(what, outputs, given)
-    ways = dict(say=_say, processes=processes, track=track)
+    ways = dict(processes=processes, track=track)
     lab = Lab(config.preset, config.data or None, outputs, **ways)
     dry = lab.dry()
     planned = dry.train(config)
@@ -497,15 +501,15 @@ def train(
     print(evaluation(read_scores(run)).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-46
+# %% ../nbs/08_cli.ipynb #08-cli-45
 def _find_detector(name: str, outputs: str | None) -> Path:
     "Find the folder of a detector's run."
     from prle.core import outputs_dir
-    from prle.lab.runs import find_run
+    from prle.lab.administration import find_run
 
     return find_run(Path(outputs or outputs_dir()) / "runs", name, "detectors")
 
-# %% ../nbs/08_cli.ipynb #08-cli-47
+# %% ../nbs/08_cli.ipynb #08-cli-46
 def open_detector(
     name: str,  # of the run, as `prle runs` prints it, or its folder
     *,
@@ -517,9 +521,9 @@ def open_detector(
     "Return the lab that a detector's run belongs to, and the run."
     from prle.lab.apply import reopen
 
-    return reopen(_find_detector(name, outputs), data, outputs=outputs, say=_say)
+    return reopen(_find_detector(name, outputs), data, outputs=outputs)
 
-# %% ../nbs/08_cli.ipynb #08-cli-48
+# %% ../nbs/08_cli.ipynb #08-cli-47
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -533,7 +537,7 @@ def localize(
     print(lab.attention(run, split, subset).path / "maps.npy")
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-49
+# %% ../nbs/08_cli.ipynb #08-cli-48
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -553,7 +557,7 @@ def evaluate(
     print(evaluation(scores).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-50
+# %% ../nbs/08_cli.ipynb #08-cli-49
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -576,7 +580,7 @@ def predict(
     print(table.to_string(index=False, float_format="%.3f"))
     return int(table.p_fake.isna().any())
 
-# %% ../nbs/08_cli.ipynb #08-cli-52
+# %% ../nbs/08_cli.ipynb #08-cli-51
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -593,7 +597,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/08_cli.ipynb #08-cli-53
+# %% ../nbs/08_cli.ipynb #08-cli-52
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -607,7 +611,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/08_cli.ipynb #08-cli-54
+# %% ../nbs/08_cli.ipynb #08-cli-53
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -616,12 +620,20 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/08_cli.ipynb #08-cli-59
+# %% ../nbs/08_cli.ipynb #08-cli-58
+def _open_log():
+    "Print messages to stderr, apart from the result."
+    from prle.core import show_messages
+
+    show_messages(stream="stderr")
+
+
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument
     "Run the command `prle`."
     args = vars(parser().parse_args(argv))
+    _open_log()
     run = args.pop("run")
     given = {name: args[name] for name in inspect.signature(run).parameters}
     try:
@@ -630,7 +642,7 @@ def main(
         print(f"prle: {e}", file=sys.stderr)
         return 2
     except RuntimeError as e:
-        from prle.lab.runs import RunFailed
+        from prle.lab.store import RunFailed
 
         if not isinstance(e, RunFailed):
             raise

@@ -1,5 +1,6 @@
 """Fixtures that several test files share: a tiny data set on disk and a tiny detector."""
 
+import logging
 import os
 
 os.environ["PRLE_QUIET"] = "1"
@@ -78,6 +79,26 @@ def write_toy(folder, size=(24, 32), people=6, photos=2, bright=60):
 def seeded():
     "Draw the same in every run; torch seeds itself from the machine's entropy."
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def quiet_log(monkeypatch):
+    "Messages are not printed, unless a command asks for that; the test after it starts anew."
+    log = logging.getLogger("prle")
+    monkeypatch.setattr(log, "handlers", [])
+    level = log.level
+    yield
+    log.setLevel(level)
+
+
+@pytest.fixture
+def lines(quiet_log, monkeypatch):
+    "The messages of the test, of any level, as a list that grows."
+    said, collector, log = [], logging.Handler(), logging.getLogger("prle")
+    monkeypatch.setattr(collector, "emit", lambda record: said.append(record.getMessage()))
+    monkeypatch.setattr(log, "handlers", [collector])
+    log.setLevel(logging.DEBUG)
+    return said
 
 
 @pytest.fixture

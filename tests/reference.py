@@ -21,7 +21,7 @@ from PIL import Image
 from prle.core import file_digest
 from prle.data.manifest import SPLITS
 from prle.lab.experiments import Lab
-from prle.lab.runs import code_modules
+from prle.lab.integrity import code_modules
 from prle.paper.exhibits import Exhibit, FigurePart, Gap, TablePart
 from prle.paper.reproduce import find_exhibit, list_notebooks
 
@@ -43,7 +43,7 @@ class StandIn(Lab):
     def __init__(self, data: dict, outputs: Path):
         "Take the manipulations, the hashes and the preset from `data` of a record."
         self.kept = data
-        super().__init__(data["preset"], outputs=outputs, say=lambda line: None)
+        super().__init__(data["preset"], outputs=outputs)
 
     @property
     def fingerprint(self) -> str:

@@ -25,7 +25,7 @@ from prle.paper.exhibits import Exhibit
 from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
 from prle.data.faces import orl_folder, read_image
 from prle.metrics import auc
-from prle.lab.runs import list_runs, recorded_runs
+from prle.lab.administration import list_runs, recorded_runs
 from prle.trainer import to_input
 from prle.trust import read_sealed, write_sealed
 from test_experiments import TINY, quiet_lab, write_square

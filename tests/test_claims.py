@@ -38,7 +38,7 @@ from prle.paper.comparisons import Arm, gaps, mean_interval
 from prle.paper.exhibits import read_cell
 from prle.lab.experiments import Lab
 from prle.paper.numbers import BACKBONES, SUBSETS, TARGET_SETS, paper_cells
-from prle.lab.runs import RunFailed
+from prle.lab.store import RunFailed
 from prle.study.images import read_study
 from studies import simulate, study
 
@@ -82,7 +82,7 @@ def test_means_over_faces():
 @pytest.fixture
 def faces(tmp_path):
     "A lab with four test fakes of DF whose manipulated pixels are the left half."
-    lab = Lab("mini", outputs=tmp_path, say=lambda line: None)
+    lab = Lab("mini", outputs=tmp_path)
     mask = np.zeros((16, 16), np.uint8)
     mask[:, :8] = 255
     cv2.imwrite(str(tmp_path / "m.png"), mask)

@@ -42,7 +42,7 @@ from prle.paper.exhibits import Gap, exhibits, read_cell
 from prle.lab.experiments import Lab
 from prle.paper.figures import Figure5, Figure6, add_figure6
 from prle.paper.numbers import BACKBONES, SUBSETS, TARGET_SETS, paper_table
-from prle.lab.runs import RunFailed
+from prle.lab.store import RunFailed
 from prle.paper.tables import (
     Table2,
     Table3,
@@ -65,7 +65,7 @@ def read(lab, cells):
 @pytest.fixture
 def lab(tmp_path):
     "A lab that never looks at data."
-    lab = Lab("mini", outputs=tmp_path, say=lambda line: None)
+    lab = Lab("mini", outputs=tmp_path)
     lab.manifest = pd.DataFrame(dict(subset=["real", *SUBSETS]))
     return lab
 

@@ -1,6 +1,7 @@
 """prle.lab.engines: one graph, two engines, the same runs; failures cost what needs them, deaths cost an epoch."""
 
 import errno
+import logging
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -22,7 +24,9 @@ import prle.lab.engines
 from prle.core import digest, rng, write_json
 from prle.lab.engines import Outcome, cluster, do_task, execute, in_process
 from prle.lab.configs import IDENTITY, PRESETS, Zoo
-from prle.lab.runs import RunFailed, RunStore, list_runs, planned
+from prle.lab.administration import list_runs
+from prle.lab.planning import DryStore, planned
+from prle.lab.store import RunFailed, RunStore
 from prle.trust import read_json
 from test_experiments import TINY, quiet_lab, write_square
 
@@ -73,13 +77,13 @@ def graph(root, store, seconds=0.0, faults=()):
 
 def asked(root, **options):
     "A dry store that was asked for the graph."
-    dry = RunStore(root / "runs", dry=True)
+    dry = DryStore(root / "runs")
     graph(root, dry, **options)
     return dry
 
 
 def quiet(root, **options):
-    return RunStore(root / "runs", lambda line: None, heartbeat=0.1, missed=10, **options)
+    return RunStore(root / "runs", heartbeat=0.1, missed=10, **options)
 
 
 def done(root):
@@ -107,9 +111,8 @@ def here():
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_every_run_is_made_once_and_reused(engine, here, tmp_path):
-    lines = []
-    store = RunStore(tmp_path / "runs", lines.append)
+def test_every_run_is_made_once_and_reused(engine, here, tmp_path, lines):
+    store = RunStore(tmp_path / "runs")
     assert execute(store, asked(tmp_path), engine) == {} and done(tmp_path) == ALL
     assert set(Counter(name for name, epoch, *_ in notes(tmp_path) if epoch == "0").values()) == {1}
     assert store.summary() == "8 runs: 0 reused, 8 made."
@@ -124,11 +127,10 @@ def test_every_run_is_made_once_and_reused(engine, here, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_a_fault_costs_what_needs_it_and_nothing_else(engine, here, tmp_path):
+def test_a_fault_costs_what_needs_it_and_nothing_else(engine, here, tmp_path, lines):
     diverged, stumbled = "the loss became nan in epoch 2", "ValueError: no such face"
     faults = dict(b=FloatingPointError(diverged), c=ValueError("no such face"))
-    lines = []
-    store = RunStore(tmp_path / "runs", lines.append)
+    store = RunStore(tmp_path / "runs")
     found = execute(store, asked(tmp_path, faults=faults), engine)
     b = next(name for name in found if name.startswith("detectors/b"))
     why = {name.rsplit("-", 1)[0]: fault for name, fault in found.items()}
@@ -159,7 +161,7 @@ def test_a_run_that_kills_its_worker_is_given_up(here, tmp_path):
         note(tmp_path, "dies")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    dry = RunStore(tmp_path / "runs", dry=True)
+    dry = DryStore(tmp_path / "runs")
     bad = dry.get("detectors", "bad", dict(n=1), die)
     good = dry.get("detectors", "good", dict(n=2), train(tmp_path, "good"))
     dry.get("maps", "bad", dict(detector=bad.key), train(tmp_path, "map"))
@@ -178,7 +180,7 @@ def test_a_training_that_gets_on_may_lose_more_workers(here, tmp_path):
         (folder / f"checkpoint-cpu/epoch-{epoch + 1}").mkdir(parents=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    dry = RunStore(tmp_path / "runs", dry=True)
+    dry = DryStore(tmp_path / "runs")
     run = dry.get("detectors", "mortal", dict(n=1), mortal, resume=True)
     assert execute(quiet(tmp_path), dry, "ray") == {} and run.path.exists()
     assert notes(tmp_path) == [["mortal", str(epoch)] for epoch in range(5)]
@@ -214,6 +216,22 @@ def test_inputs_that_failed_are_named_by_their_first_cause(tmp_path):
     for outcome in (Outcome("x/a", "boom"), Outcome("x/b", first)):
         assert do_task(quiet(tmp_path), dry.tasks[-1], [outcome]).fault == first
     assert [o.name for o in in_process(quiet(tmp_path), dry.tasks)] == [t.name for t in dry.tasks]
+
+
+def test_what_a_worker_says_is_said_here(tmp_path, monkeypatch, lines):
+    "With its level; the worker itself prints nothing."
+    worker = SimpleNamespace(get_current_task_attempt_number=lambda: 0)
+    context = SimpleNamespace(worker=SimpleNamespace(core_worker=worker))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    dry = asked(tmp_path)
+    for reused in (False, True):
+        outcome = prle.lab.engines._do_there(tmp_path / "runs", 0.1, 10, None, dry.tasks[0])
+        assert outcome.reused == reused and lines == []
+        prle.lab.engines._say(outcome)
+        [[level, text]], [line] = outcome.said, lines
+        assert line == text and text.startswith("HIT " if reused else "MISS ")
+        assert level == (logging.DEBUG if reused else logging.INFO)
+        lines.clear()
 
 
 def test_without_ray_the_extra_is_named(monkeypatch, tmp_path):
@@ -371,7 +389,7 @@ def test_runs_with_a_detector_get_their_share_of_a_gpu(gpu, tmp_path):
         note(tmp_path, kind, given.get("GPU", 0))
 
     for share in (1.0, 0.5):
-        dry = RunStore(tmp_path / "runs", dry=True)
+        dry = DryStore(tmp_path / "runs")
         kinds = ("detectors", "maps", "fusions")
         runs = [dry.get(kind, kind, dict(share=share), make) for kind in kinds]
         assert execute(quiet(tmp_path, device="meta"), dry, "ray", share) == {}

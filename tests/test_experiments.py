@@ -14,7 +14,7 @@ from prle.trust import read_json
 from prle.lab.configs import FURTHER, PRESETS, Backbone, FusionConfig, Preset, RunConfig, Zoo
 from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
 from prle.lab.labdata import data_fingerprint, data_sets
-from prle.lab.runs import RunFailed
+from prle.lab.store import RunFailed
 from prle.trainer import predict
 from prle.data.crops import read_rgb
 from prle.data.datasets import FaceDataset
@@ -36,7 +36,7 @@ TINY = Preset(
 
 
 def quiet_lab(data, outputs):
-    return Lab("tiny", data=data, outputs=outputs, say=lambda line: None)
+    return Lab("tiny", data=data, outputs=outputs)
 
 
 @pytest.fixture
@@ -385,10 +385,9 @@ def test_target_sets_of_real_data(real, lab, tmp_path):
         data_sets(tmp_path / "nowhere")
 
 
-def test_target_sets_that_are_absent_are_named(real, tmp_path):
-    said = []
-    Lab("tiny", data=tmp_path / "root", outputs=tmp_path / "out", say=said.append)
-    [line] = said
+def test_target_sets_that_are_absent_are_named(real, tmp_path, lines):
+    Lab("tiny", data=tmp_path / "root", outputs=tmp_path / "out")
+    [line] = lines
     assert line.endswith("has no manifest of DFDC, DF-1.0: tables and figures go without.")
 
 
@@ -403,7 +402,7 @@ def test_a_path_may_be_written_in_any_way(lab, monkeypatch):
 
     def meant(data):
         "What a lab and a configuration understand."
-        of_lab = Lab("tiny", data, lab.outputs, say=pytest.fail).data
+        of_lab = Lab("tiny", data, lab.outputs).data
         return {of_lab, RunConfig("xception", "A", "tiny", data).data}
 
     assert lab.data == f"{here}/square/manifest.parquet"
@@ -430,7 +429,7 @@ def test_the_benchmark_is_built_by_one_process_at_a_time(tmp_path, monkeypatch):
         "prle.lab.labdata.build_targets",
         lambda manifest: {"mini-DF1": build("targets", manifest.parent)},
     )
-    monkeypatch.setattr("prle.lab.runs.time.sleep", lambda seconds: wait(0.01))
+    monkeypatch.setattr("prle.lab.claims.time.sleep", lambda seconds: wait(0.01))
     threads = [
         threading.Thread(target=lambda: Lab("smoke", outputs=tmp_path).target_sets)
         for _ in range(3)
@@ -564,9 +563,8 @@ def test_provenance_names_machine_code_data_and_times(lab):
 
 
 def test_provenance_is_of_the_device_that_was_asked_for(lab, monkeypatch):
-    monkeypatch.setattr("prle.lab.runs.provenance", lambda device: dict(device=device))
-    here = Lab("tiny", lab.data, lab.outputs, "cpu", say=pytest.fail)
-    here.store.say = str
+    monkeypatch.setattr("prle.lab.store.provenance", lambda device: dict(device=device))
+    here = Lab("tiny", lab.data, lab.outputs, "cpu")
     assert read_json(here.detector("Small", "A").path / "provenance.json")["device"] == "cpu"
 
 

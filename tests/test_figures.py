@@ -59,7 +59,7 @@ def faces(*key, subsets=("DF",), people=12):
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
     "A lab that never looks at data: a run is the arguments that it was asked with, and its scores follow from them."
-    lab = Lab("mini", outputs=tmp_path, say=lambda line: None)
+    lab = Lab("mini", outputs=tmp_path)
     lab.manifest, lab._sets = (
         pd.DataFrame(dict(subset=["real", *SUBSETS])),
         (None, dict.fromkeys(TARGETS, tmp_path)),

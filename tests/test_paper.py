@@ -35,7 +35,7 @@ from prle.paper.numbers import (
 @pytest.fixture
 def lab(tmp_path):
     "A lab that never looks at data."
-    lab = Lab("smoke", outputs=tmp_path, say=lambda line: None)
+    lab = Lab("smoke", outputs=tmp_path)
     lab.fingerprint = "0" * 16
     return lab
 

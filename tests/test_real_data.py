@@ -102,9 +102,9 @@ def real_data(tmp_path, monkeypatch, request):
 
 
 @pytest.mark.slow
-def test_real_data_in_official_layouts_with_full_size_networks(real_data, tmp_path, capsys):
+def test_real_data_in_official_layouts_with_full_size_networks(real_data, tmp_path, lines):
     "Table VI's first row, from crops of videos to a target set, with what it will cost said first."
-    lab = Lab("paper", real_data, tmp_path / "outputs", say=lambda line: None)
+    lab = Lab("paper", real_data, tmp_path / "outputs")
     assert (
         lab.targets == ["DFDC", "DF-1.0", "Celeb-DF"]
         and lab.subsets == ["DF"]
@@ -124,10 +124,9 @@ def test_real_data_in_official_layouts_with_full_size_networks(real_data, tmp_pa
         and rows.value.between(0, 100).all()
         and (rows.note == "").all()
     )
-    said = []
-    lab.store.say = said.append
+    lines.clear()
     asked = plan(lab, list(exhibits())).store.names()
-    assert [line.split()[1] for line in said] == [
+    assert [line.split()[1] for line in lines] == [
         "figure1_attention",
         "figure4_exploitation",
         "figure5_single_training",
@@ -152,7 +151,7 @@ def run_here(source, out, **parameters):
 
 @pytest.mark.parametrize("real_data", [64], indirect=True)
 def test_the_preset_paper_on_official_layouts_through_its_notebooks(
-    real_data, tmp_path, monkeypatch, capsys
+    real_data, tmp_path, monkeypatch, capsys, lines
 ):
     "With small faces and narrow networks; of FF++ only DF is there."
     full = configs.PRESETS["paper"]
@@ -165,28 +164,15 @@ def test_the_preset_paper_on_official_layouts_through_its_notebooks(
         ),
     )
     monkeypatch.setattr(module, "run_notebook", run_here)
-    lines, wanted = (
-        [],
-        [
-            "table3",
-            "table6",
-            "table7",
-            "table8",
-            "claims",
-            "localization",
-            "figure3",
-            "figure5",
-            "figure9",
-        ],
-    )
-    results = reproduce(
-        wanted, "paper", data=str(real_data), outputs=str(tmp_path / "outputs"), say=lines.append
-    )
+    wanted = ["table3", "table6", "table7", "table8", "claims", "localization"]
+    wanted += ["figure3", "figure5", "figure9"]
+    outputs = str(tmp_path / "outputs")
+    results = reproduce(wanted, "paper", data=str(real_data), outputs=outputs)
     missing = results.pop("figure5_single_training")
     assert missing.startswith("FAILED") and "FS" in missing and set(results.values()) == {"done"}, (
         results
     )
-    said, tables = "\n".join(map(str, lines)), tmp_path / "outputs/paper/tables"
+    said, tables = "\n".join(lines), tmp_path / "outputs/paper/tables"
     assert (
         "hours of one RTX 3090" in said
         and "NOTE figure5_single_training cannot be made of this data" in said

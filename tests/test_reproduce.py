@@ -77,7 +77,7 @@ FIGURES = {*(f"figure{n}" for n in range(1, 11)), "table3_change", "userstudy_se
 
 
 def quiet(outputs):
-    return Lab("smoke", outputs=outputs, say=lambda line: None)
+    return Lab("smoke", outputs=outputs)
 
 
 @pytest.fixture(scope="session")
@@ -138,19 +138,19 @@ def state(folder, *suffixes):
     return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
 
 
-def test_the_second_time_all_is_reused_and_the_tables_are_the_same_bytes(smoke, monkeypatch):
+def test_the_second_time_all_is_reused_and_the_tables_are_the_same_bytes(smoke, monkeypatch, lines):
     monkeypatch.setattr(module, "run_notebook", run_here)
-    outputs, again = smoke[0], []
+    outputs = smoke[0]
 
     def texts():
         written = state(outputs / "smoke/tables", ".csv", ".md", ".tex")
         return {path: content for path, (_, content) in written.items()}
 
     runs, tables = state(outputs / "runs", ".json", ".parquet"), texts()
-    results = reproduce(["table8", "figure8"], "smoke", outputs=outputs, say=again.append)
+    results = reproduce(["table8", "figure8"], "smoke", outputs=outputs)
     assert set(results.values()) == {"done"}
-    assert not any(line.startswith("MISS") for line in again)
-    assert any(" 0 made." in line for line in again)
+    assert not any(line.startswith("MISS") for line in lines)
+    assert any(" 0 made." in line for line in lines)
     assert state(outputs / "runs", ".json", ".parquet") == runs and texts() == tables
 
 
@@ -340,7 +340,7 @@ def report_of(lab, words):
 
 
 def test_markup_in_names_notes_and_captions_is_text_in_the_report(tmp_path):
-    lab, plain = (Lab("smoke", outputs=tmp_path / name, say=lambda line: None) for name in "ab")
+    lab, plain = (Lab("smoke", outputs=tmp_path / name) for name in "ab")
     for one in (lab, plain):
         one.fingerprint = "0" * 16
     text = report_of(lab, HOSTILE)
@@ -361,7 +361,7 @@ def test_markup_in_names_notes_and_captions_is_text_in_the_report(tmp_path):
 
 def test_a_table_rewritten_by_hand_brings_no_script_into_the_report(tmp_path):
     lab, frame = (
-        Lab("smoke", outputs=tmp_path, say=lambda line: None),
+        Lab("smoke", outputs=tmp_path),
         pd.DataFrame(dict(auc=["64.0"])),
     )
     lab.fingerprint = "0" * 16
@@ -381,7 +381,7 @@ def test_a_table_rewritten_by_hand_brings_no_script_into_the_report(tmp_path):
 
 
 def test_files_with_odd_names_are_linked_in_the_report(tmp_path):
-    lab = Lab("smoke", outputs=tmp_path, say=lambda line: None)
+    lab = Lab("smoke", outputs=tmp_path)
     lab.fingerprint = "0" * 16
     name, frame = 'a"b<i>#1 100%?', pd.DataFrame(dict(auc=["64.0"]))
     write_table(lab, name, frame, frame, "A caption.", notebook="table4_masks")
@@ -434,7 +434,7 @@ def test_the_report_in_a_browser(smoke, tmp_path):
     assert "CONSOLE" not in done.stderr, done.stderr
 
 
-def test_a_cell_changed_by_hand_stands_in_the_report(smoke, monkeypatch):
+def test_a_cell_changed_by_hand_stands_in_the_report(smoke, monkeypatch, lines):
     monkeypatch.setattr(module, "run_notebook", lambda *a, **k: None)
     outputs, lab = smoke[0], quiet(smoke[0])
     path = outputs / "smoke/tables/table6.csv"
@@ -442,8 +442,7 @@ def test_a_cell_changed_by_hand_stands_in_the_report(smoke, monkeypatch):
     try:
         path.write_bytes(before.replace(b"AUC", b"AUc", 1))
         assert "tables/table6.csv: changed since it was written" in write_report(lab).read_text()
-        lines = []
-        reproduce(["figure7"], "smoke", outputs=outputs, say=lines.append)
+        reproduce(["figure7"], "smoke", outputs=outputs)
         assert any(line.startswith("CHANGED tables/table6.csv") for line in lines)
     finally:
         path.write_bytes(before)
@@ -451,7 +450,7 @@ def test_a_cell_changed_by_hand_stands_in_the_report(smoke, monkeypatch):
 
 
 def test_a_table_of_other_data_is_marked_and_links_to_no_notebook_that_is_not_there(toy, tmp_path):
-    lab = Lab("smoke", write_square(toy, tmp_path / "square"), tmp_path, say=lambda line: None)
+    lab = Lab("smoke", write_square(toy, tmp_path / "square"), tmp_path)
     frame = pd.DataFrame(dict(auc=["64.0"]))
     write_table(lab, "table4", frame, frame, "A caption.", notebook="table4_masks")
     page = write_report(lab).read_text()
@@ -683,7 +682,7 @@ def table0(tmp_path, monkeypatch):
     return find_exhibit("table0_verdicts")
 
 
-def test_a_table_is_added_by_one_notebook_and_one_declaration(smoke, table0, tmp_path):
+def test_a_table_is_added_by_one_notebook_and_one_declaration(smoke, table0, tmp_path, lines):
     "Planned, computed, shown, written, told by --help, and in the report, by nothing else."
     lab, outputs = quiet(smoke[0]), tmp_path / "out"
     shutil.copytree(smoke[0] / "data", outputs / "data")
@@ -696,10 +695,7 @@ def test_a_table_is_added_by_one_notebook_and_one_declaration(smoke, table0, tmp
         "detectors/VGG-DF-none-s0",
         "detectors/VGG-DF-none-s1",
     ] and announce(lab, table0, seeds=1) == "All 1 runs are there."
-    lines = []
-    assert reproduce(["table0"], "smoke", outputs=outputs, say=lines.append) == {
-        "table0_verdicts": "done"
-    }, lines
+    assert reproduce(["table0"], "smoke", outputs=outputs) == {"table0_verdicts": "done"}, lines
     assert "1 of 1 runs are to be made: 1 of them like none before." in lines
     rows = pd.read_csv(outputs / "smoke/tables/table0.csv")
     assert rows.fakes.tolist() == [(read_scores(lab.detector("VGG", "DF")).p_fake > 0.5).sum()]
@@ -774,22 +770,55 @@ def test_a_failed_notebook_is_kept_aside_and_the_source_untouched(notebook, tmp_
     )
 
 
-def test_one_failure_does_not_stop_the_others(smoke, monkeypatch, capsys):
+def test_one_failure_does_not_stop_the_others(smoke, monkeypatch, lines):
     def broken(source, out, **parameters):
         if "table1" in source.name:
             raise RuntimeError("first line\nthe <reason>")
 
     monkeypatch.setattr(module, "run_notebook", broken)
-    results = reproduce(["table1", "figure7"], "smoke", outputs=smoke[0], say=print)
+    results = reproduce(["table1", "figure7"], "smoke", outputs=smoke[0])
     assert results["figure7_alpha"] == "done" and results["table1_attended_share"].startswith(
         "FAILED: the <reason>"
     )
     assert (
-        "1 of 2 notebooks done" in capsys.readouterr().out
+        "1 of 2 notebooks done" in lines[-1]
         and "the &lt;reason&gt;" in (smoke[0] / "report.html").read_text()
     )
     monkeypatch.setattr(module, "reproduce", lambda *a, **k: results)
     assert cli.main(["reproduce"]) == 1
+
+
+def test_a_kind_is_made_again_on_purpose(toy, tmp_path, monkeypatch, lines):
+    "The fusion behind a detector's masks, and not the detector that rests on it."
+
+    def wanted(lab):
+        return lab.detector("VGG", "A", mask="primary", zoo=("VGG",))
+
+    def cells(lab, seed, subset):
+        return {"one": [Wanted(wanted, str)]}
+
+    def missed():
+        return [line.split() for line in lines if line.startswith("MISS")]
+
+    monkeypatch.setattr(module, "run_notebook", lambda *a, **k: None)
+    monkeypatch.setattr(PAPER["figure4_exploitation"], "cells", cells, raising=False)
+    data = str(write_square(toy, tmp_path / "square"))
+    told = dict(preset="smoke", data=data, outputs=str(tmp_path))
+    done = {"figure4_exploitation": "done"}
+    assert reproduce(["figure4"], **told) == done
+    assert [kind for _, kind, *_ in missed()] == ["detectors", "maps", "fusions", "detectors"]
+    lines.clear()
+    assert reproduce(["figure4"], **told, remade=["fusions"]) == done
+    assert [kind for _, kind, *_ in missed()] == ["fusions"]
+    assert any("asked for; the earlier result is set aside as" in line for line in lines)
+    [run] = (p for p in (tmp_path / "runs/fusions").iterdir() if "." not in p.name)
+    assert [why["cause"] for why in read_json(run / "provenance.json")["why"]] == ["asked for"]
+    lines.clear()
+    assert reproduce(["figure4"], **told) == done and missed() == []
+    words = [part for name, value in told.items() for part in (f"--{name}", value)]
+    assert cli.main(["reproduce", "figure4", *words, "--remake", "fusion"]) == 2
+    assert cli.main(["reproduce", "figure4", *words, "--remake", "maps"]) == 0
+    assert cli.main(["runs", run.name, "--outputs", str(tmp_path)]) == 0
 
 
 def test_what_could_not_be_made_is_not_trained_in_a_notebook(toy, tmp_path, monkeypatch):
@@ -809,7 +838,7 @@ def test_what_could_not_be_made_is_not_trained_in_a_notebook(toy, tmp_path, monk
         raising=False,
     )
     ran, data = [], write_square(toy, tmp_path / "square")
-    told = dict(preset="smoke", data=str(data), outputs=str(tmp_path), say=lambda line: None)
+    told = dict(preset="smoke", data=str(data), outputs=str(tmp_path))
     results = reproduce(["figure4", "figure7"], **told)
     assert ran == ["figure7_alpha"] and results["figure7_alpha"] == "done"
     assert re.fullmatch(

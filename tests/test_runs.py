@@ -1,6 +1,9 @@
-"""prle.lab.runs: one maker a run, whoever asks and whoever dies; corrupt results, full and closed disks; plans, lists, pruning."""
+"""Runs: one maker each, whoever asks and whoever dies; corrupt results, full and closed disks; plans, lists, pruning.
+
+Of prle.lab: claims, integrity, store, planning, administration."""
 
 import errno
+import logging
 import os
 import pickle
 import re
@@ -9,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,33 +20,30 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from prle.lab import runs
-from prle.core import digest, write_json
-from prle.lab.runs import (
-    Claim,
-    Run,
-    RunFailed,
-    RunStore,
-    check_run,
-    claimed,
+from prle.core import collected_messages, digest, show_messages, write_json
+from prle.core import log as messages
+from prle.lab import administration, claims, integrity
+from prle.lab import store as stores
+from prle.lab.administration import (
+    COLUMNS,
     damaged_runs,
-    estimate,
-    forget_failure,
     list_runs,
     needs,
-    plan_text,
-    planned,
     prune,
     reachable,
     recorded_runs,
-    run_file,
+    run_text,
     runs_text,
     spared,
-    task_inputs,
 )
+from prle.lab.claims import UNKNOWN, Claim, claimed, this_process
+from prle.lab.integrity import check_run, code_modules, run_file
+from prle.lab.planning import DryStore, estimate, plan_text, planned, remake, task_inputs
+from prle.lab.store import PastRun, Run, RunFailed, RunStore, forget_failure
 from prle.trust import (
     Damaged,
     made_folder,
+    read_digests,
     read_json,
     read_sealed,
     read_whole,
@@ -53,13 +54,16 @@ from prle.trust import (
 QUICK = dict(heartbeat=0.1, missed=10)
 KEY = digest(["kind", {}])  # of an empty configuration
 CHILD = """
-import sys, time
+import logging, sys, time
 from pathlib import Path
-from prle.lab import runs
-runs.provenance = dict
+from prle.lab import claims, store as stores
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+logging.getLogger("prle").handlers.clear()
+logging.getLogger("prle").setLevel(logging.DEBUG)
+stores.provenance = dict
 root, machine = Path(sys.argv[1]), sys.argv[2]
-if machine: runs._machine = lambda: machine
-store = runs.RunStore(root / "runs", lambda line: print(line, flush=True), heartbeat=0.1, missed=10)
+if machine: claims._machine = lambda: machine
+store = stores.RunStore(root / "runs", heartbeat=0.1, missed=10)
 def log(text):
     with open(root / "log", "a") as f: f.write(text + "\\n")
 def until(name):
@@ -70,7 +74,7 @@ def until(name):
 @pytest.fixture(autouse=True)
 def no_torch(monkeypatch):
     "The machine's description takes longer than the tests."
-    monkeypatch.setattr(runs, "provenance", dict)
+    monkeypatch.setattr(stores, "provenance", dict)
 
 
 @pytest.fixture
@@ -98,8 +102,19 @@ def make_answer(folder):
     (folder / "x").write_text("42")
 
 
-def silent(root, **kwargs):
-    return RunStore(root, lambda line: None, **{**QUICK, **kwargs})
+def quick(root, **kwargs):
+    return RunStore(root, **{**QUICK, **kwargs})
+
+
+def telling(root, lines):
+    "A store; `lines` holds what is said from now on."
+    lines.clear()
+    return quick(root)
+
+
+def elsewhere(**changes):
+    "The owner of a claim on another machine, as JSON."
+    return asdict(this_process()) | dict(machine="elsewhere") | changes
 
 
 def wait_for(condition):
@@ -114,24 +129,23 @@ def log(root):
 
 
 def beside(run_path):
-    return sorted(
-        p.name.removeprefix(f".{run_path.name}.")
-        for p in run_path.parent.iterdir()
-        if p.name.startswith(".")
-    )
+    "List what lies beside a run, without its name: lock, partial-1, failed.json."
+    hidden = [p.name for p in run_path.parent.iterdir() if p.name.startswith(".")]
+    return sorted(name.removeprefix(f".{run_path.name}.") for name in hidden)
 
 
 def test_processes_that_race_make_a_run_once(tmp_path, processes):
-    body = "\ndef make(folder): log('made'); time.sleep(0.3); (folder / 'x').write_text('1')\nlog('ready'); until('go'); print(store.get('kind', 'a', {}, make).reused)"
+    body = """
+def make(folder): log("made"); time.sleep(0.3); (folder / "x").write_text("1")
+log("ready"); until("go"); print(store.get("kind", "a", {}, make).reused)
+"""
     ps = [processes(body) for _ in range(3)]
     wait_for(lambda: log(tmp_path).count("ready") == 3)
     (tmp_path / "go").touch()
     said = [p.communicate(timeout=30)[0] for p in ps]
     assert log(tmp_path).count("made") == 1
-    assert (
-        sum("MISS" in s for s in said) == 1
-        and sum("HIT " in s and s.endswith("True\n") for s in said) == 2
-    )
+    assert sum("MISS" in s for s in said) == 1
+    assert sum("HIT " in s and s.endswith("True\n") for s in said) == 2
     (path,) = (p for p in (tmp_path / "runs/kind").iterdir())
     assert path.name == f"a-{KEY}", "no lock and no working folder is left"
 
@@ -146,32 +160,26 @@ store.get("kind", "a", {}, make, resume=True); log("done")
 
 def resumed(folder):
     "Only fills a folder that the killed worker has begun."
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "checkpoint",
-        "config.json",
-        "provenance.json",
-    ], "what was being written is not believed"
+    there = sorted(p.name for p in folder.iterdir())
+    assert there == ["checkpoint", "config.json", "provenance.json"], (
+        "what was being written is not believed"
+    )
     (folder / "x").write_text((folder / "checkpoint").read_text())
 
 
-def test_a_killed_worker_is_succeeded_at_once_and_its_folder_continued(tmp_path, processes):
-    worker, lines = processes(HALF_WAY), []
+def test_a_killed_worker_is_succeeded_at_once_and_its_folder_continued(tmp_path, processes, lines):
+    worker = processes(HALF_WAY)
     wait_for(lambda: "waits" in log(tmp_path))
     worker.send_signal(signal.SIGKILL)  # and is not reaped: a zombie counts as dead
     start = time.monotonic()
     time.sleep(0.05)
-    run = RunStore(tmp_path / "runs", lines.append, heartbeat=1000).get(
-        "kind", "a", {}, resumed, resume=True
-    )
+    run = quick(tmp_path / "runs", heartbeat=1000).get("kind", "a", {}, resumed, resume=True)
     assert time.monotonic() - start < 5 and not run.reused
-    assert (run.path / "x").read_text() == "epoch 3" and read_json(run.path / "provenance.json")[
-        "resumed"
-    ]
-    assert (
-        f"taken over from pid {worker.pid} on" in lines[0]
-        and lines[0].endswith("goes on from what is left")
-        and beside(run.path) == []
-    )
+    assert (run.path / "x").read_text() == "epoch 3"
+    assert read_json(run.path / "provenance.json")["resumed"]
+    assert f"taken over from pid {worker.pid} on" in lines[0]
+    assert lines[0].endswith("goes on from what is left")
+    assert beside(run.path) == []
 
 
 def test_what_cannot_resume_starts_in_an_empty_folder(tmp_path, processes):
@@ -180,29 +188,28 @@ def test_what_cannot_resume_starts_in_an_empty_folder(tmp_path, processes):
     worker.kill()
     worker.wait()
     seen = []
-    run = silent(tmp_path / "runs").get(
+    run = quick(tmp_path / "runs").get(
         "kind", "a", {}, lambda folder: seen.extend(p.name for p in folder.iterdir())
     )
-    assert (
-        sorted(seen) == ["config.json", "provenance.json"]
-        and not (run.path / "checkpoint").exists()
-        and not read_json(run.path / "provenance.json")["resumed"]
-    )
+    assert sorted(seen) == ["config.json", "provenance.json"]
+    assert not (run.path / "checkpoint").exists()
+    assert not read_json(run.path / "provenance.json")["resumed"]
 
 
 def test_of_several_waiters_one_takes_over(tmp_path, processes):
     worker = processes(HALF_WAY)
     wait_for(lambda: "waits" in log(tmp_path))
-    body = "\ndef make(folder): log('again'); time.sleep(0.3)\nprint(store.get('kind', 'a', {}, make, resume=True).reused)"
+    body = """
+def make(folder): log("again"); time.sleep(0.3)
+print(store.get("kind", "a", {}, make, resume=True).reused)
+"""
     waiters = [processes(body) for _ in range(2)]
     assert all(f"WAIT kind a-{KEY}: pid {worker.pid} on" in w.stdout.readline() for w in waiters)
     worker.kill()
     worker.wait()
     said = [w.communicate(timeout=30)[0] for w in waiters]
-    assert log(tmp_path).count("again") == 1 and sorted(s.split()[-1] for s in said) == [
-        "False",
-        "True",
-    ]
+    assert log(tmp_path).count("again") == 1
+    assert sorted(s.split()[-1] for s in said) == ["False", "True"]
 
 
 def test_a_living_worker_is_not_robbed_however_slow(tmp_path, processes):
@@ -214,88 +221,84 @@ def test_a_living_worker_is_not_robbed_however_slow(tmp_path, processes):
     time.sleep(1.3)  # more than a worker on another machine is given
     worker.send_signal(signal.SIGCONT)
     (tmp_path / "go").touch()
-    assert waiter.communicate(timeout=30)[0].endswith("True\n") and log(tmp_path) == [
-        "began",
-        "waits",
-        "done",
-    ]
+    assert waiter.communicate(timeout=30)[0].endswith("True\n")
+    assert log(tmp_path) == ["began", "waits", "done"]
 
 
-def test_another_machine_is_judged_by_its_heartbeat(tmp_path, processes):
+def test_another_machine_is_judged_by_its_heartbeat(tmp_path, processes, lines):
     "A foreign worker that beats is left alone; one that stops is succeeded, and when it wakes up it harms nothing."
-    worker, lines = processes(HALF_WAY, "elsewhere"), []
+    worker = processes(HALF_WAY, "elsewhere")
     wait_for(lambda: "waits" in log(tmp_path))
     claim = Claim(tmp_path / f"runs/kind/.a-{KEY}.lock", **QUICK)
     end = time.monotonic() + 1.3
     while time.monotonic() < end:
-        assert claim.take()["pid"] == worker.pid
+        assert not claim.take() and claim.holder.pid == worker.pid
         time.sleep(0.05)
     worker.send_signal(signal.SIGSTOP)
-    run = RunStore(tmp_path / "runs", lines.append, **QUICK).get(
-        "kind", "a", {}, resumed, resume=True
-    )
+    run = quick(tmp_path / "runs").get("kind", "a", {}, resumed, resume=True)
     assert "WAIT" in lines[0] and "taken over" in lines[1]
     worker.send_signal(signal.SIGCONT)
     (tmp_path / "go").touch()
     said = worker.communicate(timeout=30)[0]
     assert "LOST kind" in said and "HIT  kind" in said and log(tmp_path)[-1] == "done"
-    assert (
-        (run.path / "x").read_text() == "epoch 3"
-        and beside(run.path) == []
-        and check_run(run.path, deep=True) is None
-    )
+    assert (run.path / "x").read_text() == "epoch 3"
+    assert beside(run.path) == []
+    assert check_run(run.path, deep=True) is None
 
 
 @pytest.mark.parametrize("clock", [-1e7, 1e7])
 def test_other_machines_clocks_do_not_matter(tmp_path, clock):
-    lock, dead = tmp_path / "lock", dict(runs.this_process(), machine="elsewhere", heartbeat=0.05)
-    write_json(lock / "1", dead)
+    lock = tmp_path / "lock"
+    write_json(lock / "1", elsewhere(heartbeat=0.05))
     os.utime(lock / "1", (time.time() + clock,) * 2)
     claim = Claim(lock, heartbeat=0.05, missed=4)
-    assert claim.take() == dead
+    assert not claim.take() and claim.holder.machine == "elsewhere"
+    dead = claim.holder
     time.sleep(0.15)
     os.utime(lock / "1", (time.time() + clock + 1,) * 2)
-    assert claim.take() == dead
+    assert not claim.take()
     time.sleep(0.15)
-    assert claim.take() == dead, "it has given a sign of life"
+    assert not claim.take(), "it has given a sign of life"
     time.sleep(0.2)
-    assert claim.take() is None and claim.number == 2 and claim.previous == dead
+    assert claim.take() and claim.number == 2 and claim.previous == dead
     claim.free()
 
 
 def test_the_slower_heartbeat_counts(tmp_path):
-    write_json(tmp_path / "lock/1", dict(runs.this_process(), machine="elsewhere", heartbeat=100))
+    write_json(tmp_path / "lock/1", elsewhere(heartbeat=100))
     claim = Claim(tmp_path / "lock", heartbeat=0.01, missed=1)
-    assert claim.take() and not time.sleep(0.1) and claim.take()
+    assert not claim.take()
+    time.sleep(0.1)
+    assert not claim.take()
 
 
 def test_a_number_that_another_process_got_again_is_not_its_owner(tmp_path):
-    write_json(tmp_path / "lock/1", dict(runs.this_process(), started="0"))
+    write_json(tmp_path / "lock/1", asdict(this_process()) | dict(started="0"))
     claim = Claim(tmp_path / "lock", heartbeat=100)
-    assert claim.take() is None
+    assert claim.take()
     claim.free()
 
 
 def test_a_claim_without_a_name_is_respected_until_it_is_stale(tmp_path):
     (tmp_path / "1").touch()
     claim = Claim(tmp_path, heartbeat=0.05, missed=2)
-    assert claim.take() == {} == claim.owner()
+    assert not claim.take() and claim.holder == UNKNOWN == claim.owner()
     time.sleep(0.2)
-    assert claim.take() is None
+    assert claim.take()
     claim.free()
 
 
 def test_a_machine_that_is_gone_does_not_work_for_ever(tmp_path):
-    "Who only looks believes an hour's silence, however it was begun; who wants to take over watches, and what nothing needs can be deleted."
+    "One look believes an hour's silence; taking over needs watching. What nothing needs can be deleted."
 
     def stop(folder):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        silent(tmp_path).get("kind", "a", {}, stop, resume=True)
+        quick(tmp_path).get("kind", "a", {}, stop, resume=True)
     last = max((tmp_path / f"kind/.a-{KEY}.lock").iterdir(), key=lambda p: int(p.name))
-    write_json(last, dict(runs.this_process(), machine="elsewhere", heartbeat=10))
-    dry = RunStore(tmp_path, dry=True)
+    write_json(last, elsewhere(heartbeat=10))
+    dry = DryStore(tmp_path)
     dry.get("kind", "a", {}, make_answer)
     for silence, state, action, note in (
         (600, "in progress", "wait", "since .*Z, last sign of life 10 min"),
@@ -303,12 +306,12 @@ def test_a_machine_that_is_gone_does_not_work_for_ever(tmp_path):
     ):
         os.utime(last, (time.time() - silence,) * 2)
         (row,) = list_runs(tmp_path).to_dict("records")
-        assert (
-            row["state"] == state
-            and re.search(note, row["note"])
-            and planned(dry).action.tolist() == [action]
-        )
-        assert Claim(last.parent, heartbeat=10).take()["machine"] == "elsewhere", (
+        assert row["state"] == state
+        assert re.search(note, row["note"])
+        assert planned(dry).action.tolist() == [action]
+        watched = Claim(last.parent, heartbeat=10)
+        assert not watched.take()
+        assert watched.holder.machine == "elsewhere", (
             "by the clock of another machine, which may be wrong"
         )
         gone = prune(tmp_path, [], delete=True)
@@ -317,7 +320,7 @@ def test_a_machine_that_is_gone_does_not_work_for_ever(tmp_path):
 
 
 def test_silence_is_not_told_where_nothing_can_be_written(tmp_path, monkeypatch):
-    write_json(tmp_path / "lock/1", dict(runs.this_process(), machine="elsewhere", heartbeat=10))
+    write_json(tmp_path / "lock/1", elsewhere(heartbeat=10))
     os.utime(tmp_path / "lock/1", (0, 0))
 
     def closed(path, *args, **kwargs):
@@ -325,14 +328,12 @@ def test_silence_is_not_told_where_nothing_can_be_written(tmp_path, monkeypatch)
 
     assert Claim(tmp_path / "lock").owner() is None
     monkeypatch.setattr(Path, "touch", closed)
-    assert Claim(tmp_path / "lock").owner()["machine"] == "elsewhere"
+    assert Claim(tmp_path / "lock").owner().machine == "elsewhere"
 
 
-def test_one_process_at_a_time_works_on_what_is_claimed(tmp_path, monkeypatch):
-    lines = []
-
+def test_one_process_at_a_time_works_on_what_is_claimed(tmp_path, monkeypatch, lines):
     def work(number):
-        with runs.claimed(tmp_path / "data/mini", lines.append, heartbeat=0.1):
+        with claimed(tmp_path / "data/mini", heartbeat=0.1):
             lines.append(f"{number} begins")
             time.sleep(0.2)
             lines.append(f"{number} ends")
@@ -343,21 +344,19 @@ def test_one_process_at_a_time_works_on_what_is_claimed(tmp_path, monkeypatch):
     for t in threads:
         t.join()
     said = [line for line in lines if not line.startswith("WAIT data mini: pid")]
-    assert (
-        len(lines) > len(said) == 6
-        and all(said[i][0] == said[i + 1][0] for i in (0, 2, 4))
-        and not list((tmp_path / "data").iterdir())
-    )
+    assert len(lines) > len(said) == 6
+    assert all(said[i][0] == said[i + 1][0] for i in (0, 2, 4))
+    assert not list((tmp_path / "data").iterdir())
 
     def closed(path, **kwargs):
         raise OSError(error, os.strerror(error), str(path))
 
     monkeypatch.setattr(Path, "mkdir", closed)
     error = errno.EROFS
-    with runs.claimed(tmp_path / "data/mini"):
+    with claimed(tmp_path / "data/mini"):
         lines.append("read")
     error = errno.ENOSPC
-    with pytest.raises(OSError, match="No space left"), runs.claimed(tmp_path / "data/mini"):
+    with pytest.raises(OSError, match="No space left"), claimed(tmp_path / "data/mini"):
         lines.append("not read")
     assert lines[-1] == "read"
 
@@ -365,12 +364,13 @@ def test_one_process_at_a_time_works_on_what_is_claimed(tmp_path, monkeypatch):
 def test_a_row_that_was_removed_meanwhile_gives_no_claim(tmp_path, monkeypatch):
     "Of a process that slept between looking and taking."
     live = Claim(tmp_path / "lock")
-    assert live.take() is None
+    assert live.take()
     late = Claim(tmp_path / "lock")
     monkeypatch.setattr(late, "_last", lambda: (3, None))
-    assert late.take() == {} and os.listdir(tmp_path / "lock") == ["1"] and not live.lost
+    assert not late.take() and late.holder == UNKNOWN
+    assert os.listdir(tmp_path / "lock") == ["1"] and not live.lost
     monkeypatch.setattr(late, "_write", lambda *args: False)
-    assert late.take() == {}
+    assert not late.take() and late.holder == UNKNOWN
     live.free()
 
 
@@ -381,7 +381,7 @@ def test_a_row_that_is_removed_while_it_is_opened_is_looked_at_again(tmp_path, m
     claim = Claim(tmp_path / "lock")
     with monkeypatch.context() as m:
         m.setattr(Path, "mkdir", vanishes)
-        assert claim.take() == {}
+        assert not claim.take() and claim.holder == UNKNOWN
         (tmp_path / "lock").touch()
         with pytest.raises(FileExistsError):
             claim.take()
@@ -397,65 +397,54 @@ def test_a_full_disk_does_not_keep_a_claim(tmp_path, monkeypatch):
     monkeypatch.setattr(claim, "_write", full)
     claim.free()
     assert os.listdir(tmp_path / "lock") == []
-    monkeypatch.setattr(runs.json, "dump", full)
+    monkeypatch.setattr(claims.json, "dump", full)
     with pytest.raises(OSError, match="No space"):
         Claim(tmp_path / "lock").take()
     assert os.listdir(tmp_path / "lock") == [], "no nameless claim stays"
 
 
-def test_the_store_says_what_it_does_and_why(tmp_path):
-    lines, made = [], []
+def test_the_store_says_what_it_does_and_why(tmp_path, lines):
+    made = []
 
     def make(folder):
         return (made.append(1), make_answer(folder))
 
-    store = RunStore(tmp_path, lines.append)
+    store = telling(tmp_path, lines)
     first = store.get("kind", "a", dict(lr=1, p=2), make)
-    assert (
-        store.get("kind", "a", dict(p=2, lr=1), make) == Run(first.path, first.key, True)
-        and len(made) == 1
-    )
+    assert store.get("kind", "a", dict(p=2, lr=1), make) == Run(first.path, first.key, True)
+    assert len(made) == 1
     store.get("kind", "a", dict(lr=1, p=3), make)
-    assert (
-        lines[0].endswith("not made yet")
-        and lines[1].endswith("differs from the nearest in p")
-        and store.summary() == "2 runs: 0 reused, 2 made."
-    )
+    assert lines[0].endswith("not made yet")
+    assert lines[1].endswith("differs from the nearest in p")
+    assert store.summary() == "2 runs: 0 reused, 2 made."
     store.get("masked", "a", dict(data="1", detector="d1", quantiles="q1", p=1), make_answer)
     store.get("masked", "a", dict(data="2", detector="d2", quantiles="q2", p=1), make_answer)
     store.get("masked", "a", dict(data="3", detector="d2", quantiles="q2", p=3), make_answer)
-    assert lines[-2].endswith("the data have changed") and lines[-1].endswith(
-        "differs from the nearest in data, p"
-    )
-    again = RunStore(tmp_path, lines.append)
+    assert lines[-2].endswith("the data have changed")
+    assert lines[-1].endswith("differs from the nearest in data, p")
+    again = telling(tmp_path, lines)
     again.get("kind", "a", dict(lr=1, p=2), make)
-    assert (
-        lines[-1] == f"HIT  kind {first.path.name}"
-        and again.summary() == "1 runs: 1 reused, 0 made."
-        and again.names() == [f"kind/{first.path.name}"]
-    )
+    assert lines[-1] == f"HIT  kind {first.path.name}"
+    assert again.summary() == "1 runs: 1 reused, 0 made."
+    assert again.names() == [f"kind/{first.path.name}"]
 
 
 def test_provenance_tells_when_how_long_and_from_what(tmp_path):
-    store = silent(tmp_path)
+    store = quick(tmp_path)
     source = store.get("maps", "a", dict(n=1), lambda folder: time.sleep(0.02))
     origin = read_json(
         store.get("fusions", "a", dict(zoo=dict(maps=[source.key])), make_answer).path
         / "provenance.json"
     )
-    assert (
-        origin["inputs"] == [f"maps/{source.path.name}"]
-        and origin["start"] <= origin["end"]
-        and origin["modules"] == runs.code_modules()
-    )
-    assert (
-        set(origin["files"]) == {"config.json", "x"}
-        and read_json(source.path / "provenance.json")["seconds"] >= 0.02
-    )
+    assert origin["inputs"] == [f"maps/{source.path.name}"]
+    assert origin["start"] <= origin["end"]
+    assert origin["modules"] == code_modules()
+    assert set(origin["files"]) == {"config.json", "x"}
+    assert read_json(source.path / "provenance.json")["seconds"] >= 0.02
 
 
-def test_other_code_is_named(tmp_path):
-    lines, store = [], silent(tmp_path)
+def test_other_code_is_named(tmp_path, lines):
+    store = quick(tmp_path)
     run = store.get("kind", "a", {}, make_answer)
     origin = read_sealed(run.path / "provenance.json")
     older = {m: d for m, d in origin["modules"].items() if m != "masking"} | dict(trainer="0")
@@ -464,15 +453,13 @@ def test_other_code_is_named(tmp_path):
         (dict(modules={}), "other code"),
     ):
         write_sealed(run.path / "provenance.json", origin | dict(code="0") | changes)
-        store = RunStore(tmp_path, lines.append)
+        store = telling(tmp_path, lines)
         store.get("kind", "a", {}, make_answer)
-        assert lines[-1].endswith(f"(made by {text})") and store.names(other_code=True) == [
-            f"kind/{run.path.name}"
-        ]
-        assert (
-            len(list_runs(tmp_path, stale=True)) == 1 and len(list_runs(tmp_path, stale=False)) == 0
-        )
-    assert silent(tmp_path).names(other_code=True) == []
+        assert lines[-1].endswith(f"(made by {text})")
+        assert store.names(other_code=True) == [f"kind/{run.path.name}"]
+        assert len(list_runs(tmp_path, stale=True)) == 1
+        assert len(list_runs(tmp_path, stale=False)) == 0
+    assert quick(tmp_path).names(other_code=True) == []
 
 
 def test_a_run_that_other_code_has_begun_is_marked(tmp_path):
@@ -483,7 +470,7 @@ def test_a_run_that_other_code_has_begun_is_marked(tmp_path):
         raise KeyboardInterrupt
 
     for module in ("trainer", "masking", None):
-        store = silent(tmp_path)
+        store = quick(tmp_path)
         if module:
             store.modules = {**store.modules, module: "0"}
             store.code = digest(store.modules)
@@ -491,31 +478,25 @@ def test_a_run_that_other_code_has_begun_is_marked(tmp_path):
                 store.get("kind", "a", {}, stop, resume=True)
     run = store.get("kind", "a", {}, resumed, resume=True)
     origin = read_json(run.path / "provenance.json")
-    assert (
-        origin["code"] == store.code
-        and len(origin["earlier"]) == 2
-        and store.other_code(run.path) == "other code: masking, trainer differ"
-    )
-    assert (
-        silent(tmp_path).get("kind", "a", {}, resumed).reused
-        and len(list_runs(tmp_path, stale=True)) == 1
-    )
+    assert origin["code"] == store.code
+    assert len(origin["earlier"]) == 2
+    assert store.other_code(run.path) == "other code: masking, trainer differ"
+    assert quick(tmp_path).get("kind", "a", {}, resumed).reused
+    assert len(list_runs(tmp_path, stale=True)) == 1
     with pytest.raises(KeyboardInterrupt):
         store.get("kind", "b", {}, stop, resume=True)
-    assert store.other_code(silent(tmp_path).get("kind", "b", {}, resumed, resume=True).path) == ""
+    assert store.other_code(quick(tmp_path).get("kind", "b", {}, resumed, resume=True).path) == ""
 
 
 def test_the_fingerprint_changes_with_the_code(tmp_path, monkeypatch):
-    before = runs.code_modules()
+    before = code_modules()
     (tmp_path / "__init__.py").write_text("")
-    monkeypatch.setattr(runs.prle, "__file__", str(tmp_path / "__init__.py"))
-    assert digest(runs.code_modules()) != digest(before) and list(runs.code_modules()) == [
-        "__init__"
-    ]
+    monkeypatch.setattr(integrity.prle, "__file__", str(tmp_path / "__init__.py"))
+    assert digest(code_modules()) != digest(before) and list(code_modules()) == ["__init__"]
 
 
-def test_a_failure_is_noted_and_tried_again(tmp_path):
-    lines, store = [], silent(tmp_path)
+def test_a_failure_is_noted_and_tried_again(tmp_path, lines):
+    store = quick(tmp_path)
 
     def stumble(folder):
         (folder / "half").touch()
@@ -524,20 +505,16 @@ def test_a_failure_is_noted_and_tried_again(tmp_path):
     with pytest.raises(MemoryError):
         store.get("kind", "a", {}, stumble)
     path = tmp_path / "kind" / f"a-{KEY}"
-    assert (
-        beside(path) == ["failed.json", "lock"]
-        and not path.exists()
-        and store.summary() == "0 runs: 0 reused, 0 made."
-    )
+    assert beside(path) == ["failed.json", "lock"]
+    assert not path.exists()
+    assert store.summary() == "0 runs: 0 reused, 0 made."
     note = read_json(path.with_name(f".{path.name}.failed.json"))
     assert note["error"] == "MemoryError: it was too much" and "in stumble" in note["traceback"]
     (row,) = list_runs(tmp_path).to_dict("records")
     assert (row["state"], row["note"], row["made"]) == ("failed", note["error"], note["when"])
-    RunStore(tmp_path, lines.append).get("kind", "a", {}, make_answer)
-    assert (
-        f"tried again after MemoryError: it was too much ({note['when']})" in lines[0]
-        and beside(path) == []
-    )
+    telling(tmp_path, lines).get("kind", "a", {}, make_answer)
+    assert f"tried again after MemoryError: it was too much ({note['when']})" in lines[0]
+    assert beside(path) == []
 
 
 def diverge(folder):
@@ -546,13 +523,13 @@ def diverge(folder):
 
 
 def test_a_run_that_diverged_is_not_tried_again_by_the_same_code(tmp_path):
-    store, made = silent(tmp_path), []
+    store, made = quick(tmp_path), []
     with pytest.raises(RunFailed, match="kind/a-[0-9a-f]{16} failed: the loss became nan"):
         store.get("kind", "a", {}, diverge, resume=True)
     path = tmp_path / "kind" / f"a-{KEY}"
     assert beside(path) == ["failed.json", "lock"], "no checkpoint of a diverged training stays"
     with pytest.raises(RunFailed) as caught:
-        silent(tmp_path).get("kind", "a", {}, made.append)
+        quick(tmp_path).get("kind", "a", {}, made.append)
     assert (caught.value.run, caught.value.reason, made) == (
         f"kind/{path.name}",
         "the loss became nan",
@@ -564,20 +541,20 @@ def test_a_run_that_diverged_is_not_tried_again_by_the_same_code(tmp_path):
         caught.value.reason,
         str(caught.value),
     )
-    other = silent(tmp_path)
+    other = quick(tmp_path)
     other.code = "other"
     assert other.get("kind", "a", {}, make_answer).path == path
     with pytest.raises(RunFailed):
         store.get("kind", "b", {}, diverge)
     forget_failure(tmp_path / "kind" / f"b-{KEY}")
-    assert not silent(tmp_path).get("kind", "b", {}, make_answer).reused
+    assert not quick(tmp_path).get("kind", "b", {}, make_answer).reused
 
 
 def test_who_waits_for_a_run_that_diverges_does_not_train_it_again(tmp_path, processes):
     body = """
 def make(folder): log("trains"); until("go"); raise FloatingPointError("the loss became nan")
 try: store.get("kind", "a", {}, make, resume=True)
-except runs.RunFailed as e: print(e)
+except stores.RunFailed as e: print(e)
 """
     worker = processes(body)
     wait_for(lambda: log(tmp_path) == ["trains"])
@@ -586,13 +563,14 @@ except runs.RunFailed as e: print(e)
     (tmp_path / "go").touch()
     assert all(
         "failed: the loss became nan" in p.communicate(timeout=30)[0] for p in (worker, *waiters)
-    ) and log(tmp_path) == ["trains"]
+    )
+    assert log(tmp_path) == ["trains"]
 
 
 def test_what_needs_a_diverged_run_is_blocked_and_the_rest_is_planned(tmp_path):
     with pytest.raises(RunFailed):
-        silent(tmp_path).get("detectors", "X-DF-none", dict(name="X", lr=1), diverge)
-    dry = RunStore(tmp_path, dry=True)
+        quick(tmp_path).get("detectors", "X-DF-none", dict(name="X", lr=1), diverge)
+    dry = DryStore(tmp_path)
     graph(dry)
     plan = planned(dry)
     assert plan.action.tolist() == [
@@ -606,16 +584,16 @@ def test_what_needs_a_diverged_run_is_blocked_and_the_rest_is_planned(tmp_path):
         "blocked",
         "blocked",
     ]
+    assert plan.reason[0] == "the loss became nan"
     assert (
-        plan.reason[0] == "the loss became nan"
-        and plan.reason[8]
+        plan.reason[8]
         == f"needs {plan.kind[0]}/{plan.label[0]}-{plan.key[0]}, which failed: the loss became nan"
     )
     assert "9 runs: 0 reused, 1 failed, 4 blocked, 4 to make" in plan_text(plan)
 
 
-def test_an_interruption_by_hand_is_no_failure_and_frees_the_run(tmp_path):
-    store, lines = silent(tmp_path), []
+def test_an_interruption_by_hand_is_no_failure_and_frees_the_run(tmp_path, lines):
+    store = quick(tmp_path)
 
     def interrupted(folder):
         (folder / "checkpoint").write_text("epoch 3")
@@ -623,21 +601,18 @@ def test_an_interruption_by_hand_is_no_failure_and_frees_the_run(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         store.get("kind", "a", {}, interrupted, resume=True)
-    assert (
-        list_runs(tmp_path).state.tolist() == ["interrupted"]
-        and list_runs(tmp_path)["bytes"][0] > 0
-    )
-    run = RunStore(tmp_path, lines.append).get("kind", "a", {}, resumed, resume=True)
-    assert (
-        lines[0].endswith("was interrupted; goes on from what is left") and beside(run.path) == []
-    )
+    assert list_runs(tmp_path).state.tolist() == ["interrupted"]
+    assert list_runs(tmp_path)["bytes"][0] > 0
+    run = telling(tmp_path, lines).get("kind", "a", {}, resumed, resume=True)
+    assert lines[0].endswith("was interrupted; goes on from what is left")
+    assert beside(run.path) == []
     with pytest.raises(KeyboardInterrupt):
         store.get("kind", "b", {}, interrupted)
     assert not list(tmp_path.glob("kind/.*.partial-*"))
 
 
 def test_a_run_that_needs_itself_stops(tmp_path):
-    store = silent(tmp_path)
+    store = quick(tmp_path)
     with pytest.raises(RuntimeError, match="needs itself"):
         store.get("kind", "a", {}, lambda folder: store.get("kind", "a", {}, make_answer))
     assert not store.get("kind", "a", {}, make_answer).reused
@@ -646,7 +621,7 @@ def test_a_run_that_needs_itself_stops(tmp_path):
 @pytest.mark.parametrize("label", ["a/b", "../a", ".a", ""])
 def test_labels_are_names(tmp_path, label):
     with pytest.raises(ValueError, match="the run's label .* cannot name a file"):
-        silent(tmp_path).get("kind", label, {}, make_answer)
+        quick(tmp_path).get("kind", label, {}, make_answer)
 
 
 def fill(folder):
@@ -671,27 +646,24 @@ def garble(path):
 @pytest.mark.parametrize(
     "name", ["scores.parquet", "model.safetensors", "maps.npy", "config.json", "provenance.json"]
 )
-def test_corrupt_results_are_set_aside_and_made_again(tmp_path, name, damage):
-    lines, run = [], silent(tmp_path).get("kind", "a", {}, fill)
+def test_corrupt_results_are_set_aside_and_made_again(tmp_path, name, damage, lines):
+    run = quick(tmp_path).get("kind", "a", {}, fill)
     damage(run.path / name)
-    again = RunStore(tmp_path, lines.append).get("kind", "a", {}, fill)
+    again = telling(tmp_path, lines).get("kind", "a", {}, fill)
     assert not again.reused and again.path == run.path and check_run(run.path, deep=True) is None
-    assert f"cannot be read: {name} " in lines[0] and lines[0].endswith(
-        f"set aside as {run.path.name}.corrupt-1"
-    )
+    assert f"cannot be read: {name} " in lines[0]
+    assert lines[0].endswith(f"set aside as {run.path.name}.corrupt-1")
     damage(run.path / name)
-    silent(tmp_path).get("kind", "a", {}, fill)
-    assert (
-        sorted(list_runs(tmp_path).state) == ["corrupt", "corrupt", "finished"]
-        and (tmp_path / f"kind/{run.path.name}.corrupt-2").exists()
-    )
+    quick(tmp_path).get("kind", "a", {}, fill)
+    assert sorted(list_runs(tmp_path).state) == ["corrupt", "corrupt", "finished"]
+    assert (tmp_path / f"kind/{run.path.name}.corrupt-2").exists()
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), Path.unlink])
-def test_a_map_that_is_no_more_is_missed(tmp_path, damage):
-    lines, run = [], silent(tmp_path).get("kind", "a", {}, fill)
+def test_a_map_that_is_no_more_is_missed(tmp_path, damage, lines):
+    run = quick(tmp_path).get("kind", "a", {}, fill)
     damage(run.path / "quantiles/A/1.png")
-    assert not RunStore(tmp_path, lines.append).get("kind", "a", {}, fill).reused
+    assert not telling(tmp_path, lines).get("kind", "a", {}, fill).reused
     assert re.search(
         r"cannot be read: quantiles/A/1.png (is missing|has changed since it was written); set aside",
         lines[0],
@@ -700,14 +672,14 @@ def test_a_map_that_is_no_more_is_missed(tmp_path, damage):
 
 
 def test_a_file_system_that_fails_is_not_a_corrupt_run(tmp_path, monkeypatch):
-    run = silent(tmp_path).get("kind", "a", {}, fill)
+    run = quick(tmp_path).get("kind", "a", {}, fill)
 
     def fail(path, *_):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("prle.core._content_digest", fail)
     with pytest.raises(OSError, match="Input/output"):
-        silent(tmp_path).get("kind", "a", {}, fill)
+        quick(tmp_path).get("kind", "a", {}, fill)
     assert [p.name for p in run.path.parent.iterdir()] == [run.path.name]
 
 
@@ -720,7 +692,7 @@ FULL = [
 
 @pytest.mark.parametrize("error", FULL, ids=lambda e: type(e).__name__ + str(e)[:9])
 def test_a_full_disk_names_the_folder_and_leaves_no_half_run(tmp_path, error):
-    store = silent(tmp_path)
+    store = quick(tmp_path)
 
     def full(folder):
         (folder / "model.safetensors").write_bytes(b"half")
@@ -731,11 +703,9 @@ def test_a_full_disk_names_the_folder_and_leaves_no_half_run(tmp_path, error):
         match=f"No space left on device: {tmp_path}/kind cannot take the run a-.*prle runs prune.*PRLE_OUTPUTS",
     ) as e:
         store.get("kind", "a", {}, full)
-    assert (
-        e.value.errno == errno.ENOSPC
-        and not list(tmp_path.rglob("model*"))
-        and list_runs(tmp_path).state.tolist() == ["failed"]
-    )
+    assert e.value.errno == errno.ENOSPC
+    assert not list(tmp_path.rglob("model*"))
+    assert list_runs(tmp_path).state.tolist() == ["failed"]
     assert not store.get("kind", "a", {}, make_answer).reused
 
 
@@ -745,9 +715,9 @@ def test_a_full_disk_does_not_cost_the_checkpoint(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="cannot take the run"):
-        silent(tmp_path).get("kind", "a", {}, full, resume=True)
+        quick(tmp_path).get("kind", "a", {}, full, resume=True)
     assert (
-        silent(tmp_path).get("kind", "a", {}, resumed, resume=True).path / "x"
+        quick(tmp_path).get("kind", "a", {}, resumed, resume=True).path / "x"
     ).read_text() == "epoch 3"
 
 
@@ -756,7 +726,7 @@ def test_other_errors_of_the_work_are_its_own(tmp_path):
         raise PermissionError(errno.EACCES, "Permission denied", "face.png")
 
     with pytest.raises(PermissionError, match="face.png"):
-        silent(tmp_path).get("kind", "a", {}, missing)
+        quick(tmp_path).get("kind", "a", {}, missing)
 
 
 @pytest.mark.parametrize("place", ["runs", "runs/kind"])
@@ -766,12 +736,12 @@ def test_a_file_in_the_folders_place_is_named(tmp_path, place):
     with pytest.raises(
         OSError, match=f"{tmp_path}/runs/kind cannot take the run.*another folder with PRLE_OUTPUTS"
     ):
-        silent(tmp_path / "runs").get("kind", "a", {}, make_answer)
+        quick(tmp_path / "runs").get("kind", "a", {}, make_answer)
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
 def test_a_closed_store_can_be_read(tmp_path, monkeypatch, code):
-    run = silent(tmp_path).get("kind", "a", {}, make_answer)
+    run = quick(tmp_path).get("kind", "a", {}, make_answer)
     mkdir = os.mkdir
 
     def closed(path, *args, **kwargs):
@@ -781,7 +751,7 @@ def test_a_closed_store_can_be_read(tmp_path, monkeypatch, code):
 
     monkeypatch.setattr(os, "mkdir", closed)
     before = sorted(tmp_path.rglob("*"))
-    store = silent(tmp_path)
+    store = quick(tmp_path)
     assert store.get("kind", "a", {}, make_answer) == (run.path, run.key, True)
     with pytest.raises(
         OSError, match=f"{os.strerror(code)}: {tmp_path}/kind cannot take the run b-"
@@ -804,18 +774,18 @@ def graph(store, lr=1, fail=False):
     return store.get("statistics", "DF-X", dict(maps=maps[0].key), make_answer)
 
 
-def test_the_plan_is_what_then_happens(tmp_path):
-    real = silent(tmp_path)
+def test_the_plan_is_what_then_happens(tmp_path, lines):
+    real = quick(tmp_path)
     real.get("detectors", "Y-DF-none", dict(name="Y", lr=1), make_answer)
     garble(
         real.get("detectors", "Z-DF-none", dict(name="Z", lr=1), make_answer).path / "config.json"
     )
-    dry = RunStore(tmp_path, pytest.fail, dry=True)
+    dry = DryStore(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     last = graph(dry)
     assert sorted(tmp_path.rglob("*")) == before and not last.path.exists() and not last.reused
-    lines = []
-    store = RunStore(tmp_path, lines.append)
+    assert lines[2:] == [], "a dry store says nothing"
+    store = telling(tmp_path, lines)
     graph(store)
     plan = planned(dry)
     said = [s.replace(":", "").split()[:3] for s in lines]
@@ -823,22 +793,19 @@ def test_the_plan_is_what_then_happens(tmp_path):
         [dict(reuse="HIT", make="MISS")[p.action], p.kind, f"{p.label}-{p.key}"]
         for p in plan.itertuples()
     ]
-    assert (
-        plan.action.value_counts().to_dict() == dict(make=8, reuse=1)
-        and dry.names() == store.names()
-        and "8 to make" in dry.summary()
-    )
+    assert plan.action.value_counts().to_dict() == dict(make=8, reuse=1)
+    assert dry.names() == store.names()
+    assert "8 to make" in dry.summary()
     assert plan.reason[2].startswith("cannot be read: config.json")
-    dry = RunStore(tmp_path, pytest.fail, dry=True)
+    dry = DryStore(tmp_path)
     graph(dry), graph(dry)
-    assert planned(dry).action.tolist() == ["reuse"] * 9 and plan_text(planned(dry)).endswith(
-        "9 runs: 9 reused, 0 to make in about 0 s."
-    )
+    assert planned(dry).action.tolist() == ["reuse"] * 9
+    assert plan_text(planned(dry)).endswith("9 runs: 9 reused, 0 to make in about 0 s.")
 
 
 def test_what_a_run_waits_for_is_of_the_right_kind(tmp_path):
     "Two kinds of runs may have the same configuration."
-    dry = RunStore(tmp_path, dry=True)
+    dry = DryStore(tmp_path)
     same = [dry.get(kind, "a", dict(n=1), make_answer) for kind in ("fusions", "statistics")]
     last = dry.get("detectors", "b", dict(quantiles=same[0].key), make_answer)
     assert task_inputs(dry.tasks)[f"detectors/{last.path.name}"] == [f"fusions/{same[0].path.name}"]
@@ -846,12 +813,12 @@ def test_what_a_run_waits_for_is_of_the_right_kind(tmp_path):
 
 def test_a_plan_estimates_from_the_nearest_runs(tmp_path):
     for label, seconds in (("X-DF", 100), ("X-FS", 300), ("Y-DF", 7000)):
-        run = silent(tmp_path).get("detectors", label, dict(label=label), make_answer)
+        run = quick(tmp_path).get("detectors", label, dict(label=label), make_answer)
         write_sealed(
             run.path / "provenance.json",
             read_sealed(run.path / "provenance.json") | dict(seconds=seconds),
         )
-    dry = RunStore(tmp_path, dry=True)
+    dry = DryStore(tmp_path)
     dry.get("detectors", "X-NT", dict(label="X-NT"), make_answer)
     dry.get("detectors", "Z-NT", dict(label="Z-NT"), make_answer)
     dry.get("maps", "X-NT", dict(label="X-NT"), make_answer)
@@ -862,9 +829,9 @@ def test_a_plan_estimates_from_the_nearest_runs(tmp_path):
 
 def test_resumed_runs_do_not_count_as_quick():
     past = [
-        ("a-0", {}, dict(seconds=1, resumed=True)),
-        ("a-1", {}, dict(seconds=9)),
-        ("a-2", {}, {}),
+        PastRun("a-0", {}, dict(seconds=1, resumed=True)),
+        PastRun("a-1", {}, dict(seconds=9)),
+        PastRun("a-2", {}, {}),
     ]
     assert estimate("a-3", {}, past) == 9
 
@@ -891,37 +858,32 @@ def test_a_run_of_another_size_tells_no_time(change, seconds):
         "recipe.batch": 32,
         "recipe.seed": 0,
     }
-    found = estimate("X-DF", {**here, **change}, [("X-DF", here, dict(seconds=10.0))])
+    found = estimate("X-DF", {**here, **change}, [PastRun("X-DF", here, dict(seconds=10.0))])
     assert found == seconds if seconds else np.isnan(found)
 
 
 def test_a_plan_knows_what_others_are_making(tmp_path, processes):
     worker = processes(HALF_WAY)
     wait_for(lambda: "waits" in log(tmp_path))
-    dry = RunStore(tmp_path / "runs", dry=True)
+    dry = DryStore(tmp_path / "runs")
     dry.get("kind", "a", {}, make_answer)
     (row,) = planned(dry).to_dict("records")
     assert row["action"] == "wait" and row["reason"].startswith(f"pid {worker.pid} on")
     (row,) = list_runs(tmp_path / "runs").to_dict("records")
-    assert (
-        row["state"] == "in progress"
-        and row["note"].startswith(f"pid {worker.pid} on")
-        and row["bytes"] > 0
-    )
+    assert row["state"] == "in progress"
+    assert row["note"].startswith(f"pid {worker.pid} on")
+    assert row["bytes"] > 0
 
 
 def test_runs_are_listed_and_filtered(tmp_path):
-    assert len(list_runs(tmp_path / "none")) == 0 and runs_text(
-        list_runs(tmp_path / "none")
-    ).startswith("0 runs (none), 0 B")
-    graph(silent(tmp_path))
+    assert len(list_runs(tmp_path / "none")) == 0
+    assert runs_text(list_runs(tmp_path / "none")).startswith("0 runs (none), 0 B")
+    graph(quick(tmp_path))
     table = list_runs(tmp_path)
-    assert (
-        len(table) == 9
-        and set(table.state) == {"finished"}
-        and (table["bytes"] > 0).all()
-        and table.made.str.match(r"\d{4}-\d\d-\d\dT").all()
-    )
+    assert len(table) == 9
+    assert set(table.state) == {"finished"}
+    assert (table["bytes"] > 0).all()
+    assert table.made.str.match(r"\d{4}-\d\d-\d\dT").all()
     assert list_runs(tmp_path, kind="detectors", pattern="^[XY]-").label.tolist() == [
         "X-DF-none",
         "X-DF-primary",
@@ -934,8 +896,8 @@ def test_runs_are_listed_and_filtered(tmp_path):
 
 
 def test_prune_keeps_what_is_needed(tmp_path):
-    graph(silent(tmp_path)), graph(silent(tmp_path), lr=2)
-    keep = RunStore(tmp_path, dry=True)
+    graph(quick(tmp_path)), graph(quick(tmp_path), lr=2)
+    keep = DryStore(tmp_path)
     keep.get(
         "fusions",
         "DF",
@@ -945,25 +907,22 @@ def test_prune_keeps_what_is_needed(tmp_path):
     every = set(tmp_path.rglob("*"))
     gone = prune(tmp_path, keep.names())
     assert set(tmp_path.rglob("*")) == every, "nothing is deleted unasked"
-    assert (
-        gone.kind.value_counts().to_dict() == dict(detectors=5, maps=3, statistics=2, fusions=1)
-        and list(gone.columns) == runs.COLUMNS
-    )
+    assert gone.kind.value_counts().to_dict() == dict(detectors=5, maps=3, statistics=2, fusions=1)
+    assert list(gone.columns) == COLUMNS
     assert len(prune(tmp_path, keep.names(), delete=True)) == 11 and len(list_runs(tmp_path)) == 7
-    again = silent(tmp_path)
+    again = quick(tmp_path)
     lr = read_json(next((tmp_path / "detectors").iterdir()) / "config.json")["lr"]
     graph(again, lr)
     assert again.summary() == "9 runs: 7 reused, 2 made."
-    assert len(prune(tmp_path, [], delete=True)) == 9 and not any(
-        any(p.iterdir()) for p in tmp_path.iterdir()
-    )
+    assert len(prune(tmp_path, [], delete=True)) == 9
+    assert not any(any(p.iterdir()) for p in tmp_path.iterdir())
 
 
 def test_prune_takes_leavings_along_but_not_of_needed_runs(tmp_path):
-    store = silent(tmp_path)
+    store = quick(tmp_path)
     run = store.get("kind", "a", {}, make_answer)
     halve(run.path / "config.json")
-    silent(tmp_path).get("kind", "a", {}, make_answer)
+    quick(tmp_path).get("kind", "a", {}, make_answer)
 
     def fail(folder):
         raise KeyboardInterrupt
@@ -978,7 +937,7 @@ def test_prune_takes_leavings_along_but_not_of_needed_runs(tmp_path):
 
 def test_prune_spares_what_others_hold_and_what_that_needs(tmp_path, processes):
     source, other = (
-        silent(tmp_path / "runs").get("maps", label, dict(n=label), make_answer)
+        quick(tmp_path / "runs").get("maps", label, dict(n=label), make_answer)
         for label in ("used", "unused")
     )
     worker = processes(HALF_WAY.replace('"a", {}', f'"a", dict(maps=["{source.key}"])'))
@@ -990,12 +949,12 @@ def test_prune_spares_what_others_hold_and_what_that_needs(tmp_path, processes):
     assert log(tmp_path)[-1] == "done"
     held = Claim(tmp_path / f"runs/maps/.{source.path.name}.lock")
     held.take()
-    assert prune(tmp_path / "runs", []).kind.tolist() == ["kind"] and not runs._delete(source.path)
+    assert prune(tmp_path / "runs", []).kind.tolist() == ["kind"]
+    assert not administration._delete(source.path)
     held.free()
     (tmp_path / "runs/kind/.prle-del-12345678").mkdir()
-    assert len(prune(tmp_path / "runs", [], delete=True)) == 2 and not list(
-        (tmp_path / "runs").glob("*/*")
-    )
+    assert len(prune(tmp_path / "runs", [], delete=True)) == 2
+    assert not list((tmp_path / "runs").glob("*/*"))
 
 
 def test_recorded_runs_are_read_from_the_tables(tmp_path):
@@ -1006,10 +965,8 @@ def test_recorded_runs_are_read_from_the_tables(tmp_path):
     for name in ("mini", "elsewhere"):
         (tmp_path / "outputs" / name).symlink_to(tmp_path / name)
     (tmp_path / "mini/loop").symlink_to(tmp_path)
-    assert (
-        recorded_runs(tmp_path / "outputs") == {a, b, c}
-        and recorded_runs(tmp_path / "nowhere") == set()
-    )
+    assert recorded_runs(tmp_path / "outputs") == {a, b, c}
+    assert recorded_runs(tmp_path / "nowhere") == set()
     assert reachable({"c": ["b"], "b": ["a"], "d": ["a"]}, ["c", "unknown"]) == {
         "a",
         "b",
@@ -1029,7 +986,7 @@ def filled(folder):
 
 def test_every_flipped_bit_is_found(tmp_path):
     "In each file of a run; those that a table of digests covers when they are read, or all are."
-    run, tried = silent(tmp_path).get("kind", "a", {}, filled), 0
+    run, tried = quick(tmp_path).get("kind", "a", {}, filled), 0
     for path in sorted(p for p in run.path.rglob("*") if p.is_file()):
         whole, name = path.read_bytes(), path.relative_to(run.path).as_posix()
         for at in range(0, len(whole), max(1, len(whole) // 40)):
@@ -1047,7 +1004,7 @@ def test_every_flipped_bit_is_found(tmp_path):
 
 
 def test_a_file_is_compared_when_it_is_read(tmp_path):
-    run = silent(tmp_path).get("kind", "a", {}, fill)
+    run = quick(tmp_path).get("kind", "a", {}, fill)
     assert run_file(run.path, "maps.npy") == run.path / "maps.npy"
     for name in ("thesis", "provenance.json"):
         with pytest.raises(Damaged, match=f"has no {name}"):
@@ -1059,58 +1016,196 @@ def test_a_file_is_compared_when_it_is_read(tmp_path):
 
 
 def test_an_unchanged_file_is_read_once_a_process(tmp_path, monkeypatch):
-    silent(tmp_path).get("kind", "a", {}, fill)
-    silent(tmp_path).get("kind", "a", {}, fill)
+    quick(tmp_path).get("kind", "a", {}, fill)
+    quick(tmp_path).get("kind", "a", {}, fill)
     monkeypatch.setattr("prle.core.hashlib.file_digest", lambda *a: pytest.fail("read again"))
-    assert silent(tmp_path).get("kind", "a", {}, fill).reused
+    assert quick(tmp_path).get("kind", "a", {}, fill).reused
 
 
-def test_a_run_under_another_name_is_not_believed(tmp_path):
-    run = silent(tmp_path).get("kind", "a", dict(n=1), make_answer)
+def test_a_run_under_another_name_is_not_believed(tmp_path, lines):
+    run = quick(tmp_path).get("kind", "a", dict(n=1), make_answer)
     key = digest(["kind", dict(n=2)])
     os.rename(run.path, tmp_path / f"kind/a-{key}")
-    lines = []
-    assert not RunStore(tmp_path, lines.append).get("kind", "a", dict(n=2), make_answer).reused
+    assert not telling(tmp_path, lines).get("kind", "a", dict(n=2), make_answer).reused
     assert "provenance.json is of another run" in lines[0]
 
 
 def test_keys_are_the_same_when_they_are_read_back(tmp_path):
     "Numbers as names sort otherwise than words."
     config = dict(sizes={10: 1, 9: 2}, pair=(1, 2))
-    assert (
-        not silent(tmp_path).get("kind", "a", config, make_answer).reused
-        and silent(tmp_path).get("kind", "a", config, make_answer).reused
-    )
+    assert not quick(tmp_path).get("kind", "a", config, make_answer).reused
+    assert quick(tmp_path).get("kind", "a", config, make_answer).reused
 
 
 def test_an_input_that_is_found_damaged_by_a_reader_is_set_aside_and_made_again(tmp_path):
     "One map among many is only compared when it is read."
-    lines, store = [], silent(tmp_path)
+    store = quick(tmp_path)
 
     def source(store):
         return store.get("fusions", "f", {}, filled)
 
     def train(folder):
         for n in range(3):
-            read_whole(path / f"many/{n}.png", runs.read_digests(path / "many")[f"{n}.png"])
+            read_whole(path / f"many/{n}.png", read_digests(path / "many")[f"{n}.png"])
         make_answer(folder)
 
     path = source(store).path
     garble(path / "many/1.png")
-    assert source(silent(tmp_path)).reused, "which does not read all maps"
-    store = RunStore(tmp_path, lines.append)
-    with pytest.raises(
-        Damaged,
-        match=f"many/1.png has changed since it was written; fusions/{path.name} is set aside as {path.name}.corrupt-1. Start again",
-    ) as e:
+    assert source(quick(tmp_path)).reused, "which does not read all maps"
+    store = quick(tmp_path)
+    aside = f"fusions/{path.name} is set aside as {path.name}.corrupt-1. Start again"
+    fault = f"many/1.png has changed since it was written; {aside}"
+    with pytest.raises(Damaged, match=fault) as e:
         store.get("detectors", "d", dict(quantiles=source(store).key), train)
     assert len(str(e.value)) < 400 and not path.exists() and beside(path) == []
-    assert (
-        not source(silent(tmp_path)).reused
-        and not silent(tmp_path)
-        .get("detectors", "d", dict(quantiles=source(silent(tmp_path)).key), train)
-        .reused
+    again = quick(tmp_path)
+    made = source(again)
+    assert not made.reused
+    assert not again.get("detectors", "d", dict(quantiles=made.key), train).reused
+
+
+def causes(run):
+    "Why a run was made, attempt by attempt."
+    return [why["cause"] for why in read_json(run.path / "provenance.json")["why"]]
+
+
+def test_the_reason_is_kept_with_the_run(tmp_path):
+    store = quick(tmp_path)
+    run = store.get("kind", "a", {}, make_answer)
+    [why] = read_json(run.path / "provenance.json")["why"]
+    assert why == dict(cause="new", text="not made yet", when=why["when"])
+    garble(run.path / "x")
+    again = quick(tmp_path).get("kind", "a", {}, make_answer)
+    [why] = read_json(again.path / "provenance.json")["why"]
+    assert why["cause"] == "damaged"
+    assert why["text"].startswith("cannot be read: x has changed since it was written; set aside")
+
+
+def test_a_run_made_in_several_attempts_keeps_the_reason_of_each(tmp_path):
+    def stop(folder):
+        (folder / "checkpoint").write_text("epoch 3")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quick(tmp_path).get("kind", "a", {}, stop, resume=True)
+    assert causes(quick(tmp_path).get("kind", "a", {}, resumed, resume=True)) == [
+        "new",
+        "interrupted",
+    ]
+
+
+def test_other_code_is_the_reason_for_another_try_of_what_diverged(tmp_path, lines):
+    with pytest.raises(RunFailed):
+        quick(tmp_path).get("kind", "a", {}, diverge)
+    other = telling(tmp_path, lines)
+    other.code = "other"
+    assert causes(other.get("kind", "a", {}, make_answer)) == ["other code"]
+    assert "tried again by other code after FloatingPointError: the loss became nan" in lines[0]
+
+
+def test_runs_without_a_reason_are_read(tmp_path):
+    "Those of older stores."
+    run = quick(tmp_path).get("kind", "a", {}, make_answer)
+    origin = read_sealed(run.path / "provenance.json")
+    del origin["why"]
+    write_sealed(run.path / "provenance.json", origin)
+    assert quick(tmp_path).get("kind", "a", {}, make_answer).reused
+    assert list_runs(tmp_path).state.tolist() == ["finished"]
+    assert "why:\n  not noted" in run_text(tmp_path, "kind/a")
+
+
+def files(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_kind_is_made_again_on_purpose_and_nothing_else(tmp_path, lines):
+    graph(quick(tmp_path))
+    before = {p.name: files(p) for p in tmp_path.iterdir()}
+    dry = DryStore(tmp_path)
+    graph(dry)
+    [fused] = remake(dry, ["fusions"])
+    dry = DryStore(tmp_path)
+    graph(dry)
+    plan = planned(dry)
+    assert plan.action.value_counts().to_dict() == dict(reuse=8, make=1)
+    [row] = plan[plan.action == "make"].itertuples()
+    assert f"{row.kind}/{row.label}-{row.key}" == fused
+    assert row.reason.startswith("asked for; the earlier result is set aside as DF-")
+    store = telling(tmp_path, lines)
+    graph(store)
+    assert store.summary() == "9 runs: 8 reused, 1 made."
+    assert [line for line in lines if line.startswith("MISS")] == [
+        f"MISS {fused.replace('/', ' ')}: {row.reason}"
+    ]
+    after = {p.name: files(p) for p in tmp_path.iterdir()}
+    assert {kind for kind in before if before[kind] != after[kind]} == {"fusions"}, (
+        "what rests on it has the same configuration, and stays"
     )
+    graph(again := quick(tmp_path))
+    assert again.summary() == "9 runs: 9 reused, 0 made."
+    assert not damaged_runs(tmp_path, list_runs(tmp_path)).size, "what was replaced is no damage"
+    text = run_text(tmp_path, fused)
+    assert "why:" in text and "asked for" in text and "replaced-1, with the same files" in text
+
+
+def test_that_a_run_was_asked_for_survives_a_death(tmp_path):
+    def stop(folder):
+        raise KeyboardInterrupt
+
+    def ask(make):
+        return quick(tmp_path).get("kind", "a", {}, make)
+
+    ask(make_answer)
+    dry = DryStore(tmp_path)
+    dry.get("kind", "a", {}, make_answer)
+    assert len(remake(dry, ["kind"])) == 1
+    with pytest.raises(KeyboardInterrupt):
+        ask(stop)
+    assert causes(ask(make_answer)) == ["asked for"]
+    assert sorted(list_runs(tmp_path).state) == ["finished", "replaced"]
+    assert prune(tmp_path, [f"kind/a-{KEY}"], delete=True).state.tolist() == ["replaced"]
+    assert list_runs(tmp_path).state.tolist() == ["finished"]
+
+
+def test_what_others_work_on_and_what_is_not_there_is_not_replaced(tmp_path):
+    run = quick(tmp_path).get("kind", "a", {}, make_answer)
+    dry = DryStore(tmp_path)
+    dry.get("kind", "a", {}, make_answer)
+    dry.get("kind", "b", dict(n=1), make_answer)
+    with pytest.raises(ValueError, match="unknown kind of run 'kinds'. Did you mean 'kind'"):
+        remake(dry, ["kinds"])
+    held = Claim(tmp_path / f"kind/.{run.path.name}.lock")
+    assert held.take() and remake(dry, ["kind"]) == [] and run.path.exists()
+    held.free()
+    assert remake(dry, ["kind"]) == [f"kind/{run.path.name}"]
+
+
+def test_a_run_is_shown_in_full(tmp_path):
+    graph(quick(tmp_path))
+    text = run_text(tmp_path, "detectors/X-DF-primary")
+    for part in ("state:  finished", "code:   the present code", "not made yet", "lr = 1"):
+        assert part in text
+    assert re.search(r"inputs:\n  fusions/DF-[0-9a-f]{16}\n", text)
+    assert re.search(r"files:\n.*\n  x  2 B  [0-9a-f]{16}\n", text)
+    [fused] = (tmp_path / "fusions").iterdir()
+    os.rename(fused, tmp_path / "away")
+    text = run_text(tmp_path, "detectors/X-DF-primary")
+    assert f"fusions/{fused.name}, which is not there any more" in text
+    with pytest.raises(ValueError, match="may be detectors/X-.*say more of the name"):
+        run_text(tmp_path, "detectors/X")
+    with pytest.raises(ValueError, match="unknown run 'detektors'"):
+        run_text(tmp_path, "detektors")
+
+
+def test_a_run_that_is_not_finished_is_shown_too(tmp_path):
+    def stumble(folder):
+        raise MemoryError("it was too much")
+
+    with pytest.raises(MemoryError):
+        quick(tmp_path).get("kind", "a", dict(lr=1), stumble, resume=True)
+    text = run_text(tmp_path, "kind/a")
+    assert "state:  failed, MemoryError: it was too much" in text
+    assert "in stumble" in text and "lr = 1" in text
 
 
 ALIEN = [
@@ -1130,16 +1225,14 @@ ALIEN = [
 @pytest.mark.parametrize("content", ALIEN, ids=range(len(ALIEN)))
 @pytest.mark.parametrize("name", ["config.json", "provenance.json"])
 def test_alien_records_of_runs_are_no_traceback(tmp_path, name, content):
-    run = silent(tmp_path).get("kind", "a", {}, make_answer)
+    run = quick(tmp_path).get("kind", "a", {}, make_answer)
     (run.path / name).write_text(content)
     (row,) = list_runs(tmp_path).to_dict("records")
-    assert (
-        row["state"] == "corrupt"
-        and name in row["note"]
-        and len(row["note"]) < 300
-        and len(damaged_runs(tmp_path, list_runs(tmp_path))) == 1
-    )
-    dry = RunStore(tmp_path, dry=True)
+    assert row["state"] == "corrupt"
+    assert name in row["note"]
+    assert len(row["note"]) < 300
+    assert len(damaged_runs(tmp_path, list_runs(tmp_path))) == 1
+    dry = DryStore(tmp_path)
     dry.get("kind", "a", {}, make_answer), dry.get("kind", "b", dict(n=1), make_answer)
     assert planned(dry).action.tolist() == ["make", "make"] and dry.names(other_code=True) == []
     assert len(spared(tmp_path)) == 1 and runs_text(spared(tmp_path))
@@ -1150,11 +1243,11 @@ def test_alien_records_of_runs_are_no_traceback(tmp_path, name, content):
             prune(tmp_path, [], delete=True)
     else:
         assert len(prune(tmp_path, [], delete=True)) == 0
-    assert run.path.exists() and not silent(tmp_path).get("kind", "a", {}, make_answer).reused
+    assert run.path.exists() and not quick(tmp_path).get("kind", "a", {}, make_answer).reused
 
 
 def test_records_with_wrong_types_inside_are_refused_even_if_sealed(tmp_path):
-    run = silent(tmp_path).get("kind", "a", {}, make_answer)
+    run = quick(tmp_path).get("kind", "a", {}, make_answer)
     origin = read_sealed(run.path / "provenance.json")
     for wrong in (
         dict(seconds="x"),
@@ -1177,21 +1270,18 @@ def test_alien_notes_beside_runs_are_no_traceback(tmp_path, content):
         file.write_text(content)
     before = snapshot(tmp_path)
     assert len(list_runs(tmp_path)) == 1 and runs_text(list_runs(tmp_path))
-    assert Claim(path.with_name(f".{path.name}.lock")).owner() in ({}, None)
-    dry = RunStore(tmp_path, dry=True)
+    assert Claim(path.with_name(f".{path.name}.lock")).owner() in (UNKNOWN, None)
+    dry = DryStore(tmp_path)
     dry.get("kind", "a", {}, make_answer)
-    assert planned(dry).action.tolist() in (["make"], ["wait"]) and len(spared(tmp_path)) == 1
+    assert planned(dry).action[0] in ("make", "wait") and len(spared(tmp_path)) == 1
     with pytest.raises(ValueError, match="is made from is not known"):
         prune(tmp_path, [], delete=True)
     assert snapshot(tmp_path) == before
     for n in (1, 2):
         (path.with_name(f".{path.name}.partial-{n}") / "thesis").touch()
-    run = RunStore(tmp_path, lambda line: None, heartbeat=0.02, missed=2).get(
-        "kind", "a", {}, make_answer
-    )
-    assert check_run(run.path) is None and len(list(tmp_path.rglob("thesis"))) == 2, (
-        "what others have put there stays"
-    )
+    run = RunStore(tmp_path, heartbeat=0.02, missed=2).get("kind", "a", {}, make_answer)
+    assert check_run(run.path) is None
+    assert len(list(tmp_path.rglob("thesis"))) == 2, "what others have put there stays"
 
 
 @pytest.mark.parametrize(
@@ -1211,7 +1301,7 @@ def test_claims_with_wrong_types_inside_are_no_traceback(tmp_path, claim):
     (tmp_path / "kind").mkdir()
     write_json(
         tmp_path / f"kind/.a-{KEY}.lock/1",
-        dict(runs.this_process(), heartbeat=1, machine="elsewhere") | claim,
+        elsewhere(heartbeat=1) | claim,
     )
     assert len(list_runs(tmp_path)) == 1 and len(prune(tmp_path, [], delete=True)) == 0
     Claim(tmp_path / f"kind/.a-{KEY}.lock", heartbeat=0.1).take()
@@ -1219,7 +1309,7 @@ def test_claims_with_wrong_types_inside_are_no_traceback(tmp_path, claim):
 
 def test_pipes_do_not_stop_anything(tmp_path):
     "In place of any file of a run, its notes and its claims."
-    run = silent(tmp_path).get("kind", "a", {}, fill)
+    run = quick(tmp_path).get("kind", "a", {}, fill)
     for path in sorted(p for p in run.path.rglob("*") if p.is_file()):
         whole = path.read_bytes()
         path.unlink()
@@ -1249,7 +1339,7 @@ def snapshot(folder):
 def whole_store(root):
     "A store in which a needed and a needless run lie, beside nothing else."
     needed, lost = (
-        silent(root).get("kind", label, dict(n=label), filled) for label in ("needed", "lost")
+        quick(root).get("kind", label, dict(n=label), filled) for label in ("needed", "lost")
     )
     return needed.path, lost.path
 
@@ -1378,12 +1468,12 @@ def test_prune_leaves_nothing_of_what_it_deletes_and_tells_exactly_that(tmp_path
         (folder / "half").touch()
         raise MemoryError
 
-    store, (needed, lost) = silent(tmp_path), whole_store(tmp_path)
+    store, (needed, lost) = quick(tmp_path), whole_store(tmp_path)
     for label in ("failed", "partial"):
         with pytest.raises(MemoryError):
             store.get("kind", label, {}, fail, resume=label == "partial")
     garble(lost / "maps.npy")
-    silent(tmp_path).get("kind", "lost", dict(n="lost"), filled)
+    quick(tmp_path).get("kind", "lost", dict(n="lost"), filled)
     for name, age in (
         (".prle-del-01234567", 0),
         (".prle-tmp-01234567", 7200),
@@ -1401,10 +1491,8 @@ def test_prune_leaves_nothing_of_what_it_deletes_and_tells_exactly_that(tmp_path
     assert sorted(os.listdir(tmp_path / "kind")) == [".prle-tmp-89abcdef", needed.name], (
         "what may still be written is left"
     )
-    assert (
-        len(prune(tmp_path, {f"kind/{needed.name}"}, delete=True)) == 0
-        and len(spared(tmp_path)) == 0
-    )
+    assert len(prune(tmp_path, {f"kind/{needed.name}"}, delete=True)) == 0
+    assert len(spared(tmp_path)) == 0
 
 
 @pytest.mark.parametrize(
@@ -1430,7 +1518,7 @@ def test_nothing_is_pruned_if_a_note_does_not_tell_what_it_needs(tmp_path, note)
 
 
 def test_nothing_is_pruned_if_a_note_is_a_folder(tmp_path):
-    graph(silent(tmp_path))
+    graph(quick(tmp_path))
     (tmp_path / "plans/mine.provenance.json").mkdir(parents=True)
     before = snapshot(tmp_path)
     with pytest.raises((ValueError, OSError), match="mine.provenance.json"):
@@ -1439,7 +1527,7 @@ def test_nothing_is_pruned_if_a_note_is_a_folder(tmp_path):
 
 
 def test_nothing_is_pruned_if_it_is_not_known_what_a_run_needs(tmp_path):
-    graph(silent(tmp_path))
+    graph(quick(tmp_path))
     fused = next((tmp_path / "fusions").iterdir())
     garble(fused / "config.json")
     before = snapshot(tmp_path)
@@ -1451,15 +1539,15 @@ def test_nothing_is_pruned_if_it_is_not_known_what_a_run_needs(tmp_path):
     assert snapshot(tmp_path) == before and needs(tmp_path)[f"fusions/{fused.name}"] is None
 
 
-def test_a_damaged_claim_is_taken_over_once_it_has_been_silent(tmp_path):
+def test_a_damaged_claim_is_taken_over_once_it_has_been_quick(tmp_path):
     "At one look, by the times of files: nobody watches for a minute what a killed process has left."
     lock = tmp_path / "lock"
     lock.mkdir()
     (lock / "1").write_text('{"mach')
-    assert Claim(lock).take() == {}, "its owner may be writing its name"
+    assert not Claim(lock).take(), "its owner may be writing its name"
     os.utime(lock / "1", times=(time.time() - 600,) * 2)
     claim = Claim(lock)
-    assert claim.take() is None and claim.number == 2
+    assert claim.take() and claim.number == 2
     claim.free()
 
 
@@ -1470,7 +1558,7 @@ def test_links_are_no_claims(tmp_path):
         lock = tmp_path / f"runs/kind/.a-{KEY}.lock"
         lock.symlink_to(tmp_path / target)
         with pytest.raises(OSError, match=f"{tmp_path}/runs/kind cannot take the run a-{KEY}"):
-            silent(tmp_path / "runs").get("kind", "a", {}, make_answer)
+            quick(tmp_path / "runs").get("kind", "a", {}, make_answer)
         lock.unlink()
     assert os.listdir(tmp_path / "outside") == []
 
@@ -1483,6 +1571,22 @@ def test_what_others_put_among_claims_stays(tmp_path):
         pass
 
 
+def test_messages_are_printed_where_a_command_wants_them(capsys, monkeypatch):
+    show_messages(logging.DEBUG, "stderr")
+    messages.debug("HIT  kind a")
+    assert capsys.readouterr() == ("", "HIT  kind a\n")
+    show_messages()
+    messages.debug("HIT  kind a")
+    messages.info("MISS kind a")
+    assert capsys.readouterr() == ("MISS kind a\n", "")
+    with collected_messages() as said:
+        messages.debug("HIT  kind a")
+    assert said == [(logging.DEBUG, "HIT  kind a")] and capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys, "stdout", None)
+    messages.info("nobody listens, as with `redirect_stdout(None)`")
+    assert capsys.readouterr().err == ""
+
+
 def test_it_imports_without_torch():
-    code = "import sys, prle.lab.runs; sys.exit('torch' in sys.modules)"
+    code = "import sys, prle.lab.administration; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

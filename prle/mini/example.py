@@ -134,7 +134,7 @@ class ExampleZoo(NamedTuple):
     maps: Tensor  # (1, 3, S, S) attention maps of the fake, Eq. 3
     aucs: dict[str, float]  # of each detector on the 24 faces of unseen people
 
-# %% ../../nbs/mini/04_example.ipynb #new-1
+# %% ../../nbs/mini/04_example.ipynb #mini-04-example-13
 def example_zoo() -> ExampleZoo:
     "Forge faces, train three small detectors, explain what they see in the first unseen person's fake."
     pairs = forge_pairs()

@@ -50,7 +50,7 @@ from prle.paper.exhibits import (
 )
 from ..lab.experiments import Lab, Run, Wanted, fused_batches
 from .numbers import SUBSETS, USER_STUDY, describe, interval, paper_cells, paper_table
-from ..lab.runs import RunFailed
+from ..lab.store import RunFailed
 from ..study.analysis import exclude, harder_with_alpha, masked_is_harder, read_responses
 from prle.paper.tables import (
     BACKBONES_ZOO,

@@ -22,7 +22,7 @@ from .exhibits import Cells, Gap, Values, seed_range
 from ..lab.experiments import Lab, Run, Wanted, read_scores
 from ..metrics import as_statistic, resamples, total_interval
 from .numbers import BACKBONES, CELL_COLUMNS, SUBSETS, TARGET_SETS, paper_cells
-from ..lab.runs import run_file
+from ..lab.integrity import run_file
 from ..mini.targets import TARGETS
 from ..trust import read_table
 

@@ -25,7 +25,7 @@ from .exhibits import Cells, Exhibit, Parameter, TablePart, Values, declare, who
 from ..lab.experiments import Lab, Run, Wanted, quantile_folder
 from ..masking import PrimaryRegionMask
 from .numbers import describe, paper_table
-from ..lab.runs import run_file
+from ..lab.integrity import run_file
 from ..trainer import predict, train
 from ..trust import read_table
 

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from ..core import check_choice
 from ..lab.experiments import Lab, Wanted
 from .numbers import use_paper_style, write_figure, write_table
-from ..lab.runs import RunFailed
+from ..lab.store import RunFailed
 
 # %% ../../nbs/paper/01_exhibits.ipynb #paper-01-exhibits-4
 @dataclass(frozen=True)

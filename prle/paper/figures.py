@@ -73,7 +73,7 @@ from prle.paper.numbers import (
     interval,
     show_image,
 )
-from ..lab.runs import run_file
+from ..lab.integrity import run_file
 from .tables import ArmExhibit
 from ..trust import below, read_array, read_digests, read_table
 

@@ -10,19 +10,18 @@ __all__ = ['find_exhibit', 'notebook_folder', 'list_notebooks', 'headline', 'fin
 # %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-2
 import base64
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tqdm.auto import tqdm
 
 import prle.paper.claims
 import prle.paper.efficiency
 import prle.paper.figures
 import prle.paper.people
 import prle.paper.tables  # which declare the exhibits
-from ..core import atomic_path, check_choice, progress, provenance
+from ..core import atomic_path, check_choice, log, progress, provenance
 from ..trust import read_json
 from ..detectors import create_detector
 from ..detectors.registry import macs, parameter_count
@@ -39,7 +38,9 @@ from prle.paper.exhibits import (
 )
 from ..lab.experiments import Lab
 from .numbers import changed_files, consistency, damaged_rows, paper_table
-from ..lab.runs import Task, bytes_text, planned, record_runs, seconds_text
+from ..lab.administration import bytes_text, record_runs
+from ..lab.planning import planned, remake, seconds_text
+from ..lab.store import Task
 
 # %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-4
 def find_exhibit(
@@ -204,7 +205,7 @@ def cost(
         if network not in known:
             known[network] = measure_network(config, dry.preset.size)
         networks[_key(task)] = known[network]
-    todo = [task for task in dry.store.tasks if task.fault is not None]
+    todo = [task for task in dry.store.tasks if not dry.store.is_there(task)]
     works = [_work(dry, task, networks) for task in todo]
     hours = sum(work.macs for work in works) / rtx3090_rate() / 3600
     trainings = sum(task.path.parent.name == "detectors" for task in todo)
@@ -489,7 +490,7 @@ def plan(
         try:
             exhibit.plan(dry, **exhibit.known(seeds=seeds), **full_settings(name, full))
         except ValueError as e:
-            lab.store.say(f"NOTE {name} cannot be made of this data: {e}")
+            log.info(f"NOTE {name} cannot be made of this data: {e}")
     return dry
 
 # %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-43
@@ -503,7 +504,7 @@ def prepare(
 ) -> dict[str, str]:  # name of a run -> why there is no result
     "Say what the notebooks' runs will cost, and make them under one progress bar that estimates the work left."
     whole = plan(lab, names, seeds, full)
-    lab.store.say(cost_text(whole))
+    log.info(cost_text(whole))
     for name in names:
         needed = plan(whole, [name], seeds, full).store.names()
         facts = dict(preset=lab.name, data=lab.fingerprint, seeds=seeds)
@@ -543,7 +544,7 @@ def reproduce(
     seeds: int = 1,  # trainings behind every number
     data: str | None = None,  # other data, see `data_sets`; None: the preset's mini benchmark
     outputs: str | None = None,  # folder for all that is written; None: the project's `outputs/`
-    say: Callable[[str], None] = tqdm.write,  # what to do with a line of the report
+    remade: Sequence[str] = (),  # kinds of runs to make again: "fusions", ...
     engine: str = "local",  # one of `prle.lab.engines.ENGINES`
     gpus: float = 1.0,  # of a run with a detector, on Ray
 ) -> dict[str, str]:  # notebook -> "done", or why it is not
@@ -553,16 +554,18 @@ def reproduce(
     names, full = find_notebooks(ids), "all" in ids
     seed_range(seeds)
     check_choice(engine, ENGINES, "engine")
-    lab, start = Lab(preset, data, outputs, say=say), time.perf_counter()
+    lab, start = Lab(preset, data, outputs), time.perf_counter()
     for line in changed_files(lab.outputs / preset):
-        say(f"CHANGED {line}; made again if its notebook is run")
+        log.info(f"CHANGED {line}; made again if its notebook is run")
+    for name in remake(plan(lab, names, seeds, full).store, remade) if remade else ():
+        log.info(f"ASIDE {name}: it was asked for that it is made again")
     faults = prepare(lab, names, seeds, engine, gpus, full)
     for name, why in faults.items():
-        say(f"GAP  {name}: {why}")
+        log.warning(f"GAP  {name}: {why}")
     results = _run_notebooks(lab, names, seeds, full, data, faults)
     report = write_report(lab, {name: why for name, why in results.items() if why != "done"})
     done = sum(result == "done" for result in results.values())
-    say(
+    log.info(
         f"{done} of {len(results)} notebooks done. {lab.store.summary()} Everything is in {report}. "
         f"{time.perf_counter() - start:.0f} s in all."
     )
@@ -589,5 +592,5 @@ def _run_notebooks(
         else:
             own = full_settings(name, full)
             results[name] = _executed(source / f"{name}.ipynb", out, common, **own)
-        lab.store.say(f"{name}: {results[name]}")
+        log.info(f"{name}: {results[name]}")
     return results

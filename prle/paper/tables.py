@@ -50,7 +50,7 @@ from prle.paper.exhibits import (
 )
 from ..lab.experiments import THRESHOLDS, Lab, Run
 from .numbers import BACKBONES, PAGE_WIDTH, describe, interval, paper_table, side_by_side
-from ..lab.runs import run_file
+from ..lab.integrity import run_file
 from ..trust import read_table
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-4

@@ -27,7 +27,7 @@ def _secret(folder: str | None) -> str | None:
 def _record_study(lab, splits: list[str] | None, seed: int):
     "Note the runs that a study's masks need, so that nobody prunes them while they are made."
     from prle.core import digest
-    from prle.lab.runs import record_runs
+    from prle.lab.administration import record_runs
     from prle.study.images import study_faces
 
     dry = lab.dry()

@@ -263,9 +263,10 @@ def prunable(world, work):
     "`out/`: runs of which one is noted, one is needed by it, and one is needed by nobody."
 
     def make():
-        from prle.lab.runs import RunStore, record_runs
+        from prle.lab.administration import record_runs
+        from prle.lab.store import RunStore
 
-        runs = RunStore(work / "out/runs", lambda line: None)
+        runs = RunStore(work / "out/runs")
 
         def fill(folder):
             return (folder / "x.txt").write_text("42")
