@@ -50,6 +50,11 @@ def _map_digests(folder: Path, paths) -> np.ndarray:  # of bytes, in the order o
     return np.array([digests[name].encode() for name in names])
 
 # %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-7
+def _mask_of(root: str, name: str, shape: tuple) -> np.ndarray:  # (H, W) uint8
+    "Read a face's mask; zeros where there is none."
+    return read_mask(below(root, name), shape) if name else np.zeros(shape, np.uint8)
+
+# %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-8
 class FaceDataset(Dataset):
     "The faces of a manifest: `dict(image, label, index, landmarks[, mask, mask_known][, quantiles])`."
 
@@ -93,17 +98,12 @@ class FaceDataset(Dataset):
             landmarks=torch.from_numpy(self.landmarks[i]),
         )
         if self.masks is not None:
-            item["mask"] = torch.from_numpy(self._mask(i, image.shape[:2]))[None]
+            mask = _mask_of(self.root, self.masks[i].decode(), image.shape[:2])
+            item["mask"] = torch.from_numpy(mask)[None]
             item["mask_known"] = bool(self.masks[i]) or item["label"] == REAL
         if self.quantiles:
             item["quantiles"] = torch.from_numpy(self._quantile_map(i, name, image.shape[:2]))[None]
         return self.transform(item) if self.transform else item
-
-    def _mask(self, i: int, shape: tuple) -> np.ndarray:  # (H, W) uint8
-        "Read the mask of face `i`; zeros where there is none."
-        if not self.masks[i]:
-            return np.zeros(shape, np.uint8)
-        return read_mask(below(self.root, self.masks[i].decode()), shape)
 
     def _quantile_map(self, i: int, name: str, shape: tuple) -> np.ndarray:  # (H, W) uint16
         "Read the quantile map of face `i`; `ValueError` if it is not of the face's size."
@@ -114,7 +114,7 @@ class FaceDataset(Dataset):
             raise ValueError(f"{path} is {sizes} (width, height).")
         return quantiles
 
-# %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-10
+# %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-11
 class BalancedSampler(Sampler[int]):
     "Indices with both classes equally often; `set_epoch` gives the next draw, as in torch's DistributedSampler."
 
