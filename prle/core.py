@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REAL', 'FAKE', 'VIDEO', 'log', 'shortened', 'check_choice', 'rng', 'torch_rng', 'seed_everything', 'is_leftover',
-           'discard', 'atomic_path', 'write_json', 'is_full', 'digest', 'bytes_digest', 'file_digest', 'provenance',
-           'outputs_dir', 'progress', 'show_messages', 'collected_messages', 'alternate']
+           'discard', 'atomic_path', 'write_json', 'is_full', 'digest', 'bytes_digest', 'file_digest', 'entries',
+           'provenance', 'outputs_dir', 'progress', 'show_messages', 'collected_messages', 'alternate']
 
 # %% ../nbs/00_core.ipynb #00-core-2
 import difflib
@@ -195,6 +195,23 @@ def file_digest(
     return _content_digest(os.path.abspath(path), *state)
 
 # %% ../nbs/00_core.ipynb #00-core-32
+def entries(
+    config,  # JSON-able
+    name: str = "",  # of the entry that holds it
+) -> dict:  # "recipe.lr" -> 0.001
+    "Return the values in a nested configuration by their dotted names."
+    if isinstance(config, dict):
+        parts = list(config.items())
+    elif isinstance(config, (list, tuple)):
+        parts = list(enumerate(config))
+    else:
+        return {name: config}
+    found: dict = {}
+    for part, value in parts:
+        found |= entries(value, f"{name}.{part}" if name else str(part))
+    return found
+
+# %% ../nbs/00_core.ipynb #00-core-35
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -208,7 +225,7 @@ _PACKAGES = (
     "grad-cam",
 )
 
-# %% ../nbs/00_core.ipynb #00-core-33
+# %% ../nbs/00_core.ipynb #00-core-36
 def _version(package: str) -> str | None:
     "Return the version of an installed package; None if it is not installed."
     try:
@@ -216,7 +233,7 @@ def _version(package: str) -> str | None:
     except metadata.PackageNotFoundError:
         return None
 
-# %% ../nbs/00_core.ipynb #00-core-34
+# %% ../nbs/00_core.ipynb #00-core-37
 def _git(*args: str) -> str | None:
     "Return what git says of the folder of this module; None without git or outside a repository."
     try:
@@ -226,7 +243,7 @@ def _git(*args: str) -> str | None:
         return None
     return done.stdout.strip()
 
-# %% ../nbs/00_core.ipynb #00-core-35
+# %% ../nbs/00_core.ipynb #00-core-38
 def _cpu() -> str:
     "Return the model name of the CPU, or its architecture where the system does not tell."
     try:
@@ -238,7 +255,7 @@ def _cpu() -> str:
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
-# %% ../nbs/00_core.ipynb #00-core-36
+# %% ../nbs/00_core.ipynb #00-core-39
 def _device_name(device: str | None) -> str:
     "Name the hardware behind a device; None: a GPU where there is one."
     import torch
@@ -248,7 +265,7 @@ def _device_name(device: str | None) -> str:
         return torch.cuda.get_device_name(kind)
     return _cpu() if kind.type == "cpu" else str(kind)
 
-# %% ../nbs/00_core.ipynb #00-core-37
+# %% ../nbs/00_core.ipynb #00-core-40
 def provenance(
     device: str | None = None,  # on which detectors run; None: a GPU where there is one
 ) -> dict:  # JSON-able
@@ -269,7 +286,7 @@ def provenance(
         packages={p: v for p in _PACKAGES if (v := _version(p))},
     )
 
-# %% ../nbs/00_core.ipynb #00-core-40
+# %% ../nbs/00_core.ipynb #00-core-43
 def outputs_dir() -> Path:
     "Return `$PRLE_OUTPUTS`, else `outputs/` of the project that we are in, else `outputs/` here."
     if "PRLE_OUTPUTS" in os.environ:
@@ -280,7 +297,7 @@ def outputs_dir() -> Path:
             return folder / "outputs"
     return here / "outputs"
 
-# %% ../nbs/00_core.ipynb #00-core-43
+# %% ../nbs/00_core.ipynb #00-core-46
 def _watched() -> bool:
     "Say whether somebody sees the output, in a terminal or a notebook; never if `PRLE_QUIET` is 1."
     if os.environ.get("PRLE_QUIET") == "1":
@@ -288,7 +305,7 @@ def _watched() -> bool:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return sys.stderr.isatty() or hasattr(shell, "kernel")
 
-# %% ../nbs/00_core.ipynb #00-core-44
+# %% ../nbs/00_core.ipynb #00-core-47
 def progress(
     iterable=None,  # what to walk through; None for a bar that is moved by hand
     desc: str = "",  # what is being done
@@ -300,7 +317,7 @@ def progress(
     hidden = disable or not _watched()
     return tqdm(iterable, desc, total, disable=hidden, dynamic_ncols=True, **kwargs)
 
-# %% ../nbs/00_core.ipynb #00-core-47
+# %% ../nbs/00_core.ipynb #00-core-50
 log = logging.getLogger("prle")
 "The logger of all modules."
 
@@ -333,23 +350,33 @@ def show_messages(
 
 show_messages()
 
-# %% ../nbs/00_core.ipynb #00-core-50
+# %% ../nbs/00_core.ipynb #00-core-53
+class _Collector(logging.Handler):
+    "Keep messages as (level, text)."
+
+    def __init__(self):
+        super().__init__()
+        self.said: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord):
+        "Keep a message."
+        self.said.append((record.levelno, record.getMessage()))
+
+
 @contextmanager
 def collected_messages():  # yields a list of (level, text)
     "Collect the messages of the block, of any level, in place of printing them."
-    said: list[tuple[int, str]] = []
     handlers, level = log.handlers[:], log.level
-    collector = logging.Handler()
-    collector.emit = lambda record: said.append((record.levelno, record.getMessage()))
+    collector = _Collector()
     log.handlers[:] = [collector]
     log.setLevel(logging.DEBUG)
     try:
-        yield said
+        yield collector.said
     finally:
         log.handlers[:] = handlers
         log.setLevel(level)
 
-# %% ../nbs/00_core.ipynb #00-core-53
+# %% ../nbs/00_core.ipynb #00-core-56
 def alternate(
     contenders: dict[str, Callable[[], object]],  # name -> what is timed
     repeats: int,  # repetitions that count; one more before them warms up

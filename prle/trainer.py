@@ -32,7 +32,8 @@ from .core import rng, seed_everything, shortened, torch_rng
 from .fields import FLAG, check_fields, number_rule, set_fields
 from .data.datasets import BalancedSampler, FaceDataset
 from .detectors import Detector
-from .detectors.registry import Recipe, evaluating
+from .detectors.registry import Recipe
+from .localization import evaluating
 from .masking import RegionMask
 from .metrics import auc
 from .training.checkpoint import Checkpoint, check_same, load_checkpoint, save_checkpoint

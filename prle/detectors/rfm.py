@@ -16,13 +16,13 @@ from prle.detectors.registry import (
     Recipe,
     Weights,
     cross_entropy,
-    evaluating,
     fake_minus_real,
     flood,
     init_head,
     register_detector,
 )
 from .xception import XceptionBody
+from ..localization import evaluating
 
 # %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-13
 def forgery_attention(

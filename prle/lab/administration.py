@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..core import check_choice, discard, is_leftover, shortened, write_json
+from ..core import check_choice, discard, entries, is_leftover, shortened, write_json
 from ..trust import DIGESTS, Damaged, one_line, read_digests, read_record
 from .claims import GIVEN_UP, Claim, beside, strangers, utc_now
 from prle.lab.integrity import (
@@ -27,7 +27,6 @@ from prle.lab.integrity import (
     check_run,
     code_difference,
     code_modules,
-    entries,
     input_runs,
     parse_aside,
     parse_name,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['code_modules', 'code_difference', 'RunName', 'run_key', 'parse_name', 'run_name', 'read_config', 'read_origin',
            'read_run', 'file_list', 'run_file', 'check_run', 'Presence', 'Finding', 'inspect_run', 'Aside',
-           'parse_aside', 'set_aside', 'replaced_runs', 'entries', 'input_runs']
+           'parse_aside', 'set_aside', 'replaced_runs', 'input_runs']
 
 # %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-2
 import numbers
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import prle
-from ..core import digest, file_digest
+from ..core import digest, entries, file_digest
 from prle.trust import (
     DIGESTS,
     MARKER,
@@ -261,23 +261,6 @@ def replaced_runs(
     return [found[number] for number in sorted(found)]
 
 # %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-41
-def entries(
-    config,  # JSON-able
-    name: str = "",  # of the entry that holds it
-) -> dict:  # "recipe.lr" -> 0.001
-    "Return the values in a nested configuration by their dotted names."
-    if isinstance(config, dict):
-        parts = config.items()
-    elif isinstance(config, (list, tuple)):
-        parts = enumerate(config)
-    else:
-        return {name: config}
-    found = {}
-    for part, value in parts:
-        found |= entries(value, f"{name}.{part}" if name else str(part))
-    return found
-
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-42
 def input_runs(
     config: dict,  # of a run
     names: dict[str, list[str]],  # key -> the runs of a store or plan that have it

@@ -23,7 +23,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core import digest, discard, is_full, is_leftover, log, provenance, write_json
+from ..core import digest, discard, entries, is_full, is_leftover, log, provenance
+from ..core import write_json
 from ..trust import Damaged, file_name, one_line, read_record, read_sealed, write_sealed
 from prle.lab.claims import (
     CLOSED_ERRORS,
@@ -41,7 +42,6 @@ from prle.lab.integrity import (
     RunName,
     code_difference,
     code_modules,
-    entries,
     file_list,
     input_runs,
     inspect_run,
