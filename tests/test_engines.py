@@ -218,16 +218,45 @@ def test_inputs_that_failed_are_named_by_their_first_cause(tmp_path):
     assert [o.name for o in in_process(quiet(tmp_path), dry.tasks)] == [t.name for t in dry.tasks]
 
 
+@pytest.mark.parametrize("late", [0, 2, 3])
+def test_a_node_that_is_late_is_started_again(late):
+    "Three times at most; what else goes wrong is not tried again."
+    calls = []
+
+    def init(**options):
+        calls.append(options)
+        if len(calls) <= late:
+            raise Exception("The current node timed out during startup.")
+
+    fake = SimpleNamespace(init=init, shutdown=lambda: None)
+    if late < 3:
+        prle.lab.engines._start(fake, address="local")
+        assert calls == [dict(address="local")] * (late + 1)
+    else:
+        with pytest.raises(OSError, match="did not start in 3 attempts: the machine may be too"):
+            prle.lab.engines._start(fake)
+        assert len(calls) == 3
+
+
+def test_what_else_stops_ray_is_said_at_once():
+    def init(**options):
+        raise ConnectionError("no cluster at 10.0.0.1")
+
+    with pytest.raises(ConnectionError, match="no cluster"):
+        prle.lab.engines._start(SimpleNamespace(init=init))
+
+
 def test_what_a_worker_says_is_said_here(tmp_path, monkeypatch, lines):
     "With its level; the worker itself prints nothing."
     worker = SimpleNamespace(get_current_task_attempt_number=lambda: 0)
     context = SimpleNamespace(worker=SimpleNamespace(core_worker=worker))
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     dry = asked(tmp_path)
+    settings = dict(root=tmp_path / "runs", heartbeat=0.1, missed=10, device=None)
     for reused in (False, True):
-        outcome = prle.lab.engines._do_there(tmp_path / "runs", 0.1, 10, None, dry.tasks[0])
+        outcome = prle.lab.engines._do_there(settings, dry.tasks[0])
         assert outcome.reused == reused and lines == []
-        prle.lab.engines._say(outcome)
+        prle.lab.engines._report(RunStore(tmp_path / "runs"), outcome)
         [[level, text]], [line] = outcome.said, lines
         assert line == text and text.startswith("HIT " if reused else "MISS ")
         assert level == (logging.DEBUG if reused else logging.INFO)

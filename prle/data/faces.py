@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIVE_POINTS', 'TEMPLATE', 'ALIGNMENTS', 'SCALES', 'PHOTO_SUFFIXES', 'FaceError', 'read_image', 'orl_folder',
-           'find_faces', 'Detection', 'find_largest', 'five_targets', 'similarity', 'warp_crop', 'move_points',
-           'crop_face', 'Face', 'read_face', 'align', 'natural_key', 'list_photos', 'read_faces', 'summary',
-           'write_png']
+           'load_dlib', 'find_faces', 'Detection', 'find_largest', 'five_targets', 'similarity', 'warp_crop',
+           'move_points', 'crop_face', 'Face', 'read_face', 'align', 'natural_key', 'list_photos', 'read_faces',
+           'summary', 'write_png']
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-2
 import importlib.util
@@ -76,7 +76,7 @@ def orl_folder() -> Path:  # holds s1 ... s40, each with 1.pgm ... 10.pgm
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-15
 @cache
-def _dlib():
+def load_dlib():
     "Return dlib, its face detector and its landmark predictor; `ImportError` naming the extra."
     try:
         import dlib
@@ -104,7 +104,7 @@ def _enlarge(image: np.ndarray) -> tuple[np.ndarray, float, int]:
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-17
 def _detect(image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     "Return box (4,) and landmarks (68, 2) of every face, float32 in pixels of `image`, largest face first."
-    dlib, detector, predictor = _dlib()
+    dlib, detector, predictor = load_dlib()
     picture, zoom, pad = _enlarge(image)
     boxes = sorted(detector(picture, 0), key=lambda box: box.area(), reverse=True)
     shapes = [[(p.x, p.y) for p in predictor(picture, box).parts()] for box in boxes]
@@ -132,7 +132,7 @@ _MANY_LEVELS, _ONE_LEVEL = bytes.fromhex("0150015002e803"), bytes.fromhex("01500
 @cache
 def _one_level_detector():
     "Return dlib's detector for one pyramid level; `RuntimeError` if this dlib stores it in another format."
-    dlib, detector, _ = _dlib()
+    dlib, detector, _ = load_dlib()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "detector.svm"
         detector.save(str(file))
@@ -337,7 +337,7 @@ def find_largest(
     frame: np.ndarray,  # (H, W, 3) uint8, RGB
 ) -> Detection | None:  # in pixels of `frame`; None: no face
     "Find the largest face and its 68 landmarks; the box is that of dlib's detector at full resolution."
-    dlib, _, predictor = _dlib()
+    dlib, _, predictor = load_dlib()
     hits = _search(frame)
     if not hits:
         return _search_tight(frame)
@@ -473,7 +473,7 @@ def _align_box(face: Detection, shape: tuple, size: int, scale: float) -> np.nda
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-67
 def _align_chip(face: Detection, shape: tuple, size: int, scale: float) -> np.ndarray:
     "Return the transform of `dlib.get_face_chip`."
-    dlib, _, _ = _dlib()
+    dlib, _, _ = load_dlib()
     points = [dlib.point(*p) for p in np.rint(face.landmarks).astype(int).tolist()]
     shown = dlib.full_object_detection(dlib.rectangle(), points)
     chip = dlib.get_face_chip_details(shown, size, (scale - 1) / 2)
