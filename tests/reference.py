@@ -323,4 +323,9 @@ def misfits(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--outputs", help="where `make paper-all` has written; default: outputs/")
-    keep_all(Lab("mini", outputs=parser.parse_args().outputs), list_notebooks())
+    lab = Lab("mini", outputs=parser.parse_args().outputs)
+    made = {path.stem for path in (lab.outputs / lab.name / "notebooks").glob("*.ipynb")}
+    keep_all(lab, [name for name in list_notebooks() if name in made])
+    absent = [name for name in list_notebooks() if name not in made]
+    if absent:
+        print(f"Not made yet, so kept without outputs: {', '.join(absent)}. `make paper-all` does.")
