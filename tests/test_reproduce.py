@@ -688,7 +688,7 @@ def test_a_table_is_added_by_one_notebook_and_one_declaration(smoke, table0, tmp
     shutil.copytree(smoke[0] / "data", outputs / "data")
     assert (
         find_notebooks(["table0"]) == ["table0_verdicts"]
-        and '  table0_verdicts:\n    subset = "DF" # manipulation' in parameters_text()
+        and '  table0_verdicts:\n    subset = "DF"  # manipulation' in parameters_text()
     )
     names = plan(lab, ["table0_verdicts"], seeds=2).store.names()
     assert [n.rsplit("-", 1)[0] for n in names] == [
