@@ -19,7 +19,7 @@ OPTIONS = {
     "compression subsets part variants protocol reals frames",
     "convert": "root out splits compression subsets part variants protocol reals frames",
     "forge": "faces out size people seed steps count",
-    "reproduce": "seeds preset data outputs engine gpus",
+    "reproduce": "seeds preset data outputs engine gpus remake",
     "plan": "seeds preset data outputs",
     "runs": "kind match code delete outputs",
     "train": "mask seed set processes track preset data outputs",
