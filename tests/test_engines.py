@@ -249,7 +249,7 @@ def test_what_else_stops_ray_is_said_at_once():
 def test_what_a_worker_says_is_said_here(tmp_path, monkeypatch, lines):
     "With its level; the worker itself prints nothing."
     worker = SimpleNamespace(get_current_task_attempt_number=lambda: 0)
-    context = SimpleNamespace(worker=SimpleNamespace(core_worker=worker))
+    context = SimpleNamespace(worker=SimpleNamespace(core_worker=worker), get_node_id=str)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     dry = asked(tmp_path)
     settings = dict(root=tmp_path / "runs", heartbeat=0.1, missed=10, device=None)

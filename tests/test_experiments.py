@@ -500,7 +500,7 @@ def test_what_was_trained_is_not_trained_again_after_a_death(lab, monkeypatch):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
             patched.setattr(f"prle.lab.experiments.{name}", die)
             other.detector("Small", "A")
-        monkeypatch.setattr("prle.trainer._train_epoch", lambda *a: calls.append(1))
+        monkeypatch.setattr("prle.trainer.Trainer.epoch", lambda *a: calls.append(1))
     run = other.detector("Small", "A")
     assert calls == [], "the rest is done, the training is not"
     assert read_scores(run).equals(read_scores(whole))
