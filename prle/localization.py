@@ -257,9 +257,7 @@ def attention_maps(
     layer: nn.Module | list[nn.Module],  # with an (N, C, h, w) output; several maps are averaged
     x: Tensor,  # (N, 3, H, W) float images, as the model takes them
     score: Callable | None = None,  # model output -> (N,), what to explain; None: the logit of fake
-    size: tuple[int, int]
-    | str
-    | None = None,  # of the maps; None: the input's, "grid": the layer's
+    size: tuple[int, int] | str | None = None,  # None: the input's; "grid": the layer's
     method: str = "gradcam",  # one of `CAM_METHODS`
 ) -> Tensor:  # (N, H, W) float32 in [0, 1]
     """Compute attention maps, Eq. 3, normalized per image; the model is left as it was found.

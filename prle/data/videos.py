@@ -843,8 +843,7 @@ def crop_videos(
     every: int | None = None,  # or every so many frames; then `count` does not matter
     align: str = "similarity",  # one of `ALIGNMENTS` of prle.data.faces
     size: int = 256,  # side of the crops in px
-    scale: float
-    | None = None,  # of the face's square that is shown; None: the authors', 1.3 or (chip) 1.5
+    scale: float | None = None,  # of the face's square; None: the authors', 1.3 or (chip) 1.5
     workers: int | None = None,  # processes; None: one a processor; 0: none but this one
     engine: str = "process",  # one of `POOLS`
 ) -> Path:  # `out/faces.parquet`, a row a face

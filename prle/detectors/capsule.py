@@ -105,10 +105,10 @@ def init_capsules(
 def route(
     votes: Tensor,  # (N, 2, n, 4): what each of n capsules says of real and of fake
     iterations: int = 2,  # at least 1
-) -> tuple[
-    Tensor, Tensor
-]:  # outputs (N, 2, 4), shorter than 1; last couplings (N, 2, n, 4), of sum 1 over the capsules
-    "Route by agreement: votes that point where their output points count for more in the next iteration."
+) -> tuple[Tensor, Tensor]:  # outputs (N, 2, 4); last couplings (N, 2, n, 4)
+    """Route by agreement: votes that point where their output points count for more in the next iteration.
+
+    Outputs are shorter than 1; couplings sum to 1 over the capsules."""
     logits = torch.zeros_like(votes)
     for _ in range(iterations):
         couplings = logits.softmax(2)
@@ -238,8 +238,7 @@ def _capsule(pretrained: bool, frozen: bool | None, **settings) -> Capsule:
 def capsule(
     width: float = 1.0,  # factor on the channels; 1 is the published size
     pretrained: bool = False,  # ImageNet weights of the extractor (width 1)
-    frozen: bool
-    | None = None,  # keep the extractor's weights as they are; None: if they are pretrained
+    frozen: bool | None = None,  # keep the extractor's weights; None: if they are pretrained
     noise: float = 0.01,  # standard deviation of what is added to the routing weights in training
     dropout: float = 0.0,  # share of the votes' components set to zero in training, in [0, 1)
 ) -> Capsule:
@@ -264,8 +263,7 @@ def capsule(
 def capsule_v2(
     width: float = 1.0,  # factor on the channels; 1 is the published size
     pretrained: bool = False,  # ImageNet weights of the extractor (width 1)
-    frozen: bool
-    | None = None,  # keep the extractor's weights as they are; None: if they are pretrained
+    frozen: bool | None = None,  # keep the extractor's weights; None: if they are pretrained
     noise: float = 0.01,  # standard deviation of what is added to the routing weights in training
     dropout: float = 0.05,  # share of the votes' components set to zero in training, in [0, 1)
 ) -> Capsule:

@@ -168,10 +168,8 @@ class MixBlock(nn.Module):
 # %% ../../nbs/detectors/13_f3net.ipynb #detectors-13-f3net-40
 def branch_grids(
     size: int,  # edge of the face in pixels
-) -> dict[
-    str, int
-]:  # cells along an edge after block 7 in "fad" and "lfs"; below 1 where there is no map
-    "Compute the grids on which the first MixBlock meets the two branches."
+) -> dict[str, int]:  # "fad" and "lfs" -> cells along an edge; below 1 where there is no map
+    "Compute the grids on which the first MixBlock, after block 7, meets the two branches."
     fad = (size - 3) // 2 - 1
     lfs = window_grid(size) - 4
     for _ in range(3):

@@ -39,10 +39,10 @@ from prle.detectors.registry import (
 def taps(
     net: nn.Module,  # timm EfficientNet
     x: Tensor,  # (N, 3, H, W), normalized
-) -> tuple[
-    Tensor, Tensor, Tensor
-]:  # (N, 32, H/4, W/4) b2; (N, 160, H/16, W/16) b5; (N, 1792, H/32, W/32) head
-    "Compute the features that MAT reads, at three depths."
+) -> tuple[Tensor, Tensor, Tensor]:  # (N, channels, height, width) each
+    """Compute the features that MAT reads, at three depths.
+
+    They are b2 (N, 32, H/4, W/4), b5 (N, 160, H/16, W/16) and the head's (N, 1792, H/32, W/32)."""
     shallow = net.blocks[:2](net.bn1(net.conv_stem(x)))
     middle = net.blocks[2:5](shallow)
     deep = net.blocks[5:](middle)

@@ -88,9 +88,7 @@ def composite(
     target: np.ndarray,  # (S, S, 3) uint8, the background
     content: np.ndarray,  # (S, S, 3) float, what is put in
     weight: np.ndarray,  # (S, S) in [0, 1]
-) -> tuple[
-    np.ndarray, np.ndarray
-]:  # fake (S, S, 3) uint8; mask (S, S) bool, every pixel that may have changed
+) -> tuple[np.ndarray, np.ndarray]:  # fake (S, S, 3) uint8; mask (S, S) bool of what may differ
     "Blend `content` into `target`, which stays bit for bit where the weight is 0."
     weight = np.where(inner(len(target)), weight, 0)
     mixed = target + weight[..., None] * (content.clip(0, 255) - target)

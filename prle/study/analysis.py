@@ -203,10 +203,10 @@ def accuracy_table(
     kept: pd.DataFrame,  # from `exclude`
     subsets: Sequence[str],  # manipulations, in the order of the figure
     n: int = 2000,  # resamples
-) -> (
-    pd.DataFrame
-):  # panel ("a", "b"), name, mask, alpha, decisions; accuracy, low, high in per cent
-    "Compute the numbers of Figure 10: by manipulation with and without mask (a), by fixed alpha (b)."
+) -> pd.DataFrame:  # panel ("a", "b"), name, mask, alpha, decisions, accuracy, low, high
+    """Compute the numbers of Figure 10: by manipulation with and without mask (a), by fixed alpha (b).
+
+    Accuracy and the ends of its interval are in per cent."""
     groups = _conditions_of(kept, subsets)
     which, right = np.stack(list(groups.values())), kept["right"].to_numpy(bool)
     table = pd.DataFrame(list(groups), columns=["panel", "name", "mask", "alpha"])
@@ -461,9 +461,7 @@ def study_detectors(
     lab: Lab,  # whose detectors they are
     kept: pd.DataFrame,  # from `exclude`
     seed: int = 0,  # of the trainings
-) -> (
-    pd.DataFrame | None
-):  # `detector_table`; None, and nothing is trained, without pictures of test people
+) -> pd.DataFrame | None:  # `detector_table`; None, untrained, without pictures of test people
     """Compute the accuracy of the lab's detectors on the pictures of test people.
 
     Each picture counts as often as people judged it; without decisions, as often as the plan shows it."""

@@ -174,9 +174,7 @@ def largest_design(
     practice: int = 4,  # images to practise on, of people who are shown nowhere else
     most: int = 50,  # images a participant, at most
     seed: int = 0,  # of the choice of faces
-) -> tuple[
-    tuple[str, ...], int
-]:  # manipulations and images; ((), 0) if there are too few people for any
+) -> tuple[tuple[str, ...], int]:  # manipulations, images; ((), 0) if too few people for any
     "Find the largest balanced design that these people allow, with one face for each person and kind."
     for m in range(len(subsets), 0, -1):
         best = ((), 0)

@@ -70,8 +70,7 @@ class Listing:
         source_identity: str = "",  # the person whose face was put in
         compression: str = "",  # e.g. "c23"
         mask_file: str | Path = "",  # a video of masks
-        untouched_file: str
-        | Path = "",  # the video that a fake was made of: a mask is their difference
+        untouched_file: str | Path = "",  # the video behind a fake: a mask is their difference
         distortion: str = "",  # a line of `prle.data.distortions`, applied before the crop
     ):
         "Add a video; its subset decides the label."
