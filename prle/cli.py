@@ -43,7 +43,7 @@ def _kind(anno) -> tuple[type, str | None]:
 _ARGUMENT_COUNT = {(False, True): None, (False, False): "?", (True, True): "+", (True, False): "*"}
 "How many words an argument takes (`nargs`): by whether it takes several, and whether it has to be given."
 
-
+# %% ../nbs/08_cli.ipynb #08-cli-9
 def _argument(
     name: str,  # of the parameter
     p,  # what `docments(..., full=True)` says of it: docment, anno, default, kind
@@ -65,7 +65,7 @@ def _argument(
         settings["action"] = "append"
     return f"--{name.replace('_', '-')}", settings | dict(required=needed)
 
-# %% ../nbs/08_cli.ipynb #08-cli-9
+# %% ../nbs/08_cli.ipynb #08-cli-10
 class _Parser(ArgumentParser):
     "A parser whose help ends with a text that is made when it is asked for."
 
@@ -76,13 +76,13 @@ class _Parser(ArgumentParser):
         text = super().format_help()
         return f"{text}\n{self.epilogue()}\n" if self.epilogue else text
 
-# %% ../nbs/08_cli.ipynb #08-cli-10
+# %% ../nbs/08_cli.ipynb #08-cli-11
 @lru_cache
 def _parameters(command) -> dict:
     "Return what `docments` says of a function's parameters; its source is read once."
     return docments(command, full=True, returns=False, eval_str=True)
 
-
+# %% ../nbs/08_cli.ipynb #08-cli-12
 def add_command(
     parser: ArgumentParser,  # of the command
     command,  # the function
@@ -93,7 +93,7 @@ def add_command(
         word, settings = _argument(name, p)
         parser.add_argument(word, **settings)
 
-# %% ../nbs/08_cli.ipynb #08-cli-14
+# %% ../nbs/08_cli.ipynb #08-cli-16
 def adapter_options(
     *,
     compression: str | None = None,  # ff++, and its JSON: raw, c23 or c40
@@ -109,18 +109,18 @@ def adapter_options(
     given = {name: value for name, value in options.items() if value not in (None, False)}
     return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
 
-# %% ../nbs/08_cli.ipynb #08-cli-16
+# %% ../nbs/08_cli.ipynb #08-cli-18
 def _only(options: dict, known: tuple[str, ...], what: str) -> dict:
     "Return `options`; raise `ValueError` for one that is not in `known`."
     if wrong := [f"--{name}" for name in options if name not in known]:
         raise ValueError(f"{what} takes no {', '.join(wrong)}.")
     return options
 
-# %% ../nbs/08_cli.ipynb #08-cli-18
+# %% ../nbs/08_cli.ipynb #08-cli-20
 _MOST = 20
 "Problems that are shown; their number is told in any case."
 
-
+# %% ../nbs/08_cli.ipynb #08-cli-21
 def _check_manifest(root: str) -> int:
     "Print the damaged crops of a manifest; exit code 1 if there are any."
     from prle.data.manifest import check_crops
@@ -133,7 +133,7 @@ def _check_manifest(root: str) -> int:
     print(summary)
     return int(len(bad) > 0)
 
-# %% ../nbs/08_cli.ipynb #08-cli-19
+# %% ../nbs/08_cli.ipynb #08-cli-22
 @delegates(adapter_options)
 def check(
     name: str,  # ff++, dfdc, df-1.0, celeb-df or folder; or manifest
@@ -153,7 +153,7 @@ def check(
     print(report)
     return int(not report.complete)
 
-# %% ../nbs/08_cli.ipynb #08-cli-22
+# %% ../nbs/08_cli.ipynb #08-cli-25
 @delegates(adapter_options)
 def faces(
     # videos and folders; or, with --root, a data set: ff++, dfdc, df-1.0, celeb-df, folder
@@ -188,7 +188,7 @@ def faces(
         crop_videos(videos, out, **settings)
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-24
+# %% ../nbs/08_cli.ipynb #08-cli-27
 @contextmanager
 def _about(file: str):
     "Add the file's name to a `ValueError` that does not hold it."
@@ -199,7 +199,7 @@ def _about(file: str):
             raise
         raise ValueError(f"{file}: {e}") from e
 
-# %% ../nbs/08_cli.ipynb #08-cli-25
+# %% ../nbs/08_cli.ipynb #08-cli-28
 def _check_target(out: Path):
     "Raise `FileExistsError` if something other than a manifest would be overwritten."
     from prle.data.manifest import read_manifest
@@ -212,7 +212,7 @@ def _check_target(out: Path):
         what_to_do = "name another file, or move it away."
         raise FileExistsError(f"{out} is there and no manifest; {what_to_do}") from e
 
-# %% ../nbs/08_cli.ipynb #08-cli-26
+# %% ../nbs/08_cli.ipynb #08-cli-29
 def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options: dict) -> int:
     "Write a manifest from DeepfakeBench's JSON or folders; exit code 1 if something is missing."
     from prle.data.deepfakebench import read_folders, read_json_dataset
@@ -233,7 +233,7 @@ def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options:
     print(f"{len(rows)} crops, {len(missing)} missing -> {write_manifest(rows, out, root)}")
     return int(len(missing) + len(problems) > 0)
 
-# %% ../nbs/08_cli.ipynb #08-cli-27
+# %% ../nbs/08_cli.ipynb #08-cli-30
 @delegates(adapter_options)
 def convert(
     inputs: list[str],  # JSON files, or a data set's name, or a manifest (.parquet)
@@ -260,7 +260,7 @@ def convert(
             raise ValueError(f"--root is missing: {what}.")
         return _from_deepfakebench(inputs, root, out, splits, options)
 
-# %% ../nbs/08_cli.ipynb #08-cli-28
+# %% ../nbs/08_cli.ipynb #08-cli-31
 def forge(
     *,
     # folder of photographs and videos, a sub-folder a person; default: the ORL faces
@@ -291,7 +291,7 @@ def forge(
         print(f"{name}: AUC of trivial cues alone (0.5 is chance)\n{table}")
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-30
+# %% ../nbs/08_cli.ipynb #08-cli-33
 def open_lab(
     *,
     preset: str = "mini",  # size of the experiment: smoke, mini or paper
@@ -306,7 +306,7 @@ def open_lab(
 
     return Lab(preset, data, outputs)
 
-# %% ../nbs/08_cli.ipynb #08-cli-31
+# %% ../nbs/08_cli.ipynb #08-cli-34
 @delegates(open_lab)
 def reproduce(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -329,7 +329,7 @@ def reproduce(
     results = paper.reproduce(list(ids), **ways, **kwargs)
     return int(any(result != "done" for result in results.values()))
 
-# %% ../nbs/08_cli.ipynb #08-cli-32
+# %% ../nbs/08_cli.ipynb #08-cli-35
 def _notebook_parameters() -> str:
     "Return what `prle reproduce --help` ends with: the parameters that the notebooks have of their own."
     from prle.paper.reproduce import parameters_text
@@ -340,7 +340,7 @@ def _notebook_parameters() -> str:
 EPILOGUES = dict(reproduce=_notebook_parameters)
 "What the help of a command ends with."
 
-# %% ../nbs/08_cli.ipynb #08-cli-33
+# %% ../nbs/08_cli.ipynb #08-cli-36
 @delegates(open_lab)
 def plan(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -361,7 +361,7 @@ def plan(
     print(plan_text(planned(wanted.store)))
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-35
+# %% ../nbs/08_cli.ipynb #08-cli-38
 def _needed(outputs: Path) -> set[str]:
     """Return the runs that are needed: those recorded, and those that notebooks would request.
 
@@ -379,7 +379,7 @@ def _needed(outputs: Path) -> set[str]:
             needed.update(plan_notebooks(lab, list_notebooks(), full=True).store.names())
     return needed
 
-# %% ../nbs/08_cli.ipynb #08-cli-36
+# %% ../nbs/08_cli.ipynb #08-cli-39
 def _prune(outputs: Path, delete: bool) -> int:
     "Print the runs that nothing needs, and delete them if asked to."
     from prle.lab.administration import prune, runs_text, spared
@@ -398,7 +398,7 @@ def _prune(outputs: Path, delete: bool) -> int:
         )
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-37
+# %% ../nbs/08_cli.ipynb #08-cli-40
 def runs(
     # list, check, prune; or the name of a run, to be shown in full: why it was made, from what, by which code
     what: str = "list",
@@ -430,7 +430,7 @@ def runs(
     print(runs_text(found))
     return int(what == "check" and len(found) > 0)
 
-# %% ../nbs/08_cli.ipynb #08-cli-40
+# %% ../nbs/08_cli.ipynb #08-cli-43
 def _settings(words: list[str]) -> dict:
     "Parse NAME=VALUE, the value as YAML; raise `ValueError` for anything else."
     from prle.core import shortened
@@ -441,7 +441,7 @@ def _settings(words: list[str]) -> dict:
     pairs = [word.split("=", 1) for word in words]
     return {name: parse_yaml(value, f"--set {name}") for name, value in pairs}
 
-# %% ../nbs/08_cli.ipynb #08-cli-42
+# %% ../nbs/08_cli.ipynb #08-cli-45
 def _read_config(file: str, beside: list[str]):
     "Read what to train from a file; raise `ValueError` if anything was given beside it."
     from prle.lab.configs import RunConfig
@@ -452,7 +452,7 @@ def _read_config(file: str, beside: list[str]):
         raise ValueError(f"{file} says all about the training: {what_to_do}.")
     return config
 
-# %% ../nbs/08_cli.ipynb #08-cli-43
+# %% ../nbs/08_cli.ipynb #08-cli-46
 def _run_config(what: list[str], outputs: str | None, options: dict):
     "Return what `prle train` is to train, from a file or from the options that were given."
     if what[0].endswith((".yaml", ".yml", ".json")):
@@ -465,7 +465,7 @@ def _run_config(what: list[str], outputs: str | None, options: dict):
     seed, mask = options.get("seed", 0), options.get("mask", "none")
     return lab.config(*what, seed=seed, mask=mask, **settings)
 
-# %% ../nbs/08_cli.ipynb #08-cli-44
+# %% ../nbs/08_cli.ipynb #08-cli-47
 @delegates(open_lab)
 def train(
     # a configuration (.yaml or .json); or a detector and a manipulation: Xception DF
@@ -501,7 +501,7 @@ def train(
     print(evaluation(read_scores(run)).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-45
+# %% ../nbs/08_cli.ipynb #08-cli-48
 def _find_detector(name: str, outputs: str | None) -> Path:
     "Find the folder of a detector's run."
     from prle.core import outputs_dir
@@ -509,7 +509,7 @@ def _find_detector(name: str, outputs: str | None) -> Path:
 
     return find_run(Path(outputs or outputs_dir()) / "runs", name, "detectors")
 
-# %% ../nbs/08_cli.ipynb #08-cli-46
+# %% ../nbs/08_cli.ipynb #08-cli-49
 def open_detector(
     name: str,  # of the run, as `prle runs` prints it, or its folder
     *,
@@ -523,7 +523,7 @@ def open_detector(
 
     return reopen(_find_detector(name, outputs), data, outputs=outputs)
 
-# %% ../nbs/08_cli.ipynb #08-cli-47
+# %% ../nbs/08_cli.ipynb #08-cli-50
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -537,7 +537,7 @@ def localize(
     print(lab.attention(run, split, subset).path / "maps.npy")
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-48
+# %% ../nbs/08_cli.ipynb #08-cli-51
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -557,7 +557,7 @@ def evaluate(
     print(evaluation(scores).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/08_cli.ipynb #08-cli-49
+# %% ../nbs/08_cli.ipynb #08-cli-52
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -580,7 +580,7 @@ def predict(
     print(table.to_string(index=False, float_format="%.3f"))
     return int(table.p_fake.isna().any())
 
-# %% ../nbs/08_cli.ipynb #08-cli-51
+# %% ../nbs/08_cli.ipynb #08-cli-54
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -597,7 +597,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/08_cli.ipynb #08-cli-52
+# %% ../nbs/08_cli.ipynb #08-cli-55
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -611,7 +611,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/08_cli.ipynb #08-cli-53
+# %% ../nbs/08_cli.ipynb #08-cli-56
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -620,14 +620,14 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/08_cli.ipynb #08-cli-58
+# %% ../nbs/08_cli.ipynb #08-cli-61
 def _open_log():
     "Print messages to stderr, apart from the result."
     from prle.core import show_messages
 
     show_messages(stream="stderr")
 
-
+# %% ../nbs/08_cli.ipynb #08-cli-62
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument

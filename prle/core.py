@@ -152,7 +152,7 @@ def write_json(
 # %% ../nbs/00_core.ipynb #00-core-24
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
-
+# %% ../nbs/00_core.ipynb #00-core-25
 def is_full(
     error: BaseException | None,  # from whatever wrote
 ) -> bool:
@@ -163,7 +163,7 @@ def is_full(
         return True
     return is_full(error.__cause__ or error.__context__)
 
-# %% ../nbs/00_core.ipynb #00-core-27
+# %% ../nbs/00_core.ipynb #00-core-28
 def digest(
     obj,  # a JSON-able object; the order of dictionary keys does not matter
 ) -> str:  # 16 hexadecimal digits
@@ -171,21 +171,21 @@ def digest(
     text = json.dumps(obj, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-
+# %% ../nbs/00_core.ipynb #00-core-29
 def bytes_digest(
     content: bytes,  # of a file
 ) -> str:  # 16 hexadecimal digits
     "Return the fingerprint of `content`, equal to the `file_digest` of a file that holds it."
     return hashlib.sha256(content).hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #00-core-28
+# %% ../nbs/00_core.ipynb #00-core-30
 @lru_cache(maxsize=100_000)
 def _content_digest(path: str, *_) -> str:
     "Hash a file's content, once for each state (the further arguments) that it is in."
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #00-core-29
+# %% ../nbs/00_core.ipynb #00-core-31
 def file_digest(
     path: str | Path,  # file to hash
 ) -> str:  # 16 hexadecimal digits
@@ -194,7 +194,7 @@ def file_digest(
     state = (now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino)
     return _content_digest(os.path.abspath(path), *state)
 
-# %% ../nbs/00_core.ipynb #00-core-32
+# %% ../nbs/00_core.ipynb #00-core-34
 def entries(
     config,  # JSON-able
     name: str = "",  # of the entry that holds it
@@ -211,7 +211,7 @@ def entries(
         found |= entries(value, f"{name}.{part}" if name else str(part))
     return found
 
-# %% ../nbs/00_core.ipynb #00-core-35
+# %% ../nbs/00_core.ipynb #00-core-37
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -225,7 +225,7 @@ _PACKAGES = (
     "grad-cam",
 )
 
-# %% ../nbs/00_core.ipynb #00-core-36
+# %% ../nbs/00_core.ipynb #00-core-38
 def _version(package: str) -> str | None:
     "Return the version of an installed package; None if it is not installed."
     try:
@@ -233,7 +233,7 @@ def _version(package: str) -> str | None:
     except metadata.PackageNotFoundError:
         return None
 
-# %% ../nbs/00_core.ipynb #00-core-37
+# %% ../nbs/00_core.ipynb #00-core-39
 def _git(*args: str) -> str | None:
     "Return what git says of the folder of this module; None without git or outside a repository."
     try:
@@ -243,7 +243,7 @@ def _git(*args: str) -> str | None:
         return None
     return done.stdout.strip()
 
-# %% ../nbs/00_core.ipynb #00-core-38
+# %% ../nbs/00_core.ipynb #00-core-40
 def _cpu() -> str:
     "Return the model name of the CPU, or its architecture where the system does not tell."
     try:
@@ -255,7 +255,7 @@ def _cpu() -> str:
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
-# %% ../nbs/00_core.ipynb #00-core-39
+# %% ../nbs/00_core.ipynb #00-core-41
 def _device_name(device: str | None) -> str:
     "Name the hardware behind a device; None: a GPU where there is one."
     import torch
@@ -265,7 +265,7 @@ def _device_name(device: str | None) -> str:
         return torch.cuda.get_device_name(kind)
     return _cpu() if kind.type == "cpu" else str(kind)
 
-# %% ../nbs/00_core.ipynb #00-core-40
+# %% ../nbs/00_core.ipynb #00-core-42
 def provenance(
     device: str | None = None,  # on which detectors run; None: a GPU where there is one
 ) -> dict:  # JSON-able
@@ -286,7 +286,7 @@ def provenance(
         packages={p: v for p in _PACKAGES if (v := _version(p))},
     )
 
-# %% ../nbs/00_core.ipynb #00-core-43
+# %% ../nbs/00_core.ipynb #00-core-45
 def outputs_dir() -> Path:
     "Return `$PRLE_OUTPUTS`, else `outputs/` of the project that we are in, else `outputs/` here."
     if "PRLE_OUTPUTS" in os.environ:
@@ -297,7 +297,7 @@ def outputs_dir() -> Path:
             return folder / "outputs"
     return here / "outputs"
 
-# %% ../nbs/00_core.ipynb #00-core-46
+# %% ../nbs/00_core.ipynb #00-core-48
 def _watched() -> bool:
     "Say whether somebody sees the output, in a terminal or a notebook; never if `PRLE_QUIET` is 1."
     if os.environ.get("PRLE_QUIET") == "1":
@@ -305,7 +305,7 @@ def _watched() -> bool:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return sys.stderr.isatty() or hasattr(shell, "kernel")
 
-# %% ../nbs/00_core.ipynb #00-core-47
+# %% ../nbs/00_core.ipynb #00-core-49
 def progress(
     iterable=None,  # what to walk through; None for a bar that is moved by hand
     desc: str = "",  # what is being done
@@ -317,11 +317,11 @@ def progress(
     hidden = disable or not _watched()
     return tqdm(iterable, desc, total, disable=hidden, dynamic_ncols=True, **kwargs)
 
-# %% ../nbs/00_core.ipynb #00-core-50
+# %% ../nbs/00_core.ipynb #00-core-52
 log = logging.getLogger("prle")
 "The logger of all modules."
 
-
+# %% ../nbs/00_core.ipynb #00-core-53
 class _AboveBars(logging.Handler):
     "Print messages to sys.stdout or sys.stderr, whatever these are at the time, above the progress bars."
 
@@ -338,7 +338,7 @@ class _AboveBars(logging.Handler):
         except Exception:
             self.handleError(record)
 
-
+# %% ../nbs/00_core.ipynb #00-core-54
 def show_messages(
     level: int = logging.INFO,  # from which on they are printed
     stream: str = "stdout",  # or "stderr"
@@ -347,10 +347,10 @@ def show_messages(
     log.handlers[:] = [_AboveBars(stream)]
     log.setLevel(level)
 
-
+# %% ../nbs/00_core.ipynb #00-core-55
 show_messages()
 
-# %% ../nbs/00_core.ipynb #00-core-53
+# %% ../nbs/00_core.ipynb #00-core-58
 class _Collector(logging.Handler):
     "Keep messages as (level, text)."
 
@@ -362,7 +362,7 @@ class _Collector(logging.Handler):
         "Keep a message."
         self.said.append((record.levelno, record.getMessage()))
 
-
+# %% ../nbs/00_core.ipynb #00-core-59
 @contextmanager
 def collected_messages():  # yields a list of (level, text)
     "Collect the messages of the block, of any level, in place of printing them."
@@ -376,7 +376,7 @@ def collected_messages():  # yields a list of (level, text)
         log.handlers[:] = handlers
         log.setLevel(level)
 
-# %% ../nbs/00_core.ipynb #00-core-56
+# %% ../nbs/00_core.ipynb #00-core-62
 def alternate(
     contenders: dict[str, Callable[[], object]],  # name -> what is timed
     repeats: int,  # repetitions that count; one more before them warms up

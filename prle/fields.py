@@ -58,11 +58,11 @@ def number_rule(
     kind = is_whole if whole else is_number
     return Rule(lambda value: kind(value) and fits(value), text)
 
-
+# %% ../nbs/02_fields.ipynb #02-fields-10
 SHARE = number_rule("lie in [0, 1]", lambda x: 0 <= x <= 1)
 "The rule of a probability, and of a part of a whole."
 
-# %% ../nbs/02_fields.ipynb #02-fields-11
+# %% ../nbs/02_fields.ipynb #02-fields-12
 def check_fields(
     config: object,  # whose fields are checked
     rules: dict[str, Rule],  # by the field's name
@@ -73,7 +73,7 @@ def check_fields(
         if not rule.holds(value):
             raise ValueError(f"{name} must {rule.text}, not {shortened(value)}.")
 
-# %% ../nbs/02_fields.ipynb #02-fields-14
+# %% ../nbs/02_fields.ipynb #02-fields-15
 def set_fields(
     config: object,  # a frozen dataclass, in its `__post_init__`
     **values,  # by the field's name
@@ -82,7 +82,7 @@ def set_fields(
     for name, value in values.items():
         object.__setattr__(config, name, value)
 
-# %% ../nbs/02_fields.ipynb #02-fields-17
+# %% ../nbs/02_fields.ipynb #02-fields-18
 def _as_number(name: str, value):
     "Convert a number that YAML has read as a string, such as 2e-3; `ValueError` if it is none."
     if not isinstance(value, str):
@@ -92,7 +92,7 @@ def _as_number(name: str, value):
     except ValueError:
         raise ValueError(f"{name} must be a number, not {shortened(value)}.") from None
 
-# %% ../nbs/02_fields.ipynb #02-fields-18
+# %% ../nbs/02_fields.ipynb #02-fields-19
 def build_config(
     kind: type,  # a dataclass
     given: dict,  # names and values as they were read

@@ -26,14 +26,14 @@ _SHIFTS = {
 }
 "Shift -> (pixels that have a neighbour there, those neighbours), along one axis."
 
-
+# %% ../nbs/04_fusion.ipynb #04-fusion-15
 def _windows():
     "Yield the slices of a 3x3 neighbourhood cut at the border: rows, columns, neighbours' rows and columns."
     for rows, near_rows in _SHIFTS.values():
         for columns, near_columns in _SHIFTS.values():
             yield rows, columns, near_rows, near_columns
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-15
+# %% ../nbs/04_fusion.ipynb #04-fusion-16
 def neighbour_difference(
     maps: Tensor,  # (N, T, H, W) float
 ) -> Tensor:  # (N, H, W), the left side of Eq. 7 at the worst pair (j, k)
@@ -47,29 +47,29 @@ def neighbour_difference(
             total[..., y, x] += (maps[..., near_y, near_x] - value[..., y, x]).abs_()
     return torch.maximum(*sums).amax(1) / count
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-21
+# %% ../nbs/04_fusion.ipynb #04-fusion-22
 def neighbour_maximum(
     maps: Tensor,  # (N, T, H, W) float
 ) -> Tensor:  # (N, H, W)
     "Return the largest value of any map in the 3x3 neighbourhood of each pixel, Eq. 8."
     return F.max_pool2d(maps.amax(1), 3, stride=1, padding=1)
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-24
+# %% ../nbs/04_fusion.ipynb #04-fusion-25
 def _neighbour_literal(maps: Tensor, tau: float, lam: float) -> Tensor:
     "Apply Eq. 7 and 8 alone: the neighbours' maximum where the difference exceeds `lam`, else 0."
     return neighbour_maximum(maps).where(neighbour_difference(maps) > lam, 0)
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-27
+# %% ../nbs/04_fusion.ipynb #04-fusion-28
 def _neighbour(maps: Tensor, tau: float, lam: float) -> Tensor:
     "Apply Eq. 6 with the higher tau, expanded by Eq. 7 and 8."
     average = maps.mean(1)
     return average.where(average > tau, _neighbour_literal(maps, tau, lam))
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-34
+# %% ../nbs/04_fusion.ipynb #04-fusion-35
 _RELEASED = dict(keep=0.3, drop=0.1, lam=0.2)
 "The thresholds in the published code, which are not the paper's."
 
-
+# %% ../nbs/04_fusion.ipynb #04-fusion-36
 def _released(maps: Tensor, tau: float, lam: float) -> Tensor:
     "Fuse as the published code does, with its thresholds `_RELEASED`; `tau` and `lam` are ignored."
     average = maps.mean(1)
@@ -79,7 +79,7 @@ def _released(maps: Tensor, tau: float, lam: float) -> Tensor:
     expanded = there.where((average > _RELEASED["drop"]) & differs, 0)
     return average.where(average > _RELEASED["keep"], expanded)
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-35
+# %% ../nbs/04_fusion.ipynb #04-fusion-37
 FUSIONS = {
     "mean": _mean,
     "neighbour": _neighbour,
@@ -88,7 +88,7 @@ FUSIONS = {
 }
 "Name -> rule (maps, tau, lam) -> fused maps."
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-37
+# %% ../nbs/04_fusion.ipynb #04-fusion-39
 def _check_maps(maps: Tensor):
     "Raise `TypeError` or `ValueError` for a wrong type, shape or value; the message names the map."
     if not isinstance(maps, Tensor) or not maps.is_floating_point():
@@ -106,14 +106,14 @@ def _check_maps(maps: Tensor):
         f"image {n}, detector {t}: the map has values from {low:.4g} to {high:.4g}, outside [0, 1]."
     )
 
-
+# %% ../nbs/04_fusion.ipynb #04-fusion-40
 def _check_unit(**values: float):
     "Raise `ValueError` naming the first value outside [0, 1]."
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must lie in [0, 1], not {value}.")
 
-# %% ../nbs/04_fusion.ipynb #04-fusion-38
+# %% ../nbs/04_fusion.ipynb #04-fusion-41
 def fuse(
     maps: Tensor,  # (N, T, H, W) float attention maps in [0, 1] of T detectors
     method: str = "neighbour",  # one of `FUSIONS`

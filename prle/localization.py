@@ -48,7 +48,7 @@ def evaluating(
         for m, mode in modes:
             m.training = mode
 
-
+# %% ../nbs/03_localization.ipynb #03-localization-15
 @contextmanager
 def as_found(
     model: nn.Module,  # any network
@@ -64,14 +64,14 @@ def as_found(
         for w, grad in grads:
             w.grad = grad
 
-# %% ../nbs/03_localization.ipynb #03-localization-17
+# %% ../nbs/03_localization.ipynb #03-localization-18
 def _name(model: nn.Module, layer: nn.Module) -> str:
     "Return the layer's name in the model and its class, for messages."
     kind = type(layer).__name__
     names = (f"{name!r} ({kind})" for name, m in model.named_modules() if m is layer)
     return next(names, kind)
 
-
+# %% ../nbs/03_localization.ipynb #03-localization-19
 def _check_output(model: nn.Module, layer: nn.Module, output):
     "Raise `TypeError` unless a layer's output is an (N, C, h, w) tensor."
     if not isinstance(output, Tensor) or output.ndim != 4:
@@ -80,7 +80,7 @@ def _check_output(model: nn.Module, layer: nn.Module, output):
             "hook a convolution or a block of them."
         )
 
-# %% ../nbs/03_localization.ipynb #03-localization-18
+# %% ../nbs/03_localization.ipynb #03-localization-20
 @contextmanager
 def tapped(
     model: nn.Module,  # the network
@@ -110,7 +110,7 @@ def tapped(
         for handle in handles:
             handle.remove()
 
-# %% ../nbs/03_localization.ipynb #03-localization-22
+# %% ../nbs/03_localization.ipynb #03-localization-24
 def _check_images(x: Tensor):
     "Raise `TypeError` unless `x` is a float tensor (N, 3, H, W), `ValueError` if it is not finite."
     if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
@@ -122,7 +122,7 @@ def _check_images(x: Tensor):
             f"NaN or infinity in image {first} of the batch ({bad.sum()} of {len(x)} are affected)."
         )
 
-# %% ../nbs/03_localization.ipynb #03-localization-23
+# %% ../nbs/03_localization.ipynb #03-localization-25
 def _check_layers(model: nn.Module, layer: nn.Module | list[nn.Module]) -> list[nn.Module]:
     "Return the layers as a list; `ValueError` for one that is no submodule of `model`."
     layers = [layer] if isinstance(layer, nn.Module) else list(layer)
@@ -134,7 +134,7 @@ def _check_layers(model: nn.Module, layer: nn.Module | list[nn.Module]) -> list[
             )
     return layers
 
-
+# %% ../nbs/03_localization.ipynb #03-localization-26
 def _check_score(value: Tensor, n: int) -> Tensor:
     "Return `value`; `ValueError` unless it is a tensor of shape (n,)."
     shape = tuple(getattr(value, "shape", ()))
@@ -142,7 +142,7 @@ def _check_score(value: Tensor, n: int) -> Tensor:
         raise ValueError(f"score must give one number an image, shape ({n},), not {shape}.")
     return value
 
-# %% ../nbs/03_localization.ipynb #03-localization-24
+# %% ../nbs/03_localization.ipynb #03-localization-27
 def _gradients(value: Tensor, activations: list[Tensor]) -> list[Tensor]:
     "Differentiate a number by each layer's output; `RuntimeError` where it does not depend on one."
     found: Sequence[Tensor | None] = [None]
@@ -156,7 +156,7 @@ def _gradients(value: Tensor, activations: list[Tensor]) -> list[Tensor]:
         )
     return gradients
 
-
+# %% ../nbs/03_localization.ipynb #03-localization-28
 def _gradcam(model: nn.Module, layers: list[nn.Module], x: Tensor, score: Callable) -> list[Tensor]:
     "Compute Eq. 3 before normalization, one (N, h, w) map a layer; `RuntimeError` without a gradient."
     with tapped(model, layers) as kept:
@@ -174,7 +174,7 @@ def _gradcam(model: nn.Module, layers: list[nn.Module], x: Tensor, score: Callab
         maps.append((weights * activation.detach().float()).sum(1).relu())
     return maps
 
-# %% ../nbs/03_localization.ipynb #03-localization-28
+# %% ../nbs/03_localization.ipynb #03-localization-32
 def _stretch(maps: Tensor) -> Tensor:
     "Normalize every (h, w) map to [0, 1] by its minimum and maximum; a flat map becomes 0."
     maps = maps - maps.amin((-2, -1), keepdim=True)
@@ -185,7 +185,7 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     "Resize maps bilinearly, (N, h, w) -> (N, *size)."
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
-# %% ../nbs/03_localization.ipynb #03-localization-29
+# %% ../nbs/03_localization.ipynb #03-localization-33
 def _size(size, x: Tensor, maps: list[Tensor]) -> tuple[int, int]:
     "Return the height and width asked for: None is the input's, 'grid' the finest layer's."
     if size is None:
@@ -197,7 +197,7 @@ def _size(size, x: Tensor, maps: list[Tensor]) -> tuple[int, int]:
         height, width = size
     return height, width
 
-# %% ../nbs/03_localization.ipynb #03-localization-32
+# %% ../nbs/03_localization.ipynb #03-localization-36
 CAM_METHODS = {
     "gradcam": "GradCAM",
     "gradcam++": "GradCAMPlusPlus",
@@ -216,7 +216,7 @@ CAM_METHODS = {
 }
 "Name -> class in `pytorch_grad_cam`; 'gradcam' itself is computed here."
 
-# %% ../nbs/03_localization.ipynb #03-localization-33
+# %% ../nbs/03_localization.ipynb #03-localization-37
 def _library(method: str):
     "Return the method's class in pytorch_grad_cam; `ImportError` naming the extra."
     try:
@@ -227,13 +227,13 @@ def _library(method: str):
         ) from e
     return getattr(pytorch_grad_cam, CAM_METHODS[method])
 
-# %% ../nbs/03_localization.ipynb #03-localization-34
+# %% ../nbs/03_localization.ipynb #03-localization-38
 def _grid_of(cam) -> tuple[int, int]:
     "Return width and height of the layer that the library has hooked."
     height, width = cam.activations_and_grads.activations[0].shape[-2:]
     return width, height
 
-
+# %% ../nbs/03_localization.ipynb #03-localization-39
 def _library_maps(
     method: str, model: nn.Module, layers: list[nn.Module], x: Tensor, score: Callable
 ) -> list[Tensor]:
@@ -250,7 +250,7 @@ def _library_maps(
             maps.append(torch.from_numpy(found).to(x.device))
     return maps
 
-# %% ../nbs/03_localization.ipynb #03-localization-35
+# %% ../nbs/03_localization.ipynb #03-localization-40
 @torch.inference_mode(False)
 def attention_maps(
     model: nn.Module,  # a trained detector, or any network
@@ -280,7 +280,7 @@ def attention_maps(
         )
     return maps
 
-# %% ../nbs/03_localization.ipynb #03-localization-45
+# %% ../nbs/03_localization.ipynb #03-localization-50
 def _images(batch) -> Tensor:
     "Return the images of a batch, a tensor or dictionary, as floats; uint8 is scaled to [0, 1]."
     x = batch["image"] if isinstance(batch, dict) else batch
@@ -293,7 +293,7 @@ def _write_header(file, rows: int, grid: Sequence[int]):
     header = dict(descr="<f2", fortran_order=False, shape=(rows, *grid))
     np.lib.format.write_array_header_1_0(file, header)
 
-# %% ../nbs/03_localization.ipynb #03-localization-46
+# %% ../nbs/03_localization.ipynb #03-localization-51
 def _located(model, layer, x: Tensor, score, method: str, row: int) -> Tensor:
     "Compute the maps of a batch on the layer's grid; an error notes the row that the batch starts at."
     try:
@@ -302,7 +302,7 @@ def _located(model, layer, x: Tensor, score, method: str, row: int) -> Tensor:
         e.add_note(f"The batch starts at row {row}.")
         raise
 
-# %% ../nbs/03_localization.ipynb #03-localization-47
+# %% ../nbs/03_localization.ipynb #03-localization-52
 def localize(
     model: nn.Module,  # a trained detector
     layer: nn.Module | list[nn.Module],  # as in `attention_maps`
@@ -335,7 +335,7 @@ def localize(
         _write_header(file, rows, grid)
     return Path(path)
 
-# %% ../nbs/03_localization.ipynb #03-localization-48
+# %% ../nbs/03_localization.ipynb #03-localization-53
 def upsample_maps(
     grid_maps: Tensor | np.ndarray,  # (N, h, w) stored maps
     size: tuple[int, int],  # (height, width) to bring them to

@@ -24,7 +24,7 @@ from .core import check_choice
 HIGHEST = 65535
 "The quantile of the least attended pixel, the largest that 16 bits hold."
 
-
+# %% ../nbs/05_masking.ipynb #05-masking-11
 def quantile_map(
     fused: Tensor,  # (N, H, W) float fused attention, 0 = not attended
 ) -> Tensor:  # (N, H, W) uint16: 0 = not attended, else 1 (highest attention) to 65535
@@ -42,7 +42,7 @@ def quantile_map(
     quantiles = torch.where(rank <= n, rounded_up, 0)
     return torch.zeros_like(order).scatter_(1, order, quantiles).view(fused.shape).to(torch.uint16)
 
-# %% ../nbs/05_masking.ipynb #05-masking-16
+# %% ../nbs/05_masking.ipynb #05-masking-17
 def region(
     quantiles: Tensor,  # (..., H, W) uint16 or int32
     alpha: float | Tensor,  # share of the attended pixels, in [0, 1]; a tensor holds one a map
@@ -54,7 +54,7 @@ def region(
     quantiles = quantiles.to(torch.int32)
     return (quantiles > 0) & (quantiles <= limit)
 
-# %% ../nbs/05_masking.ipynb #05-masking-22
+# %% ../nbs/05_masking.ipynb #05-masking-23
 def resize_quantiles(
     quantiles: Tensor,  # (..., H, W) uint16
     size: tuple[int, int],  # (height, width)
@@ -64,7 +64,7 @@ def resize_quantiles(
     resized = F.interpolate(flat, tuple(size), mode="nearest-exact").to(torch.uint16)
     return resized.reshape(*quantiles.shape[:-2], *size)
 
-# %% ../nbs/05_masking.ipynb #05-masking-27
+# %% ../nbs/05_masking.ipynb #05-masking-28
 def _zero(image: Tensor, seed: Tensor) -> Tensor:
     "Return black."
     return torch.zeros_like(image)
@@ -75,7 +75,7 @@ def _mean(image: Tensor, seed: Tensor) -> Tensor:
     mean = image.float().mean((-2, -1), keepdim=True)
     return (mean if image.is_floating_point() else mean.round()).to(image.dtype).expand_as(image)
 
-# %% ../nbs/05_masking.ipynb #05-masking-28
+# %% ../nbs/05_masking.ipynb #05-masking-29
 def _bytes(shape: torch.Size, seed: int) -> Tensor:
     "Draw uniform 8-bit values."
     generator = torch.Generator().manual_seed(seed)
@@ -87,7 +87,7 @@ def _noise(image: Tensor, seed: Tensor) -> Tensor:
     noise = torch.stack([_bytes(image.shape[1:], s) for s in seed.tolist()]).to(image.device)
     return noise.to(image.dtype) / 255 if image.is_floating_point() else noise
 
-# %% ../nbs/05_masking.ipynb #05-masking-29
+# %% ../nbs/05_masking.ipynb #05-masking-30
 def _blur(image: Tensor, seed: Tensor) -> Tensor:
     "Blur with a Gaussian whose sigma is a sixteenth of the shorter side, rows first, then columns."
     from torchvision.transforms.v2.functional import gaussian_blur
@@ -98,16 +98,16 @@ def _blur(image: Tensor, seed: Tensor) -> Tensor:
     blurred = gaussian_blur(rows, [1, kernel], [sigma] * 2)
     return (blurred if image.is_floating_point() else blurred.round()).to(image.dtype)
 
-# %% ../nbs/05_masking.ipynb #05-masking-30
+# %% ../nbs/05_masking.ipynb #05-masking-31
 FILLS = {"zero": _zero, "mean": _mean, "noise": _noise, "blur": _blur}
 "Name -> function (images (N, C, H, W), seeds (N,)) -> what to put in the masked pixels."
 
-# %% ../nbs/05_masking.ipynb #05-masking-33
+# %% ../nbs/05_masking.ipynb #05-masking-34
 def _as_array(batch: Tensor) -> np.ndarray:
     "Return the one image of a batch as an array (H, W, C)."
     return np.ascontiguousarray(batch[0].permute(1, 2, 0).numpy())
 
-
+# %% ../nbs/05_masking.ipynb #05-masking-35
 def _as_batch(image) -> tuple[Tensor, Callable[[Tensor], Any]]:
     "Return `image` as an (N, C, H, W) tensor, and the function that converts such a tensor back."
     if isinstance(image, PIL.Image.Image):
@@ -129,7 +129,7 @@ def _as_batch(image) -> tuple[Tensor, Callable[[Tensor], Any]]:
         f"not {kind}."
     )
 
-# %% ../nbs/05_masking.ipynb #05-masking-35
+# %% ../nbs/05_masking.ipynb #05-masking-37
 def _as_quantiles(quantiles) -> Tensor:
     "Return (N, 1, H, W) uint16 or int32 of a tensor, an array or a 16-bit PIL image; `TypeError` otherwise."
     if isinstance(quantiles, (PIL.Image.Image, np.ndarray)):
@@ -146,7 +146,7 @@ def _as_quantiles(quantiles) -> Tensor:
         )
     return quantiles.reshape(-1, 1, *quantiles.shape[-2:])
 
-# %% ../nbs/05_masking.ipynb #05-masking-38
+# %% ../nbs/05_masking.ipynb #05-masking-40
 class MaskParams(NamedTuple):
     "The draws for n images (or for one, without the leading axis)."
 
@@ -154,7 +154,7 @@ class MaskParams(NamedTuple):
     place: Tensor  # (..., 3) float64 in [0, 1], where and of which shape, as the policy reads them
     seed: Tensor  # int64, of the noise fill
 
-# %% ../nbs/05_masking.ipynb #05-masking-39
+# %% ../nbs/05_masking.ipynb #05-masking-41
 def _each(params: MaskParams, n: int) -> MaskParams:
     "Return draws with a leading axis; `ValueError` unless they are for n images."
     axes = params.alpha.ndim
@@ -163,7 +163,7 @@ def _each(params: MaskParams, n: int) -> MaskParams:
         raise ValueError(f"{len(each.alpha)} draws for {n} images.")
     return each
 
-
+# %% ../nbs/05_masking.ipynb #05-masking-42
 def _check_shares(p: float, alpha: tuple[float, float]):
     "Raise `ValueError` for a probability or an interval of shares out of range."
     low, high = alpha
@@ -174,7 +174,7 @@ def _check_shares(p: float, alpha: tuple[float, float]):
             f"alpha must be (low, high) with 0 <= low <= high <= 1 and high > 0, not {alpha}."
         )
 
-# %% ../nbs/05_masking.ipynb #05-masking-41
+# %% ../nbs/05_masking.ipynb #05-masking-44
 class RegionMask(nn.Module):
     "Draw whether and how much to mask, and paste the fill; a subclass says where in `_where`."
 
@@ -232,7 +232,7 @@ class RegionMask(nn.Module):
         n = len(image) if isinstance(image, Tensor) and image.ndim == 4 else None
         return self.apply(image, second, self.draw(n, generator))
 
-# %% ../nbs/05_masking.ipynb #05-masking-43
+# %% ../nbs/05_masking.ipynb #05-masking-46
 class PrimaryRegionMask(RegionMask):
     "Mask the most attended part of an image, Eq. 11; `mask(image, quantiles)`."
 
@@ -260,7 +260,7 @@ class PrimaryRegionMask(RegionMask):
             )
         return region(quantiles, params.alpha)
 
-# %% ../nbs/05_masking.ipynb #05-masking-51
+# %% ../nbs/05_masking.ipynb #05-masking-54
 class RandomMask(RegionMask):
     "Mask a random rectangle, Table IV; `mask(image)`."
 
@@ -289,7 +289,7 @@ class RandomMask(RegionMask):
         columns = _interval(width, w, params.place[:, 2])
         return (rows[:, None, :, None] & columns[:, None, None, :]).to(batch.device)
 
-# %% ../nbs/05_masking.ipynb #05-masking-52
+# %% ../nbs/05_masking.ipynb #05-masking-55
 def _sides(params: MaskParams, height: int, width: int, aspect: float) -> tuple[Tensor, Tensor]:
     "Return height and width of rectangles in pixels, (N,) each; at least 1 where something is masked."
     area = params.alpha * height * width
@@ -298,19 +298,19 @@ def _sides(params: MaskParams, height: int, width: int, aspect: float) -> tuple[
     h = (area / w.clamp(min=1)).clamp(max=height)
     return _whole(h).where(area > 0, 0), _whole(w).where(area > 0, 0)
 
-
+# %% ../nbs/05_masking.ipynb #05-masking-56
 def _whole(side: Tensor) -> Tensor:
     "Round to whole pixels, at least 1."
     return side.round().clamp(min=1)
 
-
+# %% ../nbs/05_masking.ipynb #05-masking-57
 def _interval(length: int, side: Tensor, place: Tensor) -> Tensor:
     "Return an (N, length) bool of intervals of `side` pixels; `place` in [0, 1] shifts them from end to end."
     start = (place * (length - side + 1)).floor()[:, None]
     at = torch.arange(length)
     return (at >= start) & (at < start + side[:, None])
 
-# %% ../nbs/05_masking.ipynb #05-masking-56
+# %% ../nbs/05_masking.ipynb #05-masking-61
 FACE_PARTS: dict[str, list[Sequence[int]]] = {
     "eyes": [range(36, 42), range(42, 48)],
     "eyebrows": [range(17, 22), range(22, 27)],
@@ -321,7 +321,7 @@ FACE_PARTS: dict[str, list[Sequence[int]]] = {
 }
 "Part -> the hulls it consists of, as indices of the 68 landmarks."
 
-# %% ../nbs/05_masking.ipynb #05-masking-57
+# %% ../nbs/05_masking.ipynb #05-masking-62
 def _hulls(
     part: str, landmarks: np.ndarray, size: tuple[int, int], dilate: float
 ) -> np.ndarray:  # (H, W) bool
@@ -336,7 +336,7 @@ def _hulls(
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, [2 * radius + 1] * 2)
     return cv2.dilate(where, disc).astype(bool)
 
-# %% ../nbs/05_masking.ipynb #05-masking-58
+# %% ../nbs/05_masking.ipynb #05-masking-63
 def _as_points(landmarks, n: int) -> np.ndarray:  # (n, 68, 2) float32
     "Return the landmarks of n images; `ValueError` for another number of them, or NaN."
     if isinstance(landmarks, Tensor):
@@ -350,7 +350,7 @@ def _as_points(landmarks, n: int) -> np.ndarray:  # (n, 68, 2) float32
         raise ValueError("landmarks hold NaN.")
     return points.reshape(-1, 68, 2)
 
-# %% ../nbs/05_masking.ipynb #05-masking-59
+# %% ../nbs/05_masking.ipynb #05-masking-64
 class LandmarkMask(RegionMask):
     "Mask a random part of the face, Table IV; `mask(image, landmarks)`."
 
@@ -385,7 +385,7 @@ class LandmarkMask(RegionMask):
             where[i, 0] = _hulls(part, points[i], size, self.dilate)
         return torch.from_numpy(where).to(batch.device)
 
-# %% ../nbs/05_masking.ipynb #05-masking-62
+# %% ../nbs/05_masking.ipynb #05-masking-67
 _IN_FILES = ("quantile_store", "read_quantiles", "write_quantiles")
 
 

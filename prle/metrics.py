@@ -89,14 +89,14 @@ def _plain(value):
     "Convert an array of no dimensions to a float; return any other as it is."
     return float(value) if np.ndim(value) == 0 else value
 
-
+# %% ../nbs/06_metrics.ipynb #06-metrics-12
 def _auc(fake, real):
     "Return the Mann-Whitney statistic from the weights at each distinct score."
     above = fake.cumsum(-1) - fake / 2  # ties count half
     pairs = fake.sum(-1) * real.sum(-1)
     return _ratio(np.einsum("...v,...v->...", real, above), pairs)
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-12
+# %% ../nbs/06_metrics.ipynb #06-metrics-13
 def auc(
     label: np.ndarray,  # (N,) REAL or FAKE
     score: np.ndarray,  # (N,) rises with the evidence for fake
@@ -107,10 +107,10 @@ def auc(
     `ValueError` if a class is missing or a score is NaN."""
     return _plain(_auc(*Ranking(label, score).counts(weight)))
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-15
+# %% ../nbs/06_metrics.ipynb #06-metrics-16
 _ACC_NEEDS = dict(all=(), real=(REAL,), fake=(FAKE,), balanced=(REAL, FAKE))
 
-
+# %% ../nbs/06_metrics.ipynb #06-metrics-17
 def _acc(values, fake, real, over, threshold):
     "Return the accuracy from the weights at each distinct score; `over` as in `acc`."
     above = np.searchsorted(-values, -threshold)  # the scores before this one exceed the threshold
@@ -123,7 +123,7 @@ def _acc(values, fake, real, over, threshold):
         return (share["real"] + share["fake"]) / 2
     return share[over]
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-16
+# %% ../nbs/06_metrics.ipynb #06-metrics-18
 def acc(
     label: np.ndarray,  # (N,) REAL or FAKE
     p_fake: np.ndarray,  # (N,) probability of fake
@@ -136,7 +136,7 @@ def acc(
     ranking = Ranking(label, p_fake, needs)
     return _plain(_acc(ranking.values, *ranking.counts(weight), over, threshold))
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-20
+# %% ../nbs/06_metrics.ipynb #06-metrics-22
 def _corners(fake, real, cross):
     "Find the last point before `cross` and the first from it on that `roc_curve` keeps; -1: the origin."
     moves = fake + real > 0
@@ -154,7 +154,7 @@ def _corners(fake, real, cross):
         right = cross + after.argmax()
     return left, right
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-21
+# %% ../nbs/06_metrics.ipynb #06-metrics-23
 def _eer(fake, real, definition):
     "Return the equal error rate from the weights at each distinct score; NaN if a class has no weight."
     if fake.ndim > 1:
@@ -175,11 +175,11 @@ def _eer(fake, real, definition):
     x, y = min(corners, key=lambda p: abs(p[1] - p[0]))
     return x if definition == "deepfakebench" else (x + y) / 2
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-22
+# %% ../nbs/06_metrics.ipynb #06-metrics-24
 EERS = ("deepfakebench", "mean", "interpolated")
 "The definitions of the equal error rate."
 
-
+# %% ../nbs/06_metrics.ipynb #06-metrics-25
 def eer(
     label: np.ndarray,  # (N,) REAL or FAKE
     score: np.ndarray,  # (N,) rises with the evidence for fake
@@ -190,7 +190,7 @@ def eer(
     check_choice(definition, EERS, "definition of the EER")
     return _plain(_eer(*Ranking(label, score).counts(weight), definition))
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-27
+# %% ../nbs/06_metrics.ipynb #06-metrics-30
 def _average_precision(fake, real):
     "Return the average precision from the weights at each distinct score; NaN if a class has no weight."
     found = fake.cumsum(-1)
@@ -199,7 +199,7 @@ def _average_precision(fake, real):
     fakes = fake.sum(-1) * (real.sum(-1) > 0)  # none without a real
     return _ratio(np.einsum("...v,...v->...", fake, precision), fakes)
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-28
+# %% ../nbs/06_metrics.ipynb #06-metrics-31
 def average_precision(
     label: np.ndarray,  # (N,) REAL or FAKE
     score: np.ndarray,  # (N,) rises with the evidence for fake
@@ -208,7 +208,7 @@ def average_precision(
     "Return the average precision with fake as the positive class (scikit-learn's definition)."
     return _plain(_average_precision(*Ranking(label, score).counts(weight)))
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-31
+# %% ../nbs/06_metrics.ipynb #06-metrics-34
 def _measure(name, values, fake, real, threshold):
     "Compute one of `MEASURES` from the weights at each distinct score."
     kind, _, how = name.partition("_")
@@ -220,12 +220,12 @@ def _measure(name, values, fake, real, threshold):
         return _auc(fake, real)
     return _average_precision(fake, real)
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-32
+# %% ../nbs/06_metrics.ipynb #06-metrics-35
 _ACCURACIES = ("acc", "acc_real", "acc_fake", "acc_balanced")
 MEASURES = ("auc", *_ACCURACIES, "eer", "eer_mean", "eer_interpolated", "ap")
 "What can be measured; `eer` is DeepfakeBench's."
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-33
+# %% ../nbs/06_metrics.ipynb #06-metrics-36
 def as_statistic(
     measure: str,  # one of `MEASURES`
     label: np.ndarray,  # (N,) REAL or FAKE
@@ -242,7 +242,7 @@ def as_statistic(
 
     return statistic
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-36
+# %% ../nbs/06_metrics.ipynb #06-metrics-39
 def _check_columns(table: pd.DataFrame, columns: Sequence[str]):
     "Raise `ValueError` naming the columns that a table of scores lacks."
     missing = [c for c in columns if c not in table]
@@ -250,11 +250,11 @@ def _check_columns(table: pd.DataFrame, columns: Sequence[str]):
         noun = "column" if len(missing) == 1 else "columns"
         raise ValueError(f"the scores lack the {noun} {', '.join(missing)}.")
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-37
+# %% ../nbs/06_metrics.ipynb #06-metrics-40
 GROUPINGS = dict(video=VIDEO, deepfakebench=[c for c in VIDEO if c != "subset"])
 "The columns that make one video of several frames."
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-38
+# %% ../nbs/06_metrics.ipynb #06-metrics-41
 def video_scores(
     scores: pd.DataFrame,  # one row a frame: dataset, subset, video, identity, label, p_fake
     grouping: str = "video",  # one of `GROUPINGS`
@@ -278,7 +278,7 @@ def video_scores(
         videos.insert(1, "subset", groups.subset.agg(lambda s: "+".join(s.unique())).subset)
     return videos.astype(dict(label=int))  # rounds down
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-42
+# %% ../nbs/06_metrics.ipynb #06-metrics-45
 Statistic = Callable[[np.ndarray], float | np.ndarray]
 "Weights of the rows (N,) -> the number of interest, or several of them (...)."
 
@@ -289,14 +289,14 @@ def _draw_weights(draw, member: np.ndarray, names: int, count: int) -> np.ndarra
     times = np.array([np.bincount(d, minlength=names) for d in drawn], dtype=float)
     return np.take(times, member, axis=-1)
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-43
+# %% ../nbs/06_metrics.ipynb #06-metrics-46
 def _of_all(statistic: Statistic, weight: np.ndarray, batched: bool) -> np.ndarray:  # (B, ...)
     "Compute a statistic for each row of weights."
     if batched:
         return np.asarray(statistic(weight))
     return np.asarray([statistic(w) for w in weight])
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-44
+# %% ../nbs/06_metrics.ipynb #06-metrics-47
 def resamples(
     statistic: Statistic,  # weights of the rows (N,) -> the number of interest, or several (...)
     clusters: np.ndarray,  # (N,) who each row belongs to; drawn as a whole
@@ -330,18 +330,18 @@ def resamples(
         tried += len(value)
     return np.concatenate(kept)
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-45
+# %% ../nbs/06_metrics.ipynb #06-metrics-48
 def _check_level(level: float):
     "Raise `ValueError` for a coverage outside (0, 1)."
     if not 0 < level < 1:
         raise ValueError(f"the level of an interval must be between 0 and 1, not {level}.")
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-46
+# %% ../nbs/06_metrics.ipynb #06-metrics-49
 def _tails(level: float) -> list[float]:
     "Return the two quantiles between which an interval of this coverage lies."
     return [(1 - level) / 2, (1 + level) / 2]
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-47
+# %% ../nbs/06_metrics.ipynb #06-metrics-50
 def bootstrap(
     statistic: Statistic,  # weights of the rows (N,) -> the number of interest, or several (K,)
     clusters: np.ndarray,  # (N,) who each row belongs to; drawn as a whole
@@ -356,7 +356,7 @@ def bootstrap(
     low, high = np.quantile(values, _tails(level), axis=0)
     return low, high
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-52
+# %% ../nbs/06_metrics.ipynb #06-metrics-55
 def _several(values) -> np.ndarray:
     "Return the numbers of the seeds as an array (S, ...); `ValueError` for fewer than two, or NaN."
     values = np.asarray(values, dtype=float)
@@ -366,7 +366,7 @@ def _several(values) -> np.ndarray:
         raise ValueError("the number of a seed is NaN.")
     return values
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-53
+# %% ../nbs/06_metrics.ipynb #06-metrics-56
 def seed_interval(
     values: np.ndarray,  # (S,) or (S, K), a number, or several, for each seed
     level: float = 0.95,  # coverage of the interval
@@ -378,7 +378,7 @@ def seed_interval(
     half = quantile * values.std(axis=0, ddof=1) / len(values) ** 0.5
     return values.mean(axis=0) - half, values.mean(axis=0) + half
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-56
+# %% ../nbs/06_metrics.ipynb #06-metrics-59
 def total_interval(
     values: np.ndarray,  # (S,) or (S, K), a number, or several, for each seed, on all faces
     resampled: np.ndarray,  # (n,) or (n, K), their mean over seeds, from `resamples`
@@ -394,7 +394,7 @@ def total_interval(
     half = stdtrit(freedom, (1 + level) / 2) * np.sqrt(a + b)
     return values.mean(axis=0) - half, values.mean(axis=0) + half
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-58
+# %% ../nbs/06_metrics.ipynb #06-metrics-61
 UNITS = ("frame", *GROUPINGS)
 "What a row is: a frame, a video, or what DeepfakeBench takes for a video."
 CLUSTERS = dict(identity=["identity"], video=VIDEO)
@@ -402,7 +402,7 @@ CLUSTERS = dict(identity=["identity"], video=VIDEO)
 SOURCES = ("clusters", "seeds", "both")
 "What an interval allows for: other people (or videos), other seeds, or both."
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-59
+# %% ../nbs/06_metrics.ipynb #06-metrics-62
 def _check_options(measures, unit, cluster, over, level):
     "Raise `ValueError` for an unknown measure, unit, cluster or source of chance, or a level outside (0, 1)."
     for m in measures:
@@ -412,10 +412,10 @@ def _check_options(measures, unit, cluster, over, level):
     check_choice(over, SOURCES, "source of chance")
     _check_level(level)
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-60
+# %% ../nbs/06_metrics.ipynb #06-metrics-63
 _FACE = ("path", *VIDEO, "frame", "identity", "label")
 
-
+# %% ../nbs/06_metrics.ipynb #06-metrics-64
 def _check_same(table: pd.DataFrame, first: pd.DataFrame, name: str):
     "Raise `ValueError` unless a table holds the same rows as the first, in the same order."
     if len(table) != len(first):
@@ -434,13 +434,13 @@ def _check_same(table: pd.DataFrame, first: pd.DataFrame, name: str):
                 f"its {c} is {here[row]}, not {there[row]}."
             )
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-61
+# %% ../nbs/06_metrics.ipynb #06-metrics-65
 def _same_rows(tables: list[pd.DataFrame]):
     "Raise `ValueError` unless all tables hold the same rows in the same order."
     for i, table in enumerate(tables[1:], 1):
         _check_same(table, tables[0], f"table {i} of scores")
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-62
+# %% ../nbs/06_metrics.ipynb #06-metrics-66
 def _tables(scores, unit: str) -> list[pd.DataFrame]:
     "Return the tables of one or more seeds, checked and brought to the unit."
     tables = [scores] if isinstance(scores, pd.DataFrame) else list(scores)
@@ -451,7 +451,7 @@ def _tables(scores, unit: str) -> list[pd.DataFrame]:
     _same_rows(tables)
     return tables if unit == "frame" else [video_scores(table, unit) for table in tables]
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-63
+# %% ../nbs/06_metrics.ipynb #06-metrics-67
 def _statistic(tables: list[pd.DataFrame], measures: Sequence[str], threshold: float) -> Callable:
     "Return the function weights (B, N) -> (B, S, K) for S tables and K measures."
     rankings = [Ranking(t.label, t.p_fake) for t in tables]
@@ -463,7 +463,7 @@ def _statistic(tables: list[pd.DataFrame], measures: Sequence[str], threshold: f
 
     return lambda weight: np.stack([of_one(ranking, weight) for ranking in rankings], -2)
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-65
+# %% ../nbs/06_metrics.ipynb #06-metrics-69
 class _Chance(NamedTuple):
     "What an interval allows for."
 
@@ -491,7 +491,7 @@ class _Chance(NamedTuple):
             return values.mean(0), *total_interval(values, resampled, group.nunique(), self.level)
         return values.mean(0), *np.quantile(resampled, _tails(self.level), axis=0)
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-66
+# %% ../nbs/06_metrics.ipynb #06-metrics-70
 def evaluate(
     scores: pd.DataFrame | Sequence[pd.DataFrame],  # a row a face, see below; a list: of seeds
     measures: Sequence[str] = ("auc", "acc", "eer", "ap"),  # of `MEASURES`
@@ -513,7 +513,7 @@ def evaluate(
     value, low, high = chance.interval(_statistic(tables, measures, threshold), tables[0])
     return pd.DataFrame(dict(measure=list(measures), unit=unit, value=value, low=low, high=high))
 
-# %% ../nbs/06_metrics.ipynb #06-metrics-67
+# %% ../nbs/06_metrics.ipynb #06-metrics-71
 def compare(
     a: pd.DataFrame | Sequence[pd.DataFrame],  # scores of the one detector, or of its seeds
     b: pd.DataFrame | Sequence[pd.DataFrame],  # of the other on the same faces, as many seeds

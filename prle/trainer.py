@@ -72,6 +72,7 @@ _COUNT = number_rule("be a whole number above 0", lambda x: x > 0, whole=True)
 _COUNT_OR_NONE = number_rule("be a whole number of 0 or more", lambda x: x >= 0, whole=True)
 _TWO = "be a whole number of at least 2 (batch normalization)"
 
+# %% ../nbs/07_trainer.ipynb #07-trainer-10
 _RULES = dict(
     epochs=_COUNT,
     batch_size=number_rule(_TWO, lambda x: x > 1, whole=True),
@@ -87,7 +88,7 @@ _RULES = dict(
     workers=_COUNT_OR_NONE,
 )
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-10
+# %% ../nbs/07_trainer.ipynb #07-trainer-11
 @dataclass(frozen=True)
 class TrainConfig:
     """The settings of a training; `ValueError` for an impossible value.
@@ -145,7 +146,7 @@ class TrainConfig:
         key["batch"] = key.pop("batch_size")  # its name in the keys of runs and in checkpoints
         return key
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-17
+# %% ../nbs/07_trainer.ipynb #07-trainer-18
 PAPER_TWO_GPUS = TrainConfig(batch_size=64, workers=8)
 """Section IV-B: two GPUs, 64 faces a step. Started with
 
@@ -156,7 +157,7 @@ where `train.py` hands `accelerate.Accelerator()` to `train`; on two machines wi
 `--machine_rank 1`.
 For a run of the store, `prle train Xception DF --preset paper --data /data --processes 2` starts both."""
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-19
+# %% ../nbs/07_trainer.ipynb #07-trainer-20
 def _mask(item: dict, mask: RegionMask | None, generator: torch.Generator) -> dict:
     "Draw a mask and apply it to an item's image; return the image, and whether it is masked."
     if mask is None:
@@ -165,7 +166,7 @@ def _mask(item: dict, mask: RegionMask | None, generator: torch.Generator) -> di
     image = mask.apply(item["image"], item.get(mask.needs), params)
     return dict(image=image, masked=bool(params.alpha > 0))
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-20
+# %% ../nbs/07_trainer.ipynb #07-trainer-21
 def _mirror(face: dict, generator: torch.Generator) -> dict:
     "Mirror half of the faces, and their masks of manipulated pixels with them."
     if torch.rand((), generator=generator) < 0.5:
@@ -173,7 +174,7 @@ def _mirror(face: dict, generator: torch.Generator) -> dict:
             face[name] = face[name].flip(-1)
     return face
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-21
+# %% ../nbs/07_trainer.ipynb #07-trainer-22
 class TrainingFaces(Dataset):
     """The faces of a training set, masked and mirrored.
 
@@ -199,7 +200,7 @@ class TrainingFaces(Dataset):
         face |= _mask(item, self.mask, torch_rng(self.seed, "mask", *key))
         return _mirror(face, torch_rng(self.seed, "flip", *key)) if self.flip else face
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-25
+# %% ../nbs/07_trainer.ipynb #07-trainer-26
 def epoch_order(
     n: int,  # number of faces
     batch_size: int,  # faces a step
@@ -220,7 +221,7 @@ def epoch_order(
     batches = [keys[k : k + batch_size] for k in range(0, len(keys), batch_size)]
     return batches[:-1] if len(batches[-1]) < 2 * parts else batches
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-30
+# %% ../nbs/07_trainer.ipynb #07-trainer-31
 def _check_enough(what: str, faces: int, config: TrainConfig, world_size: int):
     "Raise `ValueError` if faces are too few for two in each part of a batch."
     if faces < 2 * world_size * config.accumulate:
@@ -229,7 +230,7 @@ def _check_enough(what: str, faces: int, config: TrainConfig, world_size: int):
             f"with accumulate {config.accumulate}: at least two a part are needed."
         )
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-31
+# %% ../nbs/07_trainer.ipynb #07-trainer-32
 class BatchParts(Sampler[list]):
     "The parts of each batch that one process computes, one after the other."
 
@@ -262,7 +263,7 @@ class BatchParts(Sampler[list]):
             for part in self.own:
                 yield batch[part :: self.parts]
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-34
+# %% ../nbs/07_trainer.ipynb #07-trainer-35
 def face_weights(
     masked: Tensor,  # (N,) bool; 1 - q of Eq. 13
     gamma: float = 1.0,  # weight of the masked faces
@@ -270,7 +271,7 @@ def face_weights(
     "Return the weights of the faces in Eq. 13: `gamma` where masked, else 1."
     return torch.where(masked, gamma, 1.0)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-36
+# %% ../nbs/07_trainer.ipynb #07-trainer-37
 class Objective(nn.Module):
     """A detector's loss as one module, which can be compiled and copied to several processes.
 
@@ -293,7 +294,7 @@ class Objective(nn.Module):
         full = {k: v.float() if v.is_floating_point() else v for k, v in outputs.items()}
         return self.detector.loss(full, batch)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-39
+# %% ../nbs/07_trainer.ipynb #07-trainer-40
 def to_input(
     image: Tensor,  # (N, 3, H, W) uint8
     device: torch.device | str,  # where the detector lives
@@ -302,7 +303,7 @@ def to_input(
     there = image.to(device, non_blocking=True).to(memory_format=torch.channels_last)
     return there.float().div_(255)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-42
+# %% ../nbs/07_trainer.ipynb #07-trainer-43
 @contextmanager
 def memory_explained(
     advice: str,  # what to do
@@ -317,7 +318,7 @@ def memory_explained(
             f"too little memory on the device for {told}: {advice}. ({e})"
         ) from e
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-44
+# %% ../nbs/07_trainer.ipynb #07-trainer-45
 def _loader(faces: Dataset, workers: int, device: torch.device, **batches) -> DataLoader:
     """Return a loader whose decoding processes stay from epoch to epoch.
 
@@ -331,13 +332,13 @@ def _loader(faces: Dataset, workers: int, device: torch.device, **batches) -> Da
         **batches,
     )
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-45
+# %% ../nbs/07_trainer.ipynb #07-trainer-46
 def _own_faces(faces: FaceDataset, size: int, workers: int, processes: Processes) -> DataLoader:
     "Return a loader of this process's share: every `world_size`-th face, in batches of `size`."
     own = Subset(faces, range(processes.rank, len(faces), processes.world_size))
     return _loader(own, workers, processes.device, batch_size=size)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-46
+# %% ../nbs/07_trainer.ipynb #07-trainer-47
 @torch.inference_mode()
 def _score(
     detector: nn.Module, loader: DataLoader, n: int, processes: Processes
@@ -350,7 +351,7 @@ def _score(
         logits[processes.rank :: processes.world_size] = torch.cat(own)
     return processes.reduce(logits).cpu().double().sigmoid().numpy()
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-47
+# %% ../nbs/07_trainer.ipynb #07-trainer-48
 def predict(
     detector: nn.Module,  # (N, 3, H, W) in [0, 1] -> (N,) logit
     faces: FaceDataset,  # what to score
@@ -365,7 +366,7 @@ def predict(
         loader = _own_faces(faces, batch_size, workers, processes)
         return _score(detector, loader, len(faces), processes)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-50
+# %% ../nbs/07_trainer.ipynb #07-trainer-51
 def check_split(
     train_rows: pd.DataFrame,  # what will be trained on
     val_rows: pd.DataFrame,  # what will choose the checkpoint
@@ -382,7 +383,7 @@ def check_split(
         named = ", ".join(both[:5])
         raise ValueError(f"in training and validation both: {named}. Split by identity.")
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-53
+# %% ../nbs/07_trainer.ipynb #07-trainer-54
 def create_optimizer(
     config: TrainConfig,  # optimizer, lr, weight_decay
     parameters: Iterable[nn.Parameter],  # what to train
@@ -393,7 +394,7 @@ def create_optimizer(
     decay = config.weight_decay
     return kind(parameters, lr=config.lr, weight_decay=decay, fused=True, **momentum)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-54
+# %% ../nbs/07_trainer.ipynb #07-trainer-55
 def create_schedule(
     config: TrainConfig,  # schedule, epochs
     optimizer: torch.optim.Optimizer,  # whose learning rate moves
@@ -406,7 +407,7 @@ def create_schedule(
     every, factor = map(float, settings) if settings else (1, 1)
     return StepLR(optimizer, max(1, round(every * steps)), factor)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-57
+# %% ../nbs/07_trainer.ipynb #07-trainer-58
 class MovingAverage:
     "The exponential moving average of a detector's weights and statistics; it begins with the first step's."
 
@@ -435,7 +436,7 @@ class MovingAverage:
             torch._foreach_copy_(ours, theirs)
         self.begun = True
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-59
+# %% ../nbs/07_trainer.ipynb #07-trainer-60
 def _to_batch(items: dict, gamma: float, device: torch.device) -> dict:
     "Move what `Detector.loss` reads to the device, with the weights of Eq. 13."
 
@@ -449,7 +450,7 @@ def _to_batch(items: dict, gamma: float, device: torch.device) -> dict:
         batch["mask_known"] = there("mask_known")
     return batch
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-61
+# %% ../nbs/07_trainer.ipynb #07-trainer-62
 class Best(NamedTuple):
     "The weights of the best epoch so far."
 
@@ -457,7 +458,7 @@ class Best(NamedTuple):
     epoch: int  # counts from 1
     weights: dict[str, Tensor]
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-62
+# %% ../nbs/07_trainer.ipynb #07-trainer-63
 class History:
     "The finished epochs of a training, and the best weights."
 
@@ -492,7 +493,7 @@ class History:
         table = pd.DataFrame(self.rows)
         return table.assign(chosen=table.epoch == self.chosen.epoch)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-64
+# %% ../nbs/07_trainer.ipynb #07-trainer-65
 class TrainState:
     "All that changes while a detector is trained."
 
@@ -525,12 +526,12 @@ class TrainState:
         if self.average:
             self.average.update()
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-67
+# %% ../nbs/07_trainer.ipynb #07-trainer-68
 def _of_device(device: torch.device) -> list[torch.device]:
     "Return the arguments by which a device's random functions are told the device; Apple's take none."
     return [] if device.type == "mps" else [device]
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-68
+# %% ../nbs/07_trainer.ipynb #07-trainer-69
 def _streams(device: torch.device) -> dict[str, Tensor]:
     "Return the state of torch's global random streams."
     streams = dict(cpu=torch.get_rng_state())
@@ -538,17 +539,17 @@ def _streams(device: torch.device) -> dict[str, Tensor]:
         streams["device"] = torch.get_device_module(device).get_rng_state(*_of_device(device))
     return streams
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-69
+# %% ../nbs/07_trainer.ipynb #07-trainer-70
 def _set_streams(streams: dict[str, Tensor], device: torch.device):
     "Restore the streams that `_streams` returned."
     torch.set_rng_state(streams["cpu"])
     if device.type != "cpu":
         torch.get_device_module(device).set_rng_state(streams["device"], *_of_device(device))
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-71
+# %% ../nbs/07_trainer.ipynb #07-trainer-72
 _STATEFUL = ("optimizer", "scheduler", "scaler")
 
-
+# %% ../nbs/07_trainer.ipynb #07-trainer-73
 def _to_checkpoint(state: TrainState, identity: dict, streams: list[dict]) -> Checkpoint:
     "Return what a checkpoint keeps of a state after an epoch; `streams` are those of each process."
     best, rows = state.history.chosen, state.history.rows
@@ -559,7 +560,7 @@ def _to_checkpoint(state: TrainState, identity: dict, streams: list[dict]) -> Ch
     record = dict(training=identity, history=rows, best=[best.val_auc, best.epoch])
     return Checkpoint(len(rows), tensors, rest | dict(streams=streams), record)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-72
+# %% ../nbs/07_trainer.ipynb #07-trainer-74
 def _restore(state: TrainState, found: Checkpoint):
     "Set a state to what a checkpoint keeps, all but the random streams."
     state.detector.load_state_dict(found.tensors["model"])
@@ -572,7 +573,7 @@ def _restore(state: TrainState, found: Checkpoint):
     best = Best(val_auc, epoch, found.tensors["best"])
     state.history = History(found.record["history"], best)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-75
+# %% ../nbs/07_trainer.ipynb #07-trainer-77
 def _fingerprint(rows: pd.DataFrame, quantiles: Path | None) -> dict:
     "Return what tells faces apart: digests of their rows and of at most 16 pictures and quantile maps."
     some = np.unique(np.linspace(0, len(rows) - 1, 16).astype(int))
@@ -586,14 +587,14 @@ def _fingerprint(rows: pd.DataFrame, quantiles: Path | None) -> dict:
         found["quantiles"] = digest(maps)
     return found
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-76
+# %% ../nbs/07_trainer.ipynb #07-trainer-78
 def _detector_identity(detector: Detector) -> dict:
     "Return what tells detectors apart: class, shapes of the tensors, and configuration."
     tensors = [[k, list(v.shape), str(v.dtype)] for k, v in detector.state_dict().items()]
     config = getattr(detector, "config", {})
     return dict(type=type(detector).__name__, tensors=digest(tensors), **config)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-78
+# %% ../nbs/07_trainer.ipynb #07-trainer-80
 class TrainInputs:
     "The faces of a training in one of its processes."
 
@@ -633,7 +634,7 @@ class TrainInputs:
             share = self.world_size * len(items["label"]) / len(self.parts.batches[step])
             yield items, share, part == self.config.accumulate - 1
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-79
+# %% ../nbs/07_trainer.ipynb #07-trainer-81
 def _identity(
     detector: Detector, inputs: TrainInputs, config: TrainConfig, processes: Processes
 ) -> dict:  # JSON-able
@@ -648,7 +649,7 @@ def _identity(
         device=processes.device.type,
     )
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-84
+# %% ../nbs/07_trainer.ipynb #07-trainer-86
 class EpochTrainer:
     "One epoch of training after another."
 
@@ -705,7 +706,7 @@ class EpochTrainer:
             return math.nan
         return float(auc(inputs.val_labels, scores))
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-87
+# %% ../nbs/07_trainer.ipynb #07-trainer-89
 def _finite(row: dict, lr: float) -> dict:  # `row`
     "Return `row`; `FloatingPointError` if the run has diverged, in all processes at once."
     for name, what in (("loss", "the loss"), ("val_auc", "a score of a validation face")):
@@ -715,7 +716,7 @@ def _finite(row: dict, lr: float) -> dict:  # `row`
             )
     return row
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-89
+# %% ../nbs/07_trainer.ipynb #07-trainer-91
 def _step_bar(desc: str, steps: int, epochs: int, done: int, shown: bool):
     "Return a progress bar of the steps of all epochs, of which some are done."
     return progress(
@@ -728,7 +729,7 @@ def _step_bar(desc: str, steps: int, epochs: int, done: int, shown: bool):
         unit=" steps",
     )
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-90
+# %% ../nbs/07_trainer.ipynb #07-trainer-92
 class Trainer(EpochTrainer):
     "The training of one detector, from the first epoch or a checkpoint to the last epoch."
 
@@ -779,18 +780,18 @@ class Trainer(EpochTrainer):
         "Describe what has to be the same for a training to go on."
         return _identity(self.state.detector, self.inputs, self.config, self.processes)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-92
+# %% ../nbs/07_trainer.ipynb #07-trainer-94
 def _seed(seed: int, processes: Processes):
     "Seed all random streams; dropout is drawn anew in each process."
     own = torch_rng(seed, "process", processes.rank).initial_seed()
     seed_everything(seed if processes.is_main else own)
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-93
+# %% ../nbs/07_trainer.ipynb #07-trainer-95
 _LESS_MEMORY = (
     "raise accumulate (the batch in more parts), lower batch_size, or set precision to bf16"
 )
 
-# %% ../nbs/07_trainer.ipynb #07-trainer-94
+# %% ../nbs/07_trainer.ipynb #07-trainer-96
 def train(
     detector: Detector,  # trained in place: ends with the weights of the chosen epoch
     train_rows: pd.DataFrame,  # rows of the split "train", from `prle.data.manifest.select`

@@ -92,7 +92,7 @@ def parse_meta_line(
 MAX_META = 2**26
 "Bytes of a meta file."
 
-
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-17
 def read_meta(
     path: str | Path,  # a `..._meta.txt` of DF-1.0
 ) -> dict[str, str]:  # video (stem) -> meta string
@@ -110,7 +110,7 @@ def read_meta(
         metas[video] = meta
     return metas
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-17
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-18
 def write_meta(
     path: str | Path,  # file to write
     metas: dict[str, str],  # video -> meta string; the video as a path without white space
@@ -130,7 +130,7 @@ def write_meta(
         tmp.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return Path(path)
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-20
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-21
 KINDS = (
     {f"level_{level}": (1, level) for level in range(1, 6)}
     | {"random_level": (1, None)}
@@ -138,7 +138,7 @@ KINDS = (
 )
 "Kind of distorted set -> (number of types, their level; None is random)."
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-21
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-22
 def draw(
     kind: str,  # one of `KINDS`
     generator: np.random.Generator,  # e.g. `rng(seed, video)`
@@ -149,7 +149,7 @@ def draw(
     levels = generator.integers(1, 6, count) if level is None else [level] * count
     return format_meta(zip(codes, levels))
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-24
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-25
 _STUDIO = np.float32([219, 224, 224])
 "The width of studio range: Y, Cr, Cb."
 
@@ -159,13 +159,13 @@ def _to_studio(frame: np.ndarray) -> np.ndarray:
     bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR).astype(np.float32)
     return (cv2.cvtColor(bgr, cv2.COLOR_BGR2YCrCb) * _STUDIO + 16) / 255
 
-
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-26
 def _from_studio(ycc: np.ndarray) -> np.ndarray:
     "Invert `_to_studio`; the RGB float32 values are not clipped."
     scaled = (ycc.astype(np.float32) * 255 - 16) / _STUDIO
     return cv2.cvtColor(cv2.cvtColor(scaled, cv2.COLOR_YCrCb2BGR), cv2.COLOR_BGR2RGB)
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-26
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-28
 def saturation(
     frame: np.ndarray,  # (H, W, 3) uint8, RGB
     p: float,  # share of the chroma that is left
@@ -175,7 +175,7 @@ def saturation(
     ycc[..., 1:] = 0.5 + (ycc[..., 1:] - 0.5) * p
     return _from_studio(ycc).astype(np.uint8)
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-27
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-29
 def noise(
     frame: np.ndarray,  # (H, W, 3) uint8, RGB
     p: float,  # variance of the noise
@@ -185,7 +185,7 @@ def noise(
     noisy = _to_studio(frame) / 255 + np.sqrt(p) * generator.standard_normal(frame.shape)
     return _from_studio(noisy * 255).clip(0, 255).astype(np.uint8)
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-29
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-31
 def contrast(
     frame: np.ndarray,  # (H, W, 3) uint8
     p: float,  # factor on every value
@@ -193,7 +193,7 @@ def contrast(
     "Apply CC: multiply every value by p and truncate."
     return (frame.astype(np.float32) * p).astype(np.uint8)
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-30
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-32
 def blocks(
     frame: np.ndarray,  # (H, W, 3) uint8
     p: int,  # blocks for each 256 px of the shorter side
@@ -206,7 +206,7 @@ def blocks(
         out[y : y + 8, x : x + 8] = 128
     return out
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-33
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-35
 def blur(
     frame: np.ndarray,  # (H, W, 3) uint8
     p: int,  # side of the kernel, px
@@ -214,7 +214,7 @@ def blur(
     "Apply GB: blur with a Gaussian kernel of p x p and sigma p/6."
     return cv2.GaussianBlur(frame, (p, p), p / 6)
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-34
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-36
 def shrink(
     frame: np.ndarray,  # (H, W, 3) uint8
     p: int,  # factor
@@ -224,11 +224,11 @@ def shrink(
     small = cv2.resize(frame, (width // p, height // p), interpolation=cv2.INTER_LINEAR)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-36
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-38
 _PLAIN = dict(CS=saturation, CC=contrast, GB=blur, JPEG=shrink)
 _RANDOM = dict(BW=blocks, GNC=noise)
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-37
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-39
 def _check_frame(frame: np.ndarray):
     "Raise `ValueError` unless a frame is (H, W, 3) uint8 with at least 8 pixels a side."
     colour = frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
@@ -238,14 +238,14 @@ def _check_frame(frame: np.ndarray):
             f"not {frame.shape} {frame.dtype}."
         )
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-38
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-40
 def frame_level(
     meta: str,  # a meta string
 ) -> bool:
     "Say whether frames can be distorted one by one, that is, without VC."
     return all(code != "VC" for code, _ in parse_meta(meta))
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-39
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-41
 def distort_frame(
     frame: np.ndarray,  # (H, W, 3) uint8, RGB, 8 pixels a side or more
     meta: str,  # a meta string without VC
@@ -262,7 +262,7 @@ def distort_frame(
         frame = _RANDOM[code](frame, p, generator) if code in _RANDOM else _PLAIN[code](frame, p)
     return frame
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-42
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-44
 def distort_frames(
     frames: Iterable[
         tuple[int, np.ndarray]
@@ -274,11 +274,11 @@ def distort_frames(
     for index, frame in frames:
         yield index, distort_frame(frame, meta, rng(*key, index))
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-45
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-47
 class VideoError(ValueError):
     "Error for a video that cannot be used; the message names it and says why."
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-46
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-48
 def _ffmpeg() -> str:
     "Return the path of the ffmpeg program; `ImportError` naming the extra that brings it."
     try:
@@ -287,7 +287,7 @@ def _ffmpeg() -> str:
         raise ImportError("writing videos needs imageio-ffmpeg: pip install 'prle[faces]'") from e
     return imageio_ffmpeg.get_ffmpeg_exe()
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-47
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-49
 def _run_ffmpeg(*arguments, frames: Iterable[np.ndarray] = ()):
     "Run ffmpeg with `frames` (contiguous) on its stdin; `CalledProcessError` with its messages if it fails."
     command = [_ffmpeg(), "-v", "error", "-nostdin", "-y", *map(str, arguments)]
@@ -303,7 +303,7 @@ def _run_ffmpeg(*arguments, frames: Iterable[np.ndarray] = ()):
             said = log.read().decode(errors="replace")
             raise subprocess.CalledProcessError(process.returncode, "ffmpeg", stderr=said)
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-48
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-50
 def _open(path: Path) -> cv2.VideoCapture:
     "Open a video; `VideoError` naming the file if it is missing or promises too many pixels."
     if not path.is_file():
@@ -316,7 +316,7 @@ def _open(path: Path) -> cv2.VideoCapture:
         raise VideoError(f"{path}: {str(e).removeprefix(f'{path} ')}") from e
     return capture
 
-
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-51
 def _probe(path: Path) -> tuple[int, int, float]:
     "Return width, height and frames a second; `VideoError` naming the file if no frame can be decoded."
     capture = _open(path)
@@ -325,7 +325,7 @@ def _probe(path: Path) -> tuple[int, int, float]:
         raise VideoError(f"{path}: not a video, or damaged: not one frame can be decoded.")
     return frame.shape[1], frame.shape[0], capture.get(cv2.CAP_PROP_FPS)
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-49
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-52
 def _decode(path: Path) -> Iterator[np.ndarray]:
     "Yield the frames of a video, (H, W, 3) uint8, RGB."
     capture = _open(path)
@@ -335,31 +335,31 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
             return
         yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-51
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-54
 def _h264(width: int, height: int, crf: int) -> list:
     "Return ffmpeg's arguments for H.264 with the rate factor `crf`."
     chroma = "yuv444p" if width % 2 or height % 2 else "yuv420p"
     return f"-c:v libx264 -crf {crf} -pix_fmt {chroma} -fps_mode passthrough -threads 1".split()
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-52
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-55
 def _xvid(width: int, height: int, fps: float) -> list:
     "Return ffmpeg's arguments for MPEG-4 with the tag XVID, as OpenCV sets them."
     rate = int(2 * fps * width * height)
     quality = f"-b:v {rate} -bt {rate} -qmin 3 -g 12 -threads 1"
     return f"-c:v mpeg4 -vtag XVID -pix_fmt yuv420p {quality}".split()
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-53
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-56
 def _convert(source: Path, target: Path, crf: int):
     "Re-encode the video stream of a file as H.264 with the rate factor `crf`."
     width, height, _ = _probe(source)
     first_video = ("-i", f"file:{source}", "-map", "0:V:0")
     _run_ffmpeg(*first_video, *_h264(width, height, crf), f"file:{target}")
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-54
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-57
 _CRF = 23
 "ffmpeg's own rate factor, with which every official video ends that did not go through VC."
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-55
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-58
 def _write_frames(source: Path, target: Path, meta: str, key: tuple, via_xvid: bool):
     "Decode `source`, distort its frames and encode them."
     width, height, fps = _probe(source)
@@ -373,7 +373,7 @@ def _write_frames(source: Path, target: Path, meta: str, key: tuple, via_xvid: b
     _convert(avi, target, _CRF)
     avi.unlink()
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-57
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-60
 def _passes(meta: str, via_xvid: bool) -> list[str]:
     "Split a meta string into those of the passes over the video."
     passes = []
@@ -384,7 +384,7 @@ def _passes(meta: str, via_xvid: bool) -> list[str]:
             passes.append(step)
     return passes
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-59
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-62
 def _distort_pass(source: Path, target: Path, meta: str, key: tuple, via_xvid: bool):
     "Run one pass over a video: VC alone, or frame-level distortions."
     if frame_level(meta):
@@ -392,7 +392,7 @@ def _distort_pass(source: Path, target: Path, meta: str, key: tuple, via_xvid: b
     [(code, level)] = parse_meta(meta)
     _convert(source, target, parameter(code, level))
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-60
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-63
 def distort_video(
     source: str | Path,  # a video file that OpenCV decodes
     target: str | Path,  # the .mp4 to write; whole or not there

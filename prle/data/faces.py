@@ -461,7 +461,7 @@ def _align_similarity(face: Detection, shape: tuple, size: int, scale: float) ->
     "Return the transform of DeepfakeBench's five points."
     return similarity(face.landmarks[list(FIVE_POINTS)], five_targets(size, scale))
 
-
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-67
 def _align_box(face: Detection, shape: tuple, size: int, scale: float) -> np.ndarray:
     "Return the transform of FaceForensics++'s square; at the right and lower border its side shrinks."
     box = np.rint(face.box).astype(int)
@@ -470,7 +470,7 @@ def _align_box(face: Detection, shape: tuple, size: int, scale: float) -> np.nda
     zoom = size / max(1, min(side, *(shape[1::-1] - corner)))
     return np.column_stack([np.eye(2) * zoom, (0.5 - corner) * zoom - 0.5])
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-67
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-68
 def _align_chip(face: Detection, shape: tuple, size: int, scale: float) -> np.ndarray:
     "Return the transform of `dlib.get_face_chip`."
     dlib, _, _ = load_dlib()
@@ -483,14 +483,14 @@ def _align_chip(face: Detection, shape: tuple, size: int, scale: float) -> np.nd
     corners = [middle + turn * (corner - middle) for corner in (first, last)]
     return similarity(np.array([(c.real, c.imag) for c in corners]), np.array([(0, 0), (end, end)]))
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-68
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-69
 ALIGNMENTS = {"similarity": _align_similarity, "box": _align_box, "chip": _align_chip}
 "Name -> function (detection, shape of the frame, size, scale) -> transform (2, 3)."
 
 SCALES = dict(similarity=1.3, box=1.3, chip=1.5)
 "Name of an alignment -> the scale that its authors use."
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-69
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-70
 def align(
     face: Detection,  # from `find_largest`
     shape: tuple,  # of the frame: (H, W, ...)
@@ -502,7 +502,7 @@ def align(
     make = ALIGNMENTS[check_choice(method, ALIGNMENTS, "alignment")]
     return make(face, shape, size, SCALES[method] if scale is None else scale)
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-74
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-75
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
 
 
@@ -510,7 +510,7 @@ def natural_key(path: Path) -> list:
     "Return a sort key under which 2 comes before 10."
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.as_posix())]
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-75
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-76
 def list_photos(
     folder: str | Path,  # one sub-folder a person, photographs in it
     suffixes: set[str] = PHOTO_SUFFIXES,  # endings of the files that count
@@ -533,12 +533,12 @@ def list_photos(
         )
     return people
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-78
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-79
 def _where(path: Path) -> str:
     "Return a photograph's name in reports: identity/file."
     return f"{path.parent.name}/{path.name}"
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-79
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-80
 def read_faces(
     photos: list[Path],  # photographs, each in the folder of its identity
     size: int = 256,  # side of the crops in px
@@ -555,7 +555,7 @@ def read_faces(
             dropped.append((_where(path), str(e).removeprefix(f"{path}: ")))
     return faces, pd.DataFrame(dropped, columns=["path", "reason"])
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-80
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-81
 def summary(
     faces: list[Face],  # from `read_faces`
     dropped: pd.DataFrame,  # likewise
@@ -567,7 +567,7 @@ def summary(
     used = f"{len(faces)} faces, {several} of them the largest of several"
     return f"{len(faces) + len(dropped)} photographs: {used}{why}"
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-84
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-85
 def write_png(
     path: str | Path,  # file to write; its folder is made
     image: np.ndarray,  # (H, W, 3) RGB or (H, W), uint8

@@ -56,14 +56,14 @@ def _row(df: pd.DataFrame, i: int, name: str) -> str:
     shown = shortened(path)
     return f"{name}, row {i} ({shown[1:-1] if isinstance(path, str) else shown})"
 
-
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-10
 def _first_bad(df: pd.DataFrame, bad, what: str, name: str):
     "Raise `ValueError` for the first row where `bad` holds."
     where = np.flatnonzero(np.asarray(bad))
     if len(where):
         raise ValueError(f"{_row(df, where[0], name)}: {what}")
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-10
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-11
 def _check_column(df: pd.DataFrame, column: str, fits: Callable, what: str, name: str):
     "Raise `ValueError` for the first row whose value in a column does not fit."
     for i, value in enumerate(df[column]):
@@ -76,12 +76,12 @@ def _check_column(df: pd.DataFrame, column: str, fits: Callable, what: str, name
 def _is_text(value) -> bool:
     return isinstance(value, str) and len(value) <= 1000
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-11
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-12
 def _is_count(value) -> bool:
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     return whole and 0 <= value < 2**63
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-12
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-13
 def _numbers(value, lengths: tuple[int, ...]) -> bool:
     "Say whether a value is a list of numbers, as long as one of `lengths`, none of them infinite."
     if not isinstance(value, (list, tuple, np.ndarray)) or len(value) not in lengths:
@@ -94,7 +94,7 @@ def _numbers(value, lengths: tuple[int, ...]) -> bool:
         return True
     return numbers.ndim == 1 and numbers.dtype.kind in "fiu" and not np.isinf(numbers).any()
 
-
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-14
 def _are_landmarks(value) -> bool:
     return _numbers(value, (136,))
 
@@ -102,7 +102,7 @@ def _are_landmarks(value) -> bool:
 def _is_transform(value) -> bool:
     return _numbers(value, (0, 6))
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-13
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-15
 def _is_path(value) -> bool:
     try:
         return bool(file_path(value))
@@ -113,11 +113,11 @@ def _is_path(value) -> bool:
 def _is_mask(value) -> bool:
     return not value or _is_path(value)
 
-
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-16
 _TEXT = [c for c in COLUMNS if COLUMNS[c] == "object" and c not in ("landmarks", "transform")]
 "The columns that hold text."
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-14
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-17
 def _check_types(df: pd.DataFrame, name: str):
     """Raise `ValueError` for the first value of a wrong type.
 
@@ -133,7 +133,7 @@ def _check_types(df: pd.DataFrame, name: str):
     _check_column(df, "path", _is_path, inside, name)
     _check_column(df, "mask", _is_mask, "empty or a path below the manifest's root", name)
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-15
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-18
 def _check_rows(df: pd.DataFrame, name: str):
     "Raise `ValueError` for the first row whose values contradict each other or another row's."
     _first_bad(df, ~df.label.isin((REAL, FAKE)), "label must be 0 (real) or 1 (fake).", name)
@@ -147,7 +147,7 @@ def _check_rows(df: pd.DataFrame, name: str):
     both = df.identity.isin(splits.index[splits > 1])
     _first_bad(df, both, "this identity stands in more than one split.", name)
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-16
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-19
 def check_manifest(
     df: pd.DataFrame,  # the table
     name: str = "manifest",  # how to call it in an error
@@ -165,7 +165,7 @@ def check_manifest(
     _check_rows(df, name)
     return df
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-17
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-20
 def write_manifest(
     df: pd.DataFrame,  # one row a face, columns as in `COLUMNS`
     path: str | Path,  # the Parquet file
@@ -177,7 +177,7 @@ def write_manifest(
     table.attrs = {} if root is None else dict(root=str(Path(root).absolute()))
     return write_table(path, table)
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-18
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-21
 def read_manifest(
     path: str | Path,  # the Parquet file
 ) -> pd.DataFrame:  # `df.attrs["root"]` is the folder that paths are relative to
@@ -191,7 +191,7 @@ def read_manifest(
         raise ValueError(f"{path}: its root {shortened(root)} is no folder's path.")
     return df
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-23
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-26
 def select(
     manifest: pd.DataFrame,  # a checked manifest
     split: str,  # "train", "val" or "test"
@@ -212,7 +212,7 @@ def select(
             raise ValueError(f"the split {split!r} has no {name} face{chosen}.")
     return rows
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-26
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-29
 def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
     "Say what is wrong with a crop or mask; an empty string if nothing is."
     try:
@@ -229,7 +229,7 @@ def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
         return f"damaged: {e}"
     return ""
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-27
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-30
 def _unlisted(root: Path, listed: set[str]) -> list[str]:
     "List the pictures that lie among the crops and are not in `listed`."
     found = []
@@ -239,7 +239,7 @@ def _unlisted(root: Path, listed: set[str]) -> list[str]:
         found += [os.path.join(folder, name) for name in pictures]
     return [path for path in found if path not in listed]
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-28
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-31
 def check_crops(
     manifest: str | Path,  # the Parquet file, or the folder that holds manifest.parquet
 ) -> tuple[pd.DataFrame, str]:  # what is missing, damaged or in no row: path, reason; a summary

@@ -73,7 +73,7 @@ os.environ.setdefault(
     "OPENCV_FFMPEG_LOGLEVEL", "-8"
 )  # read when the first video is opened; -8 is ffmpeg's "quiet"
 
-
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-6
 @contextmanager
 def _quiet():
     "Silence OpenCV's warnings inside the `with`."
@@ -83,7 +83,7 @@ def _quiet():
     finally:
         cv2.utils.logging.setLogLevel(level)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-9
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-10
 VIDEO_SUFFIXES = {
     ".mp4",
     ".avi",
@@ -104,12 +104,12 @@ VIDEO_SUFFIXES = {
     ".ogv",
 }
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-10
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-11
 def is_pictures(source: str | Path) -> bool:
     "Say whether a source is a folder of pictures or a single one, and not a video file."
     return Path(source).is_dir() or Path(source).suffix.lower() in PHOTO_SUFFIXES
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-11
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-12
 def visible_files(
     folder: str | Path,
     names: Iterable[str],  # of files in it, as `walk_folders` gives them
@@ -119,7 +119,7 @@ def visible_files(
     kept = [name for name in names if Path(name).suffix.lower() in suffixes]
     return [Path(folder, name) for name in kept if not name.startswith(".")]
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-13
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-14
 def list_pictures(
     folder: str | Path,  # or one picture, a video of one frame
 ) -> list[Path]:  # the frames of a video
@@ -131,10 +131,10 @@ def list_pictures(
     files = visible_files(folder, os.listdir(folder), PHOTO_SUFFIXES)
     return sorted(files, key=lambda p: natural_key(Path(p.name)))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-14
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-15
 _SETTINGS_FILE = "extraction.json"
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-15
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-16
 def walk_folders(
     folder: str | Path,  # where to begin
 ) -> Iterator[tuple[str, list[str], list[str]]]:  # a folder, the names of its folders, of its files
@@ -150,7 +150,7 @@ def walk_folders(
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield parent, folders, files
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-16
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-17
 def _videos_below(folder: Path) -> list[Path]:
     "List video files and folders of pictures in and below a folder, folders of crops left out."
     found = []
@@ -163,10 +163,10 @@ def _videos_below(folder: Path) -> list[Path]:
             found.append(Path(parent))
     return sorted(found, key=natural_key)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-17
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-18
 _TEXT = {".txt", ".ans", ".art", ".asc", ".diz", ".ice", ".nfo", ".vt"}  # which ffmpeg would film
 
-
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-19
 def _is_video(file: Path) -> bool:
     "Say whether a file is a video, by its suffix or, if that is another, by whether OpenCV opens it."
     suffix = file.suffix.lower()
@@ -177,7 +177,7 @@ def _is_video(file: Path) -> bool:
     except FaceError:
         return False
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-18
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-20
 def _expand(given: str | Path) -> list[tuple[Path, str]]:
     "List the videos of one input, each with its subset; `FaceError` if there are none."
     root = Path(os.path.abspath(given))
@@ -199,7 +199,7 @@ def _expand(given: str | Path) -> list[tuple[Path, str]]:
         raise FaceError(f"{given}: no video and no picture in this folder.")
     return videos
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-19
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-21
 def list_videos(
     inputs: str | Path | Iterable[str | Path],  # video files, folders of videos or of pictures
 ) -> pd.DataFrame:  # columns file, subset, video
@@ -216,7 +216,7 @@ def list_videos(
         names.append(file.stem if unique else file.name)
     return pd.DataFrame(dict(file=map(str, found), subset=found.values(), video=names))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-23
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-25
 def open_video(
     file: str | Path,
 ) -> cv2.VideoCapture:  # one decoder thread
@@ -237,7 +237,7 @@ def open_video(
         raise FaceError(f"{file}: {str(e).removeprefix(f'{file} ')}") from e
     return video
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-24
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-26
 def promised_frames(
     video: cv2.VideoCapture,  # of `open_video`
     file: str | Path,  # likewise
@@ -246,7 +246,7 @@ def promised_frames(
     promised = video.get(cv2.CAP_PROP_FRAME_COUNT)
     return int(promised) if math.isfinite(promised) and 0 < promised <= os.path.getsize(file) else 0
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-25
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-27
 def count_frames(
     source: str | Path,  # a video file or a folder of pictures
 ) -> int:  # what the file says, which may be more than there are; counted where it says nothing
@@ -261,7 +261,7 @@ def count_frames(
         raise FaceError(f"{source}: no frames.")
     return count
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-26
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-28
 def sample_frames(
     total: int,  # frames of the video
     count: int | None = 32,  # how many, evenly spaced from the first to the last
@@ -274,7 +274,7 @@ def sample_frames(
         return list(range(total))
     return np.unique(np.linspace(0, total - 1, count).astype(int)).tolist()
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-29
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-31
 def _video_frames(file: Path, wanted: list[int]) -> Iterator[np.ndarray | FaceError]:
     "Yield frames of a video file, RGB, or the `FaceError` of one that cannot be decoded."
     video, position = open_video(file), -1
@@ -289,7 +289,7 @@ def _video_frames(file: Path, wanted: list[int]) -> Iterator[np.ndarray | FaceEr
         else:
             yield FaceError("this frame cannot be decoded.")
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-30
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-32
 def _picture_frames(folder: Path, wanted: list[int]) -> Iterator[np.ndarray | FaceError]:
     "Yield pictures of a folder, RGB, or the `FaceError` of one that cannot be read."
     files = list_pictures(folder)
@@ -302,7 +302,7 @@ def _picture_frames(folder: Path, wanted: list[int]) -> Iterator[np.ndarray | Fa
         except FaceError as e:
             yield e
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-31
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-33
 def read_frames(
     source: str | Path,  # a video file or a folder of pictures
     wanted: list[int],  # frames, in rising order
@@ -313,7 +313,7 @@ def read_frames(
     read = _picture_frames if is_pictures(source) else _video_frames
     return read(Path(source), wanted)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-34
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-36
 @contextmanager
 def _distorted(file: Path, meta: str) -> Iterator[tuple[Path, Callable]]:
     "Yield the source to decode and the function (frame, index) -> frame to apply."
@@ -328,11 +328,11 @@ def _distorted(file: Path, meta: str) -> Iterator[tuple[Path, Callable]]:
             made = distort_video(file, Path(tmp) / "distorted.mp4", meta, seed=0, via_xvid=True)
             yield made, lambda frame, index: frame
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-36
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-38
 def _size(frame: np.ndarray) -> str:
     return f"{frame.shape[1]}x{frame.shape[0]}"
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-37
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-39
 def difference_mask(
     fake: np.ndarray,  # (H, W, 3) uint8, RGB
     real: np.ndarray,  # (H, W, 3) uint8, RGB: the frame that `fake` was made from
@@ -342,7 +342,7 @@ def difference_mask(
         raise ValueError(f"two frames of different sizes: {_size(fake)} and {_size(real)}.")
     return cv2.cvtColor(cv2.absdiff(fake, real), cv2.COLOR_RGB2GRAY)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-39
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-41
 def _crop_frame(frame: np.ndarray, index: int, folder: Path, settings: dict) -> dict:
     "Crop the largest face of a frame into `folder` and return its row; `FaceError` if there is none."
     face = find_largest(frame)
@@ -355,7 +355,7 @@ def _crop_frame(frame: np.ndarray, index: int, folder: Path, settings: dict) -> 
     place = dict(path=name, frame=index, landmarks=landmarks, transform=matrix.ravel())
     return place | dict(mask="", found=face.found)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-40
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-42
 def _crop_mask(
     mask: np.ndarray, frame: np.ndarray, untouched: bool, row: dict, folder: Path, size: int
 ) -> str:
@@ -370,12 +370,12 @@ def _crop_mask(
     write_png(folder / name, crop if untouched else np.uint8(255) * (crop > 1))
     return name
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-42
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-44
 def _reason(error: Exception, source: str) -> str:
     "Return what goes into the drop report: the message without the path of `source`."
     return str(error).splitlines()[0].removeprefix(f"{source}: ").replace(f"{source}{os.sep}", "")
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-43
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-45
 class _Crops:
     "The rows and the drop list of one video."
 
@@ -390,7 +390,7 @@ class _Crops:
         except (ValueError, cv2.error) as e:
             self.dropped.append((index, kind + _reason(e, source)))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-44
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-46
 def _numbers(source: Path) -> Sequence[int] | None:
     """Return the frame's number at each position.
 
@@ -402,7 +402,7 @@ def _numbers(source: Path) -> Sequence[int] | None:
     numbers = {int(stem) for stem in stems if stem.isdecimal() and len(stem) < 10}
     return sorted(numbers) if len(numbers) == len(stems) else None
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-45
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-47
 def _positions(source: Path, frames: list[int] | None) -> list[int]:
     "Return where a mask source has these frames, its end for those it lacks; `FaceError` if nothing tells."
     numbers = _numbers(source)
@@ -413,7 +413,7 @@ def _positions(source: Path, frames: list[int] | None) -> list[int]:
         )
     return [numbers.index(i) if i in numbers else len(numbers) for i in frames]
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-46
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-48
 def _read_masks(
     crops: _Crops, source: str, frames: list[int] | None
 ) -> Iterator[np.ndarray | FaceError | None]:
@@ -424,7 +424,7 @@ def _read_masks(
     while True:
         yield None
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-47
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-49
 def _crop_video(row: dict, folder: Path, settings: dict) -> _Crops:
     "Crop the wanted frames of a video into `folder`; what fails goes to the drop list."
     crops, file, mask_file = _Crops(), row["file"], row["mask_file"] or row["untouched_file"]
@@ -448,11 +448,11 @@ def _crop_video(row: dict, folder: Path, settings: dict) -> _Crops:
                     face["mask"] = _crop_mask(mask, frame, untouched, face, folder, size)
     return crops
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-49
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-51
 _RECORD, _FACES = "video.json", "faces.parquet"
 _VIDEO_FOLDER = "crops of a video"
 
-
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-52
 def _state(source: str) -> list | str | None:
     "Return a file's size and modification time, a digest of those in a folder, None where there is nothing."
     path = Path(source)
@@ -462,7 +462,7 @@ def _state(source: str) -> list | str | None:
         return digest([[p.name, *_state(str(p))] for p in list_pictures(path)])
     return [path.stat().st_size, path.stat().st_mtime_ns]
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-50
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-53
 def _origin(row: dict) -> dict:
     "Describe what a video's crops are made from, apart from the settings."
     return dict(
@@ -472,14 +472,14 @@ def _origin(row: dict) -> dict:
         distortion=row["distortion"],
     )
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-51
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-54
 def _is_loss(entry) -> bool:
     "Say whether an entry of a drop list is a frame and a reason."
     if not isinstance(entry, list) or len(entry) != 2:
         return False
     return isinstance(entry[0], int) and isinstance(entry[1], str)
 
-
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-55
 def _read_video_record(folder: Path) -> dict:
     """Read the record of a video's folder; `FileNotFoundError` without it.
 
@@ -495,7 +495,7 @@ def _read_video_record(folder: Path) -> dict:
         check_digest(folder / _FACES, record["files"].get(_FACES))
     return record
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-52
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-56
 def _is_finished(row: dict, folder: Path) -> bool:
     "Say whether the folder holds what this video gives; not if the record is damaged."
     try:
@@ -503,7 +503,7 @@ def _is_finished(row: dict, folder: Path) -> bool:
     except (FileNotFoundError, ValueError):
         return False
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-53
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-57
 def _write_video(row: dict, folder: Path, crop: Callable[[Path], _Crops]):
     "Replace a video's folder by what `crop` writes there, with its table and the digests of its files."
     origin = _origin(row)
@@ -517,7 +517,7 @@ def _write_video(row: dict, folder: Path, crop: Callable[[Path], _Crops]):
         record = dict(origin=origin, **counts, dropped=crops.dropped, files=files)
         write_json(tmp / _RECORD, record)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-54
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-58
 @contextmanager
 def _one_thread():
     "Limit OpenCV to one thread, since it is the videos that are spread over the processors."
@@ -528,13 +528,13 @@ def _one_thread():
     finally:
         cv2.setNumThreads(threads)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-55
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-59
 def _extract_video(row: dict, folder: Path, settings: dict):
     "Crop one video from start to end: what a worker does."
     with _one_thread():
         _write_video(row, folder, lambda tmp: _crop_video(row, tmp, settings))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-57
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-61
 def _follow_parent():
     "End this worker when its parent ends."
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
@@ -543,7 +543,7 @@ def _follow_parent():
 def _pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_follow_parent)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-58
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-62
 def _through_pool(todo: deque, running: dict, workers: int) -> Iterator[None]:
     "Move jobs from `todo` through `running` and yield when one is done; `BrokenProcessPool` when a worker dies."
     pool = _pool(workers)
@@ -559,14 +559,14 @@ def _through_pool(todo: deque, running: dict, workers: int) -> Iterator[None]:
     finally:
         pool.shutdown(cancel_futures=True)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-60
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-64
 def _give_up(row: dict, folder: Path, settings: dict):
     "Drop a video that its process did not survive."
     crops = _Crops()
     crops.dropped.append((-1, "the process that read it died, twice."))
     _write_video(row, folder, lambda tmp: crops)
 
-
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-65
 def _alone(job: tuple) -> Iterator[None]:
     "Do one job in a process of its own, and give it up if that dies too."
     try:
@@ -575,7 +575,7 @@ def _alone(job: tuple) -> Iterator[None]:
         _give_up(*job)
         yield
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-61
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-66
 def _check_workers():
     "Raise `RuntimeError` if no worker can be started at all."
     try:
@@ -587,12 +587,12 @@ def _check_workers():
             "below `if __name__ == '__main__':`, or with workers=0."
         ) from e
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-62
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-67
 def _processors() -> int:
     "Count the processors that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-63
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-68
 def _in_processes(jobs: list[tuple], workers: int | None) -> Iterator[None]:
     "Do all jobs in worker processes or, with 0 workers, in this one; yield after each."
     todo, workers = deque(jobs), min(len(jobs), _processors() if workers is None else workers)
@@ -607,7 +607,7 @@ def _in_processes(jobs: list[tuple], workers: int | None) -> Iterator[None]:
             for job in running.values():
                 yield from _alone(job)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-65
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-70
 @contextmanager
 def _ray(workers: int | None):
     "Yield Ray, connected to the cluster that `RAY_ADDRESS` names or started here until the end of the `with`."
@@ -628,7 +628,7 @@ def _ray(workers: int | None):
     finally:
         ray.shutdown()
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-66
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-71
 def _on_ray(jobs: list[tuple], workers: int | None) -> Iterator[None]:
     "Do all jobs as Ray tasks, at most `workers` at once; Ray retries a task whose process dies."
     with _ray(workers) as ray:
@@ -648,11 +648,11 @@ def _on_ray(jobs: list[tuple], workers: int | None) -> Iterator[None]:
                 _give_up(*job)
             yield
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-67
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-72
 POOLS = {"process": _in_processes, "ray": _on_ray}
 "Name -> function (jobs, workers) that does all jobs and yields after each."
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-69
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-74
 _VERSION = 2  # of the crops: rises when the same settings give other ones
 _OWN_COLUMNS = dict(
     path=pa.string(),
@@ -664,7 +664,7 @@ _OWN_COLUMNS = dict(
 )
 _INPUTS = ("file", "mask_file", "untouched_file", "distortion")
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-70
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-75
 def _check_videos(videos: pd.DataFrame) -> pd.DataFrame:
     "Return the table with the columns that may be missing; `ValueError` for a wrong one."
     missing = [c for c in ("file", "subset", "video") if c not in videos]
@@ -687,7 +687,7 @@ def _check_videos(videos: pd.DataFrame) -> pd.DataFrame:
         parse_meta(meta)
     return videos
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-71
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-76
 def _folders(videos: pd.DataFrame, out: Path) -> list[Path]:
     """Return the folder of each video.
 
@@ -704,7 +704,7 @@ def _folders(videos: pd.DataFrame, out: Path) -> list[Path]:
         first[folder] = file
     return folders
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-72
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-77
 def _settings(
     count: int | None, every: int | None, align: str, size: int, scale: float | None
 ) -> dict:
@@ -717,7 +717,7 @@ def _settings(
     frames = dict(count=None if every else count, every=every)
     return dict(**frames, align=align, size=size, scale=scale, version=_VERSION)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-73
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-78
 def _open_folder(out: Path, settings: dict):
     """Make the output folder or go on in it.
 
@@ -744,7 +744,7 @@ def _open_folder(out: Path, settings: dict):
     except OSError as e:
         raise OSError(f"cannot write to {out} ({e.strerror}); name another folder.") from e
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-74
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-79
 def _remove_leftovers(folders: set[Path]):
     "Delete what killed runs left under temporary names."
     for folder in filter(Path.is_dir, folders):
@@ -752,7 +752,7 @@ def _remove_leftovers(folders: set[Path]):
             if is_leftover(path.name):
                 discard(path)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-76
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-81
 _TOGETHER = 64  # videos whose faces are in memory at once
 
 
@@ -765,7 +765,7 @@ def _read_video(folder: Path, out: Path, copied: dict) -> pd.DataFrame:
         **copied,
     )
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-77
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-82
 def _write_faces(videos: pd.DataFrame, folders: list[Path], out: Path):
     "Write the tables of all videos as one."
     copied = videos.drop(columns=list(_INPUTS))
@@ -785,7 +785,7 @@ def _write_faces(videos: pd.DataFrame, folders: list[Path], out: Path):
                 rows = pa.Table.from_pandas(pd.concat(tables), schema, preserve_index=False)
                 writer.write_table(rows)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-78
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-83
 def _write_all_digests(folders: list[Path], out: Path):
     "Write the table of `prle.trust.read_digests`: those of all crops and masks, as their videos' records say."
     schema = pa.schema([("path", pa.string()), ("digest", pa.string())])
@@ -802,7 +802,7 @@ def _write_all_digests(folders: list[Path], out: Path):
                     digests.append(str(fingerprint))
             writer.write_table(pa.table([paths, digests], schema))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-79
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-84
 def _reports(
     videos: pd.DataFrame, folders: list[Path]
 ) -> tuple[pd.DataFrame, dict[str, str], int, int]:
@@ -818,7 +818,7 @@ def _reports(
         faces += record["faces"]
     return pd.DataFrame(entries, columns=[*names, "frame", "reason"]), lost, frames, faces
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-80
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-85
 def _summary(videos: int, reused: int, frames: int, faces: int, dropped: pd.DataFrame) -> str:
     "Say in one line what became of everything."
     plain = [re.sub(r"^[^:]*\.\w+: | \(.*", "", reason).rstrip(".") for reason in dropped.reason]
@@ -827,7 +827,7 @@ def _summary(videos: int, reused: int, frames: int, faces: int, dropped: pd.Data
     lost = f"{len(dropped)} dropped ({why})" if why else f"{len(dropped)} dropped"
     return f"{videos} videos{before}: {frames} frames, {faces} faces, {lost}"
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-81
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-86
 def _complaints(lost: dict[str, str], most: int = 10) -> list[str]:
     "List the files that give no face, each with the reason, `most` at most; the drop report has the rest."
     lines = [reason if file in reason else f"{file}: {reason}" for file, reason in lost.items()]
@@ -835,7 +835,7 @@ def _complaints(lost: dict[str, str], most: int = 10) -> list[str]:
         lines[most:] = [f"and {len(lines) - most} more, see dropped.csv"]
     return lines
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-82
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-87
 def crop_videos(
     videos: pd.DataFrame,  # a row a video, columns as below
     out: str | Path,  # folder to write or to go on in
@@ -879,7 +879,7 @@ def crop_videos(
     print(*_complaints(lost), summary, sep="\n")
     return out / _FACES
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-83
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-88
 def extract(
     videos: pd.DataFrame,  # as `crop_videos` takes them
     out: str | Path,  # likewise

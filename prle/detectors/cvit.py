@@ -47,7 +47,7 @@ def stage(
 STAGES = ((32, 3), (64, 3), (128, 3), (256, 4), (512, 4))
 "Channels and number of convolutions of the five stages."
 
-
+# %% ../../nbs/detectors/07_cvit.ipynb #detectors-07-cvit-12
 def feature_learner(
     width: float = 1.0,  # factor on the channels
 ) -> nn.Sequential:  # (N, 3, S, S) -> (N, 512, S/32, S/32), stage1 to stage5
@@ -59,7 +59,7 @@ def feature_learner(
         inputs = outputs
     return nn.Sequential(stages)
 
-# %% ../../nbs/detectors/07_cvit.ipynb #detectors-07-cvit-14
+# %% ../../nbs/detectors/07_cvit.ipynb #detectors-07-cvit-15
 class Attention(nn.Module):
     "Multi-head self-attention, scaled by the width of the model."
 
@@ -81,7 +81,7 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(*self.project(z), scale=self.scale)
         return self.out(y.transpose(1, 2).flatten(2))
 
-# %% ../../nbs/detectors/07_cvit.ipynb #detectors-07-cvit-17
+# %% ../../nbs/detectors/07_cvit.ipynb #detectors-07-cvit-18
 class Layer(nn.Module):
     "One layer of the transformer: attention, then two linear layers, each behind a layer norm and beside a shortcut."
 
@@ -99,8 +99,10 @@ class Layer(nn.Module):
         z = z + self.attention(self.norm1(z))
         return z + self.mlp(self.norm2(z))
 
-# %% ../../nbs/detectors/07_cvit.ipynb #detectors-07-cvit-20
+# %% ../../nbs/detectors/07_cvit.ipynb #detectors-07-cvit-21
 CVIT_WEIGHTS = Weights("none", "none", 224, IMAGENET_MEAN, IMAGENET_STD)
+
+# %% ../../nbs/detectors/07_cvit.ipynb #detectors-07-cvit-22
 CVIT_RECIPE = Recipe(
     lr=1e-4,
     weight_decay=1e-7,
@@ -114,7 +116,7 @@ CVIT_RECIPE = Recipe(
     "the epochs are read off its checkpoints' names",
 )
 
-# %% ../../nbs/detectors/07_cvit.ipynb #detectors-07-cvit-22
+# %% ../../nbs/detectors/07_cvit.ipynb #detectors-07-cvit-24
 class CViT(Detector):
     "CViT with the outputs for real and fake."
 
@@ -160,7 +162,7 @@ class CViT(Detector):
         token = self.layers(self.tokens(x))[:, 0]
         return fake_minus_real(self.head(token))
 
-# %% ../../nbs/detectors/07_cvit.ipynb #detectors-07-cvit-23
+# %% ../../nbs/detectors/07_cvit.ipynb #detectors-07-cvit-25
 @register_detector(
     CVIT_WEIGHTS,
     Published(88_991_554, size=224, gmacs={224: 6.6458}),

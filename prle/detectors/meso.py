@@ -72,6 +72,8 @@ LOSSES = dict(mse=squared_error, bce=cross_entropy)
 MESO_WEIGHTS = Weights(
     "none", "none", 256, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 )  # RGB in [0, 1] as it is
+
+# %% ../../nbs/detectors/05_meso.ipynb #detectors-05-meso-18
 MESO_RECIPE = Recipe(
     lr=1e-3,
     batch_size=75,
@@ -83,7 +85,7 @@ MESO_RECIPE = Recipe(
     "unverified: batch, schedule down to 1e-6, augmentation; epochs unknown)",
 )
 
-# %% ../../nbs/detectors/05_meso.ipynb #detectors-05-meso-19
+# %% ../../nbs/detectors/05_meso.ipynb #detectors-05-meso-20
 def init_keras(
     model: nn.Module,  # its convolutions and linear layers are set in place
 ):
@@ -93,7 +95,7 @@ def init_keras(
             nn.init.xavier_uniform_(m.weight)
             nn.init.zeros_(m.bias)
 
-# %% ../../nbs/detectors/05_meso.ipynb #detectors-05-meso-21
+# %% ../../nbs/detectors/05_meso.ipynb #detectors-05-meso-22
 class Meso4(Detector):
     "Meso-4 with one logit."
 
@@ -138,7 +140,7 @@ class Meso4(Detector):
     def loss(self, outputs, batch):
         return self.criterion(outputs["logit"], batch)
 
-# %% ../../nbs/detectors/05_meso.ipynb #detectors-05-meso-22
+# %% ../../nbs/detectors/05_meso.ipynb #detectors-05-meso-23
 @register_detector(MESO_WEIGHTS, Published(27_994, second_output=17, gmacs={256: 0.0600}))
 def meso4(
     width: float = 1.0,  # factor on the channels; 1 is the published size

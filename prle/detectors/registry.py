@@ -40,11 +40,11 @@ class Weights:
     mean: tuple = (0.5, 0.5, 0.5)  # subtracted from RGB in [0, 1]
     std: tuple = (0.5, 0.5, 0.5)  # divided by, after the mean was subtracted
 
-
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-5
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-6
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-7
 @dataclass(frozen=True)
 class Recipe:
     "How the original was trained. What its source does not say is None."
@@ -62,7 +62,7 @@ class Recipe:
     beyond: str = ""  # what else `TrainConfig.of` cannot take over (`prle.trainer`), in words
     source: str = ""  # where this is from, and what is uncertain
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-7
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-8
 PLAIN_RECIPE = Recipe(
     epochs=10,
     size=299,
@@ -72,7 +72,7 @@ PLAIN_RECIPE = Recipe(
 )
 "For networks that were made for other tasks."
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-9
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-10
 @dataclass(frozen=True)
 class Published:
     "The size of a detector's original."
@@ -83,7 +83,7 @@ class Published:
     second_output: int = 0  # parameters of a second output, which is left out here
     options: dict = field(default_factory=dict)  # of the constructor, that make the original
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-11
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-12
 def _dry_run(model: nn.Module, size: int):
     "Run `model` in evaluation mode on two faces of `size` pixels on the meta device; nothing in it changes."
     state = {k: v.to("meta") for k, v in chain(model.named_parameters(), model.named_buffers())}
@@ -91,14 +91,14 @@ def _dry_run(model: nn.Module, size: int):
     with evaluating(model), torch.no_grad():
         return functional_call(model, state, (faces,))
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-12
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-13
 def parameter_count(
     model: nn.Module,  # a network, on any device
 ) -> int:
     "Count the trainable parameters."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-14
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-15
 def macs(
     model: nn.Module,  # a network that takes (N, 3, size, size)
     size: int = 256,  # edge of the face in pixels
@@ -108,7 +108,7 @@ def macs(
         _dry_run(model, size)
     return counter.get_total_flops() // 4  # two faces, two operations
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-18
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-19
 def _note_grid(grids: dict, name: str) -> Callable:
     "Return a forward hook that notes how many cells wide its layer's output is."
 
@@ -117,7 +117,7 @@ def _note_grid(grids: dict, name: str) -> Callable:
 
     return hook
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-19
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-20
 def cam_grids(
     model: nn.Module,  # a detector (needs `cam_layers`)
     size: int,  # edge of the face in pixels
@@ -134,7 +134,7 @@ def cam_grids(
             hook.remove()
     return {name: grids[name] for name in model.cam_layers}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-21
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-22
 def deepest_layer(
     model: nn.Module,  # a detector
     size: int,  # edge of the face in pixels
@@ -151,7 +151,7 @@ def deepest_layer(
         f"pixels ({known}): use larger faces or a smaller grid"
     )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-24
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-25
 def weighted(
     losses: Tensor,  # (N,)
     batch: dict[str, Tensor],  # with weight (N,), or without
@@ -161,7 +161,7 @@ def weighted(
         losses = losses * batch["weight"]
     return losses.mean()
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-26
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-27
 def cross_entropy(
     logit: Tensor,  # (N,) of fake
     batch: dict[str, Tensor],  # label (N,) REAL or FAKE; weight (N,) if not 1
@@ -170,7 +170,7 @@ def cross_entropy(
     label = batch["label"].to(logit.dtype)
     return weighted(F.binary_cross_entropy_with_logits(logit, label, reduction="none"), batch)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-27
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-28
 def flood(
     loss: Tensor,  # ()
     level: float,  # below which the loss rises again
@@ -178,14 +178,14 @@ def flood(
     "Keep training from driving the loss to zero: |loss - level| + level (flooding, Ishida et al., 2020)."
     return (loss - level).abs() + level
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-30
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-31
 def fake_minus_real(
     two: Tensor,  # (N, 2) outputs, in the order of REAL and FAKE
 ) -> Tensor:  # (N,)
     "Turn the outputs of a two-way detector into its one logit."
     return two[:, FAKE] - two[:, REAL]
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-33
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-34
 def _check_faces(x: Tensor, name: str, size: int | None, smallest: int):
     "Refuse what is no batch of faces (N, 3, H, W) in floating point, or none of the detector's size."
     if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
@@ -204,7 +204,7 @@ def _check_faces(x: Tensor, name: str, size: int | None, smallest: int):
             f"{name} needs faces of at least {smallest} pixels, not {width} x {height}: enlarge them"
         )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-34
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-35
 class Explainable(nn.Module):
     "A network that names the layers on which Grad-CAM can look."
 
@@ -222,7 +222,7 @@ class Explainable(nn.Module):
         "Return the deepest layer for Eq. 3 with at least `grid` cells; `ValueError` if even the shallowest is coarser."
         return self.get_submodule(self.cam_name(size, grid))
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-35
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-36
 class Detector(Explainable):
     "Base of all detectors: faces in [0, 1] in, one logit of fake a face out. A subclass defines `logit` or `compute`."
 
@@ -284,7 +284,7 @@ class Detector(Explainable):
     def begin_epoch(self, epoch: int):  # counts from 0
         "Prepare for an epoch; the trainer calls it before each, for methods with a schedule of their own."
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-41
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-42
 def full_precision(
     x: Tensor,  # what is about to be computed with; its device counts
 ):
@@ -294,7 +294,7 @@ def full_precision(
         return nullcontext()  # the meta device
     return torch.autocast(kind, enabled=False)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-44
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-45
 def init_body(
     model: nn.Module,  # its convolutions, linear layers and batch norms are set in place
     fan: str = "fan_in",  # "fan_in", or "fan_out" for convolutions in front of batch norms
@@ -310,7 +310,7 @@ def init_body(
         if getattr(m, "bias", None) is not None:
             nn.init.zeros_(m.bias)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-45
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-46
 def init_head(
     head: nn.Linear,  # the layer that yields the logit, set in place
 ):
@@ -318,7 +318,7 @@ def init_head(
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-47
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-48
 def scaled(
     channels: int,  # published number of channels
     width: float,  # factor; 1 is the published size
@@ -326,7 +326,7 @@ def scaled(
     "Scale a number of channels to a narrower or wider network."
     return channels if width == 1 else max(8, 8 * round(channels * width / 8))
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-50
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-51
 def imagenet_state(
     source: str,  # timm's name of the network and its weights, e.g. "legacy_xception.tf_in1k"
 ) -> dict[str, torch.Tensor]:  # its state dict, 1000-way head included
@@ -342,7 +342,7 @@ def imagenet_state(
             "or use pretrained=False"
         ) from error
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-51
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-52
 def load_body(
     model: nn.Module,  # gets the weights
     state: dict[str, torch.Tensor],  # weights by name, from a network with the same body
@@ -354,7 +354,7 @@ def load_body(
     body = {k: v for k, v in state.items() if not k.startswith(head)}
     model.load_state_dict(body | own)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-54
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-55
 class TimmDetector(Detector):
     "A timm network with one output as a detector."
 
@@ -380,7 +380,7 @@ class TimmDetector(Detector):
             self.net, imagenet_state(self.weights.source), self.net.pretrained_cfg["classifier"]
         )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-56
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-57
 @dataclass(frozen=True)
 class Facts:
     "What is known of a registered detector besides what its class says."
@@ -389,10 +389,10 @@ class Facts:
     published: Published | None = None  # size of the original; None: nobody's published detector
     idle: dict[str, str] = field(default_factory=dict)  # parameters that cannot learn, and why
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-58
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-59
 BEFORE_NORM = "a bias in front of a batch norm, which subtracts it"
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-59
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-60
 _registry = {}
 
 
@@ -400,21 +400,21 @@ def _builder(name: str) -> Callable:
     "Look up the constructor of a name; `ValueError` that lists the names for one that is unknown."
     return _registry[check_choice(name, list_detectors(), "detector")]
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-60
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-61
 def list_detectors(
     pattern: str = "*",  # shell pattern, e.g. "efficientnet*"
 ) -> list[str]:
     "List the registered names that match `pattern`, sorted."
     return sorted(fnmatch.filter(_registry, pattern))
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-61
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-62
 def detector_facts(
     name: str,  # one of `list_detectors()`
 ) -> Facts:
     "Return what was registered with a detector; `ValueError` for an unknown name."
     return _builder(name).facts
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-62
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-63
 def detector_options(
     name: str,  # one of `list_detectors()`
 ) -> dict:  # option -> default
@@ -422,11 +422,11 @@ def detector_options(
     parameters = inspect.signature(_builder(name)).parameters
     return {k: p.default for k, p in parameters.items() if k not in ("width", "pretrained")}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-64
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-65
 def _is_whole(x) -> bool:
     return isinstance(x, int) and not isinstance(x, bool)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-65
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-66
 def _check_option(name: str, value):
     "Refuse a value that an option of this name cannot have, whichever detector it belongs to."
     if name in ("dropout", "map_dropout", "drop_path"):
@@ -444,7 +444,7 @@ def _check_option(name: str, value):
     if not fits:
         raise ValueError(f"{name} must be {says}, not {value!r}")
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-66
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-67
 def _check_call(name: str, width: float, pretrained: bool, options: dict):
     "Refuse what the constructor of a registered name cannot make, before any work is done."
     known = detector_options(name)
@@ -467,7 +467,7 @@ def _check_call(name: str, width: float, pretrained: bool, options: dict):
             f"ImageNet weights exist for width=1 only, not {width}: use pretrained=False or width=1"
         )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-67
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-68
 def register_detector(
     weights: Weights,  # where the pretrained weights come from
     published: Published | None = None,  # the size of the original
@@ -491,7 +491,7 @@ def register_detector(
 
     return register
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-69
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-70
 def create_detector(
     name: str,  # one of `list_detectors()`
     width: float = 1.0,  # factor on the number of channels; 1 is the published size
@@ -501,7 +501,7 @@ def create_detector(
     "Build a detector by name; `ValueError` for an unknown name or a bad width, `TypeError` for an unknown option."
     return _builder(name)(width=width, pretrained=pretrained, **options)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-70
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-71
 def size_option(
     name: str,  # one of `list_detectors()`
     size: int,  # edge of the faces in pixels
@@ -509,14 +509,14 @@ def size_option(
     "Return the option that makes a detector fit faces of this size."
     return dict(size=size) if "size" in detector_options(name) else {}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-71
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-72
 def has_weights(
     name: str,  # one of `list_detectors()`
 ) -> bool:  # whether `pretrained=True` is possible
     "Tell whether ImageNet weights are known for a detector."
     return detector_facts(name).weights.source != "none"
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-78
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-79
 def card(
     name: str,  # one of `list_detectors()`
     size: int = 256,  # edge of the face in pixels
@@ -540,7 +540,7 @@ def card(
         deviations=model.deviations,
     )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-79
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-80
 def plot_grids(
     model: Detector,
     face,  # (size, size) or (size, size, 3) array, shown below the grids

@@ -223,14 +223,14 @@ def _token_grid(size: int) -> int:
         )
     return grid
 
-
+# %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-46
 def _init_noise(*parts: nn.Module):
     "Draw the weights of convolutions on noise with the variance 1 / fan-in."
     for m in chain.from_iterable(part.modules() for part in parts):
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, a=1)
 
-# %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-46
+# %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-47
 class SRM(Detector):
     "Two Xceptions on colours and on noise, with attention between them; `ValueError` for too small a size."
 
@@ -292,7 +292,7 @@ class SRM(Detector):
         for body in (self.rgb, self.noise):
             load_imagenet(body)
 
-# %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-47
+# %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-48
 @register_detector(
     XCEPTION_WEIGHTS,
     Published(53_238_380, gmacs={256: 14.0165}),

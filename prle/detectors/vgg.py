@@ -110,7 +110,7 @@ def _vgg(weights: Weights, width: float, pretrained: bool, **options) -> VGG:
 VGG16_WEIGHTS = Weights("vgg16.tv_in1k", "BSD-3-Clause", 224, IMAGENET_MEAN, IMAGENET_STD)
 VGG16_BN_WEIGHTS = Weights("vgg16_bn.tv_in1k", "BSD-3-Clause", 224, IMAGENET_MEAN, IMAGENET_STD)
 
-
+# %% ../../nbs/detectors/03_vgg.ipynb #detectors-03-vgg-18
 @register_detector(
     VGG16_WEIGHTS, Published(134_268_738, second_output=4_097, gmacs={224: 15.4662, 256: 20.1641})
 )
@@ -122,7 +122,7 @@ def vgg16(
     "VGG-16 without batch norm, the published one."
     return _vgg(VGG16_WEIGHTS, width, pretrained, dropout=dropout)
 
-# %% ../../nbs/detectors/03_vgg.ipynb #detectors-03-vgg-18
+# %% ../../nbs/detectors/03_vgg.ipynb #detectors-03-vgg-19
 @register_detector(
     VGG16_BN_WEIGHTS,
     Published(134_277_186, second_output=4_097, gmacs={224: 15.4662, 256: 20.1641}),

@@ -51,7 +51,7 @@ def _alive(pid: int) -> bool:
 UNTOLD = "?"
 "The start of a process that lives where the kernel does not tell when it started."
 
-
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-10
 def process_start(
     pid: int,  # of a process on this machine
 ) -> str | None:  # the kernel's count, or `UNTOLD`; None: it is dead
@@ -62,11 +62,11 @@ def process_start(
         return None if Path("/proc/self/stat").exists() or not _alive(pid) else UNTOLD
     return None if state in "ZX" else rest[18]
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-12
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-13
 GIVEN_UP = 3600.0
 "Seconds without a sign of life after which one look tells that an owner on another machine is dead."
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-13
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-14
 @dataclass(frozen=True)
 class Owner:
     "A process that holds a claim."
@@ -84,16 +84,16 @@ class Owner:
             return "a process that has not given its name yet"
         return f"pid {self.pid} on {self.host}, since {self.since}"
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-14
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-15
 UNKNOWN = Owner(machine="", pid=0)
 "The owner of a claim that holds no readable name yet."
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-16
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-17
 def utc_now() -> str:  # "2026-01-31T12:00:00Z"
     "Return the present time (UTC)."
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-17
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-18
 def this_process(
     heartbeat: float = 0.0,  # seconds between two signs of life
 ) -> Owner:
@@ -102,7 +102,7 @@ def this_process(
     start = process_start(pid)
     return Owner(_machine(), pid, socket.gethostname(), start, thread, utc_now(), heartbeat)
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-19
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-20
 def _parse_owner(record: dict) -> Owner:
     "Return the owner that a claim names; what is not of the right type is replaced."
     known = {field.name: record[field.name] for field in fields(Owner) if field.name in record}
@@ -112,7 +112,7 @@ def _parse_owner(record: dict) -> Owner:
     known["heartbeat"] = min(pause, GIVEN_UP) if isinstance(pause, numbers.Real) else 0.0
     return Owner(**known)
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-20
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-21
 def _read_owner(file: Path) -> Owner | None:  # None: the claim was released
     "Return the owner of a claim, `UNKNOWN` if the file holds no readable one yet."
     try:
@@ -123,7 +123,7 @@ def _read_owner(file: Path) -> Owner | None:  # None: the claim was released
     except (ValueError, FileNotFoundError, IsADirectoryError):
         return UNKNOWN
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-23
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-24
 class _Row:
     "A folder of numbered files, each of which can be created only once."
 
@@ -165,7 +165,7 @@ class _Row:
             return False
         return True
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-26
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-27
 class _Watch(_Row):
     "A row of claims of which it is watched whether the last owner is alive."
 
@@ -221,7 +221,7 @@ class _Watch(_Row):
             return False
         return not (self._dead(number, owner) or look and self._given_up(owner))
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-27
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-28
 def strangers(
     folder: Path,  # of claims; may be absent
 ) -> list[str]:  # names
@@ -229,7 +229,7 @@ def strangers(
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     return [name for name in names if not (name.isdecimal() or is_leftover(name))]
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-30
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-31
 def _create_row(folder: Path):
     "Create the folder of a row of claims; raise `OSError` for a link or a file in its place."
     if folder.is_symlink():
@@ -240,7 +240,7 @@ def _create_row(folder: Path):
         if folder.is_file():
             raise
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-31
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-32
 def _beat(file: Path, heartbeat: float) -> threading.Event:  # set it to stop
     "Start a thread that renews the time of a claim's file."
     stop = threading.Event()
@@ -254,7 +254,7 @@ def _beat(file: Path, heartbeat: float) -> threading.Event:  # set it to stop
     threading.Thread(target=renew, daemon=True, name=name).start()
     return stop
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-32
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-33
 class Claim(_Watch):
     "The right to work on one thing, held by one process at a time."
 
@@ -316,7 +316,7 @@ class Claim(_Watch):
         else:
             discard(self.folder)
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-38
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-39
 def beside(
     path: Path,  # a file or folder
     what: str,  # that belongs to it: "lock", "failed.json", "partial-3"
@@ -324,7 +324,7 @@ def beside(
     "Return the hidden path beside a file or folder that belongs to it."
     return path.with_name(f".{path.name}.{what}")
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-40
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-41
 def wait_for_claim(
     path: Path,  # a file or folder
     heartbeat: float = 10.0,  # as of `Claim`
@@ -347,11 +347,11 @@ def wait_for_claim(
         time.sleep(heartbeat / 5)
     return claim
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-43
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-44
 CLOSED_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 "The `errno` of an `OSError` where a folder cannot be written."
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-44
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-45
 @contextmanager
 def claimed(
     path: str | Path,  # a file or folder

@@ -220,6 +220,7 @@ def _is_path(value) -> bool:
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-32
 _ALPHA_TEXT = f"be {', '.join(ALPHA_POLICIES)} or two numbers, from where to where it is drawn"
 
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-33
 _RULES = dict(
     subset=Rule(_is_subset, "be the name of a manipulation, or 'all'"),
     data=Rule(_is_path, "be the path of a folder or a manifest"),
@@ -235,17 +236,17 @@ _RULES = dict(
     fill=WORD,
 )
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-34
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-35
 def absolute_data(data: str | Path | None) -> str:  # "" for none
     "Return an absolute path, so that different spellings of a path give the same configuration."
     return os.path.abspath(data) if data else ""
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-36
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-37
 def _built(kind: type, given):
     "Return a configuration of this kind that may be given as a mapping of its fields."
     return given if isinstance(given, kind) else build_config(kind, given)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-37
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-38
 def _one_form(config: "RunConfig") -> dict:
     "Return the fields that can be written in several ways, each in one form."
     form = dict(
@@ -260,7 +261,7 @@ def _one_form(config: "RunConfig") -> dict:
         form["alpha"] = tuple(map(float, config.alpha))
     return form
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-40
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-41
 def _check_pretrained(config: "RunConfig"):
     "Raise `ValueError` if `pretrained` is set for a network without ImageNet weights."
     if not config.pretrained or (config.width == 1 and has_weights(config.detector)):
@@ -268,7 +269,7 @@ def _check_pretrained(config: "RunConfig"):
     network = f"{config.detector} at width {config.width:g}"
     raise ValueError(f"pretrained must be False: there are no ImageNet weights of {network}.")
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-41
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-42
 @dataclass(frozen=True)
 class RunConfig:
     "One training: detector, manipulation, mask and recipe; `ValueError` names the valid values."
@@ -311,13 +312,13 @@ class RunConfig:
         plain = json.loads(json.dumps(asdict(self)))
         return yaml.safe_dump(plain, sort_keys=False)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-45
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-46
 @patch(as_prop=True)
 def masking_zoo(self: RunConfig) -> Zoo:
     "Return the zoo whose maps are behind the primary masks."
     return Zoo(self.subset, self.recipe.seed, self.zoo, self.fusion)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-46
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-47
 @patch
 def policy(self: RunConfig):  # a mask of `prle.masking`, or None
     "Return the mask that this configuration trains with."
@@ -328,7 +329,7 @@ def policy(self: RunConfig):  # a mask of `prle.masking`, or None
         options["alpha"] = self.range
     return MASKS[self.mask](**options)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-49
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-50
 @patch
 def key(self: RunConfig) -> dict:
     "Return the settings that the weights depend on, besides data and quantile maps."
@@ -342,7 +343,7 @@ def key(self: RunConfig) -> dict:
     settings = asdict(self) | dict(alpha=self.range, recipe=recipe)
     return {name: value for name, value in settings.items() if name not in unused}
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-52
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-53
 @patch
 def write(
     self: RunConfig,
@@ -355,7 +356,7 @@ def write(
         tmp.write_text(text, encoding="utf-8")
     return path
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-53
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-54
 @patch(cls_method=True)
 def read(
     cls: RunConfig,

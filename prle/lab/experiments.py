@@ -176,7 +176,7 @@ class LabConfigs(LabData):
 _FIXED = ("detector", "subset", "preset", "data", "recipe", "seed")
 "Fields of a training that the lab sets itself."
 
-
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-31
 def _sorted_changes(changes: dict) -> tuple[dict, dict]:  # of `RunConfig`, of `TrainConfig`
     "Sort changes by the configuration that has the field; `ValueError` for an unknown name."
     of_run = [f.name for f in fields(RunConfig) if f.name not in _FIXED]
@@ -187,7 +187,7 @@ def _sorted_changes(changes: dict) -> tuple[dict, dict]:  # of `RunConfig`, of `
         (run if name in of_run else recipe)[name] = value
     return run, recipe
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-32
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-33
 @patch
 def config(
     self: LabConfigs,
@@ -212,7 +212,7 @@ def config(
     given = dict(detector=network.name, recipe=recipe, **where, **size)
     return build_config(RunConfig, given | changed)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-33
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-34
 @patch
 def zoo_names(
     self: LabConfigs,
@@ -226,27 +226,27 @@ def zoo_names(
     names = tuple(sorted(set(names), key=lambda name: (ranks.get(name, len(order)), name)))
     return () if names == tuple(self.preset.backbones) else names
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-36
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-37
 def _text(value) -> str:
     "Format the value of a setting for a label."
     if isinstance(value, tuple):
         return "..".join(f"{part:g}" for part in value)
     return str(value)
 
-
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-38
 def _differences(usual: dict, key: dict) -> list[str]:  # ["alpha=1..1", "lr=0.01"]
     "List what differs between two keys of `RunConfig`, the fields of their recipes included."
     old, new = usual | usual["recipe"], key | key["recipe"]
     del new["recipe"]
     return [f"{name}={_text(value)}" for name, value in new.items() if value != old[name]]
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-38
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-40
 @patch
 def _normal(self: LabConfigs, zoo: Zoo) -> Zoo:
     "Return the same zoo with its backbones in the form of `zoo_names`."
     return Zoo(zoo.subset, zoo.seed, self.zoo_names(zoo.backbones), zoo.fusion)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-39
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-41
 @patch
 def label(
     self: LabConfigs,
@@ -266,7 +266,7 @@ def label(
     plain = [re.sub(r"[^\w.,+=-]", "", part) for part in (*parts, *marks)]
     return "-".join([name, config.subset, config.mask, *plain, f"s{seed}"])
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-42
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-44
 class Lab(LabConfigs):
     "The steps behind the tables on one preset's data, each made once and kept in the run store."
 
@@ -310,7 +310,7 @@ class Lab(LabConfigs):
         state.pop("manifest", None)
         return state
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-44
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-46
 @patch
 def dry(self: Lab) -> Lab:
     """Return a twin whose store makes no run, but records in `tasks` every run that it is asked for.
@@ -322,7 +322,7 @@ def dry(self: Lab) -> Lab:
     twin.store = DryStore(self.store.root)
     return twin
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-47
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-49
 class _Training(NamedTuple):
     "What a detector is trained with, and where its results go."
 
@@ -331,7 +331,7 @@ class _Training(NamedTuple):
     label: str  # of the run, for the progress bar and trackers
     folder: Path  # of the run
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-48
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-50
 @patch
 def _train(self: Lab, accelerator, training: _Training):
     """Train a detector and write weights and history; with an accelerator, as one of several processes.
@@ -360,7 +360,7 @@ def _train(self: Lab, accelerator, training: _Training):
         save_file(weights, folder / "model.safetensors")
         history.to_parquet(folder / "history.parquet", index=False)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-49
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-51
 @patch
 def _score(
     self: Lab,
@@ -375,7 +375,7 @@ def _score(
     p_fake = predict(detector, faces, _batch_size(config), self.device, self.workers)
     _write_scores(rows, p_fake, folder)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-50
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-52
 @patch
 def _score_run(
     self: Lab, run: Run, rows: pd.DataFrame, folder: Path, faces: FaceDataset | None = None
@@ -383,7 +383,7 @@ def _score_run(
     "Write the scores that a run's detector gives to faces; the others as of `_score`."
     self._score(load_detector(run, self.device), _run_config(run), rows, folder, faces)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-51
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-53
 @patch
 def _train_and_score(self: Lab, training: _Training):
     "Fill the folder of a detector's run, or continue it; checkpoints are removed last."
@@ -401,7 +401,7 @@ def _train_and_score(self: Lab, training: _Training):
     for checkpoint in folder.glob("checkpoint-*"):
         discard(checkpoint)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-53
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-55
 @patch
 def _check_config(self: Lab, config: RunConfig):
     "Raise `ValueError` for a training of another lab, or one that cannot be."
@@ -411,7 +411,7 @@ def _check_config(self: Lab, config: RunConfig):
     check_choice(config.subset, [*self.subsets, "all"], "manipulation")
     _check_buildable(config.detector, config.width, json.dumps(config.options), self.preset.size)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-54
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-56
 @patch
 def train(
     self: Lab,
@@ -435,7 +435,7 @@ def train(
 
     return self.store.get("detectors", label, key, make, resume=True)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-55
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-57
 @patch
 def detector(
     self: Lab,
@@ -448,7 +448,7 @@ def detector(
     "Train and score a backbone as the preset does, with the given settings changed."
     return self.train(self.config(backbone, subset, seed, mask=mask, **changes))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-58
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-60
 @patch
 def target(
     self: Lab,
@@ -463,7 +463,7 @@ def target(
 
     return self.store.get("targets", f"{_run_label(run)}-{target}", config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-59
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-61
 @patch
 def scores(
     self: Lab,
@@ -473,10 +473,10 @@ def scores(
     "Return the scores of a detector on all faces of a set."
     return read_scores(run if on == "test" else self.target(run, on))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-61
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-63
 _ADVICE = "lower batch_size or raise accumulate in the detector's training, whose parts of a batch these are"
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-62
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-64
 @patch
 def _localize(self: Lab, run: Run, rows: pd.DataFrame, folder: Path):
     "Write the attention maps of faces."
@@ -487,7 +487,7 @@ def _localize(self: Lab, run: Run, rows: pd.DataFrame, folder: Path):
     with memory_explained(_ADVICE, batch_size=batch_size):
         localize(detector, layer, faces, folder / "maps.npy")
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-63
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-65
 @patch
 def attention(
     self: Lab,
@@ -504,7 +504,7 @@ def attention(
 
     return self.store.get("maps", f"{_run_label(run)}-{split}", config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-64
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-66
 @patch
 def heat_maps(
     self: Lab,
@@ -517,7 +517,7 @@ def heat_maps(
     maps = [self.attention(run, split)]
     return fused_batches(maps, IDENTITY, self.preset.size, rows, batch_size)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-66
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-68
 @patch
 def maps(
     self: Lab,
@@ -532,18 +532,18 @@ def maps(
         runs.append(self.attention(plain, split, subset))
     return runs
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-69
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-71
 def _zoo_label(zoo: Zoo, *marks: str) -> str:  # empty marks are left out
     "Return the label of what is made from the maps of a zoo."
     return "-".join([zoo.subset, str(zoo.fusion), *filter(None, marks), f"s{zoo.seed}"])
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-70
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-72
 @patch
 def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
     "Return the configuration that names what is made from the maps of a zoo."
     return dict(asdict(zoo.fusion), maps=[run.key for run in runs], size=self.preset.size)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-71
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-73
 @patch
 def quantiles(
     self: Lab,
@@ -564,7 +564,7 @@ def quantiles(
 
     return self.store.get("fusions", label, self._fusion_key(zoo, runs), make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-74
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-76
 @patch
 def fused_maps(
     self: Lab,
@@ -576,7 +576,7 @@ def fused_maps(
     "Fuse the maps of a zoo, for figures and statistics."
     return fused_batches(self.maps(zoo, split), zoo.fusion, self.preset.size, rows, batch_size)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-75
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-77
 @patch
 def statistics(
     self: Lab,
@@ -593,7 +593,7 @@ def statistics(
 
     return self.store.get("statistics", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-78
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-80
 @patch
 def masked(
     self: Lab,
@@ -624,7 +624,7 @@ def masked(
 
     return self.store.get("masked", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-87
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-89
 @dataclass(frozen=True)
 class Wanted:
     "A run that is needed and how its result is read; nothing is made until a lab is asked."

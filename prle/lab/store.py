@@ -202,7 +202,7 @@ def differing(
 _MADE_FROM = ("detector", "maps", "quantiles")
 "The entries of a configuration that are keys of runs, and change with the data."
 
-
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-35
 def _nearest(label: str, config: dict, past: list[PastRun]) -> str:
     "Say why a run is not there: how its configuration differs from the nearest run of the same label."
     here = entries(config)
@@ -212,7 +212,7 @@ def _nearest(label: str, config: dict, past: list[PastRun]) -> str:
         return "the data have changed"
     return f"differs from the nearest in {', '.join(nearest)}" if nearest else "not made yet"
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-36
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-37
 class Cause(StrEnum):
     "The kind of reason for which a run is made."
 
@@ -224,14 +224,14 @@ class Cause(StrEnum):
     FAILED = "failed"
     INTERRUPTED = "interrupted"
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-37
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-38
 class Reason(NamedTuple):
     "Why a run is made."
 
     cause: Cause
     text: str  # for people
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-39
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-40
 def _stopped(path: Path, previous: Owner | None, code: str) -> Reason | None:
     "Say how the last attempt ended, if there was one that did not finish."
     if previous is not None:
@@ -245,7 +245,7 @@ def _stopped(path: Path, previous: Owner | None, code: str) -> Reason | None:
         return Reason(Cause.INTERRUPTED, "was interrupted")
     return None
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-40
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-41
 def why_made(
     task: Task,  # of a run that is not there
     past: list[PastRun],  # of its kind
@@ -259,7 +259,7 @@ def why_made(
         return Reason(Cause.ASKED, f"{text}; {stopped.text}" if stopped else text)
     return stopped or Reason(Cause.NEW, _nearest(task.run.label, task.config, past))
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-43
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-44
 class _Work(NamedTuple):
     "A task that this process has claimed."
 
@@ -277,7 +277,7 @@ class _Work(NamedTuple):
     def say(self, what: str, text: str, level: int = logging.INFO):
         log.log(level, f"{what} {self.path.parent.name} {self.path.name}: {text}")
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-44
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-45
 def _workplace(work: _Work) -> Path:
     """Return the working folder of a claim: the last attempt's if it can be continued, otherwise an empty one.
 
@@ -297,7 +297,7 @@ def _workplace(work: _Work) -> Path:
             discard(p)
     return folder
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-45
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-46
 def _beginning(work: _Work, folder: Path, reason: Reason) -> dict:
     "Return what is known of a run before it is made: its name, the code at work, and why; also of earlier attempts."
     earlier, why = [], []
@@ -314,7 +314,7 @@ def _beginning(work: _Work, folder: Path, reason: Reason) -> dict:
         why=[*why, dict(cause=reason.cause, text=reason.text, when=utc_now())],
     )
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-46
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-47
 def runs_by_key(
     root: Path,  # folder of all runs
 ) -> dict[str, list[str]]:  # key -> "kind/label-key"
@@ -326,7 +326,7 @@ def runs_by_key(
                 found.setdefault(name.key, []).append(str(name))
     return found
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-47
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-48
 def _ending(work: _Work, folder: Path) -> dict:
     "Return what is known of a run only when it is made: its inputs, its files, where and by whom."
     return dict(
@@ -337,7 +337,7 @@ def _ending(work: _Work, folder: Path) -> dict:
         pid=os.getpid(),
     )
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-49
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-50
 def _make(work: _Work, reason: Reason):
     "Fill the working folder of a claim and publish it; raise `RuntimeError` if another process took over."
     start, clock, folder = utc_now(), time.monotonic(), _workplace(work)
@@ -355,7 +355,7 @@ def _make(work: _Work, reason: Reason):
         os.unlink(work.note("failed.json"))
     os.rename(folder, work.path)
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-51
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-52
 def _note_failure(work: _Work, e: BaseException):
     """Write down why an attempt failed; delete its working folder unless the run can be continued from it.
 
@@ -371,7 +371,7 @@ def _note_failure(work: _Work, e: BaseException):
     with suppress(OSError):
         write_json(work.note("failed.json"), asdict(this_process()) | failure._asdict())
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-52
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-53
 def read_divergence(
     path: Path,  # folder of a run
     code: str,  # the digest of the present code
@@ -380,18 +380,18 @@ def read_divergence(
     last = read_failure(path)
     return last if last and last.diverged and last.code == code else None
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-54
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-55
 def _stop_diverged(store: "RunStore", task: Task):
     "Raise `RunFailed` if the run has diverged with this very code."
     if last := read_divergence(task.path, store.code):
         raise RunFailed(task.name, last.reason)
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-56
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-57
 _ELSEWHERE = "or choose another folder with PRLE_OUTPUTS"
 STORE_ERRORS = {errno.ENOSPC, errno.EDQUOT} | CLOSED_ERRORS
 "The `errno` of an `OSError` after which nothing more can be written."
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-57
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-58
 def _explained(e: BaseException, path: Path) -> BaseException:
     "Return an `OSError` that names the store and a way out; `e` itself if it is about something else."
     text = f"{path.parent} cannot take the run {path.name}"
@@ -403,7 +403,7 @@ def _explained(e: BaseException, path: Path) -> BaseException:
         return OSError(e.errno, f"{os.strerror(e.errno)}: {text}. {way}")
     return e
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-60
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-61
 def _give_up_inputs(work: _Work, e: Damaged):
     "Set aside the damaged inputs of a run, if any; raise `Damaged` saying that they can be made again."
     store, told = work.store, []
@@ -416,7 +416,7 @@ def _give_up_inputs(work: _Work, e: Damaged):
     if told:
         raise Damaged(f"{' '.join(told)} Start again to have it made again.") from e
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-62
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-63
 def _begin(work: _Work, found: Finding) -> Reason:
     "Say why the run is made, and set aside a damaged one."
     if found.presence is Presence.DAMAGED:
@@ -429,7 +429,7 @@ def _begin(work: _Work, found: Finding) -> Reason:
     work.say("MISS", f"{reason.text}{'; goes on from what is left' if resumes else ''}")
     return reason
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-63
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-64
 def _give_up(work: _Work, e: BaseException):
     "Note why an attempt failed, and raise an error that says what can be done, if there is one."
     _note_failure(work, e)
@@ -440,7 +440,7 @@ def _give_up(work: _Work, e: BaseException):
     if isinstance(e, Damaged):
         _give_up_inputs(work, e)
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-64
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-65
 class Attempt(StrEnum):
     "How an attempt at a run ended."
 
@@ -448,7 +448,7 @@ class Attempt(StrEnum):
     FOUND = "made by another process meanwhile"
     LOST = "another process took over"
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-65
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-66
 def _attempt(work: _Work) -> Attempt:
     "Make a run under its claim."
     if (found := inspect_run(work.path)).whole:
@@ -467,7 +467,7 @@ def _attempt(work: _Work) -> Attempt:
     work.say("LOST", text, logging.WARNING)
     return Attempt.LOST
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-66
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-67
 def _obtain(store: "RunStore", task: Task) -> Attempt:
     "Make the run, or wait for the process that makes it; take over if that process has died."
     while True:
@@ -486,7 +486,7 @@ def _obtain(store: "RunStore", task: Task) -> Attempt:
             else:
                 claim.free()
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-68
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-69
 class _Requests:
     "The runs that a store was asked for."
 
@@ -521,7 +521,7 @@ class _Requests:
         made = f"{len(self.used) - reused} {'to make' if self.dry else 'made'}"
         return f"{len(self.used)} runs: {reused} reused, {made}."
 
-# %% ../../nbs/lab/02_store.ipynb #lab-02-store-69
+# %% ../../nbs/lab/02_store.ipynb #lab-02-store-70
 class RunStore(_Requests):
     "The store of runs by the hash of their configuration; each is made once, whichever process asks."
 

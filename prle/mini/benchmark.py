@@ -360,7 +360,7 @@ def _frame_face(picture: np.ndarray | FaceError, size: int, **origin) -> Face:
     crop = crop_face(picture, face.landmarks, size, SCALE, LIFT)
     return Face(*crop, found=face.found, **origin)
 
-
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-37
 def _read_video(path: Path, count: int, size: int) -> tuple[list[Face], pd.DataFrame]:
     "Crop the largest face of `count` evenly spaced frames of a video, and list the frames without one."
     faces, dropped, name = [], [], f"{path.parent.name}/{path.name}"
@@ -376,7 +376,7 @@ def _read_video(path: Path, count: int, size: int) -> tuple[list[Face], pd.DataF
         dropped.append((name, str(e).removeprefix(f"{path}: ")))
     return faces, pd.DataFrame(dropped, columns=["path", "reason"])
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-37
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-38
 def read_crops(
     files: list[Path],  # photographs and videos
     count: int,  # frames of a video, evenly spaced
@@ -389,7 +389,7 @@ def read_crops(
     faces = [face for found, _ in parts for face in found]
     return faces, pd.concat([dropped for _, dropped in parts], ignore_index=True)
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-38
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-39
 def crop_digests(
     root: Path,  # of the crops
     rows: pd.DataFrame,  # of their manifest
@@ -397,7 +397,7 @@ def crop_digests(
     "Return the digests of the crops and masks that were just written."
     return {path: file_digest(root / path) for path in [*rows.path, *filter(None, rows["mask"])]}
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-39
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-40
 def _write_benchmark(root: Path, photos: list[Path], config: dict, workers: int, earlier: Path):
     "Write networks, crops, masks, manifest, drop report and, last, forge.json."
     found, dropped = read_crops(photos, config["count"], config["size"])
@@ -416,7 +416,7 @@ def _write_benchmark(root: Path, photos: list[Path], config: dict, workers: int,
     made = dict(config=config, digest=digest(config), pictures=pictures, counts=counts)
     write_json(root / "forge.json", dict(made, several_faces=several))
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-40
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-41
 def build_benchmark(
     out: str | Path,  # folder to write
     faces: str | Path | None = None,  # photographs and videos, a sub-folder a person; None: ORL
@@ -454,7 +454,7 @@ def build_benchmark(
         _write_benchmark(tmp, photos, config, workers or os.cpu_count(), out / "generators")
     return out / "manifest.parquet"
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-42
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-43
 def _cues(path: Path) -> dict:
     "Measure the trivial cues of one written crop."
     picture = read_rgb(path)
@@ -470,7 +470,7 @@ def _cues(path: Path) -> dict:
         colour=float(np.ptp(picture, axis=2).mean()),
     )
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-43
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-44
 def trivial_cues(
     manifest: pd.DataFrame,  # from `read_manifest`
 ) -> pd.DataFrame:  # a row a face; columns as of `_cues`
@@ -478,7 +478,7 @@ def trivial_cues(
     cues = [_cues(below(manifest.attrs["root"], path)) for path in manifest.path]
     return pd.DataFrame(cues, index=manifest.index)
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-44
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-45
 def cue_table(
     manifest: pd.DataFrame,  # from `read_manifest`
 ) -> pd.DataFrame:  # AUC in [0.5, 1], a row a manipulation, a column a cue

@@ -25,7 +25,7 @@ from .forge import manipulate
 PEOPLE, UNSEEN = 40, 12
 "How many people there are, and how many of them (the last) no detector is trained on."
 
-
+# %% ../../nbs/mini/04_example.ipynb #mini-04-example-6
 class Pair(NamedTuple):
     "A photograph and its fake."
 
@@ -33,7 +33,7 @@ class Pair(NamedTuple):
     fake: np.ndarray  # (S, S, 3) uint8
     forged: np.ndarray  # (S, S) bool, the pixels that were replaced
 
-
+# %% ../../nbs/mini/04_example.ipynb #mini-04-example-7
 def forge_pairs(
     size: int = 128,  # side of the faces in px
 ) -> list[Pair]:  # of the 40 people, in order
@@ -48,7 +48,7 @@ def forge_pairs(
         pairs.append(Pair(target, fake, forged))
     return pairs
 
-# %% ../../nbs/mini/04_example.ipynb #mini-04-example-8
+# %% ../../nbs/mini/04_example.ipynb #mini-04-example-10
 class SmallDetector(nn.Module):
     "A detector with a frozen body and a small head of two 1x1 convolutions."
 
@@ -76,7 +76,7 @@ class SmallDetector(nn.Module):
         "Return the logit of fake of images (N, 3, H, W) in [0, 1]."
         return self.judge(self.hidden(self.body(x)))
 
-# %% ../../nbs/mini/04_example.ipynb #mini-04-example-9
+# %% ../../nbs/mini/04_example.ipynb #mini-04-example-11
 class _Normalized(nn.Module):
     "Subtract a mean and divide by a deviation."
 
@@ -87,7 +87,7 @@ class _Normalized(nn.Module):
     def forward(self, x):
         return (x - self.mean) / self.std
 
-
+# %% ../../nbs/mini/04_example.ipynb #mini-04-example-12
 def _untrained(depth: int) -> SmallDetector:
     "Return a detector on the first blocks of the ImageNet EfficientNet-Lite0."
     whole = create_detector("efficientnet_lite0", pretrained=True)
@@ -100,7 +100,7 @@ def _untrained(depth: int) -> SmallDetector:
         torch.manual_seed(depth)
         return SmallDetector(body, channels)
 
-# %% ../../nbs/mini/04_example.ipynb #mini-04-example-10
+# %% ../../nbs/mini/04_example.ipynb #mini-04-example-13
 def train_small(
     depth: int,  # blocks of the frozen body, 1 to 7
     images: Tensor,  # (N, 3, H, W) in [0, 1]
@@ -122,7 +122,7 @@ def train_small(
         optimizer.step()
     return detector.eval()
 
-# %% ../../nbs/mini/04_example.ipynb #mini-04-example-12
+# %% ../../nbs/mini/04_example.ipynb #mini-04-example-15
 class ExampleZoo(NamedTuple):
     "A forged face, three detectors that never saw its person, and their maps of it."
 
@@ -134,7 +134,7 @@ class ExampleZoo(NamedTuple):
     maps: Tensor  # (1, 3, S, S) attention maps of the fake, Eq. 3
     aucs: dict[str, float]  # of each detector on the 24 faces of unseen people
 
-# %% ../../nbs/mini/04_example.ipynb #mini-04-example-13
+# %% ../../nbs/mini/04_example.ipynb #mini-04-example-16
 def example_zoo() -> ExampleZoo:
     "Forge faces, train three small detectors, explain what they see in the first unseen person's fake."
     pairs = forge_pairs()

@@ -148,7 +148,7 @@ def membrane(
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-28
 _registry: dict[str, Callable] = {}
 
-
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-29
 def register(
     name: str,  # short name, as in FaceForensics++
     source: str,  # "other" or "same": the person the source photograph shows
@@ -165,19 +165,19 @@ def register(
 
     return add
 
-# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-29
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-30
 def list_manipulations() -> list[str]:
     "List the names of all manipulations, in the order of registration."
     return list(_registry)
 
-# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-30
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-31
 def manipulation(
     name: str,  # one of `list_manipulations()`
 ) -> Callable:  # with the attributes `source` and `learned`, as registered
     "Return a manipulation by name; `ValueError` if it is unknown, with the nearest one."
     return _registry[check_choice(name, _registry, "manipulation")]
 
-# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-32
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-33
 def manipulate(
     name: str,  # one of `list_manipulations()`
     target: Face,  # the background picture
@@ -196,7 +196,7 @@ def manipulate(
         )
     return function(target, source, generator, networks[name])
 
-# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-34
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-35
 def texels(
     face: np.ndarray,  # (S, S, 3) uint8
     share: float,  # texels per pixel, below 1
@@ -207,7 +207,7 @@ def texels(
     texture = cv2.resize(face, (small, small), interpolation=cv2.INTER_AREA)
     return cv2.resize(texture, (size, size), interpolation=look_up)
 
-# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-36
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-37
 @register("FS", source="other")
 def faceswap(target, source, generator):
     "Make a FaceSwap: the other face, warped piecewise, its mean colour matched, cut along the hard convex hull."
@@ -219,7 +219,7 @@ def faceswap(target, source, generator):
         crop, face + crop[region].mean(0) - face[region].mean(0), region.astype(np.float32)
     )
 
-# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-38
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-39
 RIGID = (*range(0, 4), *range(13, 17), *range(27, 36), 36, 39, 42, 45)
 
 
@@ -231,7 +231,7 @@ def expression(
     pose = similarity(source.landmarks[list(RIGID)], target.landmarks[list(RIGID)])
     return source.landmarks @ pose[:, :2].T + pose[:, 2]
 
-# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-40
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-41
 def bend(
     image: np.ndarray,  # (S, S, 3) uint8
     points: np.ndarray,  # (68, 2) landmarks of `image`, px
@@ -247,7 +247,7 @@ def bend(
         image, places[..., 0], places[..., 1], cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE
     ).astype(np.float32)
 
-# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-42
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-43
 def oval(
     points: np.ndarray,  # (68, 2) landmarks, px
     size: int,  # side of the crop
@@ -261,7 +261,7 @@ def oval(
     cv2.ellipse(region, (centre.tolist(), (float(across), float(down)), float(tilt)), 1, -1)
     return region.astype(bool)
 
-# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-45
+# %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-46
 @register("F2F", source="same")
 def face2face(target, source, generator):
     "Make a Face2Face: the person's own face, bent into another of their expressions, faded in over an oval."

@@ -111,12 +111,12 @@ def _unit(x: Tensor) -> Tensor:
     "Convert bytes to floats in [-1, 1]."
     return x.float() / 127.5 - 1
 
-
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-14
 def _picture(x: Tensor) -> np.ndarray:  # (s, s, 3) float32, 0 to 255
     "Return the only picture of a batch with values in [-1, 1]."
     return np.ascontiguousarray((x[0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5)
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-15
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-16
 class Generator(nn.Module):
     "Base of the networks that know certain people; `ValueError` for anybody else."
 
@@ -135,7 +135,7 @@ class Generator(nn.Module):
         names = [check_choice(f.identity, self.people, "trained person") for f in faces]
         return torch.tensor([self.people.index(name) for name in names])
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-16
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-17
 def _down(channels: int, out: int) -> nn.Module:
     "Return a convolution that halves the size."
     return nn.Sequential(nn.Conv2d(channels, out, 3, stride=2, padding=1), nn.LeakyReLU(0.1))
@@ -146,7 +146,7 @@ def _error(out: Tensor, want: Tensor) -> Tensor:
     d = out - want
     return d.abs().mean() + d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-18
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-19
 def jitter(
     x: Tensor,  # (N, c, s, s)
     generator: torch.Generator,  # of the shifts
@@ -161,7 +161,7 @@ def jitter(
     places = straight + shifts.permute(0, 2, 3, 1)
     return F.grid_sample(x, places, padding_mode="border", align_corners=True)
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-20
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-21
 class Autoencoder(Generator):
     "The network of DF: an encoder for everybody and a decoder told whom to paint (64 px)."
 
@@ -198,7 +198,7 @@ class Autoencoder(Generator):
     def render(self, target, source):  # (s, s, 3) float32: the source's face in the target's patch
         return _picture(self(_unit(_bytes([cut(target, self.layout)[0]])), self.number([source])))
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-22
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-23
 def add_grain(
     content: np.ndarray,  # (S, S, 3) float32
     target: np.ndarray,  # (S, S, 3) uint8
@@ -214,7 +214,7 @@ def add_grain(
     deviation = np.float32(np.sqrt(max(want - have, 0) / 20))
     return content + deviation * generator.standard_normal((*region.shape, 1), np.float32)
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-23
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-24
 @register("DF", source="other", learned=True)
 def deepfakes(target, source, generator, network):
     "Make a Deepfake: the autoencoder's face of the other person, with the target's grain, in a soft rectangle."
@@ -229,7 +229,7 @@ def deepfakes(target, source, generator, network):
     face = add_grain(face, target.crop, box, generator)
     return composite(target.crop, face, feather(box, size / 16))
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-25
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-26
 def mouth_region(
     points: np.ndarray,  # (68, 2) landmarks, px
     size: int,  # side of the picture
@@ -239,7 +239,7 @@ def mouth_region(
     wider = mouth + 0.5 * (mouth - mouth.mean(0))
     return hull(np.vstack([points[31:36], points[5:12], wider]), size)
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-27
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-28
 class MouthRenderer(Generator):
     "The network of NT: a U-Net that puts a mouth into a face without one, as drawn (64 px around the mouth)."
 
@@ -297,7 +297,7 @@ class MouthRenderer(Generator):
         condition = self.condition(target, self.goal(target, source))
         return _picture(self(*(_unit(_bytes([x])) for x in condition), self.number([target])))
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-28
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-29
 @register("NT", source="same", learned=True)
 def neural_textures(target, source, generator, network):
     "Make a NeuralTextures fake: the own mouth region with another photograph's expression, with soft edges."
@@ -307,7 +307,7 @@ def neural_textures(target, source, generator, network):
     mouth = match_sharpness(mouth, target.crop, region)
     return composite(target.crop, mouth, feather(region, size / 20))
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-30
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-31
 class FaceShifter(Generator):
     "The network of Fsh: a face from light, landmarks and an identity injected by adaptive normalization (96 px)."
 
@@ -358,13 +358,13 @@ class FaceShifter(Generator):
         condition = [_unit(_bytes([x])) for x in self.condition(target)]
         return _picture(self(*condition, self.number([source])))
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-32
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-33
 def _fine(picture: np.ndarray) -> np.ndarray:
     "Return the finest detail of a picture: what a blur by a hundredth of its side takes away."
     picture = np.float32(picture)
     return picture - cv2.GaussianBlur(picture, (0, 0), len(picture) / 100)
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-33
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-34
 @register("Fsh", source="other", learned=True)
 def faceshifter(target, source, generator, network):
     """Make a FaceShifter fake: the other person's face under the target's light.
@@ -378,12 +378,12 @@ def faceshifter(target, source, generator, network):
     face = face + membrane(target.crop - face, region)
     return composite(target.crop, face, region.astype(np.float32))
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-35
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-36
 NETWORKS = dict(DF=Autoencoder, Fsh=FaceShifter, NT=MouthRenderer)
 "The learned manipulations and their networks."
 STEPS, BATCH, RATE = 1000, 16, 2e-3
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-36
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-37
 def fit(
     network: Generator,  # trained in place
     faces: list[Face],  # of the people it knows
@@ -406,7 +406,7 @@ def fit(
         losses.append(loss.item())
     return losses
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-38
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-39
 @contextmanager
 def one_thread():
     "Limit torch to one thread until the end of the `with`."
@@ -417,7 +417,7 @@ def one_thread():
     finally:
         torch.set_num_threads(before)
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-39
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-40
 def _new_networks(people: list[str], seed: int) -> dict[str, Generator]:
     "Make untrained networks; torch's global stream is left as it was."
     with torch.random.fork_rng(devices=[]):
@@ -427,7 +427,7 @@ def _new_networks(people: list[str], seed: int) -> dict[str, Generator]:
             for name, network in NETWORKS.items()
         }
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-40
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-41
 def train_networks(
     faces: list[Face],  # everybody's, `identity` filled in
     steps: int = STEPS,  # of each network
@@ -444,10 +444,10 @@ def train_networks(
         network.requires_grad_(False).eval()
     return networks, pd.DataFrame(dict(zip(networks, losses)))
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-44
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-45
 RECIPE = 1  # raised whenever a change here changes the weights
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-45
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-46
 def _training(faces: list[Face], steps: int, seed: int) -> dict:
     "Describe everything that the weights depend on."
     content = []
@@ -457,7 +457,7 @@ def _training(faces: list[Face], steps: int, seed: int) -> dict:
     people = list(dict.fromkeys(face.identity for face in faces))
     return dict(recipe=RECIPE, faces=digest(content), people=people, steps=steps, seed=seed)
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-46
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-47
 def _why_not(folder: Path, training: dict) -> str | None:
     "Say why the networks in `folder` cannot be used; None if they can."
     if not (folder / "generators.json").exists():
@@ -474,7 +474,7 @@ def _why_not(folder: Path, training: dict) -> str | None:
         reasons.append(shown if isinstance(value, int) else f"other {key}")
     return "; ".join(reasons) or _damage(folder, before["files"])
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-47
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-48
 def _damage(folder: Path, files: dict) -> str | None:
     "Say which of the networks is not what was written; None if all are."
     try:
@@ -483,7 +483,7 @@ def _damage(folder: Path, files: dict) -> str | None:
     except Damaged as e:
         return str(e).rstrip(".")
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-48
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-49
 def _load(folder: Path, people: list[str], seed: int) -> dict[str, Generator]:
     "Load the networks of a folder."
     networks = _new_networks(people, seed)
@@ -492,7 +492,7 @@ def _load(folder: Path, people: list[str], seed: int) -> dict[str, Generator]:
         network.requires_grad_(False).eval()
     return networks
 
-# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-49
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-50
 def trained_networks(
     faces: list[Face],  # everybody's
     folder: str | Path,  # where the networks are kept

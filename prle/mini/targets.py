@@ -247,7 +247,7 @@ def _bytes(image: np.ndarray) -> np.ndarray:
     "Round values to 0 to 255."
     return np.rint(image).clip(0, 255).astype(np.uint8)
 
-
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-37
 def _motion(image, share, generator):
     "Blur along a streak in a random direction."
     size = max(3, round(share * len(image)))
@@ -257,7 +257,7 @@ def _motion(image, share, generator):
     cv2.line(kernel, start, end, 1, 1, cv2.LINE_AA, shift=4)
     return cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE)
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-37
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-38
 def _lowres(image, factor, generator):
     "Shrink by area and enlarge again, linearly or cubically."
     size, small = len(image), round(len(image) / factor)
@@ -265,13 +265,13 @@ def _lowres(image, factor, generator):
     enlarging = int(generator.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
     return cv2.resize(reduced, (size, size), interpolation=enlarging)
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-38
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-39
 def _noise(image, sigma, generator):
     "Add a sensor's noise, whose variance grows with the light."
     deviation = sigma * np.sqrt(0.25 + 1.5 * image / 255)
     return _bytes(image + deviation * generator.standard_normal(image.shape))
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-39
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-40
 _APPLY = dict(
     motion=_motion,
     lowres=_lowres,
@@ -281,7 +281,7 @@ _APPLY = dict(
     jpeg=lambda image, quality, _: compress(image, quality),
 )
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-40
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-41
 def draw_camera(
     generator: np.random.Generator,  # e.g. `rng(seed, video)`
 ) -> str:  # e.g. "motion:2 noise:5"
@@ -289,7 +289,7 @@ def draw_camera(
     names = generator.choice(list(CAMERA), generator.integers(1, 4), replace=False)
     return " ".join(f"{name}:{generator.integers(1, 6)}" for name in CAMERA if name in names)
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-41
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-42
 def camera(
     image: np.ndarray,  # (S, S, 3) uint8
     meta: str,  # from `draw_camera`
@@ -302,7 +302,7 @@ def camera(
         image = _APPLY[name](image, parameter, generator)
     return image
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-44
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-45
 DF1_SIDE = 512  # px: side at which a crop is distorted, about half of 1080 lines
 
 
@@ -315,7 +315,7 @@ def draw_mixed(
         if frame_level(meta):
             return meta
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-45
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-46
 def mixed(
     image: np.ndarray,  # (S, S, 3) uint8
     meta: str,  # from `draw_mixed`
@@ -329,7 +329,7 @@ def mixed(
     distorted = distort_frame(large, meta, generator)
     return cv2.resize(distorted, (size, size), interpolation=cv2.INTER_AREA)
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-48
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-49
 class TargetSet(NamedTuple):
     "The definition of a target set: its forgeries, their sources and its degradation."
 
@@ -338,14 +338,14 @@ class TargetSet(NamedTuple):
     draw: Callable | None = None  # (generator) -> meta line; None: nothing is degraded
     degrade: Callable | None = None  # (image, meta line, generator) -> image
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-49
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-50
 TARGETS = {
     "mini-DFDC": TargetSet(("pyramid", "parts", "bands"), draw=draw_camera, degrade=camera),
     "mini-DF1": TargetSet(("relit",), draw=draw_mixed, degrade=mixed),
     "mini-Celeb": TargetSet(("refined",), nearest=True),
 }
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-51
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-52
 def _pick_nearest(target: Face, faces: list[Face], generator) -> Face:
     "Pick the photograph, or the video and its frame, of any other person that is nearest in geometry."
     others = [f for f in faces if f.identity != target.identity]
@@ -353,7 +353,7 @@ def _pick_nearest(target: Face, faces: list[Face], generator) -> Face:
     clip = nearest_face(first, others).photo
     return nearest_face(target, [f for f in others if f.photo == clip])
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-52
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-53
 def plan_targets(
     faces: list[Face],  # of the test people
     name: str,  # one of `TARGETS`
@@ -370,7 +370,7 @@ def plan_targets(
             jobs.append(Job(recipe, target, "test", names, source))
     return check_jobs(jobs)
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-55
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-56
 def deal(
     jobs: list[Job],  # of a target set
     kind: TargetSet,  # whose lines are drawn
@@ -387,7 +387,7 @@ def deal(
         hands[subset] = dict(zip(photos, shuffled))
     return [hands[job.subset][job.target.photo] for job in jobs]
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-58
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-59
 def _make(job: Job, line: str, name: str, root: Path, seed: int, quality: int) -> dict:
     "Make and write one crop (and its mask); return its row of the manifest."
     image, region = job.target.crop, None
@@ -397,7 +397,7 @@ def _make(job: Job, line: str, name: str, root: Path, seed: int, quality: int) -
         image = TARGETS[name].degrade(image, line, rng(seed, name, job.subset, job.file))
     return write_crop(job, image, region, root, name, quality, degradation=line)
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-60
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-61
 def _test_photographs(root: Path, faces, expected: str) -> list[Path]:
     """List the photographs and videos of a benchmark's test people.
 
@@ -414,7 +414,7 @@ def _test_photographs(root: Path, faces, expected: str) -> list[Path]:
         )
     return [path for path in photos if path.parent.name in test]
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-61
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-62
 def _why_not(out: Path, config: dict) -> str | None:
     "Say why the target set in `out` cannot be used again; None if it can."
     if not (out / "target.json").exists():
@@ -429,7 +429,7 @@ def _why_not(out: Path, config: dict) -> str | None:
         changed.append(f"{missing} of {made['pictures']} pictures missing")
     return "; ".join(changed) or None
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-62
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-63
 def _write_target(root: Path, name: str, faces: list[Face], config: dict, workers: int):
     "Write crops, masks, manifest and, last, target.json."
     make = partial(_make, name=name, root=root, seed=config["seed"], quality=config["quality"])
@@ -444,10 +444,10 @@ def _write_target(root: Path, name: str, faces: list[Face], config: dict, worker
     made = dict(config=config, digest=digest(config), pictures=pictures, counts=counts)
     write_json(root / "target.json", made)
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-63
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-64
 RECIPE = 1  # raised whenever a change here changes the pictures
 
-
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-65
 def _benchmark_config(root: Path) -> dict:
     "Return what the target sets of a benchmark depend on; `FileNotFoundError` without one."
     path = root / "forge.json"
@@ -460,7 +460,7 @@ def _benchmark_config(root: Path) -> dict:
     config = check_entries(made["config"], path, **kinds)
     return {k: config[k] for k in kinds} | dict(recipe=RECIPE, benchmark=made["digest"])
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-64
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-66
 def build_targets(
     benchmark: str | Path,  # a folder made by `build_benchmark`, or its manifest
     faces: str | Path | None = None,  # what it was made from; None: the ORL faces

@@ -132,7 +132,7 @@ def localization_cells(
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-8
 _ENDS = ("value", "low", "high")
 
-
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-9
 def _agreement(tables: list[pd.DataFrame] | Gap, measure: str) -> dict:
     "Estimate a measure and its excess over the mask's area (%), with intervals; a gap keeps its reason."
     ends = (*_ENDS, "excess", "excess_low", "excess_high")
@@ -145,7 +145,7 @@ def _agreement(tables: list[pd.DataFrame] | Gap, measure: str) -> dict:
     numbers = {name: 100 * number for name, number in zip(ends, found)}
     return dict(area=100 * tables[0].area.mean(), **numbers, note="")
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-9
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-10
 def _over_subsets(by_subset: list[list[pd.DataFrame] | Gap]) -> list[pd.DataFrame] | Gap:
     "Join the fakes of the manipulations that have numbers, seed by seed."
     there = [tables for tables in by_subset if not isinstance(tables, Gap)]
@@ -153,7 +153,7 @@ def _over_subsets(by_subset: list[list[pd.DataFrame] | Gap]) -> list[pd.DataFram
         return Gap("no manipulation has a number")
     return [pd.concat(of_seed) for of_seed in zip(*there)]
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-10
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-11
 def forgery_localization(
     values: Values,  # of `localization_cells`
 ) -> pd.DataFrame:  # name, subset, measure (share, hit), area, value, excess, their ends, note
@@ -170,7 +170,7 @@ def forgery_localization(
                 rows.append(row | _agreement(by_seed, measure))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-12
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-13
 def _excess_text(r) -> str:
     "Format the excess over the mask's area."
     return "" if r.note else f"{r.excess:+.1f} [{r.excess_low:+.1f}, {r.excess_high:+.1f}]"
@@ -183,7 +183,7 @@ def _area_row(rows: pd.DataFrame) -> dict:
         row[r.subset] = "gap" if pd.isna(r.area) else f"{r.area:.1f}"
     return row
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-13
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-14
 def localization_table(
     rows: pd.DataFrame,  # from `forgery_localization`
 ) -> pd.DataFrame:  # a row a variant and measure; the excess over the mask's area below
@@ -196,7 +196,7 @@ def localization_table(
         shown.append({"": "", "measure": "above the area", **excess})
     return pd.DataFrame(shown)
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-15
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-16
 @declare
 class Localization(Exhibit):
     "Localization of the forgery by primary regions (Sections I and V); the paper suggests it without numbers."
@@ -215,7 +215,7 @@ class Localization(Exhibit):
         )
         yield TablePart("localization", rows, localization_table(rows), caption)
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-17
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-18
 def verdict(
     low: float,  # end of the interval
     high: float,  # end of the interval
@@ -228,11 +228,11 @@ def verdict(
         return "does not hold"
     return "undecided"
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-18
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-19
 MORE, LESS = (np.nextafter(0, 1), np.inf), (-np.inf, -np.nextafter(0, 1))
 "Above zero; below zero."
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-21
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-22
 _CLAIMS = """\
 name|where|claim|test|unit
 prle|Abstract, Table II|PRLE beats plain training on unseen data sets|\
@@ -273,12 +273,12 @@ share of the attention inside the true mask less the mask's area is above 0|poin
 hit|Contributions, Section V|primary regions help to localize forgeries: pointing game|\
 hits of the most attended pixel less the mask's area is above 0|points"""
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-22
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-23
 def claim_list() -> pd.DataFrame:  # name, where, claim, test, unit
     "List the paper's claims and the tests that decide them."
     return pd.read_csv(StringIO(_CLAIMS), sep="|")
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-24
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-25
 def claim_row(
     name: str,  # of `claim_list`
     estimate: Sequence[float],  # the number and the ends of its interval
@@ -291,7 +291,7 @@ def claim_row(
     found = dict(value=value, low=low, high=high, verdict=verdict(low, high, wanted))
     return dict(name=name, **found, paper=paper, note=note)
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-26
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-27
 class Contrast(NamedTuple):
     "The comparison behind a claim: an arm less the mean of others, on a table's tests."
 
@@ -300,7 +300,7 @@ class Contrast(NamedTuple):
     minus: tuple[str, ...]  # arms
     wanted: tuple[float, float]  # the differences with which the claim is true
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-27
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-28
 CONTRASTS = dict(  # by the claim's name
     prle=Contrast(2, "primary", ("none",), MORE),
     six=Contrast(2, "primary", ("none",), (4, 8)),
@@ -312,7 +312,7 @@ CONTRASTS = dict(  # by the claim's name
     dynamic=Contrast(7, "dynamic", ("static",), MORE),
 )
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-28
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-29
 def mean_difference(
     arms: Sequence[Arm],
     tests: Callable[[Arm], Sequence[str]],  # what an arm is tested on
@@ -334,7 +334,7 @@ def mean_difference(
                 total[cell] = total.get(cell, 0.0) + weight / len(on) / len(compared)
     return total
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-30
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-31
 def paper_difference(
     number: int,  # of the paper's table
     plus: str,  # arm
@@ -350,7 +350,7 @@ def paper_difference(
     wide = cells.pivot_table(index=["backbone", "train", "test"], columns="arm", values="paper")
     return (wide[plus] - wide[list(minus)].mean(axis=1)).mean()
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-33
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-34
 @dataclass(frozen=True)
 class Question:
     "The lab and the settings with which the claims are tested."
@@ -360,7 +360,7 @@ class Question:
     backbones: Sequence[str] | str | None = None  # see `choose_backbones`
     rounds: int | None = None  # of each arm, for the throughput, see `timing_run`
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-34
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-35
 class ClaimGroup:
     "A group of claims that rest on the same runs."
 
@@ -374,7 +374,7 @@ class ClaimGroup:
         "Test the claims; raise `ValueError` saying why if that cannot be done."
         raise NotImplementedError
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-35
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-36
 class TargetClaims(ClaimGroup):
     "Claims of Tables II and IV to VII: what trainings do to the AUC on the target sets."
 
@@ -406,7 +406,7 @@ class TargetClaims(ClaimGroup):
             rows.append(claim_row(r.key, (r.value, r.low, r.high), c.wanted, paper, r.note))
         return rows
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-36
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-37
 class CrossClaim(ClaimGroup):
     "Claim of Table III: what PRLE does to the AUC on unseen manipulations."
 
@@ -432,14 +432,14 @@ class CrossClaim(ClaimGroup):
         paper = paper_difference(3, *contrast, backbones, paper_tests(q.lab, 3))
         return [claim_row("cross", r[["value", "low", "high"]], MORE, paper, r.note)]
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-38
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-39
 _MASKED = dict(  # number -> alpha -> weight
     fall={1.0: 1.0, 0.0: -1.0},
     down={0.0: 0.25, 0.7: -1.25, 1.0: 1.0},
     up={0.0: 0.25, 0.7: 0.75, 1.0: -1.0},
 )
 
-
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-40
 def _worst(verdicts: set[str]) -> str:
     "Return the verdict on a claim that needs several statements: the worst of theirs."
     for worst in ("does not hold", "undecided"):
@@ -447,7 +447,7 @@ def _worst(verdicts: set[str]) -> str:
             return worst
     return "holds"
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-39
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-41
 class MaskedClaims(ClaimGroup):
     "Claims of Figure 8: what masks do to the accuracy of plain detectors."
 
@@ -470,7 +470,7 @@ class MaskedClaims(ClaimGroup):
         levels = min(parts, key=lambda row: row["value"])
         return [falls, levels | dict(verdict=_worst({row["verdict"] for row in rows}))]
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-42
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-44
 class PeopleClaims(ClaimGroup):
     "Claims of Figure 10: what masks do to people."
 
@@ -495,7 +495,7 @@ class PeopleClaims(ClaimGroup):
             rows.append(claim_row(name, (e.points, e.points_low, e.points_high), LESS, paper))
         return rows
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-43
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-45
 class ShareClaim(ClaimGroup):
     "Claim of Table I: how much of a face is attended, as a mean over detectors and manipulations."
 
@@ -517,7 +517,7 @@ class ShareClaim(ClaimGroup):
         paper = paper_table(1)[list(SUBSETS)].mean(axis=None)
         return [claim_row("share", estimate, (0, 20), paper)]
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-44
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-46
 class TimeClaims(ClaimGroup):
     "Claims of Table VIII; the interval spans the smallest and the largest round. Timings are not planned."
 
@@ -536,7 +536,7 @@ class TimeClaims(ClaimGroup):
             claim_row("infer", infer[["value", "low", "high"]], (-3, 3), infer.paper),
         ]
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-45
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-47
 class PlaceClaims(ClaimGroup):
     "Claims that primary regions localize forgeries, which the paper only suggests."
 
@@ -555,7 +555,7 @@ class PlaceClaims(ClaimGroup):
             rows.append(claim_row(name, estimate, MORE, note=found.note[measure]))
         return rows
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-47
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-49
 CLAIM_GROUPS = (
     TargetClaims(),
     CrossClaim(),
@@ -567,12 +567,12 @@ CLAIM_GROUPS = (
 )
 _NOT_THERE = "these backbones or this data lack what the test compares"
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-48
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-50
 def _values_of(group: int, values: Values) -> Values:
     "Return the values of one group of claims."
     return {name: value for (of, name), value in values.items() if of == group}
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-49
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-51
 def claims(
     question: Question,  # lab, seeds and backbones
     values: Values,  # group and cell -> what was read
@@ -590,7 +590,7 @@ def claims(
     table.loc[absent, "note"] = [why.get(name, _NOT_THERE) for name in table.name[absent]]
     return table.fillna(dict(verdict="undecided"))
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-50
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-52
 def _claim_text(r) -> str:
     "Format the number of a claim with its interval, or the reason of a gap."
     if r.value != r.value:
@@ -598,7 +598,7 @@ def _claim_text(r) -> str:
     unit = "%" if r.unit == "%" else ""
     return f"{r.value:+.1f} [{r.low:+.1f}, {r.high:+.1f}]{unit}"
 
-
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-53
 def _signed(values: Iterable[float], units: Iterable[str]) -> list[str]:
     "Format numbers with their sign and unit."
     texts = []
@@ -607,7 +607,7 @@ def _signed(values: Iterable[float], units: Iterable[str]) -> list[str]:
         texts.append("" if pd.isna(value) else f"{value:+.1f}{sign}")
     return texts
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-51
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-54
 def claims_table(
     rows: pd.DataFrame,  # from `claims`
 ) -> pd.DataFrame:  # claim, where, test, ours, paper, ours - paper, verdict
@@ -620,7 +620,7 @@ def claims_table(
     }
     return rows[["claim", "where", "test"]].assign(**numbers)
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-53
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-56
 @declare
 class Claims(Exhibit):
     "The paper's claims, one by one."

@@ -33,7 +33,7 @@ def _ends(by_seed: np.ndarray, drawn: np.ndarray, people: int) -> tuple:
         return total_interval(by_seed, drawn, people)
     return tuple(np.quantile(drawn, [0.025, 0.975], axis=0))
 
-
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-5
 def mean_interval(
     values: np.ndarray,  # (S, N) a number for each seed and face
     people: np.ndarray,  # (N,) whose face it is
@@ -52,7 +52,7 @@ def mean_interval(
     low, high = _ends(values.mean(1), drawn, len(set(people)))
     return float(values.mean()), float(low), float(high)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-7
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-8
 def gaps(
     rows: pd.DataFrame,  # with the column note: the reason of a gap
 ) -> str:  # "" if there are none
@@ -63,12 +63,12 @@ def gaps(
     count = "1 gap" if len(reasons) == 1 else f"{len(reasons)} gaps"
     return f" {count}: {'; '.join(reasons)}."
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-10
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-11
 PRIMARY = dict(mask="primary")
 LOW, HIGH = FusionConfig("mean", tau=0.1), FusionConfig("mean", tau=0.3)
 "Table V's two thresholds; the paper does not print them, these are its release's."
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-11
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-12
 @dataclass(frozen=True)
 class Arm:
     "A training that a table compares."
@@ -96,7 +96,7 @@ class Arm:
 
         return Wanted(ask, read_scores)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-13
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-14
 @dataclass(frozen=True)
 class Variant:
     "An arm of every backbone of a table."
@@ -108,7 +108,7 @@ class Variant:
 
 PLAIN_AND_PRLE = (Variant("none", "plain"), Variant("primary", "+ PRLE", PRIMARY))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-14
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-15
 def arms_of(
     backbones: Iterable[str],
     variants: Sequence[Variant],  # the first is what the others are compared with
@@ -117,7 +117,7 @@ def arms_of(
     "Return the same arms for each of several backbones."
     return [Arm(backbone, v.name, train, v.changes) for backbone in backbones for v in variants]
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-17
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-18
 def choose_backbones(
     lab: Lab,  # its preset decides
     backbones: Sequence[str] | str | None,  # names; "all": five; None: three (paper: five)
@@ -131,12 +131,12 @@ def choose_backbones(
         check_choice(name, BACKBONES, "backbone")
     return list(backbones)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-20
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-21
 def _people_of(tables: list[pd.DataFrame]) -> np.ndarray:
     "Return whose face each row shows; the same for every seed."
     return tables[0].identity.to_numpy(str)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-21
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-22
 def _cell_statistic(
     cells: dict[tuple, list[pd.DataFrame]],  # scores of each seed
     measures: dict[tuple, str],  # of each cell
@@ -160,7 +160,7 @@ def _cell_statistic(
 
     return people, statistic
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-22
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-23
 def _weight_matrix(cells: Iterable, sums: list[dict[tuple, float]]) -> np.ndarray:  # (K, M)
     "Return the weight of each cell in each sum; 0 where a sum leaves it out."
     columns = []
@@ -168,7 +168,7 @@ def _weight_matrix(cells: Iterable, sums: list[dict[tuple, float]]) -> np.ndarra
         columns.append([weights.get(cell, 0.0) for cell in cells])
     return np.array(columns).T
 
-
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-24
 def _first_gap(values: Values, names: Iterable) -> str:  # "" if there is none
     "Return the reason of the first gap among some cells."
     for name in names:
@@ -176,7 +176,7 @@ def _first_gap(values: Values, names: Iterable) -> str:  # "" if there is none
             return values[name].reason
     return ""
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-23
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-25
 def estimate_sums(
     values: Values,  # name -> scores of each seed on the same faces, or a gap
     measures: dict[tuple, str],  # name -> "auc" or "acc", see `prle.metrics.MEASURES`
@@ -204,7 +204,7 @@ def estimate_sums(
     table.loc[table.note == "", ["value", "low", "high"]] = numbers.round(9)
     return table
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-26
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-28
 def estimate_each(
     values: Values,  # name -> scores of each seed, or a gap
     measure: str,  # "auc" or "acc"
@@ -216,7 +216,7 @@ def estimate_each(
     found = estimate_sums(values, dict.fromkeys(values, measure), alone, score=score)
     return split_keys(found, columns)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-27
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-29
 def split_keys(
     found: pd.DataFrame,  # from `estimate_sums`
     columns: Sequence[str],  # what the parts of a key are
@@ -224,14 +224,14 @@ def split_keys(
     "Split each key into columns."
     return pd.DataFrame(found.key.tolist(), columns=list(columns)).join(found.drop(columns="key"))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-35
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-37
 def _lacks(lab: Lab, target: str) -> str:  # "" if it has both
     "Say which of the two classes a target set lacks; without both there is no AUC."
     there = set(lab.test_faces(target).label)
     lacking = [name for label, name in enumerate(("reals", "fakes")) if label not in there]
     return f"{target} has no {' and no '.join(lacking)}" if lacking else ""
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-36
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-38
 def target_cells(
     lab: Lab,  # preset and data
     arms: Iterable[Arm],  # trained on whatever
@@ -246,7 +246,7 @@ def target_cells(
             cells[*arm.key, target] = Gap(reason) if reason else wanted
     return cells
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-37
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-39
 def score_cells(
     arms: Iterable[Arm],  # trained on whatever
     seeds: int,  # trainings
@@ -254,7 +254,7 @@ def score_cells(
     "Declare the scores of arms on the test faces of all manipulations."
     return {arm.key: [arm.scores(seed) for seed in seed_range(seeds)] for arm in arms}
 
-
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-40
 def reals_and(
     subset: str,  # manipulation
     scores: pd.DataFrame,  # from `read_scores`
@@ -262,7 +262,7 @@ def reals_and(
     "Return all reals and the fakes of one manipulation."
     return scores[scores.subset.isin(["real", subset])]
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-38
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-41
 def split_subsets(
     values: Values,  # name -> scores of each seed, or a gap
     subsets: Sequence[str],  # manipulations
@@ -275,7 +275,7 @@ def split_subsets(
             parts[*key, subset] = tables if gap else [reals_and(subset, t) for t in tables]
     return parts
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-41
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-44
 def _means(train: str, tests: list[str]) -> dict[str, list[str]]:
     "Return the tests behind each mean of a row: all tests (`AVG`), and those not trained on (`unseen`)."
     means = dict(AVG=tests)
@@ -284,7 +284,7 @@ def _means(train: str, tests: list[str]) -> dict[str, list[str]]:
         means["unseen"] = unseen
     return means
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-42
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-45
 def _sums(
     keys: list[tuple],  # backbone, arm, train
     tests: list[str],  # what they are tested on
@@ -308,7 +308,7 @@ def _sums(
             sums[backbone, f"{name} - {base}", train, test] = plus | minus
     return sums
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-43
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-46
 def compare(
     values: Values,  # backbone, arm, train, test -> scores of each seed, or a gap
     measures: Sequence[str] = ("AUC",),  # "AUC", "ACC"
@@ -325,7 +325,7 @@ def compare(
         parts.append(named[[*CELL_COLUMNS, "value", "low", "high", "note"]])
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-46
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-49
 BASELINES = {
     "MesoNet": "meso4",
     "Capsule": "capsule",
@@ -338,16 +338,17 @@ BASELINES = {
 }
 "The baselines of Table II: the paper's name, and the registry's."
 
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-50
 _STANDS_FOR = dict(zip(TARGETS, TARGET_SETS))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-47
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-51
 def paper_names(
     lab: Lab,  # whose target sets
 ) -> dict[str, str]:  # ours -> the paper's
     "Return the paper's name of the target set that each of ours stands for."
     return {ours: _STANDS_FOR.get(ours, ours) for ours in lab.targets}
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-48
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-52
 def paper_tests(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table
@@ -357,7 +358,7 @@ def paper_tests(
         return [s for s in SUBSETS if s in lab.subsets]
     return [t for t in TARGET_SETS if t in paper_names(lab).values()]
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-49
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-53
 def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
     "Return the paper's cells of some tests, with their mean instead of the printed one."
     given = given[given.test.isin(tests)]
@@ -365,7 +366,7 @@ def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
     mean = groups.paper.agg(lambda numbers: numbers.mean(skipna=False))
     return pd.concat([given, mean.assign(test="AVG")])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-50
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-54
 def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
     "Add the differences to the first arm of each backbone and training."
     keys = ["backbone", "train", "test", "measure"]
@@ -374,7 +375,7 @@ def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
     change = both.assign(arm=both.arm + " - " + both.arm_first, paper=both.paper - both.paper_first)
     return pd.concat([given, change[given.columns]])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-51
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-55
 def paper_numbers(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table, 2 to 7
@@ -390,7 +391,7 @@ def paper_numbers(
     ours = {theirs: name for name, theirs in paper_names(lab).items()}
     return given.assign(test=given.test.replace(ours))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-52
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-56
 def add_paper(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table, 2 to 7
@@ -399,11 +400,11 @@ def add_paper(
     "Add the paper's numbers to ours; NaN where it has none."
     return rows.merge(paper_numbers(lab, number), on=CELL_COLUMNS, how="left")
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-54
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-58
 FIGURE8_ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 "The shares of the attended pixels that Figure 8 masks."
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-55
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-59
 def masked_scores(
     subset: str,  # manipulation that detector and zoo are trained on, and whose fakes are scored
     seed: int,  # of both
@@ -419,7 +420,7 @@ def masked_scores(
 
     return Wanted(ask, lambda run: reals_and(subset, read_scores(run)))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-56
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-60
 def masked_cells(
     lab: Lab,  # its manipulations
     seeds: int,  # trainings
@@ -434,7 +435,7 @@ def masked_cells(
             cells[subset, alpha] = wanted
     return cells
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-57
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-61
 def mean_over_subsets(
     subsets: Sequence[str],  # manipulations
     weights: dict[float, float],  # alpha -> weight
@@ -442,7 +443,7 @@ def mean_over_subsets(
     "Return the weights of a sum over alpha of the mean over manipulations."
     return {(s, alpha): weight / len(subsets) for alpha, weight in weights.items() for s in subsets}
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-58
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-62
 def masked_accuracy(
     values: Values,  # of `masked_cells`
 ) -> pd.DataFrame:  # subset ("mean": over all), alpha, value, low, high in per cent, note
@@ -454,7 +455,7 @@ def masked_accuracy(
     found = estimate_sums(values, dict.fromkeys(values, "acc"), sums)
     return split_keys(found, ["subset", "alpha"])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-61
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-65
 def wanted_statistics(
     zoo: Zoo,  # whose training maps are measured
     read: Callable[[Run], pd.DataFrame],  # what is wanted of them
@@ -462,7 +463,7 @@ def wanted_statistics(
     "Declare the statistics of a zoo's maps."
     return Wanted(lambda lab: lab.statistics(zoo), read)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-62
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-66
 def read_mask_sizes(
     run: Run,  # from `Lab.statistics`
 ) -> pd.DataFrame:  # label, identity, share: of the face that is attended, in [0, 1]
@@ -470,7 +471,7 @@ def read_mask_sizes(
     shares = read_table(run_file(run.path, "shares.parquet"))
     return shares.rename(columns={"above 0": "share"})
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-63
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-67
 def control_cells(
     lab: Lab,  # its manipulations
     seeds: int,  # trainings

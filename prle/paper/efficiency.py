@@ -33,7 +33,7 @@ from ..trust import read_table
 COUNTED = {"Xception": ("legacy_xception", 2), "ResNet-50": ("resnet50", 1000)}
 "The networks that Table VIII counts: timm's name, and how many classes."
 
-
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-5
 def paper_network(
     name: str,  # of `COUNTED`
 ) -> nn.Module:  # on the meta device: shapes only
@@ -44,7 +44,7 @@ def paper_network(
     with torch.device("meta"):
         return timm.create_model(network, num_classes=classes).eval()
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-5
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-6
 def norm_elements(
     model: nn.Module,  # on the meta device, in eval mode
     size: int,  # edge of a face in pixels
@@ -64,7 +64,7 @@ def norm_elements(
             hook.remove()
     return sum(counts)
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-6
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-7
 def paper_gflops(
     model: nn.Module,  # on the meta device, in eval mode
     size: int = 299,  # edge of a face in pixels
@@ -74,7 +74,7 @@ def paper_gflops(
     "Return Table VIII's GFLOPs: 1e9 multiply-accumulates of a batch, plus batch normalization."
     return batch_size * (macs(model, size) + per_norm * norm_elements(model, size)) / 1e9
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-9
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-10
 def even_sample(
     rows: pd.DataFrame,  # of a manifest
     n: int,  # faces
@@ -86,7 +86,7 @@ def even_sample(
         parts.append(part.iloc[order[: n // 2]])
     return pd.concat(parts)
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-11
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-12
 def _seconds_to_score(
     detector: nn.Module, rows: pd.DataFrame, lab: Lab, batch_size: int, workers: int
 ) -> float:
@@ -95,7 +95,7 @@ def _seconds_to_score(
     predict(detector, FaceDataset(rows), batch_size, lab.device, workers)
     return time.perf_counter() - start
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-12
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-13
 def _measure(
     lab: Lab, backbone: str, subset: str, quantiles: Path, rounds: int, faces: int
 ) -> pd.DataFrame:
@@ -115,7 +115,7 @@ def _measure(
             table.append(dict(round=r, arm=arm, **speed))
     return pd.DataFrame(table).query("round > 0")
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-13
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-14
 def timing_run(
     lab: Lab,  # preset, data and store
     backbone: str,  # of the preset
@@ -138,14 +138,14 @@ def timing_run(
 
     return lab.store.get("timings", f"{backbone}-{subset}", config, make)
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-14
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-15
 def read_throughput(
     run: Run,  # from `timing_run`
 ) -> pd.DataFrame:  # round, arm, train, infer
     "Read the faces a second of each round."
     return read_table(run_file(run.path, "throughput.parquet"))
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-16
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-17
 class Measured(NamedTuple):
     "A number with the smallest and largest of its rounds."
 
@@ -158,7 +158,7 @@ class Measured(NamedTuple):
         "Return the median of rounds, the smallest and the largest."
         return cls(rounds.median(), rounds.min(), rounds.max())
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-17
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-18
 def _count(name: str) -> dict[str, Measured]:
     "Count the operations (GFLOPs) and parameters (millions) of a network of Table VIII."
     model = paper_network(name)
@@ -169,7 +169,7 @@ def _count(name: str) -> dict[str, Measured]:
         params=Measured(parameters, parameters, parameters),
     )
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-18
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-19
 _TIMED = ("train", "infer")
 
 
@@ -181,7 +181,7 @@ def _changes(by_arm: dict[str, pd.DataFrame]) -> dict[str, Measured]:
         changes[quantity] = Measured.of(change)
     return changes
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-19
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-20
 def _paper_efficiency(name: str, arm: str, quantity: str) -> float:
     "Return a number of the paper's Table VIII; for the arm `change`, the change in per cent."
     given = paper_table(8).set_index(["backbone", "arm"])[quantity]
@@ -189,7 +189,7 @@ def _paper_efficiency(name: str, arm: str, quantity: str) -> float:
         return given[name, arm]
     return 100 * (given[name, "primary"] / given[name, "none"] - 1)
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-20
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-21
 def network_efficiency(
     name: str,  # of `COUNTED`
     speed: pd.DataFrame,  # from `read_throughput`
@@ -209,7 +209,7 @@ def network_efficiency(
             rows.append(row | dict(rounds=rounds, paper=paper))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-22
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-23
 _QUANTITIES = dict(
     GFLOPs="GFLOPs (64 faces)",
     params="parameters (M)",
@@ -218,7 +218,7 @@ _QUANTITIES = dict(
 )
 _LINES = ("ours", "paper", "ours - paper")
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-23
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-24
 def _lines(r) -> tuple[str, str, str]:  # as `_LINES`
     "Format a number for the three rows of the table: ours, the paper's, and their difference."
     if r.quantity in ("GFLOPs", "params"):
@@ -228,7 +228,7 @@ def _lines(r) -> tuple[str, str, str]:  # as `_LINES`
         return ours, f"{r.paper:+.1f}%", f"{r.value - r.paper:+.1f}"
     return f"{r.value:.0f} [{r.low:.0f}, {r.high:.0f}]", f"{r.paper:.2f}", "other machine"
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-24
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-25
 def efficiency_table(
     rows: pd.DataFrame,  # from `network_efficiency`
 ) -> pd.DataFrame:
@@ -244,10 +244,10 @@ def efficiency_table(
         shown += lines.values()
     return pd.DataFrame(shown)
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-27
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-28
 ROUNDS = Parameter("rounds", None, "of each arm; a further one warms up; None: 5, in smoke 1")
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-28
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-29
 @declare
 class Table8(Exhibit):
     "Table VIII: the cost of PRLE (Section IV-G)."
@@ -270,7 +270,7 @@ class Table8(Exhibit):
         )
         yield TablePart("table8", rows, efficiency_table(rows), caption)
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-29
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-30
 def efficiency(
     lab: Lab,  # preset, data and store
     rounds: int | None = None,  # of each arm, see `timing_run`

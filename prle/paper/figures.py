@@ -164,12 +164,12 @@ def rank_cells(
     ranks = {("quantiles", subset): [_wanted_ranks(Zoo(subset, seed))] for _, subset in cells}
     return cells | ranks
 
-
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-21
 def _wanted_ranks(zoo: Zoo) -> Wanted:
     "Declare the quantile maps of a zoo."
     return Wanted(lambda lab: lab.quantiles(zoo), quantile_folder)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-21
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-22
 def mapped_face(
     lab: Lab,  # its training faces
     values: Values,  # of `map_cells`
@@ -181,7 +181,7 @@ def mapped_face(
     maps = dict(zip(lab.preset.backbones, runs))
     return MappedFace(read_face(lab.train_faces(subset), row), maps, row)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-22
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-23
 def ranked_face(
     lab: Lab,  # its training faces
     values: Values,  # of `rank_cells`
@@ -194,7 +194,7 @@ def ranked_face(
     quantiles = read_quantiles(folder / path, read_digests(folder)[path.as_posix()])
     return RankedFace(face.image, face.maps, row, quantiles)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-24
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-25
 STYLES = {"none": dict(color="C0", marker="o"), "primary": dict(color="C1", marker="s")}
 LABELS = {"none": "plain", "primary": "+ PRLE"}
 
@@ -204,7 +204,7 @@ def _draw_points(ax: plt.Axes, x: Sequence[float], rows: pd.DataFrame, **style):
     ends = np.maximum(0, [rows.value - rows.low, rows.high - rows.value])
     ax.errorbar(x, rows.value, yerr=ends, linestyle="none", capsize=2, markersize=4, **style)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-25
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-26
 def _draw_both_arms(ax: plt.Axes, rows: pd.DataFrame, by: str, names: Sequence[str]):
     "Draw plain and PRLE beside each other, one group for each of `names` in the column `by`."
     for shift, (arm, style) in zip((-0.15, 0.15), STYLES.items()):
@@ -213,7 +213,7 @@ def _draw_both_arms(ax: plt.Axes, rows: pd.DataFrame, by: str, names: Sequence[s
     ax.set(xticks=range(len(names)), xlim=(-0.6, len(names) - 0.4))
     ax.axhline(50, color="0.6", linewidth=0.8, linestyle=":")
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-28
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-29
 FIGURE1 = ("NT", "FS")
 "What the detectors of Figure 1 are trained on."
 _PAIRS = [("NT", "NT"), ("NT", "FS"), ("FS", "FS"), ("FS", "NT")]
@@ -223,7 +223,7 @@ def figure1_arms() -> list[Arm]:
     "Return plain and PRLE arms of Xception, trained on NT and on FS."
     return [arm for train in FIGURE1 for arm in arms_of(["Xception"], PLAIN_AND_PRLE, train)]
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-29
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-30
 def figure1_faces(
     faces: pd.DataFrame,  # all test faces
     n: int,  # of each manipulation
@@ -236,7 +236,7 @@ def figure1_faces(
         chosen[subset] = np.flatnonzero(of_subset)[picks]
     return chosen
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-30
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-31
 def _draw_attention(part, faces: pd.DataFrame, maps: dict[str, Run], size: int):
     "Draw where each plain detector looks on fakes of its own manipulation."
     chosen = figure1_faces(faces, 3)
@@ -247,7 +247,7 @@ def _draw_attention(part, faces: pd.DataFrame, maps: dict[str, Run], size: int):
             show_image(ax, read_face(faces, i), heat)
         row[0].set_ylabel(f"trained on {train}", **SMALL)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-31
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-32
 def _draw_inside_and_across(part, rows: pd.DataFrame):
     "Draw the AUC within a manipulation and across manipulations."
     ax = part.subplots()
@@ -259,7 +259,7 @@ def _draw_inside_and_across(part, rows: pd.DataFrame):
     above = dict(frameon=False, loc="outside upper center", ncols=2)
     part.legend(*ax.get_legend_handles_labels(), **above, **SMALL)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-32
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-33
 def _draw_masked_form(part, face: RankedFace):
     "Draw a face of FS and its masked form."
     whole_ax, masked_ax = part.subplots(2, 1)
@@ -268,7 +268,7 @@ def _draw_masked_form(part, face: RankedFace):
     show_image(masked_ax, face.masked(0.5))
     masked_ax.set_title("FS$_\\rho$, $\\alpha$ = 0.5", **SMALL)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-33
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-34
 def draw_figure1(
     faces: pd.DataFrame,  # all test faces
     maps: dict[str, Run],  # manipulation -> attention of the detector trained on it
@@ -283,7 +283,7 @@ def draw_figure1(
     _draw_masked_form(right, face)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-37
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-38
 @declare
 class Figure1(Exhibit):
     "Figure 1: attention of detectors trained on NT and on FS, and their AUC within and across (Section I)."
@@ -315,7 +315,7 @@ class Figure1(Exhibit):
         numbers = rows[rows.test.isin(FIGURE1)].drop(columns="note").round(1)
         yield FigurePart("figure1", figure, caption, extra=numbers)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-38
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-39
 def wanted_attention(
     arm: Arm,  # that localizes
     seed: int,  # of its training
@@ -324,7 +324,7 @@ def wanted_attention(
     "Declare the attention maps of an arm's detector."
     return Wanted(lambda lab: lab.attention(arm.run(lab, seed), split), as_it_is)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-40
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-41
 def _draw_arrow(figure: Figure, start: plt.Axes, end: plt.Axes):
     "Draw an arrow from one panel to the next."
     style = dict(arrowstyle="-|>", color="0.35", linewidth=1)
@@ -332,7 +332,7 @@ def _draw_arrow(figure: Figure, start: plt.Axes, end: plt.Axes):
     ends = dict(axesA=start, axesB=end, coordsA="axes fraction", coordsB="axes fraction")
     figure.add_artist(ConnectionPatch((1.03, 0.5), (-0.05, 0.5), **ends, **style))
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-41
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-42
 def _draw_panel(ax: plt.Axes, title: str, draw, *images: np.ndarray):
     "Draw a picture in a frame."
     draw(ax, *images)
@@ -341,17 +341,17 @@ def _draw_panel(ax: plt.Axes, title: str, draw, *images: np.ndarray):
         spine.set(visible=True, color="0.6", linewidth=0.6)
     ax.set_title(title, **SMALL)
 
-
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-43
 def _show_mask(ax: plt.Axes, mask: np.ndarray):
     "Show a binary mask, white inside."
     ax.imshow(mask, cmap="gray", vmin=0, vmax=1)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-42
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-44
 def _show_ranks(ax: plt.Axes, quantiles: np.ndarray):
     "Show the ranks of the attended pixels, the lowest quantiles dark; nothing where there is no attention."
     ax.imshow(np.where(quantiles > 0, quantiles / 65535, np.nan), cmap="viridis", vmin=0, vmax=1)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-43
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-45
 _PLACES2 = dict(  # panel of Figure 2 -> row, column
     face=(1, 0),
     first=(0, 1),
@@ -365,7 +365,7 @@ _PLACES2 = dict(  # panel of Figure 2 -> row, column
     masked=(1, 5),
 )
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-44
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-46
 _ARROWS2 = [
     *(("face", detector) for detector in ("first", "second", "third")),
     *product(("first", "second", "third"), ("average", "neighbours")),
@@ -377,7 +377,7 @@ _ARROWS2 = [
     ("kept", "masked"),
 ]
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-45
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-47
 def draw_figure2(
     face: RankedFace,
     subset: str,  # manipulation of the face
@@ -404,7 +404,7 @@ def draw_figure2(
     figure.suptitle("static localization" + " " * 62 + "dynamic exploitation", **SMALL)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-48
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-50
 def draw_figure4(
     face: RankedFace,
     subset: str,  # manipulation of the face
@@ -431,10 +431,10 @@ def draw_figure4(
         _draw_arrow(figure, ax[start], ax[end])
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-51
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-53
 SEED_OF_FACE = Parameter("seed", 0, "of the zoo and of the choice of the face")
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-52
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-54
 class OneFace(Exhibit):
     "A figure of one training face, drawn at random."
 
@@ -459,7 +459,7 @@ class OneFace(Exhibit):
         caption = f"{self.caption(seed)} {describe(lab, 1, on=(), brackets='')}"
         yield FigurePart(self.name, self.draw(face, subset), caption)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-53
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-55
 @declare
 class Figure2(OneFace):
     "Figure 2: the method at a glance (Section III)."
@@ -476,7 +476,7 @@ class Figure2(OneFace):
             f"drawn at random (seed {seed})."
         )
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-55
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-57
 FIGURE3 = {
     "average, low $\\tau_1$": LOW,
     "average, high $\\tau_1$": HIGH,
@@ -484,7 +484,7 @@ FIGURE3 = {
 }
 "The rows of Figure 3 and how they are fused."
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-56
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-58
 def read_attended_values(
     run: Run,  # from `Lab.statistics`
 ) -> np.ndarray:  # (BINS,) pixels
@@ -494,7 +494,7 @@ def read_attended_values(
     counts[0] -= counts.sum() - round(attended.mean() * counts.sum())
     return counts
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-57
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-59
 def draw_figure3(
     faces: dict[str, MappedFace],  # manipulation -> a face
     counts: dict[str, np.ndarray],  # row of `FIGURE3` -> pixels of all training faces in each bin
@@ -518,10 +518,10 @@ def draw_figure3(
     ax.legend(frameon=False, **SMALL)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-60
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-62
 SEED_OF_FACES = Parameter("seed", 0, "of the zoo and of the choice of faces")
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-61
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-63
 @declare
 class Figure3(Exhibit):
     "Figure 3: what the static methods localize (Section III-B)."
@@ -549,7 +549,7 @@ class Figure3(Exhibit):
         )
         yield FigurePart("figure3", draw_figure3(faces, counts), caption)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-62
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-64
 @declare
 class Figure4(OneFace):
     "Figure 4: dynamic exploitation (Section III-C)."
@@ -566,7 +566,7 @@ class Figure4(OneFace):
             f"drawn at random (seed {seed})."
         )
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-64
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-66
 def draw_figure5(
     rows: pd.DataFrame,  # from `compare`
 ) -> Figure:
@@ -581,12 +581,12 @@ def draw_figure5(
     axes[0].legend(frameon=False, **SMALL)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-67
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-69
 def _intervals(rows: pd.DataFrame) -> list[str]:
     "Format numbers with their intervals."
     return [interval(r.value, r.low, r.high) for r in rows.itertuples()]
 
-
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-70
 def figure5_table(
     rows: pd.DataFrame,  # from `compare`
 ) -> pd.DataFrame:  # a row a training and backbone, a column an arm
@@ -597,7 +597,7 @@ def figure5_table(
     order = list(average[heads].drop_duplicates().itertuples(index=False, name=None))
     return shown.loc[order].reset_index()
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-68
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-71
 @declare
 class Figure5(ArmExhibit):
     "Figure 5: detectors trained on DF or on FS only (Section IV-C2)."
@@ -619,7 +619,7 @@ class Figure5(ArmExhibit):
         yield FigurePart("figure5", draw_figure5(rows), caption)
         yield TablePart("figure5", rows, figure5_table(rows), caption)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-70
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-73
 def add_figure6(
     lab: Lab,  # whose target sets
     rows: pd.DataFrame,  # from `compare`
@@ -633,7 +633,7 @@ def add_figure6(
     of_paper = (rows.backbone == "EfficientNet") & (rows.test == "AVG") & (rows.measure == "AUC")
     return rows.assign(paper=rows.arm.map(given).where(of_paper))
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-71
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-74
 def _draw_zoo_sizes(ax: plt.Axes, part: pd.DataFrame):
     "Draw AUC and ACC of one backbone against the number of detectors."
     for measure, style in zip(("AUC", "ACC"), STYLES.values()):
@@ -648,12 +648,12 @@ def _draw_zoo_sizes(ax: plt.Axes, part: pd.DataFrame):
     ax.set_xticklabels([f"+{b[0]}." for b in BACKBONES[: part.arm.nunique()]])
     ax.legend(frameon=False, **SMALL)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-72
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-75
 def _averages(rows: pd.DataFrame) -> pd.DataFrame:
     "Return the averages over the target sets, without differences."
     return rows[(rows.test == "AVG") & ~rows.arm.str.contains(" - ")]
 
-
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-76
 def draw_figure6(
     rows: pd.DataFrame,  # from `add_figure6`
 ) -> Figure:
@@ -669,7 +669,7 @@ def draw_figure6(
     axes[0].set_ylabel("average over the target sets (%)")
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-75
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-79
 def figure6_table(
     rows: pd.DataFrame,  # from `add_figure6`
 ) -> pd.DataFrame:  # a row a backbone, measure and kind; a column a number of detectors
@@ -687,7 +687,7 @@ def figure6_table(
     there = shown.loc[[key for key in order if key in shown.index]]
     return there.reset_index().rename(columns=dict(kind=""))
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-76
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-80
 @declare
 class Figure6(ArmExhibit):
     "Figure 6: one to five detectors in the fusion (Section IV-D2)."
@@ -712,7 +712,7 @@ class Figure6(ArmExhibit):
         yield FigurePart("figure6", draw_figure6(rows), caption)
         yield TablePart("figure6", rows, figure6_table(rows), caption)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-78
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-82
 def figure7_picks(
     lab: Lab,  # its manipulations
     seed: int,  # of the choice
@@ -723,7 +723,7 @@ def figure7_picks(
     rounds = zip(*picks.values())
     return [(s, row) for turn in rounds for s, row in zip(lab.subsets, turn)][:n]
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-79
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-83
 def draw_figure7(
     faces: list[tuple[str, RankedFace]],  # manipulation and face
 ) -> Figure:
@@ -742,7 +742,7 @@ def draw_figure7(
         ax.set_title(title, **SMALL)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-82
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-86
 @declare
 class Figure7(Exhibit):
     "Figure 7: masks from alpha = 1.0 to 0.1 (Section IV-E1)."
@@ -762,7 +762,7 @@ class Figure7(Exhibit):
         )
         yield FigurePart("figure7", draw_figure7(faces), caption)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-84
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-88
 def draw_figure8(
     rows: pd.DataFrame,  # from `masked_accuracy`
 ) -> Figure:
@@ -779,7 +779,7 @@ def draw_figure8(
     figure.legend(frameon=False, loc="outside upper center", ncols=3, **SMALL)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-87
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-91
 def what_masks_tell(
     masked: Values,  # manipulation, alpha -> scores of each seed, of `masked_cells`
     gray: Values,  # of `control_cells`
@@ -795,13 +795,13 @@ def what_masks_tell(
     by_size = estimate_each(sizes, "auc", columns, score="share")
     return pd.concat([by_score, by_size], ignore_index=True)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-88
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-92
 def _by_subset(rows: pd.DataFrame, index: str) -> pd.DataFrame:
     "Format numbers with one column for each manipulation."
     shown = rows.assign(cell=_intervals(rows)).pivot(index=index, columns="subset", values="cell")
     return shown.loc[rows[index].unique(), rows.subset.unique()].reset_index()
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-89
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-93
 @declare
 class Figure8(Exhibit):
     "Figure 8: accuracy when primary regions are masked (Section IV-E1), with a control that the paper lacks."
@@ -825,7 +825,7 @@ class Figure8(Exhibit):
         caption = f"What the masks of Figure 8 tell: AUC (%) at alpha = 1.0. {about}{gaps(tells)}"
         yield TablePart("figure8_masks", tells, shown, caption)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-91
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-95
 def celeb_set(
     lab: Lab,  # whose target sets
 ) -> str:  # `ValueError` if there is none
@@ -836,7 +836,7 @@ def celeb_set(
     there = ", ".join(lab.targets) or "no target set"
     raise ValueError(f"Figure 9 needs Celeb-DF; this data has {there}.")
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-92
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-96
 def _draw_judged(ax: plt.Axes, image: np.ndarray, heat: np.ndarray, p_fake: float):
     "Draw a fake, where a detector looks, and its score; a missed fake in red."
     show_image(ax, image, heat)
@@ -845,11 +845,11 @@ def _draw_judged(ax: plt.Axes, image: np.ndarray, heat: np.ndarray, p_fake: floa
     else:
         ax.set_xlabel(f"{p_fake:.2f} missed", color="#c03a00", fontweight="bold", **SMALL)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-93
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-97
 Judged = dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
 "Backbone and arm -> heat maps of faces, and the score of each."
 
-
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-98
 def draw_figure9(
     images: list[np.ndarray],  # fakes
     arms: Judged,  # what each arm says of them
@@ -868,7 +868,7 @@ def draw_figure9(
         line[0].set_ylabel(f"{backbone}\n{LABELS[arm]}", **SMALL)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-96
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-101
 @declare
 class Figure9(Exhibit):
     "Figure 9: where detectors of seed 0 look, with and without PRLE (Section IV-E2)."
@@ -906,7 +906,7 @@ class Figure9(Exhibit):
         )
         yield FigurePart("figure9", figure, caption, extra=found_fakes(drawn))
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-97
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-102
 def found_fakes(
     arms: Judged,  # as `draw_figure9`
 ) -> pd.DataFrame:  # a row an arm: fakes that it finds, of how many

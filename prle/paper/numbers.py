@@ -298,13 +298,13 @@ def _cell(number: int, column: str, **keys: str) -> float:
         table = table[table[head] == value]
     return table[column].item()
 
-
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-24
 def _gain(backbone: str, column: str) -> float:
     "Return the points that PRLE adds in Table II."
     plain, primary = (_cell(2, column, backbone=backbone, arm=arm) for arm in ("none", "primary"))
     return primary - plain
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-24
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-25
 def _cross_gain(backbone: str, train: str, test: str) -> float:
     "Return the points that PRLE adds in Table III."
     plain, primary = (
@@ -312,7 +312,7 @@ def _cross_gain(backbone: str, train: str, test: str) -> float:
     )
     return primary - plain
 
-
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-26
 def _drop(number: int, backbone: str, arm: str, test: str) -> float:
     "Return the points that an arm of Tables IV to VII loses against the table's first arm."
     first = paper_table(number).arm[0]
@@ -320,13 +320,13 @@ def _drop(number: int, backbone: str, arm: str, test: str) -> float:
         number, test, backbone=backbone, arm=arm
     )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-25
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-27
 def _cost(backbone: str) -> float:
     "Return by how much PRLE lowers the training throughput in Table VIII, in per cent."
     plain, primary = (_cell(8, "train", backbone=backbone, arm=arm) for arm in ("none", "primary"))
     return 100 * (1 - primary / plain)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-26
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-28
 def _sentences_on_two() -> Iterator[Check]:
     "Check what the text says of Table II."
     yield Check(
@@ -361,7 +361,7 @@ def _sentences_on_two() -> Iterator[Check]:
             here, f"Xception with PRLE improves on {backbone} by {points}%", points, less, 1
         )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-27
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-29
 def _sentences_on_three() -> Iterator[Check]:
     "Check what text and figures say of Tables I and III."
     own = _cell(3, "FS", backbone="Xception", arm="none", train="FS")
@@ -391,7 +391,7 @@ def _sentences_on_three() -> Iterator[Check]:
         1,
     )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-28
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-30
 def _sentences_on_masks() -> Iterator[Check]:
     "Check what the text says of Tables IV to VII and Figure 6."
     others = [(b, arm) for b in BACKBONES for arm in ("random", "landmark")]
@@ -429,7 +429,7 @@ def _sentences_on_masks() -> Iterator[Check]:
     loss = np.mean([_drop(7, "EfficientNet", "static", t) for t in TARGET_SETS])
     yield Check(here, "EfficientNet loses around 3% across testing sets", 3, loss, 1)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-29
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-31
 def _other_sentences() -> Iterator[Check]:
     "Check what the text says of people and of time."
     decisions = USER_STUDY["participants"] * USER_STUDY["images"]
@@ -437,7 +437,7 @@ def _other_sentences() -> Iterator[Check]:
     yield Check("Section IV-F", what, USER_STUDY["decisions"], decisions, 0.5)
     yield Check("Section IV-G", "less than 3% more time with Xception", 3, _cost("Xception"), -1)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-30
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-32
 def _verdict(check: Check) -> str:  # "agrees", "last digit" or "contradicts"
     "Say whether a printed number agrees with what it can be computed from."
     if check.tolerance < 0:
@@ -447,7 +447,7 @@ def _verdict(check: Check) -> str:  # "agrees", "last digit" or "contradicts"
         return "agrees"
     return "last digit" if off <= 0.0101 and check.tolerance == 0.005 else "contradicts"
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-31
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-33
 def consistency() -> (
     pd.DataFrame
 ):  # where, what, printed, computed, verdict: agrees, last digit, contradicts
@@ -467,7 +467,7 @@ def consistency() -> (
         computed=rows.computed.round(3), verdict=[_verdict(check) for check in checks]
     )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-34
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-36
 def interval(
     value: float,  # in per cent
     low: float,  # end of its interval
@@ -476,13 +476,13 @@ def interval(
     "Format a number with its 95% interval, as tables do."
     return "gap" if pd.isna(value) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-37
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-39
 def _faces_text(faces: pd.DataFrame, of: str = "") -> str:
     "Count the people and faces of a test set."
     fakes = (faces.label == 1).sum()
     return f"{faces.identity.nunique()} test people, {len(faces) - fakes} real and {fakes} fake test faces{of}"
 
-
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-40
 def _measured(lab: Lab, kind: str) -> list[str]:
     "Say how many people and faces were measured, one text for each set."
     if kind == "test":
@@ -492,7 +492,7 @@ def _measured(lab: Lab, kind: str) -> list[str]:
     fakes = lab.train_faces("all").query("label == 1")
     return [f"fakes of {fakes.identity.nunique()} training people"]
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-38
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-41
 def _network_text(lab: Lab, name: str) -> str:
     "Say which network a backbone is in a preset."
     network = lab.preset.backbone(name)
@@ -501,7 +501,7 @@ def _network_text(lab: Lab, name: str) -> str:
         text += f" at width {network.width:g}"
     return text + " (ImageNet)" if network.pretrained else text
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-39
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-42
 def describe(
     lab: Lab,  # preset and data
     seeds: int,  # of every number
@@ -524,7 +524,7 @@ def describe(
     note = " (only shows that it runs; its numbers mean nothing)" if lab.name == "smoke" else ""
     return f"Preset {lab.name}{note}: faces of {lab.preset.size} pixels; {networks}; {'; '.join(parts)}."
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-42
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-45
 def _is_best(rows: pd.DataFrame, column: str, groups: list[str]) -> pd.Series:
     "Tell whether each number is the largest of its group; differences do not count."
     plain = ~rows.arm.str.contains(" - ")
@@ -537,7 +537,7 @@ def _bold(texts: Iterable[str], best: Iterable[bool]) -> list[str]:
     "Mark the best texts with `**`."
     return [f"**{text}**" if text and is_best else text for text, is_best in zip(texts, best)]
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-43
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-46
 def _paper_text(r) -> str:
     "Format the paper's number; a difference with its sign."
     if pd.isna(r.paper):
@@ -550,7 +550,7 @@ def _off_text(r) -> str:
     off = r.value - r.paper
     return "" if pd.isna(off) else f"{off:+.1f}"
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-44
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-47
 def side_by_side(
     rows: pd.DataFrame,  # `CELL_COLUMNS` and value, low, high; paper: the paper's number
     best: Sequence[str] = ("backbone", "train"),  # columns within whose groups the best is bold
@@ -565,7 +565,7 @@ def side_by_side(
     off = [_off_text(r) for r in lines]
     return _stack(rows.assign(**{"ours": ours, "paper": paper, "ours - paper": off}), list(heads))
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-45
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-48
 def _stack(rows: pd.DataFrame, heads: list[str]) -> pd.DataFrame:
     "Put ours, the paper's, and their difference on separate rows; empty rows are left out."
     order, shown = rows["column"].unique(), []
@@ -577,7 +577,7 @@ def _stack(rows: pd.DataFrame, heads: list[str]) -> pd.DataFrame:
             shown.append({**dict(zip(heads, key)), "": kind, **cells})
     return pd.DataFrame(shown)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-49
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-52
 _MARKUP = re.compile(r"[\\`<&|]|\](?=[\[(:])")  # code, tags, entities, cells; links and pictures
 
 
@@ -587,7 +587,7 @@ def markdown_text(
     "Escape text for Markdown, on one line."
     return _MARKUP.sub(r"\\\g<0>", " ".join(str(text).split()))
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-51
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-54
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -604,7 +604,7 @@ _LATEX = {
     "|": r"\textbar{}",
 }
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-52
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-55
 def latex_text(
     text: str,  # of a cell or caption; `**` marks bold
 ) -> str:
@@ -616,7 +616,7 @@ def latex_text(
         "{}" + bold if bold.startswith(("[", "*")) else bold
     )  # after a row's end these would be its options
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-53
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-56
 _PAGE_ROWS, _LINE = 45, 40  # a longer table breaks over pages, a longer cell over lines
 
 
@@ -625,7 +625,7 @@ def _column_format(cells: pd.Series) -> str:
     longest = cells.map(lambda cell: len(str(cell))).max()
     return "p{4cm}" if longest > _LINE else "l"
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-54
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-57
 def latex_table(
     shown: pd.DataFrame,  # as people read it
     caption: str,
@@ -644,7 +644,7 @@ def latex_table(
         **place,
     )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-56
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-59
 def _write_note(lab: Lab, path: Path, files: Sequence[Path], **facts):
     "Write the provenance of the table or figure at `path`."
     own = dict(
@@ -657,7 +657,7 @@ def _write_note(lab: Lab, path: Path, files: Sequence[Path], **facts):
     )
     write_json(path.with_suffix(".provenance.json"), dict(provenance(lab.device), **own, **facts))
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-57
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-60
 def _stale_text(lab: Lab) -> str:  # "" if there are none
     "Say how many runs were made by other code."
     stale = lab.store.names(other_code=True)
@@ -668,13 +668,13 @@ def _stale_text(lab: Lab) -> str:  # "" if there are none
         "the provenance names them."
     )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-58
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-61
 def _markdown_table(shown: pd.DataFrame) -> str:
     "Return a table as Markdown."
     text = shown.rename(columns=markdown_text).map(markdown_text)
     return text.to_markdown(index=False, disable_numparse=True)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-59
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-62
 def write_table(
     lab: Lab,  # whose runs it rests on
     name: str,  # of the files, e.g. "table3"
@@ -699,7 +699,7 @@ def write_table(
     _write_note(lab, path, [path.with_suffix(suffix) for suffix in texts], caption=caption, **facts)
     return path
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-60
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-63
 def write_figure(
     lab: Lab,  # whose runs it rests on
     name: str,  # of the files, e.g. "figure3"
@@ -716,14 +716,14 @@ def write_figure(
     _write_note(lab, path, [path, path.with_suffix(".pdf")], caption=caption, **facts)
     return path
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-62
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-65
 def _fault(path: Path, made: str) -> str:
     "Say what is wrong with a file, given the fingerprint recorded for it; empty if nothing is."
     if not path.is_file():
         return "missing"
     return "" if file_digest(path) == made else "changed since it was written"
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-63
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-66
 def changed_files(
     folder: str | Path,  # outputs/PRESET
 ) -> list[str]:  # "tables/table3.csv: ...", sorted
@@ -738,11 +738,11 @@ def changed_files(
         found += [f"{note.parent.name}/{name}: {fault}" for name, fault in faults.items() if fault]
     return found
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-66
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-69
 COLUMN_WIDTH, PAGE_WIDTH = 3.5, 7.16
 "Widths in inches of a column and of a page."
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-67
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-70
 def use_paper_style():
     "Set matplotlib's style for all figures: readable at their printed width, safe for colour-blind readers."
     import seaborn as sns
@@ -755,7 +755,7 @@ def use_paper_style():
     }
     sns.set_theme(context="paper", style="ticks", palette="colorblind", rc=settings)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-68
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-71
 def show_image(
     ax: plt.Axes,  # where
     image: np.ndarray,  # (H, W, 3) uint8

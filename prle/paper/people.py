@@ -97,14 +97,14 @@ def _answers_text(kept: pd.DataFrame, left_out: pd.DataFrame) -> str:
         return f"{simulated}{kept.code.nunique()} participants, {len(kept)} decisions"
     return "all responses excluded" if len(left_out) else "no responses yet"
 
-
+# %% ../../nbs/paper/07_people.ipynb #paper-07-people-9
 def _accuracy_text(r) -> str:
     "Format an accuracy, with its interval where it has one."
     if pd.isna(r.accuracy):
         return ""
     return f"{r.accuracy:.1f}" if pd.isna(r.low) else interval(r.accuracy, r.low, r.high)
 
-# %% ../../nbs/paper/07_people.ipynb #paper-07-people-9
+# %% ../../nbs/paper/07_people.ipynb #paper-07-people-10
 def figure10_rows(
     kept: pd.DataFrame,  # decisions that count
     subsets: list[str],  # manipulations
@@ -123,7 +123,7 @@ def figure10_rows(
         [people, same, detectors.rename(columns=dict(detector="who"))], ignore_index=True
     )
 
-# %% ../../nbs/paper/07_people.ipynb #paper-07-people-10
+# %% ../../nbs/paper/07_people.ipynb #paper-07-people-11
 def figure10_table(
     rows: pd.DataFrame,  # from `figure10_rows`
 ) -> pd.DataFrame:  # a row a bar or point, a column for people and each detector
@@ -135,7 +135,7 @@ def figure10_table(
     wide = shown.pivot(index=which, columns="who", values="cell")
     return wide.loc[order, shown.who.unique()].reset_index()
 
-# %% ../../nbs/paper/07_people.ipynb #paper-07-people-11
+# %% ../../nbs/paper/07_people.ipynb #paper-07-people-12
 def detectors_table(
     detectors: pd.DataFrame | None,  # from `study_detectors`
 ) -> pd.DataFrame | str:
@@ -147,7 +147,7 @@ def detectors_table(
         index="detector", columns=["name", "mask"], values="accuracy", sort=False
     ).round(1)
 
-# %% ../../nbs/paper/07_people.ipynb #paper-07-people-12
+# %% ../../nbs/paper/07_people.ipynb #paper-07-people-13
 def needed_people(
     study: Study,
 ) -> tuple[str, pd.DataFrame]:  # how many are needed; the share of drawn studies that find the drop
@@ -158,7 +158,7 @@ def needed_people(
     lines = [f"{what}: {participants_needed(table)}" for what, table in found.items()]
     return "\n".join(lines), pd.DataFrame(found).round(2)
 
-# %% ../../nbs/paper/07_people.ipynb #paper-07-people-13
+# %% ../../nbs/paper/07_people.ipynb #paper-07-people-14
 @declare
 class Figure10(Exhibit):
     "Figure 10: accuracy of people and of detectors on the study's pictures (Section IV-F)."
@@ -212,7 +212,7 @@ class Figure10(Exhibit):
             "figure10", rows, figure10_table(rows), caption, facts, extra=needed_people(made)
         )
 
-# %% ../../nbs/paper/07_people.ipynb #paper-07-people-14
+# %% ../../nbs/paper/07_people.ipynb #paper-07-people-15
 def wanted_detector(
     backbone: str,  # of the preset
     mask: str,  # "none" or one of `prle.lab.configs.MASKS`

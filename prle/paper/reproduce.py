@@ -124,21 +124,21 @@ class Cost(NamedTuple):
     hours: float  # of one RTX 3090
     disk: float  # bytes that the runs will fill
 
-
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-17
 class Work(NamedTuple):
     "The work of one run."
 
     macs: float  # multiply-accumulates
     disk: float  # bytes
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-17
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-18
 class Network(NamedTuple):
     "The size of a detector."
 
     macs: int  # a face
     parameters: int
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-18
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-19
 def measure_network(
     config: dict,  # of a detector's run
     size: int,  # of the faces, pixels
@@ -148,7 +148,7 @@ def measure_network(
         model = create_detector(config["detector"], width=config["width"], **config["options"])
     return Network(macs(model, size), parameter_count(model))
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-20
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-21
 _QUANTILE_BYTES = 0.6  # a pixel, of the PNG files of the mini benchmark
 
 
@@ -159,7 +159,7 @@ def _fusion_work(lab: Lab, task: Task) -> Work:
     faces = lab.faces(split, label.split("-")[0])
     return Work(0.0, _QUANTILE_BYTES * lab.preset.size**2 * len(faces))
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-21
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-22
 def _training_work(lab: Lab, config: dict, network: Network) -> Work:
     "Return the work of a training: three forward passes a face, and scoring."
     rows, recipe = lab.train_faces(config["subset"]), config["recipe"]
@@ -168,7 +168,7 @@ def _training_work(lab: Lab, config: dict, network: Network) -> Work:
     faces = recipe["epochs"] * (3 * epoch + len(val)) + len(test)
     return Work(network.macs * faces, 4 * network.parameters)
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-22
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-23
 def _work(
     lab: Lab,
     task: Task,
@@ -185,12 +185,12 @@ def _work(
     faces = lab.faces(config["split"], config.get("subset", "all"))
     return Work(networks[config["detector"]].macs * len(faces), 0.0)
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-23
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-24
 def _key(task: Task) -> str:
     "Return the key at the end of a run's name."
     return task.path.name.rsplit("-", 1)[1]
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-24
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-25
 def cost(
     dry: Lab,  # whose dry store was asked for all runs
 ) -> Cost:
@@ -211,7 +211,7 @@ def cost(
     trainings = sum(task.path.parent.name == "detectors" for task in todo)
     return Cost(len(todo), trainings, hours, sum(work.disk for work in works))
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-25
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-26
 def cost_text(
     dry: Lab,  # whose dry store was asked for all runs
 ) -> str:
@@ -234,7 +234,7 @@ def cost_text(
         times.append(f"{new} of them like none before")
     return f"{len(make)} of {len(runs)} runs are to be made: {', '.join(times)}."
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-26
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-27
 def announce(
     lab: Lab,  # preset, data and store
     exhibit: Exhibit,
@@ -245,7 +245,7 @@ def announce(
     exhibit.plan(dry, **settings)
     return cost_text(dry)
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-28
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-29
 def notebook_parameters(
     source: Path,  # a notebook
 ) -> dict:  # name -> what papermill knows of it
@@ -257,7 +257,7 @@ def notebook_parameters(
         raise ValueError(f"{source} has no cell tagged 'parameters'.")
     return known
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-29
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-30
 def run_notebook(
     source: Path,  # a notebook with a cell tagged `parameters`
     out: Path,  # the executed copy; a failed one is kept beside it as NAME.failed.ipynb
@@ -283,7 +283,7 @@ def run_notebook(
     failed.unlink(missing_ok=True)
     return out
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-31
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-32
 _PAGE = """\
 <!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -340,11 +340,11 @@ Nothing is repaired.</p>
 </body></html>
 """
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-32
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-33
 _MATH = {r"$\alpha$": "\u03b1", r"$\tau_1$": "\u03c4\u2081", r"$\lambda$": "\u03bb"}
 "The formulas of first cells, for a page without MathJax."
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-33
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-34
 def _page_template():
     "Return the template of the report; everything is escaped, except by the filters `markdown` and `table`."
     import jinja2
@@ -365,7 +365,7 @@ def _page_template():
     environment.filters |= dict(markdown=markdown, table=table)
     return environment.from_string(_PAGE)
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-34
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-35
 def _origin(name: str, note: dict) -> str:
     "Format the provenance of a table or figure."
     changes = "" if note["clean"] else " with changes"
@@ -378,7 +378,7 @@ def _origin(name: str, note: dict) -> str:
     parts += [f"{setting}={note[setting]}" for setting in ("seeds", "seed") if setting in note]
     return "\n  ".join([f"{name}: {', '.join(parts)}", *note["runs"]])
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-35
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-36
 def _table_part(note: Path, name: str) -> dict:
     "Return what the report shows of a table."
     folder = f"{note.parts[-3]}/tables"
@@ -386,20 +386,20 @@ def _table_part(note: Path, name: str) -> dict:
     text = note.with_name(f"{name}.md").read_text(encoding="utf-8")
     return dict(markdown=text, text=name == "claims", files=files)
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-36
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-37
 def _figure_part(note: Path, name: str) -> dict:
     "Return what the report shows of a figure."
     png = base64.b64encode(note.with_name(f"{name}.png").read_bytes()).decode()
     caption, pdf = read_json(note).get("caption", ""), f"{note.parts[-3]}/figures/{name}.pdf"
     return dict(name=name, caption=caption, png=png, pdf=pdf)
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-37
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-38
 def _notes(folder: Path, notebook: str) -> dict[Path, dict]:
     "Return the provenance of everything that a notebook has written, by file."
     notes = {path: read_json(path) for path in sorted(folder.glob("*/*.provenance.json"))}
     return {path: note for path, note in notes.items() if note.get("notebook") == notebook}
 
-
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-39
 def _first_cell(notebook: str) -> tuple[str, str]:
     "Return the title and the claim of a notebook."
     import nbformat
@@ -408,7 +408,7 @@ def _first_cell(notebook: str) -> tuple[str, str]:
     title, _, claim = cells[0].source.partition("\n")
     return title.lstrip("# "), claim
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-38
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-40
 def _section(folder: Path, notebook: str, data: str) -> dict:
     "Return the report's section on one notebook: title and claim, tables, figures, provenance."
     title, claim = _first_cell(notebook)
@@ -437,7 +437,7 @@ def _section(folder: Path, notebook: str, data: str) -> dict:
         provenance="\n".join(origins),
     )
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-39
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-41
 def write_report(
     lab: Lab,  # preset, data and store
     failed: dict[str, str] | None = None,  # notebook -> why
@@ -463,7 +463,7 @@ def write_report(
         tmp.write_text(page, encoding="utf-8")
     return lab.outputs / "report.html"
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-41
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-43
 def full_settings(
     name: str,  # of a notebook
     full: bool,  # whether everything is asked for
@@ -472,7 +472,7 @@ def full_settings(
     declared = exhibits()
     return declared[name].full if full and name in declared else {}
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-42
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-44
 def plan(
     lab: Lab,  # preset, data and store
     names: Iterable[str],  # from `find_notebooks`
@@ -493,7 +493,7 @@ def plan(
             log.info(f"NOTE {name} cannot be made of this data: {e}")
     return dry
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-43
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-45
 def prepare(
     lab: Lab,  # preset, data and store
     names: Sequence[str],  # from `find_notebooks`
@@ -511,7 +511,7 @@ def prepare(
         record_runs(lab.outputs, f"{lab.name}-{name}", needed, **facts)
     return execute(lab.store, whole.store, engine, gpus)
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-44
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-46
 def _lacking(
     lab: Lab, name: str, seeds: int, full: bool, faults: dict[str, str]
 ) -> str:  # "" if there is none
@@ -526,7 +526,7 @@ def _lacking(
             return f"{run} could not be made: {faults[run]}"
     return ""
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-45
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-47
 def _executed(source: Path, out: Path, common: dict, **own) -> str:
     'Run a notebook with those common parameters that it has; return "done" or the last line of the error.'
     try:
@@ -537,7 +537,7 @@ def _executed(source: Path, out: Path, common: dict, **own) -> str:
     except Exception as e:
         return f"FAILED: {str(e).strip().splitlines()[-1]} (see {out.with_suffix('.failed.ipynb')})"
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-46
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-48
 def reproduce(
     ids: Sequence[str] = (),  # heads of names, e.g. "table3"; "headline"; "all"; none: the headline
     preset: str = "mini",  # of `PRESETS`
@@ -571,7 +571,7 @@ def reproduce(
     )
     return results
 
-# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-47
+# %% ../../nbs/paper/08_reproduce.ipynb #paper-08-reproduce-49
 def _run_notebooks(
     lab: Lab,
     names: Sequence[str],

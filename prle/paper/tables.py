@@ -183,7 +183,7 @@ _NO_TARGETS = (
     "beside ff++/, or one made by `prle forge`."
 )
 
-
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-19
 class ArmExhibit(Exhibit):
     "A table or figure that compares arms."
 
@@ -220,7 +220,7 @@ class ArmExhibit(Exhibit):
         "Describe what the numbers rest on, and the gaps."
         return describe(lab, seeds, list(dict.fromkeys(rows.backbone)), on) + gaps(rows)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-19
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-20
 class ArmTable(ArmExhibit):
     "A table of arms beside the paper's numbers."
 
@@ -256,7 +256,7 @@ class ArmTable(ArmExhibit):
         caption = f"{self.caption} {self.about(lab, seeds, rows)}"
         yield TablePart(self.name, rows, self.layout(lab, rows), caption)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-20
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-21
 def _arm_text(arm: str, names: dict[str, str]) -> str:
     'Format an arm, or a difference of two: "+ PRLE", "PRLE - plain".'
     first, *others = arm.split(" - ")
@@ -264,7 +264,7 @@ def _arm_text(arm: str, names: dict[str, str]) -> str:
         return names.get(arm, arm)
     return " - ".join(names.get(name, name).removeprefix("+ ") for name in (first, *others))
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-23
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-24
 def _ranks(names: Iterable[str]) -> dict[str, int]:
     "Number names in their order, from 0."
     return {name: rank for rank, name in enumerate(names)}
@@ -277,12 +277,12 @@ def _augments(shown: pd.DataFrame) -> list[str]:
         given[BASELINES.get(r.backbone, r.backbone), r.arm] = r.augments
     return [given.get(row, "") for row in zip(shown.backbone, shown.arm)]
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-24
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-25
 _DETECTORS = Parameter(
     "detectors", None, 'list of the paper\'s baselines, e.g. ["RFM"]; None: all eight'
 )
 
-
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-26
 @declare
 class Table2(ArmTable):
     "Table II: training on all manipulations, test on three other data sets (Section IV-C1)."
@@ -317,7 +317,7 @@ class Table2(ArmTable):
         of_arm = shown.arm.map(dict(none=0, primary=1)).fillna(2).to_numpy()
         return self.named(shown.iloc[np.argsort(of_arm, kind="stable")])
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-26
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-28
 @declare
 class Table3(ArmTable):
     "Table III: training on one manipulation, test on all (Section IV-C2)."
@@ -349,14 +349,14 @@ class Table3(ArmTable):
         text = change_text(change)
         yield FigurePart("table3_change", draw_change(change), f"{caption} {about}", extra=text)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-28
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-30
 def unseen_change(
     rows: pd.DataFrame,  # of Table III
 ) -> pd.DataFrame:
     "Return what PRLE changes on unseen manipulations."
     return rows[(rows.arm == "primary - none") & (rows.test == "unseen") & (rows.note == "")]
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-29
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-31
 def change_text(
     change: pd.DataFrame,  # from `unseen_change`
 ) -> str:
@@ -370,7 +370,7 @@ def change_text(
         f"{above} pairs are above zero with their whole interval, {below} below, {undecided} undecided."
     )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-30
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-32
 def draw_change(
     change: pd.DataFrame,  # from `unseen_change`
 ) -> Figure:
@@ -390,7 +390,7 @@ def draw_change(
     axes[0].invert_yaxis()
     return figure
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-33
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-35
 @declare
 class Table4(ArmTable):
     "Table IV: primary, random and landmark masks (Section IV-D1)."
@@ -406,7 +406,7 @@ class Table4(ArmTable):
         Variant("landmark", "+ landmark", dict(mask="landmark")),
     )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-34
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-36
 @declare
 class Table5(ArmTable):
     "Table V: masks from neighbouring and from average fusion (Section IV-D2)."
@@ -422,7 +422,7 @@ class Table5(ArmTable):
         Variant("high", "+ average, high tau_1", PRIMARY | dict(fusion=HIGH)),
     )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-35
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-37
 @declare
 class Table6(ArmTable):
     "Table VI: masks from a single detector (Section IV-D2)."
@@ -438,7 +438,7 @@ class Table6(ArmTable):
         *(Variant(name[0], name[0], PRIMARY | dict(zoo=(name,))) for name in BACKBONES[:3]),
     )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-36
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-38
 @declare
 class Table7(ArmTable):
     "Table VII: training without dynamic exploitation (Section IV-D3)."

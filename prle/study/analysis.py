@@ -527,7 +527,7 @@ def _warning(kept: pd.DataFrame) -> str:
         return "SIMULATED" if kept.simulated.any() else ""
     return "ALL\nEXCLUDED" if kept.attrs.get("left_out", 0) else "NO RESPONSES\nYET"
 
-
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-57
 def _caption(kept: pd.DataFrame, detectors: pd.DataFrame | None) -> str:
     "Return the line below the figure: what its numbers rest on."
     gone = kept.attrs.get("left_out", 0)
@@ -541,7 +541,7 @@ def _caption(kept: pd.DataFrame, detectors: pd.DataFrame | None) -> str:
     of_test = (kept.split == "test").sum() if len(kept) else 0
     return f"{text} only, {of_test} of these decisions" if len(kept) else text
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-57
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-58
 def _legend(figure: Figure):
     "Draw one legend above the panels, with each name once."
     named = {}
@@ -551,7 +551,7 @@ def _legend(figure: Figure):
     style = dict(loc="outside upper center", ncols=5, fontsize=6.5, frameon=False)
     figure.legend(named.values(), named.keys(), **style)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-58
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-59
 def draw_figure10(
     kept: pd.DataFrame,  # from `exclude`
     subsets: Sequence[str],  # manipulations
@@ -573,7 +573,7 @@ def draw_figure10(
     figure.supxlabel(_caption(kept, detectors), fontsize=7)
     return figure
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-64
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-65
 def _test_lines(kept: pd.DataFrame) -> list[str]:
     "Return the results of the two tests, or why there is none."
     lines = []
@@ -584,7 +584,7 @@ def _test_lines(kept: pd.DataFrame) -> list[str]:
             lines.append(f"{test.__name__}: {e}")
     return lines
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-65
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-66
 def report(
     study: Study,  # from `read_study`
 ) -> str:

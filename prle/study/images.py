@@ -273,7 +273,7 @@ def plan_study(
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # no i, l, o, 0, 1
 CODE = 16  # letters of a code: 79 bits, too many to be tried out
 
-
+# %% ../../nbs/study/00_images.ipynb #study-00-images-37
 def keyed(
     secret: str,  # known to those who may compute the value
     *words,  # what the value is for; None counts as ""
@@ -284,7 +284,7 @@ def keyed(
     message = "\n".join("" if w is None else str(w) for w in words)
     return hmac.digest(secret.encode(), message.encode(), "sha256").hex()
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-37
+# %% ../../nbs/study/00_images.ipynb #study-00-images-38
 def _code(secret: str, participant: int) -> str:
     "Return a participant's code, of `CODE` letters."
     number, code = int(keyed(secret, "code", participant), 16), ""
@@ -293,14 +293,14 @@ def _code(secret: str, participant: int) -> str:
         code += LETTERS[letter]
     return code
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-40
+# %% ../../nbs/study/00_images.ipynb #study-00-images-41
 KEY_COLUMNS = [
     *("picture", "path", "subset", "label", "identity", "source_identity", "split"),
     *("mask", "fixed", "alpha", "masked_share"),
 ]
 "What the key says of a picture."
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-41
+# %% ../../nbs/study/00_images.ipynb #study-00-images-42
 DATED = (315532800, 315532800)
 "The date of what participants can read, 1980, as access and modification time in s."
 
@@ -310,7 +310,7 @@ def _write_picture(image: np.ndarray, path: Path):
     PIL.Image.fromarray(image).save(path, "PNG", compress_level=0)
     os.utime(path, DATED)
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-43
+# %% ../../nbs/study/00_images.ipynb #study-00-images-44
 def mask_face(
     image: np.ndarray,  # (H, W, 3) uint8
     quantiles: np.ndarray,  # (H, W) uint16
@@ -322,7 +322,7 @@ def mask_face(
         image, quantiles, MaskParams(share, torch.zeros(3), no_fill)
     )
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-44
+# %% ../../nbs/study/00_images.ipynb #study-00-images-45
 def _draw_alpha(path: str, mask: str, alpha: float, secret: str) -> float:
     "Return the share that is masked; if random, drawn from (0, 1] once for each face."
     if mask == "none":
@@ -331,7 +331,7 @@ def _draw_alpha(path: str, mask: str, alpha: float, secret: str) -> float:
         return alpha
     return 1 - rng(secret, "alpha", path).random()
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-45
+# %% ../../nbs/study/00_images.ipynb #study-00-images-46
 def _named(wanted: pd.DataFrame, secret: str) -> pd.DataFrame:
     "Return each distinct picture once, with its name and its alpha, sorted by name."
     distinct = wanted[["path", "mask", "alpha"]].drop_duplicates()
@@ -342,7 +342,7 @@ def _named(wanted: pd.DataFrame, secret: str) -> pd.DataFrame:
         alphas.append(_draw_alpha(w.path, w.mask, w.fixed, secret))
     return distinct.assign(picture=names, alpha=alphas).sort_values("picture", ignore_index=True)
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-46
+# %% ../../nbs/study/00_images.ipynb #study-00-images-47
 def _write_pictures(
     wanted: pd.DataFrame, faces: pd.DataFrame, folder: Path, secret: str
 ) -> pd.DataFrame:
@@ -362,12 +362,12 @@ def _write_pictures(
         raise ValueError(f"{told}; crop them to one size.")
     return named.assign(masked_share=shares)[KEY_COLUMNS]
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-48
+# %% ../../nbs/study/00_images.ipynb #study-00-images-49
 CHECKS = (REAL, FAKE)  # what the attention checks ask for, in this order
 ANSWERS = ("real", "fake")
 "The words for REAL and FAKE that page and responses use."
 
-
+# %% ../../nbs/study/00_images.ipynb #study-00-images-50
 def _items(pictures: Sequence[str], secret: str, participant: int) -> list[dict]:
     "Return one participant's session: the pictures, with the attention checks between them."
     items, n = [dict(picture=p) for p in pictures], len(pictures)
@@ -376,7 +376,7 @@ def _items(pictures: Sequence[str], secret: str, participant: int) -> list[dict]
         items.insert(n * k // (len(CHECKS) + 1) + jitter, dict(check=ANSWERS[answer]))
     return items
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-49
+# %% ../../nbs/study/00_images.ipynb #study-00-images-51
 @dataclass(frozen=True)
 class Study:
     "A study on disk: settings, key and plan."
@@ -392,7 +392,7 @@ class Study:
         "Return the participants' codes, in the order of the plan."
         return list(dict.fromkeys(self.plan.code))
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-50
+# %% ../../nbs/study/00_images.ipynb #study-00-images-52
 def _rows(plan: pd.DataFrame, key: pd.DataFrame, secret: str) -> pd.DataFrame:
     "Return the key's plan: who answers what, and the right answer."
     rows, truth = [], key.set_index("picture").label
@@ -407,11 +407,11 @@ def _rows(plan: pd.DataFrame, key: pd.DataFrame, secret: str) -> pd.DataFrame:
             rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-52
+# %% ../../nbs/study/00_images.ipynb #study-00-images-54
 SUMS = "key/checksums.txt"
 RESTORE = "Restore it from a copy of the study; with another key or other pictures its numbers would be wrong."
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-53
+# %% ../../nbs/study/00_images.ipynb #study-00-images-55
 def close_key(
     folder: Path,  # of a study
 ):
@@ -421,14 +421,14 @@ def close_key(
         for path in part.iterdir():
             path.chmod(0o600)
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-54
+# %% ../../nbs/study/00_images.ipynb #study-00-images-56
 def _write_sums(folder: Path):
     "Write the checksums of the key's files and of the pictures."
     files = sorted(p for part in ("key", "page/images") for p in (folder / part).iterdir())
     lines = "".join(f"{file_digest(p)}  {p.relative_to(folder).as_posix()}\n" for p in files)
     (folder / SUMS).write_text(f"{lines}{digest(lines)}  the lines above\n", encoding="utf-8")
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-55
+# %% ../../nbs/study/00_images.ipynb #study-00-images-57
 def check_key(
     folder: Path,  # of a study
 ):
@@ -446,7 +446,7 @@ def check_key(
         except Damaged as e:
             raise Damaged(f"{e} {RESTORE}") from e
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-56
+# %% ../../nbs/study/00_images.ipynb #study-00-images-58
 def check_absent(
     folder: Path,  # of a study that is to be made
 ):
@@ -455,7 +455,7 @@ def check_absent(
         what_to_do = "remove it, or name another folder"
         raise FileExistsError(f"{folder} is there already and may hold responses; {what_to_do}.")
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-57
+# %% ../../nbs/study/00_images.ipynb #study-00-images-59
 def _mark(faces: pd.DataFrame, shown: set, design: list) -> str:
     """Compute the fingerprint of the design and of the faces and quantile maps that are shown.
 
@@ -466,7 +466,7 @@ def _mark(faces: pd.DataFrame, shown: set, design: list) -> str:
     facts = rows[["path", "subset", "identity", "source_identity", "split"]].to_csv(index=False)
     return digest([facts, files, *design])
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-58
+# %% ../../nbs/study/00_images.ipynb #study-00-images-60
 def _write_key(folder: Path, pictures: pd.DataFrame, plan: pd.DataFrame, settings: dict):
     "Write the key beside the pictures, closed and with checksums."
     key = folder / "key"
@@ -479,7 +479,7 @@ def _write_key(folder: Path, pictures: pd.DataFrame, plan: pd.DataFrame, setting
     _write_sums(folder)
     close_key(folder)
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-59
+# %% ../../nbs/study/00_images.ipynb #study-00-images-61
 def build_study(
     # rows of a manifest, with a column `quantiles` (paths of quantile maps);
     # `attrs["root"]` is the folder of the faces
@@ -516,7 +516,7 @@ def build_study(
         _write_key(tmp, key, _rows(plan, key, own), settings)
     return read_study(folder)
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-60
+# %% ../../nbs/study/00_images.ipynb #study-00-images-62
 TEXT = (
     *("picture", "path", "subset", "identity", "source_identity", "split", "mask"),
     *("code", "expected"),
@@ -528,7 +528,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     "Read a table of the key; what is empty in it is an empty text."
     return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(TEXT, str))
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-61
+# %% ../../nbs/study/00_images.ipynb #study-00-images-63
 def read_study(
     folder: str | Path,  # of a study
 ) -> Study:  # `FileNotFoundError` or `ValueError` naming what is missing or damaged
@@ -543,7 +543,7 @@ def read_study(
     settings = read_json(folder / "key" / "study.json", dict)
     return Study(folder, settings, pictures, _read_table(folder / "key" / "plan.csv"))
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-67
+# %% ../../nbs/study/00_images.ipynb #study-00-images-69
 def draw_session(
     study: Study,  # from `read_study`
     code: str,  # of a participant
@@ -566,7 +566,7 @@ def draw_session(
         ax.set_title(f"{k.subset} {k['mask']}{alpha}", fontsize=6)
     return figure
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-71
+# %% ../../nbs/study/00_images.ipynb #study-00-images-73
 def select_faces(
     lab: Lab,  # preset, data and store
     splits: Sequence[str] = SPLITS,  # which faces; detectors are compared on "test" only
@@ -576,13 +576,13 @@ def select_faces(
     found.attrs["root"] = lab.manifest.attrs["root"]
     return found
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-72
+# %% ../../nbs/study/00_images.ipynb #study-00-images-74
 def _wanted_quantiles(split: str, seed: int) -> Wanted:
     "Declare the quantile maps of a split, by the zoo that is trained on all manipulations."
     zoo = Zoo("all", seed)
     return Wanted(lambda lab: lab.quantiles(zoo, split), lambda run: run.path / "quantiles")
 
-
+# %% ../../nbs/study/00_images.ipynb #study-00-images-75
 def study_cells(
     lab: Lab,  # preset and data
     splits: Sequence[str] = SPLITS,  # as `select_faces`
@@ -591,7 +591,7 @@ def study_cells(
     "Declare the quantile maps that a study's masks need."
     return {split: [_wanted_quantiles(split, seed)] for split in splits}
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-73
+# %% ../../nbs/study/00_images.ipynb #study-00-images-76
 def study_faces(
     lab: Lab,  # preset, data and store
     splits: Sequence[str] = SPLITS,  # as `select_faces`

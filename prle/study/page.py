@@ -43,7 +43,7 @@ def _script(name: str, value) -> str:
     text = json.dumps(value, ensure_ascii=True).replace("<", "\\u003c")
     return f"window.{name} = {text};\n"
 
-
+# %% ../../nbs/study/01_page.ipynb #study-01-page-7
 def _unscript(name: str, text: str, path: Path) -> dict | str:
     "Read a value back from what `_script` wrote; raise `Damaged` naming the file if that fails."
     value = text.removeprefix(f"window.{name} = ").removesuffix(";\n")
@@ -52,7 +52,7 @@ def _unscript(name: str, text: str, path: Path) -> dict | str:
     except ValueError as e:
         raise Damaged(f"{e} Restore it from a copy of the page.") from e
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-9
+# %% ../../nbs/study/01_page.ipynb #study-01-page-10
 _LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 
 
@@ -65,7 +65,7 @@ def is_host(
     except ValueError:
         return len(name) <= 253 and bool(re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", name.lower()))
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-11
+# %% ../../nbs/study/01_page.ipynb #study-01-page-12
 def _origin(post: str) -> str:
     "Return scheme, host and port of an address; raise `ValueError` if it is not one."
     parts = urlsplit(post)
@@ -77,7 +77,7 @@ def _origin(post: str) -> str:
     name = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{name}" + (f":{port}" if port else "")
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-12
+# %% ../../nbs/study/01_page.ipynb #study-01-page-13
 def _connect(post: str | None) -> str:
     "Return where the page may send answers, as its content security policy writes it."
     if post is None:
@@ -90,7 +90,7 @@ def _connect(post: str | None) -> str:
         what = f"{shortened(post)} is no address to send answers to"
         raise ValueError(f"{what}; it reads https://HOST/PATH.") from e
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-14
+# %% ../../nbs/study/01_page.ipynb #study-01-page-15
 def policy(
     post: str | None,  # as in `write_page`
 ) -> str:
@@ -99,13 +99,13 @@ def policy(
     answers = f"connect-src {_connect(post)}"
     return f"default-src 'none'; {own}; {answers}; base-uri 'none'; form-action 'none'"
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-17
+# %% ../../nbs/study/01_page.ipynb #study-01-page-18
 def _stream(code: str, study: str, length: int) -> bytes:
     "Compute the bytes that seal a plan by XOR, and unseal it."
     blocks = [keyed(code, "plan", study, k) for k in range(-(-length // 32))]
     return bytes.fromhex("".join(blocks))[:length]
 
-
+# %% ../../nbs/study/01_page.ipynb #study-01-page-19
 def plan_name(
     code: str,  # of a participant
     study: str,  # its name
@@ -113,14 +113,14 @@ def plan_name(
     "Return the name of the file that holds a participant's plan."
     return keyed(code, "file", study)[:32] + ".js"
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-18
+# %% ../../nbs/study/01_page.ipynb #study-01-page-20
 def _sealed(code: str, study: str, items: list[dict]) -> str:
     "Return the content of a participant's plan file."
     plain = json.dumps(dict(study=study, code=code, items=items)).encode()
     sealed = bytes(a ^ b for a, b in zip(plain, _stream(code, study, len(plain))))
     return _script("SEALED", sealed.hex())
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-19
+# %% ../../nbs/study/01_page.ipynb #study-01-page-21
 def sealed_plans(
     study: Study,  # from `read_study`
 ) -> Iterator[tuple[str, str]]:  # name of the file, content
@@ -131,7 +131,7 @@ def sealed_plans(
         items = [dict(picture=r.picture) if r.picture else dict(check=r.expected) for r in shown]
         yield plan_name(code, name), _sealed(code, name, items)
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-20
+# %% ../../nbs/study/01_page.ipynb #study-01-page-22
 def unseal(
     code: str,  # of a participant
     study: str,  # its name
@@ -141,7 +141,7 @@ def unseal(
     sealed = bytes.fromhex(_unscript("SEALED", path.read_text(), path))
     return json.loads(bytes(a ^ b for a, b in zip(sealed, _stream(code, study, len(sealed)))))
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-22
+# %% ../../nbs/study/01_page.ipynb #study-01-page-24
 SIGNED = ("study", "index", "item", "answer", "rt", "source", "confidence")
 
 
@@ -151,7 +151,7 @@ def seal_answer(
     "Compute an answer's seal as the page does; it also reveals later damage to the answer."
     return keyed(answer["code"], "answer", *(answer[name] for name in SIGNED))[:32]
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-25
+# %% ../../nbs/study/01_page.ipynb #study-01-page-27
 def _write_plans(study: Study, folder: Path):
     "Write the sealed plans in the order of their names and with one date, so that neither tells anything."
     folder.mkdir(exist_ok=True)
@@ -159,7 +159,7 @@ def _write_plans(study: Study, folder: Path):
         (folder / name).write_text(text)
         os.utime(folder / name, DATED)
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-26
+# %% ../../nbs/study/01_page.ipynb #study-01-page-28
 def check_page(
     study: Study,  # from `read_study`
 ) -> dict:  # the page's settings: study, post, confidence, practice
@@ -179,7 +179,7 @@ def check_page(
     text = read_bytes(page / "settings.js", 2**20).decode(errors="replace")
     return _unscript("SETTINGS", text, page / "settings.js")
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-27
+# %% ../../nbs/study/01_page.ipynb #study-01-page-29
 def _html(study: Study, consent: str | Path | None, post: str | None, confidence: bool) -> str:
     "Return index.html with the study's numbers and the consent text filled in."
     images, practice = study.settings["images"], study.settings["practice"]
@@ -195,7 +195,7 @@ def _html(study: Study, consent: str | Path | None, post: str | None, confidence
     words |= dict(consent=_fill(text, **words).strip(), policy=policy(post))
     return _fill((STATIC / "index.html").read_text(encoding="utf-8"), **words)
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-28
+# %% ../../nbs/study/01_page.ipynb #study-01-page-30
 def _copy_scripts(page: Path):
     "Copy what is the same in every study: the page's code and style, jsPsych and js-sha256."
     for name in ("jspsych", "js-sha256"):
@@ -203,7 +203,7 @@ def _copy_scripts(page: Path):
     for name in ("study.js", "study.css"):
         shutil.copy(STATIC / name, page / name)
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-29
+# %% ../../nbs/study/01_page.ipynb #study-01-page-31
 def write_page(
     study: Study,  # from `build_study`
     consent: str | Path | None = None,  # file with the consent text, HTML; None: a text to complete
@@ -224,7 +224,7 @@ def write_page(
     (page / "index.html").write_text(html, encoding="utf-8")
     return page / "index.html"
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-34
+# %% ../../nbs/study/01_page.ipynb #study-01-page-36
 def _design(
     lab: Lab, faces, images: int | None, subsets: Sequence[str] | None, practice: int, seed: int
 ) -> tuple[tuple[str, ...], int]:
@@ -240,7 +240,7 @@ def _design(
         raise ValueError(f"{people} people are too few for any balanced design.")
     return subsets, images
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-35
+# %% ../../nbs/study/01_page.ipynb #study-01-page-37
 def make_study(
     lab: Lab,  # preset, data and store
     folder: str | Path | None = None,  # of the study; None: `userstudy` beside the preset's tables
@@ -273,7 +273,7 @@ def make_study(
     write_page(study, post=post, **page)
     return study
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-36
+# %% ../../nbs/study/01_page.ipynb #study-01-page-38
 def lab_study(
     lab: Lab,  # as `make_study`
     folder: str | Path | None = None,  # as `make_study`

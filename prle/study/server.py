@@ -41,7 +41,7 @@ LONGEST = 24 * 3600 * 1000  # ms
 LIMIT = 4096  # bytes of an answer
 LARGEST = 2**22  # bytes of a file of answers
 
-
+# %% ../../nbs/study/02_server.ipynb #study-02-server-8
 class Refused(ValueError):
     "An answer that is not stored, and why."
 
@@ -55,7 +55,7 @@ class Refused(ValueError):
         super().__init__(reason)
         self.status, self.same = status, same
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-8
+# %% ../../nbs/study/02_server.ipynb #study-02-server-9
 def _check_shape(answer) -> dict:
     "Check names and types of the fields against `FIELDS`, and return the answer; raise `Refused` otherwise."
     if not isinstance(answer, dict):
@@ -69,7 +69,7 @@ def _check_shape(answer) -> dict:
             raise Refused(400, f"the field {name!r} has the wrong type.")
     return answer
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-9
+# %% ../../nbs/study/02_server.ipynb #study-02-server-10
 def _check_values(answer: dict, items: list[str]):
     "Check the fields' values against the participant's plan; raise `Refused` with a reason otherwise."
     index = answer["index"]
@@ -88,7 +88,7 @@ def _check_values(answer: dict, items: list[str]):
     if answer["seal"] != seal_answer(answer):
         raise Refused(400, "this answer was changed after it was given.")
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-10
+# %% ../../nbs/study/02_server.ipynb #study-02-server-11
 def read_lines(
     path: Path,  # a file with one JSON object a line
 ) -> tuple[list[tuple[int, dict]], list[tuple[int, str]]]:
@@ -106,7 +106,7 @@ def read_lines(
             faults.append((number, str(e)))
     return found, faults
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-11
+# %% ../../nbs/study/02_server.ipynb #study-02-server-12
 def _append(path: Path, line: bytes):
     "Append a line to a file; it is on the disk when this returns, and `OSError` leaves the file as it was."
     old = path.read_bytes() if path.exists() else b""
@@ -124,7 +124,7 @@ def _append(path: Path, line: bytes):
     finally:
         os.close(handle)
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-13
+# %% ../../nbs/study/02_server.ipynb #study-02-server-14
 class Responses:
     "The answers of a study's participants: `responses/CODE.jsonl`, one line an answer, only ever appended to."
 
@@ -159,7 +159,7 @@ class Responses:
         _check_values(answer, self.items[answer["code"]])
         return answer
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-15
+# %% ../../nbs/study/02_server.ipynb #study-02-server-16
 @patch
 def read(
     self: Responses,
@@ -178,7 +178,7 @@ def read(
             continue
     return [a for a in found if a["code"] == code]
 
-
+# %% ../../nbs/study/02_server.ipynb #study-02-server-17
 @patch
 def stored(
     self: Responses,
@@ -188,7 +188,7 @@ def stored(
     there = {a["index"] for a in self.read(code)}
     return next(k for k in range(len(there) + 1) if k not in there)
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-16
+# %% ../../nbs/study/02_server.ipynb #study-02-server-18
 @patch
 def check(
     self: Responses,
@@ -205,7 +205,7 @@ def check(
         raise Refused(409, f"{what}: the code is in use somewhere else.")
     return answer
 
-
+# %% ../../nbs/study/02_server.ipynb #study-02-server-19
 @patch
 def add(
     self: Responses,
@@ -218,7 +218,7 @@ def add(
     _append(self.file(answer["code"]), line)
     return len(self.read(answer["code"]))
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-23
+# %% ../../nbs/study/02_server.ipynb #study-02-server-26
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -227,12 +227,14 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 "What every reply of the server carries, besides the page's content security policy."
+
+# %% ../../nbs/study/02_server.ipynb #study-02-server-27
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 "Names of this machine that only itself can reach."
 ANY = ("0.0.0.0", "::")
 "Addresses that stand for all addresses of this machine."
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-24
+# %% ../../nbs/study/02_server.ipynb #study-02-server-28
 def _is_address(name: str) -> bool:
     "Say whether a name is an IP address, to which nobody can make another name lead."
     try:
@@ -240,7 +242,7 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-25
+# %% ../../nbs/study/02_server.ipynb #study-02-server-29
 def _called(
     header: str,  # what a request names as its host
     host: str,  # address listened at
@@ -255,7 +257,7 @@ def _called(
         return True
     return host in ANY and (_is_address(name) or name == socket.gethostname().lower())
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-27
+# %% ../../nbs/study/02_server.ipynb #study-02-server-31
 def _guarded(headers: dict, called):
     "Make the Tornado handler that sends these headers with every reply and refuses requests for other hosts."
     from tornado.web import RequestHandler
@@ -276,7 +278,7 @@ def _guarded(headers: dict, called):
 
     return Guarded
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-28
+# %% ../../nbs/study/02_server.ipynb #study-02-server-32
 def _nothing(guarded: type) -> type:
     "Make the Tornado handler of all other addresses: status 404."
     from tornado.web import HTTPError
@@ -289,7 +291,7 @@ def _nothing(guarded: type) -> type:
 
     return Nothing
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-29
+# %% ../../nbs/study/02_server.ipynb #study-02-server-33
 def _answer_in(request) -> object:
     "Return the answer that a Tornado request brings: JSON of at most `LIMIT` bytes; raise `Refused` otherwise."
     kind = request.headers.get("Content-Type", "").split(";")[0].strip()
@@ -302,7 +304,7 @@ def _answer_in(request) -> object:
     except ValueError as e:
         raise Refused(400, str(e)) from e
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-30
+# %% ../../nbs/study/02_server.ipynb #study-02-server-34
 def _answers(guarded: type, responses: Responses) -> type:
     "Make the Tornado handler of answers."
 
@@ -335,7 +337,7 @@ def _answers(guarded: type, responses: Responses) -> type:
 
     return Answers
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-31
+# %% ../../nbs/study/02_server.ipynb #study-02-server-35
 def _page(guarded: type) -> type:
     "Make the Tornado handler of the page's files."
     from tornado.web import HTTPError, StaticFileHandler
@@ -353,7 +355,7 @@ def _page(guarded: type) -> type:
 
     return Page
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-32
+# %% ../../nbs/study/02_server.ipynb #study-02-server-36
 def _server(
     study: Study,  # from `read_study`
     host: str = "127.0.0.1",  # address listened at
@@ -373,7 +375,7 @@ def _server(
     times = dict(idle_connection_timeout=60, body_timeout=10)
     return HTTPServer(Application(handlers, **silent), **sizes, **times)
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-33
+# %% ../../nbs/study/02_server.ipynb #study-02-server-37
 def _address(host: str, port: int) -> str:
     "Return the server's address for a browser; for a server at all addresses, by the machine's name."
     if host in ANY:
@@ -382,12 +384,12 @@ def _address(host: str, port: int) -> str:
         host = f"[{host}]"
     return f"http://{host}:{port}"
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-35
+# %% ../../nbs/study/02_server.ipynb #study-02-server-39
 def _warn(text: str):
     "Print a warning to stderr."
     print(text, file=sys.stderr, flush=True)
 
-
+# %% ../../nbs/study/02_server.ipynb #study-02-server-40
 def _guard_key(study: Study):
     "Close the key, and warn if the file system does not support that."
     close_key(study.path)
@@ -395,7 +397,7 @@ def _guard_key(study: Study):
     if key.stat().st_mode & 0o077:
         _warn(f"Others on this machine can read {key}: this file system has no owners.")
 
-
+# %% ../../nbs/study/02_server.ipynb #study-02-server-41
 def _greet(study: Study, host: str, port: int):
     "Print where the first participant finds the page; warn if the whole network can reach the server."
     address = f"{_address(host, port)}/?code={study.codes[0]}"
@@ -407,7 +409,7 @@ def _greet(study: Study, host: str, port: int):
             "For its name its IP address will do."
         )
 
-# %% ../../nbs/study/02_server.ipynb #study-02-server-36
+# %% ../../nbs/study/02_server.ipynb #study-02-server-42
 def serve(
     folder: str | Path,  # of a study with its page
     host: str = "127.0.0.1",  # address to listen at; anything but the loopback is open to the network

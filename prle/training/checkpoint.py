@@ -122,14 +122,14 @@ def _set_aside(path: Path) -> Path:
     os.rename(path, aside)
     return aside
 
-
+# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-21
 def _remove_leftovers(folder: Path):
     "Remove what killed processes have left in a folder."
     for path in folder.iterdir() if folder.exists() else ():
         if is_leftover(path.name):
             discard(path)
 
-# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-21
+# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-22
 def load_checkpoint(
     folder: str | Path,  # of all checkpoints of one training
 ) -> Checkpoint | None:  # on the CPU; None if there is none
@@ -150,7 +150,7 @@ def load_checkpoint(
         warnings.warn(told, stacklevel=2)
     return found
 
-# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-26
+# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-27
 def check_same(
     there: dict,  # JSON-able description of the training that a checkpoint is of
     here: dict,  # of the present one

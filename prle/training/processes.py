@@ -104,14 +104,14 @@ def replicate(
     devices = None if processes.device.type == "cpu" else [processes.device]
     return DistributedDataParallel(module, device_ids=devices, **options)
 
-
+# %% ../../nbs/training/01_processes.ipynb #training-01-processes-12
 def no_sync(
     module: nn.Module,  # from `replicate`
 ) -> AbstractContextManager:
     "Return a context in which gradients add up in this process, without an exchange."
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
-# %% ../../nbs/training/01_processes.ipynb #training-01-processes-12
+# %% ../../nbs/training/01_processes.ipynb #training-01-processes-13
 def broadcast_buffers(
     module: nn.Module,  # the same network in each process
     processes: Processes,  # that hold it
@@ -123,7 +123,7 @@ def broadcast_buffers(
 
     broadcast([buffer for buffer in module.buffers() if buffer.numel()])
 
-# %% ../../nbs/training/01_processes.ipynb #training-01-processes-15
+# %% ../../nbs/training/01_processes.ipynb #training-01-processes-16
 @contextmanager
 def tracking(
     processes: Processes,  # whose accelerator names the trackers
@@ -143,7 +143,7 @@ def tracking(
                 tracker.finish()
             accelerator.trackers = []
 
-# %% ../../nbs/training/01_processes.ipynb #training-01-processes-16
+# %% ../../nbs/training/01_processes.ipynb #training-01-processes-17
 def track(
     processes: Processes,  # whose accelerator names the trackers
     values: dict,  # numbers by name
@@ -153,7 +153,7 @@ def track(
     if processes.accelerator is not None:
         processes.accelerator.log(values, step=step)
 
-# %% ../../nbs/training/01_processes.ipynb #training-01-processes-18
+# %% ../../nbs/training/01_processes.ipynb #training-01-processes-19
 def check_processes(
     count: int,  # of processes that train one detector
     device: str,  # where
@@ -170,14 +170,14 @@ def check_processes(
             )
     return count
 
-# %% ../../nbs/training/01_processes.ipynb #training-01-processes-21
+# %% ../../nbs/training/01_processes.ipynb #training-01-processes-22
 def _free_port() -> int:
     "Return a free TCP port of this machine."
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
-
+# %% ../../nbs/training/01_processes.ipynb #training-01-processes-23
 def _meeting_point(world_size: int) -> dict[str, str]:  # empty for one process, which meets none
     "Return the environment variables by which processes of this machine find each other."
     if world_size == 1:
@@ -186,7 +186,7 @@ def _meeting_point(world_size: int) -> dict[str, str]:  # empty for one process,
     address = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
     return address | dict(WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
 
-# %% ../../nbs/training/01_processes.ipynb #training-01-processes-22
+# %% ../../nbs/training/01_processes.ipynb #training-01-processes-24
 def _check_tracker(accelerator, asked: str | None):
     "Raise `ImportError` if the accelerator could not load the tracker it was asked for."
     if asked and not accelerator.log_with:
@@ -195,7 +195,7 @@ def _check_tracker(accelerator, asked: str | None):
             "tensorboard comes with pip install 'prle[cluster]'"
         )
 
-
+# %% ../../nbs/training/01_processes.ipynb #training-01-processes-25
 def _work(rank: int, function: Callable, args: tuple, meeting: dict, threads: int, create, errors):
     "Run `function` in one of the processes; an exception that stops it is put into `errors`."
     torch.set_num_threads(threads)
@@ -210,7 +210,7 @@ def _work(rank: int, function: Callable, args: tuple, meeting: dict, threads: in
         errors.put(e)
         raise
 
-# %% ../../nbs/training/01_processes.ipynb #training-01-processes-23
+# %% ../../nbs/training/01_processes.ipynb #training-01-processes-26
 def _accelerator_class() -> type:
     "Return `accelerate.Accelerator`; `ImportError` naming the extra it comes with."
     try:
@@ -221,7 +221,7 @@ def _accelerator_class() -> type:
         ) from e
     return Accelerator
 
-# %% ../../nbs/training/01_processes.ipynb #training-01-processes-24
+# %% ../../nbs/training/01_processes.ipynb #training-01-processes-27
 def launch(
     function: Callable,  # of a module: (accelerator, *args)
     args: tuple,  # that can be pickled

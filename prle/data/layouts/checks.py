@@ -23,7 +23,7 @@ def _decodable(file: Path) -> int:
     "Count the frames of a video by decoding them; slow, for those whose end cannot be sought."
     return sum(1 for _ in iter(open_video(file).grab, False))
 
-
+# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-6
 def _ends_readable(file: Path) -> bool:
     "Say whether the first and the last frame of a video can be decoded."
     video = open_video(file)
@@ -36,7 +36,7 @@ def _ends_readable(file: Path) -> bool:
         return True
     return _decodable(file) >= count
 
-# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-6
+# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-7
 def probe(
     file: str | Path,  # a video, a photograph or a folder of frames
 ) -> str:  # "", "missing" or "unreadable"
@@ -54,7 +54,7 @@ def probe(
         return "unreadable"
     return "" if pictures else "unreadable"
 
-# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-9
+# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-10
 @dataclass
 class Report:
     "The result of `check`; `str(report)` is readable."
@@ -84,7 +84,7 @@ class Report:
         ]
         return "\n\n".join(filter(None, parts))
 
-# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-10
+# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-11
 def _problem_text(bad: pd.DataFrame, most: int = 20) -> str:
     "Return the number of problems and the first of them, a line each; an empty string without any."
     if bad.empty:
@@ -95,7 +95,7 @@ def _problem_text(bad: pd.DataFrame, most: int = 20) -> str:
         lines.append(f"  ... and {len(bad) - most} more")
     return "\n".join(lines)
 
-# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-13
+# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-14
 def _counts(listing: Listing, state: pd.Series) -> pd.DataFrame:
     "Count the videos by split and subset."
     places = list(zip(listing.videos.split, listing.videos.subset))
@@ -108,7 +108,7 @@ def _counts(listing: Listing, state: pd.Series) -> pd.DataFrame:
     columns = ["split", "subset", "expected", "listed", "found", "missing", "unreadable"]
     return pd.DataFrame(rows, columns=columns).astype(dict(expected="Int64"))
 
-# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-14
+# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-15
 def _overlap(videos: pd.DataFrame) -> str:
     "Write the sentence on persons who are in more than one split."
     columns = ["split", "identity"]
@@ -121,7 +121,7 @@ def _overlap(videos: pd.DataFrame) -> str:
     more = ", ..." if len(both) > 5 else ""
     return f"{len(both)} persons in more than one split: {', '.join(both[:5])}{more}"
 
-# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-15
+# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-16
 def check(
     name: str,  # one of `list_layouts()`
     root: str | Path,  # the data set's folder

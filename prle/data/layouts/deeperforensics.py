@@ -27,6 +27,7 @@ from ..videos import VIDEO_SUFFIXES, list_pictures, visible_files, walk_folders
 CLEAN = ("end_to_end", "reenact_postprocess")
 "The variants without distortions."
 
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-5
 VARIANTS = (
     *CLEAN,
     *(f"end_to_end_level_{i}" for i in range(1, 6)),
@@ -35,15 +36,16 @@ VARIANTS = (
 )
 "The folders of manipulated videos."
 
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-6
 PROTOCOLS = ("official", "ff++", "deepfakebench")
 
 OFFICIAL = dict(train=703, val=96, test=201)
 "Split -> number of fakes in its list."
 
-# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-5
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-7
 _Fakes = dict[str, list[str]]  # split -> names of fakes, TTT_SSSS
 
-# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-7
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-9
 def _listed_fakes(root: Path, listing: Listing) -> _Fakes:
     "Read the data set's lists; a fake whose target stands in an earlier list is left out."
     folder, home, lists = find_child(find_child(root, "lists"), "splits"), {}, {}
@@ -59,7 +61,7 @@ def _listed_fakes(root: Path, listing: Listing) -> _Fakes:
                 listing.complain(path, f"{fault}; left out")
     return lists
 
-# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-9
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-11
 def _chosen_fakes(
     root: Path, protocol: str, ffpp: Path | None, stores: dict[str, Store], listing: Listing
 ) -> dict[str, _Fakes]:
@@ -73,7 +75,7 @@ def _chosen_fakes(
         chosen[variant] = dict(test=[name for name in names if name[:3] in targets])
     return chosen
 
-# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-11
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-13
 def _read_distortions(path: Path, variant: str, listing: Listing) -> dict[str, str] | None:
     "Read a variant's meta file; None, and a problem, if it is missing or wrong."
     try:
@@ -87,7 +89,7 @@ def _read_distortions(path: Path, variant: str, listing: Listing) -> dict[str, s
     except ValueError as e:
         listing.complain(path, f"{e} The reals of {variant} are left out")
 
-# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-12
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-14
 def _distortions(root: Path, variant: str, names: list[str], listing: Listing) -> dict[str, str]:
     "Return what these fakes of a variant are distorted by; those that its file does not list are left out."
     if variant in CLEAN:
@@ -102,7 +104,7 @@ def _distortions(root: Path, variant: str, names: list[str], listing: Listing) -
             listing.complain(path, f"no line for {name}; its real is left out")
     return {name: lines[name] for name in names if name in lines}
 
-# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-13
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-15
 def _add_reals(
     listing: Listing, store: Store, variant: str, fakes: _Fakes, distortions: dict[str, str]
 ):
@@ -123,7 +125,7 @@ def _add_reals(
                 distortion=distortion,
             )
 
-# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-15
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-17
 def _source_videos(folder: Path, frames: bool) -> list[Path]:
     "List the videos (or folders of frames) in and below a folder."
     found = []
@@ -135,7 +137,7 @@ def _source_videos(folder: Path, frames: bool) -> list[Path]:
             found.append(Path(parent))
     return sorted(found)
 
-# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-16
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-18
 def _add_actors(root: Path, frames: bool, listing: Listing):
     "Add the actors' source videos, which DeepfakeBench takes as reals, to the test split of the listing."
     folder = find_child(root, "source_videos")
@@ -151,7 +153,7 @@ def _add_actors(root: Path, frames: bool, listing: Listing):
     elsewhere = "DeepfakeBench lists the source videos under train, val and test"
     listing.notes.append(f"{elsewhere}; here they stand in test alone")
 
-# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-18
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-20
 def _expected(variants: tuple[str, ...], protocol: str) -> dict:
     "Return the official numbers of videos by split and subset."
     numbers = dict(test=140) if protocol == "ff++" else OFFICIAL
@@ -161,7 +163,7 @@ def _expected(variants: tuple[str, ...], protocol: str) -> dict:
     sets = sum(v not in CLEAN for v in variants) + any(v in CLEAN for v in variants)
     return fakes | {(split, "real"): n * sets for split, n in numbers.items()}
 
-# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-21
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-23
 def _check_options(variants: tuple[str, ...], protocol: str, reals: str | Path | None):
     "Refuse an unknown protocol or variant, or a protocol without the reals that it needs."
     check_choice(protocol, PROTOCOLS, "protocol")
@@ -175,7 +177,7 @@ def _check_options(variants: tuple[str, ...], protocol: str, reals: str | Path |
     if reals is not None and not Path(reals).is_dir():
         raise FileNotFoundError(f"{reals}: no such folder (reals, on the command line --reals).")
 
-# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-22
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-24
 def _once(rows: list[dict]) -> list[dict]:
     "Keep the first of the rows of each video: clean reals serve several variants."
     first = {}
@@ -183,7 +185,7 @@ def _once(rows: list[dict]) -> list[dict]:
         first.setdefault((row["subset"], row["video"]), row)
     return list(first.values())
 
-# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-23
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-25
 @register_layout("df-1.0")
 def deeperforensics(
     root: Path,  # holds manipulated_videos and lists (and source_videos)

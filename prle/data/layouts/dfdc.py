@@ -30,7 +30,7 @@ def _fields(line: str) -> tuple[str, str]:
         fields = []
     return (*fields, "", "")[:2]
 
-
+# %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-6
 def _without_header(
     lines: list[tuple[int, str]], path: Path, listing: Listing
 ) -> list[tuple[int, str]]:
@@ -44,7 +44,7 @@ def _without_header(
     listing.complain(path, f"{expected}, not {shortened(first)}; read as a row")
     return lines
 
-# %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-6
+# %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-7
 def _row_fault(file: str, label: str, seen: set[str]) -> str:
     "Say what is wrong with a row of labels.csv, given the names of earlier ones; an empty string if nothing is."
     name = Path(file).stem
@@ -56,7 +56,7 @@ def _row_fault(file: str, label: str, seen: set[str]) -> str:
         return f"{file} stands in an earlier line already"
     return ""
 
-# %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-8
+# %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-9
 def _list_test(folder: Path, root: Path, frames: bool) -> Listing:
     "List the videos of labels.csv; unknown labels, repeated names and videos without a row are problems."
     listing, store, seen = Listing("DFDC"), Store(folder, frames=frames), set()
@@ -82,7 +82,7 @@ def _list_test(folder: Path, root: Path, frames: bool) -> Listing:
     listing.notes = ["the test part names no persons: every video counts as one"]
     return listing
 
-# %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-10
+# %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-11
 def _parts(folder: Path) -> list[Path]:
     "List the folders of the training parts in the order of their numbers."
     found = {}
@@ -92,11 +92,11 @@ def _parts(folder: Path) -> list[Path]:
             found[int(match[1])] = path
     return [found[number] for number in sorted(found)]
 
-
+# %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-12
 def _are_records(content) -> bool:
     return isinstance(content, dict) and all(isinstance(facts, dict) for facts in content.values())
 
-# %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-11
+# %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-13
 def _list_part(part: Path, frames: bool, listing: Listing):
     "Add the videos of a training part's metadata.json."
     path, store = find_child(part, "metadata.json"), Store(part, frames=frames)
@@ -118,7 +118,7 @@ def _list_part(part: Path, frames: bool, listing: Listing):
     for name in sorted(store.files.keys() - listed):
         listing.complain(store.files[name], f"no entry in {path.name}; left out")
 
-# %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-12
+# %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-14
 def _list_train(folder: Path, frames: bool) -> Listing:
     "List the videos of every part's metadata.json."
     listing, parts = Listing("DFDC"), _parts(folder)
@@ -128,7 +128,7 @@ def _list_train(folder: Path, frames: bool) -> Listing:
     listing.totals = [dict(what="parts", expected=50, found=len(parts), optional=False)]
     return listing
 
-# %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-14
+# %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-16
 @register_layout("dfdc")
 def dfdc(
     root: Path,  # of DFDC, or its test or train folder

@@ -33,7 +33,7 @@ def _is_pair(value) -> bool:
 def _are_pairs(content) -> bool:
     return isinstance(content, list) and all(map(_is_pair, content))
 
-
+# %% ../../../nbs/data/layouts/03_ffpp.ipynb #data-layouts-03-ffpp-7
 def _split_file(root: Path, split: str) -> Path:
     "Return the split's file in the data set's folder or in `splits`; the former's path if there is none."
     for folder in (root, find_child(root, "splits")):
@@ -42,7 +42,7 @@ def _split_file(root: Path, split: str) -> Path:
             return path
     return root / f"{split}.json"
 
-# %% ../../../nbs/data/layouts/03_ffpp.ipynb #data-layouts-03-ffpp-7
+# %% ../../../nbs/data/layouts/03_ffpp.ipynb #data-layouts-03-ffpp-8
 def read_pairs(
     root: Path,  # of FaceForensics++
     split: str,  # "train", "val" or "test"
@@ -60,7 +60,7 @@ def read_pairs(
             seen |= set(pair)
     return kept
 
-# %% ../../../nbs/data/layouts/03_ffpp.ipynb #data-layouts-03-ffpp-10
+# %% ../../../nbs/data/layouts/03_ffpp.ipynb #data-layouts-03-ffpp-11
 @dataclass
 class _Places:
     "Where the videos of one compression lie."
@@ -69,7 +69,7 @@ class _Places:
     fakes: dict[str, Store]  # by manipulation
     masks: dict[str, Store]  # by manipulation, without FaceShifter
 
-
+# %% ../../../nbs/data/layouts/03_ffpp.ipynb #data-layouts-03-ffpp-12
 def _places(root: Path, compression: str, subsets: tuple[str, ...], frames: bool) -> _Places:
     "Find the folders of the originals, the fakes and their masks."
     folder, manipulated = COMPRESSIONS[compression], "manipulated_sequences"
@@ -78,7 +78,7 @@ def _places(root: Path, compression: str, subsets: tuple[str, ...], frames: bool
     real = Store(root, "original_sequences", "youtube", folder, frames=frames)
     return _Places(real, fakes, masks)
 
-# %% ../../../nbs/data/layouts/03_ffpp.ipynb #data-layouts-03-ffpp-11
+# %% ../../../nbs/data/layouts/03_ffpp.ipynb #data-layouts-03-ffpp-13
 def _truth(places: _Places, subset: str, name: str) -> dict[str, Path]:
     "Return what shows where a fake was changed: its mask video, or for FaceShifter the target's original."
     if subset == "Fsh":
@@ -87,7 +87,7 @@ def _truth(places: _Places, subset: str, name: str) -> dict[str, Path]:
     masks = places.masks[subset]
     return dict(mask_file=masks[name]) if name in masks else {}
 
-# %% ../../../nbs/data/layouts/03_ffpp.ipynb #data-layouts-03-ffpp-12
+# %% ../../../nbs/data/layouts/03_ffpp.ipynb #data-layouts-03-ffpp-14
 def _add_split(
     listing: Listing, split: str, pairs: list[list[str]], places: _Places, compression: str
 ):
@@ -104,14 +104,14 @@ def _add_split(
                     store[name], name, subset, split, **people, compression=compression, **truth
                 )
 
-# %% ../../../nbs/data/layouts/03_ffpp.ipynb #data-layouts-03-ffpp-13
+# %% ../../../nbs/data/layouts/03_ffpp.ipynb #data-layouts-03-ffpp-15
 def _note_bare_fakes(listing: Listing, masks: dict[str, Store]):
     "Note how many fakes have no mask video, if others have one."
     bare = sum(row["subset"] in masks and not row["mask_file"] for row in listing.rows)
     if bare and any(map(len, masks.values())):
         listing.notes.append(f"{bare} fakes have no mask video; their crops get no mask")
 
-# %% ../../../nbs/data/layouts/03_ffpp.ipynb #data-layouts-03-ffpp-14
+# %% ../../../nbs/data/layouts/03_ffpp.ipynb #data-layouts-03-ffpp-16
 @register_layout("ff++")
 def faceforensics(
     root: Path,  # holds original_sequences, manipulated_sequences and the three split files

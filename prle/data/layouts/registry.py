@@ -134,7 +134,7 @@ def _entries(folder: Path) -> list[Path]:
 def _films(folder: Path) -> list[Path]:
     return [p for p in _entries(folder) if p.suffix.lower() in VIDEO_SUFFIXES]
 
-
+# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-17
 def _frame_folders(folder: Path) -> list[Path]:
     return [
         p
@@ -142,7 +142,7 @@ def _frame_folders(folder: Path) -> list[Path]:
         if p.is_dir() and not p.name.startswith(".") and p.name.lower() not in BESIDE
     ]
 
-# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-17
+# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-18
 def _inner(folder: Path, frames: bool) -> Path:
     "Return the extra folder that the videos (or the frames) in `folder` lie in; without one, `folder`."
     if frames:
@@ -153,7 +153,7 @@ def _inner(folder: Path, frames: bool) -> Path:
         inner = find_child(folder, "videos", "frames", "images")
     return inner if inner.is_dir() else folder
 
-# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-18
+# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-19
 class Store:
     "A folder of videos by name: `store[name]` is where the video lies, or where it should."
 
@@ -191,11 +191,11 @@ class Store:
         "Return how many videos the folder holds and how many it should."
         return dict(what=what, expected=expected, found=len(self), optional=optional)
 
-# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-21
+# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-22
 MAX_LIST = 2**26
 "Bytes of a data set's list, or of its JSON."
 
-# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-22
+# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-23
 def read_lines(
     path: Path,  # of a list
     listing: Listing,  # takes what is wrong with it
@@ -214,7 +214,7 @@ def read_lines(
     listing.complain(path, f"{fault}; what it lists is left out")
     return []
 
-# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-24
+# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-25
 def read_facts(
     path: Path,  # of a JSON file
     fits: Callable[[object], bool],  # whether the content is what it should be
@@ -236,7 +236,7 @@ def read_facts(
         fault = f"not {form}"
     listing.complain(path, f"{fault}; what it lists is left out")
 
-# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-26
+# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-27
 def name_fault(
     dataset: str,
     subset: str,
@@ -251,10 +251,10 @@ def name_fault(
         return str(e).rstrip(".")
     return ""
 
-# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-29
+# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-30
 _registry: dict[str, Callable] = {}
 
-
+# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-31
 def register_layout(
     name: str,  # what the command line calls the data set
 ) -> Callable:
@@ -266,12 +266,12 @@ def register_layout(
 
     return register
 
-# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-30
+# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-32
 def list_layouts() -> list[str]:
     "List the names of the data sets that can be read, sorted."
     return sorted(_registry)
 
-# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-31
+# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-33
 def _leave_out_bad_names(listing: Listing):
     "Make problems of the videos whose names are not valid for a folder, in place."
     kept = []
@@ -282,7 +282,7 @@ def _leave_out_bad_names(listing: Listing):
             kept.append(row)
     listing.rows = kept
 
-# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-32
+# %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-34
 def list_dataset(
     name: str,  # one of `list_layouts()`
     root: str | Path,  # its folder
