@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CASES = 100
+CASES = 200
 
 
 @pytest.fixture(scope="module")
