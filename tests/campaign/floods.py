@@ -462,7 +462,7 @@ def what_a_stranger_can_compute(box, what):
         import studies
 
         for name in ("one", "two"):
-            studies.study(box.work / name)
+            studies.study(box.work / name, secret=None)  # each draws its own
         from prle.study.images import read_study
 
         one, two = (read_study(box.work / name / "study") for name in ("one", "two"))
