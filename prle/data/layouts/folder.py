@@ -52,7 +52,7 @@ def _add_place(listing: Listing, place: Path, other: str, root: Path, split: str
 # %% ../../../nbs/data/layouts/07_folder.ipynb #data-layouts-07-folder-7
 @register_layout("folder")
 def plain_folder(
-    root: Path,  # holds real and fake, or train, val, test with these in them
+    root: Path,  # holds real and fake (all of it test), or train, val, test with these
     frames: bool = False,  # read only folders of extracted frames
 ) -> Listing:
     "List a folder of one's own, of which nothing is known but what is there."
