@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 import prle.training.checkpoint
 from prle.training.checkpoint import Checkpoint, check_same, load_checkpoint, save_checkpoint
-from prle.core import file_digest
+from prle.core import file_digest, temporary_name
 from prle.trust import read_sealed, write_sealed
 
 
@@ -165,7 +165,7 @@ def test_folders_of_others_are_not_deleted(tmp_path):
 
 def test_what_a_killed_process_leaves_is_removed(tmp_path):
     write(tmp_path)
-    for name in (".prle-tmp-0123abcd", ".prle-del-0123abcd"):
+    for name in (temporary_name(), ".prle-del-0123abcd"):
         (tmp_path / name).mkdir()
     load_checkpoint(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch-2", "epoch-3"]

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import prle.training.checkpoint
+from prle.core import temporary_name
 from prle.data.datasets import FaceDataset
 from prle.data.manifest import read_manifest, select
 from prle.detectors import create_detector
@@ -165,7 +166,7 @@ def test_killed_in_each_file_operation_it_ends_as_if_nothing_had_been(data, monk
         stopping(patch, CONFIG.epochs - 1)
         with pytest.raises(KeyboardInterrupt):
             fit(data, data / "begun")
-    for name in (".prle-tmp-0123abcd", ".prle-del-0123abcd"):
+    for name in (temporary_name(), ".prle-del-0123abcd"):
         shutil.copytree(data / "begun/epoch-3", data / "begun" / name)
     while code == -signal.SIGKILL:
         operations += 1

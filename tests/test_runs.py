@@ -53,16 +53,18 @@ from prle.trust import (
 
 QUICK = dict(heartbeat=0.1, missed=10)
 KEY = digest(["kind", {}])  # of an empty configuration
+ELSEWHERE = ".prle-tmp-01234567-{}-0123abcd"  # what a process on another machine writes
 CHILD = """
 import logging, sys, time
 from pathlib import Path
 from prle.lab import claims, store as stores
+from prle.core import temporary_name
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 logging.getLogger("prle").handlers.clear()
 logging.getLogger("prle").setLevel(logging.DEBUG)
 stores.provenance = dict
 root, machine = Path(sys.argv[1]), sys.argv[2]
-if machine: claims._machine = lambda: machine
+if machine: claims.this_machine = lambda: machine
 store = stores.RunStore(root / "runs", heartbeat=0.1, missed=10)
 def log(text):
     with open(root / "log", "a") as f: f.write(text + "\\n")
@@ -114,7 +116,7 @@ def telling(root, lines):
 
 def elsewhere(**changes):
     "The owner of a claim on another machine, as JSON."
-    return asdict(this_process()) | dict(machine="elsewhere") | changes
+    return asdict(this_process()) | dict(machine="elsewhere", host="elsewhere") | changes
 
 
 def wait_for(condition):
@@ -152,7 +154,7 @@ log("ready"); until("go"); print(store.get("kind", "a", {}, make).reused)
 
 HALF_WAY = """
 def make(folder):
-    log("began"); (folder / "checkpoint").write_text("epoch 3"); (folder / ".prle-tmp-0123abcd").write_text("half")
+    log("began"); (folder / "checkpoint").write_text("epoch 3"); (folder / temporary_name()).write_text("half")
     log("waits"); until("go"); (folder / "x").write_text("1")
 store.get("kind", "a", {}, make, resume=True); log("done")
 """
@@ -1476,8 +1478,8 @@ def test_prune_leaves_nothing_of_what_it_deletes_and_tells_exactly_that(tmp_path
     quick(tmp_path).get("kind", "lost", dict(n="lost"), filled)
     for name, age in (
         (".prle-del-01234567", 0),
-        (".prle-tmp-01234567", 7200),
-        (".prle-tmp-89abcdef", 0),
+        (ELSEWHERE.format(1), 7200),
+        (ELSEWHERE.format(2), 0),
     ):
         (tmp_path / "kind" / name).mkdir()
         os.utime(tmp_path / "kind" / name, times=(time.time() - age,) * 2)
@@ -1488,7 +1490,7 @@ def test_prune_leaves_nothing_of_what_it_deletes_and_tells_exactly_that(tmp_path
         ("lost", "finished"),
         ("partial", "failed"),
     ]
-    assert sorted(os.listdir(tmp_path / "kind")) == [".prle-tmp-89abcdef", needed.name], (
+    assert sorted(os.listdir(tmp_path / "kind")) == [ELSEWHERE.format(2), needed.name], (
         "what may still be written is left"
     )
     assert len(prune(tmp_path, {f"kind/{needed.name}"}, delete=True)) == 0

@@ -1,6 +1,9 @@
 """Names, paths, folders and files that come from elsewhere: what is refused, and that nothing else is harmed."""
 
 import os
+import signal
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -13,7 +16,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prle.core import atomic_path, discard, file_digest, is_leftover, shortened
+from prle.core import (
+    atomic_path,
+    discard,
+    file_digest,
+    is_leftover,
+    remove_leftovers,
+    shortened,
+)
 from prle.trust import (
     LONGEST_NAME,
     MARKER,
@@ -296,6 +306,34 @@ def test_leavings_of_killed_processes_have_names_of_their_own(tmp_path):
         "prle-tmp-01234567",
     ):
         assert not is_leftover(name)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from prle.core import atomic_path
+from prle.trust import made_folder
+with made_folder(sys.argv[1] + "/a", "thing") as folder, atomic_path(folder.parent / "b.png") as tmp:
+    (folder / "half").touch()
+    tmp.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_next_process_takes_away_what_a_killed_one_left_and_nothing_else(tmp_path):
+    "What a living process writes stays, and what one on another machine may be writing."
+    elsewhere = tmp_path / ".prle-tmp-01234567-1-0123abcd"
+    elsewhere.mkdir()
+    died = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)])
+    assert died.returncode == -signal.SIGKILL
+    assert sum(is_leftover(p.name) for p in tmp_path.iterdir()) == 3
+    with atomic_path(tmp_path / "living.png") as living:
+        living.touch()
+        write = f"from prle.core import write_json; write_json({str(tmp_path / 'c.json')!r}, 1)"
+        subprocess.run([sys.executable, "-c", write], check=True)
+        assert {p.name for p in tmp_path.iterdir()} == {elsewhere.name, living.name, "c.json"}
+    remove_leftovers(tmp_path, of_living=True)
+    assert {p.name for p in tmp_path.iterdir()} == {"living.png", "c.json"}
 
 
 def test_devices_pipes_and_long_files_are_not_read(tmp_path):

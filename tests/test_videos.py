@@ -29,7 +29,7 @@ from kills import contents, kill_at_work, start
 
 from prle.data import videos as V
 from prle.cli import main
-from prle.core import file_digest, rng
+from prle.core import file_digest, rng, temporary_name
 from prle.data.distortions import distort_frame, distort_video
 from prle.data.faces import (
     FaceError,
@@ -211,9 +211,10 @@ def test_what_a_killed_run_leaves_is_replaced(clips, whole, tmp_path):
             out / "clips" / name / "video.json"
         ).unlink()  # killed while an old folder was being deleted
     (out / "clips" / "s1" / "0000.png").unlink()
-    (out / "clips" / ".prle-tmp-0123abcd").mkdir()  # killed while writing
-    (out / "clips" / ".prle-tmp-0123abcd" / "0000.png").write_bytes(b"half")
-    (out / ".prle-tmp-0123abcd.parquet").write_bytes(b"half")
+    half = out / "clips" / temporary_name()
+    half.mkdir()  # killed while writing
+    (half / "0000.png").write_bytes(b"half")
+    (out / temporary_name(".parquet")).write_bytes(b"half")
     (out / "faces.parquet").unlink()
     V.extract(V.list_videos(clips), out, **QUICK)
     assert contents(out) == contents(whole)

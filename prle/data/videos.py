@@ -32,10 +32,9 @@ from prle.core import (
     atomic_path,
     check_choice,
     digest,
-    discard,
     file_digest,
-    is_leftover,
     progress,
+    remove_leftovers,
     rng,
     shortened,
     write_json,
@@ -744,14 +743,6 @@ def _open_folder(out: Path, settings: dict):
     except OSError as e:
         raise OSError(f"cannot write to {out} ({e.strerror}); name another folder.") from e
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-79
-def _remove_leftovers(folders: set[Path]):
-    "Delete what killed runs left under temporary names."
-    for folder in filter(Path.is_dir, folders):
-        for path in folder.iterdir():
-            if is_leftover(path.name):
-                discard(path)
-
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-81
 _TOGETHER = 64  # videos whose faces are in memory at once
 
@@ -862,7 +853,8 @@ def crop_videos(
     videos, out = _check_videos(videos), Path(out).resolve()
     folders = _folders(videos, out)
     _open_folder(out, settings)
-    _remove_leftovers({out, *(folder.parent for folder in folders)})
+    for folder in {out, *(folder.parent for folder in folders)}:
+        remove_leftovers(folder, of_living=True)
     jobs = []
     for row, folder in zip(videos.to_dict("records"), folders):
         if not _is_finished(row, folder):

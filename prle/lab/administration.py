@@ -19,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..core import check_choice, discard, entries, is_leftover, shortened, write_json
+from ..core import check_choice, discard, entries, is_leftover, remove_leftovers, shortened
+from ..core import write_json
 from ..trust import DIGESTS, Damaged, one_line, read_digests, read_record
 from .claims import GIVEN_UP, Claim, beside, strangers, utc_now
 from prle.lab.integrity import (
@@ -553,11 +554,12 @@ def _delete(path: Path) -> bool:  # False: another process holds it, or it is no
 
 # %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-78
 def _sweep(root: Path):
-    "Delete what killed processes left: half-deleted files at once, temporary files after an hour."
+    "Delete what killed processes left; what may be written on another machine after an hour."
     for folder in [root, *_kinds(root)]:
+        remove_leftovers(folder)
         for p in [p for p in folder.iterdir() if is_leftover(p.name)]:
             with suppress(FileNotFoundError):
-                if p.name.startswith(".prle-del-") or time.time() - p.lstat().st_mtime > GIVEN_UP:
+                if time.time() - p.lstat().st_mtime > GIVEN_UP:
                     discard(p)
 
 # %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-79

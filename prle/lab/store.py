@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..core import digest, discard, entries, is_full, is_leftover, log, provenance
-from ..core import write_json
+from ..core import remove_leftovers, write_json
 from ..trust import Damaged, file_name, one_line, read_record, read_sealed, write_sealed
 from prle.lab.claims import (
     CLOSED_ERRORS,
@@ -292,9 +292,7 @@ def _workplace(work: _Work) -> Path:
         os.rename(last, folder)
     else:
         folder.mkdir()
-    for p in folder.iterdir():
-        if is_leftover(p.name):
-            discard(p)
+    remove_leftovers(folder, of_living=True)
     return folder
 
 # %% ../../nbs/lab/02_store.ipynb #lab-02-store-46

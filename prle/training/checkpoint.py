@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core import atomic_path, discard, entries, file_digest, is_full, is_leftover
-from ..core import shortened
+from ..core import atomic_path, discard, entries, file_digest, is_full
+from ..core import remove_leftovers, shortened
 from ..trust import Damaged, check_digest, one_line, open_file
 from ..trust import read_sealed, read_tensors, write_sealed
 
@@ -122,13 +122,6 @@ def _set_aside(path: Path) -> Path:
     os.rename(path, aside)
     return aside
 
-# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-21
-def _remove_leftovers(folder: Path):
-    "Remove what killed processes have left in a folder."
-    for path in folder.iterdir() if folder.exists() else ():
-        if is_leftover(path.name):
-            discard(path)
-
 # %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-22
 def load_checkpoint(
     folder: str | Path,  # of all checkpoints of one training
@@ -137,7 +130,7 @@ def load_checkpoint(
 
     Damaged ones are set aside with a warning; leftovers of a killed process are removed."""
     folder, faults, found = Path(folder), [], None
-    _remove_leftovers(folder)
+    remove_leftovers(folder, of_living=True)
     for path in reversed(_numbered(folder)):
         try:
             found = _read(path)

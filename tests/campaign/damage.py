@@ -1,6 +1,7 @@
 "Family `damage`: files of runs, data, checkpoints, studies, benchmarks that are not as they were written."
 
 import os
+from dataclasses import replace
 
 from .arena import Box, Finding, attack, exceeded, judge, refusal
 from .mutate import BYTES, CELLS, ODD, damage, misform, respell
@@ -62,10 +63,12 @@ def age(target):
         os.utime(target, (past, past))
 
 
-def strike(box: Box, files: dict, how: str) -> Finding:
+def strike(box: Box, files: dict, how: str, makes: bool = False) -> Finding:
     "Damage a file of a finished thing, use the thing, and compare."
     use = box.pick(list(files))
     right = box.world.right(use)
+    if makes:
+        right = replace(right, cpu=box.world.right(use.split()[0]).cpu)
     box.take(*USES[use].parts)
     target = box.pick(victims(box, box.pick(files[use])))
     was = target.read_bytes()
@@ -75,9 +78,8 @@ def strike(box: Box, files: dict, how: str) -> Finding:
     box.tell(f"{use}: {how} of {name}")
     same = target.is_file() and target.read_bytes() == was
     reply = USES[use].run(box)
-    crop = (
-        target.suffix == ".png" and "quantiles" not in target.parts
-    )  # has no digest: may be read as it is
+    # a crop has no digest: it may be read as it is
+    crop = target.suffix == ".png" and "quantiles" not in target.parts
     return compared(use, reply, None if crop else right, target, same)
 
 
@@ -100,7 +102,8 @@ def bytes_of_what_is_made_from(box, how):
 
 @attack("damage", slow=True, how=BYTES)
 def bytes_of_a_product(box, how):
-    return strike(box, SLOW, how)
+    "What is damaged may be made again, which takes as long as it took."
+    return strike(box, SLOW, how, makes=True)
 
 
 NOTES = {

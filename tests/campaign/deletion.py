@@ -66,7 +66,7 @@ def verdict(box, stay, alien=(), may_refuse=True, names=()) -> Finding:
         left = [
             n
             for n in left
-            if lost.parent / n not in alien and f"/{n} " not in reply.out.partition("Left alone")[2]
+            if lost.parent / n not in alien and n not in reply.out.partition("Left alone")[2]
         ]
         if not lost.exists() and left:
             return Finding("silent", f"{left[0]} is left behind")
