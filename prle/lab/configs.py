@@ -33,6 +33,7 @@ from ..detectors import list_detectors
 from ..detectors.registry import has_weights
 from ..fusion import FUSIONS
 from ..masking import LandmarkMask, PrimaryRegionMask, RandomMask
+from ..mini.controls import PLACES, PlantedMask
 from ..trainer import TrainConfig
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-5
@@ -64,6 +65,7 @@ class Preset:
     width: float = 1.0  # of the detectors that are not among the backbones
     others: dict = field(default_factory=dict)  # what their training changes in `recipe`
     options: dict = field(default_factory=dict)  # of their constructors, by the detector's name
+    benchmark: str = "mini"  # what is made where no data are named, see `prle.lab.labdata.BUILDERS`
 
     def backbone(self, name: str) -> Backbone:  # `ValueError` for an unknown name
         "Return one of the backbones, or any registered detector at the preset's width (Table II)."
@@ -123,8 +125,21 @@ _PAPER = Preset(
     },
 )
 
+# %% ../../nbs/lab/05_configs.ipynb #new-59803481
+_CONTROLS = Preset(
+    size=64,
+    people=40,
+    benchmark="controls",
+    recipe=dict(batch_size=16, epochs=4, lr=2e-3, ema=0.98),
+    backbones={
+        "Meso-4": Backbone("meso4", options=dict(loss="bce", momentum=0.1)),
+        "Xception": Backbone("xception", 1 / 8),
+        "VGG": Backbone("vgg16_bn", 1 / 8, options=dict(dropout=0.0), recipe=dict(lr=1e-3)),
+    },
+)
+
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-15
-PRESETS = dict(smoke=_SMOKE, mini=_MINI, paper=_PAPER)
+PRESETS = dict(smoke=_SMOKE, mini=_MINI, paper=_PAPER, controls=_CONTROLS)
 "The sizes that every notebook can be run at."
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-18
@@ -183,8 +198,10 @@ class Zoo:
         return marks
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-25
-MASKS = dict(primary=PrimaryRegionMask, random=RandomMask, landmark=LandmarkMask)
-"The masks that a training can have besides none."
+MASKS = dict(
+    primary=PrimaryRegionMask, random=RandomMask, landmark=LandmarkMask, oracle=PlantedMask
+)
+"The masks that a training can have besides none; the oracle knows where the controls' traces are."
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-26
 ALPHA_POLICIES = dict(dynamic=(0.0, 1.0), static=(1.0, 1.0))
@@ -294,6 +311,8 @@ class RunConfig:
         check_fields(self, _RULES)
         check_choice(self.detector, list_detectors(), "detector")
         check_choice(self.mask, ["none", *MASKS], "mask")
+        if self.mask == "oracle":
+            check_choice(self.subset, PLACES, "place of the controls")
         if isinstance(self.alpha, str):
             check_choice(self.alpha, ALPHA_POLICIES, "alpha policy")
         set_fields(self, **_one_form(self))
@@ -327,6 +346,8 @@ def policy(self: RunConfig):  # a mask of `prle.masking`, or None
     options = dict(p=self.p, fill=self.fill)
     if self.mask == "primary":
         options["alpha"] = self.range
+    if self.mask == "oracle":
+        options["place"] = self.subset
     return MASKS[self.mask](**options)
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-50

@@ -350,18 +350,18 @@ def _why_not(out: Path, config: dict) -> str | None:
     return f"{missing} of {made['pictures']} pictures missing" if missing else None
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-36
-def _frame_face(picture: np.ndarray | FaceError, size: int, **origin) -> Face:
+def _frame_face(picture: np.ndarray | FaceError, framing: tuple, **origin) -> Face:
     "Crop the largest face of a video's frame; `FaceError` without one, or that of the frame."
     if isinstance(picture, FaceError):
         raise picture
     face = find_largest(picture)
     if face is None:
         raise FaceError("no face found.")
-    crop = crop_face(picture, face.landmarks, size, SCALE, LIFT)
+    crop = crop_face(picture, face.landmarks, *framing)
     return Face(*crop, found=face.found, **origin)
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-37
-def _read_video(path: Path, count: int, size: int) -> tuple[list[Face], pd.DataFrame]:
+def _read_video(path: Path, count: int, framing: tuple) -> tuple[list[Face], pd.DataFrame]:
     "Crop the largest face of `count` evenly spaced frames of a video, and list the frames without one."
     faces, dropped, name = [], [], f"{path.parent.name}/{path.name}"
     try:
@@ -369,7 +369,7 @@ def _read_video(path: Path, count: int, size: int) -> tuple[list[Face], pd.DataF
         for index, frame in zip(wanted, read_frames(path, wanted)):
             origin = dict(photo=name, identity=path.parent.name, frame=index)
             try:
-                faces.append(_frame_face(frame, size, **origin))
+                faces.append(_frame_face(frame, framing, **origin))
             except FaceError as e:
                 dropped.append((f"{name}, frame {index}", str(e)))
     except FaceError as e:
@@ -381,11 +381,14 @@ def read_crops(
     files: list[Path],  # photographs and videos
     count: int,  # frames of a video, evenly spaced
     size: int,  # side of the crops in px
+    scale: float = SCALE,  # as in `crop_face`
+    lift: float = LIFT,  # as in `crop_face`
 ) -> tuple[list[Face], pd.DataFrame]:  # faces; what has none, with columns path, reason
     "Crop the faces of photographs and videos; return them and the drop report."
+    framing = size, scale, lift
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
-    parts = [read_faces([path for path in files if path not in set(videos)], size, SCALE, LIFT)]
-    parts += [_read_video(path, count, size) for path in progress(videos, desc="videos")]
+    parts = [read_faces([path for path in files if path not in set(videos)], *framing)]
+    parts += [_read_video(path, count, framing) for path in progress(videos, desc="videos")]
     faces = [face for found, _ in parts for face in found]
     return faces, pd.concat([dropped for _, dropped in parts], ignore_index=True)
 

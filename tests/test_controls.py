@@ -1,0 +1,158 @@
+"The controls: traces where they belong and nowhere else, masks that know, and what a lab makes of them."
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from prle.data.crops import read_mask, read_rgb
+from prle.data.faces import Face
+from prle.data.manifest import check_crops, read_manifest
+from prle.lab.configs import PRESETS, RunConfig
+from prle.lab.experiments import Lab
+from prle.mini import controls
+from prle.mini.controls import (
+    FRAMES,
+    PLACES,
+    SUBSETS,
+    PlantedMask,
+    build_controls,
+    frame,
+    place_region,
+    plant,
+    shared_trace,
+    strong_trace,
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return build_controls(tmp_path_factory.mktemp("controls") / "made", people=6)
+
+
+@pytest.fixture(scope="module")
+def rows(built):
+    return read_manifest(built)
+
+
+def picture(rows, row):
+    return read_rgb(f"{rows.attrs['root']}/{row.path}").astype(int)
+
+
+def test_every_frame_is_there_once_as_real_and_once_in_every_manipulation(built, rows):
+    photos = rows[rows.subset == "real"].groupby("split").video.nunique()
+    for split, count in photos.items():
+        there = rows[rows.split == split].subset.value_counts()
+        assert set(there.index) == {"real", *SUBSETS}
+        assert set(there) == {count * FRAMES[split]}
+    assert rows.groupby("identity").split.nunique().max() == 1
+    assert check_crops(built)[0].empty
+
+
+def test_a_fake_differs_from_its_real_by_the_traces_alone(rows):
+    "What the JPEG smears may lie a block beyond the place."
+    keys = ["identity", "video", "frame"]
+    both = rows[rows.subset.isin(["shared", "nose"])].groupby(keys)
+    for _, pair in list(both)[:20]:
+        shared, nose = pair.set_index("subset").loc[["shared", "nose"]].itertuples()
+        far = ~place_region(np.reshape(nose.landmarks, (68, 2)), "nose", 64, margin=12)
+        change = np.abs(picture(rows, shared) - picture(rows, nose)).max(-1)
+        assert change[far].max() == 0
+        assert change[read_mask(f"{rows.attrs['root']}/{nose.mask}", (64, 64)) > 0].mean() > 10
+
+
+def test_what_has_no_trace_comes_from_frames_of_its_own(rows):
+    "Otherwise fakes would be copies of the reals, and chance would be exact."
+    frames = rows[rows.split == "train"].groupby("subset").frame.agg(set)
+    assert not frames["none"] & frames["real"]
+    assert all(frames[place] == frames["real"] for place in (*PLACES, "shared"))
+
+
+def test_the_same_settings_give_the_same_pictures_and_are_not_made_again(built, tmp_path, capsys):
+    again = read_manifest(build_controls(tmp_path / "again", people=6))
+    first = read_manifest(built)
+    pd.testing.assert_frame_equal(first, again)
+    for path in first.path[::97]:
+        assert (built.parent / path).read_bytes() == (tmp_path / "again" / path).read_bytes()
+    capsys.readouterr()
+    build_controls(tmp_path / "again", people=6)
+    assert "HIT" in capsys.readouterr().out
+    (tmp_path / "again" / first.path[0]).unlink()
+    build_controls(tmp_path / "again", people=6)
+    assert "1 of" in capsys.readouterr().out
+    assert (tmp_path / "again" / first.path[0]).exists()
+
+
+def test_a_folder_of_somebody_else_is_not_replaced(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="mine"):
+        build_controls(tmp_path / "mine", people=6)
+    assert (tmp_path / "mine/thesis.txt").read_text() == "mine"
+
+
+def landmarks(size):
+    "Plausible landmarks: eyes, nose and mouth in their places."
+    points = np.full((68, 2), size / 2, np.float32)
+    points[36:42], points[42:48] = (0.33 * size, 0.4 * size), (0.67 * size, 0.4 * size)
+    points[30:36], points[48:68] = (0.5 * size, 0.58 * size), (0.5 * size, 0.75 * size)
+    points[21:23], points[13] = (0.5 * size, 0.32 * size), (0.85 * size, 0.62 * size)
+    return points
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("size", [48, 64, 128])
+def test_a_strong_trace_lies_in_its_place_and_the_oracle_covers_it(place, size):
+    points = landmarks(size)
+    trace, region = strong_trace(points, place, size), place_region(points, place, size)
+    assert np.abs(trace[~region]).max() < 1e-9
+    assert np.abs(trace).max() > 40
+    image = torch.randint(256, (2, 3, size, size)).float()
+    planted = image + torch.from_numpy(trace).float()
+    mask, both = PlantedMask(place, p=1.0), np.stack([points, points])
+    torch.testing.assert_close(mask(image, both), mask(planted, both), rtol=0, atol=1e-9)
+    assert mask(image, both).eq(0).all(1).float().mean() < 0.2
+
+
+def test_the_shared_trace_takes_detail_and_leaves_the_rest():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.float32)
+    smooth = np.tile(np.linspace(0, 255, 64, dtype=np.float32)[:, None, None], (1, 64, 3))
+    assert shared_trace(noise).std() < 0.8 * noise.std()
+    assert np.abs(shared_trace(smooth) - smooth)[2:-2].max() < 1
+
+
+def test_frames_are_drawn_from_their_numbers(monkeypatch):
+    face = Face(np.zeros((128, 128, 3), np.uint8), landmarks(128), 1, "a/1.png", "a")
+    one, two = frame(face, 1, 64), frame(face, 2, 64)
+    assert (one.landmarks == frame(face, 1, 64).landmarks).all()
+    assert np.abs(one.landmarks - two.landmarks).max() > 0.2
+    assert np.abs(one.landmarks - face.landmarks / 2).max() < 64 / 24 + 6
+    assert (frame(face, 1, 64, seed=1).landmarks != one.landmarks).any()
+
+
+def test_nothing_is_planted_where_nothing_is_asked_for():
+    face = Face(np.full((64, 64, 3), 90, np.uint8), landmarks(64), 1)
+    assert (plant(face, "none") == face.crop).all()
+    with pytest.raises(ValueError, match="unknown manipulation 'ear'"):
+        plant(face, "ear")
+
+
+@pytest.mark.parametrize("place, subset", [("shared", "shared"), ("none", "none"), ("DF", "DF")])
+def test_there_is_no_oracle_of_what_has_no_place(place, subset):
+    with pytest.raises(ValueError, match="place of the controls"):
+        RunConfig("meso4", subset, "controls", mask="oracle")
+
+
+def test_an_oracle_knows_the_place_of_its_training():
+    config = RunConfig("meso4", "cheek", "controls", mask="oracle", p=0.25, fill="mean")
+    policy = config.policy()
+    assert (policy.place, policy.p, policy.fill) == ("cheek", 0.25, "mean")
+    assert config.key()["mask"] == "oracle"
+
+
+def test_a_lab_makes_the_controls_and_has_no_target_sets(built):
+    lab = Lab("controls", data=built)
+    assert lab.subsets == list(SUBSETS)
+    assert Lab("controls").targets == []
+    assert PRESETS["controls"].benchmark == "controls"
+    assert controls.RECIPE >= 1
