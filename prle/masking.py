@@ -241,10 +241,7 @@ class PrimaryRegionMask(RegionMask):
     def __init__(
         self,
         p: float = 0.5,  # probability that an image is masked, in [0, 1]
-        alpha: tuple[float, float] = (
-            0.0,
-            1.0,
-        ),  # share of the attended, in (low, high]; (1, 1): all
+        alpha: tuple[float, float] = (0.0, 1.0),  # share of the attended, in (low, high]
         fill: str = "zero",  # one of `FILLS`
     ):
         "Set up the policy; `ValueError` for p or alpha out of range, or an unknown fill."
@@ -261,6 +258,27 @@ class PrimaryRegionMask(RegionMask):
         return region(quantiles, params.alpha)
 
 # %% ../nbs/05_masking.ipynb #05-masking-54
+def _whole(side: Tensor) -> Tensor:
+    "Round to whole pixels, at least 1."
+    return side.round().clamp(min=1)
+
+
+def _sides(params: MaskParams, height: int, width: int, aspect: float) -> tuple[Tensor, Tensor]:
+    "Return height and width of rectangles in pixels, (N,) each; at least 1 where something is masked."
+    area = params.alpha * height * width
+    h = (area * aspect ** (2 * params.place[:, 0] - 1)).sqrt().clamp(1, height)
+    w = (area / h).clamp(max=width)
+    h = (area / w.clamp(min=1)).clamp(max=height)
+    return _whole(h).where(area > 0, 0), _whole(w).where(area > 0, 0)
+
+# %% ../nbs/05_masking.ipynb #05-masking-55
+def _interval(length: int, side: Tensor, place: Tensor) -> Tensor:
+    "Return an (N, length) bool of intervals of `side` pixels; `place` in [0, 1] shifts them from end to end."
+    start = (place * (length - side + 1)).floor()[:, None]
+    at = torch.arange(length)
+    return (at >= start) & (at < start + side[:, None])
+
+# %% ../nbs/05_masking.ipynb #05-masking-56
 class RandomMask(RegionMask):
     "Mask a random rectangle, Table IV; `mask(image)`."
 
@@ -289,28 +307,7 @@ class RandomMask(RegionMask):
         columns = _interval(width, w, params.place[:, 2])
         return (rows[:, None, :, None] & columns[:, None, None, :]).to(batch.device)
 
-# %% ../nbs/05_masking.ipynb #05-masking-55
-def _sides(params: MaskParams, height: int, width: int, aspect: float) -> tuple[Tensor, Tensor]:
-    "Return height and width of rectangles in pixels, (N,) each; at least 1 where something is masked."
-    area = params.alpha * height * width
-    h = (area * aspect ** (2 * params.place[:, 0] - 1)).sqrt().clamp(1, height)
-    w = (area / h).clamp(max=width)
-    h = (area / w.clamp(min=1)).clamp(max=height)
-    return _whole(h).where(area > 0, 0), _whole(w).where(area > 0, 0)
-
-# %% ../nbs/05_masking.ipynb #05-masking-56
-def _whole(side: Tensor) -> Tensor:
-    "Round to whole pixels, at least 1."
-    return side.round().clamp(min=1)
-
-# %% ../nbs/05_masking.ipynb #05-masking-57
-def _interval(length: int, side: Tensor, place: Tensor) -> Tensor:
-    "Return an (N, length) bool of intervals of `side` pixels; `place` in [0, 1] shifts them from end to end."
-    start = (place * (length - side + 1)).floor()[:, None]
-    at = torch.arange(length)
-    return (at >= start) & (at < start + side[:, None])
-
-# %% ../nbs/05_masking.ipynb #05-masking-61
+# %% ../nbs/05_masking.ipynb #05-masking-60
 FACE_PARTS: dict[str, list[Sequence[int]]] = {
     "eyes": [range(36, 42), range(42, 48)],
     "eyebrows": [range(17, 22), range(22, 27)],
@@ -321,7 +318,7 @@ FACE_PARTS: dict[str, list[Sequence[int]]] = {
 }
 "Part -> the hulls it consists of, as indices of the 68 landmarks."
 
-# %% ../nbs/05_masking.ipynb #05-masking-62
+# %% ../nbs/05_masking.ipynb #05-masking-61
 def _hulls(
     part: str, landmarks: np.ndarray, size: tuple[int, int], dilate: float
 ) -> np.ndarray:  # (H, W) bool
@@ -336,7 +333,7 @@ def _hulls(
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, [2 * radius + 1] * 2)
     return cv2.dilate(where, disc).astype(bool)
 
-# %% ../nbs/05_masking.ipynb #05-masking-63
+# %% ../nbs/05_masking.ipynb #05-masking-62
 def _as_points(landmarks, n: int) -> np.ndarray:  # (n, 68, 2) float32
     "Return the landmarks of n images; `ValueError` for another number of them, or NaN."
     if isinstance(landmarks, Tensor):
@@ -350,7 +347,7 @@ def _as_points(landmarks, n: int) -> np.ndarray:  # (n, 68, 2) float32
         raise ValueError("landmarks hold NaN.")
     return points.reshape(-1, 68, 2)
 
-# %% ../nbs/05_masking.ipynb #05-masking-64
+# %% ../nbs/05_masking.ipynb #05-masking-63
 class LandmarkMask(RegionMask):
     "Mask a random part of the face, Table IV; `mask(image, landmarks)`."
 
@@ -385,7 +382,7 @@ class LandmarkMask(RegionMask):
             where[i, 0] = _hulls(part, points[i], size, self.dilate)
         return torch.from_numpy(where).to(batch.device)
 
-# %% ../nbs/05_masking.ipynb #05-masking-67
+# %% ../nbs/05_masking.ipynb #05-masking-66
 _IN_FILES = ("quantile_store", "read_quantiles", "write_quantiles")
 
 

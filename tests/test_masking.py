@@ -470,7 +470,13 @@ FACE_PATHS = [f"train/real/s{i}/{i}.jpg" for i in range(7)]
 
 @pytest.mark.parametrize(
     "fusion",
-    [dict(), dict(method="mean", tau=0.5), dict(method="released"), dict(lam=0.2, floor=0.3)],
+    [
+        dict(),
+        dict(method="mean", tau=0.5),
+        dict(method="released", drop=0.1),
+        dict(method="union", share=0.2),
+        dict(lam=0.2, floor=0.3),
+    ],
 )
 def test_store_equals_doing_it_by_hand(stores, tmp_path, fusion):
     shares = quantile_store(stores, FACE_PATHS, tmp_path / "q", (48, 40), batch_size=3, **fusion)

@@ -119,7 +119,7 @@ def quantile_store(
     folder: str | Path,  # where the maps go, under the faces' own paths with the suffix .png
     size: tuple[int, int],  # (height, width) of the faces
     batch_size: int = 16,  # faces in memory at once
-    **fusion,  # method, tau, lam, floor of `fuse`
+    **fusion,  # settings of `fuse`: method, tau, ...
 ) -> np.ndarray:  # (N,) share of each face that is attended, in [0, 1]
     "Resize, fuse and rank the maps of all faces, Eq. 6-9; the folder appears when it is complete."
     maps, names = _open_stores(stores, len(faces)), _png_names(faces)

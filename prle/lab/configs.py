@@ -151,28 +151,44 @@ class FusionConfig:
     tau: float = 0.3  # tau_1 of Eq. 6, in [0, 1]
     lam: float = 0.15  # lambda of Eq. 7, in [0, 1]
     floor: float = 0.0  # attention below it counts as zero before fusion, in [0, 1]
+    drop: float = 0.2  # average at and below which "released" drops a pixel, in [0, 1]
+    share: float = 0.0  # of the pixels that stay, the most attended, in [0, 1]; 0: all
 
     def __post_init__(self):
         "Check the fields and make the numbers floats."
         check_choice(self.method, FUSIONS, "fusion")
-        check_fields(self, dict(tau=SHARE, lam=SHARE, floor=SHARE))
-        numbers = {name: float(getattr(self, name)) for name in ("tau", "lam", "floor")}
-        set_fields(self, **numbers)  # 0 and 0.0 are one
+        numbers = [f.name for f in fields(self) if f.name != "method"]
+        check_fields(self, dict.fromkeys(numbers, SHARE))
+        values = [float(getattr(self, name)) for name in numbers]
+        set_fields(self, **dict(zip(numbers, values)))  # 0 and 0.0 are one
 
-    def __str__(self):  # "neighbour", "mean,tau=0.1"
-        "Return the method and the fields that are not the default."
-        parts = [self.method]
-        for f in fields(self)[1:]:
-            value = getattr(self, f.name)
-            if value != f.default:
-                parts.append(f"{f.name}={value:g}")
-        return ",".join(parts)
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-21
+@patch
+def key(self: FusionConfig) -> dict:
+    "Return the settings that the fused maps depend on, without `drop` and `share` where they do nothing."
+    settings = asdict(self)
+    if self.method != "released":
+        del settings["drop"]
+    if self.share == 0:
+        del settings["share"]
+    return settings
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-20
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-22
+@patch
+def __str__(self: FusionConfig):  # "neighbour", "mean,tau=0.1"
+    "Return the method and the settings of its key that are not the default."
+    parts = [self.method]
+    for f in fields(self)[1:]:
+        value = self.key().get(f.name, f.default)
+        if value != f.default:
+            parts.append(f"{f.name}={value:g}")
+    return ",".join(parts)
+
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-24
 IDENTITY = FusionConfig("mean", tau=0.0)
 "The fusion that leaves a single map as it is."
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-22
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-26
 @dataclass(frozen=True)
 class Zoo:
     "The detectors that localize together, and the fusion of their maps."
@@ -191,30 +207,30 @@ class Zoo:
     def marks(self) -> list[str]:
         "Return what a run's label says of fusion and backbones; empty if both are the defaults."
         marks = []
-        if self.fusion != FusionConfig():
+        if self.fusion.key() != FusionConfig().key():
             marks.append(str(self.fusion))
         if self.backbones:
             marks.append("+".join(self.backbones))
         return marks
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-25
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-29
 MASKS = dict(
     primary=PrimaryRegionMask, random=RandomMask, landmark=LandmarkMask, oracle=PlantedMask
 )
 "The masks that a training can have besides none; the oracle knows where the controls' traces are."
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-26
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-30
 ALPHA_POLICIES = dict(dynamic=(0.0, 1.0), static=(1.0, 1.0))
 "The paper's alpha, and Table VII's without dynamic exploitation: the fused map as a binary mask (Eq. 4)."
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-28
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-32
 def _is_alpha(value) -> bool:
     "Tell whether a value may be an alpha: a policy's name, or two numbers."
     if isinstance(value, str):
         return True
     return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-29
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-33
 def _is_names(value) -> bool:
     "Tell whether a value is a list of names."
     return isinstance(value, (list, tuple)) and all(map(is_word, value))
@@ -224,7 +240,7 @@ def _is_options(value) -> bool:
     "Tell whether a value is a mapping whose keys are names."
     return isinstance(value, dict) and all(map(is_word, value))
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-30
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-34
 def _is_subset(value) -> bool:
     "Tell whether a value may be the name of a manipulation."
     return is_word(value) and value != ""
@@ -234,10 +250,10 @@ def _is_path(value) -> bool:
     "Tell whether a value may be a path."
     return isinstance(value, (str, Path))
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-32
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-36
 _ALPHA_TEXT = f"be {', '.join(ALPHA_POLICIES)} or two numbers, from where to where it is drawn"
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-33
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-37
 _RULES = dict(
     subset=Rule(_is_subset, "be the name of a manipulation, or 'all'"),
     data=Rule(_is_path, "be the path of a folder or a manifest"),
@@ -253,17 +269,17 @@ _RULES = dict(
     fill=WORD,
 )
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-35
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-39
 def absolute_data(data: str | Path | None) -> str:  # "" for none
     "Return an absolute path, so that different spellings of a path give the same configuration."
     return os.path.abspath(data) if data else ""
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-37
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-41
 def _built(kind: type, given):
     "Return a configuration of this kind that may be given as a mapping of its fields."
     return given if isinstance(given, kind) else build_config(kind, given)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-38
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-42
 def _one_form(config: "RunConfig") -> dict:
     "Return the fields that can be written in several ways, each in one form."
     form = dict(
@@ -278,7 +294,7 @@ def _one_form(config: "RunConfig") -> dict:
         form["alpha"] = tuple(map(float, config.alpha))
     return form
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-41
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-45
 def _check_pretrained(config: "RunConfig"):
     "Raise `ValueError` if `pretrained` is set for a network without ImageNet weights."
     if not config.pretrained or (config.width == 1 and has_weights(config.detector)):
@@ -286,7 +302,7 @@ def _check_pretrained(config: "RunConfig"):
     network = f"{config.detector} at width {config.width:g}"
     raise ValueError(f"pretrained must be False: there are no ImageNet weights of {network}.")
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-42
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-46
 @dataclass(frozen=True)
 class RunConfig:
     "One training: detector, manipulation, mask and recipe; `ValueError` names the valid values."
@@ -331,13 +347,13 @@ class RunConfig:
         plain = json.loads(json.dumps(asdict(self)))
         return yaml.safe_dump(plain, sort_keys=False)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-46
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-50
 @patch(as_prop=True)
 def masking_zoo(self: RunConfig) -> Zoo:
     "Return the zoo whose maps are behind the primary masks."
     return Zoo(self.subset, self.recipe.seed, self.zoo, self.fusion)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-47
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-51
 @patch
 def policy(self: RunConfig):  # a mask of `prle.masking`, or None
     "Return the mask that this configuration trains with."
@@ -350,7 +366,7 @@ def policy(self: RunConfig):  # a mask of `prle.masking`, or None
         options["place"] = self.subset
     return MASKS[self.mask](**options)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-50
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-54
 @patch
 def key(self: RunConfig) -> dict:
     "Return the settings that the weights depend on, besides data and quantile maps."
@@ -364,7 +380,7 @@ def key(self: RunConfig) -> dict:
     settings = asdict(self) | dict(alpha=self.range, recipe=recipe)
     return {name: value for name, value in settings.items() if name not in unused}
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-53
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-57
 @patch
 def write(
     self: RunConfig,
@@ -377,7 +393,7 @@ def write(
         tmp.write_text(text, encoding="utf-8")
     return path
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-54
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-58
 @patch(cls_method=True)
 def read(
     cls: RunConfig,

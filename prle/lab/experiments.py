@@ -541,7 +541,7 @@ def _zoo_label(zoo: Zoo, *marks: str) -> str:  # empty marks are left out
 @patch
 def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
     "Return the configuration that names what is made from the maps of a zoo."
-    return dict(asdict(zoo.fusion), maps=[run.key for run in runs], size=self.preset.size)
+    return dict(zoo.fusion.key(), maps=[run.key for run in runs], size=self.preset.size)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-73
 @patch
