@@ -366,9 +366,13 @@ def _is_readable(kind: "pa.DataType") -> bool:
     return any(is_a(inner) for is_a in numbers)
 
 # %% ../nbs/01_trust.ipynb #01-trust-55
-def _check_kinds(schema: "pa.Schema"):
-    "Raise `ValueError` for the first column that holds neither text nor numbers nor lists of numbers."
+def _check_schema(schema: "pa.Schema", columns: list[str]):
+    "Raise `ValueError` for a column that is missing, stands twice, or holds other things than are read."
+    if lacking := [name for name in columns if name not in schema.names]:
+        raise ValueError(f"it lacks the column {one_line(', '.join(lacking))}")
     for field in schema:
+        if len(schema.get_all_field_indices(field.name)) > 1:
+            raise ValueError(f"the column {shortened(field.name)} stands in it twice")
         if not _is_readable(field.type):
             raise ValueError(
                 f"the column {shortened(field.name)} holds {one_line(field.type)}, "
@@ -376,72 +380,96 @@ def _check_kinds(schema: "pa.Schema"):
             )
 
 # %% ../nbs/01_trust.ipynb #01-trust-56
-def _read_parts(file, most: int) -> "pa.Table":
-    "Read an open Parquet file; `ValueError` as soon as it is known to need more than `most` bytes."
+def _size(column: "pa.Array") -> int:
+    "Return the bytes that a column takes, with text written out for every row."
     import pyarrow as pa
-
-    parts, size = [], file.metadata.num_rows * len(file.schema_arrow)
-    for part in file.iter_batches(batch_size=4096) if size <= most else ():
-        parts.append(part)
-        size += part.nbytes
-        if size > most:
-            break
-    if size > most:
-        raise ValueError(f"its {file.metadata.num_rows:,} rows take more than {most:,} bytes")
-    table = pa.Table.from_batches(parts, file.schema_arrow)
-    if len(table) != file.metadata.num_rows:
-        raise ValueError(f"{file.metadata.num_rows:,} rows are promised, {len(table):,} are there")
-    return table
-
-# %% ../nbs/01_trust.ipynb #01-trust-57
-def _letters(column) -> int:
-    "Count the bytes that a dictionary-encoded text column takes when it is written out for every row."
     import pyarrow.compute as pc
 
-    count = 0
-    for chunk in column.chunks:
-        lengths = pc.take(pc.binary_length(chunk.dictionary), chunk.indices)
-        count += pc.sum(lengths).as_py() or 0
-    return count
+    if not pa.types.is_dictionary(column.type):
+        return column.nbytes
+    lengths = pc.take(pc.binary_length(column.dictionary), column.indices)
+    return pc.sum(lengths).as_py() or 0
 
-# %% ../nbs/01_trust.ipynb #01-trust-58
-def _write_out(table: "pa.Table", most: int) -> "pa.Table":
-    "Replace dictionary-encoded text columns by plain ones; `ValueError` if they take more than `most` bytes."
+# %% ../nbs/01_trust.ipynb #01-trust-57
+def _own_words(column: "pa.Array") -> "pa.Array":
+    "Return the column of a part with the words that occur in it; Arrow adds those of all parts before it."
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_dictionary(column.type):
+        return column
+    used = column.indices.unique().drop_null()
+    indices = pc.index_in(column.indices, used)
+    return pa.DictionaryArray.from_arrays(indices, column.dictionary.take(used))
+
+# %% ../nbs/01_trust.ipynb #new-88532443
+def _parts(file, columns: list[str]):
+    "Iterate over the parts of an open Parquet file: its text, then its numbers."
     import pyarrow as pa
 
-    stored_once = [i for i, field in enumerate(table.schema) if pa.types.is_dictionary(field.type)]
-    letters = sum(_letters(table.column(i)) for i in stored_once)
-    if letters > most:
-        raise ValueError(f"its text takes {letters:,} bytes; at most {most:,} are read")
-    for i in stored_once:
-        table = table.set_column(i, table.field(i).name, table.column(i).cast(pa.large_string()))
+    text = {f.name for f in file.schema_arrow if pa.types.is_dictionary(f.type)}
+    # Lists of numbers may be long, and each part of a text costs a copy of all words before it.
+    yield from file.iter_batches(2**16, columns=[name for name in columns if name in text])
+    yield from file.iter_batches(2**12, columns=[name for name in columns if name not in text])
+
+# %% ../nbs/01_trust.ipynb #01-trust-58
+def _read_parts(file, columns: list[str], most: int) -> "pa.Table":
+    "Read columns of an open Parquet file; `ValueError` as soon as they are known to need more than `most` bytes."
+    import pyarrow as pa
+
+    rows, schema, parts = file.metadata.num_rows, file.schema_arrow, {name: [] for name in columns}
+    size = rows * len(columns)
+    for part in _parts(file, columns) if size <= most else ():
+        size += sum(map(_size, part.columns))
+        if size > most:
+            break
+        for name, column in zip(part.schema.names, part.columns):
+            parts[name].append(_own_words(column))
+    if size > most:
+        raise ValueError(f"its {rows:,} rows take more than {most:,} bytes")
+    whole = {name: pa.chunked_array(parts[name], schema.field(name).type) for name in columns}
+    table = pa.table(whole, metadata=schema.metadata)
+    if len(table) != rows:
+        raise ValueError(f"{rows:,} rows are promised, {len(table):,} are there")
+    return table
+
+# %% ../nbs/01_trust.ipynb #new-63608294
+def _write_out(table: "pa.Table") -> "pa.Table":
+    "Write out text that repeats itself for every row."
+    import pyarrow as pa
+
+    for i, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(i, field.name, table.column(i).cast(pa.large_string()))
     return table
 
 # %% ../nbs/01_trust.ipynb #01-trust-59
-def _read_columns(path: Path, most: int) -> "pa.Table":
-    "Read a Parquet file as an Arrow table, its page checksums verified."
+def _read_columns(path: Path, columns: list[str] | None, most: int) -> "pa.Table":
+    "Read columns of a Parquet file as an Arrow table, its page checksums verified."
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
-    _check_kinds(schema)
+    columns = schema.names if columns is None else columns
+    _check_schema(schema, columns)
     text = [field.name for field in schema if "string" in str(field.type)]
     with pq.ParquetFile(path, read_dictionary=text, page_checksum_verification=True) as file:
-        table = _read_parts(file, most)
+        table = _read_parts(file, columns, most)
     table.validate(full=True)
-    return _write_out(table, most)
+    return _write_out(table)
 
 # %% ../nbs/01_trust.ipynb #01-trust-60
 def read_table(
     path: str | Path,  # a Parquet file
+    columns: list[str] | None = None,  # which to read; None: all
     most: int = MAX_TABLE,  # bytes in memory
 ) -> "pd.DataFrame":  # with the `attrs` that it was written with
     """Read a Parquet file of text, numbers and lists of numbers.
 
-    `ValueError` naming the file if it is damaged, holds other types, or needs more than `most` bytes."""
+    `ValueError` naming the file if it is damaged, lacks a column, holds other types, or needs more than `most` bytes."""
     open_file(path).close()
     try:
-        table = _read_columns(Path(path), most)
+        table = _read_columns(Path(path), columns, most)
         frame = table.to_pandas(ignore_metadata=True)
         text = (table.schema.metadata or {}).get(b"pandas", b"{}")
         note = parse_json(text, "what pandas noted in it", dict)
