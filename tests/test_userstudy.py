@@ -870,6 +870,12 @@ def test_nothing_outside_the_page_is_served(fresh):
             "/responses/",
             "/static/..%5c..%5ckey/plan.csv",
             "/plans/%00",
+            "/images",
+            "/index.html/..",
+            "/index.html/../",
+            "/images/../index.html",
+            "/./index.html",
+            "//index.html",
         ):
             status, body, _ = ask(path)
             assert (
