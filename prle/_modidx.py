@@ -2259,6 +2259,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'prle.trust.read_tensors': ('trust.html#read_tensors', 'prle/trust.py'),
                             'prle.trust.read_whole': ('trust.html#read_whole', 'prle/trust.py'),
                             'prle.trust.read_yaml': ('trust.html#read_yaml', 'prle/trust.py'),
+                            'prle.trust.shown_path': ('trust.html#shown_path', 'prle/trust.py'),
                             'prle.trust.write_digests': ('trust.html#write_digests', 'prle/trust.py'),
                             'prle.trust.write_sealed': ('trust.html#write_sealed', 'prle/trust.py'),
                             'prle.trust.write_table': ('trust.html#write_table', 'prle/trust.py')}}}

@@ -137,10 +137,12 @@ def _are_words(is_word: Callable) -> Callable:
     return fit
 
 # %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-16
-_TEXT = [c for c in COLUMNS if COLUMNS[c] == "object" and c not in ("path", "landmarks", "transform")]
+_TEXT = [
+    c for c in COLUMNS if COLUMNS[c] == "object" and c not in ("path", "landmarks", "transform")
+]
 "The columns that hold text, beside the paths."
 
-# %% ../../nbs/data/04_manifest.ipynb #new-97147663
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-17
 def _check_paths(df: pd.DataFrame, name: str):
     "Raise `ValueError` for the first path that is none, leads out of the root or stands twice, or without rows."
     if df.empty:
@@ -150,7 +152,7 @@ def _check_paths(df: pd.DataFrame, name: str):
     _check_column(df, "path", _are_words(_is_path), inside, name)
     _first_bad(df, df.path.duplicated(), "the path stands in an earlier row already.", name)
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-17
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-18
 def _check_types(df: pd.DataFrame, name: str):
     """Raise `ValueError` for the first value of a wrong type in the columns beside the paths.
 
@@ -165,7 +167,7 @@ def _check_types(df: pd.DataFrame, name: str):
     inside = "empty or a path below the manifest's root"
     _check_column(df, "mask", _are_words(_is_mask), inside, name)
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-18
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-19
 def _check_rows(df: pd.DataFrame, name: str):
     "Raise `ValueError` for the first row whose values contradict each other or another row's."
     _first_bad(df, ~df.label.isin((REAL, FAKE)), "label must be 0 (real) or 1 (fake).", name)
@@ -178,7 +180,7 @@ def _check_rows(df: pd.DataFrame, name: str):
     both = df.identity.isin(splits.index[splits > 1])
     _first_bad(df, both, "this identity stands in more than one split.", name)
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-19
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-20
 def check_manifest(
     df: pd.DataFrame,  # the table
     name: str = "manifest",  # how to call it in an error
@@ -195,7 +197,7 @@ def check_manifest(
     _check_rows(df, name)
     return df
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-20
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-21
 def write_manifest(
     df: pd.DataFrame,  # one row a face, columns as in `COLUMNS`
     path: str | Path,  # the Parquet file
@@ -207,7 +209,7 @@ def write_manifest(
     table.attrs = {} if root is None else dict(root=str(Path(root).absolute()))
     return write_table(path, table)
 
-# %% ../../nbs/data/04_manifest.ipynb #new-57765966
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-22
 def _read_columns(path: Path) -> pd.DataFrame:  # in the order of `COLUMNS`
     """Read a manifest whose paths are checked; `ValueError` as in `_check_paths`.
 
@@ -218,7 +220,7 @@ def _read_columns(path: Path) -> pd.DataFrame:  # in the order of `COLUMNS`
     df.insert(0, "path", paths.path.array)
     return df
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-21
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-23
 def read_manifest(
     path: str | Path,  # the Parquet file
 ) -> pd.DataFrame:  # `df.attrs["root"]` is the folder that paths are relative to
@@ -234,7 +236,7 @@ def read_manifest(
         raise ValueError(f"{path}: its root {shortened(root)} is no folder's path.")
     return df
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-26
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-28
 def select(
     manifest: pd.DataFrame,  # a checked manifest
     split: str,  # "train", "val" or "test"
@@ -255,7 +257,7 @@ def select(
             raise ValueError(f"the split {split!r} has no {name} face{chosen}.")
     return rows
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-29
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-31
 def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
     "Say what is wrong with a crop or mask; an empty string if nothing is."
     try:
@@ -272,7 +274,7 @@ def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
         return f"damaged: {e}"
     return ""
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-30
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-32
 def _unlisted(root: Path, listed: set[str]) -> list[str]:
     "List the pictures that lie among the crops and are not in `listed`."
     found = []
@@ -282,7 +284,7 @@ def _unlisted(root: Path, listed: set[str]) -> list[str]:
         found += [os.path.join(folder, name) for name in pictures]
     return [path for path in found if path not in listed]
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-31
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-33
 def check_crops(
     manifest: str | Path,  # the Parquet file, or the folder that holds manifest.parquet
 ) -> tuple[pd.DataFrame, str]:  # what is missing, damaged or in no row: path, reason; a summary
