@@ -124,10 +124,11 @@ _MOST = 20
 def _check_manifest(root: str) -> int:
     "Print the damaged crops of a manifest; exit code 1 if there are any."
     from prle.data.manifest import check_crops
+    from prle.trust import shown_path
 
     bad, summary = check_crops(root)
     for path, reason in bad[:_MOST].itertuples(index=False):
-        print(f"{path}: {reason}")
+        print(f"{shown_path(path)}: {reason}")
     if len(bad) > _MOST:
         print(f"... and {len(bad) - _MOST} more")
     print(summary)
@@ -218,6 +219,7 @@ def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options:
     from prle.data.deepfakebench import read_folders, read_json_dataset
     from prle.data.layouts import list_dataset
     from prle.data.manifest import SPLITS, write_manifest
+    from prle.trust import shown_path
 
     problems = []
     if inputs[0].endswith(".json"):
@@ -229,7 +231,7 @@ def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options:
             root = os.path.commonpath([os.path.abspath(root), os.path.abspath(options["reals"])])
         problems, (rows, missing) = listing.problems, read_folders(listing.videos, root)
     for path, reason in [*problems, *missing.itertuples(index=False)][:_MOST]:
-        print(f"{path}: {reason}", file=sys.stderr)
+        print(f"{shown_path(path)}: {reason}", file=sys.stderr)
     print(f"{len(rows)} crops, {len(missing)} missing -> {write_manifest(rows, out, root)}")
     return int(len(missing) + len(problems) > 0)
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LONGEST_NAME', 'MAX_JSON', 'MAX_YAML', 'MAX_PIXELS', 'MAX_PICTURE', 'MAX_TABLE', 'MAX_CSV', 'MARKER', 'MAX_MARKER',
-           'DIGESTS', 'one_line', 'file_name', 'file_path', 'below', 'open_file', 'read_bytes', 'parse_json',
-           'read_json', 'check_entries', 'read_record', 'parse_yaml', 'read_yaml', 'read_array', 'check_pixels',
-           'check_picture', 'read_picture', 'read_table', 'write_table', 'read_csv', 'read_tensors', 'Damaged',
-           'check_digest', 'write_sealed', 'read_sealed', 'write_digests', 'read_digests', 'read_whole',
+           'DIGESTS', 'one_line', 'shown_path', 'file_name', 'file_path', 'below', 'open_file', 'read_bytes',
+           'parse_json', 'read_json', 'check_entries', 'read_record', 'parse_yaml', 'read_yaml', 'read_array',
+           'check_pixels', 'check_picture', 'read_picture', 'read_table', 'write_table', 'read_csv', 'read_tensors',
+           'Damaged', 'check_digest', 'write_sealed', 'read_sealed', 'write_digests', 'read_digests', 'read_whole',
            'check_digests', 'mark_folder', 'check_replaceable', 'made_folder']
 
 # %% ../nbs/01_trust.ipynb #01-trust-2
@@ -38,6 +38,14 @@ def one_line(
     "Return a library's message on one line, cut where it is long."
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def shown_path(
+    path: str | Path,  # from data
+) -> str:  # at most 300 characters
+    "Return a path for a message: as it is, but `shortened` where it is longer or cannot be printed."
+    text = str(path)
+    return text if len(text) <= 300 and text.isprintable() else shortened(text)[1:-1]
 
 # %% ../nbs/01_trust.ipynb #01-trust-8
 LONGEST_NAME = 200
@@ -366,9 +374,13 @@ def _is_readable(kind: "pa.DataType") -> bool:
     return any(is_a(inner) for is_a in numbers)
 
 # %% ../nbs/01_trust.ipynb #01-trust-55
-def _check_kinds(schema: "pa.Schema"):
-    "Raise `ValueError` for the first column that holds neither text nor numbers nor lists of numbers."
+def _check_schema(schema: "pa.Schema", columns: list[str]):
+    "Raise `ValueError` for a column that is missing, stands twice, or holds other things than are read."
+    if lacking := [name for name in columns if name not in schema.names]:
+        raise ValueError(f"it lacks the column {one_line(', '.join(lacking))}")
     for field in schema:
+        if len(schema.get_all_field_indices(field.name)) > 1:
+            raise ValueError(f"the column {shortened(field.name)} stands in it twice")
         if not _is_readable(field.type):
             raise ValueError(
                 f"the column {shortened(field.name)} holds {one_line(field.type)}, "
@@ -376,72 +388,97 @@ def _check_kinds(schema: "pa.Schema"):
             )
 
 # %% ../nbs/01_trust.ipynb #01-trust-56
-def _read_parts(file, most: int) -> "pa.Table":
-    "Read an open Parquet file; `ValueError` as soon as it is known to need more than `most` bytes."
+def _size(column: "pa.Array") -> int:
+    "Return the bytes that a column takes, with text written out for every row."
     import pyarrow as pa
-
-    parts, size = [], file.metadata.num_rows * len(file.schema_arrow)
-    for part in file.iter_batches(batch_size=4096) if size <= most else ():
-        parts.append(part)
-        size += part.nbytes
-        if size > most:
-            break
-    if size > most:
-        raise ValueError(f"its {file.metadata.num_rows:,} rows take more than {most:,} bytes")
-    table = pa.Table.from_batches(parts, file.schema_arrow)
-    if len(table) != file.metadata.num_rows:
-        raise ValueError(f"{file.metadata.num_rows:,} rows are promised, {len(table):,} are there")
-    return table
-
-# %% ../nbs/01_trust.ipynb #01-trust-57
-def _letters(column) -> int:
-    "Count the bytes that a dictionary-encoded text column takes when it is written out for every row."
     import pyarrow.compute as pc
 
-    count = 0
-    for chunk in column.chunks:
-        lengths = pc.take(pc.binary_length(chunk.dictionary), chunk.indices)
-        count += pc.sum(lengths).as_py() or 0
-    return count
+    if not pa.types.is_dictionary(column.type):
+        return column.nbytes
+    lengths = pc.take(pc.binary_length(column.dictionary), column.indices)
+    return pc.sum(lengths).as_py() or 0
+
+# %% ../nbs/01_trust.ipynb #01-trust-57
+def _own_words(column: "pa.Array") -> "pa.Array":
+    "Return the column of a part with the words that occur in it; Arrow adds those of all parts before it."
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_dictionary(column.type):
+        return column
+    used = column.indices.unique().drop_null()
+    indices = pc.index_in(column.indices, used)
+    return pa.DictionaryArray.from_arrays(indices, column.dictionary.take(used))
 
 # %% ../nbs/01_trust.ipynb #01-trust-58
-def _write_out(table: "pa.Table", most: int) -> "pa.Table":
-    "Replace dictionary-encoded text columns by plain ones; `ValueError` if they take more than `most` bytes."
+def _parts(file, columns: list[str]):
+    "Iterate over the parts of an open Parquet file: its text, then its numbers."
     import pyarrow as pa
 
-    stored_once = [i for i, field in enumerate(table.schema) if pa.types.is_dictionary(field.type)]
-    letters = sum(_letters(table.column(i)) for i in stored_once)
-    if letters > most:
-        raise ValueError(f"its text takes {letters:,} bytes; at most {most:,} are read")
-    for i in stored_once:
-        table = table.set_column(i, table.field(i).name, table.column(i).cast(pa.large_string()))
-    return table
+    text = {f.name for f in file.schema_arrow if pa.types.is_dictionary(f.type)}
+    # Lists of numbers may be long, and each part of a text costs a copy of all words before it.
+    yield from file.iter_batches(2**16, columns=[name for name in columns if name in text])
+    yield from file.iter_batches(2**12, columns=[name for name in columns if name not in text])
 
 # %% ../nbs/01_trust.ipynb #01-trust-59
-def _read_columns(path: Path, most: int) -> "pa.Table":
-    "Read a Parquet file as an Arrow table, its page checksums verified."
+def _read_parts(file, columns: list[str], most: int) -> "pa.Table":
+    "Read columns of an open Parquet file; `ValueError` as soon as they are known to need more than `most` bytes."
+    import pyarrow as pa
+
+    rows, schema, parts = file.metadata.num_rows, file.schema_arrow, {name: [] for name in columns}
+    size = rows * len(columns)
+    for part in _parts(file, columns) if size <= most else ():
+        size += sum(map(_size, part.columns))
+        if size > most:
+            break
+        for name, column in zip(part.schema.names, part.columns):
+            parts[name].append(_own_words(column))
+    if size > most:
+        raise ValueError(f"its {rows:,} rows take more than {most:,} bytes")
+    whole = {name: pa.chunked_array(parts[name], schema.field(name).type) for name in columns}
+    table = pa.table(whole, metadata=schema.metadata)
+    if len(table) != rows:
+        raise ValueError(f"{rows:,} rows are promised, {len(table):,} are there")
+    return table
+
+# %% ../nbs/01_trust.ipynb #01-trust-60
+def _write_out(table: "pa.Table") -> "pa.Table":
+    "Write out text that repeats itself for every row."
+    import pyarrow as pa
+
+    for i, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(i, field.name, table.column(i).cast(pa.large_string()))
+    return table
+
+# %% ../nbs/01_trust.ipynb #01-trust-61
+def _read_columns(path: Path, columns: list[str] | None, most: int) -> "pa.Table":
+    "Read columns of a Parquet file as an Arrow table, its page checksums verified."
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
-    _check_kinds(schema)
+    columns = schema.names if columns is None else columns
+    _check_schema(schema, columns)
     text = [field.name for field in schema if "string" in str(field.type)]
     with pq.ParquetFile(path, read_dictionary=text, page_checksum_verification=True) as file:
-        table = _read_parts(file, most)
+        table = _read_parts(file, columns, most)
     table.validate(full=True)
-    return _write_out(table, most)
+    return _write_out(table)
 
-# %% ../nbs/01_trust.ipynb #01-trust-60
+# %% ../nbs/01_trust.ipynb #01-trust-62
 def read_table(
     path: str | Path,  # a Parquet file
+    columns: list[str] | None = None,  # which to read; None: all
     most: int = MAX_TABLE,  # bytes in memory
 ) -> "pd.DataFrame":  # with the `attrs` that it was written with
     """Read a Parquet file of text, numbers and lists of numbers.
 
-    `ValueError` naming the file if it is damaged, holds other types, or needs more than `most` bytes."""
+    `ValueError` naming the file if it is damaged, lacks a column, holds other types, or needs more
+    than `most` bytes."""
     open_file(path).close()
     try:
-        table = _read_columns(Path(path), most)
+        table = _read_columns(Path(path), columns, most)
         frame = table.to_pandas(ignore_metadata=True)
         text = (table.schema.metadata or {}).get(b"pandas", b"{}")
         note = parse_json(text, "what pandas noted in it", dict)
@@ -451,7 +488,7 @@ def read_table(
     frame.attrs = attributes if isinstance(attributes, dict) else {}
     return frame
 
-# %% ../nbs/01_trust.ipynb #01-trust-61
+# %% ../nbs/01_trust.ipynb #01-trust-63
 def write_table(
     path: str | Path,  # the Parquet file
     table: "pd.DataFrame",  # text, numbers, lists of numbers; `attrs` are kept, the index is not
@@ -461,11 +498,11 @@ def write_table(
         table.to_parquet(tmp, index=False, write_page_checksum=True)
     return Path(path)
 
-# %% ../nbs/01_trust.ipynb #01-trust-66
+# %% ../nbs/01_trust.ipynb #01-trust-68
 MAX_CSV = 2**30
 "Bytes of a CSV file."
 
-# %% ../nbs/01_trust.ipynb #01-trust-67
+# %% ../nbs/01_trust.ipynb #01-trust-69
 def read_csv(
     path: str | Path,  # UTF-8
     columns: list[str],  # that it must have
@@ -481,7 +518,7 @@ def read_csv(
         raise ValueError(f"{path} lacks the column {', '.join(missing)}.")
     return table
 
-# %% ../nbs/01_trust.ipynb #01-trust-70
+# %% ../nbs/01_trust.ipynb #01-trust-72
 def read_tensors(
     path: str | Path,  # a .safetensors file
 ) -> dict:  # name -> tensor, on the CPU
@@ -495,11 +532,11 @@ def read_tensors(
     except SafetensorError as e:
         raise ValueError(f"{path} holds no whole weights ({one_line(e)}).") from e
 
-# %% ../nbs/01_trust.ipynb #01-trust-73
+# %% ../nbs/01_trust.ipynb #01-trust-75
 class Damaged(ValueError):
     "Error for a file that is missing or not what was written."
 
-# %% ../nbs/01_trust.ipynb #01-trust-74
+# %% ../nbs/01_trust.ipynb #01-trust-76
 def check_digest(
     path: str | Path,  # a file of ours
     fingerprint: str,  # what `file_digest` said when it was written
@@ -515,7 +552,7 @@ def check_digest(
         raise Damaged(f"{path} has changed since it was written.")
     return Path(path)
 
-# %% ../nbs/01_trust.ipynb #01-trust-77
+# %% ../nbs/01_trust.ipynb #01-trust-79
 def write_sealed(
     path: str | Path,  # the JSON file
     record: dict,  # JSON-able
@@ -523,7 +560,7 @@ def write_sealed(
     "Write a record as JSON, atomically, together with its digest."
     return write_json(path, dict(record, digest=digest(record)))
 
-# %% ../nbs/01_trust.ipynb #01-trust-78
+# %% ../nbs/01_trust.ipynb #01-trust-80
 def read_sealed(
     path: str | Path,  # from `write_sealed`
     /,
@@ -540,14 +577,14 @@ def read_sealed(
     except (ValueError, RecursionError) as e:
         raise Damaged(str(e)) from e
 
-# %% ../nbs/01_trust.ipynb #01-trust-81
+# %% ../nbs/01_trust.ipynb #01-trust-83
 MARKER = ".prle.json"
 "The file in a folder that says that this project has made it, and for what."
 
 MAX_MARKER = 2**30
 "Bytes of a marker, which has a line for each file of the folder."
 
-# %% ../nbs/01_trust.ipynb #01-trust-82
+# %% ../nbs/01_trust.ipynb #01-trust-84
 DIGESTS = "digests.parquet"
 "The table in a folder of many files that has the digest of each."
 
@@ -557,7 +594,7 @@ def _relative(folder: Path) -> list[str]:  # POSIX, sorted
     names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
     return sorted(name for name in names if name not in (DIGESTS, MARKER))
 
-# %% ../nbs/01_trust.ipynb #01-trust-83
+# %% ../nbs/01_trust.ipynb #01-trust-85
 def write_digests(
     folder: str | Path,  # complete
     digests: dict[str, str] | None = None,  # relative path -> digest; None: of all files there
@@ -571,7 +608,7 @@ def write_digests(
     rows = dict(path=list(digests), digest=list(digests.values()))
     return write_table(folder / DIGESTS, pd.DataFrame(rows, dtype=str))
 
-# %% ../nbs/01_trust.ipynb #01-trust-84
+# %% ../nbs/01_trust.ipynb #01-trust-86
 def read_digests(
     folder: str | Path,  # after `write_digests`
 ) -> dict[str, str]:  # relative path -> digest
@@ -584,7 +621,7 @@ def read_digests(
         raise Damaged(f"{path} is no table of digests.")
     return dict(zip(table.path, table.digest))
 
-# %% ../nbs/01_trust.ipynb #01-trust-85
+# %% ../nbs/01_trust.ipynb #01-trust-87
 def read_whole(
     path: str | Path,  # a file of ours
     fingerprint: str,  # what was written down
@@ -601,7 +638,7 @@ def read_whole(
         raise Damaged(f"{path} has changed since it was written.")
     return content
 
-# %% ../nbs/01_trust.ipynb #01-trust-86
+# %% ../nbs/01_trust.ipynb #01-trust-88
 def check_digests(
     folder: str | Path,  # after `write_digests`
 ):
@@ -609,7 +646,7 @@ def check_digests(
     for name, fingerprint in read_digests(folder).items():
         read_whole(Path(folder) / name, fingerprint)
 
-# %% ../nbs/01_trust.ipynb #01-trust-89
+# %% ../nbs/01_trust.ipynb #01-trust-91
 def _unmarked(folder: Path) -> list[str]:  # relative paths, sorted
     "List the files and links of a folder, without its marker and the marked folders inside it."
     found = []
@@ -622,7 +659,7 @@ def _unmarked(folder: Path) -> list[str]:  # relative paths, sorted
         found += [os.path.relpath(os.path.join(here, name), folder) for name in names]
     return sorted(found)
 
-# %% ../nbs/01_trust.ipynb #01-trust-90
+# %% ../nbs/01_trust.ipynb #01-trust-92
 def mark_folder(
     folder: str | Path,  # complete, nothing will be added to it
     purpose: str,  # what it is: "benchmark", "quantile maps", ...
@@ -631,7 +668,7 @@ def mark_folder(
     files = _unmarked(Path(folder))
     write_json(Path(folder) / MARKER, dict(made_by="prle", purpose=purpose, files=files))
 
-# %% ../nbs/01_trust.ipynb #01-trust-91
+# %% ../nbs/01_trust.ipynb #01-trust-93
 def _read_marker(folder: Path) -> tuple[str, set[str]]:  # purpose, files
     "Read the marker of a folder; `ValueError` naming it if it is damaged."
     note = read_json(folder / MARKER, dict, MAX_MARKER)
@@ -644,7 +681,7 @@ def _read_marker(folder: Path) -> tuple[str, set[str]]:  # purpose, files
         )
     return purpose, set(files)
 
-# %% ../nbs/01_trust.ipynb #01-trust-92
+# %% ../nbs/01_trust.ipynb #01-trust-94
 def _stranger(folder: Path, purpose: str) -> str:
     "Say why a folder may not be replaced; an empty string if it may."
     if not folder.is_dir():
@@ -662,7 +699,7 @@ def _stranger(folder: Path, purpose: str) -> str:
     faults = filter(None, map(_inner, _marked(folder)))
     return next(faults, "")
 
-# %% ../nbs/01_trust.ipynb #01-trust-93
+# %% ../nbs/01_trust.ipynb #01-trust-95
 def _marked(folder: Path) -> list[Path]:
     "List the marked folders inside a folder."
     return [p.parent for p in sorted(folder.rglob(MARKER)) if p.parent != folder]
@@ -673,7 +710,7 @@ def _inner(folder: Path) -> str:
     fault = _stranger(folder, _read_marker(folder)[0])
     return f"has a folder {folder.name} that {fault}" if fault else ""
 
-# %% ../nbs/01_trust.ipynb #01-trust-94
+# %% ../nbs/01_trust.ipynb #01-trust-96
 def check_replaceable(
     folder: str | Path,  # where a result shall be
     purpose: str,  # what it is
@@ -687,7 +724,7 @@ def check_replaceable(
     if fault := _stranger(Path(os.path.realpath(folder)), purpose):
         raise FileExistsError(f"{folder} {fault}; name a new or an empty folder, or move it away.")
 
-# %% ../nbs/01_trust.ipynb #01-trust-95
+# %% ../nbs/01_trust.ipynb #01-trust-97
 @contextmanager
 def made_folder(
     folder: str | Path,  # where the result shall be; its parent is created

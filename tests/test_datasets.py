@@ -5,16 +5,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from prle.cli import main
 from prle.core import file_digest, rng
+from prle.data import manifest
 from prle.data.crops import read_mask, read_quantiles, read_rgb
 from prle.data.datasets import BalancedSampler, FaceDataset
 from prle.data.manifest import check_crops, check_manifest, read_manifest, select, write_manifest
-from prle.trust import Damaged, write_digests
+from prle.trust import Damaged, read_table, write_digests
 
 
 def test_round_trip(toy, tmp_path):
@@ -104,6 +107,45 @@ def test_missing_columns_and_empty_tables(toy):
         check_manifest(toy.iloc[:0])
     with pytest.raises(FileNotFoundError, match="prle forge"):
         read_manifest("nowhere.parquet")
+
+
+def test_a_manifest_without_a_column_is_not_read_further(toy, tmp_path):
+    toy.drop(columns=["label", "mask"]).to_parquet(tmp_path / "m.parquet", index=False)
+    with pytest.raises(ValueError, match="m.parquet .*it lacks the column label, mask"):
+        read_manifest(tmp_path / "m.parquet")
+    toy.iloc[:0].to_parquet(tmp_path / "m.parquet", index=False)
+    with pytest.raises(ValueError, match="m.parquet has no rows"):
+        read_manifest(tmp_path / "m.parquet")
+
+
+def test_a_face_written_many_times_is_found_by_its_path(toy, tmp_path, monkeypatch):
+    "Before its landmarks are read, which take a thousand times the room of the file."
+    path, face = tmp_path / "m.parquet", pa.Table.from_pandas(toy.iloc[:1], preserve_index=False)
+    block = pa.concat_tables([face] * 10_000).combine_chunks()
+    with pq.ParquetWriter(path, block.schema, compression="zstd") as writer:
+        for _ in range(10):
+            writer.write_table(block)
+    read = []
+    monkeypatch.setattr(manifest, "read_table", lambda *a: read.append(a[1]) or read_table(*a))
+    with pytest.raises(ValueError, match=r"m.parquet, row 1 \(.*\): the path stands in an earlier"):
+        read_manifest(path)
+    assert read == [["path"]]
+
+
+def test_a_wrong_value_far_down_is_named_by_its_row(toy):
+    count = 25_000
+    many = toy.iloc[[0] * count].reset_index(drop=True)
+    many = many.assign(
+        path=[f"{i}.png" for i in range(count)], video=[f"v{i}" for i in range(count)]
+    )
+    check_manifest(many)
+    for column, value in dict(
+        landmarks=[True] * 136, transform=[1.0], label=True, mask="/a"
+    ).items():
+        wrong = many[column].astype(object)
+        wrong.iloc[20_001] = value
+        with pytest.raises(ValueError, match=rf"row 20001 \(20001.png\): {column} must be"):
+            check_manifest(many.assign(**{column: wrong}))
 
 
 def test_a_bad_manifest_is_not_written(toy, tmp_path):

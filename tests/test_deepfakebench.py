@@ -354,6 +354,25 @@ def test_a_name_in_a_json_that_is_no_number_costs_its_crop(tree):
     assert "not a frame's number, in FaceForensics++.json" in missing.reason[0]
 
 
+def test_the_command_shortens_paths_that_no_file_has(tree, capsys):
+    file = tree / "FaceForensics++.json"
+    content = json.loads(file.read_text())
+    videos = content["FaceForensics++"]["FF-DF"]["train"]["c23"]
+    videos["071_054"]["frames"] = ["x" * 5000 + "/003.png", "F\n/003.png"]
+    file.write_text(json.dumps(content))
+    words = (
+        "convert",
+        str(file),
+        "--root",
+        str(tree / "datasets"),
+        "--out",
+        str(tree / "m.parquet"),
+    )
+    assert main([*words]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all("/003.png: " in line and len(line) < 700 for line in said)
+
+
 def test_pictures_that_are_no_crops_are_left_out(tree):
     root = tree / "datasets" / "FaceForensics++"
     (root / "train.json").write_text('[["071", "054"]]')

@@ -31,6 +31,7 @@ from prle.lab.administration import (
     needed_inputs,
     prune,
     reachable,
+    record_runs,
     recorded_runs,
     run_text,
     runs_text,
@@ -1517,6 +1518,14 @@ def test_nothing_is_pruned_if_a_note_does_not_tell_what_it_needs(tmp_path, note)
     ) as e:
         recorded_runs(tmp_path)
     assert len(str(e.value)) < 600 and "\n" not in str(e.value)
+
+
+def test_a_note_that_has_changed_does_not_tell_what_is_needed(tmp_path):
+    "One bit, after which it still names a run, but another one."
+    note = record_runs(tmp_path, "mine", ["detectors/a-0123456789abcdef"])
+    note.write_text(note.read_text().replace("detectors", "detecvors"))
+    with pytest.raises(ValueError, match="mine.provenance.json has changed since.*not known"):
+        recorded_runs(tmp_path)
 
 
 def test_nothing_is_pruned_if_a_note_is_a_folder(tmp_path):

@@ -64,43 +64,54 @@ def _first_bad(df: pd.DataFrame, bad, what: str, name: str):
         raise ValueError(f"{_row(df, where[0], name)}: {what}")
 
 # %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-11
-def _check_column(df: pd.DataFrame, column: str, fits: Callable, what: str, name: str):
-    "Raise `ValueError` for the first row whose value in a column does not fit."
-    for i, value in enumerate(df[column]):
-        if not fits(value):
-            raise ValueError(
-                f"{_row(df, i, name)}: {column} must be {what}, not {shortened(value)}."
-            )
+_BLOCK = 10_000
+"Rows that are checked at once."
 
 
+def _check_column(df: pd.DataFrame, column: str, fit: Callable, what: str, name: str):
+    "Raise `ValueError` for the first row whose value in a column does not fit; `fit` judges a block of values."
+    for start in range(0, len(df), _BLOCK):
+        block = df[column].iloc[start : start + _BLOCK]
+        if fit(block):
+            continue
+        bad = next(i for i in range(len(block)) if not fit(block.iloc[i : i + 1]))
+        value = shortened(block.iloc[bad])
+        raise ValueError(f"{_row(df, start + bad, name)}: {column} must be {what}, not {value}.")
+
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-12
 def _is_text(value) -> bool:
     return isinstance(value, str) and len(value) <= 1000
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-12
+
 def _is_count(value) -> bool:
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     return whole and 0 <= value < 2**63
 
+
+def _are_counts(block: pd.Series) -> bool:
+    return all(map(_is_count, block))
+
 # %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-13
-def _numbers(value, lengths: tuple[int, ...]) -> bool:
-    "Say whether a value is a list of numbers, as long as one of `lengths`, none of them infinite."
-    if not isinstance(value, (list, tuple, np.ndarray)) or len(value) not in lengths:
-        return False
+def _numbers(block: pd.Series, lengths: tuple[int, ...]) -> bool:
+    "Say whether values are lists of numbers, as long as one of `lengths`, none of them infinite."
     try:
-        numbers = np.asarray(value)
+        lists = [np.asarray(value) for value in block]
     except ValueError:
         return False  # lists in lists
-    if not len(value):
-        return True
-    return numbers.ndim == 1 and numbers.dtype.kind in "fiu" and not np.isinf(numbers).any()
+    if any(found.ndim != 1 or len(found) not in lengths for found in lists):
+        return False
+    filled = [found for found in lists if len(found)]
+    if any(found.dtype.kind not in "fiu" for found in filled):
+        return False
+    return not filled or not np.isinf(np.concatenate(filled)).any()
 
 # %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-14
-def _are_landmarks(value) -> bool:
-    return _numbers(value, (136,))
+def _are_landmarks(block: pd.Series) -> bool:
+    return _numbers(block, (136,))
 
 
-def _is_transform(value) -> bool:
-    return _numbers(value, (0, 6))
+def _are_transforms(block: pd.Series) -> bool:
+    return _numbers(block, (0, 6))
 
 # %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-15
 def _is_path(value) -> bool:
@@ -113,32 +124,54 @@ def _is_path(value) -> bool:
 def _is_mask(value) -> bool:
     return not value or _is_path(value)
 
+
+def _are_words(is_word: Callable) -> Callable:
+    "Make the check of a block of text from that of a word; most words stand in many rows."
+
+    def fit(block):
+        try:
+            return all(map(is_word, block.unique()))
+        except TypeError:
+            return False  # lists
+
+    return fit
+
 # %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-16
-_TEXT = [c for c in COLUMNS if COLUMNS[c] == "object" and c not in ("landmarks", "transform")]
-"The columns that hold text."
+_TEXT = [
+    c for c in COLUMNS if COLUMNS[c] == "object" and c not in ("path", "landmarks", "transform")
+]
+"The columns that hold text, beside the paths."
 
 # %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-17
+def _check_paths(df: pd.DataFrame, name: str):
+    "Raise `ValueError` for the first path that is none, leads out of the root or stands twice, or without rows."
+    if df.empty:
+        raise ValueError(f"{name} has no rows.")
+    _check_column(df, "path", _are_words(_is_text), "text of at most 1000 letters", name)
+    inside = "a path that must be relative and stay below the manifest's root"
+    _check_column(df, "path", _are_words(_is_path), inside, name)
+    _first_bad(df, df.path.duplicated(), "the path stands in an earlier row already.", name)
+
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-18
 def _check_types(df: pd.DataFrame, name: str):
-    """Raise `ValueError` for the first value of a wrong type.
+    """Raise `ValueError` for the first value of a wrong type in the columns beside the paths.
 
     Unknown text is an empty string and unknown landmarks are NaN; a missing value is an error."""
     for column in _TEXT:
-        _check_column(df, column, _is_text, "text of at most 1000 letters", name)
+        _check_column(df, column, _are_words(_is_text), "text of at most 1000 letters", name)
     for column in ("label", "frame"):
-        _check_column(df, column, _is_count, "a whole number from 0", name)
+        _check_column(df, column, _are_counts, "a whole number from 0", name)
     points = "136 numbers (68 points, x and y)"
     _check_column(df, "landmarks", _are_landmarks, points, name)
-    _check_column(df, "transform", _is_transform, "6 numbers, or none", name)
-    inside = "a path that must be relative and stay below the manifest's root"
-    _check_column(df, "path", _is_path, inside, name)
-    _check_column(df, "mask", _is_mask, "empty or a path below the manifest's root", name)
+    _check_column(df, "transform", _are_transforms, "6 numbers, or none", name)
+    inside = "empty or a path below the manifest's root"
+    _check_column(df, "mask", _are_words(_is_mask), inside, name)
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-18
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-19
 def _check_rows(df: pd.DataFrame, name: str):
     "Raise `ValueError` for the first row whose values contradict each other or another row's."
     _first_bad(df, ~df.label.isin((REAL, FAKE)), "label must be 0 (real) or 1 (fake).", name)
     _first_bad(df, ~df.split.isin(SPLITS), f"split must be one of {', '.join(SPLITS)}.", name)
-    _first_bad(df, df.path.duplicated(), "the path stands in an earlier row already.", name)
     contradicts = (df.subset == "real") != (df.label == REAL)
     _first_bad(df, contradicts, "subset 'real' and label 0 must go together.", name)
     again = df.duplicated([*VIDEO, "frame"])
@@ -147,7 +180,7 @@ def _check_rows(df: pd.DataFrame, name: str):
     both = df.identity.isin(splits.index[splits > 1])
     _first_bad(df, both, "this identity stands in more than one split.", name)
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-19
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-20
 def check_manifest(
     df: pd.DataFrame,  # the table
     name: str = "manifest",  # how to call it in an error
@@ -159,13 +192,12 @@ def check_manifest(
     if missing:
         what = "column" if len(missing) == 1 else "columns"
         raise ValueError(f"{name} lacks the {what} {', '.join(missing)}.")
-    if df.empty:
-        raise ValueError(f"{name} has no rows.")
+    _check_paths(df, name)
     _check_types(df, name)
     _check_rows(df, name)
     return df
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-20
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-21
 def write_manifest(
     df: pd.DataFrame,  # one row a face, columns as in `COLUMNS`
     path: str | Path,  # the Parquet file
@@ -177,7 +209,18 @@ def write_manifest(
     table.attrs = {} if root is None else dict(root=str(Path(root).absolute()))
     return write_table(path, table)
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-21
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-22
+def _read_columns(path: Path) -> pd.DataFrame:  # in the order of `COLUMNS`
+    """Read a manifest whose paths are checked; `ValueError` as in `_check_paths`.
+
+    They are read first: ten million rows of one face are a file of some kB with landmarks of 5 GB."""
+    paths = read_table(path, ["path"])
+    _check_paths(paths, str(path))
+    df = read_table(path, [column for column in COLUMNS if column != "path"])
+    df.insert(0, "path", paths.path.array)
+    return df
+
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-23
 def read_manifest(
     path: str | Path,  # the Parquet file
 ) -> pd.DataFrame:  # `df.attrs["root"]` is the folder that paths are relative to
@@ -185,13 +228,15 @@ def read_manifest(
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no manifest at {path}. `prle forge` makes the mini benchmark's.")
-    df = check_manifest(read_table(path), str(path))
+    df, name = _read_columns(path), str(path)
+    _check_types(df, name)
+    _check_rows(df, name)
     root = df.attrs.setdefault("root", str(path.parent))
     if not _is_text(root) or "\0" in root:
         raise ValueError(f"{path}: its root {shortened(root)} is no folder's path.")
     return df
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-26
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-28
 def select(
     manifest: pd.DataFrame,  # a checked manifest
     split: str,  # "train", "val" or "test"
@@ -212,7 +257,7 @@ def select(
             raise ValueError(f"the split {split!r} has no {name} face{chosen}.")
     return rows
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-29
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-31
 def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
     "Say what is wrong with a crop or mask; an empty string if nothing is."
     try:
@@ -229,7 +274,7 @@ def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
         return f"damaged: {e}"
     return ""
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-30
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-32
 def _unlisted(root: Path, listed: set[str]) -> list[str]:
     "List the pictures that lie among the crops and are not in `listed`."
     found = []
@@ -239,7 +284,7 @@ def _unlisted(root: Path, listed: set[str]) -> list[str]:
         found += [os.path.join(folder, name) for name in pictures]
     return [path for path in found if path not in listed]
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-31
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-33
 def check_crops(
     manifest: str | Path,  # the Parquet file, or the folder that holds manifest.parquet
 ) -> tuple[pd.DataFrame, str]:  # what is missing, damaged or in no row: path, reason; a summary

@@ -20,8 +20,15 @@ import numpy as np
 import pandas as pd
 
 from ..core import check_choice, discard, entries, is_leftover, remove_leftovers, shortened
-from ..core import write_json
-from ..trust import DIGESTS, Damaged, one_line, read_digests, read_record
+from prle.trust import (
+    DIGESTS,
+    Damaged,
+    one_line,
+    read_digests,
+    read_record,
+    read_sealed,
+    write_sealed,
+)
 from .claims import GIVEN_UP, Claim, beside, strangers, utc_now
 from prle.lab.integrity import (
     Aside,
@@ -379,7 +386,7 @@ def record_runs(
 ) -> Path:
     "Note under `plans/` that these runs are needed although not all are made yet, so that `prune` keeps them."
     path = Path(outputs) / "plans" / f"{name}.provenance.json"
-    return write_json(path, dict(facts, runs=sorted(runs), when=utc_now()))
+    return write_sealed(path, dict(facts, runs=sorted(runs), when=utc_now()))
 
 # %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-55
 def _raise(error: OSError):
@@ -405,7 +412,10 @@ _NOTED = re.compile(r"[^/]+/[^/]+-[0-9a-f]{16}")
 
 def _noted(note: Path) -> list[str]:
     "Read the runs that a note names; raise `ValueError` naming the note if it cannot be read."
-    names = read_record(note, runs=list)["runs"]
+    record = read_record(note, runs=list)
+    if "digest" in record:  # a note that a person has written has none
+        read_sealed(note)
+    names = record["runs"]
     for name in names:
         if not (isinstance(name, str) and _NOTED.fullmatch(name)):
             raise ValueError(f"{note} names {shortened(name)} where the name of a run belongs.")

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..core import atomic_path, file_digest, provenance, write_json
-from ..trust import below, read_record
+from ..core import atomic_path, file_digest, provenance
+from ..trust import below, read_record, write_sealed
 from ..lab.experiments import Lab
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-4
@@ -655,7 +655,8 @@ def _write_note(lab: Lab, path: Path, files: Sequence[Path], **facts):
         other_code=lab.store.names(other_code=True),
         files={file.name: file_digest(file) for file in files},
     )
-    write_json(path.with_suffix(".provenance.json"), dict(provenance(lab.device), **own, **facts))
+    record = dict(provenance(lab.device), **own, **facts)
+    write_sealed(path.with_suffix(".provenance.json"), record)
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-60
 def _stale_text(lab: Lab) -> str:  # "" if there are none

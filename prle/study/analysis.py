@@ -82,6 +82,8 @@ def _first(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], li
     The answers are added to `seen`."""
     unit, fitting, faults = _fitting(path, responses)
     rows, total = [], len(fitting) + len(faults)
+    if not total:
+        raise ValueError("it holds no answer")
     for number, answer in fitting:
         first = seen.setdefault((answer["code"], answer["index"]), answer)
         if first is answer:

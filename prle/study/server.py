@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from fastcore.basics import patch
 
 from .page import check_page, is_host, policy, seal_answer
-from ..trust import below, parse_json, read_bytes, shortened
+from ..trust import below, file_path, parse_json, read_bytes, shortened
 from .images import ANSWERS, Study, close_key, read_study
 
 # %% ../../nbs/study/02_server.ipynb #study-02-server-6
@@ -344,14 +344,16 @@ def _page(guarded: type) -> type:
 
     class Page(guarded, StaticFileHandler):
         def validate_absolute_path(self, root, absolute_path):
-            "Reply 404 to a path that leads out of the page's folder, 400 to one with a null byte."
+            "Reply 404 unless it is the plain path of a file in the page's folder, 400 to one with a null byte."
             if "\0" in absolute_path:
                 raise HTTPError(400)
             try:
-                real = below(root, absolute_path)
+                file = below(root, file_path(self.path.replace(os.sep, "/") or "index.html"))
             except ValueError as e:
                 raise HTTPError(404) from e
-            return super().validate_absolute_path(root, str(real))
+            if not file.is_file():
+                raise HTTPError(404)  # Tornado would redirect from a folder
+            return str(file)
 
     return Page
 
@@ -368,7 +370,7 @@ def _server(
     rules = policy(check_page(study).get("post")) + "; frame-ancestors 'none'"
     headers = HEADERS | {"Content-Security-Policy": rules}
     guarded = _guarded(headers, lambda header: _called(header, host, names))
-    page = dict(path=os.path.realpath(study.path / "page"), default_filename="index.html")
+    page = dict(path=os.path.realpath(study.path / "page"))
     handlers = [("/answers", _answers(guarded, Responses(study))), ("/(.*)", _page(guarded), page)]
     silent = dict(default_handler_class=_nothing(guarded), log_function=lambda handler: None)
     sizes = dict(max_body_size=4 * LIMIT, max_header_size=4 * LIMIT)

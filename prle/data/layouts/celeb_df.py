@@ -81,6 +81,8 @@ def celeb_df(
         person, source = celeb_people(folder, name)
         file = stores[folder][name]
         listing.add(file, name, subset, "test", identity=person, source_identity=source)
+    if not (listing.rows or listing.problems):
+        listing.complain(path, "it lists nothing")
     listing.expected = {("test", "real"): 178, ("test", "fake"): 340}
     listing.totals = [stores[f].total(f, number) for f, (_, number) in CELEB_FOLDERS.items()]
     _note_overlap(listing, stores)

@@ -17,6 +17,7 @@ from ...core import progress
 from ..faces import FaceError, read_image
 from .registry import Listing, list_dataset
 from ..videos import is_pictures, list_pictures, open_video, promised_frames
+from ...trust import shown_path
 
 # %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-5
 def _decodable(file: Path) -> int:
@@ -90,7 +91,8 @@ def _problem_text(bad: pd.DataFrame, most: int = 20) -> str:
     if bad.empty:
         return ""
     lines = [f"{len(bad)} problems:"]
-    lines += [f"  {file}: {reason}" for file, reason in bad.head(most).itertuples(index=False)]
+    for file, reason in bad.head(most).itertuples(index=False):
+        lines.append(f"  {shown_path(file)}: {reason}")
     if len(bad) > most:
         lines.append(f"  ... and {len(bad) - most} more")
     return "\n".join(lines)

@@ -22,6 +22,7 @@ from prle.data.layouts.registry import (
 )
 from ..manifest import SPLITS
 from ..videos import VIDEO_SUFFIXES, list_pictures, visible_files, walk_folders
+from ...trust import shown_path
 
 # %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-4
 CLEAN = ("end_to_end", "reenact_postprocess")
@@ -57,7 +58,7 @@ def _listed_fakes(root: Path, listing: Listing) -> _Fakes:
             if first == split:
                 lists[split].append(name)
             else:
-                fault = f"the target of {name} stands in {first}.txt already"
+                fault = f"the target of {shown_path(name)} stands in {first}.txt already"
                 listing.complain(path, f"{fault}; left out")
     return lists
 
@@ -101,7 +102,7 @@ def _distortions(root: Path, variant: str, names: list[str], listing: Listing) -
         return {}
     for name in names:
         if name not in lines:
-            listing.complain(path, f"no line for {name}; its real is left out")
+            listing.complain(path, f"no line for {shown_path(name)}; its real is left out")
     return {name: lines[name] for name in names if name in lines}
 
 # %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-15

@@ -20,6 +20,7 @@ from prle.data.layouts.registry import (
     read_lines,
     register_layout,
 )
+from ...trust import shown_path
 
 # %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-5
 def _fields(line: str) -> tuple[str, str]:
@@ -51,9 +52,9 @@ def _row_fault(file: str, label: str, seen: set[str]) -> str:
     if name_fault("DFDC", "real", name):
         return f"{shortened(file)} is no video's name"
     if label not in ("0", "1"):
-        return f"{file} has the unknown label {shortened(label)} (0 is real, 1 is fake)"
+        return f"{shown_path(file)} has the unknown label {shortened(label)} (0 is real, 1 is fake)"
     if name in seen:
-        return f"{file} stands in an earlier line already"
+        return f"{shown_path(file)} stands in an earlier line already"
     return ""
 
 # %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-9
@@ -73,6 +74,8 @@ def _list_test(folder: Path, root: Path, frames: bool) -> Listing:
             subset = "fake" if label == "1" else "real"
             listing.add(store[name], name, subset, "test", identity=name)
         seen.add(name)
+    if not (listing.rows or listing.problems):
+        listing.complain(path, "it lists nothing")
     named = {name.lower() for name in seen}
     for name, file in store.files.items():
         if name not in named:

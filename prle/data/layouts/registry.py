@@ -232,6 +232,8 @@ def read_facts(
         fault = str(e).removeprefix(f"{path} ").removeprefix("is ").rstrip(".")
     else:
         if fits(content):
+            if not content:
+                listing.complain(path, "it lists nothing")
             return content
         fault = f"not {form}"
     listing.complain(path, f"{fault}; what it lists is left out")
