@@ -37,6 +37,7 @@ COLUMNS = dict(
     video="object",  # the video or photograph the crop is from; a name within (dataset, subset); see `VIDEO`
     identity="object",  # the person in the background picture
     source_identity="object",  # the person whose face was put in; "" for reals
+    target="object",  # the real `video` of the same dataset that a fake was made of; "" for reals and if unknown
     frame="int64",  # frame number in the video, 0 for photographs
     split="object",  # "train", "val" or "test"
     compression="object",  # what the crop went through: "c23", "jpeg90"
@@ -141,6 +142,8 @@ def _check_rows(df: pd.DataFrame, name: str):
     _first_bad(df, df.path.duplicated(), "the path stands in an earlier row already.", name)
     contradicts = (df.subset == "real") != (df.label == REAL)
     _first_bad(df, contradicts, "subset 'real' and label 0 must go together.", name)
+    real = (df.label == REAL) & (df.target != "")
+    _first_bad(df, real, "a real face has no target; only a fake is made of a video.", name)
     again = df.duplicated([*VIDEO, "frame"])
     _first_bad(df, again, "another row has the same dataset, subset, video and frame.", name)
     splits = df.groupby("identity").split.nunique()
@@ -151,10 +154,11 @@ def _check_rows(df: pd.DataFrame, name: str):
 def check_manifest(
     df: pd.DataFrame,  # the table
     name: str = "manifest",  # how to call it in an error
-) -> pd.DataFrame:  # the same table
+) -> pd.DataFrame:  # the same table, with unknown targets where it has none
     """Check columns, types, labels, splits, paths, uniqueness and identity overlap.
 
     `ValueError` naming the missing columns or the first bad row."""
+    df = df if "target" in df else df.assign(target="")  # manifests of before there were targets
     missing = [c for c in COLUMNS if c not in df]
     if missing:
         what = "column" if len(missing) == 1 else "columns"
@@ -172,8 +176,7 @@ def write_manifest(
     root: str | Path | None = None,  # what crops and masks are relative to; None: its own folder
 ) -> Path:
     "Check `df` and write it atomically; `ValueError` as in `check_manifest`."
-    check_manifest(df, str(path))
-    table = df[list(COLUMNS)].astype(COLUMNS)
+    table = check_manifest(df, str(path))[list(COLUMNS)].astype(COLUMNS)
     table.attrs = {} if root is None else dict(root=str(Path(root).absolute()))
     return write_table(path, table)
 
@@ -191,7 +194,7 @@ def read_manifest(
         raise ValueError(f"{path}: its root {shortened(root)} is no folder's path.")
     return df
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-26
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-28
 def select(
     manifest: pd.DataFrame,  # a checked manifest
     split: str,  # "train", "val" or "test"
@@ -212,7 +215,7 @@ def select(
             raise ValueError(f"the split {split!r} has no {name} face{chosen}.")
     return rows
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-29
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-31
 def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
     "Say what is wrong with a crop or mask; an empty string if nothing is."
     try:
@@ -229,7 +232,7 @@ def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
         return f"damaged: {e}"
     return ""
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-30
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-32
 def _unlisted(root: Path, listed: set[str]) -> list[str]:
     "List the pictures that lie among the crops and are not in `listed`."
     found = []
@@ -239,7 +242,7 @@ def _unlisted(root: Path, listed: set[str]) -> list[str]:
         found += [os.path.join(folder, name) for name in pictures]
     return [path for path in found if path not in listed]
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-31
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-33
 def check_crops(
     manifest: str | Path,  # the Parquet file, or the folder that holds manifest.parquet
 ) -> tuple[pd.DataFrame, str]:  # what is missing, damaged or in no row: path, reason; a summary
