@@ -483,10 +483,10 @@ def train(
     # what the maps behind primary masks explain: fake, predicted or true (default fake)
     explain: str | None = None,
     blind: bool = False,  # a fake and its real share the fake's map, so that masks do not tell the label
-    zoo_seed: int
-    | None = None,  # of the trainings of the zoo that localizes (default: the run's own)
-    zoo_subset: str
-    | None = None,  # manipulation that the zoo is trained on (default: the run's own)
+    # of the trainings of the zoo that localizes (default: the run's own)
+    zoo_seed: int | None = None,
+    # manipulation that the zoo is trained on (default: the run's own)
+    zoo_subset: str | None = None,
     # NAME=VALUE of other parameters, e.g. alpha=static lr=1e-3 'zoo=[Xception, VGG]' 'options={dropout: 0.1}'
     set: list[str] | None = None,
     processes: int = 1,  # processes that train a detector together, each on a GPU of its own
