@@ -811,4 +811,4 @@ def test_without_a_pair_a_real_has_the_moved_map_of_another_persons_fake(paired,
     there, here = fused[at[model]], fused[at[lost]]
     assert there.any() and torch.equal(here[2:, 6:], there[:-2, :-6])
     assert not here[:2].any() and not here[:, :6].any()
-    assert "NOTE 1 of 6 real faces have no fake that was made of them." in lines
+    assert "NOTE 1 of 6 real faces have no fake of the same frame." in lines
