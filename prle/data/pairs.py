@@ -86,7 +86,7 @@ class MapSources(NamedTuple):
     "Whose map each face gets, and how it is moved there."
 
     rows: np.ndarray  # (N,) position of the face whose map it is
-    warps: dict[int, np.ndarray]  # position -> (2, 3) matrix, where the map is of another frame or person
+    warps: dict[int, np.ndarray]  # position -> (2, 3) matrix, where a map has to be moved
 
 
 def blind_sources(
