@@ -450,7 +450,7 @@ def detector(
     backbone: str,  # of the preset, or any detector of the registry
     subset: str,  # manipulation to train on, or "all"
     mask: str = "none",  # "none" or one of `prle.lab.configs.MASKS`
-    seed: int = 0,  # of the run, and of the zoo behind its masks
+    seed: int = 0,  # of the run, and without `zoo_seed` of the zoo behind its masks
     **changes,  # other fields of `RunConfig` and `TrainConfig`: fusion, zoo, alpha="static", ...
 ) -> Run:  # as `train`
     "Train and score a backbone as the preset does, with the given settings changed."
