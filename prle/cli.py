@@ -44,6 +44,11 @@ _ARGUMENT_COUNT = {(False, True): None, (False, False): "?", (True, True): "+", 
 "How many words an argument takes (`nargs`): by whether it takes several, and whether it has to be given."
 
 # %% ../nbs/08_cli.ipynb #08-cli-9
+def _option(name: str) -> str:  # "--zoo-seed"
+    "Return the option of a parameter's name."
+    return f"--{name.replace('_', '-')}"
+
+
 def _argument(
     name: str,  # of the parameter
     p,  # what `docments(..., full=True)` says of it: docment, anno, default, kind
@@ -63,7 +68,7 @@ def _argument(
         settings["nargs"] = "+"
     elif many == "repeated":
         settings["action"] = "append"
-    return f"--{name.replace('_', '-')}", settings | dict(required=needed)
+    return _option(name), settings | dict(required=needed)
 
 # %% ../nbs/08_cli.ipynb #08-cli-10
 class _Parser(ArgumentParser):
@@ -458,13 +463,15 @@ def _read_config(file: str, beside: list[str]):
 def _run_config(what: list[str], outputs: str | None, options: dict):
     "Return what `prle train` is to train, from a file or from the options that were given."
     if what[0].endswith((".yaml", ".yml", ".json")):
-        return _read_config(what[0], [*what[1:], *(f"--{name}" for name in options)])
+        return _read_config(what[0], [*what[1:], *map(_option, options)])
     if len(what) != 2:
         known = "a configuration (.yaml or .json), or a detector and a manipulation"
         raise ValueError(f"what to train is {known}.")
     lab = open_lab(preset=options.get("preset", "mini"), data=options.get("data"), outputs=outputs)
     settings = _settings(options.get("set", []))
     seed, mask = options.get("seed", 0), options.get("mask", "none")
+    readings = ("explain", "blind", "zoo_seed", "zoo_subset")
+    settings |= {name: options[name] for name in readings if name in options}
     return lab.config(*what, seed=seed, mask=mask, **settings)
 
 # %% ../nbs/08_cli.ipynb #08-cli-47
@@ -475,6 +482,13 @@ def train(
     *,
     mask: str | None = None,  # none, primary, random or landmark (default none)
     seed: int | None = None,  # of the run (default 0)
+    # what the maps behind primary masks explain: fake, predicted or true (default fake)
+    explain: str | None = None,
+    blind: bool = False,  # a fake and its real share the fake's map, so that masks do not tell the label
+    # of the trainings of the zoo that localizes (default: the run's own)
+    zoo_seed: int | None = None,
+    # manipulation that the zoo is trained on (default: the run's own)
+    zoo_subset: str | None = None,
     # NAME=VALUE of other parameters, e.g. alpha=static lr=1e-3 'zoo=[Xception, VGG]' 'options={dropout: 0.1}'
     set: list[str] | None = None,
     processes: int = 1,  # processes that train a detector together, each on a GPU of its own
@@ -490,6 +504,7 @@ def train(
 
     outputs = kwargs.get("outputs")
     options = dict(preset=preset, data=kwargs.get("data"), mask=mask, seed=seed, set=set)
+    options |= dict(explain=explain, blind=blind or None, zoo_seed=zoo_seed, zoo_subset=zoo_subset)
     given = {name: value for name, value in options.items() if value is not None}
     config = _run_config(what, outputs, given)
     ways = dict(processes=processes, track=track)
@@ -532,11 +547,12 @@ def localize(
     *,
     split: str = "test",  # test, train, val, or a target set
     subset: str = "all",  # manipulation, of train and val
+    explain: str = "fake",  # what the maps explain: fake, predicted or true
     **kwargs,
 ) -> int:  # exit code
     "Make attention maps of a trained detector, and print the path of their array."
     lab, run = open_detector(name, **kwargs)
-    print(lab.attention(run, split, subset).path / "maps.npy")
+    print(lab.attention(run, split, subset, explain).path / "maps.npy")
     return 0
 
 # %% ../nbs/08_cli.ipynb #08-cli-51

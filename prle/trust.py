@@ -425,7 +425,8 @@ def _read_parts(file, columns: list[str], most: int) -> "pa.Table":
     "Read columns of an open Parquet file; `ValueError` as soon as they are known to need more than `most` bytes."
     import pyarrow as pa
 
-    rows, schema, parts = file.metadata.num_rows, file.schema_arrow, {name: [] for name in columns}
+    rows, schema = file.metadata.num_rows, file.schema_arrow
+    parts: dict[str, list] = {name: [] for name in columns}
     size = rows * len(columns)
     for part in _parts(file, columns) if size <= most else ():
         size += sum(map(_size, part.columns))

@@ -167,6 +167,21 @@ def test_train_evaluate_localize(lab, prle, tmp_path):
     assert "there is no run.yaml" in prle("evaluate", maps)[2]
 
 
+def test_readings_on_the_command_line(lab, prle, tmp_path):
+    words = "Small A --mask primary --explain true --zoo-seed 0 --zoo-subset B --set zoo=[Other]"
+    assert prle("train", *words.split(), "--seed", 2)[0] == 0
+    label = "Small-A-primary-Other-zoo=B-true-zoo=s0-s2"
+    [run] = (lab.outputs / "runs/detectors").glob(f"{label}-*")
+    config = RunConfig.read(run / "run.yaml")
+    assert config.masking_zoo == Zoo("A", 0, ("Other",), explain="true", trained="B")
+    code, where, _ = prle("localize", "Small-A-primary", "--explain", "predicted")
+    assert code == 0 and "-test-predicted-" in where
+    assert "Did you mean 'true'" in prle("localize", "Small-A-primary", "--explain", "ture")[2]
+    config.write(tmp_path / "again.yaml")
+    beside = prle("train", tmp_path / "again.yaml", "--blind", "--zoo-subset", "A", given=False)
+    assert beside[0] == 2 and "write there what --blind, --zoo-subset would say" in beside[2]
+
+
 @pytest.mark.parametrize(
     "words, message",
     [

@@ -13,6 +13,7 @@ from prle.mini import targets
 from prle.cli import main
 from prle.core import file_digest, rng
 from prle.data.manifest import read_manifest, write_manifest
+from prle.data.pairs import partners
 from prle.mini.generators import STEPS, train_networks
 from prle.mini.targets import TARGETS
 from prle.trust import read_json
@@ -86,6 +87,10 @@ def test_smoke_benchmark(smoke):
     assert (own.identity == own.source_identity).all() and (
         df[df.label == 0][["source_identity", "mask"]] == ""
     ).all().all()
+    reals = set(df.video[df.label == 0])
+    assert set(df.target[df.label == 1]) == reals and set(df.target[df.label == 0]) == {""}
+    fake = df.iloc[partners(df)]
+    assert (fake.label == 1).all() and (fake.identity.values == df.identity.values).all()
     for row in df.itertuples():
         assert faces.read_image(smoke.parent / row.path).shape == (64, 64, 3)
         if row.mask:

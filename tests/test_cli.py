@@ -22,8 +22,8 @@ OPTIONS = {
     "reproduce": "seeds preset data outputs engine gpus remake",
     "plan": "seeds preset data outputs",
     "runs": "kind match code delete outputs",
-    "train": "mask seed set processes track preset data outputs",
-    "localize": "data outputs split subset",
+    "train": "mask seed explain blind zoo-seed zoo-subset set processes track preset data outputs",
+    "localize": "data outputs split subset explain",
     "evaluate": "data outputs on",
     "predict": "data outputs count csv",
     "userstudy build": "participants images subsets splits practice seed secret-of consent post confidence out "

@@ -17,6 +17,7 @@ from prle.data import manifest
 from prle.data.crops import read_mask, read_quantiles, read_rgb
 from prle.data.datasets import BalancedSampler, FaceDataset
 from prle.data.manifest import check_crops, check_manifest, read_manifest, select, write_manifest
+from prle.lab.labdata import data_fingerprint
 from prle.trust import Damaged, read_table, write_digests
 
 
@@ -288,6 +289,7 @@ TEXTS = [
     "video",
     "identity",
     "source_identity",
+    "target",
     "split",
     "compression",
     "mask",
@@ -455,3 +457,27 @@ def test_a_damaged_manifest_or_table_of_digests_is_one_line(known, tmp_path, cap
         said = capsys.readouterr().err
         assert name in said and said.count("\n") == 1
     assert main(["check", "manifest", str(tmp_path / "nothing")]) == 2
+
+
+def older(toy):
+    "The toy manifest as it was written before there were targets."
+    path = Path(toy.attrs["root"]) / "manifest.parquet"
+    table = pd.read_parquet(path).drop(columns="target")
+    table.to_parquet(path, index=False)
+    return path
+
+
+def test_a_manifest_of_before_there_were_targets_is_read_and_keeps_its_hash(toy):
+    new, old = toy.copy(), read_manifest(older(toy))
+    assert old.target.tolist() == [""] * len(old)
+    new.attrs["root"] = old.attrs["root"]
+    assert data_fingerprint(new) == data_fingerprint(old)
+    known = old.assign(target=old.video.where(old.label == 1, ""))
+    assert data_fingerprint(known) == data_fingerprint(old), "runs of blind maps are named by them"
+    again = read_manifest(write_manifest(known, Path(old.attrs["root"]) / "known.parquet"))
+    assert again.target.tolist() == known.target.tolist()
+
+
+def test_a_real_face_has_no_target(toy):
+    with pytest.raises(ValueError, match="row 0 .*a real face has no target"):
+        check_manifest(toy.assign(target=toy.video))

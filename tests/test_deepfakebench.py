@@ -85,9 +85,9 @@ def test_published_json(tree):
         and set(manifest.split) == {"train"}
         and manifest.frame.tolist() == [3, 10] * 3
     )
-    assert manifest.groupby("subset")[["identity", "source_identity"]].first().T.to_dict(
-        "list"
-    ) == {"real": ["071", ""], "DF": ["071", "054"], "Fsh": ["071", "054"]}
+    facts = manifest.groupby("subset")[["identity", "source_identity", "target"]].first()
+    people = {"real": ["071", "", ""], "DF": ["071", "054", "071"], "Fsh": ["071", "054", "071"]}
+    assert facts.T.to_dict("list") == people
     assert (manifest[manifest.subset == "DF"]["mask"] != "").all() and (
         manifest[manifest.subset != "DF"]["mask"] == ""
     ).all()

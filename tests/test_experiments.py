@@ -10,18 +10,19 @@ import pandas as pd
 import pytest
 import torch
 
+from prle.core import digest
 from prle.trust import read_json
 from prle.lab.configs import FURTHER, PRESETS, Backbone, FusionConfig, Preset, RunConfig, Zoo
 from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
 from prle.lab.labdata import data_fingerprint, data_sets
 from prle.lab.store import RunFailed
-from prle.trainer import predict
-from prle.data.crops import read_rgb
+from prle.trainer import TrainConfig, predict
+from prle.data.crops import read_quantiles, read_rgb
 from prle.data.datasets import FaceDataset
-from prle.data.manifest import select, write_manifest
+from prle.data.manifest import read_manifest, select, write_manifest
 from prle.detectors import create_detector
 from prle.detectors.registry import size_option
-from prle.localization import attention_maps
+from prle.localization import READINGS, attention_maps
 from prle.masking import region
 
 
@@ -533,7 +534,7 @@ def test_scores_and_maps_are_computed_in_the_parts_of_a_trainings_batch(lab, mon
     monkeypatch.setattr("prle.lab.experiments.predict", watched)
     run = lab.detector("Small", "A", batch_size=6, accumulate=3)
 
-    def full(*args):
+    def full(*args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("prle.lab.experiments.localize", full)
@@ -625,3 +626,189 @@ def test_labels_say_what_is_not_as_usual(lab):
     zoo = Zoo("A", 1, ("Other",), FusionConfig("mean"))
     assert label_of(dry.quantiles(zoo, "test")) == "A-mean-Other-test-s1"
     assert label_of(dry.statistics(Zoo.single("A", 2, "Other"))) == "A-mean,tau=0-Other-s2"
+
+
+KEYS = {  # as they were before trainings had readings
+    "f13f2358302072d4": dict(),
+    "0919c11fd8d8a182": dict(mask="random"),
+    "ff75128b1d30f2c7": dict(mask="primary"),
+    "a7bdf078bac2195c": dict(subset="all", mask="landmark", p=0.2),
+    "6eec5181506c9c70": dict(
+        detector="xception",
+        subset="NT",
+        width=0.25,
+        mask="primary",
+        zoo=["VGG"],
+        alpha="static",
+        recipe=TrainConfig(epochs=3, seed=2),
+    ),
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_keys_of_trainings_stay(key):
+    config = dict(detector="vgg16", subset="DF") | KEYS[key]
+    assert digest(RunConfig(**config).key()) == key
+    other = RunConfig(**config, explain="true", blind=True, zoo_seed=9, zoo_subset="NT")
+    assert digest(other.key()) == key, (
+        "readings are those of the quantile maps, in whose key they are"
+    )
+
+
+RUNS = """
+detectors/Xception-DF-none-s0-77382e461a8c5a74
+maps/Xception-DF-none-s0-train-29ba6bd4dd9b952e
+detectors/EfficientNet-DF-none-s0-389f3cb75fb2ee16
+maps/EfficientNet-DF-none-s0-train-feb69626c598fb29
+detectors/VGG-DF-none-s0-4c7b0791356af3cf
+maps/VGG-DF-none-s0-train-514051796eb1579a
+fusions/DF-neighbour-s0-2cc5a00a7ffe089d
+detectors/VGG-DF-primary-s0-f44208acd978aea0
+statistics/DF-neighbour-s0-c2aff36cd24a58be
+"""
+
+
+def test_names_of_runs_stay(tmp_path):
+    lab = Lab("smoke", outputs=tmp_path)
+    lab.manifest = pd.DataFrame(dict(subset=["real", "DF", "NT"], split="train", label=[0, 1, 1]))
+    lab.fingerprint = "that of a manifest made by hand"
+    dry = lab.dry()
+    dry.detector("VGG", "DF", mask="primary")
+    dry.statistics(Zoo("DF"))
+    assert [task.name for task in dry.store.tasks] == RUNS.split()
+
+
+def test_readings_have_keys_and_labels_of_their_own(lab):
+    dry = lab.dry()
+    zoos = [
+        Zoo("A"),
+        Zoo("A", explain="predicted"),
+        Zoo("A", explain="true"),
+        Zoo("A", blind=True),
+        Zoo("A", trained="B"),
+        Zoo("A", 1),
+    ]
+    assert len({dry.quantiles(zoo).key for zoo in zoos}) == 6
+    assert dry.quantiles(Zoo("A", trained="A")).path == dry.quantiles(Zoo("A")).path
+    zoo = Zoo("A", explain="true", trained="B", blind=True)
+    assert label_of(dry.quantiles(zoo)) == "A-neighbour-zoo=B-true-blind-s0"
+    assert [label_of(run) for run in dry.maps(zoo)] == [
+        "Small-B-none-s0-train-true",
+        "Other-B-none-s0-train-true",
+    ]
+    readings = dict(explain="predicted", zoo_seed=4, zoo_subset="B", blind=True)
+    run = dry.detector("Small", "A", "primary", **readings)
+    assert label_of(run) == "Small-A-primary-zoo=B-predicted-blind-zoo=s4-s0"
+    usual = dry.detector("Small", "A", "primary")
+    assert run.key != usual.key
+    own = dict(explain="fake", zoo_seed=0, zoo_subset="A", blind=False)
+    assert dry.detector("Small", "A", "primary", **own).path == usual.path
+
+
+def test_what_is_no_reading_stops_at_once(lab):
+    with pytest.raises(ValueError, match="unknown reading 'fakes'.*Did you mean 'fake'"):
+        lab.config("Small", "A", explain="fakes")
+    with pytest.raises(ValueError, match="zoo_seed must be a whole number from 0"):
+        lab.config("Small", "A", zoo_seed=-1)
+    with pytest.raises(ValueError, match="unknown manipulation 'C'"):
+        lab.detector("Small", "A", "primary", zoo_subset="C")
+    with pytest.raises(ValueError, match="unknown reading 'real'"):
+        lab.attention(lab.dry().detector("Small", "A"), explain="real")
+    assert lab.store.names() == []
+
+
+def test_a_training_takes_the_zoo_that_it_names(lab):
+    "Detectors of another manipulation and seed localize on its own faces, in its own reading."
+    readings = dict(explain="true", zoo_seed=1, zoo_subset="B", zoo=("Small",))
+    run = lab.detector("Small", "A", "primary", **readings)
+    (plain,) = [lab.detector("Small", "B", seed=1)]
+    (maps,) = lab.maps(Zoo("A", 1, ("Small",), explain="true", trained="B"))
+    assert plain.reused and maps.reused and config_of(maps)["detector"] == plain.key
+    assert len(np.load(maps.path / "maps.npy")) == len(lab.train_faces("A"))
+    again = RunConfig.read(run.path / "run.yaml")
+    assert (again.explain, again.zoo_seed, again.zoo_subset) == ("true", 1, "B")
+
+
+def test_maps_of_a_lab_in_every_reading(lab):
+    run, faces = lab.detector("Small", "A"), FaceDataset(lab.test_faces())
+    detector = load_detector(run)
+    images = torch.stack([item["image"] for item in faces]) / 255
+    labels = torch.tensor([item["label"] for item in faces])
+    for explain, reading in READINGS.items():
+        stored = np.load(lab.attention(run, explain=explain).path / "maps.npy")
+        expected = attention_maps(
+            detector,
+            detector.cam_layer(64, 4),
+            images,
+            lambda out, reading=reading: reading(out, labels),
+            "grid",
+        )
+        assert np.allclose(stored, expected.numpy(), atol=2e-3)
+    assert "explain" not in config_of(lab.attention(run))
+
+
+@pytest.fixture
+def paired(toy, tmp_path, monkeypatch):
+    "A lab whose manifest says which real each fake was made of; fakes have landmarks of their real."
+    monkeypatch.setitem(PRESETS, "tiny", TINY)
+    manifest = read_manifest(write_square(toy, tmp_path / "square"))
+    target = manifest.video.where(manifest.label == 1, "")
+    points = manifest[manifest.label == 0].set_index("video").landmarks
+    manifest = manifest.assign(target=target, landmarks=manifest.video.map(points))
+    path = write_manifest(manifest, tmp_path / "square/manifest.parquet")
+    return quiet_lab(path, tmp_path / "out")
+
+
+def blind_maps(lab, zoo, rows):
+    folder = lab.quantiles(zoo).path / "quantiles"
+    files = [(folder / path).with_suffix(".png") for path in rows.path]
+    return [file.read_bytes() for file in files], [read_quantiles(file) for file in files]
+
+
+def test_a_fake_and_its_real_have_one_map_in_a_blind_zoo(paired):
+    zoo, rows = Zoo("A", backbones=("Small",)), paired.train_faces("A")
+    blind = Zoo("A", backbones=("Small",), blind=True)
+    (own, _), (shared, _) = blind_maps(paired, zoo, rows), blind_maps(paired, blind, rows)
+    for path, label, video, before, after in zip(rows.path, rows.label, rows.video, own, shared):
+        fake = rows.path.tolist().index(f"A/{video}.png")
+        assert after == shared[fake] == own[fake], path
+        if label == 0:
+            assert before != after, "the real's own map is another"
+    fused = torch.cat(list(paired.fused_maps(blind)))
+    for i, video in enumerate(rows.video):
+        assert fused[i].equal(fused[rows.path.tolist().index(f"A/{video}.png")])
+    shares = pd.read_parquet(paired.statistics(blind).path / "shares.parquet")
+    by_label = [shares[shares.label == label]["above 0"].tolist() for label in (0, 1)]
+    assert by_label[0] == by_label[1]
+
+
+def test_test_faces_are_masked_as_the_zoo_says(paired):
+    run, zoo = paired.detector("Small", "A"), Zoo("A", backbones=("Small",))
+    blind = Zoo("A", backbones=("Small",), blind=True)
+    own, shared = (paired.masked(run, z, 0.5) for z in (zoo, blind))
+    assert own.key != shared.key
+    own, shared = (read_scores(r).set_index("path").p_fake for r in (own, shared))
+    fakes = own.index[~own.index.str.startswith("real/")]
+    assert np.allclose(own[fakes], shared[fakes]) and not np.allclose(own, shared)
+
+
+def test_without_a_pair_a_real_has_the_moved_map_of_another_persons_fake(paired, lines):
+    "The real of p0 has lost its fake; its landmarks are those of a fake of p1, moved by 6 and 2 px."
+    manifest = paired.manifest
+    lost, model = "real/0_0.png", "A/1_0.png"
+    points = manifest.set_index("path").landmarks
+    moved = points[model].reshape(68, 2) + np.float32([6, 2])
+    rows = manifest[manifest.path != "A/0_0.png"].reset_index(drop=True)
+    rows["landmarks"] = [
+        moved.ravel() if p == lost else q for p, q in zip(rows.path, rows.landmarks)
+    ]
+    path = write_manifest(rows, f"{manifest.attrs['root']}/manifest.parquet")
+    lab = quiet_lab(path, paired.outputs)
+    faces = lab.train_faces("A")
+    zoo = Zoo("A", backbones=("Small",), fusion=FusionConfig("mean"), blind=True)
+    fused = torch.cat(list(lab.fused_maps(zoo)))
+    at = {path: i for i, path in enumerate(faces.path)}
+    there, here = fused[at[model]], fused[at[lost]]
+    assert there.any() and torch.equal(here[2:, 6:], there[:-2, :-6])
+    assert not here[:2].any() and not here[:, :6].any()
+    assert "NOTE 1 of 6 real faces have no fake of the same frame." in lines

@@ -99,6 +99,9 @@ def test_ffpp_listing(ffpp):
         (split, subset): 2 for split in ("train", "val", "test") for subset in ("real", *METHODS)
     }
     assert videos.label.eq(videos.subset != "real").all() and (videos.compression == "c23").all()
+    assert videos.target.tolist() == [
+        v[:3] if f else "" for v, f in zip(videos.video, videos.label)
+    ]
     row = videos[(videos.subset == "NT") & (videos.video == "004_005")].iloc[0]
     assert (row.split, row.identity, row.source_identity) == (
         "test",
@@ -404,9 +407,9 @@ def dfdc_train(tmp_path, clip):
 
 def test_dfdc_training_parts(dfdc_train):
     listing = list_dataset("dfdc", dfdc_train, part="train")
-    assert listing.videos[["video", "label", "identity", "split"]].values.tolist() == [
-        ["a", 0, "a", "train"],
-        ["b", 1, "a", "train"],
+    assert listing.videos[["video", "label", "identity", "target", "split"]].values.tolist() == [
+        ["a", 0, "a", "", "train"],
+        ["b", 1, "a", "a", "train"],
     ]  # a fake is of its original's person
     assert (
         listing.expected == {("train", "real"): 19154, ("train", "fake"): 100000}
@@ -541,11 +544,11 @@ def celeb(tmp_path, clip):
 
 def test_celeb_df(celeb):
     listing = list_dataset("celeb-df", celeb)
-    columns = ["video", "label", "subset", "identity", "source_identity", "split"]
+    columns = ["video", "label", "subset", "identity", "source_identity", "target", "split"]
     assert listing.videos[columns].values.tolist() == [
-        ["id0_0001", 0, "real", "id0", "", "test"],
-        ["00170", 0, "real", "youtube-00170", "", "test"],
-        ["id1_id0_0007", 1, "fake", "id1", "id0", "test"],
+        ["id0_0001", 0, "real", "id0", "", "", "test"],
+        ["00170", 0, "real", "youtube-00170", "", "", "test"],
+        ["id1_id0_0007", 1, "fake", "id1", "id0", "id1_0007", "test"],
     ]
     assert [reason.split(":")[0] for _, reason in listing.problems] == ["line 4", "line 5"]
     assert listing.expected == {("test", "real"): 178, ("test", "fake"): 340} and [
@@ -612,6 +615,7 @@ def test_df1_official(df1, ffpp):
         videos.distortion
     ) == {""}
     assert videos[videos.label == 1].source_identity.tolist() == ["M001", "W002", "M003", "M003"]
+    assert videos[videos.label == 1].target.tolist() == ["000", "002", "004", "005"]
     assert list_dataset("df-1.0", df1, reals=ffpp).expected[("test", "end_to_end")] == 201
 
 
@@ -619,6 +623,9 @@ def test_df1_distorted_fakes_get_equally_distorted_reals(df1, ffpp):
     mixed = "end_to_end_mix_2_distortions"
     listing = list_dataset("df-1.0", df1, reals=ffpp, variants=("end_to_end", mixed))
     reals = listing.videos[listing.videos.label == 0].set_index("video")
+    fakes = listing.videos[listing.videos.label == 1]
+    assert set(fakes.target) == set(reals.index)
+    assert (fakes.target.str.endswith(mixed) == (fakes.subset == mixed)).all()
     distorted = {
         f"000@{mixed}": "CS:3 JPEG:2",
         f"002@{mixed}": "GB:1 CC:5",

@@ -12,6 +12,7 @@ from torch import nn
 
 from prle.localization import (
     CAM_METHODS,
+    READINGS,
     attention_maps,
     fake_logit,
     localize,
@@ -305,3 +306,63 @@ def test_localize_says_where(net, tmp_path):
     with pytest.raises(ValueError) as e:
         localize(net, net.last, [torch.rand(5, 3, 32, 24), bad], tmp_path / "maps.npy")
     assert "row 5" in e.value.__notes__[0]
+
+
+LABELS = torch.tensor([1, 1, 0])
+SIGNS = dict(
+    fake=lambda logit, label: 1,
+    predicted=lambda logit, label: 1 if logit >= 0 else -1,
+    true=lambda logit, label: 1 if label else -1,
+)
+
+
+@pytest.fixture
+def undecided(net, x):
+    "A network that takes the first of three faces for fake and the others for real."
+    logits = net.eval()(x)
+    order = logits.argsort(descending=True)
+    with torch.no_grad():
+        net.head.bias -= logits.sort(descending=True).values[:2].mean()
+    return net, x[order]
+
+
+@pytest.mark.parametrize("explain", READINGS)
+@pytest.mark.parametrize("method", ["gradcam", "hirescam", "scorecam"])
+def test_a_reading_is_the_map_of_the_logit_with_its_sign(undecided, tmp_path, explain, method):
+    "Face by face, in a loop over images of their own."
+    net, x = undecided
+    batches = [dict(image=x[:2], label=LABELS[:2]), dict(image=x[2:], label=LABELS[2:])]
+    found = np.load(
+        localize(net, net.last, batches, tmp_path / "maps.npy", method=method, explain=explain)
+    )
+    logits = net.eval()(x).tolist()
+    assert [logit > 0 for logit in logits] == [True, False, False]
+    for image, label, logit, stored in zip(x, LABELS, logits, found):
+        sign = SIGNS[explain](logit, label)
+        by_hand = attention_maps(
+            net, net.last, image[None], lambda out, sign=sign: sign * out, "grid", method=method
+        )
+        assert np.allclose(stored, by_hand[0].numpy(), atol=2e-3)
+
+
+def test_readings_differ_where_the_detector_is_wrong_and_nowhere_else(undecided, tmp_path):
+    "Of a fake taken for fake, a fake taken for real, and a real taken for real."
+    net, x = undecided
+    batch = [dict(image=x, label=LABELS)]
+    maps = {e: np.load(localize(net, net.last, batch, tmp_path / e, explain=e)) for e in READINGS}
+    same = {
+        (a, b): [np.array_equal(m, n) for m, n in zip(maps[a], maps[b])]
+        for a, b in (("fake", "predicted"), ("fake", "true"), ("predicted", "true"))
+    }
+    assert same["fake", "predicted"] == [True, False, False]
+    assert same["fake", "true"] == [True, True, False]
+    assert same["predicted", "true"] == [True, False, True]
+
+
+def test_a_map_of_the_true_class_needs_labels(net, x, tmp_path):
+    for batch in (x, dict(image=x)):
+        with pytest.raises(ValueError, match="needs labels"):
+            localize(net, net.last, [batch], tmp_path / "maps.npy", explain="true")
+    with pytest.raises(ValueError, match="unknown reading 'ture'.*Did you mean 'true'"):
+        localize(net, net.last, [x], tmp_path / "maps.npy", explain="ture")
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 "prle.masking: exact shares, files, all kinds of images, draws that can be repeated, and stores."
 
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -517,3 +518,27 @@ def test_store_rejects(stores, tmp_path):
     with pytest.raises(ValueError, match="unknown fusion"):
         quantile_store(stores, FACE_PATHS, tmp_path / "q", (16, 16), method="max")
     assert not (tmp_path / "q").exists()
+
+
+def test_a_store_may_give_a_face_the_map_of_another(stores, tmp_path):
+    rows = [0, 0, 2, 6, 4, 5, 6]
+    quantile_store(stores, FACE_PATHS, tmp_path / "own", (48, 40))
+    quantile_store(stores, FACE_PATHS, tmp_path / "lent", (48, 40), batch_size=3, rows=rows)
+    names = [Path(face).with_suffix(".png") for face in FACE_PATHS]
+    for name, row in zip(names, rows):
+        lent = (tmp_path / "lent" / name).read_bytes()
+        assert lent == (tmp_path / "own" / names[row]).read_bytes()
+
+
+def test_a_map_of_a_moved_face_moves_with_it(stores, tmp_path):
+    shift = np.array([[1.0, 0, 5], [0, 1, 3]])
+    quantile_store(stores, FACE_PATHS, tmp_path / "q", (48, 40), rows=[0] * 7, warps={4: shift})
+    first, moved = (
+        read_quantiles((tmp_path / "q" / FACE_PATHS[i]).with_suffix(".png")) for i in (0, 4)
+    )
+    assert not moved[:3].any() and not moved[:, :5].any()
+    a, b = (m.astype(int) for m in (first[:-3, :-5], moved[3:, 5:]))
+    assert ((a > 0) == (b > 0)).all()
+    pairs = np.stack([a.ravel(), b.ravel()], 1)[(a > 0).ravel()]
+    order = pairs[pairs[:, 0].argsort(kind="stable")]
+    assert (np.diff(order[:, 1])[np.diff(order[:, 0]) > 0] >= 0).all(), "ranked alike"

@@ -196,6 +196,7 @@ def test_test_people_only(small, name):
     assert list(df.subset.unique()) == ["real", *SETS[name]] and df.dataset.eq(name).all()
     assert df.groupby("subset").size().to_dict() == dict.fromkeys(["real", *SETS[name]], 6)
     fakes = df[df.label == 1]
+    assert set(fakes.target) == set(df.video[df.label == 0]) and len(fakes.target.unique()) == 6
     assert (fakes.identity != fakes.source_identity).all() and (
         df[df.label == 0][["source_identity", "mask"]] == ""
     ).all().all()

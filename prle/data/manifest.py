@@ -37,6 +37,7 @@ COLUMNS = dict(
     video="object",  # the video or photograph the crop is from; a name within (dataset, subset); see `VIDEO`
     identity="object",  # the person in the background picture
     source_identity="object",  # the person whose face was put in; "" for reals
+    target="object",  # the real `video` of the same dataset that a fake was made of; "" for reals and if unknown
     frame="int64",  # frame number in the video, 0 for photographs
     split="object",  # "train", "val" or "test"
     compression="object",  # what the crop went through: "c23", "jpeg90"
@@ -174,6 +175,8 @@ def _check_rows(df: pd.DataFrame, name: str):
     _first_bad(df, ~df.split.isin(SPLITS), f"split must be one of {', '.join(SPLITS)}.", name)
     contradicts = (df.subset == "real") != (df.label == REAL)
     _first_bad(df, contradicts, "subset 'real' and label 0 must go together.", name)
+    real = (df.label == REAL) & (df.target != "")
+    _first_bad(df, real, "a real face has no target; only a fake is made of a video.", name)
     again = df.duplicated([*VIDEO, "frame"])
     _first_bad(df, again, "another row has the same dataset, subset, video and frame.", name)
     splits = df.groupby("identity").split.nunique()
@@ -184,10 +187,11 @@ def _check_rows(df: pd.DataFrame, name: str):
 def check_manifest(
     df: pd.DataFrame,  # the table
     name: str = "manifest",  # how to call it in an error
-) -> pd.DataFrame:  # the same table
+) -> pd.DataFrame:  # the same table, with unknown targets where it has none
     """Check columns, types, labels, splits, paths, uniqueness and identity overlap.
 
     `ValueError` naming the missing columns or the first bad row."""
+    df = df if "target" in df else df.assign(target="")  # manifests of before there were targets
     missing = [c for c in COLUMNS if c not in df]
     if missing:
         what = "column" if len(missing) == 1 else "columns"
@@ -204,8 +208,7 @@ def write_manifest(
     root: str | Path | None = None,  # what crops and masks are relative to; None: its own folder
 ) -> Path:
     "Check `df` and write it atomically; `ValueError` as in `check_manifest`."
-    check_manifest(df, str(path))
-    table = df[list(COLUMNS)].astype(COLUMNS)
+    table = check_manifest(df, str(path))[list(COLUMNS)].astype(COLUMNS)
     table.attrs = {} if root is None else dict(root=str(Path(root).absolute()))
     return write_table(path, table)
 

@@ -25,6 +25,7 @@ from prle.fields import (
     build_config,
     check_fields,
     is_number,
+    is_whole,
     is_word,
     number_rule,
     set_fields,
@@ -32,6 +33,7 @@ from prle.fields import (
 from ..detectors import list_detectors
 from ..detectors.registry import has_weights
 from ..fusion import FUSIONS
+from ..localization import READINGS
 from ..masking import LandmarkMask, PrimaryRegionMask, RandomMask
 from ..mini.controls import PLACES, PlantedMask
 from ..trainer import TrainConfig
@@ -193,10 +195,17 @@ IDENTITY = FusionConfig("mean", tau=0.0)
 class Zoo:
     "The detectors that localize together, and the fusion of their maps."
 
-    subset: str  # manipulation that they are trained on, or "all"
+    subset: str  # manipulation whose faces they localize on, or "all"
     seed: int = 0  # of their trainings
     backbones: tuple[str, ...] = ()  # none named: all of the preset
     fusion: FusionConfig = FusionConfig()
+    explain: str = "fake"  # what a map explains, one of `prle.localization.READINGS`
+    trained: str = ""  # manipulation that its detectors are trained on; "": `subset`
+    blind: bool = False  # the maps of fakes alone, which their reals share, see `prle.data.pairs`
+
+    def __post_init__(self):
+        "Check what the maps explain."
+        check_choice(self.explain, READINGS, "reading")
 
     @classmethod
     def single(cls, subset: str, seed: int, backbone: str) -> "Zoo":
@@ -204,14 +213,26 @@ class Zoo:
         return cls(subset, seed, (backbone,), IDENTITY)
 
     @property
+    def readings(self) -> list[str]:
+        "Return what a run's label says of how the maps are read; empty if all is as usual."
+        marks = []
+        if self.trained not in ("", self.subset):
+            marks.append(f"zoo={self.trained}")
+        if self.explain != "fake":
+            marks.append(self.explain)
+        if self.blind:
+            marks.append("blind")
+        return marks
+
+    @property
     def marks(self) -> list[str]:
-        "Return what a run's label says of fusion and backbones; empty if both are the defaults."
+        "Return what a run's label says of fusion, backbones and readings; empty if all are the defaults."
         marks = []
         if self.fusion.key() != FusionConfig().key():
             marks.append(str(self.fusion))
         if self.backbones:
             marks.append("+".join(self.backbones))
-        return marks
+        return marks + self.readings
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-29
 MASKS = dict(
@@ -250,6 +271,11 @@ def _is_path(value) -> bool:
     "Tell whether a value may be a path."
     return isinstance(value, (str, Path))
 
+
+def _is_seed(value) -> bool:
+    "Tell whether a value is None or may be a seed."
+    return value is None or (is_whole(value) and value >= 0)
+
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-36
 _ALPHA_TEXT = f"be {', '.join(ALPHA_POLICIES)} or two numbers, from where to where it is drawn"
 
@@ -261,6 +287,10 @@ _RULES = dict(
     pretrained=FLAG,
     options=Rule(_is_options, "be names and values"),
     zoo=Rule(_is_names, "be a list of backbones' names"),
+    zoo_seed=Rule(_is_seed, "be a whole number from 0, or none for the run's own seed"),
+    zoo_subset=WORD,
+    explain=WORD,
+    blind=FLAG,
     p=SHARE,
     alpha=Rule(_is_alpha, _ALPHA_TEXT),
     detector=WORD,
@@ -317,6 +347,10 @@ class RunConfig:
     mask: str = "none"  # "none" or one of `MASKS`
     fusion: FusionConfig = FusionConfig()  # of the maps behind primary masks
     zoo: tuple[str, ...] = ()  # backbones behind them; none named: all of the preset
+    zoo_seed: int | None = None  # of the zoo's trainings; None: the run's own
+    zoo_subset: str = ""  # manipulation that the zoo is trained on; "": the run's own
+    explain: str = "fake"  # what the zoo's maps explain, one of `prle.localization.READINGS`
+    blind: bool = False  # a fake and its real share the fake's map
     p: float = 0.5  # probability that a face is masked
     alpha: str | tuple[float, float] = "dynamic"  # share of the attended pixels, see `range`
     fill: str = "zero"  # what masked pixels become
@@ -329,6 +363,7 @@ class RunConfig:
         check_choice(self.mask, ["none", *MASKS], "mask")
         if self.mask == "oracle":
             check_choice(self.subset, PLACES, "place of the controls")
+        check_choice(self.explain, READINGS, "reading")
         if isinstance(self.alpha, str):
             check_choice(self.alpha, ALPHA_POLICIES, "alpha policy")
         set_fields(self, **_one_form(self))
@@ -351,7 +386,9 @@ class RunConfig:
 @patch(as_prop=True)
 def masking_zoo(self: RunConfig) -> Zoo:
     "Return the zoo whose maps are behind the primary masks."
-    return Zoo(self.subset, self.recipe.seed, self.zoo, self.fusion)
+    seed = self.recipe.seed if self.zoo_seed is None else self.zoo_seed
+    readings = dict(explain=self.explain, trained=self.zoo_subset, blind=self.blind)
+    return Zoo(self.subset, seed, self.zoo, self.fusion, **readings)
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-51
 @patch
@@ -370,7 +407,7 @@ def policy(self: RunConfig):  # a mask of `prle.masking`, or None
 @patch
 def key(self: RunConfig) -> dict:
     "Return the settings that the weights depend on, besides data and quantile maps."
-    unused = ["preset", "data", "fusion", "zoo"]
+    unused = ["preset", "data", "fusion", "zoo", "zoo_seed", "zoo_subset", "explain", "blind"]
     recipe = self.recipe.key()
     if self.mask != "primary":
         unused.append("alpha")

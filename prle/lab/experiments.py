@@ -11,7 +11,7 @@ import copy
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,15 +23,16 @@ from fastcore.basics import patch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from ..core import atomic_path, check_choice, discard, log, torch_rng
+from ..core import atomic_path, check_choice, digest, discard, log, torch_rng
 from ..trust import DIGESTS, read_array, read_json, read_table, read_tensors
 from ..fields import build_config
-from ..data.crops import quantile_store
+from ..data.crops import move_maps, quantile_store
 from ..data.datasets import FaceDataset
+from ..data.pairs import MapSources, blind_sources
 from ..detectors import Detector, create_detector
 from ..detectors.registry import size_option
 from ..fusion import fuse
-from ..localization import localize, upsample_maps
+from ..localization import READINGS, localize, upsample_maps
 from ..masking import FILLS, MaskParams, PrimaryRegionMask
 from ..training.processes import check_processes, launch
 from ..trainer import TrainConfig, memory_explained, predict, train
@@ -103,14 +104,17 @@ def fused_batches(
     size: int,  # of the faces
     rows: np.ndarray | None = None,  # which of the faces; None: all
     batch_size: int = 64,  # faces in memory at once
+    sources: MapSources | None = None,  # whose map each of all faces gets; None: its own
 ) -> Iterator[torch.Tensor]:  # (n, H, W) in [0, 1]
     "Fuse maps batch by batch; raise `Damaged` if they are not as they were written."
     maps = [read_array(run_file(run.path, "maps.npy"), mapped=True) for run in runs]
     rows = np.arange(len(maps[0])) if rows is None else np.asarray(rows)
     for start in range(0, len(rows), batch_size):
         chosen = rows[start : start + batch_size]
-        upsampled = [upsample_maps(m[chosen], (size, size)) for m in maps]
-        yield fuse(torch.stack(upsampled, 1), **asdict(fusion))
+        owners = chosen if sources is None else sources.rows[chosen]
+        upsampled = [upsample_maps(m[owners], (size, size)) for m in maps]
+        fused = fuse(torch.stack(upsampled, 1), **asdict(fusion))
+        yield fused if sources is None else move_maps(fused, map(sources.warps.get, chosen))
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-19
 THRESHOLDS = (0.0, 0.3)
@@ -244,7 +248,7 @@ def _differences(usual: dict, key: dict) -> list[str]:  # ["alpha=1..1", "lr=0.0
 @patch
 def _normal(self: LabConfigs, zoo: Zoo) -> Zoo:
     "Return the same zoo with its backbones in the form of `zoo_names`."
-    return Zoo(zoo.subset, zoo.seed, self.zoo_names(zoo.backbones), zoo.fusion)
+    return replace(zoo, backbones=self.zoo_names(zoo.backbones))
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-41
 @patch
@@ -262,7 +266,10 @@ def label(
     usual = self.config(name, config.subset, seed, mask=config.mask)
     parts = _differences(usual.key(), config.key())
     if config.mask == "primary":
-        parts = self._normal(config.masking_zoo).marks + parts
+        zoo = self._normal(config.masking_zoo)
+        if zoo.seed != seed:
+            parts = [f"zoo=s{zoo.seed}", *parts]
+        parts = zoo.marks + parts
     plain = [re.sub(r"[^\w.,+=-]", "", part) for part in (*parts, *marks)]
     return "-".join([name, config.subset, config.mask, *plain, f"s{seed}"])
 
@@ -408,7 +415,8 @@ def _check_config(self: Lab, config: RunConfig):
     if (config.preset, config.data) != (self.name, self.data):
         theirs = f"the preset {config.preset} on {config.data or 'its own data'}"
         raise ValueError(f"the configuration is for {theirs}, the lab is another.")
-    check_choice(config.subset, [*self.subsets, "all"], "manipulation")
+    for subset in filter(None, (config.subset, config.zoo_subset)):
+        check_choice(subset, [*self.subsets, "all"], "manipulation")
     _check_buildable(config.detector, config.width, json.dumps(config.options), self.preset.size)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-56
@@ -442,7 +450,7 @@ def detector(
     backbone: str,  # of the preset, or any detector of the registry
     subset: str,  # manipulation to train on, or "all"
     mask: str = "none",  # "none" or one of `prle.lab.configs.MASKS`
-    seed: int = 0,  # of the run, and of the zoo behind its masks
+    seed: int = 0,  # of the run, and without `zoo_seed` of the zoo behind its masks
     **changes,  # other fields of `RunConfig` and `TrainConfig`: fusion, zoo, alpha="static", ...
 ) -> Run:  # as `train`
     "Train and score a backbone as the preset does, with the given settings changed."
@@ -478,14 +486,14 @@ _ADVICE = "lower batch_size or raise accumulate in the detector's training, whos
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-64
 @patch
-def _localize(self: Lab, run: Run, rows: pd.DataFrame, folder: Path):
+def _localize(self: Lab, run: Run, rows: pd.DataFrame, explain: str, folder: Path):
     "Write the attention maps of faces."
     detector = load_detector(run, self.device)
     layer = detector.cam_layer(self.preset.size, self.preset.grid)
     batch_size = min(64, _batch_size(_run_config(run)))
     faces = DataLoader(FaceDataset(rows), batch_size, num_workers=self.workers)
     with memory_explained(_ADVICE, batch_size=batch_size):
-        localize(detector, layer, faces, folder / "maps.npy")
+        localize(detector, layer, faces, folder / "maps.npy", explain=explain)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-65
 @patch
@@ -494,15 +502,20 @@ def attention(
     run: Run,  # of a detector, trained in whatever way
     split: str = "test",  # "test" or a target set: all its faces; "train", "val": those of `subset`
     subset: str = "all",  # manipulation
+    explain: str = "fake",  # what the maps explain, one of `prle.localization.READINGS`
 ) -> Run:  # maps.npy (N, h, w) float16, rows as `faces(split, subset)`
     "Localize with one detector (Eq. 3); the maps keep the detector's own grid."
     config = dict(detector=run.key, split=split, subset=subset)
     config |= dict(grid=self.preset.grid, data=self.source(split)[1])
+    label = f"{_run_label(run)}-{split}"
+    if check_choice(explain, READINGS, "reading") != "fake":
+        config["explain"] = explain
+        label += f"-{explain}"
 
     def make(folder):
-        self._localize(run, self.faces(split, subset), folder)
+        self._localize(run, self.faces(split, subset), explain, folder)
 
-    return self.store.get("maps", f"{_run_label(run)}-{split}", config, make)
+    return self.store.get("maps", label, config, make)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-66
 @patch
@@ -528,29 +541,42 @@ def maps(
     subset = zoo.subset if split in ("train", "val") else "all"
     runs = []
     for name in self.zoo_names(zoo.backbones) or self.preset.backbones:
-        plain = self.detector(name, zoo.subset, seed=zoo.seed)
-        runs.append(self.attention(plain, split, subset))
+        plain = self.detector(name, zoo.trained or zoo.subset, seed=zoo.seed)
+        runs.append(self.attention(plain, split, subset, zoo.explain))
     return runs
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-71
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-73
 def _zoo_label(zoo: Zoo, *marks: str) -> str:  # empty marks are left out
     "Return the label of what is made from the maps of a zoo."
-    return "-".join([zoo.subset, str(zoo.fusion), *filter(None, marks), f"s{zoo.seed}"])
+    parts = [zoo.subset, str(zoo.fusion), *marks, *zoo.readings, f"s{zoo.seed}"]
+    return "-".join(filter(None, parts))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-72
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-74
 @patch
 def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
     "Return the configuration that names what is made from the maps of a zoo."
-    return dict(zoo.fusion.key(), maps=[run.key for run in runs], size=self.preset.size)
+    key = dict(zoo.fusion.key(), maps=[run.key for run in runs], size=self.preset.size)
+    if zoo.blind:
+        key["blind"] = digest(self.train_faces(zoo.subset).target.tolist())
+    return key
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-73
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-75
+@patch
+def _sources(self: Lab, zoo: Zoo, split: str) -> MapSources | None:
+    "Return whose map each face gets; None: its own, as everywhere but in a blind zoo."
+    return blind_sources(self.faces(split, zoo.subset)) if zoo.blind else None
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-76
 @patch
 def quantiles(
     self: Lab,
     zoo: Zoo,  # that localizes
     split: str = "train",  # the faces, as in `attention`; masks for training use "train" only
 ) -> Run:  # quantiles/: a 16-bit PNG a face
-    "Fuse the maps of a zoo and write their quantile maps (Eq. 6-9), offline as in the paper."
+    """Fuse the maps of a zoo and write their quantile maps (Eq. 6-9), offline as in the paper.
+
+    With `zoo.blind` a real face gets the map of the fake that was made of it. One of which none was made gets that of
+    another person's fake, moved onto it, see `prle.data.pairs`."""
     runs = self.maps(zoo, split)
     names = "+".join(self.zoo_names(zoo.backbones))
     label = _zoo_label(zoo, names, "" if split == "train" else split)
@@ -559,12 +585,13 @@ def quantiles(
         "Fuse the maps and write a PNG for each face."
         stores = [run_file(run.path, "maps.npy") for run in runs]
         paths = self.faces(split, zoo.subset).path.tolist()
-        size = self.preset.size, self.preset.size
-        quantile_store(stores, paths, folder / "quantiles", size, **asdict(zoo.fusion))
+        size, sources = (self.preset.size, self.preset.size), self._sources(zoo, split)
+        settings = asdict(zoo.fusion) | (sources._asdict() if sources else {})
+        quantile_store(stores, paths, folder / "quantiles", size, **settings)
 
     return self.store.get("fusions", label, self._fusion_key(zoo, runs), make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-76
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-79
 @patch
 def fused_maps(
     self: Lab,
@@ -574,9 +601,10 @@ def fused_maps(
     batch_size: int = 64,  # faces in memory at once
 ) -> Iterator[torch.Tensor]:  # (n, H, W) in [0, 1], batch by batch
     "Fuse the maps of a zoo, for figures and statistics."
-    return fused_batches(self.maps(zoo, split), zoo.fusion, self.preset.size, rows, batch_size)
+    runs, size, sources = self.maps(zoo, split), self.preset.size, self._sources(zoo, split)
+    return fused_batches(runs, zoo.fusion, size, rows, batch_size, sources)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-77
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-80
 @patch
 def statistics(
     self: Lab,
@@ -588,12 +616,13 @@ def statistics(
     label = _zoo_label(zoo, *self.zoo_names(zoo.backbones))
 
     def make(folder):
-        maps = fused_batches(runs, zoo.fusion, self.preset.size)
+        size, sources = self.preset.size, self._sources(zoo, "train")
+        maps = fused_batches(runs, zoo.fusion, size, sources=sources)
         _write_statistics(maps, self.train_faces(zoo.subset), folder)
 
     return self.store.get("statistics", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-80
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-83
 @patch
 def masked(
     self: Lab,
@@ -624,7 +653,7 @@ def masked(
 
     return self.store.get("masked", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-89
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-92
 @dataclass(frozen=True)
 class Wanted:
     "A run that is needed and how its result is read; nothing is made until a lab is asked."

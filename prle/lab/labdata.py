@@ -62,11 +62,13 @@ def _sizes(root: Path, paths: pd.Series) -> list[int]:
 def data_fingerprint(
     manifest: pd.DataFrame,  # from `read_manifest`
 ) -> str:  # 16 hexadecimal digits
-    "Hash every row of a manifest and the file size of every crop and mask."
+    """Hash every row of a manifest and the file size of every crop and mask.
+
+    The column `target` matters to maps of pairs alone, whose runs are named by it besides."""
     root = Path(manifest.attrs["root"])
     landmarks = [digest(points.tolist()) for points in manifest.landmarks]
     sizes = dict(bytes=_sizes(root, manifest.path), mask_bytes=_sizes(root, manifest["mask"]))
-    rows = manifest.assign(landmarks=landmarks, **sizes)
+    rows = manifest.drop(columns="target").assign(landmarks=landmarks, **sizes)
     return digest(rows.to_csv(index=False))
 
 # %% ../../nbs/lab/06_labdata.ipynb #new-56567906

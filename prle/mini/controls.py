@@ -246,6 +246,7 @@ def _write(plan: _Plan, root: Path, size: int, seed: int, quality: int) -> dict:
         landmarks=made.landmarks.ravel(),
         transform=[],
         mask=mask,
+        target="" if plan.subset == "real" else plan.video,
     )
 
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-25

@@ -190,6 +190,7 @@ WORDS = (
     "video",
     "identity",
     "source_identity",
+    "target",
     "split",
     "compression",
     "mask",

@@ -38,7 +38,8 @@ EVIL = (
     "real/../../../..",
 )
 KIND = ("Größe", "video 1", "071_054", "a-b.c")
-NAMED = ("dataset", "subset", "video", "identity", "source_identity", "compression", "path", "mask")
+NAMED = ("dataset", "subset", "video", "identity", "source_identity", "target")
+NAMED += ("compression", "path", "mask")
 MANIFEST = "data/manifest.parquet"
 
 
@@ -46,7 +47,7 @@ def rewritten(box, column: str, value: str, rows):
     "Write a manifest without asking whether it is one."
     table = pd.read_parquet(box.work / MANIFEST)
     value = str(box.precious / "box") if value == "ABSOLUTE" else value
-    if column == "subset":
+    if column in ("subset", "target"):
         rows = [r for r in rows if table.label[r]]
     if column in ("path", "mask"):
         rows = [r for r in rows if table.label[r]][:1]

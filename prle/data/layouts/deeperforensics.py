@@ -106,6 +106,24 @@ def _distortions(root: Path, variant: str, names: list[str], listing: Listing) -
     return {name: lines[name] for name in names if name in lines}
 
 # %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-15
+def _real_video(name: str, variant: str, distortions: dict[str, str]) -> str:
+    "Name the real video of a fake's target; empty if there is none."
+    if name not in distortions:
+        return ""
+    return f"{name[:3]}@{variant}" if distortions[name] else name[:3]
+
+
+def _add_fakes(
+    listing: Listing, store: Store, variant: str, fakes: _Fakes, distortions: dict[str, str]
+):
+    "Add the fakes of a variant."
+    for split, names in fakes.items():
+        for name in names:
+            target = _real_video(name, variant, distortions)
+            people = dict(identity=name[:3], source_identity=name.split("_")[-1])
+            listing.add(store[name], name, variant, split, **people, target=target)
+
+
 def _add_reals(
     listing: Listing, store: Store, variant: str, fakes: _Fakes, distortions: dict[str, str]
 ):
@@ -114,19 +132,11 @@ def _add_reals(
         for name in names:
             if name not in distortions:
                 continue
-            target, distortion = name[:3], distortions[name]
-            video = f"{target}@{variant}" if distortion else target
-            listing.add(
-                store[target],
-                video,
-                "real",
-                split,
-                identity=target,
-                compression="c23",
-                distortion=distortion,
-            )
+            facts = dict(identity=name[:3], compression="c23", distortion=distortions[name])
+            video = _real_video(name, variant, distortions)
+            listing.add(store[name[:3]], video, "real", split, **facts)
 
-# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-17
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-18
 def _source_videos(folder: Path, frames: bool) -> list[Path]:
     "List the videos (or folders of frames) in and below a folder."
     found = []
@@ -138,7 +148,7 @@ def _source_videos(folder: Path, frames: bool) -> list[Path]:
             found.append(Path(parent))
     return sorted(found)
 
-# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-18
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-19
 def _add_actors(root: Path, frames: bool, listing: Listing):
     "Add the actors' source videos, which DeepfakeBench takes as reals, to the test split of the listing."
     folder = find_child(root, "source_videos")
@@ -154,7 +164,7 @@ def _add_actors(root: Path, frames: bool, listing: Listing):
     elsewhere = "DeepfakeBench lists the source videos under train, val and test"
     listing.notes.append(f"{elsewhere}; here they stand in test alone")
 
-# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-20
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-21
 def _expected(variants: tuple[str, ...], protocol: str) -> dict:
     "Return the official numbers of videos by split and subset."
     numbers = dict(test=140) if protocol == "ff++" else OFFICIAL
@@ -164,7 +174,7 @@ def _expected(variants: tuple[str, ...], protocol: str) -> dict:
     sets = sum(v not in CLEAN for v in variants) + any(v in CLEAN for v in variants)
     return fakes | {(split, "real"): n * sets for split, n in numbers.items()}
 
-# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-23
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-24
 def _check_options(variants: tuple[str, ...], protocol: str, reals: str | Path | None):
     "Refuse an unknown protocol or variant, or a protocol without the reals that it needs."
     check_choice(protocol, PROTOCOLS, "protocol")
@@ -178,7 +188,7 @@ def _check_options(variants: tuple[str, ...], protocol: str, reals: str | Path |
     if reals is not None and not Path(reals).is_dir():
         raise FileNotFoundError(f"{reals}: no such folder (reals, on the command line --reals).")
 
-# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-24
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-25
 def _once(rows: list[dict]) -> list[dict]:
     "Keep the first of the rows of each video: clean reals serve several variants."
     first = {}
@@ -186,7 +196,7 @@ def _once(rows: list[dict]) -> list[dict]:
         first.setdefault((row["subset"], row["video"]), row)
     return list(first.values())
 
-# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-25
+# %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-26
 @register_layout("df-1.0")
 def deeperforensics(
     root: Path,  # holds manipulated_videos and lists (and source_videos)
@@ -206,13 +216,11 @@ def deeperforensics(
     if takes_reals:
         real = Store(reals, "original_sequences", "youtube", "c23", frames=frames)
     for variant, store in stores.items():
-        fakes = chosen[variant]
-        for split, names in fakes.items():
-            for name in names:
-                people = dict(identity=name[:3], source_identity=name.split("_")[-1])
-                listing.add(store[name], name, variant, split, **people)
+        fakes, lines = chosen[variant], {}
         if takes_reals:
             lines = _distortions(root, variant, sum(fakes.values(), []), listing)
+        _add_fakes(listing, store, variant, fakes, lines)
+        if takes_reals:
             _add_reals(listing, real, variant, fakes, lines)
         listing.totals.append(store.total(variant, 1000))
     listing.rows = _once(listing.rows)

@@ -116,7 +116,8 @@ def _list_part(part: Path, frames: bool, listing: Listing):
             listing.complain(path, f"{shortened(file)} {fault}; left out")
         else:
             name, person = Path(file).stem, Path(original).stem
-            listing.add(store[name], name, label.lower(), "train", identity=person)
+            target = person if label == "FAKE" and facts.get("original") else ""
+            listing.add(store[name], name, label.lower(), "train", identity=person, target=target)
     listed = {Path(file).stem.lower() for file in metadata}
     for name in sorted(store.files.keys() - listed):
         listing.complain(store.files[name], f"no entry in {path.name}; left out")

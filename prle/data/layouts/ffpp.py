@@ -98,11 +98,9 @@ def _add_split(
     for subset, store in places.fakes.items():
         for a, b in pairs:
             for name in (f"{a}_{b}", f"{b}_{a}"):
-                people = dict(identity=name[:3], source_identity=name[4:])
-                truth = _truth(places, subset, name)
-                listing.add(
-                    store[name], name, subset, split, **people, compression=compression, **truth
-                )
+                facts = dict(identity=name[:3], source_identity=name[4:], target=name[:3])
+                facts |= _truth(places, subset, name)
+                listing.add(store[name], name, subset, split, **facts, compression=compression)
 
 # %% ../../../nbs/data/layouts/03_ffpp.ipynb #data-layouts-03-ffpp-15
 def _note_bare_fakes(listing: Listing, masks: dict[str, Store]):

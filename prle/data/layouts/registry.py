@@ -27,6 +27,7 @@ VIDEO_COLUMNS = [
     "label",
     "identity",
     "source_identity",
+    "target",
     "split",
     "compression",
     "mask_file",
@@ -68,6 +69,7 @@ class Listing:
         split: str,  # "train", "val" or "test"
         identity: str,  # the person in the picture
         source_identity: str = "",  # the person whose face was put in
+        target: str = "",  # the real video that a fake was made of, as in column `video`
         compression: str = "",  # e.g. "c23"
         mask_file: str | Path = "",  # a video of masks
         untouched_file: str | Path = "",  # the video behind a fake: a mask is their difference
@@ -83,6 +85,7 @@ class Listing:
                 label=REAL if subset == "real" else FAKE,
                 identity=identity,
                 source_identity=source_identity,
+                target=target,
                 split=split,
                 compression=compression,
                 mask_file=str(mask_file),
