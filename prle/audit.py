@@ -196,11 +196,11 @@ def audit(
         dict(size=cells.mean((1, 2)), masks=_mask_features(cells)), labels, people, **options
     )
 
-# %% ../nbs/08_audit.ipynb #08-audit-41
+# %% ../nbs/08_audit.ipynb #08-audit-42
 GRAY = 128
 "The value of every pixel of a gray picture."
 
-# %% ../nbs/08_audit.ipynb #08-audit-42
+# %% ../nbs/08_audit.ipynb #08-audit-43
 def _gray(face: Tensor | dict) -> Tensor | dict:
     "Return a face without the face."
     if isinstance(face, dict):
@@ -217,14 +217,14 @@ def _image(face) -> Tensor:  # (C, H, W)
         )
     return image
 
-# %% ../nbs/08_audit.ipynb #08-audit-43
+# %% ../nbs/08_audit.ipynb #08-audit-44
 def _changed(image: Tensor, before: Tensor) -> np.ndarray | None:  # (CELLS, CELLS) float32
     "Return which pixels are not gray any more, reduced; None for a picture of another shape or type."
     if image.shape != before.shape or image.dtype != before.dtype:
         return None
     return shrink((image != GRAY).any(0)[None])[0]
 
-# %% ../nbs/08_audit.ipynb #08-audit-45
+# %% ../nbs/08_audit.ipynb #08-audit-46
 def _on_gray(
     transform: Callable, faces: Sequence, draws: int, seed: int
 ) -> tuple[list, np.ndarray]:  # reduced masks, features of pictures; draws of one face in a row
@@ -240,7 +240,7 @@ def _on_gray(
                 pictures.append(_picture_features(image))
     return changed, np.stack(pictures)
 
-# %% ../nbs/08_audit.ipynb #08-audit-46
+# %% ../nbs/08_audit.ipynb #08-audit-47
 def audit_transform(
     transform: Callable[[Any], Any],  # a face -> an augmented face
     faces: Sequence,  # N uint8 tensors (3, H, W), or dicts with one as `image`
@@ -259,7 +259,7 @@ def audit_transform(
     labels, people = np.repeat(labels, draws), np.repeat(people, draws)
     return _audit(features, labels, people, seed=seed, **options)
 
-# %% ../nbs/08_audit.ipynb #08-audit-52
+# %% ../nbs/08_audit.ipynb #08-audit-53
 def _draw_sizes(ax, rows: pd.DataFrame):
     "Draw the masked shares of reals and fakes as histograms."
     bins = np.linspace(0, max(rows["size"].max(), 1e-6), 26)
@@ -282,7 +282,7 @@ def _draw_curves(ax, found: Audit):
     ax.set(xlabel="reals called fake", ylabel="fakes found", aspect="equal")
     ax.legend(frameon=False, loc="lower right", fontsize=8, title="AUC", title_fontsize=8)
 
-# %% ../nbs/08_audit.ipynb #08-audit-53
+# %% ../nbs/08_audit.ipynb #08-audit-54
 def draw_audit(
     found: Audit,
 ):  # a figure of matplotlib

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EPILOGUES', 'COMMANDS', 'add_command', 'adapter_options', 'check', 'faces', 'convert', 'forge', 'open_lab',
-           'reproduce', 'plan', 'runs', 'train', 'open_detector', 'localize', 'evaluate', 'predict', 'parser', 'main']
+           'reproduce', 'plan', 'runs', 'train', 'audit', 'open_detector', 'localize', 'evaluate', 'predict', 'parser',
+           'main']
 
 # %% ../nbs/09_cli.ipynb #09-cli-2
 import inspect
@@ -501,7 +502,67 @@ def train(
     print(evaluation(read_scores(run)).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-48
+# %% ../nbs/09_cli.ipynb #09-cli-49
+def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: str, draws: int):
+    "Audit masks in a folder; raise `ValueError` without a manifest of their faces."
+    from prle.data.manifest import read_manifest, select
+    from prle.lab.audits import audit_folder
+
+    if manifest is None:
+        raise ValueError("--manifest is missing: the faces that the masks are of.")
+    rows = select(read_manifest(manifest), split, None if subset == "all" else subset)
+    return audit_folder(masks, rows, draws)
+
+# %% ../nbs/09_cli.ipynb #09-cli-50
+def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
+    "Audit the masks of a training; raise `ValueError` without a manipulation."
+    from prle.lab.administration import record_runs
+    from prle.lab.audits import audit, read_audit
+
+    if subset is None:
+        raise ValueError(
+            "--subset is missing: the manipulation that the zoo is trained on, or all."
+        )
+    config = lab.config(next(iter(lab.preset.backbones)), subset, **changes)
+    dry = lab.dry()
+    planned = audit(dry, config, split, draws)
+    record_runs(lab.outputs, f"audit-{planned.path.name}", dry.store.names())
+    return read_audit(audit(lab, config, split, draws))
+
+# %% ../nbs/09_cli.ipynb #09-cli-51
+@delegates(open_lab)
+def audit(
+    *,
+    mask: str = "primary",  # of a training: primary, random or landmark
+    subset: str | None = None,  # manipulation, or all; in a folder: all if none is named
+    split: str = "train",  # whose faces: train, val, test, or a target set
+    seed: int = 0,  # of the training and its zoo
+    fusion: str | None = None,  # of the zoo's maps, e.g. mean; with thresholds by --set
+    # NAME=VALUE of other parameters, e.g. alpha=static 'zoo=[Xception]' 'fusion={method: mean, tau: 0.1}'
+    set: list[str] | None = None,
+    draws: int = 4,  # of the mask, for each face
+    # in place of a training: a folder of masks (8 bits) or quantile maps (16 bits), under the faces' paths, as .png
+    masks: str | None = None,
+    manifest: str | None = None,  # of the faces that the masks in the folder are of
+    figure: str | None = None,  # picture to write besides, e.g. audit.png: sizes, and ROC curves
+    **kwargs,
+) -> int:  # exit code
+    "Print how much of the label masks tell without the face, which is what a detector could learn of them."
+    from prle.audit import draw_audit, verdict
+
+    if masks:
+        found = _audit_folder(masks, manifest, subset or "all", split, draws)
+    else:
+        changes = dict(fusion=dict(method=fusion)) if fusion else {}
+        changes |= _settings(set or []) | dict(mask=mask, seed=seed)
+        found = _audit_training(open_lab(**kwargs), subset, split, draws, **changes)
+    print(found.table.to_string(index=False, float_format="%.3f"))
+    print(verdict(found.table))
+    if figure:
+        draw_audit(found).savefig(figure, dpi=150)
+    return 0
+
+# %% ../nbs/09_cli.ipynb #09-cli-52
 def _find_detector(name: str, outputs: str | None) -> Path:
     "Find the folder of a detector's run."
     from prle.core import outputs_dir
@@ -509,7 +570,7 @@ def _find_detector(name: str, outputs: str | None) -> Path:
 
     return find_run(Path(outputs or outputs_dir()) / "runs", name, "detectors")
 
-# %% ../nbs/09_cli.ipynb #09-cli-49
+# %% ../nbs/09_cli.ipynb #09-cli-53
 def open_detector(
     name: str,  # of the run, as `prle runs` prints it, or its folder
     *,
@@ -523,7 +584,7 @@ def open_detector(
 
     return reopen(_find_detector(name, outputs), data, outputs=outputs)
 
-# %% ../nbs/09_cli.ipynb #09-cli-50
+# %% ../nbs/09_cli.ipynb #09-cli-54
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -537,7 +598,7 @@ def localize(
     print(lab.attention(run, split, subset).path / "maps.npy")
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-51
+# %% ../nbs/09_cli.ipynb #09-cli-55
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -557,7 +618,7 @@ def evaluate(
     print(evaluation(scores).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-52
+# %% ../nbs/09_cli.ipynb #09-cli-56
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -580,7 +641,7 @@ def predict(
     print(table.to_string(index=False, float_format="%.3f"))
     return int(table.p_fake.isna().any())
 
-# %% ../nbs/09_cli.ipynb #09-cli-54
+# %% ../nbs/09_cli.ipynb #09-cli-58
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -590,6 +651,7 @@ COMMANDS = {
     "plan": plan,
     "runs": runs,
     "train": train,
+    "audit": audit,
     "localize": localize,
     "evaluate": evaluate,
     "predict": predict,
@@ -597,7 +659,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/09_cli.ipynb #09-cli-55
+# %% ../nbs/09_cli.ipynb #09-cli-59
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -611,7 +673,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/09_cli.ipynb #09-cli-56
+# %% ../nbs/09_cli.ipynb #09-cli-60
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -620,14 +682,14 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/09_cli.ipynb #09-cli-61
+# %% ../nbs/09_cli.ipynb #09-cli-65
 def _open_log():
     "Print messages to stderr, apart from the result."
     from prle.core import show_messages
 
     show_messages(stream="stderr")
 
-# %% ../nbs/09_cli.ipynb #09-cli-62
+# %% ../nbs/09_cli.ipynb #09-cli-66
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument
