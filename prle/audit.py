@@ -103,7 +103,7 @@ def _person_folds(labels: np.ndarray, people: np.ndarray, folds: int, seed: int)
 
 # %% ../nbs/08_audit.ipynb #08-audit-25
 class _Rows(NamedTuple):
-    "The rows of an audit, and how their intervals are made."
+    "The rows of an audit, and how they are divided and resampled."
 
     labels: np.ndarray  # (N,) REAL or FAKE
     people: np.ndarray  # (N,)
@@ -111,29 +111,38 @@ class _Rows(NamedTuple):
     resamples: int
     seed: int
 
-    def measured(self, measure: str, by: str, scores: np.ndarray, level: float = 0.95) -> dict:
-        "Return a row of the table."
+    def interval(self, scores: np.ndarray, level: float) -> tuple[float, float, float]:
+        "Return an AUC and the ends of its interval over people."
         statistic = as_statistic("auc", self.labels, scores)
         sampling = dict(n=self.resamples, level=level, seed=self.seed, batched=True)
         low, high = bootstrap(statistic, self.people, **sampling)
-        value = float(statistic(np.ones(len(scores))))
-        leak = max(value, 1 - value if measure == "size" else 0.5)
-        return dict(measure=measure, by=by, auc=value, low=low, high=high, leak=leak)
+        return float(statistic(np.ones(len(scores)))), float(low), float(high)
 
-# %% ../nbs/08_audit.ipynb #08-audit-27
-def _best(
+# %% ../nbs/08_audit.ipynb #08-audit-26
+def _size_row(rows: _Rows, sizes: np.ndarray) -> dict:
+    "Measure what the size of masks tells, in whichever direction."
+    value, low, high = rows.interval(sizes, 0.95)
+    return dict(measure="size", by="", auc=value, low=low, high=high, leak=max(value, 1 - value))
+
+# %% ../nbs/08_audit.ipynb #08-audit-28
+_TWICE = 2**0.5
+"How much wider the interval of out-of-fold scores is than the bootstrap's."
+
+
+def _classifier_row(
     rows: _Rows, measure: str, features: np.ndarray, classifiers: Sequence[str]
 ) -> tuple[dict, np.ndarray]:  # row of the table, and the scores behind it
     "Measure what the best of several classifiers can tell."
     found = {}
     for name in classifiers:
-        scores = out_of_fold(features, rows.labels, rows.people, name, rows.folds, rows.seed)
-        found[name] = auc(rows.labels, scores), scores
-    best = max(found, key=lambda name: found[name][0])
-    scores = found[best][1]
-    return rows.measured(measure, best, scores, 1 - 0.05 / len(found)), scores
+        found[name] = out_of_fold(features, rows.labels, rows.people, name, rows.folds, rows.seed)
+    best = max(found, key=lambda name: auc(rows.labels, found[name]))
+    value, low, high = rows.interval(found[best], 1 - 0.05 / len(found))
+    ends = dict(low=value - _TWICE * (value - low), high=value + _TWICE * (high - value))
+    ends = {name: min(max(end, 0.0), 1.0) for name, end in ends.items()}
+    return dict(measure=measure, by=best, auc=value, **ends, leak=max(value, 0.5)), found[best]
 
-# %% ../nbs/08_audit.ipynb #08-audit-29
+# %% ../nbs/08_audit.ipynb #08-audit-30
 class Audit(NamedTuple):
     "What can be told of the label without the face."
 
@@ -144,7 +153,7 @@ class Audit(NamedTuple):
 LIMIT = 0.60
 "The largest leak with which masks pass."
 
-# %% ../nbs/08_audit.ipynb #08-audit-30
+# %% ../nbs/08_audit.ipynb #08-audit-31
 def verdict(
     table: pd.DataFrame,  # of an `Audit`
     what: str = "masks",  # what was audited, in the plural
@@ -159,9 +168,9 @@ def verdict(
         f"(limit {LIMIT:.2f}), by the intervals at most {reach:.2f}."
     )
 
-# %% ../nbs/08_audit.ipynb #08-audit-31
+# %% ../nbs/08_audit.ipynb #08-audit-32
 def _audit(
-    features: dict[str, np.ndarray],  # by measure: (N, D), or (N,) for a score
+    features: dict[str, np.ndarray],  # by measure: (N, D); of size (N,)
     labels: np.ndarray,
     people: np.ndarray,
     classifiers: Sequence[str] = tuple(CLASSIFIERS),
@@ -176,14 +185,14 @@ def _audit(
         if len(x) != len(rows.labels) or len(x) != len(rows.people):
             counts = f"{len(rows.labels)} labels and {len(rows.people)} people"
             raise ValueError(f"{len(x)} masks for {counts}.")
-        if x.ndim == 1:
-            row, scores[measure] = rows.measured(measure, "", x), x
+        if measure == "size":
+            row, scores[measure] = _size_row(rows, x), x
         else:
-            row, scores[measure] = _best(rows, measure, x, classifiers)
+            row, scores[measure] = _classifier_row(rows, measure, x, classifiers)
         table.append(row)
     return Audit(pd.DataFrame(table), pd.DataFrame(scores))
 
-# %% ../nbs/08_audit.ipynb #08-audit-32
+# %% ../nbs/08_audit.ipynb #08-audit-33
 def audit(
     masks: np.ndarray | Tensor,  # (N, H, W) bool; or any maps, or reduced masks of `shrink`
     labels: np.ndarray,  # (N,) REAL or FAKE
@@ -192,15 +201,14 @@ def audit(
 ) -> Audit:  # size and masks
     "Measure how much of the label the masks tell; `ValueError` for counts that differ, or one class only."
     cells = shrink(masks)
-    return _audit(
-        dict(size=cells.mean((1, 2)), masks=_mask_features(cells)), labels, people, **options
-    )
+    features = dict(size=cells.mean((1, 2)), masks=_mask_features(cells))
+    return _audit(features, labels, people, **options)
 
-# %% ../nbs/08_audit.ipynb #08-audit-42
+# %% ../nbs/08_audit.ipynb #08-audit-43
 GRAY = 128
 "The value of every pixel of a gray picture."
 
-# %% ../nbs/08_audit.ipynb #08-audit-43
+# %% ../nbs/08_audit.ipynb #08-audit-44
 def _gray(face: Tensor | dict) -> Tensor | dict:
     "Return a face without the face."
     if isinstance(face, dict):
@@ -217,14 +225,14 @@ def _image(face) -> Tensor:  # (C, H, W)
         )
     return image
 
-# %% ../nbs/08_audit.ipynb #08-audit-44
+# %% ../nbs/08_audit.ipynb #08-audit-45
 def _changed(image: Tensor, before: Tensor) -> np.ndarray | None:  # (CELLS, CELLS) float32
     "Return which pixels are not gray any more, reduced; None for a picture of another shape or type."
     if image.shape != before.shape or image.dtype != before.dtype:
         return None
     return shrink((image != GRAY).any(0)[None])[0]
 
-# %% ../nbs/08_audit.ipynb #08-audit-46
+# %% ../nbs/08_audit.ipynb #08-audit-47
 def _on_gray(
     transform: Callable, faces: Sequence, draws: int, seed: int
 ) -> tuple[list, np.ndarray]:  # reduced masks, features of pictures; draws of one face in a row
@@ -232,7 +240,7 @@ def _on_gray(
     changed, pictures = [], []
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        for face in (faces[i] for i in range(len(faces))):
+        for face in faces:
             before = _image(_gray(face))
             for _ in range(draws):
                 image = _image(transform(_gray(face)))
@@ -240,7 +248,7 @@ def _on_gray(
                 pictures.append(_picture_features(image))
     return changed, np.stack(pictures)
 
-# %% ../nbs/08_audit.ipynb #08-audit-47
+# %% ../nbs/08_audit.ipynb #08-audit-48
 def audit_transform(
     transform: Callable[[Any], Any],  # a face -> an augmented face
     faces: Sequence,  # N uint8 tensors (3, H, W), or dicts with one as `image`
@@ -259,7 +267,7 @@ def audit_transform(
     labels, people = np.repeat(labels, draws), np.repeat(people, draws)
     return _audit(features, labels, people, seed=seed, **options)
 
-# %% ../nbs/08_audit.ipynb #08-audit-53
+# %% ../nbs/08_audit.ipynb #08-audit-54
 def _draw_sizes(ax, rows: pd.DataFrame):
     "Draw the masked shares of reals and fakes as histograms."
     bins = np.linspace(0, max(rows["size"].max(), 1e-6), 26)
@@ -282,7 +290,7 @@ def _draw_curves(ax, found: Audit):
     ax.set(xlabel="reals called fake", ylabel="fakes found", aspect="equal")
     ax.legend(frameon=False, loc="lower right", fontsize=8, title="AUC", title_fontsize=8)
 
-# %% ../nbs/08_audit.ipynb #08-audit-54
+# %% ../nbs/08_audit.ipynb #08-audit-55
 def draw_audit(
     found: Audit,
 ):  # a figure of matplotlib

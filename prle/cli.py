@@ -394,8 +394,8 @@ def _prune(outputs: Path, delete: bool) -> int:
         print(f"Deleted {len(gone)} runs.")
     else:
         print(
-            "Nothing was deleted; --delete does. What `prle train` and `prle userstudy build` make "
-            f"is needed as long as their notes lie in {outputs / 'plans'}."
+            "Nothing was deleted; --delete does. What `prle train`, `prle audit` and `prle userstudy "
+            f"build` make is needed as long as their notes lie in {outputs / 'plans'}."
         )
     return 0
 

@@ -1,5 +1,8 @@
 """prle.audit and prle.lab.audits: masks that know nothing pass, masks that know something do not."""
 
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -22,7 +25,7 @@ from prle.data.crops import write_quantiles
 from prle.lab.audits import audit as audit_training
 from prle.lab.audits import audit_folder, read_audit, some_faces
 from prle.lab.configs import PRESETS
-from prle.masking import PrimaryRegionMask, RandomMask
+from prle.masking import PrimaryRegionMask, RandomMask, quantile_map
 from prle.metrics import auc
 from test_experiments import TINY, quiet_lab, write_square
 
@@ -55,12 +58,12 @@ def row(found, measure):
 def test_a_mask_that_knows_nothing_is_seldom_said_to_know():
     "The interval holds 0.5 about as often as it says, by size and by the classifiers."
     labels, people = someone(20, 3)
-    found = [audit(blobs(rng("null", k), people), labels, people, resamples=300) for k in range(40)]
-    for measure in ("size", "masks"):
+    found = [audit(blobs(rng("null", k), people), labels, people, resamples=300) for k in range(16)]
+    for measure, highest in dict(size=0.52, masks=0.54).items():  # the best of two is higher
         rows = pd.DataFrame([row(f, measure) for f in found])
         assert ((rows.low <= 0.5) & (rows.high >= 0.5)).mean() >= 0.85
-        assert abs(rows.auc.mean() - 0.5) < 0.02
-    assert sum(f.table.leak.max() > LIMIT for f in found) <= 4
+        assert 0.48 < rows.auc.mean() < highest
+    assert sum(f.table.leak.max() > LIMIT for f in found) <= 2
 
 
 def test_of_one_classifier_the_interval_is_that_of_any_auc():
@@ -185,8 +188,6 @@ def test_the_rest_of_an_item_stays_and_is_found_out():
     fused = torch.zeros(len(labels), SIDE, SIDE)
     for k, label in enumerate(labels):
         fused[k, 8:24, 4 + 12 * label : 16 + 12 * label] = torch.rand(16, 12)
-    from prle.masking import quantile_map
-
     items = [
         dict(image=face, quantiles=q[None])
         for face, q in zip(faces_of(labels), quantile_map(fused))
@@ -225,15 +226,19 @@ def test_traces_that_are_no_masks_are_seen_on_gray(how):
 
 
 def test_the_global_stream_is_left_as_it_was():
-    labels, people = someone(4)
+    labels, people = someone(5, 1)
+    faces = faces_of(labels)
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    audit_transform(
-        RandomMask(p=1.0), faces_of(labels)[:8], labels[:8], people[:8] * 0 + [0, 1] * 4
-    )
-    torch.manual_seed(3)
+    audit_transform(RandomMask(p=1.0), faces, labels, people, draws=1, classifiers=["linear"])
     assert torch.rand(1) == expected
+
+
+def test_nothing_else_of_the_project_is_needed():
+    code = "import sys, prle.audit; print(*sorted(m for m in sys.modules if m.startswith('prle.')))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["prle.audit", "prle.core", "prle.metrics"]
 
 
 def test_the_picture_has_a_curve_a_measure():
