@@ -28,7 +28,7 @@ from .metrics import as_statistic, auc, bootstrap
 CELLS = 16
 "Cells of the grid along each side."
 
-
+# %% ../nbs/08_audit.ipynb #08-audit-11
 def shrink(
     maps: np.ndarray | Tensor,  # (N, H, W) bool masks, or any maps
     cells: int = CELLS,  # along each side
@@ -40,12 +40,12 @@ def shrink(
     parts = [F.adaptive_avg_pool2d(part.float(), cells) for part in maps.split(256)]
     return torch.cat(parts).numpy()
 
-# %% ../nbs/08_audit.ipynb #08-audit-12
+# %% ../nbs/08_audit.ipynb #08-audit-13
 def _mask_features(cells: np.ndarray) -> np.ndarray:  # (N, cells * cells + 1)
     "Return what a classifier gets of reduced masks: their cells, and their mean."
     return np.concatenate([cells.reshape(len(cells), -1), cells.mean((1, 2))[:, None]], 1)
 
-# %% ../nbs/08_audit.ipynb #08-audit-14
+# %% ../nbs/08_audit.ipynb #08-audit-15
 def _picture_features(picture: Tensor) -> np.ndarray:  # (2 * CELLS**2 + C,)
     "Return brightness and deviation of each cell of a picture (C, H, W), and the means of its channels."
     x = picture.float()
@@ -54,22 +54,22 @@ def _picture_features(picture: Tensor) -> np.ndarray:  # (2 * CELLS**2 + C,)
     deviation = (square - mean**2).clamp(min=0).sqrt()
     return torch.cat([mean.flatten(), deviation.flatten(), x.mean((1, 2))]).numpy()
 
-# %% ../nbs/08_audit.ipynb #08-audit-17
+# %% ../nbs/08_audit.ipynb #08-audit-18
 def _linear():
     "Return a logistic regression on standardized features."
     regression = LogisticRegression(C=0.01, class_weight="balanced", max_iter=1000)
     return make_pipeline(StandardScaler(), regression)
 
-
+# %% ../nbs/08_audit.ipynb #08-audit-19
 def _forest():
     "Return a hundred randomized trees."
     return ExtraTreesClassifier(100, min_samples_leaf=3, class_weight="balanced", random_state=0)
 
-# %% ../nbs/08_audit.ipynb #08-audit-18
+# %% ../nbs/08_audit.ipynb #08-audit-20
 CLASSIFIERS = dict(linear=_linear, forest=_forest)
 "Name -> function () -> classifier of scikit-learn."
 
-# %% ../nbs/08_audit.ipynb #08-audit-20
+# %% ../nbs/08_audit.ipynb #08-audit-22
 def out_of_fold(
     features: np.ndarray,  # (N, D)
     labels: np.ndarray,  # (N,) REAL or FAKE
@@ -87,7 +87,7 @@ def out_of_fold(
         scores[held] = raw.rank(pct=True)
     return scores
 
-# %% ../nbs/08_audit.ipynb #08-audit-21
+# %% ../nbs/08_audit.ipynb #08-audit-23
 def _person_folds(labels: np.ndarray, people: np.ndarray, folds: int, seed: int) -> list[tuple]:
     "Divide rows by person: (rows to train on, rows held out); `ValueError` if one class trains alone."
     persons = len(np.unique(people))
@@ -101,7 +101,7 @@ def _person_folds(labels: np.ndarray, people: np.ndarray, folds: int, seed: int)
         )
     return parts
 
-# %% ../nbs/08_audit.ipynb #08-audit-25
+# %% ../nbs/08_audit.ipynb #08-audit-27
 class _Rows(NamedTuple):
     "The rows of an audit, and how they are divided and resampled."
 
@@ -114,21 +114,22 @@ class _Rows(NamedTuple):
     def interval(self, scores: np.ndarray, level: float) -> tuple[float, float, float]:
         "Return an AUC and the ends of its interval over people."
         statistic = as_statistic("auc", self.labels, scores)
-        sampling = dict(n=self.resamples, level=level, seed=self.seed, batched=True)
-        low, high = bootstrap(statistic, self.people, **sampling)
+        low, high = bootstrap(
+            statistic, self.people, self.resamples, level, self.seed, batched=True
+        )
         return float(statistic(np.ones(len(scores)))), float(low), float(high)
 
-# %% ../nbs/08_audit.ipynb #08-audit-26
+# %% ../nbs/08_audit.ipynb #08-audit-28
 def _size_row(rows: _Rows, sizes: np.ndarray) -> dict:
     "Measure what the size of masks tells, in whichever direction."
     value, low, high = rows.interval(sizes, 0.95)
     return dict(measure="size", by="", auc=value, low=low, high=high, leak=max(value, 1 - value))
 
-# %% ../nbs/08_audit.ipynb #08-audit-28
+# %% ../nbs/08_audit.ipynb #08-audit-30
 _TWICE = 2**0.5
 "How much wider the interval of out-of-fold scores is than the bootstrap's."
 
-
+# %% ../nbs/08_audit.ipynb #08-audit-31
 def _classifier_row(
     rows: _Rows, measure: str, features: np.ndarray, classifiers: Sequence[str]
 ) -> tuple[dict, np.ndarray]:  # row of the table, and the scores behind it
@@ -142,18 +143,18 @@ def _classifier_row(
     ends = {name: min(max(end, 0.0), 1.0) for name, end in ends.items()}
     return dict(measure=measure, by=best, auc=value, **ends, leak=max(value, 0.5)), found[best]
 
-# %% ../nbs/08_audit.ipynb #08-audit-30
+# %% ../nbs/08_audit.ipynb #08-audit-33
 class Audit(NamedTuple):
     "What can be told of the label without the face."
 
     table: pd.DataFrame  # a row a measure: measure, by, auc, low, high, leak
     rows: pd.DataFrame  # a row a mask: label, person, and by measure the score behind the AUC
 
-
+# %% ../nbs/08_audit.ipynb #08-audit-34
 LIMIT = 0.60
 "The largest leak with which masks pass."
 
-# %% ../nbs/08_audit.ipynb #08-audit-31
+# %% ../nbs/08_audit.ipynb #08-audit-35
 def verdict(
     table: pd.DataFrame,  # of an `Audit`
     what: str = "masks",  # what was audited, in the plural
@@ -168,7 +169,7 @@ def verdict(
         f"(limit {LIMIT:.2f}), by the intervals at most {reach:.2f}."
     )
 
-# %% ../nbs/08_audit.ipynb #08-audit-32
+# %% ../nbs/08_audit.ipynb #08-audit-36
 def _audit(
     features: dict[str, np.ndarray],  # by measure: (N, D); of size (N,)
     labels: np.ndarray,
@@ -192,7 +193,7 @@ def _audit(
         table.append(row)
     return Audit(pd.DataFrame(table), pd.DataFrame(scores))
 
-# %% ../nbs/08_audit.ipynb #08-audit-33
+# %% ../nbs/08_audit.ipynb #08-audit-37
 def audit(
     masks: np.ndarray | Tensor,  # (N, H, W) bool; or any maps, or reduced masks of `shrink`
     labels: np.ndarray,  # (N,) REAL or FAKE
@@ -204,18 +205,18 @@ def audit(
     features = dict(size=cells.mean((1, 2)), masks=_mask_features(cells))
     return _audit(features, labels, people, **options)
 
-# %% ../nbs/08_audit.ipynb #08-audit-43
+# %% ../nbs/08_audit.ipynb #08-audit-47
 GRAY = 128
 "The value of every pixel of a gray picture."
 
-# %% ../nbs/08_audit.ipynb #08-audit-44
+# %% ../nbs/08_audit.ipynb #08-audit-48
 def _gray(face: Tensor | dict) -> Tensor | dict:
     "Return a face without the face."
     if isinstance(face, dict):
         return dict(face, image=_gray(face["image"]))
     return torch.full_like(face, GRAY)
 
-
+# %% ../nbs/08_audit.ipynb #08-audit-49
 def _image(face) -> Tensor:  # (C, H, W)
     "Return the picture of what an augmentation returns; `TypeError` for no tensor (C, H, W)."
     image = face["image"] if isinstance(face, dict) else face
@@ -225,14 +226,14 @@ def _image(face) -> Tensor:  # (C, H, W)
         )
     return image
 
-# %% ../nbs/08_audit.ipynb #08-audit-45
+# %% ../nbs/08_audit.ipynb #08-audit-50
 def _changed(image: Tensor, before: Tensor) -> np.ndarray | None:  # (CELLS, CELLS) float32
     "Return which pixels are not gray any more, reduced; None for a picture of another shape or type."
     if image.shape != before.shape or image.dtype != before.dtype:
         return None
     return shrink((image != GRAY).any(0)[None])[0]
 
-# %% ../nbs/08_audit.ipynb #08-audit-47
+# %% ../nbs/08_audit.ipynb #08-audit-52
 def _on_gray(
     transform: Callable, faces: Sequence, draws: int, seed: int
 ) -> tuple[list, np.ndarray]:  # reduced masks, features of pictures; draws of one face in a row
@@ -248,7 +249,7 @@ def _on_gray(
                 pictures.append(_picture_features(image))
     return changed, np.stack(pictures)
 
-# %% ../nbs/08_audit.ipynb #08-audit-48
+# %% ../nbs/08_audit.ipynb #08-audit-53
 def audit_transform(
     transform: Callable[[Any], Any],  # a face -> an augmented face
     faces: Sequence,  # N uint8 tensors (3, H, W), or dicts with one as `image`
@@ -267,7 +268,7 @@ def audit_transform(
     labels, people = np.repeat(labels, draws), np.repeat(people, draws)
     return _audit(features, labels, people, seed=seed, **options)
 
-# %% ../nbs/08_audit.ipynb #08-audit-54
+# %% ../nbs/08_audit.ipynb #08-audit-59
 def _draw_sizes(ax, rows: pd.DataFrame):
     "Draw the masked shares of reals and fakes as histograms."
     bins = np.linspace(0, max(rows["size"].max(), 1e-6), 26)
@@ -277,7 +278,7 @@ def _draw_sizes(ax, rows: pd.DataFrame):
     ax.set(xlabel="masked share of the face", ylabel="density", yticks=[])
     ax.legend(frameon=False)
 
-
+# %% ../nbs/08_audit.ipynb #08-audit-60
 def _draw_curves(ax, found: Audit):
     "Draw the ROC curve behind each row of the table."
     from sklearn.metrics import roc_curve
@@ -290,7 +291,7 @@ def _draw_curves(ax, found: Audit):
     ax.set(xlabel="reals called fake", ylabel="fakes found", aspect="equal")
     ax.legend(frameon=False, loc="lower right", fontsize=8, title="AUC", title_fontsize=8)
 
-# %% ../nbs/08_audit.ipynb #08-audit-55
+# %% ../nbs/08_audit.ipynb #08-audit-61
 def draw_audit(
     found: Audit,
 ):  # a figure of matplotlib
