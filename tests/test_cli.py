@@ -23,6 +23,7 @@ OPTIONS = {
     "plan": "seeds preset data outputs",
     "runs": "kind match code delete outputs",
     "train": "mask seed explain blind zoo-seed zoo-subset set processes track preset data outputs",
+    "audit": "mask subset split seed fusion set draws masks manifest figure preset data outputs",
     "localize": "data outputs split subset explain",
     "evaluate": "data outputs on",
     "predict": "data outputs count csv",
@@ -103,7 +104,7 @@ def test_words_that_are_taken():
 
 
 def test_the_help_names_all_presets():
-    for function in (cli.reproduce, cli.plan, cli.train, command.build):
+    for function in (cli.reproduce, cli.plan, cli.train, cli.audit, command.build):
         text = docments(function)["preset"]
         assert all(preset in text for preset in PRESETS)
 
