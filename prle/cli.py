@@ -302,7 +302,7 @@ def forge(
 # %% ../nbs/09_cli.ipynb #09-cli-33
 def open_lab(
     *,
-    preset: str = "mini",  # size of the experiment: smoke, mini or paper
+    preset: str = "mini",  # size of the experiment: smoke, mini, paper or controls
     # other data: a folder with ff++/, dfdc/, df-1.0/, celeb-df/ as `prle faces` makes them;
     # a folder of `prle forge`; a manifest
     data: str | None = None,
@@ -495,7 +495,8 @@ def train(
     processes: int = 1,  # processes that train a detector together, each on a GPU of its own
     # a tracker of accelerate that is told of each epoch, e.g. tensorboard, which writes to logs/ of the outputs
     track: str | None = None,
-    preset: str | None = None,  # size of the experiment: smoke, mini or paper (default mini)
+    # size of the experiment: smoke, mini, paper or controls (default mini)
+    preset: str | None = None,
     **kwargs,
 ) -> int:  # exit code
     "Train a detector, plainly or with masks; its zoo is trained first where it is needed."

@@ -18,6 +18,7 @@ import os
 import stat
 import tokenize
 import unicodedata
+from collections.abc import Collection
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -453,13 +454,16 @@ def _write_out(table: "pa.Table") -> "pa.Table":
     return table
 
 # %% ../nbs/01_trust.ipynb #01-trust-61
-def _read_columns(path: Path, columns: list[str] | None, most: int) -> "pa.Table":
+def _read_columns(
+    path: Path, columns: list[str] | None, optional: Collection[str], most: int
+) -> "pa.Table":
     "Read columns of a Parquet file as an Arrow table, its page checksums verified."
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
     columns = schema.names if columns is None else columns
+    columns = [name for name in columns if name in schema.names or name not in optional]
     _check_schema(schema, columns)
     text = [field.name for field in schema if "string" in str(field.type)]
     with pq.ParquetFile(path, read_dictionary=text, page_checksum_verification=True) as file:
@@ -471,6 +475,7 @@ def _read_columns(path: Path, columns: list[str] | None, most: int) -> "pa.Table
 def read_table(
     path: str | Path,  # a Parquet file
     columns: list[str] | None = None,  # which to read; None: all
+    optional: Collection[str] = (),  # those of them that the file may lack
     most: int = MAX_TABLE,  # bytes in memory
 ) -> "pd.DataFrame":  # with the `attrs` that it was written with
     """Read a Parquet file of text, numbers and lists of numbers.
@@ -479,7 +484,7 @@ def read_table(
     than `most` bytes."""
     open_file(path).close()
     try:
-        table = _read_columns(Path(path), columns, most)
+        table = _read_columns(Path(path), columns, optional, most)
         frame = table.to_pandas(ignore_metadata=True)
         text = (table.schema.metadata or {}).get(b"pandas", b"{}")
         note = parse_json(text, "what pandas noted in it", dict)

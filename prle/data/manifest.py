@@ -219,7 +219,10 @@ def _read_columns(path: Path) -> pd.DataFrame:  # in the order of `COLUMNS`
     They are read first: ten million rows of one face are a file of some kB with landmarks of 5 GB."""
     paths = read_table(path, ["path"])
     _check_paths(paths, str(path))
-    df = read_table(path, [column for column in COLUMNS if column != "path"])
+    others = [column for column in COLUMNS if column != "path"]
+    df = read_table(path, others, optional=["target"])  # manifests of before there were targets
+    if "target" not in df:
+        df["target"] = ""
     df.insert(0, "path", paths.path.array)
     return df
 
