@@ -132,11 +132,13 @@ _CONTROLS = Preset(
     size=64,
     people=40,
     benchmark="controls",
-    recipe=dict(batch_size=16, epochs=4, lr=2e-3, ema=0.98),
+    recipe=dict(batch_size=16, epochs=4, lr=4e-3, ema=0.98),
     backbones={
-        "Meso-4": Backbone("meso4", options=dict(loss="bce", momentum=0.1)),
-        "Xception": Backbone("xception", 1 / 8),
-        "VGG": Backbone("vgg16_bn", 1 / 8, options=dict(dropout=0.0), recipe=dict(lr=1e-3)),
+        "Meso-4": Backbone("meso4", options=dict(loss="bce", momentum=0.1, dropout=0.0)),
+        "Xception": Backbone("xception", 1 / 8, recipe=dict(lr=2e-3, epochs=2)),
+        "VGG": Backbone(
+            "vgg16_bn", 1 / 8, options=dict(dropout=0.0), recipe=dict(lr=1e-3, epochs=2)
+        ),
     },
 )
 

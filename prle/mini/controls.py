@@ -138,7 +138,7 @@ def strong_trace(
     return strength * pattern(x, y, 2 * np.pi / (size * 3 / 32)) * np.minimum(1, 1.5 * nearness)
 
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-16
-SHARED = 0.4
+SHARED = 0.35
 "How much of the coarser picture the shared trace mixes in."
 COARSE = 0.56
 "The side of the coarser picture, as a share of the crop's."
