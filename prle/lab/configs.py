@@ -9,7 +9,7 @@ __all__ = ['FURTHER', 'PRESETS', 'IDENTITY', 'MASKS', 'ALPHA_POLICIES', 'Backbon
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-2
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import yaml
@@ -144,6 +144,9 @@ _CONTROLS = Preset(
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-15
 PRESETS = dict(smoke=_SMOKE, mini=_MINI, paper=_PAPER, controls=_CONTROLS)
+PRESETS["controls-smoke"] = replace(
+    _CONTROLS, size=32, grid=4, people=6, recipe=_CONTROLS.recipe | dict(epochs=1)
+)
 "The sizes that every notebook can be run at."
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-18

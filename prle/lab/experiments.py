@@ -312,7 +312,7 @@ class Lab(LabConfigs):
 
     def __getstate__(self) -> dict:
         "Return the state for another process: without the store, and without tables, which are read again."
-        state = vars(self) | dict(_opened={})
+        state = vars(self) | dict(_opened={}, _siblings={})
         del state["store"]
         state.pop("manifest", None)
         return state
@@ -326,8 +326,29 @@ def dry(self: Lab) -> Lab:
     self.fingerprint  # read the data here once, not in every twin
     twin = copy.copy(self)
     vars(twin).update(vars(self))  # tables too, which a copy leaves out
+    twin._siblings = dict(vars(self).get("_siblings", {}))
     twin.store = DryStore(self.store.root)
     return twin
+
+# %% ../../nbs/lab/07_experiments.ipynb #new-81587470
+@patch
+def sibling(
+    self: Lab,
+    preset: str,  # another one, with data of its own
+) -> Lab:  # on the same store
+    "Return the lab of another preset that shares the store, and is dry where this one is."
+    others = vars(self).setdefault("_siblings", {})
+    known = others.get(preset)
+    if known is None:
+        known = others[preset] = Lab(preset, outputs=self.outputs, device=self._device)
+    if known.store is not self.store:
+        data = {
+            name: vars(known)[name] for name in ("manifest", "fingerprint") if name in vars(known)
+        }
+        known = copy.copy(known)
+        vars(known).update(data, store=self.store)
+        others[preset] = known
+    return known
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-49
 class _Training(NamedTuple):
