@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch.utils.data import DataLoader
 
 from ..core import atomic_path, check_choice, digest, discard, log, torch_rng
@@ -385,7 +385,10 @@ def _train(self: Lab, accelerator, training: _Training):
     )
     if accelerator is None or accelerator.is_main_process:
         weights = {name: tensor.contiguous() for name, tensor in detector.state_dict().items()}
-        save_file(weights, folder / "model.safetensors")
+        with atomic_path(
+            folder / "model.safetensors"
+        ) as tmp:  # safetensors' own file may stay behind
+            tmp.write_bytes(save(weights))
         history.to_parquet(folder / "history.parquet", index=False)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-51
