@@ -400,10 +400,10 @@ def test_no_trivial_cue_in_colour(tmp_path):
         "null",
     ],
 )
-@pytest.mark.parametrize("module, name", [(benchmark, "forge.json"), (targets, "target.json")])
-def test_a_damaged_record_is_a_reason(tmp_path, module, name, content):
+@pytest.mark.parametrize("name", ["forge.json", "target.json", "controls.json"])
+def test_a_damaged_record_is_a_reason(tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    reason = module._why_not(tmp_path, dict(size=64))
+    reason = benchmark.why_not(tmp_path / name, dict(size=64), [])
     assert reason.startswith("the record is damaged: ") and name in reason and len(reason) < 500
     if name == "forge.json":
         with pytest.raises(ValueError, match="forge.json"):

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['RECIPE', 'SCALE', 'LIFT', 'MANIPULATIONS', 'split_people', 'video_names', 'Job', 'nearest_face', 'pick_other',
            'check_jobs', 'plan', 'compress', 'write_crop', 'contact_sheet', 'choose_photos', 'photos_digest',
-           'differences', 'read_crops', 'build_benchmark', 'trivial_cues', 'cue_table']
+           'differences', 'why_not', 'read_crops', 'build_benchmark', 'trivial_cues', 'cue_table']
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-2
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -336,19 +336,22 @@ def differences(
     return [f"{k} was {shortened(made.get(k))}, is {shortened(wanted[k])}" for k in changed]
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-35
-def _why_not(out: Path, config: dict) -> str | None:
-    "Say why the benchmark in `out` cannot be used again; None if it can."
-    if not (out / "forge.json").exists():
+def why_not(
+    record: Path,  # of what was made
+    config: dict,  # of what is asked for
+    folders: Iterable[Path],  # of its pictures
+) -> str:  # empty: it can be used again
+    "Say why what was made earlier cannot be used again."
+    if not record.exists():
         return "none there yet"
     try:
-        made = read_made(out / "forge.json")
+        made = read_made(record)
     except ValueError as e:
         return f"the record is damaged: {one_line(e)}"
     if changed := differences(made["config"], config):
         return "; ".join(changed)
-    folders = [out / name for name in ("real", "masks", *MANIPULATIONS)]
     missing = made["pictures"] - sum(len(list(folder.rglob("*.png"))) for folder in folders)
-    return f"{missing} of {made['pictures']} pictures missing" if missing else None
+    return f"{missing} of {made['pictures']} pictures missing" if missing else ""
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-36
 def _frame_face(picture: np.ndarray | FaceError, framing: tuple, **origin) -> Face:
@@ -448,8 +451,9 @@ def build_benchmark(
         count=count,
         manipulations=list(MANIPULATIONS),
     )
-    reason = _why_not(out, config)
-    if reason is None:
+    folders = [out / name for name in ("real", "masks", *MANIPULATIONS)]
+    reason = why_not(out / "forge.json", config, folders)
+    if not reason:
         print(f"forge: HIT {out}")
         return out / "manifest.parquet"
     check_replaceable(out, "benchmark")

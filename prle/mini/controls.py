@@ -28,14 +28,13 @@ from prle.mini.benchmark import (
     compress,
     contact_sheet,
     crop_digests,
-    differences,
     photos_digest,
     read_crops,
-    read_made,
     split_people,
     video_names,
+    why_not,
 )
-from ..trust import check_replaceable, made_folder, one_line, write_digests
+from ..trust import check_replaceable, made_folder, write_digests
 
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-5
 TIGHT, LIFTED = 1.0, 0.05
@@ -269,21 +268,6 @@ def _write_controls(root: Path, photos: list[Path], config: dict):
         root / "controls.json", dict(config=config, digest=digest(config), pictures=pictures)
     )
 
-# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-26
-def _why_not(out: Path, config: dict) -> str:
-    "Say why the controls in `out` cannot be used again; empty if they can."
-    if not (out / "controls.json").exists():
-        return "none there yet"
-    try:
-        made = read_made(out / "controls.json")
-    except ValueError as e:
-        return f"the record is damaged: {one_line(e)}"
-    if changed := differences(made["config"], config):
-        return "; ".join(changed)
-    folders = [out / name for name in ("real", "masks", *SUBSETS)]
-    missing = made["pictures"] - sum(len(list(folder.rglob("*.png"))) for folder in folders)
-    return f"{missing} of {made['pictures']} pictures missing" if missing else ""
-
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-27
 RECIPE = 1  # raised whenever a change here changes the pictures
 
@@ -312,7 +296,8 @@ def build_controls(
         crop=[LARGER, TIGHT, LIFTED],
         strengths={name: place.strength for name, place in PLACES.items()},
     )
-    reason = _why_not(out, config)
+    folders = [out / name for name in ("real", "masks", *SUBSETS)]
+    reason = why_not(out / "controls.json", config, folders)
     if not reason:
         print(f"controls: HIT {out}")
         return out / "manifest.parquet"

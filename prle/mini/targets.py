@@ -27,13 +27,13 @@ from prle.mini.benchmark import (
     compress,
     contact_sheet,
     crop_digests,
-    differences,
     nearest_face,
     photos_digest,
     pick_other,
     read_crops,
     read_made,
     video_names,
+    why_not,
     write_crop,
 )
 from ..core import check_choice, digest, progress, rng, write_json
@@ -41,7 +41,6 @@ from prle.trust import (
     check_entries,
     check_replaceable,
     made_folder,
-    one_line,
     read_csv,
     write_digests,
 )
@@ -414,21 +413,6 @@ def _test_photographs(root: Path, faces, expected: str) -> list[Path]:
         )
     return [path for path in photos if path.parent.name in test]
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-62
-def _why_not(out: Path, config: dict) -> str | None:
-    "Say why the target set in `out` cannot be used again; None if it can."
-    if not (out / "target.json").exists():
-        return "none there yet"
-    try:
-        made = read_made(out / "target.json")
-    except ValueError as e:
-        return f"the record is damaged: {one_line(e)}"
-    changed = differences(made["config"], config)
-    missing = made["pictures"] - sum(1 for _ in out.rglob("*.png"))
-    if missing:
-        changed.append(f"{missing} of {made['pictures']} pictures missing")
-    return "; ".join(changed) or None
-
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-63
 def _write_target(root: Path, name: str, faces: list[Face], config: dict, workers: int):
     "Write crops, masks, manifest and, last, target.json."
@@ -474,8 +458,11 @@ def build_targets(
     photos, found, manifests = _test_photographs(root, faces, base["photographs"]), None, {}
     for name, kind in TARGETS.items():
         out, config = root / "targets" / name, dict(base, recipes=list(kind.recipes))
-        manifests[name], reason = out / "manifest.parquet", _why_not(out, config)
-        if reason is None:
+        manifests[name], reason = (
+            out / "manifest.parquet",
+            why_not(out / "target.json", config, [out]),
+        )
+        if not reason:
             print(f"{name}: HIT {out}")
             continue
         print(f"{name}: MISS {out} ({reason})")
