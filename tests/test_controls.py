@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from prle.data.crops import read_mask, read_rgb
+from prle.data.crops import read_mask, read_rgb, write_quantiles
 from prle.data.faces import Face
 from prle.data.manifest import check_crops, read_manifest
 from prle.lab.configs import PRESETS, RunConfig
@@ -22,6 +22,14 @@ from prle.mini.controls import (
     plant,
     shared_trace,
     strong_trace,
+)
+from prle.paper.controls import (
+    READINGS,
+    STUDENT,
+    control_arms,
+    control_numbers,
+    control_table,
+    planted_coverage,
 )
 
 
@@ -156,3 +164,69 @@ def test_a_lab_makes_the_controls_and_has_no_target_sets(built):
     assert Lab("controls").targets == []
     assert PRESETS["controls"].benchmark == "controls"
     assert controls.RECIPE >= 1
+
+
+def scores(seed, subset_gain):
+    "Made-up scores of ten people's reals and fakes; a gain lifts the fakes of a subset."
+    draw, rows = np.random.default_rng(seed), []
+    for person in range(10):
+        for subset in ("real", "nose", "mouth", "shared", "none"):
+            for _ in range(3):
+                score = draw.normal() + subset_gain.get(subset, 0.0)
+                rows.append((subset, f"p{person}", int(subset != "real"), score))
+    return pd.DataFrame(rows, columns=["subset", "identity", "label", "p_fake"])
+
+
+def auc_on(table, subset):
+    "By counting pairs."
+    real, fake = (table.p_fake[table.subset == name].to_numpy() for name in ("real", subset))
+    return 100 * (fake[:, None] > real).mean()
+
+
+def test_gains_are_those_on_the_places_that_were_not_trained_on():
+    places, values = ("nose", "mouth"), {}
+    for number, arm in enumerate(control_arms(places)):
+        lifted = {"nose": 0.5, "mouth": 1.0} if arm.name == "oracle" else {}
+        values[arm.key] = [scores(10 * number + seed, lifted) for seed in range(2)]
+    rows = control_numbers(values, places).set_index(["arm", "train", "what"])
+
+    def mean(arm, train, test):
+        return np.mean([auc_on(table, test) for table in values[STUDENT, arm, train]])
+
+    nose = mean("oracle", "nose", "mouth") - mean("none", "nose", "mouth")
+    mouth = mean("oracle", "mouth", "nose") - mean("none", "mouth", "nose")
+    assert rows.value["oracle", "nose", "gain"] == pytest.approx(nose)
+    assert rows.value["oracle", "places", "gain"] == pytest.approx((nose + mouth) / 2)
+    own = (mean("oracle", "nose", "nose") + mean("oracle", "mouth", "mouth")) / 2
+    assert rows.value["oracle", "places", "own"] == pytest.approx(own)
+    shared = mean("published", "shared", "shared") - mean("none", "shared", "shared")
+    assert rows.value["published", "shared", "gain"] == pytest.approx(shared)
+    assert (rows.low <= rows.value).all() and (rows.value <= rows.high).all()
+    masks = pd.DataFrame(dict(masked=[20.0], covered=[80.0], leak=[50.4]), index=["compact"])
+    shown = control_table(rows.reset_index(), masks).set_index("arm")
+    assert len(shown) == len(READINGS)
+    assert shown.covered["PRLE, label-blind, the most attended fifth"] == "80"
+    assert shown["of the oracle's"]["oracle: the planted place"] in ("100%", "")
+
+
+def test_coverage_is_that_of_the_face_and_of_the_planted_place(rows, tmp_path):
+    fakes = rows[(rows.subset == "nose") & (rows.split == "test")].head(3)
+    fakes.attrs = rows.attrs
+    half = torch.zeros(1, 64, 64)
+    half[:, :, :32] = 1.0
+    for path in fakes.path:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        write_quantiles(half, [(tmp_path / path).with_suffix(".png")])
+    planted = [read_mask(f"{rows.attrs['root']}/{mask}", (64, 64)) > 0 for mask in fakes["mask"]]
+    expected = np.mean([mask[:, :32].sum() / mask.sum() for mask in planted])
+    assert planted_coverage(tmp_path, fakes) == pytest.approx((0.5, expected))
+
+
+def test_a_sibling_shares_the_store_and_is_dry_where_the_lab_is(tmp_path):
+    lab = Lab("smoke", outputs=tmp_path)
+    beside = lab.sibling("controls-smoke")
+    assert beside.name == "controls-smoke" and beside.store is lab.store
+    assert lab.sibling("controls-smoke") is beside
+    vars(lab)["fingerprint"] = "0" * 16
+    assert lab.dry().sibling("controls-smoke").store is not lab.store
+    assert lab.sibling("controls-smoke").store is lab.store
