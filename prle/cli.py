@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EPILOGUES', 'COMMANDS', 'add_command', 'adapter_options', 'check', 'faces', 'convert', 'forge', 'open_lab',
-           'reproduce', 'plan', 'runs', 'train', 'audit', 'open_detector', 'localize', 'evaluate', 'predict', 'parser',
-           'main']
+           'reproduce', 'plan', 'runs', 'train', 'audit', 'controls', 'open_detector', 'localize', 'evaluate',
+           'predict', 'parser', 'main']
 
 # %% ../nbs/09_cli.ipynb #09-cli-2
 import inspect
@@ -302,7 +302,7 @@ def forge(
 # %% ../nbs/09_cli.ipynb #09-cli-33
 def open_lab(
     *,
-    preset: str = "mini",  # size of the experiment: smoke, mini, paper or controls
+    preset: str = "mini",  # size of the experiment: smoke, mini, paper, controls or controls-smoke
     # other data: a folder with ff++/, dfdc/, df-1.0/, celeb-df/ as `prle faces` makes them;
     # a folder of `prle forge`; a manifest
     data: str | None = None,
@@ -495,7 +495,7 @@ def train(
     processes: int = 1,  # processes that train a detector together, each on a GPU of its own
     # a tracker of accelerate that is told of each epoch, e.g. tensorboard, which writes to logs/ of the outputs
     track: str | None = None,
-    # size of the experiment: smoke, mini, paper or controls (default mini)
+    # size of the experiment: smoke, mini (default), paper, controls, controls-smoke
     preset: str | None = None,
     **kwargs,
 ) -> int:  # exit code
@@ -580,7 +580,24 @@ def audit(
         draw_audit(found).savefig(figure, dpi=150)
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-52
+# %% ../nbs/09_cli.ipynb #09-cli-53
+def controls(
+    *,
+    # folder of photographs and videos, a sub-folder a person; default: the ORL faces
+    faces: str | None = None,
+    trainings: int = 3,  # seeds behind every number
+    engine: str = "local",  # local, or ray: all runs on a Ray cluster
+    # folder for everything that is written; default: outputs/ of the project
+    outputs: str | None = None,
+) -> int:  # exit code
+    "Plant known traces in faces, and print what masks gain there beside an oracle that knows the traces."
+    from prle.paper.controls import make_controls
+
+    made = make_controls(faces, trainings, engine, outputs=outputs)
+    print(made.paths[0].read_text(encoding="utf-8"))
+    return 0
+
+# %% ../nbs/09_cli.ipynb #09-cli-54
 def _find_detector(name: str, outputs: str | None) -> Path:
     "Find the folder of a detector's run."
     from prle.core import outputs_dir
@@ -588,7 +605,7 @@ def _find_detector(name: str, outputs: str | None) -> Path:
 
     return find_run(Path(outputs or outputs_dir()) / "runs", name, "detectors")
 
-# %% ../nbs/09_cli.ipynb #09-cli-53
+# %% ../nbs/09_cli.ipynb #09-cli-55
 def open_detector(
     name: str,  # of the run, as `prle runs` prints it, or its folder
     *,
@@ -602,7 +619,7 @@ def open_detector(
 
     return reopen(_find_detector(name, outputs), data, outputs=outputs)
 
-# %% ../nbs/09_cli.ipynb #09-cli-54
+# %% ../nbs/09_cli.ipynb #09-cli-56
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -617,7 +634,7 @@ def localize(
     print(lab.attention(run, split, subset, explain).path / "maps.npy")
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-55
+# %% ../nbs/09_cli.ipynb #09-cli-57
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -637,7 +654,7 @@ def evaluate(
     print(evaluation(scores).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-56
+# %% ../nbs/09_cli.ipynb #09-cli-58
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -660,7 +677,7 @@ def predict(
     print(table.to_string(index=False, float_format="%.3f"))
     return int(table.p_fake.isna().any())
 
-# %% ../nbs/09_cli.ipynb #09-cli-58
+# %% ../nbs/09_cli.ipynb #09-cli-60
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -671,6 +688,7 @@ COMMANDS = {
     "runs": runs,
     "train": train,
     "audit": audit,
+    "controls": controls,
     "localize": localize,
     "evaluate": evaluate,
     "predict": predict,
@@ -678,7 +696,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/09_cli.ipynb #09-cli-59
+# %% ../nbs/09_cli.ipynb #09-cli-61
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -692,7 +710,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/09_cli.ipynb #09-cli-60
+# %% ../nbs/09_cli.ipynb #09-cli-62
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -701,14 +719,14 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/09_cli.ipynb #09-cli-65
+# %% ../nbs/09_cli.ipynb #09-cli-67
 def _open_log():
     "Print messages to stderr, apart from the result."
     from prle.core import show_messages
 
     show_messages(stream="stderr")
 
-# %% ../nbs/09_cli.ipynb #09-cli-66
+# %% ../nbs/09_cli.ipynb #09-cli-68
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument

@@ -24,6 +24,7 @@ OPTIONS = {
     "runs": "kind match code delete outputs",
     "train": "mask seed explain blind zoo-seed zoo-subset set processes track preset data outputs",
     "audit": "mask subset split seed fusion set draws masks manifest figure preset data outputs",
+    "controls": "faces trainings engine outputs",
     "localize": "data outputs split subset explain",
     "evaluate": "data outputs on",
     "predict": "data outputs count csv",

@@ -1,12 +1,14 @@
 "The controls: traces where they belong and nowhere else, masks that know, and what a lab makes of them."
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from prle.data.crops import read_mask, read_rgb, write_quantiles
-from prle.data.faces import Face
+from prle.data.faces import Face, orl_folder, read_image, write_png
 from prle.data.manifest import check_crops, read_manifest
 from prle.lab.configs import PRESETS, RunConfig
 from prle.lab.experiments import Lab
@@ -23,12 +25,14 @@ from prle.mini.controls import (
     shared_trace,
     strong_trace,
 )
+from prle.paper import controls as module
 from prle.paper.controls import (
     READINGS,
     STUDENT,
     control_arms,
     control_numbers,
     control_table,
+    make_controls,
     planted_coverage,
 )
 
@@ -230,3 +234,26 @@ def test_a_sibling_shares_the_store_and_is_dry_where_the_lab_is(tmp_path):
     vars(lab)["fingerprint"] = "0" * 16
     assert lab.dry().sibling("controls-smoke").store is not lab.store
     assert lab.sibling("controls-smoke").store is lab.store
+
+
+def test_the_controls_are_made_of_ones_own_photographs(tmp_path, monkeypatch, capsys):
+    "With two arms; asked again, nothing is made."
+    for number in range(1, 7):
+        (tmp_path / f"faces/p{number}").mkdir(parents=True)
+        for photo in (1, 2, 3):
+            picture = read_image(orl_folder() / f"s{number}/{photo}.pgm")
+            write_png(tmp_path / f"faces/p{number}/{photo}.png", picture)
+    monkeypatch.setattr(module, "READINGS", READINGS[:2])
+    monkeypatch.setattr(module, "NEGATIVE", READINGS[:1])
+    settings = dict(trainings=1, preset="controls-smoke", outputs=tmp_path / "out")
+    made = make_controls(tmp_path / "faces", **settings)
+    assert "oracle: the planted place" in made.paths[0].read_text()
+    assert "18 real" not in made.paths[0].read_text(), "only test people are tested on"
+    before = sorted((tmp_path / "out/runs").glob("*/*"))
+    capsys.readouterr()
+    make_controls(tmp_path / "faces", **settings)
+    assert "MISS" not in capsys.readouterr().out
+    assert sorted((tmp_path / "out/runs").glob("*/*")) == before
+    with pytest.raises(ValueError, match="at least 6"):
+        shutil.rmtree(tmp_path / "faces/p1")
+        make_controls(tmp_path / "faces", **settings)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STUDENT', 'ZOO', 'READINGS', 'NEGATIVE', 'CONTROLS', 'FEW', 'LOOKED_AT', 'TRAININGS', 'control_arms',
            'control_places', 'controls_lab', 'control_cells', 'control_numbers', 'planted_coverage', 'mask_cells',
-           'mask_numbers', 'control_table', 'Controls']
+           'mask_numbers', 'control_table', 'Controls', 'make_controls']
 
 # %% ../../nbs/paper/08_controls.ipynb #paper-08-controls-2
 from collections.abc import Iterator, Sequence
@@ -16,16 +16,19 @@ import numpy as np
 import pandas as pd
 
 from ..lab.configs import FusionConfig
-from ..core import FAKE
+from ..core import FAKE, digest, outputs_dir
 from ..data.crops import read_mask, read_quantiles
+from ..lab.administration import record_runs
 from ..lab.audits import audit, read_audit
+from ..lab.engines import execute
 from ..lab.experiments import Lab, Run, Wanted, quantile_folder
-from ..mini.controls import PLACES
+from ..mini.controls import PLACES, build_controls
 from .comparisons import Arm, Variant, estimate_sums, gaps, split_keys, split_subsets
 from prle.paper.exhibits import (
     Cells,
     Exhibit,
     Gap,
+    Made,
     Parameter,
     TablePart,
     Values,
@@ -82,13 +85,15 @@ def control_places(
     lab: Lab,  # of any preset
 ) -> tuple[str, ...]:
     "Return the places that detectors are trained on and tested on."
-    return FEW if lab.name == "smoke" else tuple(PLACES)
+    return FEW if "smoke" in lab.name else tuple(PLACES)
 
 
 def controls_lab(
     lab: Lab,  # of any preset
 ) -> Lab:  # on the same store
-    "Return the lab of the controls beside a lab."
+    "Return the lab of the controls beside a lab; a lab of controls itself."
+    if lab.preset.benchmark == "controls":
+        return lab
     return lab.sibling(CONTROLS.get(lab.name, "controls"))
 
 # %% ../../nbs/paper/08_controls.ipynb #paper-08-controls-12
@@ -314,3 +319,28 @@ class Controls(Exhibit):
         )
         shown = control_table(rows, mask_numbers(values))
         yield TablePart("controls", rows, shown, caption)
+
+# %% ../../nbs/paper/08_controls.ipynb #paper-08-controls-27
+def _open_controls(faces: str | Path | None, preset: str, outputs: Path) -> Lab:
+    "Open the lab of the controls, on photographs of one's own if they are named."
+    if faces is None:
+        return Lab(preset, outputs=outputs)
+    folder = outputs / "data" / f"{preset}-{digest(str(Path(faces).absolute()))[:8]}"
+    build_controls(folder, faces, size=Lab(preset, outputs=outputs).preset.size)
+    return Lab(preset, data=folder, outputs=outputs)
+
+# %% ../../nbs/paper/08_controls.ipynb #paper-08-controls-28
+def make_controls(
+    faces: str | Path | None = None,  # photographs and videos, a sub-folder a person; None: ORL
+    trainings: int = 3,  # seeds behind every number
+    engine: str = "local",  # one of `prle.lab.engines.ENGINES`
+    preset: str = "controls",  # or controls-smoke, which only shows that it runs
+    outputs: str | Path | None = None,  # folder of all that is written; None: `outputs/`
+) -> Made:
+    "Make the table of the controls; `ValueError` below six people, `FaceError` without photographs."
+    lab = _open_controls(faces, preset, Path(outputs or outputs_dir()).absolute())
+    exhibit, dry = Controls(), lab.dry()
+    exhibit.plan(dry, trainings=trainings)
+    record_runs(lab.outputs, "controls", dry.store.names())
+    execute(lab.store, dry.store, engine)
+    return exhibit.make(lab, trainings=trainings)

@@ -54,7 +54,7 @@ def build(
     post: str = "answers",
     confidence: bool = False,  # ask after each picture how sure the participant is
     out: str | None = None,  # folder of the study; default: OUTPUTS/PRESET/userstudy
-    preset: str = "mini",  # size of the zoo and source of the faces: smoke, mini, paper or controls
+    preset: str = "mini",  # size of the zoo and source of the faces: smoke, mini, paper, controls or controls-smoke
     # other data: a manifest or a folder of data sets; the preset paper needs one
     data: str | None = None,
     # folder for everything that is written; default: outputs/ of the project
