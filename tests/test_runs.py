@@ -465,6 +465,13 @@ def test_other_code_is_named(tmp_path, lines):
     assert quick(tmp_path).names(other_code=True) == []
 
 
+def test_many_modules_that_differ_are_counted_and_named_where_a_run_is_shown():
+    now = {f"m{i}": "new" for i in range(9)}
+    made = dict(code="x", modules=dict.fromkeys(now, "old"))
+    assert integrity.code_difference(made, now) == "other code: 9 modules differ"
+    assert integrity.code_difference(made, now, most=9).endswith("m7, m8 differ")
+
+
 def test_a_run_that_other_code_has_begun_is_marked(tmp_path):
     "Begun by one code, gone on with by a second, finished by the present one."
 

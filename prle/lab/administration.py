@@ -343,7 +343,7 @@ def _made(folder: Path, origin: dict) -> list[str]:
     "Describe how a finished run was made."
     lines = [
         f"made:   {one_line(origin['end'])} in {seconds_text(origin['seconds'])} {_where(origin)}",
-        f"code:   {code_difference(origin, code_modules()) or 'the present code'}",
+        f"code:   {code_difference(origin, code_modules(), most=1000) or 'the present code'}",
         f"commit: {one_line(origin.get('commit'))}",
     ]
     lines += _section("why", _reasons(origin))

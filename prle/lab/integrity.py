@@ -42,6 +42,7 @@ def code_modules() -> dict[str, str]:  # "trainer", "detectors.vgg" -> 16 hexade
 def code_difference(
     made: dict,  # a run's provenance
     modules: dict[str, str],  # of the present code
+    most: int = 6,  # modules that are named; more are counted
 ) -> str:  # "" if the same code made it, else e.g. "other code: masking, trainer differ"
     "Say which modules differ between the code that made a run and the present code."
     parts = [made, *made.get("earlier", ())]
@@ -53,6 +54,8 @@ def code_difference(
         differ |= {name for name in old | modules if old.get(name) != modules.get(name)}
     if not differ:
         return "other code"
+    if len(differ) > most:
+        return f"other code: {len(differ)} modules differ"
     return f"other code: {', '.join(sorted(differ))} {'differs' if len(differ) == 1 else 'differ'}"
 
 # %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-10
