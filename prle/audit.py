@@ -14,11 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from sklearn.ensemble import ExtraTreesClassifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from .core import check_choice
@@ -57,12 +52,18 @@ def _picture_features(picture: Tensor) -> np.ndarray:  # (2 * CELLS**2 + C,)
 # %% ../nbs/08_audit.ipynb #08-audit-18
 def _linear():
     "Return a logistic regression on standardized features."
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     regression = LogisticRegression(C=0.01, class_weight="balanced", max_iter=1000)
     return make_pipeline(StandardScaler(), regression)
 
 # %% ../nbs/08_audit.ipynb #08-audit-19
 def _forest():
     "Return a hundred randomized trees."
+    from sklearn.ensemble import ExtraTreesClassifier
+
     return ExtraTreesClassifier(100, min_samples_leaf=3, class_weight="balanced", random_state=0)
 
 # %% ../nbs/08_audit.ipynb #08-audit-20
@@ -90,6 +91,8 @@ def out_of_fold(
 # %% ../nbs/08_audit.ipynb #08-audit-23
 def _person_folds(labels: np.ndarray, people: np.ndarray, folds: int, seed: int) -> list[tuple]:
     "Divide rows by person: (rows to train on, rows held out); `ValueError` if one class trains alone."
+    from sklearn.model_selection import StratifiedGroupKFold
+
     persons = len(np.unique(people))
     if persons < 2:
         raise ValueError("an audit needs two people or more, to train on one and test on another.")
