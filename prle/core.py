@@ -99,7 +99,7 @@ def seed_everything(
 
     torch.manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #lab-00-claims-5
+# %% ../nbs/00_core.ipynb #00-core-17
 def this_machine() -> str:
     """Return what identifies this machine: its host name, its boot, and the PID namespace of a container.
 
@@ -111,7 +111,7 @@ def this_machine() -> str:
         parts.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(parts)
 
-# %% ../nbs/00_core.ipynb #lab-00-claims-6
+# %% ../nbs/00_core.ipynb #00-core-18
 def _alive(pid: int) -> bool:
     "Tell whether a process can be signalled; for systems without /proc. True where that cannot be told."
     if os.name != "posix":
@@ -124,11 +124,11 @@ def _alive(pid: int) -> bool:
         pass
     return True
 
-# %% ../nbs/00_core.ipynb #lab-00-claims-9
+# %% ../nbs/00_core.ipynb #00-core-21
 UNTOLD = "?"
 "The start of a process that lives where the kernel does not tell when it started."
 
-# %% ../nbs/00_core.ipynb #lab-00-claims-10
+# %% ../nbs/00_core.ipynb #00-core-22
 def process_start(
     pid: int,  # of a process on this machine
 ) -> str | None:  # the kernel's count, or `UNTOLD`; None: it is dead
@@ -139,14 +139,14 @@ def process_start(
         return None if Path("/proc/self/stat").exists() or not _alive(pid) else UNTOLD
     return None if state in "ZX" else rest[18]
 
-# %% ../nbs/00_core.ipynb #new-99604296
+# %% ../nbs/00_core.ipynb #00-core-25
 _TEMPORARY = r"\.prle-tmp-(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>[0-9a-f]{4})[0-9a-f]{4}"
 
-# %% ../nbs/00_core.ipynb #new-98256440
+# %% ../nbs/00_core.ipynb #00-core-26
 def _short(text: str, digits: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
-# %% ../nbs/00_core.ipynb #new-6669670
+# %% ../nbs/00_core.ipynb #00-core-27
 def temporary_name(
     suffix: str = "",  # ".png"
 ) -> str:
@@ -155,7 +155,7 @@ def temporary_name(
     machine, start = _short(this_machine(), 8), _short(process_start(pid) or "", 4)
     return f".prle-tmp-{machine}-{pid}-{start}{uuid.uuid4().hex[:4]}{suffix}"
 
-# %% ../nbs/00_core.ipynb #new-50278704
+# %% ../nbs/00_core.ipynb #00-core-28
 def _is_written(name: str) -> bool:
     "Say whether the process that chose a temporary name may be alive; one elsewhere may."
     found = re.match(_TEMPORARY, name)
@@ -165,14 +165,14 @@ def _is_written(name: str) -> bool:
     here = found["machine"] == _short(this_machine(), 8)
     return not here or start is not None and _short(start, 4) == found["start"]
 
-# %% ../nbs/00_core.ipynb #00-core-17
+# %% ../nbs/00_core.ipynb #00-core-30
 def is_leftover(
     name: str,  # of a file or folder
 ) -> bool:
     "Say whether a name was left behind by a process that was killed while writing or deleting."
     return re.fullmatch(rf"(\.prle-del-[0-9a-f]{{8}}|{_TEMPORARY})(\..*)?", name) is not None
 
-# %% ../nbs/00_core.ipynb #00-core-19
+# %% ../nbs/00_core.ipynb #00-core-32
 def discard(
     path: str | Path,  # file, folder or link; may be absent
 ):
@@ -188,7 +188,7 @@ def discard(
     else:
         away.unlink()
 
-# %% ../nbs/00_core.ipynb #new-46413089
+# %% ../nbs/00_core.ipynb #00-core-33
 def remove_leftovers(
     folder: str | Path,  # may be absent
     of_living: bool = False,  # also what living processes write: whoever asks holds the folder alone
@@ -198,14 +198,14 @@ def remove_leftovers(
         if is_leftover(name) and (of_living or not _is_written(name)):
             discard(Path(folder, name))
 
-# %% ../nbs/00_core.ipynb #new-97909800
+# %% ../nbs/00_core.ipynb #00-core-34
 @lru_cache(maxsize=10_000)
 def _remove_dead(folder: str):
     "Remove what killed processes have left in a folder, once in the life of this process."
     with suppress(OSError):
         remove_leftovers(folder)
 
-# %% ../nbs/00_core.ipynb #00-core-20
+# %% ../nbs/00_core.ipynb #00-core-35
 @contextmanager
 def atomic_path(
     path: str | Path,  # where the finished file or folder shall be; its parent is created
@@ -224,7 +224,7 @@ def atomic_path(
         discard(temporary)
         raise
 
-# %% ../nbs/00_core.ipynb #00-core-21
+# %% ../nbs/00_core.ipynb #00-core-36
 def write_json(
     path: str | Path,  # file to write
     obj,  # anything `json` can write
@@ -235,10 +235,10 @@ def write_json(
         tmp.write_text(text, encoding="utf-8")
     return Path(path)
 
-# %% ../nbs/00_core.ipynb #00-core-24
+# %% ../nbs/00_core.ipynb #00-core-39
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
-# %% ../nbs/00_core.ipynb #00-core-25
+# %% ../nbs/00_core.ipynb #00-core-40
 def is_full(
     error: BaseException | None,  # from whatever wrote
 ) -> bool:
@@ -249,7 +249,7 @@ def is_full(
         return True
     return is_full(error.__cause__ or error.__context__)
 
-# %% ../nbs/00_core.ipynb #00-core-28
+# %% ../nbs/00_core.ipynb #00-core-43
 def digest(
     obj,  # a JSON-able object; the order of dictionary keys does not matter
 ) -> str:  # 16 hexadecimal digits
@@ -257,21 +257,21 @@ def digest(
     text = json.dumps(obj, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #00-core-29
+# %% ../nbs/00_core.ipynb #00-core-44
 def bytes_digest(
     content: bytes,  # of a file
 ) -> str:  # 16 hexadecimal digits
     "Return the fingerprint of `content`, equal to the `file_digest` of a file that holds it."
     return hashlib.sha256(content).hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #00-core-30
+# %% ../nbs/00_core.ipynb #00-core-45
 @lru_cache(maxsize=100_000)
 def _content_digest(path: str, *_) -> str:
     "Hash a file's content, once for each state (the further arguments) that it is in."
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #00-core-31
+# %% ../nbs/00_core.ipynb #00-core-46
 def file_digest(
     path: str | Path,  # file to hash
 ) -> str:  # 16 hexadecimal digits
@@ -280,7 +280,7 @@ def file_digest(
     state = (now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino)
     return _content_digest(os.path.abspath(path), *state)
 
-# %% ../nbs/00_core.ipynb #00-core-34
+# %% ../nbs/00_core.ipynb #00-core-49
 def entries(
     config,  # JSON-able
     name: str = "",  # of the entry that holds it
@@ -297,7 +297,7 @@ def entries(
         found |= entries(value, f"{name}.{part}" if name else str(part))
     return found
 
-# %% ../nbs/00_core.ipynb #00-core-37
+# %% ../nbs/00_core.ipynb #00-core-52
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -311,7 +311,7 @@ _PACKAGES = (
     "grad-cam",
 )
 
-# %% ../nbs/00_core.ipynb #00-core-38
+# %% ../nbs/00_core.ipynb #00-core-53
 def _version(package: str) -> str | None:
     "Return the version of an installed package; None if it is not installed."
     try:
@@ -319,7 +319,7 @@ def _version(package: str) -> str | None:
     except metadata.PackageNotFoundError:
         return None
 
-# %% ../nbs/00_core.ipynb #00-core-39
+# %% ../nbs/00_core.ipynb #00-core-54
 def _git(*args: str) -> str | None:
     "Return what git says of the folder of this module; None without git or outside a repository."
     try:
@@ -329,7 +329,7 @@ def _git(*args: str) -> str | None:
         return None
     return done.stdout.strip()
 
-# %% ../nbs/00_core.ipynb #00-core-40
+# %% ../nbs/00_core.ipynb #00-core-55
 def _cpu() -> str:
     "Return the model name of the CPU, or its architecture where the system does not tell."
     try:
@@ -341,7 +341,7 @@ def _cpu() -> str:
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
-# %% ../nbs/00_core.ipynb #00-core-41
+# %% ../nbs/00_core.ipynb #00-core-56
 def _device_name(device: str | None) -> str:
     "Name the hardware behind a device; None: a GPU where there is one."
     import torch
@@ -351,7 +351,7 @@ def _device_name(device: str | None) -> str:
         return torch.cuda.get_device_name(kind)
     return _cpu() if kind.type == "cpu" else str(kind)
 
-# %% ../nbs/00_core.ipynb #00-core-42
+# %% ../nbs/00_core.ipynb #00-core-57
 def provenance(
     device: str | None = None,  # on which detectors run; None: a GPU where there is one
 ) -> dict:  # JSON-able
@@ -372,7 +372,7 @@ def provenance(
         packages={p: v for p in _PACKAGES if (v := _version(p))},
     )
 
-# %% ../nbs/00_core.ipynb #00-core-45
+# %% ../nbs/00_core.ipynb #00-core-60
 def outputs_dir() -> Path:
     "Return `$PRLE_OUTPUTS`, else `outputs/` of the project that we are in, else `outputs/` here."
     if "PRLE_OUTPUTS" in os.environ:
@@ -383,7 +383,7 @@ def outputs_dir() -> Path:
             return folder / "outputs"
     return here / "outputs"
 
-# %% ../nbs/00_core.ipynb #00-core-48
+# %% ../nbs/00_core.ipynb #00-core-63
 def _watched() -> bool:
     "Say whether somebody sees the output, in a terminal or a notebook; never if `PRLE_QUIET` is 1."
     if os.environ.get("PRLE_QUIET") == "1":
@@ -391,7 +391,7 @@ def _watched() -> bool:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return sys.stderr.isatty() or hasattr(shell, "kernel")
 
-# %% ../nbs/00_core.ipynb #00-core-49
+# %% ../nbs/00_core.ipynb #00-core-64
 def progress(
     iterable=None,  # what to walk through; None for a bar that is moved by hand
     desc: str = "",  # what is being done
@@ -403,11 +403,11 @@ def progress(
     hidden = disable or not _watched()
     return tqdm(iterable, desc, total, disable=hidden, dynamic_ncols=True, **kwargs)
 
-# %% ../nbs/00_core.ipynb #00-core-52
+# %% ../nbs/00_core.ipynb #00-core-67
 log = logging.getLogger("prle")
 "The logger of all modules."
 
-# %% ../nbs/00_core.ipynb #00-core-53
+# %% ../nbs/00_core.ipynb #00-core-68
 class _AboveBars(logging.Handler):
     "Print messages to sys.stdout or sys.stderr, whatever these are at the time, above the progress bars."
 
@@ -424,7 +424,7 @@ class _AboveBars(logging.Handler):
         except Exception:
             self.handleError(record)
 
-# %% ../nbs/00_core.ipynb #00-core-54
+# %% ../nbs/00_core.ipynb #00-core-69
 def show_messages(
     level: int = logging.INFO,  # from which on they are printed
     stream: str = "stdout",  # or "stderr"
@@ -433,10 +433,10 @@ def show_messages(
     log.handlers[:] = [_AboveBars(stream)]
     log.setLevel(level)
 
-# %% ../nbs/00_core.ipynb #00-core-55
+# %% ../nbs/00_core.ipynb #00-core-70
 show_messages()
 
-# %% ../nbs/00_core.ipynb #00-core-58
+# %% ../nbs/00_core.ipynb #00-core-73
 class _Collector(logging.Handler):
     "Keep messages as (level, text)."
 
@@ -448,7 +448,7 @@ class _Collector(logging.Handler):
         "Keep a message."
         self.said.append((record.levelno, record.getMessage()))
 
-# %% ../nbs/00_core.ipynb #00-core-59
+# %% ../nbs/00_core.ipynb #00-core-74
 @contextmanager
 def collected_messages():  # yields a list of (level, text)
     "Collect the messages of the block, of any level, in place of printing them."
@@ -462,7 +462,7 @@ def collected_messages():  # yields a list of (level, text)
         log.handlers[:] = handlers
         log.setLevel(level)
 
-# %% ../nbs/00_core.ipynb #00-core-62
+# %% ../nbs/00_core.ipynb #00-core-77
 def alternate(
     contenders: dict[str, Callable[[], object]],  # name -> what is timed
     repeats: int,  # repetitions that count; one more before them warms up

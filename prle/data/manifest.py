@@ -242,7 +242,7 @@ def read_manifest(
         raise ValueError(f"{path}: its root {shortened(root)} is no folder's path.")
     return df
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-28
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-30
 def select(
     manifest: pd.DataFrame,  # a checked manifest
     split: str,  # "train", "val" or "test"
@@ -263,7 +263,7 @@ def select(
             raise ValueError(f"the split {split!r} has no {name} face{chosen}.")
     return rows
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-31
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-33
 def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
     "Say what is wrong with a crop or mask; an empty string if nothing is."
     try:
@@ -280,7 +280,7 @@ def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
         return f"damaged: {e}"
     return ""
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-32
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-34
 def _unlisted(root: Path, listed: set[str]) -> list[str]:
     "List the pictures that lie among the crops and are not in `listed`."
     found = []
@@ -290,7 +290,7 @@ def _unlisted(root: Path, listed: set[str]) -> list[str]:
         found += [os.path.join(folder, name) for name in pictures]
     return [path for path in found if path not in listed]
 
-# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-33
+# %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-35
 def check_crops(
     manifest: str | Path,  # the Parquet file, or the folder that holds manifest.parquet
 ) -> tuple[pd.DataFrame, str]:  # what is missing, damaged or in no row: path, reason; a summary

@@ -743,7 +743,7 @@ def _open_folder(out: Path, settings: dict):
     except OSError as e:
         raise OSError(f"cannot write to {out} ({e.strerror}); name another folder.") from e
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-81
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-80
 _TOGETHER = 64  # videos whose faces are in memory at once
 
 
@@ -756,7 +756,7 @@ def _read_video(folder: Path, out: Path, copied: dict) -> pd.DataFrame:
         **copied,
     )
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-82
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-81
 def _write_faces(videos: pd.DataFrame, folders: list[Path], out: Path):
     "Write the tables of all videos as one."
     copied = videos.drop(columns=list(_INPUTS))
@@ -776,7 +776,7 @@ def _write_faces(videos: pd.DataFrame, folders: list[Path], out: Path):
                 rows = pa.Table.from_pandas(pd.concat(tables), schema, preserve_index=False)
                 writer.write_table(rows)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-83
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-82
 def _write_all_digests(folders: list[Path], out: Path):
     "Write the table of `prle.trust.read_digests`: those of all crops and masks, as their videos' records say."
     schema = pa.schema([("path", pa.string()), ("digest", pa.string())])
@@ -793,7 +793,7 @@ def _write_all_digests(folders: list[Path], out: Path):
                     digests.append(str(fingerprint))
             writer.write_table(pa.table([paths, digests], schema))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-84
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-83
 def _reports(
     videos: pd.DataFrame, folders: list[Path]
 ) -> tuple[pd.DataFrame, dict[str, str], int, int]:
@@ -809,7 +809,7 @@ def _reports(
         faces += record["faces"]
     return pd.DataFrame(entries, columns=[*names, "frame", "reason"]), lost, frames, faces
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-85
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-84
 def _summary(videos: int, reused: int, frames: int, faces: int, dropped: pd.DataFrame) -> str:
     "Say in one line what became of everything."
     plain = [re.sub(r"^[^:]*\.\w+: | \(.*", "", reason).rstrip(".") for reason in dropped.reason]
@@ -818,7 +818,7 @@ def _summary(videos: int, reused: int, frames: int, faces: int, dropped: pd.Data
     lost = f"{len(dropped)} dropped ({why})" if why else f"{len(dropped)} dropped"
     return f"{videos} videos{before}: {frames} frames, {faces} faces, {lost}"
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-86
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-85
 def _complaints(lost: dict[str, str], most: int = 10) -> list[str]:
     "List the files that give no face, each with the reason, `most` at most; the drop report has the rest."
     lines = [reason if file in reason else f"{file}: {reason}" for file, reason in lost.items()]
@@ -826,7 +826,7 @@ def _complaints(lost: dict[str, str], most: int = 10) -> list[str]:
         lines[most:] = [f"and {len(lines) - most} more, see dropped.csv"]
     return lines
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-87
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-86
 def crop_videos(
     videos: pd.DataFrame,  # a row a video, columns as below
     out: str | Path,  # folder to write or to go on in
@@ -871,7 +871,7 @@ def crop_videos(
     print(*_complaints(lost), summary, sep="\n")
     return out / _FACES
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-88
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-87
 def extract(
     videos: pd.DataFrame,  # as `crop_videos` takes them
     out: str | Path,  # likewise

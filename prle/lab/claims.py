@@ -29,11 +29,11 @@ from prle.core import (
 )
 from ..trust import check_entries, open_file, read_json
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-13
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-5
 GIVEN_UP = 3600.0
 "Seconds without a sign of life after which one look tells that an owner on another machine is dead."
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-14
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-6
 @dataclass(frozen=True)
 class Owner:
     "A process that holds a claim."
@@ -51,16 +51,16 @@ class Owner:
             return "a process that has not given its name yet"
         return f"pid {self.pid} on {self.host}, since {self.since}"
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-15
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-7
 UNKNOWN = Owner(machine="", pid=0)
 "The owner of a claim that holds no readable name yet."
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-17
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-9
 def utc_now() -> str:  # "2026-01-31T12:00:00Z"
     "Return the present time (UTC)."
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-18
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-10
 def this_process(
     heartbeat: float = 0.0,  # seconds between two signs of life
 ) -> Owner:
@@ -69,7 +69,7 @@ def this_process(
     machine, start = this_machine(), process_start(pid)
     return Owner(machine, pid, machine.split(" ")[0], start, thread, utc_now(), heartbeat)
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-20
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-12
 def _parse_owner(record: dict) -> Owner:
     """Return the owner that a claim names; other entries that are not of the right type are replaced.
 
@@ -83,7 +83,7 @@ def _parse_owner(record: dict) -> Owner:
     known["heartbeat"] = min(pause, GIVEN_UP) if isinstance(pause, numbers.Real) else 0.0
     return Owner(**known)
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-21
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-13
 def _read_owner(file: Path) -> Owner | None:  # None: the claim was released
     "Return the owner of a claim, `UNKNOWN` if the file holds no readable one yet."
     try:
@@ -94,7 +94,7 @@ def _read_owner(file: Path) -> Owner | None:  # None: the claim was released
     except (ValueError, FileNotFoundError, IsADirectoryError):
         return UNKNOWN
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-24
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-16
 class _Row:
     "A folder of numbered files, each of which can be created only once."
 
@@ -136,7 +136,7 @@ class _Row:
             return False
         return True
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-27
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-19
 class _Watch(_Row):
     "A row of claims of which it is watched whether the last owner is alive."
 
@@ -192,7 +192,7 @@ class _Watch(_Row):
             return False
         return not (self._dead(number, owner) or look and self._given_up(owner))
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-28
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-20
 def strangers(
     folder: Path,  # of claims; may be absent
 ) -> list[str]:  # names
@@ -200,7 +200,7 @@ def strangers(
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     return [name for name in names if not (name.isdecimal() or is_leftover(name))]
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-31
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-23
 def _create_row(folder: Path):
     "Create the folder of a row of claims; raise `OSError` for a link or a file in its place."
     if folder.is_symlink():
@@ -211,7 +211,7 @@ def _create_row(folder: Path):
         if folder.is_file():
             raise
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-32
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-24
 def _beat(file: Path, heartbeat: float) -> threading.Event:  # set it to stop
     "Start a thread that renews the time of a claim's file."
     stop = threading.Event()
@@ -225,7 +225,7 @@ def _beat(file: Path, heartbeat: float) -> threading.Event:  # set it to stop
     threading.Thread(target=renew, daemon=True, name=name).start()
     return stop
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-33
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-25
 class Claim(_Watch):
     "The right to work on one thing, held by one process at a time."
 
@@ -287,7 +287,7 @@ class Claim(_Watch):
         else:
             discard(self.folder)
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-39
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-31
 def beside(
     path: Path,  # a file or folder
     what: str,  # that belongs to it: "lock", "failed.json", "partial-3"
@@ -295,7 +295,7 @@ def beside(
     "Return the hidden path beside a file or folder that belongs to it."
     return path.with_name(f".{path.name}.{what}")
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-41
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-33
 def wait_for_claim(
     path: Path,  # a file or folder
     heartbeat: float = 10.0,  # as of `Claim`
@@ -318,11 +318,11 @@ def wait_for_claim(
         time.sleep(heartbeat / 5)
     return claim
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-44
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-36
 CLOSED_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 "The `errno` of an `OSError` where a folder cannot be written."
 
-# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-45
+# %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-37
 @contextmanager
 def claimed(
     path: str | Path,  # a file or folder

@@ -127,7 +127,7 @@ _PAPER = Preset(
     },
 )
 
-# %% ../../nbs/lab/05_configs.ipynb #new-59803481
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-16
 _CONTROLS = Preset(
     size=64,
     people=40,
@@ -142,14 +142,14 @@ _CONTROLS = Preset(
     },
 )
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-15
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-17
 PRESETS = dict(smoke=_SMOKE, mini=_MINI, paper=_PAPER, controls=_CONTROLS)
 PRESETS["controls-smoke"] = replace(
     _CONTROLS, size=32, grid=4, people=6, recipe=_CONTROLS.recipe | dict(epochs=1)
 )
 "The sizes that every notebook can be run at."
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-18
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-20
 @dataclass(frozen=True)
 class FusionConfig:
     "The fusion of a zoo's maps into one (Eq. 6-8); `ValueError` for an unknown method or a share outside [0, 1]."
@@ -169,7 +169,7 @@ class FusionConfig:
         values = [float(getattr(self, name)) for name in numbers]
         set_fields(self, **dict(zip(numbers, values)))  # 0 and 0.0 are one
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-21
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-23
 @patch
 def key(self: FusionConfig) -> dict:
     "Return the settings that the fused maps depend on, without `drop` and `share` where they do nothing."
@@ -180,7 +180,7 @@ def key(self: FusionConfig) -> dict:
         del settings["share"]
     return settings
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-22
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-24
 @patch
 def __str__(self: FusionConfig):  # "neighbour", "mean,tau=0.1"
     "Return the method and the settings of its key that are not the default."
@@ -191,11 +191,11 @@ def __str__(self: FusionConfig):  # "neighbour", "mean,tau=0.1"
             parts.append(f"{f.name}={value:g}")
     return ",".join(parts)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-24
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-26
 IDENTITY = FusionConfig("mean", tau=0.0)
 "The fusion that leaves a single map as it is."
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-26
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-28
 @dataclass(frozen=True)
 class Zoo:
     "The detectors that localize together, and the fusion of their maps."
@@ -239,24 +239,24 @@ class Zoo:
             marks.append("+".join(self.backbones))
         return marks + self.readings
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-29
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-31
 MASKS = dict(
     primary=PrimaryRegionMask, random=RandomMask, landmark=LandmarkMask, oracle=PlantedMask
 )
 "The masks that a training can have besides none; the oracle knows where the controls' traces are."
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-30
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-32
 ALPHA_POLICIES = dict(dynamic=(0.0, 1.0), static=(1.0, 1.0))
 "The paper's alpha, and Table VII's without dynamic exploitation: the fused map as a binary mask (Eq. 4)."
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-32
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-34
 def _is_alpha(value) -> bool:
     "Tell whether a value may be an alpha: a policy's name, or two numbers."
     if isinstance(value, str):
         return True
     return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-33
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-35
 def _is_names(value) -> bool:
     "Tell whether a value is a list of names."
     return isinstance(value, (list, tuple)) and all(map(is_word, value))
@@ -266,7 +266,7 @@ def _is_options(value) -> bool:
     "Tell whether a value is a mapping whose keys are names."
     return isinstance(value, dict) and all(map(is_word, value))
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-34
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-36
 def _is_subset(value) -> bool:
     "Tell whether a value may be the name of a manipulation."
     return is_word(value) and value != ""
@@ -281,10 +281,10 @@ def _is_seed(value) -> bool:
     "Tell whether a value is None or may be a seed."
     return value is None or (is_whole(value) and value >= 0)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-36
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-38
 _ALPHA_TEXT = f"be {', '.join(ALPHA_POLICIES)} or two numbers, from where to where it is drawn"
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-37
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-39
 _RULES = dict(
     subset=Rule(_is_subset, "be the name of a manipulation, or 'all'"),
     data=Rule(_is_path, "be the path of a folder or a manifest"),
@@ -304,17 +304,17 @@ _RULES = dict(
     fill=WORD,
 )
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-39
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-41
 def absolute_data(data: str | Path | None) -> str:  # "" for none
     "Return an absolute path, so that different spellings of a path give the same configuration."
     return os.path.abspath(data) if data else ""
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-41
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-43
 def _built(kind: type, given):
     "Return a configuration of this kind that may be given as a mapping of its fields."
     return given if isinstance(given, kind) else build_config(kind, given)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-42
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-44
 def _one_form(config: "RunConfig") -> dict:
     "Return the fields that can be written in several ways, each in one form."
     form = dict(
@@ -329,7 +329,7 @@ def _one_form(config: "RunConfig") -> dict:
         form["alpha"] = tuple(map(float, config.alpha))
     return form
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-45
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-47
 def _check_pretrained(config: "RunConfig"):
     "Raise `ValueError` if `pretrained` is set for a network without ImageNet weights."
     if not config.pretrained or (config.width == 1 and has_weights(config.detector)):
@@ -337,7 +337,7 @@ def _check_pretrained(config: "RunConfig"):
     network = f"{config.detector} at width {config.width:g}"
     raise ValueError(f"pretrained must be False: there are no ImageNet weights of {network}.")
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-46
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-48
 @dataclass(frozen=True)
 class RunConfig:
     "One training: detector, manipulation, mask and recipe; `ValueError` names the valid values."
@@ -387,7 +387,7 @@ class RunConfig:
         plain = json.loads(json.dumps(asdict(self)))
         return yaml.safe_dump(plain, sort_keys=False)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-50
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-52
 @patch(as_prop=True)
 def masking_zoo(self: RunConfig) -> Zoo:
     "Return the zoo whose maps are behind the primary masks."
@@ -395,7 +395,7 @@ def masking_zoo(self: RunConfig) -> Zoo:
     readings = dict(explain=self.explain, trained=self.zoo_subset, blind=self.blind)
     return Zoo(self.subset, seed, self.zoo, self.fusion, **readings)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-51
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-53
 @patch
 def policy(self: RunConfig):  # a mask of `prle.masking`, or None
     "Return the mask that this configuration trains with."
@@ -408,7 +408,7 @@ def policy(self: RunConfig):  # a mask of `prle.masking`, or None
         options["place"] = self.subset
     return MASKS[self.mask](**options)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-54
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-56
 @patch
 def key(self: RunConfig) -> dict:
     "Return the settings that the weights depend on, besides data and quantile maps."
@@ -422,7 +422,7 @@ def key(self: RunConfig) -> dict:
     settings = asdict(self) | dict(alpha=self.range, recipe=recipe)
     return {name: value for name, value in settings.items() if name not in unused}
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-57
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-59
 @patch
 def write(
     self: RunConfig,
@@ -435,7 +435,7 @@ def write(
         tmp.write_text(text, encoding="utf-8")
     return path
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-58
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-60
 @patch(cls_method=True)
 def read(
     cls: RunConfig,

@@ -330,7 +330,7 @@ def dry(self: Lab) -> Lab:
     twin.store = DryStore(self.store.root)
     return twin
 
-# %% ../../nbs/lab/07_experiments.ipynb #new-81587470
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-47
 @patch
 def sibling(
     self: Lab,
@@ -350,7 +350,7 @@ def sibling(
         others[preset] = known
     return known
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-49
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-50
 class _Training(NamedTuple):
     "What a detector is trained with, and where its results go."
 
@@ -359,7 +359,7 @@ class _Training(NamedTuple):
     label: str  # of the run, for the progress bar and trackers
     folder: Path  # of the run
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-50
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-51
 @patch
 def _train(self: Lab, accelerator, training: _Training):
     """Train a detector and write weights and history; with an accelerator, as one of several processes.
@@ -391,7 +391,7 @@ def _train(self: Lab, accelerator, training: _Training):
             tmp.write_bytes(save(weights))
         history.to_parquet(folder / "history.parquet", index=False)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-51
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-52
 @patch
 def _score(
     self: Lab,
@@ -406,7 +406,7 @@ def _score(
     p_fake = predict(detector, faces, _batch_size(config), self.device, self.workers)
     _write_scores(rows, p_fake, folder)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-52
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-53
 @patch
 def _score_run(
     self: Lab, run: Run, rows: pd.DataFrame, folder: Path, faces: FaceDataset | None = None
@@ -414,7 +414,7 @@ def _score_run(
     "Write the scores that a run's detector gives to faces; the others as of `_score`."
     self._score(load_detector(run, self.device), _run_config(run), rows, folder, faces)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-53
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-54
 @patch
 def _train_and_score(self: Lab, training: _Training):
     "Fill the folder of a detector's run, or continue it; checkpoints are removed last."
@@ -432,7 +432,7 @@ def _train_and_score(self: Lab, training: _Training):
     for checkpoint in folder.glob("checkpoint-*"):
         discard(checkpoint)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-55
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-56
 @patch
 def _check_config(self: Lab, config: RunConfig):
     "Raise `ValueError` for a training of another lab, or one that cannot be."
@@ -443,7 +443,7 @@ def _check_config(self: Lab, config: RunConfig):
         check_choice(subset, [*self.subsets, "all"], "manipulation")
     _check_buildable(config.detector, config.width, json.dumps(config.options), self.preset.size)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-56
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-57
 @patch
 def train(
     self: Lab,
@@ -467,7 +467,7 @@ def train(
 
     return self.store.get("detectors", label, key, make, resume=True)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-57
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-58
 @patch
 def detector(
     self: Lab,
@@ -480,7 +480,7 @@ def detector(
     "Train and score a backbone as the preset does, with the given settings changed."
     return self.train(self.config(backbone, subset, seed, mask=mask, **changes))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-60
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-61
 @patch
 def target(
     self: Lab,
@@ -495,7 +495,7 @@ def target(
 
     return self.store.get("targets", f"{_run_label(run)}-{target}", config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-61
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-62
 @patch
 def scores(
     self: Lab,
@@ -505,10 +505,10 @@ def scores(
     "Return the scores of a detector on all faces of a set."
     return read_scores(run if on == "test" else self.target(run, on))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-63
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-64
 _ADVICE = "lower batch_size or raise accumulate in the detector's training, whose parts of a batch these are"
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-64
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-65
 @patch
 def _localize(self: Lab, run: Run, rows: pd.DataFrame, explain: str, folder: Path):
     "Write the attention maps of faces."
@@ -519,7 +519,7 @@ def _localize(self: Lab, run: Run, rows: pd.DataFrame, explain: str, folder: Pat
     with memory_explained(_ADVICE, batch_size=batch_size):
         localize(detector, layer, faces, folder / "maps.npy", explain=explain)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-65
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-66
 @patch
 def attention(
     self: Lab,
@@ -541,7 +541,7 @@ def attention(
 
     return self.store.get("maps", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-66
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-67
 @patch
 def heat_maps(
     self: Lab,
@@ -554,7 +554,7 @@ def heat_maps(
     maps = [self.attention(run, split)]
     return fused_batches(maps, IDENTITY, self.preset.size, rows, batch_size)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-68
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-69
 @patch
 def maps(
     self: Lab,
@@ -569,13 +569,13 @@ def maps(
         runs.append(self.attention(plain, split, subset, zoo.explain))
     return runs
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-73
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-74
 def _zoo_label(zoo: Zoo, *marks: str) -> str:  # empty marks are left out
     "Return the label of what is made from the maps of a zoo."
     parts = [zoo.subset, str(zoo.fusion), *marks, *zoo.readings, f"s{zoo.seed}"]
     return "-".join(filter(None, parts))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-74
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-75
 @patch
 def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
     "Return the configuration that names what is made from the maps of a zoo."
@@ -584,13 +584,13 @@ def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
         key["blind"] = digest(self.train_faces(zoo.subset).target.tolist())
     return key
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-75
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-76
 @patch
 def _sources(self: Lab, zoo: Zoo, split: str) -> MapSources | None:
     "Return whose map each face gets; None: its own, as everywhere but in a blind zoo."
     return blind_sources(self.faces(split, zoo.subset)) if zoo.blind else None
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-76
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-77
 @patch
 def quantiles(
     self: Lab,
@@ -615,7 +615,7 @@ def quantiles(
 
     return self.store.get("fusions", label, self._fusion_key(zoo, runs), make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-79
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-80
 @patch
 def fused_maps(
     self: Lab,
@@ -628,7 +628,7 @@ def fused_maps(
     runs, size, sources = self.maps(zoo, split), self.preset.size, self._sources(zoo, split)
     return fused_batches(runs, zoo.fusion, size, rows, batch_size, sources)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-80
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-81
 @patch
 def statistics(
     self: Lab,
@@ -646,7 +646,7 @@ def statistics(
 
     return self.store.get("statistics", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-83
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-84
 @patch
 def masked(
     self: Lab,
@@ -677,7 +677,7 @@ def masked(
 
     return self.store.get("masked", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-92
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-93
 @dataclass(frozen=True)
 class Wanted:
     "A run that is needed and how its result is read; nothing is made until a lab is asked."

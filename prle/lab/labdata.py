@@ -71,7 +71,7 @@ def data_fingerprint(
     rows = manifest.drop(columns="target").assign(landmarks=landmarks, **sizes)
     return digest(rows.to_csv(index=False))
 
-# %% ../../nbs/lab/06_labdata.ipynb #new-56567906
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-13
 def _make_mini(folder: Path, preset: Preset) -> Path:
     return build_benchmark(folder, size=preset.size, people=preset.people, steps=preset.forging)
 
@@ -83,7 +83,7 @@ def _make_controls(folder: Path, preset: Preset) -> Path:
 BUILDERS = dict(mini=_make_mini, controls=_make_controls)
 "Benchmark -> function (folder, preset) -> its manifest."
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-13
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-15
 class LabData:
     "The faces that an experiment trains and tests on: the preset's mini benchmark, or other data."
 
@@ -131,7 +131,7 @@ class LabData:
         "Return the hash of `manifest`."
         return data_fingerprint(self.manifest)
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-16
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-18
 @patch(as_prop=True)
 def targets(self: LabData) -> list[str]:
     "Return the names of the target sets: other people and other forgeries, never trained on."
@@ -139,7 +139,7 @@ def targets(self: LabData) -> list[str]:
         return list(self._sets[1])
     return list(TARGETS) if self.preset.benchmark == "mini" else []
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-17
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-19
 @patch(as_prop=True)
 def absent(self: LabData) -> list[str]:
     "Return the target sets that are missing beside `ff++`; empty for other layouts of data."
@@ -147,13 +147,13 @@ def absent(self: LabData) -> list[str]:
         return []
     return [name for name in ROOT_FOLDERS if name not in self.targets]
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-18
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-20
 @patch(as_prop=True)
 def subsets(self: LabData) -> list[str]:
     "Return the manipulations in the manifest's order."
     return [subset for subset in self.manifest.subset.unique() if subset != "real"]
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-20
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-22
 @patch
 def source(
     self: LabData,
@@ -168,7 +168,7 @@ def source(
         self._opened[split] = manifest, data_fingerprint(manifest)
     return self._opened[split]
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-23
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-25
 @patch
 def train_faces(
     self: LabData,
@@ -178,7 +178,7 @@ def train_faces(
     "Return the faces that a detector is trained on; maps of them have the same rows."
     return select(self.manifest, split, None if subset == "all" else subset)
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-24
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-26
 @patch
 def test_faces(
     self: LabData,
@@ -187,7 +187,7 @@ def test_faces(
     "Return the faces that all detectors are tested on; scores have the same rows."
     return select(self.source(split)[0], "test")
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-25
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-27
 @patch
 def faces(
     self: LabData,

@@ -268,7 +268,7 @@ def _write_controls(root: Path, photos: list[Path], config: dict):
         root / "controls.json", dict(config=config, digest=digest(config), pictures=pictures)
     )
 
-# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-27
+# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-26
 RECIPE = 1  # raised whenever a change here changes the pictures
 
 
@@ -307,7 +307,7 @@ def build_controls(
         _write_controls(tmp, photos, config)
     return out / "manifest.parquet"
 
-# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-32
+# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-31
 class PlantedMask(RegionMask):
     "Mask the place that a trace was planted at; `mask(image, landmarks)`."
 

@@ -413,7 +413,7 @@ def _test_photographs(root: Path, faces, expected: str) -> list[Path]:
         )
     return [path for path in photos if path.parent.name in test]
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-63
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-62
 def _write_target(root: Path, name: str, faces: list[Face], config: dict, workers: int):
     "Write crops, masks, manifest and, last, target.json."
     make = partial(_make, name=name, root=root, seed=config["seed"], quality=config["quality"])
@@ -428,10 +428,10 @@ def _write_target(root: Path, name: str, faces: list[Face], config: dict, worker
     made = dict(config=config, digest=digest(config), pictures=pictures, counts=counts)
     write_json(root / "target.json", made)
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-64
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-63
 RECIPE = 1  # raised whenever a change here changes the pictures
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-65
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-64
 def _benchmark_config(root: Path) -> dict:
     "Return what the target sets of a benchmark depend on; `FileNotFoundError` without one."
     path = root / "forge.json"
@@ -444,7 +444,7 @@ def _benchmark_config(root: Path) -> dict:
     config = check_entries(made["config"], path, **kinds)
     return {k: config[k] for k in kinds} | dict(recipe=RECIPE, benchmark=made["digest"])
 
-# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-66
+# %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-65
 def build_targets(
     benchmark: str | Path,  # a folder made by `build_benchmark`, or its manifest
     faces: str | Path | None = None,  # what it was made from; None: the ORL faces

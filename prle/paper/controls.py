@@ -306,12 +306,13 @@ class Controls(Exhibit):
 
     def parts(self, lab: Lab, values: Values, trainings: int) -> Iterator[TablePart]:
         "Return the table of gains."
-        rows = control_numbers(values, control_places(lab))
+        places = control_places(lab)
+        rows = control_numbers(values, places)
         number = rows.set_index(["arm", "train", "what"]).value
         about = describe(controls_lab(lab), trainings, [STUDENT])
         caption = (
-            "Controls: AUC (%) of a detector that is trained on fakes of one place: on its own place, on the four "
-            "others, and the gain over plain training there (points), averaged over five places. "
+            "Controls: AUC (%) of a detector that is trained on fakes of one place: on its own place, on the "
+            f"others, and the gain over plain training there (points), averaged over {len(places)} places. "
             f"Plain training on the shared trace alone: {number['none', 'shared', 'own']:.1f}; on fakes without any "
             f"trace: {number['none', 'none', 'own']:.1f}. Of the masks in training (first seed): `masked` is the share "
             "of a face (%) at alpha = 1, `covered` that of the planted place, `leak` the AUC (%) of the label by the "

@@ -122,7 +122,7 @@ def _set_aside(path: Path) -> Path:
     os.rename(path, aside)
     return aside
 
-# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-22
+# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-21
 def load_checkpoint(
     folder: str | Path,  # of all checkpoints of one training
 ) -> Checkpoint | None:  # on the CPU; None if there is none
@@ -143,7 +143,7 @@ def load_checkpoint(
         warnings.warn(told, stacklevel=2)
     return found
 
-# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-27
+# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-26
 def check_same(
     there: dict,  # JSON-able description of the training that a checkpoint is of
     here: dict,  # of the present one
