@@ -28,7 +28,7 @@ from prle.data.datasets import FaceDataset
 from prle.data.manifest import read_manifest, select
 from prle.masking import RandomMask
 from prle.training.processes import Processes, _work, check_processes, launch
-from prle.trainer import PAPER_TWO_GPUS, BatchParts, TrainConfig, predict, train
+from prle.trainer import ON_TWO_GPUS, BatchParts, TrainConfig, predict, train
 
 CONFIG = TrainConfig(
     epochs=3, batch_size=7, lr=1e-2
@@ -359,8 +359,8 @@ def test_two_machines_of_which_one_dies(folder, two):
 
 
 def test_the_papers_setting_is_32_faces_on_each_of_two_gpus():
-    parts = [list(BatchParts(1000, PAPER_TWO_GPUS, rank, 2)) for rank in (0, 1)]
-    assert {len(p) for part in parts for p in part[:-1]} == {32} and PAPER_TWO_GPUS.batch_size == 64
+    parts = [list(BatchParts(1000, ON_TWO_GPUS, rank, 2)) for rank in (0, 1)]
+    assert {len(p) for part in parts for p in part[:-1]} == {32} and ON_TWO_GPUS.batch_size == 64
     assert sorted(i for part in parts for p in part for _, i in p) == list(range(1000))
     from accelerate.commands.launch import launch_command_parser
 
@@ -379,8 +379,8 @@ def test_the_papers_setting_is_32_faces_on_each_of_two_gpus():
 
 
 def prle_doc():
-    "The string below `PAPER_TWO_GPUS`, where the command stands."
-    return Path(prle.trainer.__file__).read_text().split("PAPER_TWO_GPUS = ")[1].split('"""')[1]
+    "The string below `ON_TWO_GPUS`, where the command stands."
+    return Path(prle.trainer.__file__).read_text().split("ON_TWO_GPUS = ")[1].split('"""')[1]
 
 
 def stumble(accelerator):
