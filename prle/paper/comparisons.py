@@ -124,7 +124,7 @@ def choose_backbones(
 ) -> list[str]:  # `ValueError` for an unknown name
     "Return the backbones that a table compares."
     if backbones is None:
-        return list(BACKBONES if lab.name == "paper" else lab.preset.backbones)
+        return list(BACKBONES if lab.base == "paper" else lab.preset.backbones)
     if backbones == "all":
         return list(BACKBONES)
     for name in backbones:

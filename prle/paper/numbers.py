@@ -521,7 +521,7 @@ def describe(
         parts += _measured(lab, kind)
     if brackets:
         parts.append(brackets)
-    note = " (only shows that it runs; its numbers mean nothing)" if lab.name == "smoke" else ""
+    note = " (only shows that it runs; its numbers mean nothing)" if lab.base == "smoke" else ""
     return f"Preset {lab.name}{note}: faces of {lab.preset.size} pixels; {networks}; {'; '.join(parts)}."
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-45
