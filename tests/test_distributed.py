@@ -35,6 +35,7 @@ CONFIG = TrainConfig(
 )  # 12 faces: batches of 7 and 5, so of 4 + 3 and 3 + 2
 WHOLE = TrainConfig(epochs=3, batch_size=12, lr=1e-2)
 MIXED = TrainConfig(epochs=3, batch_size=6, lr=1e-2)
+AUGMENTED = ["cutmix", "dropblock", "erasing"]
 LONG = TrainConfig(epochs=25, batch_size=6, lr=1e-2)
 
 
@@ -117,7 +118,7 @@ def error(function, *args, **kwargs):
         return f"{type(e).__name__}: {e}"
 
 
-def interrupted(folder, accelerator, epoch):
+def interrupted(folder, accelerator, epoch, config=MIXED, name="checkpoint"):
     "Trained with a checkpoint, stopped after an epoch and taken up again."
     real = prle.trainer.Trainer.save
 
@@ -128,10 +129,10 @@ def interrupted(folder, accelerator, epoch):
 
     prle.trainer.Trainer.save = save_and_stop
     try:
-        fit(folder, Dropping, MIXED, accelerator, checkpoint=folder / "checkpoint")
+        fit(folder, Dropping, config, accelerator, checkpoint=folder / name)
     except KeyboardInterrupt:
         prle.trainer.Trainer.save = real
-    return fit(folder, Dropping, MIXED, accelerator, checkpoint=folder / "checkpoint")
+    return fit(folder, Dropping, config, accelerator, checkpoint=folder / name)
 
 
 def one_of_two(folder):
@@ -169,6 +170,10 @@ def one_of_two(folder):
     got["mixed"] = fit(folder, Dropping, MIXED, accelerator)
     got["long"] = fit(folder, Dropping, LONG, accelerator)
     got["resumed"] = interrupted(folder, accelerator, 2)
+    for name in AUGMENTED:
+        config = TrainConfig(**{**vars(MIXED), "augment": name})
+        got[name] = fit(folder, Dropping, config, accelerator)
+        got[f"{name}, resumed"] = interrupted(folder, accelerator, 2, config, name)
     got["half"] = [
         fit(folder, Plain, TrainConfig(**{**vars(MIXED), "precision": p}), accelerator)
         for p in ("bf16", "fp16")
@@ -271,6 +276,13 @@ def test_two_processes_go_on_to_the_last_bit(two, folder):
         assert same(t["resumed"], t["mixed"])
     with pytest.raises(ValueError, match="processes is 2 there and 1 here"):
         fit(folder, Dropping, MIXED, checkpoint=folder / "checkpoint")
+
+
+@pytest.mark.parametrize("name", AUGMENTED)
+def test_augmentations_draw_apart_and_end_with_the_same_network(two, name):
+    for t in two:
+        assert same(t[name], two[0][name]) and same(t[name], t[f"{name}, resumed"])
+    assert not same(two[0][name], two[0]["mixed"])
 
 
 def test_both_stop_when_one_diverges(two):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FURTHER', 'PRESETS', 'RECIPES', 'IDENTITY', 'MASKS', 'ALPHA_POLICIES', 'Backbone', 'Preset', 'NamedRecipe',
-           'with_recipe', 'FusionConfig', 'Zoo', 'absolute_data', 'RunConfig']
+           'with_recipe', 'FusionConfig', 'CamConfig', 'Zoo', 'absolute_data', 'RunConfig']
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-2
 import json
@@ -34,7 +34,7 @@ from prle.fields import (
 from ..detectors import list_detectors
 from ..detectors.registry import has_weights
 from ..fusion import FUSIONS
-from ..localization import READINGS
+from ..localization import CAM_METHODS, READINGS
 from ..masking import LandmarkMask, PrimaryRegionMask, RandomMask
 from ..mini.controls import PLACES, PlantedMask
 from ..trainer import TrainConfig
@@ -246,6 +246,40 @@ IDENTITY = FusionConfig("mean", tau=0.0)
 "The fusion that leaves a single map as it is."
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-35
+def _is_grid(value) -> bool:
+    "Tell whether a value is None or may be a number of cells."
+    return value is None or (is_whole(value) and value > 0)
+
+
+@dataclass(frozen=True)
+class CamConfig:
+    "How a map is read from a detector (Eq. 3); `ValueError` for an unknown method or reading."
+
+    method: str = "gradcam"  # one of `prle.localization.CAM_METHODS`
+    explain: str = "fake"  # what it explains, one of `prle.localization.READINGS`
+    grid: int | None = None  # the least cells along an edge of the layer; None: the preset's
+
+    def __post_init__(self):
+        "Check the fields."
+        check_choice(self.method, CAM_METHODS, "CAM method")
+        check_choice(self.explain, READINGS, "reading")
+        check_fields(self, dict(grid=Rule(_is_grid, "be a whole number from 1, or none")))
+
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-36
+@patch
+def key(self: CamConfig) -> dict:
+    "Return the settings that are not the paper's."
+    usual = asdict(CamConfig())
+    return {name: value for name, value in asdict(self).items() if value != usual[name]}
+
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-37
+@patch
+def __str__(self: CamConfig):  # "", "true", "layercam,grid=16"
+    "Return the settings that are not the paper's."
+    parts = [value for name, value in self.key().items() if name != "grid"]
+    return ",".join(parts + ([] if self.grid is None else [f"grid={self.grid}"]))
+
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-40
 @dataclass(frozen=True)
 class Zoo:
     "The detectors that localize together, and the fusion of their maps."
@@ -254,13 +288,9 @@ class Zoo:
     seed: int = 0  # of their trainings
     backbones: tuple[str, ...] = ()  # none named: all of the preset
     fusion: FusionConfig = FusionConfig()
-    explain: str = "fake"  # what a map explains, one of `prle.localization.READINGS`
+    cam: CamConfig = CamConfig()
     trained: str = ""  # manipulation that its detectors are trained on; "": `subset`
     blind: bool = False  # the maps of fakes alone, which their reals share, see `prle.data.pairs`
-
-    def __post_init__(self):
-        "Check what the maps explain."
-        check_choice(self.explain, READINGS, "reading")
 
     @classmethod
     def single(cls, subset: str, seed: int, backbone: str) -> "Zoo":
@@ -273,8 +303,8 @@ class Zoo:
         marks = []
         if self.trained not in ("", self.subset):
             marks.append(f"zoo={self.trained}")
-        if self.explain != "fake":
-            marks.append(self.explain)
+        if str(self.cam):
+            marks.append(str(self.cam))
         if self.blind:
             marks.append("blind")
         return marks
@@ -289,24 +319,24 @@ class Zoo:
             marks.append("+".join(self.backbones))
         return marks + self.readings
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-38
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-43
 MASKS = dict(
     primary=PrimaryRegionMask, random=RandomMask, landmark=LandmarkMask, oracle=PlantedMask
 )
 "The masks that a training can have besides none; the oracle knows where the controls' traces are."
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-39
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-44
 ALPHA_POLICIES = dict(dynamic=(0.0, 1.0), static=(1.0, 1.0))
 "The paper's alpha, and Table VII's without dynamic exploitation: the fused map as a binary mask (Eq. 4)."
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-41
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-46
 def _is_alpha(value) -> bool:
     "Tell whether a value may be an alpha: a policy's name, or two numbers."
     if isinstance(value, str):
         return True
     return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-42
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-47
 def _is_names(value) -> bool:
     "Tell whether a value is a list of names."
     return isinstance(value, (list, tuple)) and all(map(is_word, value))
@@ -316,7 +346,7 @@ def _is_options(value) -> bool:
     "Tell whether a value is a mapping whose keys are names."
     return isinstance(value, dict) and all(map(is_word, value))
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-43
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-48
 def _is_subset(value) -> bool:
     "Tell whether a value may be the name of a manipulation."
     return is_word(value) and value != ""
@@ -331,10 +361,10 @@ def _is_seed(value) -> bool:
     "Tell whether a value is None or may be a seed."
     return value is None or (is_whole(value) and value >= 0)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-45
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-50
 _ALPHA_TEXT = f"be {', '.join(ALPHA_POLICIES)} or two numbers, from where to where it is drawn"
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-46
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-51
 _RULES = dict(
     subset=Rule(_is_subset, "be the name of a manipulation, or 'all'"),
     data=Rule(_is_path, "be the path of a folder or a manifest"),
@@ -344,7 +374,6 @@ _RULES = dict(
     zoo=Rule(_is_names, "be a list of backbones' names"),
     zoo_seed=Rule(_is_seed, "be a whole number from 0, or none for the run's own seed"),
     zoo_subset=WORD,
-    explain=WORD,
     blind=FLAG,
     p=SHARE,
     alpha=Rule(_is_alpha, _ALPHA_TEXT),
@@ -354,21 +383,22 @@ _RULES = dict(
     fill=WORD,
 )
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-48
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-53
 def absolute_data(data: str | Path | None) -> str:  # "" for none
     "Return an absolute path, so that different spellings of a path give the same configuration."
     return os.path.abspath(data) if data else ""
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-50
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-55
 def _built(kind: type, given):
     "Return a configuration of this kind that may be given as a mapping of its fields."
     return given if isinstance(given, kind) else build_config(kind, given)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-51
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-56
 def _one_form(config: "RunConfig") -> dict:
     "Return the fields that can be written in several ways, each in one form."
     form = dict(
         fusion=_built(FusionConfig, config.fusion),
+        cam=_built(CamConfig, config.cam),
         recipe=_built(TrainConfig, config.recipe),
         width=float(config.width),
         p=float(config.p),
@@ -379,7 +409,7 @@ def _one_form(config: "RunConfig") -> dict:
         form["alpha"] = tuple(map(float, config.alpha))
     return form
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-54
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-59
 def _check_pretrained(config: "RunConfig"):
     "Raise `ValueError` if `pretrained` is set for a network without ImageNet weights."
     if not config.pretrained or (config.width == 1 and has_weights(config.detector)):
@@ -387,7 +417,7 @@ def _check_pretrained(config: "RunConfig"):
     network = f"{config.detector} at width {config.width:g}"
     raise ValueError(f"pretrained must be False: there are no ImageNet weights of {network}.")
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-55
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-60
 @dataclass(frozen=True)
 class RunConfig:
     "One training: detector, manipulation, mask and recipe; `ValueError` names the valid values."
@@ -404,7 +434,7 @@ class RunConfig:
     zoo: tuple[str, ...] = ()  # backbones behind them; none named: all of the preset
     zoo_seed: int | None = None  # of the zoo's trainings; None: the run's own
     zoo_subset: str = ""  # manipulation that the zoo is trained on; "": the run's own
-    explain: str = "fake"  # what the zoo's maps explain, one of `prle.localization.READINGS`
+    cam: CamConfig = CamConfig()  # how the zoo's maps are read
     blind: bool = False  # a fake and its real share the fake's map
     p: float = 0.5  # probability that a face is masked
     alpha: str | tuple[float, float] = "dynamic"  # share of the attended pixels, see `range`
@@ -418,7 +448,6 @@ class RunConfig:
         check_choice(self.mask, ["none", *MASKS], "mask")
         if self.mask == "oracle":
             check_choice(self.subset, PLACES, "place of the controls")
-        check_choice(self.explain, READINGS, "reading")
         if isinstance(self.alpha, str):
             check_choice(self.alpha, ALPHA_POLICIES, "alpha policy")
         set_fields(self, **_one_form(self))
@@ -437,15 +466,15 @@ class RunConfig:
         plain = json.loads(json.dumps(asdict(self)))
         return yaml.safe_dump(plain, sort_keys=False)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-59
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-64
 @patch(as_prop=True)
 def masking_zoo(self: RunConfig) -> Zoo:
     "Return the zoo whose maps are behind the primary masks."
     seed = self.recipe.seed if self.zoo_seed is None else self.zoo_seed
-    readings = dict(explain=self.explain, trained=self.zoo_subset, blind=self.blind)
+    readings = dict(cam=self.cam, trained=self.zoo_subset, blind=self.blind)
     return Zoo(self.subset, seed, self.zoo, self.fusion, **readings)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-60
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-65
 @patch
 def policy(self: RunConfig):  # a mask of `prle.masking`, or None
     "Return the mask that this configuration trains with."
@@ -458,11 +487,11 @@ def policy(self: RunConfig):  # a mask of `prle.masking`, or None
         options["place"] = self.subset
     return MASKS[self.mask](**options)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-63
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-68
 @patch
 def key(self: RunConfig) -> dict:
     "Return the settings that the weights depend on, besides data and quantile maps."
-    unused = ["preset", "data", "fusion", "zoo", "zoo_seed", "zoo_subset", "explain", "blind"]
+    unused = ["preset", "data", "fusion", "zoo", "zoo_seed", "zoo_subset", "cam", "blind"]
     recipe = self.recipe.key()
     if self.mask != "primary":
         unused.append("alpha")
@@ -472,7 +501,7 @@ def key(self: RunConfig) -> dict:
     settings = asdict(self) | dict(alpha=self.range, recipe=recipe)
     return {name: value for name, value in settings.items() if name not in unused}
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-66
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-71
 @patch
 def write(
     self: RunConfig,
@@ -485,7 +514,7 @@ def write(
         tmp.write_text(text, encoding="utf-8")
     return path
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-67
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-72
 @patch(cls_method=True)
 def read(
     cls: RunConfig,
