@@ -691,6 +691,7 @@ class EpochTrainer:
         "Train for one epoch; return the mean loss of its batches."
         self.state.detector.begin_epoch(number)
         self.state.detector.train()
+        broadcast_buffers(self.state.detector, self.processes)  # as a checkpoint holds them
         total = torch.zeros((), device=self.processes.device)
         for k, (items, share, last) in enumerate(self.inputs.epoch(number)):
             generator = torch_rng(self.config.seed, "augment", number, self.processes.rank, k)

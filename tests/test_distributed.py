@@ -370,7 +370,7 @@ def test_two_machines_of_which_one_dies(folder, two):
         assert same(torch.load(folder / f"machine{rank}.pt", weights_only=True), two[0]["long"])
 
 
-def test_the_papers_setting_is_32_faces_on_each_of_two_gpus():
+def test_a_batch_of_64_is_32_faces_on_each_of_two_gpus():
     parts = [list(BatchParts(1000, ON_TWO_GPUS, rank, 2)) for rank in (0, 1)]
     assert {len(p) for part in parts for p in part[:-1]} == {32} and ON_TWO_GPUS.batch_size == 64
     assert sorted(i for part in parts for p in part for _, i in p) == list(range(1000))
