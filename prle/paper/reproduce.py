@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+import prle.paper.augmentations
 import prle.paper.claims
 import prle.paper.controls
 import prle.paper.efficiency
