@@ -94,7 +94,8 @@ _RULES = dict(
 class TrainConfig:
     """The settings of a training; `ValueError` for an impossible value.
 
-    Batch size and gamma are the paper's (IV-B, III-D), Adam, lr and epochs its release's; the rest is chosen here."""
+    Batch size and gamma are the paper's (IV-B), Adam, lr and epochs its release's; the rest is chosen here. What the
+    paper's text and its release say of each is told at `prle.lab.configs.RECIPES`."""
 
     epochs: int = 10
     batch_size: int = 64  # faces a step, over all processes

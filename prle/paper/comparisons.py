@@ -66,7 +66,7 @@ def gaps(
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-11
 PRIMARY = dict(mask="primary")
 LOW, HIGH = FusionConfig("mean", tau=0.1), FusionConfig("mean", tau=0.3)
-"Table V's two thresholds; the paper does not print them, these are its release's."
+"Table V's two thresholds: the high one is the text's tau_1, the low one a guess."
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-12
 @dataclass(frozen=True)
