@@ -196,7 +196,7 @@ def with_recipe(
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-24
 for _base in ("smoke", "mini", "paper"):
-    for _way in ("paper", "release"):
+    for _way in list(RECIPES)[1:]:
         PRESETS[f"{_base}+{_way}"] = with_recipe(_base, _way)
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-27
