@@ -291,6 +291,12 @@ class Zoo:
     cam: CamConfig = CamConfig()
     trained: str = ""  # manipulation that its detectors are trained on; "": `subset`
     blind: bool = False  # the maps of fakes alone, which their reals share, see `prle.data.pairs`
+    decisive: float = 0.0  # how often the region that decides stays, see `prle.regions`; 0: all
+
+    def __post_init__(self):
+        "Check that there is a region that decides."
+        if self.decisive and not self.blind:
+            raise ValueError("a decisive region needs blind: there is none of a real face's own.")
 
     @classmethod
     def single(cls, subset: str, seed: int, backbone: str) -> "Zoo":
@@ -307,6 +313,8 @@ class Zoo:
             marks.append(str(self.cam))
         if self.blind:
             marks.append("blind")
+        if self.decisive:
+            marks.append(f"decisive={self.decisive:g}")
         return marks
 
     @property
@@ -375,6 +383,7 @@ _RULES = dict(
     zoo_seed=Rule(_is_seed, "be a whole number from 0, or none for the run's own seed"),
     zoo_subset=WORD,
     blind=FLAG,
+    decisive=number_rule("be a number from 0", lambda x: x >= 0),
     p=SHARE,
     alpha=Rule(_is_alpha, _ALPHA_TEXT),
     detector=WORD,
@@ -402,6 +411,7 @@ def _one_form(config: "RunConfig") -> dict:
         recipe=_built(TrainConfig, config.recipe),
         width=float(config.width),
         p=float(config.p),
+        decisive=float(config.decisive),
         zoo=tuple(config.zoo),
         data=absolute_data(config.data),
     )
@@ -436,6 +446,7 @@ class RunConfig:
     zoo_subset: str = ""  # manipulation that the zoo is trained on; "": the run's own
     cam: CamConfig = CamConfig()  # how the zoo's maps are read
     blind: bool = False  # a fake and its real share the fake's map
+    decisive: float = 0.0  # regions that decide, times this, see `prle.regions`; 0: whole maps
     p: float = 0.5  # probability that a face is masked
     alpha: str | tuple[float, float] = "dynamic"  # share of the attended pixels, see `range`
     fill: str = "zero"  # what masked pixels become
@@ -452,6 +463,7 @@ class RunConfig:
             check_choice(self.alpha, ALPHA_POLICIES, "alpha policy")
         set_fields(self, **_one_form(self))
         PrimaryRegionMask(self.p, self.range, self.fill)  # checks all three
+        Zoo(self.subset, blind=self.blind, decisive=self.decisive)  # checks both
         _check_pretrained(self)
         preset = PRESETS[check_choice(self.preset, PRESETS, "preset")]
         for name in self.zoo:
@@ -472,6 +484,7 @@ def masking_zoo(self: RunConfig) -> Zoo:
     "Return the zoo whose maps are behind the primary masks."
     seed = self.recipe.seed if self.zoo_seed is None else self.zoo_seed
     readings = dict(cam=self.cam, trained=self.zoo_subset, blind=self.blind)
+    readings["decisive"] = self.decisive
     return Zoo(self.subset, seed, self.zoo, self.fusion, **readings)
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-65
@@ -491,7 +504,8 @@ def policy(self: RunConfig):  # a mask of `prle.masking`, or None
 @patch
 def key(self: RunConfig) -> dict:
     "Return the settings that the weights depend on, besides data and quantile maps."
-    unused = ["preset", "data", "fusion", "zoo", "zoo_seed", "zoo_subset", "cam", "blind"]
+    unused = ["preset", "data", "fusion", "zoo", "zoo_seed", "zoo_subset"]
+    unused += ["cam", "blind", "decisive"]
     recipe = self.recipe.key()
     if self.mask != "primary":
         unused.append("alpha")
