@@ -134,6 +134,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                 'prle/data/datasets.py'),
                                     'prle.data.datasets.FaceDataset._quantile_map': ( 'data/datasets.html#facedataset._quantile_map',
                                                                                       'prle/data/datasets.py'),
+                                    'prle.data.datasets.FaceDataset._read': ( 'data/datasets.html#facedataset._read',
+                                                                              'prle/data/datasets.py'),
                                     'prle.data.datasets._check_masks': ('data/datasets.html#_check_masks', 'prle/data/datasets.py'),
                                     'prle.data.datasets._map_digests': ('data/datasets.html#_map_digests', 'prle/data/datasets.py'),
                                     'prle.data.datasets._mask_of': ('data/datasets.html#_mask_of', 'prle/data/datasets.py')},
