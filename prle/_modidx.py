@@ -1100,6 +1100,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'prle.lab.configs.RunConfig.write': ('lab/configs.html#runconfig.write', 'prle/lab/configs.py'),
                                   'prle.lab.configs.Zoo': ('lab/configs.html#zoo', 'prle/lab/configs.py'),
                                   'prle.lab.configs.Zoo.__post_init__': ('lab/configs.html#zoo.__post_init__', 'prle/lab/configs.py'),
+                                  'prle.lab.configs.Zoo._apart': ('lab/configs.html#zoo._apart', 'prle/lab/configs.py'),
                                   'prle.lab.configs.Zoo.marks': ('lab/configs.html#zoo.marks', 'prle/lab/configs.py'),
                                   'prle.lab.configs.Zoo.readings': ('lab/configs.html#zoo.readings', 'prle/lab/configs.py'),
                                   'prle.lab.configs.Zoo.single': ('lab/configs.html#zoo.single', 'prle/lab/configs.py'),

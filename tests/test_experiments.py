@@ -16,6 +16,8 @@ from prle.trust import read_json
 from prle.lab.configs import (
     FURTHER,
     PRESETS,
+    PUBLISHED,
+    READING,
     Backbone,
     CamConfig,
     FusionConfig,
@@ -631,10 +633,13 @@ def test_labels_say_what_is_not_as_usual(lab):
     masked = dict(mask="primary", fusion=FusionConfig("mean"), zoo=("Other",))
     random = dict(mask="random", p=0.2, lr=0.01, seed=3)
     assert label_of(dry.detector("Small", "A")) == "Small-A-none-s0"
-    assert label_of(dry.detector("Small", "A", **masked)) == "Small-A-primary-mean-Other-s0"
+    assert (
+        label_of(dry.detector("Small", "A", **masked))
+        == "Small-A-primary-mean-Other-layercam-blind-s0"
+    )
     assert label_of(dry.detector("Small", "A", **random)) == "Small-A-random-p=0.2-lr=0.01-s3"
     zoo = Zoo("A", 1, ("Other",), FusionConfig("mean"))
-    assert label_of(dry.quantiles(zoo, "test")) == "A-mean-Other-test-s1"
+    assert label_of(dry.quantiles(zoo, "test")) == "A-mean-Other-test-layercam-blind-s1"
     assert label_of(dry.statistics(Zoo.single("A", 2, "Other"))) == "A-mean,tau=0-Other-s2"
 
 
@@ -675,7 +680,7 @@ maps/EfficientNet-DF-none-s0-train-feb69626c598fb29
 detectors/VGG-DF-none-s0-4c7b0791356af3cf
 maps/VGG-DF-none-s0-train-514051796eb1579a
 fusions/DF-neighbour-s0-2cc5a00a7ffe089d
-detectors/VGG-DF-primary-s0-f44208acd978aea0
+detectors/VGG-DF-primary-published-s0-f44208acd978aea0
 statistics/DF-neighbour-s0-c2aff36cd24a58be
 """
 
@@ -685,8 +690,8 @@ def test_names_of_runs_stay(tmp_path):
     lab.manifest = pd.DataFrame(dict(subset=["real", "DF", "NT"], split="train", label=[0, 1, 1]))
     lab.fingerprint = "that of a manifest made by hand"
     dry = lab.dry()
-    dry.detector("VGG", "DF", mask="primary")
-    dry.statistics(Zoo("DF"))
+    dry.detector("VGG", "DF", mask="primary", **PUBLISHED)
+    dry.statistics(Zoo("DF", **PUBLISHED))
     assert [task.name for task in dry.store.tasks] == RUNS.split()
 
 
@@ -694,28 +699,31 @@ def test_readings_have_keys_and_labels_of_their_own(lab):
     dry = lab.dry()
     zoos = [
         Zoo("A"),
-        Zoo("A", cam=CamConfig(explain="predicted")),
-        Zoo("A", cam=TRUE),
-        Zoo("A", cam=CamConfig("layercam")),
-        Zoo("A", cam=CamConfig(grid=5)),
-        Zoo("A", blind=True),
+        Zoo("A", **PUBLISHED),
+        Zoo("A", **PUBLISHED | dict(cam=CamConfig(explain="predicted"))),
+        Zoo("A", **PUBLISHED | dict(cam=TRUE)),
+        Zoo("A", **PUBLISHED | dict(cam=CamConfig("layercam"))),
+        Zoo("A", **PUBLISHED | dict(cam=CamConfig(grid=5))),
+        Zoo("A", **PUBLISHED | dict(blind=True)),
         Zoo("A", trained="B"),
         Zoo("A", 1),
     ]
     assert len({dry.quantiles(zoo).key for zoo in zoos}) == len(zoos)
     assert dry.quantiles(Zoo("A", trained="A")).path == dry.quantiles(Zoo("A")).path
-    zoo = Zoo("A", cam=TRUE, trained="B", blind=True)
+    zoo = Zoo("A", cam=TRUE, trained="B", fusion=FusionConfig())
     assert label_of(dry.quantiles(zoo)) == "A-neighbour-zoo=B-true-blind-s0"
     assert [label_of(run) for run in dry.maps(zoo)] == [
         "Small-B-none-s0-train-true",
         "Other-B-none-s0-train-true",
     ]
-    readings = dict(cam=dict(explain="predicted"), zoo_seed=4, zoo_subset="B", blind=True)
+    readings = dict(
+        cam=dict(explain="predicted"), fusion=FusionConfig(), zoo_seed=4, zoo_subset="B", blind=True
+    )
     run = dry.detector("Small", "A", "primary", **readings)
-    assert label_of(run) == "Small-A-primary-zoo=B-predicted-blind-zoo=s4-s0"
+    assert label_of(run) == "Small-A-primary-neighbour-zoo=B-predicted-blind-zoo=s4-s0"
     usual = dry.detector("Small", "A", "primary")
     assert run.key != usual.key
-    own = dict(cam=CamConfig(), zoo_seed=0, zoo_subset="A", blind=False)
+    own = dict(zoo_seed=0, zoo_subset="A", **READING)
     assert dry.detector("Small", "A", "primary", **own).path == usual.path
 
 
@@ -780,8 +788,8 @@ def blind_maps(lab, zoo, rows):
 
 
 def test_a_fake_and_its_real_have_one_map_in_a_blind_zoo(paired):
-    zoo, rows = Zoo("A", backbones=("Small",)), paired.train_faces("A")
-    blind = Zoo("A", backbones=("Small",), blind=True)
+    zoo, rows = Zoo("A", backbones=("Small",), **PUBLISHED), paired.train_faces("A")
+    blind = dataclasses.replace(zoo, blind=True)
     (own, _), (shared, _) = blind_maps(paired, zoo, rows), blind_maps(paired, blind, rows)
     for path, label, video, before, after in zip(rows.path, rows.label, rows.video, own, shared):
         fake = rows.path.tolist().index(f"A/{video}.png")
@@ -815,8 +823,9 @@ def test_a_decisive_zoo_keeps_as_much_as_decides(paired):
 
 
 def test_test_faces_are_masked_as_the_zoo_says(paired):
-    run, zoo = paired.detector("Small", "A"), Zoo("A", backbones=("Small",))
-    blind = Zoo("A", backbones=("Small",), blind=True)
+    run = paired.detector("Small", "A")
+    zoo = Zoo("A", backbones=("Small",), **PUBLISHED)
+    blind = dataclasses.replace(zoo, blind=True)
     own, shared = (paired.masked(run, z, 0.5) for z in (zoo, blind))
     assert own.key != shared.key
     own, shared = (read_scores(r).set_index("path").p_fake for r in (own, shared))
