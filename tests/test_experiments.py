@@ -853,3 +853,36 @@ def test_without_a_pair_a_real_has_the_moved_map_of_another_persons_fake(paired,
     assert there.any() and torch.equal(here[2:, 6:], there[:-2, :-6])
     assert not here[:2].any() and not here[:, :6].any()
     assert "NOTE 1 of 6 real faces have no fake of the same frame." in lines
+
+
+def test_a_recipe_changes_training_masks_and_nothing_else(toy, tmp_path):
+    data = write_square(toy, tmp_path / "square")
+    labs = {
+        name: Lab(name, data=data, outputs=tmp_path / "out") for name in PRESETS if "smoke" in name
+    }
+    ours, paper, release = (labs[name] for name in ("smoke", "smoke+paper", "smoke+release"))
+    plain = ours.config("Xception", "all").recipe
+    assert plain.balance and plain.ema and plain.flip and plain.schedule == "cosine"
+    for lab, batch in ((paper, 64), (release, 32)):
+        assert lab.base == "smoke" and lab.preset.size == ours.preset.size
+        for name in ("Xception", "VGG", "meso4"):  # of the zoo or not
+            recipe = lab.config(name, "all").recipe
+            assert (recipe.batch_size, recipe.lr, recipe.epochs) == (batch, 2e-4, 10)
+            assert not (recipe.balance or recipe.ema or recipe.flip)
+            assert recipe.schedule == "constant"
+    masked = release.config("VGG", "A", mask="primary")
+    assert (masked.range, masked.fill) == ((0.5, 1.0), "noise")
+    assert release.config("VGG", "A", mask="primary", alpha="static").range == (1.0, 1.0)
+    assert paper.config("VGG", "A", mask="primary").range == (0.0, 1.0)
+    assert release.label(masked) == "VGG-A-primary-recipe=release-s0"
+    assert ours.label(ours.config("VGG", "A")) == "VGG-A-none-s0"
+
+
+def test_an_augmentation_is_in_key_and_label_where_there_is_one(lab):
+    plain, cut = lab.config("Small", "A"), lab.config("Small", "A", augment="cutout")
+    assert "augment" not in plain.key()["recipe"] and cut.key()["recipe"]["augment"] == "cutout"
+    assert lab.label(cut) == "Small-A-none-augment=cutout-s0"
+    with pytest.raises(ValueError, match="unknown augmentation 'cutuot'.*'cutout'"):
+        lab.config("Small", "A", augment="cutuot")
+    with pytest.raises(ValueError, match="RECCE cannot be trained with mixup"):
+        lab.dry().detector("recce", "A", augment="mixup")

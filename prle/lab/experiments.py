@@ -35,6 +35,7 @@ from ..fusion import fuse, most_attended
 from ..localization import localize, upsample_maps
 from ..masking import FILLS, MaskParams, PrimaryRegionMask
 from ..regions import decisive_shares
+from ..training.augmentations import check_mixable
 from ..training.processes import check_processes, launch
 from ..trainer import TrainConfig, memory_explained, predict, train
 from .configs import FURTHER, IDENTITY, CamConfig, FusionConfig, RunConfig, Zoo
@@ -164,14 +165,15 @@ def _masked_faces(
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-26
 @lru_cache
-def _check_buildable(name: str, width: float, options: str, size: int):
-    """Check that a detector with these options (JSON) can be built and takes faces of this size.
+def _check_buildable(name: str, width: float, options: str, size: int, augment: str):
+    """Check that a detector with these options (JSON) can be built, and takes faces of this size and the augmentation.
 
     Raise `ValueError` if not."""
     try:
         with torch.device("meta"):
             detector = create_detector(name, width=width, **json.loads(options)).eval()
             detector(torch.zeros(1, 3, size, size))
+            check_mixable(augment, detector)
     except TypeError as e:
         raise ValueError(str(e)) from e
 
@@ -205,11 +207,12 @@ def config(
 ) -> RunConfig:  # `ValueError` for an unknown name
     """Return the preset's training of a backbone on a manipulation, with `changes` applied.
 
-    Training on "all" takes as many reals as fakes in every epoch. `options` are added to the preset's."""
+    Training on "all" takes as many reals as fakes in every epoch, if the preset balances. `options` are added to the
+    preset's."""
     network = self.preset.backbone(backbone)
     check_choice(subset, [*self.subsets, "all"], "manipulation")
     changed, recipe = _sorted_changes(changes)
-    own = dict(balance=subset == "all", seed=seed)
+    own = dict(balance=self.preset.balance and subset == "all", seed=seed)
     recipe = build_config(TrainConfig, self.preset.recipe | network.recipe | own | recipe)
     options = size_option(network.name, self.preset.size) | network.options
     if isinstance(changed.get("options"), dict):
@@ -217,7 +220,7 @@ def config(
     where = dict(subset=subset, preset=self.name, data=self.data)
     size = dict(width=network.width, pretrained=network.pretrained, options=options)
     given = dict(detector=network.name, recipe=recipe, **where, **size)
-    return build_config(RunConfig, given | changed)
+    return build_config(RunConfig, given | self.preset.masking | changed)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-34
 @patch
@@ -245,7 +248,7 @@ def _differences(usual: dict, key: dict) -> list[str]:  # ["alpha=1..1", "lr=0.0
     "List what differs between two keys of `RunConfig`, the fields of their recipes included."
     old, new = usual | usual["recipe"], key | key["recipe"]
     del new["recipe"]
-    return [f"{name}={_text(value)}" for name, value in new.items() if value != old[name]]
+    return [f"{name}={_text(value)}" for name, value in new.items() if value != old.get(name)]
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-40
 @patch
@@ -273,6 +276,8 @@ def label(
         if zoo.seed != seed:
             parts = [f"zoo=s{zoo.seed}", *parts]
         parts = zoo.marks + parts
+    if self.preset.way != "ours":
+        parts = [f"recipe={self.preset.way}", *parts]
     plain = [re.sub(r"[^\w.,+=-]", "", part) for part in (*parts, *marks)]
     return "-".join([name, config.subset, config.mask, *plain, f"s{seed}"])
 
@@ -444,7 +449,8 @@ def _check_config(self: Lab, config: RunConfig):
         raise ValueError(f"the configuration is for {theirs}, the lab is another.")
     for subset in filter(None, (config.subset, config.zoo_subset)):
         check_choice(subset, [*self.subsets, "all"], "manipulation")
-    _check_buildable(config.detector, config.width, json.dumps(config.options), self.preset.size)
+    options, augment = json.dumps(config.options), config.recipe.augment
+    _check_buildable(config.detector, config.width, options, self.preset.size, augment)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-57
 @patch

@@ -49,7 +49,8 @@ from prle.paper.exhibits import (
     whole,
 )
 from ..lab.experiments import Lab, Run, Wanted, fused_batches
-from .numbers import SUBSETS, USER_STUDY, describe, interval, paper_cells, paper_table
+from .numbers import SUBSETS, USER_STUDY, describe, interval, legible_text
+from .numbers import paper_cells, paper_table
 from ..lab.store import RunFailed
 from ..study.analysis import exclude, harder_with_alpha, masked_is_harder, read_responses
 from prle.paper.tables import (
@@ -649,7 +650,7 @@ class Claims(Exhibit):
         about = describe(lab, seeds, choose_backbones(lab, backbones), on=["test", "targets"])
         caption = (
             "The paper's claims on the preset's data; for the two about time the brackets hold the smallest "
-            f"and the largest round. {about}"
+            f"and the largest round. {about}{legible_text(choose_backbones(lab, backbones), lab.subsets)}"
         )
         counts = rows.verdict.value_counts()
         yield TablePart("claims", rows, claims_table(rows), caption, extra=counts)

@@ -66,7 +66,7 @@ def gaps(
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-11
 PRIMARY = dict(mask="primary")
 LOW, HIGH = FusionConfig("mean", tau=0.1), FusionConfig("mean", tau=0.3)
-"Table V's two thresholds; the paper does not print them, these are its release's."
+"Table V's two thresholds: the high one is the text's tau_1, the low one a guess."
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-12
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def choose_backbones(
 ) -> list[str]:  # `ValueError` for an unknown name
     "Return the backbones that a table compares."
     if backbones is None:
-        return list(BACKBONES if lab.name == "paper" else lab.preset.backbones)
+        return list(BACKBONES if lab.base == "paper" else lab.preset.backbones)
     if backbones == "all":
         return list(BACKBONES)
     for name in backbones:

@@ -125,7 +125,7 @@ def timing_run(
 ) -> Run:  # throughput.parquet: round, arm, train, infer in faces a second
     "Measure training and scoring with and without PRLE, in alternation."
     maps, here = lab.quantiles(Zoo(subset)), provenance(lab.device)
-    rounds = rounds or (1 if lab.name == "smoke" else 5)
+    rounds = rounds or (1 if lab.base == "smoke" else 5)
     machine = dict(device=here["device"], on=lab.device, threads=here["threads"])
     machine["torch"] = here["packages"]["torch"]
     what = dict(backbone=backbone, subset=subset, rounds=rounds, faces=faces)
