@@ -424,7 +424,7 @@ def _photographs(root: Path, home: dict[str, int], faces, expected: str) -> list
             f"{root} was not made from {where}, or they have changed since. "
             "Name its folder of photographs (faces=...), or build the benchmark again."
         )
-    return photos
+    return [path for path in photos if path.parent.name in home]
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-62
 def _write_target(
