@@ -290,9 +290,11 @@ def _ring(manifest: pd.DataFrame) -> pd.Series:  # index: group, in order
 
 # %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-34
 def fold_count(
-    manifest: pd.DataFrame,  # a checked manifest
+    manifest: pd.DataFrame,  # a checked manifest; without the column there are no groups
 ) -> int:
     "Return how many splits the seeds of a manifest have; 1 without groups."
+    if "group" not in manifest:
+        return 1
     ring = _ring(manifest)
     tested = (ring == "test").sum()
     return max(1, len(ring) // tested) if tested else 1

@@ -60,7 +60,7 @@ def some_faces(
 # %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-11
 def _audited(lab: Lab, config: RunConfig, split: str) -> pd.DataFrame:
     "Return the faces of a split that an audit is about."
-    rows = lab.faces(split, config.subset)
+    rows = lab.faces(split, config.subset, config.recipe.seed)
     if split in SPLITS and config.subset != "all":
         rows = rows[rows.subset.isin(["real", config.subset])]
     return some_faces(rows)
@@ -107,6 +107,8 @@ def audit(
     "Measure what the masks of a training tell of the label; the zoo is trained first where it is needed."
     transform, maps = _masking(config), None
     key = _settings(config, split, draws) | dict(data=lab.source(split)[1], quantiles=None)
+    if fold := lab.fold(config.recipe.seed):
+        key["fold"] = fold
     if config.mask == "primary":
         maps = lab.quantiles(config.masking_zoo, split)
         key["quantiles"] = maps.key

@@ -207,6 +207,7 @@ class Zoo:
     explain: str = "fake"  # what a map explains, one of `prle.localization.READINGS`
     trained: str = ""  # manipulation that its detectors are trained on; "": `subset`
     blind: bool = False  # the maps of fakes alone, which their reals share, see `prle.data.pairs`
+    student: int | None = None  # seed of the run whose faces they localize on; None: their own
 
     def __post_init__(self):
         "Check what the maps explain."
@@ -216,6 +217,11 @@ class Zoo:
     def single(cls, subset: str, seed: int, backbone: str) -> "Zoo":
         "Return a zoo of one detector, whose map stays as it is."
         return cls(subset, seed, (backbone,), IDENTITY)
+
+    @property
+    def people(self) -> int:
+        "Return the seed that drew the people whose faces they localize on."
+        return self.seed if self.student is None else self.student
 
     @property
     def readings(self) -> list[str]:
@@ -391,9 +397,11 @@ class RunConfig:
 @patch(as_prop=True)
 def masking_zoo(self: RunConfig) -> Zoo:
     "Return the zoo whose maps are behind the primary masks."
-    seed = self.recipe.seed if self.zoo_seed is None else self.zoo_seed
     readings = dict(explain=self.explain, trained=self.zoo_subset, blind=self.blind)
-    return Zoo(self.subset, seed, self.zoo, self.fusion, **readings)
+    own = Zoo(self.subset, self.recipe.seed, self.zoo, self.fusion, **readings)
+    if self.zoo_seed is None:
+        return own
+    return replace(own, seed=self.zoo_seed, student=self.recipe.seed)
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-53
 @patch

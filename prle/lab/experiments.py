@@ -83,6 +83,11 @@ def _batch_size(config: dict) -> int:
     return recipe["batch"] // recipe["accumulate"] // processes
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-11
+def _seed_of(run: Run) -> int:  # of a detector
+    "Return the seed of a run, which also drew the people that it is trained and tested on."
+    return _run_config(run)["recipe"]["seed"]
+
+
 def _run_label(run: Run) -> str:
     "Return the label of a run: its name without the key."
     return run.path.name.rsplit("-", 1)[0]
@@ -373,8 +378,8 @@ def _train(self: Lab, accelerator, training: _Training):
     kind = torch.device(self.device).type  # a training does not change its device on the way
     history = train(
         detector,
-        self.train_faces(config.subset),
-        self.train_faces(config.subset, "val"),
+        self.train_faces(config.subset, seed=config.recipe.seed),
+        self.train_faces(config.subset, "val", config.recipe.seed),
         config.recipe,
         config.policy(),
         training.quantiles,
@@ -428,7 +433,8 @@ def _train_and_score(self: Lab, training: _Training):
         training.config.write(folder / "run.yaml")
         made = read_json(folder / "config.json")
         detector = _rebuild(made, folder / "model.safetensors", self.device)
-        self._score(detector, made, self.test_faces(), folder)
+        faces = self.test_faces(seed=training.config.recipe.seed)
+        self._score(detector, made, faces, folder)
     for checkpoint in folder.glob("checkpoint-*"):
         discard(checkpoint)
 
@@ -491,7 +497,7 @@ def target(
     config = dict(detector=run.key, split=target, data=self.source(target)[1])
 
     def make(folder):
-        self._score_run(run, self.test_faces(target), folder)
+        self._score_run(run, self.test_faces(target, _seed_of(run)), folder)
 
     return self.store.get("targets", f"{_run_label(run)}-{target}", config, make)
 
@@ -527,7 +533,8 @@ def attention(
     split: str = "test",  # "test" or a target set: all its faces; "train", "val": those of `subset`
     subset: str = "all",  # manipulation
     explain: str = "fake",  # what the maps explain, one of `prle.localization.READINGS`
-) -> Run:  # maps.npy (N, h, w) float16, rows as `faces(split, subset)`
+    people: int | None = None,  # seed that drew the people of the faces; None: the run's own
+) -> Run:  # maps.npy (N, h, w) float16, rows as `faces(split, subset, seed)`
     "Localize with one detector (Eq. 3); the maps keep the detector's own grid."
     config = dict(detector=run.key, split=split, subset=subset)
     config |= dict(grid=self.preset.grid, data=self.source(split)[1])
@@ -535,9 +542,13 @@ def attention(
     if check_choice(explain, READINGS, "reading") != "fake":
         config["explain"] = explain
         label += f"-{explain}"
+    if people is not None:
+        config["fold"] = self.fold(people)
+        label += f"-fold={self.fold(people)}"
 
     def make(folder):
-        self._localize(run, self.faces(split, subset), explain, folder)
+        seed = _seed_of(run) if people is None else people
+        self._localize(run, self.faces(split, subset, seed), explain, folder)
 
     return self.store.get("maps", label, config, make)
 
@@ -556,6 +567,19 @@ def heat_maps(
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-69
 @patch
+def _strangers(self: Lab, zoo: Zoo) -> int | None:
+    "Return the seed that drew the faces of a zoo, if they are not of the people of its own seed."
+    return None if self.fold(zoo.people) == self.fold(zoo.seed) else zoo.people
+
+
+@patch
+def _fold_mark(self: Lab, zoo: Zoo) -> str:  # "" for the people of its own seed
+    "Return what a label says of the people whose faces a zoo localizes on."
+    people = self._strangers(zoo)
+    return "" if people is None else f"fold={self.fold(people)}"
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-70
+@patch
 def maps(
     self: Lab,
     zoo: Zoo,  # of which manipulation and seed, and which backbones
@@ -566,31 +590,32 @@ def maps(
     runs = []
     for name in self.zoo_names(zoo.backbones) or self.preset.backbones:
         plain = self.detector(name, zoo.trained or zoo.subset, seed=zoo.seed)
-        runs.append(self.attention(plain, split, subset, zoo.explain))
+        runs.append(self.attention(plain, split, subset, zoo.explain, self._strangers(zoo)))
     return runs
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-74
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-77
 def _zoo_label(zoo: Zoo, *marks: str) -> str:  # empty marks are left out
     "Return the label of what is made from the maps of a zoo."
     parts = [zoo.subset, str(zoo.fusion), *marks, *zoo.readings, f"s{zoo.seed}"]
     return "-".join(filter(None, parts))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-75
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-78
 @patch
 def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
     "Return the configuration that names what is made from the maps of a zoo."
     key = dict(zoo.fusion.key(), maps=[run.key for run in runs], size=self.preset.size)
     if zoo.blind:
-        key["blind"] = digest(self.train_faces(zoo.subset).target.tolist())
+        faces = self.train_faces(zoo.subset, seed=zoo.people)
+        key["blind"] = digest(faces.target.tolist())
     return key
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-76
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-79
 @patch
 def _sources(self: Lab, zoo: Zoo, split: str) -> MapSources | None:
     "Return whose map each face gets; None: its own, as everywhere but in a blind zoo."
-    return blind_sources(self.faces(split, zoo.subset)) if zoo.blind else None
+    return blind_sources(self.faces(split, zoo.subset, zoo.people)) if zoo.blind else None
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-77
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-80
 @patch
 def quantiles(
     self: Lab,
@@ -603,19 +628,19 @@ def quantiles(
     another person's fake, moved onto it, see `prle.data.pairs`."""
     runs = self.maps(zoo, split)
     names = "+".join(self.zoo_names(zoo.backbones))
-    label = _zoo_label(zoo, names, "" if split == "train" else split)
+    label = _zoo_label(zoo, names, "" if split == "train" else split, self._fold_mark(zoo))
 
     def make(folder):
         "Fuse the maps and write a PNG for each face."
         stores = [run_file(run.path, "maps.npy") for run in runs]
-        paths = self.faces(split, zoo.subset).path.tolist()
+        paths = self.faces(split, zoo.subset, zoo.people).path.tolist()
         size, sources = (self.preset.size, self.preset.size), self._sources(zoo, split)
         settings = asdict(zoo.fusion) | (sources._asdict() if sources else {})
         quantile_store(stores, paths, folder / "quantiles", size, **settings)
 
     return self.store.get("fusions", label, self._fusion_key(zoo, runs), make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-80
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-83
 @patch
 def fused_maps(
     self: Lab,
@@ -628,7 +653,7 @@ def fused_maps(
     runs, size, sources = self.maps(zoo, split), self.preset.size, self._sources(zoo, split)
     return fused_batches(runs, zoo.fusion, size, rows, batch_size, sources)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-81
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-84
 @patch
 def statistics(
     self: Lab,
@@ -637,16 +662,16 @@ def statistics(
     "Measure the share of each training face that a zoo's maps cover, and the distribution of their values."
     runs = self.maps(zoo)
     config = self._fusion_key(zoo, runs) | dict(thresholds=THRESHOLDS, bins=BINS)
-    label = _zoo_label(zoo, *self.zoo_names(zoo.backbones))
+    label = _zoo_label(zoo, *self.zoo_names(zoo.backbones), self._fold_mark(zoo))
 
     def make(folder):
         size, sources = self.preset.size, self._sources(zoo, "train")
         maps = fused_batches(runs, zoo.fusion, size, sources=sources)
-        _write_statistics(maps, self.train_faces(zoo.subset), folder)
+        _write_statistics(maps, self.train_faces(zoo.subset, seed=zoo.people), folder)
 
     return self.store.get("statistics", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-84
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-87
 @patch
 def masked(
     self: Lab,
@@ -671,13 +696,17 @@ def masked(
 
     def make(folder):
         "Mask the test faces and score them."
-        rows = self.test_faces(split)
+        if self.fold(_seed_of(run)) != self.fold(zoo.people):
+            raise ValueError(
+                f"the zoo localizes on other people than {run.path.name} is tested on."
+            )
+        rows = self.test_faces(split, zoo.people)
         faces = _masked_faces(rows, quantile_folder(maps), alpha, fill, face)
         self._score_run(run, rows, folder, faces)
 
     return self.store.get("masked", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-93
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-96
 @dataclass(frozen=True)
 class Wanted:
     "A run that is needed and how its result is read; nothing is made until a lab is asked."
