@@ -296,7 +296,7 @@ def fold_count(
     if "group" not in manifest:
         return 1
     ring = _ring(manifest)
-    tested = (ring == "test").sum()
+    tested = int((ring == "test").sum())
     return max(1, len(ring) // tested) if tested else 1
 
 # %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-35

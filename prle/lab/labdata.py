@@ -64,7 +64,8 @@ def data_fingerprint(
 ) -> str:  # 16 hexadecimal digits
     """Hash every row of a manifest and the file size of every crop and mask.
 
-    The column `target` matters to maps of pairs alone, whose runs are named by it besides; `group` to data that have groups."""
+    The column `target` matters to maps of pairs alone, whose runs are named by it besides, and
+    `group` only where there are groups."""
     root = Path(manifest.attrs["root"])
     landmarks = [digest(points.tolist()) for points in manifest.landmarks]
     sizes = dict(bytes=_sizes(root, manifest.path), mask_bytes=_sizes(root, manifest["mask"]))
