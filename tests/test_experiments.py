@@ -812,3 +812,68 @@ def test_without_a_pair_a_real_has_the_moved_map_of_another_persons_fake(paired,
     assert there.any() and torch.equal(here[2:, 6:], there[:-2, :-6])
     assert not here[:2].any() and not here[:, :6].any()
     assert "NOTE 1 of 6 real faces have no fake of the same frame." in lines
+
+
+# Seeds that draw their people
+
+
+def _path_sets(lab, seed):
+    sets = [
+        lab.train_faces("A", seed=seed),
+        lab.train_faces("A", "val", seed),
+        lab.test_faces(seed=seed),
+    ]
+    return [set(rows.identity) for rows in sets]
+
+
+@pytest.fixture
+def grouped(lab):
+    "The toy faces with a group for each split, so that there are three folds."
+    faces = lab.manifest.assign(group=lab.manifest.split.map(dict(test=0, val=1, train=2)))
+    root = lab.manifest.attrs["root"]
+    return quiet_lab(write_manifest(faces, f"{root}/grouped.parquet", root), lab.outputs)
+
+
+def test_each_seed_has_its_own_people(grouped):
+    (train, val, test), others = _path_sets(grouped, 0), _path_sets(grouped, 1)
+    assert others == [test, train, val] and _path_sets(grouped, 3) == [train, val, test]
+    assert [grouped.fold(seed) for seed in range(4)] == [0, 1, 2, 0]
+    for seed in (0, 1):
+        run = grouped.detector("Small", "A", seed=seed)
+        assert set(read_scores(run).identity) == _path_sets(grouped, seed)[2]
+        rows = grouped.faces("train", "A", seed)
+        (maps,) = grouped.maps(Zoo("A", seed, ("Small",)))
+        assert len(np.load(maps.path / "maps.npy")) == len(rows)
+        quantiles = grouped.quantiles(Zoo("A", seed, ("Small",))).path / "quantiles"
+        assert all((quantiles / path).with_suffix(".png").exists() for path in rows.path)
+    plain = quiet_lab(f"{grouped.manifest.attrs['root']}/manifest.parquet", grouped.outputs)
+    assert plain.fingerprint != grouped.fingerprint and plain.fold(1) == 0
+
+
+def test_a_zoo_of_another_seed_localizes_on_the_students_faces(grouped):
+    run = grouped.detector("Small", "A", "primary", seed=1, zoo_seed=3, zoo=("Small",))
+    zoo = RunConfig.read(run.path / "run.yaml").masking_zoo
+    assert zoo == Zoo("A", 3, ("Small",), student=1)
+    made = grouped.quantiles(zoo)
+    assert made.reused and label_of(made) == "A-neighbour-Small-fold=1-s3"
+    rows = grouped.faces("train", "A", 1)
+    (maps,) = grouped.maps(zoo)
+    assert maps.reused and len(np.load(maps.path / "maps.npy")) == len(rows)
+    assert all((made.path / "quantiles" / p).with_suffix(".png").exists() for p in rows.path)
+    assert len(list((made.path / "quantiles").rglob("*.png"))) == len(rows)
+    dry = grouped.dry()
+    same = dry.quantiles(Zoo("A", 3, ("Small",), student=4))
+    other = dry.quantiles(Zoo("A", 3, ("Small",), student=0))
+    assert same.key == made.key != other.key
+    assert dry.quantiles(Zoo("A", 3, ("Small",))).key == other.key
+    statistics = grouped.statistics(zoo)
+    shares = pd.read_parquet(statistics.path / "shares.parquet")
+    assert shares.path.tolist() == rows.path.tolist()
+
+
+def test_masked_faces_are_of_the_people_of_the_detector(grouped):
+    plain = grouped.detector("Small", "A", seed=1)
+    masked = grouped.masked(plain, Zoo("A", 1, ("Small",)), 0.5)
+    assert read_scores(masked).path.tolist() == read_scores(plain).path.tolist()
+    with pytest.raises(ValueError, match="localizes on other people"):
+        grouped.masked(plain, Zoo("A", 0, ("Small",)), 0.5)
