@@ -405,10 +405,12 @@ class Spread(NamedTuple):
 
     variance: float | np.ndarray  # of the mean; a number, or (K,)
     freedom: float | np.ndarray  # degrees of freedom of that estimate
-    seed: float | np.ndarray  # variance that another training makes in the number of one seed
-    person: (
+    seed_variance: (
         float | np.ndarray
-    )  # variance of the number of a seed that one person makes, were it tested alone
+    )  # variance that another training makes in the number of one seed
+    person_variance: (
+        float | np.ndarray
+    )  # variance in the number of one seed if one person alone were tested
 
     def half(
         self,
@@ -480,9 +482,9 @@ def expected_spread(
     tested: Overlap,  # of the one that is planned
 ) -> Spread:
     "Return the spread that an experiment will have, with the variances of another."
-    people = spread.person * tested.mean
-    between = (spread.seed + tested.doubled * people) / tested.seeds
-    variance = spread.seed / tested.seeds + people
+    people = spread.person_variance * tested.mean
+    between = (spread.seed_variance + tested.doubled * people) / tested.seeds
+    variance = spread.seed_variance / tested.seeds + people
     return spread._replace(variance=variance, freedom=_freedom(variance, between, tested))
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-76
@@ -505,7 +507,7 @@ def plan_experiment(
     """Return how many seeds, and if need be how many people, would decide about a difference.
 
     `ValueError` if the spread between seeds was not measured."""
-    if np.isnan(spread.seed):
+    if np.isnan(spread.seed_variance):
         raise ValueError("with one seed the spread between seeds is not known.")
 
     def resolves(seeds, people):
@@ -516,7 +518,7 @@ def plan_experiment(
         if resolves(seeds, people):
             return seeds, people
     half = (difference / 2.93) ** 2 / 2  # of the variance to the seeds, half to the people
-    seeds = max(2 * folds, int(np.ceil(spread.seed / half)))
+    seeds = max(2 * folds, int(np.ceil(spread.seed_variance / half)))
     while not resolves(seeds, people):
         people += max(folds, people // 10)
     return seeds, people
@@ -532,13 +534,13 @@ class Estimate(NamedTuple):
     inner_high: float = np.nan
     variance: float = np.nan  # these and the next three as in `Spread`
     freedom: float = np.nan
-    seed: float = np.nan  # NaN: not measured, as with one seed
-    person: float = np.nan
+    seed_variance: float = np.nan  # NaN: not measured, as with one seed
+    person_variance: float = np.nan
 
     @property
     def spread(self) -> Spread:
         "Return the spread of the number."
-        return Spread(self.variance, self.freedom, self.seed, self.person)
+        return Spread(self.variance, self.freedom, self.seed_variance, self.person_variance)
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-81
 MARGIN = 2.0

@@ -69,14 +69,23 @@ def test_verdicts(low, high, wanted, says):
 def test_means_over_faces():
     people = np.repeat([f"p{i}" for i in range(30)], 3)
     values = np.random.default_rng(0).normal(size=90)
-    value, low, high = mean_interval([values], people)
-    assert (
-        value == pytest.approx(values.mean())
-        and low < value < high
-        and mean_interval([np.ones(4)], list("aabc")) == (1, 1, 1)
-    )
-    _, wide_low, wide_high = mean_interval([values, values + 3], people)
-    assert wide_high - wide_low > 3, "two seeds so far apart say little"
+    one = mean_interval([values], [people])
+    assert one.value == pytest.approx(values.mean()) and one.low < one.value < one.high
+    assert mean_interval([np.ones(4)], [list("aabc")])[:3] == (1, 1, 1)
+    two = mean_interval([values, values + 3], [people] * 2)
+    assert two.high - two.low > 3, "two seeds so far apart say little"
+
+
+def test_means_over_faces_of_other_people():
+    "Two seeds, each with people of its own, or with some of the other's, as in training."
+    values = np.random.default_rng(0).normal(size=90)
+    people = np.repeat([f"p{i}" for i in range(30)], 3)
+    own = mean_interval([values[:45], values[45:]], [people[:45], people[45:]])
+    assert own.value == pytest.approx((values[:45].mean() + values[45:].mean()) / 2)
+    shared = mean_interval([values[:60], values[30:]], [people[:60], people[30:]])
+    same = mean_interval([values, values], [people] * 2)
+    assert same.variance == pytest.approx(mean_interval([values], [people]).variance)
+    assert shared.low < shared.value < shared.high
 
 
 @pytest.fixture

@@ -433,8 +433,8 @@ def test_people_are_counted_once():
     doubled = estimate_spread(values, drawn, [range(10)] * 4)
     assert doubled.variance == pytest.approx(values.var(ddof=1) / 4 + drawn.var(ddof=1))
     calm = estimate_spread(np.full(4, 3.0), drawn, people)
-    assert calm.variance == pytest.approx(drawn.var(ddof=1)) and calm.seed == 0
-    assert calm.person == pytest.approx(40 * drawn.var(ddof=1)) and calm.freedom == 39
+    assert calm.variance == pytest.approx(drawn.var(ddof=1)) and calm.seed_variance == 0
+    assert calm.person_variance == pytest.approx(40 * drawn.var(ddof=1)) and calm.freedom == 39
 
 
 def test_seeds_on_other_people_are_compared_too():
@@ -464,7 +464,7 @@ def test_a_plan_resolves_what_it_was_made_for():
     assert plan_experiment(noise, 4.0, 40, folds=4)[1] == 40
     assert plan_experiment(noise, 1.0, 40, folds=4)[1] > 40
     with pytest.raises(ValueError, match="spread between seeds is not known"):
-        plan_experiment(noise._replace(seed=np.nan), 2.0, 40)
+        plan_experiment(noise._replace(seed_variance=np.nan), 2.0, 40)
 
 
 @pytest.mark.parametrize(

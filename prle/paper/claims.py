@@ -120,13 +120,14 @@ def localization_cells(
     cells: Cells = {}
     for name in names:
         for subset in lab.subsets:
-            faces = lab.test_faces()
-            fakes, on = told_fakes(faces, subset), (Path(faces.attrs["root"]), lab.preset.size)
-            zoos = [zoo_variants(lab, subset, seed)[name] for seed in seed_range(seeds)]
-            cells[name, subset] = [wanted_agreement(zoo, fakes, *on) for zoo in zoos]
-            if fakes.empty:
-                reason = f"no test fake of {subset} has a mask of its manipulated pixels"
-                cells[name, subset] = Gap(reason)
+            wanted = []
+            for seed in seed_range(seeds):
+                faces, zoo = lab.test_faces(seed=seed), zoo_variants(lab, subset, seed)[name]
+                fakes, root = told_fakes(faces, subset), Path(faces.attrs["root"])
+                if not fakes.empty:
+                    wanted.append(wanted_agreement(zoo, fakes, root, lab.preset.size))
+            reason = f"no test fake of {subset} has a mask of its manipulated pixels"
+            cells[name, subset] = wanted if len(wanted) == seeds else Gap(reason)
     return cells
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-8
@@ -138,12 +139,12 @@ def _agreement(tables: list[pd.DataFrame] | Gap, measure: str) -> dict:
     ends = (*_ENDS, "excess", "excess_low", "excess_high")
     if isinstance(tables, Gap):
         return dict(area=np.nan, **dict.fromkeys(ends, np.nan), note=tables.reason)
-    people = tables[0].identity.to_numpy()
-    found = []
+    people, found = [t.identity for t in tables], []
     for part in (0, 1):
-        found += mean_interval([t[measure] - part * t.area for t in tables], people)
+        found += mean_interval([t[measure] - part * t.area for t in tables], people)[:3]
     numbers = {name: 100 * number for name, number in zip(ends, found)}
-    return dict(area=100 * tables[0].area.mean(), **numbers, note="")
+    area = 100 * np.mean([t.area.mean() for t in tables])
+    return dict(area=area, **numbers, note="")
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-10
 def _over_subsets(by_subset: list[list[pd.DataFrame] | Gap]) -> list[pd.DataFrame] | Gap:
@@ -506,14 +507,15 @@ class ShareClaim(ClaimGroup):
 
     def rows(self, q: Question, values: Values) -> list[dict]:
         "Test the share of pixels with attention above 0."
-        tables, by_seed = whole(values), []
+        tables, by_seed, people = whole(values), [], []
         for seed in seed_range(q.seeds):
             shares = []
             for name in q.lab.preset.backbones:
                 fakes = pd.concat([tables[name, subset][seed] for subset in q.lab.subsets])
                 shares.append(100 * fakes["above 0"])
             by_seed.append(np.mean(shares, axis=0))
-        estimate = mean_interval(by_seed, fakes.identity.to_numpy())
+            people.append(fakes.identity)
+        estimate = mean_interval(by_seed, people)
         paper = paper_table(1)[list(SUBSETS)].mean(axis=None)
         return [claim_row("share", estimate, (0, 20), paper)]
 

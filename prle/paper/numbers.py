@@ -477,20 +477,27 @@ def interval(
     return "gap" if pd.isna(value) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-39
-def _faces_text(faces: pd.DataFrame, of: str = "") -> str:
-    "Count the people and faces of a test set."
-    fakes = (faces.label == 1).sum()
-    return f"{faces.identity.nunique()} test people, {len(faces) - fakes} real and {fakes} fake test faces{of}"
+def _faces_text(by_seed: list[pd.DataFrame], of: str = "") -> str:
+    "Count the people and faces of a test set, whose seeds of other people are listed."
+    faces = pd.concat(by_seed)
+    fakes, people = (faces.label == 1).sum(), faces.identity.nunique()
+    each = f" ({by_seed[0].identity.nunique()} a seed)" if len(by_seed) > 1 else ""
+    return f"{people} test people{each}, {len(faces) - fakes} real and {fakes} fake test faces{of}"
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-40
-def _measured(lab: Lab, kind: str) -> list[str]:
+def _measured(lab: Lab, kind: str, seeds: int) -> list[str]:
     "Say how many people and faces were measured, one text for each set."
+    others = list({lab.fold(seed): seed for seed in reversed(range(seeds))}.values())[::-1]
+
+    def tested(split):
+        return [lab.test_faces(split, seed) for seed in others]
+
     if kind == "test":
-        return [_faces_text(lab.test_faces())]
+        return [_faces_text(tested("test"))]
     if kind == "targets":
-        return [_faces_text(lab.test_faces(target), f" of {target}") for target in lab.targets]
-    fakes = lab.train_faces("all").query("label == 1")
-    return [f"fakes of {fakes.identity.nunique()} training people"]
+        return [_faces_text(tested(target), f" of {target}") for target in lab.targets]
+    rows = pd.concat([lab.train_faces("all", seed=seed) for seed in others])
+    return [f"fakes of {rows.identity[rows.label == 1].nunique()} training people"]
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-41
 def _network_text(lab: Lab, name: str) -> str:
@@ -518,7 +525,7 @@ def describe(
         brackets = f"95% intervals allow for {others}"
     parts = ["1 seed" if seeds == 1 else f"{seeds} seeds"]
     for kind in on:
-        parts += _measured(lab, kind)
+        parts += _measured(lab, kind, seeds)
     if brackets:
         parts.append(brackets)
     note = " (only shows that it runs; its numbers mean nothing)" if lab.name == "smoke" else ""

@@ -29,7 +29,9 @@ from prle.paper.comparisons import (
     choose_backbones,
     compare,
     gaps,
+    main_contrasts,
     mean_interval,
+    power_text,
     score_cells,
     split_subsets,
     target_cells,
@@ -93,8 +95,8 @@ def _share_rows(
             yield row | dict(share=np.nan, low=np.nan, high=np.nan, paper=paper, note=shares.reason)
             continue
         by_seed = [100 * s[f"above {threshold:g}"] for s in shares]
-        share, low, high = mean_interval(by_seed, shares[0].identity)
-        yield row | dict(share=share, low=low, high=high, paper=paper, note="")
+        e = mean_interval(by_seed, [s.identity for s in shares])
+        yield row | dict(share=e.value, low=e.low, high=e.high, paper=paper, note="")
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-9
 def attended_share(
@@ -214,6 +216,11 @@ class ArmExhibit(Exhibit):
         "Compare the arms."
         return compare(values, self.measures)
 
+    def power(self, lab: Lab, values: Values) -> str:
+        "Say what the comparison with the first arm could have seen, for the caption."
+        names = {v.name: v.shown for v in self.variants}
+        return power_text(main_contrasts(values), names)
+
     def about(
         self, lab: Lab, seeds: int, rows: pd.DataFrame, on: Sequence[str] = ("targets",)
     ) -> str:
@@ -253,7 +260,7 @@ class ArmTable(ArmExhibit):
         self, lab: Lab, values: Values, seeds: int, **which
     ) -> Iterator[TablePart | FigurePart]:
         rows = self.rows(lab, values)
-        caption = f"{self.caption} {self.about(lab, seeds, rows)}"
+        caption = f"{self.caption} {self.about(lab, seeds, rows)}{self.power(lab, values)}"
         yield TablePart(self.name, rows, self.layout(lab, rows), caption)
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-21
@@ -336,12 +343,15 @@ class Table3(ArmTable):
     def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
         return super().rows(lab, split_subsets(values, lab.subsets))
 
+    def power(self, lab: Lab, values: Values) -> str:
+        return super().power(lab, split_subsets(values, lab.subsets))
+
     def parts(
         self, lab: Lab, values: Values, seeds: int, **which
     ) -> Iterator[TablePart | FigurePart]:
         "Return Table III and the figure of what PRLE changes on unseen manipulations."
         rows = self.rows(lab, values)
-        about = self.about(lab, seeds, rows, on=["test"])
+        about = self.about(lab, seeds, rows, on=["test"]) + self.power(lab, values)
         yield TablePart(self.name, rows, self.layout(lab, rows), f"{self.caption} {about}")
         change = unseen_change(rows)
         caption = "Change of the mean AUC over unseen manipulations that PRLE makes."
