@@ -278,7 +278,10 @@ def test_the_masks_of_a_training_are_audited_once(lab):
     other += [lab.config("Small", "A", mask=mask) for mask in ("random", "landmark")]
     others = {audit_training(lab, c).path for c in other}
     others |= {audit_training(dry, config, "test").path, audit_training(dry, config, draws=1).path}
-    assert len(others) == 5 and run.path not in others
+    matched = lab.config("Small", "A", mask="landmark-matched")
+    parts = lab.config("Small", "A", mask="landmark", parts=["nose"])
+    others |= {audit_training(lab, matched, draws=1).path, audit_training(dry, parts).path}
+    assert len(others) == 7 and run.path not in others
 
 
 def test_the_test_faces_are_those_of_the_training_s_manipulation(lab):

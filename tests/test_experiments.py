@@ -705,6 +705,26 @@ def test_readings_have_keys_and_labels_of_their_own(lab):
     assert dry.detector("Small", "A", "primary", **own).path == usual.path
 
 
+def test_matched_masks_are_of_the_zoo_that_they_are_compared_with(lab):
+    dry = lab.dry()
+    primary = dry.detector("Small", "A", "primary", blind=True)
+    asked = len(dry.store.tasks)
+    for mask in ("random-matched", "landmark-matched"):
+        run = dry.detector("Small", "A", mask, blind=True)
+        assert label_of(run) == f"Small-A-{mask}-blind-s0" and run.key != primary.key
+    assert len(dry.store.tasks) == asked + 2, "no maps besides"
+    parts = dict(parts=["nose", "mouth"])
+    assert label_of(dry.detector("Small", "A", "landmark", **parts)).endswith(
+        "-parts=nose+mouth-s0"
+    )
+    assert (
+        dry.detector("Small", "A", "random", **parts).key
+        == dry.detector("Small", "A", "random").key
+    )
+    with pytest.raises(ValueError, match="unknown part of the face 'moth'"):
+        lab.config("Small", "A", mask="landmark", parts=["moth"])
+
+
 def test_what_is_no_reading_stops_at_once(lab):
     with pytest.raises(ValueError, match="unknown reading 'fakes'.*Did you mean 'fake'"):
         lab.config("Small", "A", explain="fakes")
@@ -721,6 +741,7 @@ def test_a_training_takes_the_zoo_that_it_names(lab):
     "Detectors of another manipulation and seed localize on its own faces, in its own reading."
     readings = dict(explain="true", zoo_seed=1, zoo_subset="B", zoo=("Small",))
     run = lab.detector("Small", "A", "primary", **readings)
+    lab.detector("Small", "A", "landmark-matched", **readings)
     (plain,) = [lab.detector("Small", "B", seed=1)]
     (maps,) = lab.maps(Zoo("A", 1, ("Small",), explain="true", trained="B"))
     assert plain.reused and maps.reused and config_of(maps)["detector"] == plain.key

@@ -35,7 +35,7 @@ def _masking(config: RunConfig) -> Callable[[dict], dict]:
         raise ValueError("a training without masks has nothing to audit; mask is 'none'.")
 
     def transform(item):
-        return dict(item, image=policy(item["image"], item.get(policy.needs)))
+        return dict(item, image=policy(item["image"], policy.second(item)))
 
     return transform
 
@@ -69,17 +69,19 @@ def _audited(lab: Lab, config: RunConfig, split: str) -> pd.DataFrame:
 def _settings(config: RunConfig, split: str, draws: int) -> dict:
     "Return what an audit depends on, besides the data and the quantile maps."
     settings = dict(mask=config.mask, subset=config.subset, split=split, draws=draws, faces=FACES)
-    if config.mask == "primary":
+    if config.needs_maps:
         settings["alpha"] = config.range
+    if "parts" in config.key():
+        settings["parts"] = config.parts
     return settings
 
 # %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-14
 def _audit_label(lab: Lab, config: RunConfig, split: str) -> str:
     "Return the label of an audit: manipulation, mask, settings unlike the usual, split and seed."
-    marks = []
-    if config.mask == "primary":
+    marks = ["+".join(config.parts)] if "parts" in config.key() else []
+    if config.needs_maps:
         zoo = config.masking_zoo
-        marks = replace(zoo, backbones=lab.zoo_names(zoo.backbones)).marks
+        marks += replace(zoo, backbones=lab.zoo_names(zoo.backbones)).marks
         if config.range != ALPHA_POLICIES["dynamic"]:
             marks.append("alpha={:g}..{:g}".format(*config.range))
     return "-".join([config.subset, config.mask, *marks, split, f"s{config.recipe.seed}"])
@@ -107,7 +109,7 @@ def audit(
     "Measure what the masks of a training tell of the label; the zoo is trained first where it is needed."
     transform, maps = _masking(config), None
     key = _settings(config, split, draws) | dict(data=lab.source(split)[1], quantiles=None)
-    if config.mask == "primary":
+    if config.needs_maps:
         maps = lab.quantiles(config.masking_zoo, split)
         key["quantiles"] = maps.key
 

@@ -34,7 +34,14 @@ from ..detectors import list_detectors
 from ..detectors.registry import has_weights
 from ..fusion import FUSIONS
 from ..localization import READINGS
-from ..masking import LandmarkMask, PrimaryRegionMask, RandomMask
+from prle.masking import (
+    FACE_PARTS,
+    LandmarkMask,
+    MatchedLandmarkMask,
+    MatchedRandomMask,
+    PrimaryRegionMask,
+    RandomMask,
+)
 from ..mini.controls import PLACES, PlantedMask
 from ..trainer import TrainConfig
 
@@ -240,10 +247,17 @@ class Zoo:
         return marks + self.readings
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-31
-MASKS = dict(
-    primary=PrimaryRegionMask, random=RandomMask, landmark=LandmarkMask, oracle=PlantedMask
-)
-"The masks that a training can have besides none; the oracle knows where the controls' traces are."
+MASKS = {
+    "primary": PrimaryRegionMask,
+    "random": RandomMask,
+    "landmark": LandmarkMask,
+    "random-matched": MatchedRandomMask,
+    "landmark-matched": MatchedLandmarkMask,
+    "oracle": PlantedMask,
+}
+"""The masks that a training can have besides none.
+
+Matched ones are as large as the primary region of the same face; the oracle knows where the controls' traces are."""
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-32
 ALPHA_POLICIES = dict(dynamic=(0.0, 1.0), static=(1.0, 1.0))
@@ -296,6 +310,7 @@ _RULES = dict(
     zoo_subset=WORD,
     explain=WORD,
     blind=FLAG,
+    parts=Rule(_is_names, "be a list of parts of the face"),
     p=SHARE,
     alpha=Rule(_is_alpha, _ALPHA_TEXT),
     detector=WORD,
@@ -323,6 +338,7 @@ def _one_form(config: "RunConfig") -> dict:
         width=float(config.width),
         p=float(config.p),
         zoo=tuple(config.zoo),
+        parts=tuple(config.parts),
         data=absolute_data(config.data),
     )
     if not isinstance(config.alpha, str):
@@ -350,7 +366,8 @@ class RunConfig:
     pretrained: bool = False  # start from ImageNet weights
     options: dict = field(default_factory=dict)  # of the detector's constructor
     mask: str = "none"  # "none" or one of `MASKS`
-    fusion: FusionConfig = FusionConfig()  # of the maps behind primary masks
+    parts: tuple[str, ...] = ()  # of the face, for landmark masks; none named: all of them
+    fusion: FusionConfig = FusionConfig()  # of the maps behind primary and matched masks
     zoo: tuple[str, ...] = ()  # backbones behind them; none named: all of the preset
     zoo_seed: int | None = None  # of the zoo's trainings; None: the run's own
     zoo_subset: str = ""  # manipulation that the zoo is trained on; "": the run's own
@@ -369,6 +386,8 @@ class RunConfig:
         if self.mask == "oracle":
             check_choice(self.subset, PLACES, "place of the controls")
         check_choice(self.explain, READINGS, "reading")
+        for part in self.parts:
+            check_choice(part, FACE_PARTS, "part of the face")
         if isinstance(self.alpha, str):
             check_choice(self.alpha, ALPHA_POLICIES, "alpha policy")
         set_fields(self, **_one_form(self))
@@ -389,40 +408,56 @@ class RunConfig:
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-52
 @patch(as_prop=True)
+def needs_maps(self: RunConfig) -> bool:
+    "Tell whether the mask is made from the maps of a zoo."
+    return self.mask != "none" and "quantiles" in MASKS[self.mask].needs
+
+
+@patch(as_prop=True)
+def of_parts(self: RunConfig) -> bool:
+    "Tell whether the mask chooses among parts of the face."
+    return self.mask != "none" and issubclass(MASKS[self.mask], LandmarkMask)
+
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-53
+@patch(as_prop=True)
 def masking_zoo(self: RunConfig) -> Zoo:
-    "Return the zoo whose maps are behind the primary masks."
+    "Return the zoo whose maps are behind the masks, where `needs_maps`."
     seed = self.recipe.seed if self.zoo_seed is None else self.zoo_seed
     readings = dict(explain=self.explain, trained=self.zoo_subset, blind=self.blind)
     return Zoo(self.subset, seed, self.zoo, self.fusion, **readings)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-53
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-54
 @patch
 def policy(self: RunConfig):  # a mask of `prle.masking`, or None
     "Return the mask that this configuration trains with."
     if self.mask == "none":
         return None
     options = dict(p=self.p, fill=self.fill)
-    if self.mask == "primary":
+    if self.needs_maps:
         options["alpha"] = self.range
+    if self.of_parts:
+        options["parts"] = self.parts or tuple(FACE_PARTS)
     if self.mask == "oracle":
         options["place"] = self.subset
     return MASKS[self.mask](**options)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-56
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-57
 @patch
 def key(self: RunConfig) -> dict:
     "Return the settings that the weights depend on, besides data and quantile maps."
     unused = ["preset", "data", "fusion", "zoo", "zoo_seed", "zoo_subset", "explain", "blind"]
     recipe = self.recipe.key()
-    if self.mask != "primary":
+    if not self.needs_maps:
         unused.append("alpha")
+    if not (self.of_parts and self.parts):
+        unused.append("parts")
     if self.mask == "none":
         unused += ["p", "fill"]
         del recipe["gamma"]
     settings = asdict(self) | dict(alpha=self.range, recipe=recipe)
     return {name: value for name, value in settings.items() if name not in unused}
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-59
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-60
 @patch
 def write(
     self: RunConfig,
@@ -435,7 +470,7 @@ def write(
         tmp.write_text(text, encoding="utf-8")
     return path
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-60
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-61
 @patch(cls_method=True)
 def read(
     cls: RunConfig,

@@ -233,6 +233,8 @@ def zoo_names(
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-37
 def _text(value) -> str:
     "Format the value of a setting for a label."
+    if isinstance(value, tuple) and all(isinstance(part, str) for part in value):
+        return "+".join(value)
     if isinstance(value, tuple):
         return "..".join(f"{part:g}" for part in value)
     return str(value)
@@ -242,7 +244,7 @@ def _differences(usual: dict, key: dict) -> list[str]:  # ["alpha=1..1", "lr=0.0
     "List what differs between two keys of `RunConfig`, the fields of their recipes included."
     old, new = usual | usual["recipe"], key | key["recipe"]
     del new["recipe"]
-    return [f"{name}={_text(value)}" for name, value in new.items() if value != old[name]]
+    return [f"{name}={_text(value)}" for name, value in new.items() if value != old.get(name)]
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-40
 @patch
@@ -265,7 +267,7 @@ def label(
     name, seed = names.get(config.detector, config.detector), config.recipe.seed
     usual = self.config(name, config.subset, seed, mask=config.mask)
     parts = _differences(usual.key(), config.key())
-    if config.mask == "primary":
+    if config.needs_maps:
         zoo = self._normal(config.masking_zoo)
         if zoo.seed != seed:
             parts = [f"zoo=s{zoo.seed}", *parts]
@@ -449,11 +451,11 @@ def train(
     self: Lab,
     config: RunConfig,  # of this preset and data
 ) -> Run:  # model.safetensors, history.parquet, scores.parquet, run.yaml
-    "Train and score a detector (Algorithm 1); for primary masks, its zoo and their maps are made first."
+    "Train and score a detector (Algorithm 1); for masks that need maps, its zoo and their maps are made first."
     self._check_config(config)
     key, marks = dict(config.key(), data=self.fingerprint, quantiles=None), []
     maps = None
-    if config.mask == "primary":
+    if config.needs_maps:
         maps = self.quantiles(config.masking_zoo)
         key["quantiles"] = maps.key
     if self.processes > 1:
