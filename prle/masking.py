@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HIGHEST', 'FILLS', 'FACE_PARTS', 'quantile_map', 'region', 'resize_quantiles', 'MaskParams', 'RegionMask',
-           'PrimaryRegionMask', 'RandomMask', 'LandmarkMask', 'MatchedRandomMask', 'MatchedLandmarkMask']
+           'PrimaryRegionMask', 'RandomMask', 'part_region', 'LandmarkMask', 'MatchedRandomMask', 'MatchedLandmarkMask']
 
 # %% ../nbs/05_masking.ipynb #05-masking-2
 import math
@@ -332,10 +332,13 @@ FACE_PARTS: dict[str, list[Sequence[int]]] = {
 "Part -> the hulls it consists of, as indices of the 68 landmarks."
 
 # %% ../nbs/05_masking.ipynb #05-masking-62
-def _hulls(
-    part: str, landmarks: np.ndarray, size: tuple[int, int], dilate: float
+def part_region(
+    part: str,  # of `FACE_PARTS`
+    landmarks: np.ndarray,  # (68, 2) pixels (x, y)
+    size: tuple[int, int],  # (height, width)
+    dilate: float = 0.1,  # how far it is widened, in distances of the outer eye corners
 ) -> np.ndarray:  # (H, W) bool
-    "Fill the part's convex hulls, widened by `dilate` times the distance of the outer eye corners."
+    "Fill the convex hulls of a part of the face, widened a little."
     import cv2
 
     where = np.zeros(size, np.uint8)
@@ -392,7 +395,7 @@ class LandmarkMask(RegionMask):
         where = np.zeros((len(batch), 1, *size), bool)
         for i in params.alpha.nonzero().flatten().tolist():
             part = self.parts[int(params.place[i, 0] * len(self.parts))]
-            where[i, 0] = _hulls(part, points[i], size, self.dilate)
+            where[i, 0] = part_region(part, points[i], size, self.dilate)
         return torch.from_numpy(where).to(batch.device)
 
 # %% ../nbs/05_masking.ipynb #05-masking-67
