@@ -47,7 +47,8 @@ def spread(
     heat: np.ndarray,  # (H, W) attention, 0 or more
 ) -> float:  # in [0, 1]; 0 of a map without attention
     "Return the share of the face over which the same attention would be spread evenly, by its entropy."
-    shares = heat[heat > 0] / max(heat.sum(), 1e-12)
+    shares = heat[heat > 0].astype(np.float64)
+    shares /= shares.sum()
     entropy = -(shares * np.log(shares)).sum()
     return min(float(np.exp(entropy)) / heat.size, 1.0) if len(shares) else 0.0
 
@@ -136,10 +137,8 @@ OWN, UNSEEN, TARGETS = "own manipulation", "unseen manipulations", "target sets"
 "Fakes of the manipulation that a detector was trained on; of the others; of the target sets."
 
 
-def _chosen(fakes: str, train: str, split: str, table: pd.DataFrame) -> pd.DataFrame:
+def _chosen(fakes: str, train: str, table: pd.DataFrame) -> pd.DataFrame:
     "Return the rows of a cell's table that belong to a group of fakes."
-    if (split == "test") != (fakes != TARGETS):
-        return table[:0]
     if fakes == TARGETS:
         return table
     own = table.subset == train
@@ -156,11 +155,12 @@ def pooled(
     "Put together what the detectors of a backbone look at on a group of fakes."
     parts = []
     for (name, of, train, split), tables in values.items():
-        if (name, of) != (backbone, arm) or (trained and train not in trained):
+        there = (split == "test") == (fakes != TARGETS)
+        if (name, of) != (backbone, arm) or not there or (trained and train not in trained):
             continue
         if isinstance(tables, Gap):
             return tables
-        parts.append([_chosen(fakes, train, split, table) for table in tables])
+        parts.append([_chosen(fakes, train, table) for table in tables])
     by_seed = [pd.concat(of_seed) for of_seed in zip(*parts)]
     return by_seed if by_seed and len(by_seed[0]) else Gap(f"there are no fakes: {fakes}")
 
