@@ -8,6 +8,7 @@ import torch
 from prle.lab.experiments import Lab
 from prle.masking import FACE_PARTS, part_region
 from prle.paper import mechanism
+from prle.paper.claims import LookClaims, Question
 from prle.paper.exhibits import Gap, read_cell
 from prle.paper.mechanism import (
     NOTHING,
@@ -156,6 +157,22 @@ def test_what_is_not_there_is_a_gap(lab, values):
     assert set(cells.values()) == {Gap("test has no fakes with landmarks")}
     assert part_areas(cells) == {} and breadth(cells).note.all()
     assert part_table(part_numbers(cells, ["NT"]), {}).mouth.isin(["gap"]).sum() == 7
+
+
+def test_the_claims_about_looks(lab, values):
+    "Lips and noses by construction, with PRLE the eyes besides."
+    question, group = Question(lab, 2, ["VGG", "Xception"]), LookClaims()
+    assert set(group.cells(question)) == set(values)
+    rows = {row["name"]: row for row in group.rows(question, values)}
+    assert list(rows) == list(group.names)
+    assert {row["verdict"] for row in rows.values()} == {"holds"}
+    assert rows["places"]["value"] > 90 and rows["chin"]["value"] > 20
+    alone = {key: tables for key, tables in values.items() if key[3] == "test"}
+    alone = {key: tables for key, tables in alone.items() if key[2] != "FS"}
+    rows = {row["name"]: row for row in group.rows(question, alone)}
+    assert rows["lips"]["verdict"] == "holds"
+    for name in ("nose", "places", "broader"):
+        assert rows[name]["verdict"] == "undecided" and "there are no fakes" in rows[name]["note"]
 
 
 def test_fakes_and_maps_have_to_match(lab):
