@@ -320,7 +320,7 @@ def test_sums_are_tested_on_scores(faces):
 )
 def test_where_masked_accuracy_ends(faces, first, last, says):
     faces.manifest = pd.DataFrame(dict(subset=["real", "DF"]))
-    rows = pd.DataFrame(dict(label=[0, 1] * 200, identity=np.repeat(np.arange(100), 4)))
+    rows = pd.DataFrame(dict(label=[0, 1] * 200, identity=np.repeat(np.arange(200), 2)))
     values = {}
     for alpha, right in ((0.0, first), (1.0, last)):
         wrong = np.tile(np.arange(40), 10) >= right
