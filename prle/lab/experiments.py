@@ -32,11 +32,11 @@ from ..data.pairs import MapSources, blind_sources
 from ..detectors import Detector, create_detector
 from ..detectors.registry import size_option
 from ..fusion import fuse
-from ..localization import READINGS, localize, upsample_maps
+from ..localization import localize, upsample_maps
 from ..masking import FILLS, MaskParams, PrimaryRegionMask
 from ..training.processes import check_processes, launch
 from ..trainer import TrainConfig, memory_explained, predict, train
-from .configs import FURTHER, IDENTITY, FusionConfig, RunConfig, Zoo
+from .configs import FURTHER, IDENTITY, CamConfig, FusionConfig, RunConfig, Zoo
 from .labdata import LabData
 from .integrity import read_run, run_file
 from .planning import DryStore
@@ -512,14 +512,15 @@ _ADVICE = "lower batch_size or raise accumulate in the detector's training, whos
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-65
 @patch
-def _localize(self: Lab, run: Run, rows: pd.DataFrame, explain: str, folder: Path):
+def _localize(self: Lab, run: Run, rows: pd.DataFrame, cam: CamConfig, folder: Path):
     "Write the attention maps of faces."
     detector = load_detector(run, self.device)
-    layer = detector.cam_layer(self.preset.size, self.preset.grid)
+    layer = detector.cam_layer(self.preset.size, cam.grid or self.preset.grid)
     batch_size = min(64, _batch_size(_run_config(run)))
     faces = DataLoader(FaceDataset(rows), batch_size, num_workers=self.workers)
     with memory_explained(_ADVICE, batch_size=batch_size):
-        localize(detector, layer, faces, folder / "maps.npy", explain=explain)
+        read = dict(method=cam.method, explain=cam.explain)
+        localize(detector, layer, faces, folder / "maps.npy", **read)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-66
 @patch
@@ -528,18 +529,15 @@ def attention(
     run: Run,  # of a detector, trained in whatever way
     split: str = "test",  # "test" or a target set: all its faces; "train", "val": those of `subset`
     subset: str = "all",  # manipulation
-    explain: str = "fake",  # what the maps explain, one of `prle.localization.READINGS`
+    cam: CamConfig = CamConfig(),  # how the maps are read
 ) -> Run:  # maps.npy (N, h, w) float16, rows as `faces(split, subset)`
     "Localize with one detector (Eq. 3); the maps keep the detector's own grid."
     config = dict(detector=run.key, split=split, subset=subset)
-    config |= dict(grid=self.preset.grid, data=self.source(split)[1])
-    label = f"{_run_label(run)}-{split}"
-    if check_choice(explain, READINGS, "reading") != "fake":
-        config["explain"] = explain
-        label += f"-{explain}"
+    config |= dict(grid=self.preset.grid, data=self.source(split)[1]) | cam.key()
+    label = "-".join(filter(None, [_run_label(run), split, str(cam)]))
 
     def make(folder):
-        self._localize(run, self.faces(split, subset), explain, folder)
+        self._localize(run, self.faces(split, subset), cam, folder)
 
     return self.store.get("maps", label, config, make)
 
@@ -568,7 +566,7 @@ def maps(
     runs = []
     for name in self.zoo_names(zoo.backbones) or self.preset.backbones:
         plain = self.detector(name, zoo.trained or zoo.subset, seed=zoo.seed)
-        runs.append(self.attention(plain, split, subset, zoo.explain))
+        runs.append(self.attention(plain, split, subset, zoo.cam))
     return runs
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-74
