@@ -461,6 +461,10 @@ def _read_config(file: str, beside: list[str]):
     return config
 
 # %% ../nbs/09_cli.ipynb #09-cli-46
+_CAM = dict(cam="method", explain="explain")
+"Option -> field of `prle.lab.configs.CamConfig`."
+
+
 def _run_config(what: list[str], outputs: str | None, options: dict):
     "Return what `prle train` is to train, from a file or from the options that were given."
     if what[0].endswith((".yaml", ".yml", ".json")):
@@ -471,7 +475,10 @@ def _run_config(what: list[str], outputs: str | None, options: dict):
     lab = open_lab(preset=options.get("preset", "mini"), data=options.get("data"), outputs=outputs)
     settings = _settings(options.get("set", []))
     seed, mask = options.get("seed", 0), options.get("mask", "none")
-    readings = ("explain", "blind", "zoo_seed", "zoo_subset")
+    readings = ("blind", "zoo_seed", "zoo_subset")
+    cam = {name: options[option] for option, name in _CAM.items() if option in options}
+    if cam:
+        settings["cam"] = cam
     settings |= {name: options[name] for name in readings if name in options}
     return lab.config(*what, seed=seed, mask=mask, **settings)
 
@@ -481,9 +488,12 @@ def train(
     # a configuration (.yaml or .json); or a detector and a manipulation: Xception DF
     what: list[str],
     *,
-    mask: str | None = None,  # none, primary, random or landmark (default none)
+    mask: str
+    | None = None,  # none, primary, random or landmark, random-matched, ... (default none)
     seed: int | None = None,  # of the run (default 0)
-    # what the maps behind primary masks explain: fake, predicted or true (default fake)
+    # how the maps behind primary masks are read: gradcam (default), layercam, ...
+    cam: str | None = None,
+    # what they explain: fake, predicted or true (default fake)
     explain: str | None = None,
     blind: bool = False,  # a fake and its real share the fake's map, so that masks do not tell the label
     # of the trainings of the zoo that localizes (default: the run's own)
@@ -506,7 +516,9 @@ def train(
 
     outputs = kwargs.get("outputs")
     options = dict(preset=preset, data=kwargs.get("data"), mask=mask, seed=seed, set=set)
-    options |= dict(explain=explain, blind=blind or None, zoo_seed=zoo_seed, zoo_subset=zoo_subset)
+    options |= dict(
+        cam=cam, explain=explain, blind=blind or None, zoo_seed=zoo_seed, zoo_subset=zoo_subset
+    )
     given = {name: value for name, value in options.items() if value is not None}
     config = _run_config(what, outputs, given)
     ways = dict(processes=processes, track=track)
@@ -551,7 +563,7 @@ def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
 @delegates(open_lab)
 def audit(
     *,
-    mask: str = "primary",  # of a training: primary, random or landmark
+    mask: str = "primary",  # of a training: primary, random or landmark; random-matched, ...
     subset: str | None = None,  # manipulation, or all; in a folder: all if none is named
     split: str = "train",  # whose faces: train, val, test, or a target set
     seed: int = 0,  # of the training and its zoo
@@ -626,12 +638,16 @@ def localize(
     *,
     split: str = "test",  # test, train, val, or a target set
     subset: str = "all",  # manipulation, of train and val
-    explain: str = "fake",  # what the maps explain: fake, predicted or true
+    cam: str = "gradcam",  # how the maps are read: gradcam, layercam, ...
+    explain: str = "fake",  # what they explain: fake, predicted or true
     **kwargs,
 ) -> int:  # exit code
     "Make attention maps of a trained detector, and print the path of their array."
+    from prle.lab.configs import CamConfig
+
+    read = CamConfig(cam, explain)
     lab, run = open_detector(name, **kwargs)
-    print(lab.attention(run, split, subset, explain).path / "maps.npy")
+    print(lab.attention(run, split, subset, read).path / "maps.npy")
     return 0
 
 # %% ../nbs/09_cli.ipynb #09-cli-57

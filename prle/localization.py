@@ -180,8 +180,19 @@ def _gradients(value: Tensor, activations: list[Tensor]) -> list[Tensor]:
         )
     return gradients
 
-# %% ../nbs/03_localization.ipynb #03-localization-33
-def _gradcam(model: nn.Module, layers: list[nn.Module], x: Tensor, score: Callable) -> list[Tensor]:
+# %% ../nbs/03_localization.ipynb #03-localization-34
+def _channel_means(gradient: Tensor) -> Tensor:
+    "Return the weights of Grad-CAM, in brackets in Eq. 3: one a channel."
+    return gradient.mean((2, 3), keepdim=True)
+
+
+_WEIGHTS = dict(gradcam=_channel_means, layercam=F.relu)
+"Method -> function of the gradients (N, C, h, w) -> weights of the activations."
+
+# %% ../nbs/03_localization.ipynb #03-localization-35
+def _own_maps(
+    method: str, model: nn.Module, layers: list[nn.Module], x: Tensor, score: Callable
+) -> list[Tensor]:
     "Compute Eq. 3 before normalization, one (N, h, w) map a layer; `RuntimeError` without a gradient."
     with tapped(model, layers) as kept:
         output = model(x.clone() if x.is_inference() else x)
@@ -194,11 +205,11 @@ def _gradcam(model: nn.Module, layers: list[nn.Module], x: Tensor, score: Callab
         gradients = _gradients(_check_score(score(output), len(x)).sum(), activations)
     maps = []
     for gradient, activation in zip(gradients, activations):
-        weights = gradient.float().mean((2, 3), keepdim=True)
+        weights = _WEIGHTS[method](gradient.float())
         maps.append((weights * activation.detach().float()).sum(1).relu())
     return maps
 
-# %% ../nbs/03_localization.ipynb #03-localization-37
+# %% ../nbs/03_localization.ipynb #03-localization-39
 def _stretch(maps: Tensor) -> Tensor:
     "Normalize every (h, w) map to [0, 1] by its minimum and maximum; a flat map becomes 0."
     maps = maps - maps.amin((-2, -1), keepdim=True)
@@ -209,7 +220,7 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     "Resize maps bilinearly, (N, h, w) -> (N, *size)."
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
-# %% ../nbs/03_localization.ipynb #03-localization-38
+# %% ../nbs/03_localization.ipynb #03-localization-40
 def _size(size, x: Tensor, maps: list[Tensor]) -> tuple[int, int]:
     "Return the height and width asked for: None is the input's, 'grid' the finest layer's."
     if size is None:
@@ -221,7 +232,7 @@ def _size(size, x: Tensor, maps: list[Tensor]) -> tuple[int, int]:
         height, width = size
     return height, width
 
-# %% ../nbs/03_localization.ipynb #03-localization-41
+# %% ../nbs/03_localization.ipynb #03-localization-43
 CAM_METHODS = {
     "gradcam": "GradCAM",
     "gradcam++": "GradCAMPlusPlus",
@@ -238,26 +249,27 @@ CAM_METHODS = {
     "ablationcam": "AblationCAM",
     "randomcam": "RandomCAM",
 }
-"Name -> class in `pytorch_grad_cam`; 'gradcam' itself is computed here."
+"Name -> class in `pytorch_grad_cam`; 'gradcam' and 'layercam' are computed here."
 
-# %% ../nbs/03_localization.ipynb #03-localization-42
+# %% ../nbs/03_localization.ipynb #03-localization-44
 def _library(method: str):
     "Return the method's class in pytorch_grad_cam; `ImportError` naming the extra."
     try:
         import pytorch_grad_cam
     except ImportError as e:
         raise ImportError(
-            f"method={method!r} needs pytorch-grad-cam: pip install 'prle[paper]'. Only 'gradcam' works without."
+            f"method={method!r} needs pytorch-grad-cam: pip install 'prle[paper]'. "
+            "Only 'gradcam' and 'layercam' work without."
         ) from e
     return getattr(pytorch_grad_cam, CAM_METHODS[method])
 
-# %% ../nbs/03_localization.ipynb #03-localization-43
+# %% ../nbs/03_localization.ipynb #03-localization-45
 def _grid_of(cam) -> tuple[int, int]:
     "Return width and height of the layer that the library has hooked."
     height, width = cam.activations_and_grads.activations[0].shape[-2:]
     return width, height
 
-# %% ../nbs/03_localization.ipynb #03-localization-44
+# %% ../nbs/03_localization.ipynb #03-localization-46
 def _library_maps(
     method: str, model: nn.Module, layers: list[nn.Module], x: Tensor, score: Callable
 ) -> list[Tensor]:
@@ -276,7 +288,7 @@ def _library_maps(
             maps.append(torch.from_numpy(found).to(x.device))
     return maps
 
-# %% ../nbs/03_localization.ipynb #03-localization-45
+# %% ../nbs/03_localization.ipynb #03-localization-47
 @torch.inference_mode(False)
 def attention_maps(
     model: nn.Module,  # a trained detector, or any network
@@ -292,8 +304,8 @@ def attention_maps(
     check_choice(method, CAM_METHODS, "CAM method")
     _check_images(x)
     layers, score = _check_layers(model, layer), score or fake_logit
-    if method == "gradcam":
-        grids = _gradcam(model, layers, x, score)
+    if method in _WEIGHTS:
+        grids = _own_maps(method, model, layers, x, score)
     else:
         grids = _library_maps(method, model, layers, x, score)
     shape = _size(size, x, grids)
@@ -306,7 +318,7 @@ def attention_maps(
         )
     return maps
 
-# %% ../nbs/03_localization.ipynb #03-localization-55
+# %% ../nbs/03_localization.ipynb #03-localization-57
 def _images(batch) -> Tensor:
     "Return the images of a batch, a tensor or dictionary, as floats; uint8 is scaled to [0, 1]."
     x = batch["image"] if isinstance(batch, dict) else batch
@@ -325,7 +337,7 @@ def _write_header(file, rows: int, grid: Sequence[int]):
     header = dict(descr="<f2", fortran_order=False, shape=(rows, *grid))
     np.lib.format.write_array_header_1_0(file, header)
 
-# %% ../nbs/03_localization.ipynb #03-localization-56
+# %% ../nbs/03_localization.ipynb #03-localization-58
 def _located(model, layer, x: Tensor, score, method: str, row: int) -> Tensor:
     "Compute the maps of a batch on the layer's grid; an error notes the row that the batch starts at."
     try:
@@ -334,7 +346,7 @@ def _located(model, layer, x: Tensor, score, method: str, row: int) -> Tensor:
         e.add_note(f"The batch starts at row {row}.")
         raise
 
-# %% ../nbs/03_localization.ipynb #03-localization-57
+# %% ../nbs/03_localization.ipynb #03-localization-59
 def localize(
     model: nn.Module,  # a trained detector
     layer: nn.Module | list[nn.Module],  # as in `attention_maps`
@@ -369,7 +381,7 @@ def localize(
         _write_header(file, rows, grid)
     return Path(path)
 
-# %% ../nbs/03_localization.ipynb #03-localization-58
+# %% ../nbs/03_localization.ipynb #03-localization-60
 def upsample_maps(
     grid_maps: Tensor | np.ndarray,  # (N, h, w) stored maps
     size: tuple[int, int],  # (height, width) to bring them to

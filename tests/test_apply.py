@@ -20,7 +20,7 @@ from prle.mini.benchmark import LIFT, SCALE, build_benchmark
 from prle.core import write_json
 from prle.data.crops import read_rgb
 from prle.data.manifest import read_manifest, write_manifest
-from prle.lab.configs import IDENTITY, PRESETS, RunConfig, Zoo
+from prle.lab.configs import IDENTITY, PRESETS, CamConfig, RunConfig, Zoo
 from prle.paper.exhibits import Exhibit
 from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
 from prle.data.faces import orl_folder, read_image
@@ -173,7 +173,7 @@ def test_readings_on_the_command_line(lab, prle, tmp_path):
     label = "Small-A-primary-Other-zoo=B-true-zoo=s0-s2"
     [run] = (lab.outputs / "runs/detectors").glob(f"{label}-*")
     config = RunConfig.read(run / "run.yaml")
-    assert config.masking_zoo == Zoo("A", 0, ("Other",), explain="true", trained="B")
+    assert config.masking_zoo == Zoo("A", 0, ("Other",), cam=CamConfig(explain="true"), trained="B")
     code, where, _ = prle("localize", "Small-A-primary", "--explain", "predicted")
     assert code == 0 and "-test-predicted-" in where
     assert "Did you mean 'true'" in prle("localize", "Small-A-primary", "--explain", "ture")[2]

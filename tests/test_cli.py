@@ -22,10 +22,10 @@ OPTIONS = {
     "reproduce": "seeds preset data outputs engine gpus remake",
     "plan": "seeds preset data outputs",
     "runs": "kind match code delete outputs",
-    "train": "mask seed explain blind zoo-seed zoo-subset set processes track preset data outputs",
+    "train": "mask seed cam explain blind zoo-seed zoo-subset set processes track preset data outputs",
     "audit": "mask subset split seed fusion set draws masks manifest figure preset data outputs",
     "controls": "faces trainings engine outputs",
-    "localize": "data outputs split subset explain",
+    "localize": "data outputs split subset cam explain",
     "evaluate": "data outputs on",
     "predict": "data outputs count csv",
     "userstudy build": "participants images subsets splits practice seed secret-of consent post confidence out "

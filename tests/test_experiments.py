@@ -12,7 +12,16 @@ import torch
 
 from prle.core import digest
 from prle.trust import read_json
-from prle.lab.configs import FURTHER, PRESETS, Backbone, FusionConfig, Preset, RunConfig, Zoo
+from prle.lab.configs import (
+    FURTHER,
+    PRESETS,
+    Backbone,
+    CamConfig,
+    FusionConfig,
+    Preset,
+    RunConfig,
+    Zoo,
+)
 from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
 from prle.lab.labdata import data_fingerprint, data_sets
 from prle.lab.store import RunFailed
@@ -628,6 +637,8 @@ def test_labels_say_what_is_not_as_usual(lab):
     assert label_of(dry.statistics(Zoo.single("A", 2, "Other"))) == "A-mean,tau=0-Other-s2"
 
 
+TRUE = CamConfig(explain="true")
+
 KEYS = {  # as they were before trainings had readings
     "f13f2358302072d4": dict(),
     "0919c11fd8d8a182": dict(mask="random"),
@@ -649,7 +660,7 @@ KEYS = {  # as they were before trainings had readings
 def test_keys_of_trainings_stay(key):
     config = dict(detector="vgg16", subset="DF") | KEYS[key]
     assert digest(RunConfig(**config).key()) == key
-    other = RunConfig(**config, explain="true", blind=True, zoo_seed=9, zoo_subset="NT")
+    other = RunConfig(**config, cam=TRUE, blind=True, zoo_seed=9, zoo_subset="NT")
     assert digest(other.key()) == key, (
         "readings are those of the quantile maps, in whose key they are"
     )
@@ -682,51 +693,74 @@ def test_readings_have_keys_and_labels_of_their_own(lab):
     dry = lab.dry()
     zoos = [
         Zoo("A"),
-        Zoo("A", explain="predicted"),
-        Zoo("A", explain="true"),
+        Zoo("A", cam=CamConfig(explain="predicted")),
+        Zoo("A", cam=TRUE),
+        Zoo("A", cam=CamConfig("layercam")),
+        Zoo("A", cam=CamConfig(grid=5)),
         Zoo("A", blind=True),
         Zoo("A", trained="B"),
         Zoo("A", 1),
     ]
-    assert len({dry.quantiles(zoo).key for zoo in zoos}) == 6
+    assert len({dry.quantiles(zoo).key for zoo in zoos}) == len(zoos)
     assert dry.quantiles(Zoo("A", trained="A")).path == dry.quantiles(Zoo("A")).path
-    zoo = Zoo("A", explain="true", trained="B", blind=True)
+    zoo = Zoo("A", cam=TRUE, trained="B", blind=True)
     assert label_of(dry.quantiles(zoo)) == "A-neighbour-zoo=B-true-blind-s0"
     assert [label_of(run) for run in dry.maps(zoo)] == [
         "Small-B-none-s0-train-true",
         "Other-B-none-s0-train-true",
     ]
-    readings = dict(explain="predicted", zoo_seed=4, zoo_subset="B", blind=True)
+    readings = dict(cam=dict(explain="predicted"), zoo_seed=4, zoo_subset="B", blind=True)
     run = dry.detector("Small", "A", "primary", **readings)
     assert label_of(run) == "Small-A-primary-zoo=B-predicted-blind-zoo=s4-s0"
     usual = dry.detector("Small", "A", "primary")
     assert run.key != usual.key
-    own = dict(explain="fake", zoo_seed=0, zoo_subset="A", blind=False)
+    own = dict(cam=CamConfig(), zoo_seed=0, zoo_subset="A", blind=False)
     assert dry.detector("Small", "A", "primary", **own).path == usual.path
+
+
+def test_matched_masks_are_of_the_zoo_that_they_are_compared_with(lab):
+    dry = lab.dry()
+    primary = dry.detector("Small", "A", "primary", blind=True)
+    asked = len(dry.store.tasks)
+    for mask in ("random-matched", "landmark-matched"):
+        run = dry.detector("Small", "A", mask, blind=True)
+        assert label_of(run) == f"Small-A-{mask}-blind-s0" and run.key != primary.key
+    assert len(dry.store.tasks) == asked + 2, "no maps besides"
+    parts = dict(parts=["nose", "mouth"])
+    assert label_of(dry.detector("Small", "A", "landmark", **parts)).endswith(
+        "-parts=nose+mouth-s0"
+    )
+    assert (
+        dry.detector("Small", "A", "random", **parts).key
+        == dry.detector("Small", "A", "random").key
+    )
+    with pytest.raises(ValueError, match="unknown part of the face 'moth'"):
+        lab.config("Small", "A", mask="landmark", parts=["moth"])
 
 
 def test_what_is_no_reading_stops_at_once(lab):
     with pytest.raises(ValueError, match="unknown reading 'fakes'.*Did you mean 'fake'"):
-        lab.config("Small", "A", explain="fakes")
+        lab.config("Small", "A", cam=dict(explain="fakes"))
     with pytest.raises(ValueError, match="zoo_seed must be a whole number from 0"):
         lab.config("Small", "A", zoo_seed=-1)
     with pytest.raises(ValueError, match="unknown manipulation 'C'"):
         lab.detector("Small", "A", "primary", zoo_subset="C")
     with pytest.raises(ValueError, match="unknown reading 'real'"):
-        lab.attention(lab.dry().detector("Small", "A"), explain="real")
+        CamConfig(explain="real")
     assert lab.store.names() == []
 
 
 def test_a_training_takes_the_zoo_that_it_names(lab):
     "Detectors of another manipulation and seed localize on its own faces, in its own reading."
-    readings = dict(explain="true", zoo_seed=1, zoo_subset="B", zoo=("Small",))
+    readings = dict(cam=TRUE, zoo_seed=1, zoo_subset="B", zoo=("Small",))
     run = lab.detector("Small", "A", "primary", **readings)
+    lab.detector("Small", "A", "landmark-matched", **readings)
     (plain,) = [lab.detector("Small", "B", seed=1)]
-    (maps,) = lab.maps(Zoo("A", 1, ("Small",), explain="true", trained="B"))
+    (maps,) = lab.maps(Zoo("A", 1, ("Small",), cam=TRUE, trained="B"))
     assert plain.reused and maps.reused and config_of(maps)["detector"] == plain.key
     assert len(np.load(maps.path / "maps.npy")) == len(lab.train_faces("A"))
     again = RunConfig.read(run.path / "run.yaml")
-    assert (again.explain, again.zoo_seed, again.zoo_subset) == ("true", 1, "B")
+    assert (again.cam, again.zoo_seed, again.zoo_subset) == (TRUE, 1, "B")
 
 
 def test_maps_of_a_lab_in_every_reading(lab):
@@ -735,7 +769,7 @@ def test_maps_of_a_lab_in_every_reading(lab):
     images = torch.stack([item["image"] for item in faces]) / 255
     labels = torch.tensor([item["label"] for item in faces])
     for explain, reading in READINGS.items():
-        stored = np.load(lab.attention(run, explain=explain).path / "maps.npy")
+        stored = np.load(lab.attention(run, cam=CamConfig(explain=explain)).path / "maps.npy")
         expected = attention_maps(
             detector,
             detector.cam_layer(64, 4),

@@ -327,7 +327,7 @@ def undecided(net, x):
 
 
 @pytest.mark.parametrize("explain", READINGS)
-@pytest.mark.parametrize("method", ["gradcam", "hirescam", "scorecam"])
+@pytest.mark.parametrize("method", ["gradcam", "layercam", "hirescam", "scorecam"])
 def test_a_reading_is_the_map_of_the_logit_with_its_sign(undecided, tmp_path, explain, method):
     "Face by face, in a loop over images of their own."
     net, x = undecided

@@ -32,11 +32,11 @@ from ..data.pairs import MapSources, blind_sources
 from ..detectors import Detector, create_detector
 from ..detectors.registry import size_option
 from ..fusion import fuse
-from ..localization import READINGS, localize, upsample_maps
+from ..localization import localize, upsample_maps
 from ..masking import FILLS, MaskParams, PrimaryRegionMask
 from ..training.processes import check_processes, launch
 from ..trainer import TrainConfig, memory_explained, predict, train
-from .configs import FURTHER, IDENTITY, FusionConfig, RunConfig, Zoo
+from .configs import FURTHER, IDENTITY, CamConfig, FusionConfig, RunConfig, Zoo
 from .labdata import LabData
 from .integrity import read_run, run_file
 from .planning import DryStore
@@ -238,6 +238,8 @@ def zoo_names(
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-37
 def _text(value) -> str:
     "Format the value of a setting for a label."
+    if isinstance(value, tuple) and all(isinstance(part, str) for part in value):
+        return "+".join(value)
     if isinstance(value, tuple):
         return "..".join(f"{part:g}" for part in value)
     return str(value)
@@ -247,7 +249,7 @@ def _differences(usual: dict, key: dict) -> list[str]:  # ["alpha=1..1", "lr=0.0
     "List what differs between two keys of `RunConfig`, the fields of their recipes included."
     old, new = usual | usual["recipe"], key | key["recipe"]
     del new["recipe"]
-    return [f"{name}={_text(value)}" for name, value in new.items() if value != old[name]]
+    return [f"{name}={_text(value)}" for name, value in new.items() if value != old.get(name)]
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-40
 @patch
@@ -270,7 +272,7 @@ def label(
     name, seed = names.get(config.detector, config.detector), config.recipe.seed
     usual = self.config(name, config.subset, seed, mask=config.mask)
     parts = _differences(usual.key(), config.key())
-    if config.mask == "primary":
+    if config.needs_maps:
         zoo = self._normal(config.masking_zoo)
         if zoo.seed != seed:
             parts = [f"zoo=s{zoo.seed}", *parts]
@@ -455,11 +457,11 @@ def train(
     self: Lab,
     config: RunConfig,  # of this preset and data
 ) -> Run:  # model.safetensors, history.parquet, scores.parquet, run.yaml
-    "Train and score a detector (Algorithm 1); for primary masks, its zoo and their maps are made first."
+    "Train and score a detector (Algorithm 1); for masks that need maps, its zoo and their maps are made first."
     self._check_config(config)
     key, marks = dict(config.key(), data=self.fingerprint, quantiles=None), []
     maps = None
-    if config.mask == "primary":
+    if config.needs_maps:
         maps = self.quantiles(config.masking_zoo)
         key["quantiles"] = maps.key
     if self.processes > 1:
@@ -516,14 +518,15 @@ _ADVICE = "lower batch_size or raise accumulate in the detector's training, whos
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-65
 @patch
-def _localize(self: Lab, run: Run, rows: pd.DataFrame, explain: str, folder: Path):
+def _localize(self: Lab, run: Run, rows: pd.DataFrame, cam: CamConfig, folder: Path):
     "Write the attention maps of faces."
     detector = load_detector(run, self.device)
-    layer = detector.cam_layer(self.preset.size, self.preset.grid)
+    layer = detector.cam_layer(self.preset.size, cam.grid or self.preset.grid)
     batch_size = min(64, _batch_size(_run_config(run)))
     faces = DataLoader(FaceDataset(rows), batch_size, num_workers=self.workers)
     with memory_explained(_ADVICE, batch_size=batch_size):
-        localize(detector, layer, faces, folder / "maps.npy", explain=explain)
+        read = dict(method=cam.method, explain=cam.explain)
+        localize(detector, layer, faces, folder / "maps.npy", **read)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-66
 @patch
@@ -532,23 +535,20 @@ def attention(
     run: Run,  # of a detector, trained in whatever way
     split: str = "test",  # "test" or a target set: all its faces; "train", "val": those of `subset`
     subset: str = "all",  # manipulation
-    explain: str = "fake",  # what the maps explain, one of `prle.localization.READINGS`
+    cam: CamConfig = CamConfig(),  # how the maps are read
     people: int | None = None,  # seed that drew the people of the faces; None: the run's own
 ) -> Run:  # maps.npy (N, h, w) float16, rows as `faces(split, subset, seed)`
     "Localize with one detector (Eq. 3); the maps keep the detector's own grid."
     config = dict(detector=run.key, split=split, subset=subset)
-    config |= dict(grid=self.preset.grid, data=self.source(split)[1])
-    label = f"{_run_label(run)}-{split}"
-    if check_choice(explain, READINGS, "reading") != "fake":
-        config["explain"] = explain
-        label += f"-{explain}"
-    if people is not None:
+    config |= dict(grid=self.preset.grid, data=self.source(split)[1]) | cam.key()
+    fold = "" if people is None else f"fold={self.fold(people)}"
+    if fold:
         config["fold"] = self.fold(people)
-        label += f"-fold={self.fold(people)}"
+    label = "-".join(filter(None, [_run_label(run), split, str(cam), fold]))
 
     def make(folder):
         seed = _seed_of(run) if people is None else people
-        self._localize(run, self.faces(split, subset, seed), explain, folder)
+        self._localize(run, self.faces(split, subset, seed), cam, folder)
 
     return self.store.get("maps", label, config, make)
 
@@ -590,7 +590,7 @@ def maps(
     runs = []
     for name in self.zoo_names(zoo.backbones) or self.preset.backbones:
         plain = self.detector(name, zoo.trained or zoo.subset, seed=zoo.seed)
-        runs.append(self.attention(plain, split, subset, zoo.explain, self._strangers(zoo)))
+        runs.append(self.attention(plain, split, subset, zoo.cam, self._strangers(zoo)))
     return runs
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-77

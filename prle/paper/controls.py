@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..lab.configs import FusionConfig
+from ..lab.configs import CamConfig, FusionConfig
 from ..core import FAKE, digest, outputs_dir
 from ..data.crops import read_mask, read_quantiles
 from ..lab.administration import record_runs
@@ -49,7 +49,7 @@ READINGS = (
     Variant("none", "plain"),
     Variant("oracle", "oracle: the planted place", dict(mask="oracle")),
     Variant("published", "PRLE as published", ZOO),
-    Variant("true", "PRLE, maps of the true class", ZOO | dict(explain="true")),
+    Variant("true", "PRLE, maps of the true class", ZOO | dict(cam=CamConfig(explain="true"))),
     Variant("blind", "PRLE, label-blind maps", ZOO | dict(blind=True)),
     Variant(
         "compact",
