@@ -1,5 +1,6 @@
 """prle.lab.experiments: configurations and the graph."""
 
+import dataclasses
 import pickle
 import threading
 import time
@@ -814,6 +815,24 @@ def test_a_fake_and_its_real_have_one_map_in_a_blind_zoo(paired):
     shares = pd.read_parquet(paired.statistics(blind).path / "shares.parquet")
     by_label = [shares[shares.label == label]["above 0"].tolist() for label in (0, 1)]
     assert by_label[0] == by_label[1]
+
+
+def test_a_decisive_zoo_keeps_as_much_as_decides(paired):
+    whole = Zoo("A", backbones=("Small",), fusion=FusionConfig("mean", tau=0.0), blind=True)
+    zoo, rows = dataclasses.replace(whole, decisive=2.0), paired.train_faces("A")
+    sizes = np.load(paired.sizes(zoo).path / "sizes.npy")
+    assert paired.sizes(whole).reused, "one run for all margins"
+    assert (sizes[rows.label == 0] == 0).all() and 0 <= sizes.min() and sizes.max() <= 0.5
+    run, pixels = paired.quantiles(zoo), 64 * 64
+    attended = torch.cat(list(paired.fused_maps(zoo)))
+    for i, (path, video) in enumerate(zip(rows.path, rows.video)):
+        fake = rows.path.tolist().index(f"A/{video}.png")
+        masked = read_quantiles((run.path / "quantiles" / path).with_suffix(".png")) > 0
+        largest = round(min(2 * sizes[fake], 1) * pixels)
+        assert masked.sum() <= largest and (attended[i].numpy() > 0).sum() == masked.sum()
+    assert paired.quantiles(whole).key != run.key
+    with pytest.raises(ValueError, match="needs blind"):
+        paired.config("Small", "A", mask="primary", blind=False, decisive=2.0)
 
 
 def test_test_faces_are_masked_as_the_zoo_says(paired):

@@ -249,6 +249,12 @@ class Zoo:
     trained: str = ""  # manipulation that its detectors are trained on; "": `subset`
     blind: bool = False  # the maps of fakes alone, which their reals share, see `prle.data.pairs`
     student: int | None = None  # seed of the run whose faces they localize on; None: their own
+    decisive: float = 0.0  # how often the region that decides stays, see `prle.regions`; 0: all
+
+    def __post_init__(self):
+        "Check that there is a region that decides."
+        if self.decisive and not self.blind:
+            raise ValueError("a decisive region needs blind: there is none of a real face's own.")
 
     @classmethod
     def single(cls, subset: str, seed: int, backbone: str) -> "Zoo":
@@ -270,6 +276,8 @@ class Zoo:
             marks.append(str(self.cam))
         if self.blind:
             marks.append("blind")
+        if self.decisive:
+            marks.append(f"decisive={self.decisive:g}")
         return marks
 
     @property
@@ -346,6 +354,7 @@ _RULES = dict(
     zoo_subset=WORD,
     blind=FLAG,
     parts=Rule(_is_names, "be a list of parts of the face"),
+    decisive=number_rule("be a number from 0", lambda x: x >= 0),
     p=SHARE,
     alpha=Rule(_is_alpha, _ALPHA_TEXT),
     detector=WORD,
@@ -373,6 +382,7 @@ def _one_form(config: "RunConfig") -> dict:
         recipe=_built(TrainConfig, config.recipe),
         width=float(config.width),
         p=float(config.p),
+        decisive=float(config.decisive),
         zoo=tuple(config.zoo),
         parts=tuple(config.parts),
         data=absolute_data(config.data),
@@ -409,6 +419,7 @@ class RunConfig:
     zoo_subset: str = ""  # manipulation that the zoo is trained on; "": the run's own
     cam: CamConfig = CamConfig()  # how the zoo's maps are read
     blind: bool = False  # a fake and its real share the fake's map
+    decisive: float = 0.0  # regions that decide, times this, see `prle.regions`; 0: whole maps
     p: float = 0.5  # probability that a face is masked
     alpha: str | tuple[float, float] = "dynamic"  # share of the attended pixels, see `range`
     fill: str = "zero"  # what masked pixels become
@@ -427,6 +438,7 @@ class RunConfig:
             check_choice(self.alpha, ALPHA_POLICIES, "alpha policy")
         set_fields(self, **_one_form(self))
         PrimaryRegionMask(self.p, self.range, self.fill)  # checks all three
+        Zoo(self.subset, blind=self.blind, decisive=self.decisive)  # checks both
         _check_pretrained(self)
         preset = PRESETS[check_choice(self.preset, PRESETS, "preset")]
         for name in self.zoo:
@@ -458,6 +470,7 @@ def of_parts(self: RunConfig) -> bool:
 def masking_zoo(self: RunConfig) -> Zoo:
     "Return the zoo whose maps are behind the masks, where `needs_maps`."
     readings = dict(cam=self.cam, trained=self.zoo_subset, blind=self.blind)
+    readings["decisive"] = self.decisive
     own = Zoo(self.subset, self.recipe.seed, self.zoo, self.fusion, **readings)
     if self.zoo_seed is None:
         return own
@@ -482,7 +495,8 @@ def policy(self: RunConfig):  # a mask of `prle.masking`, or None
 @patch
 def key(self: RunConfig) -> dict:
     "Return the settings that the weights depend on, besides data and quantile maps."
-    unused = ["preset", "data", "fusion", "zoo", "zoo_seed", "zoo_subset", "cam", "blind"]
+    unused = ["preset", "data", "fusion", "zoo", "zoo_seed", "zoo_subset"]
+    unused += ["cam", "blind", "decisive"]
     recipe = self.recipe.key()
     if not self.needs_maps:
         unused.append("alpha")

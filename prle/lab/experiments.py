@@ -23,17 +23,18 @@ from fastcore.basics import patch
 from safetensors.torch import save
 from torch.utils.data import DataLoader
 
-from ..core import atomic_path, check_choice, digest, discard, log, torch_rng
+from ..core import FAKE, atomic_path, check_choice, digest, discard, log, torch_rng
 from ..trust import DIGESTS, read_array, read_json, read_table, read_tensors
 from ..fields import build_config
 from ..data.crops import move_maps, quantile_store
 from ..data.datasets import FaceDataset
-from ..data.pairs import MapSources, blind_sources
+from ..data.pairs import MapSources, blind_sources, originals
 from ..detectors import Detector, create_detector
 from ..detectors.registry import size_option
-from ..fusion import fuse
+from ..fusion import fuse, most_attended
 from ..localization import localize, upsample_maps
 from ..masking import FILLS, MaskParams, PrimaryRegionMask
+from ..regions import decisive_shares
 from ..training.processes import check_processes, launch
 from ..trainer import TrainConfig, memory_explained, predict, train
 from .configs import FURTHER, IDENTITY, CamConfig, FusionConfig, RunConfig, Zoo
@@ -119,6 +120,8 @@ def fused_batches(
         owners = chosen if sources is None else sources.rows[chosen]
         upsampled = [upsample_maps(m[owners], (size, size)) for m in maps]
         fused = fuse(torch.stack(upsampled, 1), **asdict(fusion))
+        if sources is not None and sources.shares is not None:
+            fused = most_attended(fused, torch.from_numpy(sources.shares[chosen]))
         yield fused if sources is None else move_maps(fused, map(sources.warps.get, chosen))
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-19
@@ -580,6 +583,13 @@ def _fold_mark(self: Lab, zoo: Zoo) -> str:  # "" for the people of its own seed
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-70
 @patch
+def _detectors(self: Lab, zoo: Zoo) -> Iterator[Run]:
+    "Train the detectors of a zoo without masks, one after the other in the zoo's order."
+    for name in self.zoo_names(zoo.backbones) or self.preset.backbones:
+        yield self.detector(name, zoo.trained or zoo.subset, seed=zoo.seed)
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-71
+@patch
 def maps(
     self: Lab,
     zoo: Zoo,  # of which manipulation and seed, and which backbones
@@ -587,19 +597,16 @@ def maps(
 ) -> list[Run]:  # each as `attention`, in the zoo's order
     "Localize with every detector of a zoo, each trained without masks."
     subset = zoo.subset if split in ("train", "val") else "all"
-    runs = []
-    for name in self.zoo_names(zoo.backbones) or self.preset.backbones:
-        plain = self.detector(name, zoo.trained or zoo.subset, seed=zoo.seed)
-        runs.append(self.attention(plain, split, subset, zoo.cam, self._strangers(zoo)))
-    return runs
+    read = subset, zoo.cam, self._strangers(zoo)
+    return [self.attention(run, split, *read) for run in self._detectors(zoo)]
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-77
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-78
 def _zoo_label(zoo: Zoo, *marks: str) -> str:  # empty marks are left out
     "Return the label of what is made from the maps of a zoo."
     parts = [zoo.subset, str(zoo.fusion), *marks, *zoo.readings, f"s{zoo.seed}"]
     return "-".join(filter(None, parts))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-78
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-79
 @patch
 def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
     "Return the configuration that names what is made from the maps of a zoo."
@@ -607,15 +614,70 @@ def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
     if zoo.blind:
         faces = self.train_faces(zoo.subset, seed=zoo.people)
         key["blind"] = digest(faces.target.tolist())
+    if zoo.decisive:
+        key["decisive"] = zoo.decisive
     return key
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-79
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-81
+def _without_trace(
+    faces: FaceDataset, fakes: np.ndarray, reals: np.ndarray
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # (n, 3, H, W) twice, in [0, 1]
+    "Yield fakes, and what stands in place of their pixels: the real face, or a blur (-1)."
+    for start in range(0, len(fakes), 64):
+        part = slice(start, start + 64)
+        images = torch.stack([faces[i]["image"] for i in fakes[part]])
+        fill = FILLS["blur"](images, torch.zeros(len(images)))
+        for k, real in enumerate(reals[part].tolist()):
+            if real >= 0:
+                fill[k] = faces[real]["image"]
+        yield images / 255, fill / 255
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-82
+@patch
+def _write_sizes(self: Lab, zoo: Zoo, split: str, folder: Path):
+    "Write how much of each fake decides; 0 for a real face."
+    faces = self.faces(split, zoo.subset, zoo.people)
+    fakes = np.flatnonzero(faces.label == FAKE)
+    plain = [load_detector(run, self.device) for run in self._detectors(zoo)]
+    fused = fused_batches(self.maps(zoo, split), zoo.fusion, self.preset.size, fakes)
+    pictures = _without_trace(FaceDataset(faces), fakes, originals(faces)[fakes])
+    sizes, found = np.zeros(len(faces)), []
+    for attention, (images, fill) in zip(fused, pictures):
+        found.append(
+            decisive_shares(plain, images.to(self.device), attention, fill.to(self.device))
+        )
+    sizes[fakes] = torch.cat(found)
+    np.save(folder / "sizes.npy", sizes)
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-83
+@patch
+def sizes(
+    self: Lab,
+    zoo: Zoo,  # that localizes
+    split: str = "train",  # the faces, as in `attention`
+) -> Run:  # sizes.npy (N,) share of each face, in [0, 1]; rows as `faces(split, zoo.subset)`
+    "Measure how much of each fake decides, of the most attended pixels (`prle.regions`)."
+    zoo = replace(zoo, decisive=0.0)  # one run for all margins
+    config = dict(self._fusion_key(zoo, self.maps(zoo, split)), kind="sizes")
+    names = self.zoo_names(zoo.backbones)
+    label = _zoo_label(zoo, *names, "" if split == "train" else split, self._fold_mark(zoo))
+    return self.store.get(
+        "sizes", label, config, lambda folder: self._write_sizes(zoo, split, folder)
+    )
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-84
 @patch
 def _sources(self: Lab, zoo: Zoo, split: str) -> MapSources | None:
     "Return whose map each face gets; None: its own, as everywhere but in a blind zoo."
-    return blind_sources(self.faces(split, zoo.subset, zoo.people)) if zoo.blind else None
+    if not zoo.blind:
+        return None
+    sources = blind_sources(self.faces(split, zoo.subset, zoo.people))
+    if not zoo.decisive:
+        return sources
+    sizes = read_array(run_file(self.sizes(zoo, split).path, "sizes.npy"))
+    return sources._replace(shares=np.minimum(zoo.decisive * sizes[sources.rows], 1))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-80
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-85
 @patch
 def quantiles(
     self: Lab,
@@ -627,6 +689,8 @@ def quantiles(
     With `zoo.blind` a real face gets the map of the fake that was made of it. One of which none was made gets that of
     another person's fake, moved onto it, see `prle.data.pairs`."""
     runs = self.maps(zoo, split)
+    if zoo.decisive:
+        self.sizes(zoo, split)
     names = "+".join(self.zoo_names(zoo.backbones))
     label = _zoo_label(zoo, names, "" if split == "train" else split, self._fold_mark(zoo))
 
@@ -640,7 +704,7 @@ def quantiles(
 
     return self.store.get("fusions", label, self._fusion_key(zoo, runs), make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-83
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-88
 @patch
 def fused_maps(
     self: Lab,
@@ -653,7 +717,7 @@ def fused_maps(
     runs, size, sources = self.maps(zoo, split), self.preset.size, self._sources(zoo, split)
     return fused_batches(runs, zoo.fusion, size, rows, batch_size, sources)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-84
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-89
 @patch
 def statistics(
     self: Lab,
@@ -661,6 +725,8 @@ def statistics(
 ) -> Run:  # shares.parquet, a row a training face; histogram.npy (BINS,) pixels by attention
     "Measure the share of each training face that a zoo's maps cover, and the distribution of their values."
     runs = self.maps(zoo)
+    if zoo.decisive:
+        self.sizes(zoo)
     config = self._fusion_key(zoo, runs) | dict(thresholds=THRESHOLDS, bins=BINS)
     label = _zoo_label(zoo, *self.zoo_names(zoo.backbones), self._fold_mark(zoo))
 
@@ -671,7 +737,7 @@ def statistics(
 
     return self.store.get("statistics", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-87
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-92
 @patch
 def masked(
     self: Lab,
@@ -706,7 +772,7 @@ def masked(
 
     return self.store.get("masked", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-96
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-101
 @dataclass(frozen=True)
 class Wanted:
     "A run that is needed and how its result is read; nothing is made until a lab is asked."
