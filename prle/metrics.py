@@ -536,6 +536,8 @@ class Estimate(NamedTuple):
     freedom: float = np.nan
     seed_variance: float = np.nan  # NaN: not measured, as with one seed
     person_variance: float = np.nan
+    seeds: float = np.nan  # how many there were
+    people: float = np.nan  # how many were tested
 
     @property
     def spread(self) -> Spread:

@@ -1,4 +1,4 @@
-"The target sets: shifted, tested on people that a seed has not trained on, alike for reals and fakes, free of trivial cues."
+"The target sets: shifted, tested on people that a seed has not trained on, free of trivial cues."
 
 from collections import Counter
 

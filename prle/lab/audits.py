@@ -154,9 +154,11 @@ def masked_areas(
     maps = lab.quantiles(config.masking_zoo) if config.needs_maps else None
     key = _settings(config, "train", draws=1) | dict(faces=MEASURED, data=lab.fingerprint)
     key["quantiles"] = maps.key if maps else None
+    if fold := lab.fold(config.recipe.seed):
+        key["fold"] = fold
 
     def make(folder):
-        rows = some_faces(lab.train_faces(config.subset), MEASURED)
+        rows = some_faces(lab.train_faces(config.subset, seed=config.recipe.seed), MEASURED)
         areas = _areas(config, FaceDataset(rows, quantiles=quantile_folder(maps) if maps else None))
         table = rows[["path", "label", "identity"]].assign(area=areas)
         table.to_parquet(folder / "areas.parquet", index=False)

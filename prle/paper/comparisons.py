@@ -39,7 +39,7 @@ def _estimates(
     by_seed: np.ndarray,  # (S, M) numbers of each seed
     drawn: np.ndarray,  # (B, M) their means over seeds, of people drawn anew
     people: Sequence[np.ndarray],  # who was tested, for each seed
-) -> np.ndarray:  # (M, 9), rows as `Estimate`
+) -> np.ndarray:  # (M, 11), rows as `Estimate`
     "Return numbers with their intervals and spread; of one seed, with those of people alone."
     mean, levels = by_seed.mean(0), (0.95, 0.9)
     if len(by_seed) > 1:
@@ -50,7 +50,8 @@ def _estimates(
         freedom, unknown = np.full_like(mean, max(tested.people - 1, 1)), np.full_like(mean, np.nan)
         spread = Spread(variance, freedom, unknown, variance / tested.mean)
         ends = list(np.quantile(drawn, [0.025, 0.975, 0.05, 0.95], axis=0))
-    return np.stack([mean, *ends, *spread], 1)
+    counts = [np.full_like(mean, number) for number in (len(by_seed), overlap(people).people)]
+    return np.stack([mean, *ends, *spread, *counts], 1)
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-5
 def _person_means(
@@ -245,10 +246,10 @@ def estimate_sums(
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-27
 def estimate_of(
-    row: pd.Series,  # of `estimate_sums`
+    row,  # of `estimate_sums`, as a series or a named tuple
 ) -> Estimate:
     "Return the number of a row, with its intervals and its spread."
-    return Estimate(*(float(row[name]) for name in Estimate._fields))
+    return Estimate(*(float(getattr(row, name, np.nan)) for name in Estimate._fields))
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-30
 _SHOWN = ["key", "note", "value", "low", "high"]
