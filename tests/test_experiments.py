@@ -727,6 +727,26 @@ def test_readings_have_keys_and_labels_of_their_own(lab):
     assert dry.detector("Small", "A", "primary", **own).path == usual.path
 
 
+def test_matched_masks_are_of_the_zoo_that_they_are_compared_with(lab):
+    dry = lab.dry()
+    primary = dry.detector("Small", "A", "primary", blind=True)
+    asked = len(dry.store.tasks)
+    for mask in ("random-matched", "landmark-matched"):
+        run = dry.detector("Small", "A", mask, blind=True)
+        assert label_of(run) == f"Small-A-{mask}-blind-s0" and run.key != primary.key
+    assert len(dry.store.tasks) == asked + 2, "no maps besides"
+    parts = dict(parts=["nose", "mouth"])
+    assert label_of(dry.detector("Small", "A", "landmark", **parts)).endswith(
+        "-parts=nose+mouth-s0"
+    )
+    assert (
+        dry.detector("Small", "A", "random", **parts).key
+        == dry.detector("Small", "A", "random").key
+    )
+    with pytest.raises(ValueError, match="unknown part of the face 'moth'"):
+        lab.config("Small", "A", mask="landmark", parts=["moth"])
+
+
 def test_what_is_no_reading_stops_at_once(lab):
     with pytest.raises(ValueError, match="unknown reading 'fakes'.*Did you mean 'fake'"):
         lab.config("Small", "A", cam=dict(explain="fakes"))
@@ -743,6 +763,7 @@ def test_a_training_takes_the_zoo_that_it_names(lab):
     "Detectors of another manipulation and seed localize on its own faces, in its own reading."
     readings = dict(cam=TRUE, zoo_seed=1, zoo_subset="B", zoo=("Small",))
     run = lab.detector("Small", "A", "primary", **readings)
+    lab.detector("Small", "A", "landmark-matched", **readings)
     (plain,) = [lab.detector("Small", "B", seed=1)]
     (maps,) = lab.maps(Zoo("A", 1, ("Small",), cam=TRUE, trained="B"))
     assert plain.reused and maps.reused and config_of(maps)["detector"] == plain.key
@@ -886,3 +907,68 @@ def test_an_augmentation_is_in_key_and_label_where_there_is_one(lab):
         lab.config("Small", "A", augment="cutuot")
     with pytest.raises(ValueError, match="RECCE cannot be trained with mixup"):
         lab.dry().detector("recce", "A", augment="mixup")
+
+
+# Seeds that draw their people
+
+
+def _path_sets(lab, seed):
+    sets = [
+        lab.train_faces("A", seed=seed),
+        lab.train_faces("A", "val", seed),
+        lab.test_faces(seed=seed),
+    ]
+    return [set(rows.identity) for rows in sets]
+
+
+@pytest.fixture
+def grouped(lab):
+    "The toy faces with a group for each split, so that there are three folds."
+    faces = lab.manifest.assign(group=lab.manifest.split.map(dict(test=0, val=1, train=2)))
+    root = lab.manifest.attrs["root"]
+    return quiet_lab(write_manifest(faces, f"{root}/grouped.parquet", root), lab.outputs)
+
+
+def test_each_seed_has_its_own_people(grouped):
+    (train, val, test), others = _path_sets(grouped, 0), _path_sets(grouped, 1)
+    assert others == [test, train, val] and _path_sets(grouped, 3) == [train, val, test]
+    assert [grouped.fold(seed) for seed in range(4)] == [0, 1, 2, 0]
+    for seed in (0, 1):
+        run = grouped.detector("Small", "A", seed=seed)
+        assert set(read_scores(run).identity) == _path_sets(grouped, seed)[2]
+        rows = grouped.faces("train", "A", seed)
+        (maps,) = grouped.maps(Zoo("A", seed, ("Small",)))
+        assert len(np.load(maps.path / "maps.npy")) == len(rows)
+        quantiles = grouped.quantiles(Zoo("A", seed, ("Small",))).path / "quantiles"
+        assert all((quantiles / path).with_suffix(".png").exists() for path in rows.path)
+    plain = quiet_lab(f"{grouped.manifest.attrs['root']}/manifest.parquet", grouped.outputs)
+    assert plain.fingerprint != grouped.fingerprint and plain.fold(1) == 0
+
+
+def test_a_zoo_of_another_seed_localizes_on_the_students_faces(grouped):
+    run = grouped.detector("Small", "A", "primary", seed=1, zoo_seed=3, zoo=("Small",))
+    zoo = RunConfig.read(run.path / "run.yaml").masking_zoo
+    assert zoo == Zoo("A", 3, ("Small",), student=1)
+    made = grouped.quantiles(zoo)
+    assert made.reused and label_of(made) == "A-neighbour-Small-fold=1-s3"
+    rows = grouped.faces("train", "A", 1)
+    (maps,) = grouped.maps(zoo)
+    assert maps.reused and len(np.load(maps.path / "maps.npy")) == len(rows)
+    assert all((made.path / "quantiles" / p).with_suffix(".png").exists() for p in rows.path)
+    assert len(list((made.path / "quantiles").rglob("*.png"))) == len(rows)
+    dry = grouped.dry()
+    same = dry.quantiles(Zoo("A", 3, ("Small",), student=4))
+    other = dry.quantiles(Zoo("A", 3, ("Small",), student=0))
+    assert same.key == made.key != other.key
+    assert dry.quantiles(Zoo("A", 3, ("Small",))).key == other.key
+    statistics = grouped.statistics(zoo)
+    shares = pd.read_parquet(statistics.path / "shares.parquet")
+    assert shares.path.tolist() == rows.path.tolist()
+
+
+def test_masked_faces_are_of_the_people_of_the_detector(grouped):
+    plain = grouped.detector("Small", "A", seed=1)
+    masked = grouped.masked(plain, Zoo("A", 1, ("Small",)), 0.5)
+    assert read_scores(masked).path.tolist() == read_scores(plain).path.tolist()
+    with pytest.raises(ValueError, match="localizes on other people"):
+        grouped.masked(plain, Zoo("A", 0, ("Small",)), 0.5)

@@ -35,7 +35,14 @@ from ..detectors import list_detectors
 from ..detectors.registry import has_weights
 from ..fusion import FUSIONS
 from ..localization import CAM_METHODS, READINGS
-from ..masking import LandmarkMask, PrimaryRegionMask, RandomMask
+from prle.masking import (
+    FACE_PARTS,
+    LandmarkMask,
+    MatchedLandmarkMask,
+    MatchedRandomMask,
+    PrimaryRegionMask,
+    RandomMask,
+)
 from ..mini.controls import PLACES, PlantedMask
 from ..trainer import TrainConfig
 
@@ -301,7 +308,8 @@ class Zoo:
     trained: str = ""  # manipulation that its detectors are trained on; "": `subset`
     blind: bool = READING[
         "blind"
-    ]  # the maps of fakes alone, which their reals share, see `prle.data.pairs`
+    ]  # fakes' maps alone, which their reals share, see `prle.data.pairs`
+    student: int | None = None  # seed of the run whose faces they localize on; None: their own
     decisive: float = 0.0  # how often the region that decides stays, see `prle.regions`; 0: all
 
     def __post_init__(self):
@@ -313,6 +321,11 @@ class Zoo:
     def single(cls, subset: str, seed: int, backbone: str) -> "Zoo":
         "Return a zoo of one detector, whose Grad-CAM map stays as it is."
         return cls(subset, seed, (backbone,), **PUBLISHED | dict(fusion=IDENTITY))
+
+    @property
+    def people(self) -> int:
+        "Return the seed that drew the people whose faces they localize on."
+        return self.seed if self.student is None else self.student
 
     @property
     def readings(self) -> list[str]:
@@ -342,10 +355,17 @@ class Zoo:
         return [str(self.fusion), *names, *self.readings]
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-45
-MASKS = dict(
-    primary=PrimaryRegionMask, random=RandomMask, landmark=LandmarkMask, oracle=PlantedMask
-)
-"The masks that a training can have besides none; the oracle knows where the controls' traces are."
+MASKS = {
+    "primary": PrimaryRegionMask,
+    "random": RandomMask,
+    "landmark": LandmarkMask,
+    "random-matched": MatchedRandomMask,
+    "landmark-matched": MatchedLandmarkMask,
+    "oracle": PlantedMask,
+}
+"""The masks that a training can have besides none.
+
+Matched ones are as large as the primary region of the same face; the oracle knows where the controls' traces are."""
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-46
 ALPHA_POLICIES = dict(dynamic=(0.0, 1.0), static=(1.0, 1.0))
@@ -397,6 +417,7 @@ _RULES = dict(
     zoo_seed=Rule(_is_seed, "be a whole number from 0, or none for the run's own seed"),
     zoo_subset=WORD,
     blind=FLAG,
+    parts=Rule(_is_names, "be a list of parts of the face"),
     decisive=number_rule("be a number from 0", lambda x: x >= 0),
     p=SHARE,
     alpha=Rule(_is_alpha, _ALPHA_TEXT),
@@ -427,6 +448,7 @@ def _one_form(config: "RunConfig") -> dict:
         p=float(config.p),
         decisive=float(config.decisive),
         zoo=tuple(config.zoo),
+        parts=tuple(config.parts),
         data=absolute_data(config.data),
     )
     if not isinstance(config.alpha, str):
@@ -454,7 +476,8 @@ class RunConfig:
     pretrained: bool = False  # start from ImageNet weights
     options: dict = field(default_factory=dict)  # of the detector's constructor
     mask: str = "none"  # "none" or one of `MASKS`
-    fusion: FusionConfig = READING["fusion"]  # of the maps behind primary masks
+    parts: tuple[str, ...] = ()  # of the face, for landmark masks; none named: all of them
+    fusion: FusionConfig = READING["fusion"]  # of the maps behind primary and matched masks
     zoo: tuple[str, ...] = ()  # backbones behind them; none named: all of the preset
     zoo_seed: int | None = None  # of the zoo's trainings; None: the run's own
     zoo_subset: str = ""  # manipulation that the zoo is trained on; "": the run's own
@@ -473,6 +496,8 @@ class RunConfig:
         check_choice(self.mask, ["none", *MASKS], "mask")
         if self.mask == "oracle":
             check_choice(self.subset, PLACES, "place of the controls")
+        for part in self.parts:
+            check_choice(part, FACE_PARTS, "part of the face")
         if isinstance(self.alpha, str):
             check_choice(self.alpha, ALPHA_POLICIES, "alpha policy")
         set_fields(self, **_one_form(self))
@@ -494,42 +519,60 @@ class RunConfig:
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-66
 @patch(as_prop=True)
-def masking_zoo(self: RunConfig) -> Zoo:
-    "Return the zoo whose maps are behind the primary masks."
-    seed = self.recipe.seed if self.zoo_seed is None else self.zoo_seed
-    readings = dict(cam=self.cam, trained=self.zoo_subset, blind=self.blind)
-    readings["decisive"] = self.decisive
-    return Zoo(self.subset, seed, self.zoo, self.fusion, **readings)
+def needs_maps(self: RunConfig) -> bool:
+    "Tell whether the mask is made from the maps of a zoo."
+    return self.mask != "none" and "quantiles" in MASKS[self.mask].needs
+
+
+@patch(as_prop=True)
+def of_parts(self: RunConfig) -> bool:
+    "Tell whether the mask chooses among parts of the face."
+    return self.mask != "none" and issubclass(MASKS[self.mask], LandmarkMask)
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-67
+@patch(as_prop=True)
+def masking_zoo(self: RunConfig) -> Zoo:
+    "Return the zoo whose maps are behind the masks, where `needs_maps`."
+    readings = dict(cam=self.cam, trained=self.zoo_subset, blind=self.blind)
+    readings["decisive"] = self.decisive
+    own = Zoo(self.subset, self.recipe.seed, self.zoo, self.fusion, **readings)
+    if self.zoo_seed is None:
+        return own
+    return replace(own, seed=self.zoo_seed, student=self.recipe.seed)
+
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-68
 @patch
 def policy(self: RunConfig):  # a mask of `prle.masking`, or None
     "Return the mask that this configuration trains with."
     if self.mask == "none":
         return None
     options = dict(p=self.p, fill=self.fill)
-    if self.mask == "primary":
+    if self.needs_maps:
         options["alpha"] = self.range
+    if self.of_parts:
+        options["parts"] = self.parts or tuple(FACE_PARTS)
     if self.mask == "oracle":
         options["place"] = self.subset
     return MASKS[self.mask](**options)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-70
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-71
 @patch
 def key(self: RunConfig) -> dict:
     "Return the settings that the weights depend on, besides data and quantile maps."
     unused = ["preset", "data", "fusion", "zoo", "zoo_seed", "zoo_subset"]
     unused += ["cam", "blind", "decisive"]
     recipe = self.recipe.key()
-    if self.mask != "primary":
+    if not self.needs_maps:
         unused.append("alpha")
+    if not (self.of_parts and self.parts):
+        unused.append("parts")
     if self.mask == "none":
         unused += ["p", "fill"]
         del recipe["gamma"]
     settings = asdict(self) | dict(alpha=self.range, recipe=recipe)
     return {name: value for name, value in settings.items() if name not in unused}
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-73
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-74
 @patch
 def write(
     self: RunConfig,
@@ -542,7 +585,7 @@ def write(
         tmp.write_text(text, encoding="utf-8")
     return path
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-74
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-75
 @patch(cls_method=True)
 def read(
     cls: RunConfig,
