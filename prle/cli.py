@@ -302,7 +302,9 @@ def forge(
 # %% ../nbs/09_cli.ipynb #09-cli-33
 def open_lab(
     *,
-    preset: str = "mini",  # size of the experiment: smoke, mini, paper, controls or controls-smoke
+    # size of the experiment: smoke, mini, paper, controls or controls-smoke; mini+paper, mini+release, paper+paper
+    # and paper+release train as the paper's text or its released code does
+    preset: str = "mini",
     # other data: a folder with ff++/, dfdc/, df-1.0/, celeb-df/ as `prle faces` makes them;
     # a folder of `prle forge`; a manifest
     data: str | None = None,
@@ -505,7 +507,7 @@ def train(
     processes: int = 1,  # processes that train a detector together, each on a GPU of its own
     # a tracker of accelerate that is told of each epoch, e.g. tensorboard, which writes to logs/ of the outputs
     track: str | None = None,
-    # size of the experiment: smoke, mini (default), paper, controls, controls-smoke
+    # size of the experiment: smoke, mini (default), paper, controls, controls-smoke; or with a recipe: paper+release
     preset: str | None = None,
     **kwargs,
 ) -> int:  # exit code

@@ -126,14 +126,19 @@ def _check_unit(**values: float):
 # %% ../nbs/04_fusion.ipynb #04-fusion-47
 def most_attended(
     fused: Tensor,  # (N, H, W) float attention
-    share: float,  # of each map's pixels, in [0, 1], rounded to whole pixels
+    share: float
+    | Tensor,  # of the pixels, in [0, 1], rounded to whole pixels; or (N,) for each map
 ) -> Tensor:  # like `fused`
     "Set all but the most attended `share` of each map to 0; of equal pixels the first ones stay."
-    _check_unit(share=share)
+    for one in torch.as_tensor(share).flatten().tolist():
+        _check_unit(share=one)
     values = fused.flatten(1)
-    count = round(share * values.shape[1])
-    kept = values.argsort(dim=1, descending=True, stable=True)[:, :count]
-    return torch.zeros_like(values).scatter_(1, kept, values.gather(1, kept)).view_as(fused)
+    pixels = values.shape[1]
+    count = torch.as_tensor(share, dtype=torch.float64).mul(pixels).round().reshape(-1, 1)
+    order = values.argsort(dim=1, descending=True, stable=True).cpu()
+    first = (torch.arange(pixels) < count).expand(len(values), -1)
+    kept = torch.zeros(values.shape, dtype=torch.bool).scatter_(1, order, first)
+    return values.where(kept.to(values.device), 0).view_as(fused)
 
 # %% ../nbs/04_fusion.ipynb #04-fusion-52
 def fuse(

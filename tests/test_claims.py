@@ -38,8 +38,8 @@ from prle.paper.claims import (
     mean_difference,
     paper_difference,
     told_fakes,
-    verdict,
 )
+from prle.metrics import Estimate, verdict
 from prle.paper.comparisons import Arm, gaps, mean_interval
 from prle.mini.targets import TARGETS as MINI_TARGETS
 from prle.paper.exhibits import Gap, read_cell
@@ -72,20 +72,29 @@ TARGETS = tuple(MINI_TARGETS)
     ],
 )
 def test_verdicts(low, high, wanted, says):
-    assert verdict(low, high, wanted) == says
+    assert verdict(Estimate((low + high) / 2, low, high), wanted) == says
 
 
 def test_means_over_faces():
     people = np.repeat([f"p{i}" for i in range(30)], 3)
     values = np.random.default_rng(0).normal(size=90)
-    value, low, high = mean_interval([values], people)
-    assert (
-        value == pytest.approx(values.mean())
-        and low < value < high
-        and mean_interval([np.ones(4)], list("aabc")) == (1, 1, 1)
-    )
-    _, wide_low, wide_high = mean_interval([values, values + 3], people)
-    assert wide_high - wide_low > 3, "two seeds so far apart say little"
+    one = mean_interval([values], [people])
+    assert one.value == pytest.approx(values.mean()) and one.low < one.value < one.high
+    assert mean_interval([np.ones(4)], [list("aabc")])[:3] == (1, 1, 1)
+    two = mean_interval([values, values + 3], [people] * 2)
+    assert two.high - two.low > 3, "two seeds so far apart say little"
+
+
+def test_means_over_faces_of_other_people():
+    "Two seeds, each with people of its own, or with some of the other's, as in training."
+    values = np.random.default_rng(0).normal(size=90)
+    people = np.repeat([f"p{i}" for i in range(30)], 3)
+    own = mean_interval([values[:45], values[45:]], [people[:45], people[45:]])
+    assert own.value == pytest.approx((values[:45].mean() + values[45:].mean()) / 2)
+    shared = mean_interval([values[:60], values[30:]], [people[:60], people[30:]])
+    same = mean_interval([values, values], [people] * 2)
+    assert same.variance == pytest.approx(mean_interval([values], [people]).variance)
+    assert shared.low < shared.value < shared.high
 
 
 @pytest.fixture
@@ -106,7 +115,7 @@ def faces(tmp_path):
         )
     )
     rows.attrs["root"] = str(tmp_path)
-    lab.test_faces = lambda split="test": rows
+    lab.test_faces = lambda split="test", seed=0: rows
     return lab
 
 
@@ -522,6 +531,7 @@ def test_the_claims(faces):
         low=[0.5, np.nan],
         high=[2.0, np.nan],
         verdict=["holds", "undecided"],
+        needs=["", "8 seeds, 40 people"],
         paper=[6.8, np.nan],
         note=["", "it diverged"],
     )
@@ -529,5 +539,26 @@ def test_the_claims(faces):
     assert (
         shown.ours.tolist() == ["+1.0 [+0.5, +2.0]", "gap: it diverged"]
         and shown["ours - paper"].tolist() == ["-5.8", ""]
-        and shown.verdict[0] == "**holds**"
+        and shown.verdict.tolist()
+        == ["**holds**", "**undecided**: 8 seeds, 40 people would decide"]
     )
+
+
+@pytest.mark.parametrize(
+    "noise, needs",
+    [
+        (dict(seed_variance=4.0, person_variance=20.0, seeds=4), "10 seeds, 4 people"),
+        (dict(seed_variance=np.nan, person_variance=20.0, seeds=1), "2 seeds or more"),
+        (dict(seed_variance=4.0, person_variance=2000.0, seeds=4), "people"),
+    ],
+)
+def test_an_undecided_claim_says_what_it_needs(faces, noise, needs):
+    faces.manifest = pd.DataFrame(dict(identity=list("abcd")))
+    e = Estimate(1.0, -4.0, 6.0, -3.0, 5.0, variance=6.0, freedom=8.0, people=4, **noise)
+    row = claim_row("prle", e, MORE)
+    found = module._needs(faces, row)
+    assert row["verdict"] == "undecided" and found.endswith(needs.removeprefix("10 seeds, "))
+    assert module._needs(faces, claim_row("prle", e._replace(low=0.5), MORE)) == ""
+    assert module._needs(faces, claim_row("share", Estimate(19, 15, 25), (0, 20))) == ""
+    within = claim_row("prle", e._replace(inner_low=-1.9, inner_high=1.8), MORE)
+    assert within["verdict"] == "equivalent" and module._needs(faces, within) == ""

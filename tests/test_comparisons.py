@@ -342,7 +342,7 @@ def test_a_zoo_that_diverged_is_a_gap_of_table1(lab, monkeypatch):
     "name", [name for name, e in exhibits().items() if any(p.name == "seeds" for p in e.parameters)]
 )
 def test_no_seed_is_no_table(lab, name):
-    lab.test_faces = lambda target="test": (
+    lab.test_faces = lambda target="test", seed=0: (
         rows := pd.DataFrame(dict(label=[0, 1], subset="DF", mask="m")),
         rows.attrs.update(root="."),
     )[0]

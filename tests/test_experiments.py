@@ -1,5 +1,6 @@
 """prle.lab.experiments: configurations and the graph."""
 
+import dataclasses
 import pickle
 import threading
 import time
@@ -15,6 +16,8 @@ from prle.trust import read_json
 from prle.lab.configs import (
     FURTHER,
     PRESETS,
+    PUBLISHED,
+    READING,
     Backbone,
     CamConfig,
     FusionConfig,
@@ -630,10 +633,13 @@ def test_labels_say_what_is_not_as_usual(lab):
     masked = dict(mask="primary", fusion=FusionConfig("mean"), zoo=("Other",))
     random = dict(mask="random", p=0.2, lr=0.01, seed=3)
     assert label_of(dry.detector("Small", "A")) == "Small-A-none-s0"
-    assert label_of(dry.detector("Small", "A", **masked)) == "Small-A-primary-mean-Other-s0"
+    assert (
+        label_of(dry.detector("Small", "A", **masked))
+        == "Small-A-primary-mean-Other-layercam-blind-s0"
+    )
     assert label_of(dry.detector("Small", "A", **random)) == "Small-A-random-p=0.2-lr=0.01-s3"
     zoo = Zoo("A", 1, ("Other",), FusionConfig("mean"))
-    assert label_of(dry.quantiles(zoo, "test")) == "A-mean-Other-test-s1"
+    assert label_of(dry.quantiles(zoo, "test")) == "A-mean-Other-test-layercam-blind-s1"
     assert label_of(dry.statistics(Zoo.single("A", 2, "Other"))) == "A-mean,tau=0-Other-s2"
 
 
@@ -674,7 +680,7 @@ maps/EfficientNet-DF-none-s0-train-feb69626c598fb29
 detectors/VGG-DF-none-s0-4c7b0791356af3cf
 maps/VGG-DF-none-s0-train-514051796eb1579a
 fusions/DF-neighbour-s0-2cc5a00a7ffe089d
-detectors/VGG-DF-primary-s0-f44208acd978aea0
+detectors/VGG-DF-primary-published-s0-f44208acd978aea0
 statistics/DF-neighbour-s0-c2aff36cd24a58be
 """
 
@@ -684,8 +690,8 @@ def test_names_of_runs_stay(tmp_path):
     lab.manifest = pd.DataFrame(dict(subset=["real", "DF", "NT"], split="train", label=[0, 1, 1]))
     lab.fingerprint = "that of a manifest made by hand"
     dry = lab.dry()
-    dry.detector("VGG", "DF", mask="primary")
-    dry.statistics(Zoo("DF"))
+    dry.detector("VGG", "DF", mask="primary", **PUBLISHED)
+    dry.statistics(Zoo("DF", **PUBLISHED))
     assert [task.name for task in dry.store.tasks] == RUNS.split()
 
 
@@ -693,28 +699,31 @@ def test_readings_have_keys_and_labels_of_their_own(lab):
     dry = lab.dry()
     zoos = [
         Zoo("A"),
-        Zoo("A", cam=CamConfig(explain="predicted")),
-        Zoo("A", cam=TRUE),
-        Zoo("A", cam=CamConfig("layercam")),
-        Zoo("A", cam=CamConfig(grid=5)),
-        Zoo("A", blind=True),
+        Zoo("A", **PUBLISHED),
+        Zoo("A", **PUBLISHED | dict(cam=CamConfig(explain="predicted"))),
+        Zoo("A", **PUBLISHED | dict(cam=TRUE)),
+        Zoo("A", **PUBLISHED | dict(cam=CamConfig("layercam"))),
+        Zoo("A", **PUBLISHED | dict(cam=CamConfig(grid=5))),
+        Zoo("A", **PUBLISHED | dict(blind=True)),
         Zoo("A", trained="B"),
         Zoo("A", 1),
     ]
     assert len({dry.quantiles(zoo).key for zoo in zoos}) == len(zoos)
     assert dry.quantiles(Zoo("A", trained="A")).path == dry.quantiles(Zoo("A")).path
-    zoo = Zoo("A", cam=TRUE, trained="B", blind=True)
+    zoo = Zoo("A", cam=TRUE, trained="B", fusion=FusionConfig())
     assert label_of(dry.quantiles(zoo)) == "A-neighbour-zoo=B-true-blind-s0"
     assert [label_of(run) for run in dry.maps(zoo)] == [
         "Small-B-none-s0-train-true",
         "Other-B-none-s0-train-true",
     ]
-    readings = dict(cam=dict(explain="predicted"), zoo_seed=4, zoo_subset="B", blind=True)
+    readings = dict(
+        cam=dict(explain="predicted"), fusion=FusionConfig(), zoo_seed=4, zoo_subset="B", blind=True
+    )
     run = dry.detector("Small", "A", "primary", **readings)
-    assert label_of(run) == "Small-A-primary-zoo=B-predicted-blind-zoo=s4-s0"
+    assert label_of(run) == "Small-A-primary-neighbour-zoo=B-predicted-blind-zoo=s4-s0"
     usual = dry.detector("Small", "A", "primary")
     assert run.key != usual.key
-    own = dict(cam=CamConfig(), zoo_seed=0, zoo_subset="A", blind=False)
+    own = dict(zoo_seed=0, zoo_subset="A", **READING)
     assert dry.detector("Small", "A", "primary", **own).path == usual.path
 
 
@@ -800,8 +809,8 @@ def blind_maps(lab, zoo, rows):
 
 
 def test_a_fake_and_its_real_have_one_map_in_a_blind_zoo(paired):
-    zoo, rows = Zoo("A", backbones=("Small",)), paired.train_faces("A")
-    blind = Zoo("A", backbones=("Small",), blind=True)
+    zoo, rows = Zoo("A", backbones=("Small",), **PUBLISHED), paired.train_faces("A")
+    blind = dataclasses.replace(zoo, blind=True)
     (own, _), (shared, _) = blind_maps(paired, zoo, rows), blind_maps(paired, blind, rows)
     for path, label, video, before, after in zip(rows.path, rows.label, rows.video, own, shared):
         fake = rows.path.tolist().index(f"A/{video}.png")
@@ -816,9 +825,28 @@ def test_a_fake_and_its_real_have_one_map_in_a_blind_zoo(paired):
     assert by_label[0] == by_label[1]
 
 
+def test_a_decisive_zoo_keeps_as_much_as_decides(paired):
+    whole = Zoo("A", backbones=("Small",), fusion=FusionConfig("mean", tau=0.0), blind=True)
+    zoo, rows = dataclasses.replace(whole, decisive=2.0), paired.train_faces("A")
+    sizes = np.load(paired.sizes(zoo).path / "sizes.npy")
+    assert paired.sizes(whole).reused, "one run for all margins"
+    assert (sizes[rows.label == 0] == 0).all() and 0 <= sizes.min() and sizes.max() <= 0.5
+    run, pixels = paired.quantiles(zoo), 64 * 64
+    attended = torch.cat(list(paired.fused_maps(zoo)))
+    for i, (path, video) in enumerate(zip(rows.path, rows.video)):
+        fake = rows.path.tolist().index(f"A/{video}.png")
+        masked = read_quantiles((run.path / "quantiles" / path).with_suffix(".png")) > 0
+        largest = round(min(2 * sizes[fake], 1) * pixels)
+        assert masked.sum() <= largest and (attended[i].numpy() > 0).sum() == masked.sum()
+    assert paired.quantiles(whole).key != run.key
+    with pytest.raises(ValueError, match="needs blind"):
+        paired.config("Small", "A", mask="primary", blind=False, decisive=2.0)
+
+
 def test_test_faces_are_masked_as_the_zoo_says(paired):
-    run, zoo = paired.detector("Small", "A"), Zoo("A", backbones=("Small",))
-    blind = Zoo("A", backbones=("Small",), blind=True)
+    run = paired.detector("Small", "A")
+    zoo = Zoo("A", backbones=("Small",), **PUBLISHED)
+    blind = dataclasses.replace(zoo, blind=True)
     own, shared = (paired.masked(run, z, 0.5) for z in (zoo, blind))
     assert own.key != shared.key
     own, shared = (read_scores(r).set_index("path").p_fake for r in (own, shared))
@@ -846,3 +874,101 @@ def test_without_a_pair_a_real_has_the_moved_map_of_another_persons_fake(paired,
     assert there.any() and torch.equal(here[2:, 6:], there[:-2, :-6])
     assert not here[:2].any() and not here[:, :6].any()
     assert "NOTE 1 of 6 real faces have no fake of the same frame." in lines
+
+
+def test_a_recipe_changes_training_masks_and_nothing_else(toy, tmp_path):
+    data = write_square(toy, tmp_path / "square")
+    labs = {
+        name: Lab(name, data=data, outputs=tmp_path / "out") for name in PRESETS if "smoke" in name
+    }
+    ours, paper, release = (labs[name] for name in ("smoke", "smoke+paper", "smoke+release"))
+    plain = ours.config("Xception", "all").recipe
+    assert plain.balance and plain.ema and plain.flip and plain.schedule == "cosine"
+    for lab, batch in ((paper, 64), (release, 32)):
+        assert lab.base == "smoke" and lab.preset.size == ours.preset.size
+        for name in ("Xception", "VGG", "meso4"):  # of the zoo or not
+            recipe = lab.config(name, "all").recipe
+            assert (recipe.batch_size, recipe.lr, recipe.epochs) == (batch, 2e-4, 10)
+            assert not (recipe.balance or recipe.ema or recipe.flip)
+            assert recipe.schedule == "constant"
+    masked = release.config("VGG", "A", mask="primary")
+    assert (masked.range, masked.fill) == ((0.5, 1.0), "noise")
+    assert release.config("VGG", "A", mask="primary", alpha="static").range == (1.0, 1.0)
+    assert paper.config("VGG", "A", mask="primary").range == (0.0, 1.0)
+    assert release.label(masked) == "VGG-A-primary-recipe=release-s0"
+    assert ours.label(ours.config("VGG", "A")) == "VGG-A-none-s0"
+
+
+def test_an_augmentation_is_in_key_and_label_where_there_is_one(lab):
+    plain, cut = lab.config("Small", "A"), lab.config("Small", "A", augment="cutout")
+    assert "augment" not in plain.key()["recipe"] and cut.key()["recipe"]["augment"] == "cutout"
+    assert lab.label(cut) == "Small-A-none-augment=cutout-s0"
+    with pytest.raises(ValueError, match="unknown augmentation 'cutuot'.*'cutout'"):
+        lab.config("Small", "A", augment="cutuot")
+    with pytest.raises(ValueError, match="RECCE cannot be trained with mixup"):
+        lab.dry().detector("recce", "A", augment="mixup")
+
+
+# Seeds that draw their people
+
+
+def _path_sets(lab, seed):
+    sets = [
+        lab.train_faces("A", seed=seed),
+        lab.train_faces("A", "val", seed),
+        lab.test_faces(seed=seed),
+    ]
+    return [set(rows.identity) for rows in sets]
+
+
+@pytest.fixture
+def grouped(lab):
+    "The toy faces with a group for each split, so that there are three folds."
+    faces = lab.manifest.assign(group=lab.manifest.split.map(dict(test=0, val=1, train=2)))
+    root = lab.manifest.attrs["root"]
+    return quiet_lab(write_manifest(faces, f"{root}/grouped.parquet", root), lab.outputs)
+
+
+def test_each_seed_has_its_own_people(grouped):
+    (train, val, test), others = _path_sets(grouped, 0), _path_sets(grouped, 1)
+    assert others == [test, train, val] and _path_sets(grouped, 3) == [train, val, test]
+    assert [grouped.fold(seed) for seed in range(4)] == [0, 1, 2, 0]
+    for seed in (0, 1):
+        run = grouped.detector("Small", "A", seed=seed)
+        assert set(read_scores(run).identity) == _path_sets(grouped, seed)[2]
+        rows = grouped.faces("train", "A", seed)
+        (maps,) = grouped.maps(Zoo("A", seed, ("Small",)))
+        assert len(np.load(maps.path / "maps.npy")) == len(rows)
+        quantiles = grouped.quantiles(Zoo("A", seed, ("Small",))).path / "quantiles"
+        assert all((quantiles / path).with_suffix(".png").exists() for path in rows.path)
+    plain = quiet_lab(f"{grouped.manifest.attrs['root']}/manifest.parquet", grouped.outputs)
+    assert plain.fingerprint != grouped.fingerprint and plain.fold(1) == 0
+
+
+def test_a_zoo_of_another_seed_localizes_on_the_students_faces(grouped):
+    run = grouped.detector("Small", "A", "primary", seed=1, zoo_seed=3, zoo=("Small",))
+    zoo = RunConfig.read(run.path / "run.yaml").masking_zoo
+    assert zoo == Zoo("A", 3, ("Small",), student=1)
+    made = grouped.quantiles(zoo)
+    assert made.reused and label_of(made) == "A-neighbour-Small-fold=1-s3"
+    rows = grouped.faces("train", "A", 1)
+    (maps,) = grouped.maps(zoo)
+    assert maps.reused and len(np.load(maps.path / "maps.npy")) == len(rows)
+    assert all((made.path / "quantiles" / p).with_suffix(".png").exists() for p in rows.path)
+    assert len(list((made.path / "quantiles").rglob("*.png"))) == len(rows)
+    dry = grouped.dry()
+    same = dry.quantiles(Zoo("A", 3, ("Small",), student=4))
+    other = dry.quantiles(Zoo("A", 3, ("Small",), student=0))
+    assert same.key == made.key != other.key
+    assert dry.quantiles(Zoo("A", 3, ("Small",))).key == other.key
+    statistics = grouped.statistics(zoo)
+    shares = pd.read_parquet(statistics.path / "shares.parquet")
+    assert shares.path.tolist() == rows.path.tolist()
+
+
+def test_masked_faces_are_of_the_people_of_the_detector(grouped):
+    plain = grouped.detector("Small", "A", seed=1)
+    masked = grouped.masked(plain, Zoo("A", 1, ("Small",)), 0.5)
+    assert read_scores(masked).path.tolist() == read_scores(plain).path.tolist()
+    with pytest.raises(ValueError, match="localizes on other people"):
+        grouped.masked(plain, Zoo("A", 0, ("Small",)), 0.5)

@@ -67,7 +67,7 @@ def lab(tmp_path, monkeypatch):
         pd.DataFrame(dict(subset=["real", *SUBSETS])),
         (None, dict.fromkeys(TARGETS, tmp_path)),
     )
-    lab.test_faces = lambda split="test": pd.DataFrame(dict(label=[0, 1]))
+    lab.test_faces = lambda split="test", seed=0: pd.DataFrame(dict(label=[0, 1]))
     monkeypatch.setattr(
         Lab,
         "detector",
@@ -221,7 +221,7 @@ def test_quantile_maps_of_faces_that_are_no_pngs(lab, tmp_path, monkeypatch):
     (quantiles,) = write_quantiles(torch.rand(1, 8, 8), [tmp_path / "quantiles/a/face.png"]).numpy()
     write_digests(tmp_path / "quantiles")
     monkeypatch.setattr(figures, "read_face", lambda rows, i: np.zeros((8, 8, 3), np.uint8))
-    lab.train_faces = lambda subset: pd.DataFrame(dict(path=["a/face.jpg"]))
+    lab.train_faces = lambda subset, seed=0: pd.DataFrame(dict(path=["a/face.jpg"]))
     values = {("quantiles", "DF"): [tmp_path / "quantiles"], ("maps", "DF"): [[]]}
     assert (figures.ranked_face(lab, values, "DF", 0).quantiles == quantiles).all()
 
@@ -236,10 +236,12 @@ def test_figure1_draws_auc_inside_and_across(lab, monkeypatch):
     monkeypatch.setattr(Lab, "quantiles", lambda *args: SimpleNamespace(path=lab.outputs))
     monkeypatch.setattr(figures, "quantile_folder", lambda run: run.path)
     monkeypatch.setattr(Lab, "maps", lambda *args: [])
-    lab.train_faces = lambda subset, split="train": pd.DataFrame(
+    lab.train_faces = lambda subset, split="train", seed=0: pd.DataFrame(
         dict(label=[0, 1], identity=["a", "b"])
     )
-    lab.test_faces = lambda split="test": pd.DataFrame(dict(label=[0, 1], identity=["a", "b"]))
+    lab.test_faces = lambda split="test", seed=0: pd.DataFrame(
+        dict(label=[0, 1], identity=["a", "b"])
+    )
     (part,) = figures.Figure1().compute(lab, seeds=2)
     figure = part.figure
     assert figure.get_figwidth() == PAGE_WIDTH and min(letters(figure)) >= 6
@@ -275,7 +277,7 @@ def test_who_finds_a_fake():
 
 def test_figure9_draws_both_groups_and_counts_all(lab, monkeypatch):
     rows = faces("figure9", subsets=("Celeb",), people=8)
-    lab.test_faces = lambda split="test": rows
+    lab.test_faces = lambda split="test", seed=0: rows
     who = np.arange(len(rows)) % 8  # the last two of eight are PRLE's
     scores = {
         "none": rows.assign(p_fake=np.where(who < 6, 0.9, 0.2)),

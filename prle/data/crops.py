@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core import atomic_path, progress
-from ..fusion import fuse
+from ..fusion import fuse, most_attended
 from ..localization import upsample_maps
 from ..masking import quantile_map
 from prle.trust import (
@@ -134,11 +134,12 @@ def quantile_store(
     batch_size: int = 16,  # faces in memory at once
     rows: Sequence[int] | None = None,  # which map each of the faces gets; None: its own
     warps: dict[int, np.ndarray] | None = None,  # as of `move_maps`, by the face's row
+    shares: np.ndarray | None = None,  # (N,) how much of each face's map stays; None: all
     **fusion,  # settings of `fuse`: method, tau, ...
 ) -> np.ndarray:  # (N,) share of each face that is attended, in [0, 1]
     "Resize, fuse and rank the maps of all faces, Eq. 6-9; the folder appears when it is complete."
     maps, names = _open_stores(stores, len(faces)), _png_names(faces)
-    shares, warps = np.zeros(len(faces), np.float32), warps or {}
+    attended, warps = np.zeros(len(faces), np.float32), warps or {}
     rows = np.arange(len(faces)) if rows is None else np.asarray(rows)
     with made_folder(folder, "quantile maps") as tmp:
         for i in progress(range(0, len(faces), batch_size), desc=f"fuse {Path(folder).name}"):
@@ -151,8 +152,10 @@ def quantile_store(
                 first = faces[rows[i]]
                 e.add_note(f"Image 0 of this batch is {first}; the detectors are {detectors}.")
                 raise
+            if shares is not None:
+                fused = most_attended(fused, torch.from_numpy(shares[batch]))
             fused = move_maps(fused, map(warps.get, batch))
             quantiles = write_quantiles(fused, [tmp / names[k] for k in batch])
-            shares[batch] = (quantiles.to(torch.int32) > 0).float().mean((1, 2))
+            attended[batch] = (quantiles.to(torch.int32) > 0).float().mean((1, 2))
         write_digests(tmp)
-    return shares
+    return attended

@@ -66,7 +66,7 @@ def some_faces(
 # %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-11
 def _audited(lab: Lab, config: RunConfig, split: str) -> pd.DataFrame:
     "Return the faces of a split that an audit is about."
-    rows = lab.faces(split, config.subset)
+    rows = lab.faces(split, config.subset, config.recipe.seed)
     if split in SPLITS and config.subset != "all":
         rows = rows[rows.subset.isin(["real", config.subset])]
     return some_faces(rows)
@@ -115,6 +115,8 @@ def audit(
     "Measure what the masks of a training tell of the label; the zoo is trained first where it is needed."
     transform, maps = _masking(config), None
     key = _settings(config, split, draws) | dict(data=lab.source(split)[1], quantiles=None)
+    if fold := lab.fold(config.recipe.seed):
+        key["fold"] = fold
     if config.needs_maps:
         maps = lab.quantiles(config.masking_zoo, split)
         key["quantiles"] = maps.key
@@ -152,9 +154,11 @@ def masked_areas(
     maps = lab.quantiles(config.masking_zoo) if config.needs_maps else None
     key = _settings(config, "train", draws=1) | dict(faces=MEASURED, data=lab.fingerprint)
     key["quantiles"] = maps.key if maps else None
+    if fold := lab.fold(config.recipe.seed):
+        key["fold"] = fold
 
     def make(folder):
-        rows = some_faces(lab.train_faces(config.subset), MEASURED)
+        rows = some_faces(lab.train_faces(config.subset, seed=config.recipe.seed), MEASURED)
         areas = _areas(config, FaceDataset(rows, quantiles=quantile_folder(maps) if maps else None))
         table = rows[["path", "label", "identity"]].assign(area=areas)
         table.to_parquet(folder / "areas.parquet", index=False)

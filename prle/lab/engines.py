@@ -146,7 +146,7 @@ def _do_there(
     return outcome._replace(said=tuple(said))
 
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-26
-GPU_KINDS = ("detectors", "maps", "targets", "masked")
+GPU_KINDS = ("detectors", "maps", "sizes", "targets", "masked")
 "The kinds of runs in which a detector runs."
 
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-27

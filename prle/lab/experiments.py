@@ -23,17 +23,19 @@ from fastcore.basics import patch
 from safetensors.torch import save
 from torch.utils.data import DataLoader
 
-from ..core import atomic_path, check_choice, digest, discard, log, torch_rng
+from ..core import FAKE, atomic_path, check_choice, digest, discard, log, torch_rng
 from ..trust import DIGESTS, read_array, read_json, read_table, read_tensors
 from ..fields import build_config
 from ..data.crops import move_maps, quantile_store
 from ..data.datasets import FaceDataset
-from ..data.pairs import MapSources, blind_sources
+from ..data.pairs import MapSources, blind_sources, originals
 from ..detectors import Detector, create_detector
 from ..detectors.registry import size_option
-from ..fusion import fuse
+from ..fusion import fuse, most_attended
 from ..localization import localize, upsample_maps
 from ..masking import FILLS, MaskParams, PrimaryRegionMask
+from ..regions import decisive_shares
+from ..training.augmentations import check_mixable
 from ..training.processes import check_processes, launch
 from ..trainer import TrainConfig, memory_explained, predict, train
 from .configs import FURTHER, IDENTITY, CamConfig, FusionConfig, RunConfig, Zoo
@@ -83,6 +85,11 @@ def _batch_size(config: dict) -> int:
     return recipe["batch"] // recipe["accumulate"] // processes
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-11
+def _seed_of(run: Run) -> int:  # of a detector
+    "Return the seed of a run, which also drew the people that it is trained and tested on."
+    return _run_config(run)["recipe"]["seed"]
+
+
 def _run_label(run: Run) -> str:
     "Return the label of a run: its name without the key."
     return run.path.name.rsplit("-", 1)[0]
@@ -114,6 +121,8 @@ def fused_batches(
         owners = chosen if sources is None else sources.rows[chosen]
         upsampled = [upsample_maps(m[owners], (size, size)) for m in maps]
         fused = fuse(torch.stack(upsampled, 1), **asdict(fusion))
+        if sources is not None and sources.shares is not None:
+            fused = most_attended(fused, torch.from_numpy(sources.shares[chosen]))
         yield fused if sources is None else move_maps(fused, map(sources.warps.get, chosen))
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-19
@@ -161,14 +170,15 @@ def _masked_faces(
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-26
 @lru_cache
-def _check_buildable(name: str, width: float, options: str, size: int):
-    """Check that a detector with these options (JSON) can be built and takes faces of this size.
+def _check_buildable(name: str, width: float, options: str, size: int, augment: str):
+    """Check that a detector with these options (JSON) can be built, and takes faces of this size and the augmentation.
 
     Raise `ValueError` if not."""
     try:
         with torch.device("meta"):
             detector = create_detector(name, width=width, **json.loads(options)).eval()
             detector(torch.zeros(1, 3, size, size))
+            check_mixable(augment, detector)
     except TypeError as e:
         raise ValueError(str(e)) from e
 
@@ -202,11 +212,12 @@ def config(
 ) -> RunConfig:  # `ValueError` for an unknown name
     """Return the preset's training of a backbone on a manipulation, with `changes` applied.
 
-    Training on "all" takes as many reals as fakes in every epoch. `options` are added to the preset's."""
+    Training on "all" takes as many reals as fakes in every epoch, if the preset balances. `options` are added to the
+    preset's."""
     network = self.preset.backbone(backbone)
     check_choice(subset, [*self.subsets, "all"], "manipulation")
     changed, recipe = _sorted_changes(changes)
-    own = dict(balance=subset == "all", seed=seed)
+    own = dict(balance=self.preset.balance and subset == "all", seed=seed)
     recipe = build_config(TrainConfig, self.preset.recipe | network.recipe | own | recipe)
     options = size_option(network.name, self.preset.size) | network.options
     if isinstance(changed.get("options"), dict):
@@ -214,7 +225,7 @@ def config(
     where = dict(subset=subset, preset=self.name, data=self.data)
     size = dict(width=network.width, pretrained=network.pretrained, options=options)
     given = dict(detector=network.name, recipe=recipe, **where, **size)
-    return build_config(RunConfig, given | changed)
+    return build_config(RunConfig, given | self.preset.masking | changed)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-34
 @patch
@@ -272,6 +283,8 @@ def label(
         if zoo.seed != seed:
             parts = [f"zoo=s{zoo.seed}", *parts]
         parts = zoo.marks + parts
+    if self.preset.way != "ours":
+        parts = [f"recipe={self.preset.way}", *parts]
     plain = [re.sub(r"[^\w.,+=-]", "", part) for part in (*parts, *marks)]
     return "-".join([name, config.subset, config.mask, *plain, f"s{seed}"])
 
@@ -375,8 +388,8 @@ def _train(self: Lab, accelerator, training: _Training):
     kind = torch.device(self.device).type  # a training does not change its device on the way
     history = train(
         detector,
-        self.train_faces(config.subset),
-        self.train_faces(config.subset, "val"),
+        self.train_faces(config.subset, seed=config.recipe.seed),
+        self.train_faces(config.subset, "val", config.recipe.seed),
         config.recipe,
         config.policy(),
         training.quantiles,
@@ -430,7 +443,8 @@ def _train_and_score(self: Lab, training: _Training):
         training.config.write(folder / "run.yaml")
         made = read_json(folder / "config.json")
         detector = _rebuild(made, folder / "model.safetensors", self.device)
-        self._score(detector, made, self.test_faces(), folder)
+        faces = self.test_faces(seed=training.config.recipe.seed)
+        self._score(detector, made, faces, folder)
     for checkpoint in folder.glob("checkpoint-*"):
         discard(checkpoint)
 
@@ -443,7 +457,8 @@ def _check_config(self: Lab, config: RunConfig):
         raise ValueError(f"the configuration is for {theirs}, the lab is another.")
     for subset in filter(None, (config.subset, config.zoo_subset)):
         check_choice(subset, [*self.subsets, "all"], "manipulation")
-    _check_buildable(config.detector, config.width, json.dumps(config.options), self.preset.size)
+    options, augment = json.dumps(config.options), config.recipe.augment
+    _check_buildable(config.detector, config.width, options, self.preset.size, augment)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-57
 @patch
@@ -493,7 +508,7 @@ def target(
     config = dict(detector=run.key, split=target, data=self.source(target)[1])
 
     def make(folder):
-        self._score_run(run, self.test_faces(target), folder)
+        self._score_run(run, self.test_faces(target, _seed_of(run)), folder)
 
     return self.store.get("targets", f"{_run_label(run)}-{target}", config, make)
 
@@ -530,14 +545,19 @@ def attention(
     split: str = "test",  # "test" or a target set: all its faces; "train", "val": those of `subset`
     subset: str = "all",  # manipulation
     cam: CamConfig = CamConfig(),  # how the maps are read
-) -> Run:  # maps.npy (N, h, w) float16, rows as `faces(split, subset)`
+    people: int | None = None,  # seed that drew the people of the faces; None: the run's own
+) -> Run:  # maps.npy (N, h, w) float16, rows as `faces(split, subset, seed)`
     "Localize with one detector (Eq. 3); the maps keep the detector's own grid."
     config = dict(detector=run.key, split=split, subset=subset)
     config |= dict(grid=self.preset.grid, data=self.source(split)[1]) | cam.key()
-    label = "-".join(filter(None, [_run_label(run), split, str(cam)]))
+    fold = "" if people is None else f"fold={self.fold(people)}"
+    if fold:
+        config["fold"] = self.fold(people)
+    label = "-".join(filter(None, [_run_label(run), split, str(cam), fold]))
 
     def make(folder):
-        self._localize(run, self.faces(split, subset), cam, folder)
+        seed = _seed_of(run) if people is None else people
+        self._localize(run, self.faces(split, subset, seed), cam, folder)
 
     return self.store.get("maps", label, config, make)
 
@@ -556,6 +576,26 @@ def heat_maps(
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-69
 @patch
+def _strangers(self: Lab, zoo: Zoo) -> int | None:
+    "Return the seed that drew the faces of a zoo, if they are not of the people of its own seed."
+    return None if self.fold(zoo.people) == self.fold(zoo.seed) else zoo.people
+
+
+@patch
+def _fold_mark(self: Lab, zoo: Zoo) -> str:  # "" for the people of its own seed
+    "Return what a label says of the people whose faces a zoo localizes on."
+    people = self._strangers(zoo)
+    return "" if people is None else f"fold={self.fold(people)}"
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-70
+@patch
+def _detectors(self: Lab, zoo: Zoo) -> Iterator[Run]:
+    "Train the detectors of a zoo without masks, one after the other in the zoo's order."
+    for name in self.zoo_names(zoo.backbones) or self.preset.backbones:
+        yield self.detector(name, zoo.trained or zoo.subset, seed=zoo.seed)
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-71
+@patch
 def maps(
     self: Lab,
     zoo: Zoo,  # of which manipulation and seed, and which backbones
@@ -563,34 +603,87 @@ def maps(
 ) -> list[Run]:  # each as `attention`, in the zoo's order
     "Localize with every detector of a zoo, each trained without masks."
     subset = zoo.subset if split in ("train", "val") else "all"
-    runs = []
-    for name in self.zoo_names(zoo.backbones) or self.preset.backbones:
-        plain = self.detector(name, zoo.trained or zoo.subset, seed=zoo.seed)
-        runs.append(self.attention(plain, split, subset, zoo.cam))
-    return runs
+    read = subset, zoo.cam, self._strangers(zoo)
+    return [self.attention(run, split, *read) for run in self._detectors(zoo)]
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-74
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-78
 def _zoo_label(zoo: Zoo, *marks: str) -> str:  # empty marks are left out
     "Return the label of what is made from the maps of a zoo."
     parts = [zoo.subset, str(zoo.fusion), *marks, *zoo.readings, f"s{zoo.seed}"]
     return "-".join(filter(None, parts))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-75
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-79
 @patch
 def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
     "Return the configuration that names what is made from the maps of a zoo."
     key = dict(zoo.fusion.key(), maps=[run.key for run in runs], size=self.preset.size)
     if zoo.blind:
-        key["blind"] = digest(self.train_faces(zoo.subset).target.tolist())
+        faces = self.train_faces(zoo.subset, seed=zoo.people)
+        key["blind"] = digest(faces.target.tolist())
+    if zoo.decisive:
+        key["decisive"] = zoo.decisive
     return key
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-76
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-81
+def _without_trace(
+    faces: FaceDataset, fakes: np.ndarray, reals: np.ndarray
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # (n, 3, H, W) twice, in [0, 1]
+    "Yield fakes, and what stands in place of their pixels: the real face, or a blur (-1)."
+    for start in range(0, len(fakes), 64):
+        part = slice(start, start + 64)
+        images = torch.stack([faces[i]["image"] for i in fakes[part]])
+        fill = FILLS["blur"](images, torch.zeros(len(images)))
+        for k, real in enumerate(reals[part].tolist()):
+            if real >= 0:
+                fill[k] = faces[real]["image"]
+        yield images / 255, fill / 255
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-82
+@patch
+def _write_sizes(self: Lab, zoo: Zoo, split: str, folder: Path):
+    "Write how much of each fake decides; 0 for a real face."
+    faces = self.faces(split, zoo.subset, zoo.people)
+    fakes = np.flatnonzero(faces.label == FAKE)
+    plain = [load_detector(run, self.device) for run in self._detectors(zoo)]
+    fused = fused_batches(self.maps(zoo, split), zoo.fusion, self.preset.size, fakes)
+    pictures = _without_trace(FaceDataset(faces), fakes, originals(faces)[fakes])
+    sizes, found = np.zeros(len(faces)), []
+    for attention, (images, fill) in zip(fused, pictures):
+        found.append(
+            decisive_shares(plain, images.to(self.device), attention, fill.to(self.device))
+        )
+    sizes[fakes] = torch.cat(found)
+    np.save(folder / "sizes.npy", sizes)
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-83
+@patch
+def sizes(
+    self: Lab,
+    zoo: Zoo,  # that localizes
+    split: str = "train",  # the faces, as in `attention`
+) -> Run:  # sizes.npy (N,) share of each face, in [0, 1]; rows as `faces(split, zoo.subset)`
+    "Measure how much of each fake decides, of the most attended pixels (`prle.regions`)."
+    zoo = replace(zoo, decisive=0.0)  # one run for all margins
+    config = dict(self._fusion_key(zoo, self.maps(zoo, split)), kind="sizes")
+    names = self.zoo_names(zoo.backbones)
+    label = _zoo_label(zoo, *names, "" if split == "train" else split, self._fold_mark(zoo))
+    return self.store.get(
+        "sizes", label, config, lambda folder: self._write_sizes(zoo, split, folder)
+    )
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-84
 @patch
 def _sources(self: Lab, zoo: Zoo, split: str) -> MapSources | None:
     "Return whose map each face gets; None: its own, as everywhere but in a blind zoo."
-    return blind_sources(self.faces(split, zoo.subset)) if zoo.blind else None
+    if not zoo.blind:
+        return None
+    sources = blind_sources(self.faces(split, zoo.subset, zoo.people))
+    if not zoo.decisive:
+        return sources
+    sizes = read_array(run_file(self.sizes(zoo, split).path, "sizes.npy"))
+    return sources._replace(shares=np.minimum(zoo.decisive * sizes[sources.rows], 1))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-77
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-85
 @patch
 def quantiles(
     self: Lab,
@@ -602,20 +695,22 @@ def quantiles(
     With `zoo.blind` a real face gets the map of the fake that was made of it. One of which none was made gets that of
     another person's fake, moved onto it, see `prle.data.pairs`."""
     runs = self.maps(zoo, split)
+    if zoo.decisive:
+        self.sizes(zoo, split)
     names = "+".join(self.zoo_names(zoo.backbones))
-    label = _zoo_label(zoo, names, "" if split == "train" else split)
+    label = _zoo_label(zoo, names, "" if split == "train" else split, self._fold_mark(zoo))
 
     def make(folder):
         "Fuse the maps and write a PNG for each face."
         stores = [run_file(run.path, "maps.npy") for run in runs]
-        paths = self.faces(split, zoo.subset).path.tolist()
+        paths = self.faces(split, zoo.subset, zoo.people).path.tolist()
         size, sources = (self.preset.size, self.preset.size), self._sources(zoo, split)
         settings = asdict(zoo.fusion) | (sources._asdict() if sources else {})
         quantile_store(stores, paths, folder / "quantiles", size, **settings)
 
     return self.store.get("fusions", label, self._fusion_key(zoo, runs), make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-80
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-88
 @patch
 def fused_maps(
     self: Lab,
@@ -628,7 +723,7 @@ def fused_maps(
     runs, size, sources = self.maps(zoo, split), self.preset.size, self._sources(zoo, split)
     return fused_batches(runs, zoo.fusion, size, rows, batch_size, sources)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-81
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-89
 @patch
 def statistics(
     self: Lab,
@@ -636,17 +731,19 @@ def statistics(
 ) -> Run:  # shares.parquet, a row a training face; histogram.npy (BINS,) pixels by attention
     "Measure the share of each training face that a zoo's maps cover, and the distribution of their values."
     runs = self.maps(zoo)
+    if zoo.decisive:
+        self.sizes(zoo)
     config = self._fusion_key(zoo, runs) | dict(thresholds=THRESHOLDS, bins=BINS)
-    label = _zoo_label(zoo, *self.zoo_names(zoo.backbones))
+    label = _zoo_label(zoo, *self.zoo_names(zoo.backbones), self._fold_mark(zoo))
 
     def make(folder):
         size, sources = self.preset.size, self._sources(zoo, "train")
         maps = fused_batches(runs, zoo.fusion, size, sources=sources)
-        _write_statistics(maps, self.train_faces(zoo.subset), folder)
+        _write_statistics(maps, self.train_faces(zoo.subset, seed=zoo.people), folder)
 
     return self.store.get("statistics", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-84
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-92
 @patch
 def masked(
     self: Lab,
@@ -671,13 +768,17 @@ def masked(
 
     def make(folder):
         "Mask the test faces and score them."
-        rows = self.test_faces(split)
+        if self.fold(_seed_of(run)) != self.fold(zoo.people):
+            raise ValueError(
+                f"the zoo localizes on other people than {run.path.name} is tested on."
+            )
+        rows = self.test_faces(split, zoo.people)
         faces = _masked_faces(rows, quantile_folder(maps), alpha, fill, face)
         self._score_run(run, rows, folder, faces)
 
     return self.store.get("masked", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-93
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-101
 @dataclass(frozen=True)
 class Wanted:
     "A run that is needed and how its result is read; nothing is made until a lab is asked."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MORE', 'LESS', 'CONTRASTS', 'OUTSIDE', 'SETTINGS', 'CLAIM_GROUPS', 'told_fakes', 'inside_mask', 'wanted_agreement',
-           'localization_cells', 'forgery_localization', 'localization_table', 'Localization', 'verdict', 'claim_list',
+           'localization_cells', 'forgery_localization', 'localization_table', 'Localization', 'claim_list',
            'claim_row', 'Contrast', 'mean_difference', 'paper_difference', 'Question', 'ClaimGroup', 'Statement',
            'SumClaims', 'ContrastClaims', 'TargetClaims', 'OutsideClaim', 'mean_cells', 'paper_mean', 'BaselineClaims',
            'SingleClaim', 'ZooSizeClaims', 'SettingClaims', 'CrossClaim', 'MaskedClaims', 'ConvergedClaim',
@@ -28,6 +28,7 @@ from prle.paper.comparisons import (
     Variant,
     arms_of,
     choose_backbones,
+    estimate_of,
     estimate_sums,
     gaps,
     masked_cells,
@@ -40,6 +41,8 @@ from prle.paper.comparisons import (
 )
 from ..lab.configs import Zoo
 from ..data.crops import read_mask
+from ..data.manifest import fold_count
+from ..metrics import MARGIN, Estimate, plan_experiment, verdict
 from .efficiency import Measured, efficiency, read_throughput, static_run
 from prle.paper.exhibits import (
     SEEDS,
@@ -73,6 +76,7 @@ from prle.paper.numbers import (
     USER_STUDY,
     describe,
     interval,
+    legible_text,
     paper_cells,
     paper_table,
 )
@@ -146,13 +150,14 @@ def localization_cells(
     cells: Cells = {}
     for name in names:
         for subset in lab.subsets:
-            faces = lab.test_faces()
-            fakes, on = told_fakes(faces, subset), (Path(faces.attrs["root"]), lab.preset.size)
-            zoos = [zoo_variants(lab, subset, seed)[name] for seed in seed_range(seeds)]
-            cells[name, subset] = [wanted_agreement(zoo, fakes, *on) for zoo in zoos]
-            if fakes.empty:
-                reason = f"no test fake of {subset} has a mask of its manipulated pixels"
-                cells[name, subset] = Gap(reason)
+            wanted = []
+            for seed in seed_range(seeds):
+                faces, zoo = lab.test_faces(seed=seed), zoo_variants(lab, subset, seed)[name]
+                fakes, root = told_fakes(faces, subset), Path(faces.attrs["root"])
+                if not fakes.empty:
+                    wanted.append(wanted_agreement(zoo, fakes, root, lab.preset.size))
+            reason = f"no test fake of {subset} has a mask of its manipulated pixels"
+            cells[name, subset] = wanted if len(wanted) == seeds else Gap(reason)
     return cells
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-8
@@ -164,12 +169,12 @@ def _agreement(tables: list[pd.DataFrame] | Gap, measure: str) -> dict:
     ends = (*_ENDS, "excess", "excess_low", "excess_high")
     if isinstance(tables, Gap):
         return dict(area=np.nan, **dict.fromkeys(ends, np.nan), note=tables.reason)
-    people = tables[0].identity.to_numpy()
-    found = []
+    people, found = [t.identity for t in tables], []
     for part in (0, 1):
-        found += mean_interval([t[measure] - part * t.area for t in tables], people)
+        found += mean_interval([t[measure] - part * t.area for t in tables], people)[:3]
     numbers = {name: 100 * number for name, number in zip(ends, found)}
-    return dict(area=100 * tables[0].area.mean(), **numbers, note="")
+    area = 100 * np.mean([t.area.mean() for t in tables])
+    return dict(area=area, **numbers, note="")
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-10
 def _over_subsets(by_subset: list[list[pd.DataFrame] | Gap]) -> list[pd.DataFrame] | Gap:
@@ -242,23 +247,10 @@ class Localization(Exhibit):
         yield TablePart("localization", rows, localization_table(rows), caption)
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-18
-def verdict(
-    low: float,  # end of the interval
-    high: float,  # end of the interval
-    wanted: tuple[float, float],  # the numbers with which the claim is true, from and to
-) -> str:  # "holds", "does not hold" or "undecided" (NaN too)
-    "Compare an interval with the numbers for which a claim is true."
-    if low >= wanted[0] and high <= wanted[1] and low <= high:
-        return "holds"
-    if low > wanted[1] or high < wanted[0]:
-        return "does not hold"
-    return "undecided"
-
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-19
 MORE, LESS = (np.nextafter(0, 1), np.inf), (-np.inf, -np.nextafter(0, 1))
 "Above zero; below zero."
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-22
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-21
 _CLAIMS = """\
 name|where|claim|test|unit
 prle|Abstract, Table II|PRLE beats plain training on unseen data sets|\
@@ -339,25 +331,27 @@ share of the attention inside the true mask less the mask's area is above 0|poin
 hit|Contributions, Section V|primary regions help to localize forgeries: pointing game|\
 hits of the most attended pixel less the mask's area is above 0|points"""
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-23
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-22
 def claim_list() -> pd.DataFrame:  # name, where, claim, test, unit
     "List the paper's claims and the tests that decide them."
     return pd.read_csv(StringIO(_CLAIMS), sep="|")
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-25
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-24
 def claim_row(
     name: str,  # of `claim_list`
-    estimate: Sequence[float],  # the number and the ends of its interval
+    estimate: Sequence[float],  # an `Estimate`, or the number and the ends of its interval
     wanted: tuple[float, float],  # with which the claim is true
     paper: float = np.nan,  # the same number in the paper
     note: str = "",  # why there is none
 ) -> dict:
     "Return a claim with its number, its interval, and the verdict."
-    value, low, high = map(float, estimate)
-    found = dict(value=value, low=low, high=high, verdict=verdict(low, high, wanted))
+    e = Estimate(*map(float, estimate))
+    unit = claim_list().set_index("name").unit[name]
+    said = verdict(e, wanted, MARGIN if unit == "points" else None)
+    found = dict(value=e.value, low=e.low, high=e.high, verdict=said, estimate=e)
     return dict(name=name, **found, paper=paper, note=note)
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-27
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-26
 class Contrast(NamedTuple):
     "The comparison behind a claim: an arm less the mean of others, on a table's tests."
 
@@ -366,7 +360,7 @@ class Contrast(NamedTuple):
     minus: tuple[str, ...]  # arms
     wanted: tuple[float, float]  # the differences with which the claim is true
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-28
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-27
 CONTRASTS = dict(  # by the claim's name
     prle=Contrast(2, "primary", ("none",), MORE),
     six=Contrast(2, "primary", ("none",), (4, 8)),
@@ -379,7 +373,7 @@ CONTRASTS = dict(  # by the claim's name
     dynamic=Contrast(7, "dynamic", ("static",), MORE),
 )
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-29
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-28
 def mean_difference(
     arms: Sequence[Arm],
     tests: Callable[[Arm], Sequence[str]],  # what an arm is tested on
@@ -401,7 +395,7 @@ def mean_difference(
                 total[cell] = total.get(cell, 0.0) + weight / len(on) / len(compared)
     return total
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-31
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-30
 def paper_difference(
     number: int,  # of the paper's table
     plus: str,  # arm
@@ -419,7 +413,7 @@ def paper_difference(
         return np.nan
     return (wide[plus] - wide[list(minus)].mean(axis=1)).mean()
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-34
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-33
 @dataclass(frozen=True)
 class Question:
     "The lab and the settings with which the claims are tested."
@@ -429,7 +423,7 @@ class Question:
     backbones: Sequence[str] | str | None = None  # see `choose_backbones`
     rounds: int | None = None  # of each arm, for the throughput, see `timing_run`
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-35
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-34
 class ClaimGroup:
     "A group of claims that rest on the same runs."
 
@@ -443,7 +437,7 @@ class ClaimGroup:
         "Test the claims; raise `ValueError` saying why if that cannot be done."
         raise NotImplementedError
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-36
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-35
 class Statement(NamedTuple):
     "What is claimed of a sum of numbers."
 
@@ -474,10 +468,10 @@ class SumClaims(ClaimGroup):
         rows = []
         for r in found.itertuples():
             _, wanted, paper = statements[r.key]
-            rows.append(claim_row(r.key, (r.value, r.low, r.high), wanted, paper, r.note))
+            rows.append(claim_row(r.key, estimate_of(r), wanted, paper, r.note))
         return rows
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-37
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-36
 class ContrastClaims(SumClaims):
     "Claims about the difference of arms, as a mean over backbones, trainings and target sets."
 
@@ -495,7 +489,7 @@ class ContrastClaims(SumClaims):
             found[name] = Statement(weights, c.wanted, self.paper(q, c))
         return found
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-38
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-37
 class TargetClaims(ContrastClaims):
     "Claims of Tables II and IV to VII: what trainings do to the AUC on the target sets."
 
@@ -508,7 +502,7 @@ class TargetClaims(ContrastClaims):
             arms += table.arms(q.lab, q.backbones)
         return arms
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-39
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-38
 OUTSIDE = ("F3-Net", "ResNet-50")
 "The backbones that are in no zoo but Figure 6's."
 
@@ -525,7 +519,7 @@ class OutsideClaim(ContrastClaims):
     def paper(self, q: Question, c: Contrast) -> float:
         return paper_difference(c.number, c.plus, c.minus, OUTSIDE, paper_tests(q.lab, 2))
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-41
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-40
 def mean_cells(
     detectors: Iterable[tuple[str, str]],  # backbone, arm; trained on all manipulations
     tests: Sequence[str],  # target sets
@@ -546,7 +540,7 @@ def paper_mean(
     by_detector = given.groupby(["backbone", "arm"]).paper.mean()
     return float(np.mean([by_detector[detector] for detector in detectors]))
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-43
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-42
 class BaselineClaims(SumClaims):
     "Claims of Table II: how backbones with PRLE compare with other detectors."
 
@@ -571,7 +565,7 @@ class BaselineClaims(SumClaims):
             found[name] = Statement(weights, MORE, paper)
         return found
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-45
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-44
 class SingleClaim(ContrastClaims):
     "Claim of Figure 5: what PRLE does to detectors that are trained on DF or FS alone."
 
@@ -603,7 +597,7 @@ class ZooSizeClaims(ContrastClaims):
             return np.nan
         return FIGURE6[int(c.plus)] - float(np.mean([FIGURE6[int(n)] for n in c.minus]))
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-47
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-46
 SETTINGS = (
     Variant("primary", "+ PRLE", PRIMARY),
     *(Variant(f"p={p}", f"p = {p}", PRIMARY | dict(p=p)) for p in (0.25, 0.75)),
@@ -624,7 +618,7 @@ class SettingClaims(ContrastClaims):
     def arms(self, q: Question) -> list[Arm]:
         return arms_of(["EfficientNet"], SETTINGS)
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-48
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-47
 class CrossClaim(ClaimGroup):
     "Claim of Table III: what PRLE does to the AUC on unseen manipulations."
 
@@ -648,24 +642,24 @@ class CrossClaim(ClaimGroup):
         r = estimate_sums(cells, dict.fromkeys(cells, "auc"), {"cross": weights}).iloc[0]
         backbones = choose_backbones(q.lab, q.backbones)
         paper = paper_difference(3, *contrast, backbones, paper_tests(q.lab, 3))
-        return [claim_row("cross", r[["value", "low", "high"]], MORE, paper, r.note)]
+        return [claim_row("cross", estimate_of(r), MORE, paper, r.note)]
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-50
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-49
 _MASKED = dict(  # number -> alpha -> weight
     fall={1.0: 1.0, 0.0: -1.0},
     down={0.0: 0.25, 0.7: -1.25, 1.0: 1.0},
     up={0.0: 0.25, 0.7: 0.75, 1.0: -1.0},
 )
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-51
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-50
 def _worst(verdicts: set[str]) -> str:
     "Return the verdict on a claim that needs several statements: the worst of theirs."
-    for worst in ("does not hold", "undecided"):
+    for worst in ("does not hold", "equivalent", "undecided"):
         if worst in verdicts:
             return worst
     return "holds"
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-52
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-51
 class MaskedClaims(ClaimGroup):
     "Claims of Figure 8: what masks do to the accuracy of plain detectors."
 
@@ -683,12 +677,12 @@ class MaskedClaims(ClaimGroup):
         rows = []
         for key, (name, wanted) in tests.items():
             r = found.loc[key]
-            rows.append(claim_row(name, (r.value, r.low, r.high), wanted, note=r.note))
+            rows.append(claim_row(name, estimate_of(r), wanted, note=r.note))
         falls, *parts = rows
         levels = min(parts, key=lambda row: row["value"])
         return [falls, levels | dict(verdict=_worst({row["verdict"] for row in rows}))]
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-53
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-52
 class ConvergedClaim(ClaimGroup):
     "Claim of Figure 8 in its other reading: the accuracy at which masked faces end."
 
@@ -704,10 +698,10 @@ class ConvergedClaim(ClaimGroup):
         found = estimate_sums(values, dict.fromkeys(values, "acc"), sums)
         rows = []
         for r, wanted in zip(found.itertuples(), ((50, 70), LESS)):
-            rows.append(claim_row("converges", (r.value, r.low, r.high), wanted, note=r.note))
+            rows.append(claim_row("converges", estimate_of(r), wanted, note=r.note))
         return [rows[0] | dict(verdict=_worst({row["verdict"] for row in rows}))]
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-56
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-55
 class PeopleClaims(ClaimGroup):
     "Claims of Figure 10: what masks do to people."
 
@@ -734,7 +728,7 @@ class PeopleClaims(ClaimGroup):
             rows.append(claim_row(name, (e.points, e.points_low, e.points_high), LESS, paper))
         return rows
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-57
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-56
 class ShareClaim(ClaimGroup):
     "Claim of Table I: how much of a face is attended, as a mean over detectors and manipulations."
 
@@ -745,18 +739,19 @@ class ShareClaim(ClaimGroup):
 
     def rows(self, q: Question, values: Values) -> list[dict]:
         "Test the share of pixels with attention above 0."
-        tables, by_seed = whole(values), []
+        tables, by_seed, people = whole(values), [], []
         for seed in seed_range(q.seeds):
             shares = []
             for name in q.lab.preset.backbones:
                 fakes = pd.concat([tables[name, subset][seed] for subset in q.lab.subsets])
                 shares.append(100 * fakes["above 0"])
             by_seed.append(np.mean(shares, axis=0))
-        estimate = mean_interval(by_seed, fakes.identity.to_numpy())
+            people.append(fakes.identity)
+        estimate = mean_interval(by_seed, people)
         paper = paper_table(1)[list(SUBSETS)].mean(axis=None)
         return [claim_row("share", estimate, (0, 20), paper)]
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-58
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-57
 class TimeClaims(ClaimGroup):
     "Claims about time; the interval spans the smallest and the largest round. Timings are not planned."
 
@@ -777,19 +772,22 @@ class TimeClaims(ClaimGroup):
             claim_row("static", static, (STATIC_SPEED, np.inf), STATIC_SPEED),
         ]
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-60
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-59
 def _apart(one: Looks | Gap, other: Looks | Gap) -> Looks | Gap:
     "Join two groups of fakes so that the mean over both is half the first group's less half the other's."
     for found in (one, other):
         if isinstance(found, Gap):
             return found
-    parts, people = [], [one.people, other.people]
-    total = sum(map(len, people))
-    for sign, found in ((0.5, one), (-0.5, other)):
-        parts.append(sign * total / len(found.people) * found.arms["none"])
-    return Looks(dict(none=np.concatenate(parts, 1)), np.concatenate(people))
+    parts, people = [], []
+    for plus, minus, of_plus, of_minus in zip(
+        one.arms["none"], other.arms["none"], one.people, other.people
+    ):
+        half = (len(plus) + len(minus)) / 2
+        parts.append(np.concatenate([half / len(plus) * plus, -half / len(minus) * minus]))
+        people.append(np.concatenate([of_plus, of_minus]))
+    return Looks(dict(none=parts), people)
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-62
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-61
 class LookClaims(ClaimGroup):
     "Claims of Figures 1, 7 and 9: where detectors look, as means over backbones."
 
@@ -823,7 +821,7 @@ class LookClaims(ClaimGroup):
                 rows.append(claim_row(name, found.estimate(arm), MORE))
         return rows
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-63
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-62
 class PlaceClaims(ClaimGroup):
     "Claims that primary regions localize forgeries, which the paper only suggests."
 
@@ -842,7 +840,7 @@ class PlaceClaims(ClaimGroup):
             rows.append(claim_row(name, estimate, MORE, note=found.note[measure]))
         return rows
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-65
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-64
 CLAIM_GROUPS = (
     TargetClaims(),
     OutsideClaim(),
@@ -861,16 +859,33 @@ CLAIM_GROUPS = (
 )
 _NOT_THERE = "these backbones or this data lack what the test compares"
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-66
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-65
 def _values_of(group: int, values: Values) -> Values:
     "Return the values of one group of claims."
     return {name: value for (of, name), value in values.items() if of == group}
+
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-66
+def _needs(lab: Lab, row: dict) -> str:  # "" for what is decided, or whose noise is not known
+    "Say how many seeds and people would decide about an undecided difference."
+    e, noise = row["estimate"], row["estimate"].spread
+    if row["verdict"] != "undecided" or not noise.variance > 0:
+        return ""
+    if np.isnan(noise.seed_variance):
+        return "2 seeds or more"
+    folds = fold_count(lab.manifest)
+    people = lab.manifest.identity.nunique() if folds > 1 else round(e.people)
+    seeds, people = plan_experiment(noise, MARGIN, people, folds)
+    if seeds <= e.seeds and people <= e.people:
+        seeds, people = plan_experiment(noise, max(abs(e.value), MARGIN / 4), people, folds)
+    return f"{seeds} seeds, {people} people"
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-67
 def claims(
     question: Question,  # lab, seeds and backbones
     values: Values,  # group and cell -> what was read
-) -> pd.DataFrame:  # as `claim_list`, with value, low, high, verdict, paper (NaN: none), note
+) -> (
+    pd.DataFrame
+):  # as `claim_list`, with value, low, high, verdict, needs, paper (NaN: none), note
     "Test the paper's claims on the preset's data; one that cannot be tested is undecided, with a note."
     rows, why = [], {}
     for number, group in enumerate(CLAIM_GROUPS):
@@ -878,11 +893,12 @@ def claims(
             rows += group.rows(question, _values_of(number, values))
         except (RunFailed, ValueError) as e:
             why |= dict.fromkeys(group.names, str(e))
-    columns = ["name", "value", "low", "high", "verdict", "paper", "note"]
+    columns = ["name", "value", "low", "high", "verdict", "needs", "paper", "note"]
+    rows = [row | dict(needs=_needs(question.lab, row)) for row in rows]
     table = claim_list().merge(pd.DataFrame(rows, columns=columns), on="name", how="left")
     absent = table.verdict.isna()
     table.loc[absent, "note"] = [why.get(name, _NOT_THERE) for name in table.name[absent]]
-    return table.fillna(dict(verdict="undecided"))
+    return table.fillna(dict(verdict="undecided", needs=""))
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-68
 def _claim_text(r) -> str:
@@ -893,6 +909,11 @@ def _claim_text(r) -> str:
     return f"{r.value:+.1f} [{r.low:+.1f}, {r.high:+.1f}]{unit}"
 
 # %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-69
+def _verdict_text(r) -> str:
+    "Format a verdict, and what an undecided claim needs."
+    return f"**{r.verdict}**: {r.needs} would decide" if r.needs else f"**{r.verdict}**"
+
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-70
 def _signed(values: Iterable[float], units: Iterable[str]) -> list[str]:
     "Format numbers with their sign and unit."
     texts = []
@@ -901,7 +922,7 @@ def _signed(values: Iterable[float], units: Iterable[str]) -> list[str]:
         texts.append("" if pd.isna(value) else f"{value:+.1f}{sign}")
     return texts
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-70
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-71
 def claims_table(
     rows: pd.DataFrame,  # from `claims`
 ) -> pd.DataFrame:  # claim, where, test, ours, paper, ours - paper, verdict
@@ -910,11 +931,11 @@ def claims_table(
         "ours": [_claim_text(r) for r in rows.itertuples()],
         "paper": _signed(rows.paper, rows.unit),
         "ours - paper": _signed(rows.value - rows.paper, rows.unit),
-        "verdict": [f"**{v}**" for v in rows.verdict],
+        "verdict": [_verdict_text(r) for r in rows.itertuples()],
     }
     return rows[["claim", "where", "test"]].assign(**numbers)
 
-# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-72
+# %% ../../nbs/paper/06_claims.ipynb #paper-06-claims-73
 @declare
 class Claims(Exhibit):
     "The paper's claims, one by one."
@@ -943,7 +964,12 @@ class Claims(Exhibit):
         about = describe(lab, seeds, choose_backbones(lab, backbones), on=["test", "targets"])
         caption = (
             "The paper's claims on the preset's data; for those about time the brackets hold the smallest "
-            f"and the largest round. {about}"
+            f"and the largest round. {about}{legible_text(choose_backbones(lab, backbones), lab.subsets)}"
+        )
+        caption += (
+            f" Equivalent: the 90% interval lies within {MARGIN:g} points of zero (two one-sided tests at 5%). "
+            f"Undecided: the seeds and people behind it would find a difference of {MARGIN:g} points, and show its "
+            "absence, with 80% power at the present noise."
         )
         counts = rows.verdict.value_counts()
         yield TablePart("claims", rows, claims_table(rows), caption, extra=counts)

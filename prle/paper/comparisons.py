@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PRIMARY', 'LOW', 'HIGH', 'PLAIN_AND_PRLE', 'BASELINES', 'FIGURE8_ALPHAS', 'mean_interval', 'gaps', 'Arm', 'Variant',
-           'arms_of', 'choose_backbones', 'estimate_sums', 'estimate_each', 'split_keys', 'target_cells', 'score_cells',
-           'reals_and', 'split_subsets', 'compare', 'paper_names', 'paper_tests', 'paper_numbers', 'add_paper',
-           'masked_scores', 'masked_cells', 'mean_over_subsets', 'masked_accuracy', 'wanted_statistics',
-           'read_mask_sizes', 'control_cells']
+           'arms_of', 'choose_backbones', 'estimate_sums', 'estimate_of', 'estimate_each', 'split_keys', 'target_cells',
+           'score_cells', 'reals_and', 'split_subsets', 'compare', 'main_contrasts', 'power_text', 'paper_names',
+           'paper_tests', 'paper_numbers', 'add_paper', 'masked_scores', 'masked_cells', 'mean_over_subsets',
+           'masked_accuracy', 'wanted_statistics', 'read_mask_sizes', 'control_cells']
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-2
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,39 +20,74 @@ from ..core import check_choice
 from ..lab.configs import FusionConfig, Zoo
 from .exhibits import Cells, Gap, Values, seed_range
 from ..lab.experiments import Lab, Run, Wanted, read_scores
-from ..metrics import as_statistic, resamples, total_interval
+from prle.metrics import (
+    Estimate,
+    Spread,
+    as_statistic,
+    detectable,
+    estimate_spread,
+    overlap,
+    resamples,
+)
 from .numbers import BACKBONES, CELL_COLUMNS, SUBSETS, TARGET_SETS, paper_cells
 from ..lab.integrity import run_file
 from ..mini.targets import TARGETS
 from ..trust import read_table
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-4
-def _ends(by_seed: np.ndarray, drawn: np.ndarray, people: int) -> tuple:
-    "Return the ends of the interval of numbers (S, ...) of which samples of people (B, ...) were drawn."
+def _estimates(
+    by_seed: np.ndarray,  # (S, M) numbers of each seed
+    drawn: np.ndarray,  # (B, M) their means over seeds, of people drawn anew
+    people: Sequence[np.ndarray],  # who was tested, for each seed
+) -> np.ndarray:  # (M, 11), rows as `Estimate`
+    "Return numbers with their intervals and spread; of one seed, with those of people alone."
+    mean, levels = by_seed.mean(0), (0.95, 0.9)
     if len(by_seed) > 1:
-        return total_interval(by_seed, drawn, people)
-    return tuple(np.quantile(drawn, [0.025, 0.975], axis=0))
+        spread = estimate_spread(by_seed, drawn, people)
+        ends = [mean + sign * spread.half(level) for level in levels for sign in (-1, 1)]
+    else:
+        tested, variance = overlap(people), drawn.var(axis=0, ddof=1)
+        freedom, unknown = np.full_like(mean, max(tested.people - 1, 1)), np.full_like(mean, np.nan)
+        spread = Spread(variance, freedom, unknown, variance / tested.mean)
+        ends = list(np.quantile(drawn, [0.025, 0.975, 0.05, 0.95], axis=0))
+    counts = [np.full_like(mean, number) for number in (len(by_seed), overlap(people).people)]
+    return np.stack([mean, *ends, *spread, *counts], 1)
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-5
+def _person_means(
+    of_faces: np.ndarray, member: np.ndarray, people: int
+) -> tuple[np.ndarray, np.ndarray]:  # (P,) sums and counts
+    "Sum and count the numbers of the faces of each person."
+    return np.bincount(member, of_faces, people), np.bincount(member, minlength=people)
+
+
+def _weighted_mean(weights: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    "Return the means over faces of weighted people (B, P); NaN where nobody has a weight."
+    whole = weights @ counts
+    return np.divide(weights @ sums, whole, out=np.full(len(weights), np.nan), where=whole > 0)
+
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-6
 def mean_interval(
-    values: np.ndarray,  # (S, N) a number for each seed and face
-    people: np.ndarray,  # (N,) whose face it is
+    values: Sequence[np.ndarray],  # (N_s,) for each seed, a number for each of its faces
+    people: Sequence[np.ndarray],  # (N_s,) for each seed, whose face it is
     n: int = 1000,  # resamples
-) -> tuple[float, float, float]:  # mean, and the ends of its interval
+) -> Estimate:  # mean over seeds, and the ends of its interval
     """Return a mean over faces with its 95% interval, which allows for other people.
 
     With several seeds it allows for other seeds too."""
-    values = np.asarray(values, float)
-    of_faces = values.mean(axis=0)
+    everyone, parts = np.unique(np.concatenate([np.asarray(p, str) for p in people])), []
+    for of_faces, tested in zip(values, people):
+        member = np.searchsorted(everyone, np.asarray(tested, str))
+        parts.append(_person_means(np.asarray(of_faces, float), member, len(everyone)))
 
-    def weighted_mean(weights):
-        return weights @ of_faces / weights.sum(-1)
+    def by_seed(weights):  # (B, P) -> (B, S)
+        return np.stack([_weighted_mean(weights, *part) for part in parts], -1)
 
-    drawn = resamples(weighted_mean, people, n, batched=True)
-    low, high = _ends(values.mean(1), drawn, len(set(people)))
-    return float(values.mean()), float(low), float(high)
+    drawn = resamples(lambda w: by_seed(w).mean(-1), everyone, n, batched=True)
+    once = by_seed(np.ones((1, len(everyone))))[0]
+    return Estimate(*map(float, _estimates(once[:, None], drawn[:, None], people)[0]))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-8
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-9
 def gaps(
     rows: pd.DataFrame,  # with the column note: the reason of a gap
 ) -> str:  # "" if there are none
@@ -63,12 +98,12 @@ def gaps(
     count = "1 gap" if len(reasons) == 1 else f"{len(reasons)} gaps"
     return f" {count}: {'; '.join(reasons)}."
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-11
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-12
 PRIMARY = dict(mask="primary")
 LOW, HIGH = FusionConfig("mean", tau=0.1), FusionConfig("mean", tau=0.3)
-"Table V's two thresholds; the paper does not print them, these are its release's."
+"Table V's two thresholds: the high one is the text's tau_1, the low one a guess."
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-12
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-13
 @dataclass(frozen=True)
 class Arm:
     "A training that a table compares."
@@ -96,7 +131,7 @@ class Arm:
 
         return Wanted(ask, read_scores)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-14
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-15
 @dataclass(frozen=True)
 class Variant:
     "An arm of every backbone of a table."
@@ -108,7 +143,7 @@ class Variant:
 
 PLAIN_AND_PRLE = (Variant("none", "plain"), Variant("primary", "+ PRLE", PRIMARY))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-15
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-16
 def arms_of(
     backbones: Iterable[str],
     variants: Sequence[Variant],  # the first is what the others are compared with
@@ -117,50 +152,56 @@ def arms_of(
     "Return the same arms for each of several backbones."
     return [Arm(backbone, v.name, train, v.changes) for backbone in backbones for v in variants]
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-18
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-19
 def choose_backbones(
     lab: Lab,  # its preset decides
     backbones: Sequence[str] | str | None,  # names; "all": five; None: three (paper: five)
 ) -> list[str]:  # `ValueError` for an unknown name
     "Return the backbones that a table compares."
     if backbones is None:
-        return list(BACKBONES if lab.name == "paper" else lab.preset.backbones)
+        return list(BACKBONES if lab.base == "paper" else lab.preset.backbones)
     if backbones == "all":
         return list(BACKBONES)
     for name in backbones:
         check_choice(name, BACKBONES, "backbone")
     return list(backbones)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-21
-def _people_of(tables: list[pd.DataFrame]) -> np.ndarray:
-    "Return whose face each row shows; the same for every seed."
-    return tables[0].identity.to_numpy(str)
-
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-22
+def _people_of(table: pd.DataFrame) -> np.ndarray:
+    "Return whose face each row shows."
+    return table.identity.to_numpy(str)
+
+
+def _people_by_seed(cells: Iterable[list[pd.DataFrame]]) -> list[np.ndarray]:
+    "Return who was tested in any of the cells, for each seed."
+    by_seed = zip(*cells, strict=True)
+    return [np.unique(np.concatenate(list(map(_people_of, tables)))) for tables in by_seed]
+
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-23
 def _cell_statistic(
     cells: dict[tuple, list[pd.DataFrame]],  # scores of each seed
     measures: dict[tuple, str],  # of each cell
     score: str,  # column of the scores
 ) -> tuple[np.ndarray, Callable]:
     "Return all people, and the function that maps their weights (B, P) to measures (B, S, K) in per cent."
-    people = np.unique(np.concatenate([_people_of(tables) for tables in cells.values()]))
+    people = np.unique(np.concatenate(_people_by_seed(cells.values())))
     parts = []
     for key, tables in cells.items():
-        member = np.searchsorted(people, _people_of(tables))
+        members = [np.searchsorted(people, _people_of(table)) for table in tables]
         by_seed = [as_statistic(measures[key], t.label, t[score]) for t in tables]
-        parts.append((member, by_seed))
+        parts.append(list(zip(members, by_seed)))
 
     def statistic(weights):
         "Measure all cells with people weighted."
         columns = []
-        for member, by_seed in parts:
-            of_faces = np.take(weights, member, axis=-1)
-            columns.append(np.stack([measure(of_faces) for measure in by_seed], -1))
+        for by_seed in parts:
+            measured = [measure(np.take(weights, member, axis=-1)) for member, measure in by_seed]
+            columns.append(np.stack(measured, -1))
         return 100 * np.stack(columns, -1)
 
     return people, statistic
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-23
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-24
 def _weight_matrix(cells: Iterable, sums: list[dict[tuple, float]]) -> np.ndarray:  # (K, M)
     "Return the weight of each cell in each sum; 0 where a sum leaves it out."
     columns = []
@@ -168,7 +209,7 @@ def _weight_matrix(cells: Iterable, sums: list[dict[tuple, float]]) -> np.ndarra
         columns.append([weights.get(cell, 0.0) for cell in cells])
     return np.array(columns).T
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-24
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-25
 def _first_gap(values: Values, names: Iterable) -> str:  # "" if there is none
     "Return the reason of the first gap among some cells."
     for name in names:
@@ -176,14 +217,14 @@ def _first_gap(values: Values, names: Iterable) -> str:  # "" if there is none
             return values[name].reason
     return ""
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-25
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-26
 def estimate_sums(
-    values: Values,  # name -> scores of each seed on the same faces, or a gap
+    values: Values,  # name -> scores of each seed, for all names on the same people, or a gap
     measures: dict[tuple, str],  # name -> "auc" or "acc", see `prle.metrics.MEASURES`
     sums: dict[tuple, dict[tuple, float]],  # name -> cell -> its weight
     n: int = 1000,  # resamples
     score: str = "p_fake",  # column of the scores; larger means fake
-) -> pd.DataFrame:  # a row a sum: key, value, low, high in per cent; note: the reason of a gap
+) -> pd.DataFrame:  # a row a sum: key; as `Estimate`, in per cent; note: the reason of a gap
     """Estimate weighted sums of cells, with 95% intervals that allow for other people.
 
     With several seeds they allow for other seeds too."""
@@ -191,20 +232,30 @@ def estimate_sums(
     notes = {name: _first_gap(values, parts) for name, parts in sums.items()}
     good = [name for name in sums if not notes[name]]
     table = pd.DataFrame(dict(key=list(sums), note=list(notes.values())))
-    table = table.assign(value=np.nan, low=np.nan, high=np.nan)
+    table = table.assign(**dict.fromkeys(Estimate._fields, np.nan))
     if not good:
         return table
     people, statistic = _cell_statistic(there, measures, score)
     mix = _weight_matrix(there, [sums[name] for name in good])
     by_seed = statistic(np.ones((1, len(people))))[0] @ mix  # (S, M)
     drawn = resamples(lambda weights: statistic(weights).mean(1) @ mix, people, n, batched=True)
-    low, high = _ends(by_seed, drawn, len(people))
-    numbers = np.stack([by_seed.mean(0), low, high], 1)
+    numbers = _estimates(by_seed, drawn, _people_by_seed(there.values()))
     # A difference of nothing is nothing.
-    table.loc[table.note == "", ["value", "low", "high"]] = numbers.round(9)
+    table.loc[table.note == "", list(Estimate._fields)] = numbers.round(9)
     return table
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-28
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-27
+def estimate_of(
+    row,  # of `estimate_sums`, as a series or a named tuple
+) -> Estimate:
+    "Return the number of a row, with its intervals and its spread."
+    return Estimate(*(float(getattr(row, name, np.nan)) for name in Estimate._fields))
+
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-30
+_SHOWN = ["key", "note", "value", "low", "high"]
+"The columns of `estimate_sums` that tables show."
+
+
 def estimate_each(
     values: Values,  # name -> scores of each seed, or a gap
     measure: str,  # "auc" or "acc"
@@ -214,9 +265,9 @@ def estimate_each(
     "Estimate every cell on its own."
     alone = {name: {name: 1.0} for name in values}
     found = estimate_sums(values, dict.fromkeys(values, measure), alone, score=score)
-    return split_keys(found, columns)
+    return split_keys(found[_SHOWN], columns)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-29
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-31
 def split_keys(
     found: pd.DataFrame,  # from `estimate_sums`
     columns: Sequence[str],  # what the parts of a key are
@@ -224,14 +275,14 @@ def split_keys(
     "Split each key into columns."
     return pd.DataFrame(found.key.tolist(), columns=list(columns)).join(found.drop(columns="key"))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-37
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-39
 def _lacks(lab: Lab, target: str) -> str:  # "" if it has both
     "Say which of the two classes a target set lacks; without both there is no AUC."
     there = set(lab.test_faces(target).label)
     lacking = [name for label, name in enumerate(("reals", "fakes")) if label not in there]
     return f"{target} has no {' and no '.join(lacking)}" if lacking else ""
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-38
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-40
 def target_cells(
     lab: Lab,  # preset and data
     arms: Iterable[Arm],  # trained on whatever
@@ -246,7 +297,7 @@ def target_cells(
             cells[*arm.key, target] = Gap(reason) if reason else wanted
     return cells
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-39
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-41
 def score_cells(
     arms: Iterable[Arm],  # trained on whatever
     seeds: int,  # trainings
@@ -254,7 +305,7 @@ def score_cells(
     "Declare the scores of arms on the test faces of all manipulations."
     return {arm.key: [arm.scores(seed) for seed in seed_range(seeds)] for arm in arms}
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-40
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-42
 def reals_and(
     subset: str,  # manipulation
     scores: pd.DataFrame,  # from `read_scores`
@@ -262,7 +313,7 @@ def reals_and(
     "Return all reals and the fakes of one manipulation."
     return scores[scores.subset.isin(["real", subset])]
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-41
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-43
 def split_subsets(
     values: Values,  # name -> scores of each seed, or a gap
     subsets: Sequence[str],  # manipulations
@@ -275,7 +326,7 @@ def split_subsets(
             parts[*key, subset] = tables if gap else [reals_and(subset, t) for t in tables]
     return parts
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-44
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-46
 def _means(train: str, tests: list[str]) -> dict[str, list[str]]:
     "Return the tests behind each mean of a row: all tests (`AVG`), and those not trained on (`unseen`)."
     means = dict(AVG=tests)
@@ -284,7 +335,7 @@ def _means(train: str, tests: list[str]) -> dict[str, list[str]]:
         means["unseen"] = unseen
     return means
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-45
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-47
 def _sums(
     keys: list[tuple],  # backbone, arm, train
     tests: list[str],  # what they are tested on
@@ -308,7 +359,7 @@ def _sums(
             sums[backbone, f"{name} - {base}", train, test] = plus | minus
     return sums
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-46
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-48
 def compare(
     values: Values,  # backbone, arm, train, test -> scores of each seed, or a gap
     measures: Sequence[str] = ("AUC",),  # "AUC", "ACC"
@@ -325,7 +376,55 @@ def compare(
         parts.append(named[[*CELL_COLUMNS, "value", "low", "high", "note"]])
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-49
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-50
+def _whole_means(values: Values) -> Iterator[tuple[str, dict[tuple, float]]]:
+    "Yield each difference of two arms with the weights of its mean over tests; without those that have a gap."
+    keys = list(dict.fromkeys(key[:3] for key in values))
+    sums = _sums(keys, list(dict.fromkeys(key[3] for key in values)), reference=True)
+    for (backbone, arm, train, test), weights in sums.items():
+        mean = "unseen" if (backbone, arm, train, "unseen") in sums else "AVG"
+        if " - " in arm and test == mean and not _first_gap(values, weights):
+            yield arm, weights
+
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-51
+def main_contrasts(
+    values: Values,  # backbone, arm, train, test -> scores of each seed, or a gap
+    measure: str = "auc",
+) -> dict[str, Estimate]:  # "arm - first" -> its mean, in points
+    "Estimate what each arm changes against the first, as a mean over backbones, trainings and unseen tests."
+    parts: dict[str, list] = {}
+    for arm, weights in _whole_means(values):
+        parts.setdefault(arm, []).append(weights)
+    sums: dict[tuple, dict[tuple, float]] = {(arm,): {} for arm in parts}
+    for arm, means in parts.items():
+        for weights in means:
+            sums[arm,] |= {cell: weight / len(means) for cell, weight in weights.items()}
+    found = estimate_sums(values, dict.fromkeys(values, measure), sums)
+    return {key[0]: estimate_of(row) for key, (_, row) in zip(sums, found.iterrows())}
+
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-52
+def power_text(
+    contrasts: dict[str, Estimate],  # from `main_contrasts`
+    names: dict[str, str],  # arm -> what tables print
+) -> str:  # "" without contrasts
+    "Say in a caption what a table could have seen."
+    parts = []
+    for arm, e in contrasts.items():
+        shown = " - ".join(names.get(name, name).removeprefix("+ ") for name in arm.split(" - "))
+        known = (
+            ""
+            if np.isnan(e.seed_variance)
+            else f", standard deviation between seeds {e.seed_variance**0.5:.1f}"
+        )
+        parts.append(f"{shown} {detectable(e.spread):.1f}{known}")
+    if not parts:
+        return ""
+    text = f" Smallest mean difference that is found with 80% power (points): {'; '.join(parts)}."
+    if any(np.isnan(e.seed_variance) for e in contrasts.values()):
+        text += " With one seed the noise between trainings is not measured: this is for other people alone."
+    return text
+
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-55
 BASELINES = {
     "MesoNet": "meso4",
     "Capsule": "capsule",
@@ -338,17 +437,17 @@ BASELINES = {
 }
 "The baselines of Table II: the paper's name, and the registry's."
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-50
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-56
 _STANDS_FOR = dict(zip(TARGETS, TARGET_SETS))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-51
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-57
 def paper_names(
     lab: Lab,  # whose target sets
 ) -> dict[str, str]:  # ours -> the paper's
     "Return the paper's name of the target set that each of ours stands for."
     return {ours: _STANDS_FOR.get(ours, ours) for ours in lab.targets}
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-52
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-58
 def paper_tests(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table
@@ -358,7 +457,7 @@ def paper_tests(
         return [s for s in SUBSETS if s in lab.subsets]
     return [t for t in TARGET_SETS if t in paper_names(lab).values()]
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-53
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-59
 def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
     "Return the paper's cells of some tests, with their mean instead of the printed one."
     given = given[given.test.isin(tests)]
@@ -366,7 +465,7 @@ def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
     mean = groups.paper.agg(lambda numbers: numbers.mean(skipna=False))
     return pd.concat([given, mean.assign(test="AVG")])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-54
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-60
 def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
     "Add the differences to the first arm of each backbone and training."
     keys = ["backbone", "train", "test", "measure"]
@@ -375,7 +474,7 @@ def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
     change = both.assign(arm=both.arm + " - " + both.arm_first, paper=both.paper - both.paper_first)
     return pd.concat([given, change[given.columns]])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-55
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-61
 def paper_numbers(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table, 2 to 7
@@ -391,7 +490,7 @@ def paper_numbers(
     ours = {theirs: name for name, theirs in paper_names(lab).items()}
     return given.assign(test=given.test.replace(ours))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-56
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-62
 def add_paper(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table, 2 to 7
@@ -400,11 +499,11 @@ def add_paper(
     "Add the paper's numbers to ours; NaN where it has none."
     return rows.merge(paper_numbers(lab, number), on=CELL_COLUMNS, how="left")
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-58
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-64
 FIGURE8_ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 "The shares of the attended pixels that Figure 8 masks."
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-59
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-65
 def masked_scores(
     subset: str,  # manipulation that detector and zoo are trained on, and whose fakes are scored
     seed: int,  # of both
@@ -420,7 +519,7 @@ def masked_scores(
 
     return Wanted(ask, lambda run: reals_and(subset, read_scores(run)))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-60
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-66
 def masked_cells(
     lab: Lab,  # its manipulations
     seeds: int,  # trainings
@@ -435,7 +534,7 @@ def masked_cells(
             cells[subset, alpha] = wanted
     return cells
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-61
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-67
 def mean_over_subsets(
     subsets: Sequence[str],  # manipulations
     weights: dict[float, float],  # alpha -> weight
@@ -443,7 +542,7 @@ def mean_over_subsets(
     "Return the weights of a sum over alpha of the mean over manipulations."
     return {(s, alpha): weight / len(subsets) for alpha, weight in weights.items() for s in subsets}
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-62
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-68
 def masked_accuracy(
     values: Values,  # of `masked_cells`
 ) -> pd.DataFrame:  # subset ("mean": over all), alpha, value, low, high in per cent, note
@@ -453,9 +552,9 @@ def masked_accuracy(
     for alpha in dict.fromkeys(alpha for _, alpha in values):
         sums["mean", alpha] = mean_over_subsets(subsets, {alpha: 1.0})
     found = estimate_sums(values, dict.fromkeys(values, "acc"), sums)
-    return split_keys(found, ["subset", "alpha"])
+    return split_keys(found[_SHOWN], ["subset", "alpha"])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-65
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-71
 def wanted_statistics(
     zoo: Zoo,  # whose training maps are measured
     read: Callable[[Run], pd.DataFrame],  # what is wanted of them
@@ -463,7 +562,7 @@ def wanted_statistics(
     "Declare the statistics of a zoo's maps."
     return Wanted(lambda lab: lab.statistics(zoo), read)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-66
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-72
 def read_mask_sizes(
     run: Run,  # from `Lab.statistics`
 ) -> pd.DataFrame:  # label, identity, share: of the face that is attended, in [0, 1]
@@ -471,7 +570,7 @@ def read_mask_sizes(
     shares = read_table(run_file(run.path, "shares.parquet"))
     return shares.rename(columns={"above 0": "share"})
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-67
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-73
 def control_cells(
     lab: Lab,  # its manipulations
     seeds: int,  # trainings

@@ -94,7 +94,7 @@ def controls_lab(
     "Return the lab of the controls beside a lab; a lab of controls itself."
     if lab.preset.benchmark == "controls":
         return lab
-    return lab.sibling(CONTROLS.get(lab.name, "controls"))
+    return lab.sibling(CONTROLS.get(lab.base, "controls"))
 
 # %% ../../nbs/paper/08_controls.ipynb #paper-08-controls-12
 def _elsewhere(wanted: Wanted) -> Wanted:

@@ -124,7 +124,7 @@ def _measure(
 # %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-14
 def _rounds(lab: Lab, rounds: int | None) -> int:
     "Return the rounds of a measurement: 5 if none are named, in smoke 1."
-    return rounds or (1 if lab.name == "smoke" else 5)
+    return rounds or (1 if lab.base == "smoke" else 5)
 
 
 def _machine(lab: Lab) -> dict:

@@ -98,10 +98,11 @@ def pick_fakes(
 def pick_faces(
     lab: Lab,  # its manipulations
     n: int,  # fakes of each
-    seed: int = 0,  # of the choice
+    seed: int = 0,  # of the choice, and of the zoo whose people they show
 ) -> dict[str, list[int]]:  # manipulation -> rows of `lab.train_faces`
     "Draw at random `n` training fakes of each manipulation; those of one manipulation show different people."
-    return {s: pick_fakes(lab.train_faces(s), n, "faces", seed, s) for s in lab.subsets}
+    rows = {s: lab.train_faces(s, seed=seed) for s in lab.subsets}
+    return {s: pick_fakes(rows[s], n, "faces", seed, s) for s in lab.subsets}
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-7
 def read_face(
@@ -174,23 +175,25 @@ def mapped_face(
     lab: Lab,  # its training faces
     values: Values,  # of `map_cells`
     subset: str,  # manipulation
-    row: int,  # of `lab.train_faces(subset)`
+    row: int,  # of `lab.train_faces(subset, seed=seed)`
+    seed: int = 0,  # of the zoo
 ) -> MappedFace:
     "Read a training face and what each detector of the zoo attends to."
     [runs] = values["maps", subset]
     maps = dict(zip(lab.preset.backbones, runs))
-    return MappedFace(read_face(lab.train_faces(subset), row), maps, row)
+    return MappedFace(read_face(lab.train_faces(subset, seed=seed), row), maps, row)
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-23
 def ranked_face(
     lab: Lab,  # its training faces
     values: Values,  # of `rank_cells`
     subset: str,  # manipulation
-    row: int,  # of `lab.train_faces(subset)`
+    row: int,  # of `lab.train_faces(subset, seed=seed)`
+    seed: int = 0,  # of the zoo
 ) -> RankedFace:
     "Read a training face, what the zoo attends to, and the ranks of the attended pixels."
-    face, [folder] = mapped_face(lab, values, subset, row), values["quantiles", subset]
-    path = Path(lab.train_faces(subset).path.iloc[row]).with_suffix(".png")
+    face, [folder] = mapped_face(lab, values, subset, row, seed), values["quantiles", subset]
+    path = Path(lab.train_faces(subset, seed=seed).path.iloc[row]).with_suffix(".png")
     quantiles = read_quantiles(folder / path, read_digests(folder)[path.as_posix()])
     return RankedFace(face.image, face.maps, row, quantiles)
 
@@ -455,7 +458,7 @@ class OneFace(Exhibit):
     def parts(self, lab: Lab, values: Values, seed: int, subset: str) -> Iterator[FigurePart]:
         "Return the figure of a face drawn at random."
         row = pick_faces(lab, 1, seed)[subset][0]
-        face = ranked_face(lab, whole(values), subset, row)
+        face = ranked_face(lab, whole(values), subset, row, seed)
         caption = f"{self.caption(seed)} {describe(lab, 1, on=(), brackets='')}"
         yield FigurePart(self.name, self.draw(face, subset), caption)
 
@@ -540,7 +543,7 @@ class Figure3(Exhibit):
         "Return Figure 3."
         values = whole(values)
         picks = pick_faces(lab, 1, seed)
-        faces = {s: mapped_face(lab, values, s, row) for s, [row] in picks.items()}
+        faces = {s: mapped_face(lab, values, s, row, seed) for s, [row] in picks.items()}
         counts = {name: sum(values[name, s][0] for s in lab.subsets) for name in FIGURE3}
         about = describe(lab, 1, on=(), brackets="")
         caption = (
@@ -615,6 +618,7 @@ class Figure5(ArmExhibit):
         caption = (
             "Figure 5: average AUC (%) over the target sets of detectors trained on DF or FS only. "
             + self.about(lab, seeds, rows)
+            + self.power(lab, values)
         )
         yield FigurePart("figure5", draw_figure5(rows), caption)
         yield TablePart("figure5", rows, figure5_table(rows), caption)
@@ -707,7 +711,7 @@ class Figure6(ArmExhibit):
         about = describe(lab, seeds, BACKBONES, on=["targets"])
         caption = (
             f"Figure 6: average AUC and ACC (%) over the target sets against the number of detectors in the fusion. "
-            f"{about}{gaps(rows)}"
+            f"{about}{gaps(rows)}{self.power(lab, values)}"
         )
         yield FigurePart("figure6", draw_figure6(rows), caption)
         yield TablePart("figure6", rows, figure6_table(rows), caption)
@@ -715,7 +719,7 @@ class Figure6(ArmExhibit):
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-82
 def figure7_picks(
     lab: Lab,  # its manipulations
-    seed: int,  # of the choice
+    seed: int,  # of the choice, and of the zoo
     n: int,  # faces
 ) -> list[tuple[str, int]]:  # manipulation, row of `lab.train_faces`
     "Draw faces at random, from one manipulation after the other."
@@ -755,7 +759,7 @@ class Figure7(Exhibit):
     def parts(self, lab: Lab, values: Values, seed: int) -> Iterator[FigurePart]:
         "Return Figure 7."
         picks = figure7_picks(lab, seed, 6)
-        faces = [(s, ranked_face(lab, whole(values), s, row)) for s, row in picks]
+        faces = [(s, ranked_face(lab, whole(values), s, row, seed)) for s, row in picks]
         about = describe(lab, 1, on=(), brackets="")
         caption = (
             f"Figure 7: training fakes, drawn at random (seed {seed}), masked at fixed α. {about}"

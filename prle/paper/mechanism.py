@@ -22,6 +22,7 @@ from ..core import FAKE
 from ..lab.configs import IDENTITY
 from ..lab.experiments import Lab, Run, Wanted, fused_batches
 from ..masking import FACE_PARTS, part_region
+from ..metrics import Estimate
 from .comparisons import Arm, gaps, mean_interval
 from prle.paper.exhibits import (
     SEEDS,
@@ -114,11 +115,12 @@ def look_cells(
     "Declare where detectors look; a set without fakes whose landmarks are known is a gap."
     cells: Cells = {}
     for split in splits:
-        fakes, size = fakes_with_landmarks(lab.test_faces(split)), lab.preset.size
+        faces = [lab.test_faces(split, seed) for seed in seed_range(seeds)]
+        fakes, size = [fakes_with_landmarks(tested) for tested in faces], lab.preset.size
+        lacking = Gap(f"{split} has no fakes with landmarks")
         for arm in arms:
-            wanted = [wanted_looks(arm, s, split, fakes, size) for s in seed_range(seeds)]
-            lacking = Gap(f"{split} has no fakes with landmarks")
-            cells[*arm.key, split] = lacking if fakes.empty else wanted
+            wanted = [wanted_looks(arm, s, split, tested, size) for s, tested in enumerate(fakes)]
+            cells[*arm.key, split] = lacking if any(t.empty for t in fakes) else wanted
     return cells
 
 
@@ -171,12 +173,13 @@ class Quantity(NamedTuple):
     name: str
     weights: dict[str, float]  # column -> weight
 
-    def of(self, tables: list[pd.DataFrame]) -> np.ndarray:  # (S, N)
+    def of(self, tables: list[pd.DataFrame]) -> list[np.ndarray]:  # (N_s,) for each seed
         "Return the quantity of each seed and fake."
-        rows = []
+        by_seed = []
         for table in tables:
-            rows.append(100 * sum(weight * table[name] for name, weight in self.weights.items()))
-        return np.stack(rows)
+            parts = [weight * table[name].to_numpy() for name, weight in self.weights.items()]
+            by_seed.append(100 * sum(parts))
+        return by_seed
 
 
 SHARE = Quantity("above 0.3", dict(share=1.0))
@@ -197,13 +200,15 @@ def above_area(
 class Looks(NamedTuple):
     "A quantity of each seed and fake, for both arms of a backbone."
 
-    arms: dict[str, np.ndarray]  # arm -> (S, N)
-    people: np.ndarray  # (N,) whose faces they are
+    arms: dict[str, list[np.ndarray]]  # arm -> (N_s,) for each seed
+    people: list[np.ndarray]  # (N_s,) for each seed, whose faces they are
 
-    def estimate(self, arm: str) -> tuple[float, float, float]:
-        'Return the mean of an arm, or of the difference "primary - none", and the ends of its interval.'
+    def estimate(self, arm: str) -> Estimate:
+        'Return the mean of an arm, or of the difference "primary - none", with its interval.'
         first, *minus = arm.split(" - ")
-        numbers = self.arms[first] - sum(self.arms[name] for name in minus)
+        numbers = self.arms[first]
+        for name in minus:
+            numbers = [one - other for one, other in zip(numbers, self.arms[name])]
         return mean_interval(numbers, self.people)
 
 # %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-24
@@ -224,8 +229,8 @@ def looks_of(
             if isinstance(tables, Gap):
                 return tables
             numbers.append(quantity.of(tables))
-        means[arm] = np.mean(numbers, axis=0)
-    return Looks(means, tables[0].identity.to_numpy(str))
+        means[arm] = [np.mean(of_seed, axis=0) for of_seed in zip(*numbers)]
+    return Looks(means, [table.identity.to_numpy(str) for table in tables])
 
 # %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-25
 _COLUMNS = ["fakes", "trained", "backbone", "arm", "measure"]
