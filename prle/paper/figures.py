@@ -875,7 +875,7 @@ def found_by(
         groups[who] = np.all(agree, axis=0)
     return groups
 
-
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-99
 def found_fakes(
     scores: dict[tuple[str, str], np.ndarray],  # backbone, arm -> (N,) of all fakes
 ) -> pd.DataFrame:  # a row a backbone, and one that both agree on: fakes by who finds them, fakes
@@ -888,7 +888,7 @@ def found_fakes(
         rows.append(dict(backbone=shown, **counts, fakes=len(next(iter(own.values())))))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-99
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-101
 def _count_text(
     counts: pd.DataFrame,  # from `found_fakes`
 ) -> str:
@@ -899,7 +899,7 @@ def _count_text(
         parts.append(f"{r.backbone}: of {r.fakes} fakes {alone}")
     return f"{'; '.join(parts)}."
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-100
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-102
 @dataclass(frozen=True)
 class FakeGroup:
     "Fakes that stand together in Figure 9."
@@ -909,7 +909,7 @@ class FakeGroup:
     # backbone, arm -> heat maps (n, H, W), and scores (n,)
     arms: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-101
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-103
 def _draw_group(part, group: FakeGroup):
     "Draw a group of fakes in a part of the figure: the fakes, and below them what each arm says."
     part.suptitle(group.title, fontsize=9)
@@ -924,7 +924,7 @@ def _draw_group(part, group: FakeGroup):
             _draw_judged(ax, *judged)
         line[0].set_ylabel(f"{backbone}\n{LABELS[arm]}", **SMALL)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-102
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-104
 def draw_figure9(
     groups: list[FakeGroup],
 ) -> Figure:
@@ -937,7 +937,18 @@ def draw_figure9(
         _draw_group(part, group)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-105
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-107
+def _read_group(lab: Lab, values: Values, title: str, chosen: np.ndarray) -> FakeGroup:
+    "Read some faces of the Celeb set, and what each arm says of them."
+    rows, size, arms = lab.test_faces(celeb_set(lab)), lab.preset.size, {}
+    for (kind, arm), [maps] in values.items():
+        if kind == "attention":
+            p_fake = values["scores", arm][0].p_fake.to_numpy()[chosen]
+            heats = [batch.numpy() for batch in fused_batches([maps], IDENTITY, size, chosen)]
+            arms[arm[:2]] = np.concatenate(heats or [p_fake]), p_fake
+    return FakeGroup(title, [read_face(rows, i) for i in chosen], arms)
+
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-108
 @declare
 class Figure9(Exhibit):
     "Figure 9: where detectors of seed 0 look, with and without PRLE (Section IV-E2)."
@@ -973,7 +984,7 @@ class Figure9(Exhibit):
             members = fakes[found_by(scores)[who]]
             picks = pick_fakes(rows.iloc[members], faces, "figure9", seed, who)
             title = f"found by {who}: {len(members)} of {len(fakes)}"
-            groups.append(self.group(lab, values, rows, title, members[picks]))
+            groups.append(_read_group(lab, values, title, members[picks]))
         counts = found_fakes(scores)
         about = describe(lab, 1, self.backbones, on=(), brackets="")
         caption = (
@@ -981,15 +992,3 @@ class Figure9(Exhibit):
             f"with PRLE find; of each group, faces drawn at random (seed {seed}). {_count_text(counts)} {about}"
         )
         yield FigurePart("figure9", draw_figure9(groups), caption, extra=counts)
-
-    def group(
-        self, lab: Lab, values: Values, rows: pd.DataFrame, title: str, chosen: np.ndarray
-    ) -> FakeGroup:
-        "Read faces, and what each arm says of them."
-        arms = {}
-        for arm in self.arms():
-            p_fake = values["scores", arm.key][0].p_fake.to_numpy()[chosen]
-            maps, size = values["attention", arm.key], lab.preset.size
-            heats = [batch.numpy() for batch in fused_batches(maps, IDENTITY, size, chosen)]
-            arms[arm.backbone, arm.name] = np.concatenate(heats or [p_fake]), p_fake
-        return FakeGroup(title, [read_face(rows, i) for i in chosen], arms)

@@ -211,7 +211,7 @@ class Looks(NamedTuple):
             numbers = [one - other for one, other in zip(numbers, self.arms[name])]
         return mean_interval(numbers, self.people)
 
-
+# %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-24
 def looks_of(
     values: Values,  # of `mechanism_cells`
     fakes: str,  # `OWN`, `UNSEEN` or `TARGETS`
@@ -232,7 +232,7 @@ def looks_of(
         means[arm] = [np.mean(of_seed, axis=0) for of_seed in zip(*numbers)]
     return Looks(means, [table.identity.to_numpy(str) for table in tables])
 
-# %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-23
+# %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-25
 _COLUMNS = ["fakes", "trained", "backbone", "arm", "measure"]
 _DIFFERENCES = {"primary - none": "PRLE - plain", "ours - none": "our reading - plain"}
 _ALL = ("none", "primary", "ours", *_DIFFERENCES)
@@ -248,7 +248,7 @@ def _estimates(found: Looks | Gap, arms: Sequence[str], **row) -> Iterator[dict]
         ends = dict(zip(("value", "low", "high"), numbers))
         yield {**row, "arm": arm, **ends, "note": note}
 
-# %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-27
+# %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-29
 def _backbones(values: Values) -> list[str]:
     "Return the backbones of cells."
     return list(dict.fromkeys(backbone for backbone, *_ in values))
@@ -268,7 +268,7 @@ def breadth(
                 rows += _estimates(found, _ALL, **row)
     return pd.DataFrame(rows)[[*_COLUMNS, "value", "low", "high", "note"]]
 
-# %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-28
+# %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-30
 def _signed(r) -> str:
     "Format a difference with its interval."
     return "gap" if r.note else f"{r.value:+.1f} [{r.low:+.1f}, {r.high:+.1f}]"
@@ -289,7 +289,7 @@ def breadth_table(
         shown.append(line)
     return pd.DataFrame(shown)
 
-# %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-31
+# %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-33
 def part_numbers(
     values: Values,  # of `mechanism_cells`
     subsets: Sequence[str],  # manipulations
@@ -317,7 +317,7 @@ def part_areas(
             return {part: 100 * tables[0][f"{part} area"].mean() for part in FACE_PARTS}
     return {}
 
-# %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-32
+# %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-34
 def part_table(
     rows: pd.DataFrame,  # from `part_numbers`
     areas: dict[str, float],  # from `part_areas`
@@ -332,7 +332,7 @@ def part_table(
         shown.append(line | {r.measure: _signed(r) for r in group.itertuples()})
     return pd.DataFrame(shown)
 
-# %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-36
+# %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-38
 def _bars(ax: plt.Axes, x: np.ndarray, rows: pd.DataFrame, **style):
     "Draw values with their intervals as points."
     ends = np.maximum(0, [rows.value - rows.low, rows.high - rows.value])
@@ -362,7 +362,7 @@ def _draw_parts(ax: plt.Axes, rows: pd.DataFrame, subsets: Sequence[str]):
     ax.set_xticks(range(len(FACE_PARTS)), list(FACE_PARTS), rotation=90, fontsize=8)
     ax.set_title("plain, on known fakes")
 
-# %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-37
+# %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-39
 def draw_mechanism(
     broad: pd.DataFrame,  # from `breadth`
     parts: pd.DataFrame,  # from `part_numbers`
@@ -381,7 +381,7 @@ def draw_mechanism(
     axes[2].legend(frameon=False, fontsize=8)
     return figure
 
-# %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-40
+# %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-42
 FIGURE1_FIRST = ("NT", "FS")
 "The manipulations of which the paper says where detectors look."
 
