@@ -625,6 +625,7 @@ class Figure5(ArmExhibit):
             "Figure 5: average AUC (%) over the target sets of detectors trained on DF or FS only. "
             + self.about(lab, seeds, rows)
             + self.power(lab, values)
+            + self.leaks(values)
         )
         yield FigurePart("figure5", draw_figure5(rows), caption)
         yield TablePart("figure5", rows, figure5_table(rows), caption)
@@ -717,7 +718,7 @@ class Figure6(ArmExhibit):
         about = describe(lab, seeds, BACKBONES, on=["targets"])
         caption = (
             f"Figure 6: average AUC and ACC (%) over the target sets against the number of detectors in the fusion. "
-            f"{about}{gaps(rows)}{self.power(lab, values)}"
+            f"{about}{gaps(rows)}{self.power(lab, values)}{self.leaks(values)}"
         )
         yield FigurePart("figure6", draw_figure6(rows), caption)
         yield TablePart("figure6", rows, figure6_table(rows), caption)

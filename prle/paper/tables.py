@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FUSION_VARIANTS', 'OUR_FUSION', 'BACKBONES_ALL', 'BACKBONES_ZOO', 'LANDMARK', 'read_fake_shares', 'zoo_variants',
-           'attended_share', 'share_table', 'share_cells', 'Table1', 'ArmExhibit', 'ArmTable', 'Table2', 'Table3',
-           'unverified_text', 'unseen_change', 'change_text', 'draw_change', 'wanted_area', 'Table4', 'Table5',
-           'Table6', 'Table7']
+           'attended_share', 'share_table', 'share_cells', 'Table1', 'scores_of', 'wanted_leak', 'leak_text',
+           'ArmExhibit', 'ArmTable', 'Table2', 'Table3', 'unverified_text', 'unseen_change', 'change_text',
+           'draw_change', 'wanted_area', 'Table4', 'Table5', 'Table6', 'Table7']
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-2
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..core import check_choice
+from ..lab.audits import audit, read_audit
 from prle.paper.comparisons import (
     BASELINES,
     HIGH,
@@ -194,15 +195,54 @@ _NO_TARGETS = (
     "beside ff++/, or one made by `prle forge`."
 )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-19
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-20
+_OF_MASKS = ("masked", "leak")
+"What cells about masks are called, where those of scores name a backbone."
+
+
+def scores_of(
+    values: Values,  # of an exhibit
+) -> Values:
+    "Return the scores among what an exhibit has read."
+    return {name: cell for name, cell in values.items() if name[0] not in _OF_MASKS}
+
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-21
+def wanted_leak(
+    variant: Variant,  # with masks
+    train: str = "all",  # manipulation that is trained on
+) -> Wanted:  # AUC of the label, in [0.5, 1]
+    "Declare what the masks of a variant tell of the label, by the best measure, in the first training."
+
+    def ask(lab: Lab) -> Run:
+        backbone = next(iter(lab.preset.backbones))
+        return audit(lab, lab.config(backbone, train, **variant.changes))
+
+    return Wanted(ask, lambda run: float(read_audit(run).table.leak.max()))
+
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-22
+def leak_text(
+    values: Values,  # of an exhibit
+    names: dict[str, str],  # arm -> what tables print
+) -> str:  # "" without masks
+    "Say in a caption what the masks of each arm tell of the label."
+    leaks: dict[str, float] = {}
+    for name, cell in values.items():
+        if name[0] == "leak" and not isinstance(cell, Gap):
+            leaks[name[1]] = max(cell[0], leaks.get(name[1], 0.0))
+    if not leaks:
+        return ""
+    texts = [f"{names[arm].removeprefix('+ ')} {100 * leak:.0f}" for arm, leak in leaks.items()]
+    return (
+        " The masks alone tell the label of a training face with an AUC (%, the best measure of `prle audit`, "
+        f"first seed, the worst manipulation) of: {', '.join(texts)}."
+    )
+
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-24
 class ArmExhibit(Exhibit):
     "A table or figure that compares arms."
 
     parameters = (SEEDS, BACKBONES_ALL)
-    variants: Sequence[Variant] = (
-        *PLAIN_AND_PRLE,
-        OURS,
-    )  # of every backbone; the first is the reference
+    variants: Sequence[Variant] = (*PLAIN_AND_PRLE, OURS)  # the first is the reference
     only: Sequence[str] = BACKBONES  # the backbones that it has
     measures: Sequence[str] = ("AUC",)
 
@@ -218,20 +258,34 @@ class ArmExhibit(Exhibit):
             arms += arms_of(chosen, self.variants, train)
         return arms
 
-    def cells(self, lab: Lab, seeds: int, **which) -> Cells:
+    def scores(self, lab: Lab, seeds: int, **which) -> Cells:
         "Declare the scores on the target sets; raise `ValueError` if there are none."
         if not lab.targets:
             raise ValueError(_NO_TARGETS)
         return target_cells(lab, self.arms(lab, **which), seeds)
 
+    def cells(self, lab: Lab, seeds: int, **which) -> Cells:
+        "Declare the scores, and what the masks of each arm tell of the label."
+        cells = self.scores(lab, seeds, **which)
+        there = {name for _, name, *_ in cells}
+        for v in self.variants:
+            if v.name in there and "mask" in v.changes:
+                for train in self.trainings(lab):
+                    cells["leak", v.name, train] = [wanted_leak(v, train)]
+        return cells
+
     def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
         "Compare the arms."
-        return compare(values, self.measures)
+        return compare(scores_of(values), self.measures)
+
+    def leaks(self, values: Values) -> str:
+        "Say what the masks of each arm tell of the label, for the caption."
+        return leak_text(values, {v.name: v.shown for v in self.variants})
 
     def power(self, lab: Lab, values: Values) -> str:
         "Say what the comparison with the first arm could have seen, for the caption."
         names = {v.name: v.shown for v in self.variants}
-        return power_text(main_contrasts(values), names)
+        return power_text(main_contrasts(scores_of(values)), names)
 
     def about(
         self, lab: Lab, seeds: int, rows: pd.DataFrame, on: Sequence[str] = ("targets",)
@@ -239,7 +293,7 @@ class ArmExhibit(Exhibit):
         "Describe what the numbers rest on, and the gaps."
         return describe(lab, seeds, list(dict.fromkeys(rows.backbone)), on) + gaps(rows)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-20
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-25
 class ArmTable(ArmExhibit):
     "A table of arms beside the paper's numbers."
 
@@ -255,7 +309,7 @@ class ArmTable(ArmExhibit):
 
     def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
         "Compare the arms, and add the paper's numbers."
-        return add_paper(lab, self.number, compare(values, self.measures))
+        return add_paper(lab, self.number, super().rows(lab, values))
 
     def layout(self, lab: Lab, rows: pd.DataFrame) -> pd.DataFrame:  # `**` marks the best
         "Format the rows as the paper does, ours above the paper's."
@@ -272,10 +326,11 @@ class ArmTable(ArmExhibit):
         self, lab: Lab, values: Values, seeds: int, **which
     ) -> Iterator[TablePart | FigurePart]:
         rows = self.rows(lab, values)
-        caption = f"{self.caption} {self.about(lab, seeds, rows)}{self.power(lab, values)}"
+        about = self.about(lab, seeds, rows) + self.power(lab, values) + self.leaks(values)
+        caption = f"{self.caption} {about}"
         yield TablePart(self.name, rows, self.layout(lab, rows), caption)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-21
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-26
 def _arm_text(arm: str, names: dict[str, str]) -> str:
     'Format an arm, or a difference of two: "+ PRLE", "PRLE - plain".'
     first, *others = arm.split(" - ")
@@ -283,7 +338,7 @@ def _arm_text(arm: str, names: dict[str, str]) -> str:
         return names.get(arm, arm)
     return " - ".join(names.get(name, name).removeprefix("+ ") for name in (first, *others))
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-24
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-29
 def _ranks(names: Iterable[str]) -> dict[str, int]:
     "Number names in their order, from 0."
     return {name: rank for rank, name in enumerate(names)}
@@ -296,12 +351,12 @@ def _augments(shown: pd.DataFrame) -> list[str]:
         given[BASELINES.get(r.backbone, r.backbone), r.arm] = r.augments
     return [given.get(row, "") for row in zip(shown.backbone, shown.arm)]
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-25
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-30
 _DETECTORS = Parameter(
     "detectors", None, 'list of the paper\'s baselines, e.g. ["RFM"]; None: all eight'
 )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-26
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-31
 @declare
 class Table2(ArmTable):
     "Table II: training on all manipulations, test on three other data sets (Section IV-C1)."
@@ -336,7 +391,7 @@ class Table2(ArmTable):
         of_arm = shown.arm.map(dict(none=0, primary=1, ours=2)).fillna(3).to_numpy()
         return self.named(shown.iloc[np.argsort(of_arm, kind="stable")])
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-28
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-33
 @declare
 class Table3(ArmTable):
     "Table III: training on one manipulation, test on all (Section IV-C2)."
@@ -349,14 +404,14 @@ class Table3(ArmTable):
     def trainings(self, lab: Lab) -> list[str]:
         return lab.subsets
 
-    def cells(self, lab: Lab, seeds: int, **which) -> Cells:
+    def scores(self, lab: Lab, seeds: int, **which) -> Cells:
         return score_cells(self.arms(lab, **which), seeds)
 
     def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
-        return super().rows(lab, split_subsets(values, lab.subsets))
+        return super().rows(lab, split_subsets(scores_of(values), lab.subsets))
 
     def power(self, lab: Lab, values: Values) -> str:
-        return super().power(lab, split_subsets(values, lab.subsets))
+        return super().power(lab, split_subsets(scores_of(values), lab.subsets))
 
     def parts(
         self, lab: Lab, values: Values, seeds: int, **which
@@ -364,7 +419,7 @@ class Table3(ArmTable):
         "Return Table III and the figure of what PRLE changes on unseen manipulations."
         rows = self.rows(lab, values)
         about = self.about(lab, seeds, rows, on=["test"]) + unverified_text(rows)
-        about += self.power(lab, values)
+        about += self.power(lab, values) + self.leaks(values)
         yield TablePart(self.name, rows, self.layout(lab, rows), f"{self.caption} {about}")
         change = unseen_change(rows)
         caption = "Change of the mean AUC over unseen manipulations that PRLE makes."
@@ -372,7 +427,7 @@ class Table3(ArmTable):
         text = change_text(change)
         yield FigurePart("table3_change", draw_change(change), f"{caption} {about}", extra=text)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-29
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-34
 def unverified_text(
     rows: pd.DataFrame,  # of Table III
 ) -> str:  # "" if there are none
@@ -390,7 +445,7 @@ def unverified_text(
     )
     return f"{told}{'; '.join(texts)}."
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-32
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-37
 _PRLE = {"primary": "as published", "ours": "in our reading"}
 
 
@@ -401,7 +456,7 @@ def unseen_change(
     changes = [f"{arm} - none" for arm in _PRLE]
     return rows[rows.arm.isin(changes) & (rows.test == "unseen") & (rows.note == "")]
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-33
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-38
 def change_text(
     change: pd.DataFrame,  # from `unseen_change`
 ) -> str:
@@ -418,7 +473,7 @@ def change_text(
         )
     return " ".join(texts).removesuffix(";") + "."
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-34
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-39
 def draw_change(
     change: pd.DataFrame,  # from `unseen_change`
 ) -> Figure:
@@ -446,7 +501,7 @@ def draw_change(
     axes[0].invert_yaxis()
     return figure
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-38
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-43
 LANDMARK = dict(mask="landmark", parts=("nose", "eyes", "mouth"))
 "Table IV's landmark masks."
 
@@ -472,7 +527,7 @@ def _areas(arms: pd.Series, values: Values) -> pd.Series:  # in per cent; NaN of
             found[name[1]] = 100 * cell[0]
     return arms.map(found).astype(float)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-40
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-45
 @declare
 class Table4(ArmTable):
     "Table IV: primary, random and landmark masks (Section IV-D1)."
@@ -499,8 +554,8 @@ class Table4(ArmTable):
         return super().cells(lab, seeds, **which) | areas
 
     def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
-        scores = {name: cell for name, cell in values.items() if name[0] != "masked"}
-        return super().rows(lab, scores).assign(masked=lambda rows: _areas(rows.arm, values))
+        areas = dict(masked=lambda rows: _areas(rows.arm, values))
+        return super().rows(lab, values).assign(**areas)
 
     def layout(self, lab: Lab, rows: pd.DataFrame) -> pd.DataFrame:
         "Format the rows as the paper does, with the masked share of each arm."
@@ -510,7 +565,7 @@ class Table4(ArmTable):
         shown.insert(2, "masked", texts)
         return self.named(shown)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-41
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-46
 @declare
 class Table5(ArmTable):
     "Table V: masks from neighbouring and from average fusion (Section IV-D2)."
@@ -527,7 +582,7 @@ class Table5(ArmTable):
         OURS,
     )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-42
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-47
 @declare
 class Table6(ArmTable):
     "Table VI: masks from a single detector (Section IV-D2)."
@@ -544,7 +599,7 @@ class Table6(ArmTable):
         OURS,
     )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-43
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-48
 @declare
 class Table7(ArmTable):
     "Table VII: training without dynamic exploitation (Section IV-D3)."
