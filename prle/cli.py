@@ -490,7 +490,8 @@ def train(
     # a configuration (.yaml or .json); or a detector and a manipulation: Xception DF
     what: list[str],
     *,
-    mask: str | None = None,  # none, primary, random or landmark (default none)
+    mask: str
+    | None = None,  # none, primary, random or landmark, random-matched, ... (default none)
     seed: int | None = None,  # of the run (default 0)
     # how the maps behind primary masks are read: gradcam (default), layercam, ...
     cam: str | None = None,
@@ -564,7 +565,7 @@ def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
 @delegates(open_lab)
 def audit(
     *,
-    mask: str = "primary",  # of a training: primary, random or landmark
+    mask: str = "primary",  # of a training: primary, random or landmark; random-matched, ...
     subset: str | None = None,  # manipulation, or all; in a folder: all if none is named
     split: str = "train",  # whose faces: train, val, test, or a target set
     seed: int = 0,  # of the training and its zoo

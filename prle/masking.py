@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HIGHEST', 'FILLS', 'FACE_PARTS', 'quantile_map', 'region', 'resize_quantiles', 'MaskParams', 'RegionMask',
-           'PrimaryRegionMask', 'RandomMask', 'LandmarkMask']
+           'PrimaryRegionMask', 'RandomMask', 'part_region', 'LandmarkMask', 'MatchedRandomMask', 'MatchedLandmarkMask']
 
 # %% ../nbs/05_masking.ipynb #05-masking-2
 import math
@@ -178,7 +178,7 @@ def _check_shares(p: float, alpha: tuple[float, float]):
 class RegionMask(nn.Module):
     "Draw whether and how much to mask, and paste the fill; a subclass says where in `_where`."
 
-    needs: str | None = None  # what `apply` takes second: "quantiles", "landmarks" or None
+    needs: tuple[str, ...] = ()  # what `apply` takes second: "quantiles", "landmarks", both or none
 
     def __init__(self, p: float, alpha: tuple[float, float], fill: str):
         "Set up the policy; `ValueError` for p or alpha out of range, or an unknown fill."
@@ -205,10 +205,18 @@ class RegionMask(nn.Module):
             return MaskParams(alpha[0], u[0, 2:], seed[0])
         return MaskParams(alpha, u[:, 2:], seed)
 
+    def second(
+        self,
+        item: dict,  # a face of `prle.data.datasets.FaceDataset`, or several
+    ):  # a value, a tuple of two, or None
+        "Return what `apply` takes second of an item; None in place of what the item lacks."
+        found = tuple(item.get(name) for name in self.needs)
+        return found if len(found) > 1 else next(iter(found), None)
+
     def apply(  # type: ignore[override]  # torch's own maps a function over sub-modules, of which there are none
         self,
         image,  # tensor (C, H, W) or (N, C, H, W), array (H, W[, C]), or PIL image; not normalized
-        second,  # what `needs` names, for each image
+        second,  # what `needs` names, for each image; a tuple where it names two
         params: MaskParams,  # from `draw`
     ):
         "Mask `image` as drawn; return the same kind, size and dtype, or `image` itself if nothing is masked."
@@ -233,10 +241,21 @@ class RegionMask(nn.Module):
         return self.apply(image, second, self.draw(n, generator))
 
 # %% ../nbs/05_masking.ipynb #05-masking-46
+def _primary(batch: Tensor, quantiles, alpha: Tensor) -> Tensor:  # (N, 1, H, W) bool
+    "Return the primary regions, Eq. 10; `ValueError` if quantile maps and images do not match."
+    quantiles = _as_quantiles(quantiles).to(batch.device)
+    if quantiles.shape[0] != len(batch) or quantiles.shape[-2:] != batch.shape[-2:]:
+        raise ValueError(
+            f"quantile maps {tuple(quantiles.shape)} for images {tuple(batch.shape)}, (N, C, H, W); "
+            "a resized image needs `resize_quantiles`."
+        )
+    return region(quantiles, alpha)
+
+# %% ../nbs/05_masking.ipynb #05-masking-47
 class PrimaryRegionMask(RegionMask):
     "Mask the most attended part of an image, Eq. 11; `mask(image, quantiles)`."
 
-    needs = "quantiles"
+    needs = ("quantiles",)
 
     def __init__(
         self,
@@ -248,16 +267,10 @@ class PrimaryRegionMask(RegionMask):
         super().__init__(p, alpha, fill)
 
     def _where(self, batch, quantiles, params):
-        "Return the primary regions, Eq. 10; `ValueError` if quantile maps and images do not match."
-        quantiles = _as_quantiles(quantiles).to(batch.device)
-        if quantiles.shape[0] != len(batch) or quantiles.shape[-2:] != batch.shape[-2:]:
-            raise ValueError(
-                f"quantile maps {tuple(quantiles.shape)} for images {tuple(batch.shape)}, (N, C, H, W); "
-                "a resized image needs `resize_quantiles`."
-            )
-        return region(quantiles, params.alpha)
+        "Return the primary regions; `ValueError` if quantile maps and images do not match."
+        return _primary(batch, quantiles, params.alpha)
 
-# %% ../nbs/05_masking.ipynb #05-masking-54
+# %% ../nbs/05_masking.ipynb #05-masking-55
 def _whole(side: Tensor) -> Tensor:
     "Round to whole pixels, at least 1."
     return side.round().clamp(min=1)
@@ -271,14 +284,14 @@ def _sides(params: MaskParams, height: int, width: int, aspect: float) -> tuple[
     h = (area / w.clamp(min=1)).clamp(max=height)
     return _whole(h).where(area > 0, 0), _whole(w).where(area > 0, 0)
 
-# %% ../nbs/05_masking.ipynb #05-masking-55
+# %% ../nbs/05_masking.ipynb #05-masking-56
 def _interval(length: int, side: Tensor, place: Tensor) -> Tensor:
     "Return an (N, length) bool of intervals of `side` pixels; `place` in [0, 1] shifts them from end to end."
     start = (place * (length - side + 1)).floor()[:, None]
     at = torch.arange(length)
     return (at >= start) & (at < start + side[:, None])
 
-# %% ../nbs/05_masking.ipynb #05-masking-56
+# %% ../nbs/05_masking.ipynb #05-masking-57
 class RandomMask(RegionMask):
     "Mask a random rectangle, Table IV; `mask(image)`."
 
@@ -307,7 +320,7 @@ class RandomMask(RegionMask):
         columns = _interval(width, w, params.place[:, 2])
         return (rows[:, None, :, None] & columns[:, None, None, :]).to(batch.device)
 
-# %% ../nbs/05_masking.ipynb #05-masking-60
+# %% ../nbs/05_masking.ipynb #05-masking-61
 FACE_PARTS: dict[str, list[Sequence[int]]] = {
     "eyes": [range(36, 42), range(42, 48)],
     "eyebrows": [range(17, 22), range(22, 27)],
@@ -318,11 +331,14 @@ FACE_PARTS: dict[str, list[Sequence[int]]] = {
 }
 "Part -> the hulls it consists of, as indices of the 68 landmarks."
 
-# %% ../nbs/05_masking.ipynb #05-masking-61
-def _hulls(
-    part: str, landmarks: np.ndarray, size: tuple[int, int], dilate: float
+# %% ../nbs/05_masking.ipynb #05-masking-62
+def part_region(
+    part: str,  # of `FACE_PARTS`
+    landmarks: np.ndarray,  # (68, 2) pixels (x, y)
+    size: tuple[int, int],  # (height, width)
+    dilate: float = 0.1,  # how far it is widened, in distances of the outer eye corners
 ) -> np.ndarray:  # (H, W) bool
-    "Fill the part's convex hulls, widened by `dilate` times the distance of the outer eye corners."
+    "Fill the convex hulls of a part of the face, widened a little."
     import cv2
 
     where = np.zeros(size, np.uint8)
@@ -333,7 +349,7 @@ def _hulls(
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, [2 * radius + 1] * 2)
     return cv2.dilate(where, disc).astype(bool)
 
-# %% ../nbs/05_masking.ipynb #05-masking-62
+# %% ../nbs/05_masking.ipynb #05-masking-63
 def _as_points(landmarks, n: int) -> np.ndarray:  # (n, 68, 2) float32
     "Return the landmarks of n images; `ValueError` for another number of them, or NaN."
     if isinstance(landmarks, Tensor):
@@ -347,11 +363,11 @@ def _as_points(landmarks, n: int) -> np.ndarray:  # (n, 68, 2) float32
         raise ValueError("landmarks hold NaN.")
     return points.reshape(-1, 68, 2)
 
-# %% ../nbs/05_masking.ipynb #05-masking-63
+# %% ../nbs/05_masking.ipynb #05-masking-64
 class LandmarkMask(RegionMask):
     "Mask a random part of the face, Table IV; `mask(image, landmarks)`."
 
-    needs = "landmarks"
+    needs = ("landmarks",)
 
     def __init__(
         self,
@@ -379,10 +395,82 @@ class LandmarkMask(RegionMask):
         where = np.zeros((len(batch), 1, *size), bool)
         for i in params.alpha.nonzero().flatten().tolist():
             part = self.parts[int(params.place[i, 0] * len(self.parts))]
-            where[i, 0] = _hulls(part, points[i], size, self.dilate)
+            where[i, 0] = part_region(part, points[i], size, self.dilate)
         return torch.from_numpy(where).to(batch.device)
 
-# %% ../nbs/05_masking.ipynb #05-masking-66
+# %% ../nbs/05_masking.ipynb #05-masking-67
+def _share(where: Tensor) -> Tensor:  # (N,) float64, on the CPU
+    "Return the share of each image that is masked."
+    return where.double().mean((1, 2, 3)).cpu()
+
+# %% ../nbs/05_masking.ipynb #05-masking-68
+class MatchedRandomMask(RandomMask):
+    "Mask a random rectangle as large as the primary region; `mask(image, quantiles)`."
+
+    needs = ("quantiles",)
+
+    def __init__(
+        self,
+        p: float = 0.5,  # probability that an image is masked, in [0, 1]
+        alpha: tuple[float, float] = (0.0, 1.0),  # share of the attended, in (low, high]
+        fill: str = "zero",  # one of `FILLS`
+        aspect: float = 2.0,  # height / width is log-uniform in [1 / aspect, aspect]
+    ):
+        "Set up the policy; `ValueError` for p, alpha or aspect out of range, or an unknown fill."
+        super().__init__(p, alpha, fill, aspect)
+
+    def _where(self, batch, quantiles, params):
+        "Return one rectangle an image; `ValueError` if quantile maps and images do not match."
+        share = _share(_primary(batch, quantiles, params.alpha))
+        return super()._where(batch, None, params._replace(alpha=share))
+
+# %% ../nbs/05_masking.ipynb #05-masking-70
+def _resized(part: np.ndarray, pixels: int) -> np.ndarray:  # (H, W) bool
+    "Grow or shrink a region evenly, by the distance from its edge, until it has so many pixels."
+    import cv2
+
+    beyond, within = [
+        cv2.distanceTransform(side.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        for side in (~part, part)
+    ]
+    where = np.zeros(part.shape, bool)
+    where.flat[np.argsort(beyond - within, axis=None, kind="stable")[:pixels]] = True
+    return where
+
+# %% ../nbs/05_masking.ipynb #05-masking-72
+class MatchedLandmarkMask(LandmarkMask):
+    "Mask a part of the face, made as large as the primary region; `mask(image, (quantiles, landmarks))`."
+
+    needs = ("quantiles", "landmarks")
+
+    def __init__(
+        self,
+        p: float = 0.5,  # probability that an image is masked, in [0, 1]
+        alpha: tuple[float, float] = (0.0, 1.0),  # share of the attended, in (low, high]
+        fill: str = "zero",  # one of `FILLS`
+        parts: Sequence[str] = tuple(FACE_PARTS),  # parts to choose from
+    ):
+        "Set up the policy; `ValueError` for p or alpha out of range, an unknown fill or part, or no part."
+        super().__init__(p, fill, parts, dilate=0.0)
+        _check_shares(p, alpha)
+        self.alpha = (alpha[0], alpha[1])
+
+    def extra_repr(self) -> str:
+        "Show the settings."
+        return f"{RegionMask.extra_repr(self)}, parts={self.parts}"
+
+    def _where(self, batch, second, params):
+        "Return one part of each masked face; `ValueError` for maps or landmarks that do not match."
+        quantiles, landmarks = second
+        pixels = _primary(batch, quantiles, params.alpha).sum((1, 2, 3)).tolist()
+        height, width = batch.shape[-2:]
+        inside = _as_points(landmarks, len(batch)).clip(0, (width - 1, height - 1))
+        parts = super()._where(batch, inside, params).cpu().numpy()
+        for i in params.alpha.nonzero().flatten().tolist():
+            parts[i, 0] = _resized(parts[i, 0], pixels[i])
+        return torch.from_numpy(parts).to(batch.device)
+
+# %% ../nbs/05_masking.ipynb #05-masking-75
 _IN_FILES = ("quantile_store", "read_quantiles", "write_quantiles")
 
 

@@ -169,7 +169,7 @@ def _mask(item: dict, mask: RegionMask | None, generator: torch.Generator) -> di
     if mask is None:
         return dict(image=item["image"], masked=False)
     params = mask.draw(generator=generator)
-    image = mask.apply(item["image"], item.get(mask.needs), params)
+    image = mask.apply(item["image"], mask.second(item), params)
     return dict(image=image, masked=bool(params.alpha > 0))
 
 # %% ../nbs/07_trainer.ipynb #07-trainer-21

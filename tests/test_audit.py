@@ -23,7 +23,7 @@ from prle.audit import (
 from prle.core import rng
 from prle.data.crops import write_quantiles
 from prle.lab.audits import audit as audit_training
-from prle.lab.audits import audit_folder, read_audit, some_faces
+from prle.lab.audits import audit_folder, masked_areas, read_area, read_audit, some_faces
 from prle.lab.configs import PRESETS
 from prle.masking import PrimaryRegionMask, RandomMask, quantile_map
 from prle.metrics import auc
@@ -278,7 +278,10 @@ def test_the_masks_of_a_training_are_audited_once(lab):
     other += [lab.config("Small", "A", mask=mask) for mask in ("random", "landmark")]
     others = {audit_training(lab, c).path for c in other}
     others |= {audit_training(dry, config, "test").path, audit_training(dry, config, draws=1).path}
-    assert len(others) == 5 and run.path not in others
+    matched = lab.config("Small", "A", mask="landmark-matched")
+    parts = lab.config("Small", "A", mask="landmark", parts=["nose"])
+    others |= {audit_training(lab, matched, draws=1).path, audit_training(dry, parts).path}
+    assert len(others) == 7 and run.path not in others
 
 
 def test_the_test_faces_are_those_of_the_training_s_manipulation(lab):
@@ -289,6 +292,19 @@ def test_the_test_faces_are_those_of_the_training_s_manipulation(lab):
     assert len(read_audit(run).rows) == len(test)
     with pytest.raises(ValueError, match="nothing to audit"):
         audit_training(lab, lab.config("Small", "A"))
+
+
+def test_masked_areas_of_matched_masks_are_those_of_primary_masks(lab):
+    areas = {}
+    for mask in ("primary", "landmark-matched", "random-matched", "random"):
+        run = masked_areas(lab, lab.config("Small", "A", mask=mask, fill="noise"))
+        areas[mask] = read_area(run)
+    assert areas["landmark-matched"] == areas["primary"] > 0
+    assert areas["random-matched"] == pytest.approx(areas["primary"], rel=0.05)
+    assert 0.05 < areas["random"] < 0.15 and run.path.parent.name == "areas"
+    assert masked_areas(lab, lab.config("Other", "A", mask="random", p=0.1)).path == run.path
+    with pytest.raises(ValueError, match="nothing to audit"):
+        masked_areas(lab, lab.config("Small", "A"))
 
 
 def test_of_many_faces_some_are_drawn(toy):

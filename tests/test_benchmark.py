@@ -12,7 +12,7 @@ from prle.data import faces
 from prle.mini import targets
 from prle.cli import main
 from prle.core import file_digest, rng
-from prle.data.manifest import read_manifest, write_manifest
+from prle.data.manifest import of_seed, read_manifest, write_manifest
 from prle.data.pairs import partners
 from prle.mini.generators import STEPS, train_networks
 from prle.mini.targets import TARGETS
@@ -41,7 +41,8 @@ def test_split(request, tmp_path_factory):
 
     With all `STEPS`, the very pictures of `build_benchmark`: four minutes on two cores, most of them training."""
     root = tmp_path_factory.mktemp("test_split")
-    found, _ = faces.read_faces(benchmark.choose_photos(), 128, benchmark.SCALE, benchmark.LIFT)
+    framing = benchmark.SCALE, benchmark.LIFT, benchmark.SOFT
+    found, _ = faces.read_faces(benchmark.choose_photos(), 128, *framing)
     jobs = [job for job in benchmark.plan(found, 0)[0] if job.split == "test"]
     networks, _ = train_networks(found, request.param)
     rows = benchmark._make_all(jobs, root, networks, seed=0, quality=90, workers=2)
@@ -67,6 +68,33 @@ def test_split_is_by_identity_in_proportion():
     assert pd.Series(benchmark.split_people(people[:8])).value_counts().min() == 2
     with pytest.raises(ValueError, match="5 people with a usable face.*at least 6"):
         benchmark.split_people(people[:5])
+
+
+@pytest.mark.parametrize("people, sizes", [(40, (25, 5, 10)), (17, (10, 2, 5)), (12, (6, 3, 3))])
+def test_four_seeds_test_all_people(people, sizes):
+    "Once each, trained on others, with sources from the same split."
+    photos = [f"p{i}/{k}.png" for i in range(people) for k in range(2)]
+    jobs = [job for job in benchmark.plan(made_up(*photos), 0)[0] if job.subset in ("real", "DF")]
+    table = pd.DataFrame(
+        dict(
+            identity=[job.target.identity for job in jobs],
+            source=[(job.source or job.target).identity for job in jobs],
+            split=[job.split for job in jobs],
+            group=[job.group for job in jobs],
+        )
+    )
+    tested, seen = [], None
+    for seed in range(4):
+        rows = of_seed(table, seed)
+        home = rows.groupby("identity").split.first()
+        assert (rows.source.map(home) == rows.split).all()
+        counts = home.value_counts()
+        assert all(abs(counts[s] - n) <= 1 for s, n in zip(("train", "val", "test"), sizes))
+        now = set(home.index[home == "test"])
+        assert now.isdisjoint(seen or ())
+        tested, seen = [*tested, *now], now
+    assert len(tested) == len(set(tested)) == people
+    assert of_seed(table, 5).split.equals(of_seed(table, 1).split)
 
 
 def test_smoke_benchmark(smoke):
@@ -279,9 +307,8 @@ def test_videos_keep_their_order(tmp_path):
     )
     for name in TARGETS:
         shifted = read_manifest(tmp_path / "out" / "targets" / name / "manifest.parquet")
-        assert set(shifted.subset) == {"real", *TARGETS[name].recipes} and set(
-            shifted.identity
-        ) == set(manifest.identity[manifest.split == "test"])
+        assert set(shifted.subset) == {"real", *TARGETS[name].recipes}
+        assert set(shifted.identity) == set(manifest.identity)
         assert all(
             rows.frame.tolist() == [0, 4, 8] and rows.source_identity.nunique() == 1
             for _, rows in shifted.groupby(["subset", "video"])
@@ -334,7 +361,7 @@ def test_photographs_that_would_share_a_name_stay_apart():
         "a-1.png",
         "a-2",
     ) and names["a-b/c.jpg"].startswith("a-b-c.jpg-")
-    doubled = [*jobs, benchmark.Job("real", jobs[0].target, "val", jobs[0].names)]
+    doubled = [*jobs, benchmark.Job("real", jobs[0].target, 0, "val", jobs[0].names)]
     with pytest.raises(ValueError, match="a/1.jpg and a/1.jpg would both become real/a-1.jpg.png"):
         benchmark.check_jobs(doubled)
 

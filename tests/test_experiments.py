@@ -16,6 +16,8 @@ from prle.trust import read_json
 from prle.lab.configs import (
     FURTHER,
     PRESETS,
+    PUBLISHED,
+    READING,
     Backbone,
     CamConfig,
     FusionConfig,
@@ -631,10 +633,13 @@ def test_labels_say_what_is_not_as_usual(lab):
     masked = dict(mask="primary", fusion=FusionConfig("mean"), zoo=("Other",))
     random = dict(mask="random", p=0.2, lr=0.01, seed=3)
     assert label_of(dry.detector("Small", "A")) == "Small-A-none-s0"
-    assert label_of(dry.detector("Small", "A", **masked)) == "Small-A-primary-mean-Other-s0"
+    assert (
+        label_of(dry.detector("Small", "A", **masked))
+        == "Small-A-primary-mean-Other-layercam-blind-s0"
+    )
     assert label_of(dry.detector("Small", "A", **random)) == "Small-A-random-p=0.2-lr=0.01-s3"
     zoo = Zoo("A", 1, ("Other",), FusionConfig("mean"))
-    assert label_of(dry.quantiles(zoo, "test")) == "A-mean-Other-test-s1"
+    assert label_of(dry.quantiles(zoo, "test")) == "A-mean-Other-test-layercam-blind-s1"
     assert label_of(dry.statistics(Zoo.single("A", 2, "Other"))) == "A-mean,tau=0-Other-s2"
 
 
@@ -675,7 +680,7 @@ maps/EfficientNet-DF-none-s0-train-feb69626c598fb29
 detectors/VGG-DF-none-s0-4c7b0791356af3cf
 maps/VGG-DF-none-s0-train-514051796eb1579a
 fusions/DF-neighbour-s0-2cc5a00a7ffe089d
-detectors/VGG-DF-primary-s0-f44208acd978aea0
+detectors/VGG-DF-primary-published-s0-f44208acd978aea0
 statistics/DF-neighbour-s0-c2aff36cd24a58be
 """
 
@@ -685,8 +690,8 @@ def test_names_of_runs_stay(tmp_path):
     lab.manifest = pd.DataFrame(dict(subset=["real", "DF", "NT"], split="train", label=[0, 1, 1]))
     lab.fingerprint = "that of a manifest made by hand"
     dry = lab.dry()
-    dry.detector("VGG", "DF", mask="primary")
-    dry.statistics(Zoo("DF"))
+    dry.detector("VGG", "DF", mask="primary", **PUBLISHED)
+    dry.statistics(Zoo("DF", **PUBLISHED))
     assert [task.name for task in dry.store.tasks] == RUNS.split()
 
 
@@ -694,29 +699,52 @@ def test_readings_have_keys_and_labels_of_their_own(lab):
     dry = lab.dry()
     zoos = [
         Zoo("A"),
-        Zoo("A", cam=CamConfig(explain="predicted")),
-        Zoo("A", cam=TRUE),
-        Zoo("A", cam=CamConfig("layercam")),
-        Zoo("A", cam=CamConfig(grid=5)),
-        Zoo("A", blind=True),
+        Zoo("A", **PUBLISHED),
+        Zoo("A", **PUBLISHED | dict(cam=CamConfig(explain="predicted"))),
+        Zoo("A", **PUBLISHED | dict(cam=TRUE)),
+        Zoo("A", **PUBLISHED | dict(cam=CamConfig("layercam"))),
+        Zoo("A", **PUBLISHED | dict(cam=CamConfig(grid=5))),
+        Zoo("A", **PUBLISHED | dict(blind=True)),
         Zoo("A", trained="B"),
         Zoo("A", 1),
     ]
     assert len({dry.quantiles(zoo).key for zoo in zoos}) == len(zoos)
     assert dry.quantiles(Zoo("A", trained="A")).path == dry.quantiles(Zoo("A")).path
-    zoo = Zoo("A", cam=TRUE, trained="B", blind=True)
+    zoo = Zoo("A", cam=TRUE, trained="B", fusion=FusionConfig())
     assert label_of(dry.quantiles(zoo)) == "A-neighbour-zoo=B-true-blind-s0"
     assert [label_of(run) for run in dry.maps(zoo)] == [
         "Small-B-none-s0-train-true",
         "Other-B-none-s0-train-true",
     ]
-    readings = dict(cam=dict(explain="predicted"), zoo_seed=4, zoo_subset="B", blind=True)
+    readings = dict(
+        cam=dict(explain="predicted"), fusion=FusionConfig(), zoo_seed=4, zoo_subset="B", blind=True
+    )
     run = dry.detector("Small", "A", "primary", **readings)
-    assert label_of(run) == "Small-A-primary-zoo=B-predicted-blind-zoo=s4-s0"
+    assert label_of(run) == "Small-A-primary-neighbour-zoo=B-predicted-blind-zoo=s4-s0"
     usual = dry.detector("Small", "A", "primary")
     assert run.key != usual.key
-    own = dict(cam=CamConfig(), zoo_seed=0, zoo_subset="A", blind=False)
+    own = dict(zoo_seed=0, zoo_subset="A", **READING)
     assert dry.detector("Small", "A", "primary", **own).path == usual.path
+
+
+def test_matched_masks_are_of_the_zoo_that_they_are_compared_with(lab):
+    dry = lab.dry()
+    primary = dry.detector("Small", "A", "primary", **PUBLISHED)
+    asked = len(dry.store.tasks)
+    for mask in ("random-matched", "landmark-matched"):
+        run = dry.detector("Small", "A", mask, **PUBLISHED)
+        assert label_of(run) == f"Small-A-{mask}-published-s0" and run.key != primary.key
+    assert len(dry.store.tasks) == asked + 2, "no maps besides"
+    parts = dict(parts=["nose", "mouth"])
+    assert label_of(dry.detector("Small", "A", "landmark", **parts)).endswith(
+        "-parts=nose+mouth-s0"
+    )
+    assert (
+        dry.detector("Small", "A", "random", **parts).key
+        == dry.detector("Small", "A", "random").key
+    )
+    with pytest.raises(ValueError, match="unknown part of the face 'moth'"):
+        lab.config("Small", "A", mask="landmark", parts=["moth"])
 
 
 def test_what_is_no_reading_stops_at_once(lab):
@@ -735,6 +763,7 @@ def test_a_training_takes_the_zoo_that_it_names(lab):
     "Detectors of another manipulation and seed localize on its own faces, in its own reading."
     readings = dict(cam=TRUE, zoo_seed=1, zoo_subset="B", zoo=("Small",))
     run = lab.detector("Small", "A", "primary", **readings)
+    lab.detector("Small", "A", "landmark-matched", **readings)
     (plain,) = [lab.detector("Small", "B", seed=1)]
     (maps,) = lab.maps(Zoo("A", 1, ("Small",), cam=TRUE, trained="B"))
     assert plain.reused and maps.reused and config_of(maps)["detector"] == plain.key
@@ -780,8 +809,8 @@ def blind_maps(lab, zoo, rows):
 
 
 def test_a_fake_and_its_real_have_one_map_in_a_blind_zoo(paired):
-    zoo, rows = Zoo("A", backbones=("Small",)), paired.train_faces("A")
-    blind = Zoo("A", backbones=("Small",), blind=True)
+    zoo, rows = Zoo("A", backbones=("Small",), **PUBLISHED), paired.train_faces("A")
+    blind = dataclasses.replace(zoo, blind=True)
     (own, _), (shared, _) = blind_maps(paired, zoo, rows), blind_maps(paired, blind, rows)
     for path, label, video, before, after in zip(rows.path, rows.label, rows.video, own, shared):
         fake = rows.path.tolist().index(f"A/{video}.png")
@@ -815,8 +844,9 @@ def test_a_decisive_zoo_keeps_as_much_as_decides(paired):
 
 
 def test_test_faces_are_masked_as_the_zoo_says(paired):
-    run, zoo = paired.detector("Small", "A"), Zoo("A", backbones=("Small",))
-    blind = Zoo("A", backbones=("Small",), blind=True)
+    run = paired.detector("Small", "A")
+    zoo = Zoo("A", backbones=("Small",), **PUBLISHED)
+    blind = dataclasses.replace(zoo, blind=True)
     own, shared = (paired.masked(run, z, 0.5) for z in (zoo, blind))
     assert own.key != shared.key
     own, shared = (read_scores(r).set_index("path").p_fake for r in (own, shared))
@@ -877,3 +907,69 @@ def test_an_augmentation_is_in_key_and_label_where_there_is_one(lab):
         lab.config("Small", "A", augment="cutuot")
     with pytest.raises(ValueError, match="RECCE cannot be trained with mixup"):
         lab.dry().detector("recce", "A", augment="mixup")
+
+
+# Seeds that draw their people
+
+
+def _path_sets(lab, seed):
+    sets = [
+        lab.train_faces("A", seed=seed),
+        lab.train_faces("A", "val", seed),
+        lab.test_faces(seed=seed),
+    ]
+    return [set(rows.identity) for rows in sets]
+
+
+@pytest.fixture
+def grouped(lab):
+    "The toy faces with a group for each split, so that there are three folds."
+    faces = lab.manifest.assign(group=lab.manifest.split.map(dict(test=0, val=1, train=2)))
+    root = lab.manifest.attrs["root"]
+    return quiet_lab(write_manifest(faces, f"{root}/grouped.parquet", root), lab.outputs)
+
+
+def test_each_seed_has_its_own_people(grouped):
+    (train, val, test), others = _path_sets(grouped, 0), _path_sets(grouped, 1)
+    assert others == [test, train, val] and _path_sets(grouped, 3) == [train, val, test]
+    assert [grouped.fold(seed) for seed in range(4)] == [0, 1, 2, 0]
+    for seed in (0, 1):
+        run = grouped.detector("Small", "A", seed=seed)
+        assert set(read_scores(run).identity) == _path_sets(grouped, seed)[2]
+        rows = grouped.faces("train", "A", seed)
+        (maps,) = grouped.maps(Zoo("A", seed, ("Small",)))
+        assert len(np.load(maps.path / "maps.npy")) == len(rows)
+        quantiles = grouped.quantiles(Zoo("A", seed, ("Small",))).path / "quantiles"
+        assert all((quantiles / path).with_suffix(".png").exists() for path in rows.path)
+    plain = quiet_lab(f"{grouped.manifest.attrs['root']}/manifest.parquet", grouped.outputs)
+    assert plain.fingerprint != grouped.fingerprint and plain.fold(1) == 0
+
+
+def test_a_zoo_of_another_seed_localizes_on_the_students_faces(grouped):
+    reading = dict(zoo_seed=3, zoo=("Small",), **PUBLISHED)
+    run = grouped.detector("Small", "A", "primary", seed=1, **reading)
+    zoo = RunConfig.read(run.path / "run.yaml").masking_zoo
+    assert zoo == Zoo("A", 3, ("Small",), student=1, **PUBLISHED)
+    made = grouped.quantiles(zoo)
+    assert made.reused and label_of(made) == "A-neighbour-Small-fold=1-s3"
+    rows = grouped.faces("train", "A", 1)
+    (maps,) = grouped.maps(zoo)
+    assert maps.reused and len(np.load(maps.path / "maps.npy")) == len(rows)
+    assert all((made.path / "quantiles" / p).with_suffix(".png").exists() for p in rows.path)
+    assert len(list((made.path / "quantiles").rglob("*.png"))) == len(rows)
+    dry = grouped.dry()
+    same = dry.quantiles(dataclasses.replace(zoo, student=4))
+    other = dry.quantiles(dataclasses.replace(zoo, student=0))
+    assert same.key == made.key != other.key
+    assert dry.quantiles(Zoo("A", 3, ("Small",), **PUBLISHED)).key == other.key
+    statistics = grouped.statistics(zoo)
+    shares = pd.read_parquet(statistics.path / "shares.parquet")
+    assert shares.path.tolist() == rows.path.tolist()
+
+
+def test_masked_faces_are_of_the_people_of_the_detector(grouped):
+    plain = grouped.detector("Small", "A", seed=1)
+    masked = grouped.masked(plain, Zoo("A", 1, ("Small",), **PUBLISHED), 0.5)
+    assert read_scores(masked).path.tolist() == read_scores(plain).path.tolist()
+    with pytest.raises(ValueError, match="localizes on other people"):
+        grouped.masked(plain, Zoo("A", 0, ("Small",), **PUBLISHED), 0.5)

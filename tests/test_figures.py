@@ -20,11 +20,14 @@ from prle.paper.figures import (
     FIGURE1,
     Figure5,
     Figure6,
+    Figure9,
     RankedFace,
     draw_figure5,
     draw_figure6,
     draw_figure8,
     figure1_arms,
+    found_by,
+    found_fakes,
     what_masks_tell,
 )
 from prle.masking import write_quantiles
@@ -64,7 +67,7 @@ def lab(tmp_path, monkeypatch):
         pd.DataFrame(dict(subset=["real", *SUBSETS])),
         (None, dict.fromkeys(TARGETS, tmp_path)),
     )
-    lab.test_faces = lambda split="test": pd.DataFrame(dict(label=[0, 1]))
+    lab.test_faces = lambda split="test", seed=0: pd.DataFrame(dict(label=[0, 1]))
     monkeypatch.setattr(
         Lab,
         "detector",
@@ -218,7 +221,7 @@ def test_quantile_maps_of_faces_that_are_no_pngs(lab, tmp_path, monkeypatch):
     (quantiles,) = write_quantiles(torch.rand(1, 8, 8), [tmp_path / "quantiles/a/face.png"]).numpy()
     write_digests(tmp_path / "quantiles")
     monkeypatch.setattr(figures, "read_face", lambda rows, i: np.zeros((8, 8, 3), np.uint8))
-    lab.train_faces = lambda subset: pd.DataFrame(dict(path=["a/face.jpg"]))
+    lab.train_faces = lambda subset, seed=0: pd.DataFrame(dict(path=["a/face.jpg"]))
     values = {("quantiles", "DF"): [tmp_path / "quantiles"], ("maps", "DF"): [[]]}
     assert (figures.ranked_face(lab, values, "DF", 0).quantiles == quantiles).all()
 
@@ -233,10 +236,12 @@ def test_figure1_draws_auc_inside_and_across(lab, monkeypatch):
     monkeypatch.setattr(Lab, "quantiles", lambda *args: SimpleNamespace(path=lab.outputs))
     monkeypatch.setattr(figures, "quantile_folder", lambda run: run.path)
     monkeypatch.setattr(Lab, "maps", lambda *args: [])
-    lab.train_faces = lambda subset, split="train": pd.DataFrame(
+    lab.train_faces = lambda subset, split="train", seed=0: pd.DataFrame(
         dict(label=[0, 1], identity=["a", "b"])
     )
-    lab.test_faces = lambda split="test": pd.DataFrame(dict(label=[0, 1], identity=["a", "b"]))
+    lab.test_faces = lambda split="test", seed=0: pd.DataFrame(
+        dict(label=[0, 1], identity=["a", "b"])
+    )
     (part,) = figures.Figure1().compute(lab, seeds=2)
     figure = part.figure
     assert figure.get_figwidth() == PAGE_WIDTH and min(letters(figure)) >= 6
@@ -257,6 +262,55 @@ def test_figure1_draws_auc_inside_and_across(lab, monkeypatch):
             np.mean([auc(part(arms[a].run(lab, seed), b)) for seed in (0, 1)]) for a, b in pairs
         ]
         assert series[label][:, 1] == pytest.approx(expected)
+
+
+def test_who_finds_a_fake():
+    plain, prle = np.array([0.9, 0.5, 0.9, 0.1, 0.2]), np.array([0.8, 0.6, 0.5, 0.2, 0.9])
+    scores = {("A", "none"): plain, ("A", "primary"): prle}
+    scores |= {("B", "none"): plain, ("B", "primary"): np.array([0.9, 0.9, 0.1, 0.1, 0.1])}
+    groups = {who: np.flatnonzero(which).tolist() for who, which in found_by(scores).items()}
+    assert groups == {"all": [0], "PRLE alone": [1], "plain alone": [2], "none": [3]}
+    counts = found_fakes(scores).set_index("backbone")
+    assert counts.loc["A"].tolist() == [1, 2, 1, 1, 5], "all fakes are in a group of one backbone"
+    assert counts.loc["all of them agree"].tolist() == [1, 1, 1, 1, 5]
+
+
+def test_figure9_draws_both_groups_and_counts_all(lab, monkeypatch):
+    rows = faces("figure9", subsets=("Celeb",), people=8)
+    lab.test_faces = lambda split="test", seed=0: rows
+    who = np.arange(len(rows)) % 8  # the last two of eight are PRLE's
+    scores = {
+        "none": rows.assign(p_fake=np.where(who < 6, 0.9, 0.2)),
+        "primary": rows.assign(p_fake=np.where(who == 3, 0.4, 0.9)),
+    }
+    monkeypatch.setattr(
+        comparisons, "read_scores", lambda run: scores["primary" if "mask" in str(run) else "none"]
+    )
+    monkeypatch.setattr(Lab, "attention", lambda lab, run, split: run)
+    monkeypatch.setattr(figures, "read_face", lambda rows, i: np.full((16, 16, 3), i, np.uint8))
+
+    def maps(runs, fusion, size, which):
+        if len(which):
+            yield torch.zeros(len(which), 16, 16)
+
+    monkeypatch.setattr(figures, "fused_batches", maps)
+    monkeypatch.setattr(figures, "describe", lambda *args, **settings: "Made up.")
+    [part] = Figure9().compute(lab, faces=2)
+    fakes, of = np.flatnonzero(rows.label), who[rows.label == 1]
+    titles = [sub.get_suptitle() for sub in part.figure.subfigs]
+    assert titles == [
+        f"found by all: {((of < 6) & (of != 3)).sum()} of {len(fakes)}",
+        f"found by PRLE alone: {(of >= 6).sum()} of {len(fakes)}",
+    ]
+    for sub, group in zip(part.figure.subfigs, ((of < 6) & (of != 3), of >= 6)):
+        assert len(sub.axes) == 5 * 2, "the fakes, and two arms of two backbones"
+        shown = {int(ax.images[0].get_array().max()) for ax in sub.axes[:2]}
+        assert len(shown) == 2 and shown <= set(fakes[group])
+    assert "EfficientNet: of 16 fakes" in part.caption and min(letters(part.figure)) >= 6
+    scores["none"] = scores["primary"]
+    [part] = Figure9().compute(lab, faces=2)
+    assert part.figure.subfigs[1].get_suptitle() == "found by PRLE alone: 0 of 16"
+    assert not part.figure.subfigs[1].axes, "an empty group is told, not filled"
 
 
 def test_figure3_leaves_out_zeros_and_nothing_else(tmp_path, monkeypatch):

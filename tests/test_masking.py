@@ -18,6 +18,8 @@ from prle.masking import (
     FILLS,
     LandmarkMask,
     MaskParams,
+    MatchedLandmarkMask,
+    MatchedRandomMask,
     PrimaryRegionMask,
     RandomMask,
     quantile_map,
@@ -272,18 +274,17 @@ def test_fills(images, quantiles):
 
 
 @pytest.mark.parametrize(
-    "mask,second",
-    [(PrimaryRegionMask, "quantiles"), (RandomMask, None), (LandmarkMask, "landmarks")],
+    "mask", [PrimaryRegionMask, RandomMask, LandmarkMask, MatchedRandomMask, MatchedLandmarkMask]
 )
-def test_p_zero_is_the_identity_and_p_one_always_masks(mask, second):
-    assert mask.needs == second
+def test_p_zero_is_the_identity_and_p_one_always_masks(mask):
     image = torch.ones(50, 3, 96, 96)
-    arg = dict(
+    item = dict(
         quantiles=quantile_map(torch.rand(50, 96, 96) + 0.1),
         landmarks=landmarks().expand(50, 68, 2),
     )
-    assert mask(p=0)(image, arg.get(second)) is image
-    out = mask(p=1)(image, arg.get(second), gen())
+    second = mask().second(item)
+    assert mask(p=0)(image, second) is image
+    out = mask(p=1)(image, second, gen())
     assert out is not image and (image == 1).all()
     assert ((out == 0).flatten(1).any(1)).all()
     half = mask(p=0.5).draw(4000, gen()).alpha > 0
@@ -453,6 +454,50 @@ def test_landmark_mask_draws_every_part_and_rejects():
         mask(torch.ones(3, 96, 96), landmarks()[:5])
     with pytest.raises(ValueError, match="NaN"):
         mask(torch.ones(3, 96, 96), landmarks() * torch.nan)
+
+
+def matched_areas(mask, second, quantiles, params):  # of the mask, and of the primary regions
+    image = torch.ones(len(quantiles), 1, *quantiles.shape[-2:])
+    where = mask.apply(image, second, params)[:, 0] == 0
+    return where.sum((1, 2)), region(quantiles, params.alpha).sum((1, 2))
+
+
+def test_matched_masks_are_as_large_as_the_primary_region():
+    quantiles = quantile_map((torch.rand(60, 96, 96, generator=gen()) - 0.6).clamp(min=0))
+    params = PrimaryRegionMask(p=0.7).draw(60, gen())
+    points = landmarks().expand(60, 68, 2)
+    for part in FACE_PARTS:
+        mask = MatchedLandmarkMask(parts=[part])
+        areas, wanted = matched_areas(mask, (quantiles, points), quantiles, params)
+        assert torch.equal(areas, wanted), part
+    areas, wanted = matched_areas(MatchedRandomMask(), quantiles, quantiles, params)
+    off = (areas - wanted).abs() / wanted.clamp(min=1)
+    assert off.max() < 0.25 and off.median() < 0.02, "whole pixels of both sides"
+    assert ((areas > 0) == (params.alpha > 0)).all()
+    assert (
+        MatchedLandmarkMask(alpha=(1, 1)).alpha == (1, 1) and MatchedRandomMask().second({}) is None
+    )
+    with pytest.raises(ValueError, match="alpha must be"):
+        MatchedLandmarkMask(alpha=(0, 1.2))
+
+
+def test_a_matched_part_grows_from_its_place_and_stays_in_the_picture():
+    image, quantiles = torch.ones(1, 96, 96), quantile_map(torch.ones(1, 96, 96))
+    mask, wheres = MatchedLandmarkMask(parts=["mouth"]), []
+    for alpha in (0.01, 0.05, 0.3, 1.0):
+        params = MaskParams(torch.tensor(alpha), torch.zeros(3), torch.tensor(0))
+        wheres.append(mask.apply(image, (quantiles[0], landmarks()), params)[0] == 0)
+    for smaller, larger in zip(wheres, wheres[1:]):
+        assert (larger | ~smaller).all() and larger.sum() > smaller.sum()
+    x, y = landmarks()[48:60].mean(0).round().long()
+    assert wheres[0][y, x] and wheres[-1].all()
+    params = MaskParams(torch.tensor(0.1), torch.zeros(3), torch.tensor(0))
+    outside = (
+        mask.apply(image, (quantiles[0], landmarks() + torch.tensor([500, 0])), params)[0] == 0
+    )
+    assert outside.sum() == 921 and outside[:, -1].any(), "at the edge that is nearest"
+    nothing = mask.apply(image, (quantile_map(torch.zeros(1, 96, 96))[0], landmarks()), params)
+    assert (nothing == 1).all(), "no primary region, no mask"
 
 
 # Stores

@@ -19,18 +19,26 @@ from prle.metrics import (
     EERS,
     MEASURES,
     SOURCES,
+    Estimate,
     Ranking,
+    Spread,
     acc,
     as_statistic,
     auc,
     average_precision,
     bootstrap,
     compare,
+    detectable,
     eer,
+    estimate_spread,
     evaluate,
+    expected_spread,
+    plan_experiment,
+    planned_overlap,
     resamples,
     seed_interval,
     total_interval,
+    verdict,
     video_scores,
 )
 
@@ -360,10 +368,11 @@ def test_seed_interval_by_hand_and_by_column():
 def test_total_interval_in_its_limits():
     same, spread = np.full(3, 0.7), np.array([0.6, 0.7, 0.8])
     values = rng("limits").normal(0.7, 0.02, size=2000)
-    assert total_interval(spread, np.full(2000, 0.7), 50) == pytest.approx(seed_interval(spread))
-    low, high = total_interval(same, values, 10**6)
+    few, many = [range(50)] * 3, [range(10**5)] * 3
+    assert total_interval(spread, np.full(2000, 0.7), few) == pytest.approx(seed_interval(spread))
+    low, high = total_interval(same, values, many)
     assert high - low == pytest.approx(2 * 1.96 * values.std(), rel=1e-3)
-    assert total_interval(same, np.full(2000, 0.7), 50) == pytest.approx((0.7, 0.7))
+    assert total_interval(same, np.full(2000, 0.7), few) == pytest.approx((0.7, 0.7))
 
 
 def test_total_interval_covers_where_each_source_alone_does_not():
@@ -379,11 +388,99 @@ def test_total_interval_covers_where_each_source_alone_does_not():
         ends = dict(
             people=np.quantile(boot, [0.025, 0.975]),
             seeds=seed_interval(x.mean(1)),
-            both=total_interval(x.mean(1), boot, 20),
+            both=total_interval(x.mean(1), boot, [range(20)] * 3),
         )
         for name, (low, high) in ends.items():
             hits[name] += low <= 0 <= high
     assert 273 <= hits["both"] <= 297 and hits["people"] < 265
+
+
+DESIGNS = [(4, 4), (6, 4), (3, 1)]  # seeds, folds; six seeds test two folds twice
+
+
+@pytest.mark.parametrize("seeds, folds", DESIGNS)
+@pytest.mark.parametrize("of_seed", [0.1, 1.0])
+def test_intervals_cover_whoever_is_tested_by_a_seed(seeds, folds, of_seed):
+    "With no effect and with one that is found four times in five; seeds' chance small and large."
+    truth = Spread(np.nan, np.nan, of_seed**2, 1.3**2)  # of a person: 1 for all seeds, 0.8 for one
+    design = planned_overlap(seeds, 24, folds)
+    effect, worlds = detectable(expected_spread(truth, design)), 120
+    covered = found = 0
+    groups = np.array_split(np.arange(24), folds)
+    people = [groups[seed % folds] for seed in range(seeds)]
+    tested = np.zeros((seeds, 24))
+    for seed, of in enumerate(people):
+        tested[seed, of] = 1
+    draws = rng("who").multinomial(24, [1 / 24] * 24, size=150).astype(float)
+    draws = draws[((draws @ tested.T) > 0).all(1)]
+    for world in range(worlds):
+        draw = rng("folds", seeds, folds, world, str(of_seed))
+        luck = draw.normal(0, of_seed, (seeds, 1)) + draw.normal(0, 0.8, (seeds, 24))
+        values = tested * (draw.normal(0, 1, 24) + luck)
+        means = (draws @ values.T) / (draws @ tested.T)
+        mean = values.sum(1) / tested.sum(1)
+        half = estimate_spread(mean, means.mean(1), people).half()
+        covered += abs(mean.mean()) <= half
+        found += effect + mean.mean() > half
+    assert 0.9 * worlds <= covered and 0.65 * worlds <= found <= 0.93 * worlds
+
+
+def test_people_are_counted_once():
+    "The variance of four seeds on people of their own is that between them, whatever people make of it."
+    people = [range(10 * seed, 10 * seed + 10) for seed in range(4)]
+    values, drawn = np.array([1.0, 2.0, 4.0, 5.0]), rng("once").normal(0, 0.1, 500)
+    assert estimate_spread(values, drawn, people).variance == pytest.approx(values.var(ddof=1) / 4)
+    doubled = estimate_spread(values, drawn, [range(10)] * 4)
+    assert doubled.variance == pytest.approx(values.var(ddof=1) / 4 + drawn.var(ddof=1))
+    calm = estimate_spread(np.full(4, 3.0), drawn, people)
+    assert calm.variance == pytest.approx(drawn.var(ddof=1)) and calm.seed_variance == 0
+    assert calm.person_variance == pytest.approx(40 * drawn.var(ddof=1)) and calm.freedom == 39
+
+
+def test_seeds_on_other_people_are_compared_too():
+    "Every seed with its own people; seeds that share people must share all faces."
+    seeds = [table(1.0, seed) for seed in range(3)]
+    for seed, scores in enumerate(seeds):
+        scores["identity"] += f" of {seed % 2}"
+    found = evaluate(seeds, ["auc"], over="both", n=100).iloc[0]
+    values = [auc(t.label, t.p_fake) for t in seeds]
+    assert found.value == pytest.approx(np.mean(values)) and found.low < found.value < found.high
+    better = [t.assign(p_fake=t.p_fake + 0.3 * t.label) for t in seeds]
+    gain = compare(seeds, better, ["auc"], over="both", n=100).iloc[0]
+    assert gain.low <= gain.difference <= gain.high and gain.difference > 0
+    with pytest.raises(ValueError, match="table 2 of scores has 107 rows, table 0 has 108"):
+        evaluate([*seeds[:2], seeds[2].iloc[1:]], ["auc"])
+
+
+def test_a_plan_resolves_what_it_was_made_for():
+    noise = Spread(np.nan, np.nan, 9.0, 60.0)
+    for difference in (1.0, 2.0, 4.0):
+        seeds, people = plan_experiment(noise, difference, 40, folds=4)
+        planned = expected_spread(noise, planned_overlap(seeds, people, 4))
+        assert detectable(planned) <= difference
+        if people == 40:
+            fewer = expected_spread(noise, planned_overlap(seeds - 1, 40, 4))
+            assert 3.0 * fewer.half(0.9) > difference
+    assert plan_experiment(noise, 4.0, 40, folds=4)[1] == 40
+    assert plan_experiment(noise, 1.0, 40, folds=4)[1] > 40
+    with pytest.raises(ValueError, match="spread between seeds is not known"):
+        plan_experiment(noise._replace(seed_variance=np.nan), 2.0, 40)
+
+
+@pytest.mark.parametrize(
+    "low, high, inner, said",
+    [
+        (0.1, 5.0, 1.9, "holds"),
+        (-5.0, -0.1, 1.9, "does not hold"),
+        (-2.5, 2.2, 1.9, "equivalent"),
+        (-2.5, 2.2, 2.1, "undecided"),
+        (-2.5, 2.2, np.nan, "undecided"),
+        (np.nan, np.nan, np.nan, "undecided"),
+    ],
+)
+def test_verdicts(low, high, inner, said):
+    above = (np.nextafter(0, 1), np.inf)
+    assert verdict(Estimate((low + high) / 2, low, high, -inner, inner), above) == said
 
 
 def table(strength, seed, people=12):
@@ -491,7 +588,9 @@ def test_seeds_enter_as_asked():
     assert (rows["clusters"].low, rows["clusters"].high) == pytest.approx(
         tuple(np.quantile(mean, [0.025, 0.975]))
     )
-    assert (rows["both"].low, rows["both"].high) == pytest.approx(total_interval(values, mean, 12))
+    assert (rows["both"].low, rows["both"].high) == pytest.approx(
+        total_interval(values, mean, [range(12)] * 3)
+    )
 
 
 def test_tables_are_deterministic():

@@ -1,4 +1,4 @@
-"The target sets: shifted on the test people only, alike for reals and fakes, free of trivial cues."
+"The target sets: shifted, tested on people that a seed has not trained on, free of trivial cues."
 
 from collections import Counter
 
@@ -12,7 +12,7 @@ from PIL import Image
 from prle.mini import benchmark
 from prle.mini import targets
 from prle.core import digest, file_digest, rng, write_json
-from prle.data.manifest import read_manifest, write_manifest
+from prle.data.manifest import of_seed, read_manifest, write_manifest
 from prle.data.distortions import parse_meta
 from prle.data.faces import list_photos, orl_folder, read_faces, read_image
 from prle.mini.forge import inner
@@ -29,7 +29,8 @@ POINTS = [0.0] * 136
 
 def write_stub(root, photos, size):
     "What `build_targets` reads of a benchmark: manifest (reals only), dropped.csv, forge.json; not its pictures."
-    split = benchmark.split_people(list(dict.fromkeys(p.parent.name for p in photos)))
+    group = benchmark.deal_groups(list(dict.fromkeys(p.parent.name for p in photos)))
+    splits = benchmark.group_splits(len(set(group.values())))
     rows = [
         dict(
             path=f"real/{p.parent.name}-{p.stem}.png",
@@ -40,7 +41,8 @@ def write_stub(root, photos, size):
             identity=p.parent.name,
             source_identity="",
             frame=0,
-            split=split[p.parent.name],
+            split=splits[group[p.parent.name]],
+            group=group[p.parent.name],
             compression="jpeg90",
             landmarks=POINTS,
             transform=[],
@@ -187,16 +189,21 @@ def test_mixed_is_df1_at_512(pair, size):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_test_people_only(small, name):
+def test_every_seed_is_tested_on_its_own_people_only(small, name):
     bench, _, sets = small
-    base, df = read_manifest(bench / "manifest.parquet"), sets[name]
-    home = base.set_index("identity").split.to_dict()
-    assert {home[p] for p in [*df.identity, *df.source_identity] if p} == {"test"} == set(df.split)
-    assert set(df.identity) == set(base.identity[base.split == "test"])
+    base, df, tested = read_manifest(bench / "manifest.parquet"), sets[name], []
+    for seed in range(4):
+        home = of_seed(base, seed).set_index("identity").split.to_dict()
+        rows = of_seed(df, seed).query("split == 'test'")
+        people = {person for person, split in home.items() if split == "test"}
+        assert set(rows.identity) == people
+        assert {*rows.identity, *rows.source_identity} == {*people, ""}
+        tested += people
+    assert sorted(tested) == sorted(set(base.identity))
     assert list(df.subset.unique()) == ["real", *SETS[name]] and df.dataset.eq(name).all()
-    assert df.groupby("subset").size().to_dict() == dict.fromkeys(["real", *SETS[name]], 6)
+    assert df.groupby("subset").size().to_dict() == dict.fromkeys(["real", *SETS[name]], 20)
     fakes = df[df.label == 1]
-    assert set(fakes.target) == set(df.video[df.label == 0]) and len(fakes.target.unique()) == 6
+    assert set(fakes.target) == set(df.video[df.label == 0]) and len(fakes.target.unique()) == 20
     assert (fakes.identity != fakes.source_identity).all() and (
         df[df.label == 0][["source_identity", "mask"]] == ""
     ).all().all()
@@ -215,8 +222,11 @@ def test_pictures_are_those_of_the_rows(small):
         64,
         benchmark.SCALE,
         benchmark.LIFT,
+        benchmark.SOFT,
     )
-    jobs = targets.plan_targets(found, "mini-Celeb", 0)
+    home = df.groupby("identity").group.first().to_dict()
+    together = benchmark.tested_by(home)
+    jobs = targets.plan_targets(found, "mini-Celeb", 0, home)
     assert [job.video for job in jobs] == df.video.tolist()
     for job, row in zip(jobs, df.itertuples()):
         image, mask = (
@@ -234,7 +244,11 @@ def test_pictures_are_those_of_the_rows(small):
             )
         if job.source:
             assert job.source is min(
-                (f for f in found if f.identity != row.identity),
+                (
+                    f
+                    for f in found
+                    if f.identity != row.identity and together[f.identity] == together[row.identity]
+                ),
                 key=lambda f: np.abs(f.landmarks - job.target.landmarks).mean(),
             )
 
@@ -291,7 +305,7 @@ def test_hit_and_miss(tiny, capsys, monkeypatch):
     next((bench / "targets" / "mini-DF1" / "masks").rglob("*.png")).unlink()
     said = build()
     assert (
-        "mini-DF1: MISS" in said and "(1 of 7 pictures missing)" in said and said.count("HIT") == 2
+        "mini-DF1: MISS" in said and "(1 of 19 pictures missing)" in said and said.count("HIT") == 2
     )
     monkeypatch.setattr(targets, "RECIPE", targets.RECIPE + 1)
     assert build().count(f"recipe was {targets.RECIPE - 1}, is {targets.RECIPE}") == 3
@@ -315,7 +329,9 @@ def test_photographs_without_a_face_count_too(tiny):
     bench, people = tiny
     df = read_manifest(bench / "manifest.parquet")
     someone = df.identity[df.split == "train"].iloc[0]
-    write_manifest(df[df.identity != someone], bench / "manifest.parquet")
+    left = df[df.identity != someone].replace(dict(split="train"), "test")
+    left["group"] = left.split.map(dict(test=0, val=1))  # nobody is alone
+    write_manifest(left, bench / "manifest.parquet")
     with pytest.raises(ValueError, match="was not made from"):
         targets.build_targets(bench, people)
     pd.DataFrame([(f"{someone}/1.png", "no face found.")], columns=["path", "reason"]).to_csv(
@@ -352,7 +368,7 @@ def test_no_benchmark(tmp_path):
     with pytest.raises(FileNotFoundError, match="no benchmark in .*nothing.*prle forge"):
         targets.build_targets(tmp_path / "nothing")
     with pytest.raises(ValueError, match="unknown target set 'DFDC'.*mini-DFDC"):
-        targets.plan_targets([], "DFDC", 0)
+        targets.plan_targets([], "DFDC", 0, {})
 
 
 # Contact sheet
@@ -372,7 +388,7 @@ def test_contact_sheet(small, tmp_path):
         assert sheet[20 + 64 * y : 84 + 64 * y, :72].min() < 100  # the label
     assert targets.contact_sheet(
         small[0] / "targets" / "mini-DF1" / "manifest.parquet", people=9
-    ).shape == (20 + 2 * 112, 72 + 3 * 112, 3)
+    ).shape == (20 + 2 * 112, 72 + 9 * 112, 3)
 
 
 def test_what_could_not_be_made_stays_white(small):
@@ -398,8 +414,8 @@ def check_cues(sets):
 
 
 def test_no_trivial_cue_on_orl(tmp_path):
-    "All 40 people at 128 px, five of their ten photographs: 60 test faces."
-    people = write_people(tmp_path / "people", 40, photos=5)
+    "Twelve people at 128 px, five of their ten photographs."
+    people = write_people(tmp_path / "people", 12, photos=5)
     check_cues(
         targets.build_targets(
             write_stub(tmp_path / "bench", all_photos(people), 128), people, workers=2
@@ -408,8 +424,8 @@ def test_no_trivial_cue_on_orl(tmp_path):
 
 
 def test_no_trivial_cue_in_colour(tmp_path):
-    "Coloured photographs at 256 px, every person of another tint; 12 test people."
-    people = write_people(tmp_path / "people", 40, photos=2, size=256, tint=(1.0, 0.78, 0.62))
+    "Coloured photographs at 256 px, every person of another tint."
+    people = write_people(tmp_path / "people", 12, photos=2, size=256, tint=(1.0, 0.78, 0.62))
     sets = targets.build_targets(
         write_stub(tmp_path / "bench", all_photos(people), 256), people, workers=2
     )

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIVE_POINTS', 'TEMPLATE', 'ALIGNMENTS', 'SCALES', 'PHOTO_SUFFIXES', 'FaceError', 'read_image', 'orl_folder',
-           'load_dlib', 'find_faces', 'Detection', 'find_largest', 'five_targets', 'similarity', 'warp_crop',
-           'move_points', 'crop_face', 'Face', 'read_face', 'align', 'natural_key', 'list_photos', 'read_faces',
-           'summary', 'write_png']
+           'load_dlib', 'find_faces', 'Detection', 'find_largest', 'five_targets', 'similarity', 'warp_crop', 'outside',
+           'soften', 'move_points', 'crop_face', 'Face', 'read_face', 'align', 'natural_key', 'list_photos',
+           'read_faces', 'summary', 'write_png']
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-2
 import importlib.util
@@ -410,7 +410,32 @@ def warp_crop(
         image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
     )
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-58
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-59
+def outside(
+    shape: tuple,  # of the image: height, width, ...
+    matrix: np.ndarray,  # (2, 3), px of the image -> px of the crop
+    size: int,  # side of the crop in px
+) -> np.ndarray:  # (size, size) bool
+    "Return the pixels of a crop that lie outside of the image."
+    inside = np.ones(shape[:2], np.uint8)
+    return cv2.warpAffine(inside, matrix, (size, size), flags=cv2.INTER_NEAREST) == 0
+
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-60
+def soften(
+    crop: np.ndarray,  # (S, S, 3) uint8, from `warp_crop`
+    beyond: np.ndarray,  # (S, S) bool, from `outside`
+    width: float,  # of the blur, and of the passage to it, as a share of the side
+) -> np.ndarray:  # (S, S, 3) uint8; inside of the image as it was
+    "Take what lies outside of the image out of focus, in place of streaks of repeated pixels."
+    if not beyond.any():
+        return crop
+    reach = width * len(crop)
+    distance = cv2.distanceTransform(beyond.astype(np.uint8), cv2.DIST_L2, 5)
+    share = np.minimum(distance / reach, 1)[..., None]
+    blurred = cv2.GaussianBlur(np.float32(crop), (0, 0), reach, borderType=cv2.BORDER_REPLICATE)
+    return np.rint(crop + share * (blurred - crop)).clip(0, 255).astype(np.uint8)
+
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-62
 def move_points(
     points: np.ndarray,  # (n, 2)
     matrix: np.ndarray,  # (2, 3)
@@ -418,19 +443,23 @@ def move_points(
     "Apply a transform to points."
     return (points @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-59
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-63
 def crop_face(
     image: np.ndarray,  # (H, W, 3) uint8
     landmarks: np.ndarray,  # (68, 2), px of `image`
     size: int = 256,  # side of the crop in px
     scale: float = 1.3,  # how much more than the template's square the crop shows
     lift: float = 0.0,  # how far the face is moved up, as a share of the crop's side
+    soft: float = 0.0,  # blur of what lies outside of the image, see `soften`; 0: border repeated
 ) -> tuple[np.ndarray, np.ndarray]:  # crop (size, size, 3) uint8; its landmarks (68, 2) float32
     "Align a face to a square crop by `similarity`; return the crop and the landmarks in it."
     matrix = similarity(landmarks[list(FIVE_POINTS)], five_targets(size, scale, lift))
-    return warp_crop(image, matrix, size), move_points(landmarks, matrix)
+    crop = warp_crop(image, matrix, size)
+    if soft:
+        crop = soften(crop, outside(image.shape, matrix, size), soft)
+    return crop, move_points(landmarks, matrix)
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-61
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-65
 @dataclass(frozen=True)
 class Face:
     "An aligned face crop."
@@ -442,26 +471,27 @@ class Face:
     identity: str = ""  # who it shows
     frame: int | None = None  # of the video; None: a photograph
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-62
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-66
 def read_face(
     path: str | Path,  # a photograph
     size: int = 256,  # side of the crop in px
     scale: float = 1.3,  # how much more than the template's square the crop shows
     lift: float = 0.0,  # how far the face is moved up, as a share of the crop's side
+    soft: float = 0.0,  # as in `crop_face`
 ) -> Face:
     "Read a photograph and crop its largest face; `FaceError` if it cannot be read or shows no face."
     image = read_image(path)
     faces = find_faces(image)
     if not faces:
         raise FaceError(f"{path}: no face found.")
-    return Face(*crop_face(image, faces[0], size, scale, lift), found=len(faces))
+    return Face(*crop_face(image, faces[0], size, scale, lift, soft), found=len(faces))
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-66
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-70
 def _align_similarity(face: Detection, shape: tuple, size: int, scale: float) -> np.ndarray:
     "Return the transform of DeepfakeBench's five points."
     return similarity(face.landmarks[list(FIVE_POINTS)], five_targets(size, scale))
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-67
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-71
 def _align_box(face: Detection, shape: tuple, size: int, scale: float) -> np.ndarray:
     "Return the transform of FaceForensics++'s square; at the right and lower border its side shrinks."
     box = np.rint(face.box).astype(int)
@@ -470,7 +500,7 @@ def _align_box(face: Detection, shape: tuple, size: int, scale: float) -> np.nda
     zoom = size / max(1, min(side, *(shape[1::-1] - corner)))
     return np.column_stack([np.eye(2) * zoom, (0.5 - corner) * zoom - 0.5])
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-68
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-72
 def _align_chip(face: Detection, shape: tuple, size: int, scale: float) -> np.ndarray:
     "Return the transform of `dlib.get_face_chip`."
     dlib, _, _ = load_dlib()
@@ -483,14 +513,14 @@ def _align_chip(face: Detection, shape: tuple, size: int, scale: float) -> np.nd
     corners = [middle + turn * (corner - middle) for corner in (first, last)]
     return similarity(np.array([(c.real, c.imag) for c in corners]), np.array([(0, 0), (end, end)]))
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-69
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-73
 ALIGNMENTS = {"similarity": _align_similarity, "box": _align_box, "chip": _align_chip}
 "Name -> function (detection, shape of the frame, size, scale) -> transform (2, 3)."
 
 SCALES = dict(similarity=1.3, box=1.3, chip=1.5)
 "Name of an alignment -> the scale that its authors use."
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-70
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-74
 def align(
     face: Detection,  # from `find_largest`
     shape: tuple,  # of the frame: (H, W, ...)
@@ -502,7 +532,7 @@ def align(
     make = ALIGNMENTS[check_choice(method, ALIGNMENTS, "alignment")]
     return make(face, shape, size, SCALES[method] if scale is None else scale)
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-75
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-79
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
 
 
@@ -510,7 +540,7 @@ def natural_key(path: Path) -> list:
     "Return a sort key under which 2 comes before 10."
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.as_posix())]
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-76
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-80
 def list_photos(
     folder: str | Path,  # one sub-folder a person, photographs in it
     suffixes: set[str] = PHOTO_SUFFIXES,  # endings of the files that count
@@ -533,29 +563,30 @@ def list_photos(
         )
     return people
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-79
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-83
 def _where(path: Path) -> str:
     "Return a photograph's name in reports: identity/file."
     return f"{path.parent.name}/{path.name}"
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-80
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-84
 def read_faces(
     photos: list[Path],  # photographs, each in the folder of its identity
     size: int = 256,  # side of the crops in px
     scale: float = 1.3,  # how much more than the template's square the crops show
     lift: float = 0.0,  # how far the faces are moved up, as a share of the crop's side
+    soft: float = 0.0,  # as in `crop_face`
 ) -> tuple[list[Face], pd.DataFrame]:  # the faces, in order; the drop report: path, reason
     "Crop every photograph that shows a face and list every other with the reason."
     faces, dropped = [], []
     for path in progress(photos, desc="faces"):
         try:
-            face = read_face(path, size, scale, lift)
+            face = read_face(path, size, scale, lift, soft)
             faces.append(replace(face, photo=_where(path), identity=path.parent.name))
         except FaceError as e:
             dropped.append((_where(path), str(e).removeprefix(f"{path}: ")))
     return faces, pd.DataFrame(dropped, columns=["path", "reason"])
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-81
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-85
 def summary(
     faces: list[Face],  # from `read_faces`
     dropped: pd.DataFrame,  # likewise
@@ -567,7 +598,7 @@ def summary(
     used = f"{len(faces)} faces, {several} of them the largest of several"
     return f"{len(faces) + len(dropped)} photographs: {used}{why}"
 
-# %% ../../nbs/data/00_faces.ipynb #data-00-faces-85
+# %% ../../nbs/data/00_faces.ipynb #data-00-faces-89
 def write_png(
     path: str | Path,  # file to write; its folder is made
     image: np.ndarray,  # (H, W, 3) RGB or (H, W), uint8

@@ -85,6 +85,11 @@ def _batch_size(config: dict) -> int:
     return recipe["batch"] // recipe["accumulate"] // processes
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-11
+def _seed_of(run: Run) -> int:  # of a detector
+    "Return the seed of a run, which also drew the people that it is trained and tested on."
+    return _run_config(run)["recipe"]["seed"]
+
+
 def _run_label(run: Run) -> str:
     "Return the label of a run: its name without the key."
     return run.path.name.rsplit("-", 1)[0]
@@ -239,6 +244,8 @@ def zoo_names(
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-37
 def _text(value) -> str:
     "Format the value of a setting for a label."
+    if isinstance(value, tuple) and all(isinstance(part, str) for part in value):
+        return "+".join(value)
     if isinstance(value, tuple):
         return "..".join(f"{part:g}" for part in value)
     return str(value)
@@ -271,7 +278,7 @@ def label(
     name, seed = names.get(config.detector, config.detector), config.recipe.seed
     usual = self.config(name, config.subset, seed, mask=config.mask)
     parts = _differences(usual.key(), config.key())
-    if config.mask == "primary":
+    if config.needs_maps:
         zoo = self._normal(config.masking_zoo)
         if zoo.seed != seed:
             parts = [f"zoo=s{zoo.seed}", *parts]
@@ -381,8 +388,8 @@ def _train(self: Lab, accelerator, training: _Training):
     kind = torch.device(self.device).type  # a training does not change its device on the way
     history = train(
         detector,
-        self.train_faces(config.subset),
-        self.train_faces(config.subset, "val"),
+        self.train_faces(config.subset, seed=config.recipe.seed),
+        self.train_faces(config.subset, "val", config.recipe.seed),
         config.recipe,
         config.policy(),
         training.quantiles,
@@ -436,7 +443,8 @@ def _train_and_score(self: Lab, training: _Training):
         training.config.write(folder / "run.yaml")
         made = read_json(folder / "config.json")
         detector = _rebuild(made, folder / "model.safetensors", self.device)
-        self._score(detector, made, self.test_faces(), folder)
+        faces = self.test_faces(seed=training.config.recipe.seed)
+        self._score(detector, made, faces, folder)
     for checkpoint in folder.glob("checkpoint-*"):
         discard(checkpoint)
 
@@ -458,11 +466,11 @@ def train(
     self: Lab,
     config: RunConfig,  # of this preset and data
 ) -> Run:  # model.safetensors, history.parquet, scores.parquet, run.yaml
-    "Train and score a detector (Algorithm 1); for primary masks, its zoo and their maps are made first."
+    "Train and score a detector (Algorithm 1); for masks that need maps, its zoo and their maps are made first."
     self._check_config(config)
     key, marks = dict(config.key(), data=self.fingerprint, quantiles=None), []
     maps = None
-    if config.mask == "primary":
+    if config.needs_maps:
         maps = self.quantiles(config.masking_zoo)
         key["quantiles"] = maps.key
     if self.processes > 1:
@@ -500,7 +508,7 @@ def target(
     config = dict(detector=run.key, split=target, data=self.source(target)[1])
 
     def make(folder):
-        self._score_run(run, self.test_faces(target), folder)
+        self._score_run(run, self.test_faces(target, _seed_of(run)), folder)
 
     return self.store.get("targets", f"{_run_label(run)}-{target}", config, make)
 
@@ -537,14 +545,19 @@ def attention(
     split: str = "test",  # "test" or a target set: all its faces; "train", "val": those of `subset`
     subset: str = "all",  # manipulation
     cam: CamConfig = CamConfig(),  # how the maps are read
-) -> Run:  # maps.npy (N, h, w) float16, rows as `faces(split, subset)`
+    people: int | None = None,  # seed that drew the people of the faces; None: the run's own
+) -> Run:  # maps.npy (N, h, w) float16, rows as `faces(split, subset, seed)`
     "Localize with one detector (Eq. 3); the maps keep the detector's own grid."
     config = dict(detector=run.key, split=split, subset=subset)
     config |= dict(grid=self.preset.grid, data=self.source(split)[1]) | cam.key()
-    label = "-".join(filter(None, [_run_label(run), split, str(cam)]))
+    fold = "" if people is None else f"fold={self.fold(people)}"
+    if fold:
+        config["fold"] = self.fold(people)
+    label = "-".join(filter(None, [_run_label(run), split, str(cam), fold]))
 
     def make(folder):
-        self._localize(run, self.faces(split, subset), cam, folder)
+        seed = _seed_of(run) if people is None else people
+        self._localize(run, self.faces(split, subset, seed), cam, folder)
 
     return self.store.get("maps", label, config, make)
 
@@ -563,12 +576,25 @@ def heat_maps(
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-69
 @patch
+def _strangers(self: Lab, zoo: Zoo) -> int | None:
+    "Return the seed that drew the faces of a zoo, if they are not of the people of its own seed."
+    return None if self.fold(zoo.people) == self.fold(zoo.seed) else zoo.people
+
+
+@patch
+def _fold_mark(self: Lab, zoo: Zoo) -> str:  # "" for the people of its own seed
+    "Return what a label says of the people whose faces a zoo localizes on."
+    people = self._strangers(zoo)
+    return "" if people is None else f"fold={self.fold(people)}"
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-70
+@patch
 def _detectors(self: Lab, zoo: Zoo) -> Iterator[Run]:
     "Train the detectors of a zoo without masks, one after the other in the zoo's order."
     for name in self.zoo_names(zoo.backbones) or self.preset.backbones:
         yield self.detector(name, zoo.trained or zoo.subset, seed=zoo.seed)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-70
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-71
 @patch
 def maps(
     self: Lab,
@@ -577,26 +603,28 @@ def maps(
 ) -> list[Run]:  # each as `attention`, in the zoo's order
     "Localize with every detector of a zoo, each trained without masks."
     subset = zoo.subset if split in ("train", "val") else "all"
-    return [self.attention(run, split, subset, zoo.cam) for run in self._detectors(zoo)]
+    read = subset, zoo.cam, self._strangers(zoo)
+    return [self.attention(run, split, *read) for run in self._detectors(zoo)]
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-75
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-78
 def _zoo_label(zoo: Zoo, *marks: str) -> str:  # empty marks are left out
     "Return the label of what is made from the maps of a zoo."
     parts = [zoo.subset, str(zoo.fusion), *marks, *zoo.readings, f"s{zoo.seed}"]
     return "-".join(filter(None, parts))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-76
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-79
 @patch
 def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
     "Return the configuration that names what is made from the maps of a zoo."
     key = dict(zoo.fusion.key(), maps=[run.key for run in runs], size=self.preset.size)
     if zoo.blind:
-        key["blind"] = digest(self.train_faces(zoo.subset).target.tolist())
+        faces = self.train_faces(zoo.subset, seed=zoo.people)
+        key["blind"] = digest(faces.target.tolist())
     if zoo.decisive:
         key["decisive"] = zoo.decisive
     return key
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-78
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-81
 def _without_trace(
     faces: FaceDataset, fakes: np.ndarray, reals: np.ndarray
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # (n, 3, H, W) twice, in [0, 1]
@@ -610,11 +638,11 @@ def _without_trace(
                 fill[k] = faces[real]["image"]
         yield images / 255, fill / 255
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-79
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-82
 @patch
 def _write_sizes(self: Lab, zoo: Zoo, split: str, folder: Path):
     "Write how much of each fake decides; 0 for a real face."
-    faces = self.faces(split, zoo.subset)
+    faces = self.faces(split, zoo.subset, zoo.people)
     fakes = np.flatnonzero(faces.label == FAKE)
     plain = [load_detector(run, self.device) for run in self._detectors(zoo)]
     fused = fused_batches(self.maps(zoo, split), zoo.fusion, self.preset.size, fakes)
@@ -627,7 +655,7 @@ def _write_sizes(self: Lab, zoo: Zoo, split: str, folder: Path):
     sizes[fakes] = torch.cat(found)
     np.save(folder / "sizes.npy", sizes)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-80
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-83
 @patch
 def sizes(
     self: Lab,
@@ -638,24 +666,24 @@ def sizes(
     zoo = replace(zoo, decisive=0.0)  # one run for all margins
     config = dict(self._fusion_key(zoo, self.maps(zoo, split)), kind="sizes")
     names = self.zoo_names(zoo.backbones)
-    label = _zoo_label(zoo, *names, "" if split == "train" else split)
+    label = _zoo_label(zoo, *names, "" if split == "train" else split, self._fold_mark(zoo))
     return self.store.get(
         "sizes", label, config, lambda folder: self._write_sizes(zoo, split, folder)
     )
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-81
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-84
 @patch
 def _sources(self: Lab, zoo: Zoo, split: str) -> MapSources | None:
     "Return whose map each face gets; None: its own, as everywhere but in a blind zoo."
     if not zoo.blind:
         return None
-    sources = blind_sources(self.faces(split, zoo.subset))
+    sources = blind_sources(self.faces(split, zoo.subset, zoo.people))
     if not zoo.decisive:
         return sources
     sizes = read_array(run_file(self.sizes(zoo, split).path, "sizes.npy"))
     return sources._replace(shares=np.minimum(zoo.decisive * sizes[sources.rows], 1))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-82
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-85
 @patch
 def quantiles(
     self: Lab,
@@ -670,19 +698,19 @@ def quantiles(
     if zoo.decisive:
         self.sizes(zoo, split)
     names = "+".join(self.zoo_names(zoo.backbones))
-    label = _zoo_label(zoo, names, "" if split == "train" else split)
+    label = _zoo_label(zoo, names, "" if split == "train" else split, self._fold_mark(zoo))
 
     def make(folder):
         "Fuse the maps and write a PNG for each face."
         stores = [run_file(run.path, "maps.npy") for run in runs]
-        paths = self.faces(split, zoo.subset).path.tolist()
+        paths = self.faces(split, zoo.subset, zoo.people).path.tolist()
         size, sources = (self.preset.size, self.preset.size), self._sources(zoo, split)
         settings = asdict(zoo.fusion) | (sources._asdict() if sources else {})
         quantile_store(stores, paths, folder / "quantiles", size, **settings)
 
     return self.store.get("fusions", label, self._fusion_key(zoo, runs), make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-85
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-88
 @patch
 def fused_maps(
     self: Lab,
@@ -695,7 +723,7 @@ def fused_maps(
     runs, size, sources = self.maps(zoo, split), self.preset.size, self._sources(zoo, split)
     return fused_batches(runs, zoo.fusion, size, rows, batch_size, sources)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-86
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-89
 @patch
 def statistics(
     self: Lab,
@@ -706,16 +734,16 @@ def statistics(
     if zoo.decisive:
         self.sizes(zoo)
     config = self._fusion_key(zoo, runs) | dict(thresholds=THRESHOLDS, bins=BINS)
-    label = _zoo_label(zoo, *self.zoo_names(zoo.backbones))
+    label = _zoo_label(zoo, *self.zoo_names(zoo.backbones), self._fold_mark(zoo))
 
     def make(folder):
         size, sources = self.preset.size, self._sources(zoo, "train")
         maps = fused_batches(runs, zoo.fusion, size, sources=sources)
-        _write_statistics(maps, self.train_faces(zoo.subset), folder)
+        _write_statistics(maps, self.train_faces(zoo.subset, seed=zoo.people), folder)
 
     return self.store.get("statistics", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-89
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-92
 @patch
 def masked(
     self: Lab,
@@ -740,13 +768,17 @@ def masked(
 
     def make(folder):
         "Mask the test faces and score them."
-        rows = self.test_faces(split)
+        if self.fold(_seed_of(run)) != self.fold(zoo.people):
+            raise ValueError(
+                f"the zoo localizes on other people than {run.path.name} is tested on."
+            )
+        rows = self.test_faces(split, zoo.people)
         faces = _masked_faces(rows, quantile_folder(maps), alpha, fill, face)
         self._score_run(run, rows, folder, faces)
 
     return self.store.get("masked", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-98
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-101
 @dataclass(frozen=True)
 class Wanted:
     "A run that is needed and how its result is read; nothing is made until a lab is asked."

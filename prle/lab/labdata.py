@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from ..core import check_choice, digest, outputs_dir
 from ..trust import below
-from ..data.manifest import SPLITS, read_manifest, select
+from ..data.manifest import SPLITS, fold_count, of_seed, read_manifest, select
 from ..mini.benchmark import build_benchmark
 from ..mini.controls import build_controls
 from ..mini.targets import TARGETS, build_targets
@@ -64,11 +64,14 @@ def data_fingerprint(
 ) -> str:  # 16 hexadecimal digits
     """Hash every row of a manifest and the file size of every crop and mask.
 
-    The column `target` matters to maps of pairs alone, whose runs are named by it besides."""
+    The column `target` matters to maps of pairs alone, whose runs are named by it besides, and
+    `group` only where there are groups."""
     root = Path(manifest.attrs["root"])
     landmarks = [digest(points.tolist()) for points in manifest.landmarks]
     sizes = dict(bytes=_sizes(root, manifest.path), mask_bytes=_sizes(root, manifest["mask"]))
-    rows = manifest.drop(columns="target").assign(landmarks=landmarks, **sizes)
+    grouped = "group" in manifest and (manifest.group >= 0).any()
+    unused = ["target"] if grouped else ["target", "group"]
+    rows = manifest.drop(columns=unused, errors="ignore").assign(landmarks=landmarks, **sizes)
     return digest(rows.to_csv(index=False))
 
 # %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-13
@@ -171,22 +174,33 @@ def source(
 
 # %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-25
 @patch
+def fold(
+    self: LabData,
+    seed: int,  # of a run
+) -> int:  # from 0; always 0 without groups
+    "Return which of the splits a seed has."
+    return seed % fold_count(self.manifest)
+
+
+@patch
 def train_faces(
     self: LabData,
     subset: str,  # manipulation, or "all"
     split: str = "train",  # or "val"
+    seed: int = 0,  # of the run, which draws the people
 ) -> pd.DataFrame:  # rows of the manifest
     "Return the faces that a detector is trained on; maps of them have the same rows."
-    return select(self.manifest, split, None if subset == "all" else subset)
+    return select(of_seed(self.manifest, seed), split, None if subset == "all" else subset)
 
 # %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-26
 @patch
 def test_faces(
     self: LabData,
     split: str = "test",  # or a target set
+    seed: int = 0,  # of the run, which draws the people
 ) -> pd.DataFrame:  # rows of its manifest
-    "Return the faces that all detectors are tested on; scores have the same rows."
-    return select(self.source(split)[0], "test")
+    "Return the faces that all detectors of a seed are tested on; scores have the same rows."
+    return select(of_seed(self.source(split)[0], seed), "test")
 
 # %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-27
 @patch
@@ -194,8 +208,9 @@ def faces(
     self: LabData,
     split: str,  # "train", "val", "test" or a target set
     subset: str = "all",  # manipulation; of "train" and "val" only
+    seed: int = 0,  # of the run, which draws the people
 ) -> pd.DataFrame:  # rows of its manifest
     "Return the faces of a split; maps of it have the same rows."
     if split in ("train", "val"):
-        return self.train_faces(subset, split)
-    return self.test_faces(split)
+        return self.train_faces(subset, split, seed)
+    return self.test_faces(split, seed)

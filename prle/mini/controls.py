@@ -311,7 +311,7 @@ def build_controls(
 class PlantedMask(RegionMask):
     "Mask the place that a trace was planted at; `mask(image, landmarks)`."
 
-    needs = "landmarks"
+    needs = ("landmarks",)
 
     def __init__(
         self,

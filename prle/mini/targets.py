@@ -11,6 +11,7 @@ __all__ = ['SHARES', 'PARTS', 'RECIPES', 'CAMERA', 'DF1_SIDE', 'TARGETS', 'RECIP
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,17 +22,21 @@ import pandas as pd
 from scipy.fft import dctn, idctn
 
 from prle.mini.benchmark import (
+    SOFT,
     Job,
     check_jobs,
     choose_photos,
     compress,
     contact_sheet,
     crop_digests,
+    gather,
+    group_splits,
     nearest_face,
     photos_digest,
     pick_other,
     read_crops,
     read_made,
+    tested_by,
     video_names,
     why_not,
     write_crop,
@@ -354,37 +359,46 @@ def _pick_nearest(target: Face, faces: list[Face], generator) -> Face:
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-53
 def plan_targets(
-    faces: list[Face],  # of the test people
+    faces: list[Face],
     name: str,  # one of `TARGETS`
     seed: int,  # of the pairs
+    home: dict[str, int],  # identity -> its group in the benchmark
 ) -> list[Job]:
     "Plan the crops of a target set; `ValueError` for an unknown set."
     kind, jobs = TARGETS[check_choice(name, TARGETS, "target set")], []
     names = video_names(list(dict.fromkeys(f.photo for f in faces)))
+    splits = group_splits(len(set(home.values())))
     pick = _pick_nearest if kind.nearest else pick_other
+    together = tested_by(home)
+    members = gather(faces, together)
     for target in faces:
-        jobs.append(Job("real", target, "test", names))
+        group, others = home[target.identity], members[together[target.identity]]
+        real = Job("real", target, group, splits[group], names)
+        jobs.append(real)
         for recipe in kind.recipes:
-            source = pick(target, faces, rng(seed, name, recipe, target.photo))
-            jobs.append(Job(recipe, target, "test", names, source))
+            source = pick(target, others, rng(seed, name, recipe, target.photo))
+            jobs.append(replace(real, subset=recipe, source=source))
     return check_jobs(jobs)
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-56
 def deal(
     jobs: list[Job],  # of a target set
     kind: TargetSet,  # whose lines are drawn
+    together: dict[str, int],  # identity -> who is tested with it, see `tested_by`
     *key,  # names the random streams
 ) -> list[str]:  # a line a job; "" where nothing is degraded
     "Draw a degradation for each photograph or video and deal the same ones, shuffled anew, to every subset."
     if kind.draw is None:
         return [""] * len(jobs)
-    photos = list(dict.fromkeys(job.target.photo for job in jobs))
-    lines = [kind.draw(rng(*key, i)) for i in range(len(photos))]
-    hands = {}
-    for subset in {job.subset for job in jobs}:
-        shuffled = rng(*key, subset).permutation(lines).tolist()
-        hands[subset] = dict(zip(photos, shuffled))
-    return [hands[job.subset][job.target.photo] for job in jobs]
+    hands: dict[tuple, dict[str, str]] = {}  # who is tested, subset -> photograph -> line
+    for job in jobs:
+        hand = hands.setdefault((together[job.target.identity], job.subset), {})
+        hand[job.target.photo] = ""
+    for (tested, subset), hand in hands.items():
+        lines = [kind.draw(rng(*key, tested, i)) for i in range(len(hand))]
+        shuffled = rng(*key, tested, subset).permutation(lines).tolist()
+        hand.update(zip(hand, shuffled))
+    return [hands[together[job.target.identity], job.subset][job.target.photo] for job in jobs]
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-59
 def _make(job: Job, line: str, name: str, root: Path, seed: int, quality: int) -> dict:
@@ -397,13 +411,12 @@ def _make(job: Job, line: str, name: str, root: Path, seed: int, quality: int) -
     return write_crop(job, image, region, root, name, quality, degradation=line)
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-61
-def _test_photographs(root: Path, faces, expected: str) -> list[Path]:
-    """List the photographs and videos of a benchmark's test people.
+def _photographs(root: Path, home: dict[str, int], faces, expected: str) -> list[Path]:
+    """List the photographs and videos of a benchmark's people.
 
     `ValueError` if they are not what it was made from."""
-    manifest = read_manifest(root / "manifest.parquet")
     dropped = read_csv(root / "dropped.csv", ["path", "reason"]).path.str.split("/").str[0]
-    people, test = {*manifest.identity, *dropped}, set(manifest.identity[manifest.split == "test"])
+    people = {*home, *dropped}
     photos = [path for path in choose_photos(faces) if path.parent.name in people]
     if photos_digest(photos) != expected:
         where = f"the photographs in {faces}" if faces else "the ORL faces"
@@ -411,14 +424,16 @@ def _test_photographs(root: Path, faces, expected: str) -> list[Path]:
             f"{root} was not made from {where}, or they have changed since. "
             "Name its folder of photographs (faces=...), or build the benchmark again."
         )
-    return [path for path in photos if path.parent.name in test]
+    return [path for path in photos if path.parent.name in home]
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-62
-def _write_target(root: Path, name: str, faces: list[Face], config: dict, workers: int):
+def _write_target(
+    root: Path, name: str, faces: list[Face], home: dict[str, int], config: dict, workers: int
+):
     "Write crops, masks, manifest and, last, target.json."
     make = partial(_make, name=name, root=root, seed=config["seed"], quality=config["quality"])
-    jobs = plan_targets(faces, name, config["seed"])
-    lines = deal(jobs, TARGETS[name], config["seed"], name)
+    jobs = plan_targets(faces, name, config["seed"], home)
+    lines = deal(jobs, TARGETS[name], tested_by(home), config["seed"], name)
     with ThreadPoolExecutor(workers) as pool:
         rows = pd.DataFrame(progress(pool.map(make, jobs, lines), desc=name, total=len(jobs)))
     contact_sheet(write_manifest(rows, root / "manifest.parquet"), root / "contact_sheet.png")
@@ -429,7 +444,7 @@ def _write_target(root: Path, name: str, faces: list[Face], config: dict, worker
     write_json(root / "target.json", made)
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-63
-RECIPE = 1  # raised whenever a change here changes the pictures
+RECIPE = 2  # raised whenever a change here changes the pictures
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-64
 def _benchmark_config(root: Path) -> dict:
@@ -455,19 +470,19 @@ def build_targets(
     `ValueError` for photographs that it was not made from, `FileNotFoundError` without a benchmark."""
     root = Path(benchmark).parent if Path(benchmark).suffix == ".parquet" else Path(benchmark)
     base = _benchmark_config(root)
-    photos, found, manifests = _test_photographs(root, faces, base["photographs"]), None, {}
+    home = read_manifest(root / "manifest.parquet").groupby("identity").group.first().to_dict()
+    photos = _photographs(root, home, faces, base["photographs"])
+    found, manifests = None, {}
     for name, kind in TARGETS.items():
         out, config = root / "targets" / name, dict(base, recipes=list(kind.recipes))
-        manifests[name], reason = (
-            out / "manifest.parquet",
-            why_not(out / "target.json", config, [out]),
-        )
+        manifests[name] = out / "manifest.parquet"
+        reason = why_not(out / "target.json", config, [out])
         if not reason:
             print(f"{name}: HIT {out}")
             continue
         print(f"{name}: MISS {out} ({reason})")
         check_replaceable(out, "target set")
-        found = found or read_crops(photos, base["count"], base["size"])[0]
+        found = found or read_crops(photos, base["count"], base["size"], soft=SOFT)[0]
         with made_folder(out, "target set") as tmp:
-            _write_target(tmp, name, found, config, workers or os.cpu_count())
+            _write_target(tmp, name, found, home, config, workers or os.cpu_count())
     return manifests

@@ -14,7 +14,7 @@ from ..lab.experiments import Lab
 from .comparisons import PRIMARY, Arm, Variant, compare
 from .exhibits import SEEDS, Parameter, TablePart, Values, declare
 from .numbers import interval
-from .tables import ArmExhibit
+from .tables import ArmExhibit, scores_of
 
 # %% ../../nbs/paper/03a_augmentations.ipynb #paper-03a-augmentations-5
 NAMES = dict(
@@ -95,7 +95,8 @@ class Augmentations(ArmExhibit):
 
     def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
         "Compare all arms with plain training, and PRLE on top of each with the same without."
-        return pd.concat([compare(values), prle_on_top(values)], ignore_index=True)
+        scores = scores_of(values)
+        return pd.concat([compare(scores), prle_on_top(scores)], ignore_index=True)
 
     def parts(self, lab: Lab, values: Values, seeds: int, **which) -> Iterator[TablePart]:
         "Return the table."
@@ -103,6 +104,6 @@ class Augmentations(ArmExhibit):
         caption = (
             "The augmentations of Section II-D: AUC (%) on the target sets, trained on all manipulations; "
             "differences of the average are paired. The paper has no such numbers. "
-            f"{self.about(lab, seeds, rows)}"
+            f"{self.about(lab, seeds, rows)}{self.leaks(values)}"
         )
         yield TablePart("augmentations", rows, augmentation_table(rows), caption)

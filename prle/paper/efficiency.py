@@ -4,25 +4,31 @@
 
 # %% auto #0
 __all__ = ['COUNTED', 'ROUNDS', 'paper_network', 'norm_elements', 'paper_gflops', 'even_sample', 'timing_run', 'read_throughput',
-           'Measured', 'network_efficiency', 'efficiency_table', 'Table8', 'efficiency']
+           'localize_with_zoo', 'static_run', 'Measured', 'network_efficiency', 'efficiency_table', 'Table8',
+           'efficiency']
 
 # %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-2
+import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..core import provenance, rng
 from ..lab.configs import Zoo
+from ..data.crops import quantile_store
 from ..data.datasets import FaceDataset
 from ..detectors import create_detector
 from ..detectors.registry import macs
 from .exhibits import Cells, Exhibit, Parameter, TablePart, Values, declare, whole
-from ..lab.experiments import Lab, Run, Wanted, quantile_folder
+from ..lab.experiments import Lab, Run, Wanted, load_detector, quantile_folder
+from ..localization import localize
 from ..masking import PrimaryRegionMask
 from .numbers import describe, paper_table
 from ..lab.integrity import run_file
@@ -116,6 +122,18 @@ def _measure(
     return pd.DataFrame(table).query("round > 0")
 
 # %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-14
+def _rounds(lab: Lab, rounds: int | None) -> int:
+    "Return the rounds of a measurement: 5 if none are named, in smoke 1."
+    return rounds or (1 if lab.base == "smoke" else 5)
+
+
+def _machine(lab: Lab) -> dict:
+    "Describe the machine that a measurement is made on."
+    here = provenance(lab.device)
+    machine = dict(device=here["device"], on=lab.device, threads=here["threads"])
+    return machine | dict(torch=here["packages"]["torch"])
+
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-15
 def timing_run(
     lab: Lab,  # preset, data and store
     backbone: str,  # of the preset
@@ -124,13 +142,10 @@ def timing_run(
     faces: int = 512,  # an epoch, at most
 ) -> Run:  # throughput.parquet: round, arm, train, infer in faces a second
     "Measure training and scoring with and without PRLE, in alternation."
-    maps, here = lab.quantiles(Zoo(subset)), provenance(lab.device)
-    rounds = rounds or (1 if lab.base == "smoke" else 5)
-    machine = dict(device=here["device"], on=lab.device, threads=here["threads"])
-    machine["torch"] = here["packages"]["torch"]
+    maps, rounds = lab.quantiles(Zoo(subset)), _rounds(lab, rounds)
     what = dict(backbone=backbone, subset=subset, rounds=rounds, faces=faces)
     on = dict(quantiles=maps.key, data=lab.fingerprint, size=lab.preset.size)
-    config = what | on | machine
+    config = what | on | _machine(lab)
 
     def make(folder):
         table = _measure(lab, backbone, subset, quantile_folder(maps), rounds, faces)
@@ -138,14 +153,56 @@ def timing_run(
 
     return lab.store.get("timings", f"{backbone}-{subset}", config, make)
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-15
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-16
 def read_throughput(
     run: Run,  # from `timing_run`
 ) -> pd.DataFrame:  # round, arm, train, infer
     "Read the faces a second of each round."
     return read_table(run_file(run.path, "throughput.parquet"))
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-17
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-18
+def localize_with_zoo(
+    lab: Lab,  # preset and store
+    zoo: Zoo,  # whose detectors are trained already
+    rows: pd.DataFrame,  # of a manifest
+    folder: Path,  # where maps and quantile maps are written
+):
+    "Do the static stage on some faces: localize with every detector, fuse, rank, and write."
+    size, stores = (lab.preset.size, lab.preset.size), []
+    for name in lab.zoo_names(zoo.backbones) or lab.preset.backbones:
+        detector = load_detector(lab.detector(name, zoo.subset, seed=zoo.seed), lab.device)
+        layer = detector.cam_layer(lab.preset.size, lab.preset.grid)
+        faces = DataLoader(FaceDataset(rows), batch_size=64, num_workers=lab.workers)
+        stores.append(localize(detector, layer, faces, folder / f"{name}.npy"))
+    paths = rows.path.tolist()
+    quantile_store(stores, paths, folder / "quantiles", size, **asdict(zoo.fusion))
+
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-19
+def static_run(
+    lab: Lab,  # preset, data and store
+    subset: str = "DF",  # manipulation of the zoo and the faces
+    rounds: int | None = None,  # None: 5, in smoke 1
+    faces: int = 128,  # a round, at most
+) -> Run:  # throughput.parquet: round, static in faces a second
+    "Measure the static stage; the first round warms up and is dropped."
+    zoo, rounds = Zoo(subset), _rounds(lab, rounds)
+    plain = [lab.detector(name, subset).key for name in lab.preset.backbones]
+    what = dict(static=plain, fusion=zoo.fusion.key(), subset=subset, rounds=rounds, faces=faces)
+    on = dict(data=lab.fingerprint, size=lab.preset.size)
+
+    def make(folder):
+        rows, found = even_sample(lab.train_faces(subset), faces), []
+        for r in range(rounds + 1):
+            with tempfile.TemporaryDirectory() as tmp:
+                start = time.perf_counter()
+                localize_with_zoo(lab, zoo, rows, Path(tmp))
+            found.append(dict(round=r, static=len(rows) / (time.perf_counter() - start)))
+        table = pd.DataFrame(found).query("round > 0")
+        table.to_parquet(folder / "throughput.parquet", index=False)
+
+    return lab.store.get("timings", f"static-{subset}", what | on | _machine(lab), make)
+
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-21
 class Measured(NamedTuple):
     "A number with the smallest and largest of its rounds."
 
@@ -158,7 +215,7 @@ class Measured(NamedTuple):
         "Return the median of rounds, the smallest and the largest."
         return cls(rounds.median(), rounds.min(), rounds.max())
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-18
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-22
 def _count(name: str) -> dict[str, Measured]:
     "Count the operations (GFLOPs) and parameters (millions) of a network of Table VIII."
     model = paper_network(name)
@@ -169,7 +226,7 @@ def _count(name: str) -> dict[str, Measured]:
         params=Measured(parameters, parameters, parameters),
     )
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-19
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-23
 _TIMED = ("train", "infer")
 
 
@@ -181,7 +238,7 @@ def _changes(by_arm: dict[str, pd.DataFrame]) -> dict[str, Measured]:
         changes[quantity] = Measured.of(change)
     return changes
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-20
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-24
 def _paper_efficiency(name: str, arm: str, quantity: str) -> float:
     "Return a number of the paper's Table VIII; for the arm `change`, the change in per cent."
     given = paper_table(8).set_index(["backbone", "arm"])[quantity]
@@ -189,7 +246,7 @@ def _paper_efficiency(name: str, arm: str, quantity: str) -> float:
         return given[name, arm]
     return 100 * (given[name, "primary"] / given[name, "none"] - 1)
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-21
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-25
 def network_efficiency(
     name: str,  # of `COUNTED`
     speed: pd.DataFrame,  # from `read_throughput`
@@ -209,7 +266,7 @@ def network_efficiency(
             rows.append(row | dict(rounds=rounds, paper=paper))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-23
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-27
 _QUANTITIES = dict(
     GFLOPs="GFLOPs (64 faces)",
     params="parameters (M)",
@@ -218,7 +275,7 @@ _QUANTITIES = dict(
 )
 _LINES = ("ours", "paper", "ours - paper")
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-24
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-28
 def _lines(r) -> tuple[str, str, str]:  # as `_LINES`
     "Format a number for the three rows of the table: ours, the paper's, and their difference."
     if r.quantity in ("GFLOPs", "params"):
@@ -228,7 +285,7 @@ def _lines(r) -> tuple[str, str, str]:  # as `_LINES`
         return ours, f"{r.paper:+.1f}%", f"{r.value - r.paper:+.1f}"
     return f"{r.value:.0f} [{r.low:.0f}, {r.high:.0f}]", f"{r.paper:.2f}", "other machine"
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-25
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-29
 def efficiency_table(
     rows: pd.DataFrame,  # from `network_efficiency`
 ) -> pd.DataFrame:
@@ -244,10 +301,10 @@ def efficiency_table(
         shown += lines.values()
     return pd.DataFrame(shown)
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-28
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-32
 ROUNDS = Parameter("rounds", None, "of each arm; a further one warms up; None: 5, in smoke 1")
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-29
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-33
 @declare
 class Table8(Exhibit):
     "Table VIII: the cost of PRLE (Section IV-G)."
@@ -270,7 +327,7 @@ class Table8(Exhibit):
         )
         yield TablePart("table8", rows, efficiency_table(rows), caption)
 
-# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-30
+# %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-34
 def efficiency(
     lab: Lab,  # preset, data and store
     rounds: int | None = None,  # of each arm, see `timing_run`

@@ -39,7 +39,7 @@ from prle.core import (
 )
 from ..trust import Damaged, below, check_digest, read_bytes, read_digests, read_json
 from ..data.crops import read_rgb
-from ..data.manifest import SPLITS, select
+from ..data.manifest import SPLITS
 from ..data.crops import read_quantiles
 from ..lab.configs import Zoo
 from ..lab.experiments import Lab, Wanted
@@ -570,9 +570,11 @@ def draw_session(
 def select_faces(
     lab: Lab,  # preset, data and store
     splits: Sequence[str] = SPLITS,  # which faces; detectors are compared on "test" only
+    seed: int = 0,  # of the detectors, which draws the people of each split
 ) -> pd.DataFrame:  # rows of the manifest
     "Return the faces of some splits of a lab."
-    found = pd.concat([select(lab.manifest, split) for split in splits], ignore_index=True)
+    parts = [lab.faces(split, seed=seed) for split in splits]
+    found = pd.concat(parts, ignore_index=True)
     found.attrs["root"] = lab.manifest.attrs["root"]
     return found
 
@@ -600,7 +602,7 @@ def study_faces(
     """Return the faces of a lab with their quantile maps; the zoo is made if it is not there.
 
     They are rows of the manifest with the columns `quantiles` and, of maps that are made, `fingerprint`."""
-    found = select_faces(lab, splits)
+    found = select_faces(lab, splits, seed)
     folders = {split: wanted.get(lab) for split, [wanted] in study_cells(lab, splits, seed).items()}
     names = [Path(path).with_suffix(".png").as_posix() for path in found.path]
     maps = [str(folders[split] / name) for split, name in zip(found.split, names)]

@@ -259,7 +259,7 @@ def make_study(
 
     Settings that cannot work are refused before the zoo is made."""
     folder = Path(folder or lab.outputs / lab.name / "userstudy")
-    faces = select_faces(lab, splits)
+    faces = select_faces(lab, splits, seed)
     _connect(post)  # raises what is wrong with the address
     check_absent(folder)
     subsets, images = _design(lab, faces, images, subsets, practice, seed)
