@@ -729,11 +729,11 @@ def test_readings_have_keys_and_labels_of_their_own(lab):
 
 def test_matched_masks_are_of_the_zoo_that_they_are_compared_with(lab):
     dry = lab.dry()
-    primary = dry.detector("Small", "A", "primary", blind=True)
+    primary = dry.detector("Small", "A", "primary", **PUBLISHED)
     asked = len(dry.store.tasks)
     for mask in ("random-matched", "landmark-matched"):
-        run = dry.detector("Small", "A", mask, blind=True)
-        assert label_of(run) == f"Small-A-{mask}-blind-s0" and run.key != primary.key
+        run = dry.detector("Small", "A", mask, **PUBLISHED)
+        assert label_of(run) == f"Small-A-{mask}-published-s0" and run.key != primary.key
     assert len(dry.store.tasks) == asked + 2, "no maps besides"
     parts = dict(parts=["nose", "mouth"])
     assert label_of(dry.detector("Small", "A", "landmark", **parts)).endswith(
@@ -946,9 +946,10 @@ def test_each_seed_has_its_own_people(grouped):
 
 
 def test_a_zoo_of_another_seed_localizes_on_the_students_faces(grouped):
-    run = grouped.detector("Small", "A", "primary", seed=1, zoo_seed=3, zoo=("Small",))
+    reading = dict(zoo_seed=3, zoo=("Small",), **PUBLISHED)
+    run = grouped.detector("Small", "A", "primary", seed=1, **reading)
     zoo = RunConfig.read(run.path / "run.yaml").masking_zoo
-    assert zoo == Zoo("A", 3, ("Small",), student=1)
+    assert zoo == Zoo("A", 3, ("Small",), student=1, **PUBLISHED)
     made = grouped.quantiles(zoo)
     assert made.reused and label_of(made) == "A-neighbour-Small-fold=1-s3"
     rows = grouped.faces("train", "A", 1)
@@ -957,10 +958,10 @@ def test_a_zoo_of_another_seed_localizes_on_the_students_faces(grouped):
     assert all((made.path / "quantiles" / p).with_suffix(".png").exists() for p in rows.path)
     assert len(list((made.path / "quantiles").rglob("*.png"))) == len(rows)
     dry = grouped.dry()
-    same = dry.quantiles(Zoo("A", 3, ("Small",), student=4))
-    other = dry.quantiles(Zoo("A", 3, ("Small",), student=0))
+    same = dry.quantiles(dataclasses.replace(zoo, student=4))
+    other = dry.quantiles(dataclasses.replace(zoo, student=0))
     assert same.key == made.key != other.key
-    assert dry.quantiles(Zoo("A", 3, ("Small",))).key == other.key
+    assert dry.quantiles(Zoo("A", 3, ("Small",), **PUBLISHED)).key == other.key
     statistics = grouped.statistics(zoo)
     shares = pd.read_parquet(statistics.path / "shares.parquet")
     assert shares.path.tolist() == rows.path.tolist()
@@ -968,7 +969,7 @@ def test_a_zoo_of_another_seed_localizes_on_the_students_faces(grouped):
 
 def test_masked_faces_are_of_the_people_of_the_detector(grouped):
     plain = grouped.detector("Small", "A", seed=1)
-    masked = grouped.masked(plain, Zoo("A", 1, ("Small",)), 0.5)
+    masked = grouped.masked(plain, Zoo("A", 1, ("Small",), **PUBLISHED), 0.5)
     assert read_scores(masked).path.tolist() == read_scores(plain).path.tolist()
     with pytest.raises(ValueError, match="localizes on other people"):
-        grouped.masked(plain, Zoo("A", 0, ("Small",)), 0.5)
+        grouped.masked(plain, Zoo("A", 0, ("Small",), **PUBLISHED), 0.5)

@@ -30,7 +30,7 @@ from prle.paper.comparisons import (
     HIGH,
     LOW,
     PLAIN_AND_PRLE,
-    PRIMARY,
+    AS_PUBLISHED,
     Arm,
     Variant,
     arms_of,
@@ -46,7 +46,7 @@ from prle.paper.comparisons import (
     split_subsets,
     wanted_statistics,
 )
-from ..lab.configs import IDENTITY, FusionConfig, Zoo
+from ..lab.configs import IDENTITY, PUBLISHED, READING, FusionConfig, Zoo
 from ..data.crops import read_rgb
 from ..data.crops import read_quantiles
 from prle.paper.exhibits import (
@@ -146,9 +146,10 @@ class RankedFace(MappedFace):
 def map_cells(
     subsets: Iterable[str],  # manipulations
     seed: int,  # of the zoo
+    reading: dict = PUBLISHED,  # of the maps
 ) -> Cells:  # "maps", manipulation -> the runs with each detector's maps of the training faces
     "Declare the maps of each detector of a zoo."
-    return {("maps", subset): [_wanted_maps(Zoo(subset, seed))] for subset in subsets}
+    return {("maps", subset): [_wanted_maps(Zoo(subset, seed, **reading))] for subset in subsets}
 
 
 def _wanted_maps(zoo: Zoo) -> Wanted:
@@ -161,7 +162,7 @@ def rank_cells(
     seed: int,  # of the zoo
 ) -> Cells:  # as `map_cells`, and "quantiles", manipulation -> the folder of the quantile maps
     "Declare the maps of each detector of a zoo, and the zoo's quantile maps."
-    cells = map_cells(subsets, seed)
+    cells = map_cells(subsets, seed, READING)
     ranks = {("quantiles", subset): [_wanted_ranks(Zoo(subset, seed))] for _, subset in cells}
     return cells | ranks
 
@@ -198,8 +199,12 @@ def ranked_face(
     return RankedFace(face.image, face.maps, row, quantiles)
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-25
-STYLES = {"none": dict(color="C0", marker="o"), "primary": dict(color="C1", marker="s")}
-LABELS = {"none": "plain", "primary": "+ PRLE"}
+STYLES = {
+    "none": dict(color="C0", marker="o"),
+    "primary": dict(color="C1", marker="s"),
+    "ours": dict(color="C2", marker="D"),
+}
+LABELS = {"none": "plain", "primary": "+ PRLE", "ours": "+ PRLE, our reading"}
 
 
 def _draw_points(ax: plt.Axes, x: Sequence[float], rows: pd.DataFrame, **style):
@@ -210,8 +215,9 @@ def _draw_points(ax: plt.Axes, x: Sequence[float], rows: pd.DataFrame, **style):
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-26
 def _draw_both_arms(ax: plt.Axes, rows: pd.DataFrame, by: str, names: Sequence[str]):
     "Draw plain and PRLE beside each other, one group for each of `names` in the column `by`."
-    for shift, (arm, style) in zip((-0.15, 0.15), STYLES.items()):
-        part = rows[rows.arm == arm].set_index(by).loc[list(names)]
+    arms = [arm for arm in STYLES if arm in set(rows.arm)]
+    for shift, arm in zip(np.linspace(-0.2, 0.2, len(arms)), arms):
+        part, style = rows[rows.arm == arm].set_index(by).loc[list(names)], STYLES[arm]
         _draw_points(ax, np.arange(len(names)) + shift, part, label=LABELS[arm], **style)
     ax.set(xticks=range(len(names)), xlim=(-0.6, len(names) - 0.4))
     ax.axhline(50, color="0.6", linewidth=0.8, linestyle=":")
@@ -535,7 +541,7 @@ class Figure3(Exhibit):
         "Declare the maps, and the statistics of each fusion on each manipulation."
         cells = map_cells(lab.subsets, seed)
         for name, subset in product(FIGURE3, lab.subsets):
-            zoo = Zoo(subset, seed, fusion=FIGURE3[name])
+            zoo = Zoo(subset, seed, **PUBLISHED | dict(fusion=FIGURE3[name]))
             cells[name, subset] = [wanted_statistics(zoo, read_attended_values)]
         return cells
 
@@ -619,6 +625,7 @@ class Figure5(ArmExhibit):
             "Figure 5: average AUC (%) over the target sets of detectors trained on DF or FS only. "
             + self.about(lab, seeds, rows)
             + self.power(lab, values)
+            + self.leaks(values)
         )
         yield FigurePart("figure5", draw_figure5(rows), caption)
         yield TablePart("figure5", rows, figure5_table(rows), caption)
@@ -699,7 +706,7 @@ class Figure6(ArmExhibit):
     notebook, parameters = "figure6_zoo_size", (SEEDS,)
     only, measures = ("Xception", "EfficientNet"), ("AUC", "ACC")
     variants = tuple(
-        Variant(str(n), str(n), PRIMARY | dict(zoo=BACKBONES[:n])) for n in range(1, 6)
+        Variant(str(n), str(n), AS_PUBLISHED | dict(zoo=BACKBONES[:n])) for n in range(1, 6)
     )
 
     def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
@@ -711,7 +718,7 @@ class Figure6(ArmExhibit):
         about = describe(lab, seeds, BACKBONES, on=["targets"])
         caption = (
             f"Figure 6: average AUC and ACC (%) over the target sets against the number of detectors in the fusion. "
-            f"{about}{gaps(rows)}{self.power(lab, values)}"
+            f"{about}{gaps(rows)}{self.power(lab, values)}{self.leaks(values)}"
         )
         yield FigurePart("figure6", draw_figure6(rows), caption)
         yield TablePart("figure6", rows, figure6_table(rows), caption)

@@ -234,7 +234,8 @@ def looks_of(
 
 # %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-25
 _COLUMNS = ["fakes", "trained", "backbone", "arm", "measure"]
-_DIFFERENCE = "primary - none"
+_DIFFERENCES = {"primary - none": "PRLE - plain", "ours - none": "our reading - plain"}
+_ALL = ("none", "primary", "ours", *_DIFFERENCES)
 
 
 def _estimates(found: Looks | Gap, arms: Sequence[str], **row) -> Iterator[dict]:
@@ -262,9 +263,9 @@ def breadth(
     for fakes in (UNSEEN, TARGETS):
         for shown, backbones in groups.items():
             for quantity in (SHARE, SPREAD, NOTHING):
-                found = looks_of(values, fakes, quantity, backbones)
+                found = looks_of(values, fakes, quantity, backbones, _ALL[:3])
                 row = dict(fakes=fakes, trained="", backbone=shown, measure=quantity.name)
-                rows += _estimates(found, ("none", "primary", _DIFFERENCE), **row)
+                rows += _estimates(found, _ALL, **row)
     return pd.DataFrame(rows)[[*_COLUMNS, "value", "low", "high", "note"]]
 
 # %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-30
@@ -281,8 +282,8 @@ def breadth_table(
     for key, group in rows.groupby(["fakes", "backbone", "measure"], sort=False):
         line = dict(zip(("fakes", "backbone", "measure"), key))
         for r in group.itertuples():
-            if r.arm == _DIFFERENCE:
-                line["PRLE - plain"] = _signed(r)
+            if r.arm in _DIFFERENCES:
+                line[_DIFFERENCES[r.arm]] = _signed(r)
             else:
                 line[LABELS[r.arm]] = "gap" if r.note else interval(r.value, r.low, r.high)
         shown.append(line)
@@ -295,12 +296,11 @@ def part_numbers(
 ) -> pd.DataFrame:  # `_COLUMNS`, value, low, high in points of the attention, note
     "Measure the attention on each part of the face less the part's area, as means over backbones."
     names, rows = _backbones(values), []
-    both = ("none", "primary", _DIFFERENCE)
     lines = [(OWN, subset, ("none",)) for subset in subsets]
-    lines += [(UNSEEN, "", both), (TARGETS, "", both)]
+    lines += [(UNSEEN, "", _ALL), (TARGETS, "", _ALL)]
     for fakes, trained, arms in lines:
         for part in FACE_PARTS:
-            which = dict(arms=[arm for arm in arms if arm != _DIFFERENCE])
+            which = dict(arms=[arm for arm in arms if arm not in _DIFFERENCES])
             which["trained"] = [trained] if trained else ()
             found = looks_of(values, fakes, above_area(part), names, **which)
             row = dict(fakes=fakes, trained=trained, backbone="mean", measure=part)
@@ -326,7 +326,7 @@ def part_table(
     first = {part: f"{area:.1f}" for part, area in areas.items()}
     shown = [{"fakes": "area of the part (%)", "detectors": "", **first}]
     for (fakes, trained, arm), group in rows.groupby(["fakes", "trained", "arm"], sort=False):
-        line = dict(fakes=fakes, detectors=LABELS.get(arm, "PRLE - plain"))
+        line = dict(fakes=fakes, detectors=(LABELS | _DIFFERENCES)[arm])
         if trained:
             line["detectors"] += f", trained on {trained}"
         shown.append(line | {r.measure: _signed(r) for r in group.itertuples()})
@@ -343,7 +343,7 @@ def _draw_breadth(ax: plt.Axes, rows: pd.DataFrame, fakes: str):
     "Draw the spread of each backbone, plain and with PRLE."
     rows = rows[(rows.fakes == fakes) & (rows.measure == SPREAD.name) & (rows.note == "")]
     names = list(dict.fromkeys(rows.backbone))
-    for shift, (arm, style) in zip((-0.15, 0.15), STYLES.items()):
+    for shift, (arm, style) in zip((-0.2, 0, 0.2), STYLES.items()):
         part = rows[rows.arm == arm]
         _bars(ax, np.arange(len(part)) + shift, part, label=LABELS[arm], **style)
     ax.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
