@@ -73,6 +73,9 @@ TABLES = {
     "localization",
     "mechanism",
     "mechanism_parts",
+    "augmentations",
+    "controls",
+    "sensitivity",
     "claims",
 }
 FIGURES = {*(f"figure{n}" for n in range(1, 11)), "table3_change", "mechanism", "userstudy_session"}

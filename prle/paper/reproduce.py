@@ -23,6 +23,7 @@ import prle.paper.efficiency
 import prle.paper.figures
 import prle.paper.mechanism
 import prle.paper.people
+import prle.paper.sensitivity
 import prle.paper.tables  # which declare the exhibits
 from ..core import atomic_path, check_choice, log, progress, provenance
 from ..trust import read_json
