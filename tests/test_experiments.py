@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 import threading
+from pathlib import Path
 import time
 
 import cv2
@@ -28,7 +29,7 @@ from prle.lab.configs import (
 from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
 from prle.lab.labdata import data_fingerprint, data_sets
 from prle.lab.store import RunFailed
-from prle.trainer import TrainConfig, predict
+from prle.trainer import TrainConfig, Trainer, predict
 from prle.data.crops import read_quantiles, read_rgb
 from prle.data.datasets import FaceDataset
 from prle.data.manifest import read_manifest, select, write_manifest
@@ -973,3 +974,47 @@ def test_masked_faces_are_of_the_people_of_the_detector(grouped):
     assert read_scores(masked).path.tolist() == read_scores(plain).path.tolist()
     with pytest.raises(ValueError, match="localizes on other people"):
         grouped.masked(plain, Zoo("A", 0, ("Small",), **PUBLISHED), 0.5)
+
+
+def test_the_student_joins_the_zoo_and_later_epochs_have_other_maps(paired, monkeypatch):
+    seen, asked = [], dict(mask="primary", zoo=("Other",), zoo_seed=5, renew=2)
+    epoch = Trainer.epoch
+
+    def noted(self, number, bar):
+        faces = self.inputs.faces
+        if faces.quantiles:  # the student's
+            maps = faces[0]["quantiles"].numpy().tobytes()
+            seen.append((number, maps, Path(faces.quantiles).parent))
+        return epoch(self, number, bar)
+
+    monkeypatch.setattr(Trainer, "epoch", noted)
+    config = paired.config("Small", "A", epochs=5, **asked)
+    run = paired.train(config)
+    maps = [maps for _, maps, _ in seen]
+    assert maps[0] == maps[1] != maps[2] == maps[3] != maps[4]
+    assert [folder.name for *_, folder in seen[-3:]] == ["renewed-2", "renewed-2", "renewed-4"]
+    assert not list(run.path.glob("renewed-*")), "kept no longer than needed"
+    usual = paired.config("Small", "A", epochs=5, **asked | dict(renew=0))
+    assert "renew" not in usual.key() and config.key()["renew"] == 2
+
+
+def test_an_interrupted_training_goes_on_with_renewed_maps(paired, monkeypatch):
+    asked = dict(mask="primary", zoo=("Other",), zoo_seed=5, renew=1, epochs=4)
+    straight = paired.detector("Small", "A", **asked)
+    weights = (straight.path / "model.safetensors").read_bytes()
+    again = quiet_lab(paired.data, paired.outputs.parent / "again")
+    save, calls = Trainer.save, []
+
+    def killed(self, folder):
+        save(self, folder)
+        calls.append(folder)
+        if len(calls) == 2 and "primary" in str(folder):
+            raise KeyboardInterrupt
+
+    again.detector("Other", "A", seed=5)
+    monkeypatch.setattr(Trainer, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        again.detector("Small", "A", **asked)
+    monkeypatch.setattr(Trainer, "save", save)
+    run = again.detector("Small", "A", **asked)
+    assert (run.path / "model.safetensors").read_bytes() == weights

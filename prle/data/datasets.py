@@ -71,17 +71,26 @@ class FaceDataset(Dataset):
         `Damaged` if a face has no quantile map in the folder's table of digests, `ValueError` if masks are asked
         for and no fake has one."""
         self.root, self.transform = os.path.realpath(manifest.attrs["root"]), transform
-        self.quantiles = quantiles and os.path.realpath(quantiles)
         # One block of memory, which forked workers share; a list of strings they would copy bit by bit.
         self.paths = np.array([path.encode() for path in manifest.path])
-        self.digests = _map_digests(self.quantiles, manifest.path) if self.quantiles else None
         self.labels = manifest.label.to_numpy()
         landmarks = np.stack(manifest.landmarks.to_numpy())
         self.landmarks = landmarks.astype(np.float32).reshape(-1, 68, 2)
         self.masks = np.array([path.encode() for path in manifest["mask"]]) if masks else None
-        self._kept, self._room = {}, keep
+        self.keep = keep
+        self.use_quantiles(quantiles)
         if masks:
             _check_masks(manifest[manifest.label == FAKE])
+
+    def use_quantiles(
+        self,
+        folder: str | Path | None,  # as at the start
+    ):
+        "Serve other quantile maps from now on, or none; `Damaged` if a face has none there."
+        self.quantiles = folder and os.path.realpath(folder)
+        paths = [path.decode() for path in self.paths]
+        self.digests = _map_digests(self.quantiles, paths) if self.quantiles else None
+        self._kept, self._room = {}, self.keep
 
     def __len__(self):
         return len(self.paths)

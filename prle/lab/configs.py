@@ -399,6 +399,11 @@ def _is_path(value) -> bool:
     return isinstance(value, (str, Path))
 
 
+def _is_epochs(value) -> bool:
+    "Tell whether a value may be a number of epochs."
+    return is_whole(value) and value >= 0
+
+
 def _is_seed(value) -> bool:
     "Tell whether a value is None or may be a seed."
     return value is None or (is_whole(value) and value >= 0)
@@ -419,6 +424,7 @@ _RULES = dict(
     blind=FLAG,
     parts=Rule(_is_names, "be a list of parts of the face"),
     decisive=number_rule("be a number from 0", lambda x: x >= 0),
+    renew=Rule(_is_epochs, "be a whole number from 0"),
     p=SHARE,
     alpha=Rule(_is_alpha, _ALPHA_TEXT),
     detector=WORD,
@@ -484,6 +490,7 @@ class RunConfig:
     cam: CamConfig = READING["cam"]  # how the zoo's maps are read
     blind: bool = READING["blind"]  # a fake and its real share the fake's map
     decisive: float = 0.0  # regions that decide, times this, see `prle.regions`; 0: whole maps
+    renew: int = 0  # epochs after which the student joins the zoo and maps are made again; 0: never
     p: float = 0.5  # probability that a face is masked
     alpha: str | tuple[float, float] = "dynamic"  # share of the attended pixels, see `range`
     fill: str = "zero"  # what masked pixels become
@@ -564,6 +571,8 @@ def key(self: RunConfig) -> dict:
     recipe = self.recipe.key()
     if not self.needs_maps:
         unused.append("alpha")
+    if not (self.needs_maps and self.renew):
+        unused.append("renew")
     if not (self.of_parts and self.parts):
         unused.append("parts")
     if self.mask == "none":

@@ -78,6 +78,7 @@ STEPS = (
         "our reading, regions that decide",
         PRIMARY | dict(fusion=IDENTITY, decisive=3.0),
     ),
+    Variant("renewed", "our reading, the student joins the zoo", PRIMARY | dict(renew=1)),
 )
 "From the text to our reading, a change a row, and other sizes of our reading; the first is what all are compared with."
 

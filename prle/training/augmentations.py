@@ -160,7 +160,9 @@ def block_layer(
 ) -> str:  # name of a sub-module
     "Name the deepest Grad-CAM layer with at least eight cells along an edge; the finest if there is none."
     grids = cam_grids(detector, size)
-    return next((name for name, cells in grids.items() if cells >= 8), max(grids, key=grids.get))
+    return next(
+        (name for name, cells in grids.items() if cells >= 8), max(grids, key=grids.__getitem__)
+    )
 
 # %% ../../nbs/training/02_augmentations.ipynb #training-02-augmentations-28
 class DropBlock(Augmentation):
