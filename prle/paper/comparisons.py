@@ -429,7 +429,7 @@ def power_text(
         text += " With one seed the noise between trainings is not measured: this is for other people alone."
     return text
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-55
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-58
 BASELINES = {
     "MesoNet": "meso4",
     "Capsule": "capsule",
@@ -442,17 +442,17 @@ BASELINES = {
 }
 "The baselines of Table II: the paper's name, and the registry's."
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-56
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-59
 _STANDS_FOR = dict(zip(TARGETS, TARGET_SETS))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-57
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-60
 def paper_names(
     lab: Lab,  # whose target sets
 ) -> dict[str, str]:  # ours -> the paper's
     "Return the paper's name of the target set that each of ours stands for."
     return {ours: _STANDS_FOR.get(ours, ours) for ours in lab.targets}
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-58
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-61
 def paper_tests(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table
@@ -462,7 +462,7 @@ def paper_tests(
         return [s for s in SUBSETS if s in lab.subsets]
     return [t for t in TARGET_SETS if t in paper_names(lab).values()]
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-59
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-62
 def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
     "Return the paper's cells of some tests, with their mean instead of the printed one."
     given = given[given.test.isin(tests)]
@@ -470,7 +470,7 @@ def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
     mean = groups.paper.agg(lambda numbers: numbers.mean(skipna=False))
     return pd.concat([given, mean.assign(test="AVG")])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-60
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-63
 def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
     "Add the differences to the first arm of each backbone and training."
     keys = ["backbone", "train", "test", "measure"]
@@ -479,7 +479,7 @@ def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
     change = both.assign(arm=both.arm + " - " + both.arm_first, paper=both.paper - both.paper_first)
     return pd.concat([given, change[given.columns]])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-61
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-64
 def paper_numbers(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table, 2 to 7
@@ -495,7 +495,7 @@ def paper_numbers(
     ours = {theirs: name for name, theirs in paper_names(lab).items()}
     return given.assign(test=given.test.replace(ours))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-62
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-65
 def add_paper(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table, 2 to 7
@@ -504,11 +504,11 @@ def add_paper(
     "Add the paper's numbers to ours; NaN where it has none."
     return rows.merge(paper_numbers(lab, number), on=CELL_COLUMNS, how="left")
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-64
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-67
 FIGURE8_ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 "The shares of the attended pixels that Figure 8 masks."
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-65
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-68
 def masked_scores(
     subset: str,  # manipulation that detector and zoo are trained on, and whose fakes are scored
     seed: int,  # of both
@@ -525,7 +525,7 @@ def masked_scores(
 
     return Wanted(ask, lambda run: reals_and(subset, read_scores(run)))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-66
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-69
 def masked_cells(
     lab: Lab,  # its manipulations
     seeds: int,  # trainings
@@ -540,7 +540,7 @@ def masked_cells(
             cells[subset, alpha] = wanted
     return cells
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-67
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-70
 def mean_over_subsets(
     subsets: Sequence[str],  # manipulations
     weights: dict[float, float],  # alpha -> weight
@@ -548,7 +548,7 @@ def mean_over_subsets(
     "Return the weights of a sum over alpha of the mean over manipulations."
     return {(s, alpha): weight / len(subsets) for alpha, weight in weights.items() for s in subsets}
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-68
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-71
 def masked_accuracy(
     values: Values,  # of `masked_cells`
 ) -> pd.DataFrame:  # subset ("mean": over all), alpha, value, low, high in per cent, note
@@ -560,7 +560,7 @@ def masked_accuracy(
     found = estimate_sums(values, dict.fromkeys(values, "acc"), sums)
     return split_keys(found[_SHOWN], ["subset", "alpha"])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-71
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-74
 def wanted_statistics(
     zoo: Zoo,  # whose training maps are measured
     read: Callable[[Run], pd.DataFrame],  # what is wanted of them
@@ -568,7 +568,7 @@ def wanted_statistics(
     "Declare the statistics of a zoo's maps."
     return Wanted(lambda lab: lab.statistics(zoo), read)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-72
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-75
 def read_mask_sizes(
     run: Run,  # from `Lab.statistics`
 ) -> pd.DataFrame:  # label, identity, share: of the face that is attended, in [0, 1]
@@ -576,7 +576,7 @@ def read_mask_sizes(
     shares = read_table(run_file(run.path, "shares.parquet"))
     return shares.rename(columns={"above 0": "share"})
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-73
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-76
 def control_cells(
     lab: Lab,  # its manipulations
     seeds: int,  # trainings
