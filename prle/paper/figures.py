@@ -46,7 +46,7 @@ from prle.paper.comparisons import (
     split_subsets,
     wanted_statistics,
 )
-from ..lab.configs import IDENTITY, PUBLISHED, READING, FusionConfig, Zoo
+from ..lab.configs import IDENTITY, PUBLISHED, FusionConfig, Zoo
 from ..data.crops import read_rgb
 from ..data.crops import read_quantiles
 from prle.paper.exhibits import (
@@ -146,10 +146,9 @@ class RankedFace(MappedFace):
 def map_cells(
     subsets: Iterable[str],  # manipulations
     seed: int,  # of the zoo
-    reading: dict = PUBLISHED,  # of the maps
 ) -> Cells:  # "maps", manipulation -> the runs with each detector's maps of the training faces
-    "Declare the maps of each detector of a zoo."
-    return {("maps", subset): [_wanted_maps(Zoo(subset, seed, **reading))] for subset in subsets}
+    "Declare the maps of each detector of a zoo, read as published."
+    return {("maps", subset): [_wanted_maps(Zoo(subset, seed, **PUBLISHED))] for subset in subsets}
 
 
 def _wanted_maps(zoo: Zoo) -> Wanted:
@@ -161,10 +160,11 @@ def rank_cells(
     subsets: Iterable[str],  # manipulations
     seed: int,  # of the zoo
 ) -> Cells:  # as `map_cells`, and "quantiles", manipulation -> the folder of the quantile maps
-    "Declare the maps of each detector of a zoo, and the zoo's quantile maps."
-    cells = map_cells(subsets, seed, READING)
-    ranks = {("quantiles", subset): [_wanted_ranks(Zoo(subset, seed))] for _, subset in cells}
-    return cells | ranks
+    "Declare the maps of each detector of a zoo, and the zoo's quantile maps, both as published."
+    cells = map_cells(subsets, seed)
+    for subset in subsets:
+        cells["quantiles", subset] = [_wanted_ranks(Zoo(subset, seed, **PUBLISHED))]
+    return cells
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-21
 def _wanted_ranks(zoo: Zoo) -> Wanted:
