@@ -306,9 +306,7 @@ class Zoo:
     fusion: FusionConfig = READING["fusion"]
     cam: CamConfig = READING["cam"]
     trained: str = ""  # manipulation that its detectors are trained on; "": `subset`
-    blind: bool = READING[
-        "blind"
-    ]  # fakes' maps alone, which their reals share, see `prle.data.pairs`
+    blind: bool = READING["blind"]  # fakes' maps alone, for their reals too, see `prle.data.pairs`
     student: int | None = None  # seed of the run whose faces they localize on; None: their own
     decisive: float = 0.0  # how often the region that decides stays, see `prle.regions`; 0: all
 

@@ -46,7 +46,7 @@ from prle.paper.comparisons import (
     split_subsets,
     wanted_statistics,
 )
-from ..lab.configs import IDENTITY, PUBLISHED, READING, FusionConfig, Zoo
+from ..lab.configs import IDENTITY, PUBLISHED, FusionConfig, Zoo
 from ..data.crops import read_rgb
 from ..data.crops import read_quantiles
 from prle.paper.exhibits import (
@@ -146,10 +146,9 @@ class RankedFace(MappedFace):
 def map_cells(
     subsets: Iterable[str],  # manipulations
     seed: int,  # of the zoo
-    reading: dict = PUBLISHED,  # of the maps
 ) -> Cells:  # "maps", manipulation -> the runs with each detector's maps of the training faces
-    "Declare the maps of each detector of a zoo."
-    return {("maps", subset): [_wanted_maps(Zoo(subset, seed, **reading))] for subset in subsets}
+    "Declare the maps of each detector of a zoo, read as published."
+    return {("maps", subset): [_wanted_maps(Zoo(subset, seed, **PUBLISHED))] for subset in subsets}
 
 
 def _wanted_maps(zoo: Zoo) -> Wanted:
@@ -161,10 +160,11 @@ def rank_cells(
     subsets: Iterable[str],  # manipulations
     seed: int,  # of the zoo
 ) -> Cells:  # as `map_cells`, and "quantiles", manipulation -> the folder of the quantile maps
-    "Declare the maps of each detector of a zoo, and the zoo's quantile maps."
-    cells = map_cells(subsets, seed, READING)
-    ranks = {("quantiles", subset): [_wanted_ranks(Zoo(subset, seed))] for _, subset in cells}
-    return cells | ranks
+    "Declare the maps of each detector of a zoo, and the zoo's quantile maps, both as published."
+    cells = map_cells(subsets, seed)
+    for subset in subsets:
+        cells["quantiles", subset] = [_wanted_ranks(Zoo(subset, seed, **PUBLISHED))]
+    return cells
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-21
 def _wanted_ranks(zoo: Zoo) -> Wanted:
@@ -213,8 +213,8 @@ def _draw_points(ax: plt.Axes, x: Sequence[float], rows: pd.DataFrame, **style):
     ax.errorbar(x, rows.value, yerr=ends, linestyle="none", capsize=2, markersize=4, **style)
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-26
-def _draw_both_arms(ax: plt.Axes, rows: pd.DataFrame, by: str, names: Sequence[str]):
-    "Draw plain and PRLE beside each other, one group for each of `names` in the column `by`."
+def _draw_arms(ax: plt.Axes, rows: pd.DataFrame, by: str, names: Sequence[str]):
+    "Draw the arms beside each other, one group for each of `names` in the column `by`."
     arms = [arm for arm in STYLES if arm in set(rows.arm)]
     for shift, arm in zip(np.linspace(-0.2, 0.2, len(arms)), arms):
         part, style = rows[rows.arm == arm].set_index(by).loc[list(names)], STYLES[arm]
@@ -262,7 +262,7 @@ def _draw_inside_and_across(part, rows: pd.DataFrame):
     ax = part.subplots()
     there = [pair in _PAIRS for pair in zip(rows.train, rows.test)]
     pairs = rows[there].assign(pair=lambda r: r.train + "\n" + r.test)
-    _draw_both_arms(ax, pairs, "pair", ["\n".join(pair) for pair in _PAIRS])
+    _draw_arms(ax, pairs, "pair", ["\n".join(pair) for pair in _PAIRS])
     ax.set_xticklabels([f"{train}\n\u2193\n{test}" for train, test in _PAIRS], **SMALL)
     ax.set(ylabel="AUC (%)", ylim=(None, 102))
     above = dict(frameon=False, loc="outside upper center", ncols=2)
@@ -583,7 +583,7 @@ def draw_figure5(
     names = [b for b in BACKBONES if b in set(rows.backbone)]
     figure, axes = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 2.3), sharey=True, layout="constrained")
     for ax, train, letter in zip(axes, ("DF", "FS"), "ab"):
-        _draw_both_arms(ax, rows[(rows.train == train) & (rows.test == "AVG")], "backbone", names)
+        _draw_arms(ax, rows[(rows.train == train) & (rows.test == "AVG")], "backbone", names)
         ax.set_xticklabels(names, rotation=20, **SMALL)
         ax.set_title(f"({letter}) trained on {train}", **SMALL)
     axes[0].set_ylabel("average AUC (%)")

@@ -151,7 +151,7 @@ def pooled(
     values: Values,  # of `mechanism_cells`
     fakes: str,  # `OWN`, `UNSEEN` or `TARGETS`
     backbone: str,
-    arm: str,  # "none" or "primary"
+    arm: str,  # "none", "primary" or "ours"
     trained: Sequence[str] = (),  # manipulations trained on; none named: all that there are
 ) -> list[pd.DataFrame] | Gap:  # of each seed, a row a detector and fake
     "Put together what the detectors of a backbone look at on a group of fakes."
@@ -198,7 +198,7 @@ def above_area(
 
 # %% ../../nbs/paper/05a_mechanism.ipynb #paper-05a-mechanism-22
 class Looks(NamedTuple):
-    "A quantity of each seed and fake, for both arms of a backbone."
+    "A quantity of each seed and fake, for each arm of a backbone."
 
     arms: dict[str, list[np.ndarray]]  # arm -> (N_s,) for each seed
     people: list[np.ndarray]  # (N_s,) for each seed, whose faces they are
@@ -257,7 +257,7 @@ def _backbones(values: Values) -> list[str]:
 def breadth(
     values: Values,  # of `mechanism_cells`
 ) -> pd.DataFrame:  # `_COLUMNS`, value, low, high in per cent, note
-    "Measure how much of unseen fakes is looked at, plain, with PRLE, and the difference, and of how many nothing is."
+    "Measure how much of unseen fakes is looked at by each arm, the differences to plain, and of how many nothing is."
     names, rows = _backbones(values), []
     groups = {name: [name] for name in names} | {"mean": names}
     for fakes in (UNSEEN, TARGETS):
@@ -340,7 +340,7 @@ def _bars(ax: plt.Axes, x: np.ndarray, rows: pd.DataFrame, **style):
 
 
 def _draw_breadth(ax: plt.Axes, rows: pd.DataFrame, fakes: str):
-    "Draw the spread of each backbone, plain and with PRLE."
+    "Draw the spread of each backbone, plain and with PRLE as published and in our reading."
     rows = rows[(rows.fakes == fakes) & (rows.measure == SPREAD.name) & (rows.note == "")]
     names = list(dict.fromkeys(rows.backbone))
     for shift, (arm, style) in zip((-0.2, 0, 0.2), STYLES.items()):

@@ -242,7 +242,8 @@ class ArmExhibit(Exhibit):
     "A table or figure that compares arms."
 
     parameters = (SEEDS, BACKBONES_ALL)
-    variants: Sequence[Variant] = (*PLAIN_AND_PRLE, OURS)  # the first is the reference
+    # of every backbone; the first is the reference
+    variants: Sequence[Variant] = (*PLAIN_AND_PRLE, OURS)
     only: Sequence[str] = BACKBONES  # the backbones that it has
     measures: Sequence[str] = ("AUC",)
 
@@ -466,6 +467,8 @@ def change_text(
     texts = ["Mean change on unseen manipulations:"]
     for arm, shown in _PRLE.items():
         part = change[change.arm == f"{arm} - none"]
+        if part.empty:
+            continue
         above, below = (part.low > 0).sum(), (part.high < 0).sum()
         texts.append(
             f"{shown} {part.value.mean():+.1f} points over {len(part)} pairs, of which {above} are above zero with "
@@ -482,22 +485,21 @@ def draw_change(
     same = dict(sharex=True, sharey=True, squeeze=False, layout="constrained")
     figure, [axes] = plt.subplots(1, panels, figsize=(PAGE_WIDTH, 1.9), **same)
     for ax, (backbone, group) in zip(axes, change.groupby("backbone", sort=False)):
+        rows = _ranks(group.train.unique())
         for shift, (arm, shown) in zip((-0.12, 0.12), _PRLE.items()):
             part = group[group.arm == f"{arm} - none"]
+            y = part.train.map(rows).astype(float) + shift
             ends = np.maximum(0, [part.value - part.low, part.high - part.value])
-            ax.errorbar(
-                part.value, np.arange(len(part)) + shift, xerr=ends, fmt="o", capsize=2, label=shown
-            )
-        ax.set_yticks(range(len(part)), part.train)
+            ax.errorbar(part.value, y, xerr=ends, fmt="o", capsize=2, label=shown)
+        ax.set_yticks(range(len(rows)), list(rows))
         ax.axvline(0, color="0.5", linewidth=1)
         ax.set_title(backbone)
     if change.empty:
         axes[0].set_title("no manipulation of this data is unseen")
     figure.supxlabel("change of AUC (points)", fontsize=9)
     axes[0].set_ylabel("trained on")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8
-    )
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
     axes[0].invert_yaxis()
     return figure
 
