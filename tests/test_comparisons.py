@@ -165,7 +165,7 @@ def test_gaps_in_a_table(lab, monkeypatch):
             [table((run, s), subset=s, shift=0.4 + 0.2 * bool(run[1])) for s in SUBSETS]
         ),
     )
-    values = read(lab, Table3().cells(lab, 1, backbones=["VGG", "Xception"]))
+    values = read(lab, Table3().scores(lab, 1, backbones=["VGG", "Xception"]))
     rows = compare(split_subsets(values, lab.subsets))
     assert (
         len(rows) == 5 * 2 * 5 * 7

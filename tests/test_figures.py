@@ -101,7 +101,7 @@ def read(lab, cells):
 
 def rows_of(lab, figure, seeds=1):
     "The numbers of Figure 5 or 6."
-    return figure.rows(lab, read(lab, figure.cells(lab, seeds)))
+    return figure.rows(lab, read(lab, figure.scores(lab, seeds)))
 
 
 def auc(table):
