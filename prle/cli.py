@@ -14,6 +14,7 @@ import os
 import sys
 from argparse import ArgumentParser
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from inspect import Parameter
 from pathlib import Path
@@ -302,7 +303,9 @@ def forge(
 # %% ../nbs/09_cli.ipynb #09-cli-33
 def open_lab(
     *,
-    preset: str = "mini",  # size of the experiment: smoke, mini, paper, controls or controls-smoke
+    # size of the experiment: smoke, mini, paper, controls or controls-smoke; mini+paper, mini+release, paper+paper
+    # and paper+release train as the paper's text or its released code does
+    preset: str = "mini",
     # other data: a folder with ff++/, dfdc/, df-1.0/, celeb-df/ as `prle faces` makes them;
     # a folder of `prle forge`; a manifest
     data: str | None = None,
@@ -465,6 +468,15 @@ _CAM = dict(cam="method", explain="explain")
 "Option -> field of `prle.lab.configs.CamConfig`."
 
 
+def _reading(options: dict) -> dict:  # fields of `prle.lab.configs.RunConfig`
+    "Return how maps are read: in the project's reading or as published, but for what was said besides."
+    from prle.lab.configs import PUBLISHED, READING
+
+    reading = PUBLISHED if options.get("published") else READING
+    cam = {name: options[option] for option, name in _CAM.items() if option in options}
+    return reading | dict(cam=replace(reading["cam"], **cam))
+
+
 def _run_config(what: list[str], outputs: str | None, options: dict):
     "Return what `prle train` is to train, from a file or from the options that were given."
     if what[0].endswith((".yaml", ".yml", ".json")):
@@ -475,11 +487,9 @@ def _run_config(what: list[str], outputs: str | None, options: dict):
     lab = open_lab(preset=options.get("preset", "mini"), data=options.get("data"), outputs=outputs)
     settings = _settings(options.get("set", []))
     seed, mask = options.get("seed", 0), options.get("mask", "none")
-    readings = ("blind", "zoo_seed", "zoo_subset")
-    cam = {name: options[option] for option, name in _CAM.items() if option in options}
-    if cam:
-        settings["cam"] = cam
-    settings |= {name: options[name] for name in readings if name in options}
+    settings = _reading(options) | settings
+    zoo = ("zoo_seed", "zoo_subset")
+    settings |= {name: options[name] for name in zoo if name in options}
     return lab.config(*what, seed=seed, mask=mask, **settings)
 
 # %% ../nbs/09_cli.ipynb #09-cli-47
@@ -488,14 +498,15 @@ def train(
     # a configuration (.yaml or .json); or a detector and a manipulation: Xception DF
     what: list[str],
     *,
-    mask: str
-    | None = None,  # none, primary, random or landmark, random-matched, ... (default none)
+    # none, primary, random or landmark, random-matched, ... (default none)
+    mask: str | None = None,
     seed: int | None = None,  # of the run (default 0)
-    # how the maps behind primary masks are read: gradcam (default), layercam, ...
+    # how the maps behind primary masks are read: layercam (default), gradcam, ...
     cam: str | None = None,
     # what they explain: fake, predicted or true (default fake)
     explain: str | None = None,
-    blind: bool = False,  # a fake and its real share the fake's map, so that masks do not tell the label
+    # read and fuse them as in the paper's text: gradcam, neighbouring fusion, each face its own map
+    published: bool = False,
     # of the trainings of the zoo that localizes (default: the run's own)
     zoo_seed: int | None = None,
     # manipulation that the zoo is trained on (default: the run's own)
@@ -505,7 +516,7 @@ def train(
     processes: int = 1,  # processes that train a detector together, each on a GPU of its own
     # a tracker of accelerate that is told of each epoch, e.g. tensorboard, which writes to logs/ of the outputs
     track: str | None = None,
-    # size of the experiment: smoke, mini (default), paper, controls, controls-smoke
+    # size of the experiment: smoke, mini (default), paper, controls, controls-smoke; or with a recipe: paper+release
     preset: str | None = None,
     **kwargs,
 ) -> int:  # exit code
@@ -517,7 +528,11 @@ def train(
     outputs = kwargs.get("outputs")
     options = dict(preset=preset, data=kwargs.get("data"), mask=mask, seed=seed, set=set)
     options |= dict(
-        cam=cam, explain=explain, blind=blind or None, zoo_seed=zoo_seed, zoo_subset=zoo_subset
+        cam=cam,
+        explain=explain,
+        published=published or None,
+        zoo_seed=zoo_seed,
+        zoo_subset=zoo_subset,
     )
     given = {name: value for name, value in options.items() if value is not None}
     config = _run_config(what, outputs, given)
@@ -567,6 +582,7 @@ def audit(
     subset: str | None = None,  # manipulation, or all; in a folder: all if none is named
     split: str = "train",  # whose faces: train, val, test, or a target set
     seed: int = 0,  # of the training and its zoo
+    published: bool = False,  # maps as in the paper's text, see `prle train`
     fusion: str | None = None,  # of the zoo's maps, e.g. mean; with thresholds by --set
     # NAME=VALUE of other parameters, e.g. alpha=static 'zoo=[Xception]' 'fusion={method: mean, tau: 0.1}'
     set: list[str] | None = None,
@@ -583,7 +599,9 @@ def audit(
     if masks:
         found = _audit_folder(masks, manifest, subset or "all", split, draws)
     else:
-        changes = dict(fusion=dict(method=fusion)) if fusion else {}
+        changes = _reading(dict(published=published))
+        if fusion:
+            changes["fusion"] = dict(method=fusion)
         changes |= _settings(set or []) | dict(mask=mask, seed=seed)
         found = _audit_training(open_lab(**kwargs), subset, split, draws, **changes)
     print(found.table.to_string(index=False, float_format="%.3f"))

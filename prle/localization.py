@@ -186,7 +186,7 @@ def _channel_means(gradient: Tensor) -> Tensor:
     return gradient.mean((2, 3), keepdim=True)
 
 
-_WEIGHTS = dict(gradcam=_channel_means, layercam=F.relu)
+_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = dict(gradcam=_channel_means, layercam=F.relu)
 "Method -> function of the gradients (N, C, h, w) -> weights of the activations."
 
 # %% ../nbs/03_localization.ipynb #03-localization-35

@@ -367,7 +367,7 @@ def _as_points(landmarks, n: int) -> np.ndarray:  # (n, 68, 2) float32
 class LandmarkMask(RegionMask):
     "Mask a random part of the face, Table IV; `mask(image, landmarks)`."
 
-    needs = ("landmarks",)
+    needs: tuple[str, ...] = ("landmarks",)
 
     def __init__(
         self,

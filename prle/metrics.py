@@ -474,7 +474,8 @@ def planned_overlap(
     times = np.bincount(np.arange(seeds) % folds, minlength=folds)
     tested, own = people / folds * (times > 0).sum(), folds / people
     mean = own * (times / seeds) @ (times / seeds)
-    return Overlap(seeds, round(tested), mean, (own / mean - 1) * seeds / max(seeds - 1, 1))
+    pairs = (own / mean - 1) * seeds / max(seeds - 1, 1)
+    return Overlap(seeds, round(tested), float(mean), float(pairs))
 
 # %% ../nbs/06_metrics.ipynb #06-metrics-74
 def expected_spread(

@@ -16,11 +16,11 @@ from prle import cli
 from prle.paper import exhibits
 from prle.paper import reproduce
 from prle.lab.apply import crop_largest, crop_settings, evaluation, reopen
-from prle.mini.benchmark import LIFT, SCALE, build_benchmark
+from prle.mini.benchmark import LIFT, SCALE, SOFT, build_benchmark
 from prle.core import write_json
 from prle.data.crops import read_rgb
 from prle.data.manifest import read_manifest, write_manifest
-from prle.lab.configs import IDENTITY, PRESETS, CamConfig, RunConfig, Zoo
+from prle.lab.configs import IDENTITY, PRESETS, PUBLISHED, READING, CamConfig, RunConfig, Zoo
 from prle.paper.exhibits import Exhibit
 from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
 from prle.data.faces import orl_folder, read_image
@@ -170,16 +170,21 @@ def test_train_evaluate_localize(lab, prle, tmp_path):
 def test_readings_on_the_command_line(lab, prle, tmp_path):
     words = "Small A --mask primary --explain true --zoo-seed 0 --zoo-subset B --set zoo=[Other]"
     assert prle("train", *words.split(), "--seed", 2)[0] == 0
-    label = "Small-A-primary-Other-zoo=B-true-zoo=s0-s2"
+    label = "Small-A-primary-mean,tau=0,share=0.2-Other-zoo=B-layercam,true-blind-zoo=s0-s2"
     [run] = (lab.outputs / "runs/detectors").glob(f"{label}-*")
     config = RunConfig.read(run / "run.yaml")
-    assert config.masking_zoo == Zoo("A", 0, ("Other",), cam=CamConfig(explain="true"), trained="B")
+    cam = CamConfig("layercam", explain="true")
+    assert config.masking_zoo == Zoo("A", 0, ("Other",), cam=cam, trained="B", student=2)
+    for options, wanted in (({}, READING), (dict(published=True), PUBLISHED)):
+        assert cli._reading(options) == wanted
+    as_published = cli._reading(dict(published=True, explain="true"))
+    assert as_published == PUBLISHED | dict(cam=CamConfig(explain="true"))
     code, where, _ = prle("localize", "Small-A-primary", "--explain", "predicted")
     assert code == 0 and "-test-predicted-" in where
     assert "Did you mean 'true'" in prle("localize", "Small-A-primary", "--explain", "ture")[2]
     config.write(tmp_path / "again.yaml")
-    beside = prle("train", tmp_path / "again.yaml", "--blind", "--zoo-subset", "A", given=False)
-    assert beside[0] == 2 and "write there what --blind, --zoo-subset would say" in beside[2]
+    beside = prle("train", tmp_path / "again.yaml", "--published", "--zoo-subset", "A", given=False)
+    assert beside[0] == 2 and "write there what --published, --zoo-subset would say" in beside[2]
 
 
 @pytest.mark.parametrize(
@@ -282,7 +287,7 @@ def test_evaluation_is_the_metrics_by_manipulation(lab):
 def test_other_pictures_are_cropped_as_the_training_faces(tmp_path):
     build_benchmark(tmp_path, size=64, people=6, steps=1)
     settings = crop_settings(tmp_path, 64)
-    assert settings == dict(size=64, scale=SCALE, lift=LIFT)
+    assert settings == dict(size=64, scale=SCALE, lift=LIFT, soft=SOFT)
     person = sorted(p.name for p in (tmp_path / "real").iterdir())[0].split("-")[0]
     photo = sorted((orl_folder() / person).glob("*.pgm"))[0]
     ours = crop_largest(read_image(photo), settings).astype(float)

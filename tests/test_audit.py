@@ -355,7 +355,7 @@ def test_a_file_in_the_folder_that_is_no_mask(toy, folder, content, message):
 
 def test_the_command(lab, folder, toy, tmp_path, capsys):
     options = ["--preset", "tiny", "--data", lab.data, "--outputs", str(lab.outputs)]
-    assert cli.main(["audit", "--subset", "A", "--fusion", "mean", *options]) == 0
+    assert cli.main(["audit", "--subset", "A", "--published", "--fusion", "mean", *options]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].split() == ["measure", "by", "auc", "low", "high", "leak"]
     assert len(out) == 5 and out[-1].startswith("The masks ")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from prle.data.crops import read_mask, read_rgb, write_quantiles
+from prle.data.crops import read_mask, read_rgb
 from prle.data.faces import Face, orl_folder, read_image, write_png
 from prle.data.manifest import check_crops, read_manifest
 from prle.lab.configs import PRESETS, RunConfig
@@ -27,8 +27,10 @@ from prle.mini.controls import (
 )
 from prle.paper import controls as module
 from prle.paper.controls import (
+    MEASURES,
     READINGS,
     STUDENT,
+    attention_inside,
     control_arms,
     control_numbers,
     control_table,
@@ -206,24 +208,33 @@ def test_gains_are_those_on_the_places_that_were_not_trained_on():
     shared = mean("published", "shared", "shared") - mean("none", "shared", "shared")
     assert rows.value["published", "shared", "gain"] == pytest.approx(shared)
     assert (rows.low <= rows.value).all() and (rows.value <= rows.high).all()
-    masks = pd.DataFrame(dict(masked=[20.0], covered=[80.0], leak=[50.4]), index=["compact"])
+    found = dict.fromkeys(MEASURES, [50.4]) | dict(masked=[20.0], covered=[80.0])
+    masks = pd.DataFrame(found, index=["ours"])
     shown = control_table(rows.reset_index(), masks).set_index("arm")
     assert len(shown) == len(READINGS)
-    assert shown.covered["PRLE, label-blind, the most attended fifth"] == "80"
+    assert shown.covered["PRLE, our reading"] == "80"
     assert shown["of the oracle's"]["oracle: the planted place"] in ("100%", "")
 
 
-def test_coverage_is_that_of_the_face_and_of_the_planted_place(rows, tmp_path):
-    fakes = rows[(rows.subset == "nose") & (rows.split == "test")].head(3)
-    fakes.attrs = rows.attrs
-    half = torch.zeros(1, 64, 64)
-    half[:, :, :32] = 1.0
-    for path in fakes.path:
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        write_quantiles(half, [(tmp_path / path).with_suffix(".png")])
-    planted = [read_mask(f"{rows.attrs['root']}/{mask}", (64, 64)) > 0 for mask in fakes["mask"]]
-    expected = np.mean([mask[:, :32].sum() / mask.sum() for mask in planted])
-    assert planted_coverage(tmp_path, fakes) == pytest.approx((0.5, expected))
+def test_coverage_is_that_of_the_face_and_of_the_planted_place():
+    draw = np.random.default_rng(0)
+    masked, planted = draw.random((2, 5, 8, 8)) < 0.4
+    covered = [(m & p).sum() / p.sum() for m, p in zip(masked, planted)]
+    expected = dict(masked=masked.mean(), covered=np.mean(covered))
+    assert planted_coverage(masked, planted) == pytest.approx(expected)
+
+
+def test_attention_that_is_the_same_everywhere_is_chance_and_that_of_the_place_is_not():
+    draw = np.random.default_rng(1)
+    planted = np.zeros((6, 8, 8), bool)
+    for place, (y, x) in zip(planted, draw.integers(0, 6, (6, 2))):
+        place[y : y + 2, x : x + 2] = True
+    even = attention_inside(np.ones(planted.shape), planted)
+    assert even == pytest.approx(dict.fromkeys(even, 4 / 64))
+    own = attention_inside(planted * 0.7, planted)
+    others = [(planted[k - 3] & planted[k]).sum() / 4 for k in range(6)]
+    assert own["inside"] == pytest.approx(1) and own["uniform"] == pytest.approx(4 / 64)
+    assert own["other face"] == pytest.approx(np.mean(others)) and own["mean map"] < 1
 
 
 def test_a_sibling_shares_the_store_and_is_dry_where_the_lab_is(tmp_path):

@@ -28,13 +28,14 @@ from prle.data.datasets import FaceDataset
 from prle.data.manifest import read_manifest, select
 from prle.masking import RandomMask
 from prle.training.processes import Processes, _work, check_processes, launch
-from prle.trainer import PAPER_TWO_GPUS, BatchParts, TrainConfig, predict, train
+from prle.trainer import ON_TWO_GPUS, BatchParts, TrainConfig, predict, train
 
 CONFIG = TrainConfig(
     epochs=3, batch_size=7, lr=1e-2
 )  # 12 faces: batches of 7 and 5, so of 4 + 3 and 3 + 2
 WHOLE = TrainConfig(epochs=3, batch_size=12, lr=1e-2)
 MIXED = TrainConfig(epochs=3, batch_size=6, lr=1e-2)
+AUGMENTED = ["cutmix", "dropblock", "erasing"]
 LONG = TrainConfig(epochs=25, batch_size=6, lr=1e-2)
 
 
@@ -117,7 +118,7 @@ def error(function, *args, **kwargs):
         return f"{type(e).__name__}: {e}"
 
 
-def interrupted(folder, accelerator, epoch):
+def interrupted(folder, accelerator, epoch, config=MIXED, name="checkpoint"):
     "Trained with a checkpoint, stopped after an epoch and taken up again."
     real = prle.trainer.Trainer.save
 
@@ -128,10 +129,10 @@ def interrupted(folder, accelerator, epoch):
 
     prle.trainer.Trainer.save = save_and_stop
     try:
-        fit(folder, Dropping, MIXED, accelerator, checkpoint=folder / "checkpoint")
+        fit(folder, Dropping, config, accelerator, checkpoint=folder / name)
     except KeyboardInterrupt:
         prle.trainer.Trainer.save = real
-    return fit(folder, Dropping, MIXED, accelerator, checkpoint=folder / "checkpoint")
+    return fit(folder, Dropping, config, accelerator, checkpoint=folder / name)
 
 
 def one_of_two(folder):
@@ -169,6 +170,10 @@ def one_of_two(folder):
     got["mixed"] = fit(folder, Dropping, MIXED, accelerator)
     got["long"] = fit(folder, Dropping, LONG, accelerator)
     got["resumed"] = interrupted(folder, accelerator, 2)
+    for name in AUGMENTED:
+        config = TrainConfig(**{**vars(MIXED), "augment": name})
+        got[name] = fit(folder, Dropping, config, accelerator)
+        got[f"{name}, resumed"] = interrupted(folder, accelerator, 2, config, name)
     got["half"] = [
         fit(folder, Plain, TrainConfig(**{**vars(MIXED), "precision": p}), accelerator)
         for p in ("bf16", "fp16")
@@ -273,6 +278,13 @@ def test_two_processes_go_on_to_the_last_bit(two, folder):
         fit(folder, Dropping, MIXED, checkpoint=folder / "checkpoint")
 
 
+@pytest.mark.parametrize("name", AUGMENTED)
+def test_augmentations_draw_apart_and_end_with_the_same_network(two, name):
+    for t in two:
+        assert same(t[name], two[0][name]) and same(t[name], t[f"{name}, resumed"])
+    assert not same(two[0][name], two[0]["mixed"])
+
+
 def test_both_stop_when_one_diverges(two):
     assert all(
         t["diverged"].startswith(
@@ -358,9 +370,9 @@ def test_two_machines_of_which_one_dies(folder, two):
         assert same(torch.load(folder / f"machine{rank}.pt", weights_only=True), two[0]["long"])
 
 
-def test_the_papers_setting_is_32_faces_on_each_of_two_gpus():
-    parts = [list(BatchParts(1000, PAPER_TWO_GPUS, rank, 2)) for rank in (0, 1)]
-    assert {len(p) for part in parts for p in part[:-1]} == {32} and PAPER_TWO_GPUS.batch_size == 64
+def test_a_batch_of_64_is_32_faces_on_each_of_two_gpus():
+    parts = [list(BatchParts(1000, ON_TWO_GPUS, rank, 2)) for rank in (0, 1)]
+    assert {len(p) for part in parts for p in part[:-1]} == {32} and ON_TWO_GPUS.batch_size == 64
     assert sorted(i for part in parts for p in part for _, i in p) == list(range(1000))
     from accelerate.commands.launch import launch_command_parser
 
@@ -379,8 +391,8 @@ def test_the_papers_setting_is_32_faces_on_each_of_two_gpus():
 
 
 def prle_doc():
-    "The string below `PAPER_TWO_GPUS`, where the command stands."
-    return Path(prle.trainer.__file__).read_text().split("PAPER_TWO_GPUS = ")[1].split('"""')[1]
+    "The string below `ON_TWO_GPUS`, where the command stands."
+    return Path(prle.trainer.__file__).read_text().split("ON_TWO_GPUS = ")[1].split('"""')[1]
 
 
 def stumble(accelerator):

@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 import threading
+from pathlib import Path
 import time
 
 import cv2
@@ -16,6 +17,8 @@ from prle.trust import read_json
 from prle.lab.configs import (
     FURTHER,
     PRESETS,
+    PUBLISHED,
+    READING,
     Backbone,
     CamConfig,
     FusionConfig,
@@ -26,7 +29,7 @@ from prle.lab.configs import (
 from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
 from prle.lab.labdata import data_fingerprint, data_sets
 from prle.lab.store import RunFailed
-from prle.trainer import TrainConfig, predict
+from prle.trainer import TrainConfig, Trainer, predict
 from prle.data.crops import read_quantiles, read_rgb
 from prle.data.datasets import FaceDataset
 from prle.data.manifest import read_manifest, select, write_manifest
@@ -631,10 +634,13 @@ def test_labels_say_what_is_not_as_usual(lab):
     masked = dict(mask="primary", fusion=FusionConfig("mean"), zoo=("Other",))
     random = dict(mask="random", p=0.2, lr=0.01, seed=3)
     assert label_of(dry.detector("Small", "A")) == "Small-A-none-s0"
-    assert label_of(dry.detector("Small", "A", **masked)) == "Small-A-primary-mean-Other-s0"
+    assert (
+        label_of(dry.detector("Small", "A", **masked))
+        == "Small-A-primary-mean-Other-layercam-blind-s0"
+    )
     assert label_of(dry.detector("Small", "A", **random)) == "Small-A-random-p=0.2-lr=0.01-s3"
     zoo = Zoo("A", 1, ("Other",), FusionConfig("mean"))
-    assert label_of(dry.quantiles(zoo, "test")) == "A-mean-Other-test-s1"
+    assert label_of(dry.quantiles(zoo, "test")) == "A-mean-Other-test-layercam-blind-s1"
     assert label_of(dry.statistics(Zoo.single("A", 2, "Other"))) == "A-mean,tau=0-Other-s2"
 
 
@@ -675,7 +681,7 @@ maps/EfficientNet-DF-none-s0-train-feb69626c598fb29
 detectors/VGG-DF-none-s0-4c7b0791356af3cf
 maps/VGG-DF-none-s0-train-514051796eb1579a
 fusions/DF-neighbour-s0-2cc5a00a7ffe089d
-detectors/VGG-DF-primary-s0-f44208acd978aea0
+detectors/VGG-DF-primary-published-s0-f44208acd978aea0
 statistics/DF-neighbour-s0-c2aff36cd24a58be
 """
 
@@ -685,8 +691,8 @@ def test_names_of_runs_stay(tmp_path):
     lab.manifest = pd.DataFrame(dict(subset=["real", "DF", "NT"], split="train", label=[0, 1, 1]))
     lab.fingerprint = "that of a manifest made by hand"
     dry = lab.dry()
-    dry.detector("VGG", "DF", mask="primary")
-    dry.statistics(Zoo("DF"))
+    dry.detector("VGG", "DF", mask="primary", **PUBLISHED)
+    dry.statistics(Zoo("DF", **PUBLISHED))
     assert [task.name for task in dry.store.tasks] == RUNS.split()
 
 
@@ -694,38 +700,41 @@ def test_readings_have_keys_and_labels_of_their_own(lab):
     dry = lab.dry()
     zoos = [
         Zoo("A"),
-        Zoo("A", cam=CamConfig(explain="predicted")),
-        Zoo("A", cam=TRUE),
-        Zoo("A", cam=CamConfig("layercam")),
-        Zoo("A", cam=CamConfig(grid=5)),
-        Zoo("A", blind=True),
+        Zoo("A", **PUBLISHED),
+        Zoo("A", **PUBLISHED | dict(cam=CamConfig(explain="predicted"))),
+        Zoo("A", **PUBLISHED | dict(cam=TRUE)),
+        Zoo("A", **PUBLISHED | dict(cam=CamConfig("layercam"))),
+        Zoo("A", **PUBLISHED | dict(cam=CamConfig(grid=5))),
+        Zoo("A", **PUBLISHED | dict(blind=True)),
         Zoo("A", trained="B"),
         Zoo("A", 1),
     ]
     assert len({dry.quantiles(zoo).key for zoo in zoos}) == len(zoos)
     assert dry.quantiles(Zoo("A", trained="A")).path == dry.quantiles(Zoo("A")).path
-    zoo = Zoo("A", cam=TRUE, trained="B", blind=True)
+    zoo = Zoo("A", cam=TRUE, trained="B", fusion=FusionConfig())
     assert label_of(dry.quantiles(zoo)) == "A-neighbour-zoo=B-true-blind-s0"
     assert [label_of(run) for run in dry.maps(zoo)] == [
         "Small-B-none-s0-train-true",
         "Other-B-none-s0-train-true",
     ]
-    readings = dict(cam=dict(explain="predicted"), zoo_seed=4, zoo_subset="B", blind=True)
+    readings = dict(
+        cam=dict(explain="predicted"), fusion=FusionConfig(), zoo_seed=4, zoo_subset="B", blind=True
+    )
     run = dry.detector("Small", "A", "primary", **readings)
-    assert label_of(run) == "Small-A-primary-zoo=B-predicted-blind-zoo=s4-s0"
+    assert label_of(run) == "Small-A-primary-neighbour-zoo=B-predicted-blind-zoo=s4-s0"
     usual = dry.detector("Small", "A", "primary")
     assert run.key != usual.key
-    own = dict(cam=CamConfig(), zoo_seed=0, zoo_subset="A", blind=False)
+    own = dict(zoo_seed=0, zoo_subset="A", **READING)
     assert dry.detector("Small", "A", "primary", **own).path == usual.path
 
 
 def test_matched_masks_are_of_the_zoo_that_they_are_compared_with(lab):
     dry = lab.dry()
-    primary = dry.detector("Small", "A", "primary", blind=True)
+    primary = dry.detector("Small", "A", "primary", **PUBLISHED)
     asked = len(dry.store.tasks)
     for mask in ("random-matched", "landmark-matched"):
-        run = dry.detector("Small", "A", mask, blind=True)
-        assert label_of(run) == f"Small-A-{mask}-blind-s0" and run.key != primary.key
+        run = dry.detector("Small", "A", mask, **PUBLISHED)
+        assert label_of(run) == f"Small-A-{mask}-published-s0" and run.key != primary.key
     assert len(dry.store.tasks) == asked + 2, "no maps besides"
     parts = dict(parts=["nose", "mouth"])
     assert label_of(dry.detector("Small", "A", "landmark", **parts)).endswith(
@@ -801,8 +810,8 @@ def blind_maps(lab, zoo, rows):
 
 
 def test_a_fake_and_its_real_have_one_map_in_a_blind_zoo(paired):
-    zoo, rows = Zoo("A", backbones=("Small",)), paired.train_faces("A")
-    blind = Zoo("A", backbones=("Small",), blind=True)
+    zoo, rows = Zoo("A", backbones=("Small",), **PUBLISHED), paired.train_faces("A")
+    blind = dataclasses.replace(zoo, blind=True)
     (own, _), (shared, _) = blind_maps(paired, zoo, rows), blind_maps(paired, blind, rows)
     for path, label, video, before, after in zip(rows.path, rows.label, rows.video, own, shared):
         fake = rows.path.tolist().index(f"A/{video}.png")
@@ -836,8 +845,9 @@ def test_a_decisive_zoo_keeps_as_much_as_decides(paired):
 
 
 def test_test_faces_are_masked_as_the_zoo_says(paired):
-    run, zoo = paired.detector("Small", "A"), Zoo("A", backbones=("Small",))
-    blind = Zoo("A", backbones=("Small",), blind=True)
+    run = paired.detector("Small", "A")
+    zoo = Zoo("A", backbones=("Small",), **PUBLISHED)
+    blind = dataclasses.replace(zoo, blind=True)
     own, shared = (paired.masked(run, z, 0.5) for z in (zoo, blind))
     assert own.key != shared.key
     own, shared = (read_scores(r).set_index("path").p_fake for r in (own, shared))
@@ -865,6 +875,39 @@ def test_without_a_pair_a_real_has_the_moved_map_of_another_persons_fake(paired,
     assert there.any() and torch.equal(here[2:, 6:], there[:-2, :-6])
     assert not here[:2].any() and not here[:, :6].any()
     assert "NOTE 1 of 6 real faces have no fake of the same frame." in lines
+
+
+def test_a_recipe_changes_training_masks_and_nothing_else(toy, tmp_path):
+    data = write_square(toy, tmp_path / "square")
+    labs = {
+        name: Lab(name, data=data, outputs=tmp_path / "out") for name in PRESETS if "smoke" in name
+    }
+    ours, paper, release = (labs[name] for name in ("smoke", "smoke+paper", "smoke+release"))
+    plain = ours.config("Xception", "all").recipe
+    assert plain.balance and plain.ema and plain.flip and plain.schedule == "cosine"
+    for lab, batch in ((paper, 64), (release, 32)):
+        assert lab.base == "smoke" and lab.preset.size == ours.preset.size
+        for name in ("Xception", "VGG", "meso4"):  # of the zoo or not
+            recipe = lab.config(name, "all").recipe
+            assert (recipe.batch_size, recipe.lr, recipe.epochs) == (batch, 2e-4, 10)
+            assert not (recipe.balance or recipe.ema or recipe.flip)
+            assert recipe.schedule == "constant"
+    masked = release.config("VGG", "A", mask="primary")
+    assert (masked.range, masked.fill) == ((0.5, 1.0), "noise")
+    assert release.config("VGG", "A", mask="primary", alpha="static").range == (1.0, 1.0)
+    assert paper.config("VGG", "A", mask="primary").range == (0.0, 1.0)
+    assert release.label(masked) == "VGG-A-primary-recipe=release-s0"
+    assert ours.label(ours.config("VGG", "A")) == "VGG-A-none-s0"
+
+
+def test_an_augmentation_is_in_key_and_label_where_there_is_one(lab):
+    plain, cut = lab.config("Small", "A"), lab.config("Small", "A", augment="cutout")
+    assert "augment" not in plain.key()["recipe"] and cut.key()["recipe"]["augment"] == "cutout"
+    assert lab.label(cut) == "Small-A-none-augment=cutout-s0"
+    with pytest.raises(ValueError, match="unknown augmentation 'cutuot'.*'cutout'"):
+        lab.config("Small", "A", augment="cutuot")
+    with pytest.raises(ValueError, match="RECCE cannot be trained with mixup"):
+        lab.dry().detector("recce", "A", augment="mixup")
 
 
 # Seeds that draw their people
@@ -904,9 +947,10 @@ def test_each_seed_has_its_own_people(grouped):
 
 
 def test_a_zoo_of_another_seed_localizes_on_the_students_faces(grouped):
-    run = grouped.detector("Small", "A", "primary", seed=1, zoo_seed=3, zoo=("Small",))
+    reading = dict(zoo_seed=3, zoo=("Small",), **PUBLISHED)
+    run = grouped.detector("Small", "A", "primary", seed=1, **reading)
     zoo = RunConfig.read(run.path / "run.yaml").masking_zoo
-    assert zoo == Zoo("A", 3, ("Small",), student=1)
+    assert zoo == Zoo("A", 3, ("Small",), student=1, **PUBLISHED)
     made = grouped.quantiles(zoo)
     assert made.reused and label_of(made) == "A-neighbour-Small-fold=1-s3"
     rows = grouped.faces("train", "A", 1)
@@ -915,10 +959,10 @@ def test_a_zoo_of_another_seed_localizes_on_the_students_faces(grouped):
     assert all((made.path / "quantiles" / p).with_suffix(".png").exists() for p in rows.path)
     assert len(list((made.path / "quantiles").rglob("*.png"))) == len(rows)
     dry = grouped.dry()
-    same = dry.quantiles(Zoo("A", 3, ("Small",), student=4))
-    other = dry.quantiles(Zoo("A", 3, ("Small",), student=0))
+    same = dry.quantiles(dataclasses.replace(zoo, student=4))
+    other = dry.quantiles(dataclasses.replace(zoo, student=0))
     assert same.key == made.key != other.key
-    assert dry.quantiles(Zoo("A", 3, ("Small",))).key == other.key
+    assert dry.quantiles(Zoo("A", 3, ("Small",), **PUBLISHED)).key == other.key
     statistics = grouped.statistics(zoo)
     shares = pd.read_parquet(statistics.path / "shares.parquet")
     assert shares.path.tolist() == rows.path.tolist()
@@ -926,7 +970,51 @@ def test_a_zoo_of_another_seed_localizes_on_the_students_faces(grouped):
 
 def test_masked_faces_are_of_the_people_of_the_detector(grouped):
     plain = grouped.detector("Small", "A", seed=1)
-    masked = grouped.masked(plain, Zoo("A", 1, ("Small",)), 0.5)
+    masked = grouped.masked(plain, Zoo("A", 1, ("Small",), **PUBLISHED), 0.5)
     assert read_scores(masked).path.tolist() == read_scores(plain).path.tolist()
     with pytest.raises(ValueError, match="localizes on other people"):
-        grouped.masked(plain, Zoo("A", 0, ("Small",)), 0.5)
+        grouped.masked(plain, Zoo("A", 0, ("Small",), **PUBLISHED), 0.5)
+
+
+def test_the_student_joins_the_zoo_and_later_epochs_have_other_maps(paired, monkeypatch):
+    seen, asked = [], dict(mask="primary", zoo=("Other",), zoo_seed=5, renew=2)
+    epoch = Trainer.epoch
+
+    def noted(self, number, bar):
+        faces = self.inputs.faces
+        if faces.quantiles:  # the student's
+            maps = faces[0]["quantiles"].numpy().tobytes()
+            seen.append((number, maps, Path(faces.quantiles).parent))
+        return epoch(self, number, bar)
+
+    monkeypatch.setattr(Trainer, "epoch", noted)
+    config = paired.config("Small", "A", epochs=5, **asked)
+    run = paired.train(config)
+    maps = [maps for _, maps, _ in seen]
+    assert maps[0] == maps[1] != maps[2] == maps[3] != maps[4]
+    assert [folder.name for *_, folder in seen[-3:]] == ["renewed-2", "renewed-2", "renewed-4"]
+    assert not list(run.path.glob("renewed-*")), "kept no longer than needed"
+    usual = paired.config("Small", "A", epochs=5, **asked | dict(renew=0))
+    assert "renew" not in usual.key() and config.key()["renew"] == 2
+
+
+def test_an_interrupted_training_goes_on_with_renewed_maps(paired, monkeypatch):
+    asked = dict(mask="primary", zoo=("Other",), zoo_seed=5, renew=1, epochs=4)
+    straight = paired.detector("Small", "A", **asked)
+    weights = (straight.path / "model.safetensors").read_bytes()
+    again = quiet_lab(paired.data, paired.outputs.parent / "again")
+    save, calls = Trainer.save, []
+
+    def killed(self, folder):
+        save(self, folder)
+        calls.append(folder)
+        if len(calls) == 2 and "primary" in str(folder):
+            raise KeyboardInterrupt
+
+    again.detector("Other", "A", seed=5)
+    monkeypatch.setattr(Trainer, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        again.detector("Small", "A", **asked)
+    monkeypatch.setattr(Trainer, "save", save)
+    run = again.detector("Small", "A", **asked)
+    assert (run.path / "model.safetensors").read_bytes() == weights

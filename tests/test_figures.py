@@ -18,6 +18,7 @@ from prle.paper.exhibits import read_cell
 from prle.lab.experiments import BINS, Lab
 from prle.paper.figures import (
     FIGURE1,
+    LABELS,
     Figure5,
     Figure6,
     Figure9,
@@ -132,10 +133,10 @@ def test_figure5_draws_the_average_over_the_target_sets(lab):
         series = drawn(ax)
         assert (
             [t.get_text() for t in ax.get_xticklabels()] == list(BACKBONES)
-            and set(series) == {"plain", "+ PRLE"}
+            and set(series) == set(LABELS.values())
             and train in ax.get_title()
         )
-        for name, label in (("none", "plain"), ("primary", "+ PRLE")):
+        for name, label in LABELS.items():
             some = [arm for arm in arms if (arm.name, arm.train) == (name, train)]
             assert series[label][:, 1] == pytest.approx(
                 [np.mean([auc(faces(*arm_key(lab, arm), t)) for t in TARGETS]) for arm in some]

@@ -64,22 +64,33 @@ class FaceDataset(Dataset):
         transform: Callable[[dict], dict] | None = None,  # what to do with each item
         quantiles: str | Path | None = None,  # folder of quantile maps, under the faces' own paths
         masks: bool = False,  # serve the masks of manipulated pixels, and whether they are known
+        keep: int = 0,  # bytes of pictures to keep in memory once they are read
     ):
         """Index the rows; pictures are read on access.
 
         `Damaged` if a face has no quantile map in the folder's table of digests, `ValueError` if masks are asked
         for and no fake has one."""
         self.root, self.transform = os.path.realpath(manifest.attrs["root"]), transform
-        self.quantiles = quantiles and os.path.realpath(quantiles)
         # One block of memory, which forked workers share; a list of strings they would copy bit by bit.
         self.paths = np.array([path.encode() for path in manifest.path])
-        self.digests = _map_digests(self.quantiles, manifest.path) if self.quantiles else None
         self.labels = manifest.label.to_numpy()
         landmarks = np.stack(manifest.landmarks.to_numpy())
         self.landmarks = landmarks.astype(np.float32).reshape(-1, 68, 2)
         self.masks = np.array([path.encode() for path in manifest["mask"]]) if masks else None
+        self.keep = keep
+        self.use_quantiles(quantiles)
         if masks:
             _check_masks(manifest[manifest.label == FAKE])
+
+    def use_quantiles(
+        self,
+        folder: str | Path | None,  # as at the start
+    ):
+        "Serve other quantile maps from now on, or none; `Damaged` if a face has none there."
+        self.quantiles = folder and os.path.realpath(folder)
+        paths = [path.decode() for path in self.paths]
+        self.digests = _map_digests(self.quantiles, paths) if self.quantiles else None
+        self._kept, self._room = {}, self.keep
 
     def __len__(self):
         return len(self.paths)
@@ -89,6 +100,16 @@ class FaceDataset(Dataset):
         i: int,  # row
     ) -> dict:  # image (3, H, W) uint8 RGB, landmarks (68, 2) px, mask and quantiles (1, H, W), ...
         "Read face `i`; `OSError` or `ValueError` naming a file that is missing, damaged or of another size."
+        item = self._kept.get(i)
+        if item is None:
+            item = self._read(i)
+            size = sum(v.nbytes for v in item.values() if isinstance(v, torch.Tensor))
+            if size <= self._room:
+                self._kept[i], self._room = item, self._room - size
+        return self.transform(dict(item)) if self.transform else dict(item)
+
+    def _read(self, i: int) -> dict:
+        "Read the pictures of face `i`."
         name = self.paths[i].decode()
         image = read_rgb(below(self.root, name))
         item = dict(
@@ -103,7 +124,7 @@ class FaceDataset(Dataset):
             item["mask_known"] = bool(self.masks[i]) or item["label"] == REAL
         if self.quantiles:
             item["quantiles"] = torch.from_numpy(self._quantile_map(i, name, image.shape[:2]))[None]
-        return self.transform(item) if self.transform else item
+        return item
 
     def _quantile_map(self, i: int, name: str, shape: tuple) -> np.ndarray:  # (H, W) uint16
         "Read the quantile map of face `i`; `ValueError` if it is not of the face's size."
@@ -114,7 +135,7 @@ class FaceDataset(Dataset):
             raise ValueError(f"{path} is {sizes} (width, height).")
         return quantiles
 
-# %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-11
+# %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-13
 class BalancedSampler(Sampler[int]):
     "Indices with both classes equally often; `set_epoch` gives the next draw, as in torch's DistributedSampler."
 

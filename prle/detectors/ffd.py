@@ -160,6 +160,7 @@ class FFD(Detector):
         self.supervision = check_choice(supervision, ("mask", "weak", "none"), "supervision")
         if supervision != "mask":
             self.needs = ()
+        self.mixable = supervision == "none"
         check_choice(map, ("regression", "template"), "map")
         self.body = XceptionBody(width)
         features = self.body.channels[728]

@@ -390,6 +390,7 @@ MAT_DEVIATIONS = (
 class Mat(StagedB4):
     "Multi-attentional detector on EfficientNet-B4."
 
+    mixable = False  # centres of each class, and a second pass
     licence = "not found"
     smallest = 17
     deviations = MAT_DEVIATIONS

@@ -194,6 +194,7 @@ RECCE_RECIPE = Recipe(
 class RECCE(Detector):
     "Xception that paints real faces, and attends to where it fails."
 
+    mixable = False  # flooding, and losses between the faces of a class
     licence = "MIT"
     deviations = (
         "the error's 3x3 filters start positive; graph over all cells at once; "

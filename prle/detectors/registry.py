@@ -227,6 +227,9 @@ class Detector(Explainable):
     "Base of all detectors: faces in [0, 1] in, one logit of fake a face out. A subclass defines `logit` or `compute`."
 
     needs: tuple[str, ...] = ()  # of a batch, for `loss`, besides image, label, weight: "mask"
+    mixable: bool = (
+        True  # whether `loss` is a mean over faces, each times its weight, and nothing else
+    )
     licence: str  # of the original's code, SPDX name; "not found" if its repository holds none
     smallest: int = 1  # edge of a face below which no map is left, in pixels
     deviations: str = "none"  # of this implementation from the original, in words

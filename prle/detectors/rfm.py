@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECTANGLES', 'LONGEST', 'RFM_WEIGHTS', 'RFM_RECIPE', 'forgery_attention', 'draw_rectangles', 'erased_pixels', 'erase',
-           'RFM', 'rfm']
+           'erase_faces', 'RFM', 'rfm']
 
 # %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-11
 import torch
@@ -26,13 +26,13 @@ from ..localization import evaluating
 
 # %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-13
 def forgery_attention(
-    model: nn.Module,  # has `logit`: (N, 3, H, W) -> (N,)
+    model: nn.Module,  # a detector; has `compute`: (N, 3, H, W) -> dict(logit (N,))
     x: Tensor,  # (N, 3, H, W), normalized
 ) -> Tensor:  # (N, H, W), not negative
     "Compute the forgery attention map (FAM): the largest |d logit / d pixel| of the three colours."
     x = x.detach().requires_grad_()
     with evaluating(model):
-        (gradient,) = torch.autograd.grad(model.logit(x).sum(), x)
+        (gradient,) = torch.autograd.grad(model.compute(x)["logit"].sum(), x)
     return gradient.abs().amax(1)
 
 # %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-17
@@ -83,16 +83,25 @@ def erased_pixels(
 
 # %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-29
 def erase(
-    x: Tensor,  # (N, 3, H, W), normalized
+    x: Tensor,  # (N, 3, H, W)
     fam: Tensor,  # (N, H, W), from `forgery_attention`
+    noise: tuple[float, float] = (-1.0, 1.0),  # from where to where it is drawn
 ) -> Tensor:  # (N, 3, H, W), a copy
     "Turn three rectangles around the pixels of highest FAM into noise (suspicious forgeries erasing, SFE)."
     rectangles = draw_rectangles(len(x), *x.shape[2:], x.device)
     erased = erased_pixels(fam, rectangles)
-    noise = torch.empty_like(x).uniform_(-1, 1)
-    return torch.where(erased[:, None], noise, x)
+    return torch.where(erased[:, None], torch.empty_like(x).uniform_(*noise), x)
 
 # %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-32
+def erase_faces(
+    detector: Detector,  # whose map says where; left in the mode it was in
+    image: Tensor,  # (N, 3, H, W) in [0, 1]
+) -> Tensor:  # (N, 3, H, W) in [0, 1], a copy
+    "Erase where a detector looks, as RFM does in its own training."
+    fam = forgery_attention(detector, (image - detector.mean) / detector.std)
+    return erase(image, fam, noise=(0.25, 0.75))
+
+# %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-34
 RFM_WEIGHTS = Weights("none", "none", 224, std=(0.25, 0.25, 0.25))
 RFM_RECIPE = Recipe(
     batch_size=16,
@@ -103,10 +112,11 @@ RFM_RECIPE = Recipe(
     source="released code: up to 500,000 steps of 8 real and 8 fake faces, random initial weights",
 )
 
-# %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-33
+# %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-35
 class RFM(Detector):
     "Xception with two outputs; in training it erases where it looks."
 
+    mixable = False  # flooding
     licence = "not found"
     deviations = (
         "the largest edge of a rectangle scales with the face (120 at 224 pixels, as published); "
@@ -135,7 +145,7 @@ class RFM(Detector):
     def loss(self, outputs, batch):
         return flood(cross_entropy(outputs["logit"], batch), 0.04)
 
-# %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-34
+# %% ../../nbs/detectors/11_rfm.ipynb #detectors-11-rfm-36
 @register_detector(RFM_WEIGHTS, Published(20_811_050, gmacs={224: 4.5508, 256: 5.9507}))
 def rfm(
     width: float = 1.0,  # factor on the channels; 1 is the published size

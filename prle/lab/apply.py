@@ -93,13 +93,14 @@ def evaluation(
 def crop_settings(
     root: str | Path,  # folder of the training data
     size: int,  # of its faces, pixels
-) -> dict:  # size, scale, and lift or align
+) -> dict:  # size, scale, and align or the others of `prle.data.faces.crop_face`
     "Return how the faces of a data set were cropped; DeepfakeBench's way if the data set does not record it."
     root = Path(root)
     if (root / "forge.json").exists():
         made = read_record(root / "forge.json", config=dict)["config"]
-        check_entries(made, f"{root / 'forge.json'}, config", scale=Real, lift=Real)
-        return dict(size=size, scale=made["scale"], lift=made["lift"])
+        kinds = dict(scale=Real, lift=Real, soft=Real)
+        check_entries(made, f"{root / 'forge.json'}, config", **kinds)
+        return dict(size=size) | {name: made[name] for name in kinds}
     if (root / "extraction.json").exists():
         made = read_record(root / "extraction.json", scale=Real, align=str)
         return dict(size=size, scale=made["scale"], align=made["align"])

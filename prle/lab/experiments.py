@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from ..fusion import fuse, most_attended
 from ..localization import localize, upsample_maps
 from ..masking import FILLS, MaskParams, PrimaryRegionMask
 from ..regions import decisive_shares
+from ..training.augmentations import check_mixable
 from ..training.processes import check_processes, launch
 from ..trainer import TrainConfig, memory_explained, predict, train
 from .configs import FURTHER, IDENTITY, CamConfig, FusionConfig, RunConfig, Zoo
@@ -169,14 +171,15 @@ def _masked_faces(
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-26
 @lru_cache
-def _check_buildable(name: str, width: float, options: str, size: int):
-    """Check that a detector with these options (JSON) can be built and takes faces of this size.
+def _check_buildable(name: str, width: float, options: str, size: int, augment: str):
+    """Check that a detector with these options (JSON) can be built, and takes faces of this size and the augmentation.
 
     Raise `ValueError` if not."""
     try:
         with torch.device("meta"):
             detector = create_detector(name, width=width, **json.loads(options)).eval()
             detector(torch.zeros(1, 3, size, size))
+            check_mixable(augment, detector)
     except TypeError as e:
         raise ValueError(str(e)) from e
 
@@ -210,11 +213,12 @@ def config(
 ) -> RunConfig:  # `ValueError` for an unknown name
     """Return the preset's training of a backbone on a manipulation, with `changes` applied.
 
-    Training on "all" takes as many reals as fakes in every epoch. `options` are added to the preset's."""
+    Training on "all" takes as many reals as fakes in every epoch, if the preset balances. `options` are added to the
+    preset's."""
     network = self.preset.backbone(backbone)
     check_choice(subset, [*self.subsets, "all"], "manipulation")
     changed, recipe = _sorted_changes(changes)
-    own = dict(balance=subset == "all", seed=seed)
+    own = dict(balance=self.preset.balance and subset == "all", seed=seed)
     recipe = build_config(TrainConfig, self.preset.recipe | network.recipe | own | recipe)
     options = size_option(network.name, self.preset.size) | network.options
     if isinstance(changed.get("options"), dict):
@@ -222,7 +226,7 @@ def config(
     where = dict(subset=subset, preset=self.name, data=self.data)
     size = dict(width=network.width, pretrained=network.pretrained, options=options)
     given = dict(detector=network.name, recipe=recipe, **where, **size)
-    return build_config(RunConfig, given | changed)
+    return build_config(RunConfig, given | self.preset.masking | changed)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-34
 @patch
@@ -280,6 +284,8 @@ def label(
         if zoo.seed != seed:
             parts = [f"zoo=s{zoo.seed}", *parts]
         parts = zoo.marks + parts
+    if self.preset.way != "ours":
+        parts = [f"recipe={self.preset.way}", *parts]
     plain = [re.sub(r"[^\w.,+=-]", "", part) for part in (*parts, *marks)]
     return "-".join([name, config.subset, config.mask, *plain, f"s{seed}"])
 
@@ -369,7 +375,48 @@ class _Training(NamedTuple):
     label: str  # of the run, for the progress bar and trackers
     folder: Path  # of the run
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-51
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-52
+@patch
+def _write_maps(
+    self: Lab, detector: Detector, batch_size: int, rows: pd.DataFrame, cam: CamConfig, path: Path
+):
+    "Write the attention maps that a detector in memory has of faces."
+    layer = detector.cam_layer(self.preset.size, cam.grid or self.preset.grid)
+    faces = DataLoader(FaceDataset(rows), batch_size, num_workers=self.workers)
+    localize(detector, layer, faces, path, method=cam.method, explain=cam.explain)
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-53
+@patch
+def _write_quantiles(self: Lab, zoo: Zoo, split: str, stores: Sequence[Path], folder: Path):
+    "Fuse stored maps of the faces of a zoo, and write their quantile maps."
+    paths = self.faces(split, zoo.subset, zoo.people).path.tolist()
+    size, sources = (self.preset.size, self.preset.size), self._sources(zoo, split)
+    settings = asdict(zoo.fusion) | (sources._asdict() if sources else {})
+    quantile_store(stores, paths, folder, size, **settings)
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-54
+@patch
+def _renewal(self: Lab, config: RunConfig, folder: Path) -> Callable[[Detector, int], Path | None]:
+    "Return what makes the maps of later epochs, from those of the zoo and of the student."
+    zoo = config.masking_zoo
+    stores = [run_file(run.path, "maps.npy") for run in self.maps(zoo)]
+    rows = self.train_faces(config.subset, seed=zoo.people)
+    batch_size = min(64, config.recipe.batch_size // config.recipe.accumulate)
+
+    def renew(student, epoch):
+        last = epoch // config.renew * config.renew
+        if last == 0:
+            return None
+        made = folder / f"renewed-{last}"
+        if not (made / "quantiles").exists():
+            made.mkdir(parents=True, exist_ok=True)
+            self._write_maps(student, batch_size, rows, zoo.cam, made / "maps.npy")
+            self._write_quantiles(zoo, "train", [*stores, made / "maps.npy"], made / "quantiles")
+        return made / "quantiles"
+
+    return renew
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-55
 @patch
 def _train(self: Lab, accelerator, training: _Training):
     """Train a detector and write weights and history; with an accelerator, as one of several processes.
@@ -392,6 +439,7 @@ def _train(self: Lab, accelerator, training: _Training):
         training.label,
         folder / f"checkpoint-{kind}",
         accelerator,
+        self._renewal(config, folder) if config.renew and config.needs_maps else None,
     )
     if accelerator is None or accelerator.is_main_process:
         weights = {name: tensor.contiguous() for name, tensor in detector.state_dict().items()}
@@ -401,7 +449,7 @@ def _train(self: Lab, accelerator, training: _Training):
             tmp.write_bytes(save(weights))
         history.to_parquet(folder / "history.parquet", index=False)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-52
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-56
 @patch
 def _score(
     self: Lab,
@@ -416,7 +464,7 @@ def _score(
     p_fake = predict(detector, faces, _batch_size(config), self.device, self.workers)
     _write_scores(rows, p_fake, folder)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-53
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-57
 @patch
 def _score_run(
     self: Lab, run: Run, rows: pd.DataFrame, folder: Path, faces: FaceDataset | None = None
@@ -424,7 +472,7 @@ def _score_run(
     "Write the scores that a run's detector gives to faces; the others as of `_score`."
     self._score(load_detector(run, self.device), _run_config(run), rows, folder, faces)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-54
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-58
 @patch
 def _train_and_score(self: Lab, training: _Training):
     "Fill the folder of a detector's run, or continue it; checkpoints are removed last."
@@ -440,10 +488,10 @@ def _train_and_score(self: Lab, training: _Training):
         detector = _rebuild(made, folder / "model.safetensors", self.device)
         faces = self.test_faces(seed=training.config.recipe.seed)
         self._score(detector, made, faces, folder)
-    for checkpoint in folder.glob("checkpoint-*"):
-        discard(checkpoint)
+    for left in chain(folder.glob("checkpoint-*"), folder.glob("renewed-*")):
+        discard(left)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-56
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-60
 @patch
 def _check_config(self: Lab, config: RunConfig):
     "Raise `ValueError` for a training of another lab, or one that cannot be."
@@ -452,9 +500,10 @@ def _check_config(self: Lab, config: RunConfig):
         raise ValueError(f"the configuration is for {theirs}, the lab is another.")
     for subset in filter(None, (config.subset, config.zoo_subset)):
         check_choice(subset, [*self.subsets, "all"], "manipulation")
-    _check_buildable(config.detector, config.width, json.dumps(config.options), self.preset.size)
+    options, augment = json.dumps(config.options), config.recipe.augment
+    _check_buildable(config.detector, config.width, options, self.preset.size, augment)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-57
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-61
 @patch
 def train(
     self: Lab,
@@ -478,7 +527,7 @@ def train(
 
     return self.store.get("detectors", label, key, make, resume=True)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-58
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-62
 @patch
 def detector(
     self: Lab,
@@ -491,7 +540,7 @@ def detector(
     "Train and score a backbone as the preset does, with the given settings changed."
     return self.train(self.config(backbone, subset, seed, mask=mask, **changes))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-61
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-65
 @patch
 def target(
     self: Lab,
@@ -506,7 +555,7 @@ def target(
 
     return self.store.get("targets", f"{_run_label(run)}-{target}", config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-62
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-66
 @patch
 def scores(
     self: Lab,
@@ -516,22 +565,19 @@ def scores(
     "Return the scores of a detector on all faces of a set."
     return read_scores(run if on == "test" else self.target(run, on))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-64
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-68
 _ADVICE = "lower batch_size or raise accumulate in the detector's training, whose parts of a batch these are"
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-65
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-69
 @patch
 def _localize(self: Lab, run: Run, rows: pd.DataFrame, cam: CamConfig, folder: Path):
     "Write the attention maps of faces."
-    detector = load_detector(run, self.device)
-    layer = detector.cam_layer(self.preset.size, cam.grid or self.preset.grid)
     batch_size = min(64, _batch_size(_run_config(run)))
-    faces = DataLoader(FaceDataset(rows), batch_size, num_workers=self.workers)
     with memory_explained(_ADVICE, batch_size=batch_size):
-        read = dict(method=cam.method, explain=cam.explain)
-        localize(detector, layer, faces, folder / "maps.npy", **read)
+        detector = load_detector(run, self.device)
+        self._write_maps(detector, batch_size, rows, cam, folder / "maps.npy")
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-66
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-70
 @patch
 def attention(
     self: Lab,
@@ -555,7 +601,7 @@ def attention(
 
     return self.store.get("maps", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-67
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-71
 @patch
 def heat_maps(
     self: Lab,
@@ -568,7 +614,7 @@ def heat_maps(
     maps = [self.attention(run, split)]
     return fused_batches(maps, IDENTITY, self.preset.size, rows, batch_size)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-69
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-73
 @patch
 def _strangers(self: Lab, zoo: Zoo) -> int | None:
     "Return the seed that drew the faces of a zoo, if they are not of the people of its own seed."
@@ -581,14 +627,14 @@ def _fold_mark(self: Lab, zoo: Zoo) -> str:  # "" for the people of its own seed
     people = self._strangers(zoo)
     return "" if people is None else f"fold={self.fold(people)}"
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-70
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-74
 @patch
 def _detectors(self: Lab, zoo: Zoo) -> Iterator[Run]:
     "Train the detectors of a zoo without masks, one after the other in the zoo's order."
     for name in self.zoo_names(zoo.backbones) or self.preset.backbones:
         yield self.detector(name, zoo.trained or zoo.subset, seed=zoo.seed)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-71
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-75
 @patch
 def maps(
     self: Lab,
@@ -600,13 +646,13 @@ def maps(
     read = subset, zoo.cam, self._strangers(zoo)
     return [self.attention(run, split, *read) for run in self._detectors(zoo)]
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-78
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-82
 def _zoo_label(zoo: Zoo, *marks: str) -> str:  # empty marks are left out
     "Return the label of what is made from the maps of a zoo."
     parts = [zoo.subset, str(zoo.fusion), *marks, *zoo.readings, f"s{zoo.seed}"]
     return "-".join(filter(None, parts))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-79
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-83
 @patch
 def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
     "Return the configuration that names what is made from the maps of a zoo."
@@ -618,7 +664,7 @@ def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
         key["decisive"] = zoo.decisive
     return key
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-81
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-85
 def _without_trace(
     faces: FaceDataset, fakes: np.ndarray, reals: np.ndarray
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # (n, 3, H, W) twice, in [0, 1]
@@ -632,7 +678,7 @@ def _without_trace(
                 fill[k] = faces[real]["image"]
         yield images / 255, fill / 255
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-82
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-86
 @patch
 def _write_sizes(self: Lab, zoo: Zoo, split: str, folder: Path):
     "Write how much of each fake decides; 0 for a real face."
@@ -649,7 +695,7 @@ def _write_sizes(self: Lab, zoo: Zoo, split: str, folder: Path):
     sizes[fakes] = torch.cat(found)
     np.save(folder / "sizes.npy", sizes)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-83
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-87
 @patch
 def sizes(
     self: Lab,
@@ -665,7 +711,7 @@ def sizes(
         "sizes", label, config, lambda folder: self._write_sizes(zoo, split, folder)
     )
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-84
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-88
 @patch
 def _sources(self: Lab, zoo: Zoo, split: str) -> MapSources | None:
     "Return whose map each face gets; None: its own, as everywhere but in a blind zoo."
@@ -677,7 +723,7 @@ def _sources(self: Lab, zoo: Zoo, split: str) -> MapSources | None:
     sizes = read_array(run_file(self.sizes(zoo, split).path, "sizes.npy"))
     return sources._replace(shares=np.minimum(zoo.decisive * sizes[sources.rows], 1))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-85
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-89
 @patch
 def quantiles(
     self: Lab,
@@ -697,14 +743,11 @@ def quantiles(
     def make(folder):
         "Fuse the maps and write a PNG for each face."
         stores = [run_file(run.path, "maps.npy") for run in runs]
-        paths = self.faces(split, zoo.subset, zoo.people).path.tolist()
-        size, sources = (self.preset.size, self.preset.size), self._sources(zoo, split)
-        settings = asdict(zoo.fusion) | (sources._asdict() if sources else {})
-        quantile_store(stores, paths, folder / "quantiles", size, **settings)
+        self._write_quantiles(zoo, split, stores, folder / "quantiles")
 
     return self.store.get("fusions", label, self._fusion_key(zoo, runs), make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-88
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-92
 @patch
 def fused_maps(
     self: Lab,
@@ -717,7 +760,7 @@ def fused_maps(
     runs, size, sources = self.maps(zoo, split), self.preset.size, self._sources(zoo, split)
     return fused_batches(runs, zoo.fusion, size, rows, batch_size, sources)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-89
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-93
 @patch
 def statistics(
     self: Lab,
@@ -737,7 +780,7 @@ def statistics(
 
     return self.store.get("statistics", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-92
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-96
 @patch
 def masked(
     self: Lab,
@@ -772,7 +815,7 @@ def masked(
 
     return self.store.get("masked", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-101
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-105
 @dataclass(frozen=True)
 class Wanted:
     "A run that is needed and how its result is read; nothing is made until a lab is asked."

@@ -103,6 +103,7 @@ class LabData:
             raise ValueError(
                 f"the preset {preset!r} needs real data; the presets smoke and mini make their own."
             )
+        self.base = self.preset.base or preset  # without the recipe
         self.outputs = Path(outputs or outputs_dir()).absolute()
         self.data = absolute_data(data)
         self._sets = data_sets(self.data) if data else None
@@ -111,7 +112,7 @@ class LabData:
     @cached_property
     def benchmark(self) -> Path:
         "Return the manifest of the preset's mini benchmark, which is forged on first use."
-        folder = self.outputs / "data" / self.name
+        folder = self.outputs / "data" / self.base
         with claimed(folder):
             return BUILDERS[self.preset.benchmark](folder, self.preset)
 

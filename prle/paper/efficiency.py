@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..core import provenance, rng
-from ..lab.configs import Zoo
+from ..lab.configs import PUBLISHED, Zoo
 from ..data.crops import quantile_store
 from ..data.datasets import FaceDataset
 from ..detectors import create_detector
@@ -124,7 +124,7 @@ def _measure(
 # %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-14
 def _rounds(lab: Lab, rounds: int | None) -> int:
     "Return the rounds of a measurement: 5 if none are named, in smoke 1."
-    return rounds or (1 if lab.name == "smoke" else 5)
+    return rounds or (1 if lab.base == "smoke" else 5)
 
 
 def _machine(lab: Lab) -> dict:
@@ -142,7 +142,7 @@ def timing_run(
     faces: int = 512,  # an epoch, at most
 ) -> Run:  # throughput.parquet: round, arm, train, infer in faces a second
     "Measure training and scoring with and without PRLE, in alternation."
-    maps, rounds = lab.quantiles(Zoo(subset)), _rounds(lab, rounds)
+    maps, rounds = lab.quantiles(Zoo(subset, **PUBLISHED)), _rounds(lab, rounds)
     what = dict(backbone=backbone, subset=subset, rounds=rounds, faces=faces)
     on = dict(quantiles=maps.key, data=lab.fingerprint, size=lab.preset.size)
     config = what | on | _machine(lab)
@@ -163,7 +163,7 @@ def read_throughput(
 # %% ../../nbs/paper/04_efficiency.ipynb #paper-04-efficiency-18
 def localize_with_zoo(
     lab: Lab,  # preset and store
-    zoo: Zoo,  # whose detectors are trained already
+    zoo: Zoo,  # whose detectors are trained already; its maps are read as published
     rows: pd.DataFrame,  # of a manifest
     folder: Path,  # where maps and quantile maps are written
 ):
@@ -185,7 +185,7 @@ def static_run(
     faces: int = 128,  # a round, at most
 ) -> Run:  # throughput.parquet: round, static in faces a second
     "Measure the static stage; the first round warms up and is dropped."
-    zoo, rounds = Zoo(subset), _rounds(lab, rounds)
+    zoo, rounds = Zoo(subset, **PUBLISHED), _rounds(lab, rounds)
     plain = [lab.detector(name, subset).key for name in lab.preset.backbones]
     what = dict(static=plain, fusion=zoo.fusion.key(), subset=subset, rounds=rounds, faces=faces)
     on = dict(data=lab.fingerprint, size=lab.preset.size)
@@ -312,7 +312,8 @@ class Table8(Exhibit):
     notebook, headline, parameters = "table8_efficiency", True, (ROUNDS,)
 
     def cells(self, lab: Lab, rounds: int | None) -> Cells:
-        return {"maps": [Wanted(lambda lab: lab.quantiles(Zoo("DF")), read=quantile_folder)]}
+        zoo = Zoo("DF", **PUBLISHED)
+        return {"maps": [Wanted(lambda lab: lab.quantiles(zoo), read=quantile_folder)]}
 
     def parts(self, lab: Lab, values: Values, rounds: int | None) -> Iterator[TablePart]:
         "Measure Table VIII and return it."

@@ -30,7 +30,7 @@ from prle.paper.comparisons import (
     HIGH,
     LOW,
     PLAIN_AND_PRLE,
-    PRIMARY,
+    AS_PUBLISHED,
     Arm,
     Variant,
     arms_of,
@@ -46,7 +46,7 @@ from prle.paper.comparisons import (
     split_subsets,
     wanted_statistics,
 )
-from ..lab.configs import IDENTITY, FusionConfig, Zoo
+from ..lab.configs import IDENTITY, PUBLISHED, FusionConfig, Zoo
 from ..data.crops import read_rgb
 from ..data.crops import read_quantiles
 from prle.paper.exhibits import (
@@ -147,8 +147,8 @@ def map_cells(
     subsets: Iterable[str],  # manipulations
     seed: int,  # of the zoo
 ) -> Cells:  # "maps", manipulation -> the runs with each detector's maps of the training faces
-    "Declare the maps of each detector of a zoo."
-    return {("maps", subset): [_wanted_maps(Zoo(subset, seed))] for subset in subsets}
+    "Declare the maps of each detector of a zoo, read as published."
+    return {("maps", subset): [_wanted_maps(Zoo(subset, seed, **PUBLISHED))] for subset in subsets}
 
 
 def _wanted_maps(zoo: Zoo) -> Wanted:
@@ -160,10 +160,11 @@ def rank_cells(
     subsets: Iterable[str],  # manipulations
     seed: int,  # of the zoo
 ) -> Cells:  # as `map_cells`, and "quantiles", manipulation -> the folder of the quantile maps
-    "Declare the maps of each detector of a zoo, and the zoo's quantile maps."
+    "Declare the maps of each detector of a zoo, and the zoo's quantile maps, both as published."
     cells = map_cells(subsets, seed)
-    ranks = {("quantiles", subset): [_wanted_ranks(Zoo(subset, seed))] for _, subset in cells}
-    return cells | ranks
+    for subset in subsets:
+        cells["quantiles", subset] = [_wanted_ranks(Zoo(subset, seed, **PUBLISHED))]
+    return cells
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-21
 def _wanted_ranks(zoo: Zoo) -> Wanted:
@@ -198,8 +199,12 @@ def ranked_face(
     return RankedFace(face.image, face.maps, row, quantiles)
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-25
-STYLES = {"none": dict(color="C0", marker="o"), "primary": dict(color="C1", marker="s")}
-LABELS = {"none": "plain", "primary": "+ PRLE"}
+STYLES = {
+    "none": dict(color="C0", marker="o"),
+    "primary": dict(color="C1", marker="s"),
+    "ours": dict(color="C2", marker="D"),
+}
+LABELS = {"none": "plain", "primary": "+ PRLE", "ours": "+ PRLE, our reading"}
 
 
 def _draw_points(ax: plt.Axes, x: Sequence[float], rows: pd.DataFrame, **style):
@@ -208,10 +213,11 @@ def _draw_points(ax: plt.Axes, x: Sequence[float], rows: pd.DataFrame, **style):
     ax.errorbar(x, rows.value, yerr=ends, linestyle="none", capsize=2, markersize=4, **style)
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-26
-def _draw_both_arms(ax: plt.Axes, rows: pd.DataFrame, by: str, names: Sequence[str]):
-    "Draw plain and PRLE beside each other, one group for each of `names` in the column `by`."
-    for shift, (arm, style) in zip((-0.15, 0.15), STYLES.items()):
-        part = rows[rows.arm == arm].set_index(by).loc[list(names)]
+def _draw_arms(ax: plt.Axes, rows: pd.DataFrame, by: str, names: Sequence[str]):
+    "Draw the arms beside each other, one group for each of `names` in the column `by`."
+    arms = [arm for arm in STYLES if arm in set(rows.arm)]
+    for shift, arm in zip(np.linspace(-0.2, 0.2, len(arms)), arms):
+        part, style = rows[rows.arm == arm].set_index(by).loc[list(names)], STYLES[arm]
         _draw_points(ax, np.arange(len(names)) + shift, part, label=LABELS[arm], **style)
     ax.set(xticks=range(len(names)), xlim=(-0.6, len(names) - 0.4))
     ax.axhline(50, color="0.6", linewidth=0.8, linestyle=":")
@@ -256,7 +262,7 @@ def _draw_inside_and_across(part, rows: pd.DataFrame):
     ax = part.subplots()
     there = [pair in _PAIRS for pair in zip(rows.train, rows.test)]
     pairs = rows[there].assign(pair=lambda r: r.train + "\n" + r.test)
-    _draw_both_arms(ax, pairs, "pair", ["\n".join(pair) for pair in _PAIRS])
+    _draw_arms(ax, pairs, "pair", ["\n".join(pair) for pair in _PAIRS])
     ax.set_xticklabels([f"{train}\n\u2193\n{test}" for train, test in _PAIRS], **SMALL)
     ax.set(ylabel="AUC (%)", ylim=(None, 102))
     above = dict(frameon=False, loc="outside upper center", ncols=2)
@@ -535,7 +541,7 @@ class Figure3(Exhibit):
         "Declare the maps, and the statistics of each fusion on each manipulation."
         cells = map_cells(lab.subsets, seed)
         for name, subset in product(FIGURE3, lab.subsets):
-            zoo = Zoo(subset, seed, fusion=FIGURE3[name])
+            zoo = Zoo(subset, seed, **PUBLISHED | dict(fusion=FIGURE3[name]))
             cells[name, subset] = [wanted_statistics(zoo, read_attended_values)]
         return cells
 
@@ -577,7 +583,7 @@ def draw_figure5(
     names = [b for b in BACKBONES if b in set(rows.backbone)]
     figure, axes = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 2.3), sharey=True, layout="constrained")
     for ax, train, letter in zip(axes, ("DF", "FS"), "ab"):
-        _draw_both_arms(ax, rows[(rows.train == train) & (rows.test == "AVG")], "backbone", names)
+        _draw_arms(ax, rows[(rows.train == train) & (rows.test == "AVG")], "backbone", names)
         ax.set_xticklabels(names, rotation=20, **SMALL)
         ax.set_title(f"({letter}) trained on {train}", **SMALL)
     axes[0].set_ylabel("average AUC (%)")
@@ -619,6 +625,7 @@ class Figure5(ArmExhibit):
             "Figure 5: average AUC (%) over the target sets of detectors trained on DF or FS only. "
             + self.about(lab, seeds, rows)
             + self.power(lab, values)
+            + self.leaks(values)
         )
         yield FigurePart("figure5", draw_figure5(rows), caption)
         yield TablePart("figure5", rows, figure5_table(rows), caption)
@@ -699,7 +706,7 @@ class Figure6(ArmExhibit):
     notebook, parameters = "figure6_zoo_size", (SEEDS,)
     only, measures = ("Xception", "EfficientNet"), ("AUC", "ACC")
     variants = tuple(
-        Variant(str(n), str(n), PRIMARY | dict(zoo=BACKBONES[:n])) for n in range(1, 6)
+        Variant(str(n), str(n), AS_PUBLISHED | dict(zoo=BACKBONES[:n])) for n in range(1, 6)
     )
 
     def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
@@ -711,7 +718,7 @@ class Figure6(ArmExhibit):
         about = describe(lab, seeds, BACKBONES, on=["targets"])
         caption = (
             f"Figure 6: average AUC and ACC (%) over the target sets against the number of detectors in the fusion. "
-            f"{about}{gaps(rows)}{self.power(lab, values)}"
+            f"{about}{gaps(rows)}{self.power(lab, values)}{self.leaks(values)}"
         )
         yield FigurePart("figure6", draw_figure6(rows), caption)
         yield TablePart("figure6", rows, figure6_table(rows), caption)
@@ -869,7 +876,7 @@ def found_by(
         groups[who] = np.all(agree, axis=0)
     return groups
 
-
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-99
 def found_fakes(
     scores: dict[tuple[str, str], np.ndarray],  # backbone, arm -> (N,) of all fakes
 ) -> pd.DataFrame:  # a row a backbone, and one that both agree on: fakes by who finds them, fakes
@@ -882,7 +889,7 @@ def found_fakes(
         rows.append(dict(backbone=shown, **counts, fakes=len(next(iter(own.values())))))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-99
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-101
 def _count_text(
     counts: pd.DataFrame,  # from `found_fakes`
 ) -> str:
@@ -893,7 +900,7 @@ def _count_text(
         parts.append(f"{r.backbone}: of {r.fakes} fakes {alone}")
     return f"{'; '.join(parts)}."
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-100
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-102
 @dataclass(frozen=True)
 class FakeGroup:
     "Fakes that stand together in Figure 9."
@@ -903,7 +910,7 @@ class FakeGroup:
     # backbone, arm -> heat maps (n, H, W), and scores (n,)
     arms: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-101
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-103
 def _draw_group(part, group: FakeGroup):
     "Draw a group of fakes in a part of the figure: the fakes, and below them what each arm says."
     part.suptitle(group.title, fontsize=9)
@@ -918,7 +925,7 @@ def _draw_group(part, group: FakeGroup):
             _draw_judged(ax, *judged)
         line[0].set_ylabel(f"{backbone}\n{LABELS[arm]}", **SMALL)
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-102
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-104
 def draw_figure9(
     groups: list[FakeGroup],
 ) -> Figure:
@@ -931,7 +938,18 @@ def draw_figure9(
         _draw_group(part, group)
     return figure
 
-# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-105
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-107
+def _read_group(lab: Lab, values: Values, title: str, chosen: np.ndarray) -> FakeGroup:
+    "Read some faces of the Celeb set, and what each arm says of them."
+    rows, size, arms = lab.test_faces(celeb_set(lab)), lab.preset.size, {}
+    for (kind, arm), [maps] in values.items():
+        if kind == "attention":
+            p_fake = values["scores", arm][0].p_fake.to_numpy()[chosen]
+            heats = [batch.numpy() for batch in fused_batches([maps], IDENTITY, size, chosen)]
+            arms[arm[:2]] = np.concatenate(heats or [p_fake]), p_fake
+    return FakeGroup(title, [read_face(rows, i) for i in chosen], arms)
+
+# %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-108
 @declare
 class Figure9(Exhibit):
     "Figure 9: where detectors of seed 0 look, with and without PRLE (Section IV-E2)."
@@ -967,7 +985,7 @@ class Figure9(Exhibit):
             members = fakes[found_by(scores)[who]]
             picks = pick_fakes(rows.iloc[members], faces, "figure9", seed, who)
             title = f"found by {who}: {len(members)} of {len(fakes)}"
-            groups.append(self.group(lab, values, rows, title, members[picks]))
+            groups.append(_read_group(lab, values, title, members[picks]))
         counts = found_fakes(scores)
         about = describe(lab, 1, self.backbones, on=(), brackets="")
         caption = (
@@ -975,15 +993,3 @@ class Figure9(Exhibit):
             f"with PRLE find; of each group, faces drawn at random (seed {seed}). {_count_text(counts)} {about}"
         )
         yield FigurePart("figure9", draw_figure9(groups), caption, extra=counts)
-
-    def group(
-        self, lab: Lab, values: Values, rows: pd.DataFrame, title: str, chosen: np.ndarray
-    ) -> FakeGroup:
-        "Read faces, and what each arm says of them."
-        arms = {}
-        for arm in self.arms():
-            p_fake = values["scores", arm.key][0].p_fake.to_numpy()[chosen]
-            maps, size = values["attention", arm.key], lab.preset.size
-            heats = [batch.numpy() for batch in fused_batches(maps, IDENTITY, size, chosen)]
-            arms[arm.backbone, arm.name] = np.concatenate(heats or [p_fake]), p_fake
-        return FakeGroup(title, [read_face(rows, i) for i in chosen], arms)

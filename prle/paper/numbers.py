@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SUBSETS', 'TARGET_SETS', 'BACKBONES', 'FIGURE6', 'STATIC_SPEED', 'USER_STUDY', 'CELL_COLUMNS', 'COLUMN_WIDTH',
-           'PAGE_WIDTH', 'paper_table', 'paper_cells', 'damaged_rows', 'Check', 'consistency', 'interval', 'describe',
-           'side_by_side', 'markdown_text', 'latex_text', 'latex_table', 'write_table', 'write_figure', 'changed_files',
-           'use_paper_style', 'show_image']
+           'PAGE_WIDTH', 'paper_table', 'paper_cells', 'damaged_rows', 'unverified_averages', 'legible_text', 'Check',
+           'consistency', 'interval', 'describe', 'side_by_side', 'markdown_text', 'latex_text', 'latex_table',
+           'write_table', 'write_figure', 'changed_files', 'use_paper_style', 'show_image']
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-2
 import re
@@ -182,16 +182,23 @@ def paper_table(
         raise ValueError(f"no table {number}; there are {', '.join(map(str, _TABLES))}.")
     return pd.read_csv(StringIO(_TABLES[number]), sep=" ", na_values="-")
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-10
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-8
+def _is_legible(table: pd.DataFrame) -> pd.Series:
+    "Tell whether our copy shows all five cells of each row of Table III."
+    return table[list(SUBSETS)].notna().all(axis=1)
+
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-11
 CELL_COLUMNS = ["backbone", "arm", "train", "test", "measure"]
 "What names a number, the paper's or ours; `arm` reads `A - B` where it is a difference."
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-11
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-12
 def paper_cells(
     number: int,  # of a table of AUC or ACC, 2 to 7
 ) -> pd.DataFrame:  # backbone, arm, train, test, measure, paper
-    "Return a table of the paper with one row for each number; printed differences are left out."
+    "Return a table of the paper, a row a number, without printed differences and without unverified averages."
     table = paper_table(number)
+    if number == 3:
+        table = table.assign(AVG=table.AVG.where(_is_legible(table)))
     heads = [c for c in ("backbone", "arm", "train", "augments") if c in table]
     long = table.melt(heads, var_name="test", value_name="paper").query("~test.str.endswith(':d')")
     parts = long.test.str.split(":", expand=True)
@@ -199,7 +206,7 @@ def paper_cells(
     train = long.train if "train" in long else "all"
     return long.assign(train=train, test=parts[0], measure=measure)[[*CELL_COLUMNS, "paper"]]
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-14
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-15
 _DAMAGED = """\
 train|line of the copy|DF|FS|F2F|Fsh|NT|AVG
 FS|VGG, first|5/ 35|00.64|50 71|56 75|52.72|64 53
@@ -219,7 +226,7 @@ Fsh|"F- -Net 50"|/1.1/|40.40|45.41|99.45|67.60|66 10
 Fsh|"Residet-50"|66.21|42.20|52.71|99.43|65.87|66 75
 Fsh|"Resilet-30"|00.51|49.54|55.02|99.04|03.87|00.75"""
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-15
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-16
 def damaged_rows() -> (
     pd.DataFrame
 ):  # train, line of the copy, the six cells as shown, mean of the five as far as they are numbers, off
@@ -234,6 +241,30 @@ def damaged_rows() -> (
     return lines.assign(mean=mean.round(2), off=(shown.AVG - mean).round(2))
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-18
+def unverified_averages() -> pd.DataFrame:  # backbone, arm, train, AVG
+    "Return the averages of Table III whose rows cannot be read, so that nothing confirms their digits."
+    table = paper_table(3)
+    unverified = table[table.AVG.notna() & ~_is_legible(table)]
+    return unverified[["backbone", "arm", "train", "AVG"]].reset_index(drop=True)
+
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-20
+def legible_text(
+    backbones: Iterable[str],  # by the paper's names
+    trains: Iterable[str] = SUBSETS,  # manipulations
+) -> str:  # "" if all can be read
+    "Say on how many of some pairs of trainings a mean over Table III rests, for a caption."
+    table = paper_table(3)
+    table = table[table.backbone.isin(list(backbones)) & table.train.isin(list(trains))]
+    pairs = _is_legible(table).groupby([table.backbone, table.train]).all()
+    if pairs.all():
+        return ""
+    lost = ", ".join(f"{backbone} on {train}" for backbone, train in pairs[~pairs].index)
+    return (
+        f" Of the paper's {len(pairs)} pairs of trainings in Table III {pairs.sum()} can be read; "
+        f"its means over unseen manipulations rest on these. Not legible in our copy: {lost}."
+    )
+
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-23
 class Check(NamedTuple):
     "A number of the paper that can be computed from others."
 
@@ -246,7 +277,7 @@ class Check(NamedTuple):
 
 _ROMAN = {2: "II", 3: "III", 4: "IV", 5: "V", 6: "VI", 7: "VII"}
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-19
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-24
 def _row_averages(number: int, average: str, columns: list[str]) -> Iterator[Check]:
     "Check a column of averages against the means of the rows."
     for r in paper_table(number).to_dict("records"):
@@ -259,7 +290,7 @@ def _row_averages(number: int, average: str, columns: list[str]) -> Iterator[Che
             mean,
         )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-20
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-25
 def _averages() -> Iterator[Check]:
     "Check AVG of Tables II and III."
     for measure in ("ACC", "AUC"):
@@ -268,7 +299,7 @@ def _averages() -> Iterator[Check]:
         )
     yield from _row_averages(3, "AVG", list(SUBSETS))
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-21
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-26
 def _parentheses() -> Iterator[Check]:
     "Check Tables IV to VII: the differences to the first row of a backbone, and that row against Table II."
     prle = paper_table(2).query("arm == 'primary'").set_index("backbone")
@@ -292,7 +323,7 @@ def _parentheses() -> Iterator[Check]:
                         r[t] - first[t],
                     )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-23
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-28
 def _cell(number: int, column: str, **keys: str) -> float:
     "Return a number of one of the paper's tables."
     table = paper_table(number)
@@ -300,13 +331,13 @@ def _cell(number: int, column: str, **keys: str) -> float:
         table = table[table[head] == value]
     return table[column].item()
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-24
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-29
 def _gain(backbone: str, column: str) -> float:
     "Return the points that PRLE adds in Table II."
     plain, primary = (_cell(2, column, backbone=backbone, arm=arm) for arm in ("none", "primary"))
     return primary - plain
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-25
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-30
 def _cross_gain(backbone: str, train: str, test: str) -> float:
     "Return the points that PRLE adds in Table III."
     plain, primary = (
@@ -314,7 +345,7 @@ def _cross_gain(backbone: str, train: str, test: str) -> float:
     )
     return primary - plain
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-26
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-31
 def _drop(number: int, backbone: str, arm: str, test: str) -> float:
     "Return the points that an arm of Tables IV to VII loses against the table's first arm."
     first = paper_table(number).arm[0]
@@ -322,13 +353,13 @@ def _drop(number: int, backbone: str, arm: str, test: str) -> float:
         number, test, backbone=backbone, arm=arm
     )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-27
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-32
 def _cost(backbone: str) -> float:
     "Return by how much PRLE lowers the training throughput in Table VIII, in per cent."
     plain, primary = (_cell(8, "train", backbone=backbone, arm=arm) for arm in ("none", "primary"))
     return 100 * (1 - primary / plain)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-28
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-33
 def _sentences_on_two() -> Iterator[Check]:
     "Check what the text says of Table II."
     yield Check(
@@ -363,7 +394,7 @@ def _sentences_on_two() -> Iterator[Check]:
             here, f"Xception with PRLE improves on {backbone} by {points}%", points, less, 1
         )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-29
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-34
 def _sentences_on_three() -> Iterator[Check]:
     "Check what text and figures say of Tables I and III."
     own = _cell(3, "FS", backbone="Xception", arm="none", train="FS")
@@ -393,7 +424,7 @@ def _sentences_on_three() -> Iterator[Check]:
         1,
     )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-30
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-35
 def _sentences_on_masks() -> Iterator[Check]:
     "Check what the text says of Tables IV to VII and Figure 6."
     others = [(b, arm) for b in BACKBONES for arm in ("random", "landmark")]
@@ -431,7 +462,7 @@ def _sentences_on_masks() -> Iterator[Check]:
     loss = np.mean([_drop(7, "EfficientNet", "static", t) for t in TARGET_SETS])
     yield Check(here, "EfficientNet loses around 3% across testing sets", 3, loss, 1)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-31
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-36
 def _other_sentences() -> Iterator[Check]:
     "Check what the text says of people and of time."
     decisions = USER_STUDY["participants"] * USER_STUDY["images"]
@@ -439,7 +470,7 @@ def _other_sentences() -> Iterator[Check]:
     yield Check("Section IV-F", what, USER_STUDY["decisions"], decisions, 0.5)
     yield Check("Section IV-G", "less than 3% more time with Xception", 3, _cost("Xception"), -1)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-32
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-37
 def _verdict(check: Check) -> str:  # "agrees", "last digit" or "contradicts"
     "Say whether a printed number agrees with what it can be computed from."
     if check.tolerance < 0:
@@ -449,7 +480,7 @@ def _verdict(check: Check) -> str:  # "agrees", "last digit" or "contradicts"
         return "agrees"
     return "last digit" if off <= 0.0101 and check.tolerance == 0.005 else "contradicts"
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-33
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-38
 def consistency() -> (
     pd.DataFrame
 ):  # where, what, printed, computed, verdict: agrees, last digit, contradicts
@@ -469,7 +500,7 @@ def consistency() -> (
         computed=rows.computed.round(3), verdict=[_verdict(check) for check in checks]
     )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-36
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-41
 def interval(
     value: float,  # in per cent
     low: float,  # end of its interval
@@ -478,7 +509,7 @@ def interval(
     "Format a number with its 95% interval, as tables do."
     return "gap" if pd.isna(value) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-39
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-44
 def _faces_text(by_seed: list[pd.DataFrame], of: str = "") -> str:
     "Count the people and faces of a test set, whose seeds of other people are listed."
     faces = pd.concat(by_seed)
@@ -486,7 +517,7 @@ def _faces_text(by_seed: list[pd.DataFrame], of: str = "") -> str:
     each = f" ({by_seed[0].identity.nunique()} a seed)" if len(by_seed) > 1 else ""
     return f"{people} test people{each}, {len(faces) - fakes} real and {fakes} fake test faces{of}"
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-40
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-45
 def _measured(lab: Lab, kind: str, seeds: int) -> list[str]:
     "Say how many people and faces were measured, one text for each set."
     others = list({lab.fold(seed): seed for seed in reversed(range(seeds))}.values())[::-1]
@@ -501,7 +532,7 @@ def _measured(lab: Lab, kind: str, seeds: int) -> list[str]:
     rows = pd.concat([lab.train_faces("all", seed=seed) for seed in others])
     return [f"fakes of {rows.identity[rows.label == 1].nunique()} training people"]
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-41
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-46
 def _network_text(lab: Lab, name: str) -> str:
     "Say which network a backbone is in a preset."
     network = lab.preset.backbone(name)
@@ -510,7 +541,7 @@ def _network_text(lab: Lab, name: str) -> str:
         text += f" at width {network.width:g}"
     return text + " (ImageNet)" if network.pretrained else text
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-42
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-47
 def describe(
     lab: Lab,  # preset and data
     seeds: int,  # of every number
@@ -530,10 +561,10 @@ def describe(
         parts += _measured(lab, kind, seeds)
     if brackets:
         parts.append(brackets)
-    note = " (only shows that it runs; its numbers mean nothing)" if lab.name == "smoke" else ""
+    note = " (only shows that it runs; its numbers mean nothing)" if lab.base == "smoke" else ""
     return f"Preset {lab.name}{note}: faces of {lab.preset.size} pixels; {networks}; {'; '.join(parts)}."
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-45
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-50
 def _is_best(rows: pd.DataFrame, column: str, groups: list[str]) -> pd.Series:
     "Tell whether each number is the largest of its group; differences do not count."
     plain = ~rows.arm.str.contains(" - ")
@@ -546,7 +577,7 @@ def _bold(texts: Iterable[str], best: Iterable[bool]) -> list[str]:
     "Mark the best texts with `**`."
     return [f"**{text}**" if text and is_best else text for text, is_best in zip(texts, best)]
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-46
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-51
 def _paper_text(r) -> str:
     "Format the paper's number; a difference with its sign."
     if pd.isna(r.paper):
@@ -559,7 +590,7 @@ def _off_text(r) -> str:
     off = r.value - r.paper
     return "" if pd.isna(off) else f"{off:+.1f}"
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-47
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-52
 def side_by_side(
     rows: pd.DataFrame,  # `CELL_COLUMNS` and value, low, high; paper: the paper's number
     best: Sequence[str] = ("backbone", "train"),  # columns within whose groups the best is bold
@@ -574,7 +605,7 @@ def side_by_side(
     off = [_off_text(r) for r in lines]
     return _stack(rows.assign(**{"ours": ours, "paper": paper, "ours - paper": off}), list(heads))
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-48
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-53
 def _stack(rows: pd.DataFrame, heads: list[str]) -> pd.DataFrame:
     "Put ours, the paper's, and their difference on separate rows; empty rows are left out."
     order, shown = rows["column"].unique(), []
@@ -586,7 +617,7 @@ def _stack(rows: pd.DataFrame, heads: list[str]) -> pd.DataFrame:
             shown.append({**dict(zip(heads, key)), "": kind, **cells})
     return pd.DataFrame(shown)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-52
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-57
 _MARKUP = re.compile(r"[\\`<&|]|\](?=[\[(:])")  # code, tags, entities, cells; links and pictures
 
 
@@ -596,7 +627,7 @@ def markdown_text(
     "Escape text for Markdown, on one line."
     return _MARKUP.sub(r"\\\g<0>", " ".join(str(text).split()))
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-54
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-59
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -613,7 +644,7 @@ _LATEX = {
     "|": r"\textbar{}",
 }
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-55
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-60
 def latex_text(
     text: str,  # of a cell or caption; `**` marks bold
 ) -> str:
@@ -625,7 +656,7 @@ def latex_text(
         "{}" + bold if bold.startswith(("[", "*")) else bold
     )  # after a row's end these would be its options
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-56
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-61
 _PAGE_ROWS, _LINE = 45, 40  # a longer table breaks over pages, a longer cell over lines
 
 
@@ -634,7 +665,7 @@ def _column_format(cells: pd.Series) -> str:
     longest = cells.map(lambda cell: len(str(cell))).max()
     return "p{4cm}" if longest > _LINE else "l"
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-57
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-62
 def latex_table(
     shown: pd.DataFrame,  # as people read it
     caption: str,
@@ -653,7 +684,7 @@ def latex_table(
         **place,
     )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-59
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-64
 def _write_note(lab: Lab, path: Path, files: Sequence[Path], **facts):
     "Write the provenance of the table or figure at `path`."
     own = dict(
@@ -667,7 +698,7 @@ def _write_note(lab: Lab, path: Path, files: Sequence[Path], **facts):
     record = dict(provenance(lab.device), **own, **facts)
     write_sealed(path.with_suffix(".provenance.json"), record)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-60
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-65
 def _stale_text(lab: Lab) -> str:  # "" if there are none
     "Say how many runs were made by other code."
     stale = lab.store.names(other_code=True)
@@ -678,13 +709,13 @@ def _stale_text(lab: Lab) -> str:  # "" if there are none
         "the provenance names them."
     )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-61
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-66
 def _markdown_table(shown: pd.DataFrame) -> str:
     "Return a table as Markdown."
     text = shown.rename(columns=markdown_text).map(markdown_text)
     return text.to_markdown(index=False, disable_numparse=True)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-62
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-67
 def write_table(
     lab: Lab,  # whose runs it rests on
     name: str,  # of the files, e.g. "table3"
@@ -709,7 +740,7 @@ def write_table(
     _write_note(lab, path, [path.with_suffix(suffix) for suffix in texts], caption=caption, **facts)
     return path
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-63
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-68
 def write_figure(
     lab: Lab,  # whose runs it rests on
     name: str,  # of the files, e.g. "figure3"
@@ -726,14 +757,14 @@ def write_figure(
     _write_note(lab, path, [path, path.with_suffix(".pdf")], caption=caption, **facts)
     return path
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-65
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-70
 def _fault(path: Path, made: str) -> str:
     "Say what is wrong with a file, given the fingerprint recorded for it; empty if nothing is."
     if not path.is_file():
         return "missing"
     return "" if file_digest(path) == made else "changed since it was written"
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-66
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-71
 def changed_files(
     folder: str | Path,  # outputs/PRESET
 ) -> list[str]:  # "tables/table3.csv: ...", sorted
@@ -748,11 +779,11 @@ def changed_files(
         found += [f"{note.parent.name}/{name}: {fault}" for name, fault in faults.items() if fault]
     return found
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-69
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-74
 COLUMN_WIDTH, PAGE_WIDTH = 3.5, 7.16
 "Widths in inches of a column and of a page."
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-70
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-75
 def use_paper_style():
     "Set matplotlib's style for all figures: readable at their printed width, safe for colour-blind readers."
     import seaborn as sns
@@ -765,7 +796,7 @@ def use_paper_style():
     }
     sns.set_theme(context="paper", style="ticks", palette="colorblind", rc=settings)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-71
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-76
 def show_image(
     ax: plt.Axes,  # where
     image: np.ndarray,  # (H, W, 3) uint8

@@ -16,12 +16,14 @@ from typing import NamedTuple
 
 import torch
 
+import prle.paper.augmentations
 import prle.paper.claims
 import prle.paper.controls
 import prle.paper.efficiency
 import prle.paper.figures
 import prle.paper.mechanism
 import prle.paper.people
+import prle.paper.sensitivity
 import prle.paper.tables  # which declare the exhibits
 from ..core import atomic_path, check_choice, log, progress, provenance
 from ..trust import read_json
@@ -222,7 +224,7 @@ def cost_text(
     make = runs[runs.action == "make"]
     if make.empty:
         return f"All {len(runs)} runs are there."
-    if dry.name == "paper":
+    if dry.base == "paper":
         c = cost(dry)
         return (
             f"{c.runs} of {len(runs)} runs are to be made, {c.trainings} of them trainings: "
@@ -312,7 +314,7 @@ pre { overflow-x: auto; font-size: .75rem; } nav a { margin-right: .8rem; } code
 <h1>PRLE: tables and figures</h1>
 <p>Preset <b>{{ preset }}</b>, data <code>{{ data }}</code>, code <code>{{ code }}</code>,
 commit <code>{{ now.commit }}</code>{{ "" if now.clean else " with changes" }}, {{ now.time }}. {{ summary }}</p>
-{% if preset != "paper" %}<p>This is not the paper's data and not the paper's networks:
+{% if base != "paper" %}<p>This is not the paper's data and not the paper's networks:
 each table names what it rests on.</p>{% endif %}
 {% if failed %}<div class="bad"><p>Failed:</p>
 <ul>{% for name, why in failed.items() %}<li>{{ name }}: {{ why }}</li>{% endfor %}</ul></div>{% endif %}
@@ -450,6 +452,7 @@ def write_report(
     sections = [_section(folder, name, lab.fingerprint) for name in names]
     page = _page_template().render(
         preset=lab.name,
+        base=lab.base,
         data=lab.fingerprint,
         code=lab.store.code,
         now=provenance(),

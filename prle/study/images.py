@@ -41,7 +41,7 @@ from ..trust import Damaged, below, check_digest, read_bytes, read_digests, read
 from ..data.crops import read_rgb
 from ..data.manifest import SPLITS
 from ..data.crops import read_quantiles
-from ..lab.configs import Zoo
+from ..lab.configs import PUBLISHED, Zoo
 from ..lab.experiments import Lab, Wanted
 from ..masking import MaskParams, PrimaryRegionMask
 
@@ -580,8 +580,8 @@ def select_faces(
 
 # %% ../../nbs/study/00_images.ipynb #study-00-images-74
 def _wanted_quantiles(split: str, seed: int) -> Wanted:
-    "Declare the quantile maps of a split, by the zoo that is trained on all manipulations."
-    zoo = Zoo("all", seed)
+    "Declare the quantile maps of a split as published, by the zoo that is trained on all manipulations."
+    zoo = Zoo("all", seed, **PUBLISHED)
     return Wanted(lambda lab: lab.quantiles(zoo, split), lambda run: run.path / "quantiles")
 
 # %% ../../nbs/study/00_images.ipynb #study-00-images-75
