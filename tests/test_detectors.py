@@ -816,6 +816,7 @@ def test_training_starts_undecided(name):
 # steps of Adam, at 1e-3 where nothing else is said, after which the faces are told apart in evaluation mode at the
 # latest (MesoNet, B4 and MAT with statistics that follow faster than their originals')
 STEPS = dict(efficientnet_b4=80, ffd=100, mat=60, recce=60, resnet50=100, rfm=70)
+STEPS |= dict(efficientnet_lite1=150, efficientnet_lite2=150)
 RATES = dict(mat=3e-3, resnet50=3e-4, rfm=3e-3)
 
 
@@ -1017,9 +1018,9 @@ def test_grad_cam_is_the_librarys(name):
     "At the published layer, on photographs and forged faces."
     size = 64 if name == "f3net" else 128
     model, x = randomise_batch_norm(small(name, size)), forged_faces(size)["image"][::8]
-    if name == "resnet50":
-        # With the head as drawn the sum of its features, which are not negative, is below zero everywhere.
-        model.net.fc.weight.data.neg_()
+    if name in ("resnet50", "efficientnet_lite1"):
+        # With the head as drawn the sum of the features is below zero everywhere in a face.
+        model.net.get_classifier().weight.data.neg_()
     layer = model.cam_layer()
     (theirs,) = localization._library_maps("gradcam", model, [layer], x, localization.fake_logit)
     ours = localization.attention_maps(model, layer, x, size="grid")
