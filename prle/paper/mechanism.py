@@ -356,7 +356,7 @@ def _draw_parts(ax: plt.Axes, rows: pd.DataFrame, subsets: Sequence[str]):
     shifts = np.linspace(-0.2, 0.2, len(subsets))
     for k, (shift, subset) in enumerate(zip(shifts, subsets)):
         part = rows[(rows.trained == subset) & (rows.note == "")]
-        style = dict(color=f"C{k + 2}", marker="D^v<>"[k], label=f"trained on {subset}")
+        style = dict(color=f"C{k + 3}", marker="^v<>p"[k], label=f"trained on {subset}")
         _bars(ax, np.arange(len(part)) + shift, part, **style)
     ax.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
     ax.set_xticks(range(len(FACE_PARTS)), list(FACE_PARTS), rotation=90, fontsize=8)
@@ -375,7 +375,9 @@ def draw_mechanism(
     _draw_breadth(axes[0], broad, UNSEEN)
     _draw_breadth(axes[1], broad, TARGETS)
     axes[0].set_ylabel("spread (% of the face)")
-    axes[0].legend(frameon=False, fontsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    above = dict(loc="outside upper left", ncols=len(labels) or 1)
+    figure.legend(handles, labels, frameon=False, fontsize=8, **above)
     _draw_parts(axes[2], parts, subsets)
     axes[2].set_ylabel("attention less area (points)")
     axes[2].legend(frameon=False, fontsize=8)

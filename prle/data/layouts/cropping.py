@@ -32,9 +32,9 @@ def _check_videos(videos: pd.DataFrame, name: str):
 
 # %% ../../../nbs/data/layouts/02_cropping.ipynb #data-layouts-02-cropping-6
 def _write_manifest(faces: Path, path: Path):
-    "Write the columns of a manifest from the table of all faces."
+    "Write the columns of a manifest from the table of all faces; a data set's own splits have no groups."
     table = pq.ParquetFile(faces, page_checksum_verification=True)
-    names = list(COLUMNS)
+    names = [name for name in COLUMNS if name != "group"]
     schema = pa.schema([table.schema_arrow.field(name) for name in names])
     with (
         atomic_path(path) as tmp,
