@@ -1280,6 +1280,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'prle.lab.labdata.LabData.fingerprint': ('lab/labdata.html#labdata.fingerprint', 'prle/lab/labdata.py'),
                                   'prle.lab.labdata.LabData.fold': ('lab/labdata.html#labdata.fold', 'prle/lab/labdata.py'),
                                   'prle.lab.labdata.LabData.manifest': ('lab/labdata.html#labdata.manifest', 'prle/lab/labdata.py'),
+                                  'prle.lab.labdata.LabData.pairs_digest': ('lab/labdata.html#labdata.pairs_digest', 'prle/lab/labdata.py'),
                                   'prle.lab.labdata.LabData.source': ('lab/labdata.html#labdata.source', 'prle/lab/labdata.py'),
                                   'prle.lab.labdata.LabData.subsets': ('lab/labdata.html#labdata.subsets', 'prle/lab/labdata.py'),
                                   'prle.lab.labdata.LabData.target_sets': ('lab/labdata.html#labdata.target_sets', 'prle/lab/labdata.py'),

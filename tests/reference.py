@@ -65,6 +65,10 @@ class StandIn(Lab):
         faces.attrs["root"] = str(self.outputs)
         return faces
 
+    def pairs_digest(self, subset: str, seed: int = 0) -> str:
+        "Return the hash of the real pairs of the first split."
+        return self.kept.get("pairs", {}).get(subset, "0" * 16)
+
     def source(self, split: str) -> tuple[pd.DataFrame, str]:
         "Return the made-up faces with the hash of the real manifest."
         return self.manifest, self.kept["hashes"].get(split, self.fingerprint)
@@ -76,7 +80,8 @@ def describe_data(lab: Lab) -> dict:
     masked = sorted(faces.subset[faces["mask"] != ""].unique())
     hashes = {split: lab.source(split)[1] for split in ("test", *lab.targets)}
     sets = dict(subsets=lab.subsets, masked=masked, targets=lab.targets)
-    return dict(preset=lab.name, **sets, hashes=hashes)
+    pairs = {subset: lab.pairs_digest(subset) for subset in (*lab.subsets, "all")}
+    return dict(preset=lab.name, **sets, hashes=hashes, pairs=pairs)
 
 
 def planned_runs(lab: Lab, exhibit: Exhibit, settings: dict) -> list[str]:

@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from safetensors.torch import save
 from torch.utils.data import DataLoader
 
-from ..core import FAKE, atomic_path, check_choice, digest, discard, log, torch_rng
+from ..core import FAKE, atomic_path, check_choice, discard, log, torch_rng
 from ..trust import DIGESTS, read_array, read_json, read_table, read_tensors
 from ..fields import build_config
 from ..data.crops import move_maps, quantile_store
@@ -658,8 +658,7 @@ def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
     "Return the configuration that names what is made from the maps of a zoo."
     key = dict(zoo.fusion.key(), maps=[run.key for run in runs], size=self.preset.size)
     if zoo.blind:
-        faces = self.train_faces(zoo.subset, seed=zoo.people)
-        key["blind"] = digest(faces.target.tolist())
+        key["blind"] = self.pairs_digest(zoo.subset, zoo.people)
     if zoo.decisive:
         key["decisive"] = zoo.decisive
     return key

@@ -192,7 +192,17 @@ def train_faces(
     "Return the faces that a detector is trained on; maps of them have the same rows."
     return select(of_seed(self.manifest, seed), split, None if subset == "all" else subset)
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-26
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-27
+@patch
+def pairs_digest(
+    self: LabData,
+    subset: str,  # manipulation, or "all"
+    seed: int = 0,  # of a run, which says whose faces it is trained on
+) -> str:  # 16 hexadecimal digits
+    "Hash the targets of the training faces."
+    return digest(self.train_faces(subset, seed=seed).target.tolist())
+
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-28
 @patch
 def test_faces(
     self: LabData,
@@ -202,7 +212,7 @@ def test_faces(
     "Return the faces that all detectors of a seed are tested on; scores have the same rows."
     return select(of_seed(self.source(split)[0], seed), "test")
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-27
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-29
 @patch
 def faces(
     self: LabData,
