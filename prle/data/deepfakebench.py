@@ -256,7 +256,8 @@ def read_json_dataset(
 # %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-25
 def _tables(rows: Iterable[dict], missing: list[tuple]) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Return rows as a manifest's table, and what is missing with its reason."
-    faces = pd.DataFrame(list(rows), columns=list(COLUMNS))
+    known = [name for name in COLUMNS if name != "group"]
+    faces = pd.DataFrame(list(rows), columns=known)
     return faces, pd.DataFrame(missing, columns=["path", "reason"])
 
 # %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-27
