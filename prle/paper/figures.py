@@ -46,7 +46,7 @@ from prle.paper.comparisons import (
     split_subsets,
     wanted_statistics,
 )
-from ..lab.configs import IDENTITY, PUBLISHED, FusionConfig, Zoo
+from ..lab.configs import IDENTITY, PUBLISHED, READING, FusionConfig, Zoo
 from ..data.crops import read_rgb
 from ..data.crops import read_quantiles
 from prle.paper.exhibits import (
@@ -146,9 +146,10 @@ class RankedFace(MappedFace):
 def map_cells(
     subsets: Iterable[str],  # manipulations
     seed: int,  # of the zoo
+    reading: dict = PUBLISHED,  # of the maps
 ) -> Cells:  # "maps", manipulation -> the runs with each detector's maps of the training faces
     "Declare the maps of each detector of a zoo, read as published."
-    return {("maps", subset): [_wanted_maps(Zoo(subset, seed, **PUBLISHED))] for subset in subsets}
+    return {("maps", subset): [_wanted_maps(Zoo(subset, seed, **reading))] for subset in subsets}
 
 
 def _wanted_maps(zoo: Zoo) -> Wanted:
@@ -159,11 +160,12 @@ def _wanted_maps(zoo: Zoo) -> Wanted:
 def rank_cells(
     subsets: Iterable[str],  # manipulations
     seed: int,  # of the zoo
+    reading: dict = PUBLISHED,  # of the maps
 ) -> Cells:  # as `map_cells`, and "quantiles", manipulation -> the folder of the quantile maps
     "Declare the maps of each detector of a zoo, and the zoo's quantile maps, both as published."
-    cells = map_cells(subsets, seed)
+    cells = map_cells(subsets, seed, reading)
     for subset in subsets:
-        cells["quantiles", subset] = [_wanted_ranks(Zoo(subset, seed, **PUBLISHED))]
+        cells["quantiles", subset] = [_wanted_ranks(Zoo(subset, seed, **reading))]
     return cells
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-21
@@ -761,7 +763,7 @@ class Figure7(Exhibit):
     notebook, headline, parameters = "figure7_alpha", True, (SEED_OF_FACES,)
 
     def cells(self, lab: Lab, seed: int) -> Cells:
-        return rank_cells(lab.subsets, seed)
+        return rank_cells(lab.subsets, seed, READING)
 
     def parts(self, lab: Lab, values: Values, seed: int) -> Iterator[FigurePart]:
         "Return Figure 7."
@@ -769,7 +771,8 @@ class Figure7(Exhibit):
         faces = [(s, ranked_face(lab, whole(values), s, row, seed)) for s, row in picks]
         about = describe(lab, 1, on=(), brackets="")
         caption = (
-            f"Figure 7: training fakes, drawn at random (seed {seed}), masked at fixed α. {about}"
+            f"Figure 7: training fakes, drawn at random (seed {seed}), masked at fixed α, with maps in our reading. "
+            f"{about}"
         )
         yield FigurePart("figure7", draw_figure7(faces), caption)
 
