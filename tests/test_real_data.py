@@ -112,7 +112,7 @@ def test_real_data_in_official_layouts_with_full_size_networks(real_data, tmp_pa
     )
     text = announce(lab, Table6(), seeds=1)
     assert re.fullmatch(
-        r"\d+ of \d+ runs are to be made, 7 of them trainings: about [\d.e-]+ hours of one RTX 3090 "
+        r"\d+ of \d+ runs are to be made, 8 of them trainings: about [\d.e-]+ hours of one RTX 3090 "
         r"at the paper's throughput, reading not included, "
         r"and [\d.]+ [MG]B on disk.",
         text,

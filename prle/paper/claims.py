@@ -583,7 +583,9 @@ class SingleClaim(ContrastClaims):
     contrasts = dict(single=Contrast(5, "primary", ("none",), MORE))
 
     def arms(self, q: Question) -> list[Arm]:
-        return Figure5().arms(q.lab, q.backbones)
+        "Return the trainings on the manipulations that this data has."
+        arms = Figure5().arms(q.lab, q.backbones)
+        return [arm for arm in arms if arm.train in q.lab.subsets]
 
     def paper(self, q: Question, c: Contrast) -> float:
         return np.nan

@@ -27,7 +27,8 @@ from prle.paper.controls import (
     mask_cells,
     mask_numbers,
 )
-from .exhibits import SEEDS, Cells, Exhibit, Parameter, TablePart, Values, declare
+from .exhibits import SEEDS, Cells, Exhibit, Parameter, TablePart, Values
+from .exhibits import declare, seed_range
 from .numbers import describe, interval
 
 # %% ../../nbs/paper/08a_sensitivity.ipynb #08a-sensitivity-4
@@ -135,6 +136,7 @@ class Sensitivity(Exhibit):
 
     def cells(self, lab: Lab, trainings: int, seeds: int, backbone: str | None) -> Cells:
         "Declare the scores of all readings on the controls, and on the preset's own data."
+        seed_range(seeds)  # refuses none, with and without own data
         places = control_places(lab)
         readings = [_beside_zoo(v) for v in steps(lab)]
         cells = control_cells(places, trainings, readings) | mask_cells(places, readings)
