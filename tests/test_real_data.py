@@ -179,7 +179,7 @@ def test_the_preset_paper_on_official_layouts_through_its_notebooks(
     )
     claims = pd.read_csv(tables / "claims.csv").set_index("name")
     assert (
-        len(claims) == 18
+        len(claims) == 41
         and claims.value[
             ["prle", "landmark", "fusion", "zoo", "dynamic", "share", "train", "inside"]
         ]
