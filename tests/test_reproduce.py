@@ -220,7 +220,7 @@ def test_table3_numbers_are_the_scores(smoke):
         ["backbone", "arm", "train", "test"]
     )
     assert len(rows) == 3 * 5 * 5 * 7 and (rows.low <= rows.high).all()
-    table = read_scores(quiet(smoke[0]).detector("VGG", "FS", mask="primary"))
+    table = read_scores(quiet(smoke[0]).detector("VGG", "FS", mask="primary", **PUBLISHED))
     part = table[table.subset.isin(["real", "NT"])]
     value = 100 * auc(part.label, part.p_fake)
     assert rows.loc[("VGG", "primary", "FS", "NT"), "value"] == pytest.approx(value)
@@ -981,7 +981,8 @@ def test_everything_adds_the_further_backbones(smoke):
         "mechanism",
         "claims",
     }
-    tables = find_notebooks([*(f"table{n}" for n in range(1, 8)), "figure8"])
+    figures = ("figure5", "figure6", "figure8")
+    tables = find_notebooks([*(f"table{n}" for n in range(1, 8)), *figures])
     trained = [
         {
             run
@@ -990,7 +991,8 @@ def test_everything_adds_the_further_backbones(smoke):
         }
         for names in (["claims"], tables)
     ]
-    assert trained[0] <= trained[1], "the claims over all five train nothing that the tables do not"
+    besides = {name for name in trained[0] - trained[1] if not re.search("-(p|gamma)=", name)}
+    assert not besides, "but for p and gamma, claims over all five train what tables and figures do"
 
 
 def test_what_it_costs(smoke, tmp_path):
