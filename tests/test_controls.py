@@ -26,6 +26,9 @@ from prle.mini.controls import (
     strong_trace,
 )
 from prle.paper import controls as module
+from prle.paper import sensitivity
+from prle.paper.exhibits import Gap
+from prle.paper.sensitivity import Sensitivity
 from prle.paper.controls import (
     MEASURES,
     READINGS,
@@ -268,3 +271,21 @@ def test_the_controls_are_made_of_ones_own_photographs(tmp_path, monkeypatch, ca
     with pytest.raises(ValueError, match="at least 6"):
         shutil.rmtree(tmp_path / "faces/p1")
         make_controls(tmp_path / "faces", **settings)
+
+
+def test_readings_on_own_data_stand_beside_those_on_the_controls(monkeypatch):
+    "Of gaps alone, since what is made is the same as elsewhere."
+    lab = Lab("smoke")
+    monkeypatch.setattr(sensitivity, "target_cells", lambda lab, arms, seeds: own_cells(arms))
+    monkeypatch.setattr(sensitivity, "describe", lambda *args, **kwargs: "")
+    settings = dict(trainings=1, seeds=1, backbone="VGG")
+    values = dict.fromkeys(Sensitivity().cells(lab, **settings), Gap("not made"))
+    assert ("own data", "VGG", "ours", "all", "mini-DFDC") in values
+    (part,) = Sensitivity().parts(lab, values, **settings)
+    shown = part.shown.set_index("arm")["own data"]
+    assert shown["all three: our reading"] == "not made"
+    assert shown["oracle: the planted place"] == ""
+
+
+def own_cells(arms):
+    return {(*arm.key, "mini-DFDC"): Gap("not made") for arm in arms}

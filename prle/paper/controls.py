@@ -18,7 +18,6 @@ import pandas as pd
 from ..core import FAKE, digest, outputs_dir
 from ..data.crops import read_mask, read_quantiles
 from ..lab.administration import record_runs
-from ..lab.audits import audit, read_audit
 from ..lab.engines import execute
 from ..lab.experiments import Lab, Run, Wanted, quantile_folder
 from ..mini.controls import PLACES, build_controls
@@ -37,6 +36,7 @@ from prle.paper.exhibits import (
     seed_range,
 )
 from .numbers import describe, interval
+from .tables import wanted_leak
 
 # %% ../../nbs/paper/08_controls.ipynb #paper-08-controls-5
 STUDENT = "Meso-4"
@@ -175,16 +175,6 @@ def _config(lab: Lab, variant: Variant, place: str):
     "Return the first training of an arm on a place."
     return lab.config(STUDENT, place, 0, **variant.changes)
 
-
-def _wanted_leak(variant: Variant, place: str) -> Wanted:  # of the label, by the best measure
-    "Declare how much the masks of an arm tell of the label."
-
-    def ask(lab: Lab) -> Run:
-        beside = controls_lab(lab)
-        return audit(beside, _config(beside, variant, place))
-
-    return Wanted(ask, lambda run: float(read_audit(run).table.leak.max()))
-
 # %% ../../nbs/paper/08_controls.ipynb #paper-08-controls-21
 LOOKED_AT = 120
 "The fakes of a place whose masks are compared with the planted place."
@@ -261,7 +251,7 @@ def mask_cells(
     for variant in readings:
         for place in places:
             if variant.name != "none":
-                cells["leak", variant.name, place] = [_wanted_leak(variant, place)]
+                cells["leak", variant.name, place] = [_elsewhere(wanted_leak(variant, place))]
             if variant.changes.get("mask") == "primary":
                 cells["coverage", variant.name, place] = [_wanted_coverage(variant, place)]
     return cells

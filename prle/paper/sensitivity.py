@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAYERCAM', 'STEPS', 'FEW', 'OWN', 'steps', 'own_arms', 'own_gains', 'Sensitivity']
 
-# %% ../../nbs/paper/08a_sensitivity.ipynb #08a-sensitivity-2
+# %% ../../nbs/paper/08a_sensitivity.ipynb #paper-08a-sensitivity-2
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ from .exhibits import SEEDS, Cells, Exhibit, Parameter, TablePart, Values
 from .exhibits import declare, seed_range
 from .numbers import describe, interval
 
-# %% ../../nbs/paper/08a_sensitivity.ipynb #08a-sensitivity-4
+# %% ../../nbs/paper/08a_sensitivity.ipynb #paper-08a-sensitivity-4
 LAYERCAM = CamConfig("layercam")
 "The map of our reading."
 
@@ -83,7 +83,7 @@ STEPS = (
 )
 "From the text to our reading, a change a row, and other sizes of our reading; the first is what all are compared with."
 
-# %% ../../nbs/paper/08a_sensitivity.ipynb #08a-sensitivity-7
+# %% ../../nbs/paper/08a_sensitivity.ipynb #paper-08a-sensitivity-7
 FEW = ("none", "oracle", "published", "ours", "decisive", "renewed")
 "The readings of the preset smoke, which only shows that they run."
 
@@ -102,12 +102,13 @@ def _beside_zoo(variant: Variant) -> Variant:
 
 
 def own_arms(
+    lab: Lab,
     backbone: str,  # of the preset
 ) -> list[Arm]:
     "Return the readings as trainings on all manipulations of the preset's own data."
-    return [Arm(backbone, v.name, "all", v.changes) for v in STEPS if v.name != "oracle"]
+    return [Arm(backbone, v.name, "all", v.changes) for v in steps(lab) if v.name != "oracle"]
 
-# %% ../../nbs/paper/08a_sensitivity.ipynb #08a-sensitivity-8
+# %% ../../nbs/paper/08a_sensitivity.ipynb #paper-08a-sensitivity-8
 def own_gains(
     values: Values,  # backbone, arm, train, target set -> scores of each seed
 ) -> dict[str, str]:  # arm -> its difference to plain training, on average over the target sets
@@ -119,7 +120,7 @@ def own_gains(
         texts[r.arm.removesuffix(" - none")] = r.note or interval(r.value, r.low, r.high)
     return texts
 
-# %% ../../nbs/paper/08a_sensitivity.ipynb #08a-sensitivity-9
+# %% ../../nbs/paper/08a_sensitivity.ipynb #paper-08a-sensitivity-9
 OWN = Parameter(
     "backbone",
     None,
@@ -142,7 +143,7 @@ class Sensitivity(Exhibit):
         cells = control_cells(places, trainings, readings) | mask_cells(places, readings)
         if backbone is None:
             return cells
-        own = target_cells(lab, own_arms(backbone), seeds)
+        own = target_cells(lab, own_arms(lab, backbone), seeds)
         return cells | {("own data", *name): cell for name, cell in own.items()}
 
     def parts(
@@ -150,6 +151,8 @@ class Sensitivity(Exhibit):
     ) -> Iterator[TablePart]:
         "Return the table."
         places, readings = control_places(lab), steps(lab)
+        own = {name[1:]: cell for name, cell in values.items() if name[0] == "own data"}
+        values = {name: cell for name, cell in values.items() if name[0] != "own data"}
         rows = control_numbers(values, places, readings)
         shown = control_table(rows, mask_numbers(values), readings)
         about = describe(controls_lab(lab), trainings, [STUDENT])
@@ -157,7 +160,6 @@ class Sensitivity(Exhibit):
             "Sensitivity: AUC (%) on the controls of readings of the method, as in their table; gains are over plain "
             f"training. {about}{gaps(rows)}"
         )
-        own = {name[1:]: cell for name, cell in values.items() if name[0] == "own data"}
         if own:
             gains = own_gains(own)
             shown["own data"] = [gains.get(v.name, "") for v in readings]

@@ -42,7 +42,7 @@ from prle.paper.comparisons import (
     wanted_statistics,
 )
 from ..lab.audits import masked_areas, read_area
-from ..lab.configs import PUBLISHED, FusionConfig, Zoo
+from ..lab.configs import PUBLISHED, FusionConfig, RunConfig, Zoo
 from prle.paper.exhibits import (
     SEEDS,
     Cells,
@@ -207,6 +207,11 @@ def scores_of(
     return {name: cell for name, cell in values.items() if name[0] not in _OF_MASKS}
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-21
+def _first_config(lab: Lab, variant: Variant, train: str) -> RunConfig:
+    "Return the first training with the masks of a variant; the backbone does not matter to them."
+    return lab.config(next(iter(lab.preset.backbones)), train, **variant.changes)
+
+
 def wanted_leak(
     variant: Variant,  # with masks
     train: str = "all",  # manipulation that is trained on
@@ -214,8 +219,7 @@ def wanted_leak(
     "Declare what the masks of a variant tell of the label, by the best measure, in the first training."
 
     def ask(lab: Lab) -> Run:
-        backbone = next(iter(lab.preset.backbones))
-        return audit(lab, lab.config(backbone, train, **variant.changes))
+        return audit(lab, _first_config(lab, variant, train))
 
     return Wanted(ask, lambda run: float(read_audit(run).table.leak.max()))
 
@@ -515,8 +519,7 @@ def wanted_area(
     "Declare how much of a training face the masks of a variant cover, in the first training."
 
     def ask(lab: Lab) -> Run:
-        backbone = next(iter(lab.preset.backbones))
-        return masked_areas(lab, lab.config(backbone, train, **variant.changes))
+        return masked_areas(lab, _first_config(lab, variant, train))
 
     return Wanted(ask, read_area)
 
