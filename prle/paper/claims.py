@@ -85,6 +85,7 @@ from ..study.analysis import exclude, harder_with_alpha, masked_is_harder, read_
 from prle.paper.tables import (
     BACKBONES_ZOO,
     FUSION_VARIANTS,
+    OUR_FUSION,
     Table2,
     Table3,
     Table4,
@@ -235,7 +236,7 @@ class Localization(Exhibit):
     notebook = "localization_of_forgeries"
 
     def cells(self, lab: Lab, seeds: int) -> Cells:
-        return localization_cells(lab, [*lab.preset.backbones, *FUSION_VARIANTS], seeds)
+        return localization_cells(lab, [*lab.preset.backbones, *FUSION_VARIANTS, OUR_FUSION], seeds)
 
     def parts(self, lab: Lab, values: Values, seeds: int) -> Iterator[TablePart]:
         "Return the table of localization."

@@ -31,6 +31,7 @@ from prle.paper.comparisons import (
     LOW,
     PLAIN_AND_PRLE,
     AS_PUBLISHED,
+    OURS,
     Arm,
     Variant,
     arms_of,
@@ -231,8 +232,9 @@ _PAIRS = [("NT", "NT"), ("NT", "FS"), ("FS", "FS"), ("FS", "NT")]
 
 
 def figure1_arms() -> list[Arm]:
-    "Return plain and PRLE arms of Xception, trained on NT and on FS."
-    return [arm for train in FIGURE1 for arm in arms_of(["Xception"], PLAIN_AND_PRLE, train)]
+    "Return the arms of Xception, trained on NT and on FS."
+    variants = (*PLAIN_AND_PRLE, OURS)
+    return [arm for train in FIGURE1 for arm in arms_of(["Xception"], variants, train)]
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-30
 def figure1_faces(
@@ -267,7 +269,7 @@ def _draw_inside_and_across(part, rows: pd.DataFrame):
     _draw_arms(ax, pairs, "pair", ["\n".join(pair) for pair in _PAIRS])
     ax.set_xticklabels([f"{train}\n\u2193\n{test}" for train, test in _PAIRS], **SMALL)
     ax.set(ylabel="AUC (%)", ylim=(None, 102))
-    above = dict(frameon=False, loc="outside upper center", ncols=2)
+    above = dict(frameon=False, loc="outside upper center", ncols=3, columnspacing=1)
     part.legend(*ax.get_legend_handles_labels(), **above, **SMALL)
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-33
@@ -872,10 +874,12 @@ FOUND_BY = {
 def found_by(
     scores: dict[tuple[str, str], np.ndarray],  # backbone, arm -> (N,) probabilities of fake
 ) -> dict[str, np.ndarray]:  # as `FOUND_BY` -> (N,) bool
-    "Tell which fakes are found (threshold 0.5) by all backbones of an arm, and missed by all of the other."
+    """Tell which fakes are found (threshold 0.5) by all backbones of an arm, and missed by all of the other.
+
+    Other arms than the paper's two do not matter."""
     groups = {}
     for who, finds in FOUND_BY.items():
-        agree = [(p > 0.5) == finds[arm] for (_, arm), p in scores.items()]
+        agree = [(p > 0.5) == finds[arm] for (_, arm), p in scores.items() if arm in finds]
         groups[who] = np.all(agree, axis=0)
     return groups
 
@@ -966,7 +970,7 @@ class Figure9(Exhibit):
 
     def arms(self) -> list[Arm]:
         "Return the trainings in the order of the figure's rows."
-        return arms_of(self.backbones, PLAIN_AND_PRLE)
+        return arms_of(self.backbones, (*PLAIN_AND_PRLE, OURS))
 
     def cells(self, lab: Lab, seed: int, faces: int) -> Cells:
         "Declare scores and attention of each arm on the Celeb set."
