@@ -109,7 +109,7 @@ def adapter_options(
     variants: list[str] | None = None,  # df-1.0: end_to_end, end_to_end_mix_3_distortions, ...
     protocol: str | None = None,  # df-1.0: official, ff++ or deepfakebench
     reals: str | None = None,  # df-1.0: folder of FaceForensics++, whose c23 videos are the reals
-    frames: bool = False,  # read folders of extracted frames in place of videos
+    frames: bool = False,  # read folders of extracted frames in place of videos, or as videos
 ) -> dict:
     "Return those options of data sets that were given, as `prle.data.layouts.list_dataset` takes them."
     options = dict(locals())
@@ -117,17 +117,24 @@ def adapter_options(
     return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
 
 # %% ../nbs/09_cli.ipynb #09-cli-18
+def _kind_of_folders(pictures: bool, frames: bool) -> str | None:
+    "Return what the pictures of a folder are, as `prle.data.videos.list_videos` takes it."
+    if pictures and frames:
+        raise ValueError("--pictures and --frames exclude each other.")
+    return "pictures" if pictures else "frames" if frames else None
+
+# %% ../nbs/09_cli.ipynb #09-cli-19
 def _only(options: dict, known: tuple[str, ...], what: str) -> dict:
     "Return `options`; raise `ValueError` for one that is not in `known`."
     if wrong := [f"--{name}" for name in options if name not in known]:
         raise ValueError(f"{what} takes no {', '.join(wrong)}.")
     return options
 
-# %% ../nbs/09_cli.ipynb #09-cli-20
+# %% ../nbs/09_cli.ipynb #09-cli-21
 _MOST = 20
 "Problems that are shown; their number is told in any case."
 
-# %% ../nbs/09_cli.ipynb #09-cli-21
+# %% ../nbs/09_cli.ipynb #09-cli-22
 def _check_manifest(root: str) -> int:
     "Print the damaged crops of a manifest; exit code 1 if there are any."
     from prle.data.manifest import check_crops
@@ -141,7 +148,7 @@ def _check_manifest(root: str) -> int:
     print(summary)
     return int(len(bad) > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-22
+# %% ../nbs/09_cli.ipynb #09-cli-23
 @delegates(adapter_options)
 def check(
     name: str,  # ff++, dfdc, df-1.0, celeb-df or folder; or manifest
@@ -161,10 +168,10 @@ def check(
     print(report)
     return int(not report.complete)
 
-# %% ../nbs/09_cli.ipynb #09-cli-25
+# %% ../nbs/09_cli.ipynb #09-cli-26
 @delegates(adapter_options)
 def faces(
-    # videos and folders; or, with --root, a data set: ff++, dfdc, df-1.0, celeb-df, folder
+    # videos, pictures, folders of them; or, with --root, a data set: ff++, dfdc, df-1.0, celeb-df, folder
     inputs: list[str],
     *,
     root: str | None = None,  # folder of the data set named as input
@@ -177,26 +184,39 @@ def faces(
     scale: float | None = None,
     workers: int | None = None,  # processes; default: one a core; 0: none but this one
     engine: str = "process",  # process, or ray for a cluster
+    # where there are several: of the person whose face is largest (whom the mask touches), or of all
+    faces: Literal["largest", "all"] = "largest",
+    # what finds them: dlib, as in the paper, or mtcnn, which knows profiles and small faces, too
+    detector: Literal["dlib", "mtcnn"] = "dlib",
+    cropped: bool = False,  # the pictures are face crops already: take them as they are
+    keep_empty: bool = False,  # keep faces of fakes though the mask touches none of them
+    # take each picture of a folder for itself; --frames: as a frame of one video; else: by the names
+    pictures: bool = False,
     **kwargs,
 ) -> int:  # exit code
-    "Crop and align the faces of videos, of folders of pictures, or of a data set by name."
+    """Crop and align the faces of videos, of pictures, or of a data set by name.
+
+    The pictures of a folder are the frames of a video if they are numbered in equal steps and of one size."""
     from prle.core import check_choice
     from prle.data.layouts import crop_dataset, list_layouts
     from prle.data.videos import crop_videos, list_videos
 
     options = adapter_options(**kwargs)
     settings = dict(count=count, every=every, align=align, size=size, scale=scale)
-    settings |= dict(workers=workers, engine=engine)
+    settings |= dict(workers=workers, engine=engine, faces=faces, detector=detector)
+    settings |= dict(cropped=cropped, keep_empty=keep_empty)
     if root:
+        _only(dict(pictures=pictures) if pictures else {}, (), "a data set")
         name = check_choice(" ".join(inputs), list_layouts(), "data set")
         crop_dataset(name, root, out, options, **settings)
     else:
-        videos = list_videos(inputs)
+        kind = _kind_of_folders(pictures, options.pop("frames", False))
+        videos = list_videos(inputs, kind)
         _only(options, (), "without --root, the folder of a data set, the command")
         crop_videos(videos, out, **settings)
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-27
+# %% ../nbs/09_cli.ipynb #09-cli-28
 @contextmanager
 def _about(file: str):
     "Add the file's name to a `ValueError` that does not hold it."
@@ -207,7 +227,7 @@ def _about(file: str):
             raise
         raise ValueError(f"{file}: {e}") from e
 
-# %% ../nbs/09_cli.ipynb #09-cli-28
+# %% ../nbs/09_cli.ipynb #09-cli-29
 def _check_target(out: Path):
     "Raise `FileExistsError` if something other than a manifest would be overwritten."
     from prle.data.manifest import read_manifest
@@ -220,7 +240,7 @@ def _check_target(out: Path):
         what_to_do = "name another file, or move it away."
         raise FileExistsError(f"{out} is there and no manifest; {what_to_do}") from e
 
-# %% ../nbs/09_cli.ipynb #09-cli-29
+# %% ../nbs/09_cli.ipynb #09-cli-30
 def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options: dict) -> int:
     "Write a manifest from DeepfakeBench's JSON or folders; exit code 1 if something is missing."
     from prle.data.deepfakebench import read_folders, read_json_dataset
@@ -242,7 +262,7 @@ def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options:
     print(f"{len(rows)} crops, {len(missing)} missing -> {write_manifest(rows, out, root)}")
     return int(len(missing) + len(problems) > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-30
+# %% ../nbs/09_cli.ipynb #09-cli-31
 @delegates(adapter_options)
 def convert(
     inputs: list[str],  # JSON files, or a data set's name, or a manifest (.parquet)
@@ -269,7 +289,7 @@ def convert(
             raise ValueError(f"--root is missing: {what}.")
         return _from_deepfakebench(inputs, root, out, splits, options)
 
-# %% ../nbs/09_cli.ipynb #09-cli-31
+# %% ../nbs/09_cli.ipynb #09-cli-32
 def forge(
     *,
     # folder of photographs and videos, a sub-folder a person; default: the ORL faces
@@ -300,7 +320,7 @@ def forge(
         print(f"{name}: AUC of trivial cues alone (0.5 is chance)\n{table}")
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-33
+# %% ../nbs/09_cli.ipynb #09-cli-34
 def open_lab(
     *,
     # size of the experiment: smoke, mini, paper, controls or controls-smoke; mini+paper, mini+release, paper+paper
@@ -317,7 +337,7 @@ def open_lab(
 
     return Lab(preset, data, outputs)
 
-# %% ../nbs/09_cli.ipynb #09-cli-34
+# %% ../nbs/09_cli.ipynb #09-cli-35
 @delegates(open_lab)
 def reproduce(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -340,7 +360,7 @@ def reproduce(
     results = paper.reproduce(list(ids), **ways, **kwargs)
     return int(any(result != "done" for result in results.values()))
 
-# %% ../nbs/09_cli.ipynb #09-cli-35
+# %% ../nbs/09_cli.ipynb #09-cli-36
 def _notebook_parameters() -> str:
     "Return what `prle reproduce --help` ends with: the parameters that the notebooks have of their own."
     from prle.paper.reproduce import parameters_text
@@ -351,7 +371,7 @@ def _notebook_parameters() -> str:
 EPILOGUES = dict(reproduce=_notebook_parameters)
 "What the help of a command ends with."
 
-# %% ../nbs/09_cli.ipynb #09-cli-36
+# %% ../nbs/09_cli.ipynb #09-cli-37
 @delegates(open_lab)
 def plan(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -372,7 +392,7 @@ def plan(
     print(plan_text(planned(wanted.store)))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-38
+# %% ../nbs/09_cli.ipynb #09-cli-39
 def _needed(outputs: Path) -> set[str]:
     """Return the runs that are needed: those recorded, and those that notebooks would request.
 
@@ -390,7 +410,7 @@ def _needed(outputs: Path) -> set[str]:
             needed.update(plan_notebooks(lab, list_notebooks(), full=True).store.names())
     return needed
 
-# %% ../nbs/09_cli.ipynb #09-cli-39
+# %% ../nbs/09_cli.ipynb #09-cli-40
 def _prune(outputs: Path, delete: bool) -> int:
     "Print the runs that nothing needs, and delete them if asked to."
     from prle.lab.administration import prune, runs_text, spared
@@ -409,7 +429,7 @@ def _prune(outputs: Path, delete: bool) -> int:
         )
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-40
+# %% ../nbs/09_cli.ipynb #09-cli-41
 def runs(
     # list, check, prune; or the name of a run, to be shown in full: why it was made, from what, by which code
     what: str = "list",
@@ -441,7 +461,7 @@ def runs(
     print(runs_text(found))
     return int(what == "check" and len(found) > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-43
+# %% ../nbs/09_cli.ipynb #09-cli-44
 def _settings(words: list[str]) -> dict:
     "Parse NAME=VALUE, the value as YAML; raise `ValueError` for anything else."
     from prle.core import shortened
@@ -452,7 +472,7 @@ def _settings(words: list[str]) -> dict:
     pairs = [word.split("=", 1) for word in words]
     return {name: parse_yaml(value, f"--set {name}") for name, value in pairs}
 
-# %% ../nbs/09_cli.ipynb #09-cli-45
+# %% ../nbs/09_cli.ipynb #09-cli-46
 def _read_config(file: str, beside: list[str]):
     "Read what to train from a file; raise `ValueError` if anything was given beside it."
     from prle.lab.configs import RunConfig
@@ -463,7 +483,7 @@ def _read_config(file: str, beside: list[str]):
         raise ValueError(f"{file} says all about the training: {what_to_do}.")
     return config
 
-# %% ../nbs/09_cli.ipynb #09-cli-46
+# %% ../nbs/09_cli.ipynb #09-cli-47
 _CAM = dict(cam="method", explain="explain")
 "Option -> field of `prle.lab.configs.CamConfig`."
 
@@ -492,7 +512,7 @@ def _run_config(what: list[str], outputs: str | None, options: dict):
     settings |= {name: options[name] for name in zoo if name in options}
     return lab.config(*what, seed=seed, mask=mask, **settings)
 
-# %% ../nbs/09_cli.ipynb #09-cli-47
+# %% ../nbs/09_cli.ipynb #09-cli-48
 @delegates(open_lab)
 def train(
     # a configuration (.yaml or .json); or a detector and a manipulation: Xception DF
@@ -547,7 +567,7 @@ def train(
     print(evaluation(read_scores(run)).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-49
+# %% ../nbs/09_cli.ipynb #09-cli-50
 def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: str, draws: int):
     "Audit masks in a folder; raise `ValueError` without a manifest of their faces."
     from prle.data.manifest import read_manifest, select
@@ -558,7 +578,7 @@ def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: s
     rows = select(read_manifest(manifest), split, None if subset == "all" else subset)
     return audit_folder(masks, rows, draws)
 
-# %% ../nbs/09_cli.ipynb #09-cli-50
+# %% ../nbs/09_cli.ipynb #09-cli-51
 def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
     "Audit the masks of a training; raise `ValueError` without a manipulation."
     from prle.lab.administration import record_runs
@@ -574,7 +594,7 @@ def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
     record_runs(lab.outputs, f"audit-{planned.path.name}", dry.store.names())
     return read_audit(audit(lab, config, split, draws))
 
-# %% ../nbs/09_cli.ipynb #09-cli-51
+# %% ../nbs/09_cli.ipynb #09-cli-52
 @delegates(open_lab)
 def audit(
     *,
@@ -610,7 +630,7 @@ def audit(
         draw_audit(found).savefig(figure, dpi=150)
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-53
+# %% ../nbs/09_cli.ipynb #09-cli-54
 def controls(
     *,
     # folder of photographs and videos, a sub-folder a person; default: the ORL faces
@@ -627,7 +647,7 @@ def controls(
     print(made.paths[0].read_text(encoding="utf-8"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-54
+# %% ../nbs/09_cli.ipynb #09-cli-55
 def _find_detector(name: str, outputs: str | None) -> Path:
     "Find the folder of a detector's run."
     from prle.core import outputs_dir
@@ -635,7 +655,7 @@ def _find_detector(name: str, outputs: str | None) -> Path:
 
     return find_run(Path(outputs or outputs_dir()) / "runs", name, "detectors")
 
-# %% ../nbs/09_cli.ipynb #09-cli-55
+# %% ../nbs/09_cli.ipynb #09-cli-56
 def open_detector(
     name: str,  # of the run, as `prle runs` prints it, or its folder
     *,
@@ -649,7 +669,7 @@ def open_detector(
 
     return reopen(_find_detector(name, outputs), data, outputs=outputs)
 
-# %% ../nbs/09_cli.ipynb #09-cli-56
+# %% ../nbs/09_cli.ipynb #09-cli-57
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -668,7 +688,7 @@ def localize(
     print(lab.attention(run, split, subset, read).path / "maps.npy")
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-57
+# %% ../nbs/09_cli.ipynb #09-cli-58
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -688,30 +708,43 @@ def evaluate(
     print(evaluation(scores).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-58
+# %% ../nbs/09_cli.ipynb #09-cli-59
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it, or its folder
-    # pictures, videos, folders of videos, folders of pictures (= the frames of one video)
+    # pictures, videos, folders of them
     inputs: list[str],
     *,
     count: int = 32,  # frames of a video
     csv: str | None = None,  # file to write besides
+    # where there are several: score the person whose face is largest, or everybody
+    faces: Literal["largest", "all"] = "largest",
+    # what finds them: dlib, as in the paper, or mtcnn, which knows profiles and small faces, too
+    detector: Literal["dlib", "mtcnn"] = "dlib",
+    cropped: bool = False,  # the pictures are face crops already: take them as they are
+    pictures: bool = False,  # take each picture of a folder for itself
+    frames: bool = False,  # take the pictures of a folder as the frames of one video
     **kwargs,
 ) -> int:  # exit code: 1 if a file cannot be scored
-    "Print p_fake of pictures and videos; exit code 1 if one cannot be scored."
+    """Print p_fake of pictures and videos; exit code 1 if one cannot be scored.
+
+    A video's score is the mean over its frames, in which one person is followed. The pictures of a folder are the
+    frames of a video if they are numbered in equal steps and of one size."""
     from prle.lab.apply import crop_settings, predict_files
     from prle.lab.experiments import load_detector
 
     lab, run = open_detector(name, **kwargs)
     settings = crop_settings(lab.manifest.attrs["root"], lab.preset.size)
-    table = predict_files(load_detector(run, lab.device), inputs, settings, count, lab.device)
+    kind = _kind_of_folders(pictures, frames)
+    which = dict(faces=faces, detector=detector, cropped=cropped)
+    model = load_detector(run, lab.device)
+    table = predict_files(model, inputs, settings, count, lab.device, kind, **which)
     if csv:
         table.to_csv(csv, index=False)
     print(table.to_string(index=False, float_format="%.3f"))
     return int(table.p_fake.isna().any())
 
-# %% ../nbs/09_cli.ipynb #09-cli-60
+# %% ../nbs/09_cli.ipynb #09-cli-61
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -730,7 +763,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/09_cli.ipynb #09-cli-61
+# %% ../nbs/09_cli.ipynb #09-cli-62
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -744,7 +777,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/09_cli.ipynb #09-cli-62
+# %% ../nbs/09_cli.ipynb #09-cli-63
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -753,14 +786,14 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/09_cli.ipynb #09-cli-67
+# %% ../nbs/09_cli.ipynb #09-cli-68
 def _open_log():
     "Print messages to stderr, apart from the result."
     from prle.core import show_messages
 
     show_messages(stream="stderr")
 
-# %% ../nbs/09_cli.ipynb #09-cli-68
+# %% ../nbs/09_cli.ipynb #09-cli-69
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument

@@ -15,7 +15,7 @@ import yaml
 from prle import cli
 from prle.paper import exhibits
 from prle.paper import reproduce
-from prle.lab.apply import crop_largest, crop_settings, evaluation, reopen
+from prle.lab.apply import crop_detected, crop_settings, evaluation, reopen
 from prle.mini.benchmark import LIFT, SCALE, SOFT, build_benchmark
 from prle.core import write_json
 from prle.data.crops import read_rgb
@@ -23,7 +23,7 @@ from prle.data.manifest import read_manifest, write_manifest
 from prle.lab.configs import IDENTITY, PRESETS, PUBLISHED, READING, CamConfig, RunConfig, Zoo
 from prle.paper.exhibits import Exhibit
 from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
-from prle.data.faces import orl_folder, read_image
+from prle.data.faces import find_largest, orl_folder, read_image
 from prle.metrics import auc
 from prle.lab.administration import list_runs, recorded_runs
 from prle.trainer import to_input
@@ -290,7 +290,8 @@ def test_other_pictures_are_cropped_as_the_training_faces(tmp_path):
     assert settings == dict(size=64, scale=SCALE, lift=LIFT, soft=SOFT)
     person = sorted(p.name for p in (tmp_path / "real").iterdir())[0].split("-")[0]
     photo = sorted((orl_folder() / person).glob("*.pgm"))[0]
-    ours = crop_largest(read_image(photo), settings).astype(float)
+    picture = read_image(photo)
+    ours = crop_detected(picture, find_largest(picture), settings).astype(float)
     theirs = read_rgb(tmp_path / f"real/{person}-{photo.stem}.png").astype(float)
     assert np.abs(ours - theirs).mean() < 4, "but for the benchmark's JPEG"
     write_json(tmp_path / "e/extraction.json", dict(align="box", scale=1.7, size=300, count=3))
@@ -331,7 +332,7 @@ def test_predict_scores_what_it_can(lab, prle, tmp_path):
     assert table.faces.tolist() == [1, 2, 0, 0, 0]
     assert table.p_fake.notna().tolist() == [True, True, False, False, False]
     assert table.note[2] == "no face found" and "no such file" in table.note[4]
-    image = torch.from_numpy(crop_largest(face, crop_settings("nowhere", 64)))
+    image = torch.from_numpy(crop_detected(face, find_largest(face), crop_settings("nowhere", 64)))
     logit = load_detector(run)(to_input(image.permute(2, 0, 1)[None], "cpu"))
     assert np.allclose(table.p_fake[:2], logit.double().sigmoid().item(), atol=1e-6)
     assert prle("predict", "Small-A", files / "one.png")[0] == 0

@@ -40,7 +40,6 @@ from prle.data.faces import (
     Face,
     FaceError,
     crop_face,
-    find_largest,
     list_photos,
     orl_folder,
     read_faces,
@@ -49,6 +48,7 @@ from prle.data.faces import (
 )
 from .forge import inner, manipulate, manipulation
 from .generators import STEPS, Generator, one_thread, trained_networks
+from ..data.tracks import Tracks
 from ..data.videos import VIDEO_SUFFIXES, count_frames, read_frames, sample_frames
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-5
@@ -403,30 +403,41 @@ def why_not(
     return f"{missing} of {made['pictures']} pictures missing" if missing else ""
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-46
-def _frame_face(picture: np.ndarray | FaceError, framing: tuple, **origin) -> Face:
-    "Crop the largest face of a video's frame; `FaceError` without one, or that of the frame."
+def _frame_faces(
+    picture: np.ndarray | FaceError, tracks: Tracks, framing: tuple, **origin
+) -> dict[int, Face]:  # by person
+    "Crop the faces of a video's frame; `FaceError` without one, or that of the frame."
     if isinstance(picture, FaceError):
         raise picture
-    face = find_largest(picture)
-    if face is None:
+    seen = tracks.see(picture)
+    if not seen:
         raise FaceError("no face found.")
-    crop = crop_face(picture, face.landmarks, *framing)
-    return Face(*crop, found=face.found, **origin)
+    faces = {}
+    for person, face in seen.items():
+        crop = crop_face(picture, face.landmarks, *framing)
+        faces[person] = Face(*crop, found=len(seen), **origin)
+    return faces
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-47
 def _read_video(path: Path, count: int, framing: tuple) -> tuple[list[Face], pd.DataFrame]:
-    "Crop the largest face of `count` evenly spaced frames of a video, and list the frames without one."
-    faces, dropped, name = [], [], f"{path.parent.name}/{path.name}"
+    "Crop the face of one person in `count` evenly spaced frames of a video, and list the frames without it."
+    seen, dropped, name, tracks = {}, [], f"{path.parent.name}/{path.name}", Tracks()
     try:
         wanted = sample_frames(count_frames(path), count)
         for index, frame in zip(wanted, read_frames(path, wanted)):
             origin = dict(photo=name, identity=path.parent.name, frame=index)
             try:
-                faces.append(_frame_face(frame, framing, **origin))
+                seen[index] = _frame_faces(frame, tracks, framing, **origin)
             except FaceError as e:
                 dropped.append((f"{name}, frame {index}", str(e)))
     except FaceError as e:
         dropped.append((name, str(e).removeprefix(f"{path}: ")))
+    person = tracks.largest()
+    for index in [index for index, faces in seen.items() if person not in faces]:
+        dropped.append(
+            (f"{name}, frame {index}", "the person who is followed is not in this frame.")
+        )
+    faces = [faces[person] for faces in seen.values() if person in faces]
     return faces, pd.DataFrame(dropped, columns=["path", "reason"])
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-48
@@ -455,11 +466,18 @@ def crop_digests(
     return {path: file_digest(root / path) for path in [*rows.path, *filter(None, rows["mask"])]}
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-50
+def _tell_impossible(impossible: pd.DataFrame, faces: int) -> list[str]:
+    "Say which manipulations cannot be made, of how many faces, and why; each line ends itself."
+    counts = impossible.reason.value_counts(sort=False)
+    return [f"cannot be made of {n} of {faces} faces: {reason}\n" for reason, n in counts.items()]
+
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-52
 def _write_benchmark(root: Path, photos: list[Path], config: dict, workers: int, earlier: Path):
     "Write networks, crops, masks, manifest, drop report and, last, forge.json."
     found, dropped = read_crops(photos, config["count"], config["size"], soft=SOFT)
     print(summary(found, dropped))
     jobs, impossible = plan(found, config["seed"])
+    print(*_tell_impossible(impossible, len(found)), sep="\n", end="")
     if earlier.exists():
         shutil.copytree(earlier, root / "generators")
     networks = trained_networks(found, root / "generators", config["steps"], config["seed"])
@@ -473,7 +491,7 @@ def _write_benchmark(root: Path, photos: list[Path], config: dict, workers: int,
     made = dict(config=config, digest=digest(config), pictures=pictures, counts=counts)
     write_json(root / "forge.json", dict(made, several_faces=several))
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-51
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-53
 def build_benchmark(
     out: str | Path,  # folder to write
     faces: str | Path | None = None,  # photographs and videos, a sub-folder a person; None: ORL
@@ -513,7 +531,7 @@ def build_benchmark(
         _write_benchmark(tmp, photos, config, workers or os.cpu_count(), out / "generators")
     return out / "manifest.parquet"
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-53
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-55
 def _cues(path: Path) -> dict:
     "Measure the trivial cues of one written crop."
     picture = read_rgb(path)
@@ -529,7 +547,7 @@ def _cues(path: Path) -> dict:
         colour=float(np.ptp(picture, axis=2).mean()),
     )
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-54
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-56
 def trivial_cues(
     manifest: pd.DataFrame,  # from `read_manifest`
 ) -> pd.DataFrame:  # a row a face; columns as of `_cues`
@@ -537,7 +555,7 @@ def trivial_cues(
     cues = [_cues(below(manifest.attrs["root"], path)) for path in manifest.path]
     return pd.DataFrame(cues, index=manifest.index)
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-55
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-57
 def cue_table(
     manifest: pd.DataFrame,  # from `read_manifest`
 ) -> pd.DataFrame:  # AUC in [0.5, 1], a row a manipulation, a column a cue
