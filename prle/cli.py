@@ -187,7 +187,7 @@ def faces(
     # where there are several: of the person whose face is largest (whom the mask touches), or of all
     faces: Literal["largest", "all"] = "largest",
     # what finds them: dlib, as in the paper, or mtcnn, which knows profiles and small faces, too
-    detector: Literal["dlib", "mtcnn"] = "dlib",
+    finder: Literal["dlib", "mtcnn"] = "dlib",
     cropped: bool = False,  # the pictures are face crops already: take them as they are
     keep_empty: bool = False,  # keep faces of fakes though the mask touches none of them
     # take each picture of a folder for itself; --frames: as a frame of one video; else: by the names
@@ -203,7 +203,7 @@ def faces(
 
     options = adapter_options(**kwargs)
     settings = dict(count=count, every=every, align=align, size=size, scale=scale)
-    settings |= dict(workers=workers, engine=engine, faces=faces, detector=detector)
+    settings |= dict(workers=workers, engine=engine, faces=faces, finder=finder)
     settings |= dict(cropped=cropped, keep_empty=keep_empty)
     if root:
         _only(dict(pictures=pictures) if pictures else {}, (), "a data set")
@@ -720,7 +720,7 @@ def predict(
     # where there are several: score the person whose face is largest, or everybody
     faces: Literal["largest", "all"] = "largest",
     # what finds them: dlib, as in the paper, or mtcnn, which knows profiles and small faces, too
-    detector: Literal["dlib", "mtcnn"] = "dlib",
+    finder: Literal["dlib", "mtcnn"] = "dlib",
     cropped: bool = False,  # the pictures are face crops already: take them as they are
     pictures: bool = False,  # take each picture of a folder for itself
     frames: bool = False,  # take the pictures of a folder as the frames of one video
@@ -736,7 +736,7 @@ def predict(
     lab, run = open_detector(name, **kwargs)
     settings = crop_settings(lab.manifest.attrs["root"], lab.preset.size)
     kind = _kind_of_folders(pictures, frames)
-    which = dict(faces=faces, detector=detector, cropped=cropped)
+    which = dict(faces=faces, finder=finder, cropped=cropped)
     model = load_detector(run, lab.device)
     table = predict_files(model, inputs, settings, count, lab.device, kind, **which)
     if csv:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from clips import background, photograph, write_frames
 
 from prle import cli
 from prle.paper import exhibits
@@ -337,6 +338,41 @@ def test_predict_scores_what_it_can(lab, prle, tmp_path):
     assert np.allclose(table.p_fake[:2], logit.double().sigmoid().item(), atol=1e-6)
     assert prle("predict", "Small-A", files / "one.png")[0] == 0
     assert reopen(run.path, outputs=lab.outputs)[1].key == run.key
+
+
+def test_predict_says_how_many_people_there_are_and_scores_whom_one_asks_for(lab, prle, tmp_path):
+    run, left, right = lab.detector("Small", "A"), photograph("s5", 150), photograph("s1", 110)
+    frame = background((480, 270)).copy()
+    frame[40 : 40 + len(left), 20:170], frame[60 : 60 + len(right), 340:450] = left, right
+    cv2.imwrite(str(tmp_path / "two.png"), frame[..., ::-1])
+    write_frames(tmp_path / "two.mp4", [frame] * 2 + [background((480, 270))], (480, 270))
+    files = [tmp_path / "two.png", tmp_path / "two.mp4"]
+    assert prle("predict", "Small-A", *files, "--csv", tmp_path / "p.csv")[0] == 0
+    table = pd.read_csv(tmp_path / "p.csv").set_index("file")
+    assert table.people.tolist() == [2, 2] and table.person.tolist() == [1, 1]
+    said = "the largest of 2 people"
+    assert table.note.tolist() == [said, f"{said}, in 2 of 3 frames"]
+    prle("predict", "Small-A", *files, "--faces", "all", "--csv", tmp_path / "p.csv")
+    everybody = pd.read_csv(tmp_path / "p.csv")
+    assert everybody.person.tolist() == [1, 2] * 2 and everybody.faces.tolist() == [1, 1, 2, 2]
+    assert everybody.p_fake[0] == table.p_fake.iloc[0] and everybody.p_fake.notna().all()
+    prle("predict", "Small-A", files[0], "--cropped", "--csv", tmp_path / "p.csv")
+    assert pd.read_csv(tmp_path / "p.csv").people.tolist() == [1]
+    settings = crop_settings("nowhere", 64) | dict(align="none")
+    with pytest.raises(ValueError, match="--cropped"):
+        crop_detected(frame, find_largest(frame), settings)
+    assert "exclude each other" in prle("predict", "Small-A", files[0], "--pictures", "--frames")[2]
+    assert run.path.exists()
+
+
+def test_predict_scores_photographs_one_by_one(lab, prle, tmp_path):
+    lab.detector("Small", "A")
+    for name in ("ann", "bob", "cleo"):
+        (tmp_path / "album").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / f"album/{name}.png"), photograph("s1", 120))
+    for options, rows in (([], 3), (["--frames"], 1), (["--pictures"], 3)):
+        prle("predict", "Small-A", tmp_path / "album", *options, "--csv", tmp_path / "p.csv")
+        assert len(pd.read_csv(tmp_path / "p.csv")) == rows
 
 
 def test_run_configurations_are_written_and_read(lab, tmp_path):

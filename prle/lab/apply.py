@@ -188,7 +188,7 @@ def _score_file(
 ) -> list[dict]:
     "Score one file, as rows of `predict_files`; raise `FaceError` if it cannot be decoded."
     wanted, everyone = sample_frames(count_frames(file), count), which["faces"] == "all"
-    tracks = None if which["cropped"] else Tracks(everyone or len(wanted) == 1, which["detector"])
+    tracks = None if which["cropped"] else Tracks(everyone or len(wanted) == 1, which["finder"])
     crops = _crops_of(file, wanted, settings, tracks)
     if not crops:
         return [_row(file, "no face found", frames=len(wanted))]
@@ -214,7 +214,7 @@ def predict_files(
     count: int = 32,  # frames of a video, evenly spaced
     device: str = "cpu",  # where the detector lives
     kind: str | None = None,  # of folders of pictures, as for `prle.data.videos.list_videos`
-    **which,  # of `prle.data.videos.which_faces`: faces, detector, cropped
+    **which,  # of `prle.data.videos.which_faces`: faces, finder, cropped
 ) -> pd.DataFrame:  # file, people, person, frames, faces, p_fake (NaN: none), note (why)
     """Predict the probability of fake of each picture or video: the mean over the frames with the same person.
 
