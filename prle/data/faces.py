@@ -94,20 +94,22 @@ def load_dlib():
 _SEARCH = 450  # px: the shorter side of the picture that the detector searches, at least
 
 
-def _enlarge(image: np.ndarray) -> tuple[np.ndarray, float, int]:
+def _enlarge(image: np.ndarray, share: float, border: int) -> tuple[np.ndarray, float, int]:
     "Return the picture to search, its zoom, and the padding that was put around `image` before zooming."
-    pad = round(0.27 * max(image.shape[:2]))
-    padded = cv2.copyMakeBorder(image, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
+    pad = round(share * max(image.shape[:2]))
+    padded = cv2.copyMakeBorder(image, pad, pad, pad, pad, border)
     zoom = max(1.0, _SEARCH / min(padded.shape[:2]))
     if zoom > 1:
         padded = cv2.resize(padded, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     return padded, zoom, pad
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-17
-def _detect(image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+def _detect(
+    image: np.ndarray, share: float = 0.27, border: int = cv2.BORDER_REPLICATE
+) -> list[tuple[np.ndarray, np.ndarray]]:
     "Return box (4,) and landmarks (68, 2) of every face, float32 in pixels of `image`, largest face first."
     dlib, detector, predictor = load_dlib()
-    picture, zoom, pad = _enlarge(image)
+    picture, zoom, pad = _enlarge(image, share, border)
     boxes = sorted(detector(picture, 0), key=lambda box: box.area(), reverse=True)
     shapes = [[(p.x, p.y) for p in predictor(picture, box).parts()] for box in boxes]
 
@@ -342,6 +344,10 @@ def _search_tight(frame: np.ndarray) -> list[Detection]:
     if zoom < 1:
         frame = cv2.resize(frame, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
     faces = _detect(frame)
+    if not faces:
+        inside = _Hit(0, 0.0, np.array([0, 0, *frame.shape[1::-1]]))
+        mirrored = _detect(frame, 0.5, cv2.BORDER_REFLECT)
+        faces = [face for face in mirrored if inside.holds(face[0].reshape(2, 2).mean(0))]
     return [Detection(*face, len(faces)).moved(zoom, (0, 0)) for face in faces]
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-45
@@ -711,7 +717,7 @@ def are_frames(
         return False
     alike = {(part[1], path.suffix.lower()) for part, path in zip(parts, files)}
     steps = np.diff(sorted(int(part[2]) for part in parts))
-    if len(alike) > 1 or np.ptp(steps) > 1 or not steps.all():
+    if len(alike) > 1 or not steps.all() or np.ptp(steps) > (steps.min() > 1):
         return False
     some = [files[i] for i in np.linspace(0, len(files) - 1, 32).astype(int)]
     return len({_picture_size(path) for path in some} - {None}) == 1
