@@ -477,7 +477,7 @@ def _write_benchmark(root: Path, photos: list[Path], config: dict, workers: int,
     found, dropped = read_crops(photos, config["count"], config["size"], soft=SOFT)
     print(summary(found, dropped))
     jobs, impossible = plan(found, config["seed"])
-    print(*_tell_impossible(impossible, len(found)), sep="\n", end="")
+    print(*_tell_impossible(impossible, len(found)), sep="", end="")
     if earlier.exists():
         shutil.copytree(earlier, root / "generators")
     networks = trained_networks(found, root / "generators", config["steps"], config["seed"])
