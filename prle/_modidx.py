@@ -527,6 +527,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'prle.data.videos._is_finished': ('data/videos.html#_is_finished', 'prle/data/videos.py'),
                                   'prle.data.videos._is_loss': ('data/videos.html#_is_loss', 'prle/data/videos.py'),
                                   'prle.data.videos._is_video': ('data/videos.html#_is_video', 'prle/data/videos.py'),
+                                  'prle.data.videos._jobs': ('data/videos.html#_jobs', 'prle/data/videos.py'),
                                   'prle.data.videos._numbers': ('data/videos.html#_numbers', 'prle/data/videos.py'),
                                   'prle.data.videos._on_ray': ('data/videos.html#_on_ray', 'prle/data/videos.py'),
                                   'prle.data.videos._one_a_frame': ('data/videos.html#_one_a_frame', 'prle/data/videos.py'),

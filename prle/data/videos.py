@@ -977,6 +977,18 @@ def _complaints(lost: dict[str, str], most: int = 10) -> list[str]:
     return lines
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-93
+def _jobs(videos: pd.DataFrame, folders: list[Path], settings: dict) -> list[tuple]:
+    "List the videos that are not finished; `ImportError` if what finds their faces is not installed."
+    jobs = []
+    for row, folder in zip(videos.to_dict("records"), folders):
+        if not _is_finished(row, folder):
+            check_replaceable(folder, _VIDEO_FOLDER)
+            jobs.append((row, folder, settings))
+    if jobs and settings["finder"] == "mtcnn":
+        load_mtcnn()
+    return jobs
+
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-94
 def crop_videos(
     videos: pd.DataFrame,  # a row a video, columns as below
     out: str | Path,  # folder to write or to go on in
@@ -1006,13 +1018,7 @@ def crop_videos(
     _open_folder(out, settings)
     for folder in {out, *(folder.parent for folder in folders)}:
         remove_leftovers(folder, of_living=True)
-    jobs = []
-    for row, folder in zip(videos.to_dict("records"), folders):
-        if not _is_finished(row, folder):
-            check_replaceable(folder, _VIDEO_FOLDER)
-            jobs.append((row, folder, settings))
-    if jobs and settings["finder"] == "mtcnn":
-        load_mtcnn()  # here, where one can read what is missing
+    jobs = _jobs(videos, folders, settings)
     for _ in progress(run(jobs, workers) if jobs else (), desc="videos", total=len(jobs)):
         pass
     _write_faces(videos, folders, out)
@@ -1025,7 +1031,7 @@ def crop_videos(
     print(*_complaints(lost), *told, summary, sep="\n")
     return out / _FACES
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-94
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-95
 def extract(
     videos: pd.DataFrame,  # as `crop_videos` takes them
     out: str | Path,  # likewise
