@@ -143,7 +143,7 @@ def test_extras_are_not_needed_to_import():
 
 WINGS = (
     "core trust fields",
-    "localization fusion masking metrics audit regions",
+    "localization fusion masking metrics audit regions calibration",
     "detectors",
     "data",
     "training trainer",
