@@ -700,11 +700,12 @@ def predict(
     **kwargs,
 ) -> int:  # exit code: 1 if a file cannot be scored
     "Print p_fake of pictures and videos; exit code 1 if one cannot be scored."
+    from prle.data.manifest import manifest_root
     from prle.lab.apply import crop_settings, predict_files
     from prle.lab.experiments import load_detector
 
     lab, run = open_detector(name, **kwargs)
-    settings = crop_settings(lab.manifest.attrs["root"], lab.preset.size)
+    settings = crop_settings(manifest_root(lab.manifest), lab.preset.size)
     table = predict_files(load_detector(run, lab.device), inputs, settings, count, lab.device)
     if csv:
         table.to_csv(csv, index=False)

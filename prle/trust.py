@@ -7,8 +7,8 @@ __all__ = ['LONGEST_NAME', 'MAX_JSON', 'MAX_YAML', 'MAX_PIXELS', 'MAX_PICTURE', 
            'DIGESTS', 'one_line', 'shown_path', 'file_name', 'file_path', 'below', 'open_file', 'read_bytes',
            'parse_json', 'read_json', 'check_entries', 'read_record', 'parse_yaml', 'read_yaml', 'read_array',
            'check_pixels', 'check_picture', 'read_picture', 'read_table', 'write_table', 'read_csv', 'read_tensors',
-           'Damaged', 'check_digest', 'write_sealed', 'read_sealed', 'write_digests', 'read_digests', 'read_whole',
-           'check_digests', 'mark_folder', 'check_replaceable', 'made_folder']
+           'write_tensors', 'Damaged', 'check_digest', 'write_sealed', 'read_sealed', 'write_digests', 'read_digests',
+           'read_whole', 'check_digests', 'mark_folder', 'check_replaceable', 'made_folder']
 
 # %% ../nbs/01_trust.ipynb #01-trust-2
 import io
@@ -537,6 +537,18 @@ def read_tensors(
         return load_file(path)
     except SafetensorError as e:
         raise ValueError(f"{path} holds no whole weights ({one_line(e)}).") from e
+
+
+def write_tensors(
+    path: str
+    | Path,  # the .safetensors file, in a folder or at a place that becomes final when it is whole
+    tensors: dict,  # name -> tensor
+) -> Path:
+    "Write tensors to a file that others may read as far as the umask lets them."
+    from safetensors.torch import save
+
+    Path(path).write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    return Path(path)
 
 # %% ../nbs/01_trust.ipynb #01-trust-75
 class Damaged(ValueError):

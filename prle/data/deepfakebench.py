@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..core import REAL, check_choice, file_digest, progress, shortened, write_json
 from .crops import read_rgb
-from .manifest import COLUMNS, SPLITS
+from .manifest import COLUMNS, SPLITS, manifest_root
 from prle.trust import (
     below,
     check_replaceable,
@@ -413,7 +413,7 @@ def write_json_dataset(
         found = shortened(", ".join(datasets))[1:-1]
         raise ValueError(f"one JSON holds one data set, this manifest has {found}.")
     name, video_name, tree = _bench_name(datasets[0]), _video_names(manifest, datasets[0]), {}
-    home, root = Path(out) / name, Path(manifest.attrs["root"])
+    home, root = Path(out) / name, manifest_root(manifest)
     for column in ("subset", "video"):
         for word in manifest[column].unique():
             file_name(word, f"the {column}")

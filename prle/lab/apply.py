@@ -16,6 +16,7 @@ import torch
 
 from ..core import progress
 from ..trust import Damaged, check_entries, read_record
+from ..data.manifest import manifest_root
 from ..data.faces import SCALES, FaceError, align, crop_face, find_largest, warp_crop
 from ..data.videos import count_frames, is_pictures, list_videos, read_frames, sample_frames
 from ..detectors import Detector
@@ -57,7 +58,7 @@ def reopen(
     lab = Lab(config.preset, data or config.data or None, **options)
     if read_run(run.path)[0]["data"] != lab.fingerprint:
         raise ValueError(
-            f"{run.path.name} was trained on other data than lie in {lab.manifest.attrs['root']} now. "
+            f"{run.path.name} was trained on other data than lie in {manifest_root(lab.manifest)} now. "
             "Name the folder where its own lie (--data), or train it again."
         )
     return lab, run

@@ -21,11 +21,10 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from safetensors.torch import save
 from torch.utils.data import DataLoader
 
 from ..core import FAKE, atomic_path, check_choice, discard, log, torch_rng
-from ..trust import DIGESTS, read_array, read_json, read_table, read_tensors
+from ..trust import DIGESTS, read_array, read_json, read_table, read_tensors, write_tensors
 from ..fields import build_config
 from ..data.crops import move_maps, quantile_store
 from ..data.datasets import FaceDataset
@@ -442,11 +441,8 @@ def _train(self: Lab, accelerator, training: _Training):
         self._renewal(config, folder) if config.renew and config.needs_maps else None,
     )
     if accelerator is None or accelerator.is_main_process:
-        weights = {name: tensor.contiguous() for name, tensor in detector.state_dict().items()}
-        with atomic_path(
-            folder / "model.safetensors"
-        ) as tmp:  # safetensors' own file may stay behind
-            tmp.write_bytes(save(weights))
+        with atomic_path(folder / "model.safetensors") as tmp:
+            write_tensors(tmp, detector.state_dict())
         history.to_parquet(folder / "history.parquet", index=False)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-56

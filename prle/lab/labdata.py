@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from ..core import check_choice, digest, outputs_dir
 from ..trust import below
-from ..data.manifest import SPLITS, fold_count, of_seed, read_manifest, select
+from ..data.manifest import SPLITS, fold_count, manifest_root, of_seed, read_manifest, select
 from ..mini.benchmark import build_benchmark
 from ..mini.controls import build_controls
 from ..mini.targets import TARGETS, build_targets
@@ -66,7 +66,7 @@ def data_fingerprint(
 
     The column `target` matters to maps of pairs alone, whose runs are named by it besides, and
     `group` only where there are groups."""
-    root = Path(manifest.attrs["root"])
+    root = manifest_root(manifest)
     landmarks = [digest(points.tolist()) for points in manifest.landmarks]
     sizes = dict(bytes=_sizes(root, manifest.path), mask_bytes=_sizes(root, manifest["mask"]))
     grouped = "group" in manifest and (manifest.group >= 0).any()
