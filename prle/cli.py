@@ -220,7 +220,15 @@ def _check_target(out: Path):
         what_to_do = "name another file, or move it away."
         raise FileExistsError(f"{out} is there and no manifest; {what_to_do}") from e
 
-# %% ../nbs/09_cli.ipynb #09-cli-29
+# %% ../nbs/09_cli.ipynb #09-cli-29-0
+def _labels(words: tuple[str, ...] | None) -> dict[str, str]:
+    "Parse NAME=SUBSET; raise `ValueError` for anything else."
+    pairs = [word.rpartition("=") for word in words or ()]
+    if wrong := [name for name, _, subset in pairs if not (name and subset)]:
+        raise ValueError(f"--label takes NAME=real or NAME=MANIPULATION, not {wrong[0]!r}.")
+    return {name: subset for name, _, subset in pairs}
+
+# %% ../nbs/09_cli.ipynb #09-cli-29-1
 def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options: dict) -> int:
     "Write a manifest from DeepfakeBench's JSON or folders; exit code 1 if something is missing."
     from prle.data.deepfakebench import read_folders, read_json_dataset
@@ -230,7 +238,7 @@ def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options:
 
     problems = []
     if inputs[0].endswith(".json"):
-        _only(options, ("compression",), "a JSON")
+        _only(options, ("compression", "labels"), "a JSON")
         rows, missing = read_json_dataset(inputs, root, splits or list(SPLITS), **options)
     else:
         listing = list_dataset(inputs[0], root, **options | dict(frames=True))
@@ -251,13 +259,17 @@ def convert(
     root: str | None = None,
     out: str,  # the manifest to write; or the folder for DeepfakeBench's files
     splits: list[str] | None = None,  # which splits of a JSON to take (default: train val test)
+    # NAME=real or NAME=MANIPULATION: what a label name of a JSON stands for, where it is not DeepfakeBench's
+    label: tuple[str, ...] | None = None,
     **kwargs,
 ) -> int:  # exit code: 1 if something is missing
     "Convert DeepfakeBench's JSON or preprocessed folders to a manifest, or a manifest to both."
     from prle.data.deepfakebench import write_json_dataset
     from prle.data.manifest import read_manifest
 
-    options = adapter_options(**kwargs)
+    options, labels = adapter_options(**kwargs), _labels(label)
+    if labels:
+        options["labels"] = labels
     with _about(inputs[0]):
         if inputs[0].endswith(".parquet"):
             _only(options, (), "a manifest")

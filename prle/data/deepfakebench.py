@@ -100,11 +100,22 @@ def _check_frames(record: dict, name: str, label: str, split: str, video: str):
         if not isinstance(path, str):
             raise ValueError(f"{where}: among the frames is {shortened(path)}, which is no path.")
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-11
-def _walk(tree: dict, name: str, compression: str) -> Iterator[tuple[str, str, str, str, dict]]:
-    "Yield (label name, split, compression, video, its record) for every video in a data set's JSON."
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-11-0
+def _subset(label: str, labels: dict[str, str], name: str) -> str:
+    "Return the subset of a label name; `ValueError` saying what to do for one that is not known."
+    try:
+        return labels[check_choice(label, labels, f"label name in {name}")]
+    except ValueError as e:
+        what_to_do = "Say what it stands for (labels, on the command line --label NAME=real or NAME=manipulation)."
+        raise ValueError(f"{e} {what_to_do}") from None
+
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-11-1
+def _walk(
+    tree: dict, name: str, compression: str, labels: dict[str, str]
+) -> Iterator[tuple[str, str, str, str, dict]]:
+    "Yield (subset, split, compression, video, its record) for every video in a data set's JSON."
     for label, splits in _object(tree, name).items():
-        check_choice(label, LABELS, f"label name in {name}")
+        subset = _subset(label, labels, name)
         for split, videos in _object(splits, name, label).items():
             level = ""
             if _object(videos, name, label, split) and set(videos) <= LEVELS:
@@ -114,7 +125,7 @@ def _walk(tree: dict, name: str, compression: str) -> Iterator[tuple[str, str, s
                 videos = _object(videos[level], name, label, split, level)
             for video, record in videos.items():
                 _check_frames(_object(record, name, label, split, video), name, label, split, video)
-                yield label, split, level, video, record
+                yield subset, split, level, video, record
 
 # %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-12
 def _people(dataset: str, subset: str, video: str) -> tuple[str, str]:
@@ -206,9 +217,8 @@ def _one_split(rows: dict, files: Iterable):
             )
 
 # %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-23
-def _facts(dataset: str, label: str, split: str, compression: str, video: str) -> dict:
+def _facts(dataset: str, subset: str, split: str, compression: str, video: str) -> dict:
     "Return what all crops of a video have in common in the manifest."
-    subset = LABELS[label]
     person, source = _people(dataset, subset, video)
     return dict(
         label=int(subset != "real"),
@@ -228,6 +238,7 @@ def read_json_dataset(
     root: str | Path,  # the folder that their paths are relative to
     splits: tuple[str, ...] = SPLITS,  # which to take
     compression: str = "c23",  # where there is a choice
+    labels: dict[str, str] | None = None,  # label name -> "real" or a manipulation, beside `LABELS`
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # rows for `write_manifest`; missing crops: path, reason
     """Read DeepfakeBench's data set JSON as rows of a manifest.
 
@@ -235,14 +246,17 @@ def read_json_dataset(
     videos under more than one split. `ValueError` for unknown label names or compressions, and for a crop in
     several splits."""
     files, root, rows, missing = list(files), Path(root), {}, []
+    labels = LABELS | {
+        name: file_name(of, f"the label {name}") for name, of in (labels or {}).items()
+    }
     for file in files:
         for name, tree in read_json(file, dict, MAX_DATASET).items():
             dataset = "FF++" if name in FFPP else NAMES.get(name, name)
-            videos = _walk(tree, str(file), compression)
-            for label, split, level, video, record in progress(videos, desc=name):
+            videos = _walk(tree, str(file), compression, labels)
+            for subset, split, level, video, record in progress(videos, desc=name):
                 if split not in splits:
                     continue
-                facts = _facts(dataset, label, split, level, video)
+                facts = _facts(dataset, subset, split, level, video)
                 for path in record["frames"]:
                     path = path.replace("\\", "/").removeprefix("./")
                     row = _try_row(path, root, facts)
