@@ -108,6 +108,9 @@ def adapter_options(
     part: str | None = None,  # dfdc: test or train
     variants: list[str] | None = None,  # df-1.0: end_to_end, end_to_end_mix_3_distortions, ...
     protocol: str | None = None,  # df-1.0: official, ff++ or deepfakebench
+    # folder, and training parts of dfdc: shares of train, val and test where there are none, e.g. 70/10/20; in a
+    # folder each sub-folder is a person
+    split: str | None = None,
     reals: str | None = None,  # df-1.0: folder of FaceForensics++, whose c23 videos are the reals
     frames: bool = False,  # read folders of extracted frames in place of videos
 ) -> dict:
@@ -220,7 +223,7 @@ def _check_target(out: Path):
         what_to_do = "name another file, or move it away."
         raise FileExistsError(f"{out} is there and no manifest; {what_to_do}") from e
 
-# %% ../nbs/09_cli.ipynb #09-cli-29-0
+# %% ../nbs/09_cli.ipynb #09-cli-29
 def _labels(words: tuple[str, ...] | None) -> dict[str, str]:
     "Parse NAME=SUBSET; raise `ValueError` for anything else."
     pairs = [word.rpartition("=") for word in words or ()]
@@ -228,7 +231,7 @@ def _labels(words: tuple[str, ...] | None) -> dict[str, str]:
         raise ValueError(f"--label takes NAME=real or NAME=MANIPULATION, not {wrong[0]!r}.")
     return {name: subset for name, _, subset in pairs}
 
-# %% ../nbs/09_cli.ipynb #09-cli-29-1
+# %% ../nbs/09_cli.ipynb #09-cli-30
 def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options: dict) -> int:
     "Write a manifest from DeepfakeBench's JSON or folders; exit code 1 if something is missing."
     from prle.data.deepfakebench import read_folders, read_json_dataset
@@ -250,7 +253,7 @@ def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options:
     print(f"{len(rows)} crops, {len(missing)} missing -> {write_manifest(rows, out, root)}")
     return int(len(missing) + len(problems) > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-30
+# %% ../nbs/09_cli.ipynb #09-cli-31
 @delegates(adapter_options)
 def convert(
     inputs: list[str],  # JSON files, or a data set's name, or a manifest (.parquet)
@@ -281,7 +284,7 @@ def convert(
             raise ValueError(f"--root is missing: {what}.")
         return _from_deepfakebench(inputs, root, out, splits, options)
 
-# %% ../nbs/09_cli.ipynb #09-cli-31
+# %% ../nbs/09_cli.ipynb #09-cli-32
 def forge(
     *,
     # folder of photographs and videos, a sub-folder a person; default: the ORL faces
@@ -312,7 +315,7 @@ def forge(
         print(f"{name}: AUC of trivial cues alone (0.5 is chance)\n{table}")
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-33
+# %% ../nbs/09_cli.ipynb #09-cli-34
 def open_lab(
     *,
     # size of the experiment: smoke, mini, paper, controls or controls-smoke; mini+paper, mini+release, paper+paper
@@ -329,7 +332,7 @@ def open_lab(
 
     return Lab(preset, data, outputs)
 
-# %% ../nbs/09_cli.ipynb #09-cli-34
+# %% ../nbs/09_cli.ipynb #09-cli-35
 @delegates(open_lab)
 def reproduce(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -352,7 +355,7 @@ def reproduce(
     results = paper.reproduce(list(ids), **ways, **kwargs)
     return int(any(result != "done" for result in results.values()))
 
-# %% ../nbs/09_cli.ipynb #09-cli-35
+# %% ../nbs/09_cli.ipynb #09-cli-36
 def _notebook_parameters() -> str:
     "Return what `prle reproduce --help` ends with: the parameters that the notebooks have of their own."
     from prle.paper.reproduce import parameters_text
@@ -363,7 +366,7 @@ def _notebook_parameters() -> str:
 EPILOGUES = dict(reproduce=_notebook_parameters)
 "What the help of a command ends with."
 
-# %% ../nbs/09_cli.ipynb #09-cli-36
+# %% ../nbs/09_cli.ipynb #09-cli-37
 @delegates(open_lab)
 def plan(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -384,7 +387,7 @@ def plan(
     print(plan_text(planned(wanted.store)))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-38
+# %% ../nbs/09_cli.ipynb #09-cli-39
 def _needed(outputs: Path) -> set[str]:
     """Return the runs that are needed: those recorded, and those that notebooks would request.
 
@@ -402,7 +405,7 @@ def _needed(outputs: Path) -> set[str]:
             needed.update(plan_notebooks(lab, list_notebooks(), full=True).store.names())
     return needed
 
-# %% ../nbs/09_cli.ipynb #09-cli-39
+# %% ../nbs/09_cli.ipynb #09-cli-40
 def _prune(outputs: Path, delete: bool) -> int:
     "Print the runs that nothing needs, and delete them if asked to."
     from prle.lab.administration import prune, runs_text, spared
@@ -421,7 +424,7 @@ def _prune(outputs: Path, delete: bool) -> int:
         )
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-40
+# %% ../nbs/09_cli.ipynb #09-cli-41
 def runs(
     # list, check, prune; or the name of a run, to be shown in full: why it was made, from what, by which code
     what: str = "list",
@@ -453,7 +456,7 @@ def runs(
     print(runs_text(found))
     return int(what == "check" and len(found) > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-43
+# %% ../nbs/09_cli.ipynb #09-cli-44
 def _settings(words: list[str]) -> dict:
     "Parse NAME=VALUE, the value as YAML; raise `ValueError` for anything else."
     from prle.core import shortened
@@ -464,7 +467,7 @@ def _settings(words: list[str]) -> dict:
     pairs = [word.split("=", 1) for word in words]
     return {name: parse_yaml(value, f"--set {name}") for name, value in pairs}
 
-# %% ../nbs/09_cli.ipynb #09-cli-45
+# %% ../nbs/09_cli.ipynb #09-cli-46
 def _read_config(file: str, beside: list[str]):
     "Read what to train from a file; raise `ValueError` if anything was given beside it."
     from prle.lab.configs import RunConfig
@@ -475,7 +478,7 @@ def _read_config(file: str, beside: list[str]):
         raise ValueError(f"{file} says all about the training: {what_to_do}.")
     return config
 
-# %% ../nbs/09_cli.ipynb #09-cli-46
+# %% ../nbs/09_cli.ipynb #09-cli-47
 _CAM = dict(cam="method", explain="explain")
 "Option -> field of `prle.lab.configs.CamConfig`."
 
@@ -504,7 +507,7 @@ def _run_config(what: list[str], outputs: str | None, options: dict):
     settings |= {name: options[name] for name in zoo if name in options}
     return lab.config(*what, seed=seed, mask=mask, **settings)
 
-# %% ../nbs/09_cli.ipynb #09-cli-47
+# %% ../nbs/09_cli.ipynb #09-cli-48
 @delegates(open_lab)
 def train(
     # a configuration (.yaml or .json); or a detector and a manipulation: Xception DF
@@ -559,7 +562,7 @@ def train(
     print(evaluation(read_scores(run)).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-49
+# %% ../nbs/09_cli.ipynb #09-cli-50
 def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: str, draws: int):
     "Audit masks in a folder; raise `ValueError` without a manifest of their faces."
     from prle.data.manifest import read_manifest, select
@@ -570,7 +573,7 @@ def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: s
     rows = select(read_manifest(manifest), split, None if subset == "all" else subset)
     return audit_folder(masks, rows, draws)
 
-# %% ../nbs/09_cli.ipynb #09-cli-50
+# %% ../nbs/09_cli.ipynb #09-cli-51
 def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
     "Audit the masks of a training; raise `ValueError` without a manipulation."
     from prle.lab.administration import record_runs
@@ -586,7 +589,7 @@ def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
     record_runs(lab.outputs, f"audit-{planned.path.name}", dry.store.names())
     return read_audit(audit(lab, config, split, draws))
 
-# %% ../nbs/09_cli.ipynb #09-cli-51
+# %% ../nbs/09_cli.ipynb #09-cli-52
 @delegates(open_lab)
 def audit(
     *,
@@ -622,7 +625,7 @@ def audit(
         draw_audit(found).savefig(figure, dpi=150)
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-53
+# %% ../nbs/09_cli.ipynb #09-cli-54
 def controls(
     *,
     # folder of photographs and videos, a sub-folder a person; default: the ORL faces
@@ -639,7 +642,7 @@ def controls(
     print(made.paths[0].read_text(encoding="utf-8"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-54
+# %% ../nbs/09_cli.ipynb #09-cli-55
 def _find_detector(name: str, outputs: str | None) -> Path:
     "Find the folder of a detector's run."
     from prle.core import outputs_dir
@@ -647,7 +650,7 @@ def _find_detector(name: str, outputs: str | None) -> Path:
 
     return find_run(Path(outputs or outputs_dir()) / "runs", name, "detectors")
 
-# %% ../nbs/09_cli.ipynb #09-cli-55
+# %% ../nbs/09_cli.ipynb #09-cli-56
 def open_detector(
     name: str,  # of the run, as `prle runs` prints it, or its folder
     *,
@@ -661,7 +664,7 @@ def open_detector(
 
     return reopen(_find_detector(name, outputs), data, outputs=outputs)
 
-# %% ../nbs/09_cli.ipynb #09-cli-56
+# %% ../nbs/09_cli.ipynb #09-cli-57
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -680,7 +683,7 @@ def localize(
     print(lab.attention(run, split, subset, read).path / "maps.npy")
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-57
+# %% ../nbs/09_cli.ipynb #09-cli-58
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -700,7 +703,7 @@ def evaluate(
     print(evaluation(scores).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-58
+# %% ../nbs/09_cli.ipynb #09-cli-59
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -724,7 +727,7 @@ def predict(
     print(table.to_string(index=False, float_format="%.3f"))
     return int(table.p_fake.isna().any())
 
-# %% ../nbs/09_cli.ipynb #09-cli-60
+# %% ../nbs/09_cli.ipynb #09-cli-61
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -743,7 +746,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/09_cli.ipynb #09-cli-61
+# %% ../nbs/09_cli.ipynb #09-cli-62
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -757,7 +760,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/09_cli.ipynb #09-cli-62
+# %% ../nbs/09_cli.ipynb #09-cli-63
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -766,14 +769,14 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/09_cli.ipynb #09-cli-67
+# %% ../nbs/09_cli.ipynb #09-cli-68
 def _open_log():
     "Print messages to stderr, apart from the result."
     from prle.core import show_messages
 
     show_messages(stream="stderr")
 
-# %% ../nbs/09_cli.ipynb #09-cli-68
+# %% ../nbs/09_cli.ipynb #09-cli-69
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument
