@@ -689,14 +689,20 @@ def evaluate(
     name: str,  # of the run, as `prle runs` prints it, or its folder
     *,
     on: str = "test",  # test, or a target set
+    # any data: a folder with ff++/, ... as `prle faces` makes them, one of `prle forge`, or a manifest; default: those
+    # that it was trained on
+    data: str | None = None,
     **kwargs,
 ) -> int:  # exit code
     "Print a trained detector's AUC and accuracy, with intervals."
-    from prle.lab.apply import evaluation, open_run
+    from prle.lab.apply import evaluation, open_run, scores_on
     from prle.lab.experiments import read_scores
 
-    if on == "test":  # the run itself holds these scores, so its data need not be there
-        scores = read_scores(open_run(_find_detector(name, kwargs.get("outputs"))))
+    outputs = kwargs.get("outputs")
+    if data is not None:
+        scores = scores_on(_find_detector(name, outputs), data, on, outputs=outputs)
+    elif on == "test":  # the run itself holds these scores, so its data need not be there
+        scores = read_scores(open_run(_find_detector(name, outputs)))
     else:
         lab, run = open_detector(name, **kwargs)
         scores = lab.scores(run, on)

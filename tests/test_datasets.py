@@ -119,6 +119,17 @@ def test_the_manifest_may_lie_elsewhere(toy, tmp_path, place):
     assert data_fingerprint(again) == data_fingerprint(toy)
 
 
+def test_crops_beside_a_manifest_are_its_own(toy, tmp_path):
+    "Faces that were made anew from a table's are those that its new file means."
+    for path in toy.path:
+        (tmp_path / "new" / path).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "new" / path), np.full((16, 16, 3), 7, np.uint8))
+    new = read_manifest(write_manifest(toy, tmp_path / "new/manifest.parquet"))
+    assert new.attrs["root"] == str(tmp_path / "new") and FaceDataset(new)[0]["image"].max() == 7
+    old = read_manifest(write_manifest(toy, tmp_path / "new/old.parquet", toy.attrs["root"]))
+    assert FaceDataset(old)[0]["image"].equal(FaceDataset(toy)[0]["image"])
+
+
 @pytest.mark.parametrize("place", ["", "lists/of/mine", ".."])
 def test_a_folder_may_be_moved_together_with_its_manifest(toy, tmp_path, place, monkeypatch):
     here = tmp_path / "home/data"
@@ -189,10 +200,13 @@ def test_tables_of_two_folders_are_put_together_below_one(toy, tmp_path):
     shutil.copytree(tmp_path / "toy", tmp_path / "more/toy")
     more = read_manifest(tmp_path / "more/toy/manifest.parquet")
     more["video"] += "x"
+    more["landmarks"] = [points.astype(np.float64) for points in more.landmarks]
+    more["transform"] = [[1, 0, 0, 0, 1, 0]] * len(more)
     more["mask"] = more.path.where(more.label == 1, "")
     both = pd.concat([rebase(toy, tmp_path), rebase(more, tmp_path)], ignore_index=True)
     both = read_manifest(write_manifest(both, tmp_path / "lists/both.parquet"))
     assert both.attrs["root"] == str(tmp_path) and both["mask"].iloc[-1] == both.path.iloc[-1]
+    assert both.landmarks.iloc[0].tolist() == toy.landmarks.iloc[0].tolist()
     assert both.path.iloc[-1].startswith("more/toy/") and both["mask"].iloc[len(toy)] == ""
     for i, (one, rows) in enumerate([(toy, 0), (more, len(toy))]):
         assert FaceDataset(both)[rows + 5]["image"].equal(FaceDataset(one)[5]["image"])

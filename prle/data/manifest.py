@@ -238,12 +238,27 @@ def check_manifest(
     return df
 
 # %% ../../nbs/data/04_manifest.ipynb #data-04-manifest-21
-def _check_reached(df: pd.DataFrame, root: Path, name: str):
-    "Raise `ValueError` for a crop that is not below the root; a hundred are looked for."
-    for i in np.unique(np.linspace(0, len(df) - 1, 100).astype(int)):
-        if not below(root, df.path.iloc[i]).is_file():
-            what_to_do = "say what its paths are relative to (root=)"
-            raise ValueError(f"{_row(df, i, name)}: no such file in {root}; {what_to_do}.")
+def _missing(df: pd.DataFrame, root: Path) -> list[int]:
+    "Return the rows of those crops that are not below a root, of a hundred that are looked for."
+    some = np.unique(np.linspace(0, len(df) - 1, 100).astype(int)).tolist()
+    return [i for i in some if not below(root, df.path.iloc[i]).is_file()]
+
+
+def _find_root(df: pd.DataFrame, places: list[Path], name: str) -> Path:
+    "Return the first of some folders that the paths of a table can be relative to; `ValueError` if there is none."
+    missing = [_missing(df, place) for place in places]
+    if all(missing):
+        where = " or ".join(map(str, places))
+        what_to_do = "say what its paths are relative to (root=)"
+        raise ValueError(f"{_row(df, missing[0][0], name)}: no such file in {where}; {what_to_do}.")
+    return places[missing.index([])]
+
+
+def _of_one_type(lists: pd.Series) -> pd.Series:
+    "Return lists of numbers that a column can hold: float64 if they are of several types, as after `pd.concat`."
+    if len({np.asarray(values).dtype for values in lists}) == 1:
+        return lists
+    return pd.Series([np.asarray(values, np.float64) for values in lists], lists.index, object)
 
 
 def _kept_root(root: Path, folder: Path) -> str:
@@ -256,15 +271,17 @@ def _kept_root(root: Path, folder: Path) -> str:
 def write_manifest(
     df: pd.DataFrame,  # one row a face, columns as in `COLUMNS`
     path: str | Path,  # the Parquet file
-    # what crops and masks are relative to; None: as the table itself says, otherwise the file's folder
+    # what crops and masks are relative to; None: the file's folder, or if they are not there what the table says
     root: str | Path | None = None,
 ) -> Path:
     "Check `df` and write it atomically; `ValueError` as in `check_manifest`, and if its crops are not below the root."
     path = Path(path)
     table = check_manifest(df, str(path))[list(COLUMNS)].astype(COLUMNS)
-    root = Path(os.path.abspath(root or df.attrs.get("root") or path.parent))
-    _check_reached(table, root, str(path))
-    kept = _kept_root(root, path.parent)
+    for column in ("landmarks", "transform"):
+        table[column] = _of_one_type(table[column])
+    places = [root] if root else [path.parent, df.attrs.get("root")]
+    places = [Path(os.path.abspath(place)) for place in places if place]
+    kept = _kept_root(_find_root(table, places, str(path)), path.parent)
     table.attrs = {} if kept == "." else dict(root=kept)
     return write_table(path, table)
 
