@@ -105,7 +105,7 @@ def adapter_options(
     *,
     compression: str | None = None,  # ff++, and its JSON: raw, c23 or c40
     subsets: list[str] | None = None,  # ff++: of DF, FS, F2F, Fsh, NT
-    part: str | None = None,  # dfdc: test or train
+    part: str | None = None,  # dfdc: test or train (default: what lies there)
     variants: list[str] | None = None,  # df-1.0: end_to_end, end_to_end_mix_3_distortions, ...
     protocol: str | None = None,  # df-1.0: official, ff++ or deepfakebench
     # folder, and training parts of dfdc: shares of train, val and test where there are none, e.g. 70/10/20; in a
@@ -153,7 +153,7 @@ def check(
 ) -> int:  # exit code: 1 if something is missing or damaged
     """Compare a data set on disk with what should be there, or the crops of a manifest with what was written.
 
-    Exit code 1 if something is missing or damaged."""
+    In a folder of one's own, find copies between its splits too. Exit code 1 if something is missing or damaged."""
     options = adapter_options(**kwargs)
     if name == "manifest":
         _only(options, (), "a manifest")

@@ -1,5 +1,7 @@
 """prle.data.datasets: the manifest's checks and FaceDataset."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -591,6 +593,15 @@ def test_without_digests_crops_are_decoded(toy, tmp_path):
         (tmp_path / "toy" / toy.path[0]).read_bytes()[:300]
     )
     assert check_crops(tmp_path / "toy")[0].path.tolist() == [toy.path[0]]
+
+
+def test_a_crop_that_may_not_be_read_is_not_called_damaged(known, tmp_path, monkeypatch):
+    def closed(file, fingerprint):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+
+    monkeypatch.setattr(manifest, "check_digest", closed)
+    bad, _ = check_crops(tmp_path / "toy")
+    assert len(bad) and set(bad.reason) == {"may not be read (Permission denied)"}
 
 
 def test_a_damaged_manifest_or_table_of_digests_is_one_line(known, tmp_path, capsys):

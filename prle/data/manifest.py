@@ -422,6 +422,8 @@ def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
             return "it has no digest"
         else:
             check_digest(file, digests[path])
+    except PermissionError as e:
+        return f"may not be read ({e.strerror})"
     except (ValueError, OSError) as e:
         return f"damaged: {e}"
     return ""

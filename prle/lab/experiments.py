@@ -510,18 +510,19 @@ def _check_blind(rows: pd.DataFrame):
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-61
 @patch
 def _check_data(self: Lab, config: RunConfig, needs: tuple[str, ...]):
-    """Raise `ValueError` for data that lack what a training, its scores or its masks will need.
+    """Raise `ValueError` for data that lack what a training, its scores or its masks will need, once for each.
 
-    That is both classes in every split, masks of manipulated pixels and landmarks. Asked once for each."""
-    key = config.subset, self.fold(config.recipe.seed), config.mask, needs
+    That is both classes in every split and, unless it is only planned, masks of manipulated pixels and landmarks."""
+    seed, dry = config.recipe.seed, isinstance(self.store, DryStore)
+    key = config.subset, self.fold(seed), *((config.mask, needs) if not dry else ())
     if key in self._checked:
         return
-    rows = self.train_faces(config.subset, seed=config.recipe.seed)
-    self.train_faces(config.subset, "val", config.recipe.seed)
-    self.test_faces(seed=config.recipe.seed)
-    if "mask" in needs:
+    rows = self.train_faces(config.subset, seed=seed)
+    self.train_faces(config.subset, "val", seed)
+    self.test_faces(seed=seed)
+    if not dry and "mask" in needs:
         FaceDataset(rows, masks=True)
-    if config.mask != "none" and "landmarks" in MASKS[config.mask].needs:
+    if not dry and config.mask != "none" and "landmarks" in MASKS[config.mask].needs:
         _check_landmarks(rows, config.mask)
     self._checked.add(key)
 
@@ -529,13 +530,13 @@ def _check_data(self: Lab, config: RunConfig, needs: tuple[str, ...]):
 @patch
 def _check_zoo(self: Lab, zoo: Zoo):
     "Raise `ValueError` for faces that a zoo could not localize on: of one class, or that cannot be blind."
-    key = zoo.subset, self.fold(zoo.people), zoo.blind
-    if key in self._checked:
+    key = "zoo", zoo.subset, self.fold(zoo.people), zoo.blind
+    if key in self._checked or isinstance(self.store, DryStore):
         return
     rows = self.faces("train", zoo.subset, zoo.people)
-    if zoo.blind and not isinstance(self.store, DryStore):
+    if zoo.blind:
         _check_blind(rows)
-        self._checked.add(key)
+    self._checked.add(key)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-63
 @patch

@@ -148,7 +148,7 @@ class LabData:
     def preset(self) -> Preset:
         "Return the preset; on other data than its own, with the size of their faces."
         known = PRESETS[self.name]
-        size = _face_size(self.manifest) if self._sets else known.size
+        size = _face_size(self.manifest) if self.data else known.size
         if size != known.size:
             log.info(f"NOTE the faces are of {size} pixels, and so is what is trained on them.")
         return replace(known, size=size)
@@ -224,7 +224,7 @@ def check_faces(
 ):
     "Raise `ValueError` naming a face or mask of other data that is not of the size of the faces to train on."
     source = "" if split in SPLITS else split
-    if self._sets and source not in self._checked:
+    if self.data and source not in self._checked:
         check_sizes(self.source(split)[0], self.preset.size)
         self._checked.add(source)
 
