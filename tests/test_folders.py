@@ -17,6 +17,7 @@ from prle.core import rng
 from prle.data.faces import orl_folder, write_png
 from prle.data.layouts import check, list_dataset
 from prle.data.layouts.copies import find_copies
+from clips import draw_frame, photograph, write_frames
 
 
 def picture(*key, size=(96, 80)):
@@ -236,6 +237,26 @@ def test_portraits_of_different_people_are_not_taken_for_copies(tmp_path):
     assert find_copies(table) == []
     table["split"] = ["test" if file.name == "1.pgm" else "train" for file in files]
     assert len(find_copies(table)) < 3, "other pictures of the same people are no copies either"
+
+
+def test_people_before_one_wall_are_not_taken_for_copies_but_films_that_were_encoded_again_are(
+    tmp_path,
+):
+    "A frame of which the face takes a hundredth; the same film in another size has another file."
+    size, half = (640, 480), (320, 240)
+    films = {
+        name: [draw_frame(size, [photograph(name, 80)], 4 * i)[0] for i in range(5)]
+        for name in ("s1", "s2")
+    }
+    write_frames(tmp_path / "train/real/a.mp4", films["s1"], size)
+    write_frames(tmp_path / "test/real/b.mp4", films["s2"], size)
+    put(tmp_path, "train/fake/a.png", "test/fake/b.png")
+    assert check("folder", tmp_path).complete
+    smaller = [cv2.resize(frame, half, interpolation=cv2.INTER_AREA) for frame in films["s1"]]
+    write_frames(tmp_path / "test/fake/c.mp4", smaller, half)
+    ((file, why),) = check("folder", tmp_path).bad.values.tolist()
+    assert file.endswith("test/fake/c.mp4") and "looks the same as" in why
+    assert why.endswith("train/real/a.mp4: a leak from train to test")
 
 
 # DFDC
