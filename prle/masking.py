@@ -119,10 +119,11 @@ def _as_batch(image) -> tuple[Tensor, Callable[[Tensor], Any]]:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None], _as_array
     if isinstance(image, np.ndarray) and image.ndim == 2:
         return torch.from_numpy(np.array(image))[None, None], lambda t: t[0, 0].numpy()
-    if isinstance(image, Tensor) and image.ndim == 4:
-        return image, lambda t: t
-    if isinstance(image, Tensor) and image.ndim == 3:
-        return image[None], lambda t: t[0]
+    if isinstance(image, Tensor) and image.ndim in (3, 4):
+        kind, plain = type(image), image.as_subclass(Tensor)
+        if image.ndim == 4:
+            return plain, lambda t: t.as_subclass(kind)
+        return plain[None], lambda t: t[0].as_subclass(kind)
     kind = f"{type(image).__name__} {tuple(getattr(image, 'shape', ())) or ''}"
     raise TypeError(
         "image must be a tensor (C, H, W) or (N, C, H, W), an array (H, W[, C]) or a PIL image, "
@@ -144,7 +145,7 @@ def _as_quantiles(quantiles) -> Tensor:
             f"the quantile map is {quantiles.dtype}; it must be uint16 "
             "(not fused attention, not an 8-bit picture)."
         )
-    return quantiles.reshape(-1, 1, *quantiles.shape[-2:])
+    return quantiles.as_subclass(Tensor).reshape(-1, 1, *quantiles.shape[-2:])
 
 # %% ../nbs/05_masking.ipynb #05-masking-40
 class MaskParams(NamedTuple):

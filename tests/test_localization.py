@@ -242,7 +242,7 @@ def test_wrong_input(net, x):
         attention_maps(net, net.last, (x * 255).to(torch.uint8))
     with pytest.raises(TypeError, match="float tensor"):
         attention_maps(net, net.last, x[0])
-    with pytest.raises(TypeError, match="'head'"):
+    with pytest.raises(ValueError, match="'head'"):
         attention_maps(net, net.head, x)
     with pytest.raises(RuntimeError, match="more than once"):
         attention_maps(net, net.act, x)
