@@ -10,9 +10,10 @@ import copy
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from ..core import check_choice, collected_messages, log, progress
@@ -96,6 +97,30 @@ def _start(ray, **options):
     advice = "the machine may be too busy; the engine `local` needs no Ray"
     raise OSError(f"Ray did not start in {_STARTS} attempts: {advice}.") from late
 
+# %% ../../nbs/lab/08_engines.ipynb #new-24842920
+_LONGEST = 39
+"Bytes of a temporary folder's path: of the 103 that a socket's path may have on macOS (Linux: 107), Ray takes 64 or more."
+
+_SHORT = ("/tmp", "/dev/shm", "/var/tmp")
+"Where Ray's sockets go if the temporary folder's path is too long."
+
+
+@contextmanager
+def _short_folder():
+    "Yield options of `ray.init`: if the temporary folder's path is too long for a socket, a short one for the while."
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR", "/tmp")
+    if len(os.fsencode(usual)) <= _LONGEST:
+        yield {}
+        return
+    found = [folder for folder in _SHORT if os.access(folder, os.W_OK | os.X_OK)]
+    if not found:
+        raise OSError(
+            f"the path {usual} is too long for Ray's sockets; set RAY_TMPDIR to a folder that you may "
+            f"write to, with a path of at most {_LONGEST} bytes."
+        )
+    with TemporaryDirectory(prefix="ray-", dir=found[0], ignore_cleanup_errors=True) as folder:
+        yield dict(_temp_dir=folder)
+
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-19
 @contextmanager
 def cluster(
@@ -109,13 +134,16 @@ def cluster(
         yield ray
         return
     options |= dict(logging_level="ERROR", log_to_driver=False)
+    place: AbstractContextManager[dict] = nullcontext({})
     if "RAY_ADDRESS" not in os.environ:
         options |= dict(address="local", include_dashboard=False)
-    _start(ray, **options)
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+        place = _short_folder()
+    with place as more:
+        _start(ray, **options, **more)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-21
 _DEATHS = 3

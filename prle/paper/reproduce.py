@@ -262,12 +262,28 @@ def notebook_parameters(
     return known
 
 # %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-30
+def _own_kernel() -> type:
+    "Return a kernel manager that knows this Python only, and no `python3` of JUPYTER_PATH or of the user."
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from traitlets import default
+
+    class OwnKernel(AsyncKernelManager):
+        "Starts kernels of the Python that runs here."
+
+        @default("kernel_spec_manager")
+        def _native_only(self):
+            return KernelSpecManager(kernel_dirs=[], parent=self)
+
+    return OwnKernel
+
+# %% ../../nbs/paper/09_reproduce.ipynb #new-77
 def run_notebook(
     source: Path,  # a notebook with a cell tagged `parameters`
     out: Path,  # the executed copy; a failed one is kept beside it as NAME.failed.ipynb
     **parameters,  # values for its parameters
 ) -> Path:  # `out`
-    """Execute a notebook with papermill.
+    """Execute a notebook with papermill in a kernel of the Python that runs here.
 
     Raise `ValueError` for a parameter that it does not have, where papermill would only warn."""
     import papermill
@@ -277,14 +293,15 @@ def run_notebook(
         check_choice(name, known, f"parameter of {source.name}")
     failed = out.with_suffix(".failed.ipynb")
     quiet = dict(progress_bar=False, extra_arguments=["--log-level=CRITICAL"])
-    options = dict(kernel_name="python3", **quiet)
+    options = dict(kernel_name="python3", kernel_manager_class=_own_kernel(), **quiet)
+    failed.unlink(missing_ok=True)
     with atomic_path(out) as tmp:
         try:
             papermill.execute_notebook(str(source), str(tmp), parameters=parameters, **options)
-        except papermill.PapermillExecutionError:
-            tmp.replace(failed)
+        except Exception:  # an error in a cell, or a kernel that died
+            if tmp.exists():
+                tmp.replace(failed)
             raise
-    failed.unlink(missing_ok=True)
     return out
 
 # %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-32
@@ -534,13 +551,17 @@ def _lacking(
 # %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-47
 def _executed(source: Path, out: Path, common: dict, **own) -> str:
     'Run a notebook with those common parameters that it has; return "done" or the last line of the error.'
+    failed = out.with_suffix(".failed.ipynb")
     try:
         known = notebook_parameters(source)
         given = {name: value for name, value in common.items() if name in known}
         run_notebook(source, out, **given, **own)
         return "done"
     except Exception as e:
-        return f"FAILED: {str(e).strip().splitlines()[-1]} (see {out.with_suffix('.failed.ipynb')})"
+        why = str(e).strip().splitlines()[-1]
+        if type(e).__name__ == "DeadKernelError":
+            why = "its kernel died, perhaps for want of memory"
+        return f"FAILED: {why} (see {failed})" if failed.exists() else f"FAILED: {why}"
 
 # %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-48
 def reproduce(
