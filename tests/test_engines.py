@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -236,6 +237,41 @@ def test_a_node_that_is_late_is_started_again(late):
         with pytest.raises(OSError, match="did not start in 3 attempts: the machine may be too"):
             prle.lab.engines._start(fake)
         assert len(calls) == 3
+
+
+LONG = "/scratch/of-the-batch-system/users/somebody/jobs/4711"
+
+
+def test_a_long_temporary_folder_is_no_place_for_sockets(tmp_path, monkeypatch):
+    "Ray's own variable comes before the system's; where nothing short can be written, what to set is said."
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", LONG)
+    with prle.lab.engines._short_folder() as options:
+        (short,) = options.values()
+        assert len(short) <= 39 and os.path.isdir(short)
+    assert not os.path.exists(short)
+    monkeypatch.setattr(prle.lab.engines, "_SHORT", [str(tmp_path / "none")])
+    with pytest.raises(OSError, match=f"{LONG} is too long.*set RAY_TMPDIR .* at most 39 bytes"):
+        with prle.lab.engines._short_folder():
+            pass
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    with prle.lab.engines._short_folder() as options:
+        assert options == {}
+
+
+def test_ray_starts_where_the_temporary_folder_is_long(tmp_path):
+    "In a process of its own, as a batch system starts it."
+    place = tmp_path / ("a" * 60)
+    place.mkdir()
+    code = (
+        "from prle.lab.engines import cluster\n"
+        "with cluster(num_cpus=1) as ray:\n"
+        "    print(ray.get(ray.remote(num_cpus=0)(len).remote('abc')))\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k not in ("RAY_TMPDIR", "RAY_ADDRESS")}
+    env |= dict(TMPDIR=str(place))
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["3"], done.stderr
 
 
 def test_what_else_stops_ray_is_said_at_once():

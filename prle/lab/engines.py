@@ -99,7 +99,7 @@ def _start(ray, **options):
 
 # %% ../../nbs/lab/08_engines.ipynb #new-24842920
 _LONGEST = 39
-"Bytes of a temporary folder's path: of the 103 that a socket's path may have on macOS (Linux: 107), Ray takes 64 or more."
+"Bytes that the path of a temporary folder may have."
 
 _SHORT = ("/tmp", "/dev/shm", "/var/tmp")
 "Where Ray's sockets go if the temporary folder's path is too long."
