@@ -192,7 +192,11 @@ def test_a_full_disk_leaves_what_was_there_and_is_named(tmp_path, monkeypatch, l
             )
 
     monkeypatch.setattr(
-        *((prle.training.checkpoint, "save_file") if library == "safetensors" else (torch, "save")),
+        *(
+            (prle.training.checkpoint, "write_tensors")
+            if library == "safetensors"
+            else (torch, "save")
+        ),
         save,
     )
     with pytest.raises(
