@@ -150,15 +150,15 @@ def _packets(container, film) -> Iterator[_Packet]:
         yield _Packet(*times, packet.is_keyframe, spare, not hidden, packet.is_corrupt)
 
 # %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-27
-def _by_time(packets: list[_Packet], second: float) -> np.ndarray:
-    "Return the places of the packets in the order in which they are shown; `second` is in ticks."
-    part, last, parts = 0, None, []
+def _times(packets: list[_Packet], second: float) -> list[tuple]:
+    "Return part and time of each packet, which order the packets as they are shown; `second` is in ticks."
+    part, last, times = 0, None, []
     for packet in packets:
         if packet.dts is not None:
             part += last is not None and packet.dts < last - second
             last = packet.dts
-        parts.append(part)
-    return np.lexsort(([packet.pts for packet in packets], parts))
+        times.append((part, packet.pts))
+    return times
 
 # %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-30
 def _decode(film, packet, place: int) -> list:
@@ -245,23 +245,23 @@ def dependents(self: Index, place: int) -> list[int]:
 # %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-41
 def _order(file: Path, container, film, packets: list[_Packet]) -> tuple[np.ndarray, bool]:
     "Return the places of the packets that show something, in the order of the film, and whether their times told it."
-    times = [packet.pts for packet in packets]
-    blind = None in times
+    times = _times(packets, float(1 / film.time_base))
+    shown = [place for place, packet in enumerate(packets) if packet.is_shown]
+    told = [times[place] for place in shown]
+    timed = None not in [time for _, time in told] and len(set(told)) == len(told)
     if container.format.name == "avi" and film.codec_context.has_b_frames:
-        blind |= times == sorted(times)
-    if blind:
-        order = _by_decoding(file, len(packets))
-    else:
-        order = _by_time(packets, float(1 / film.time_base))
-    return order[[packets[place].is_shown for place in order]], not blind
+        timed &= told != sorted(told)
+    if timed:
+        return np.array(sorted(shown, key=times.__getitem__), int), True
+    order = _by_decoding(file, len(packets))
+    return order[np.isin(order, shown)], False
 
 # %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-42
-def _listed(file: Path, container, film, packets: list[_Packet]) -> int:
+def _listed(container, film, packets: list[_Packet]) -> int:
     "Return how many packets a file lists in its table of contents; the header's number only if the file is cut off."
     if "mov" in container.format.name:
         return len(film.index_entries)
-    cut = packets and packets[-1].is_corrupt
-    return min(film.frames, file.stat().st_size) if cut else 0  # each takes a byte
+    return film.frames if packets and packets[-1].is_corrupt else 0
 
 # %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-43
 def _by_the_clock(container, film, times: np.ndarray) -> tuple[np.ndarray, int]:
@@ -287,13 +287,14 @@ def _index(file: Path) -> Index:
     with _pyav().logging.Capture() as log, _opened(file) as (container, film, said):
         packets = list(_packets(container, film))
         order, timed = _order(file, container, film, packets)
-        behind = max(0, _listed(file, container, film, packets) - len(packets))
-        numbers = np.arange(len(order))
+        numbers, more = np.arange(len(order)), 0
         if timed and _is_damaged(container, packets, said + log):
             times = np.array([packets[place].pts for place in order])
             numbers, more = _by_the_clock(container, film, times)
-            behind = max(behind, more)
-        places = np.full(numbers.max(initial=-1) + 1 + behind, -1)
+        listed = _listed(container, film, packets) - len(packets) + len(order)
+        count = max(numbers.max(initial=-1) + 1 + more, listed)
+        most = file.stat().st_size  # each frame takes a byte
+        places = np.full(max(min(count, most), numbers.max(initial=-1) + 1), -1)
         places[numbers] = order
         held = np.full(len(packets), -1)
         held[order] = numbers
@@ -303,7 +304,7 @@ def _index(file: Path) -> Index:
             keys=np.flatnonzero([packet.is_key for packet in packets]),
             spare=np.array([packet.is_spare for packet in packets], bool),
             broken=_broken(packets, order, numbers),
-            is_cut=bool(behind or (packets and packets[-1].is_corrupt)),
+            is_cut=bool((places[-1:] < 0).any() or (packets and packets[-1].is_corrupt)),
             rate=float(film.average_rate or film.guessed_rate or 25),
             stream=film.index,
             aspect=film.sample_aspect_ratio,
