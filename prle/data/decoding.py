@@ -321,7 +321,7 @@ def index_video(
     file: str | Path,  # a video
 ) -> Index:
     "Count a video's frames and find them in the file, without decoding; `VideoError` naming the file if it has none."
-    file = Path(file)
+    file = Path(file).absolute()
     state = file.stat() if file.is_file() else None
     index = _known_index(file, state.st_size, state.st_mtime_ns) if state else _index(file)
     if not len(index):
