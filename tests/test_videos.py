@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from clips import (
     background,
+    damage,
     draw_frame,
     ffmpeg,
     photograph,
@@ -696,6 +697,75 @@ def test_scripts_without_a_guard_are_told(clips, tmp_path):
     ).stderr
     assert "worker processes do not start" in said and "__main__" in said
     assert not list((tmp_path / "out").glob("clips/*"))
+
+
+# Damaged and paused videos
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    "A clip of 60 frames with key frames at 0, 20 and 40, of which two packets are damaged, and its mask video."
+    folder = tmp_path_factory.mktemp("damaged")
+    write_clip(folder / "plain.mp4", frames=60, size=(200, 200), mask=folder / "mask.mp4")
+    encode = "-c:v libx264 -preset ultrafast -g 20 -pix_fmt yuv420p".split()
+    ffmpeg("-i", folder / "plain.mp4", *encode, folder / "whole.mp4")
+    shutil.copy(folder / "whole.mp4", folder / "hurt.mp4")
+    damage(folder / "hurt.mp4", [25, 26])
+    return folder
+
+
+def test_damage_costs_frames_and_shifts_none(damaged, tmp_path):
+    "Crops, landmarks, masks and numbers of the others are those of the undamaged video."
+    videos = table(damaged / "hurt.mp4", damaged / "whole.mp4")
+    videos = videos.assign(mask_file=str(damaged / "mask.mp4"))
+    faces = V.extract(videos, tmp_path / "out", every=5, size=64, workers=0)
+    hurt, whole = (faces[faces.video == name] for name in ("hurt", "whole"))
+    assert whole.frame.tolist() == list(range(0, 60, 5))
+    assert hurt.frame.tolist() == [0, 5, 10, 15, 20, 40, 45, 50, 55]
+    assert reasons(tmp_path / "out") == {
+        ("hurt", i): "cannot be decoded (its data are damaged)." for i in (25, 30, 35)
+    }
+    same = whole.set_index("frame").loc[hurt.frame]
+    for column in ("path", "mask"):
+        for ours, theirs in zip(hurt[column], same[column]):
+            assert Path(ours).name == Path(theirs).name
+            assert np.array_equal(
+                read_image(tmp_path / "out" / ours), read_image(tmp_path / "out" / theirs)
+            )
+
+
+def test_a_distorted_copy_of_a_damaged_video_lacks_the_same_frames(damaged, tmp_path, capsys):
+    videos = table(damaged / "hurt.mp4").assign(distortion="CC:1 VC:1")
+    faces = V.extract(videos, tmp_path / "out", every=5, size=64, workers=0)
+    assert faces.frame.tolist() == [0, 5, 10, 15, 20, 40, 45, 50, 55]
+    assert sorted(reasons(tmp_path / "out")) == [("hurt", i) for i in (25, 30, 35)]
+    assert "12 frames, 9 faces, 3 dropped (3 cannot be decoded)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
+def test_a_paused_video_has_the_frames_that_it_has(damaged, tmp_path, name):
+    "A minute's pause after every twentieth frame."
+    late = "setpts=PTS+floor(N/20)*60/TB"
+    codec = "libvpx" if name == "a.webm" else "libx264"
+    ffmpeg(
+        *("-i", damaged / "plain.mp4", "-vf", late, "-fps_mode", "passthrough"),
+        *("-c:v", codec, "-deadline", "realtime", tmp_path / name),
+    )
+    assert V.count_frames(tmp_path / name) == 60
+    faces = V.extract(table(tmp_path / name), tmp_path / "out", count=4, size=64, workers=0)
+    assert faces.frame.tolist() == [0, 19, 39, 59] and reasons(tmp_path / "out") == {}
+
+
+def test_masks_of_a_video_with_other_pixels(damaged, tmp_path):
+    "Both are made square, so the mask fits."
+    for name in ("plain", "mask"):
+        squeezed = ("-vf", "scale=150:200,setsar=4/3", "-c:v", "mpeg4", "-q:v", 2)
+        ffmpeg("-i", damaged / f"{name}.mp4", "-frames:v", 2, *squeezed, tmp_path / f"{name}.mp4")
+    videos = table(tmp_path / "plain.mp4").assign(mask_file=str(tmp_path / "mask.mp4"))
+    faces = V.extract(videos, tmp_path / "out", **QUICK)
+    [frame] = V.read_frames(tmp_path / "plain.mp4", [1])
+    assert frame.shape == (200, 200, 3) and faces.frame.tolist() == [0, 1]
+    assert (faces["mask"] != "").all() and reasons(tmp_path / "out") == {}
 
 
 # Masks and distortions
