@@ -62,14 +62,14 @@ def _film(container):
     films = [s for s in container.streams.video if not s.disposition & flags.attached_pic]
     return max(films, key=lambda stream: bool(stream.disposition & flags.default), default=None)
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-12
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-13
 def _codec(said: list[tuple]) -> str:
     "Find in FFmpeg's log the name of the codec that it cannot decode, or its code in the file."
     log = " ".join(text for _, _, text in said)
     found = re.search(r"Video: (?:none \()?(\w+)", log)
     return found[1].upper() if found else "its codec"
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-13
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-14
 @contextmanager
 def _opened(file: Path) -> Iterator[tuple]:
     "Yield a video's container, its film and the log; `VideoError` naming the file if it has none that can be decoded."
@@ -85,7 +85,7 @@ def _opened(file: Path) -> Iterator[tuple]:
         _check_size(file, *_square(film.width, film.height, film.sample_aspect_ratio))
         yield container, film, said
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-15
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-17
 def _square(
     width: int,
     height: int,
@@ -96,7 +96,7 @@ def _square(
         return width, height
     return (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-17
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-19
 def _check_size(file: Path, width: int, height: int):
     "Raise `VideoError` naming the file if its frames have more pixels than are decoded."
     try:
@@ -104,7 +104,7 @@ def _check_size(file: Path, width: int, height: int):
     except ValueError as e:
         raise VideoError(f"{file}: {str(e).removeprefix(f'{file} ')}") from e
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-20
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-21
 class _Packet(NamedTuple):
     "What the container says of a packet."
 
@@ -115,7 +115,7 @@ class _Packet(NamedTuple):
     is_shown: bool
     is_corrupt: bool  # only a part of it is there
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-21
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-22
 def _is_spare(
     content: memoryview,  # of a packet of H.264
     width: int,  # bytes of the length before each of its units
@@ -129,7 +129,7 @@ def _is_spare(
         at += width + int.from_bytes(content[at : at + width], "big")
     return False
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-24
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-25
 def _filled(container, film) -> Iterator:
     "Yield PyAV's packets of the film that hold something, as far as the file can be gone through."
     with suppress(_pyav().FFmpegError):
@@ -137,7 +137,7 @@ def _filled(container, film) -> Iterator:
             if packet.size:
                 yield packet
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-25
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-26
 def _packets(container, film) -> Iterator[_Packet]:
     "Yield what the container says of each packet of the film."
     codec, head = film.codec_context.name, film.codec_context.extradata or b""
@@ -149,7 +149,7 @@ def _packets(container, film) -> Iterator[_Packet]:
         times = packet.pts, packet.dts
         yield _Packet(*times, packet.is_keyframe, spare, not hidden, packet.is_corrupt)
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-27
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-28
 def _times(packets: list[_Packet], second: float) -> list[tuple]:
     "Return part and time of each packet, which order the packets as they are shown; `second` is in ticks."
     part, last, times = 0, None, []
@@ -160,14 +160,14 @@ def _times(packets: list[_Packet], second: float) -> list[tuple]:
         times.append((part, packet.pts))
     return times
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-30
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-31
 def _decode(film, packet, place: int) -> list:
     "Return the frames that come out when a packet goes in (None: the rest), each with its packet's place as `pts`."
     if packet is not None:
         packet.pts = packet.dts = place
     return [f for f in film.codec_context.decode(packet) if f.pts is not None]
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-31
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-32
 def _by_decoding(file: Path, count: int) -> np.ndarray:
     "Return the places of the packets in the order that the decoder has; one it refuses comes before the next."
     shown = []
@@ -182,7 +182,7 @@ def _by_decoding(file: Path, count: int) -> np.ndarray:
         order.append(place)
     return np.array([*order, *refused], int)
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-33
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-34
 def _is_damaged(container, packets: list[_Packet], said: list[tuple]) -> bool:
     "Say whether the container lost some of the film; MPEG program streams never say so, and know no pauses."
     mute = container.format.name == "mpeg"
@@ -190,7 +190,7 @@ def _is_damaged(container, packets: list[_Packet], said: list[tuple]) -> bool:
     errors = [who for level, who, _ in said if level <= _pyav().logging.ERROR]
     return mute or partial or container.format.name in errors
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-34
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-35
 def _tick(times: np.ndarray) -> float:
     "Return the time from frame to frame in a film of which some frames are lost; 0 if it is not even."
     steps = np.diff(times)
@@ -201,7 +201,7 @@ def _tick(times: np.ndarray) -> float:
     even = np.abs(steps / tick - frames) < 0.1 + 0.01 * frames
     return tick if even.all() and frames.sum() < 10**6 else 0
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-37
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-38
 @dataclass(frozen=True, eq=False)
 class Index:
     "The frames of a video and the packets that hold them."
@@ -226,7 +226,7 @@ class Index:
         sources = np.where(self.spare, -1, self.numbers)
         return np.maximum(np.maximum.accumulate(sources), self.numbers)
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-38
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-39
 @patch
 def start(self: Index, number: int) -> int:
     "Return the packet at which decoding has to begin to get a frame."
@@ -234,7 +234,7 @@ def start(self: Index, number: int) -> int:
     begun = before[self.numbers[before] <= number]
     return int(begun[-1]) if len(begun) else 0
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-40
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-41
 @patch
 def dependents(self: Index, place: int) -> list[int]:
     "List the packets whose frames may be predicted from this one: all up to those of the next key frame."
@@ -242,7 +242,7 @@ def dependents(self: Index, place: int) -> list[int]:
     leading = [p for p in range(key + 1, end) if self.numbers[p] < self.numbers[key]]
     return [*range(place + 1, key), *leading]
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-41
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-42
 def _order(file: Path, container, film, packets: list[_Packet]) -> tuple[np.ndarray, bool]:
     "Return the places of the packets that show something, in the order of the film, and whether their times told it."
     times = _times(packets, float(1 / film.time_base))
@@ -256,14 +256,14 @@ def _order(file: Path, container, film, packets: list[_Packet]) -> tuple[np.ndar
     order = _by_decoding(file, len(packets))
     return order[np.isin(order, shown)], False
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-42
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-43
 def _listed(container, film, packets: list[_Packet]) -> int:
     "Return how many packets a file lists in its table of contents; the header's number only if the file is cut off."
     if "mov" in container.format.name:
         return len(film.index_entries)
     return film.frames if packets and packets[-1].is_corrupt else 0
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-43
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-44
 def _by_the_clock(container, film, times: np.ndarray) -> tuple[np.ndarray, int]:
     "Return the numbers of frames with these times, and how many are lost behind them, if the clock is even."
     tick = _tick(times)
@@ -273,7 +273,7 @@ def _by_the_clock(container, film, times: np.ndarray) -> tuple[np.ndarray, int]:
     end = (container.duration or 0) / 10**6 / film.time_base
     return numbers, max(0, round((float(end) - times[-1]) / tick) - 1)
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-44
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-45
 def _broken(packets: list[_Packet], order: np.ndarray, numbers: np.ndarray) -> list[int]:
     "List the packets that are there in part or come behind others that are lost."
     broken = [place for place, packet in enumerate(packets) if packet.is_corrupt]
@@ -281,7 +281,7 @@ def _broken(packets: list[_Packet], order: np.ndarray, numbers: np.ndarray) -> l
         broken.append(int(order[numbers >= number].min()))
     return sorted(set(broken))
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-45
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-46
 def _index(file: Path) -> Index:
     "Go through a file and make its index."
     with _pyav().logging.Capture() as log, _opened(file) as (container, film, said):
@@ -310,13 +310,13 @@ def _index(file: Path) -> Index:
             aspect=film.sample_aspect_ratio,
         )
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-46
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-47
 @lru_cache(maxsize=8)
 def _known_index(file: Path, size: int, changed: int) -> Index:
     "Keep the indices of the files that are being read."
     return _index(file)
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-47
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-48
 def index_video(
     file: str | Path,  # a video
 ) -> Index:
@@ -328,12 +328,12 @@ def index_video(
         raise VideoError(f"{file}: no frames.")
     return index
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-52
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-53
 _DAMAGED = "cannot be decoded (its data are damaged)."
 _LOST = "cannot be decoded (the file lacks it)."
 _DELAY = 32  # packets; a decoder holds back 16 frames at most, with two fields each
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-53
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-54
 class _Decoder:
     "Decodes a film forward and gives the wanted frames in rising order."
 
@@ -353,7 +353,7 @@ class _Decoder:
         if not self.index.spare[place]:
             self.damaged.update(self.index.dependents(place))
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-55
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-56
 @patch
 def _take(self: _Decoder, frame):
     "Keep a frame that is wanted, and note what it tells of the damage."
@@ -364,7 +364,7 @@ def _take(self: _Decoder, frame):
     if place in self.wanted:
         self.ready[place] = frame
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-56
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-57
 @patch
 def _feed(self: _Decoder) -> bool:
     "Decode the next packet; False at the end of the file."
@@ -380,7 +380,7 @@ def _feed(self: _Decoder) -> bool:
             self._give_up(self.at)
     return packet is not None
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-57
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-58
 @patch
 def _jump(self: _Decoder, place: int):
     "Pass over all packets before this one."
@@ -389,7 +389,7 @@ def _jump(self: _Decoder, place: int):
     self.film.codec_context.flush_buffers()
     self.begun, self.ready = place, {}
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-59
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-60
 @patch
 def read(self: _Decoder, number: int):
     "Return a frame of PyAV, or the `VideoError` that says why it cannot be had."
@@ -406,7 +406,7 @@ def read(self: _Decoder, number: int):
     there = place in self.ready and place not in self.damaged
     return self.ready[place] if there else VideoError(_DAMAGED)
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-61
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-62
 def _read(file: Path, index: Index, wanted: Sequence[int], jumps: bool) -> Iterator:
     "Yield PyAV's frames, or why they cannot be had."
     with _opened(file) as (container, film, _):
@@ -414,7 +414,7 @@ def _read(file: Path, index: Index, wanted: Sequence[int], jumps: bool) -> Itera
         for number in wanted:
             yield decoder.read(number)
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-62
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-63
 def _read_safely(file: Path, index: Index, wanted: Sequence[int]) -> Iterator:
     "Yield what `_read` yields with jumps, or without them if it can be had only so."
     frames, tried = _read(file, index, wanted, True), False
@@ -428,7 +428,7 @@ def _read_safely(file: Path, index: Index, wanted: Sequence[int]) -> Iterator:
                 frames, frame = other, again
         yield frame
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-64
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-65
 def _picture(frame, aspect: Fraction | None) -> np.ndarray:
     "Return a frame of PyAV as (H, W, 3) uint8, RGB, with square pixels and upright."
     width, height = _square(frame.width, frame.height, aspect)
@@ -436,7 +436,7 @@ def _picture(frame, aspect: Fraction | None) -> np.ndarray:
     picture = frame.to_ndarray(format="rgb24", **size)
     return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-65
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-66
 def decode_video(
     file: str | Path,  # a video
     wanted: Sequence[int],  # frames, in rising order
@@ -451,7 +451,7 @@ def decode_video(
     for _ in wanted[len(there) :]:
         yield VideoError(f"the video ends before this frame (it has {len(index)}).")
 
-# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-68
+# %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-69
 def undecodable(
     file: str | Path,  # a video
 ) -> dict[int, VideoError]:  # frame -> why it cannot be had

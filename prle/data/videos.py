@@ -246,14 +246,14 @@ def read_frames(
     read = _picture_frames if is_pictures(source) else decode_video
     return read(Path(source), wanted)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-30
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-35
 def _not_lost(frame: np.ndarray, error: VideoError | None) -> np.ndarray:
     "Return the frame of a copy; raise what is wrong with it in the source."
     if error:
         raise error
     return frame
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-31
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-36
 @contextmanager
 def _distorted(file: Path, meta: str) -> Iterator[tuple[Path, Callable]]:
     "Yield the source to decode and the function (frame, index) -> frame to apply."
@@ -269,11 +269,11 @@ def _distorted(file: Path, meta: str) -> Iterator[tuple[Path, Callable]]:
             lost = undecodable(file)
             yield made, lambda frame, index: _not_lost(frame, lost.get(index))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-33
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-38
 def _size(frame: np.ndarray) -> str:
     return f"{frame.shape[1]}x{frame.shape[0]}"
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-34
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-39
 def difference_mask(
     fake: np.ndarray,  # (H, W, 3) uint8, RGB
     real: np.ndarray,  # (H, W, 3) uint8, RGB: the frame that `fake` was made from
@@ -283,7 +283,7 @@ def difference_mask(
         raise ValueError(f"two frames of different sizes: {_size(fake)} and {_size(real)}.")
     return cv2.cvtColor(cv2.absdiff(fake, real), cv2.COLOR_RGB2GRAY)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-36
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-41
 def _crop_frame(frame: np.ndarray, index: int, folder: Path, settings: dict) -> dict:
     "Crop the largest face of a frame into `folder` and return its row; `FaceError` if there is none."
     face = find_largest(frame)
@@ -296,7 +296,7 @@ def _crop_frame(frame: np.ndarray, index: int, folder: Path, settings: dict) -> 
     place = dict(path=name, frame=index, landmarks=landmarks, transform=matrix.ravel())
     return place | dict(mask="", found=face.found)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-37
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-42
 def _crop_mask(
     mask: np.ndarray, frame: np.ndarray, untouched: bool, row: dict, folder: Path, size: int
 ) -> str:
@@ -311,12 +311,12 @@ def _crop_mask(
     write_png(folder / name, crop if untouched else np.uint8(255) * (crop > 1))
     return name
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-39
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-44
 def _reason(error: Exception, source: str) -> str:
     "Return what goes into the drop report: the message without the path of `source`."
     return str(error).splitlines()[0].removeprefix(f"{source}: ").replace(f"{source}{os.sep}", "")
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-40
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-45
 class _Crops:
     "The rows and the drop list of one video."
 
@@ -331,7 +331,7 @@ class _Crops:
         except (ValueError, cv2.error) as e:
             self.dropped.append((index, kind + _reason(e, source)))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-41
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-46
 def _numbers(source: Path) -> Sequence[int] | None:
     """Return the frame's number at each position.
 
@@ -343,7 +343,7 @@ def _numbers(source: Path) -> Sequence[int] | None:
     numbers = {int(stem) for stem in stems if stem.isdecimal() and len(stem) < 10}
     return sorted(numbers) if len(numbers) == len(stems) else None
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-42
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-47
 def _positions(source: Path, frames: list[int] | None) -> list[int]:
     "Return where a mask source has these frames, its end for those it lacks; `FaceError` if nothing tells."
     numbers = _numbers(source)
@@ -354,7 +354,7 @@ def _positions(source: Path, frames: list[int] | None) -> list[int]:
         )
     return [numbers.index(i) if i in numbers else len(numbers) for i in frames]
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-43
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-48
 def _read_masks(
     crops: _Crops, source: str, frames: list[int] | None
 ) -> Iterator[np.ndarray | FaceError | None]:
@@ -365,7 +365,7 @@ def _read_masks(
     while True:
         yield None
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-44
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-49
 def _crop_video(row: dict, folder: Path, settings: dict) -> _Crops:
     "Crop the wanted frames of a video into `folder`; what fails goes to the drop list."
     crops, file, mask_file = _Crops(), row["file"], row["mask_file"] or row["untouched_file"]
@@ -389,11 +389,11 @@ def _crop_video(row: dict, folder: Path, settings: dict) -> _Crops:
                     face["mask"] = _crop_mask(mask, frame, untouched, face, folder, size)
     return crops
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-46
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-51
 _RECORD, _FACES = "video.json", "faces.parquet"
 _VIDEO_FOLDER = "crops of a video"
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-47
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-52
 def _state(source: str) -> list | str | None:
     "Return a file's size and modification time, a digest of those in a folder, None where there is nothing."
     path = Path(source)
@@ -403,7 +403,7 @@ def _state(source: str) -> list | str | None:
         return digest([[p.name, *_state(str(p))] for p in list_pictures(path)])
     return [path.stat().st_size, path.stat().st_mtime_ns]
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-48
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-53
 def _origin(row: dict) -> dict:
     "Describe what a video's crops are made from, apart from the settings."
     return dict(
@@ -413,14 +413,14 @@ def _origin(row: dict) -> dict:
         distortion=row["distortion"],
     )
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-49
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-54
 def _is_loss(entry) -> bool:
     "Say whether an entry of a drop list is a frame and a reason."
     if not isinstance(entry, list) or len(entry) != 2:
         return False
     return isinstance(entry[0], int) and isinstance(entry[1], str)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-50
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-55
 def _read_video_record(folder: Path) -> dict:
     """Read the record of a video's folder; `FileNotFoundError` without it.
 
@@ -436,7 +436,7 @@ def _read_video_record(folder: Path) -> dict:
         check_digest(folder / _FACES, record["files"].get(_FACES))
     return record
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-51
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-56
 def _is_finished(row: dict, folder: Path) -> bool:
     "Say whether the folder holds what this video gives; not if the record is damaged."
     try:
@@ -444,7 +444,7 @@ def _is_finished(row: dict, folder: Path) -> bool:
     except (FileNotFoundError, ValueError):
         return False
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-52
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-57
 def _write_video(row: dict, folder: Path, crop: Callable[[Path], _Crops]):
     "Replace a video's folder by what `crop` writes there, with its table and the digests of its files."
     origin = _origin(row)
@@ -458,7 +458,7 @@ def _write_video(row: dict, folder: Path, crop: Callable[[Path], _Crops]):
         record = dict(origin=origin, **counts, dropped=crops.dropped, files=files)
         write_json(tmp / _RECORD, record)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-53
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-58
 @contextmanager
 def _one_thread():
     "Limit OpenCV to one thread, since it is the videos that are spread over the processors."
@@ -469,13 +469,13 @@ def _one_thread():
     finally:
         cv2.setNumThreads(threads)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-54
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-59
 def _extract_video(row: dict, folder: Path, settings: dict):
     "Crop one video from start to end: what a worker does."
     with _one_thread():
         _write_video(row, folder, lambda tmp: _crop_video(row, tmp, settings))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-56
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-61
 def _follow_parent():
     "End this worker when its parent ends."
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
@@ -484,7 +484,7 @@ def _follow_parent():
 def _pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_follow_parent)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-57
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-62
 def _through_pool(todo: deque, running: dict, workers: int) -> Iterator[None]:
     "Move jobs from `todo` through `running` and yield when one is done; `BrokenProcessPool` when a worker dies."
     pool = _pool(workers)
@@ -500,14 +500,14 @@ def _through_pool(todo: deque, running: dict, workers: int) -> Iterator[None]:
     finally:
         pool.shutdown(cancel_futures=True)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-59
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-64
 def _give_up(row: dict, folder: Path, settings: dict):
     "Drop a video that its process did not survive."
     crops = _Crops()
     crops.dropped.append((-1, "the process that read it died, twice."))
     _write_video(row, folder, lambda tmp: crops)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-60
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-65
 def _alone(job: tuple) -> Iterator[None]:
     "Do one job in a process of its own, and give it up if that dies too."
     try:
@@ -516,7 +516,7 @@ def _alone(job: tuple) -> Iterator[None]:
         _give_up(*job)
         yield
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-61
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-66
 def _check_workers():
     "Raise `RuntimeError` if no worker can be started at all."
     try:
@@ -528,12 +528,12 @@ def _check_workers():
             "below `if __name__ == '__main__':`, or with workers=0."
         ) from e
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-62
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-67
 def _processors() -> int:
     "Count the processors that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-63
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-68
 def _in_processes(jobs: list[tuple], workers: int | None) -> Iterator[None]:
     "Do all jobs in worker processes or, with 0 workers, in this one; yield after each."
     todo, workers = deque(jobs), min(len(jobs), _processors() if workers is None else workers)
@@ -548,7 +548,7 @@ def _in_processes(jobs: list[tuple], workers: int | None) -> Iterator[None]:
             for job in running.values():
                 yield from _alone(job)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-65
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-70
 @contextmanager
 def _ray(workers: int | None):
     "Yield Ray, connected to the cluster that `RAY_ADDRESS` names or started here until the end of the `with`."
@@ -569,7 +569,7 @@ def _ray(workers: int | None):
     finally:
         ray.shutdown()
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-66
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-71
 def _on_ray(jobs: list[tuple], workers: int | None) -> Iterator[None]:
     "Do all jobs as Ray tasks, at most `workers` at once; Ray retries a task whose process dies."
     with _ray(workers) as ray:
@@ -589,11 +589,11 @@ def _on_ray(jobs: list[tuple], workers: int | None) -> Iterator[None]:
                 _give_up(*job)
             yield
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-67
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-72
 POOLS = {"process": _in_processes, "ray": _on_ray}
 "Name -> function (jobs, workers) that does all jobs and yields after each."
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-69
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-74
 _VERSION = 2  # of the crops: rises when the same settings give other ones
 _OWN_COLUMNS = dict(
     path=pa.string(),
@@ -605,7 +605,7 @@ _OWN_COLUMNS = dict(
 )
 _INPUTS = ("file", "mask_file", "untouched_file", "distortion")
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-70
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-75
 def _check_videos(videos: pd.DataFrame) -> pd.DataFrame:
     "Return the table with the columns that may be missing; `ValueError` for a wrong one."
     missing = [c for c in ("file", "subset", "video") if c not in videos]
@@ -628,7 +628,7 @@ def _check_videos(videos: pd.DataFrame) -> pd.DataFrame:
         parse_meta(meta)
     return videos
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-71
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-76
 def _folders(videos: pd.DataFrame, out: Path) -> list[Path]:
     """Return the folder of each video.
 
@@ -645,7 +645,7 @@ def _folders(videos: pd.DataFrame, out: Path) -> list[Path]:
         first[folder] = file
     return folders
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-72
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-77
 def _settings(
     count: int | None, every: int | None, align: str, size: int, scale: float | None
 ) -> dict:
@@ -658,7 +658,7 @@ def _settings(
     frames = dict(count=None if every else count, every=every)
     return dict(**frames, align=align, size=size, scale=scale, version=_VERSION)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-73
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-78
 def _open_folder(out: Path, settings: dict):
     """Make the output folder or go on in it.
 
@@ -685,7 +685,7 @@ def _open_folder(out: Path, settings: dict):
     except OSError as e:
         raise OSError(f"cannot write to {out} ({e.strerror}); name another folder.") from e
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-75
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-80
 _TOGETHER = 64  # videos whose faces are in memory at once
 
 
@@ -698,7 +698,7 @@ def _read_video(folder: Path, out: Path, copied: dict) -> pd.DataFrame:
         **copied,
     )
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-76
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-81
 def _write_faces(videos: pd.DataFrame, folders: list[Path], out: Path):
     "Write the tables of all videos as one."
     copied = videos.drop(columns=list(_INPUTS))
@@ -718,7 +718,7 @@ def _write_faces(videos: pd.DataFrame, folders: list[Path], out: Path):
                 rows = pa.Table.from_pandas(pd.concat(tables), schema, preserve_index=False)
                 writer.write_table(rows)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-77
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-82
 def _write_all_digests(folders: list[Path], out: Path):
     "Write the table of `prle.trust.read_digests`: those of all crops and masks, as their videos' records say."
     schema = pa.schema([("path", pa.string()), ("digest", pa.string())])
@@ -735,7 +735,7 @@ def _write_all_digests(folders: list[Path], out: Path):
                     digests.append(str(fingerprint))
             writer.write_table(pa.table([paths, digests], schema))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-78
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-83
 def _reports(
     videos: pd.DataFrame, folders: list[Path]
 ) -> tuple[pd.DataFrame, dict[str, str], int, int]:
@@ -751,7 +751,7 @@ def _reports(
         faces += record["faces"]
     return pd.DataFrame(entries, columns=[*names, "frame", "reason"]), lost, frames, faces
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-79
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-84
 def _summary(videos: int, reused: int, frames: int, faces: int, dropped: pd.DataFrame) -> str:
     "Say in one line what became of everything."
     plain = [re.sub(r"^[^:]*\.\w+: | \(.*", "", reason).rstrip(".") for reason in dropped.reason]
@@ -760,7 +760,7 @@ def _summary(videos: int, reused: int, frames: int, faces: int, dropped: pd.Data
     lost = f"{len(dropped)} dropped ({why})" if why else f"{len(dropped)} dropped"
     return f"{videos} videos{before}: {frames} frames, {faces} faces, {lost}"
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-80
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-85
 def _complaints(lost: dict[str, str], most: int = 10) -> list[str]:
     "List the files that give no face, each with the reason, `most` at most; the drop report has the rest."
     lines = [reason if file in reason else f"{file}: {reason}" for file, reason in lost.items()]
@@ -768,7 +768,7 @@ def _complaints(lost: dict[str, str], most: int = 10) -> list[str]:
         lines[most:] = [f"and {len(lines) - most} more, see dropped.csv"]
     return lines
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-81
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-86
 def crop_videos(
     videos: pd.DataFrame,  # a row a video, columns as below
     out: str | Path,  # folder to write or to go on in
@@ -813,7 +813,7 @@ def crop_videos(
     print(*_complaints(lost), summary, sep="\n")
     return out / _FACES
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-82
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-87
 def extract(
     videos: pd.DataFrame,  # as `crop_videos` takes them
     out: str | Path,  # likewise
