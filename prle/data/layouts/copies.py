@@ -62,7 +62,7 @@ class Look(NamedTuple):
     bits: np.ndarray  # (`BITS`,) bool: its perceptual hash
     grey: np.ndarray  # (64, 64) float16, of mean 0 and standard deviation 1
 
-# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-11-0
+# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-11
 def picture_look(
     image: np.ndarray,  # (H, W, 3) uint8, RGB
 ) -> Look | None:  # None: a flat picture, which looks like any other
@@ -75,7 +75,7 @@ def picture_look(
     grey = (small - small.mean()) / small.std()
     return Look(waves > np.median(waves), grey.astype(np.float16))
 
-# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-11-1
+# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-12
 def local_difference(
     one: Look,
     other: Look,
@@ -84,7 +84,7 @@ def local_difference(
     difference = np.abs(one.grey.astype(np.float32) - other.grey)
     return float(difference.reshape(16, 4, 16, 4).mean((1, 3)).max())
 
-# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-13
+# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-14
 def _look(file: str) -> Look | None:
     "Return the look of the frame in the middle of a video; None if it is flat or cannot be decoded."
     try:
@@ -109,7 +109,7 @@ def _alike(looks: Sequence[Look], others: Sequence[Look]) -> Iterator[tuple[int,
             if min(local) <= LOCAL:
                 yield start + i, near[int(np.argmin(local))]
 
-# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-15
+# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-16
 def _copied(videos: pd.DataFrame) -> list[tuple[str, str]]:
     "Name the videos whose content stands in another split as well, or under the other label."
     found, first = [], same_content(videos.file.tolist())
@@ -126,7 +126,7 @@ def _copied(videos: pd.DataFrame) -> list[tuple[str, str]]:
             found.append((one.file, f"the same file as {where}, which has the other label"))
     return found
 
-# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-16
+# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-17
 def _resembling(videos: pd.DataFrame, workers: int) -> list[tuple[str, str]]:
     "Name the videos that look like one of an earlier split."
     with ThreadPoolExecutor(workers) as pool:
@@ -144,7 +144,7 @@ def _resembling(videos: pd.DataFrame, workers: int) -> list[tuple[str, str]]:
             found.append((here.file.iloc[i], f"{like}: a leak from {other.split} to {split}"))
     return found
 
-# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-17
+# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-18
 def find_copies(
     videos: pd.DataFrame,  # of a listing
     workers: int = 8,  # threads that decode
