@@ -15,6 +15,7 @@ import pandas as pd
 from ...core import progress
 from ..decoding import VideoError, decode_video, index_video
 from ..faces import FaceError, read_image
+from .copies import find_copies
 from .registry import Listing, list_dataset
 from ..videos import is_pictures, list_pictures
 from ...trust import shown_path
@@ -100,9 +101,11 @@ def _counts(listing: Listing, state: pd.Series) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype(dict(expected="Int64"))
 
 # %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-14
-def _overlap(videos: pd.DataFrame) -> str:
-    "Write the sentence on persons who are in more than one split."
-    columns = ["split", "identity"]
+def _overlap(listing: Listing) -> str:
+    "Write the sentence on persons who are in more than one split, or that nobody can know."
+    if not listing.people:
+        return "whether a person is in more than one split cannot be known"
+    videos, columns = listing.videos, ["split", "identity"]
     targets, sources = videos[columns], videos[["split", "source_identity"]]
     people = pd.concat([targets, sources.set_axis(columns, axis=1)])
     splits = people[people.identity != ""].groupby("identity").split.nunique()
@@ -119,15 +122,20 @@ def check(
     workers: int = 8,  # threads that open videos
     **options,  # of the adapter
 ) -> Report:
-    "Compare a data set on disk with what should be there."
+    """Compare a data set on disk with what should be there.
+
+    Where its authors have made no splits, look for copies between them too."""
     listing = list_dataset(name, root, **options)
     files = [row["file"] for row in listing.rows]
     with ThreadPoolExecutor(workers) as pool:
         states = list(progress(pool.map(probe, files), desc="check", total=len(files)))
     bad = listing.problems + [(file, state) for file, state in zip(files, states) if state]
+    if not listing.vetted:
+        whole = listing.videos[[not state for state in states]].reset_index(drop=True)
+        bad += find_copies(whole, workers)
     return Report(
         _counts(listing, pd.Series(states, dtype=str)),
         pd.DataFrame(listing.totals, columns=["what", "expected", "found", "optional"]),
         pd.DataFrame(bad, columns=["file", "reason"]),
-        [_overlap(listing.videos), *listing.notes] if files else listing.notes,
+        [_overlap(listing), *listing.notes] if files else listing.notes,
     )
