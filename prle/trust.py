@@ -6,9 +6,9 @@
 __all__ = ['LONGEST_NAME', 'MAX_JSON', 'MAX_YAML', 'MAX_PIXELS', 'MAX_PICTURE', 'MAX_TABLE', 'MAX_CSV', 'MARKER', 'MAX_MARKER',
            'DIGESTS', 'one_line', 'shown_path', 'file_name', 'file_path', 'below', 'open_file', 'read_bytes',
            'parse_json', 'read_json', 'check_entries', 'read_record', 'parse_yaml', 'read_yaml', 'read_array',
-           'check_pixels', 'check_picture', 'read_picture', 'read_table', 'write_table', 'read_csv', 'read_tensors',
-           'Damaged', 'check_digest', 'write_sealed', 'read_sealed', 'write_digests', 'read_digests', 'read_whole',
-           'check_digests', 'mark_folder', 'check_replaceable', 'made_folder']
+           'check_pixels', 'read_table', 'write_table', 'read_csv', 'read_tensors', 'Damaged', 'check_digest',
+           'write_sealed', 'read_sealed', 'write_digests', 'read_digests', 'read_whole', 'check_digests', 'mark_folder',
+           'check_replaceable', 'made_folder']
 
 # %% ../nbs/01_trust.ipynb #01-trust-2
 import io
@@ -329,35 +329,6 @@ def check_pixels(
         return
     size = f"{width:,} x {height:,}"
     raise ValueError(f"{path} promises {size} pixels; at most {MAX_PIXELS:,} are decoded.")
-
-# %% ../nbs/01_trust.ipynb #01-trust-49
-def check_picture(
-    path: str | Path,  # for the message
-    content: bytes,  # of the file
-) -> bytes:  # the same, to be decoded
-    "Return the content of a picture that Pillow can open; `ValueError` naming the file otherwise."
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            size = picture.size
-    except Image.DecompressionBombError as e:  # Pillow's own limit, which is higher
-        raise ValueError(
-            f"{path} promises far too many pixels; at most {MAX_PIXELS:,} are decoded."
-        ) from e
-    except Image.UnidentifiedImageError as e:
-        raise ValueError(f"{path} is not a picture.") from e
-    except Exception as e:
-        raise ValueError(f"{path} is a truncated or damaged picture ({one_line(e)}).") from e
-    check_pixels(path, *size)
-    return content
-
-# %% ../nbs/01_trust.ipynb #01-trust-50
-def read_picture(
-    path: str | Path,  # of any format that Pillow knows
-) -> bytes:  # the file, to be decoded
-    "Read a picture's file; `ValueError` as in `check_picture`, `OSError` if it cannot be read."
-    return check_picture(path, read_bytes(path, MAX_PICTURE))
 
 # %% ../nbs/01_trust.ipynb #01-trust-53
 MAX_TABLE = 2**33

@@ -23,7 +23,8 @@ from prle.data.manifest import read_manifest, write_manifest
 from prle.lab.configs import IDENTITY, PRESETS, PUBLISHED, READING, CamConfig, RunConfig, Zoo
 from prle.paper.exhibits import Exhibit
 from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
-from prle.data.faces import orl_folder, read_image
+from prle.data.faces import orl_folder
+from prle.data.pictures import read_image
 from prle.metrics import auc
 from prle.lab.administration import list_runs, recorded_runs
 from prle.trainer import to_input

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from prle.data.crops import read_mask, read_rgb
-from prle.data.faces import Face, orl_folder, read_image, write_png
+from prle.data.faces import Face, orl_folder, write_png
+from prle.data.pictures import read_image
 from prle.data.manifest import check_crops, read_manifest
 from prle.lab.configs import PRESETS, RunConfig
 from prle.lab.experiments import Lab

@@ -31,15 +31,8 @@ from prle.data import videos as V
 from prle.cli import main
 from prle.core import file_digest, rng, temporary_name
 from prle.data.distortions import distort_frame, distort_video
-from prle.data.faces import (
-    FaceError,
-    align,
-    find_largest,
-    move_points,
-    read_image,
-    warp_crop,
-    write_png,
-)
+from prle.data.faces import align, find_largest, move_points, warp_crop, write_png
+from prle.data.pictures import FaceError, read_image
 from prle.data.manifest import check_crops, write_manifest
 from prle.trust import check_digests, read_digests
 

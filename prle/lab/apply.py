@@ -16,7 +16,8 @@ import torch
 
 from ..core import progress
 from ..trust import Damaged, check_entries, read_record
-from ..data.faces import SCALES, FaceError, align, crop_face, find_largest, warp_crop
+from ..data.faces import SCALES, align, crop_face, find_largest, warp_crop
+from ..data.pictures import FaceError
 from ..data.videos import count_frames, is_pictures, list_videos, read_frames, sample_frames
 from ..detectors import Detector
 from ..metrics import evaluate

@@ -36,9 +36,7 @@ from prle.trust import (
 from ..data.crops import read_rgb
 from ..data.manifest import read_manifest, write_manifest
 from prle.data.faces import (
-    PHOTO_SUFFIXES,
     Face,
-    FaceError,
     crop_face,
     find_largest,
     list_photos,
@@ -47,9 +45,10 @@ from prle.data.faces import (
     summary,
     write_png,
 )
+from ..data.pictures import FaceError, file_kind
 from .forge import inner, manipulate, manipulation
 from .generators import STEPS, Generator, one_thread, trained_networks
-from ..data.videos import VIDEO_SUFFIXES, count_frames, read_frames, sample_frames
+from ..data.videos import count_frames, read_frames, sample_frames
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-5
 def _check_number(people: list[str]):
@@ -348,9 +347,9 @@ def choose_photos(
 ) -> list[Path]:
     "List the photographs and videos of some persons; `ValueError` if there are fewer than `people`."
     if faces:
-        everyone = list_photos(faces, PHOTO_SUFFIXES | VIDEO_SUFFIXES)
+        everyone = list_photos(faces, "picture", "video")
     else:
-        everyone = list_photos(orl_folder(), {".pgm"})
+        everyone = list_photos(orl_folder())
     chosen = set(everyone)
     if people is not None:
         if not 6 <= people <= len(everyone):
@@ -440,7 +439,7 @@ def read_crops(
 ) -> tuple[list[Face], pd.DataFrame]:  # faces; what has none, with columns path, reason
     "Crop the faces of photographs and videos; return them and the drop report."
     framing = size, scale, lift, soft
-    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    videos = [path for path in files if file_kind(path) == "video"]
     parts = [read_faces([path for path in files if path not in set(videos)], *framing)]
     parts += [_read_video(path, count, framing) for path in progress(videos, desc="videos")]
     faces = [face for found, _ in parts for face in found]

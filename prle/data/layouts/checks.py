@@ -14,7 +14,7 @@ import cv2
 import pandas as pd
 
 from ...core import progress
-from ..faces import FaceError, read_image
+from ..pictures import FaceError, read_image
 from .registry import Listing, list_dataset
 from ..videos import is_pictures, list_pictures, open_video, promised_frames
 from ...trust import shown_path

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...core import atomic_path
-from ..faces import FaceError
+from ..pictures import FaceError
 from .registry import Listing, list_dataset
 from ..manifest import COLUMNS, check_manifest
 from ..videos import crop_videos

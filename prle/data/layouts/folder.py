@@ -8,10 +8,10 @@ __all__ = ['plain_folder']
 # %% ../../../nbs/data/layouts/07_folder.ipynb #data-layouts-07-folder-2
 from pathlib import Path
 
-from ..faces import PHOTO_SUFFIXES
 from .registry import BESIDE, Listing, find_child, register_layout, tell_apart
 from ..manifest import SPLITS
-from ..videos import VIDEO_SUFFIXES, list_pictures, visible_files, walk_folders
+from ..videos import list_pictures
+from ..pictures import visible_files, walk_folders
 
 # %% ../../../nbs/data/layouts/07_folder.ipynb #data-layouts-07-folder-4
 def _items(place: Path, frames: bool) -> list[Path]:
@@ -23,7 +23,7 @@ def _items(place: Path, frames: bool) -> list[Path]:
             items.append(Path(parent))
             folders.clear()
         elif not frames:
-            items += visible_files(parent, names, VIDEO_SUFFIXES | PHOTO_SUFFIXES)
+            items += visible_files(parent, names, "video", "picture")
     return sorted(items)
 
 # %% ../../../nbs/data/layouts/07_folder.ipynb #data-layouts-07-folder-5

@@ -18,7 +18,7 @@ import pandas as pd
 
 from ...core import FAKE, REAL, VIDEO, check_choice, digest
 from ...trust import file_name, one_line, read_bytes, read_json
-from ..videos import VIDEO_SUFFIXES
+from ..pictures import VIDEO_SUFFIXES
 
 # %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-5
 VIDEO_COLUMNS = [
