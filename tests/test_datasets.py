@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from prle.cli import main
 from prle.core import file_digest, rng
 from prle.data import manifest
-from prle.data.crops import read_mask, read_quantiles, read_rgb
+from prle.data.crops import read_quantiles, read_rgb
 from prle.data.datasets import BalancedSampler, FaceDataset
 from prle.data.manifest import check_crops, check_manifest, read_manifest, select, write_manifest
 from prle.lab.labdata import data_fingerprint
@@ -237,12 +237,11 @@ def test_quantile_maps_are_compared_with_their_digests(toy, tmp_path):
 def test_unreadable_files_are_named(tmp_path):
     (tmp_path / "face.png").write_bytes(b"no picture")
     cv2.imwrite(str(tmp_path / "grey.png"), np.zeros((4, 4), np.uint8))
-    with pytest.raises(OSError, match="cannot read the picture .*face.png"):
+    with pytest.raises(OSError, match="picture .*face.png: cannot be read"):
         read_rgb(tmp_path / "face.png")
-    with pytest.raises(OSError, match="quantile map .*face.png"):
-        read_quantiles(tmp_path / "face.png")
-    with pytest.raises(ValueError, match="grey.png is no 16-bit"):
-        read_quantiles(tmp_path / "grey.png")
+    for name in ("face.png", "grey.png"):
+        with pytest.raises(ValueError, match=f"{name} is no 16-bit"):
+            read_quantiles(tmp_path / name)
 
 
 def test_masks_of_another_size_or_missing_are_named(toy):
@@ -255,7 +254,7 @@ def test_masks_of_another_size_or_missing_are_named(toy):
         and faces[0]["mask"].shape == (1, 24, 32)
         and faces[0]["mask_known"]
     )
-    with pytest.raises(OSError, match="cannot read the mask .*m.png"):
+    with pytest.raises(OSError, match="mask .*m.png: no such file"):
         faces[1]
     cv2.imwrite(str(root / "m.png"), np.full((10, 12), 255, np.uint8))
     with pytest.raises(ValueError, match=r"m.png is \(12, 10\), its face \(32, 24\)"):
@@ -393,13 +392,6 @@ def test_faces_and_masks_outside_are_not_read(toy, tmp_path):
     write_digests(tmp_path / "q", dict.fromkeys(toy.path, "0"))
     with pytest.raises(ValueError, match="leads out of"):
         FaceDataset(toy, quantiles=tmp_path / "q")[0]
-
-
-def test_pictures_that_promise_too_much_are_not_decoded(tmp_path):
-    (tmp_path / "face.pgm").write_bytes(b"P5 30000 30000 255 ")
-    for read in (read_rgb, read_quantiles, lambda path: read_mask(path, (8, 8))):
-        with pytest.raises(OSError, match="face.pgm: promises far too many pixels"):
-            read(tmp_path / "face.pgm")
 
 
 @pytest.fixture
