@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LONGEST_NAME', 'MAX_JSON', 'MAX_YAML', 'MAX_PIXELS', 'MAX_PICTURE', 'MAX_TABLE', 'MAX_CSV', 'MARKER', 'MAX_MARKER',
-           'DIGESTS', 'one_line', 'shown_path', 'file_name', 'file_path', 'below', 'open_file', 'read_bytes',
-           'parse_json', 'read_json', 'check_entries', 'read_record', 'parse_yaml', 'read_yaml', 'read_array',
-           'check_pixels', 'read_table', 'write_table', 'read_csv', 'read_tensors', 'Damaged', 'check_digest',
-           'write_sealed', 'read_sealed', 'write_digests', 'read_digests', 'read_whole', 'check_digests', 'mark_folder',
-           'check_replaceable', 'made_folder']
+           'DIGESTS', 'one_line', 'shown_path', 'file_name', 'safe_name', 'file_path', 'below', 'open_file',
+           'read_bytes', 'parse_json', 'read_json', 'check_entries', 'read_record', 'parse_yaml', 'read_yaml',
+           'read_array', 'check_pixels', 'read_table', 'write_table', 'read_csv', 'read_tensors', 'Damaged',
+           'check_digest', 'write_sealed', 'read_sealed', 'write_digests', 'read_digests', 'read_whole',
+           'check_digests', 'mark_folder', 'check_replaceable', 'made_folder', 'check_destination']
 
 # %% ../nbs/01_trust.ipynb #01-trust-2
 import io
@@ -83,6 +83,24 @@ def file_name(
     if fault:
         raise ValueError(f"{what} {shortened(name)} cannot name a file: {fault}.")
     return name
+
+# %% ../nbs/01_trust.ipynb #new-53657457
+def _is_odd(letter: str) -> bool:
+    "Say whether a letter belongs in no file name."
+    return letter in "/\\" or unicodedata.category(letter) in ("Cc", "Cs")
+
+# %% ../nbs/01_trust.ipynb #new-18532212
+def safe_name(
+    text: str,  # what a file, a folder or a person is called elsewhere
+    most: int = 160,  # bytes of the name
+) -> str:  # `text` itself if it is valid and not too long
+    "Return a valid file name for any text: odd letters become `_`, the end of a long one is cut, a digest is added."
+    if not _name_fault(text) and len(text.encode()) <= most:
+        return text
+    kept = "".join("_" if _is_odd(letter) else letter for letter in text)
+    kept = kept.encode()[: most - 10].decode(errors="ignore").strip(". ")
+    name = f"{kept}-{bytes_digest(text.encode(errors='surrogatepass'))[:8]}"
+    return f"_{name}" if _name_fault(name) else name
 
 # %% ../nbs/01_trust.ipynb #01-trust-13
 def file_path(
@@ -718,3 +736,20 @@ def made_folder(
         mark_folder(new, purpose)
         check_replaceable(final, purpose)  # somebody may have put something there meanwhile
         discard(final)
+
+# %% ../nbs/01_trust.ipynb #new-21161583
+def check_destination(
+    path: str | Path,  # of a file, or of a folder, that is to be written later
+) -> Path:  # the same
+    "Make the folder that something goes into and try to write there; `OSError` saying what is wrong, and what to do."
+    path, there = Path(path), os.path.lexists(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it, or another place.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        open(path, "ab").close()
+        if not there:
+            path.unlink()
+    except OSError as e:
+        raise OSError(f"{path} cannot be written ({e.strerror}); name another place.") from e
+    return path

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FIVE_POINTS', 'TEMPLATE', 'ALIGNMENTS', 'SCALES', 'orl_folder', 'load_dlib', 'find_faces', 'Detection',
            'find_largest', 'five_targets', 'similarity', 'warp_crop', 'outside', 'soften', 'move_points', 'crop_face',
-           'Face', 'read_face', 'align', 'natural_key', 'list_photos', 'read_faces', 'summary', 'write_png']
+           'Face', 'read_face', 'align', 'natural_key', 'list_photos', 'photo_name', 'read_faces', 'summary',
+           'write_png']
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-2
 import importlib.util
@@ -524,9 +525,12 @@ def list_photos(
     return people
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-83
-def _where(path: Path) -> str:
-    "Return a photograph's name in reports: identity/file."
-    return f"{path.parent.name}/{path.name}"
+def photo_name(
+    path: Path,  # of a photograph or video
+) -> str:  # identity/file; what is no text is written out
+    "Return a photograph's name in reports."
+    name = f"{path.parent.name}/{path.name}"
+    return name.encode(errors="backslashreplace").decode()
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-84
 def read_faces(
@@ -541,9 +545,10 @@ def read_faces(
     for path in progress(photos, desc="faces"):
         try:
             face = read_face(path, size, scale, lift, soft)
-            faces.append(replace(face, photo=_where(path), identity=path.parent.name))
+            person, _, _ = photo_name(path).rpartition("/")
+            faces.append(replace(face, photo=photo_name(path), identity=person))
         except FaceError as e:
-            dropped.append((_where(path), str(e).removeprefix(f"{path}: ")))
+            dropped.append((photo_name(path), str(e).removeprefix(f"{path}: ")))
     return faces, pd.DataFrame(dropped, columns=["path", "reason"])
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-85

@@ -32,10 +32,12 @@ from prle.core import (
     check_choice,
     digest,
     file_digest,
+    log,
     progress,
     remove_leftovers,
     rng,
     shortened,
+    show_messages,
     write_json,
 )
 from prle.trust import (
@@ -46,9 +48,11 @@ from prle.trust import (
     check_replaceable,
     file_name,
     made_folder,
+    one_line,
     read_json,
     read_record,
     read_table,
+    safe_name,
     write_table,
 )
 from .distortions import distort_frame, distort_video, frame_level, parse_meta
@@ -62,7 +66,15 @@ from prle.data.faces import (
     warp_crop,
     write_png,
 )
-from .pictures import CROPS, FaceError, file_kind, read_image, visible_files, walk_folders
+from prle.data.pictures import (
+    CROPS,
+    FaceError,
+    file_kind,
+    left_text,
+    read_image,
+    visible_files,
+    walk_folders,
+)
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-5
 os.environ.setdefault(
@@ -142,8 +154,9 @@ def list_videos(
     names = []
     for file in found:
         unique = file.is_file() and stems[file.with_suffix("")] == 1
-        names.append(file.stem if unique else file.name)
-    return pd.DataFrame(dict(file=map(str, found), subset=found.values(), video=names))
+        names.append(safe_name(file.stem if unique else file.name))
+    subsets = map(safe_name, found.values())
+    return pd.DataFrame(dict(file=map(str, found), subset=subsets, video=names))
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-25
 def open_video(
@@ -302,7 +315,7 @@ def _crop_mask(
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-44
 def _reason(error: Exception, source: str) -> str:
     "Return what goes into the drop report: the message without the path of `source`."
-    return str(error).splitlines()[0].removeprefix(f"{source}: ").replace(f"{source}{os.sep}", "")
+    return one_line(str(error).removeprefix(f"{source}: ").replace(f"{source}{os.sep}", ""))
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-45
 class _Crops:
@@ -466,6 +479,7 @@ def _extract_video(row: dict, folder: Path, settings: dict):
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-61
 def _follow_parent():
     "End this worker when its parent ends."
+    show_messages(stream="stderr")
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
@@ -742,7 +756,8 @@ def _reports(
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-84
 def _summary(videos: int, reused: int, frames: int, faces: int, dropped: pd.DataFrame) -> str:
     "Say in one line what became of everything."
-    plain = [re.sub(r"^[^:]*\.\w+: | \(.*", "", reason).rstrip(".") for reason in dropped.reason]
+    detail = r"^.*: (?=cannot be read)|^[^:]*\.\w+: | \(.*"
+    plain = [re.sub(detail, "", reason).rstrip(".") for reason in dropped.reason]
     why = ", ".join(f"{n} {reason}" for reason, n in Counter(plain).most_common())
     before = f" ({reused} of them done before)" if reused else ""
     lost = f"{len(dropped)} dropped ({why})" if why else f"{len(dropped)} dropped"
@@ -767,6 +782,7 @@ def crop_videos(
     scale: float | None = None,  # of the face's square; None: the authors', 1.3 or (chip) 1.5
     workers: int | None = None,  # processes; None: one a processor; 0: none but this one
     engine: str = "process",  # one of `POOLS`
+    left: pd.DataFrame | None = None,  # of `left_over`, for the drop report and the summary
 ) -> Path:  # `out/faces.parquet`, a row a face
     """Crop the largest face of some frames of every video.
 
@@ -795,10 +811,13 @@ def crop_videos(
     _write_faces(videos, folders, out)
     _write_all_digests(folders, out)
     dropped, lost, frames, faces = _reports(videos, folders)
+    left = pd.DataFrame(columns=["file", "reason"]) if left is None else left
     with atomic_path(out / "dropped.csv") as tmp:
-        dropped.to_csv(tmp, index=False)
+        report = pd.concat([dropped, left.assign(frame=-1)])
+        report.to_csv(tmp, index=False, errors="backslashreplace")
     summary = _summary(len(videos), len(videos) - len(jobs), frames, faces, dropped)
-    print(*_complaints(lost), summary, sep="\n")
+    for line in filter(None, (*_complaints(lost), left_text(left), summary)):
+        log.info(line)
     return out / _FACES
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-87

@@ -14,7 +14,7 @@ import cv2
 import pandas as pd
 
 from ...core import progress
-from ..pictures import FaceError, read_image
+from ..pictures import FaceError, left_text, read_image
 from .registry import Listing, list_dataset
 from ..videos import is_pictures, list_pictures, open_video, promised_frames
 from ...trust import shown_path
@@ -64,6 +64,7 @@ class Report:
     totals: pd.DataFrame  # a row a folder: what, expected, found, optional
     bad: pd.DataFrame  # a row a file or list that is missing, unreadable or wrong: file, reason
     notes: list[str]  # what else one should know
+    left: pd.DataFrame  # a row a file that is neither picture nor video: file, reason
 
     @property
     def complete(self) -> bool:
@@ -80,6 +81,7 @@ class Report:
             "no videos" if counts.empty else counts.to_string(index=False),
             "" if totals.empty else totals.to_string(index=False),
             _problem_text(self.bad),
+            left_text(self.left),
             "\n".join(f"note: {note}" for note in self.notes),
             "complete" if self.complete else "NOT complete",
         ]
@@ -141,4 +143,5 @@ def check(
         pd.DataFrame(listing.totals, columns=["what", "expected", "found", "optional"]),
         pd.DataFrame(bad, columns=["file", "reason"]),
         [_overlap(listing.videos), *listing.notes] if files else listing.notes,
+        listing.left,
     )

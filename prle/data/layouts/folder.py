@@ -11,7 +11,8 @@ from pathlib import Path
 from .registry import BESIDE, Listing, find_child, register_layout, tell_apart
 from ..manifest import SPLITS
 from ..videos import list_pictures
-from ..pictures import visible_files, walk_folders
+from ..pictures import left_over, visible_files, walk_folders
+from ...trust import safe_name
 
 # %% ../../../nbs/data/layouts/07_folder.ipynb #data-layouts-07-folder-4
 def _items(place: Path, frames: bool) -> list[Path]:
@@ -33,8 +34,8 @@ def _add_item(listing: Listing, path: Path, place: Path, root: Path, split: str)
     if place.name.lower() == "real":
         subset = "real"
     else:
-        subset = groups[0] if groups else "fake"
-    name = path.relative_to(root).with_suffix("").as_posix().replace("/", "-")
+        subset = safe_name(groups[0]) if groups else "fake"
+    name = safe_name(path.relative_to(root).with_suffix("").as_posix().replace("/", "-"))
     listing.add(path, name, subset, split, identity=name)
 
 # %% ../../../nbs/data/layouts/07_folder.ipynb #data-layouts-07-folder-6
@@ -57,12 +58,13 @@ def plain_folder(
 ) -> Listing:
     "List a folder of one's own, of which nothing is known but what is there."
     unknown = "nobody says how many videos there should be or who is in them"
-    listing = Listing(root.name, notes=[f"{unknown}: every video counts as a person"])
+    listing = Listing(safe_name(root.name), notes=[f"{unknown}: every video counts as a person"])
     splits = {split: find_child(root, split) for split in SPLITS}
     splits = {split: folder for split, folder in splits.items() if folder.is_dir()}
     for split, folder in (splits or dict(test=root)).items():
         _add_place(listing, find_child(folder, "real"), "fake", root, split, frames)
         _add_place(listing, find_child(folder, "fake"), "real", root, split, frames)
+    listing.left = left_over(root, "landmarks", "masks")
     tell_apart(listing, root)
     for row in listing.rows:
         row["identity"] = row["video"]

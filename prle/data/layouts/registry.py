@@ -18,7 +18,7 @@ import pandas as pd
 
 from ...core import FAKE, REAL, VIDEO, check_choice, digest
 from ...trust import file_name, one_line, read_bytes, read_json
-from ..pictures import VIDEO_SUFFIXES
+from ..pictures import VIDEO_SUFFIXES, left_over
 
 # %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-5
 VIDEO_COLUMNS = [
@@ -47,6 +47,8 @@ class Listing:
     totals: list[dict] = field(default_factory=list)  # folders: what, expected, found, optional
     problems: list[tuple] = field(default_factory=list)  # (file or list, what is wrong with it)
     notes: list[str] = field(default_factory=list)  # what else one should know
+    # of `left_over`: files that are neither picture nor video
+    left: pd.DataFrame = field(default_factory=lambda: left_over([]))
 
     @property
     def videos(self) -> pd.DataFrame:
