@@ -427,15 +427,13 @@ def _prune(outputs: Path, delete: bool) -> int:
     print(runs_text(gone))
     left = spared(outputs / "runs")
     if len(left):
-        print("Left alone, since they are no runs, or not runs alone:", file=sys.stderr)
-        print(runs_text(left))
+        print(f"Left alone, since they are no runs, or not runs alone:\n{runs_text(left)}")
     if delete:
-        print(f"Deleted {len(gone)} runs.", file=sys.stderr)
+        print(f"Deleted {len(gone)} runs.")
     else:
         print(
             "Nothing was deleted; --delete does. What `prle train`, `prle audit` and `prle userstudy "
-            f"build` make is needed as long as their notes lie in {outputs / 'plans'}.",
-            file=sys.stderr,
+            f"build` make is needed as long as their notes lie in {outputs / 'plans'}."
         )
     return 0
 

@@ -743,7 +743,7 @@ def check_destination(
 ) -> Path:  # the same
     "Make the folder that something goes into and try to write there; `OSError` saying what is wrong, and what to do."
     path, there = Path(path), os.path.lexists(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise IsADirectoryError(f"{path} is a folder; name a file in it, or another place.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -147,14 +147,14 @@ def test_a_flipped_bit_in_any_file_is_refused_by_name(lab, prle):
 def test_train_evaluate_localize(lab, prle, tmp_path):
     words = "Small A --mask primary --set alpha=static lr=1e-3 zoo=[Other] --seed 3"
     code, text, _ = prle("train", *words.split())
-    assert code == 0 and "auc" in text
+    assert code == 0 and text.split()[:3] == ["subset", "unit", "measure"]
     label = "Small-A-primary-Other-alpha=1..1-lr=0.001-s3"
     [run] = (lab.outputs / "runs/detectors").glob(f"{label}-*")
     config = RunConfig.read(run / "run.yaml")
     changes = dict(mask="primary", alpha="static", lr=1e-3, zoo=("Other",))
     assert config == lab.config("Small", "A", 3, **changes) and config.recipe.lr == 0.001
     config.write(tmp_path / "again.json")
-    assert prle("train", tmp_path / "again.json", given=False) == (0, text, ""), "reused"
+    assert prle("train", tmp_path / "again.json", given=False) == (0, text, f"trained: {run}\n")
     _, pruned, _ = prle("runs", "prune")
     assert "Nothing was deleted" in pruned, "what is trained by hand is kept"
     assert "0 runs (none)" in pruned
@@ -332,6 +332,7 @@ def test_predict_scores_what_it_can(lab, prle, tmp_path):
     assert table.faces.tolist() == [1, 2, 0, 0, 0]
     assert table.p_fake.notna().tolist() == [True, True, False, False, False]
     assert table.note[2] == "no face found" and "no such file" in table.note[4]
+    assert table.note[3].startswith("cannot be read (")
     image = torch.from_numpy(crop_largest(face, crop_settings("nowhere", 64)))
     logit = load_detector(run)(to_input(image.permute(2, 0, 1)[None], "cpu"))
     assert np.allclose(table.p_fake[:2], logit.double().sigmoid().item(), atol=1e-6)

@@ -405,7 +405,7 @@ def known(toy):
 def test_crops_that_are_what_they_were_pass(known, tmp_path, capsys):
     for given in (tmp_path / "toy", tmp_path / "toy/manifest.parquet"):
         assert main(["check", "manifest", str(given)]) == 0
-    assert "36 crops and masks compared with their digests: 0 problems" in capsys.readouterr().out
+    assert "36 crops and masks compared with their digests: 0 problems" in capsys.readouterr().err
 
 
 def test_damaged_missing_and_unlisted_crops_are_named(known, tmp_path, capsys):

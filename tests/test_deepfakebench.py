@@ -172,7 +172,8 @@ def test_folders_without_a_json(tree, capsys):
     )  # its default anyway
     out = capsys.readouterr()
     assert (
-        "4 crops, 2 missing" in out.out
+        "4 crops, 2 missing" in out.err
+        and out.out == f"{tree / 'm.parquet'}\n"
         and "054_071" in out.err
         and "val.json: no such file" in out.err
     )

@@ -68,11 +68,14 @@ LOSSY = {"a.jpg": "JPEG", "a.jpe": "JPEG", "a.jfif": "JPEG", "a.heic": "HEIF", "
 LOSSY |= {"a.webp": "WEBP", "heic.jpg": "HEIF", "no_suffix": "AVIF"}
 
 
+FAST = dict(enc_params={"x265:preset": "ultrafast"}, speed=10)  # of HEIC, and of AVIF
+
+
 @pytest.mark.parametrize("name", LOSSY)
 def test_lossy_pictures_read_nearly_the_same_and_whole(tmp_path, name):
     "A phone's HEIC is larger than the tiles of 512 pixels that it may be made of."
-    picture = smooth(1300, 700)
-    Image.fromarray(picture).save(tmp_path / name, LOSSY[name], quality=90)
+    picture = smooth(700, 540)
+    Image.fromarray(picture).save(tmp_path / name, LOSSY[name], quality=90, **FAST)
     for read in (P.read_image, read_rgb):
         image = read(tmp_path / name)
         assert image.shape == picture.shape and np.abs(image.astype(int) - picture).mean() < 4
@@ -218,7 +221,7 @@ def test_a_truncated_file_is_named(tmp_path, name):
     Image.fromarray(noise).save(tmp_path / name)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-700])
     for read, error in ((P.read_image, P.FaceError), (read_rgb, OSError)):
-        with pytest.raises(error, match=rf"{name}: cannot be read \(truncated or damaged"):
+        with pytest.raises(error, match=rf"{name}: cannot be read \(.*damaged"):
             read(tmp_path / name)
 
 
@@ -227,7 +230,7 @@ def test_missing_and_foreign_files_are_named(tmp_path):
     (tmp_path / "empty.png").touch()
     for name, told in (
         ("nothing.png", "no such file"),
-        ("text.png", r"cannot be read \(not a picture\)"),
+        ("text.png", r"cannot be read \(not a picture, or damaged from its beginning\)"),
         ("empty.png", r"cannot be read \(empty file\)"),
         (".", r"cannot be read \(Is a directory\)"),
     ):
@@ -290,7 +293,7 @@ def test_what_is_no_picture_is_refused(tmp_path, content):
 
 
 def test_heic_without_its_reader_says_what_to_install(tmp_path):
-    Image.fromarray(smooth(600, 600)).save(tmp_path / "a.heic")
+    Image.fromarray(smooth()).save(tmp_path / "a.heic")
     (tmp_path / "b").write_bytes((tmp_path / "a.heic").read_bytes())
     code = """
 import sys
@@ -317,7 +320,7 @@ def mixed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixed")
     picture = Image.fromarray(smooth())
     for name, kind in LOSSY.items():
-        picture.save(folder / f"picture {name}", kind)
+        picture.save(folder / f"picture {name}", kind, **FAST)
     for name in ("picture.gif", "picture.jp2", "picture.tga", "picture.PNG"):
         picture.save(folder / name)
     first, *others = frames()

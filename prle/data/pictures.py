@@ -51,7 +51,7 @@ _TGA = {".tga", ".icb", ".vda", ".vst"}
 # %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-8
 @cache
 def _formats() -> list[str]:
-    "Return those of `FORMATS` that are installed, and teach Pillow HEIC where pillow-heif is."
+    "Return those of `FORMATS` that are installed; teach Pillow HEIC where pillow-heif is, and keep its warnings quiet."
     try:
         from pillow_heif import register_heif_opener
 
@@ -59,6 +59,8 @@ def _formats() -> list[str]:
     except ImportError:
         pass
     Image.init()
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is another
+    warnings.filterwarnings("ignore", "Corrupt EXIF", UserWarning)
     return [name for name in FORMATS if name in Image.OPEN]
 
 # %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-10
@@ -77,9 +79,7 @@ def _open(path: str | Path, file) -> Image.Image:
     "Open a picture without decoding it; `UnidentifiedImageError` if it is none."
     _need_heif(file)
     formats = [*_formats(), "TGA"] if Path(path).suffix.lower() in _TGA else _formats()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is another
-        return Image.open(file, formats=formats)
+    return Image.open(file, formats=formats)
 
 # %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-13
 def _upright(image: Image.Image) -> Image.Image:
@@ -101,7 +101,7 @@ def _tell_several(path: str | Path, image: Image.Image):
 def _why(error: Exception) -> str:
     "Say in a few words why a picture cannot be read."
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture"
+        return "not a picture, or damaged from its beginning"
     if isinstance(error, Image.DecompressionBombError):  # Pillow's own limit, which is higher
         return "a decompression bomb, or far too large"
     if isinstance(error, ImportError):
