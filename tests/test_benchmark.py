@@ -294,7 +294,6 @@ def test_videos_keep_their_order(tmp_path):
         )
     assert {"p1-walk_p1-other", "p2-walk_p2-walk"} <= set(manifest[manifest.subset == "F2F"].video)
     dropped = pd.read_csv(tmp_path / "out" / "dropped.csv")
-    broken = "cannot be read (not a picture, or damaged from its beginning)."
     assert dropped.path.tolist() == ["p2/broken.mp4"] and "empty file" in dropped.reason[0]
     assert all(
         (tmp_path / "out" / p).exists()
