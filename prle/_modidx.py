@@ -2689,6 +2689,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'prle.trust.open_file': ('trust.html#open_file', 'prle/trust.py'),
                             'prle.trust.parse_json': ('trust.html#parse_json', 'prle/trust.py'),
                             'prle.trust.parse_yaml': ('trust.html#parse_yaml', 'prle/trust.py'),
+                            'prle.trust.path_text': ('trust.html#path_text', 'prle/trust.py'),
                             'prle.trust.read_array': ('trust.html#read_array', 'prle/trust.py'),
                             'prle.trust.read_bytes': ('trust.html#read_bytes', 'prle/trust.py'),
                             'prle.trust.read_csv': ('trust.html#read_csv', 'prle/trust.py'),

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LONGEST_NAME', 'MAX_JSON', 'MAX_YAML', 'MAX_PIXELS', 'MAX_PICTURE', 'MAX_TABLE', 'MAX_CSV', 'MARKER', 'MAX_MARKER',
-           'DIGESTS', 'one_line', 'shown_path', 'file_name', 'safe_name', 'file_path', 'below', 'open_file',
-           'read_bytes', 'parse_json', 'read_json', 'check_entries', 'read_record', 'parse_yaml', 'read_yaml',
-           'read_array', 'check_pixels', 'read_table', 'write_table', 'read_csv', 'read_tensors', 'Damaged',
-           'check_digest', 'write_sealed', 'read_sealed', 'write_digests', 'read_digests', 'read_whole',
+           'DIGESTS', 'one_line', 'shown_path', 'path_text', 'file_name', 'safe_name', 'file_path', 'below',
+           'open_file', 'read_bytes', 'parse_json', 'read_json', 'check_entries', 'read_record', 'parse_yaml',
+           'read_yaml', 'read_array', 'check_pixels', 'read_table', 'write_table', 'read_csv', 'read_tensors',
+           'Damaged', 'check_digest', 'write_sealed', 'read_sealed', 'write_digests', 'read_digests', 'read_whole',
            'check_digests', 'mark_folder', 'check_replaceable', 'made_folder', 'check_destination']
 
 # %% ../nbs/01_trust.ipynb #01-trust-2
@@ -47,6 +47,13 @@ def shown_path(
     "Return a path for a message: as it is, but `shortened` where it is longer or cannot be printed."
     text = str(path)
     return text if len(text) <= 300 and text.isprintable() else shortened(text)[1:-1]
+
+
+def path_text(
+    path: str | Path,  # of any file, called by any bytes
+) -> str:  # what is no text in UTF-8 is written out: \\udcff
+    "Return a path for a table: tables and files of text hold nothing but text."
+    return str(path).encode(errors="backslashreplace").decode()
 
 # %% ../nbs/01_trust.ipynb #01-trust-8
 LONGEST_NAME = 200

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
+from pillow_heif import register_heif_opener
 import yaml
 
 from prle import cli
@@ -338,6 +340,22 @@ def test_predict_scores_what_it_can(lab, prle, tmp_path):
     assert np.allclose(table.p_fake[:2], logit.double().sigmoid().item(), atol=1e-6)
     assert prle("predict", "Small-A", files / "one.png")[0] == 0
     assert reopen(run.path, outputs=lab.outputs)[1].key == run.key
+
+
+def test_what_cannot_be_scored_costs_itself(lab, prle, tmp_path):
+    "A damaged video stops no other file of its folder, and what is left over is told beside the table."
+    register_heif_opener()
+    lab.detector("Small", "A")
+    face = read_image(orl_folder() / "s5" / "1.pgm")
+    (folder := tmp_path / "mine" / "z").mkdir(parents=True)
+    Image.fromarray(face).save(folder / "0.heic", quality=95)
+    (folder.parent / "a.mp4").write_bytes(b"no video")
+    (folder.parent / "notes.txt").touch()
+    code, text, said = prle("predict", "Small-A", folder.parent)
+    header, *rows = text.splitlines()
+    assert code == 1 and header.split()[0] == "file" and len(rows) == 2, "a table and no more"
+    assert sum(" NaN " in row for row in rows) == 1
+    assert "2 files: 1 scored, 1 without a score" in said and "notes.txt: neither" in said
 
 
 def test_run_configurations_are_written_and_read(lab, tmp_path):

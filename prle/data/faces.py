@@ -527,10 +527,9 @@ def list_photos(
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-83
 def photo_name(
     path: Path,  # of a photograph or video
-) -> str:  # identity/file; what is no text is written out
+) -> str:  # identity/file
     "Return a photograph's name in reports."
-    name = f"{path.parent.name}/{path.name}"
-    return name.encode(errors="backslashreplace").decode()
+    return f"{path.parent.name}/{path.name}"
 
 # %% ../../nbs/data/00_faces.ipynb #data-00-faces-84
 def read_faces(
@@ -545,8 +544,7 @@ def read_faces(
     for path in progress(photos, desc="faces"):
         try:
             face = read_face(path, size, scale, lift, soft)
-            person, _, _ = photo_name(path).rpartition("/")
-            faces.append(replace(face, photo=photo_name(path), identity=person))
+            faces.append(replace(face, photo=photo_name(path), identity=path.parent.name))
         except FaceError as e:
             dropped.append((photo_name(path), str(e).removeprefix(f"{path}: ")))
     return faces, pd.DataFrame(dropped, columns=["path", "reason"])

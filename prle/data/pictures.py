@@ -19,7 +19,7 @@ import pandas as pd
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from ..core import log
-from ..trust import MAX_PICTURE, check_pixels, one_line, open_file, read_bytes
+from ..trust import MAX_PICTURE, check_pixels, one_line, open_file, path_text, read_bytes
 
 # %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-5
 class FaceError(ValueError):
@@ -267,6 +267,8 @@ def _by_content(path: str, *_) -> tuple[str, str]:
 # %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-42
 def _look(path: str | Path) -> tuple[str, str]:
     "Return a file's kind, or an empty string and why it has none."
+    if path_text(path) != str(path):
+        return "", "its name, or a folder's, is no text (UTF-8); rename it"
     suffix = Path(path).suffix.lower()
     for kind, suffixes in (("picture", PHOTO_SUFFIXES), ("video", VIDEO_SUFFIXES)):
         if suffix in suffixes:
@@ -329,7 +331,7 @@ def left_over(
         for parent, folders, names in walk_folders(given):
             folders[:] = [name for name in folders if name.lower() not in beside]
             for file in visible_files(os.path.abspath(parent), sorted(names), ""):
-                found[str(file)] = _look(file)[1]
+                found[path_text(file)] = _look(file)[1]
     return pd.DataFrame(dict(file=list(found), reason=list(found.values())), dtype=str)
 
 # %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-52

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from ..core import progress
-from ..trust import Damaged, check_entries, one_line, read_record
+from ..trust import Damaged, check_entries, one_line, path_text, read_record
 from ..data.faces import SCALES, align, crop_face, find_largest, warp_crop
 from ..data.pictures import FaceError
 from ..data.videos import count_frames, is_pictures, list_videos, read_frames, sample_frames
@@ -138,12 +138,13 @@ def _mean_score(detector: Detector, crops: list[np.ndarray], device: str) -> flo
 # %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-21
 def _row(file: str | Path, frames: int = 0, faces: int = 0, p_fake=float("nan"), note="") -> dict:
     "Return a row of `predict_files`."
-    return dict(file=str(file), frames=frames, faces=faces, p_fake=p_fake, note=note)
+    return dict(file=path_text(file), frames=frames, faces=faces, p_fake=p_fake, note=note)
 
 # %% ../../nbs/lab/09_apply.ipynb #new-77733157
 def _short(error: FaceError, file: str | Path) -> str:
     "Return an error's message without the file that it is about."
-    return one_line(str(error).removeprefix(f"{file}: ").replace(f"{file}{os.sep}", "")).rstrip(".")
+    text = str(error).removeprefix(f"{file}: ").replace(f"{file}{os.sep}", "")
+    return path_text(one_line(text).rstrip("."))
 
 
 def _why_none(file: str | Path, frames: list) -> str:

@@ -446,7 +446,7 @@ def _read_video(path: Path, count: int, framing: tuple) -> tuple[list[Face], pd.
     try:
         wanted = sample_frames(count_frames(path), count)
         for index, frame in zip(wanted, read_frames(path, wanted)):
-            origin = dict(photo=name, identity=name.rpartition("/")[0], frame=index)
+            origin = dict(photo=name, identity=path.parent.name, frame=index)
             try:
                 faces.append(_frame_face(frame, framing, **origin))
             except FaceError as e:
