@@ -142,7 +142,7 @@ def test_far_from_the_mask_reals_and_fakes_are_the_same_file_content(smoke):
         assert (fake[~near] == real[~near]).all() and not near.all()
 
 
-def test_complete_and_same_is_reused(smoke, capsys):
+def test_complete_and_same_is_reused(smoke, capsys, shown):
     before = {p: p.stat().st_mtime_ns for p in smoke.parent.rglob("*")}
     assert benchmark.build_benchmark(smoke.parent, size=64, people=8, steps=2) == smoke
     assert "HIT" in capsys.readouterr().out
@@ -164,7 +164,7 @@ def test_workers_do_not_change_a_byte(quick, tmp_path):
     assert files(tmp_path / "1") == files(tmp_path / "3")
 
 
-def test_why_a_benchmark_is_made_again(quick, tmp_path, capsys):
+def test_why_a_benchmark_is_made_again(quick, tmp_path, capsys, shown):
     out = tmp_path / "bench"
 
     def build(**kw):

@@ -287,7 +287,7 @@ def tiny(tmp_path):
     return write_stub(tmp_path / "bench", all_photos(people), 64), people
 
 
-def test_hit_and_miss(tiny, capsys, monkeypatch):
+def test_hit_and_miss(tiny, capsys, shown, monkeypatch):
     bench, people = tiny
 
     def build():

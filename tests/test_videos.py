@@ -186,7 +186,7 @@ def test_ray_missing_names_the_extra(clips, tmp_path, monkeypatch):
 # Going on
 
 
-def test_a_second_run_does_nothing(clips, whole, monkeypatch, capsys):
+def test_a_second_run_does_nothing(clips, whole, monkeypatch, capsys, shown):
     before = contents(whole)
     monkeypatch.setattr(V, "_extract_video", None)
     V.extract(V.list_videos(clips), whole, **QUICK)
@@ -441,7 +441,7 @@ def truncate(path, share):
     return path
 
 
-def test_bad_videos_cost_only_themselves(tmp_path, capsys):
+def test_bad_videos_cost_only_themselves(tmp_path, capsys, shown):
     folder = tmp_path / "clips"
     write_clip(folder / "good.mp4")
     (folder / "empty.mp4").touch()
@@ -805,7 +805,7 @@ def test_a_video_is_distorted_as_a_whole(tmp_path, meta):
     ]
 
 
-def test_another_distortion_is_done_again(tmp_path, capsys):
+def test_another_distortion_is_done_again(tmp_path, capsys, shown):
     videos = table(write_clip(tmp_path / "a.mp4", frames=1))
     V.extract(videos, tmp_path / "out", **QUICK)
     V.extract(videos.assign(distortion="CC:5"), tmp_path / "out", **QUICK)
@@ -964,7 +964,7 @@ def test_pictures_without_numbers_get_no_masks(tmp_path, names):
     assert "no frame numbers" in reasons(tmp_path / "out")["frames", -1]
 
 
-def test_other_pictures_in_the_folder_are_done_again(tmp_path, capsys):
+def test_other_pictures_in_the_folder_are_done_again(tmp_path, capsys, shown):
     for i in range(2):
         write_png(tmp_path / "ann" / f"{i}.png", photograph("s5", 92))
     videos = V.list_videos(tmp_path / "ann")
@@ -994,7 +994,7 @@ def test_frames_in_colour_keep_their_channels(tmp_path):
     ],
 )
 def test_a_video_with_a_damaged_record_is_cropped_again(
-    clips, whole, tmp_path, name, content, capsys
+    clips, whole, tmp_path, name, content, capsys, shown
 ):
     shutil.copytree(whole, tmp_path / "out")
     (tmp_path / "out" / "clips" / "s1" / name).write_bytes(content)
