@@ -370,8 +370,12 @@ def test_the_command_shortens_paths_that_no_file_has(tree, capsys):
         str(tree / "m.parquet"),
     )
     assert main([*words]) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and all("/003.png: " in line and len(line) < 700 for line in said)
+    *said, summary = capsys.readouterr().err.splitlines()
+    assert (
+        "2 missing" in summary
+        and len(said) == 2
+        and all("/003.png: " in line and len(line) < 700 for line in said)
+    )
 
 
 def test_pictures_that_are_no_crops_are_left_out(tree):

@@ -25,11 +25,11 @@ from ..trust import MAX_PICTURE, check_pixels, one_line, open_file, path_text, r
 class FaceError(ValueError):
     "Error for a picture or video that cannot be used; the message is the reason that goes into the drop report."
 
-# %% ../../nbs/data/00_pictures.ipynb #new-87287184
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-6
 class NothingFound(FaceError):
     "Error for work that was done and found nothing; a command says so with another exit code than for a wrong input."
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-7
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-8
 FORMATS = (
     "AVIF",
     "BMP",
@@ -48,7 +48,7 @@ FORMATS = (
 
 _TGA = {".tga", ".icb", ".vda", ".vst"}
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-8
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-9
 @cache
 def _formats() -> list[str]:
     "Return those of `FORMATS` that are installed; teach Pillow HEIC where pillow-heif is, and keep its warnings quiet."
@@ -63,7 +63,7 @@ def _formats() -> list[str]:
     warnings.filterwarnings("ignore", "Corrupt EXIF", UserWarning)
     return [name for name in FORMATS if name in Image.OPEN]
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-10
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-11
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
 
@@ -74,14 +74,14 @@ def _need_heif(file):
     if head[4:8] == b"ftyp" and head[8:] in _HEIC and "HEIF" not in _formats():
         raise ImportError("HEIC needs pillow-heif: pip install 'prle[faces]'")
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-11
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-12
 def _open(path: str | Path, file) -> Image.Image:
     "Open a picture without decoding it; `UnidentifiedImageError` if it is none."
     _need_heif(file)
     formats = [*_formats(), "TGA"] if Path(path).suffix.lower() in _TGA else _formats()
     return Image.open(file, formats=formats)
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-13
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-14
 def _upright(image: Image.Image) -> Image.Image:
     "Decode a picture and turn it as its EXIF data say."
     image.load()
@@ -90,14 +90,14 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception:  # whatever Pillow's parser meets
         return image.copy()
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-15
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-16
 def _tell_several(path: str | Path, image: Image.Image):
     "Say that a file holds several pictures."
     count = getattr(image, "n_frames", 1)
     if count > 1 and image.format != "MPO":
         log.info(f"NOTE {path}: the first of its {count} pictures is read.")
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-17
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-18
 def _why(error: Exception) -> str:
     "Say in a few words why a picture cannot be read."
     if isinstance(error, UnidentifiedImageError):
@@ -108,7 +108,7 @@ def _why(error: Exception) -> str:
         return str(error)
     return f"truncated or damaged: {one_line(error).rstrip('.')}"
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-19
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-20
 def _check_size(path: str | Path, image: Image.Image):
     "Raise `FaceError` if a picture promises more pixels than are decoded."
     try:
@@ -117,7 +117,7 @@ def _check_size(path: str | Path, image: Image.Image):
         why = f"a decompression bomb, or far too large: {str(e).rstrip('.')}"
         raise FaceError(f"{path}: cannot be read ({why}).") from e
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-20
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-21
 def decode(
     path: str | Path,  # for messages, and for the suffix of a TGA
     content: bytes,  # of the file
@@ -135,7 +135,7 @@ def decode(
     except Exception as e:  # Pillow's decoders raise whatever they meet
         raise FaceError(f"{path}: cannot be read ({_why(e)}).") from e
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-22
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-23
 def read_picture(
     path: str | Path,  # a picture in one of `FORMATS`, whatever its suffix says
 ) -> Image.Image:  # upright, in whatever mode it is stored
@@ -151,7 +151,7 @@ def read_picture(
         raise FaceError(f"{path}: cannot be read ({why}).") from e
     return decode(path, content)
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-26
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-27
 def _to_8_bits(path: str | Path, image: Image.Image) -> Image.Image:
     "Scale whole numbers up to 65535, or floating point up to 1, to 8 bits; `FaceError` beyond."
     values = np.asarray(image, np.float64)
@@ -161,7 +161,7 @@ def _to_8_bits(path: str | Path, image: Image.Image) -> Image.Image:
         raise FaceError(f"{path}: cannot be read ({why}).")
     return Image.fromarray((values * (255 / most)).round().astype(np.uint8))
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-27
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-28
 def _flat(path: str | Path, image: Image.Image) -> Image.Image:
     "Convert a picture of any mode to one of L, RGB and CMYK, 8 bits and without alpha."
     if image.mode.startswith(("I", "F")):
@@ -171,7 +171,7 @@ def _flat(path: str | Path, image: Image.Image) -> Image.Image:
         return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
     return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-28
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-29
 _MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}
 "The colours of a profile -> the mode of the pictures that it is of."
 
@@ -189,7 +189,7 @@ def _to_srgb(image: Image.Image, content: bytes) -> Image.Image:
     except (ImageCms.PyCMSError, OSError, ValueError):
         return image.convert("RGB")
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-29
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-30
 def to_rgb(
     path: str | Path,  # for the message
     image: Image.Image,  # from `read_picture` or `decode`
@@ -198,14 +198,14 @@ def to_rgb(
     profile, flat = image.info.get("icc_profile"), _flat(path, image)
     return np.asarray(_to_srgb(flat, profile) if profile else flat.convert("RGB"))
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-31
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-32
 def read_image(
     path: str | Path,  # a picture in one of `FORMATS`
 ) -> np.ndarray:  # (H, W, 3) uint8, sRGB, upright
     "Decode a photograph; `FaceError` naming the file if it is missing or cannot be read."
     return to_rgb(path, read_picture(path))
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-34
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-35
 def to_grey(
     path: str | Path,  # for the message
     image: Image.Image,  # from `read_picture` or `decode`
@@ -213,7 +213,7 @@ def to_grey(
     "Return a picture's pixels as 8-bit grey, without its profile; errors as of `to_rgb`."
     return np.asarray(_flat(path, image).convert("L"))
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-36
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-37
 PHOTO_SUFFIXES = set(
     ".jpg .jpeg .jpe .jfif .png .pgm .ppm .pnm .bmp .tif .tiff .webp .avif .heic .heif .hif .jp2 .j2k .tga".split()
 )
@@ -221,7 +221,7 @@ VIDEO_SUFFIXES = set(
     ".mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .wmv .flv .ts .mts .m2ts .vob .asf .3gp .ogv".split()
 )
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-38
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-39
 _OTHERS = set(
     ".txt .ans .art .asc .diz .ice .nfo .vt .md .rst .csv .tsv .json .jsonl .yaml .yml .xml .html .ini .toml .log "
     ".pdf .doc .docx .xls .xlsx .py .ipynb .sh .m .npy .npz .mat .h5 .hdf5 .parquet .pkl .pt .pth .ckpt .onnx .bin "
@@ -229,7 +229,7 @@ _OTHERS = set(
     ".mp3 .aac .m4a .flac .md5 .sha256".split()
 )
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-39
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-40
 def _no_film(path: str) -> str:
     "Say why FFmpeg finds no film in a file; an empty string if it does."
     neither = "neither a picture nor a video that can be opened"
@@ -248,7 +248,7 @@ def _no_film(path: str) -> str:
     except (OSError, ValueError):
         return neither
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-41
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-42
 @lru_cache(maxsize=100_000)
 def _by_content(path: str, *_) -> tuple[str, str]:
     "Open a file, once for each state (the further arguments) that it is in: its kind, or why it has none."
@@ -264,7 +264,7 @@ def _by_content(path: str, *_) -> tuple[str, str]:
         fault = _no_film(path)
         return ("", fault) if fault else ("video", "")
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-42
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-43
 def _look(path: str | Path) -> tuple[str, str]:
     "Return a file's kind, or an empty string and why it has none."
     if path_text(path) != str(path):
@@ -283,18 +283,18 @@ def _look(path: str | Path) -> tuple[str, str]:
         return "", "empty file"
     return _by_content(os.path.abspath(path), now.st_size, now.st_mtime_ns)
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-43
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-44
 def file_kind(
     path: str | Path,  # a file
 ) -> str:  # "picture", "video" or, for anything else, an empty string
     "Say what a file is, by its suffix or, if nobody uses that, by its content."
     return _look(path)[0]
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-46
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-47
 CROPS = "extraction.json"
 "The file in a folder that says that `prle faces` has written crops there, and how."
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-47
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-48
 def walk_folders(
     folder: str | Path,  # where to begin
 ) -> Iterator[tuple[str, list[str], list[str]]]:  # a folder, the names of its folders, of its files
@@ -310,7 +310,7 @@ def walk_folders(
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield parent, folders, files
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-48
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-49
 def visible_files(
     folder: str | Path,
     names: Iterable[str],  # of files in it, as `walk_folders` gives them
@@ -320,7 +320,7 @@ def visible_files(
     files = [Path(folder, name) for name in names if not name.startswith(".")]
     return [file for file in files if file_kind(file) in kinds]
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-50
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-51
 def left_over(
     inputs: str | Path | Iterable[str | Path],  # files and folders
     *beside: str,  # names of folders that hold other things on purpose
@@ -334,7 +334,7 @@ def left_over(
                 found[path_text(file)] = _look(file)[1]
     return pd.DataFrame(dict(file=list(found), reason=list(found.values())), dtype=str)
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-52
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-53
 def left_text(
     left: pd.DataFrame,  # from `left_over`
     most: int = 10,  # files that are named
