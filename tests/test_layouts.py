@@ -824,7 +824,7 @@ def test_every_layout_through_check_faces_and_face_dataset(
                 *options,
             ]
         )
-        == (name == "dfdc")  # where z.mp4 is listed and not there
+        == (tree == "dfdc_test")  # where z.mp4 is listed and not there
     )
     manifest = read_manifest(out / "manifest.parquet")
     videos = {

@@ -68,7 +68,7 @@ LOSSY = {"a.jpg": "JPEG", "a.jpe": "JPEG", "a.jfif": "JPEG", "a.heic": "HEIF", "
 LOSSY |= {"a.webp": "WEBP", "heic.jpg": "HEIF", "no_suffix": "AVIF"}
 
 
-FAST = dict(enc_params={"x265:preset": "ultrafast"}, speed=10)  # of HEIC, and of AVIF
+FAST = dict(enc_params={"preset": "ultrafast"}, speed=10)  # of HEIC, and of AVIF
 
 
 @pytest.mark.parametrize("name", LOSSY)
