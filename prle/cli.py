@@ -113,9 +113,12 @@ def adapter_options(
     *,
     compression: str | None = None,  # ff++, and its JSON: raw, c23 or c40
     subsets: list[str] | None = None,  # ff++: of DF, FS, F2F, Fsh, NT
-    part: str | None = None,  # dfdc: test or train
+    part: str | None = None,  # dfdc: test or train (default: what lies there)
     variants: list[str] | None = None,  # df-1.0: end_to_end, end_to_end_mix_3_distortions, ...
     protocol: str | None = None,  # df-1.0: official, ff++ or deepfakebench
+    # folder, and training parts of dfdc: shares of train, val and test where there are none, e.g. 70/10/20; in a
+    # folder each sub-folder is a person
+    split: str | None = None,
     reals: str | None = None,  # df-1.0: folder of FaceForensics++, whose c23 videos are the reals
     frames: bool = False,  # read folders of extracted frames in place of videos
 ) -> dict:
@@ -158,7 +161,7 @@ def check(
 ) -> int:  # exit code: 1 if something is missing or damaged
     """Compare a data set on disk with what should be there, or the crops of a manifest with what was written.
 
-    Exit code 1 if something is missing or damaged."""
+    In a folder of one's own, find copies between its splits too. Exit code 1 if something is missing or damaged."""
     options = adapter_options(**kwargs)
     if name == "manifest":
         _only(options, (), "a manifest")
@@ -245,6 +248,14 @@ def _check_target(out: Path):
         raise FileExistsError(f"{out} is there and no manifest; {what_to_do}") from e
 
 # %% ../nbs/09_cli.ipynb #09-cli-29
+def _labels(words: tuple[str, ...] | None) -> dict[str, str]:
+    "Parse NAME=SUBSET; raise `ValueError` for anything else."
+    pairs = [word.rpartition("=") for word in words or ()]
+    if wrong := [name for name, _, subset in pairs if not (name and subset)]:
+        raise ValueError(f"--label takes NAME=real or NAME=MANIPULATION, not {wrong[0]!r}.")
+    return {name: subset for name, _, subset in pairs}
+
+# %% ../nbs/09_cli.ipynb #09-cli-30
 def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options: dict) -> int:
     "Write a manifest from DeepfakeBench's JSON or folders; exit code 1 if something is missing."
     from prle.data.deepfakebench import read_folders, read_json_dataset
@@ -254,7 +265,7 @@ def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options:
 
     problems = []
     if inputs[0].endswith(".json"):
-        _only(options, ("compression",), "a JSON")
+        _only(options, ("compression", "labels"), "a JSON")
         rows, missing = read_json_dataset(inputs, root, splits or list(SPLITS), **options)
     else:
         listing = list_dataset(inputs[0], root, **options | dict(frames=True))
@@ -267,7 +278,7 @@ def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options:
     print(f"{len(rows)} crops, {len(missing)} missing", file=sys.stderr)
     return int(len(missing) + len(problems) > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-30
+# %% ../nbs/09_cli.ipynb #09-cli-31
 @delegates(adapter_options)
 def convert(
     inputs: list[str],  # JSON files, or a data set's name, or a manifest (.parquet)
@@ -276,13 +287,17 @@ def convert(
     root: str | None = None,
     out: str,  # the manifest to write; or the folder for DeepfakeBench's files
     splits: list[str] | None = None,  # which splits of a JSON to take (default: train val test)
+    # NAME=real or NAME=MANIPULATION: what a label name of a JSON stands for, where it is not DeepfakeBench's
+    label: tuple[str, ...] | None = None,
     **kwargs,
 ) -> int:  # exit code: 1 if something is missing
     "Convert DeepfakeBench's JSON or preprocessed folders to a manifest, or a manifest to both."
     from prle.data.deepfakebench import write_json_dataset
     from prle.data.manifest import read_manifest
 
-    options = adapter_options(**kwargs)
+    options, labels = adapter_options(**kwargs), _labels(label)
+    if labels:
+        options["labels"] = labels
     with _about(inputs[0]):
         if inputs[0].endswith(".parquet"):
             _only(options, (), "a manifest")
@@ -294,7 +309,7 @@ def convert(
             raise ValueError(f"--root is missing: {what}.")
         return _from_deepfakebench(inputs, root, out, splits, options)
 
-# %% ../nbs/09_cli.ipynb #09-cli-31
+# %% ../nbs/09_cli.ipynb #09-cli-32
 def forge(
     *,
     # folder of photographs and videos, a sub-folder a person; default: the ORL faces
@@ -328,7 +343,7 @@ def forge(
     print(pd.concat(tables).to_string())
     return int(faces is not None and len(read_made(folder / "forge.json").get("lost", [])) > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-33
+# %% ../nbs/09_cli.ipynb #09-cli-34
 def open_lab(
     *,
     # size of the experiment: smoke, mini, paper, controls or controls-smoke; mini+paper, mini+release, paper+paper
@@ -345,7 +360,7 @@ def open_lab(
 
     return Lab(preset, data, outputs)
 
-# %% ../nbs/09_cli.ipynb #09-cli-34
+# %% ../nbs/09_cli.ipynb #09-cli-35
 @delegates(open_lab)
 def reproduce(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -368,7 +383,7 @@ def reproduce(
     results = paper.reproduce(list(ids), **ways, **kwargs)
     return int(any(result != "done" for result in results.values()))
 
-# %% ../nbs/09_cli.ipynb #09-cli-35
+# %% ../nbs/09_cli.ipynb #09-cli-36
 def _notebook_parameters() -> str:
     "Return what `prle reproduce --help` ends with: the parameters that the notebooks have of their own."
     from prle.paper.reproduce import parameters_text
@@ -379,7 +394,7 @@ def _notebook_parameters() -> str:
 EPILOGUES = dict(reproduce=_notebook_parameters)
 "What the help of a command ends with."
 
-# %% ../nbs/09_cli.ipynb #09-cli-36
+# %% ../nbs/09_cli.ipynb #09-cli-37
 @delegates(open_lab)
 def plan(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -400,7 +415,7 @@ def plan(
     print(plan_text(planned(wanted.store)))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-38
+# %% ../nbs/09_cli.ipynb #09-cli-39
 def _needed(outputs: Path) -> set[str]:
     """Return the runs that are needed: those recorded, and those that notebooks would request.
 
@@ -418,7 +433,7 @@ def _needed(outputs: Path) -> set[str]:
             needed.update(plan_notebooks(lab, list_notebooks(), full=True).store.names())
     return needed
 
-# %% ../nbs/09_cli.ipynb #09-cli-39
+# %% ../nbs/09_cli.ipynb #09-cli-40
 def _prune(outputs: Path, delete: bool) -> int:
     "Print the runs that nothing needs, and delete them if asked to."
     from prle.lab.administration import prune, runs_text, spared
@@ -437,7 +452,7 @@ def _prune(outputs: Path, delete: bool) -> int:
         )
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-40
+# %% ../nbs/09_cli.ipynb #09-cli-41
 def runs(
     # list, check, prune; or the name of a run, to be shown in full: why it was made, from what, by which code
     what: str = "list",
@@ -469,7 +484,7 @@ def runs(
     print(runs_text(found))
     return int(what == "check" and len(found) > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-43
+# %% ../nbs/09_cli.ipynb #09-cli-44
 def _settings(words: list[str]) -> dict:
     "Parse NAME=VALUE, the value as YAML; raise `ValueError` for anything else."
     from prle.core import shortened
@@ -480,7 +495,7 @@ def _settings(words: list[str]) -> dict:
     pairs = [word.split("=", 1) for word in words]
     return {name: parse_yaml(value, f"--set {name}") for name, value in pairs}
 
-# %% ../nbs/09_cli.ipynb #09-cli-45
+# %% ../nbs/09_cli.ipynb #09-cli-46
 def _read_config(file: str, beside: list[str]):
     "Read what to train from a file; raise `ValueError` if anything was given beside it."
     from prle.lab.configs import RunConfig
@@ -491,7 +506,7 @@ def _read_config(file: str, beside: list[str]):
         raise ValueError(f"{file} says all about the training: {what_to_do}.")
     return config
 
-# %% ../nbs/09_cli.ipynb #09-cli-46
+# %% ../nbs/09_cli.ipynb #09-cli-47
 _CAM = dict(cam="method", explain="explain")
 "Option -> field of `prle.lab.configs.CamConfig`."
 
@@ -520,7 +535,7 @@ def _run_config(what: list[str], outputs: str | None, options: dict):
     settings |= {name: options[name] for name in zoo if name in options}
     return lab.config(*what, seed=seed, mask=mask, **settings)
 
-# %% ../nbs/09_cli.ipynb #09-cli-47
+# %% ../nbs/09_cli.ipynb #09-cli-48
 @delegates(open_lab)
 def train(
     # a configuration (.yaml or .json); or a detector and a manipulation: Xception DF
@@ -576,7 +591,7 @@ def train(
     print(evaluation(read_scores(run)).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-49
+# %% ../nbs/09_cli.ipynb #09-cli-50
 def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: str, draws: int):
     "Audit masks in a folder; raise `ValueError` without a manifest of their faces."
     from prle.data.manifest import read_manifest, select
@@ -587,7 +602,7 @@ def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: s
     rows = select(read_manifest(manifest), split, None if subset == "all" else subset)
     return audit_folder(masks, rows, draws)
 
-# %% ../nbs/09_cli.ipynb #09-cli-50
+# %% ../nbs/09_cli.ipynb #09-cli-51
 def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
     "Audit the masks of a training; raise `ValueError` without a manipulation."
     from prle.lab.administration import record_runs
@@ -616,7 +631,7 @@ def _check_figure(path: str | None):
         check_choice(Path(path).suffix.lower().lstrip(".") or "png", kinds, "kind of picture")
         check_destination(path)
 
-# %% ../nbs/09_cli.ipynb #09-cli-51
+# %% ../nbs/09_cli.ipynb #09-cli-52
 @delegates(open_lab)
 def audit(
     *,
@@ -653,7 +668,7 @@ def audit(
         draw_audit(found).savefig(figure, dpi=150)
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-53
+# %% ../nbs/09_cli.ipynb #09-cli-54
 def controls(
     *,
     # folder of photographs and videos, a sub-folder a person; default: the ORL faces
@@ -670,7 +685,7 @@ def controls(
     print(made.paths[0].read_text(encoding="utf-8"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-54
+# %% ../nbs/09_cli.ipynb #09-cli-55
 def _find_detector(name: str, outputs: str | None) -> Path:
     "Find the folder of a detector's run."
     from prle.core import outputs_dir
@@ -678,7 +693,7 @@ def _find_detector(name: str, outputs: str | None) -> Path:
 
     return find_run(Path(outputs or outputs_dir()) / "runs", name, "detectors")
 
-# %% ../nbs/09_cli.ipynb #09-cli-55
+# %% ../nbs/09_cli.ipynb #09-cli-56
 def open_detector(
     name: str,  # of the run, as `prle runs` prints it, or its folder
     *,
@@ -692,7 +707,7 @@ def open_detector(
 
     return reopen(_find_detector(name, outputs), data, outputs=outputs)
 
-# %% ../nbs/09_cli.ipynb #09-cli-56
+# %% ../nbs/09_cli.ipynb #09-cli-57
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -711,27 +726,33 @@ def localize(
     print(lab.attention(run, split, subset, read).path / "maps.npy")
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-57
+# %% ../nbs/09_cli.ipynb #09-cli-58
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it, or its folder
     *,
     on: str = "test",  # test, or a target set
+    # any data: a folder with ff++/, ... as `prle faces` makes them, one of `prle forge`, or a manifest; default: those
+    # that it was trained on
+    data: str | None = None,
     **kwargs,
 ) -> int:  # exit code
     "Print a trained detector's AUC and accuracy, with intervals."
-    from prle.lab.apply import evaluation, open_run
+    from prle.lab.apply import evaluation, open_run, scores_on
     from prle.lab.experiments import read_scores
 
-    if on == "test":  # the run itself holds these scores, so its data need not be there
-        scores = read_scores(open_run(_find_detector(name, kwargs.get("outputs"))))
+    outputs = kwargs.get("outputs")
+    if data is not None:
+        scores = scores_on(_find_detector(name, outputs), data, on, outputs=outputs)
+    elif on == "test":  # the run itself holds these scores, so its data need not be there
+        scores = read_scores(open_run(_find_detector(name, outputs)))
     else:
         lab, run = open_detector(name, **kwargs)
         scores = lab.scores(run, on)
     print(evaluation(scores).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-58
+# %% ../nbs/09_cli.ipynb #09-cli-59
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -745,6 +766,7 @@ def predict(
     "Print p_fake of pictures and videos; exit code 1 if one cannot be scored."
     from prle.core import log
     from prle.data.pictures import left_over, left_text
+    from prle.data.manifest import manifest_root
     from prle.lab.apply import crop_settings, predict_files
     from prle.lab.experiments import load_detector
     from prle.trust import check_destination
@@ -752,7 +774,7 @@ def predict(
     if csv:
         check_destination(csv)
     lab, run = open_detector(name, **kwargs)
-    settings = crop_settings(lab.manifest.attrs["root"], lab.preset.size)
+    settings = crop_settings(manifest_root(lab.manifest), lab.preset.size)
     table = predict_files(load_detector(run, lab.device), inputs, settings, count, lab.device)
     if csv:
         table.to_csv(csv, index=False, errors="backslashreplace")
@@ -762,7 +784,7 @@ def predict(
     log.info("\n".join(filter(None, (left_text(left_over(inputs)), told))))
     return int(failed > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-60
+# %% ../nbs/09_cli.ipynb #09-cli-61
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -781,7 +803,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/09_cli.ipynb #09-cli-61
+# %% ../nbs/09_cli.ipynb #09-cli-62
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -795,7 +817,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/09_cli.ipynb #09-cli-62
+# %% ../nbs/09_cli.ipynb #09-cli-63
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -829,7 +851,7 @@ def _came_late(error: Exception) -> bool:
 
     return isinstance(error, NothingFound) or is_full(error)
 
-# %% ../nbs/09_cli.ipynb #09-cli-68
+# %% ../nbs/09_cli.ipynb #09-cli-69
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument

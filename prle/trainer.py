@@ -31,6 +31,7 @@ from .core import check_choice, digest, file_digest, progress
 from .core import rng, seed_everything, shortened, torch_rng
 from .fields import FLAG, check_fields, number_rule, set_fields
 from .data.datasets import BalancedSampler, FaceDataset
+from .data.manifest import manifest_root
 from .detectors import Detector
 from .detectors.registry import Recipe
 from .localization import evaluating
@@ -590,7 +591,7 @@ def _fingerprint(rows: pd.DataFrame, quantiles: Path | None) -> dict:
     paths = [Path(path) for path in rows.path.iloc[some]]
     table = rows[["path", "label", "mask"]].to_csv(index=False)
     landmarks = hashlib.sha256(np.stack(rows.landmarks.to_numpy()).tobytes()).hexdigest()
-    pictures = [file_digest(Path(rows.attrs["root"]) / path) for path in paths]
+    pictures = [file_digest(manifest_root(rows) / path) for path in paths]
     found = dict(faces=len(rows), rows=digest([table, landmarks]), pictures=digest(pictures))
     if quantiles:
         maps = [file_digest((quantiles / path).with_suffix(".png")) for path in paths]

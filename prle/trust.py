@@ -6,9 +6,10 @@
 __all__ = ['LONGEST_NAME', 'MAX_JSON', 'MAX_YAML', 'MAX_PIXELS', 'MAX_PICTURE', 'MAX_TABLE', 'MAX_CSV', 'MARKER', 'MAX_MARKER',
            'DIGESTS', 'one_line', 'shown_path', 'path_text', 'file_name', 'safe_name', 'file_path', 'below',
            'open_file', 'read_bytes', 'parse_json', 'read_json', 'check_entries', 'read_record', 'parse_yaml',
-           'read_yaml', 'read_array', 'check_pixels', 'read_table', 'write_table', 'read_csv', 'read_tensors',
-           'Damaged', 'check_digest', 'write_sealed', 'read_sealed', 'write_digests', 'read_digests', 'read_whole',
-           'check_digests', 'mark_folder', 'check_replaceable', 'made_folder', 'check_destination']
+           'read_yaml', 'read_array', 'check_pixels', 'picture_size', 'read_table', 'write_table', 'read_csv',
+           'read_tensors', 'write_tensors', 'Damaged', 'check_digest', 'write_sealed', 'read_sealed', 'write_digests',
+           'read_digests', 'read_whole', 'check_digests', 'mark_folder', 'check_replaceable', 'made_folder',
+           'check_destination']
 
 # %% ../nbs/01_trust.ipynb #01-trust-2
 import io
@@ -355,11 +356,24 @@ def check_pixels(
     size = f"{width:,} x {height:,}"
     raise ValueError(f"{path} promises {size} pixels; at most {MAX_PIXELS:,} are decoded.")
 
-# %% ../nbs/01_trust.ipynb #01-trust-53
+# %% ../nbs/01_trust.ipynb #new-46417169
+def picture_size(
+    path: str | Path,  # of any format that Pillow knows
+) -> tuple[int, int]:  # width, height in pixels
+    "Read the size of a picture from its head alone; `ValueError` naming a file that is none."
+    from PIL import Image
+
+    with open_file(path) as file:
+        try:
+            return Image.open(file).size
+        except Exception as e:
+            raise ValueError(f"{path} is not a picture ({one_line(e)}).") from e
+
+# %% ../nbs/01_trust.ipynb #01-trust-54
 MAX_TABLE = 2**33
 "Bytes of a table in memory: 14 million faces with their landmarks."
 
-# %% ../nbs/01_trust.ipynb #01-trust-54
+# %% ../nbs/01_trust.ipynb #01-trust-55
 def _is_readable(kind: "pa.DataType") -> bool:
     "Say whether a column's type is text, numbers or lists of numbers."
     import pyarrow.types as kinds
@@ -370,7 +384,7 @@ def _is_readable(kind: "pa.DataType") -> bool:
     numbers = (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_null)
     return any(is_a(inner) for is_a in numbers)
 
-# %% ../nbs/01_trust.ipynb #01-trust-55
+# %% ../nbs/01_trust.ipynb #01-trust-56
 def _check_schema(schema: "pa.Schema", columns: list[str]):
     "Raise `ValueError` for a column that is missing, stands twice, or holds other things than are read."
     if lacking := [name for name in columns if name not in schema.names]:
@@ -384,7 +398,7 @@ def _check_schema(schema: "pa.Schema", columns: list[str]):
                 "not text, numbers or lists of numbers"
             )
 
-# %% ../nbs/01_trust.ipynb #01-trust-56
+# %% ../nbs/01_trust.ipynb #01-trust-57
 def _size(column: "pa.Array") -> int:
     "Return the bytes that a column takes, with text written out for every row."
     import pyarrow as pa
@@ -395,7 +409,7 @@ def _size(column: "pa.Array") -> int:
     lengths = pc.take(pc.binary_length(column.dictionary), column.indices)
     return pc.sum(lengths).as_py() or 0
 
-# %% ../nbs/01_trust.ipynb #01-trust-57
+# %% ../nbs/01_trust.ipynb #01-trust-58
 def _own_words(column: "pa.Array") -> "pa.Array":
     "Return the column of a part with the words that occur in it; Arrow adds those of all parts before it."
     import pyarrow as pa
@@ -407,7 +421,7 @@ def _own_words(column: "pa.Array") -> "pa.Array":
     indices = pc.index_in(column.indices, used)
     return pa.DictionaryArray.from_arrays(indices, column.dictionary.take(used))
 
-# %% ../nbs/01_trust.ipynb #01-trust-58
+# %% ../nbs/01_trust.ipynb #01-trust-59
 def _parts(file, columns: list[str]):
     "Iterate over the parts of an open Parquet file: its text, then its numbers."
     import pyarrow as pa
@@ -417,7 +431,7 @@ def _parts(file, columns: list[str]):
     yield from file.iter_batches(2**16, columns=[name for name in columns if name in text])
     yield from file.iter_batches(2**12, columns=[name for name in columns if name not in text])
 
-# %% ../nbs/01_trust.ipynb #01-trust-59
+# %% ../nbs/01_trust.ipynb #01-trust-60
 def _read_parts(file, columns: list[str], most: int) -> "pa.Table":
     "Read columns of an open Parquet file; `ValueError` as soon as they are known to need more than `most` bytes."
     import pyarrow as pa
@@ -439,7 +453,7 @@ def _read_parts(file, columns: list[str], most: int) -> "pa.Table":
         raise ValueError(f"{rows:,} rows are promised, {len(table):,} are there")
     return table
 
-# %% ../nbs/01_trust.ipynb #01-trust-60
+# %% ../nbs/01_trust.ipynb #01-trust-61
 def _write_out(table: "pa.Table") -> "pa.Table":
     "Write out text that repeats itself for every row."
     import pyarrow as pa
@@ -449,7 +463,7 @@ def _write_out(table: "pa.Table") -> "pa.Table":
             table = table.set_column(i, field.name, table.column(i).cast(pa.large_string()))
     return table
 
-# %% ../nbs/01_trust.ipynb #01-trust-61
+# %% ../nbs/01_trust.ipynb #01-trust-62
 def _read_columns(
     path: Path, columns: list[str] | None, optional: Collection[str], most: int
 ) -> "pa.Table":
@@ -467,7 +481,7 @@ def _read_columns(
     table.validate(full=True)
     return _write_out(table)
 
-# %% ../nbs/01_trust.ipynb #01-trust-62
+# %% ../nbs/01_trust.ipynb #01-trust-63
 def read_table(
     path: str | Path,  # a Parquet file
     columns: list[str] | None = None,  # which to read; None: all
@@ -490,7 +504,7 @@ def read_table(
     frame.attrs = attributes if isinstance(attributes, dict) else {}
     return frame
 
-# %% ../nbs/01_trust.ipynb #01-trust-63
+# %% ../nbs/01_trust.ipynb #01-trust-64
 def write_table(
     path: str | Path,  # the Parquet file
     table: "pd.DataFrame",  # text, numbers, lists of numbers; `attrs` are kept, the index is not
@@ -500,11 +514,11 @@ def write_table(
         table.to_parquet(tmp, index=False, write_page_checksum=True)
     return Path(path)
 
-# %% ../nbs/01_trust.ipynb #01-trust-68
+# %% ../nbs/01_trust.ipynb #01-trust-69
 MAX_CSV = 2**30
 "Bytes of a CSV file."
 
-# %% ../nbs/01_trust.ipynb #01-trust-69
+# %% ../nbs/01_trust.ipynb #01-trust-70
 def read_csv(
     path: str | Path,  # UTF-8
     columns: list[str],  # that it must have
@@ -520,7 +534,7 @@ def read_csv(
         raise ValueError(f"{path} lacks the column {', '.join(missing)}.")
     return table
 
-# %% ../nbs/01_trust.ipynb #01-trust-72
+# %% ../nbs/01_trust.ipynb #01-trust-73
 def read_tensors(
     path: str | Path,  # a .safetensors file
 ) -> dict:  # name -> tensor, on the CPU
@@ -534,11 +548,25 @@ def read_tensors(
     except SafetensorError as e:
         raise ValueError(f"{path} holds no whole weights ({one_line(e)}).") from e
 
-# %% ../nbs/01_trust.ipynb #01-trust-75
+
+def write_tensors(
+    path: str
+    | Path,  # the .safetensors file, in a folder or at a place that becomes final when it is whole
+    tensors: dict,  # name -> tensor
+) -> Path:
+    "Write tensors to a file that others may read as far as the umask lets them; shared ones under each name."
+    import torch
+    from safetensors.torch import save
+
+    own = {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    Path(path).write_bytes(save(own))
+    return Path(path)
+
+# %% ../nbs/01_trust.ipynb #01-trust-76
 class Damaged(ValueError):
     "Error for a file that is missing or not what was written."
 
-# %% ../nbs/01_trust.ipynb #01-trust-76
+# %% ../nbs/01_trust.ipynb #01-trust-77
 def check_digest(
     path: str | Path,  # a file of ours
     fingerprint: str,  # what `file_digest` said when it was written
@@ -554,7 +582,7 @@ def check_digest(
         raise Damaged(f"{path} has changed since it was written.")
     return Path(path)
 
-# %% ../nbs/01_trust.ipynb #01-trust-79
+# %% ../nbs/01_trust.ipynb #01-trust-80
 def write_sealed(
     path: str | Path,  # the JSON file
     record: dict,  # JSON-able
@@ -562,7 +590,7 @@ def write_sealed(
     "Write a record as JSON, atomically, together with its digest."
     return write_json(path, dict(record, digest=digest(record)))
 
-# %% ../nbs/01_trust.ipynb #01-trust-80
+# %% ../nbs/01_trust.ipynb #01-trust-81
 def read_sealed(
     path: str | Path,  # from `write_sealed`
     /,
@@ -579,14 +607,14 @@ def read_sealed(
     except (ValueError, RecursionError) as e:
         raise Damaged(str(e)) from e
 
-# %% ../nbs/01_trust.ipynb #01-trust-83
+# %% ../nbs/01_trust.ipynb #01-trust-84
 MARKER = ".prle.json"
 "The file in a folder that says that this project has made it, and for what."
 
 MAX_MARKER = 2**30
 "Bytes of a marker, which has a line for each file of the folder."
 
-# %% ../nbs/01_trust.ipynb #01-trust-84
+# %% ../nbs/01_trust.ipynb #01-trust-85
 DIGESTS = "digests.parquet"
 "The table in a folder of many files that has the digest of each."
 
@@ -596,7 +624,7 @@ def _relative(folder: Path) -> list[str]:  # POSIX, sorted
     names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
     return sorted(name for name in names if name not in (DIGESTS, MARKER))
 
-# %% ../nbs/01_trust.ipynb #01-trust-85
+# %% ../nbs/01_trust.ipynb #01-trust-86
 def write_digests(
     folder: str | Path,  # complete
     digests: dict[str, str] | None = None,  # relative path -> digest; None: of all files there
@@ -610,7 +638,7 @@ def write_digests(
     rows = dict(path=list(digests), digest=list(digests.values()))
     return write_table(folder / DIGESTS, pd.DataFrame(rows, dtype=str))
 
-# %% ../nbs/01_trust.ipynb #01-trust-86
+# %% ../nbs/01_trust.ipynb #01-trust-87
 def read_digests(
     folder: str | Path,  # after `write_digests`
 ) -> dict[str, str]:  # relative path -> digest
@@ -623,7 +651,7 @@ def read_digests(
         raise Damaged(f"{path} is no table of digests.")
     return dict(zip(table.path, table.digest))
 
-# %% ../nbs/01_trust.ipynb #01-trust-87
+# %% ../nbs/01_trust.ipynb #01-trust-88
 def read_whole(
     path: str | Path,  # a file of ours
     fingerprint: str,  # what was written down
@@ -640,7 +668,7 @@ def read_whole(
         raise Damaged(f"{path} has changed since it was written.")
     return content
 
-# %% ../nbs/01_trust.ipynb #01-trust-88
+# %% ../nbs/01_trust.ipynb #01-trust-89
 def check_digests(
     folder: str | Path,  # after `write_digests`
 ):
@@ -648,7 +676,7 @@ def check_digests(
     for name, fingerprint in read_digests(folder).items():
         read_whole(Path(folder) / name, fingerprint)
 
-# %% ../nbs/01_trust.ipynb #01-trust-91
+# %% ../nbs/01_trust.ipynb #01-trust-92
 def _unmarked(folder: Path) -> list[str]:  # relative paths, sorted
     "List the files and links of a folder, without its marker and the marked folders inside it."
     found = []
@@ -661,7 +689,7 @@ def _unmarked(folder: Path) -> list[str]:  # relative paths, sorted
         found += [os.path.relpath(os.path.join(here, name), folder) for name in names]
     return sorted(found)
 
-# %% ../nbs/01_trust.ipynb #01-trust-92
+# %% ../nbs/01_trust.ipynb #01-trust-93
 def mark_folder(
     folder: str | Path,  # complete, nothing will be added to it
     purpose: str,  # what it is: "benchmark", "quantile maps", ...
@@ -670,7 +698,7 @@ def mark_folder(
     files = _unmarked(Path(folder))
     write_json(Path(folder) / MARKER, dict(made_by="prle", purpose=purpose, files=files))
 
-# %% ../nbs/01_trust.ipynb #01-trust-93
+# %% ../nbs/01_trust.ipynb #01-trust-94
 def _read_marker(folder: Path) -> tuple[str, set[str]]:  # purpose, files
     "Read the marker of a folder; `ValueError` naming it if it is damaged."
     note = read_json(folder / MARKER, dict, MAX_MARKER)
@@ -683,7 +711,7 @@ def _read_marker(folder: Path) -> tuple[str, set[str]]:  # purpose, files
         )
     return purpose, set(files)
 
-# %% ../nbs/01_trust.ipynb #01-trust-94
+# %% ../nbs/01_trust.ipynb #01-trust-95
 def _stranger(folder: Path, purpose: str) -> str:
     "Say why a folder may not be replaced; an empty string if it may."
     if not folder.is_dir():
@@ -701,7 +729,7 @@ def _stranger(folder: Path, purpose: str) -> str:
     faults = filter(None, map(_inner, _marked(folder)))
     return next(faults, "")
 
-# %% ../nbs/01_trust.ipynb #01-trust-95
+# %% ../nbs/01_trust.ipynb #01-trust-96
 def _marked(folder: Path) -> list[Path]:
     "List the marked folders inside a folder."
     return [p.parent for p in sorted(folder.rglob(MARKER)) if p.parent != folder]
@@ -712,7 +740,7 @@ def _inner(folder: Path) -> str:
     fault = _stranger(folder, _read_marker(folder)[0])
     return f"has a folder {folder.name} that {fault}" if fault else ""
 
-# %% ../nbs/01_trust.ipynb #01-trust-96
+# %% ../nbs/01_trust.ipynb #01-trust-97
 def check_replaceable(
     folder: str | Path,  # where a result shall be
     purpose: str,  # what it is
@@ -726,7 +754,7 @@ def check_replaceable(
     if fault := _stranger(Path(os.path.realpath(folder)), purpose):
         raise FileExistsError(f"{folder} {fault}; name a new or an empty folder, or move it away.")
 
-# %% ../nbs/01_trust.ipynb #01-trust-97
+# %% ../nbs/01_trust.ipynb #01-trust-98
 @contextmanager
 def made_folder(
     folder: str | Path,  # where the result shall be; its parent is created

@@ -1,5 +1,8 @@
 """prle.data.datasets: the manifest's checks and FaceDataset."""
 
+import errno
+import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -16,7 +19,16 @@ from prle.core import file_digest, rng
 from prle.data import manifest
 from prle.data.crops import read_quantiles, read_rgb
 from prle.data.datasets import BalancedSampler, FaceDataset
-from prle.data.manifest import check_crops, check_manifest, read_manifest, select, write_manifest
+from prle.data.deepfakebench import write_json_dataset
+from prle.data.manifest import (
+    COLUMNS,
+    check_crops,
+    check_manifest,
+    read_manifest,
+    rebase,
+    select,
+    write_manifest,
+)
 from prle.lab.labdata import data_fingerprint
 from prle.trust import Damaged, read_table, write_digests
 
@@ -24,9 +36,26 @@ from prle.trust import Damaged, read_table, write_digests
 def test_round_trip(toy, tmp_path):
     again = read_manifest(write_manifest(toy, tmp_path / "again.parquet"))
     pd.testing.assert_frame_equal(again.drop(columns="landmarks"), toy.drop(columns="landmarks"))
-    assert np.array_equal(np.stack(again.landmarks), np.stack(toy.landmarks)) and again.attrs[
-        "root"
-    ] == str(tmp_path)
+    assert np.array_equal(np.stack(again.landmarks), np.stack(toy.landmarks))
+    assert again.attrs == toy.attrs, "the crops are where they were"
+
+
+def test_the_hash_of_data_is_what_it_was(tmp_path):
+    "Runs are named by it: this one was computed by the code of before roots moved."
+    rows = []
+    for i, subset in enumerate(["real", "DF", "real", "DF"]):
+        (tmp_path / f"{i}.png").write_bytes(b"x" * (10 + i))
+        row = dict(path=f"{i}.png", label=int(subset != "real"), dataset="toy", subset=subset)
+        row |= dict(video=f"v{i}", identity=f"p{i // 2}", source_identity="", frame=3 * i)
+        row |= dict(split=("train", "test")[i // 2], compression="none", transform=[], mask="")
+        row |= dict(landmarks=np.linspace(0, 9, 136).astype(np.float32) + i)
+        rows.append(row | dict(target="v0" if i == 1 else ""))
+    rows[3]["landmarks"], rows[3]["mask"] = np.full(136, np.nan, np.float32), "0.png"
+    rows[2]["transform"] = np.linspace(0, 1, 6)
+    table = read_manifest(write_manifest(pd.DataFrame(rows), tmp_path / "manifest.parquet"))
+    assert data_fingerprint(table) == "b72869c89a5d3107"
+    grouped = table.assign(group=[0, 0, 1, 1])
+    assert data_fingerprint(grouped) == "25620feb8b3f4eec"
 
 
 @pytest.mark.parametrize(
@@ -41,6 +70,16 @@ def test_round_trip(toy, tmp_path):
         ("path", "/etc/face.png", "row 4 .*must be relative"),
         ("path", "a/../../b.png", "row 4 .*stay below"),
         ("transform", [1.0, 2.0], "row 4 .*transform must be 6 numbers"),
+        ("transform", [1.0, 2, 3, 4, 5, np.nan], "row 4 .*transform must be 6 numbers"),
+        (
+            "landmarks",
+            [np.nan] + [1] * 135,
+            "row 4 .*landmarks must be 136 numbers .*, all of them NaN",
+        ),
+        ("identity", "", "row 4 .*identity must be text of 1 to 1000"),
+        ("video", "", "row 4 .*video must be text of 1 to 1000"),
+        ("label", 1.5, "row 0 .*label must be a whole number"),
+        ("frame", "7", "row 4 .*frame must be a whole number from 0, not '7'"),
     ],
 )
 def test_the_first_bad_row_is_named(toy, column, value, message):
@@ -57,18 +96,124 @@ def test_a_frame_stands_once(toy):
     assert len(check_manifest(same_name)) == 3
 
 
-def test_the_root_may_lie_elsewhere(toy, tmp_path):
-    moved = read_manifest(
-        write_manifest(toy, tmp_path / "elsewhere" / "m.parquet", toy.attrs["root"])
-    )
-    assert moved.attrs["root"] == toy.attrs["root"] and FaceDataset(moved)[0]["image"].shape == (
-        3,
-        24,
-        32,
-    )
-    assert read_manifest(write_manifest(toy, tmp_path / "again.parquet")).attrs["root"] == str(
-        tmp_path
-    )  # not the old one
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_missing_value_is_named_with_its_row_and_column(toy, tmp_path, column):
+    "Whatever stands for it: None, NaN (which makes fractions of whole numbers) or pandas' own NA."
+    toy["group"] = 0
+    for nothing in (None, np.nan, pd.NA):
+        bad = toy.assign(**{column: [nothing if i == 4 else v for i, v in enumerate(toy[column])]})
+        with pytest.raises(ValueError, match=rf"row 4 \(.*\): {column} must be .*; it is missing"):
+            check_manifest(bad)
+    table = toy.assign(**{column: [None if i == 4 else v for i, v in enumerate(toy[column])]})
+    table.to_parquet(tmp_path / "bad.parquet", index=False)
+    with pytest.raises(
+        ValueError, match=rf"bad.parquet, row 4 \(.*\): {column} must be .*; it is missing"
+    ):
+        read_manifest(tmp_path / "bad.parquet")
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "toy", "toy/lists/of/mine", "."])
+def test_the_manifest_may_lie_elsewhere(toy, tmp_path, place):
+    "The table knows where its crops are, so they need not be named."
+    file = write_manifest(toy, tmp_path / place / "m.parquet")
+    again = read_manifest(file)
+    assert again.attrs == toy.attrs and FaceDataset(again)[0]["image"].shape == (3, 24, 32)
+    assert data_fingerprint(again) == data_fingerprint(toy)
+
+
+def test_crops_beside_a_manifest_are_its_own(toy, tmp_path):
+    "Faces that were made anew from a table's are those that its new file means."
+    for path in toy.path:
+        (tmp_path / "new" / path).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "new" / path), np.full((16, 16, 3), 7, np.uint8))
+    new = read_manifest(write_manifest(toy, tmp_path / "new/manifest.parquet"))
+    assert new.attrs["root"] == str(tmp_path / "new") and FaceDataset(new)[0]["image"].max() == 7
+    old = read_manifest(write_manifest(toy, tmp_path / "new/old.parquet", toy.attrs["root"]))
+    assert FaceDataset(old)[0]["image"].equal(FaceDataset(toy)[0]["image"])
+
+
+@pytest.mark.parametrize("place", ["", "lists/of/mine", ".."])
+def test_a_folder_may_be_moved_together_with_its_manifest(toy, tmp_path, place, monkeypatch):
+    here = tmp_path / "home/data"
+    here.parent.mkdir()
+    shutil.move(tmp_path / "toy", here)
+    file = write_manifest(toy, here / place / "m.parquet", here)
+    assert read_manifest(file).attrs["root"] == str(here)
+    shutil.move(tmp_path / "home", tmp_path / "away")
+    monkeypatch.chdir(tmp_path)
+    moved = read_manifest(Path("away/data", place, "m.parquet"))
+    monkeypatch.chdir("/")
+    assert moved.attrs["root"] == str(tmp_path / "away/data") and len(FaceDataset(moved)[0]) == 4
+
+
+def test_a_root_that_is_gone_is_named_and_may_be_told(toy, tmp_path):
+    file = write_manifest(toy, tmp_path / "elsewhere/m.parquet")
+    shutil.move(tmp_path / "toy", tmp_path / "new")
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf"m.parquet: the folder of its crops, {toy.attrs['root']}, is gone",
+    ):
+        read_manifest(file)
+    assert len(FaceDataset(read_manifest(file, tmp_path / "new"))[0]) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a, b: pd.concat([a, b]),
+        lambda a, b: pd.concat([a, pd.DataFrame(b.to_dict("records"))]),
+        lambda a, b: a.merge(b[["path", "video"]], on="path", how="outer"),
+        lambda a, b: pd.DataFrame(a.to_dict("records")),
+    ],
+    ids=["concat", "concat-lost", "merge", "records"],
+)
+def test_a_table_without_its_root_stops_at_once(toy, tmp_path, change):
+    shutil.copytree(tmp_path / "toy", tmp_path / "other")
+    lost = change(toy, read_manifest(tmp_path / "other/manifest.parquet"))
+    for use in (FaceDataset, data_fingerprint, lambda rows: write_json_dataset(rows, tmp_path)):
+        with pytest.raises(ValueError, match="does not say which folder .*manifest.rebase"):
+            use(lost.iloc[:3])
+    table = toy if "video_x" in lost else lost.drop_duplicates("path")
+    table = pd.DataFrame(table.to_dict("records"))
+    with pytest.raises(ValueError, match="row 0 .*no such file in .*elsewhere; say what"):
+        write_manifest(table, tmp_path / "elsewhere/m.parquet")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a.query("split == 'train'"),
+        lambda a: pd.concat([a.iloc[:4], a.iloc[8:]]),
+        lambda a: a.merge(a[["path"]].assign(extra=1), on="path").drop(columns="extra"),
+        lambda a: a.groupby("subset").sample(2, random_state=0).reset_index(drop=True),
+    ],
+    ids=["query", "concat", "merge", "sample"],
+)
+def test_what_pandas_makes_of_a_table_keeps_its_root(toy, tmp_path, change):
+    changed = change(toy)
+    again = read_manifest(write_manifest(changed, tmp_path / "elsewhere/m.parquet"))
+    assert again.path.tolist() == changed.path.tolist() and again.attrs == toy.attrs
+    assert FaceDataset(again)[1]["image"].equal(FaceDataset(changed)[1]["image"])
+
+
+def test_tables_of_two_folders_are_put_together_below_one(toy, tmp_path):
+    "Masks move with the paths, and each picture is the one it was."
+    shutil.copytree(tmp_path / "toy", tmp_path / "more/toy")
+    more = read_manifest(tmp_path / "more/toy/manifest.parquet")
+    more["video"] += "x"
+    more["landmarks"] = [points.astype(np.float64) for points in more.landmarks]
+    more["transform"] = [[1, 0, 0, 0, 1, 0]] * len(more)
+    more["mask"] = more.path.where(more.label == 1, "")
+    both = pd.concat([rebase(toy, tmp_path), rebase(more, tmp_path)], ignore_index=True)
+    both = read_manifest(write_manifest(both, tmp_path / "lists/both.parquet"))
+    assert both.attrs["root"] == str(tmp_path) and both["mask"].iloc[-1] == both.path.iloc[-1]
+    assert both.landmarks.iloc[0].tolist() == toy.landmarks.iloc[0].tolist()
+    assert both.path.iloc[-1].startswith("more/toy/") and both["mask"].iloc[len(toy)] == ""
+    for i, (one, rows) in enumerate([(toy, 0), (more, len(toy))]):
+        assert FaceDataset(both)[rows + 5]["image"].equal(FaceDataset(one)[5]["image"])
+    with pytest.raises(ValueError, match="does not lie below .*more; name a folder above it"):
+        rebase(toy, tmp_path / "more")
 
 
 def test_balanced_sampler():
@@ -440,6 +585,15 @@ def test_without_digests_crops_are_decoded(toy, tmp_path):
         (tmp_path / "toy" / toy.path[0]).read_bytes()[:300]
     )
     assert check_crops(tmp_path / "toy")[0].path.tolist() == [toy.path[0]]
+
+
+def test_a_crop_that_may_not_be_read_is_not_called_damaged(known, tmp_path, monkeypatch):
+    def closed(file, fingerprint):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+
+    monkeypatch.setattr(manifest, "check_digest", closed)
+    bad, _ = check_crops(tmp_path / "toy")
+    assert len(bad) and set(bad.reason) == {"may not be read (Permission denied)"}
 
 
 def test_a_damaged_manifest_or_table_of_digests_is_one_line(known, tmp_path, capsys):

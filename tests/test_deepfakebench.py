@@ -99,6 +99,36 @@ def test_published_json(tree):
     ] * 3  # the root is not the manifest's folder
 
 
+def test_labels_of_ones_own_are_told(tree, capsys):
+    "As DF40's, whose JSONs have other names: what a name stands for is said, and never guessed."
+    content = (tree / "FaceForensics++.json").read_text()
+    content = content.replace("FF-real", "my=Real").replace("FF-DF", "SimSwap_Fake")
+    (tree / "mine.json").write_text(content)
+    command = ["convert", f"{tree}/mine.json", "--root", f"{tree}/datasets"]
+    command += ["--out", f"{tree}/m.parquet"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "unknown label name" in said and "'my=Real'" in said and "--label NAME=real or" in said
+    with pytest.raises(ValueError, match="'SimSwap_Fake'.*labels"):
+        read_json_dataset([tree / "mine.json"], tree / "datasets", labels={"my=Real": "real"})
+    told = {"my=Real": "real", "SimSwap_Fake": "simswap"}
+    rows, missing = read_json_dataset([tree / "mine.json"], tree / "datasets", labels=told)
+    assert missing.empty and rows.label.tolist() == [0, 0, 1, 1]
+    assert rows.subset.tolist() == ["real", "real", "simswap", "simswap"]
+    with pytest.raises(ValueError, match="the label SimSwap_Fake '../up' cannot name a file"):
+        read_json_dataset([tree / "mine.json"], tree, labels={"SimSwap_Fake": "../up"})
+    command += ["--label", "my=Real=real", "--label", "SimSwap_Fake=simswap"]
+    assert main(command) == 0
+    pd.testing.assert_series_equal(read_manifest(tree / "m.parquet").subset, rows.subset)
+
+
+@pytest.mark.parametrize("word", ["SimSwap_Fake", "=swap", "SimSwap_Fake="])
+def test_a_label_without_a_subset_is_a_wrong_word(tree, capsys, word):
+    command = ["convert", f"{tree}/FaceForensics++.json", "--root", str(tree), "--label", word]
+    assert main([*command, "--out", f"{tree}/m.parquet"]) == 2
+    assert "--label takes NAME=real or NAME=MANIPULATION" in capsys.readouterr().err
+
+
 def test_missing_crops_and_wrong_choices(tree):
     (tree / "datasets/FaceForensics++/original_sequences/youtube/c23/frames/071/003.png").unlink()
     rows, missing = read_json_dataset([tree / "FaceForensics++.json"], tree / "datasets")

@@ -688,7 +688,8 @@ statistics/DF-neighbour-s0-c2aff36cd24a58be
 
 def test_names_of_runs_stay(tmp_path):
     lab = Lab("smoke", outputs=tmp_path)
-    lab.manifest = pd.DataFrame(dict(subset=["real", "DF", "NT"], split="train", label=[0, 1, 1]))
+    faces = pd.DataFrame(dict(subset=["real", "DF", "NT"], label=[0, 1, 1]))
+    lab.manifest = pd.concat([faces.assign(split=split) for split in ("train", "val", "test")])
     lab.fingerprint = "that of a manifest made by hand"
     dry = lab.dry()
     dry.detector("VGG", "DF", mask="primary", **PUBLISHED)

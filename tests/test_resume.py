@@ -102,10 +102,10 @@ def dying(operations, log):
         return wrapped
 
     def place(function, args):
-        at = args[0] if function.__name__ == "rmtree" else args[-1]
+        at = args[0] if function.__name__ in ("rmtree", "write_tensors") else args[-1]
         return at.name if isinstance(at, io.IOBase) else at
 
-    def write_half(_, path):
+    def write_half(path, _):
         return open(path, "wb").write(b"half")
 
     def fill_half(_, file):
@@ -114,8 +114,8 @@ def dying(operations, log):
     def remove_half(path, *_):
         return [p.unlink() for p in sorted(path.glob("*"))[:1]]
 
-    prle.training.checkpoint.save_file, torch.save = (
-        die(prle.training.checkpoint.save_file, write_half),
+    prle.training.checkpoint.write_tensors, torch.save = (
+        die(prle.training.checkpoint.write_tensors, write_half),
         die(torch.save, fill_half),
     )
     os.replace, os.rename, shutil.rmtree = (
@@ -180,9 +180,9 @@ def test_killed_in_each_file_operation_it_ends_as_if_nothing_had_been(data, monk
         for line in (data / "log").read_text().splitlines()
     }
     assert hit == {
-        "save_file model.safetensors",
-        "save_file average.safetensors",
-        "save_file best.safetensors",
+        "write_tensors model.safetensors",
+        "write_tensors average.safetensors",
+        "write_tensors best.safetensors",
         "save state.pt",
         "replace checkpoint.json",
         "replace epoch",

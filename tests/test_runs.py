@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import asdict
@@ -737,6 +738,28 @@ def test_other_errors_of_the_work_are_its_own(tmp_path):
 
     with pytest.raises(PermissionError, match="face.png"):
         quick(tmp_path).get("kind", "a", {}, missing)
+
+
+def test_what_may_not_be_read_is_not_called_corrupt():
+    "Root may read everything, so a process that gives root up looks; one file is closed, and one whole run."
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place) / "runs"
+        os.chmod(place, 0o755)
+        for label in "abc":
+            quick(root).get("kind", label, dict(label=label), make_answer)
+        (file,) = root.glob("kind/a-*/x")
+        (run,) = root.glob("kind/b-*")
+        os.chmod(file, 0), os.chmod(run, 0)
+        code = f"""
+import os
+from prle.lab.administration import damaged_runs, list_runs, runs_text
+if os.geteuid() == 0: os.setgid(65534), os.setuid(65534)
+print(runs_text(damaged_runs({place + "/runs"!r}, list_runs({place + "/runs"!r}))))"""
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        os.chmod(run, 0o755)
+    assert re.search(rf"kind/a-.* unreadable .*Permission denied: {file}", said.stdout), said
+    assert re.search(rf"kind/b-.* unreadable .*Permission denied: {run}", said.stdout)
+    assert "2 runs (2 unreadable)" in said.stdout and "corrupt" not in said.stdout
 
 
 @pytest.mark.parametrize("place", ["runs", "runs/kind"])

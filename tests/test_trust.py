@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import prle
 from prle.core import (
     atomic_path,
     discard,
@@ -22,7 +23,9 @@ from prle.core import (
     is_leftover,
     remove_leftovers,
     shortened,
+    write_json,
 )
+from prle.training.checkpoint import Checkpoint, save_checkpoint
 from prle.trust import (
     LONGEST_NAME,
     MARKER,
@@ -45,6 +48,7 @@ from prle.trust import (
     read_tensors,
     read_yaml,
     write_table,
+    write_tensors,
 )
 
 
@@ -487,6 +491,33 @@ def test_weights_that_are_none_name_the_file(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="model.safetensors holds no whole weights"):
             read_tensors(path)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o007, 0o077])
+def test_what_is_written_may_be_read_by_whom_the_umask_says(tmp_path, umask):
+    state = Checkpoint(1, dict(model=dict(w=torch.ones(2))), {}, {})
+    before = os.umask(umask)
+    try:
+        write_tensors(tmp_path / "weights.safetensors", dict(w=torch.ones(3, 2).T))
+        write_table(tmp_path / "table.parquet", pd.DataFrame(dict(a=[1])))
+        write_json(tmp_path / "note.json", {})
+        save_checkpoint(tmp_path / "checkpoint", state)
+        with made_folder(tmp_path / "made", "test") as folder:
+            (folder / "file").write_text("")
+    finally:
+        os.umask(before)
+    for path in tmp_path.rglob("*"):
+        mode = 0o777 if path.is_dir() else 0o666
+        assert path.stat().st_mode & 0o777 == mode & ~umask, path
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 8
+
+
+def test_nothing_writes_files_that_only_their_writer_can_read():
+    "safetensors and tempfile make files of mode 0600; only what is private may be such."
+    modules = Path(prle.__file__).parent.rglob("*.py")
+    private = ("save_file(", "mkstemp(", "NamedTemporaryFile(")
+    found = [p.name for p in modules if any(word in p.read_text() for word in private)]
+    assert found == []
 
 
 def test_damage_is_found_and_unchanged_files_are_read_once(tmp_path, monkeypatch):

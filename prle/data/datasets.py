@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ..core import FAKE, REAL, rng, shortened
 from .crops import read_mask, read_quantiles, read_rgb
+from .manifest import manifest_root
 from ..trust import DIGESTS, Damaged, below, read_digests
 
 # %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-5
@@ -70,7 +71,7 @@ class FaceDataset(Dataset):
 
         `Damaged` if a face has no quantile map in the folder's table of digests, `ValueError` if masks are asked
         for and no fake has one."""
-        self.root, self.transform = os.path.realpath(manifest.attrs["root"]), transform
+        self.root, self.transform = os.path.realpath(manifest_root(manifest)), transform
         # One block of memory, which forked workers share; a list of strings they would copy bit by bit.
         self.paths = np.array([path.encode() for path in manifest.path])
         self.labels = manifest.label.to_numpy()

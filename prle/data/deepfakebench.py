@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..core import REAL, check_choice, file_digest, progress, shortened, write_json
 from .crops import read_rgb
-from .manifest import COLUMNS, SPLITS
+from .manifest import COLUMNS, SPLITS, manifest_root
 from prle.trust import (
     MAX_PICTURE,
     below,
@@ -102,10 +102,21 @@ def _check_frames(record: dict, name: str, label: str, split: str, video: str):
             raise ValueError(f"{where}: among the frames is {shortened(path)}, which is no path.")
 
 # %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-11
-def _walk(tree: dict, name: str, compression: str) -> Iterator[tuple[str, str, str, str, dict]]:
-    "Yield (label name, split, compression, video, its record) for every video in a data set's JSON."
+def _subset(label: str, labels: dict[str, str], name: str) -> str:
+    "Return the subset of a label name; `ValueError` saying what to do for one that is not known."
+    try:
+        return labels[check_choice(label, labels, f"label name in {name}")]
+    except ValueError as e:
+        what_to_do = "Say what it stands for (labels, on the command line --label NAME=real or NAME=manipulation)."
+        raise ValueError(f"{e} {what_to_do}") from None
+
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-12
+def _walk(
+    tree: dict, name: str, compression: str, labels: dict[str, str]
+) -> Iterator[tuple[str, str, str, str, dict]]:
+    "Yield (subset, split, compression, video, its record) for every video in a data set's JSON."
     for label, splits in _object(tree, name).items():
-        check_choice(label, LABELS, f"label name in {name}")
+        subset = _subset(label, labels, name)
         for split, videos in _object(splits, name, label).items():
             level = ""
             if _object(videos, name, label, split) and set(videos) <= LEVELS:
@@ -115,9 +126,9 @@ def _walk(tree: dict, name: str, compression: str) -> Iterator[tuple[str, str, s
                 videos = _object(videos[level], name, label, split, level)
             for video, record in videos.items():
                 _check_frames(_object(record, name, label, split, video), name, label, split, video)
-                yield label, split, level, video, record
+                yield subset, split, level, video, record
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-12
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-13
 def _people(dataset: str, subset: str, video: str) -> tuple[str, str]:
     "Return who is in the picture and whose face was put in, as far as the video's name says."
     parts = video.split("_")
@@ -127,7 +138,7 @@ def _people(dataset: str, subset: str, video: str) -> tuple[str, str]:
         return parts[0], parts[1] if subset != "real" else ""
     return video, ""
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-13
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-14
 def _target(dataset: str, subset: str, video: str) -> str:
     "Return the real video that a fake was made of, as far as its name says; otherwise an empty string."
     parts = video.split("_")
@@ -141,13 +152,13 @@ def _target(dataset: str, subset: str, video: str) -> str:
         return f"{parts[0]}__{video.split('__')[1]}"
     return ""
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-16
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-17
 def _beside(path: str, folder: str, suffix: str) -> str:
     "Return the path of a crop's landmarks or mask."
     head, _, tail = path.rpartition("frames/")
     return Path(f"{head}{folder}/{tail}").with_suffix(suffix).as_posix()
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-17
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-18
 def _landmarks(path: Path) -> np.ndarray:  # (136,) float32
     "Read the first 68 of a crop's landmarks; NaN if there is no file, `ValueError` if it holds anything else."
     if not path.is_file():
@@ -163,13 +174,13 @@ def _landmarks(path: Path) -> np.ndarray:  # (136,) float32
         raise ValueError(f"{path}: not all of its points are numbers.")
     return points
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-18
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-19
 def _number(path: str) -> int | None:
     "Return the number of a frame from its file's name; None if the name is not a number."
     stem = Path(path).stem
     return int(stem) if stem.isdecimal() and len(stem) < 10 else None
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-19
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-20
 def _crop_row(path: str, root: Path, facts: dict) -> dict:
     "Build the manifest's row of a crop, `path` relative to `root`."
     mask = _beside(path, "masks", ".png")
@@ -179,7 +190,7 @@ def _crop_row(path: str, root: Path, facts: dict) -> dict:
     found = dict(path=path, frame=_number(path), landmarks=landmarks, transform=[], mask=mask)
     return facts | found
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-20
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-21
 def _try_row(path: str, root: Path, facts: dict) -> dict | str:
     "Return the row of a crop, or the reason why it has none."
     if _number(path) is None:
@@ -191,11 +202,11 @@ def _try_row(path: str, root: Path, facts: dict) -> dict | str:
     except (ValueError, OSError) as e:
         return one_line(e).rstrip(".")
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-21
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-22
 MAX_DATASET = 2**31
 "Bytes of a data set's JSON, which lists every crop."
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-22
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-23
 def _one_split(rows: dict, files: Iterable):
     "Raise `ValueError` if a crop is listed under several splits."
     split = {}
@@ -206,10 +217,9 @@ def _one_split(rows: dict, files: Iterable):
                 "Say which splits to take (splits, on the command line --splits)."
             )
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-23
-def _facts(dataset: str, label: str, split: str, compression: str, video: str) -> dict:
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-24
+def _facts(dataset: str, subset: str, split: str, compression: str, video: str) -> dict:
     "Return what all crops of a video have in common in the manifest."
-    subset = LABELS[label]
     person, source = _people(dataset, subset, video)
     return dict(
         label=int(subset != "real"),
@@ -223,12 +233,13 @@ def _facts(dataset: str, label: str, split: str, compression: str, video: str) -
         compression=compression,
     )
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-24
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-25
 def read_json_dataset(
     files: Iterable[str | Path],  # the JSONs
     root: str | Path,  # the folder that their paths are relative to
     splits: tuple[str, ...] = SPLITS,  # which to take
     compression: str = "c23",  # where there is a choice
+    labels: dict[str, str] | None = None,  # label name -> "real" or a manipulation, beside `LABELS`
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # rows for `write_manifest`; missing crops: path, reason
     """Read DeepfakeBench's data set JSON as rows of a manifest.
 
@@ -236,14 +247,17 @@ def read_json_dataset(
     videos under more than one split. `ValueError` for unknown label names or compressions, and for a crop in
     several splits."""
     files, root, rows, missing = list(files), Path(root), {}, []
+    labels = LABELS | {
+        name: file_name(of, f"the label {name}") for name, of in (labels or {}).items()
+    }
     for file in files:
         for name, tree in read_json(file, dict, MAX_DATASET).items():
             dataset = "FF++" if name in FFPP else NAMES.get(name, name)
-            videos = _walk(tree, str(file), compression)
-            for label, split, level, video, record in progress(videos, desc=name):
+            videos = _walk(tree, str(file), compression, labels)
+            for subset, split, level, video, record in progress(videos, desc=name):
                 if split not in splits:
                     continue
-                facts = _facts(dataset, label, split, level, video)
+                facts = _facts(dataset, subset, split, level, video)
                 for path in record["frames"]:
                     path = path.replace("\\", "/").removeprefix("./")
                     row = _try_row(path, root, facts)
@@ -254,14 +268,14 @@ def read_json_dataset(
     _one_split(rows, files)
     return _tables(rows.values(), missing)
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-25
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-26
 def _tables(rows: Iterable[dict], missing: list[tuple]) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Return rows as a manifest's table, and what is missing with its reason."
     known = [name for name in COLUMNS if name != "group"]
     faces = pd.DataFrame(list(rows), columns=known)
     return faces, pd.DataFrame(missing, columns=["path", "reason"])
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-27
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-28
 def read_folders(
     videos: pd.DataFrame,  # of a listing; `file` is the folder of a video's crops
     root: str | Path,  # a folder above all of them, which paths will be relative to
@@ -288,7 +302,7 @@ def read_folders(
         rows += sorted(crops, key=lambda row: row["frame"])
     return _tables(rows, missing)
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-29
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-30
 _LABEL_NAMES = {
     "FF++": dict(real="FF-real", DF="FF-DF", F2F="FF-F2F", FS="FF-FS", NT="FF-NT", Fsh="FF-FH"),
     "Celeb-DF-v2": dict(real="CelebDFv2_real", fake="CelebDFv2_fake"),
@@ -296,7 +310,7 @@ _LABEL_NAMES = {
     "DF-1.0": dict(real="DF_real", fake="DF_fake"),
 }
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-30
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-31
 def _label_name(dataset: str, subset: str) -> str:
     """Return DeepfakeBench's label name of a subset.
 
@@ -304,7 +318,7 @@ def _label_name(dataset: str, subset: str) -> str:
     names = _LABEL_NAMES.get(dataset, _LABEL_NAMES["DFDC"])
     return names[subset] if subset in names else names["fake"]
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-31
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-32
 def _video_names(manifest: pd.DataFrame, dataset: str) -> Callable:  # row -> key of its record
     """Return the function that names a row's record, so that no videos merge.
 
@@ -313,20 +327,20 @@ def _video_names(manifest: pd.DataFrame, dataset: str) -> Callable:  # row -> ke
     shared = {subset for subset, label in labels.items() if Counter(labels.values())[label] > 1}
     return lambda row: f"{row.subset}_{row.video}" if row.subset in shared else row.video
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-32
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-33
 def _place(row, kind: str, suffix: str) -> Path:
     "Return the place of a crop's frame, mask or landmarks below the data set's folder."
     subset, video = file_name(row.subset, "the subset"), file_name(row.video, "the video")
     return Path(subset, kind, video, f"{row.frame:03d}{suffix}")
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-33
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-34
 def _copy_picture(root: Path, path: str, target: Path):
     "Copy a picture from below `root`; `ValueError` or `OSError` for anything else."
     file = below(root, path)
     read_rgb(file)
     target.write_bytes(read_bytes(file, MAX_PICTURE))
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-34
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-35
 def _copy_crop(row, root: Path, folder: Path):
     "Copy a crop, its mask and its landmarks into DeepfakeBench's folders; pictures must be decodable."
     for kind in ("frames", "masks", "landmarks"):
@@ -338,11 +352,11 @@ def _copy_crop(row, root: Path, folder: Path):
         points = np.rint(row.landmarks).astype(np.int64).reshape(68, 2)
         np.save(folder / _place(row, "landmarks", ".npy"), points)
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-36
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-37
 _PURPOSE = "folders of DeepfakeBench"
 _WRITTEN = "written.json"
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-37
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-38
 def _check_json(folder: Path, path: Path) -> str | None:  # its digest; None: there is none
     "Return the digest of a JSON; `FileExistsError` if it is not what was written together with `folder`."
     if not os.path.lexists(path):
@@ -357,7 +371,7 @@ def _check_json(folder: Path, path: Path) -> str | None:  # its digest; None: th
         )
     return file_digest(path)
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-38
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-39
 def _parts(tree: dict, name: str) -> dict[str, dict]:
     "Return the content of each JSON by its name; FaceShifter has its own, which repeats the reals."
     parts = {name: {label: splits for label, splits in tree.items() if label != "FF-FH"}}
@@ -366,7 +380,7 @@ def _parts(tree: dict, name: str) -> dict[str, dict]:
         parts["FaceShifter"] = {label: tree[label] for label in tree if label in kept}
     return parts
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-39
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-40
 def _bench_name(dataset: str) -> str:
     "Return DeepfakeBench's name of a data set."
     if dataset == "FF++":
@@ -377,7 +391,7 @@ def _bench_name(dataset: str) -> str:
 
 assert _bench_name("DF-1.0") == "DeeperForensics-1.0"
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-40
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-41
 def _record(tree: dict, row, video: str) -> dict:
     "Return the record of a row's video in a JSON's tree, made if it is the video's first row."
     label = _label_name(row.dataset, row.subset)
@@ -389,7 +403,7 @@ def _record(tree: dict, row, video: str) -> dict:
             new["masks"] = []
     return videos.setdefault(video, new)
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-41
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-42
 def _write_jsons(folder: Path, tree: dict, name: str, before: dict[str, str | None]) -> list[Path]:
     "Write the JSONs of a tree, and beside them their digests and those of the JSONs before."
     paths, digests = [], {}
@@ -400,7 +414,7 @@ def _write_jsons(folder: Path, tree: dict, name: str, before: dict[str, str | No
     write_json(folder / _WRITTEN, digests)
     return paths
 
-# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-42
+# %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-43
 def write_json_dataset(
     manifest: pd.DataFrame,  # from `read_manifest`, of one data set
     out: str | Path,  # folder; gets <name>/... and <name>.json
@@ -414,7 +428,7 @@ def write_json_dataset(
         found = shortened(", ".join(datasets))[1:-1]
         raise ValueError(f"one JSON holds one data set, this manifest has {found}.")
     name, video_name, tree = _bench_name(datasets[0]), _video_names(manifest, datasets[0]), {}
-    home, root = Path(out) / name, Path(manifest.attrs["root"])
+    home, root = Path(out) / name, manifest_root(manifest)
     for column in ("subset", "video"):
         for word in manifest[column].unique():
             file_name(word, f"the {column}")

@@ -90,6 +90,9 @@ class State(StrEnum):
     FAILED = "failed"
     INTERRUPTED = "interrupted"
     CORRUPT = "corrupt"  # cannot be used; `note` says why, or under which name it was set aside
+    UNREADABLE = (
+        "unreadable"  # the system keeps it from us, `note` says how; nobody knows if it is whole
+    )
     REPLACED = "replaced"  # made again on purpose; `note` says under which name it was set aside
     ALIEN = "alien"  # no run; `note` says why
 
@@ -138,13 +141,20 @@ def _unfinished(path: Path, row: RunRow) -> RunRow:
     return row._replace(state=State.INTERRUPTED, note=sign)
 
 # %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-20
+def _refusal(error: OSError) -> str:
+    "Say what the system refused, and where; without the number of the error."
+    return one_line(f"{error.strerror}: {error.filename}" if error.filename else error)
+
+
 def _finished(path: Path, row: RunRow, modules: dict) -> RunRow:
     "Return the row of a run that is there."
     row = row._replace(bytes=_bytes(path))
     try:
         origin = read_run(path)[1]
-    except (Damaged, OSError) as e:
+    except Damaged as e:
         return row._replace(state=State.CORRUPT, note=one_line(e))
+    except OSError as e:
+        return row._replace(state=State.UNREADABLE, note=_refusal(e))
     return row._replace(
         made=one_line(origin["end"]),
         seconds=float(origin["seconds"]),
@@ -237,23 +247,25 @@ def _place(root: Path, run: dict) -> Path:
 def damaged_runs(
     root: str | Path,  # folder of all runs
     runs: pd.DataFrame,  # from `list_runs`
-) -> pd.DataFrame:  # those of them that are corrupt, `note` says how
+) -> pd.DataFrame:  # those of them that are corrupt or cannot be read, `note` says how
     """Compare every byte of finished runs with what was written, including each quantile map.
 
-    Runs that are corrupt already are returned too."""
+    Runs that are corrupt or unreadable already are returned too. What may not be read is not called corrupt."""
     found = []
     for run in runs.to_dict("records"):
         if run["state"] == State.FINISHED:
             try:
                 check_run(_place(Path(root), run), deep=True)
-            except (ValueError, OSError) as e:
+            except ValueError as e:
                 run |= dict(state=State.CORRUPT, note=one_line(e))
-        if run["state"] == State.CORRUPT:
+            except OSError as e:
+                run |= dict(state=State.UNREADABLE, note=_refusal(e))
+        if run["state"] in (State.CORRUPT, State.UNREADABLE):
             found.append(run)
     return pd.DataFrame(found, columns=RUN_COLUMNS)
 
 # %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-34
-_THERE = (State.FINISHED, State.CORRUPT)
+_THERE = (State.FINISHED, State.CORRUPT, State.UNREADABLE)
 
 # %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-35
 def find_run(

@@ -21,15 +21,14 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from safetensors.torch import save
 from torch.utils.data import DataLoader
 
 from ..core import FAKE, atomic_path, check_choice, discard, log, torch_rng
-from ..trust import DIGESTS, read_array, read_json, read_table, read_tensors
+from ..trust import DIGESTS, read_array, read_json, read_table, read_tensors, write_tensors
 from ..fields import build_config
 from ..data.crops import move_maps, quantile_store
 from ..data.datasets import FaceDataset
-from ..data.pairs import MapSources, blind_sources, originals
+from ..data.pairs import MapSources, blind_sources, nearest_fakes, originals, partners
 from ..detectors import Detector, create_detector
 from ..detectors.registry import size_option
 from ..fusion import fuse, most_attended
@@ -39,7 +38,7 @@ from ..regions import decisive_shares
 from ..training.augmentations import check_mixable
 from ..training.processes import check_processes, launch
 from ..trainer import TrainConfig, memory_explained, predict, train
-from .configs import FURTHER, IDENTITY, CamConfig, FusionConfig, RunConfig, Zoo
+from .configs import FURTHER, IDENTITY, MASKS, CamConfig, FusionConfig, RunConfig, Zoo
 from .labdata import LabData
 from .integrity import read_run, run_file
 from .planning import DryStore
@@ -171,15 +170,18 @@ def _masked_faces(
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-26
 @lru_cache
-def _check_buildable(name: str, width: float, options: str, size: int, augment: str):
-    """Check that a detector with these options (JSON) can be built, and takes faces of this size and the augmentation.
+def _check_buildable(
+    name: str, width: float, options: str, size: int, augment: str
+) -> tuple[str, ...]:
+    """Return what a detector with these options (JSON) needs of a batch, beside images and labels.
 
-    Raise `ValueError` if not."""
+    Raise `ValueError` if it cannot be built, or does not take faces of this size or the augmentation."""
     try:
         with torch.device("meta"):
             detector = create_detector(name, width=width, **json.loads(options)).eval()
             detector(torch.zeros(1, 3, size, size))
             check_mixable(augment, detector)
+            return detector.needs
     except TypeError as e:
         raise ValueError(str(e)) from e
 
@@ -442,11 +444,8 @@ def _train(self: Lab, accelerator, training: _Training):
         self._renewal(config, folder) if config.renew and config.needs_maps else None,
     )
     if accelerator is None or accelerator.is_main_process:
-        weights = {name: tensor.contiguous() for name, tensor in detector.state_dict().items()}
-        with atomic_path(
-            folder / "model.safetensors"
-        ) as tmp:  # safetensors' own file may stay behind
-            tmp.write_bytes(save(weights))
+        with atomic_path(folder / "model.safetensors") as tmp:
+            write_tensors(tmp, detector.state_dict())
         history.to_parquet(folder / "history.parquet", index=False)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-56
@@ -478,6 +477,7 @@ def _train_and_score(self: Lab, training: _Training):
     "Fill the folder of a detector's run, or continue it; checkpoints are removed last."
     folder = training.folder
     if not (folder / "scores.parquet").exists():
+        self.check_faces()
         if self.processes == 1 and self.track is None:
             self._train(None, training)
         else:
@@ -492,6 +492,53 @@ def _train_and_score(self: Lab, training: _Training):
         discard(left)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-60
+def _check_landmarks(rows: pd.DataFrame, mask: str):
+    "Raise `ValueError` naming a face without landmarks, which a mask needs."
+    unknown = np.isnan(np.stack(rows.landmarks.to_numpy()).astype(float)).any(1)
+    if unknown.any():
+        path = rows.path.iloc[int(np.argmax(unknown))]
+        counted = f"{unknown.sum()} of {len(rows)} training faces have none"
+        raise ValueError(f"the mask {mask} needs landmarks, and {counted} ({path}, for one).")
+
+
+def _check_blind(rows: pd.DataFrame):
+    "Raise `ValueError` if a real face can share no fake's map: of one whose landmarks are unknown, or of the first."
+    lonely = np.flatnonzero(partners(rows) < 0).tolist()
+    unknown = [i for i in lonely if np.isnan(rows.landmarks.iloc[i]).any()]
+    nearest_fakes(rows, (unknown or lonely)[:1])
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-61
+@patch
+def _check_data(self: Lab, config: RunConfig, needs: tuple[str, ...]):
+    """Raise `ValueError` for data that lack what a training, its scores or its masks will need, once for each.
+
+    That is both classes in every split and, unless it is only planned, masks of manipulated pixels and landmarks."""
+    seed, dry = config.recipe.seed, isinstance(self.store, DryStore)
+    key = config.subset, self.fold(seed), *((config.mask, needs) if not dry else ())
+    if key in self._checked:
+        return
+    rows = self.train_faces(config.subset, seed=seed)
+    self.train_faces(config.subset, "val", seed)
+    self.test_faces(seed=seed)
+    if not dry and "mask" in needs:
+        FaceDataset(rows, masks=True)
+    if not dry and config.mask != "none" and "landmarks" in MASKS[config.mask].needs:
+        _check_landmarks(rows, config.mask)
+    self._checked.add(key)
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-62
+@patch
+def _check_zoo(self: Lab, zoo: Zoo):
+    "Raise `ValueError` for faces that a zoo could not localize on: of one class, or that cannot be blind."
+    key = "zoo", zoo.subset, self.fold(zoo.people), zoo.blind
+    if key in self._checked or isinstance(self.store, DryStore):
+        return
+    rows = self.faces("train", zoo.subset, zoo.people)
+    if zoo.blind:
+        _check_blind(rows)
+    self._checked.add(key)
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-63
 @patch
 def _check_config(self: Lab, config: RunConfig):
     "Raise `ValueError` for a training of another lab, or one that cannot be."
@@ -501,9 +548,10 @@ def _check_config(self: Lab, config: RunConfig):
     for subset in filter(None, (config.subset, config.zoo_subset)):
         check_choice(subset, [*self.subsets, "all"], "manipulation")
     options, augment = json.dumps(config.options), config.recipe.augment
-    _check_buildable(config.detector, config.width, options, self.preset.size, augment)
+    needs = _check_buildable(config.detector, config.width, options, self.preset.size, augment)
+    self._check_data(config, needs)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-61
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-64
 @patch
 def train(
     self: Lab,
@@ -514,6 +562,7 @@ def train(
     key, marks = dict(config.key(), data=self.fingerprint, quantiles=None), []
     maps = None
     if config.needs_maps:
+        self._check_zoo(config.masking_zoo)
         maps = self.quantiles(config.masking_zoo)
         key["quantiles"] = maps.key
     if self.processes > 1:
@@ -527,7 +576,7 @@ def train(
 
     return self.store.get("detectors", label, key, make, resume=True)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-62
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-65
 @patch
 def detector(
     self: Lab,
@@ -540,22 +589,23 @@ def detector(
     "Train and score a backbone as the preset does, with the given settings changed."
     return self.train(self.config(backbone, subset, seed, mask=mask, **changes))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-65
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-70
 @patch
 def target(
     self: Lab,
     run: Run,  # of a detector
-    target: str,  # one of `targets`
+    target: str,  # one of `targets`; on other data than it was trained on also "test"
 ) -> Run:  # scores.parquet
     "Score a target set with a trained detector."
     config = dict(detector=run.key, split=target, data=self.source(target)[1])
 
     def make(folder):
+        self.check_faces(target)
         self._score_run(run, self.test_faces(target, _seed_of(run)), folder)
 
     return self.store.get("targets", f"{_run_label(run)}-{target}", config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-66
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-71
 @patch
 def scores(
     self: Lab,
@@ -565,10 +615,10 @@ def scores(
     "Return the scores of a detector on all faces of a set."
     return read_scores(run if on == "test" else self.target(run, on))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-68
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-73
 _ADVICE = "lower batch_size or raise accumulate in the detector's training, whose parts of a batch these are"
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-69
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-74
 @patch
 def _localize(self: Lab, run: Run, rows: pd.DataFrame, cam: CamConfig, folder: Path):
     "Write the attention maps of faces."
@@ -577,7 +627,7 @@ def _localize(self: Lab, run: Run, rows: pd.DataFrame, cam: CamConfig, folder: P
         detector = load_detector(run, self.device)
         self._write_maps(detector, batch_size, rows, cam, folder / "maps.npy")
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-70
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-75
 @patch
 def attention(
     self: Lab,
@@ -596,12 +646,13 @@ def attention(
     label = "-".join(filter(None, [_run_label(run), split, str(cam), fold]))
 
     def make(folder):
+        self.check_faces(split)
         seed = _seed_of(run) if people is None else people
         self._localize(run, self.faces(split, subset, seed), cam, folder)
 
     return self.store.get("maps", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-71
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-76
 @patch
 def heat_maps(
     self: Lab,
@@ -614,7 +665,7 @@ def heat_maps(
     maps = [self.attention(run, split)]
     return fused_batches(maps, IDENTITY, self.preset.size, rows, batch_size)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-73
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-78
 @patch
 def _strangers(self: Lab, zoo: Zoo) -> int | None:
     "Return the seed that drew the faces of a zoo, if they are not of the people of its own seed."
@@ -627,14 +678,14 @@ def _fold_mark(self: Lab, zoo: Zoo) -> str:  # "" for the people of its own seed
     people = self._strangers(zoo)
     return "" if people is None else f"fold={self.fold(people)}"
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-74
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-79
 @patch
 def _detectors(self: Lab, zoo: Zoo) -> Iterator[Run]:
     "Train the detectors of a zoo without masks, one after the other in the zoo's order."
     for name in self.zoo_names(zoo.backbones) or self.preset.backbones:
         yield self.detector(name, zoo.trained or zoo.subset, seed=zoo.seed)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-75
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-80
 @patch
 def maps(
     self: Lab,
@@ -646,13 +697,13 @@ def maps(
     read = subset, zoo.cam, self._strangers(zoo)
     return [self.attention(run, split, *read) for run in self._detectors(zoo)]
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-82
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-87
 def _zoo_label(zoo: Zoo, *marks: str) -> str:  # empty marks are left out
     "Return the label of what is made from the maps of a zoo."
     parts = [zoo.subset, str(zoo.fusion), *marks, *zoo.readings, f"s{zoo.seed}"]
     return "-".join(filter(None, parts))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-83
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-88
 @patch
 def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
     "Return the configuration that names what is made from the maps of a zoo."
@@ -663,7 +714,7 @@ def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
         key["decisive"] = zoo.decisive
     return key
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-85
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-90
 def _without_trace(
     faces: FaceDataset, fakes: np.ndarray, reals: np.ndarray
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # (n, 3, H, W) twice, in [0, 1]
@@ -677,7 +728,7 @@ def _without_trace(
                 fill[k] = faces[real]["image"]
         yield images / 255, fill / 255
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-86
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-91
 @patch
 def _write_sizes(self: Lab, zoo: Zoo, split: str, folder: Path):
     "Write how much of each fake decides; 0 for a real face."
@@ -694,7 +745,7 @@ def _write_sizes(self: Lab, zoo: Zoo, split: str, folder: Path):
     sizes[fakes] = torch.cat(found)
     np.save(folder / "sizes.npy", sizes)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-87
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-92
 @patch
 def sizes(
     self: Lab,
@@ -710,7 +761,7 @@ def sizes(
         "sizes", label, config, lambda folder: self._write_sizes(zoo, split, folder)
     )
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-88
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-93
 @patch
 def _sources(self: Lab, zoo: Zoo, split: str) -> MapSources | None:
     "Return whose map each face gets; None: its own, as everywhere but in a blind zoo."
@@ -722,7 +773,7 @@ def _sources(self: Lab, zoo: Zoo, split: str) -> MapSources | None:
     sizes = read_array(run_file(self.sizes(zoo, split).path, "sizes.npy"))
     return sources._replace(shares=np.minimum(zoo.decisive * sizes[sources.rows], 1))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-89
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-94
 @patch
 def quantiles(
     self: Lab,
@@ -746,7 +797,7 @@ def quantiles(
 
     return self.store.get("fusions", label, self._fusion_key(zoo, runs), make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-92
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-97
 @patch
 def fused_maps(
     self: Lab,
@@ -759,7 +810,7 @@ def fused_maps(
     runs, size, sources = self.maps(zoo, split), self.preset.size, self._sources(zoo, split)
     return fused_batches(runs, zoo.fusion, size, rows, batch_size, sources)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-93
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-98
 @patch
 def statistics(
     self: Lab,
@@ -779,7 +830,7 @@ def statistics(
 
     return self.store.get("statistics", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-96
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-101
 @patch
 def masked(
     self: Lab,
@@ -814,7 +865,7 @@ def masked(
 
     return self.store.get("masked", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-105
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-110
 @dataclass(frozen=True)
 class Wanted:
     "A run that is needed and how its result is read; nothing is made until a lab is asked."

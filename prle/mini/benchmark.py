@@ -35,7 +35,7 @@ from prle.trust import (
     write_digests,
 )
 from ..data.crops import read_rgb
-from ..data.manifest import read_manifest, write_manifest
+from ..data.manifest import manifest_root, read_manifest, write_manifest
 from prle.data.faces import (
     Face,
     crop_face,
@@ -342,7 +342,7 @@ def contact_sheet(
         for y, name in enumerate(names):
             if pd.isna(column[name]):
                 continue
-            face = read_rgb(below(table.attrs["root"], column[name]))
+            face = read_rgb(below(manifest_root(table), column[name]))
             face = cv2.resize(face, (tile, tile), interpolation=cv2.INTER_AREA)
             sheet.paste(Image.fromarray(face), (left + tile * x, top + tile * y))
     if path:
@@ -567,7 +567,7 @@ def trivial_cues(
     manifest: pd.DataFrame,  # from `read_manifest`
 ) -> pd.DataFrame:  # a row a face; columns as of `_cues`
     "Measure the trivial cues on every crop of a manifest."
-    cues = [_cues(below(manifest.attrs["root"], path)) for path in manifest.path]
+    cues = [_cues(below(manifest_root(manifest), path)) for path in manifest.path]
     return pd.DataFrame(cues, index=manifest.index)
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-55

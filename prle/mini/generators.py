@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prle.core import (
@@ -41,6 +40,7 @@ from prle.trust import (
     read_record,
     read_tensors,
     write_table,
+    write_tensors,
 )
 from ..data.faces import Face, crop_face, similarity
 from prle.mini.forge import (
@@ -518,8 +518,7 @@ def trained_networks(
     networks, losses = train_networks(faces, steps, seed)
     with made_folder(folder, "generators") as tmp:
         for name, network in networks.items():
-            weights = {k: v.contiguous() for k, v in network.state_dict().items()}
-            save_file(weights, tmp / f"{name}.safetensors")
+            write_tensors(tmp / f"{name}.safetensors", network.state_dict())
         write_table(tmp / "losses.parquet", losses)
         files = {path.name: file_digest(path) for path in sorted(tmp.iterdir())}
         write_json(tmp / "generators.json", dict(training, files=files))

@@ -41,7 +41,7 @@ from prle.paper.comparisons import (
 )
 from ..lab.configs import Zoo
 from ..data.crops import read_mask
-from ..data.manifest import fold_count
+from ..data.manifest import fold_count, manifest_root
 from ..metrics import MARGIN, Estimate, plan_experiment, verdict
 from .efficiency import Measured, efficiency, read_throughput, static_run
 from prle.paper.exhibits import (
@@ -154,7 +154,7 @@ def localization_cells(
             wanted = []
             for seed in seed_range(seeds):
                 faces, zoo = lab.test_faces(seed=seed), zoo_variants(lab, subset, seed)[name]
-                fakes, root = told_fakes(faces, subset), Path(faces.attrs["root"])
+                fakes, root = told_fakes(faces, subset), manifest_root(faces)
                 if not fakes.empty:
                     wanted.append(wanted_agreement(zoo, fakes, root, lab.preset.size))
             reason = f"no test fake of {subset} has a mask of its manipulated pixels"

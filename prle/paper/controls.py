@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..data.manifest import manifest_root
 from ..core import FAKE, digest, outputs_dir
 from ..data.crops import read_mask, read_quantiles
 from ..lab.administration import record_runs
@@ -217,7 +218,7 @@ def _fakes(lab: Lab, place: str) -> np.ndarray:  # positions in `lab.train_faces
 
 def _planted(rows: pd.DataFrame, size: int) -> np.ndarray:  # (N, H, W) bool
     "Read the places of the traces of some fakes."
-    root = Path(rows.attrs["root"])
+    root = manifest_root(rows)
     return np.stack([read_mask(root / mask, (size, size)) > 0 for mask in rows["mask"]])
 
 

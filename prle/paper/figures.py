@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 from matplotlib.ticker import NullFormatter
 
+from ..data.manifest import manifest_root
 from ..core import FAKE, rng
 from prle.paper.comparisons import (
     HIGH,
@@ -111,7 +112,7 @@ def read_face(
     i: int,  # position in it
 ) -> np.ndarray:  # (H, W, 3) uint8, RGB
     "Read one face of a manifest."
-    return read_rgb(below(rows.attrs["root"], rows.path.iloc[i]))
+    return read_rgb(below(manifest_root(rows), rows.path.iloc[i]))
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-12
 @dataclass(frozen=True)

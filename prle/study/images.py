@@ -39,7 +39,7 @@ from prle.core import (
 )
 from ..trust import Damaged, below, check_digest, read_bytes, read_digests, read_json
 from ..data.crops import read_rgb
-from ..data.manifest import SPLITS
+from ..data.manifest import SPLITS, manifest_root
 from ..data.crops import read_quantiles
 from ..lab.configs import PUBLISHED, Zoo
 from ..lab.experiments import Lab, Wanted
@@ -347,7 +347,7 @@ def _write_pictures(
     wanted: pd.DataFrame, faces: pd.DataFrame, folder: Path, secret: str
 ) -> pd.DataFrame:
     "Write each distinct picture once, and return the key's rows; `ValueError` if the faces differ in size."
-    root, shares, named = Path(faces.attrs["root"]), [], _named(wanted, secret)
+    root, shares, named = manifest_root(faces), [], _named(wanted, secret)
     named = named.merge(faces.drop(columns="mask", errors="ignore"), on="path", how="left")
     folder.mkdir(parents=True)
     for w in progress(named.itertuples(), desc="pictures", total=len(named)):
@@ -462,7 +462,7 @@ def _mark(faces: pd.DataFrame, shown: set, design: list) -> str:
     A study of other pictures thus has other codes."""
     rows, files = faces[faces.path.isin(shown)].sort_values("path"), []
     for r in rows.itertuples():
-        files += [file_digest(below(faces.attrs["root"], r.path)), file_digest(r.quantiles)]
+        files += [file_digest(below(manifest_root(faces), r.path)), file_digest(r.quantiles)]
     facts = rows[["path", "subset", "identity", "source_identity", "split"]].to_csv(index=False)
     return digest([facts, files, *design])
 
@@ -482,7 +482,7 @@ def _write_key(folder: Path, pictures: pd.DataFrame, plan: pd.DataFrame, setting
 # %% ../../nbs/study/00_images.ipynb #study-00-images-61
 def build_study(
     # rows of a manifest, with a column `quantiles` (paths of quantile maps);
-    # `attrs["root"]` is the folder of the faces
+    # `manifest_root` tells the folder of the faces
     faces: pd.DataFrame,
     folder: str | Path,  # of the study; appears when it is complete
     participants: int = 86,  # how many people
@@ -575,7 +575,7 @@ def select_faces(
     "Return the faces of some splits of a lab."
     parts = [lab.faces(split, seed=seed) for split in splits]
     found = pd.concat(parts, ignore_index=True)
-    found.attrs["root"] = lab.manifest.attrs["root"]
+    found.attrs["root"] = str(manifest_root(lab.manifest))
     return found
 
 # %% ../../nbs/study/00_images.ipynb #study-00-images-74

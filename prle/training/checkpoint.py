@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core import atomic_path, discard, entries, file_digest, is_full
 from ..core import remove_leftovers, shortened
 from ..trust import Damaged, check_digest, one_line, open_file
-from ..trust import read_sealed, read_tensors, write_sealed
+from ..trust import read_sealed, read_tensors, write_sealed, write_tensors
 
 # %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-5
 class Checkpoint(NamedTuple):
@@ -38,7 +37,7 @@ def _write(tmp: Path, checkpoint: Checkpoint):
     "Write the files of a checkpoint into a new folder."
     tmp.mkdir()
     for name, tensors in checkpoint.tensors.items():
-        save_file({k: v.contiguous() for k, v in tensors.items()}, tmp / f"{name}.safetensors")
+        write_tensors(tmp / f"{name}.safetensors", tensors)
     with open(tmp / "state.pt", "wb") as file:
         torch.save(checkpoint.state, file)  # to an open file, so that a full disk is told as such
     files = {path.name: file_digest(path) for path in sorted(tmp.iterdir())}

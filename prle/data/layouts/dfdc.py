@@ -15,9 +15,11 @@ from prle.data.layouts.registry import (
     Listing,
     Store,
     find_child,
+    deal,
     name_fault,
     read_facts,
     read_lines,
+    read_shares,
     register_layout,
 )
 from ...trust import shown_path
@@ -83,16 +85,31 @@ def _list_test(folder: Path, root: Path, frames: bool) -> Listing:
     listing.expected = {("test", "real"): 2500, ("test", "fake"): 2500}
     listing.totals = [store.total("videos", 5000)]
     listing.notes = ["the test part names no persons: every video counts as one"]
+    listing.people = False
     return listing
 
 # %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-11
+_SAMPLE = "train_sample_videos"
+"The folder of Kaggle's sample of the training parts, which is no part itself."
+
+
+def _holds_part(folder: Path) -> bool:
+    "Say whether a folder is a single training part, or Kaggle's sample."
+    return find_child(folder, "metadata.json").is_file()
+
+
 def _parts(folder: Path) -> list[Path]:
-    "List the folders of the training parts in the order of their numbers."
+    "List the folders of the training parts in the order of their numbers; a folder that is one stands alone."
+    if _holds_part(folder):
+        return [folder]
     found = {}
     for path in sorted(folder.iterdir()):
         match = re.fullmatch(r"dfdc_train_part_(\d+)", path.name.lower())
         if match and path.is_dir():
             found[int(match[1])] = path
+    sample = find_child(folder, _SAMPLE)
+    if not found and _holds_part(sample):
+        return [sample]
     return [found[number] for number in sorted(found)]
 
 # %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-12
@@ -128,19 +145,50 @@ def _list_train(folder: Path, frames: bool) -> Listing:
     listing, parts = Listing("DFDC"), _parts(folder)
     for part in parts:
         _list_part(part, frames, listing)
-    listing.expected = {("train", "real"): 19154, ("train", "fake"): 100000}
-    listing.totals = [dict(what="parts", expected=50, found=len(parts), optional=False)]
+    if [part.name.lower() for part in parts] == [_SAMPLE]:
+        listing.expected = {("train", "real"): 77, ("train", "fake"): 323}
+        listing.notes.append("Kaggle's sample of the training parts, not one of the 50")
+    elif parts == [folder]:
+        listing.notes.append("one training part of 50: how many videos it should have is not known")
+    else:
+        listing.expected = {("train", "real"): 19154, ("train", "fake"): 100000}
+        listing.totals = [dict(what="parts", expected=50, found=len(parts), optional=False)]
     return listing
 
 # %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-16
+def _which(root: Path) -> str:
+    "Tell the test part by its labels.csv, and training parts by a metadata.json in one of them or in the root."
+    tested = (find_child(folder, "labels.csv") for folder in (root, find_child(root, "test")))
+    return "train" if _parts(root) and not any(path.is_file() for path in tested) else "test"
+
+# %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-17
+def _split(listing: Listing, split: str | None) -> Listing:
+    "Deal the training videos into splits if asked to; a fake goes with the video that it was made of."
+    if split:
+        deal(listing, read_shares(split), [row["identity"] for row in listing.rows])
+        listing.expected, listing.people, listing.vetted = {}, False, False
+        listing.notes.append(
+            "dealt by original video: an actor of several may be in several splits"
+        )
+    return listing
+
+# %% ../../../nbs/data/layouts/04_dfdc.ipynb #data-layouts-04-dfdc-18
 @register_layout("dfdc")
 def dfdc(
     root: Path,  # of DFDC, or its test or train folder
-    part: str = "test",  # "test" or "train"
+    part: str | None = None,  # "test" or "train"; None: what lies in `root`
     frames: bool = False,  # read folders of extracted frames
+    split: str | None = None,  # shares into which the training parts are dealt, e.g. "70/10/20"
 ) -> Listing:
-    "List the public test part of the DeepFake Detection Challenge, or its training parts."
+    """List the public test part of the DeepFake Detection Challenge, or its training parts, of which one is enough.
+
+    The training parts have no splits; `ValueError` for shares that cannot be, or of the test part."""
+    part = part or _which(root)
     check_choice(part, ("test", "train"), "part")
     inside = find_child(root, part)
     folder = inside if inside.is_dir() else root
-    return _list_test(folder, root, frames) if part == "test" else _list_train(folder, frames)
+    if part == "train":
+        return _split(_list_train(folder, frames), split)
+    if split:
+        raise ValueError("the test part of DFDC is all test; only its training parts can be split.")
+    return _list_test(folder, root, frames)
