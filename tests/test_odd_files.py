@@ -91,10 +91,10 @@ def test_folders_of_any_name_are_cropped_and_a_bad_file_costs_itself(face, tmp_p
 
 
 def test_a_plain_folder_with_files_of_any_name_is_complete(face, tmp_path):
-    for kind in ("real", "fake"):
+    for kind, picture in (("real", face), ("fake", 255 - face)):
         for name in NAMES:
             (tmp_path / "mine" / kind / name).mkdir(parents=True)
-            write_png(tmp_path / "mine" / kind / name / "1.png", face)
+            write_png(tmp_path / "mine" / kind / name / "1.png", picture)
     (tmp_path / "mine" / "real" / "labels.csv").touch()
     report = layouts.check("folder", tmp_path / "mine")
     assert report.bad.empty and report.counts.found.sum() == 2 * len(NAMES)
