@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
+from pillow_heif import register_heif_opener
 import yaml
 
 from prle import cli
@@ -23,7 +25,8 @@ from prle.data.manifest import read_manifest, write_manifest
 from prle.lab.configs import IDENTITY, PRESETS, PUBLISHED, READING, CamConfig, RunConfig, Zoo
 from prle.paper.exhibits import Exhibit
 from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
-from prle.data.faces import orl_folder, read_image
+from prle.data.faces import orl_folder
+from prle.data.pictures import read_image
 from prle.metrics import auc
 from prle.lab.administration import list_runs, recorded_runs
 from prle.trainer import to_input
@@ -146,14 +149,14 @@ def test_a_flipped_bit_in_any_file_is_refused_by_name(lab, prle):
 def test_train_evaluate_localize(lab, prle, tmp_path):
     words = "Small A --mask primary --set alpha=static lr=1e-3 zoo=[Other] --seed 3"
     code, text, _ = prle("train", *words.split())
-    assert code == 0 and "auc" in text
+    assert code == 0 and text.split()[:3] == ["subset", "unit", "measure"]
     label = "Small-A-primary-Other-alpha=1..1-lr=0.001-s3"
     [run] = (lab.outputs / "runs/detectors").glob(f"{label}-*")
     config = RunConfig.read(run / "run.yaml")
     changes = dict(mask="primary", alpha="static", lr=1e-3, zoo=("Other",))
     assert config == lab.config("Small", "A", 3, **changes) and config.recipe.lr == 0.001
     config.write(tmp_path / "again.json")
-    assert prle("train", tmp_path / "again.json", given=False) == (0, text, ""), "reused"
+    assert prle("train", tmp_path / "again.json", given=False) == (0, text, f"trained: {run}\n")
     _, pruned, _ = prle("runs", "prune")
     assert "Nothing was deleted" in pruned, "what is trained by hand is kept"
     assert "0 runs (none)" in pruned
@@ -331,11 +334,28 @@ def test_predict_scores_what_it_can(lab, prle, tmp_path):
     assert table.faces.tolist() == [1, 2, 0, 0, 0]
     assert table.p_fake.notna().tolist() == [True, True, False, False, False]
     assert table.note[2] == "no face found" and "no such file" in table.note[4]
+    assert table.note[3].startswith("cannot be read (")
     image = torch.from_numpy(crop_largest(face, crop_settings("nowhere", 64)))
     logit = load_detector(run)(to_input(image.permute(2, 0, 1)[None], "cpu"))
     assert np.allclose(table.p_fake[:2], logit.double().sigmoid().item(), atol=1e-6)
     assert prle("predict", "Small-A", files / "one.png")[0] == 0
     assert reopen(run.path, outputs=lab.outputs)[1].key == run.key
+
+
+def test_what_cannot_be_scored_costs_itself(lab, prle, tmp_path):
+    "A damaged video stops no other file of its folder, and what is left over is told beside the table."
+    register_heif_opener()
+    lab.detector("Small", "A")
+    face = read_image(orl_folder() / "s5" / "1.pgm")
+    (folder := tmp_path / "mine" / "z").mkdir(parents=True)
+    Image.fromarray(face).save(folder / "0.heic", quality=95)
+    (folder.parent / "a.mp4").write_bytes(b"no video")
+    (folder.parent / "notes.txt").touch()
+    code, text, said = prle("predict", "Small-A", folder.parent)
+    header, *rows = text.splitlines()
+    assert code == 1 and header.split()[0] == "file" and len(rows) == 2, "a table and no more"
+    assert sum(" NaN " in row for row in rows) == 1
+    assert "2 files: 1 scored, 1 without a score" in said and "notes.txt: neither" in said
 
 
 def test_run_configurations_are_written_and_read(lab, tmp_path):

@@ -6,6 +6,7 @@
 __all__ = ['open_run', 'reopen', 'scores_on', 'evaluation', 'crop_settings', 'crop_largest', 'predict_files']
 
 # %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-2
+import os
 from collections.abc import Iterable
 from numbers import Real
 from pathlib import Path
@@ -15,9 +16,10 @@ import pandas as pd
 import torch
 
 from ..core import log, progress
-from ..trust import Damaged, check_entries, read_record
+from ..trust import Damaged, check_entries, one_line, path_text, read_record
+from ..data.faces import SCALES, align, crop_face, find_largest, warp_crop
+from ..data.pictures import FaceError
 from ..data.manifest import manifest_root
-from ..data.faces import SCALES, FaceError, align, crop_face, find_largest, warp_crop
 from ..data.videos import count_frames, is_pictures, list_videos, read_frames, sample_frames
 from ..detectors import Detector
 from ..metrics import evaluate
@@ -174,7 +176,23 @@ def _mean_score(detector: Detector, crops: list[np.ndarray], device: str) -> flo
 # %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-24
 def _row(file: str | Path, frames: int = 0, faces: int = 0, p_fake=float("nan"), note="") -> dict:
     "Return a row of `predict_files`."
-    return dict(file=str(file), frames=frames, faces=faces, p_fake=p_fake, note=note)
+    return dict(file=path_text(file), frames=frames, faces=faces, p_fake=p_fake, note=note)
+
+# %% ../../nbs/lab/09_apply.ipynb #new-77733157
+def _short(error: FaceError, file: str | Path) -> str:
+    "Return an error's message without the file that it is about."
+    text = str(error).removeprefix(f"{file}: ").replace(f"{file}{os.sep}", "")
+    return path_text(one_line(text).rstrip("."))
+
+
+def _why_none(file: str | Path, frames: list) -> str:
+    "Say why a file gave no face: nothing of it can be read, or there is none in what can."
+    faults = [frame for frame in frames if isinstance(frame, FaceError)]
+    if not faults:
+        return "no face found"
+    if len(faults) == len(frames):
+        return _short(faults[0], file)
+    return f"no face found; {len(faults)} of {len(frames)} frames cannot be read"
 
 # %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-25
 def _score_file(
@@ -188,7 +206,7 @@ def _score_file(
         if crop is not None:
             crops.append(crop)
     if not crops:
-        return _row(file, len(frames), note="no face found")
+        return _row(file, len(frames), note=_why_none(file, frames))
     return _row(file, len(frames), len(crops), _mean_score(detector, crops, device))
 
 # %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-26
@@ -211,8 +229,13 @@ def predict_files(
     rows = []
     for given in progress(list(inputs), desc="predict"):
         try:
-            for file in _listed(given):
-                rows.append(_score_file(detector, file, settings, count, device))
+            files = _listed(given)
         except FaceError as e:
-            rows.append(_row(given, note=str(e).removeprefix(f"{given}: ")))
+            rows.append(_row(given, note=_short(e, given)))
+            continue
+        for file in files:
+            try:
+                rows.append(_score_file(detector, file, settings, count, device))
+            except FaceError as e:
+                rows.append(_row(file, note=_short(e, file)))
     return pd.DataFrame(rows)

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from ..core import FAKE, REAL, digest, file_digest, progress, rng, shortened, write_json
+from ..core import FAKE, REAL, digest, file_digest, log, progress, rng, shortened, write_json
 from prle.trust import (
     below,
     check_replaceable,
@@ -31,25 +31,33 @@ from prle.trust import (
     made_folder,
     one_line,
     read_record,
+    safe_name,
     write_digests,
 )
 from ..data.crops import read_rgb
 from ..data.manifest import manifest_root, read_manifest, write_manifest
 from prle.data.faces import (
-    PHOTO_SUFFIXES,
     Face,
-    FaceError,
     crop_face,
     find_largest,
     list_photos,
     orl_folder,
+    photo_name,
     read_faces,
     summary,
     write_png,
 )
+from prle.data.pictures import (
+    FaceError,
+    file_kind,
+    left_over,
+    left_text,
+    visible_files,
+    walk_folders,
+)
 from .forge import inner, manipulate, manipulation
 from .generators import STEPS, Generator, one_thread, trained_networks
-from ..data.videos import VIDEO_SUFFIXES, count_frames, read_frames, sample_frames
+from ..data.videos import count_frames, read_frames, sample_frames
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-5
 def _check_number(people: list[str]):
@@ -115,8 +123,9 @@ def video_names(
 ) -> dict[str, str]:  # photograph or video -> person-file, without the file's ending
     """Name each photograph or video.
 
-    Those that would share a name (1.jpg and 1.png, or a-b/c and a/b-c) keep the ending, or else get a digest."""
-    names = {photo: photo.rsplit(".", 1)[0].replace("/", "-") for photo in photos}
+    Those that would share a name (1.jpg and 1.png, or a-b/c and a/b-c) keep the ending, or else get a digest.
+    A fake is called by two of them, so each has 85 bytes at most."""
+    names = {photo: safe_name(photo.rsplit(".", 1)[0].replace("/", "-"), 85) for photo in photos}
     names = _lengthen(names, lambda photo: Path(photo).suffix)
     return _lengthen(names, lambda photo: f"-{digest(photo)[:8]}")
 
@@ -348,15 +357,32 @@ def choose_photos(
 ) -> list[Path]:
     "List the photographs and videos of some persons; `ValueError` if there are fewer than `people`."
     if faces:
-        everyone = list_photos(faces, PHOTO_SUFFIXES | VIDEO_SUFFIXES)
+        everyone = list_photos(faces, "picture", "video")
     else:
-        everyone = list_photos(orl_folder(), {".pgm"})
+        everyone = list_photos(orl_folder())
     chosen = set(everyone)
     if people is not None:
         if not 6 <= people <= len(everyone):
             raise ValueError(f"people must lie between 6 and {len(everyone)}, not {people}.")
         chosen = set(rng(seed, "people").permutation(list(everyone))[:people])
     return [path for name in everyone if name in chosen for path in everyone[name]]
+
+# %% ../../nbs/mini/02_benchmark.ipynb #new-8377940
+def _left_out(faces: str | Path | None) -> pd.DataFrame:  # file, reason
+    "List what lies in a folder of people and is not used: other files, and pictures that are in no person's folder."
+    if not faces:
+        return left_over([])
+    used = {
+        os.path.abspath(path)
+        for paths in list_photos(faces, "picture", "video").values()
+        for path in paths
+    }
+    rows = [left_over(faces)]
+    for parent, _, names in walk_folders(faces):
+        files = [os.path.abspath(file) for file in visible_files(parent, names, "picture", "video")]
+        lost = sorted(set(files) - used)
+        rows.append(pd.DataFrame(dict(file=lost, reason="in no folder of a person")))
+    return pd.concat(rows, ignore_index=True)
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-41
 def photos_digest(
@@ -416,7 +442,7 @@ def _frame_face(picture: np.ndarray | FaceError, framing: tuple, **origin) -> Fa
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-47
 def _read_video(path: Path, count: int, framing: tuple) -> tuple[list[Face], pd.DataFrame]:
     "Crop the largest face of `count` evenly spaced frames of a video, and list the frames without one."
-    faces, dropped, name = [], [], f"{path.parent.name}/{path.name}"
+    faces, dropped, name = [], [], photo_name(path)
     try:
         wanted = sample_frames(count_frames(path), count)
         for index, frame in zip(wanted, read_frames(path, wanted)):
@@ -440,7 +466,7 @@ def read_crops(
 ) -> tuple[list[Face], pd.DataFrame]:  # faces; what has none, with columns path, reason
     "Crop the faces of photographs and videos; return them and the drop report."
     framing = size, scale, lift, soft
-    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    videos = [path for path in files if file_kind(path) == "video"]
     parts = [read_faces([path for path in files if path not in set(videos)], *framing)]
     parts += [_read_video(path, count, framing) for path in progress(videos, desc="videos")]
     faces = [face for found, _ in parts for face in found]
@@ -455,23 +481,28 @@ def crop_digests(
     return {path: file_digest(root / path) for path in [*rows.path, *filter(None, rows["mask"])]}
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-50
-def _write_benchmark(root: Path, photos: list[Path], config: dict, workers: int, earlier: Path):
+def _write_benchmark(
+    root: Path, photos: list[Path], left: pd.DataFrame, config: dict, workers: int, earlier: Path
+):
     "Write networks, crops, masks, manifest, drop report and, last, forge.json."
     found, dropped = read_crops(photos, config["count"], config["size"], soft=SOFT)
-    print(summary(found, dropped))
+    for line in filter(None, (left_text(left), summary(found, dropped))):
+        log.info(line)
     jobs, impossible = plan(found, config["seed"])
     if earlier.exists():
         shutil.copytree(earlier, root / "generators")
     networks = trained_networks(found, root / "generators", config["steps"], config["seed"])
     rows = pd.DataFrame(_make_all(jobs, root, networks, config["seed"], config["quality"], workers))
     contact_sheet(write_manifest(rows, root / "manifest.parquet"), root / "contact_sheet.png")
-    pd.concat([dropped, impossible]).to_csv(root / "dropped.csv", index=False)
+    report = pd.concat([dropped, impossible, left.rename(columns=dict(file="path"))])
+    report.to_csv(root / "dropped.csv", index=False, errors="backslashreplace")
+    lost = sorted({photo_name(path) for path in photos} - {face.photo for face in found})
     several = {face.photo: face.found for face in found if face.found > 1}
     pictures = len(rows) + int((rows["mask"] != "").sum())
     counts = rows.groupby(["split", "subset"]).size().unstack().to_dict("index")
     write_digests(root, crop_digests(root, rows))
     made = dict(config=config, digest=digest(config), pictures=pictures, counts=counts)
-    write_json(root / "forge.json", dict(made, several_faces=several))
+    write_json(root / "forge.json", dict(made, several_faces=several, lost=lost))
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-51
 def build_benchmark(
@@ -505,12 +536,14 @@ def build_benchmark(
     folders = [out / name for name in ("real", "masks", *MANIPULATIONS)]
     reason = why_not(out / "forge.json", config, folders)
     if not reason:
-        print(f"forge: HIT {out}")
+        log.info(f"forge: HIT {out}")
         return out / "manifest.parquet"
     check_replaceable(out, "benchmark")
-    print(f"forge: MISS {out} ({reason})")
+    log.info(f"forge: MISS {out} ({reason})")
     with made_folder(out, "benchmark") as tmp:
-        _write_benchmark(tmp, photos, config, workers or os.cpu_count(), out / "generators")
+        _write_benchmark(
+            tmp, photos, _left_out(faces), config, workers or os.cpu_count(), out / "generators"
+        )
     return out / "manifest.parquet"
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-53

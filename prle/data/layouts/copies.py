@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ...core import digest, file_digest, progress
-from ..faces import FaceError
+from ..pictures import FaceError
 from ..manifest import SPLITS
 from ..videos import count_frames, list_pictures, read_frames
 from ...trust import shown_path
