@@ -119,10 +119,11 @@ def _as_batch(image) -> tuple[Tensor, Callable[[Tensor], Any]]:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None], _as_array
     if isinstance(image, np.ndarray) and image.ndim == 2:
         return torch.from_numpy(np.array(image))[None, None], lambda t: t[0, 0].numpy()
-    if isinstance(image, Tensor) and image.ndim == 4:
-        return image, lambda t: t
-    if isinstance(image, Tensor) and image.ndim == 3:
-        return image[None], lambda t: t[0]
+    if isinstance(image, Tensor) and image.ndim in (3, 4):
+        kind, plain = type(image), image.as_subclass(Tensor)
+        if image.ndim == 4:
+            return plain, lambda t: t.as_subclass(kind)
+        return plain[None], lambda t: t[0].as_subclass(kind)
     kind = f"{type(image).__name__} {tuple(getattr(image, 'shape', ())) or ''}"
     raise TypeError(
         "image must be a tensor (C, H, W) or (N, C, H, W), an array (H, W[, C]) or a PIL image, "
@@ -144,7 +145,7 @@ def _as_quantiles(quantiles) -> Tensor:
             f"the quantile map is {quantiles.dtype}; it must be uint16 "
             "(not fused attention, not an 8-bit picture)."
         )
-    return quantiles.reshape(-1, 1, *quantiles.shape[-2:])
+    return quantiles.as_subclass(Tensor).reshape(-1, 1, *quantiles.shape[-2:])
 
 # %% ../nbs/05_masking.ipynb #05-masking-40
 class MaskParams(NamedTuple):
@@ -270,7 +271,7 @@ class PrimaryRegionMask(RegionMask):
         "Return the primary regions; `ValueError` if quantile maps and images do not match."
         return _primary(batch, quantiles, params.alpha)
 
-# %% ../nbs/05_masking.ipynb #05-masking-55
+# %% ../nbs/05_masking.ipynb #05-masking-59
 def _whole(side: Tensor) -> Tensor:
     "Round to whole pixels, at least 1."
     return side.round().clamp(min=1)
@@ -284,14 +285,14 @@ def _sides(params: MaskParams, height: int, width: int, aspect: float) -> tuple[
     h = (area / w.clamp(min=1)).clamp(max=height)
     return _whole(h).where(area > 0, 0), _whole(w).where(area > 0, 0)
 
-# %% ../nbs/05_masking.ipynb #05-masking-56
+# %% ../nbs/05_masking.ipynb #05-masking-60
 def _interval(length: int, side: Tensor, place: Tensor) -> Tensor:
     "Return an (N, length) bool of intervals of `side` pixels; `place` in [0, 1] shifts them from end to end."
     start = (place * (length - side + 1)).floor()[:, None]
     at = torch.arange(length)
     return (at >= start) & (at < start + side[:, None])
 
-# %% ../nbs/05_masking.ipynb #05-masking-57
+# %% ../nbs/05_masking.ipynb #05-masking-61
 class RandomMask(RegionMask):
     "Mask a random rectangle, Table IV; `mask(image)`."
 
@@ -320,7 +321,7 @@ class RandomMask(RegionMask):
         columns = _interval(width, w, params.place[:, 2])
         return (rows[:, None, :, None] & columns[:, None, None, :]).to(batch.device)
 
-# %% ../nbs/05_masking.ipynb #05-masking-61
+# %% ../nbs/05_masking.ipynb #05-masking-65
 FACE_PARTS: dict[str, list[Sequence[int]]] = {
     "eyes": [range(36, 42), range(42, 48)],
     "eyebrows": [range(17, 22), range(22, 27)],
@@ -331,7 +332,7 @@ FACE_PARTS: dict[str, list[Sequence[int]]] = {
 }
 "Part -> the hulls it consists of, as indices of the 68 landmarks."
 
-# %% ../nbs/05_masking.ipynb #05-masking-62
+# %% ../nbs/05_masking.ipynb #05-masking-66
 def part_region(
     part: str,  # of `FACE_PARTS`
     landmarks: np.ndarray,  # (68, 2) pixels (x, y)
@@ -349,7 +350,7 @@ def part_region(
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, [2 * radius + 1] * 2)
     return cv2.dilate(where, disc).astype(bool)
 
-# %% ../nbs/05_masking.ipynb #05-masking-63
+# %% ../nbs/05_masking.ipynb #05-masking-67
 def _as_points(landmarks, n: int) -> np.ndarray:  # (n, 68, 2) float32
     "Return the landmarks of n images; `ValueError` for another number of them, or NaN."
     if isinstance(landmarks, Tensor):
@@ -363,7 +364,7 @@ def _as_points(landmarks, n: int) -> np.ndarray:  # (n, 68, 2) float32
         raise ValueError("landmarks hold NaN.")
     return points.reshape(-1, 68, 2)
 
-# %% ../nbs/05_masking.ipynb #05-masking-64
+# %% ../nbs/05_masking.ipynb #05-masking-68
 class LandmarkMask(RegionMask):
     "Mask a random part of the face, Table IV; `mask(image, landmarks)`."
 
@@ -398,12 +399,12 @@ class LandmarkMask(RegionMask):
             where[i, 0] = part_region(part, points[i], size, self.dilate)
         return torch.from_numpy(where).to(batch.device)
 
-# %% ../nbs/05_masking.ipynb #05-masking-67
+# %% ../nbs/05_masking.ipynb #05-masking-71
 def _share(where: Tensor) -> Tensor:  # (N,) float64, on the CPU
     "Return the share of each image that is masked."
     return where.double().mean((1, 2, 3)).cpu()
 
-# %% ../nbs/05_masking.ipynb #05-masking-68
+# %% ../nbs/05_masking.ipynb #05-masking-72
 class MatchedRandomMask(RandomMask):
     "Mask a random rectangle as large as the primary region; `mask(image, quantiles)`."
 
@@ -424,7 +425,7 @@ class MatchedRandomMask(RandomMask):
         share = _share(_primary(batch, quantiles, params.alpha))
         return super()._where(batch, None, params._replace(alpha=share))
 
-# %% ../nbs/05_masking.ipynb #05-masking-70
+# %% ../nbs/05_masking.ipynb #05-masking-74
 def _resized(part: np.ndarray, pixels: int) -> np.ndarray:  # (H, W) bool
     "Grow or shrink a region evenly, by the distance from its edge, until it has so many pixels."
     import cv2
@@ -437,7 +438,7 @@ def _resized(part: np.ndarray, pixels: int) -> np.ndarray:  # (H, W) bool
     where.flat[np.argsort(beyond - within, axis=None, kind="stable")[:pixels]] = True
     return where
 
-# %% ../nbs/05_masking.ipynb #05-masking-72
+# %% ../nbs/05_masking.ipynb #05-masking-76
 class MatchedLandmarkMask(LandmarkMask):
     "Mask a part of the face, made as large as the primary region; `mask(image, (quantiles, landmarks))`."
 
@@ -470,7 +471,7 @@ class MatchedLandmarkMask(LandmarkMask):
             parts[i, 0] = _resized(parts[i, 0], pixels[i])
         return torch.from_numpy(parts).to(batch.device)
 
-# %% ../nbs/05_masking.ipynb #05-masking-75
+# %% ../nbs/05_masking.ipynb #05-masking-79
 _IN_FILES = ("quantile_store", "read_quantiles", "write_quantiles")
 
 

@@ -557,10 +557,12 @@ def write_tensors(
     | Path,  # the .safetensors file, in a folder or at a place that becomes final when it is whole
     tensors: dict,  # name -> tensor
 ) -> Path:
-    "Write tensors to a file that others may read as far as the umask lets them."
+    "Write tensors to a file that others may read as far as the umask lets them; shared ones under each name."
+    import torch
     from safetensors.torch import save
 
-    Path(path).write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    own = {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    Path(path).write_bytes(save(own))
     return Path(path)
 
 # %% ../nbs/01_trust.ipynb #01-trust-76

@@ -111,3 +111,17 @@ def write_rotated(path, source, degrees=90):
     ffmpeg("-display_rotation", degrees, "-i", turned, "-c", "copy", path)
     turned.unlink()
     return Path(path)
+
+
+def damage(path, places, share=1):
+    "Overwrite these packets of a video, or the last part of each, with zeros."
+    import av
+
+    content = bytearray(Path(path).read_bytes())
+    with av.open(str(path)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    for at, size in (packets[place] for place in places):
+        kept = round(size * (1 - share))
+        content[at + kept : at + size] = bytes(size - kept)
+    Path(path).write_bytes(content)
+    return Path(path)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 import prle.training.checkpoint
 from prle.training.checkpoint import Checkpoint, check_same, load_checkpoint, save_checkpoint
 from prle.core import file_digest, temporary_name
-from prle.trust import read_sealed, write_sealed
+from prle.trust import read_sealed, read_tensors, write_sealed, write_tensors
 
 
 def write(folder, last=3):
@@ -40,6 +40,30 @@ def test_everything_comes_back_and_two_stay(tmp_path):
         found.tensors["model"]["w"], torch.arange(6.0).view(2, 3) + 4
     ) and torch.equal(found.state["stream"], torch.arange(4))
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["epoch-3", "epoch-4"]
+
+
+class Tied(torch.nn.Module):
+    "Two layers with one weight, as of an encoder and its decoder, and a view of it."
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+        self.other.weight = self.one.weight
+        self.register_buffer("row", self.one.weight.detach()[1])
+
+
+def test_weights_that_modules_share_survive(tmp_path):
+    "In a checkpoint and in the file of a run, and are shared afterwards."
+    net = Tied()
+    state = net.state_dict()
+    save_checkpoint(tmp_path / "c", Checkpoint(1, dict(model=state, best=state), {}, {}))
+    write_tensors(tmp_path / "model.safetensors", state)
+    found = load_checkpoint(tmp_path / "c").tensors
+    for tensors in (*found.values(), read_tensors(tmp_path / "model.safetensors")):
+        twin = Tied()
+        twin.load_state_dict(tensors)
+        assert tensors.keys() == state.keys() and twin.other.weight is twin.one.weight
+        assert all(torch.equal(twin.state_dict()[name], state[name]) for name in state)
 
 
 def test_ten_comes_after_nine(tmp_path):

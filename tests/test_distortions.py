@@ -668,10 +668,10 @@ def test_unicode_spaces_and_a_new_folder(clip, tmp_path):
 @pytest.mark.parametrize(
     "content, reason",
     [
-        (b"", "not one frame"),
-        (b"this is text", "not one frame"),
-        (None, "no such video file"),
-        ("folder", "no such video file"),
+        (b"", "empty file"),
+        (b"this is text", "not a video that can be decoded"),
+        (None, "no such file"),
+        ("folder", "no such file"),
     ],
 )
 def test_unreadable_videos_are_named(tmp_path, meta, content, reason):

@@ -238,6 +238,26 @@ def test_a_node_that_is_late_is_started_again(late):
         assert len(calls) == 3
 
 
+LONG = "/scratch/of-the-batch-system/users/somebody/jobs/4711"
+
+
+def test_a_long_temporary_folder_is_no_place_for_sockets(tmp_path, monkeypatch):
+    "Ray's own variable comes before the system's; where nothing short can be written, what to set is said."
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", LONG)
+    with prle.lab.engines._short_folder() as options:
+        (short,) = options.values()
+        assert len(short) <= 39 and os.path.isdir(short)
+    assert not os.path.exists(short)
+    monkeypatch.setattr(prle.lab.engines, "_SHORT", [str(tmp_path / "none")])
+    with pytest.raises(OSError, match=f"{LONG} is too long.*set RAY_TMPDIR .* at most 39 bytes"):
+        with prle.lab.engines._short_folder():
+            pass
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    with prle.lab.engines._short_folder() as options:
+        assert options == {}
+
+
 def test_what_else_stops_ray_is_said_at_once():
     def init(**options):
         raise ConnectionError("no cluster at 10.0.0.1")
@@ -404,9 +424,10 @@ def test_a_node_that_dies_costs_an_epoch(nodes, tmp_path):
 
 
 @pytest.fixture
-def gpu():
-    "A cluster that believes to have a GPU."
+def gpu(monkeypatch):
+    "A cluster that believes to have a GPU, where the path of the temporary folder is too long for sockets."
     ray.shutdown()
+    monkeypatch.setenv("TMPDIR", LONG)
     with cluster(num_cpus=1, num_gpus=1):
         yield
 

@@ -2,12 +2,16 @@
 
 import copy
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import timm
 import torch
+from timm.models.convnext import ConvNeXt
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from prle.localization import (
@@ -64,10 +68,10 @@ def x():
     return torch.rand(3, 3, 32, 24, generator=torch.Generator().manual_seed(1))
 
 
-def oracle(model, layers, x, score=lambda out: out, method="GradCAM"):
+def oracle(model, layers, x, score=lambda out: out, method="GradCAM", **options):
     "Return pytorch_grad_cam's maps; the model is left in evaluation mode and with gradients."
-    modules = dict(model.named_modules())
-    with getattr(pytorch_grad_cam, method)(model, [modules[name] for name in layers]) as cam:
+    modules = [model.get_submodule(name) for name in layers]
+    with getattr(pytorch_grad_cam, method)(model, modules, **options) as cam:
         return torch.from_numpy(cam(x, [lambda out: score(out[None])[0]] * len(x)))
 
 
@@ -242,7 +246,7 @@ def test_wrong_input(net, x):
         attention_maps(net, net.last, (x * 255).to(torch.uint8))
     with pytest.raises(TypeError, match="float tensor"):
         attention_maps(net, net.last, x[0])
-    with pytest.raises(TypeError, match="'head'"):
+    with pytest.raises(ValueError, match="'head'"):
         attention_maps(net, net.head, x)
     with pytest.raises(RuntimeError, match="more than once"):
         attention_maps(net, net.act, x)
@@ -366,3 +370,281 @@ def test_a_map_of_the_true_class_needs_labels(net, x, tmp_path):
     with pytest.raises(ValueError, match="unknown reading 'ture'.*Did you mean 'true'"):
         localize(net, net.last, [x], tmp_path / "maps.npy", explain="ture")
     assert not list(tmp_path.iterdir())
+
+
+# Grids of other kinds
+
+
+def vit():
+    return VisionTransformer(48, 8, num_classes=2, embed_dim=32, depth=2, num_heads=2, reg_tokens=4)
+
+
+def swin():
+    size = dict(img_size=56, embed_dim=8, window_size=7)
+    return SwinTransformer(**size, num_classes=2, depths=(2, 2), num_heads=(2, 2))
+
+
+def convnext():
+    return ConvNeXt(num_classes=2, depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
+
+
+def after_five(tokens):
+    return tokens[:, 5:].transpose(1, 2).reshape(len(tokens), 32, 6, 6)
+
+
+def seven_by_seven(tokens):
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, 7, 7)
+
+
+def channels_last(maps):
+    return maps.permute(0, 3, 1, 2)
+
+
+GRIDS = {
+    "vit": (vit, "blocks.1.norm1", 48, after_five),
+    "vit-block": (vit, "blocks.0", 48, after_five),
+    "swin": (swin, "layers.1.blocks.0", 56, channels_last),
+    "swin-norm": (swin, "layers.1.blocks.1.norm1", 56, channels_last),
+    "swin-tokens": (swin, "layers.1.blocks.1.norm2", 56, seven_by_seven),
+    "convnext": (convnext, "stages.1.blocks.0", 64, None),
+    "convnext-norm": (convnext, "stages.1.blocks.0.norm", 64, channels_last),
+}
+
+
+def network(kind):
+    "A network with weights large enough to make maps of some contrast, its layer, images, and the oracle's reading."
+    make, layer, size, reshape = GRIDS[kind]
+    torch.manual_seed(1)
+    model = make().eval()
+    for name, w in model.named_parameters():
+        if w.ndim > 1:
+            nn.init.normal_(w, 0, 0.2)
+        if "gamma" in name:
+            nn.init.ones_(w)
+    return model, layer, torch.rand(2, 3, size, size), reshape
+
+
+def ablating(method, reshape):
+    if method != "ablationcam" or reshape is None:
+        return {}
+    return dict(ablation_layer=pytorch_grad_cam.ablation_layer.AblationLayerVit())
+
+
+CASES = [(kind, "gradcam") for kind in GRIDS] + [
+    (kind, method)
+    for kind in ("vit", "swin")
+    for method in sorted(set(CAM_METHODS) - {"gradcam", "randomcam"})
+]
+
+
+@pytest.mark.parametrize("kind, method", CASES)
+def test_tokens_and_channels_last_are_read_as_pytorch_grad_cam_is_told_to(kind, method):
+    model, layer, x, reshape = network(kind)
+    options = dict(reshape_transform=reshape) | ablating(method, reshape)
+    for sign in (1, -1):  # one of the two gives a map that is not empty
+
+        def score(out, sign=sign):
+            return sign * fake_logit(out)
+
+        expected = oracle(copy.deepcopy(model), [layer], x, score, CAM_METHODS[method], **options)
+        if expected.max() > 0.9:
+            break
+    assert expected.max() > 0.9
+    maps = attention_maps(model, model.get_submodule(layer), x, score, method=method)
+    assert (maps - expected).abs().max() < 1e-3
+    told = attention_maps(
+        model, model.get_submodule(layer), x, score, method=method, reshape=reshape
+    )
+    assert torch.equal(told, maps)
+
+
+def test_tokens_without_a_class_token_and_merged_ones():
+    "On a grid that the convolution of the patches tells, or a divisor of it; not on any square number."
+    torch.manual_seed(0)
+    model = VisionTransformer(
+        48,
+        8,
+        num_classes=2,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        class_token=False,
+        global_pool="avg",
+    )
+    x = torch.rand(2, 3, 48, 48)
+    layer = model.blocks[1]
+    assert attention_maps(model, layer, x, size="grid").shape == (2, 6, 6)
+
+    class Merged(nn.Module):
+        def __init__(self, keep):
+            super().__init__()
+            self.cut, self.mix, self.keep = nn.Conv2d(3, 12, 4, 4), nn.Linear(12, 12), keep
+
+        def forward(self, x):
+            tokens = self.cut(x).flatten(2).transpose(1, 2)[:, : self.keep]
+            return self.mix(tokens).tanh().mean((1, 2))
+
+    merged = Merged(36)
+    assert attention_maps(merged, merged.mix, x, size="grid").shape == (2, 6, 6)
+    odd = Merged(100)
+    with pytest.raises(ValueError, match=r"'mix' \(Linear\) returns \(2, 100, 12\).*pass reshape="):
+        attention_maps(odd, odd.mix, x)
+
+
+class Cube(nn.Module):
+    "Eight channels of 8x8 cells, of which the layer says nothing and the network both."
+
+    def __init__(self):
+        super().__init__()
+        self.cut, self.layer = nn.Conv2d(3, 8, 4, 4), nn.Identity()
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(512, 8), nn.Linear(8, 1))
+
+    def forward(self, x):
+        return self.head(self.layer(self.cut(x)))
+
+
+@pytest.mark.parametrize("method", ["gradcam", "hirescam", "ablationcam"])
+def test_what_can_be_read_in_two_ways_has_to_be_told(method):
+    torch.manual_seed(0)
+    net, x = Cube(), torch.rand(2, 3, 32, 32)
+    with pytest.raises(
+        ValueError, match=r"'layer' \(Identity\) returns \(2, 8, 8, 8\).*pass reshape="
+    ):
+        attention_maps(net, net.layer, x, method=method)
+    expected = attention_maps(net, net.cut, x, method=method)
+    told = attention_maps(net, net.layer, x, method=method, reshape=lambda t: t)
+    assert torch.equal(told, expected) and expected.any()
+    turned = attention_maps(net, net.layer, x, method=method, reshape=channels_last)
+    assert not torch.equal(turned, expected)
+
+
+def test_a_small_grid_with_as_many_channels_is_read_by_the_modules_around_it():
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU())
+    net = nn.Sequential(block, nn.Flatten(), nn.Linear(512, 8), nn.Linear(8, 1))
+    x = torch.rand(2, 3, 32, 32)
+    told = attention_maps(net, block[1], x, reshape=lambda t: t)
+    assert torch.equal(attention_maps(net, block[1], x), told) and told.any()
+
+
+class SequenceFirst(nn.Module):
+    "Tokens (T, N, C), as in torch's own attention by default."
+
+    def __init__(self):
+        super().__init__()
+        self.cut, self.mix, self.head = nn.Conv2d(3, 12, 8, 8), nn.Linear(12, 12), nn.Linear(12, 1)
+
+    def forward(self, x):
+        return self.head(self.mix(self.cut(x).flatten(2).permute(2, 0, 1)).tanh().mean(0))
+
+
+@pytest.mark.parametrize("n", [2, 16])
+def test_tokens_before_images_are_not_taken_for_images(n):
+    "Nor where a batch has as many images as a face has tokens."
+    torch.manual_seed(0)
+    net, x = SequenceFirst(), torch.rand(n, 3, 32, 32)
+    with pytest.raises(ValueError, match="pass reshape="):
+        attention_maps(net, net.mix, x)
+
+    def reshape(tokens):
+        return tokens.permute(1, 2, 0).unflatten(2, (4, 4))
+
+    maps = attention_maps(net, net.mix, x, size="grid", reshape=reshape)
+    assert torch.allclose(maps, attention_maps(net, net.cut, x, size="grid"), atol=1) and maps.any()
+    with pytest.raises(ValueError, match="needs the channels on axis 1 or on the last"):
+        attention_maps(net, net.mix, x, method="ablationcam", reshape=lambda t: t[:, :, None])
+
+
+def test_a_reshape_that_makes_no_map_and_a_layer_that_only_speaks_through_its_class_token():
+    model, _, x, _ = network("vit")
+    layer = model.blocks[1]
+    for method in ("gradcam", "hirescam"):
+        with pytest.raises(
+            ValueError, match=r"reshape= must give \(2, C, h, w\), not \(2, 41, 32\)"
+        ):
+            attention_maps(model, layer, x, method=method, reshape=lambda t: t)
+        with pytest.raises(IndexError):
+            attention_maps(model, layer, x, method=method, reshape=lambda t: t[99])
+        with pytest.raises(RuntimeError, match="'blocks.1' .*only on its class token"):
+            attention_maps(model, layer, x, method=method)
+
+
+# Networks that return more than a tensor, and half precision
+
+
+class Rich(nn.Module):
+    "A network whose logits come in company."
+
+    def __init__(self, net, form):
+        super().__init__()
+        self.net, self.form = net, form
+
+    def forward(self, x):
+        return self.form(self.net(x))
+
+
+def as_tuple(logit):
+    return logit, [torch.tensor(0.5), None]
+
+
+def as_dict(logit):
+    return dict(loss=torch.tensor(0.5), logits=logit)
+
+
+def as_object(logit):
+    return SimpleNamespace(logits=logit)
+
+
+def test_what_is_no_tensor_proposes_a_score(net, x):
+    proposals = {as_tuple: "tuple.*out[0]", as_dict: "dict.*out['logits']", as_object: "out.logits"}
+    for form, text in proposals.items():
+        rich = Rich(net, form)
+        pattern = text.replace("[", r"\[").replace("]", r"\]")
+        for method in ("gradcam", "hirescam") if form is not as_object else ("gradcam",):
+            with pytest.raises(TypeError, match=rf"{pattern}"):
+                attention_maps(rich, net.last, x, method=method)
+    with pytest.raises(TypeError, match="SimpleNamespace, which cannot be taken apart"):
+        attention_maps(rich, net.last, x, method="hirescam", score=lambda out: out.logits)
+
+
+@pytest.mark.parametrize("method", sorted(set(CAM_METHODS) - {"randomcam"}))
+def test_a_score_of_a_structured_output_gives_the_maps_of_its_logits(net, x, method, tmp_path):
+    expected = attention_maps(net, net.last, x, method=method)
+    for form, score in {as_tuple: lambda out: out[0], as_dict: lambda out: out["logits"]}.items():
+        rich = Rich(net, form)
+        maps = attention_maps(rich, net.last, x, score, method=method)
+        assert (maps - expected).abs().max() < 1e-6
+    batch, options = [dict(image=x, label=LABELS)], dict(method=method, explain="true")
+    plain = localize(net, net.last, batch, tmp_path / "plain.npy", **options)
+    structured = localize(rich, net.last, batch, tmp_path / "rich.npy", score, **options)
+    assert np.allclose(np.load(plain), np.load(structured), atol=1e-3)
+
+
+class Rounded(nn.Module):
+    "The same network in half precision, with a place after its last convolution where all is float32."
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.place = net.bfloat16(), nn.Identity()
+
+    def forward(self, x):
+        y = self.net.last(self.net.act(self.net.middle(self.net.stem(x.bfloat16()))))
+        y = self.net.act(self.place(y.float()).bfloat16())
+        return self.net.head(self.net.drop(y.mean((2, 3)))).squeeze(1)
+
+
+@pytest.mark.parametrize("method", CAM_METHODS)
+def test_half_precision_with_every_method(x, method, tmp_path, device):
+    torch.manual_seed(SEED)
+    half, x = Small(inplace=False).to(device, torch.bfloat16), x.to(device)
+    maps = attention_maps(half, half.last, x.bfloat16(), method=method).cpu()
+    assert maps.dtype == torch.float32 and maps.shape == (3, 32, 24)
+    localize(half, half.last, [x], tmp_path / "maps.npy", method=method)
+    if method == "randomcam":
+        return
+    stored = upsample_maps(np.load(tmp_path / "maps.npy"), (32, 24))
+    assert (stored - maps).abs().max() < 0.02
+    twin = Rounded(copy.deepcopy(half)).eval()
+    expected = oracle(twin, ["place"], x, method=CAM_METHODS[method])
+    assert (maps - expected).abs().max() < 1e-3
+    assert method == "ablationcam" or expected.max() > 0.9

@@ -9,6 +9,8 @@ import PIL.Image
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
 
 from prle.core import torch_rng
 from prle.fusion import fuse
@@ -391,6 +393,99 @@ def test_constructors_and_apply_reject(images, quantiles):
         mask(PIL.Image.new("RGBA", (40, 24)), quantiles[0])
     with pytest.raises(ValueError, match="3 draws for 4 images"):
         mask.apply(images, quantiles, mask.draw(3))
+
+
+class Photo(torch.Tensor):
+    "Somebody's kind of tensor."
+
+
+@pytest.mark.parametrize("kind", [tv_tensors.Image, tv_tensors.Video, Photo])
+@pytest.mark.parametrize("fill", FILLS)
+def test_a_tensor_of_another_kind_stays_of_that_kind(images, quantiles, kind, fill, device):
+    mask = PrimaryRegionMask(fill=fill)
+    params = mask.draw(4, gen())._replace(alpha=torch.tensor([0.3, 0, 0.5, 1], dtype=torch.float64))
+    images, quantiles = images.to(device), tv_tensors.Mask(quantiles.to(device))
+    expected = mask.apply(images, quantiles.as_subclass(torch.Tensor), params)
+    masked = mask.apply(images.as_subclass(kind), quantiles, params)
+    assert type(masked) is kind and torch.equal(masked.as_subclass(torch.Tensor), expected)
+    one = MaskParams(*(p[0] for p in params))
+    single = mask.apply(images[0].as_subclass(kind), quantiles[0], one)
+    assert type(single) is kind and torch.equal(single.as_subclass(torch.Tensor), expected[0])
+    assert type(RandomMask(p=1)(images.as_subclass(kind))) is kind
+
+
+def square_face():
+    "A face and its ranks, no two alike."
+    ranks = quantile_map(torch.rand(1, 32, 32, generator=gen()) + 0.1)
+    return torch.randint(1, 256, (3, 32, 32), generator=gen(), dtype=torch.uint8), ranks
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.int32])
+def test_a_map_that_moves_with_its_face_masks_the_same_pixels(dtype, device):
+    "Through torchvision's own mirroring, turning, cropping and resizing; masked before or after it is the same."
+    image, ranks = square_face()
+    mask = PrimaryRegionMask(p=1, alpha=(0.4, 0.4))
+    moving = v2.Compose(
+        [
+            v2.RandomVerticalFlip(p=1),
+            v2.RandomRotation((90, 90)),
+            v2.CenterCrop(24),
+            v2.Resize((48, 48), interpolation=InterpolationMode.NEAREST),
+            *([v2.RandomHorizontalFlip(p=1)] if dtype == torch.int32 else []),
+        ]
+    )
+    face = tv_tensors.Image(image.to(device))
+    marks = tv_tensors.Mask(ranks.to(torch.int32).to(dtype).to(device))
+    moved, moved_marks = moving(face, marks)
+    assert moved_marks.dtype == dtype
+    assert torch.equal(mask(moved, moved_marks), moving(mask(face, marks)))
+    seen = v2.Compose([moving, mask])(face, marks)
+    assert type(seen) is tv_tensors.Image and seen.shape == (3, 48, 48)
+
+
+@pytest.mark.parametrize("angle, size", [(17, (32, 32)), (0, (13, 50)), (-140, (64, 20))])
+def test_moved_ranks_are_ranks(angle, size):
+    _, ranks = square_face()
+    moving = v2.Compose([v2.RandomRotation((angle, angle)), v2.RandomResizedCrop(size)])
+    moved = moving(tv_tensors.Mask(ranks.to(torch.int32)))
+    assert set(moved.unique().tolist()) <= {0, *ranks.to(torch.int32).unique().tolist()}
+
+
+def test_the_same_in_albumentations():
+    albumentations = pytest.importorskip("albumentations")
+    image, ranks = square_face()
+    image, ranks = image.permute(1, 2, 0).numpy(), ranks[0].numpy()
+    mask = PrimaryRegionMask(p=1, alpha=(0.4, 0.4))
+    moving = albumentations.Compose(
+        [
+            albumentations.HorizontalFlip(p=1),
+            albumentations.RandomRotate90(p=1),
+            albumentations.CenterCrop(24, 24),
+            albumentations.Resize(48, 48, interpolation=cv2.INTER_NEAREST),
+        ],
+        seed=1,
+    )
+    moved = moving(image=image, mask=ranks)
+    moving.set_random_seed(1)
+    expected = moving(image=mask(image, ranks), mask=ranks)["image"]
+    assert np.array_equal(mask(moved["image"], moved["mask"]), expected)
+    turned = albumentations.Rotate((20, 20), p=1)(image=image, mask=ranks)["mask"]
+    assert set(np.unique(turned)) <= {0, *np.unique(ranks)}
+
+
+def test_the_same_in_kornia():
+    K = pytest.importorskip("kornia.augmentation")
+    image, ranks = square_face()
+    image, floats = image[None].float() / 255, ranks.to(torch.int32)[None].float()
+    mask = PrimaryRegionMask(p=1, alpha=(0.4, 0.4))
+    both = dict(data_keys=["input", "mask"])
+    moving = K.AugmentationSequential(K.RandomHorizontalFlip(p=1), K.CenterCrop(24), **both)
+    moved, marks = moving(image, floats)
+    expected, _ = moving(mask(image, ranks), floats)
+    assert torch.equal(mask(moved, marks.round().int()), expected)
+    turning = K.AugmentationSequential(K.RandomRotation((20.0, 20.0), p=1), **both)
+    _, turned = turning(image, floats)
+    assert set(turned.round().int().unique().tolist()) <= {0, *floats.int().unique().tolist()}
 
 
 def test_repr():

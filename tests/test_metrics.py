@@ -9,6 +9,7 @@ from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
     balanced_accuracy_score,
+    brier_score_loss,
     recall_score,
     roc_auc_score,
     roc_curve,
@@ -17,6 +18,7 @@ from sklearn.metrics import (
 from prle.core import rng
 from prle.metrics import (
     EERS,
+    BINS,
     MEASURES,
     SOURCES,
     Estimate,
@@ -27,8 +29,11 @@ from prle.metrics import (
     auc,
     average_precision,
     bootstrap,
+    brier,
     compare,
+    delong,
     detectable,
+    ece,
     eer,
     estimate_spread,
     evaluate,
@@ -38,6 +43,7 @@ from prle.metrics import (
     resamples,
     seed_interval,
     total_interval,
+    tpr_at,
     verdict,
     video_scores,
 )
@@ -98,6 +104,74 @@ def test_acc_equals_scikit_learn(over):
             assert acc(label, score, weight, over, threshold) == pytest.approx(
                 oracle(label, score > threshold, sample_weight=weight)
             )
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.01, 0.05, 0.1, 1 / 3, 1.0])
+def test_the_rate_of_found_fakes_is_that_of_a_threshold_of_the_roc_curve(limit):
+    for label, score, weight in worlds("rates"):
+        fpr, tpr, _ = roc_curve(label, score, sample_weight=weight, drop_intermediate=False)
+        expected = tpr[fpr <= limit + 1e-12].max()
+        assert tpr_at(limit, label, score, weight) == pytest.approx(expected, abs=1e-12)
+        if limit in (0.01, 0.05, 0.1):
+            name = f"tpr_at_{100 * limit:.0f}"
+            assert as_statistic(name, label, score)(weight) == pytest.approx(expected)
+
+
+def test_brier_equals_scikit_learn_and_ece_a_loop_over_bins():
+    for label, score, weight in worlds("calibration"):
+        p = np.clip(score, 0, 1)
+        expected = brier_score_loss(label, p, sample_weight=weight, labels=[0, 1])
+        assert brier(label, p, weight) == pytest.approx(expected)
+        off = 0
+        for low in np.arange(BINS):
+            inside = (p > low / BINS) & (p <= (low + 1) / BINS) | ((low == 0) & (p == 0))
+            off += abs((weight * (p - label))[inside].sum())
+        assert ece(label, p, weight) == pytest.approx(off / weight.sum(), abs=1e-9)
+    with pytest.raises(ValueError, match="no probabilities"):
+        evaluate(table(1.0, 0).assign(p_fake=7.0), ["brier"])
+
+
+def test_a_calibrated_score_has_no_calibration_error():
+    p = rng("calibrated").random(200_000)
+    label = (rng("calibrated", 1).random(len(p)) < p).astype(int)
+    assert ece(label, p) < 0.01 < ece(label, p**2)
+    assert brier(label, p) == pytest.approx(1 / 6, abs=0.002), "the mean of p(1 - p)"
+
+
+def naive_delong(label, a, b):
+    "The variance of a mean of differences of placements, pair by pair."
+    placements = []
+    for score in (a, b):
+        fake, real = score[label == 1][:, None], score[label == 0][None]
+        wins = (fake > real) + (fake == real) / 2
+        placements.append((wins.mean(1), wins.mean(0)))
+    parts = [two - one for one, two in zip(*placements)]
+    return parts[0].mean(), sum(part.var(ddof=1) / len(part) for part in parts)
+
+
+def test_delong_equals_pairs_and_agrees_with_the_bootstrap_of_single_faces():
+    draw = rng("delong")
+    label = draw.integers(2, size=300)
+    shared = draw.normal(size=300)
+    a, b = (label + shared + draw.normal(size=300) for _ in "ab")
+    b = np.round(b, 1)  # ties
+    found, (difference, variance) = delong(label, a, b), naive_delong(label, a, b)
+    assert found[:2] == pytest.approx((difference, variance**0.5))
+    assert found.difference == pytest.approx(auc(label, b) - auc(label, a))
+    drawn = resamples(
+        lambda w: as_statistic("auc", label, b)(w) - as_statistic("auc", label, a)(w),
+        np.arange(300),
+    )
+    assert drawn.std() == pytest.approx(found.error, rel=0.1)
+    assert delong(label, a, a) == (0.0, 0.0, 1.0)
+
+
+def test_delong_finds_no_difference_as_often_as_it_says():
+    draw, ps = rng("no difference"), []
+    for _ in range(400):
+        label = np.arange(60) % 2
+        ps.append(delong(label, *(label + draw.normal(size=60) for _ in "ab")).p)
+    assert 0.02 < np.mean(np.array(ps) < 0.05) < 0.09 and 0.4 < np.mean(ps) < 0.6
 
 
 @pytest.mark.parametrize("definition", EERS)
@@ -512,6 +586,9 @@ def test_evaluate_gives_each_measure_with_the_bootstraps_interval():
         ap=average_precision,
         acc=acc,
         eer=eer,
+        brier=brier,
+        ece=ece,
+        **{f"tpr_at_{n}": (lambda *a, n=n: tpr_at(n / 100, *a)) for n in (1, 5, 10)},
         **{f"acc_{o}": (lambda *a, o=o: acc(*a, over=o)) for o in ("real", "fake", "balanced")},
         **{f"eer_{d}": (lambda *a, d=d: eer(*a, definition=d)) for d in EERS[1:]},
     )

@@ -772,6 +772,26 @@ def test_a_failed_notebook_is_kept_aside_and_the_source_untouched(notebook, tmp_
     )
 
 
+def test_a_kernel_that_dies_leaves_a_log_that_exists(notebook, tmp_path):
+    "And what an earlier failure left is not taken for it."
+    out, failed = tmp_path / "out.ipynb", tmp_path / "out.failed.ipynb"
+    said = module._executed(notebook("import os\nos._exit(1)"), out, dict(n=1))
+    assert said == f"FAILED: its kernel died, perhaps for want of memory (see {failed})"
+    assert nbformat.read(failed, as_version=4).cells[-1].source.endswith("os._exit(1)")
+    assert not out.exists()
+
+
+def test_a_python3_of_another_environment_is_not_used(notebook, tmp_path, monkeypatch):
+    foreign = tmp_path / "jupyter" / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    spec = dict(argv=["false", "{connection_file}"], display_name="theirs", language="python")
+    (foreign / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    out = run_notebook(notebook("import sys\nprint(sys.executable)"), tmp_path / "out.ipynb")
+    printed = nbformat.read(out, as_version=4).cells[-1].outputs[0].text
+    assert printed.strip() == sys.executable
+
+
 def test_one_failure_does_not_stop_the_others(smoke, monkeypatch, lines):
     def broken(source, out, **parameters):
         if "table1" in source.name:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAMES', 'LEVELS', 'MAX_META', 'KINDS', 'parameter', 'parse_meta', 'format_meta', 'parse_meta_line', 'read_meta',
            'write_meta', 'draw', 'saturation', 'noise', 'contrast', 'blocks', 'blur', 'shrink', 'frame_level',
-           'distort_frame', 'distort_frames', 'VideoError', 'distort_video']
+           'distort_frame', 'distort_frames', 'distort_video']
 
 # %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-2
 import subprocess
@@ -18,8 +18,9 @@ from shutil import move
 import cv2
 import numpy as np
 
-from ..core import atomic_path, check_choice, rng
-from ..trust import check_pixels, read_bytes
+from ..core import atomic_path, check_choice, log, rng
+from .decoding import VideoError, decode_video, index_video, undecodable
+from ..trust import read_bytes
 
 # %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-5
 NAMES = dict(
@@ -275,10 +276,6 @@ def distort_frames(
         yield index, distort_frame(frame, meta, rng(*key, index))
 
 # %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-47
-class VideoError(ValueError):
-    "Error for a video that cannot be used; the message names it and says why."
-
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-48
 def _ffmpeg() -> str:
     "Return the path of the ffmpeg program; `ImportError` naming the extra that brings it."
     try:
@@ -287,7 +284,7 @@ def _ffmpeg() -> str:
         raise ImportError("writing videos needs imageio-ffmpeg: pip install 'prle[faces]'") from e
     return imageio_ffmpeg.get_ffmpeg_exe()
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-49
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-48
 def _run_ffmpeg(*arguments, frames: Iterable[np.ndarray] = ()):
     "Run ffmpeg with `frames` (contiguous) on its stdin; `CalledProcessError` with its messages if it fails."
     command = [_ffmpeg(), "-v", "error", "-nostdin", "-y", *map(str, arguments)]
@@ -303,77 +300,71 @@ def _run_ffmpeg(*arguments, frames: Iterable[np.ndarray] = ()):
             said = log.read().decode(errors="replace")
             raise subprocess.CalledProcessError(process.returncode, "ffmpeg", stderr=said)
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-50
-def _open(path: Path) -> cv2.VideoCapture:
-    "Open a video; `VideoError` naming the file if it is missing or promises too many pixels."
-    if not path.is_file():
-        raise VideoError(f"{path}: no such video file.")
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    size = (capture.get(what) for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-    try:
-        check_pixels(path, *map(int, size))
-    except ValueError as e:
-        raise VideoError(f"{path}: {str(e).removeprefix(f'{path} ')}") from e
-    return capture
-
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-51
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-49
 def _probe(path: Path) -> tuple[int, int, float]:
     "Return width, height and frames a second; `VideoError` naming the file if no frame can be decoded."
-    capture = _open(path)
-    decoded, frame = capture.read()
-    if not decoded:
-        raise VideoError(f"{path}: not a video, or damaged: not one frame can be decoded.")
-    return frame.shape[1], frame.shape[0], capture.get(cv2.CAP_PROP_FPS)
+    index = index_video(path)
+    for frame in decode_video(path, range(len(index))):
+        if isinstance(frame, np.ndarray):
+            return frame.shape[1], frame.shape[0], index.rate
+    raise VideoError(f"{path}: damaged: not one frame can be decoded.")
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-52
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-51
 def _decode(path: Path) -> Iterator[np.ndarray]:
-    "Yield the frames of a video, (H, W, 3) uint8, RGB."
-    capture = _open(path)
-    while True:
-        decoded, frame = capture.read()
-        if not decoded:
-            return
-        yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+    "Yield the frames of a video, (H, W, 3) uint8, RGB; `VideoError` naming the file if they change their size."
+    last, lacking = None, 0
+    for frame in decode_video(path, range(len(index_video(path)))):
+        if isinstance(frame, VideoError):
+            lacking += 1
+            continue
+        if last is not None and frame.shape != last.shape:
+            raise VideoError(f"{path}: its frames change their size.")
+        yield from [frame if last is None else last] * lacking
+        yield frame
+        last, lacking = frame, 0
+    yield from [last] * lacking
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-54
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-53
 def _h264(width: int, height: int, crf: int) -> list:
     "Return ffmpeg's arguments for H.264 with the rate factor `crf`."
     chroma = "yuv444p" if width % 2 or height % 2 else "yuv420p"
     return f"-c:v libx264 -crf {crf} -pix_fmt {chroma} -fps_mode passthrough -threads 1".split()
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-55
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-54
 def _xvid(width: int, height: int, fps: float) -> list:
     "Return ffmpeg's arguments for MPEG-4 with the tag XVID, as OpenCV sets them."
     rate = int(2 * fps * width * height)
     quality = f"-b:v {rate} -bt {rate} -qmin 3 -g 12 -threads 1"
     return f"-c:v mpeg4 -vtag XVID -pix_fmt yuv420p {quality}".split()
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-56
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-55
 def _convert(source: Path, target: Path, crf: int):
-    "Re-encode the video stream of a file as H.264 with the rate factor `crf`."
+    "Re-encode the film of a file as H.264 with the rate factor `crf`."
     width, height, _ = _probe(source)
-    first_video = ("-i", f"file:{source}", "-map", "0:V:0")
-    _run_ffmpeg(*first_video, *_h264(width, height, crf), f"file:{target}")
+    film = ("-i", f"file:{source}", "-map", f"0:{index_video(source).stream}")
+    _run_ffmpeg(*film, *_h264(width, height, crf), f"file:{target}")
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-57
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-56
 _CRF = 23
 "ffmpeg's own rate factor, with which every official video ends that did not go through VC."
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-58
-def _write_frames(source: Path, target: Path, meta: str, key: tuple, via_xvid: bool):
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-57
+def _write_frames(
+    source: Path, target: Path, meta: str, key: tuple, via_xvid: bool = False, crf: int = _CRF
+):
     "Decode `source`, distort its frames and encode them."
     width, height, fps = _probe(source)
     distorted = distort_frames(enumerate(_decode(source)), meta, *key)
     frames = (cv2.cvtColor(frame, cv2.COLOR_RGB2BGR) for _, frame in distorted)
     raw = f"-f rawvideo -pix_fmt bgr24 -s {width}x{height} -r {fps} -i -".split()
     if not via_xvid:
-        return _run_ffmpeg(*raw, *_h264(width, height, _CRF), f"file:{target}", frames=frames)
+        return _run_ffmpeg(*raw, *_h264(width, height, crf), f"file:{target}", frames=frames)
     avi = target.with_suffix(".avi")
     _run_ffmpeg(*raw, *_xvid(width, height, fps), f"file:{avi}", frames=frames)
-    _convert(avi, target, _CRF)
+    _convert(avi, target, crf)
     avi.unlink()
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-60
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-59
 def _passes(meta: str, via_xvid: bool) -> list[str]:
     "Split a meta string into those of the passes over the video."
     passes = []
@@ -384,17 +375,19 @@ def _passes(meta: str, via_xvid: bool) -> list[str]:
             passes.append(step)
     return passes
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-62
-def _distort_pass(source: Path, target: Path, meta: str, key: tuple, via_xvid: bool):
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-61
+def _distort_pass(source: Path, target: Path, meta: str, key: tuple, via_xvid: bool, damaged: bool):
     "Run one pass over a video: VC alone, or frame-level distortions."
     if frame_level(meta):
         return _write_frames(source, target, meta, key, via_xvid)
     [(code, level)] = parse_meta(meta)
+    if damaged:
+        return _write_frames(source, target, "", key, crf=parameter(code, level))
     _convert(source, target, parameter(code, level))
 
-# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-63
+# %% ../../nbs/data/01_distortions.ipynb #data-01-distortions-62
 def distort_video(
-    source: str | Path,  # a video file that OpenCV decodes
+    source: str | Path,  # a video file
     target: str | Path,  # the .mp4 to write; whole or not there
     meta: str,  # a meta string, with or without VC
     seed: int,  # of the random streams `rng(seed, <stem of source>, index)`
@@ -402,6 +395,7 @@ def distort_video(
 ) -> Path:  # `target`
     """Distort a whole video; size, frame rate and number of frames stay.
 
+    The frame before it takes the place of one that cannot be decoded (`undecodable` names them).
     `VideoError` naming `source` if it cannot be read or encoded; `ValueError` for an empty meta string or a
     target that is not .mp4."""
     source, target = Path(source), Path(target)
@@ -409,15 +403,19 @@ def distort_video(
         raise ValueError(f"{source}: an empty meta string leaves nothing to do.")
     if target.suffix.lower() != ".mp4":
         raise ValueError(f"{target}: the distorted video is an mp4; give it that suffix.")
-    current, key = source, (seed, source.stem)
+    current, key, lost = source, (seed, source.stem), len(undecodable(source))
+    if lost:
+        log.warning(f"{source}: {lost} frames cannot be decoded; others stand in for them.")
     with tempfile.TemporaryDirectory() as folder, atomic_path(target) as done:
         for number, part in enumerate(_passes(meta, via_xvid)):
             written = Path(folder) / f"{number}.mp4"
             try:
-                _distort_pass(current, written, part, key, via_xvid)
+                _distort_pass(current, written, part, key, via_xvid, lost and current == source)
             except subprocess.CalledProcessError as e:
                 said = e.stderr.strip()[-300:]
                 raise VideoError(f"{source}: ffmpeg fails at {part} ({said}).") from e
             current, key = written, (*key, "then")  # a later pass draws from streams of its own
+        if len(index_video(current)) != len(index_video(source)):
+            raise VideoError(f"{source}: its copy has another number of frames.")
         move(current, done)
     return target

@@ -119,10 +119,10 @@ _MINI = Preset(
     backbones={
         "Xception": Backbone("xception", 1 / 4, recipe=dict(lr=2e-3, epochs=15)),
         "EfficientNet": Backbone(
-            "efficientnet_lite0", pretrained=True, recipe=dict(batch_size=32, lr=5e-4, epochs=5)
+            "efficientnet_lite0", pretrained=True, recipe=dict(lr=5e-4, epochs=10)
         ),
         "VGG": Backbone(
-            "vgg16_bn", 1 / 8, options=dict(dropout=0.0), recipe=dict(lr=1e-3, epochs=14)
+            "vgg16_bn", 1 / 8, options=dict(dropout=0.0), recipe=dict(lr=2e-3, epochs=20)
         ),
     },
 )

@@ -10,9 +10,10 @@ import copy
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from ..core import check_choice, collected_messages, log, progress
@@ -96,7 +97,31 @@ def _start(ray, **options):
     advice = "the machine may be too busy; the engine `local` needs no Ray"
     raise OSError(f"Ray did not start in {_STARTS} attempts: {advice}.") from late
 
-# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-19
+# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-20
+_LONGEST = 39
+"Bytes that the path of a temporary folder may have."
+
+_SHORT = ("/tmp", "/dev/shm", "/var/tmp")
+"Where Ray's sockets go if the temporary folder's path is too long."
+
+
+@contextmanager
+def _short_folder():
+    "Yield options of `ray.init`: if the temporary folder's path is too long for a socket, a short one for the while."
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR", "/tmp")
+    if len(os.fsencode(usual)) <= _LONGEST:
+        yield {}
+        return
+    found = [folder for folder in _SHORT if os.access(folder, os.W_OK | os.X_OK)]
+    if not found:
+        raise OSError(
+            f"the path {usual} is too long for Ray's sockets; set RAY_TMPDIR to a folder that you may "
+            f"write to, with a path of at most {_LONGEST} bytes."
+        )
+    with TemporaryDirectory(prefix="ray-", dir=found[0], ignore_cleanup_errors=True) as folder:
+        yield dict(_temp_dir=folder)
+
+# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-22
 @contextmanager
 def cluster(
     **options,  # of `ray.init`, for a connection that is made here: num_cpus, num_gpus, ...
@@ -109,26 +134,29 @@ def cluster(
         yield ray
         return
     options |= dict(logging_level="ERROR", log_to_driver=False)
+    place: AbstractContextManager[dict] = nullcontext({})
     if "RAY_ADDRESS" not in os.environ:
         options |= dict(address="local", include_dashboard=False)
-    _start(ray, **options)
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+        place = _short_folder()
+    with place as more:
+        _start(ray, **options, **more)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
-# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-21
+# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-24
 _DEATHS = 3
 "The workers that a run may cost without a new epoch."
 
-# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-22
+# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-25
 def _epochs(path: Path) -> int:
     "Return the highest number among the epochs that a run's working folders keep; 0 if there is none."
     found = path.parent.glob(f".{path.name}.partial-*/checkpoint-*/epoch-*")
     numbers = [epoch.name.removeprefix("epoch-") for epoch in found]
     return max((int(n) for n in numbers if n.isdecimal()), default=0)  # not those set aside
 
-# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-24
+# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-27
 def _do_there(
     settings: dict,  # of the store: root, heartbeat, missed, device
     task: Task,
@@ -145,11 +173,11 @@ def _do_there(
         outcome = do_task(RunStore(**settings), task, inputs)
     return outcome._replace(said=tuple(said))
 
-# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-26
+# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-29
 GPU_KINDS = ("detectors", "maps", "sizes", "targets", "masked")
 "The kinds of runs in which a detector runs."
 
-# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-27
+# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-30
 def _submit(ray, store: RunStore, tasks: list[Task], gpus: float) -> dict:  # name -> reference
     "Hand the runs to Ray, each with references to the outcomes of its inputs."
     work, inputs, refs = ray.remote(max_retries=-1)(_do_there), task_inputs(tasks), {}
@@ -163,7 +191,7 @@ def _submit(ray, store: RunStore, tasks: list[Task], gpus: float) -> dict:  # na
         refs[task.name] = there.remote(settings, task, *before)
     return refs
 
-# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-28
+# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-31
 def _outcome(ray, ref, name: str, inputs: list[Outcome]) -> Outcome:
     "Return the outcome of a Ray task; an error of the store in the worker is raised again here."
     try:
@@ -176,7 +204,7 @@ def _outcome(ray, ref, name: str, inputs: list[Outcome]) -> Outcome:
             raise e.cause from None
         return Outcome(name, f"its worker died ({type(e).__name__})")
 
-# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-29
+# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-32
 def on_ray(
     store: RunStore,  # which is to have the runs, in a folder that all nodes see by the same name
     tasks: list[Task],  # in the order in which a dry store was asked for them
@@ -198,11 +226,11 @@ def on_ray(
             for ref in waiting:
                 ray.cancel(ref)
 
-# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-31
+# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-34
 ENGINES = dict(local=in_process, ray=on_ray)
 "Name -> function (store, tasks, gpus) that yields an `Outcome` for each task."
 
-# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-33
+# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-36
 def _renew(left: dict[str, float], dry: DryStore, made: str):
     "Update the estimated times of the runs left of a kind, now that one of that kind has been made."
     kind = made.split("/")[0]
@@ -211,7 +239,7 @@ def _renew(left: dict[str, float], dry: DryStore, made: str):
     again.tasks = [t for t in dry.tasks if t.path.parent.name == kind and left.get(t.name)]
     left.update(zip([t.name for t in again.tasks], planned(again).seconds))
 
-# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-34
+# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-37
 def _left_text(left: dict[str, float]) -> str:
     "Say how much work is left: the sum of the known times, and the number of runs without an estimate."
     known = [seconds for seconds in left.values() if not math.isnan(seconds)]
@@ -220,7 +248,7 @@ def _left_text(left: dict[str, float]) -> str:
         parts.append(f"{len(left) - len(known)} runs like none before")
     return f"{' and '.join(parts)} of work left"
 
-# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-36
+# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-39
 def _report(store: RunStore, outcome: Outcome):
     "Pass on a worker's messages, say what failed, and note the run as asked for."
     for level, text in outcome.said:
@@ -230,7 +258,7 @@ def _report(store: RunStore, outcome: Outcome):
     else:
         store.used.setdefault(store.root / outcome.name, outcome.reused)
 
-# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-37
+# %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-40
 def execute(
     store: RunStore,  # which is to have the runs
     dry: DryStore,  # on the same folder, which was asked for them

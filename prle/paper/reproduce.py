@@ -262,12 +262,28 @@ def notebook_parameters(
     return known
 
 # %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-30
+def _own_kernel() -> type:
+    "Return a kernel manager that knows this Python only, and no `python3` of JUPYTER_PATH or of the user."
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from traitlets import default
+
+    class OwnKernel(AsyncKernelManager):
+        "Starts kernels of the Python that runs here."
+
+        @default("kernel_spec_manager")
+        def _native_only(self):
+            return KernelSpecManager(kernel_dirs=[], parent=self)
+
+    return OwnKernel
+
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-31
 def run_notebook(
     source: Path,  # a notebook with a cell tagged `parameters`
     out: Path,  # the executed copy; a failed one is kept beside it as NAME.failed.ipynb
     **parameters,  # values for its parameters
 ) -> Path:  # `out`
-    """Execute a notebook with papermill.
+    """Execute a notebook with papermill in a kernel of the Python that runs here.
 
     Raise `ValueError` for a parameter that it does not have, where papermill would only warn."""
     import papermill
@@ -277,17 +293,18 @@ def run_notebook(
         check_choice(name, known, f"parameter of {source.name}")
     failed = out.with_suffix(".failed.ipynb")
     quiet = dict(progress_bar=False, extra_arguments=["--log-level=CRITICAL"])
-    options = dict(kernel_name="python3", **quiet)
+    options = dict(kernel_name="python3", kernel_manager_class=_own_kernel(), **quiet)
+    failed.unlink(missing_ok=True)
     with atomic_path(out) as tmp:
         try:
             papermill.execute_notebook(str(source), str(tmp), parameters=parameters, **options)
-        except papermill.PapermillExecutionError:
-            tmp.replace(failed)
+        except Exception:  # an error in a cell, or a kernel that died
+            if tmp.exists():
+                tmp.replace(failed)
             raise
-    failed.unlink(missing_ok=True)
     return out
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-32
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-33
 _PAGE = """\
 <!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -344,11 +361,11 @@ Nothing is repaired.</p>
 </body></html>
 """
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-33
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-34
 _MATH = {r"$\alpha$": "\u03b1", r"$\tau_1$": "\u03c4\u2081", r"$\lambda$": "\u03bb"}
 "The formulas of first cells, for a page without MathJax."
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-34
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-35
 def _page_template():
     "Return the template of the report; everything is escaped, except by the filters `markdown` and `table`."
     import jinja2
@@ -369,7 +386,7 @@ def _page_template():
     environment.filters |= dict(markdown=markdown, table=table)
     return environment.from_string(_PAGE)
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-35
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-36
 def _origin(name: str, note: dict) -> str:
     "Format the provenance of a table or figure."
     changes = "" if note["clean"] else " with changes"
@@ -382,7 +399,7 @@ def _origin(name: str, note: dict) -> str:
     parts += [f"{setting}={note[setting]}" for setting in ("seeds", "seed") if setting in note]
     return "\n  ".join([f"{name}: {', '.join(parts)}", *note["runs"]])
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-36
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-37
 def _table_part(note: Path, name: str) -> dict:
     "Return what the report shows of a table."
     folder = f"{note.parts[-3]}/tables"
@@ -390,20 +407,20 @@ def _table_part(note: Path, name: str) -> dict:
     text = note.with_name(f"{name}.md").read_text(encoding="utf-8")
     return dict(markdown=text, text=name == "claims", files=files)
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-37
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-38
 def _figure_part(note: Path, name: str) -> dict:
     "Return what the report shows of a figure."
     png = base64.b64encode(note.with_name(f"{name}.png").read_bytes()).decode()
     caption, pdf = read_json(note).get("caption", ""), f"{note.parts[-3]}/figures/{name}.pdf"
     return dict(name=name, caption=caption, png=png, pdf=pdf)
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-38
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-39
 def _notes(folder: Path, notebook: str) -> dict[Path, dict]:
     "Return the provenance of everything that a notebook has written, by file."
     notes = {path: read_json(path) for path in sorted(folder.glob("*/*.provenance.json"))}
     return {path: note for path, note in notes.items() if note.get("notebook") == notebook}
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-39
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-40
 def _first_cell(notebook: str) -> tuple[str, str]:
     "Return the title and the claim of a notebook."
     import nbformat
@@ -412,7 +429,7 @@ def _first_cell(notebook: str) -> tuple[str, str]:
     title, _, claim = cells[0].source.partition("\n")
     return title.lstrip("# "), claim
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-40
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-41
 def _section(folder: Path, notebook: str, data: str) -> dict:
     "Return the report's section on one notebook: title and claim, tables, figures, provenance."
     title, claim = _first_cell(notebook)
@@ -441,7 +458,7 @@ def _section(folder: Path, notebook: str, data: str) -> dict:
         provenance="\n".join(origins),
     )
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-41
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-42
 def write_report(
     lab: Lab,  # preset, data and store
     failed: dict[str, str] | None = None,  # notebook -> why
@@ -468,7 +485,7 @@ def write_report(
         tmp.write_text(page, encoding="utf-8")
     return lab.outputs / "report.html"
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-43
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-44
 def full_settings(
     name: str,  # of a notebook
     full: bool,  # whether everything is asked for
@@ -477,7 +494,7 @@ def full_settings(
     declared = exhibits()
     return declared[name].full if full and name in declared else {}
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-44
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-45
 def plan(
     lab: Lab,  # preset, data and store
     names: Iterable[str],  # from `find_notebooks`
@@ -498,7 +515,7 @@ def plan(
             log.info(f"NOTE {name} cannot be made of this data: {e}")
     return dry
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-45
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-46
 def prepare(
     lab: Lab,  # preset, data and store
     names: Sequence[str],  # from `find_notebooks`
@@ -516,7 +533,7 @@ def prepare(
         record_runs(lab.outputs, f"{lab.name}-{name}", needed, **facts)
     return execute(lab.store, whole.store, engine, gpus)
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-46
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-47
 def _lacking(
     lab: Lab, name: str, seeds: int, full: bool, faults: dict[str, str]
 ) -> str:  # "" if there is none
@@ -531,18 +548,22 @@ def _lacking(
             return f"{run} could not be made: {faults[run]}"
     return ""
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-47
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-48
 def _executed(source: Path, out: Path, common: dict, **own) -> str:
     'Run a notebook with those common parameters that it has; return "done" or the last line of the error.'
+    failed = out.with_suffix(".failed.ipynb")
     try:
         known = notebook_parameters(source)
         given = {name: value for name, value in common.items() if name in known}
         run_notebook(source, out, **given, **own)
         return "done"
     except Exception as e:
-        return f"FAILED: {str(e).strip().splitlines()[-1]} (see {out.with_suffix('.failed.ipynb')})"
+        why = str(e).strip().splitlines()[-1]
+        if type(e).__name__ == "DeadKernelError":
+            why = "its kernel died, perhaps for want of memory"
+        return f"FAILED: {why} (see {failed})" if failed.exists() else f"FAILED: {why}"
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-48
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-49
 def reproduce(
     ids: Sequence[str] = (),  # heads of names, e.g. "table3"; "headline"; "all"; none: the headline
     preset: str = "mini",  # of `PRESETS`
@@ -576,7 +597,7 @@ def reproduce(
     )
     return results
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-49
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-50
 def _run_notebooks(
     lab: Lab,
     names: Sequence[str],

@@ -6,6 +6,7 @@
 __all__ = ['FIELDS', 'LONGEST', 'LIMIT', 'LARGEST', 'HEADERS', 'LOOPBACK', 'ANY', 'Refused', 'read_lines', 'Responses', 'serve']
 
 # %% ../../nbs/study/02_server.ipynb #study-02-server-3
+import errno
 import ipaddress
 import json
 import os
@@ -429,7 +430,14 @@ def serve(
     _guard_key(study)
 
     async def run():
-        server, sockets = _server(study, host, names), bind_sockets(port, host)
+        server = _server(study, host, names)
+        try:
+            sockets = bind_sockets(port, host)
+        except OSError as e:
+            if e.errno != errno.EADDRINUSE:
+                raise
+            advice = "stop what listens there, or choose another with --port (0: any that is free)"
+            raise OSError(e.errno, f"the port {port} of {host} is taken; {advice}") from e
         server.add_sockets(sockets)
         _greet(study, host, sockets[0].getsockname()[1])
         await asyncio.Event().wait()

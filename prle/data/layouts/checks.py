@@ -10,35 +10,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import pandas as pd
 
 from ...core import progress
+from ..decoding import VideoError, decode_video, index_video
 from ..faces import FaceError, read_image
 from .copies import find_copies
 from .registry import Listing, list_dataset
-from ..videos import is_pictures, list_pictures, open_video, promised_frames
+from ..videos import is_pictures, list_pictures
 from ...trust import shown_path
 
 # %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-5
-def _decodable(file: Path) -> int:
-    "Count the frames of a video by decoding them; slow, for those whose end cannot be sought."
-    return sum(1 for _ in iter(open_video(file).grab, False))
-
-# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-6
 def _ends_readable(file: Path) -> bool:
     "Say whether the first and the last frame of a video can be decoded."
-    video = open_video(file)
-    count = promised_frames(video, file)
-    if not count or not video.read()[0]:
-        return False  # without a count it says nothing, or what cannot be
-    last = count - 1
-    sought = video.set(cv2.CAP_PROP_POS_FRAMES, last)
-    if sought and int(video.get(cv2.CAP_PROP_POS_FRAMES)) == last and video.read()[0]:
-        return True
-    return _decodable(file) >= count
+    index = index_video(file)
+    ends = decode_video(file, sorted({0, len(index) - 1}))
+    return not index.is_cut and not any(isinstance(frame, VideoError) for frame in ends)
 
-# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-7
+# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-6
 def probe(
     file: str | Path,  # a video, a photograph or a folder of frames
 ) -> str:  # "", "missing" or "unreadable"
@@ -56,7 +45,7 @@ def probe(
         return "unreadable"
     return "" if pictures else "unreadable"
 
-# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-10
+# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-9
 @dataclass
 class Report:
     "The result of `check`; `str(report)` is readable."
@@ -86,7 +75,7 @@ class Report:
         ]
         return "\n\n".join(filter(None, parts))
 
-# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-11
+# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-10
 def _problem_text(bad: pd.DataFrame, most: int = 20) -> str:
     "Return the number of problems and the first of them, a line each; an empty string without any."
     if bad.empty:
@@ -98,7 +87,7 @@ def _problem_text(bad: pd.DataFrame, most: int = 20) -> str:
         lines.append(f"  ... and {len(bad) - most} more")
     return "\n".join(lines)
 
-# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-14
+# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-13
 def _counts(listing: Listing, state: pd.Series) -> pd.DataFrame:
     "Count the videos by split and subset."
     places = list(zip(listing.videos.split, listing.videos.subset))
@@ -111,7 +100,7 @@ def _counts(listing: Listing, state: pd.Series) -> pd.DataFrame:
     columns = ["split", "subset", "expected", "listed", "found", "missing", "unreadable"]
     return pd.DataFrame(rows, columns=columns).astype(dict(expected="Int64"))
 
-# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-15
+# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-14
 def _overlap(listing: Listing) -> str:
     "Write the sentence on persons who are in more than one split, or that nobody can know."
     if not listing.people:
@@ -126,7 +115,7 @@ def _overlap(listing: Listing) -> str:
     more = ", ..." if len(both) > 5 else ""
     return f"{len(both)} persons in more than one split: {', '.join(both[:5])}{more}"
 
-# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-16
+# %% ../../../nbs/data/layouts/01_checks.ipynb #data-layouts-01-checks-15
 def check(
     name: str,  # one of `list_layouts()`
     root: str | Path,  # the data set's folder
