@@ -99,7 +99,8 @@ def scores_on(
             f"{run.path.name} knows faces of {known} pixels, those of {data} have {size}; "
             f"crop them alike (prle faces --size {known})."
         )
-    log.info(f"NOTE these are other data than {run.path.name} was trained on.")
+    seen = "whether it has seen these people is not known"
+    log.info(f"NOTE these are other data than {run.path.name} was trained on; {seen}.")
     return read_scores(lab.target(run, on))
 
 # %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-12
