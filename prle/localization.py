@@ -175,9 +175,10 @@ def _channels(model: nn.Module, layer: nn.Module) -> tuple[set[int], set[int]]:
     while name and next(model.get_submodule(name).parameters(), None) is None:
         name = name.rpartition(".")[0]
     inside = model.get_submodule(name).modules()
-    weighted = [m for m in inside if getattr(m, "weight", None) is not None]
-    first = {len(m.weight) for m in weighted if isinstance(m, _FIRST)}
-    return first, {len(m.weight) for m in weighted if type(m) in _LAST}
+    known = [(m, getattr(m, "weight", None)) for m in inside if isinstance(m, _FIRST + _LAST)]
+    sizes = [(m, len(weight)) for m, weight in known if weight is not None]
+    first = {size for m, size in sizes if isinstance(m, _FIRST)}
+    return first, {size for m, size in sizes if type(m) in _LAST}
 
 # %% ../nbs/03_localization.ipynb #03-localization-33
 def _map_reading(model, layer, output: Tensor, size: tuple[int, int]) -> Callable | None:
@@ -243,9 +244,9 @@ def _patch_grids(model: nn.Module, channels: int):
 # %% ../nbs/03_localization.ipynb #03-localization-40
 def _reading(model, layer, output: Tensor, x: Tensor, patches: set) -> Callable:
     "Return how to read a layer's output as (N, C, h, w); `ValueError` where that is not certain."
-    reading = None
+    reading, (height, width) = None, x.shape[-2:]
     if len(output) == len(x) and output.ndim == 4:
-        reading = _map_reading(model, layer, output, x.shape[-2:])
+        reading = _map_reading(model, layer, output, (height, width))
     if len(output) == len(x) and output.ndim == 3:
         reading = _token_reading(model, layer, output, patches)
     if reading is None:

@@ -120,10 +120,10 @@ def _as_batch(image) -> tuple[Tensor, Callable[[Tensor], Any]]:
     if isinstance(image, np.ndarray) and image.ndim == 2:
         return torch.from_numpy(np.array(image))[None, None], lambda t: t[0, 0].numpy()
     if isinstance(image, Tensor) and image.ndim in (3, 4):
-        kind, plain = type(image), image.as_subclass(Tensor)
+        own, plain = type(image), image.as_subclass(Tensor)
         if image.ndim == 4:
-            return plain, lambda t: t.as_subclass(kind)
-        return plain[None], lambda t: t[0].as_subclass(kind)
+            return plain, lambda t: t.as_subclass(own)
+        return plain[None], lambda t: t[0].as_subclass(own)
     kind = f"{type(image).__name__} {tuple(getattr(image, 'shape', ())) or ''}"
     raise TypeError(
         "image must be a tensor (C, H, W) or (N, C, H, W), an array (H, W[, C]) or a PIL image, "

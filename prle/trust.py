@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LONGEST_NAME', 'MAX_JSON', 'MAX_YAML', 'MAX_PIXELS', 'MAX_PICTURE', 'MAX_TABLE', 'MAX_CSV', 'MARKER', 'MAX_MARKER',
-           'DIGESTS', 'one_line', 'shown_path', 'file_name', 'file_path', 'below', 'open_file', 'read_bytes',
-           'parse_json', 'read_json', 'check_entries', 'read_record', 'parse_yaml', 'read_yaml', 'read_array',
-           'check_pixels', 'check_picture', 'read_picture', 'picture_size', 'read_table', 'write_table', 'read_csv',
+           'DIGESTS', 'one_line', 'shown_path', 'path_text', 'file_name', 'safe_name', 'file_path', 'below',
+           'open_file', 'read_bytes', 'parse_json', 'read_json', 'check_entries', 'read_record', 'parse_yaml',
+           'read_yaml', 'read_array', 'check_pixels', 'picture_size', 'read_table', 'write_table', 'read_csv',
            'read_tensors', 'write_tensors', 'Damaged', 'check_digest', 'write_sealed', 'read_sealed', 'write_digests',
-           'read_digests', 'read_whole', 'check_digests', 'mark_folder', 'check_replaceable', 'made_folder']
+           'read_digests', 'read_whole', 'check_digests', 'mark_folder', 'check_replaceable', 'made_folder',
+           'check_destination']
 
 # %% ../nbs/01_trust.ipynb #01-trust-2
 import io
@@ -48,6 +49,13 @@ def shown_path(
     text = str(path)
     return text if len(text) <= 300 and text.isprintable() else shortened(text)[1:-1]
 
+
+def path_text(
+    path: str | Path,  # of any file, called by any bytes
+) -> str:  # what is no text in UTF-8 is written out: \\udcff
+    "Return a path for a table: tables and files of text hold nothing but text."
+    return str(path).encode(errors="backslashreplace").decode()
+
 # %% ../nbs/01_trust.ipynb #01-trust-8
 LONGEST_NAME = 200
 "Bytes of a name; file systems allow 255, and suffixes make names longer."
@@ -83,6 +91,24 @@ def file_name(
     if fault:
         raise ValueError(f"{what} {shortened(name)} cannot name a file: {fault}.")
     return name
+
+# %% ../nbs/01_trust.ipynb #new-70253336
+def _is_odd(letter: str) -> bool:
+    "Say whether a letter belongs in no file name."
+    return letter in "/\\" or unicodedata.category(letter) in ("Cc", "Cs")
+
+# %% ../nbs/01_trust.ipynb #new-3480146
+def safe_name(
+    text: str,  # what a file, a folder or a person is called elsewhere
+    most: int = 160,  # bytes of the name
+) -> str:  # `text` itself if it is valid and not too long
+    "Return a valid file name for any text: odd letters become `_`, the end of a long one is cut, a digest is added."
+    if not _name_fault(text) and len(text.encode()) <= most:
+        return text
+    kept = "".join("_" if _is_odd(letter) else letter for letter in text)
+    kept = kept.encode()[: most - 10].decode(errors="ignore").strip(". ")
+    name = f"{kept}-{bytes_digest(text.encode(errors='surrogatepass'))[:8]}"
+    return f"_{name}" if _name_fault(name) else name
 
 # %% ../nbs/01_trust.ipynb #01-trust-13
 def file_path(
@@ -330,36 +356,7 @@ def check_pixels(
     size = f"{width:,} x {height:,}"
     raise ValueError(f"{path} promises {size} pixels; at most {MAX_PIXELS:,} are decoded.")
 
-# %% ../nbs/01_trust.ipynb #01-trust-49
-def check_picture(
-    path: str | Path,  # for the message
-    content: bytes,  # of the file
-) -> bytes:  # the same, to be decoded
-    "Return the content of a picture that Pillow can open; `ValueError` naming the file otherwise."
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            size = picture.size
-    except Image.DecompressionBombError as e:  # Pillow's own limit, which is higher
-        raise ValueError(
-            f"{path} promises far too many pixels; at most {MAX_PIXELS:,} are decoded."
-        ) from e
-    except Image.UnidentifiedImageError as e:
-        raise ValueError(f"{path} is not a picture.") from e
-    except Exception as e:
-        raise ValueError(f"{path} is a truncated or damaged picture ({one_line(e)}).") from e
-    check_pixels(path, *size)
-    return content
-
-# %% ../nbs/01_trust.ipynb #01-trust-50
-def read_picture(
-    path: str | Path,  # of any format that Pillow knows
-) -> bytes:  # the file, to be decoded
-    "Read a picture's file; `ValueError` as in `check_picture`, `OSError` if it cannot be read."
-    return check_picture(path, read_bytes(path, MAX_PICTURE))
-
-# %% ../nbs/01_trust.ipynb #01-trust-51
+# %% ../nbs/01_trust.ipynb #new-46417169
 def picture_size(
     path: str | Path,  # of any format that Pillow knows
 ) -> tuple[int, int]:  # width, height in pixels
@@ -774,3 +771,20 @@ def made_folder(
         mark_folder(new, purpose)
         check_replaceable(final, purpose)  # somebody may have put something there meanwhile
         discard(final)
+
+# %% ../nbs/01_trust.ipynb #new-74733807
+def check_destination(
+    path: str | Path,  # of a file, or of a folder, that is to be written later
+) -> Path:  # the same
+    "Make the folder that something goes into and try to write there; `OSError` saying what is wrong, and what to do."
+    path, there = Path(path), os.path.lexists(path)
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder; name a file in it, or another place.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        open(path, "ab").close()
+        if not there:
+            path.unlink()
+    except OSError as e:
+        raise OSError(f"{path} cannot be written ({e.strerror}); name another place.") from e
+    return path

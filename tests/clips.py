@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from prle.core import rng
-from prle.data.faces import orl_folder, read_image
+from prle.data.faces import orl_folder
+from prle.data.pictures import read_image
 
 
 @cache

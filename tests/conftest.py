@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from prle.core import rng
+from prle.core import rng, show_messages
 from prle.data.manifest import read_manifest, write_manifest
 from prle.detectors.registry import Detector, Weights
 
@@ -89,6 +89,12 @@ def quiet_log(monkeypatch):
     level = log.level
     yield
     log.setLevel(level)
+
+
+@pytest.fixture
+def shown(quiet_log):
+    "Messages are printed, as in a notebook."
+    show_messages()
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
+from pillow_heif import register_heif_opener
 import yaml
 from clips import background, photograph, write_frames
 
@@ -24,7 +26,8 @@ from prle.data.manifest import read_manifest, write_manifest
 from prle.lab.configs import IDENTITY, PRESETS, PUBLISHED, READING, CamConfig, RunConfig, Zoo
 from prle.paper.exhibits import Exhibit
 from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
-from prle.data.faces import find_largest, orl_folder, read_image
+from prle.data.faces import find_largest, orl_folder
+from prle.data.pictures import read_image
 from prle.metrics import auc
 from prle.lab.administration import list_runs, recorded_runs
 from prle.trainer import to_input
@@ -147,14 +150,14 @@ def test_a_flipped_bit_in_any_file_is_refused_by_name(lab, prle):
 def test_train_evaluate_localize(lab, prle, tmp_path):
     words = "Small A --mask primary --set alpha=static lr=1e-3 zoo=[Other] --seed 3"
     code, text, _ = prle("train", *words.split())
-    assert code == 0 and "auc" in text
+    assert code == 0 and text.split()[:3] == ["subset", "unit", "measure"]
     label = "Small-A-primary-Other-alpha=1..1-lr=0.001-s3"
     [run] = (lab.outputs / "runs/detectors").glob(f"{label}-*")
     config = RunConfig.read(run / "run.yaml")
     changes = dict(mask="primary", alpha="static", lr=1e-3, zoo=("Other",))
     assert config == lab.config("Small", "A", 3, **changes) and config.recipe.lr == 0.001
     config.write(tmp_path / "again.json")
-    assert prle("train", tmp_path / "again.json", given=False) == (0, text, ""), "reused"
+    assert prle("train", tmp_path / "again.json", given=False) == (0, text, f"trained: {run}\n")
     _, pruned, _ = prle("runs", "prune")
     assert "Nothing was deleted" in pruned, "what is trained by hand is kept"
     assert "0 runs (none)" in pruned
@@ -260,7 +263,9 @@ def test_what_has_seen_other_data_is_not_used_on_these(lab, prle, tmp_path):
     manifest, other = read_manifest(tmp_path / "moved/manifest.parquet"), tmp_path / "other.parquet"
     swapped = manifest.split.replace(dict(train="test", test="train"))
     write_manifest(manifest.assign(split=swapped), other, tmp_path / "moved")
-    for w in words:
+    code, _, text = prle("evaluate", "Small-A", "--data", other)
+    assert code == 0 and "whether it has seen these people is not known" in text
+    for w in words[:2]:
         code, _, text = prle(*w, "--data", other)
         assert code == 2 and "--data" in text
         assert f"{run.path.name} was trained on other data than lie in" in text
@@ -333,6 +338,7 @@ def test_predict_scores_what_it_can(lab, prle, tmp_path):
     assert table.faces.tolist() == [1, 2, 0, 0, 0]
     assert table.p_fake.notna().tolist() == [True, True, False, False, False]
     assert table.note[2] == "no face found" and "no such file" in table.note[4]
+    assert table.note[3].startswith("cannot be read (")
     image = torch.from_numpy(crop_detected(face, find_largest(face), crop_settings("nowhere", 64)))
     logit = load_detector(run)(to_input(image.permute(2, 0, 1)[None], "cpu"))
     assert np.allclose(table.p_fake[:2], logit.double().sigmoid().item(), atol=1e-6)
@@ -373,6 +379,38 @@ def test_predict_scores_photographs_one_by_one(lab, prle, tmp_path):
     for options, rows in (([], 3), (["--frames"], 1), (["--pictures"], 3)):
         prle("predict", "Small-A", tmp_path / "album", *options, "--csv", tmp_path / "p.csv")
         assert len(pd.read_csv(tmp_path / "p.csv")) == rows
+
+
+def test_what_cannot_be_scored_costs_itself(lab, prle, tmp_path):
+    "A damaged video stops no other file of its folder, and what is left over is told beside the table."
+    register_heif_opener()
+    lab.detector("Small", "A")
+    face = read_image(orl_folder() / "s5" / "1.pgm")
+    (folder := tmp_path / "mine" / "z").mkdir(parents=True)
+    Image.fromarray(face).save(folder / "0.heic", quality=95)
+    (folder.parent / "a.mp4").write_bytes(b"no video")
+    (folder.parent / "notes.txt").touch()
+    code, text, said = prle("predict", "Small-A", folder.parent)
+    header, *rows = text.splitlines()
+    assert code == 1 and header.split()[0] == "file" and len(rows) == 2, "a table and no more"
+    assert sum(" NaN " in row for row in rows) == 1
+    assert "2 files: 1 scored, 1 without a score" in said and "notes.txt: neither" in said
+
+
+def test_a_film_of_which_nothing_can_be_read_is_not_called_without_a_face(lab, prle, tmp_path):
+    lab.detector("Small", "A")
+    for name in ("torn", "half"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(b"\x89PNG torn")
+        (tmp_path / name / "1.png").write_bytes(b"\x89PNG torn")
+    cv2.imwrite(str(tmp_path / "half" / "1.png"), np.zeros((100, 100, 3), np.uint8))
+    for name, note in (
+        ("torn", "0.png: cannot be read (not a picture, or damaged from its beginning)"),
+        ("half", "no face found; 1 of 2 frames cannot be read"),
+    ):
+        words = (tmp_path / name, "--frames", "--csv", tmp_path / "p.csv")
+        assert prle("predict", "Small-A", *words)[0] == 1
+        assert pd.read_csv(tmp_path / "p.csv").note.tolist() == [note]
 
 
 def test_run_configurations_are_written_and_read(lab, tmp_path):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from prle.data.crops import read_mask, read_rgb
-from prle.data.faces import Face, orl_folder, read_image, write_png
+from prle.data.faces import Face, orl_folder, write_png
+from prle.data.pictures import read_image
 from prle.data.manifest import check_crops, read_manifest
 from prle.lab.configs import PRESETS, RunConfig
 from prle.lab.experiments import Lab
@@ -85,7 +86,9 @@ def test_what_has_no_trace_comes_from_frames_of_its_own(rows):
     assert all(frames[place] == frames["real"] for place in (*PLACES, "shared"))
 
 
-def test_the_same_settings_give_the_same_pictures_and_are_not_made_again(built, tmp_path, capsys):
+def test_the_same_settings_give_the_same_pictures_and_are_not_made_again(
+    built, tmp_path, capsys, shown
+):
     again = read_manifest(build_controls(tmp_path / "again", people=6))
     first = read_manifest(built)
     pd.testing.assert_frame_equal(first, again)
@@ -250,7 +253,7 @@ def test_a_sibling_shares_the_store_and_is_dry_where_the_lab_is(tmp_path):
     assert lab.sibling("controls-smoke").store is lab.store
 
 
-def test_the_controls_are_made_of_ones_own_photographs(tmp_path, monkeypatch, capsys):
+def test_the_controls_are_made_of_ones_own_photographs(tmp_path, monkeypatch, capsys, shown):
     "With two arms; asked again, nothing is made."
     for number in range(1, 7):
         (tmp_path / f"faces/p{number}").mkdir(parents=True)

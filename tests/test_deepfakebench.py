@@ -202,7 +202,8 @@ def test_folders_without_a_json(tree, capsys):
     )  # its default anyway
     out = capsys.readouterr()
     assert (
-        "4 crops, 2 missing" in out.out
+        "4 crops, 2 missing" in out.err
+        and out.out == f"{tree / 'm.parquet'}\n"
         and "054_071" in out.err
         and "val.json: no such file" in out.err
     )
@@ -399,8 +400,12 @@ def test_the_command_shortens_paths_that_no_file_has(tree, capsys):
         str(tree / "m.parquet"),
     )
     assert main([*words]) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and all("/003.png: " in line and len(line) < 700 for line in said)
+    *said, summary = capsys.readouterr().err.splitlines()
+    assert (
+        "2 missing" in summary
+        and len(said) == 2
+        and all("/003.png: " in line and len(line) < 700 for line in said)
+    )
 
 
 def test_pictures_that_are_no_crops_are_left_out(tree):

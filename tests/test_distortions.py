@@ -12,7 +12,8 @@ from scipy.stats import chisquare
 
 from prle.data import distortions as D
 from prle.core import rng
-from prle.data.faces import orl_folder, read_image
+from prle.data.faces import orl_folder
+from prle.data.pictures import read_image
 
 LEVELS = range(1, 6)
 SHAPES = [(256, 256), (257, 301), (91, 120), (530, 515)]

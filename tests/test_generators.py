@@ -125,7 +125,7 @@ def test_nothing_to_train_on(few):
 # The folder
 
 
-def test_networks_are_kept_and_the_reason_given(few, tmp_path, capsys):
+def test_networks_are_kept_and_the_reason_given(few, tmp_path, capsys, shown):
     def get(*args, **kw):
         networks = generators.trained_networks(*args, **kw)
         return weights(networks), capsys.readouterr().out.strip()
@@ -308,7 +308,7 @@ def test_the_expression_is_the_other_photograph_s(few, networks):
         ("Fsh.safetensors", "flip"),
     ],
 )
-def test_damaged_networks_are_made_again(few, tmp_path, capsys, name, content):
+def test_damaged_networks_are_made_again(few, tmp_path, capsys, shown, name, content):
     generators.trained_networks(few, tmp_path / "g", steps=1)
     path = tmp_path / "g" / name
     whole = path.read_bytes()

@@ -592,7 +592,7 @@ def test_a_study_is_built_on_the_command_line(smoke, tmp_path, capsys, monkeypat
         ]
         assert (
             build(*size, *post, "--out", str(tmp_path / name)) == 0
-            and "3 participants in" in capsys.readouterr().out
+            and "3 participants in" in capsys.readouterr().err
         )
         study = read_study(tmp_path / name)
         s, page = study.settings, (tmp_path / name / "page/settings.js").read_text()

@@ -14,7 +14,8 @@ from prle.mini import targets
 from prle.core import digest, file_digest, rng, write_json
 from prle.data.manifest import of_seed, read_manifest, write_manifest
 from prle.data.distortions import parse_meta
-from prle.data.faces import list_photos, orl_folder, read_faces, read_image
+from prle.data.faces import list_photos, orl_folder, read_faces
+from prle.data.pictures import read_image
 from prle.mini.forge import inner
 from prle.trust import read_json
 
@@ -286,7 +287,7 @@ def tiny(tmp_path):
     return write_stub(tmp_path / "bench", all_photos(people), 64), people
 
 
-def test_hit_and_miss(tiny, capsys, monkeypatch):
+def test_hit_and_miss(tiny, capsys, shown, monkeypatch):
     bench, people = tiny
 
     def build():

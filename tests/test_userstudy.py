@@ -595,6 +595,13 @@ def test_checksums_name_no_file_outside(fresh, tmp_path):
         read_study(fresh.path)
 
 
+def test_a_taken_port_is_named(fresh):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"the port {port} of 127.0.0.1 is taken; .*--port"):
+            serve(fresh.path, port=port)
+
+
 def test_a_damaged_page_is_not_served(fresh):
     page = fresh.path / "page"
     name, text = next(iter(sealed_plans(fresh)))

@@ -32,16 +32,8 @@ from prle.data import videos as V
 from prle.cli import main
 from prle.core import file_digest, rng, temporary_name
 from prle.data.distortions import distort_frame, distort_video
-from prle.data.faces import (
-    FaceError,
-    align,
-    find_largest,
-    move_points,
-    read_image,
-    warp_crop,
-    warp_softly,
-    write_png,
-)
+from prle.data.faces import align, find_largest, move_points, warp_crop, warp_softly, write_png
+from prle.data.pictures import FaceError, read_image
 from prle.data.manifest import check_crops, write_manifest
 from prle.trust import check_digests, read_digests
 
@@ -197,7 +189,7 @@ def test_ray_missing_names_the_extra(clips, tmp_path, monkeypatch):
 # Going on
 
 
-def test_a_second_run_does_nothing(clips, whole, monkeypatch, capsys):
+def test_a_second_run_does_nothing(clips, whole, monkeypatch, capsys, shown):
     before = contents(whole)
     monkeypatch.setattr(V, "_extract_video", None)
     V.extract(V.list_videos(clips), whole, **QUICK)
@@ -440,7 +432,8 @@ def test_videos_and_folders_through_the_command(clips, tmp_path, capsys):
     assert set(faces.subset) == {tmp_path.name, "clips"} and read_image(
         tmp_path / "out" / faces.path[0]
     ).shape == (256, 256, 3)
-    assert "4 videos: 50 frames, 50 faces, 0 dropped" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "4 videos: 50 frames, 50 faces, 0 dropped" in said.err and said.out == ""
 
 
 # Bad input
@@ -451,7 +444,7 @@ def truncate(path, share):
     return path
 
 
-def test_bad_videos_cost_only_themselves(tmp_path, capsys):
+def test_bad_videos_cost_only_themselves(tmp_path, capsys, shown):
     folder = tmp_path / "clips"
     write_clip(folder / "good.mp4")
     (folder / "empty.mp4").touch()
@@ -883,7 +876,7 @@ def test_a_video_is_distorted_as_a_whole(tmp_path, meta):
     ]
 
 
-def test_another_distortion_is_done_again(tmp_path, capsys):
+def test_another_distortion_is_done_again(tmp_path, capsys, shown):
     videos = table(write_clip(tmp_path / "a.mp4", frames=1))
     V.extract(videos, tmp_path / "out", **QUICK)
     V.extract(videos.assign(distortion="CC:5"), tmp_path / "out", **QUICK)
@@ -983,7 +976,7 @@ def test_a_folder_of_photographs(tmp_path):
     faces = V.extract(videos, tmp_path / "out", size=64, workers=0)
     assert faces.frame.tolist() == [1, 2, 10]
     assert reasons(tmp_path / "out") == {
-        ("ann", 3): "3.jpg: not a picture.",
+        ("ann", 3): "3.jpg: cannot be read (not a picture, or damaged from its beginning).",
         ("ann", 4): "no face found.",
     }
 
@@ -1043,7 +1036,7 @@ def test_pictures_without_numbers_get_no_masks(tmp_path, names):
     assert "no frame numbers" in reasons(tmp_path / "out")["frames", -1]
 
 
-def test_other_pictures_in_the_folder_are_done_again(tmp_path, capsys):
+def test_other_pictures_in_the_folder_are_done_again(tmp_path, capsys, shown):
     for i in range(2):
         write_png(tmp_path / "ann" / f"{i}.png", photograph("s5", 92))
     videos = V.list_videos(tmp_path / "ann")
@@ -1073,7 +1066,7 @@ def test_frames_in_colour_keep_their_channels(tmp_path):
     ],
 )
 def test_a_video_with_a_damaged_record_is_cropped_again(
-    clips, whole, tmp_path, name, content, capsys
+    clips, whole, tmp_path, name, content, capsys, shown
 ):
     shutil.copytree(whole, tmp_path / "out")
     (tmp_path / "out" / "clips" / "s1" / name).write_bytes(content)

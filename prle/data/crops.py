@@ -6,7 +6,7 @@
 __all__ = ['read_rgb', 'read_mask', 'write_quantiles', 'read_quantiles', 'move_maps', 'quantile_store']
 
 # %% ../../nbs/data/03_crops.ipynb #data-03-crops-2
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -18,44 +18,75 @@ from ..core import atomic_path, progress
 from ..fusion import fuse, most_attended
 from ..localization import upsample_maps
 from ..masking import quantile_map
+from .pictures import FaceError, decode, to_grey, to_rgb
 from prle.trust import (
-    check_picture,
+    MAX_PICTURE,
+    check_pixels,
     made_folder,
     read_array,
-    read_picture,
+    read_bytes,
     read_whole,
     write_digests,
 )
 
-# %% ../../nbs/data/03_crops.ipynb #data-03-crops-4
-def _decode(path: str | Path, how: int, what: str, content: bytes | None = None) -> np.ndarray:
-    "Decode a picture with OpenCV, from its file or its content; `OSError` naming the file."
+# %% ../../nbs/data/03_crops.ipynb #new-9914304
+def _content(path: str | Path, what: str) -> bytes:
+    "Read a file; `OSError` naming it if it is missing or no ordinary file."
     try:
-        content = read_picture(path) if content is None else check_picture(path, content)
+        return read_bytes(path, MAX_PICTURE)
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"cannot read the {what} {path}: it is missing.") from e
+        raise FileNotFoundError(f"{what} {path}: no such file.") from e
     except ValueError as e:
-        raise OSError(f"cannot read the {what} {path}: {str(e).removeprefix(f'{path} ')}") from e
+        raise OSError(f"{what} {path}: cannot be read ({e})") from e
+
+# %% ../../nbs/data/03_crops.ipynb #new-31476706
+def _is_plain(content: bytes, bits: int = 8) -> bool:
+    "Say whether a file is a PNG, grey or RGB, with nothing between its header and its pixels."
+    grey_or_rgb = content[24:25] == bytes([bits]) and content[25:26] in (b"\0", b"\2")
+    return content[:8] == b"\x89PNG\r\n\x1a\n" and grey_or_rgb and content[37:41] == b"IDAT"
+
+# %% ../../nbs/data/03_crops.ipynb #new-73773812
+def _decode(path: str | Path, what: str, content: bytes, how: int) -> np.ndarray:
+    "Decode a plain PNG with OpenCV; `OSError` naming the file if it is damaged or promises too many pixels."
+    sides = (int.from_bytes(content[i : i + 4]) for i in (16, 20))
+    try:
+        check_pixels("it", *sides)
+    except ValueError as e:
+        raise OSError(f"{what} {path}: cannot be read ({str(e).rstrip('.')}).") from e
     image = cv2.imdecode(np.frombuffer(content, np.uint8), how)
     if image is None:
-        raise OSError(f"cannot read the {what} {path}: it is truncated or damaged.")
+        raise OSError(f"{what} {path}: cannot be read (truncated or damaged).")
     return image
+
+# %% ../../nbs/data/03_crops.ipynb #new-86317221
+def _through_reader(path: str | Path, what: str, content: bytes, convert: Callable) -> np.ndarray:
+    "Decode any other picture; `OSError` naming the file."
+    try:
+        return convert(path, decode(path, content))
+    except FaceError as e:
+        raise OSError(f"{what} {e}") from e
 
 # %% ../../nbs/data/03_crops.ipynb #data-03-crops-5
 def read_rgb(
-    path: str | Path,  # an 8-bit picture
+    path: str | Path,  # a picture of any kind
 ) -> np.ndarray:  # (H, W, 3) uint8, RGB
     "Decode a face crop; `OSError` naming the file if it cannot be read."
-    image = _decode(path, cv2.IMREAD_COLOR, "picture")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    content = _content(path, "picture")
+    if not _is_plain(content):
+        return _through_reader(path, "picture", content, to_rgb)
+    return cv2.cvtColor(_decode(path, "picture", content, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 # %% ../../nbs/data/03_crops.ipynb #data-03-crops-6
 def read_mask(
-    path: str | Path,  # an 8-bit picture
+    path: str | Path,  # a picture of any kind
     shape: tuple[int, int],  # (height, width) that it must have
 ) -> np.ndarray:  # (H, W) uint8, 255 where manipulated
     "Decode a manipulation mask; `OSError` naming the file, `ValueError` if it is of another size."
-    mask = _decode(path, cv2.IMREAD_GRAYSCALE, "mask")
+    content = _content(path, "mask")
+    if _is_plain(content):
+        mask = _decode(path, "mask", content, cv2.IMREAD_GRAYSCALE)
+    else:
+        mask = _through_reader(path, "mask", content, to_grey)
     if mask.shape != shape:
         raise ValueError(
             f"the mask {path} is {mask.shape[::-1]}, its face {shape[::-1]} (width, height)."
@@ -84,8 +115,11 @@ def read_quantiles(
     fingerprint: str | None = None,  # from the folder's table of digests; None: do not compare
 ) -> np.ndarray:  # (H, W) uint16
     "Decode a quantile map; `Damaged`, `OSError` or `ValueError` naming the file."
-    content = read_whole(path, fingerprint) if fingerprint else None
-    quantiles = _decode(path, cv2.IMREAD_UNCHANGED, "quantile map", content)
+    what = "quantile map"
+    content = read_whole(path, fingerprint) if fingerprint else _content(path, what)
+    if not _is_plain(content, bits=16):
+        raise ValueError(f"{path} is no 16-bit one-channel quantile map.")
+    quantiles = _decode(path, what, content, cv2.IMREAD_UNCHANGED)
     if quantiles.dtype != np.uint16 or quantiles.ndim != 2:
         raise ValueError(f"{path} is no 16-bit one-channel quantile map.")
     return quantiles

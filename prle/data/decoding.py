@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 
-from .faces import FaceError
+from .pictures import FaceError
 from ..trust import check_pixels
 
 # %% ../../nbs/data/00a_decoding.ipynb #data-00a-decoding-7

@@ -18,6 +18,7 @@ from ..core import REAL, check_choice, file_digest, progress, shortened, write_j
 from .crops import read_rgb
 from .manifest import COLUMNS, SPLITS, manifest_root
 from prle.trust import (
+    MAX_PICTURE,
     below,
     check_replaceable,
     file_name,
@@ -25,10 +26,10 @@ from prle.trust import (
     made_folder,
     one_line,
     read_array,
+    read_bytes,
     read_json,
-    read_picture,
 )
-from .faces import PHOTO_SUFFIXES
+from .pictures import PHOTO_SUFFIXES
 
 # %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-5
 LABELS = {
@@ -337,7 +338,7 @@ def _copy_picture(root: Path, path: str, target: Path):
     "Copy a picture from below `root`; `ValueError` or `OSError` for anything else."
     file = below(root, path)
     read_rgb(file)
-    target.write_bytes(read_picture(file))
+    target.write_bytes(read_bytes(file, MAX_PICTURE))
 
 # %% ../../nbs/data/06_deepfakebench.ipynb #data-06-deepfakebench-35
 def _copy_crop(row, root: Path, folder: Path):

@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..core import FAKE, REAL, VIDEO, progress, shortened
 from .crops import read_rgb
-from .faces import PHOTO_SUFFIXES
+from .pictures import PHOTO_SUFFIXES
 from prle.trust import (
     DIGESTS,
     below,

@@ -6,6 +6,7 @@
 __all__ = ['open_run', 'reopen', 'scores_on', 'evaluation', 'crop_settings', 'crop_detected', 'predict_files']
 
 # %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-2
+import os
 from collections.abc import Iterable
 from numbers import Real
 from pathlib import Path
@@ -15,18 +16,18 @@ import pandas as pd
 import torch
 
 from ..core import log, progress
-from ..trust import Damaged, check_entries, read_record
+from ..trust import Damaged, check_entries, one_line, path_text, read_record
 from prle.data.faces import (
     CROPPED,
     SCALES,
     Detection,
-    FaceError,
     align,
     crop_face,
     warp_softly,
     whole_picture,
 )
 from ..data.manifest import manifest_root
+from ..data.pictures import FaceError
 from ..data.tracks import Tracks
 from prle.data.videos import (
     count_frames,
@@ -114,7 +115,8 @@ def scores_on(
             f"{run.path.name} knows faces of {known} pixels, those of {data} have {size}; "
             f"crop them alike (prle faces --size {known})."
         )
-    log.info(f"NOTE these are other data than {run.path.name} was trained on.")
+    seen = "whether it has seen these people is not known"
+    log.info(f"NOTE these are other data than {run.path.name} was trained on; {seen}.")
     return read_scores(lab.target(run, on))
 
 # %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-12
@@ -197,39 +199,55 @@ def _mean_score(detector: Detector, crops: list[np.ndarray], device: str) -> flo
 # %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-24
 def _row(file: str | Path, note: str = "", **known) -> dict:
     "Return a row of `predict_files`."
-    row = dict(file=str(file), people=0, person=0, frames=0, faces=0, p_fake=float("nan"))
+    row = dict(file=path_text(file), people=0, person=0, frames=0, faces=0, p_fake=float("nan"))
     return row | known | dict(note=note)
 
 # %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-25
+def _short(error: FaceError, file: str | Path) -> str:
+    "Return an error's message without the file that it is about."
+    text = str(error).removeprefix(f"{file}: ").replace(f"{file}{os.sep}", "")
+    return path_text(one_line(text).rstrip("."))
+
+
+def _why_none(file: str | Path, frames: int, faults: list[FaceError]) -> str:
+    "Say why a file gave no face: nothing of it can be read, or there is none in what can."
+    if not faults:
+        return "no face found"
+    if len(faults) == frames:
+        return _short(faults[0], file)
+    return f"no face found; {len(faults)} of {frames} frames cannot be read"
+
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-27
 def _crops_of(
     file: str | Path, wanted: list[int], settings: dict, tracks: Tracks | None
-) -> dict[int, list[np.ndarray]]:  # person -> crops
+) -> tuple[dict[int, list[np.ndarray]], list[FaceError]]:  # person -> crops; why frames are missing
     "Crop the faces of some frames of a file, or all of each frame without `tracks`."
-    crops = {}
+    crops, faults = {}, []
     for frame in read_frames(file, wanted):
         if isinstance(frame, FaceError):
+            faults.append(frame)
             continue
         faces = {0: None} if tracks is None else tracks.see(frame)
         for person, face in faces.items():
             crops.setdefault(person, []).append(crop_detected(frame, face, settings))
-    return crops
+    return crops, faults
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-26
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-28
 def _note(people: int, faces: int, frames: int, everyone: bool) -> str:
     "Return what a score should be read with: others in the picture, and frames without the person."
     parts = [] if everyone or people < 2 else [f"the largest of {people} people"]
     return ", ".join(parts + [f"in {faces} of {frames} frames"] * (0 < faces < frames))
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-27
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-29
 def _score_file(
     detector: Detector, file: str | Path, settings: dict, count: int, device: str, which: dict
 ) -> list[dict]:
     "Score one file, as rows of `predict_files`; raise `FaceError` if it cannot be decoded."
     wanted, everyone = sample_frames(count_frames(file), count), which["faces"] == "all"
     tracks = None if which["cropped"] else Tracks(everyone or len(wanted) == 1, which["finder"])
-    crops = _crops_of(file, wanted, settings, tracks)
+    crops, faults = _crops_of(file, wanted, settings, tracks)
     if not crops:
-        return [_row(file, "no face found", frames=len(wanted))]
+        return [_row(file, _why_none(file, len(wanted), faults), frames=len(wanted))]
     order = sorted(crops, key=tracks.areas.get, reverse=True) if tracks else [0]
     rows = []
     for place, person in enumerate(order if everyone else order[:1], 1):
@@ -238,13 +256,13 @@ def _score_file(
         rows.append(_row(file, note, **seen, p_fake=_mean_score(detector, crops[person], device)))
     return rows
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-28
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-30
 def _listed(given: str | Path, kind: str | None) -> list:
     "List the files that an argument stands for; raise `FaceError` if there is none."
     picture = Path(given).is_file() and is_pictures(given)
     return [given] if picture else list(list_videos([given], kind).file)
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-29
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-31
 def predict_files(
     detector: Detector,  # from `load_detector`
     inputs: Iterable[str | Path],  # pictures, videos, folders of videos or of pictures
@@ -261,8 +279,13 @@ def predict_files(
     rows, which = [], which_faces(**which)
     for given in progress(list(inputs), desc="predict"):
         try:
-            for file in _listed(given, kind):
-                rows += _score_file(detector, file, settings, count, device, which)
+            files = _listed(given, kind)
         except FaceError as e:
-            rows.append(_row(given, note=str(e).removeprefix(f"{given}: ")))
+            rows.append(_row(given, note=_short(e, given)))
+            continue
+        for file in files:
+            try:
+                rows += _score_file(detector, file, settings, count, device, which)
+            except FaceError as e:
+                rows.append(_row(file, note=_short(e, file)))
     return pd.DataFrame(rows)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -21,7 +20,8 @@ from ..core import rng, torch_rng
 from ..data.datasets import FaceDataset
 from ..data.manifest import SPLITS
 from ..masking import RegionMask, region
-from ..trust import below, read_picture, read_table
+from ..data.pictures import read_picture, to_grey
+from ..trust import below, read_table
 from .configs import ALPHA_POLICIES, RunConfig
 from .experiments import Lab, quantile_folder
 from .integrity import run_file
@@ -174,16 +174,13 @@ def read_area(
 
 # %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-25
 def _read_regions(path: Path, alphas: torch.Tensor) -> np.ndarray:  # (n, H, W) bool
-    "Read a mask, or draw regions from a quantile map; `OSError` or `ValueError` naming the file."
-    content = np.frombuffer(read_picture(path), np.uint8)
-    picture = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
-    if picture is None:
-        raise OSError(f"cannot read the mask {path}: it is truncated or damaged.")
-    if picture.ndim != 2 or picture.dtype not in (np.uint8, np.uint16):
+    "Read a mask, or draw regions from a quantile map; `ValueError` naming the file."
+    picture = read_picture(path)
+    if picture.mode.startswith("I;16"):
+        return region(torch.from_numpy(np.array(picture))[None], alphas).numpy()
+    if picture.mode not in ("1", "L", "P"):
         raise ValueError(f"{path} is no mask: one channel of 8 bits, or a quantile map of 16.")
-    if picture.dtype == np.uint16:
-        return region(torch.from_numpy(picture)[None], alphas).numpy()
-    return (picture >= 128)[None]
+    return (to_grey(path, picture) >= 128)[None]
 
 # %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-26
 def audit_folder(

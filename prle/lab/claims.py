@@ -27,7 +27,7 @@ from prle.core import (
     temporary_name,
     this_machine,
 )
-from ..trust import check_entries, open_file, read_json
+from ..trust import check_entries, open_file, read_json, safe_name
 
 # %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-5
 GIVEN_UP = 3600.0
@@ -293,7 +293,7 @@ def beside(
     what: str,  # that belongs to it: "lock", "failed.json", "partial-3"
 ) -> Path:
     "Return the hidden path beside a file or folder that belongs to it."
-    return path.with_name(f".{path.name}.{what}")
+    return path.with_name(f".{safe_name(path.name, 200)}.{what}")
 
 # %% ../../nbs/lab/00_claims.ipynb #lab-00-claims-33
 def wait_for_claim(

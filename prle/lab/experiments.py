@@ -28,7 +28,7 @@ from ..trust import DIGESTS, read_array, read_json, read_table, read_tensors, wr
 from ..fields import build_config
 from ..data.crops import move_maps, quantile_store
 from ..data.datasets import FaceDataset
-from ..data.pairs import MapSources, blind_sources, nearest_fakes, originals, partners
+from ..data.pairs import MapSources, blind_sources, nearest_fakes, originals
 from ..detectors import Detector, create_detector
 from ..detectors.registry import size_option
 from ..fusion import fuse, most_attended
@@ -503,7 +503,10 @@ def _check_landmarks(rows: pd.DataFrame, mask: str):
 
 def _check_blind(rows: pd.DataFrame):
     "Raise `ValueError` if a real face can share no fake's map: of one whose landmarks are unknown, or of the first."
-    lonely = np.flatnonzero(partners(rows) < 0).tolist()
+    made = rows[(rows.label == FAKE) & (rows.target != "")]
+    shared = set(zip(made.dataset, made.target, made.frame))
+    faces = zip(rows.label, zip(rows.dataset, rows.video, rows.frame))
+    lonely = [i for i, (label, face) in enumerate(faces) if label != FAKE and face not in shared]
     unknown = [i for i in lonely if np.isnan(rows.landmarks.iloc[i]).any()]
     nearest_fakes(rows, (unknown or lonely)[:1])
 

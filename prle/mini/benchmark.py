@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from ..core import FAKE, REAL, digest, file_digest, progress, rng, shortened, write_json
+from ..core import FAKE, REAL, digest, file_digest, log, progress, rng, shortened, write_json
 from prle.trust import (
     below,
     check_replaceable,
@@ -31,25 +31,33 @@ from prle.trust import (
     made_folder,
     one_line,
     read_record,
+    safe_name,
     write_digests,
 )
 from ..data.crops import read_rgb
 from ..data.manifest import manifest_root, read_manifest, write_manifest
 from prle.data.faces import (
-    PHOTO_SUFFIXES,
     Face,
-    FaceError,
     crop_face,
     list_photos,
     orl_folder,
+    photo_name,
     read_faces,
     summary,
     write_png,
 )
+from prle.data.pictures import (
+    FaceError,
+    file_kind,
+    left_over,
+    left_text,
+    visible_files,
+    walk_folders,
+)
 from .forge import inner, manipulate, manipulation
 from .generators import STEPS, Generator, one_thread, trained_networks
 from ..data.tracks import Tracks
-from ..data.videos import VIDEO_SUFFIXES, count_frames, read_frames, sample_frames
+from ..data.videos import count_frames, read_frames, sample_frames
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-5
 def _check_number(people: list[str]):
@@ -115,8 +123,9 @@ def video_names(
 ) -> dict[str, str]:  # photograph or video -> person-file, without the file's ending
     """Name each photograph or video.
 
-    Those that would share a name (1.jpg and 1.png, or a-b/c and a/b-c) keep the ending, or else get a digest."""
-    names = {photo: photo.rsplit(".", 1)[0].replace("/", "-") for photo in photos}
+    Those that would share a name (1.jpg and 1.png, or a-b/c and a/b-c) keep the ending, or else get a digest.
+    A fake is called by two of them, so each has 85 bytes at most."""
+    names = {photo: safe_name(photo.rsplit(".", 1)[0].replace("/", "-"), 85) for photo in photos}
     names = _lengthen(names, lambda photo: Path(photo).suffix)
     return _lengthen(names, lambda photo: f"-{digest(photo)[:8]}")
 
@@ -348,9 +357,9 @@ def choose_photos(
 ) -> list[Path]:
     "List the photographs and videos of some persons; `ValueError` if there are fewer than `people`."
     if faces:
-        everyone = list_photos(faces, PHOTO_SUFFIXES | VIDEO_SUFFIXES)
+        everyone = list_photos(faces, "picture", "video")
     else:
-        everyone = list_photos(orl_folder(), {".pgm"})
+        everyone = list_photos(orl_folder())
     chosen = set(everyone)
     if people is not None:
         if not 6 <= people <= len(everyone):
@@ -358,14 +367,31 @@ def choose_photos(
         chosen = set(rng(seed, "people").permutation(list(everyone))[:people])
     return [path for name in everyone if name in chosen for path in everyone[name]]
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-41
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-40
+def _left_out(faces: str | Path | None) -> pd.DataFrame:  # file, reason
+    "List what lies in a folder of people and is not used: other files, and pictures that are in no person's folder."
+    if not faces:
+        return left_over([])
+    used = {
+        os.path.abspath(path)
+        for paths in list_photos(faces, "picture", "video").values()
+        for path in paths
+    }
+    rows = [left_over(faces)]
+    for parent, _, names in walk_folders(faces):
+        files = [os.path.abspath(file) for file in visible_files(parent, names, "picture", "video")]
+        lost = sorted(set(files) - used)
+        rows.append(pd.DataFrame(dict(file=lost, reason="in no folder of a person")))
+    return pd.concat(rows, ignore_index=True)
+
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-42
 def photos_digest(
     photos: list[Path],  # person/file each
 ) -> str:
     "Return a digest of the photographs and videos that does not depend on where they lie."
     return digest([(f"{p.parent.name}/{p.name}", file_digest(p)) for p in photos])
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-42
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-43
 def read_made(
     path: str | Path,  # forge.json of a benchmark, target.json of a target set
 ) -> dict:  # config, digest, pictures, ...
@@ -375,7 +401,7 @@ def read_made(
         raise ValueError(f"{path}: config has changed since it was written.")
     return made
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-43
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-44
 def differences(
     made: dict,  # configuration of what is there
     wanted: dict,  # configuration of what is asked for
@@ -384,7 +410,7 @@ def differences(
     changed = [k for k, v in wanted.items() if made.get(k) != v]
     return [f"{k} was {shortened(made.get(k))}, is {shortened(wanted[k])}" for k in changed]
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-45
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-46
 def why_not(
     record: Path,  # of what was made
     config: dict,  # of what is asked for
@@ -402,7 +428,7 @@ def why_not(
     missing = made["pictures"] - sum(len(list(folder.rglob("*.png"))) for folder in folders)
     return f"{missing} of {made['pictures']} pictures missing" if missing else ""
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-46
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-47
 def _frame_faces(
     picture: np.ndarray | FaceError, tracks: Tracks, framing: tuple, **origin
 ) -> dict[int, Face]:  # by person
@@ -418,10 +444,10 @@ def _frame_faces(
         faces[person] = Face(*crop, found=len(seen), **origin)
     return faces
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-47
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-48
 def _read_video(path: Path, count: int, framing: tuple) -> tuple[list[Face], pd.DataFrame]:
     "Crop the face of one person in `count` evenly spaced frames of a video, and list the frames without it."
-    seen, dropped, name, tracks = {}, [], f"{path.parent.name}/{path.name}", Tracks()
+    seen, dropped, name, tracks = {}, [], photo_name(path), Tracks()
     try:
         wanted = sample_frames(count_frames(path), count)
         for index, frame in zip(wanted, read_frames(path, wanted)):
@@ -440,7 +466,7 @@ def _read_video(path: Path, count: int, framing: tuple) -> tuple[list[Face], pd.
     faces = [faces[person] for faces in seen.values() if person in faces]
     return faces, pd.DataFrame(dropped, columns=["path", "reason"])
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-48
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-49
 def read_crops(
     files: list[Path],  # photographs and videos
     count: int,  # frames of a video, evenly spaced
@@ -451,13 +477,13 @@ def read_crops(
 ) -> tuple[list[Face], pd.DataFrame]:  # faces; what has none, with columns path, reason
     "Crop the faces of photographs and videos; return them and the drop report."
     framing = size, scale, lift, soft
-    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    videos = [path for path in files if file_kind(path) == "video"]
     parts = [read_faces([path for path in files if path not in set(videos)], *framing)]
     parts += [_read_video(path, count, framing) for path in progress(videos, desc="videos")]
     faces = [face for found, _ in parts for face in found]
     return faces, pd.concat([dropped for _, dropped in parts], ignore_index=True)
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-49
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-50
 def crop_digests(
     root: Path,  # of the crops
     rows: pd.DataFrame,  # of their manifest
@@ -465,33 +491,38 @@ def crop_digests(
     "Return the digests of the crops and masks that were just written."
     return {path: file_digest(root / path) for path in [*rows.path, *filter(None, rows["mask"])]}
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-50
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-51
 def _tell_impossible(impossible: pd.DataFrame, faces: int) -> list[str]:
-    "Say which manipulations cannot be made, of how many faces, and why; each line ends itself."
+    "Say which manipulations cannot be made, of how many faces, and why."
     counts = impossible.reason.value_counts(sort=False)
-    return [f"cannot be made of {n} of {faces} faces: {reason}\n" for reason, n in counts.items()]
+    return [f"cannot be made of {n} of {faces} faces: {reason}" for reason, n in counts.items()]
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-52
-def _write_benchmark(root: Path, photos: list[Path], config: dict, workers: int, earlier: Path):
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-53
+def _write_benchmark(
+    root: Path, photos: list[Path], left: pd.DataFrame, config: dict, workers: int, earlier: Path
+):
     "Write networks, crops, masks, manifest, drop report and, last, forge.json."
     found, dropped = read_crops(photos, config["count"], config["size"], soft=SOFT)
-    print(summary(found, dropped))
     jobs, impossible = plan(found, config["seed"])
-    print(*_tell_impossible(impossible, len(found)), sep="", end="")
+    told = left_text(left), summary(found, dropped), *_tell_impossible(impossible, len(found))
+    for line in filter(None, told):
+        log.info(line)
     if earlier.exists():
         shutil.copytree(earlier, root / "generators")
     networks = trained_networks(found, root / "generators", config["steps"], config["seed"])
     rows = pd.DataFrame(_make_all(jobs, root, networks, config["seed"], config["quality"], workers))
     contact_sheet(write_manifest(rows, root / "manifest.parquet"), root / "contact_sheet.png")
-    pd.concat([dropped, impossible]).to_csv(root / "dropped.csv", index=False)
+    report = pd.concat([dropped, impossible, left.rename(columns=dict(file="path"))])
+    report.to_csv(root / "dropped.csv", index=False, errors="backslashreplace")
+    lost = sorted({photo_name(path) for path in photos} - {face.photo for face in found})
     several = {face.photo: face.found for face in found if face.found > 1}
     pictures = len(rows) + int((rows["mask"] != "").sum())
     counts = rows.groupby(["split", "subset"]).size().unstack().to_dict("index")
     write_digests(root, crop_digests(root, rows))
     made = dict(config=config, digest=digest(config), pictures=pictures, counts=counts)
-    write_json(root / "forge.json", dict(made, several_faces=several))
+    write_json(root / "forge.json", dict(made, several_faces=several, lost=lost))
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-53
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-54
 def build_benchmark(
     out: str | Path,  # folder to write
     faces: str | Path | None = None,  # photographs and videos, a sub-folder a person; None: ORL
@@ -523,15 +554,17 @@ def build_benchmark(
     folders = [out / name for name in ("real", "masks", *MANIPULATIONS)]
     reason = why_not(out / "forge.json", config, folders)
     if not reason:
-        print(f"forge: HIT {out}")
+        log.info(f"forge: HIT {out}")
         return out / "manifest.parquet"
     check_replaceable(out, "benchmark")
-    print(f"forge: MISS {out} ({reason})")
+    log.info(f"forge: MISS {out} ({reason})")
     with made_folder(out, "benchmark") as tmp:
-        _write_benchmark(tmp, photos, config, workers or os.cpu_count(), out / "generators")
+        _write_benchmark(
+            tmp, photos, _left_out(faces), config, workers or os.cpu_count(), out / "generators"
+        )
     return out / "manifest.parquet"
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-55
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-56
 def _cues(path: Path) -> dict:
     "Measure the trivial cues of one written crop."
     picture = read_rgb(path)
@@ -547,7 +580,7 @@ def _cues(path: Path) -> dict:
         colour=float(np.ptp(picture, axis=2).mean()),
     )
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-56
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-57
 def trivial_cues(
     manifest: pd.DataFrame,  # from `read_manifest`
 ) -> pd.DataFrame:  # a row a face; columns as of `_cues`
@@ -555,7 +588,7 @@ def trivial_cues(
     cues = [_cues(below(manifest_root(manifest), path)) for path in manifest.path]
     return pd.DataFrame(cues, index=manifest.index)
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-57
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-58
 def cue_table(
     manifest: pd.DataFrame,  # from `read_manifest`
 ) -> pd.DataFrame:  # AUC in [0.5, 1], a row a manipulation, a column a cue

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import FAKE, REAL, check_choice, digest, progress, rng, write_json
+from ..core import FAKE, REAL, check_choice, digest, log, progress, rng, write_json
 from ..data.faces import Face, move_points, summary, warp_crop, write_png
 from ..data.manifest import write_manifest
 from ..masking import RegionMask
@@ -253,7 +253,7 @@ def _write_controls(root: Path, photos: list[Path], config: dict):
     "Write frames, masks, manifest, drop report and, last, the record."
     larger = round(LARGER * config["size"])
     found, dropped = read_crops(photos, config["count"], larger, TIGHT, LIFTED)
-    print(summary(found, dropped))
+    log.info(summary(found, dropped))
     plans = _plans(found, config["seed"])
     settings = {name: config[name] for name in ("size", "seed", "quality")}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -299,10 +299,10 @@ def build_controls(
     folders = [out / name for name in ("real", "masks", *SUBSETS)]
     reason = why_not(out / "controls.json", config, folders)
     if not reason:
-        print(f"controls: HIT {out}")
+        log.info(f"controls: HIT {out}")
         return out / "manifest.parquet"
     check_replaceable(out, "controls")
-    print(f"controls: MISS {out} ({reason})")
+    log.info(f"controls: MISS {out} ({reason})")
     with made_folder(out, "controls") as tmp:
         _write_controls(tmp, photos, config)
     return out / "manifest.parquet"

@@ -23,7 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import check_choice, digest, file_digest, progress, shortened, torch_rng, write_json
+from prle.core import (
+    check_choice,
+    digest,
+    file_digest,
+    log,
+    progress,
+    shortened,
+    torch_rng,
+    write_json,
+)
 from prle.trust import (
     Damaged,
     check_digest,
@@ -518,9 +527,9 @@ def trained_networks(
     folder, training = Path(folder), _training(faces, steps, seed)
     reason = _why_not(folder, training)
     if reason is None:
-        print("generators: HIT")
+        log.info("generators: HIT")
         return _load(folder, training["people"], seed)
-    print(f"generators: MISS ({reason}){_cost(faces, steps)}")
+    log.info(f"generators: MISS ({reason}){_cost(faces, steps)}")
     networks, losses = train_networks(faces, steps, seed)
     with made_folder(folder, "generators") as tmp:
         for name, network in networks.items():

@@ -41,7 +41,7 @@ from prle.mini.benchmark import (
     why_not,
     write_crop,
 )
-from ..core import check_choice, digest, progress, rng, write_json
+from ..core import check_choice, digest, log, progress, rng, write_json
 from prle.trust import (
     check_entries,
     check_replaceable,
@@ -478,9 +478,9 @@ def build_targets(
         manifests[name] = out / "manifest.parquet"
         reason = why_not(out / "target.json", config, [out])
         if not reason:
-            print(f"{name}: HIT {out}")
+            log.info(f"{name}: HIT {out}")
             continue
-        print(f"{name}: MISS {out} ({reason})")
+        log.info(f"{name}: MISS {out} ({reason})")
         check_replaceable(out, "target set")
         found = found or read_crops(photos, base["count"], base["size"], soft=SOFT)[0]
         with made_folder(out, "target set") as tmp:

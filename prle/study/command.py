@@ -61,20 +61,24 @@ def build(
     outputs: str | None = None,
 ) -> int:  # exit code
     "Make the masked pictures, the key and the page."
+    from prle.core import log
     from prle.data.manifest import SPLITS
     from prle.lab.experiments import Lab
     from prle.study.page import make_study
+    from prle.trust import check_destination
 
     if consent and not Path(consent).exists():
         raise FileNotFoundError(f"no consent text at {consent}.")
+    if out and not Path(out).is_dir():
+        check_destination(out)
     lab, splits = Lab(preset, data, outputs), splits or list(SPLITS)
     _record_study(lab, splits, seed)
     design = (participants, images, subsets, splits, practice, seed)
     page = dict(consent=consent, post=post or None, confidence=confidence)
     study = make_study(lab, out, *design, secret=_secret(secret_of), **page)
-    print(f"{len(study.pictures)} pictures for {len(study.codes)} participants in {study.path}.")
+    log.info(f"{len(study.pictures)} pictures for {len(study.codes)} participants in {study.path}.")
     text = study.path / "page" / "index.html"
-    print(f"Complete the consent text in {text}, then: prle userstudy serve {study.path}")
+    log.info(f"Complete the consent text in {text}, then: prle userstudy serve {study.path}")
     return 0
 
 # %% ../../nbs/study/04_command.ipynb #study-04-command-12
@@ -101,7 +105,10 @@ def analyse(
     "Print exclusions, accuracies and tests, and draw Figure 10 if asked to."
     from prle.study.analysis import draw_figure10, exclude, read_responses, report
     from prle.study.images import read_study
+    from prle.trust import check_destination
 
+    if figure:
+        check_destination(figure)
     study = read_study(_study_folder(folder))
     print(report(study))
     if figure:

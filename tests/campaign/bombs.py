@@ -294,7 +294,7 @@ def a_picture(box, what, where):
         )
     )
     reply = box.prle(*words)
-    said = where == "faces" and reply.code == 0 and "a" in reply.out and "dropped" in reply.out
+    said = where == "faces" and reply.code == 1 and "a" in reply.err and "dropped" in reply.err
     return judge(reply, None, ["1.png", "a"], must_refuse=not said)
 
 

@@ -14,8 +14,8 @@ import pandas as pd
 
 from ...core import progress
 from ..decoding import VideoError, decode_video, index_video
-from ..faces import FaceError, read_image
 from .copies import find_copies
+from ..pictures import FaceError, left_text, read_image
 from .registry import Listing, list_dataset
 from ..videos import is_pictures, list_pictures
 from ...trust import shown_path
@@ -54,6 +54,7 @@ class Report:
     totals: pd.DataFrame  # a row a folder: what, expected, found, optional
     bad: pd.DataFrame  # a row a file or list that is missing, unreadable or wrong: file, reason
     notes: list[str]  # what else one should know
+    left: pd.DataFrame  # a row a file that is neither picture nor video: file, reason
 
     @property
     def complete(self) -> bool:
@@ -70,6 +71,7 @@ class Report:
             "no videos" if counts.empty else counts.to_string(index=False),
             "" if totals.empty else totals.to_string(index=False),
             _problem_text(self.bad),
+            left_text(self.left),
             "\n".join(f"note: {note}" for note in self.notes),
             "complete" if self.complete else "NOT complete",
         ]
@@ -138,4 +140,5 @@ def check(
         pd.DataFrame(listing.totals, columns=["what", "expected", "found", "optional"]),
         pd.DataFrame(bad, columns=["file", "reason"]),
         [_overlap(listing), *listing.notes] if files else listing.notes,
+        listing.left,
     )

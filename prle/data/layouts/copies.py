@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BITS', 'NEAR', 'LOCAL', 'same_content', 'Look', 'picture_look', 'local_difference', 'find_copies']
 
-# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-3
+# %% ../../../nbs/data/layouts/01a_copies.ipynb #data-layouts-01a-copies-3
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 
 from ...core import digest, file_digest, progress
-from ..faces import FaceError
+from ..pictures import FaceError
 from ..manifest import SPLITS
 from ..videos import count_frames, list_pictures, read_frames
 from ...trust import shown_path
 
-# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-6
+# %% ../../../nbs/data/layouts/01a_copies.ipynb #data-layouts-01a-copies-6
 def _parts(file: str) -> list[Path]:
     "List the file of a video, or the pictures of a folder of frames; empty if it is missing."
     return list_pictures(file) if Path(file).exists() else []
@@ -31,7 +31,7 @@ def _content(file: str) -> str:
     "Return the digest of a video, or of all pictures of a folder of frames."
     return digest([file_digest(part) for part in _parts(file)])
 
-# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-7
+# %% ../../../nbs/data/layouts/01a_copies.ipynb #data-layouts-01a-copies-7
 def same_content(
     files: Sequence[str],  # videos, pictures, folders of frames
 ) -> np.ndarray:  # (N,) number of the first file with the same content; -1 for what is missing
@@ -45,7 +45,7 @@ def same_content(
     first = {text: i for i, text in reversed(list(enumerate(content)))}
     return np.where(sizes == "[]", -1, content.map(first)).astype(int)
 
-# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-10
+# %% ../../../nbs/data/layouts/01a_copies.ipynb #data-layouts-01a-copies-10
 BITS = 255
 "Bits of a look."
 
@@ -62,7 +62,7 @@ class Look(NamedTuple):
     bits: np.ndarray  # (`BITS`,) bool: its perceptual hash
     grey: np.ndarray  # (64, 64) float16, of mean 0 and standard deviation 1
 
-# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-11
+# %% ../../../nbs/data/layouts/01a_copies.ipynb #data-layouts-01a-copies-11
 def picture_look(
     image: np.ndarray,  # (H, W, 3) uint8, RGB
 ) -> Look | None:  # None: a flat picture, which looks like any other
@@ -75,7 +75,7 @@ def picture_look(
     grey = (small - small.mean()) / small.std()
     return Look(waves > np.median(waves), grey.astype(np.float16))
 
-# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-12
+# %% ../../../nbs/data/layouts/01a_copies.ipynb #data-layouts-01a-copies-12
 def local_difference(
     one: Look,
     other: Look,
@@ -84,7 +84,7 @@ def local_difference(
     difference = np.abs(one.grey.astype(np.float32) - other.grey)
     return float(difference.reshape(16, 4, 16, 4).mean((1, 3)).max())
 
-# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-14
+# %% ../../../nbs/data/layouts/01a_copies.ipynb #data-layouts-01a-copies-14
 def _look(file: str) -> Look | None:
     "Return the look of the frame in the middle of a video; None if it is flat or cannot be decoded."
     try:
@@ -109,7 +109,7 @@ def _alike(looks: Sequence[Look], others: Sequence[Look]) -> Iterator[tuple[int,
             if min(local) <= LOCAL:
                 yield start + i, near[int(np.argmin(local))]
 
-# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-16
+# %% ../../../nbs/data/layouts/01a_copies.ipynb #data-layouts-01a-copies-16
 def _copied(videos: pd.DataFrame) -> list[tuple[str, str]]:
     "Name the videos whose content stands in another split as well, or under the other label."
     found, first = [], same_content(videos.file.tolist())
@@ -126,7 +126,7 @@ def _copied(videos: pd.DataFrame) -> list[tuple[str, str]]:
             found.append((one.file, f"the same file as {where}, which has the other label"))
     return found
 
-# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-17
+# %% ../../../nbs/data/layouts/01a_copies.ipynb #data-layouts-01a-copies-17
 def _resembling(videos: pd.DataFrame, workers: int) -> list[tuple[str, str]]:
     "Name the videos that look like one of an earlier split."
     with ThreadPoolExecutor(workers) as pool:
@@ -144,7 +144,7 @@ def _resembling(videos: pd.DataFrame, workers: int) -> list[tuple[str, str]]:
             found.append((here.file.iloc[i], f"{like}: a leak from {other.split} to {split}"))
     return found
 
-# %% ../../../nbs/data/layouts/01a_copies.ipynb #01a-copies-18
+# %% ../../../nbs/data/layouts/01a_copies.ipynb #data-layouts-01a-copies-18
 def find_copies(
     videos: pd.DataFrame,  # of a listing
     workers: int = 8,  # threads that decode

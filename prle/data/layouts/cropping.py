@@ -12,8 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...core import atomic_path
-from ..faces import FaceError
+from ...core import atomic_path, log
+from ..pictures import NothingFound
 from .registry import Listing, list_dataset
 from ..manifest import COLUMNS, check_manifest
 from ..videos import crop_videos
@@ -50,9 +50,9 @@ def _write_problems(listing: Listing, path: Path):
     with atomic_path(path) as tmp:
         problems.to_csv(tmp, index=False)
     if len(problems):
-        print(f"{len(problems)} problems with the data set's lists: {path}")
+        log.info(f"{len(problems)} problems with the data set's lists: {path}")
     for note in listing.notes:
-        print(f"note: {note}")
+        log.info(f"note: {note}")
 
 # %% ../../../nbs/data/layouts/02_cropping.ipynb #data-layouts-02-cropping-8
 def crop_dataset(
@@ -65,17 +65,17 @@ def crop_dataset(
     """Crop the faces of a data set and write its manifest.
 
     What is wrong with its lists goes to out/problems.csv, what has no face to out/dropped.csv.
-    `FileNotFoundError` if there are no videos, `FaceError` if none of them shows a face."""
+    `FileNotFoundError` if there are no videos, `NothingFound` if none of them shows a face."""
     out, listing = Path(out), list_dataset(name, root, **(options or {}))
     if not listing.rows:
         reasons = "".join(f"\n  {file}: {reason}" for file, reason in listing.problems[:10])
         expected = f"`prle check {name} {root}` says what is expected."
         raise FileNotFoundError(f"{root}: no videos of {name} found. {expected}{reasons}")
     _check_videos(listing.videos, f"{name} in {root}")
-    faces = crop_videos(listing.videos, out, **settings)
+    faces = crop_videos(listing.videos, out, left=listing.left, **settings)
     _write_problems(listing, out / "problems.csv")
     if not pq.read_metadata(faces).num_rows:
         videos = f"the {len(listing.rows)} videos of {root}"
-        raise FaceError(f"no face in any of {videos}: {out / 'dropped.csv'} says why.")
+        raise NothingFound(f"no face in any of {videos}: {out / 'dropped.csv'} says why.")
     _write_manifest(faces, out / "manifest.parquet")
     return out / "manifest.parquet"

@@ -21,7 +21,8 @@ from prle.data.layouts.registry import (
     tell_apart,
 )
 from ..manifest import SPLITS
-from ..videos import VIDEO_SUFFIXES, list_pictures, visible_files, walk_folders
+from ..videos import list_pictures
+from ..pictures import visible_files, walk_folders
 from ...trust import shown_path
 
 # %% ../../../nbs/data/layouts/06_deeperforensics.ipynb #data-layouts-06-deeperforensics-4
@@ -145,7 +146,7 @@ def _source_videos(folder: Path, frames: bool) -> list[Path]:
     for parent, folders, names in walk_folders(folder):
         folders[:] = [name for name in folders if name.lower() not in ("landmarks", "masks")]
         if not frames:
-            found += visible_files(parent, names, VIDEO_SUFFIXES)
+            found += visible_files(parent, names, "video")
         elif list_pictures(parent):
             found.append(Path(parent))
     return sorted(found)

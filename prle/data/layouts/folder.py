@@ -8,7 +8,6 @@ __all__ = ['plain_folder']
 # %% ../../../nbs/data/layouts/07_folder.ipynb #data-layouts-07-folder-2
 from pathlib import Path
 
-from ..faces import PHOTO_SUFFIXES
 from prle.data.layouts.registry import (
     BESIDE,
     Listing,
@@ -18,7 +17,9 @@ from prle.data.layouts.registry import (
     register_layout,
     tell_apart,
 )
-from ..videos import VIDEO_SUFFIXES, list_pictures, visible_files, walk_folders
+from ..pictures import file_kind, left_over, visible_files, walk_folders
+from ..videos import list_pictures
+from ...trust import safe_name
 
 # %% ../../../nbs/data/layouts/07_folder.ipynb #data-layouts-07-folder-4
 def _items(place: Path, frames: bool) -> list[Path]:
@@ -30,7 +31,7 @@ def _items(place: Path, frames: bool) -> list[Path]:
             items.append(Path(parent))
             folders.clear()
         elif not frames:
-            items += visible_files(parent, names, VIDEO_SUFFIXES | PHOTO_SUFFIXES)
+            items += visible_files(parent, names, "video", "picture")
     return sorted(items)
 
 # %% ../../../nbs/data/layouts/07_folder.ipynb #data-layouts-07-folder-5
@@ -43,8 +44,8 @@ def _add_item(listing: Listing, path: Path, place: Path, root: Path, split: str,
     "Add a video in `place`, a folder `real` or `fake`; `known`: the groups of the reals, which are no manipulations."
     groups, subset = _groups(path, place), place.name.lower()
     if subset == "fake" and groups and groups[0] not in known:
-        subset = groups.pop(0)
-    name = path.relative_to(root).with_suffix("").as_posix().replace("/", "-")
+        subset = safe_name(groups.pop(0))
+    name = safe_name(path.relative_to(root).with_suffix("").as_posix().replace("/", "-"))
     listing.add(path, name, subset, split, identity=groups[-1] if groups else "")
 
 # %% ../../../nbs/data/layouts/07_folder.ipynb #data-layouts-07-folder-6
@@ -93,7 +94,7 @@ def _leftovers(listing: Listing, folder: Path, meant: str, known: set[str], fram
             continue
         if path.is_dir() and not (path / "extraction.json").exists():
             listing.complain(path, f"not one of the folders {meant}; left out")
-        elif path.suffix.lower() in VIDEO_SUFFIXES | PHOTO_SUFFIXES and not frames:
+        elif file_kind(path) and not frames:
             listing.complain(path, f"in none of the folders {meant}; left out")
 
 # %% ../../../nbs/data/layouts/07_folder.ipynb #data-layouts-07-folder-10
@@ -132,7 +133,7 @@ def plain_folder(
 
     `ValueError` for shares of a folder that has splits of its own, or too little to be split."""
     note = "nobody says how many videos there should be"
-    listing = Listing(root.name, notes=[note], people=False, vetted=False)
+    listing = Listing(safe_name(root.name), notes=[note], people=False, vetted=False)
     folders = _split_folders(root)
     if folders and split:
         raise ValueError(
@@ -145,6 +146,7 @@ def plain_folder(
         _leftovers(listing, folder, meant, inner, frames)
     if folders:
         _leftovers(listing, root, "train, val, test", set(_SPLIT_NAMES), frames)
+    listing.left = left_over(root, "landmarks", "masks")
     tell_apart(listing, root)
     if split:
         _split_by_person(listing, split)

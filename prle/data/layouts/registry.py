@@ -20,7 +20,7 @@ import pandas as pd
 from ...core import FAKE, REAL, VIDEO, check_choice, digest, rng
 from ...trust import file_name, one_line, read_bytes, read_json
 from ..manifest import SPLITS
-from ..videos import VIDEO_SUFFIXES
+from ..pictures import VIDEO_SUFFIXES, left_over
 
 # %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-5
 VIDEO_COLUMNS = [
@@ -51,6 +51,8 @@ class Listing:
     notes: list[str] = field(default_factory=list)  # what else one should know
     people: bool = True  # whether `identity` says who is in a video; False: nobody knows
     vetted: bool = True  # whether its authors made the splits; False: look for copies across them
+    # of `left_over`: files that are neither picture nor video
+    left: pd.DataFrame = field(default_factory=lambda: left_over([]))
 
     @property
     def videos(self) -> pd.DataFrame:
