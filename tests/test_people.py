@@ -61,7 +61,7 @@ def middles(rows, out):
 # Who is followed
 
 
-def test_a_person_is_followed_though_another_face_is_larger_now_and_then(tmp_path, capsys):
+def test_a_person_is_followed_though_another_face_is_larger_now_and_then(tmp_path, capsys, shown):
     widths = [(200, 150), (150, 200), (200, 150)]
     frames = [scene(("s5", 30 + 4 * i, a), ("s1", 380, b)) for i, (a, b) in enumerate(widths)]
     rows, dropped = extract(tmp_path, frames)
@@ -164,7 +164,7 @@ def test_numbered_pictures_are_frames(tmp_path, names, frames):
     assert not F.are_frames(files), "of two sizes"
 
 
-def test_photographs_of_a_folder_count_one_by_one(tmp_path, capsys):
+def test_photographs_of_a_folder_count_one_by_one(tmp_path, capsys, shown):
     names = ["ann", "bob", "cleo", "dan"]
     for name, person in zip(names, ("s1", "s2", "s5", "s7")):
         F.write_png(tmp_path / "album" / f"{name}.png", photograph(person, 120))
