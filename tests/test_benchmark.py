@@ -165,7 +165,7 @@ def test_what_cannot_be_made_is_said_and_what_it_costs(monkeypatch):
     found = faces.read_faces(photos, 64)[0]
     told = benchmark._tell_impossible(benchmark.plan(found, seed=0)[1], len(found))
     reason = "no other photograph of this person"
-    assert told == [f"cannot be made of 6 of 6 faces: {m}: {reason}\n" for m in ("F2F", "NT")]
+    assert told == [f"cannot be made of 6 of 6 faces: {m}: {reason}" for m in ("F2F", "NT")]
     assert generators._cost(found, 99) == ""
     monkeypatch.setattr(generators, "perf_counter", iter([0, 9, 9, 24]).__next__)
     monkeypatch.setattr(generators, "train_networks", lambda faces, steps: None)
