@@ -14,10 +14,10 @@ from prle.lab.configs import PRESETS
 from prle.study import command
 
 OPTIONS = {
-    "check": "compression subsets part variants protocol reals frames",
+    "check": "compression subsets part variants protocol reals frames split",
     "faces": "root out count every align size scale workers engine "
-    "compression subsets part variants protocol reals frames",
-    "convert": "root out splits compression subsets part variants protocol reals frames",
+    "compression subsets part variants protocol reals frames split",
+    "convert": "root out splits label compression subsets part variants protocol reals frames split",
     "forge": "faces out size people seed steps count",
     "reproduce": "seeds preset data outputs engine gpus remake",
     "plan": "seeds preset data outputs",

@@ -117,10 +117,8 @@ def read_quantiles(
     "Decode a quantile map; `Damaged`, `OSError` or `ValueError` naming the file."
     what = "quantile map"
     content = read_whole(path, fingerprint) if fingerprint else _content(path, what)
-    if not _is_plain(content, bits=16):
-        raise ValueError(f"{path} is no 16-bit one-channel quantile map.")
     quantiles = _decode(path, what, content, cv2.IMREAD_UNCHANGED)
-    if quantiles.dtype != np.uint16 or quantiles.ndim != 2:
+    if not _is_plain(content, bits=16) or quantiles.dtype != np.uint16 or quantiles.ndim != 2:
         raise ValueError(f"{path} is no 16-bit one-channel quantile map.")
     return quantiles
 
