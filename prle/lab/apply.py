@@ -179,7 +179,7 @@ def _row(file: str | Path, frames: int = 0, faces: int = 0, p_fake=float("nan"),
     "Return a row of `predict_files`."
     return dict(file=path_text(file), frames=frames, faces=faces, p_fake=p_fake, note=note)
 
-# %% ../../nbs/lab/09_apply.ipynb #new-77733157
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-25
 def _short(error: FaceError, file: str | Path) -> str:
     "Return an error's message without the file that it is about."
     text = str(error).removeprefix(f"{file}: ").replace(f"{file}{os.sep}", "")
@@ -195,7 +195,7 @@ def _why_none(file: str | Path, frames: list) -> str:
         return _short(faults[0], file)
     return f"no face found; {len(faults)} of {len(frames)} frames cannot be read"
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-25
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-26
 def _score_file(
     detector: Detector, file: str | Path, settings: dict, count: int, device: str
 ) -> dict:
@@ -210,13 +210,13 @@ def _score_file(
         return _row(file, len(frames), note=_why_none(file, frames))
     return _row(file, len(frames), len(crops), _mean_score(detector, crops, device))
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-26
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-27
 def _listed(given: str | Path) -> list:
     "List the files that an argument stands for; raise `FaceError` if there is none."
     picture = Path(given).is_file() and is_pictures(given)
     return [given] if picture else list(list_videos([given]).file)
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-27
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-28
 def predict_files(
     detector: Detector,  # from `load_detector`
     inputs: Iterable[str | Path],  # pictures, videos, folders of videos or of pictures

@@ -367,7 +367,7 @@ def choose_photos(
         chosen = set(rng(seed, "people").permutation(list(everyone))[:people])
     return [path for name in everyone if name in chosen for path in everyone[name]]
 
-# %% ../../nbs/mini/02_benchmark.ipynb #new-8377940
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-40
 def _left_out(faces: str | Path | None) -> pd.DataFrame:  # file, reason
     "List what lies in a folder of people and is not used: other files, and pictures that are in no person's folder."
     if not faces:
@@ -384,14 +384,14 @@ def _left_out(faces: str | Path | None) -> pd.DataFrame:  # file, reason
         rows.append(pd.DataFrame(dict(file=lost, reason="in no folder of a person")))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-41
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-42
 def photos_digest(
     photos: list[Path],  # person/file each
 ) -> str:
     "Return a digest of the photographs and videos that does not depend on where they lie."
     return digest([(f"{p.parent.name}/{p.name}", file_digest(p)) for p in photos])
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-42
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-43
 def read_made(
     path: str | Path,  # forge.json of a benchmark, target.json of a target set
 ) -> dict:  # config, digest, pictures, ...
@@ -401,7 +401,7 @@ def read_made(
         raise ValueError(f"{path}: config has changed since it was written.")
     return made
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-43
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-44
 def differences(
     made: dict,  # configuration of what is there
     wanted: dict,  # configuration of what is asked for
@@ -410,7 +410,7 @@ def differences(
     changed = [k for k, v in wanted.items() if made.get(k) != v]
     return [f"{k} was {shortened(made.get(k))}, is {shortened(wanted[k])}" for k in changed]
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-45
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-46
 def why_not(
     record: Path,  # of what was made
     config: dict,  # of what is asked for
@@ -428,7 +428,7 @@ def why_not(
     missing = made["pictures"] - sum(len(list(folder.rglob("*.png"))) for folder in folders)
     return f"{missing} of {made['pictures']} pictures missing" if missing else ""
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-46
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-47
 def _frame_face(picture: np.ndarray | FaceError, framing: tuple, **origin) -> Face:
     "Crop the largest face of a video's frame; `FaceError` without one, or that of the frame."
     if isinstance(picture, FaceError):
@@ -439,7 +439,7 @@ def _frame_face(picture: np.ndarray | FaceError, framing: tuple, **origin) -> Fa
     crop = crop_face(picture, face.landmarks, *framing)
     return Face(*crop, found=face.found, **origin)
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-47
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-48
 def _read_video(path: Path, count: int, framing: tuple) -> tuple[list[Face], pd.DataFrame]:
     "Crop the largest face of `count` evenly spaced frames of a video, and list the frames without one."
     faces, dropped, name = [], [], photo_name(path)
@@ -455,7 +455,7 @@ def _read_video(path: Path, count: int, framing: tuple) -> tuple[list[Face], pd.
         dropped.append((name, str(e).removeprefix(f"{path}: ")))
     return faces, pd.DataFrame(dropped, columns=["path", "reason"])
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-48
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-49
 def read_crops(
     files: list[Path],  # photographs and videos
     count: int,  # frames of a video, evenly spaced
@@ -472,7 +472,7 @@ def read_crops(
     faces = [face for found, _ in parts for face in found]
     return faces, pd.concat([dropped for _, dropped in parts], ignore_index=True)
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-49
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-50
 def crop_digests(
     root: Path,  # of the crops
     rows: pd.DataFrame,  # of their manifest
@@ -480,7 +480,7 @@ def crop_digests(
     "Return the digests of the crops and masks that were just written."
     return {path: file_digest(root / path) for path in [*rows.path, *filter(None, rows["mask"])]}
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-50
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-51
 def _write_benchmark(
     root: Path, photos: list[Path], left: pd.DataFrame, config: dict, workers: int, earlier: Path
 ):
@@ -504,7 +504,7 @@ def _write_benchmark(
     made = dict(config=config, digest=digest(config), pictures=pictures, counts=counts)
     write_json(root / "forge.json", dict(made, several_faces=several, lost=lost))
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-51
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-52
 def build_benchmark(
     out: str | Path,  # folder to write
     faces: str | Path | None = None,  # photographs and videos, a sub-folder a person; None: ORL
@@ -546,7 +546,7 @@ def build_benchmark(
         )
     return out / "manifest.parquet"
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-53
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-54
 def _cues(path: Path) -> dict:
     "Measure the trivial cues of one written crop."
     picture = read_rgb(path)
@@ -562,7 +562,7 @@ def _cues(path: Path) -> dict:
         colour=float(np.ptp(picture, axis=2).mean()),
     )
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-54
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-55
 def trivial_cues(
     manifest: pd.DataFrame,  # from `read_manifest`
 ) -> pd.DataFrame:  # a row a face; columns as of `_cues`
@@ -570,7 +570,7 @@ def trivial_cues(
     cues = [_cues(below(manifest_root(manifest), path)) for path in manifest.path]
     return pd.DataFrame(cues, index=manifest.index)
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-55
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-56
 def cue_table(
     manifest: pd.DataFrame,  # from `read_manifest`
 ) -> pd.DataFrame:  # AUC in [0.5, 1], a row a manipulation, a column a cue
