@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REAL', 'FAKE', 'VIDEO', 'UNTOLD', 'log', 'shortened', 'check_choice', 'rng', 'torch_rng', 'seed_everything',
            'this_machine', 'process_start', 'temporary_name', 'is_leftover', 'discard', 'remove_leftovers',
-           'atomic_path', 'write_json', 'is_full', 'digest', 'bytes_digest', 'file_digest', 'entries', 'provenance',
-           'outputs_dir', 'progress', 'show_messages', 'collected_messages', 'alternate']
+           'atomic_path', 'write_json', 'is_full', 'digest', 'bytes_digest', 'file_state', 'file_digest', 'entries',
+           'provenance', 'outputs_dir', 'progress', 'show_messages', 'collected_messages', 'alternate']
 
 # %% ../nbs/00_core.ipynb #00-core-2
 import difflib
@@ -265,10 +265,18 @@ def bytes_digest(
     return hashlib.sha256(content).hexdigest()[:16]
 
 # %% ../nbs/00_core.ipynb #00-core-45
+def file_state(
+    path: str | Path,  # file; `OSError` if it is not there
+) -> tuple:  # hashable
+    "Return what changes whenever a file does: its absolute path, size, times and inode."
+    now = os.stat(path)
+    return os.path.abspath(path), now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino
+
+
 @lru_cache(maxsize=100_000)
-def _content_digest(path: str, *_) -> str:
-    "Hash a file's content, once for each state (the further arguments) that it is in."
-    with open(path, "rb") as f:
+def _content_digest(state: tuple) -> str:
+    "Hash the content of a file, once for each state that it is in."
+    with open(state[0], "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()[:16]
 
 # %% ../nbs/00_core.ipynb #00-core-46
@@ -276,9 +284,7 @@ def file_digest(
     path: str | Path,  # file to hash
 ) -> str:  # 16 hexadecimal digits
     "Return the fingerprint of a file's content; a file is read again only after it has changed."
-    now = os.stat(path)
-    state = (now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino)
-    return _content_digest(os.path.abspath(path), *state)
+    return _content_digest(file_state(path))
 
 # %% ../nbs/00_core.ipynb #00-core-49
 def entries(
@@ -312,8 +318,9 @@ _PACKAGES = (
 )
 
 # %% ../nbs/00_core.ipynb #00-core-53
+@lru_cache
 def _version(package: str) -> str | None:
-    "Return the version of an installed package; None if it is not installed."
+    "Return the version of an installed package, read once; None if it is not installed."
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -328,6 +335,15 @@ def _git(*args: str) -> str | None:
     except (OSError, subprocess.CalledProcessError, NameError):  # a notebook has no __file__
         return None
     return done.stdout.strip()
+
+# %% ../nbs/00_core.ipynb #new-10425164
+def _repository() -> tuple[str | None, bool | None]:  # both None without git
+    "Return the commit that is checked out, and whether nothing differs from it."
+    said = _git("status", "--porcelain=v2", "--branch", "--untracked-files=no")
+    lines = [] if said is None else said.splitlines()
+    heads = [line.split()[-1] for line in lines if line.startswith("# branch.oid ")]
+    clean = None if said is None else all(line.startswith("#") for line in lines)
+    return next((head for head in heads if head != "(initial)"), None), clean
 
 # %% ../nbs/00_core.ipynb #00-core-55
 def _cpu() -> str:
@@ -358,11 +374,11 @@ def provenance(
     "Return the origin of a result made now: time (UTC), commit, clean or not, versions, hardware."
     import torch
 
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    commit, clean = _repository()
     return dict(
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        commit=_git("rev-parse", "HEAD"),
-        clean=None if status is None else status == "",
+        commit=commit,
+        clean=clean,
         python=platform.python_version(),
         platform=platform.system(),
         device=_device_name(device),

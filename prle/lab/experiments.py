@@ -377,16 +377,6 @@ class _Training(NamedTuple):
     label: str  # of the run, for the progress bar and trackers
     folder: Path  # of the run
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-52
-@patch
-def _write_maps(
-    self: Lab, detector: Detector, batch_size: int, rows: pd.DataFrame, cam: CamConfig, path: Path
-):
-    "Write the attention maps that a detector in memory has of faces."
-    layer = detector.cam_layer(self.preset.size, cam.grid or self.preset.grid)
-    faces = DataLoader(FaceDataset(rows), batch_size, num_workers=self.workers)
-    localize(detector, layer, faces, path, method=cam.method, explain=cam.explain)
-
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-53
 @patch
 def _write_quantiles(self: Lab, zoo: Zoo, split: str, stores: Sequence[Path], folder: Path):
@@ -404,6 +394,8 @@ def _renewal(self: Lab, config: RunConfig, folder: Path) -> Callable[[Detector, 
     stores = [run_file(run.path, "maps.npy") for run in self.maps(zoo)]
     rows = self.train_faces(config.subset, seed=zoo.people)
     batch_size = min(64, config.recipe.batch_size // config.recipe.accumulate)
+    faces = DataLoader(FaceDataset(rows), batch_size, num_workers=self.workers)
+    reading = dict(method=zoo.cam.method, explain=zoo.cam.explain)
 
     def renew(student, epoch):
         last = epoch // config.renew * config.renew
@@ -412,7 +404,8 @@ def _renewal(self: Lab, config: RunConfig, folder: Path) -> Callable[[Detector, 
         made = folder / f"renewed-{last}"
         if not (made / "quantiles").exists():
             made.mkdir(parents=True, exist_ok=True)
-            self._write_maps(student, batch_size, rows, zoo.cam, made / "maps.npy")
+            layer = student.cam_layer(self.preset.size, zoo.cam.grid or self.preset.grid)
+            localize(student, layer, faces, made / "maps.npy", **reading)
             self._write_quantiles(zoo, "train", [*stores, made / "maps.npy"], made / "quantiles")
         return made / "quantiles"
 
@@ -621,14 +614,25 @@ def scores(
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-73
 _ADVICE = "lower batch_size or raise accumulate in the detector's training, whose parts of a batch these are"
 
+# %% ../../nbs/lab/07_experiments.ipynb #new-87522183
+@lru_cache
+def _cam_name(name: str, width: float, options: str, size: int, grid: int) -> str:
+    "Name the layer from which the maps of a detector with these options (JSON) are read, measured once."
+    with torch.device("meta"):
+        return create_detector(name, width=width, **json.loads(options)).cam_name(size, grid)
+
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-74
 @patch
 def _localize(self: Lab, run: Run, rows: pd.DataFrame, cam: CamConfig, folder: Path):
     "Write the attention maps of faces."
-    batch_size = min(64, _batch_size(_run_config(run)))
+    config, grid = _run_config(run), cam.grid or self.preset.grid
+    batch_size, options = min(64, _batch_size(config)), json.dumps(config["options"])
     with memory_explained(_ADVICE, batch_size=batch_size):
         detector = load_detector(run, self.device)
-        self._write_maps(detector, batch_size, rows, cam, folder / "maps.npy")
+        name = _cam_name(config["detector"], config["width"], options, self.preset.size, grid)
+        faces = DataLoader(FaceDataset(rows), batch_size, num_workers=self.workers)
+        layer, reading = detector.get_submodule(name), dict(method=cam.method, explain=cam.explain)
+        localize(detector, layer, faces, folder / "maps.npy", **reading)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-75
 @patch

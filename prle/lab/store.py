@@ -20,10 +20,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core import digest, discard, entries, is_full, is_leftover, log, provenance
+from ..core import digest, discard, entries, file_state, is_full, is_leftover, log, provenance
 from ..core import remove_leftovers, write_json
 from ..trust import Damaged, file_name, one_line, read_record, read_sealed, write_sealed
 from prle.lab.claims import (
@@ -178,16 +179,25 @@ class PastRun(NamedTuple):
     origin: dict  # its provenance
 
 # %% ../../nbs/lab/02_store.ipynb #lab-02-store-31
+@lru_cache(maxsize=10_000)
+def _past_run(name: RunName, config: tuple, origin: tuple) -> PastRun:
+    "Read a finished run, once for each state of its configuration and of its provenance."
+    found, made = read_run(Path(config[0]).parent)
+    return PastRun(name.label, entries(found), made)
+
+# %% ../../nbs/lab/02_store.ipynb #new-32378928
 def past_runs(
     folder: Path,  # of a kind of runs; may be absent
 ) -> list[PastRun]:
-    "Read the finished runs of a kind; those that cannot be read are left out."
+    """Read the finished runs of a kind; those that cannot be read are left out.
+
+    A run is read again only after it has changed: before each of n runs of a kind the others are looked at."""
     found = []
     for path in sorted(folder.iterdir()) if folder.exists() else []:
         if name := parse_name(path):
             with suppress(OSError, Damaged):
-                config, origin = read_run(path)
-                found.append(PastRun(name.label, entries(config), origin))
+                files = path / "config.json", path / "provenance.json"
+                found.append(_past_run(name, *map(file_state, files)))
     return found
 
 # %% ../../nbs/lab/02_store.ipynb #lab-02-store-32
