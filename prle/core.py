@@ -265,12 +265,21 @@ def bytes_digest(
     return hashlib.sha256(content).hexdigest()[:16]
 
 # %% ../nbs/00_core.ipynb #00-core-45
+_TICK = 20_000_000
+"Nanoseconds within which two changes of a file may bear the same time."
+
+
 def file_state(
     path: str | Path,  # file; `OSError` if it is not there
 ) -> tuple:  # hashable
-    "Return what changes whenever a file does: its absolute path, size, times and inode."
+    """Return what changes whenever a file does: its absolute path, size, times and inode.
+
+    Of a file that has just been written it is never the same twice, for the clock of files is coarse."""
     now = os.stat(path)
-    return os.path.abspath(path), now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino
+    age = time.time_ns() - max(now.st_mtime_ns, now.st_ctime_ns)
+    once = time.perf_counter_ns() if abs(age) < _TICK else 0
+    times = now.st_mtime_ns, now.st_ctime_ns
+    return os.path.abspath(path), now.st_size, *times, now.st_ino, once
 
 
 @lru_cache(maxsize=100_000)
@@ -336,7 +345,7 @@ def _git(*args: str) -> str | None:
         return None
     return done.stdout.strip()
 
-# %% ../nbs/00_core.ipynb #new-10425164
+# %% ../nbs/00_core.ipynb #00-core-55
 def _repository() -> tuple[str | None, bool | None]:  # both None without git
     "Return the commit that is checked out, and whether nothing differs from it."
     said = _git("status", "--porcelain=v2", "--branch", "--untracked-files=no")
@@ -345,7 +354,7 @@ def _repository() -> tuple[str | None, bool | None]:  # both None without git
     clean = None if said is None else all(line.startswith("#") for line in lines)
     return next((head for head in heads if head != "(initial)"), None), clean
 
-# %% ../nbs/00_core.ipynb #00-core-55
+# %% ../nbs/00_core.ipynb #00-core-56
 def _cpu() -> str:
     "Return the model name of the CPU, or its architecture where the system does not tell."
     try:
@@ -357,7 +366,7 @@ def _cpu() -> str:
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
-# %% ../nbs/00_core.ipynb #00-core-56
+# %% ../nbs/00_core.ipynb #00-core-57
 def _device_name(device: str | None) -> str:
     "Name the hardware behind a device; None: a GPU where there is one."
     import torch
@@ -367,7 +376,7 @@ def _device_name(device: str | None) -> str:
         return torch.cuda.get_device_name(kind)
     return _cpu() if kind.type == "cpu" else str(kind)
 
-# %% ../nbs/00_core.ipynb #00-core-57
+# %% ../nbs/00_core.ipynb #00-core-58
 def provenance(
     device: str | None = None,  # on which detectors run; None: a GPU where there is one
 ) -> dict:  # JSON-able
@@ -388,7 +397,7 @@ def provenance(
         packages={p: v for p in _PACKAGES if (v := _version(p))},
     )
 
-# %% ../nbs/00_core.ipynb #00-core-60
+# %% ../nbs/00_core.ipynb #00-core-61
 def outputs_dir() -> Path:
     "Return `$PRLE_OUTPUTS`, else `outputs/` of the project that we are in, else `outputs/` here."
     if "PRLE_OUTPUTS" in os.environ:
@@ -399,7 +408,7 @@ def outputs_dir() -> Path:
             return folder / "outputs"
     return here / "outputs"
 
-# %% ../nbs/00_core.ipynb #00-core-63
+# %% ../nbs/00_core.ipynb #00-core-64
 def _watched() -> bool:
     "Say whether somebody sees the output, in a terminal or a notebook; never if `PRLE_QUIET` is 1."
     if os.environ.get("PRLE_QUIET") == "1":
@@ -407,7 +416,7 @@ def _watched() -> bool:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return sys.stderr.isatty() or hasattr(shell, "kernel")
 
-# %% ../nbs/00_core.ipynb #00-core-64
+# %% ../nbs/00_core.ipynb #00-core-65
 def progress(
     iterable=None,  # what to walk through; None for a bar that is moved by hand
     desc: str = "",  # what is being done
@@ -419,11 +428,11 @@ def progress(
     hidden = disable or not _watched()
     return tqdm(iterable, desc, total, disable=hidden, dynamic_ncols=True, **kwargs)
 
-# %% ../nbs/00_core.ipynb #00-core-67
+# %% ../nbs/00_core.ipynb #00-core-68
 log = logging.getLogger("prle")
 "The logger of all modules."
 
-# %% ../nbs/00_core.ipynb #00-core-68
+# %% ../nbs/00_core.ipynb #00-core-69
 class _AboveBars(logging.Handler):
     "Print messages to sys.stdout or sys.stderr, whatever these are at the time, above the progress bars."
 
@@ -440,7 +449,7 @@ class _AboveBars(logging.Handler):
         except Exception:
             self.handleError(record)
 
-# %% ../nbs/00_core.ipynb #00-core-69
+# %% ../nbs/00_core.ipynb #00-core-70
 def show_messages(
     level: int = logging.INFO,  # from which on they are printed
     stream: str = "stdout",  # or "stderr"
@@ -449,10 +458,10 @@ def show_messages(
     log.handlers[:] = [_AboveBars(stream)]
     log.setLevel(level)
 
-# %% ../nbs/00_core.ipynb #00-core-70
+# %% ../nbs/00_core.ipynb #00-core-71
 show_messages()
 
-# %% ../nbs/00_core.ipynb #00-core-73
+# %% ../nbs/00_core.ipynb #00-core-74
 class _Collector(logging.Handler):
     "Keep messages as (level, text)."
 
@@ -464,7 +473,7 @@ class _Collector(logging.Handler):
         "Keep a message."
         self.said.append((record.levelno, record.getMessage()))
 
-# %% ../nbs/00_core.ipynb #00-core-74
+# %% ../nbs/00_core.ipynb #00-core-75
 @contextmanager
 def collected_messages():  # yields a list of (level, text)
     "Collect the messages of the block, of any level, in place of printing them."
@@ -478,7 +487,7 @@ def collected_messages():  # yields a list of (level, text)
         log.handlers[:] = handlers
         log.setLevel(level)
 
-# %% ../nbs/00_core.ipynb #00-core-77
+# %% ../nbs/00_core.ipynb #00-core-78
 def alternate(
     contenders: dict[str, Callable[[], object]],  # name -> what is timed
     repeats: int,  # repetitions that count; one more before them warms up

@@ -330,7 +330,7 @@ class Lab(LabConfigs):
 
     def __getstate__(self) -> dict:
         "Return the state for another process: without the store, and without tables, which are read again."
-        state = vars(self) | dict(_opened={}, _siblings={})
+        state = vars(self) | dict(_opened={}, _siblings={}, _facts=(None, {}))
         del state["store"]
         state.pop("manifest", None)
         return state
@@ -377,7 +377,7 @@ class _Training(NamedTuple):
     label: str  # of the run, for the progress bar and trackers
     folder: Path  # of the run
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-53
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-52
 @patch
 def _write_quantiles(self: Lab, zoo: Zoo, split: str, stores: Sequence[Path], folder: Path):
     "Fuse stored maps of the faces of a zoo, and write their quantile maps."
@@ -386,7 +386,7 @@ def _write_quantiles(self: Lab, zoo: Zoo, split: str, stores: Sequence[Path], fo
     settings = asdict(zoo.fusion) | (sources._asdict() if sources else {})
     quantile_store(stores, paths, folder, size, **settings)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-54
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-53
 @patch
 def _renewal(self: Lab, config: RunConfig, folder: Path) -> Callable[[Detector, int], Path | None]:
     "Return what makes the maps of later epochs, from those of the zoo and of the student."
@@ -411,7 +411,7 @@ def _renewal(self: Lab, config: RunConfig, folder: Path) -> Callable[[Detector, 
 
     return renew
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-55
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-54
 @patch
 def _train(self: Lab, accelerator, training: _Training):
     """Train a detector and write weights and history; with an accelerator, as one of several processes.
@@ -441,7 +441,7 @@ def _train(self: Lab, accelerator, training: _Training):
             write_tensors(tmp, detector.state_dict())
         history.to_parquet(folder / "history.parquet", index=False)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-56
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-55
 @patch
 def _score(
     self: Lab,
@@ -456,7 +456,7 @@ def _score(
     p_fake = predict(detector, faces, _batch_size(config), self.device, self.workers)
     _write_scores(rows, p_fake, folder)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-57
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-56
 @patch
 def _score_run(
     self: Lab, run: Run, rows: pd.DataFrame, folder: Path, faces: FaceDataset | None = None
@@ -464,7 +464,7 @@ def _score_run(
     "Write the scores that a run's detector gives to faces; the others as of `_score`."
     self._score(load_detector(run, self.device), _run_config(run), rows, folder, faces)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-58
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-57
 @patch
 def _train_and_score(self: Lab, training: _Training):
     "Fill the folder of a detector's run, or continue it; checkpoints are removed last."
@@ -484,7 +484,7 @@ def _train_and_score(self: Lab, training: _Training):
     for left in chain(folder.glob("checkpoint-*"), folder.glob("renewed-*")):
         discard(left)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-60
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-59
 def _check_landmarks(rows: pd.DataFrame, mask: str):
     "Raise `ValueError` naming a face without landmarks, which a mask needs."
     unknown = np.isnan(np.stack(rows.landmarks.to_numpy()).astype(float)).any(1)
@@ -503,7 +503,7 @@ def _check_blind(rows: pd.DataFrame):
     unknown = [i for i in lonely if np.isnan(rows.landmarks.iloc[i]).any()]
     nearest_fakes(rows, (unknown or lonely)[:1])
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-61
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-60
 @patch
 def _check_data(self: Lab, config: RunConfig, needs: tuple[str, ...]):
     """Raise `ValueError` for data that lack what a training, its scores or its masks will need, once for each.
@@ -522,7 +522,7 @@ def _check_data(self: Lab, config: RunConfig, needs: tuple[str, ...]):
         _check_landmarks(rows, config.mask)
     self._checked.add(key)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-62
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-61
 @patch
 def _check_zoo(self: Lab, zoo: Zoo):
     "Raise `ValueError` for faces that a zoo could not localize on: of one class, or that cannot be blind."
@@ -534,7 +534,7 @@ def _check_zoo(self: Lab, zoo: Zoo):
         _check_blind(rows)
     self._checked.add(key)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-63
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-62
 @patch
 def _check_config(self: Lab, config: RunConfig):
     "Raise `ValueError` for a training of another lab, or one that cannot be."
@@ -547,7 +547,7 @@ def _check_config(self: Lab, config: RunConfig):
     needs = _check_buildable(config.detector, config.width, options, self.preset.size, augment)
     self._check_data(config, needs)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-64
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-63
 @patch
 def train(
     self: Lab,
@@ -572,7 +572,7 @@ def train(
 
     return self.store.get("detectors", label, key, make, resume=True)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-65
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-64
 @patch
 def detector(
     self: Lab,
@@ -585,7 +585,7 @@ def detector(
     "Train and score a backbone as the preset does, with the given settings changed."
     return self.train(self.config(backbone, subset, seed, mask=mask, **changes))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-70
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-69
 @patch
 def target(
     self: Lab,
@@ -601,7 +601,7 @@ def target(
 
     return self.store.get("targets", f"{_run_label(run)}-{target}", config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-71
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-70
 @patch
 def scores(
     self: Lab,
@@ -611,10 +611,10 @@ def scores(
     "Return the scores of a detector on all faces of a set."
     return read_scores(run if on == "test" else self.target(run, on))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-73
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-72
 _ADVICE = "lower batch_size or raise accumulate in the detector's training, whose parts of a batch these are"
 
-# %% ../../nbs/lab/07_experiments.ipynb #new-87522183
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-73
 @lru_cache
 def _cam_name(name: str, width: float, options: str, size: int, grid: int) -> str:
     "Name the layer from which the maps of a detector with these options (JSON) are read, measured once."

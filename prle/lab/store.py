@@ -20,11 +20,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from enum import StrEnum
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core import digest, discard, entries, file_state, is_full, is_leftover, log, provenance
+from ..core import digest, discard, entries, is_full, is_leftover, log, provenance
 from ..core import remove_leftovers, write_json
 from ..trust import Damaged, file_name, one_line, read_record, read_sealed, write_sealed
 from prle.lab.claims import (
@@ -48,7 +47,6 @@ from prle.lab.integrity import (
     inspect_run,
     parse_name,
     read_config,
-    read_origin,
     read_run,
     replaced_runs,
     run_key,
@@ -179,25 +177,16 @@ class PastRun(NamedTuple):
     origin: dict  # its provenance
 
 # %% ../../nbs/lab/02_store.ipynb #lab-02-store-31
-@lru_cache(maxsize=10_000)
-def _past_run(name: RunName, config: tuple, origin: tuple) -> PastRun:
-    "Read a finished run, once for each state of its configuration and of its provenance."
-    found, made = read_run(Path(config[0]).parent)
-    return PastRun(name.label, entries(found), made)
-
-# %% ../../nbs/lab/02_store.ipynb #new-32378928
 def past_runs(
     folder: Path,  # of a kind of runs; may be absent
 ) -> list[PastRun]:
-    """Read the finished runs of a kind; those that cannot be read are left out.
-
-    A run is read again only after it has changed: before each of n runs of a kind the others are looked at."""
+    "Read the finished runs of a kind; those that cannot be read are left out."
     found = []
     for path in sorted(folder.iterdir()) if folder.exists() else []:
         if name := parse_name(path):
             with suppress(OSError, Damaged):
-                files = path / "config.json", path / "provenance.json"
-                found.append(_past_run(name, *map(file_state, files)))
+                config, origin = read_run(path)
+                found.append(PastRun(name.label, entries(config), origin))
     return found
 
 # %% ../../nbs/lab/02_store.ipynb #lab-02-store-32
@@ -512,7 +501,7 @@ class _Requests:
     ) -> str:  # "" if the present code made it or it is not made yet
         "Say which modules differ between the code that made a run and the present code."
         with suppress(Damaged):
-            return code_difference(read_origin(path), self.modules)
+            return code_difference(read_run(path)[1], self.modules)
         return ""
 
     def names(
