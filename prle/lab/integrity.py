@@ -130,7 +130,7 @@ def read_origin(
     return read_sealed(folder / "provenance.json", **_ORIGIN)
 
 # %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-19
-@lru_cache(maxsize=10_000)
+@lru_cache(maxsize=4_000)
 def _read_run(folder: Path, *_) -> tuple[dict, dict]:
     "Read a run as `read_run`, once for each state (the further arguments) of the two files."
     config, origin = read_config(folder), read_origin(folder)
