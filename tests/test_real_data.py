@@ -106,7 +106,7 @@ def real_data(tmp_path, monkeypatch, request):
 def test_real_data_in_official_layouts_with_full_size_networks(real_data, tmp_path, lines):
     """Table VI's first row, from crops of videos to a target set, with what it will cost said first.
 
-    The networks have their full size, the faces half of theirs: maps and costs at 256 pixels are `test_detectors.py`'s."""
+    The networks have their full size, the faces half of theirs; `test_detectors.py` counts at 256 pixels."""
     lab = Lab("paper", real_data, tmp_path / "outputs")
     assert (
         lab.targets == ["DFDC", "DF-1.0", "Celeb-DF"]

@@ -211,7 +211,8 @@ def absent(self: LabData) -> list[str]:
 @patch(as_prop=True)
 def subsets(self: LabData) -> list[str]:
     "Return the manipulations in the manifest's order."
-    return [subset for subset in self.manifest.subset.unique() if subset != "real"]
+    found = self._fact("subsets", lambda: self.manifest.subset.unique().tolist())
+    return [subset for subset in found if subset != "real"]
 
 # %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-24
 @patch
