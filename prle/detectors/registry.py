@@ -6,8 +6,9 @@
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'PLAIN_RECIPE', 'BEFORE_NORM', 'Weights', 'Recipe', 'Published', 'parameter_count',
            'macs', 'cam_grids', 'deepest_layer', 'weighted', 'cross_entropy', 'flood', 'fake_minus_real', 'Explainable',
            'Detector', 'full_precision', 'init_body', 'init_head', 'scaled', 'imagenet_state', 'load_body',
-           'TimmDetector', 'Facts', 'list_detectors', 'detector_facts', 'detector_options', 'register_detector',
-           'create_detector', 'size_option', 'has_weights', 'card', 'plot_grids']
+           'TimmDetector', 'Facts', 'load_plugin', 'loaded_plugins', 'list_detectors', 'check_detector',
+           'detector_facts', 'detector_options', 'register_detector', 'create_detector', 'size_option', 'has_weights',
+           'card', 'plot_grids']
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-2
 import fnmatch
@@ -16,8 +17,9 @@ import inspect
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -26,8 +28,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..core import FAKE, REAL, check_choice
+from ..core import FAKE, REAL, check_choice, log
+from prle.detectors.plugins import (
+    Plugin,
+    installed_plugins,
+    name_plugin,
+    named_plugins,
+    run_entry,
+    run_file,
+)
 from ..localization import evaluating
+from ..trust import one_line
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-4
 @dataclass(frozen=True)
@@ -230,7 +241,8 @@ class Detector(Explainable):
     mixable: bool = (
         True  # whether `loss` is a mean over faces, each times its weight, and nothing else
     )
-    licence: str  # of the original's code, SPDX name; "not found" if its repository holds none
+    # of the original's code, SPDX name; "not found" if its repository holds none
+    licence: str = "not stated"
     smallest: int = 1  # edge of a face below which no map is left, in pixels
     deviations: str = "none"  # of this implementation from the original, in words
 
@@ -391,6 +403,7 @@ class Facts:
     weights: Weights  # where the pretrained weights come from
     published: Published | None = None  # size of the original; None: nobody's published detector
     idle: dict[str, str] = field(default_factory=dict)  # parameters that cannot learn, and why
+    plugin: Plugin | None = None  # that registered it; None: it is of this project
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-59
 BEFORE_NORM = "a bias in front of a batch norm, which subtracts it"
@@ -398,26 +411,115 @@ BEFORE_NORM = "a bias in front of a batch norm, which subtracts it"
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-60
 _registry = {}
 
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-62
+def _check_names(plugin: Plugin, before: dict, added: list[str]):
+    "Raise `ValueError` if a plugin has registered nothing, or under a name that is another's."
+    if not added:
+        raise ValueError(
+            f"{plugin.place} registers no detector: put @register_detector(...) over a constructor."
+        )
+    for name in added:
+        if name in before:
+            raise ValueError(
+                f"{plugin.place}: there is a detector {name!r} already; call yours otherwise."
+            )
 
-def _builder(name: str) -> Callable:
-    "Look up the constructor of a name; `ValueError` that lists the names for one that is unknown."
-    return _registry[check_choice(name, list_detectors(), "detector")]
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-63
+def _enter(place: str, run: Callable[[], Plugin]) -> list[str]:
+    "Run a plugin and note whose its detectors are; what an earlier version of it registered is dropped."
+    whole = dict(_registry)
+    for name, constructor in whole.items():
+        if constructor.facts.plugin and constructor.facts.plugin.place == place:
+            del _registry[name]
+    before = dict(_registry)
+    try:
+        plugin = run()
+        added = [name for name in _registry if _registry[name] is not before.get(name)]
+        _check_names(plugin, before, added)
+    except BaseException:
+        _registry.clear()
+        _registry.update(whole)
+        raise
+    for name in added:
+        _registry[name].facts = replace(_registry[name].facts, plugin=plugin)
+    return sorted(added)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-61
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-64
+_tried = set()
+"The places of plugins that were run; also of installed ones that failed, which are told of once."
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-65
+def load_plugin(
+    path: str | Path,  # a file of Python, or a package's folder
+) -> list[str]:  # names of its detectors
+    """Run a plugin, anew if it was run before; processes that this one starts will know it.
+
+    `ImportError` naming the line where it fails, `ValueError` if it registers nothing or takes a known name."""
+    path = Path(path).absolute()
+    _tried.add(str(path))
+    try:
+        names = _enter(str(path), functools.partial(run_file, path))
+    except BaseException:
+        _tried.discard(str(path))
+        raise
+    name_plugin(path)
+    return names
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-66
+def _find_plugins():
+    "Load the plugins that the environment names, and the installed ones; of these one that fails is only told of."
+    for path in named_plugins():
+        if path not in _tried:
+            load_plugin(path)
+    for entry in installed_plugins():
+        if str(entry) not in _tried:
+            _tried.add(str(entry))
+            try:
+                _enter(str(entry), functools.partial(run_entry, entry))
+            except Exception as e:
+                log.warning(f"the installed plugin {entry.value} is left out ({one_line(e)})")
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-67
+def loaded_plugins() -> dict[str, str]:  # name -> digest of its code
+    "Return the plugins whose detectors are registered, for the provenance of results."
+    found = [constructor.facts.plugin for constructor in _registry.values()]
+    return {plugin.name: plugin.code for plugin in found if plugin}
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-69
 def list_detectors(
     pattern: str = "*",  # shell pattern, e.g. "efficientnet*"
 ) -> list[str]:
-    "List the registered names that match `pattern`, sorted."
+    "List the registered names that match `pattern`, sorted; those of plugins too."
+    _find_plugins()
     return sorted(fnmatch.filter(_registry, pattern))
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-62
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-70
+def check_detector(
+    name: str,  # what was asked for
+    *others: str,  # names that are valid besides
+    kind: str = "detector",  # what is being named, for the message
+) -> str:  # `name`
+    "Return a detector's name; `ValueError` that proposes the nearest if it is unknown."
+    try:
+        return check_choice(name, [*others, *list_detectors()], kind)
+    except ValueError as e:
+        raise ValueError(
+            f"{e} A plugin's are known once it is named (--plugin FILE, or PRLE_PLUGINS)."
+        ) from None
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-71
+def _builder(name: str) -> Callable:
+    "Look up the constructor of a name; `ValueError` that lists the names for one that is unknown."
+    return _registry[check_detector(name)]
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-72
 def detector_facts(
     name: str,  # one of `list_detectors()`
 ) -> Facts:
     "Return what was registered with a detector; `ValueError` for an unknown name."
     return _builder(name).facts
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-63
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-73
 def detector_options(
     name: str,  # one of `list_detectors()`
 ) -> dict:  # option -> default
@@ -425,11 +527,11 @@ def detector_options(
     parameters = inspect.signature(_builder(name)).parameters
     return {k: p.default for k, p in parameters.items() if k not in ("width", "pretrained")}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-65
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-75
 def _is_whole(x) -> bool:
     return isinstance(x, int) and not isinstance(x, bool)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-66
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-76
 def _check_option(name: str, value):
     "Refuse a value that an option of this name cannot have, whichever detector it belongs to."
     if name in ("dropout", "map_dropout", "drop_path"):
@@ -447,7 +549,7 @@ def _check_option(name: str, value):
     if not fits:
         raise ValueError(f"{name} must be {says}, not {value!r}")
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-67
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-77
 def _check_call(name: str, width: float, pretrained: bool, options: dict):
     "Refuse what the constructor of a registered name cannot make, before any work is done."
     known = detector_options(name)
@@ -470,7 +572,7 @@ def _check_call(name: str, width: float, pretrained: bool, options: dict):
             f"ImageNet weights exist for width=1 only, not {width}: use pretrained=False or width=1"
         )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-68
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-78
 def register_detector(
     weights: Weights,  # where the pretrained weights come from
     published: Published | None = None,  # the size of the original
@@ -494,7 +596,7 @@ def register_detector(
 
     return register
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-70
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-80
 def create_detector(
     name: str,  # one of `list_detectors()`
     width: float = 1.0,  # factor on the number of channels; 1 is the published size
@@ -504,7 +606,7 @@ def create_detector(
     "Build a detector by name; `ValueError` for an unknown name or a bad width, `TypeError` for an unknown option."
     return _builder(name)(width=width, pretrained=pretrained, **options)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-71
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-81
 def size_option(
     name: str,  # one of `list_detectors()`
     size: int,  # edge of the faces in pixels
@@ -512,14 +614,14 @@ def size_option(
     "Return the option that makes a detector fit faces of this size."
     return dict(size=size) if "size" in detector_options(name) else {}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-72
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-82
 def has_weights(
     name: str,  # one of `list_detectors()`
 ) -> bool:  # whether `pretrained=True` is possible
     "Tell whether ImageNet weights are known for a detector."
     return detector_facts(name).weights.source != "none"
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-79
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-89
 def card(
     name: str,  # one of `list_detectors()`
     size: int = 256,  # edge of the face in pixels
@@ -543,7 +645,7 @@ def card(
         deviations=model.deviations,
     )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-80
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-90
 def plot_grids(
     model: Detector,
     face,  # (size, size) or (size, size, 3) array, shown below the grids

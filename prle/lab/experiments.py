@@ -30,7 +30,7 @@ from ..data.crops import move_maps, quantile_store
 from ..data.datasets import FaceDataset
 from ..data.pairs import MapSources, blind_sources, nearest_fakes, originals
 from ..detectors import Detector, create_detector
-from ..detectors.registry import size_option
+from ..detectors.registry import detector_facts, size_option
 from ..fusion import fuse, most_attended
 from ..localization import localize, upsample_maps
 from ..masking import FILLS, MaskParams, PrimaryRegionMask
@@ -50,8 +50,17 @@ def _run_config(run: Run) -> dict:
     return read_run(run.path)[0]
 
 
+def _tell_code(config: dict, weights: Path):
+    "Say so if other code than that of the present plugin has trained the detector of a run."
+    plugin = detector_facts(config["detector"]).plugin
+    if config.get("plugin") != (plugin and plugin.code):
+        name = plugin.name if plugin else "the plugin"
+        log.warning(f"NOTE {name} is other code than has trained {weights.parent.name}.")
+
+
 def _rebuild(config: dict, weights: Path, device: str) -> Detector:
     "Build the detector that the configuration of a run describes, in eval mode."
+    _tell_code(config, weights)
     detector = create_detector(config["detector"], width=config["width"], **config["options"])
     detector.load_state_dict(read_tensors(weights))
     return detector.eval().to(device, memory_format=torch.channels_last)
