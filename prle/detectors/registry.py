@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'PLAIN_RECIPE', 'BEFORE_NORM', 'Weights', 'Recipe', 'Published', 'parameter_count',
-           'macs', 'cam_grids', 'deepest_layer', 'weighted', 'cross_entropy', 'flood', 'fake_minus_real', 'Explainable',
-           'Detector', 'full_precision', 'init_body', 'init_head', 'scaled', 'imagenet_state', 'load_body',
-           'TimmDetector', 'Facts', 'load_plugin', 'loaded_plugins', 'list_detectors', 'check_detector',
-           'detector_facts', 'detector_options', 'register_detector', 'create_detector', 'size_option', 'has_weights',
-           'card', 'plot_grids']
+           'macs', 'dry_grids', 'cam_grids', 'deepest_layer', 'weighted', 'cross_entropy', 'flood', 'fake_minus_real',
+           'Explainable', 'Detector', 'full_precision', 'init_body', 'init_head', 'scaled', 'pretrained_network',
+           'imagenet_state', 'load_body', 'TimmDetector', 'Facts', 'load_plugin', 'loaded_plugins', 'register_family',
+           'list_detectors', 'check_detector', 'detector_facts', 'detector_options', 'checked', 'register_detector',
+           'create_detector', 'size_option', 'has_weights', 'card', 'plot_grids']
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-2
 import fnmatch
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -37,7 +37,7 @@ from prle.detectors.plugins import (
     run_entry,
     run_file,
 )
-from ..localization import evaluating
+from ..localization import evaluating, map_grids
 from ..trust import one_line
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-4
@@ -120,30 +120,25 @@ def macs(
     return counter.get_total_flops() // 4  # two faces, two operations
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-19
-def _note_grid(grids: dict, name: str) -> Callable:
-    "Return a forward hook that notes how many cells wide its layer's output is."
-
-    def hook(module, args, output):
-        grids[name] = output.shape[-1]
-
-    return hook
+def dry_grids(
+    model: nn.Module,  # a detector
+    names: Iterable[str],  # of layers
+    size: int,  # edge of the face in pixels
+) -> dict[str, tuple[int, int]]:  # name -> cells down and across
+    "Return the grids of those layers that can be read as maps, in the order in which they run."
+    faces = torch.empty(2, 3, size, size, device="meta")
+    with map_grids(model, names, faces) as grids:
+        _dry_run(model, size)
+    return grids
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-20
 def cam_grids(
     model: nn.Module,  # a detector (needs `cam_layers`)
     size: int,  # edge of the face in pixels
 ) -> dict[str, int]:  # name of each Grad-CAM layer -> cells along an edge
-    "Measure how fine the grid of each Grad-CAM layer is on faces of `size` pixels."
-    grids = {}
-    hooks = [
-        model.get_submodule(n).register_forward_hook(_note_grid(grids, n)) for n in model.cam_layers
-    ]
-    try:
-        _dry_run(model, size)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: grids[name] for name in model.cam_layers}
+    "Measure how fine the grid of each Grad-CAM layer is on faces of `size` pixels; one that is no map is left out."
+    grids = dry_grids(model, model.cam_layers, size)
+    return {name: grids[name][1] for name in model.cam_layers if name in grids}
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-22
 def deepest_layer(
@@ -342,20 +337,28 @@ def scaled(
     return channels if width == 1 else max(8, 8 * round(channels * width / 8))
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-51
-def imagenet_state(
+def pretrained_network(
     source: str,  # timm's name of the network and its weights, e.g. "legacy_xception.tf_in1k"
-) -> dict[str, torch.Tensor]:  # its state dict, 1000-way head included
-    "Read the published ImageNet weights through timm; `RuntimeError` if neither hub nor cache has them."
+    **options,  # of `timm.create_model`
+) -> nn.Module:
+    "Build a network of timm with its published weights; `RuntimeError` if neither hub nor cache has them."
     import timm  # where it is needed, like torchvision: two seconds that tables and figures do not have to wait
 
     try:
-        return timm.create_model(source, pretrained=True).state_dict()
+        return timm.create_model(source, pretrained=True, **options)
     except Exception as error:
         raise RuntimeError(
-            f"the ImageNet weights {source!r} could not be loaded ({type(error).__name__}: {error}). timm fetches them "
-            "once: run this on a machine with a network and copy its caches (HF_HOME and TORCH_HOME name the folders), "
-            "or use pretrained=False"
+            f"the pretrained weights {source!r} could not be loaded ({type(error).__name__}: {error}). "
+            "timm fetches them once: run this on a machine with a network and copy its caches "
+            "(HF_HOME and TORCH_HOME name the folders), or use pretrained=False"
         ) from error
+
+# %% ../../nbs/detectors/00_registry.ipynb #new-62812715
+def imagenet_state(
+    source: str,  # as for `pretrained_network`
+) -> dict[str, torch.Tensor]:  # its state dict, 1000-way head included
+    "Read the published ImageNet weights through timm; `RuntimeError` if neither hub nor cache has them."
+    return pretrained_network(source).state_dict()
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-52
 def load_body(
@@ -404,6 +407,7 @@ class Facts:
     published: Published | None = None  # size of the original; None: nobody's published detector
     idle: dict[str, str] = field(default_factory=dict)  # parameters that cannot learn, and why
     plugin: Plugin | None = None  # that registered it; None: it is of this project
+    scalable: bool = True  # whether it exists at other widths than 1
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-59
 BEFORE_NORM = "a bias in front of a batch norm, which subtracts it"
@@ -485,6 +489,27 @@ def loaded_plugins() -> dict[str, str]:  # name -> digest of its code
     found = [constructor.facts.plugin for constructor in _registry.values()]
     return {plugin.name: plugin.code for plugin in found if plugin}
 
+# %% ../../nbs/detectors/00_registry.ipynb #new-10191663
+_families: dict[str, Callable[[str], Callable]] = {}
+
+
+def register_family(
+    name: str,  # what stands before the slash
+) -> Callable:
+    "Decorate a function (NAME) -> constructor, from `checked`: it makes the detectors that are called name/NAME."
+
+    def register(function):
+        _families[name] = function
+        return function
+
+    return register
+
+# %% ../../nbs/detectors/00_registry.ipynb #new-89031029
+def _of_family(name: str) -> Callable | None:
+    "Make the constructor of a detector of a family; None if the name is of none."
+    family, _, member = name.partition("/")
+    return _families[family](member) if member and family in _families else None
+
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-69
 def list_detectors(
     pattern: str = "*",  # shell pattern, e.g. "efficientnet*"
@@ -500,17 +525,20 @@ def check_detector(
     kind: str = "detector",  # what is being named, for the message
 ) -> str:  # `name`
     "Return a detector's name; `ValueError` that proposes the nearest if it is unknown."
+    if _of_family(name):
+        return name
     try:
         return check_choice(name, [*others, *list_detectors()], kind)
     except ValueError as e:
         raise ValueError(
-            f"{e} A plugin's are known once it is named (--plugin FILE, or PRLE_PLUGINS)."
+            f"{e} A plugin's are known once it is named (--plugin FILE, or PRLE_PLUGINS); "
+            "timm/NAME is any network of timm."
         ) from None
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-71
 def _builder(name: str) -> Callable:
-    "Look up the constructor of a name; `ValueError` that lists the names for one that is unknown."
-    return _registry[check_detector(name)]
+    "Look up or make the constructor of a name; `ValueError` that lists the names for one that is unknown."
+    return _of_family(name) or _registry[check_detector(name)]
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-72
 def detector_facts(
@@ -562,7 +590,10 @@ def _check_call(name: str, width: float, pretrained: bool, options: dict):
         raise ValueError(f"width must be above 0 and finite, not {width}; 1 is the published size")
     for option, value in options.items():
         _check_option(option, value)
-    if pretrained and not has_weights(name):
+    facts = detector_facts(name)
+    if width != 1 and not facts.scalable:
+        raise ValueError(f"detector {name!r} has one size: use width=1, not {width}")
+    if pretrained and facts.weights.source == "none":
         raise ValueError(
             f"detector {name!r} has no pretrained weights (its original starts from random ones): "
             "use pretrained=False"
@@ -571,6 +602,24 @@ def _check_call(name: str, width: float, pretrained: bool, options: dict):
         raise ValueError(
             f"ImageNet weights exist for width=1 only, not {width}: use pretrained=False or width=1"
         )
+
+# %% ../../nbs/detectors/00_registry.ipynb #new-39047469
+def checked(
+    name: str,  # of the detector
+    build: Callable,  # f(width, pretrained, **options) -> Detector
+    facts: Facts,
+) -> Callable:
+    "Return a constructor that checks its arguments, and whose detectors carry their configuration."
+
+    @functools.wraps(build)
+    def constructor(width: float = 1.0, pretrained: bool = False, **options):
+        _check_call(name, width, pretrained, options)
+        model = build(width=width, pretrained=pretrained, **options)
+        model.config = dict(name=name, width=width, **options)
+        return model
+
+    constructor.facts = facts
+    return constructor
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-78
 def register_detector(
@@ -581,17 +630,8 @@ def register_detector(
     "Decorate a constructor `f(width, pretrained, **options) -> Detector`: enter it under its own name, with its facts."
 
     def register(build):
-        name = build.__name__
-
-        @functools.wraps(build)
-        def constructor(width: float = 1.0, pretrained: bool = False, **options):
-            _check_call(name, width, pretrained, options)
-            model = build(width=width, pretrained=pretrained, **options)
-            model.config = dict(name=name, width=width, **options)
-            return model
-
-        constructor.facts = Facts(weights, published, idle or {})
-        _registry[name] = constructor
+        facts = Facts(weights, published, idle or {})
+        constructor = _registry[build.__name__] = checked(build.__name__, build, facts)
         return constructor
 
     return register

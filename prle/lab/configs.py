@@ -87,7 +87,8 @@ class Preset:
         check_detector(name, *self.backbones, *FURTHER, kind="backbone")
         name = FURTHER.get(name, name)
         pretrained = self.width == 1 and has_weights(name)
-        return Backbone(name, self.width, pretrained, self.options.get(name, {}), self.others)
+        width = self.width if detector_facts(name).scalable else 1.0
+        return Backbone(name, width, pretrained, self.options.get(name, {}), self.others)
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-11
 _QUICK = {name: dict(momentum=0.1) for name in ("meso4", "efficientnet_b4", "mat")}

@@ -298,6 +298,7 @@ def label(
     if self.preset.way != "ours":
         parts = [f"recipe={self.preset.way}", *parts]
     plain = [re.sub(r"[^\w.,+=-]", "", part) for part in (*parts, *marks)]
+    name = name.replace("/", "-")
     return "-".join([name, config.subset, config.mask, *plain, f"s{seed}"])
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-44
@@ -713,7 +714,7 @@ def maps(
 def _zoo_label(zoo: Zoo, *marks: str) -> str:  # empty marks are left out
     "Return the label of what is made from the maps of a zoo."
     parts = [zoo.subset, str(zoo.fusion), *marks, *zoo.readings, f"s{zoo.seed}"]
-    return "-".join(filter(None, parts))
+    return "-".join(filter(None, parts)).replace("/", "-")
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-88
 @patch
