@@ -285,7 +285,7 @@ def gridded(
 
         yield grid
 
-# %% ../nbs/03_localization.ipynb #new-47431481
+# %% ../nbs/03_localization.ipynb #03-localization-45
 @contextmanager
 def map_grids(
     model: nn.Module,  # the network
@@ -314,7 +314,7 @@ def map_grids(
             reading = _reading(model, layers[name], output, x, patches)
             grids[name] = tuple(reading(output).shape[-2:])
 
-# %% ../nbs/03_localization.ipynb #03-localization-45
+# %% ../nbs/03_localization.ipynb #03-localization-48
 def _check_images(x: Tensor):
     "Raise `TypeError` unless `x` is a float tensor (N, 3, H, W), `ValueError` if it is not finite."
     if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
@@ -326,7 +326,7 @@ def _check_images(x: Tensor):
             f"NaN or infinity in image {first} of the batch ({bad.sum()} of {len(x)} are affected)."
         )
 
-# %% ../nbs/03_localization.ipynb #03-localization-46
+# %% ../nbs/03_localization.ipynb #03-localization-49
 def _check_layers(model: nn.Module, layer: nn.Module | list[nn.Module]) -> list[nn.Module]:
     "Return the layers as a list; `ValueError` for one that is no submodule of `model`."
     layers = [layer] if isinstance(layer, nn.Module) else list(layer)
@@ -338,7 +338,7 @@ def _check_layers(model: nn.Module, layer: nn.Module | list[nn.Module]) -> list[
             )
     return layers
 
-# %% ../nbs/03_localization.ipynb #03-localization-47
+# %% ../nbs/03_localization.ipynb #03-localization-50
 def _check_score(value: Tensor, n: int) -> Tensor:
     "Return `value`; `ValueError` unless it is a tensor of shape (n,)."
     shape = tuple(getattr(value, "shape", ()))
@@ -346,7 +346,7 @@ def _check_score(value: Tensor, n: int) -> Tensor:
         raise ValueError(f"score must give one number an image, shape ({n},), not {shape}.")
     return value
 
-# %% ../nbs/03_localization.ipynb #03-localization-48
+# %% ../nbs/03_localization.ipynb #03-localization-51
 def _gradients(value: Tensor, activations: list[Tensor]) -> list[Tensor]:
     "Differentiate a number by each layer's output; `RuntimeError` where it does not depend on one."
     found: Sequence[Tensor | None] = [None]
@@ -360,7 +360,7 @@ def _gradients(value: Tensor, activations: list[Tensor]) -> list[Tensor]:
         )
     return gradients
 
-# %% ../nbs/03_localization.ipynb #03-localization-50
+# %% ../nbs/03_localization.ipynb #03-localization-53
 def _channel_means(gradient: Tensor) -> Tensor:
     "Return the weights of Grad-CAM, in brackets in Eq. 3: one a channel."
     return gradient.mean((2, 3), keepdim=True)
@@ -369,7 +369,7 @@ def _channel_means(gradient: Tensor) -> Tensor:
 _WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = dict(gradcam=_channel_means, layercam=F.relu)
 "Method -> function of the gradients (N, C, h, w) -> weights of the activations."
 
-# %% ../nbs/03_localization.ipynb #03-localization-51
+# %% ../nbs/03_localization.ipynb #03-localization-54
 def _own_maps(
     method: str,
     model: nn.Module,
@@ -394,7 +394,7 @@ def _own_maps(
         maps.append((weights * grid(layer, activation.detach())).sum(1).relu())
     return maps
 
-# %% ../nbs/03_localization.ipynb #03-localization-55
+# %% ../nbs/03_localization.ipynb #03-localization-58
 def _stretch(maps: Tensor) -> Tensor:
     "Normalize every (h, w) map to [0, 1] by its minimum and maximum; a flat map becomes 0."
     maps = maps - maps.amin((-2, -1), keepdim=True)
@@ -405,7 +405,7 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     "Resize maps bilinearly, (N, h, w) -> (N, *size)."
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
-# %% ../nbs/03_localization.ipynb #03-localization-56
+# %% ../nbs/03_localization.ipynb #03-localization-59
 def _size(size, x: Tensor, maps: list[Tensor]) -> tuple[int, int]:
     "Return the height and width asked for: None is the input's, 'grid' the finest layer's."
     if size is None:
@@ -417,7 +417,7 @@ def _size(size, x: Tensor, maps: list[Tensor]) -> tuple[int, int]:
         height, width = size
     return height, width
 
-# %% ../nbs/03_localization.ipynb #03-localization-59
+# %% ../nbs/03_localization.ipynb #03-localization-62
 CAM_METHODS = {
     "gradcam": "GradCAM",
     "gradcam++": "GradCAMPlusPlus",
@@ -436,7 +436,7 @@ CAM_METHODS = {
 }
 "Name -> class in `pytorch_grad_cam`; 'gradcam' and 'layercam' are computed here."
 
-# %% ../nbs/03_localization.ipynb #03-localization-60
+# %% ../nbs/03_localization.ipynb #03-localization-63
 def _library(method: str):
     "Return the method's class in pytorch_grad_cam; `ImportError` naming the extra."
     try:
@@ -448,12 +448,12 @@ def _library(method: str):
         ) from e
     return getattr(pytorch_grad_cam, CAM_METHODS[method])
 
-# %% ../nbs/03_localization.ipynb #03-localization-62
+# %% ../nbs/03_localization.ipynb #03-localization-65
 def _row(i: int, n: int, values: Tensor) -> Tensor:
     "Return what a tensor holds of image i of n; all of it if it has no entry for each."
     return values[i] if values.ndim and len(values) == n else values
 
-# %% ../nbs/03_localization.ipynb #03-localization-63
+# %% ../nbs/03_localization.ipynb #03-localization-66
 class _Rows(nn.Module):
     "A network whose output is taken apart: one a image, of the structure that the network's has."
 
@@ -474,7 +474,7 @@ class _Rows(nn.Module):
                 )
         return [tree_map_only(Tensor, partial(_row, i, len(x)), output) for i in range(len(x))]
 
-# %% ../nbs/03_localization.ipynb #03-localization-64
+# %% ../nbs/03_localization.ipynb #03-localization-67
 def _seen(cam, grid: Callable, output: Tensor) -> Tensor:
     "Return a layer's output or gradient as (N, C, h, w); Ablation-CAM learns on which axis the channels lie."
     seen = grid(output)
@@ -487,13 +487,13 @@ def _seen(cam, grid: Callable, output: Tensor) -> Tensor:
         cam.ablation_layer = AblationLayer() if first else AblationLayerVit()
     return seen
 
-# %% ../nbs/03_localization.ipynb #03-localization-65
+# %% ../nbs/03_localization.ipynb #03-localization-68
 def _grid_of(cam) -> tuple[int, int]:
     "Return width and height of the layer that the library has hooked."
     height, width = cam.activations_and_grads.activations[0].shape[-2:]
     return width, height
 
-# %% ../nbs/03_localization.ipynb #03-localization-66
+# %% ../nbs/03_localization.ipynb #03-localization-69
 def _targets(score: Callable, n: int) -> list[Callable]:
     "Return functions that score image i, whose output alone the library hands over."
 
@@ -504,7 +504,7 @@ def _targets(score: Callable, n: int) -> list[Callable]:
 
     return [partial(target, i) for i in range(n)]
 
-# %% ../nbs/03_localization.ipynb #03-localization-67
+# %% ../nbs/03_localization.ipynb #03-localization-70
 def _library_maps(
     method: str,
     model: nn.Module,
@@ -528,7 +528,7 @@ def _library_maps(
             maps.append(torch.from_numpy(found).to(x.device))
     return maps
 
-# %% ../nbs/03_localization.ipynb #03-localization-68
+# %% ../nbs/03_localization.ipynb #03-localization-71
 @torch.inference_mode(False)
 def attention_maps(
     model: nn.Module,  # a trained detector, or any network
@@ -558,7 +558,7 @@ def attention_maps(
         )
     return maps
 
-# %% ../nbs/03_localization.ipynb #03-localization-78
+# %% ../nbs/03_localization.ipynb #03-localization-81
 def _images(batch) -> Tensor:
     "Return the images of a batch, a tensor or dictionary, as floats; uint8 is scaled to [0, 1]."
     x = batch["image"] if isinstance(batch, dict) else batch
@@ -577,7 +577,7 @@ def _write_header(file, rows: int, grid: Sequence[int]):
     header = dict(descr="<f2", fortran_order=False, shape=(rows, *grid))
     np.lib.format.write_array_header_1_0(file, header)
 
-# %% ../nbs/03_localization.ipynb #03-localization-79
+# %% ../nbs/03_localization.ipynb #03-localization-82
 def _located(model, layer, x: Tensor, score, method: str, reshape, row: int) -> Tensor:
     "Compute the maps of a batch on the layer's grid; an error notes the row that the batch starts at."
     try:
@@ -586,7 +586,7 @@ def _located(model, layer, x: Tensor, score, method: str, reshape, row: int) -> 
         e.add_note(f"The batch starts at row {row}.")
         raise
 
-# %% ../nbs/03_localization.ipynb #03-localization-80
+# %% ../nbs/03_localization.ipynb #03-localization-83
 def localize(
     model: nn.Module,  # a trained detector
     layer: nn.Module | list[nn.Module],  # as in `attention_maps`
@@ -623,7 +623,7 @@ def localize(
         _write_header(file, rows, grid)
     return Path(path)
 
-# %% ../nbs/03_localization.ipynb #03-localization-81
+# %% ../nbs/03_localization.ipynb #03-localization-84
 def upsample_maps(
     grid_maps: Tensor | np.ndarray,  # (N, h, w) stored maps
     size: tuple[int, int],  # (height, width) to bring them to

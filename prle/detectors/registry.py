@@ -353,14 +353,14 @@ def pretrained_network(
             "(HF_HOME and TORCH_HOME name the folders), or use pretrained=False"
         ) from error
 
-# %% ../../nbs/detectors/00_registry.ipynb #new-62812715
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-52
 def imagenet_state(
     source: str,  # as for `pretrained_network`
 ) -> dict[str, torch.Tensor]:  # its state dict, 1000-way head included
     "Read the published ImageNet weights through timm; `RuntimeError` if neither hub nor cache has them."
     return pretrained_network(source).state_dict()
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-52
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-53
 def load_body(
     model: nn.Module,  # gets the weights
     state: dict[str, torch.Tensor],  # weights by name, from a network with the same body
@@ -372,7 +372,7 @@ def load_body(
     body = {k: v for k, v in state.items() if not k.startswith(head)}
     model.load_state_dict(body | own)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-55
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-56
 class TimmDetector(Detector):
     "A timm network with one output as a detector."
 
@@ -398,7 +398,7 @@ class TimmDetector(Detector):
             self.net, imagenet_state(self.weights.source), self.net.pretrained_cfg["classifier"]
         )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-57
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-58
 @dataclass(frozen=True)
 class Facts:
     "What is known of a registered detector besides what its class says."
@@ -409,13 +409,13 @@ class Facts:
     plugin: Plugin | None = None  # that registered it; None: it is of this project
     scalable: bool = True  # whether it exists at other widths than 1
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-59
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-60
 BEFORE_NORM = "a bias in front of a batch norm, which subtracts it"
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-60
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-61
 _registry = {}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-62
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-63
 def _check_names(plugin: Plugin, before: dict, added: list[str]):
     "Raise `ValueError` if a plugin has registered nothing, or under a name that is another's."
     if not added:
@@ -428,7 +428,7 @@ def _check_names(plugin: Plugin, before: dict, added: list[str]):
                 f"{plugin.place}: there is a detector {name!r} already; call yours otherwise."
             )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-63
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-64
 def _enter(place: str, run: Callable[[], Plugin]) -> list[str]:
     "Run a plugin and note whose its detectors are; what an earlier version of it registered is dropped."
     whole = dict(_registry)
@@ -448,11 +448,11 @@ def _enter(place: str, run: Callable[[], Plugin]) -> list[str]:
         _registry[name].facts = replace(_registry[name].facts, plugin=plugin)
     return sorted(added)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-64
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-65
 _tried = set()
 "The places of plugins that were run; also of installed ones that failed, which are told of once."
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-65
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-66
 def load_plugin(
     path: str | Path,  # a file of Python, or a package's folder
 ) -> list[str]:  # names of its detectors
@@ -469,7 +469,7 @@ def load_plugin(
     name_plugin(path)
     return names
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-66
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-67
 def _find_plugins():
     "Load the plugins that the environment names, and the installed ones; of these one that fails is only told of."
     for path in named_plugins():
@@ -483,13 +483,13 @@ def _find_plugins():
             except Exception as e:
                 log.warning(f"the installed plugin {entry.value} is left out ({one_line(e)})")
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-67
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-68
 def loaded_plugins() -> dict[str, str]:  # name -> digest of its code
     "Return the plugins whose detectors are registered, for the provenance of results."
     found = [constructor.facts.plugin for constructor in _registry.values()]
     return {plugin.name: plugin.code for plugin in found if plugin}
 
-# %% ../../nbs/detectors/00_registry.ipynb #new-10191663
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-70
 _families: dict[str, Callable[[str], Callable]] = {}
 
 
@@ -504,13 +504,13 @@ def register_family(
 
     return register
 
-# %% ../../nbs/detectors/00_registry.ipynb #new-89031029
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-71
 def _of_family(name: str) -> Callable | None:
     "Make the constructor of a detector of a family; None if the name is of none."
     family, _, member = name.partition("/")
     return _families[family](member) if member and family in _families else None
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-69
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-73
 def list_detectors(
     pattern: str = "*",  # shell pattern, e.g. "efficientnet*"
 ) -> list[str]:
@@ -518,7 +518,7 @@ def list_detectors(
     _find_plugins()
     return sorted(fnmatch.filter(_registry, pattern))
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-70
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-74
 def check_detector(
     name: str,  # what was asked for
     *others: str,  # names that are valid besides
@@ -535,19 +535,19 @@ def check_detector(
             "timm/NAME is any network of timm."
         ) from None
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-71
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-75
 def _builder(name: str) -> Callable:
     "Look up or make the constructor of a name; `ValueError` that lists the names for one that is unknown."
     return _of_family(name) or _registry[check_detector(name)]
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-72
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-76
 def detector_facts(
     name: str,  # one of `list_detectors()`
 ) -> Facts:
     "Return what was registered with a detector; `ValueError` for an unknown name."
     return _builder(name).facts
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-73
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-77
 def detector_options(
     name: str,  # one of `list_detectors()`
 ) -> dict:  # option -> default
@@ -555,11 +555,11 @@ def detector_options(
     parameters = inspect.signature(_builder(name)).parameters
     return {k: p.default for k, p in parameters.items() if k not in ("width", "pretrained")}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-75
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-79
 def _is_whole(x) -> bool:
     return isinstance(x, int) and not isinstance(x, bool)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-76
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-80
 def _check_option(name: str, value):
     "Refuse a value that an option of this name cannot have, whichever detector it belongs to."
     if name in ("dropout", "map_dropout", "drop_path"):
@@ -577,7 +577,7 @@ def _check_option(name: str, value):
     if not fits:
         raise ValueError(f"{name} must be {says}, not {value!r}")
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-77
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-81
 def _check_call(name: str, width: float, pretrained: bool, options: dict):
     "Refuse what the constructor of a registered name cannot make, before any work is done."
     known = detector_options(name)
@@ -603,7 +603,7 @@ def _check_call(name: str, width: float, pretrained: bool, options: dict):
             f"ImageNet weights exist for width=1 only, not {width}: use pretrained=False or width=1"
         )
 
-# %% ../../nbs/detectors/00_registry.ipynb #new-39047469
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-82
 def checked(
     name: str,  # of the detector
     build: Callable,  # f(width, pretrained, **options) -> Detector
@@ -621,7 +621,7 @@ def checked(
     constructor.facts = facts
     return constructor
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-78
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-83
 def register_detector(
     weights: Weights,  # where the pretrained weights come from
     published: Published | None = None,  # the size of the original
@@ -636,7 +636,7 @@ def register_detector(
 
     return register
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-80
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-85
 def create_detector(
     name: str,  # one of `list_detectors()`
     width: float = 1.0,  # factor on the number of channels; 1 is the published size
@@ -646,7 +646,7 @@ def create_detector(
     "Build a detector by name; `ValueError` for an unknown name or a bad width, `TypeError` for an unknown option."
     return _builder(name)(width=width, pretrained=pretrained, **options)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-81
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-86
 def size_option(
     name: str,  # one of `list_detectors()`
     size: int,  # edge of the faces in pixels
@@ -654,14 +654,14 @@ def size_option(
     "Return the option that makes a detector fit faces of this size."
     return dict(size=size) if "size" in detector_options(name) else {}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-82
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-87
 def has_weights(
     name: str,  # one of `list_detectors()`
 ) -> bool:  # whether `pretrained=True` is possible
     "Tell whether ImageNet weights are known for a detector."
     return detector_facts(name).weights.source != "none"
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-89
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-94
 def card(
     name: str,  # one of `list_detectors()`
     size: int = 256,  # edge of the face in pixels
@@ -685,7 +685,7 @@ def card(
         deviations=model.deviations,
     )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-90
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-95
 def plot_grids(
     model: Detector,
     face,  # (size, size) or (size, size, 3) array, shown below the grids
