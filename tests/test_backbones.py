@@ -46,11 +46,11 @@ def test_the_layer_of_the_maps_is_found(name):
 @pytest.mark.parametrize("name", ["test_convnext", "test_vit"])
 def test_maps_are_of_the_face_and_depend_on_it(name):
     "The network's own last layer alone would give a class token's network a map of nothing."
-    detector = create_detector(f"timm/{name}", size=128).eval()
+    detector = create_detector(f"timm/{name}", size=160).eval()
     torch.nn.init.normal_(detector.net.get_classifier().weight)
-    faces = torch.rand(2, 3, 128, 128)
-    maps = attention_maps(detector, detector.cam_layer(128), faces)
-    assert maps.shape == (2, 128, 128) and (maps.flatten(1).amax(1) > 0.9).all()
+    faces = torch.rand(2, 3, 160, 160)
+    maps = attention_maps(detector, detector.cam_layer(160), faces)
+    assert maps.shape == (2, 160, 160) and (maps.flatten(1).amax(1) > 0.9).all()
     assert not torch.equal(maps[0], maps[1])
 
 
@@ -79,6 +79,15 @@ BAD = [
 def test_what_cannot_be_is_refused(call, says):
     with pytest.raises(ValueError, match=says), torch.device("meta"):
         create_detector(**call)
+
+
+def test_where_no_layer_is_certain_one_is_to_be_named():
+    "Eight by eight patches of 64 channels each: either axis may be that of the tokens."
+    with pytest.raises(ValueError, match="no layer of this network can be read.*layer="):
+        create_detector("timm/test_vit", size=128)
+    assert create_detector("timm/test_vit", size=128, layer="blocks.5").cam_layers == (
+        "net.blocks.5",
+    )
 
 
 def test_another_layer_may_be_named():

@@ -87,6 +87,10 @@ def _layers(detector: TimmDetector, size: int) -> tuple[str, ...]:
     "Return the last layer of each grid of a detector on faces of this size, from the coarsest to the finest."
     found = dry_grids(detector, [f"net.{name}" for name in _candidates(detector.net)], size)
     last = {grid: name for name, grid in found.items() if min(grid) > 1}
+    if not last:
+        raise ValueError(
+            "no layer of this network can be read as a map for certain: name one, layer=."
+        )
     return tuple(last[grid] for grid in sorted(last))
 
 # %% ../../nbs/detectors/14_backbones.ipynb #14-backbones-15
