@@ -29,7 +29,6 @@ LAYERS = {
     "swin_tiny_patch4_window7_224": (128, "net.layers.2", 8),
     "vit_tiny_patch16_224": (128, "net.blocks.11.norm1", 8),
     "vit_small_patch14_dinov2": (128, "net.blocks.11.norm1", 10),
-    "vit_base_patch16_clip_224": (128, "net.blocks.11.norm1", 8),
 }
 
 

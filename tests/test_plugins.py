@@ -232,10 +232,11 @@ def test_train_maps_masks_and_scores_from_the_command_line(own, prle, tmp_path):
     assert code == 0 and "auc" in text
     runs = list_runs(tmp_path / "out/runs")
     assert sorted(runs.kind) == ["detectors", "detectors", "fusions", "maps"]
-    config, origin = read_run(next((tmp_path / "out/runs/detectors").glob("own-A-none-s0-*")))
+    folder = next((tmp_path / "out/runs/detectors").glob("own-A-none-s0-*"))
+    config, origin = read_run(folder)
     assert config["plugin"] == source_digest(own)
     assert origin["plugins"] == {"my_detectors.py": source_digest(own)}
-    shown = run_text(tmp_path / "out/runs", "own-A-none")
+    shown = run_text(tmp_path / "out/runs", folder.name)
     assert re.search(rf"plugins:\n +my_detectors.py  {source_digest(own)}", shown)
 
     own.write_text(OWN + "\n# changed\n")

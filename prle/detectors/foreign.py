@@ -62,9 +62,10 @@ def read_checkpoint(
     path = Path(path)
     open_file(path).close()
     state = read_tensors(path) if path.suffix == ".safetensors" else _unpickled(path)
-    for name in _NESTED:
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
+    while isinstance(state, dict) and (
+        inner := [n for n in _NESTED if isinstance(state.get(n), dict)]
+    ):
+        state = state[inner[0]]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} holds no dictionary of tensors.")
     return {name.removeprefix("module."): value for name, value in state.items()}
