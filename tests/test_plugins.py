@@ -1,7 +1,6 @@
 """Detectors from outside: files that are named, packages that are installed; their code belongs to a run's name."""
 
 import os
-import re
 
 import pandas as pd
 import pytest
@@ -237,7 +236,7 @@ def test_train_maps_masks_and_scores_from_the_command_line(own, prle, tmp_path):
     assert config["plugin"] == source_digest(own)
     assert origin["plugins"] == {"my_detectors.py": source_digest(own)}
     shown = run_text(tmp_path / "out/runs", folder.name)
-    assert re.search(rf"plugins:\n +my_detectors.py  {source_digest(own)}", shown)
+    assert f"plugins:\n  my_detectors.py {source_digest(own)}" in shown
 
     own.write_text(OWN + "\n# changed\n")
     forget()

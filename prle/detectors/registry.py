@@ -236,8 +236,7 @@ class Detector(Explainable):
     mixable: bool = (
         True  # whether `loss` is a mean over faces, each times its weight, and nothing else
     )
-    # of the original's code, SPDX name; "not found" if its repository holds none
-    licence: str = "not stated"
+    licence: str  # of the original's code, SPDX name; "not found" if its repository holds none
     smallest: int = 1  # edge of a face below which no map is left, in pixels
     deviations: str = "none"  # of this implementation from the original, in words
 
@@ -681,7 +680,7 @@ def card(
         grid=cam_grids(model, size)[layer],
         weights=model.weights.source,
         licence=model.weights.licence,
-        original=model.licence,
+        original=getattr(model, "licence", "not stated"),
         deviations=model.deviations,
     )
 
