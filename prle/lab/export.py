@@ -24,7 +24,7 @@ from ..detectors import Detector, create_detector
 from ..metrics import ece
 from ..trainer import predict
 from ..trust import read_record, read_tensors
-from .apply import crop_settings, evaluation, reopen
+from .apply import crop_settings, evaluation
 from .configs import RunConfig
 from .experiments import Lab, Run, load_detector, read_scores
 from .integrity import read_run, run_file
