@@ -28,7 +28,7 @@ setup: .venv/installed # .venv, exactly as requirements.lock says
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --use-pep517 --editable .
 	touch $@
 
-# Tables I, III, VIII, Figures 1-4, 7, 8, the controls and outputs/report.html; an hour on two cores.
+# Tables I, III, VIII, Figures 1-4, 7, 8, the controls and outputs/report.html; an hour and a half on two cores.
 # ray: as many runs at once as there are cores; local: one after the other, each on all cores or the GPU.
 # make paper ONLY="table3 figure7" SEEDS=3 PRESET=paper DATA=/data
 paper: setup # the headline tables and figures, and outputs/report.html

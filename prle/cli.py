@@ -72,7 +72,7 @@ def _argument(
         settings["action"] = "append"
     return _option(name), settings | dict(required=needed)
 
-# %% ../nbs/09_cli.ipynb #new-16418936
+# %% ../nbs/09_cli.ipynb #09-cli-10
 EXIT_CODES = """exit codes:
   0  all that was asked for is there
   1  a part of it failed, is missing or gave nothing; the output names it
@@ -80,7 +80,7 @@ EXIT_CODES = """exit codes:
 """
 "What every help ends with."
 
-# %% ../nbs/09_cli.ipynb #09-cli-10
+# %% ../nbs/09_cli.ipynb #09-cli-11
 class _Parser(ArgumentParser):
     "A parser whose help ends with a text that is made when it is asked for, and with the exit codes."
 
@@ -91,13 +91,13 @@ class _Parser(ArgumentParser):
         parts = [super().format_help(), *([self.epilogue()] if self.epilogue else []), EXIT_CODES]
         return "\n".join(parts)
 
-# %% ../nbs/09_cli.ipynb #09-cli-11
+# %% ../nbs/09_cli.ipynb #09-cli-12
 @lru_cache
 def _parameters(command) -> dict:
     "Return what `docments` says of a function's parameters; its source is read once."
     return docments(command, full=True, returns=False, eval_str=True)
 
-# %% ../nbs/09_cli.ipynb #09-cli-12
+# %% ../nbs/09_cli.ipynb #09-cli-13
 def add_command(
     parser: ArgumentParser,  # of the command
     command,  # the function
@@ -108,7 +108,7 @@ def add_command(
         word, settings = _argument(name, p)
         parser.add_argument(word, **settings)
 
-# %% ../nbs/09_cli.ipynb #09-cli-16
+# %% ../nbs/09_cli.ipynb #09-cli-17
 def adapter_options(
     *,
     compression: str | None = None,  # ff++, and its JSON: raw, c23 or c40
@@ -120,25 +120,32 @@ def adapter_options(
     # folder each sub-folder is a person
     split: str | None = None,
     reals: str | None = None,  # df-1.0: folder of FaceForensics++, whose c23 videos are the reals
-    frames: bool = False,  # read folders of extracted frames in place of videos
+    frames: bool = False,  # read folders of extracted frames in place of videos, or as videos
 ) -> dict:
     "Return those options of data sets that were given, as `prle.data.layouts.list_dataset` takes them."
     options = dict(locals())
     given = {name: value for name, value in options.items() if value not in (None, False)}
     return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
 
-# %% ../nbs/09_cli.ipynb #09-cli-18
+# %% ../nbs/09_cli.ipynb #09-cli-19
+def _kind_of_folders(pictures: bool, frames: bool) -> str | None:
+    "Return what the pictures of a folder are, as `prle.data.videos.list_videos` takes it."
+    if pictures and frames:
+        raise ValueError("--pictures and --frames exclude each other.")
+    return "pictures" if pictures else "frames" if frames else None
+
+# %% ../nbs/09_cli.ipynb #09-cli-20
 def _only(options: dict, known: tuple[str, ...], what: str) -> dict:
     "Return `options`; raise `ValueError` for one that is not in `known`."
     if wrong := [f"--{name}" for name in options if name not in known]:
         raise ValueError(f"{what} takes no {', '.join(wrong)}.")
     return options
 
-# %% ../nbs/09_cli.ipynb #09-cli-20
+# %% ../nbs/09_cli.ipynb #09-cli-22
 _MOST = 20
 "Problems that are shown; their number is told in any case."
 
-# %% ../nbs/09_cli.ipynb #09-cli-21
+# %% ../nbs/09_cli.ipynb #09-cli-23
 def _check_manifest(root: str) -> int:
     "Print the damaged crops of a manifest; exit code 1 if there are any."
     from prle.data.manifest import check_crops
@@ -152,7 +159,7 @@ def _check_manifest(root: str) -> int:
     print(summary, file=sys.stderr)
     return int(len(bad) > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-22
+# %% ../nbs/09_cli.ipynb #09-cli-24
 @delegates(adapter_options)
 def check(
     name: str,  # ff++, dfdc, df-1.0, celeb-df or folder; or manifest
@@ -172,7 +179,7 @@ def check(
     print(report)
     return int(not report.complete)
 
-# %% ../nbs/09_cli.ipynb #new-6606098
+# %% ../nbs/09_cli.ipynb #09-cli-27
 def _gave_nothing(out: Path) -> bool:
     "Say whether a folder of crops lists a video or picture that gave no face."
     from prle.trust import read_csv, read_table
@@ -183,10 +190,10 @@ def _gave_nothing(out: Path) -> bool:
     lost = dropped.loc[dropped.video != "", names].itertuples(index=False, name=None)
     return not made.issuperset(lost)
 
-# %% ../nbs/09_cli.ipynb #09-cli-25
+# %% ../nbs/09_cli.ipynb #09-cli-28
 @delegates(adapter_options)
 def faces(
-    # videos and folders; or, with --root, a data set: ff++, dfdc, df-1.0, celeb-df, folder
+    # videos, pictures, folders of them; or, with --root, a data set: ff++, dfdc, df-1.0, celeb-df, folder
     inputs: list[str],
     *,
     root: str | None = None,  # folder of the data set named as input
@@ -199,10 +206,19 @@ def faces(
     scale: float | None = None,
     workers: int | None = None,  # processes; default: one a core; 0: none but this one
     engine: str = "process",  # process, or ray for a cluster
+    # where there are several: of the person whose face is largest (whom the mask touches), or of all
+    faces: Literal["largest", "all"] = "largest",
+    # what finds them: dlib, as in the paper, or mtcnn, which knows profiles and small faces, too
+    finder: Literal["dlib", "mtcnn"] = "dlib",
+    cropped: bool = False,  # the pictures are face crops already: take them as they are
+    keep_empty: bool = False,  # keep faces of fakes though the mask touches none of them
+    # take each picture of a folder for itself; --frames: as a frame of one video; else: by the names
+    pictures: bool = False,
     **kwargs,
 ) -> int:  # exit code: 1 if a video or picture gave no face
-    """Crop and align the faces of videos, of folders of pictures, or of a data set by name.
+    """Crop and align the faces of videos, of pictures, or of a data set by name.
 
+    The pictures of a folder are the frames of a video if they are numbered in equal steps and of one size.
     Exit code 1 if a video or picture gave no face; dropped.csv says why."""
     from prle.core import check_choice
     from prle.data.layouts import crop_dataset, list_layouts
@@ -211,17 +227,20 @@ def faces(
 
     options = adapter_options(**kwargs)
     settings = dict(count=count, every=every, align=align, size=size, scale=scale)
-    settings |= dict(workers=workers, engine=engine)
+    settings |= dict(workers=workers, engine=engine, faces=faces, finder=finder)
+    settings |= dict(cropped=cropped, keep_empty=keep_empty)
     if root:
+        _only(dict(pictures=pictures) if pictures else {}, (), "a data set")
         name = check_choice(" ".join(inputs), list_layouts(), "data set")
         crop_dataset(name, root, out, options, **settings)
     else:
-        videos = list_videos(inputs)
+        kind = _kind_of_folders(pictures, options.pop("frames", False))
+        videos = list_videos(inputs, kind)
         _only(options, (), "without --root, the folder of a data set, the command")
         crop_videos(videos, out, left=left_over(inputs), **settings)
     return int(_gave_nothing(Path(out)))
 
-# %% ../nbs/09_cli.ipynb #09-cli-27
+# %% ../nbs/09_cli.ipynb #09-cli-30
 @contextmanager
 def _about(file: str):
     "Add the file's name to a `ValueError` that does not hold it."
@@ -232,7 +251,7 @@ def _about(file: str):
             raise
         raise ValueError(f"{file}: {e}") from e
 
-# %% ../nbs/09_cli.ipynb #09-cli-28
+# %% ../nbs/09_cli.ipynb #09-cli-31
 def _check_target(out: Path):
     "Raise `FileExistsError` if something other than a manifest would be overwritten, `OSError` for a wrong place."
     from prle.data.manifest import read_manifest
@@ -247,7 +266,7 @@ def _check_target(out: Path):
         what_to_do = "name another file, or move it away."
         raise FileExistsError(f"{out} is there and no manifest; {what_to_do}") from e
 
-# %% ../nbs/09_cli.ipynb #09-cli-29
+# %% ../nbs/09_cli.ipynb #09-cli-32
 def _labels(words: tuple[str, ...] | None) -> dict[str, str]:
     "Parse NAME=SUBSET; raise `ValueError` for anything else."
     pairs = [word.rpartition("=") for word in words or ()]
@@ -255,7 +274,7 @@ def _labels(words: tuple[str, ...] | None) -> dict[str, str]:
         raise ValueError(f"--label takes NAME=real or NAME=MANIPULATION, not {wrong[0]!r}.")
     return {name: subset for name, _, subset in pairs}
 
-# %% ../nbs/09_cli.ipynb #09-cli-30
+# %% ../nbs/09_cli.ipynb #09-cli-33
 def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options: dict) -> int:
     "Write a manifest from DeepfakeBench's JSON or folders; exit code 1 if something is missing."
     from prle.data.deepfakebench import read_folders, read_json_dataset
@@ -278,7 +297,7 @@ def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options:
     print(f"{len(rows)} crops, {len(missing)} missing", file=sys.stderr)
     return int(len(missing) + len(problems) > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-31
+# %% ../nbs/09_cli.ipynb #09-cli-34
 @delegates(adapter_options)
 def convert(
     inputs: list[str],  # JSON files, or a data set's name, or a manifest (.parquet)
@@ -309,7 +328,7 @@ def convert(
             raise ValueError(f"--root is missing: {what}.")
         return _from_deepfakebench(inputs, root, out, splits, options)
 
-# %% ../nbs/09_cli.ipynb #09-cli-32
+# %% ../nbs/09_cli.ipynb #09-cli-35
 def forge(
     *,
     # folder of photographs and videos, a sub-folder a person; default: the ORL faces
@@ -343,7 +362,7 @@ def forge(
     print(pd.concat(tables).to_string())
     return int(faces is not None and len(read_made(folder / "forge.json").get("lost", [])) > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-34
+# %% ../nbs/09_cli.ipynb #09-cli-37
 def open_lab(
     *,
     # size of the experiment: smoke, mini, paper, controls or controls-smoke; mini+paper, mini+release, paper+paper
@@ -360,7 +379,7 @@ def open_lab(
 
     return Lab(preset, data, outputs)
 
-# %% ../nbs/09_cli.ipynb #09-cli-35
+# %% ../nbs/09_cli.ipynb #09-cli-38
 @delegates(open_lab)
 def reproduce(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -383,7 +402,7 @@ def reproduce(
     results = paper.reproduce(list(ids), **ways, **kwargs)
     return int(any(result != "done" for result in results.values()))
 
-# %% ../nbs/09_cli.ipynb #09-cli-36
+# %% ../nbs/09_cli.ipynb #09-cli-39
 def _notebook_parameters() -> str:
     "Return what `prle reproduce --help` ends with: the parameters that the notebooks have of their own."
     from prle.paper.reproduce import parameters_text
@@ -394,7 +413,7 @@ def _notebook_parameters() -> str:
 EPILOGUES = dict(reproduce=_notebook_parameters)
 "What the help of a command ends with."
 
-# %% ../nbs/09_cli.ipynb #09-cli-37
+# %% ../nbs/09_cli.ipynb #09-cli-40
 @delegates(open_lab)
 def plan(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -415,7 +434,7 @@ def plan(
     print(plan_text(planned(wanted.store)))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-39
+# %% ../nbs/09_cli.ipynb #09-cli-42
 def _needed(outputs: Path) -> set[str]:
     """Return the runs that are needed: those recorded, and those that notebooks would request.
 
@@ -433,7 +452,7 @@ def _needed(outputs: Path) -> set[str]:
             needed.update(plan_notebooks(lab, list_notebooks(), full=True).store.names())
     return needed
 
-# %% ../nbs/09_cli.ipynb #09-cli-40
+# %% ../nbs/09_cli.ipynb #09-cli-43
 def _prune(outputs: Path, delete: bool) -> int:
     "Print the runs that nothing needs, and delete them if asked to."
     from prle.lab.administration import prune, runs_text, spared
@@ -452,7 +471,7 @@ def _prune(outputs: Path, delete: bool) -> int:
         )
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-41
+# %% ../nbs/09_cli.ipynb #09-cli-44
 def runs(
     # list, check, prune; or the name of a run, to be shown in full: why it was made, from what, by which code
     what: str = "list",
@@ -484,7 +503,7 @@ def runs(
     print(runs_text(found))
     return int(what == "check" and len(found) > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-44
+# %% ../nbs/09_cli.ipynb #09-cli-47
 def _settings(words: list[str]) -> dict:
     "Parse NAME=VALUE, the value as YAML; raise `ValueError` for anything else."
     from prle.core import shortened
@@ -495,7 +514,7 @@ def _settings(words: list[str]) -> dict:
     pairs = [word.split("=", 1) for word in words]
     return {name: parse_yaml(value, f"--set {name}") for name, value in pairs}
 
-# %% ../nbs/09_cli.ipynb #09-cli-46
+# %% ../nbs/09_cli.ipynb #09-cli-49
 def _read_config(file: str, beside: list[str]):
     "Read what to train from a file; raise `ValueError` if anything was given beside it."
     from prle.lab.configs import RunConfig
@@ -506,7 +525,7 @@ def _read_config(file: str, beside: list[str]):
         raise ValueError(f"{file} says all about the training: {what_to_do}.")
     return config
 
-# %% ../nbs/09_cli.ipynb #09-cli-47
+# %% ../nbs/09_cli.ipynb #09-cli-50
 _CAM = dict(cam="method", explain="explain")
 "Option -> field of `prle.lab.configs.CamConfig`."
 
@@ -535,7 +554,7 @@ def _run_config(what: list[str], outputs: str | None, options: dict):
     settings |= {name: options[name] for name in zoo if name in options}
     return lab.config(*what, seed=seed, mask=mask, **settings)
 
-# %% ../nbs/09_cli.ipynb #09-cli-48
+# %% ../nbs/09_cli.ipynb #09-cli-51
 @delegates(open_lab)
 def train(
     # a configuration (.yaml or .json); or a detector and a manipulation: Xception DF
@@ -591,7 +610,7 @@ def train(
     print(evaluation(read_scores(run)).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-50
+# %% ../nbs/09_cli.ipynb #09-cli-53
 def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: str, draws: int):
     "Audit masks in a folder; raise `ValueError` without a manifest of their faces."
     from prle.data.manifest import read_manifest, select
@@ -602,7 +621,7 @@ def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: s
     rows = select(read_manifest(manifest), split, None if subset == "all" else subset)
     return audit_folder(masks, rows, draws)
 
-# %% ../nbs/09_cli.ipynb #09-cli-51
+# %% ../nbs/09_cli.ipynb #09-cli-54
 def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
     "Audit the masks of a training; raise `ValueError` without a manipulation."
     from prle.lab.administration import record_runs
@@ -618,7 +637,7 @@ def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
     record_runs(lab.outputs, f"audit-{planned.path.name}", dry.store.names())
     return read_audit(audit(lab, config, split, draws))
 
-# %% ../nbs/09_cli.ipynb #new-82795668
+# %% ../nbs/09_cli.ipynb #09-cli-55
 def _check_figure(path: str | None):
     "Raise `OSError` or `ValueError` if a picture cannot be drawn into a file."
     from matplotlib.figure import Figure
@@ -631,7 +650,7 @@ def _check_figure(path: str | None):
         check_choice(Path(path).suffix.lower().lstrip(".") or "png", kinds, "kind of picture")
         check_destination(path)
 
-# %% ../nbs/09_cli.ipynb #09-cli-52
+# %% ../nbs/09_cli.ipynb #09-cli-56
 @delegates(open_lab)
 def audit(
     *,
@@ -668,7 +687,7 @@ def audit(
         draw_audit(found).savefig(figure, dpi=150)
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-54
+# %% ../nbs/09_cli.ipynb #09-cli-58
 def controls(
     *,
     # folder of photographs and videos, a sub-folder a person; default: the ORL faces
@@ -685,7 +704,7 @@ def controls(
     print(made.paths[0].read_text(encoding="utf-8"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-55
+# %% ../nbs/09_cli.ipynb #09-cli-59
 def _find_detector(name: str, outputs: str | None) -> Path:
     "Find the folder of a detector's run."
     from prle.core import outputs_dir
@@ -693,7 +712,7 @@ def _find_detector(name: str, outputs: str | None) -> Path:
 
     return find_run(Path(outputs or outputs_dir()) / "runs", name, "detectors")
 
-# %% ../nbs/09_cli.ipynb #09-cli-56
+# %% ../nbs/09_cli.ipynb #09-cli-60
 def open_detector(
     name: str,  # of the run, as `prle runs` prints it, or its folder
     *,
@@ -707,7 +726,7 @@ def open_detector(
 
     return reopen(_find_detector(name, outputs), data, outputs=outputs)
 
-# %% ../nbs/09_cli.ipynb #09-cli-57
+# %% ../nbs/09_cli.ipynb #09-cli-61
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -726,7 +745,7 @@ def localize(
     print(lab.attention(run, split, subset, read).path / "maps.npy")
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-58
+# %% ../nbs/09_cli.ipynb #09-cli-62
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -752,18 +771,28 @@ def evaluate(
     print(evaluation(scores).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-59
+# %% ../nbs/09_cli.ipynb #09-cli-63
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it, or its folder
-    # pictures, videos, folders of videos, folders of pictures (= the frames of one video)
+    # pictures, videos, folders of them
     inputs: list[str],
     *,
     count: int = 32,  # frames of a video
     csv: str | None = None,  # file to write besides
+    # where there are several: score the person whose face is largest, or everybody
+    faces: Literal["largest", "all"] = "largest",
+    # what finds them: dlib, as in the paper, or mtcnn, which knows profiles and small faces, too
+    finder: Literal["dlib", "mtcnn"] = "dlib",
+    cropped: bool = False,  # the pictures are face crops already: take them as they are
+    pictures: bool = False,  # take each picture of a folder for itself
+    frames: bool = False,  # take the pictures of a folder as the frames of one video
     **kwargs,
 ) -> int:  # exit code: 1 if a file cannot be scored
-    "Print p_fake of pictures and videos; exit code 1 if one cannot be scored."
+    """Print p_fake of pictures and videos; exit code 1 if one cannot be scored.
+
+    A video's score is the mean over its frames, in which one person is followed. The pictures of a folder are the
+    frames of a video if they are numbered in equal steps and of one size."""
     from prle.core import log
     from prle.data.pictures import left_over, left_text
     from prle.data.manifest import manifest_root
@@ -775,7 +804,10 @@ def predict(
         check_destination(csv)
     lab, run = open_detector(name, **kwargs)
     settings = crop_settings(manifest_root(lab.manifest), lab.preset.size)
-    table = predict_files(load_detector(run, lab.device), inputs, settings, count, lab.device)
+    kind = _kind_of_folders(pictures, frames)
+    which = dict(faces=faces, finder=finder, cropped=cropped)
+    model = load_detector(run, lab.device)
+    table = predict_files(model, inputs, settings, count, lab.device, kind, **which)
     if csv:
         table.to_csv(csv, index=False, errors="backslashreplace")
     print(table.to_string(index=False, float_format="%.3f"))
@@ -784,7 +816,7 @@ def predict(
     log.info("\n".join(filter(None, (left_text(left_over(inputs)), told))))
     return int(failed > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-61
+# %% ../nbs/09_cli.ipynb #09-cli-65
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -803,7 +835,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/09_cli.ipynb #09-cli-62
+# %% ../nbs/09_cli.ipynb #09-cli-66
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -817,7 +849,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/09_cli.ipynb #09-cli-63
+# %% ../nbs/09_cli.ipynb #09-cli-67
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -826,7 +858,7 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/09_cli.ipynb #new-22027930
+# %% ../nbs/09_cli.ipynb #09-cli-72
 @contextmanager
 def _streams():
     "Send messages to stderr, apart from the result, and write out what a stream has no letters for."
@@ -843,7 +875,7 @@ def _streams():
         log.handlers[:] = handlers
         log.setLevel(level)
 
-# %% ../nbs/09_cli.ipynb #new-32485148
+# %% ../nbs/09_cli.ipynb #09-cli-73
 def _came_late(error: Exception) -> bool:
     "Say whether an error ended work that was under way: it found nothing, or the disk is full."
     from prle.core import is_full
@@ -851,7 +883,7 @@ def _came_late(error: Exception) -> bool:
 
     return isinstance(error, NothingFound) or is_full(error)
 
-# %% ../nbs/09_cli.ipynb #09-cli-69
+# %% ../nbs/09_cli.ipynb #09-cli-74
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument

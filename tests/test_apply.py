@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from pillow_heif import register_heif_opener
 import yaml
+from clips import background, photograph, write_frames
 
 from prle import cli
 from prle.paper import exhibits
 from prle.paper import reproduce
-from prle.lab.apply import crop_largest, crop_settings, evaluation, reopen
+from prle.lab.apply import crop_detected, crop_settings, evaluation, reopen
 from prle.mini.benchmark import LIFT, SCALE, SOFT, build_benchmark
 from prle.core import write_json
 from prle.data.crops import read_rgb
@@ -25,7 +26,7 @@ from prle.data.manifest import read_manifest, write_manifest
 from prle.lab.configs import IDENTITY, PRESETS, PUBLISHED, READING, CamConfig, RunConfig, Zoo
 from prle.paper.exhibits import Exhibit
 from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
-from prle.data.faces import orl_folder
+from prle.data.faces import find_largest, orl_folder
 from prle.data.pictures import read_image
 from prle.metrics import auc
 from prle.lab.administration import list_runs, recorded_runs
@@ -295,7 +296,8 @@ def test_other_pictures_are_cropped_as_the_training_faces(tmp_path):
     assert settings == dict(size=64, scale=SCALE, lift=LIFT, soft=SOFT)
     person = sorted(p.name for p in (tmp_path / "real").iterdir())[0].split("-")[0]
     photo = sorted((orl_folder() / person).glob("*.pgm"))[0]
-    ours = crop_largest(read_image(photo), settings).astype(float)
+    picture = read_image(photo)
+    ours = crop_detected(picture, find_largest(picture), settings).astype(float)
     theirs = read_rgb(tmp_path / f"real/{person}-{photo.stem}.png").astype(float)
     assert np.abs(ours - theirs).mean() < 4, "but for the benchmark's JPEG"
     write_json(tmp_path / "e/extraction.json", dict(align="box", scale=1.7, size=300, count=3))
@@ -337,11 +339,46 @@ def test_predict_scores_what_it_can(lab, prle, tmp_path):
     assert table.p_fake.notna().tolist() == [True, True, False, False, False]
     assert table.note[2] == "no face found" and "no such file" in table.note[4]
     assert table.note[3].startswith("cannot be read (")
-    image = torch.from_numpy(crop_largest(face, crop_settings("nowhere", 64)))
+    image = torch.from_numpy(crop_detected(face, find_largest(face), crop_settings("nowhere", 64)))
     logit = load_detector(run)(to_input(image.permute(2, 0, 1)[None], "cpu"))
     assert np.allclose(table.p_fake[:2], logit.double().sigmoid().item(), atol=1e-6)
     assert prle("predict", "Small-A", files / "one.png")[0] == 0
     assert reopen(run.path, outputs=lab.outputs)[1].key == run.key
+
+
+def test_predict_says_how_many_people_there_are_and_scores_whom_one_asks_for(lab, prle, tmp_path):
+    run, left, right = lab.detector("Small", "A"), photograph("s5", 150), photograph("s1", 110)
+    frame = background((480, 270)).copy()
+    frame[40 : 40 + len(left), 20:170], frame[60 : 60 + len(right), 340:450] = left, right
+    cv2.imwrite(str(tmp_path / "two.png"), frame[..., ::-1])
+    write_frames(tmp_path / "two.mp4", [frame] * 2 + [background((480, 270))], (480, 270))
+    files = [tmp_path / "two.png", tmp_path / "two.mp4"]
+    assert prle("predict", "Small-A", *files, "--csv", tmp_path / "p.csv")[0] == 0
+    table = pd.read_csv(tmp_path / "p.csv").set_index("file")
+    assert table.people.tolist() == [2, 2] and table.person.tolist() == [1, 1]
+    said = "the largest of 2 people"
+    assert table.note.tolist() == [said, f"{said}, in 2 of 3 frames"]
+    prle("predict", "Small-A", *files, "--faces", "all", "--csv", tmp_path / "p.csv")
+    everybody = pd.read_csv(tmp_path / "p.csv")
+    assert everybody.person.tolist() == [1, 2] * 2 and everybody.faces.tolist() == [1, 1, 2, 2]
+    assert everybody.p_fake[0] == table.p_fake.iloc[0] and everybody.p_fake.notna().all()
+    prle("predict", "Small-A", files[0], "--cropped", "--csv", tmp_path / "p.csv")
+    assert pd.read_csv(tmp_path / "p.csv").people.tolist() == [1]
+    settings = crop_settings("nowhere", 64) | dict(align="none")
+    with pytest.raises(ValueError, match="--cropped"):
+        crop_detected(frame, find_largest(frame), settings)
+    assert "exclude each other" in prle("predict", "Small-A", files[0], "--pictures", "--frames")[2]
+    assert run.path.exists()
+
+
+def test_predict_scores_photographs_one_by_one(lab, prle, tmp_path):
+    lab.detector("Small", "A")
+    for name in ("ann", "bob", "cleo"):
+        (tmp_path / "album").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / f"album/{name}.png"), photograph("s1", 120))
+    for options, rows in (([], 3), (["--frames"], 1), (["--pictures"], 3)):
+        prle("predict", "Small-A", tmp_path / "album", *options, "--csv", tmp_path / "p.csv")
+        assert len(pd.read_csv(tmp_path / "p.csv")) == rows
 
 
 def test_what_cannot_be_scored_costs_itself(lab, prle, tmp_path):
@@ -358,6 +395,22 @@ def test_what_cannot_be_scored_costs_itself(lab, prle, tmp_path):
     assert code == 1 and header.split()[0] == "file" and len(rows) == 2, "a table and no more"
     assert sum(" NaN " in row for row in rows) == 1
     assert "2 files: 1 scored, 1 without a score" in said and "notes.txt: neither" in said
+
+
+def test_a_film_of_which_nothing_can_be_read_is_not_called_without_a_face(lab, prle, tmp_path):
+    lab.detector("Small", "A")
+    for name in ("torn", "half"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(b"\x89PNG torn")
+        (tmp_path / name / "1.png").write_bytes(b"\x89PNG torn")
+    cv2.imwrite(str(tmp_path / "half" / "1.png"), np.zeros((100, 100, 3), np.uint8))
+    for name, note in (
+        ("torn", "0.png: cannot be read (not a picture, or damaged from its beginning)"),
+        ("half", "no face found; 1 of 2 frames cannot be read"),
+    ):
+        words = (tmp_path / name, "--frames", "--csv", tmp_path / "p.csv")
+        assert prle("predict", "Small-A", *words)[0] == 1
+        assert pd.read_csv(tmp_path / "p.csv").note.tolist() == [note]
 
 
 def test_run_configurations_are_written_and_read(lab, tmp_path):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from prle.mini import benchmark
 from prle.data import faces
+from prle.mini import generators
 from prle.mini import targets
 from prle.cli import main
 from prle.core import file_digest, rng
@@ -55,6 +56,14 @@ def files(root):
         for p in sorted(root.rglob("*"))
         if p.is_file()
     }
+
+
+def test_the_faces_of_orl_are_its_own_400():
+    "The package keeps a picture that is none of ORL's beside those of s10."
+    assert (ORL / "s10" / "target.jpg").exists()
+    photos = benchmark.choose_photos()
+    assert len(photos) == 400
+    assert {path.name for path in photos} == {f"{k}.pgm" for k in range(1, 11)}
 
 
 # The folder
@@ -156,6 +165,20 @@ def quick(monkeypatch, smoke):
     found = faces.read_faces(photos, 64, benchmark.SCALE, benchmark.LIFT)
     monkeypatch.setattr(benchmark, "choose_photos", lambda *a: photos)
     monkeypatch.setattr(benchmark, "read_faces", lambda *a: found)
+
+
+def test_what_cannot_be_made_is_said_and_what_it_costs(monkeypatch):
+    "With one photograph a person, before anything is trained."
+    photos = [path for path in benchmark.choose_photos(people=6) if path.stem == "1"]
+    found = faces.read_faces(photos, 64)[0]
+    told = benchmark._tell_impossible(benchmark.plan(found, seed=0)[1], len(found))
+    reason = "no other photograph of this person"
+    assert told == [f"cannot be made of 6 of 6 faces: {m}: {reason}" for m in ("F2F", "NT")]
+    assert generators._cost(found, 99) == ""
+    monkeypatch.setattr(generators, "perf_counter", iter([0, 9, 9, 24]).__next__)
+    monkeypatch.setattr(generators, "train_networks", lambda faces, steps: None)
+    said = generators._cost(found, 1000)  # 6 s for 3 steps
+    assert said == ": 3 networks, 1000 steps each, about 33 minutes here"
 
 
 def test_workers_do_not_change_a_byte(quick, tmp_path):

@@ -14,10 +14,10 @@ from prle.lab.configs import PRESETS
 from prle.study import command
 
 OPTIONS = {
-    "check": "compression subsets part variants protocol reals frames",
-    "faces": "root out count every align size scale workers engine "
-    "compression subsets part variants protocol reals frames",
-    "convert": "root out splits compression subsets part variants protocol reals frames",
+    "check": "compression subsets part variants protocol reals frames split",
+    "faces": "root out count every align size scale workers engine faces finder cropped keep-empty pictures "
+    "compression subsets part variants protocol reals frames split",
+    "convert": "root out splits label compression subsets part variants protocol reals frames split",
     "forge": "faces out size people seed steps count",
     "reproduce": "seeds preset data outputs engine gpus remake",
     "plan": "seeds preset data outputs",
@@ -27,7 +27,7 @@ OPTIONS = {
     "controls": "faces trainings engine outputs",
     "localize": "data outputs split subset cam explain",
     "evaluate": "data outputs on",
-    "predict": "data outputs count csv",
+    "predict": "data outputs count csv faces finder cropped pictures frames",
     "userstudy build": "participants images subsets splits practice seed secret-of consent post confidence out "
     "preset data outputs",
     "userstudy serve": "host port name",

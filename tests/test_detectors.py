@@ -1018,7 +1018,9 @@ def test_grad_cam_is_the_librarys(name):
         # With the head as drawn the sum of the features is below zero everywhere in a face.
         model.net.get_classifier().weight.data.neg_()
     layer = model.cam_layer()
-    (theirs,) = localization._library_maps("gradcam", model, [layer], x, localization.fake_logit)
+    (theirs,) = localization._library_maps(
+        "gradcam", model, [layer], x, localization.fake_logit, None
+    )
     ours = localization.attention_maps(model, layer, x, size="grid")
     assert ours.shape[1] == cam_grids(model, size)[model.cam_name()] and ours.amax((1, 2)).min() > 0
     assert (ours - localization._stretch(theirs)).abs().max() < 1e-4

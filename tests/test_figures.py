@@ -256,7 +256,8 @@ def test_figure1_draws_auc_inside_and_across(lab, monkeypatch):
         table = faces(*run, subsets=SUBSETS)
         return table[table.subset.isin(["real", subset])]
 
-    for arm_name, label in (("none", "plain"), ("primary", "+ PRLE")):
+    shown = dict(none="plain", primary="+ PRLE", ours="+ PRLE, our reading")
+    for arm_name, label in shown.items():
         arms = {arm.train: arm for arm in figure1_arms() if arm.name == arm_name}
 
         expected = [

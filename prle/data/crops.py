@@ -29,7 +29,7 @@ from prle.trust import (
     write_digests,
 )
 
-# %% ../../nbs/data/03_crops.ipynb #new-9914304
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-4
 def _content(path: str | Path, what: str) -> bytes:
     "Read a file; `OSError` naming it if it is missing or no ordinary file."
     try:
@@ -39,13 +39,13 @@ def _content(path: str | Path, what: str) -> bytes:
     except ValueError as e:
         raise OSError(f"{what} {path}: cannot be read ({e})") from e
 
-# %% ../../nbs/data/03_crops.ipynb #new-31476706
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-5
 def _is_plain(content: bytes, bits: int = 8) -> bool:
     "Say whether a file is a PNG, grey or RGB, with nothing between its header and its pixels."
     grey_or_rgb = content[24:25] == bytes([bits]) and content[25:26] in (b"\0", b"\2")
     return content[:8] == b"\x89PNG\r\n\x1a\n" and grey_or_rgb and content[37:41] == b"IDAT"
 
-# %% ../../nbs/data/03_crops.ipynb #new-73773812
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-6
 def _decode(path: str | Path, what: str, content: bytes, how: int) -> np.ndarray:
     "Decode a plain PNG with OpenCV; `OSError` naming the file if it is damaged or promises too many pixels."
     sides = (int.from_bytes(content[i : i + 4]) for i in (16, 20))
@@ -58,7 +58,7 @@ def _decode(path: str | Path, what: str, content: bytes, how: int) -> np.ndarray
         raise OSError(f"{what} {path}: cannot be read (truncated or damaged).")
     return image
 
-# %% ../../nbs/data/03_crops.ipynb #new-86317221
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-7
 def _through_reader(path: str | Path, what: str, content: bytes, convert: Callable) -> np.ndarray:
     "Decode any other picture; `OSError` naming the file."
     try:
@@ -66,7 +66,7 @@ def _through_reader(path: str | Path, what: str, content: bytes, convert: Callab
     except FaceError as e:
         raise OSError(f"{what} {e}") from e
 
-# %% ../../nbs/data/03_crops.ipynb #data-03-crops-5
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-8
 def read_rgb(
     path: str | Path,  # a picture of any kind
 ) -> np.ndarray:  # (H, W, 3) uint8, RGB
@@ -76,7 +76,7 @@ def read_rgb(
         return _through_reader(path, "picture", content, to_rgb)
     return cv2.cvtColor(_decode(path, "picture", content, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
-# %% ../../nbs/data/03_crops.ipynb #data-03-crops-6
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-9
 def read_mask(
     path: str | Path,  # a picture of any kind
     shape: tuple[int, int],  # (height, width) that it must have
@@ -93,7 +93,7 @@ def read_mask(
         )
     return mask
 
-# %% ../../nbs/data/03_crops.ipynb #data-03-crops-8
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-11
 def write_quantiles(
     fused: Tensor,  # (N, H, W) float fused attention, as from `fuse`
     paths: Sequence[str | Path],  # N files, ending in .png
@@ -109,7 +109,7 @@ def write_quantiles(
             tmp.write_bytes(png)
     return quantiles
 
-# %% ../../nbs/data/03_crops.ipynb #data-03-crops-9
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-12
 def read_quantiles(
     path: str | Path,  # a 16-bit one-channel PNG
     fingerprint: str | None = None,  # from the folder's table of digests; None: do not compare
@@ -117,14 +117,12 @@ def read_quantiles(
     "Decode a quantile map; `Damaged`, `OSError` or `ValueError` naming the file."
     what = "quantile map"
     content = read_whole(path, fingerprint) if fingerprint else _content(path, what)
-    if not _is_plain(content, bits=16):
-        raise ValueError(f"{path} is no 16-bit one-channel quantile map.")
     quantiles = _decode(path, what, content, cv2.IMREAD_UNCHANGED)
-    if quantiles.dtype != np.uint16 or quantiles.ndim != 2:
+    if not _is_plain(content, bits=16) or quantiles.dtype != np.uint16 or quantiles.ndim != 2:
         raise ValueError(f"{path} is no 16-bit one-channel quantile map.")
     return quantiles
 
-# %% ../../nbs/data/03_crops.ipynb #data-03-crops-12
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-15
 def _open_stores(stores: Sequence[str | Path], n: int) -> list[np.ndarray]:
     "Map the attention maps into memory, one (n, h, w) array a detector; `ValueError` naming an unfit store."
     maps = [read_array(store, mapped=True) for store in stores]
@@ -133,7 +131,7 @@ def _open_stores(stores: Sequence[str | Path], n: int) -> list[np.ndarray]:
             raise ValueError(f"{store} holds maps {m.shape} for {n} faces; localize it again.")
     return maps
 
-# %% ../../nbs/data/03_crops.ipynb #data-03-crops-13
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-16
 def _png_names(faces: Sequence[str]) -> list[Path]:
     "Return the faces' paths with the suffix .png; `ValueError` if two would share a file or one is not relative."
     names = [Path(face).with_suffix(".png") for face in faces]
@@ -146,7 +144,7 @@ def _png_names(faces: Sequence[str]) -> list[Path]:
         )
     return names
 
-# %% ../../nbs/data/03_crops.ipynb #data-03-crops-14
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-17
 def move_maps(
     fused: Tensor,  # (N, H, W) fused maps
     matrices: Iterable[np.ndarray | None],  # N (2, 3) matrices, px of the map -> px; None: stay
@@ -159,7 +157,7 @@ def move_maps(
             moved[i] = torch.from_numpy(at)
     return moved
 
-# %% ../../nbs/data/03_crops.ipynb #data-03-crops-17
+# %% ../../nbs/data/03_crops.ipynb #data-03-crops-20
 def quantile_store(
     stores: Sequence[str | Path],  # T .npy files of `localize`, one a detector, with the same rows
     faces: Sequence[str],  # N paths of the faces, in the rows' order, relative as in the manifest

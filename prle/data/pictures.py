@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'PHOTO_SUFFIXES', 'VIDEO_SUFFIXES', 'CROPS', 'FaceError', 'NothingFound', 'decode', 'read_picture',
-           'to_rgb', 'read_image', 'to_grey', 'file_kind', 'walk_folders', 'visible_files', 'left_over', 'left_text']
+           'to_rgb', 'read_image', 'to_grey', 'file_kind', 'picture_size', 'walk_folders', 'visible_files', 'left_over',
+           'left_text']
 
 # %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-2
 import io
@@ -290,11 +291,22 @@ def file_kind(
     "Say what a file is, by its suffix or, if nobody uses that, by its content."
     return _look(path)[0]
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-47
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-46
+def picture_size(
+    path: str | Path,  # a picture in one of `FORMATS`
+) -> tuple[int, int] | None:
+    "Return width and height as a picture's header has them; None if it cannot be read."
+    try:
+        with open_file(path) as file, _open(path, file) as image:
+            return image.size
+    except Exception:  # whatever Pillow's decoders meet
+        return None
+
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-49
 CROPS = "extraction.json"
 "The file in a folder that says that `prle faces` has written crops there, and how."
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-48
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-50
 def walk_folders(
     folder: str | Path,  # where to begin
 ) -> Iterator[tuple[str, list[str], list[str]]]:  # a folder, the names of its folders, of its files
@@ -310,7 +322,7 @@ def walk_folders(
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield parent, folders, files
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-49
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-51
 def visible_files(
     folder: str | Path,
     names: Iterable[str],  # of files in it, as `walk_folders` gives them
@@ -320,7 +332,7 @@ def visible_files(
     files = [Path(folder, name) for name in names if not name.startswith(".")]
     return [file for file in files if file_kind(file) in kinds]
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-51
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-53
 def left_over(
     inputs: str | Path | Iterable[str | Path],  # files and folders
     *beside: str,  # names of folders that hold other things on purpose
@@ -334,7 +346,7 @@ def left_over(
                 found[path_text(file)] = _look(file)[1]
     return pd.DataFrame(dict(file=list(found), reason=list(found.values())), dtype=str)
 
-# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-53
+# %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-55
 def left_text(
     left: pd.DataFrame,  # from `left_over`
     most: int = 10,  # files that are named

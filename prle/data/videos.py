@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POOLS', 'is_pictures', 'list_pictures', 'list_videos', 'count_frames', 'sample_frames', 'read_frames',
-           'difference_mask', 'crop_videos', 'extract']
+           'difference_mask', 'which_faces', 'crop_videos', 'extract']
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-2
 import os
@@ -57,12 +57,19 @@ from .decoding import VideoError, decode_video, index_video, undecodable
 from .distortions import distort_frame, distort_video, frame_level, parse_meta
 from prle.data.faces import (
     ALIGNMENTS,
+    CROPPED,
+    FINDERS,
     SCALES,
+    Detection,
     align,
+    are_frames,
     find_largest,
+    load_mtcnn,
     move_points,
     natural_key,
     warp_crop,
+    warp_softly,
+    whole_picture,
     write_png,
 )
 from prle.data.pictures import (
@@ -74,13 +81,14 @@ from prle.data.pictures import (
     visible_files,
     walk_folders,
 )
+from .tracks import Tracks, touched
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-8
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-7
 def is_pictures(source: str | Path) -> bool:
     "Say whether a source is a folder of pictures or a single one, and not a video file."
     return Path(source).is_dir() or file_kind(source) == "picture"
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-11
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-8
 def list_pictures(
     folder: str | Path,  # or one picture, a video of one frame
 ) -> list[Path]:  # the frames of a video
@@ -92,18 +100,24 @@ def list_pictures(
     files = visible_files(folder, os.listdir(folder), "picture")
     return sorted(files, key=lambda p: natural_key(Path(p.name)))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-14
-def _videos_below(folder: Path) -> list[Path]:
-    "List video files and folders of pictures in and below a folder, folders of crops left out."
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-9
+def _as_videos(folder: str | Path, kind: str | None) -> list[Path]:
+    "Return what the pictures of a folder are: the folder, as a video, or each of them."
+    pictures = list_pictures(folder)
+    whole = kind == "frames" or (kind is None and are_frames(pictures))
+    return [Path(folder)] if pictures and whole else pictures
+
+
+def _videos_below(folder: Path, kind: str | None) -> list[Path]:
+    "List video files, folders of frames and pictures in and below a folder, folders of crops left out."
     found = []
     for parent, _, files in walk_folders(folder):
         found += visible_files(parent, files, "video")
-        if list_pictures(parent):
-            found.append(Path(parent))
+        found += _as_videos(parent, kind)
     return sorted(found, key=natural_key)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-17
-def _expand(given: str | Path) -> list[tuple[Path, str]]:
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-10
+def _expand(given: str | Path, kind: str | None) -> list[tuple[Path, str]]:
     "List the videos of one input, each with its subset; `FaceError` if there are none."
     root = Path(os.path.abspath(given))
     if not root.exists():
@@ -117,23 +131,25 @@ def _expand(given: str | Path) -> list[tuple[Path, str]]:
             f"{given}: neither a video nor a picture that can be opened, nor a folder of them."
         )
     videos = []
-    for file in _videos_below(root):
+    for file in _videos_below(root, kind):
         way = file.parent.relative_to(root.parent).parts
         videos.append((file, "_".join(way) or root.parent.name))
     if not videos:
         raise FaceError(f"{given}: no video and no picture in this folder.")
     return videos
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-18
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-11
 def list_videos(
-    inputs: str | Path | Iterable[str | Path],  # video files, folders of videos or of pictures
+    inputs: str | Path | Iterable[str | Path],  # video files, pictures, folders of them
+    # what the pictures of a folder are: "frames" of one video, or "pictures"; None: as `are_frames` has it
+    kind: str | None = None,
 ) -> pd.DataFrame:  # columns file, subset, video
     """List unlabelled videos in a table; `FaceError` naming an input that is missing or holds none.
 
-    Folders are searched at any depth; the pictures of a folder are the frames of one video."""
+    Folders are searched at any depth."""
     if isinstance(inputs, str | Path):
         inputs = [inputs]
-    found = dict(pair for given in inputs for pair in _expand(given))
+    found = dict(pair for given in inputs for pair in _expand(given, kind))
     stems = Counter(file.with_suffix("") for file in found)
     names = []
     for file in found:
@@ -142,7 +158,7 @@ def list_videos(
     subsets = map(safe_name, found.values())
     return pd.DataFrame(dict(file=map(str, found), subset=subsets, video=names))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-22
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-15
 def count_frames(
     source: str | Path,  # a video file or a folder of pictures
 ) -> int:  # those included that a file lists and lacks, because it is damaged
@@ -153,7 +169,7 @@ def count_frames(
         raise FaceError(f"{source}: no frames.")
     return count
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-23
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-16
 def sample_frames(
     total: int,  # frames of the video
     count: int | None = 32,  # how many, evenly spaced from the first to the last
@@ -166,7 +182,7 @@ def sample_frames(
         return list(range(total))
     return np.unique(np.linspace(0, total - 1, count).astype(int)).tolist()
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-26
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-19
 def _picture_frames(folder: Path, wanted: list[int]) -> Iterator[np.ndarray | FaceError]:
     "Yield pictures of a folder, RGB, or the `FaceError` of one that cannot be read."
     files = list_pictures(folder)
@@ -179,7 +195,7 @@ def _picture_frames(folder: Path, wanted: list[int]) -> Iterator[np.ndarray | Fa
         except FaceError as e:
             yield e
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-27
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-20
 def read_frames(
     source: str | Path,  # a video file or a folder of pictures
     wanted: list[int],  # frames, in rising order
@@ -190,14 +206,14 @@ def read_frames(
     read = _picture_frames if is_pictures(source) else decode_video
     return read(Path(source), wanted)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-35
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-28
 def _not_lost(frame: np.ndarray, error: VideoError | None) -> np.ndarray:
     "Return the frame of a copy; raise what is wrong with it in the source."
     if error:
         raise error
     return frame
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-36
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-29
 @contextmanager
 def _distorted(file: Path, meta: str) -> Iterator[tuple[Path, Callable]]:
     "Yield the source to decode and the function (frame, index) -> frame to apply."
@@ -213,11 +229,11 @@ def _distorted(file: Path, meta: str) -> Iterator[tuple[Path, Callable]]:
             lost = undecodable(file)
             yield made, lambda frame, index: _not_lost(frame, lost.get(index))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-38
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-31
 def _size(frame: np.ndarray) -> str:
     return f"{frame.shape[1]}x{frame.shape[0]}"
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-39
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-32
 def difference_mask(
     fake: np.ndarray,  # (H, W, 3) uint8, RGB
     real: np.ndarray,  # (H, W, 3) uint8, RGB: the frame that `fake` was made from
@@ -227,45 +243,57 @@ def difference_mask(
         raise ValueError(f"two frames of different sizes: {_size(fake)} and {_size(real)}.")
     return cv2.cvtColor(cv2.absdiff(fake, real), cv2.COLOR_RGB2GRAY)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-41
-def _crop_frame(frame: np.ndarray, index: int, folder: Path, settings: dict) -> dict:
-    "Crop the largest face of a frame into `folder` and return its row; `FaceError` if there is none."
-    face = find_largest(frame)
-    if face is None:
-        raise FaceError("no face found.")
-    matrix = align(face, frame.shape, settings["align"], settings["size"], settings["scale"])
-    name = f"{index:04d}.png"
-    write_png(folder / name, warp_crop(frame, matrix, settings["size"]))
-    landmarks = move_points(face.landmarks, matrix).ravel()
-    place = dict(path=name, frame=index, landmarks=landmarks, transform=matrix.ravel())
-    return place | dict(mask="", found=face.found)
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-34
+def _crop_frame(
+    frame: np.ndarray, face: Detection | None, name: str, folder: Path, settings: dict
+) -> dict:
+    "Crop a face of a frame into `folder` and return its row, or all of a picture that is a crop already."
+    if settings["align"] == CROPPED:
+        matrix = whole_picture(frame.shape, settings["size"])
+    else:
+        matrix = align(face, frame.shape, settings["align"], settings["size"], settings["scale"])
+    write_png(folder / name, warp_softly(frame, matrix, settings["size"]))
+    landmarks = np.full(136, np.nan, np.float32)
+    if face is not None:
+        landmarks = move_points(face.landmarks, matrix).ravel()
+    return dict(path=name, landmarks=landmarks, transform=matrix.ravel(), mask="")
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-42
-def _crop_mask(
-    mask: np.ndarray, frame: np.ndarray, untouched: bool, row: dict, folder: Path, size: int
-) -> str:
-    """Crop a mask like the face and return its name; `FaceError` if it is of another size than the frame.
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-35
+def _grey_mask(
+    mask: np.ndarray | FaceError | None, frame: np.ndarray, untouched: bool
+) -> np.ndarray | None:
+    """Return the mask of a frame, (H, W) uint8, None without one; `FaceError` if it has another size or is missing.
 
     `mask` is the frame of a mask video or, if `untouched`, of the video to compare with."""
+    if isinstance(mask, FaceError):
+        raise mask
+    if mask is None:
+        return None
     if mask.shape != frame.shape:
         raise FaceError(f"it has another size than the frame ({_size(mask)}, not {_size(frame)}).")
-    grey = difference_mask(frame, mask) if untouched else cv2.cvtColor(mask, cv2.COLOR_RGB2GRAY)
+    return difference_mask(frame, mask) if untouched else cv2.cvtColor(mask, cv2.COLOR_RGB2GRAY)
+
+
+def _crop_mask(grey: np.ndarray, untouched: bool, row: dict, folder: Path, size: int) -> str:
+    "Crop a mask like the face and return its name."
     crop = warp_crop(grey, row["transform"].reshape(2, 3), size)
     name = f"masks/{row['path']}"
     write_png(folder / name, crop if untouched else np.uint8(255) * (crop > 1))
     return name
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-44
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-37
 def _reason(error: Exception, source: str) -> str:
     "Return what goes into the drop report: the message without the path of `source`."
     return one_line(str(error).removeprefix(f"{source}: ").replace(f"{source}{os.sep}", ""))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-45
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-38
 class _Crops:
-    "The rows and the drop list of one video."
+    "The rows, the people and the drop list of one video."
 
-    def __init__(self):
-        self.rows, self.dropped, self.frames = [], [], 0
+    def __init__(self, folder: Path, settings: dict):
+        self.rows, self.dropped, self.frames, self.total = [], [], 0, 0
+        self.folder, self.settings = folder, settings
+        self.tracks = Tracks(settings["faces"] == "all", settings["finder"])
 
     @contextmanager
     def attempt(self, index: int, source: str, kind: str = ""):
@@ -275,7 +303,77 @@ class _Crops:
         except (ValueError, cv2.error) as e:
             self.dropped.append((index, kind + _reason(e, source)))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-46
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-40
+def _touched_faces(
+    faces: dict[int, Detection], frame: np.ndarray, grey: np.ndarray, crops: _Crops
+) -> dict[int, Detection]:
+    "Return the faces that a mask touches; `FaceError` if it is empty or touches none."
+    if not (grey > 1).any():
+        raise FaceError("its mask is empty: nothing in this frame is manipulated.")
+    if crops.settings["align"] == CROPPED:
+        return faces
+    hit = touched(faces, grey)
+    if not hit:  # a smaller face, perhaps
+        faces = crops.tracks.see(frame, everyone=True)
+        hit = touched(faces, grey)
+    if faces and not hit:
+        raise FaceError(f"its mask touches none of the faces found (of {len(faces)}).")
+    everyone = crops.settings["faces"] == "all"
+    return hit if everyone else dict(list(hit.items())[:1])
+
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-41
+def _crop_faces(
+    crops: _Crops, frame: np.ndarray, index: int, grey: np.ndarray | None, untouched: bool
+):
+    "Crop the faces of a frame that may count, each in the folder of its person; `FaceError` if there is none."
+    settings, folder = crops.settings, crops.folder
+    if settings["align"] == CROPPED:
+        faces = {0: find_largest(frame, settings["finder"])}
+    else:
+        faces = crops.tracks.see(frame)
+    masked = grey is not None and not settings["keep_empty"]
+    if masked:
+        faces = _touched_faces(faces, frame, grey, crops)
+    if not faces:
+        raise FaceError("no face found.")
+    for person, face in faces.items():
+        row = _crop_frame(frame, face, f"{person}/{index:04d}.png", folder, settings)
+        if grey is not None:
+            row["mask"] = _crop_mask(grey, untouched, row, folder, settings["size"])
+        found = len(crops.tracks.present) or (face.found if face else 0)
+        crops.rows.append(row | dict(frame=index, found=found, person=person, masked=masked))
+
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-42
+def _one_a_frame(crops: _Crops) -> list[dict]:
+    "Return the rows of the person whom the masks touch or, without masks, whose face is largest."
+    by_mask = Counter(row["person"] for row in crops.rows if row["masked"])
+    person = by_mask.most_common(1)[0][0] if by_mask else crops.tracks.largest() or 0
+    kept = {}
+    for row in crops.rows:
+        if row["masked"] or row["person"] == person:
+            kept.setdefault(row["frame"], row)
+    for index in dict.fromkeys(row["frame"] for row in crops.rows):
+        if index not in kept:
+            crops.dropped.append((index, "the person who is followed is not in this frame."))
+    return list(kept.values())
+
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-43
+def _choose(crops: _Crops):
+    "Keep everybody's crops, in folders of their own, or one a frame, without such folders."
+    everyone, people = crops.settings["faces"] == "all", {row["person"] for row in crops.rows}
+    kept = crops.rows if everyone else _one_a_frame(crops)
+    for row in [] if everyone else kept:
+        for key in ("path", "mask"):
+            if row[key]:
+                name = row[key].replace(f"{row['person']}/", "", 1)
+                os.replace(crops.folder / row[key], crops.folder / name)
+                row[key] = name
+    for person in [] if everyone else people:
+        for folder in (crops.folder / str(person), crops.folder / "masks" / str(person)):
+            shutil.rmtree(folder, ignore_errors=True)
+    crops.rows = [{key: row[key] for key in row if key != "masked"} for row in kept]
+
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-44
 def _numbers(source: Path) -> Sequence[int] | None:
     """Return the frame's number at each position.
 
@@ -287,7 +385,7 @@ def _numbers(source: Path) -> Sequence[int] | None:
     numbers = {int(stem) for stem in stems if stem.isdecimal() and len(stem) < 10}
     return sorted(numbers) if len(numbers) == len(stems) else None
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-47
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-45
 def _positions(source: Path, frames: list[int] | None) -> list[int]:
     "Return where a mask source has these frames, its end for those it lacks; `FaceError` if nothing tells."
     numbers = _numbers(source)
@@ -298,7 +396,7 @@ def _positions(source: Path, frames: list[int] | None) -> list[int]:
         )
     return [numbers.index(i) if i in numbers else len(numbers) for i in frames]
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-48
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-46
 def _read_masks(
     crops: _Crops, source: str, frames: list[int] | None
 ) -> Iterator[np.ndarray | FaceError | None]:
@@ -309,12 +407,14 @@ def _read_masks(
     while True:
         yield None
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-49
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-47
 def _crop_video(row: dict, folder: Path, settings: dict) -> _Crops:
     "Crop the wanted frames of a video into `folder`; what fails goes to the drop list."
-    crops, file, mask_file = _Crops(), row["file"], row["mask_file"] or row["untouched_file"]
+    crops, file = _Crops(folder, settings), row["file"]
+    mask_file = row["mask_file"] or row["untouched_file"]
     with crops.attempt(-1, file), _distorted(Path(file), row["distortion"]) as (source, distort):
-        wanted = sample_frames(count_frames(source), settings["count"], settings["every"])
+        crops.total = count_frames(source)
+        wanted = sample_frames(crops.total, settings["count"], settings["every"])
         numbers, crops.frames = _numbers(source), len(wanted)
         frames = numbers and [numbers[i] for i in wanted]
         masks = _read_masks(crops, mask_file, frames)
@@ -322,22 +422,18 @@ def _crop_video(row: dict, folder: Path, settings: dict) -> _Crops:
             with crops.attempt(index, file):
                 if isinstance(frame, FaceError):
                     raise frame
-                face = _crop_frame(distort(frame, index), index, folder, settings)
-                crops.rows.append(face)
-                if mask is None:
-                    continue
+                grey, untouched = None, not row["mask_file"]
                 with crops.attempt(index, mask_file, "mask: "):
-                    if isinstance(mask, FaceError):
-                        raise mask
-                    untouched, size = not row["mask_file"], settings["size"]
-                    face["mask"] = _crop_mask(mask, frame, untouched, face, folder, size)
+                    grey = _grey_mask(mask, frame, untouched)
+                _crop_faces(crops, distort(frame, index), index, grey, untouched)
+    _choose(crops)
     return crops
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-51
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-49
 _RECORD, _FACES = "video.json", "faces.parquet"
 _VIDEO_FOLDER = "crops of a video"
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-52
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-50
 def _state(source: str) -> list | str | None:
     "Return a file's size and modification time, a digest of those in a folder, None where there is nothing."
     path = Path(source)
@@ -347,7 +443,7 @@ def _state(source: str) -> list | str | None:
         return digest([[p.name, *_state(str(p))] for p in list_pictures(path)])
     return [path.stat().st_size, path.stat().st_mtime_ns]
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-53
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-51
 def _origin(row: dict) -> dict:
     "Describe what a video's crops are made from, apart from the settings."
     return dict(
@@ -357,20 +453,27 @@ def _origin(row: dict) -> dict:
         distortion=row["distortion"],
     )
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-54
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-52
 def _is_loss(entry) -> bool:
     "Say whether an entry of a drop list is a frame and a reason."
     if not isinstance(entry, list) or len(entry) != 2:
         return False
     return isinstance(entry[0], int) and isinstance(entry[1], str)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-55
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-53
 def _read_video_record(folder: Path) -> dict:
     """Read the record of a video's folder; `FileNotFoundError` without it.
 
     `ValueError` naming the record or the table if it is damaged."""
     record = read_record(
-        folder / _RECORD, origin=dict, frames=int, faces=int, dropped=list, files=dict
+        folder / _RECORD,
+        origin=dict,
+        frames=int,
+        total=int,
+        faces=int,
+        people=int,
+        dropped=list,
+        files=dict,
     )
     for entry in record["dropped"]:
         if not _is_loss(entry):
@@ -380,7 +483,7 @@ def _read_video_record(folder: Path) -> dict:
         check_digest(folder / _FACES, record["files"].get(_FACES))
     return record
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-56
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-54
 def _is_finished(row: dict, folder: Path) -> bool:
     "Say whether the folder holds what this video gives; not if the record is damaged."
     try:
@@ -388,7 +491,7 @@ def _is_finished(row: dict, folder: Path) -> bool:
     except (FileNotFoundError, ValueError):
         return False
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-57
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-55
 def _write_video(row: dict, folder: Path, crop: Callable[[Path], _Crops]):
     "Replace a video's folder by what `crop` writes there, with its table and the digests of its files."
     origin = _origin(row)
@@ -398,11 +501,12 @@ def _write_video(row: dict, folder: Path, crop: Callable[[Path], _Crops]):
             write_table(tmp / _FACES, pd.DataFrame(crops.rows))
         written = [path for path in sorted(tmp.rglob("*")) if path.is_file()]
         files = {path.relative_to(tmp).as_posix(): file_digest(path) for path in written}
-        counts = dict(frames=crops.frames, faces=len(crops.rows))
+        people = len(crops.tracks.boxes)
+        counts = dict(frames=crops.frames, total=crops.total, faces=len(crops.rows), people=people)
         record = dict(origin=origin, **counts, dropped=crops.dropped, files=files)
         write_json(tmp / _RECORD, record)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-58
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-56
 @contextmanager
 def _one_thread():
     "Limit OpenCV to one thread, since it is the videos that are spread over the processors."
@@ -413,13 +517,13 @@ def _one_thread():
     finally:
         cv2.setNumThreads(threads)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-59
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-57
 def _extract_video(row: dict, folder: Path, settings: dict):
     "Crop one video from start to end: what a worker does."
     with _one_thread():
         _write_video(row, folder, lambda tmp: _crop_video(row, tmp, settings))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-61
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-59
 def _follow_parent():
     "End this worker when its parent ends."
     show_messages(stream="stderr")
@@ -429,7 +533,7 @@ def _follow_parent():
 def _pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_follow_parent)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-62
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-60
 def _through_pool(todo: deque, running: dict, workers: int) -> Iterator[None]:
     "Move jobs from `todo` through `running` and yield when one is done; `BrokenProcessPool` when a worker dies."
     pool = _pool(workers)
@@ -445,14 +549,14 @@ def _through_pool(todo: deque, running: dict, workers: int) -> Iterator[None]:
     finally:
         pool.shutdown(cancel_futures=True)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-64
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-62
 def _give_up(row: dict, folder: Path, settings: dict):
     "Drop a video that its process did not survive."
-    crops = _Crops()
+    crops = _Crops(folder, settings)
     crops.dropped.append((-1, "the process that read it died, twice."))
     _write_video(row, folder, lambda tmp: crops)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-65
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-63
 def _alone(job: tuple) -> Iterator[None]:
     "Do one job in a process of its own, and give it up if that dies too."
     try:
@@ -461,7 +565,7 @@ def _alone(job: tuple) -> Iterator[None]:
         _give_up(*job)
         yield
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-66
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-64
 def _check_workers():
     "Raise `RuntimeError` if no worker can be started at all."
     try:
@@ -473,12 +577,12 @@ def _check_workers():
             "below `if __name__ == '__main__':`, or with workers=0."
         ) from e
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-67
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-65
 def _processors() -> int:
     "Count the processors that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-68
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-66
 def _in_processes(jobs: list[tuple], workers: int | None) -> Iterator[None]:
     "Do all jobs in worker processes or, with 0 workers, in this one; yield after each."
     todo, workers = deque(jobs), min(len(jobs), _processors() if workers is None else workers)
@@ -493,7 +597,7 @@ def _in_processes(jobs: list[tuple], workers: int | None) -> Iterator[None]:
             for job in running.values():
                 yield from _alone(job)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-70
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-68
 @contextmanager
 def _ray(workers: int | None):
     "Yield Ray, connected to the cluster that `RAY_ADDRESS` names or started here until the end of the `with`."
@@ -514,7 +618,7 @@ def _ray(workers: int | None):
     finally:
         ray.shutdown()
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-71
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-69
 def _on_ray(jobs: list[tuple], workers: int | None) -> Iterator[None]:
     "Do all jobs as Ray tasks, at most `workers` at once; Ray retries a task whose process dies."
     with _ray(workers) as ray:
@@ -534,12 +638,12 @@ def _on_ray(jobs: list[tuple], workers: int | None) -> Iterator[None]:
                 _give_up(*job)
             yield
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-72
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-70
 POOLS = {"process": _in_processes, "ray": _on_ray}
 "Name -> function (jobs, workers) that does all jobs and yields after each."
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-74
-_VERSION = 2  # of the crops: rises when the same settings give other ones
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-72
+_VERSION = 3  # of the crops: rises when the same settings give other ones
 _OWN_COLUMNS = dict(
     path=pa.string(),
     frame=pa.int64(),
@@ -547,10 +651,21 @@ _OWN_COLUMNS = dict(
     transform=pa.list_(pa.float64()),
     mask=pa.string(),
     found=pa.int64(),
+    person=pa.int64(),
 )
 _INPUTS = ("file", "mask_file", "untouched_file", "distortion")
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-75
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-73
+def which_faces(
+    faces: str = "largest",  # of the person whose is largest; or "all": everybody's
+    finder: str = "dlib",  # one of `prle.data.faces.FINDERS`
+    cropped: bool = False,  # the pictures are face crops already: take them as they are
+    keep_empty: bool = False,  # keep faces of fakes though the mask touches none of them
+) -> dict:
+    "Return the choice of faces of `crop_videos`, by name."
+    return dict(locals())
+
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-74
 def _check_videos(videos: pd.DataFrame) -> pd.DataFrame:
     "Return the table with the columns that may be missing; `ValueError` for a wrong one."
     missing = [c for c in ("file", "subset", "video") if c not in videos]
@@ -573,7 +688,7 @@ def _check_videos(videos: pd.DataFrame) -> pd.DataFrame:
         parse_meta(meta)
     return videos
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-76
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-75
 def _folders(videos: pd.DataFrame, out: Path) -> list[Path]:
     """Return the folder of each video.
 
@@ -590,20 +705,24 @@ def _folders(videos: pd.DataFrame, out: Path) -> list[Path]:
         first[folder] = file
     return folders
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-77
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-76
 def _settings(
-    count: int | None, every: int | None, align: str, size: int, scale: float | None
-) -> dict:
+    count: int | None, every: int | None, align: str, size: int, scale: float | None, **which
+) -> dict:  # which: faces, finder, cropped, keep_empty
     "Return what all crops in a folder have in common; `ValueError` for a value out of range."
+    check_choice(which["faces"], ("largest", "all"), "choice of faces")
+    check_choice(which["finder"], FINDERS, "face detector")
     scale = SCALES[check_choice(align, ALIGNMENTS, "alignment")] if scale is None else scale
     least = dict(count=1, every=1, size=16, scale=1 if align == "chip" else 0.1)
     for name, value in dict(count=count, every=every, size=size, scale=scale).items():
         if value is not None and value < least[name]:
             raise ValueError(f"{name} must be at least {least[name]}, not {value}.")
     frames = dict(count=None if every else count, every=every)
-    return dict(**frames, align=align, size=size, scale=scale, version=_VERSION)
+    if which.pop("cropped"):
+        align, scale = CROPPED, 1.0
+    return dict(**frames, align=align, size=size, scale=scale, **which, version=_VERSION)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-78
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-77
 def _open_folder(out: Path, settings: dict):
     """Make the output folder or go on in it.
 
@@ -630,7 +749,7 @@ def _open_folder(out: Path, settings: dict):
     except OSError as e:
         raise OSError(f"cannot write to {out} ({e.strerror}); name another folder.") from e
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-80
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-79
 _TOGETHER = 64  # videos whose faces are in memory at once
 
 
@@ -643,7 +762,7 @@ def _read_video(folder: Path, out: Path, copied: dict) -> pd.DataFrame:
         **copied,
     )
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-81
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-80
 def _write_faces(videos: pd.DataFrame, folders: list[Path], out: Path):
     "Write the tables of all videos as one."
     copied = videos.drop(columns=list(_INPUTS))
@@ -663,7 +782,7 @@ def _write_faces(videos: pd.DataFrame, folders: list[Path], out: Path):
                 rows = pa.Table.from_pandas(pd.concat(tables), schema, preserve_index=False)
                 writer.write_table(rows)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-82
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-81
 def _write_all_digests(folders: list[Path], out: Path):
     "Write the table of `prle.trust.read_digests`: those of all crops and masks, as their videos' records say."
     schema = pa.schema([("path", pa.string()), ("digest", pa.string())])
@@ -680,31 +799,62 @@ def _write_all_digests(folders: list[Path], out: Path):
                     digests.append(str(fingerprint))
             writer.write_table(pa.table([paths, digests], schema))
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-83
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-82
 def _reports(
     videos: pd.DataFrame, folders: list[Path]
-) -> tuple[pd.DataFrame, dict[str, str], int, int]:
-    "Return the drop report, the files without any face and why, and the numbers of wanted frames and faces."
+) -> tuple[pd.DataFrame, dict[str, str], pd.DataFrame]:
+    "Return the drop report, the files without any face and why, and a row of numbers for each video."
     names = videos.reindex(columns=["file", "dataset", "subset", "video"], fill_value="")
-    entries, lost, frames, faces = [], {}, 0, 0
+    entries, lost, counts = [], {}, []
     for name, folder in zip(names.itertuples(index=False), folders):
         record = _read_video_record(folder)
         entries += [(*name, *entry) for entry in record["dropped"]]
         if not record["faces"] and record["dropped"]:
             lost.setdefault(name.file, record["dropped"][0][1])
-        frames += record["frames"]
-        faces += record["faces"]
-    return pd.DataFrame(entries, columns=[*names, "frame", "reason"]), lost, frames, faces
+        kind = (
+            "folder"
+            if Path(name.file).is_dir()
+            else "picture"
+            if is_pictures(name.file)
+            else "video"
+        )
+        numbers = {key: record[key] for key in ("frames", "total", "faces", "people")}
+        counts.append(dict(file=name.file, kind=kind, **numbers))
+    return pd.DataFrame(entries, columns=[*names, "frame", "reason"]), lost, pd.DataFrame(counts)
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-84
-def _summary(videos: int, reused: int, frames: int, faces: int, dropped: pd.DataFrame) -> str:
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-83
+def _summary(counts: pd.DataFrame, reused: int, dropped: pd.DataFrame) -> str:
     "Say in one line what became of everything."
+    kinds = dict(video="videos", folder="folders of frames", picture="pictures")
+    videos = ", ".join(f"{n} {kinds[kind]}" for kind, n in counts.kind.value_counts().items())
     detail = r"^.*: (?=cannot be read)|^[^:]*\.\w+: | \(.*"
     plain = [re.sub(detail, "", reason).rstrip(".") for reason in dropped.reason]
     why = ", ".join(f"{n} {reason}" for reason, n in Counter(plain).most_common())
     before = f" ({reused} of them done before)" if reused else ""
     lost = f"{len(dropped)} dropped ({why})" if why else f"{len(dropped)} dropped"
-    return f"{videos} videos{before}: {frames} frames, {faces} faces, {lost}"
+    return f"{videos}{before}: {counts.frames.sum()} frames, {counts.faces.sum()} faces, {lost}"
+
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-84
+def _tell_folders(counts: pd.DataFrame) -> list[str]:
+    "Say which folders of pictures were taken as videos, and how many of their pictures count."
+    folders = counts[counts.kind == "folder"]
+    if folders.empty:
+        return []
+    first = f"{folders.file.iloc[0]}{f' and {len(folders) - 1} more' if len(folders) > 1 else ''}"
+    numbers = f"{folders.frames.sum()} of {folders.total.sum()} pictures"
+    return [
+        f"{first}: taken as the frames of a video each, {numbers} "
+        "(--count, --every: how many; --pictures: each for itself)"
+    ]
+
+
+def _tell_people(counts: pd.DataFrame, faces: str) -> list[str]:
+    "Say how many videos show several people, and whose faces were taken."
+    several = counts[counts.people > 1]
+    if several.empty:
+        return []
+    whose = "one of them in each (--faces all: everybody)" if faces == "largest" else "everybody"
+    return [f"{len(several)} with several people, up to {several.people.max()}; taken: {whose}"]
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-85
 def _complaints(lost: dict[str, str], most: int = 10) -> list[str]:
@@ -715,6 +865,18 @@ def _complaints(lost: dict[str, str], most: int = 10) -> list[str]:
     return lines
 
 # %% ../../nbs/data/02_videos.ipynb #data-02-videos-86
+def _jobs(videos: pd.DataFrame, folders: list[Path], settings: dict) -> list[tuple]:
+    "List the videos that are not finished; `ImportError` if what finds their faces is not installed."
+    jobs = []
+    for row, folder in zip(videos.to_dict("records"), folders):
+        if not _is_finished(row, folder):
+            check_replaceable(folder, _VIDEO_FOLDER)
+            jobs.append((row, folder, settings))
+    if jobs and settings["finder"] == "mtcnn":
+        load_mtcnn()
+    return jobs
+
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-87
 def crop_videos(
     videos: pd.DataFrame,  # a row a video, columns as below
     out: str | Path,  # folder to write or to go on in
@@ -726,8 +888,9 @@ def crop_videos(
     workers: int | None = None,  # processes; None: one a processor; 0: none but this one
     engine: str = "process",  # one of `POOLS`
     left: pd.DataFrame | None = None,  # of `left_over`, for the drop report and the summary
+    **which,  # of `which_faces`
 ) -> Path:  # `out/faces.parquet`, a row a face
-    """Crop the largest face of some frames of every video.
+    """Crop the faces of some frames of every video, by default one person's.
 
     A video has the columns file, subset, video; where there are any, mask_file (or untouched_file, to compare with)
     and distortion; others are copied to the faces.
@@ -735,7 +898,7 @@ def crop_videos(
     `dropped.csv`. Videos that are finished are not done again. `ValueError` for a wrong table, wrong settings
     or a folder made with others; `OSError` for a folder that cannot be written."""
     run = POOLS[check_choice(engine, POOLS, "engine")]
-    settings = _settings(count, every, align, size, scale)
+    settings = _settings(count, every, align, size, scale, **which_faces(**which))
     least = 1 if engine == "ray" else 0
     if workers is not None and workers < least:
         raise ValueError(f"workers must be at least {least}, not {workers}.")
@@ -744,26 +907,23 @@ def crop_videos(
     _open_folder(out, settings)
     for folder in {out, *(folder.parent for folder in folders)}:
         remove_leftovers(folder, of_living=True)
-    jobs = []
-    for row, folder in zip(videos.to_dict("records"), folders):
-        if not _is_finished(row, folder):
-            check_replaceable(folder, _VIDEO_FOLDER)
-            jobs.append((row, folder, settings))
+    jobs = _jobs(videos, folders, settings)
     for _ in progress(run(jobs, workers) if jobs else (), desc="videos", total=len(jobs)):
         pass
     _write_faces(videos, folders, out)
     _write_all_digests(folders, out)
-    dropped, lost, frames, faces = _reports(videos, folders)
+    dropped, lost, counts = _reports(videos, folders)
     left = pd.DataFrame(columns=["file", "reason"]) if left is None else left
     with atomic_path(out / "dropped.csv") as tmp:
         report = pd.concat([dropped, left.assign(frame=-1)])
         report.to_csv(tmp, index=False, errors="backslashreplace")
-    summary = _summary(len(videos), len(videos) - len(jobs), frames, faces, dropped)
-    for line in filter(None, (*_complaints(lost), left_text(left), summary)):
+    told = _tell_folders(counts) + _tell_people(counts, settings["faces"])
+    told += [left_text(left), _summary(counts, len(videos) - len(jobs), dropped)]
+    for line in filter(None, (*_complaints(lost), *told)):
         log.info(line)
     return out / _FACES
 
-# %% ../../nbs/data/02_videos.ipynb #data-02-videos-87
+# %% ../../nbs/data/02_videos.ipynb #data-02-videos-88
 def extract(
     videos: pd.DataFrame,  # as `crop_videos` takes them
     out: str | Path,  # likewise

@@ -90,9 +90,7 @@ class State(StrEnum):
     FAILED = "failed"
     INTERRUPTED = "interrupted"
     CORRUPT = "corrupt"  # cannot be used; `note` says why, or under which name it was set aside
-    UNREADABLE = (
-        "unreadable"  # the system keeps it from us, `note` says how; nobody knows if it is whole
-    )
+    UNREADABLE = "unreadable"  # the system refuses, `note` says how; perhaps it is whole
     REPLACED = "replaced"  # made again on purpose; `note` says under which name it was set aside
     ALIEN = "alien"  # no run; `note` says why
 

@@ -39,7 +39,6 @@ from ..data.manifest import manifest_root, read_manifest, write_manifest
 from prle.data.faces import (
     Face,
     crop_face,
-    find_largest,
     list_photos,
     orl_folder,
     photo_name,
@@ -57,6 +56,7 @@ from prle.data.pictures import (
 )
 from .forge import inner, manipulate, manipulation
 from .generators import STEPS, Generator, one_thread, trained_networks
+from ..data.tracks import Tracks
 from ..data.videos import count_frames, read_frames, sample_frames
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-5
@@ -350,16 +350,19 @@ def contact_sheet(
     return np.asarray(sheet)
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-39
+def _orl_photos() -> dict[str, list[Path]]:  # per person ten photographs
+    "List the ORL faces, without the picture that the package keeps beside those of s10."
+    photos = list_photos(orl_folder())
+    return {name: [p for p in paths if p.suffix == ".pgm"] for name, paths in photos.items()}
+
+
 def choose_photos(
     faces: str | Path | None = None,  # one sub-folder a person; None: the ORL faces
     people: int | None = None,  # how many, chosen at random, at least 6; None: all
     seed: int = 0,  # of the choice
 ) -> list[Path]:
     "List the photographs and videos of some persons; `ValueError` if there are fewer than `people`."
-    if faces:
-        everyone = list_photos(faces, "picture", "video")
-    else:
-        everyone = list_photos(orl_folder())
+    everyone = list_photos(faces, "picture", "video") if faces else _orl_photos()
     chosen = set(everyone)
     if people is not None:
         if not 6 <= people <= len(everyone):
@@ -367,7 +370,7 @@ def choose_photos(
         chosen = set(rng(seed, "people").permutation(list(everyone))[:people])
     return [path for name in everyone if name in chosen for path in everyone[name]]
 
-# %% ../../nbs/mini/02_benchmark.ipynb #new-8377940
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-40
 def _left_out(faces: str | Path | None) -> pd.DataFrame:  # file, reason
     "List what lies in a folder of people and is not used: other files, and pictures that are in no person's folder."
     if not faces:
@@ -384,14 +387,14 @@ def _left_out(faces: str | Path | None) -> pd.DataFrame:  # file, reason
         rows.append(pd.DataFrame(dict(file=lost, reason="in no folder of a person")))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-41
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-42
 def photos_digest(
     photos: list[Path],  # person/file each
 ) -> str:
     "Return a digest of the photographs and videos that does not depend on where they lie."
     return digest([(f"{p.parent.name}/{p.name}", file_digest(p)) for p in photos])
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-42
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-43
 def read_made(
     path: str | Path,  # forge.json of a benchmark, target.json of a target set
 ) -> dict:  # config, digest, pictures, ...
@@ -401,7 +404,7 @@ def read_made(
         raise ValueError(f"{path}: config has changed since it was written.")
     return made
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-43
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-44
 def differences(
     made: dict,  # configuration of what is there
     wanted: dict,  # configuration of what is asked for
@@ -410,7 +413,7 @@ def differences(
     changed = [k for k, v in wanted.items() if made.get(k) != v]
     return [f"{k} was {shortened(made.get(k))}, is {shortened(wanted[k])}" for k in changed]
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-45
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-46
 def why_not(
     record: Path,  # of what was made
     config: dict,  # of what is asked for
@@ -428,34 +431,45 @@ def why_not(
     missing = made["pictures"] - sum(len(list(folder.rglob("*.png"))) for folder in folders)
     return f"{missing} of {made['pictures']} pictures missing" if missing else ""
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-46
-def _frame_face(picture: np.ndarray | FaceError, framing: tuple, **origin) -> Face:
-    "Crop the largest face of a video's frame; `FaceError` without one, or that of the frame."
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-47
+def _frame_faces(
+    picture: np.ndarray | FaceError, tracks: Tracks, framing: tuple, **origin
+) -> dict[int, Face]:  # by person
+    "Crop the faces of a video's frame; `FaceError` without one, or that of the frame."
     if isinstance(picture, FaceError):
         raise picture
-    face = find_largest(picture)
-    if face is None:
+    seen = tracks.see(picture)
+    if not seen:
         raise FaceError("no face found.")
-    crop = crop_face(picture, face.landmarks, *framing)
-    return Face(*crop, found=face.found, **origin)
+    faces = {}
+    for person, face in seen.items():
+        crop = crop_face(picture, face.landmarks, *framing)
+        faces[person] = Face(*crop, found=len(seen), **origin)
+    return faces
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-47
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-48
 def _read_video(path: Path, count: int, framing: tuple) -> tuple[list[Face], pd.DataFrame]:
-    "Crop the largest face of `count` evenly spaced frames of a video, and list the frames without one."
-    faces, dropped, name = [], [], photo_name(path)
+    "Crop the face of one person in `count` evenly spaced frames of a video, and list the frames without it."
+    seen, dropped, name, tracks = {}, [], photo_name(path), Tracks()
     try:
         wanted = sample_frames(count_frames(path), count)
         for index, frame in zip(wanted, read_frames(path, wanted)):
             origin = dict(photo=name, identity=path.parent.name, frame=index)
             try:
-                faces.append(_frame_face(frame, framing, **origin))
+                seen[index] = _frame_faces(frame, tracks, framing, **origin)
             except FaceError as e:
                 dropped.append((f"{name}, frame {index}", str(e)))
     except FaceError as e:
         dropped.append((name, str(e).removeprefix(f"{path}: ")))
+    person = tracks.largest()
+    for index in [index for index, faces in seen.items() if person not in faces]:
+        dropped.append(
+            (f"{name}, frame {index}", "the person who is followed is not in this frame.")
+        )
+    faces = [faces[person] for faces in seen.values() if person in faces]
     return faces, pd.DataFrame(dropped, columns=["path", "reason"])
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-48
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-49
 def read_crops(
     files: list[Path],  # photographs and videos
     count: int,  # frames of a video, evenly spaced
@@ -472,7 +486,7 @@ def read_crops(
     faces = [face for found, _ in parts for face in found]
     return faces, pd.concat([dropped for _, dropped in parts], ignore_index=True)
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-49
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-50
 def crop_digests(
     root: Path,  # of the crops
     rows: pd.DataFrame,  # of their manifest
@@ -480,15 +494,22 @@ def crop_digests(
     "Return the digests of the crops and masks that were just written."
     return {path: file_digest(root / path) for path in [*rows.path, *filter(None, rows["mask"])]}
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-50
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-51
+def _tell_impossible(impossible: pd.DataFrame, faces: int) -> list[str]:
+    "Say which manipulations cannot be made, of how many faces, and why."
+    counts = impossible.reason.value_counts(sort=False)
+    return [f"cannot be made of {n} of {faces} faces: {reason}" for reason, n in counts.items()]
+
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-53
 def _write_benchmark(
     root: Path, photos: list[Path], left: pd.DataFrame, config: dict, workers: int, earlier: Path
 ):
     "Write networks, crops, masks, manifest, drop report and, last, forge.json."
     found, dropped = read_crops(photos, config["count"], config["size"], soft=SOFT)
-    for line in filter(None, (left_text(left), summary(found, dropped))):
-        log.info(line)
     jobs, impossible = plan(found, config["seed"])
+    told = left_text(left), summary(found, dropped), *_tell_impossible(impossible, len(found))
+    for line in filter(None, told):
+        log.info(line)
     if earlier.exists():
         shutil.copytree(earlier, root / "generators")
     networks = trained_networks(found, root / "generators", config["steps"], config["seed"])
@@ -504,7 +525,7 @@ def _write_benchmark(
     made = dict(config=config, digest=digest(config), pictures=pictures, counts=counts)
     write_json(root / "forge.json", dict(made, several_faces=several, lost=lost))
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-51
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-54
 def build_benchmark(
     out: str | Path,  # folder to write
     faces: str | Path | None = None,  # photographs and videos, a sub-folder a person; None: ORL
@@ -546,7 +567,7 @@ def build_benchmark(
         )
     return out / "manifest.parquet"
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-53
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-56
 def _cues(path: Path) -> dict:
     "Measure the trivial cues of one written crop."
     picture = read_rgb(path)
@@ -562,7 +583,7 @@ def _cues(path: Path) -> dict:
         colour=float(np.ptp(picture, axis=2).mean()),
     )
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-54
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-57
 def trivial_cues(
     manifest: pd.DataFrame,  # from `read_manifest`
 ) -> pd.DataFrame:  # a row a face; columns as of `_cues`
@@ -570,7 +591,7 @@ def trivial_cues(
     cues = [_cues(below(manifest_root(manifest), path)) for path in manifest.path]
     return pd.DataFrame(cues, index=manifest.index)
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-55
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-58
 def cue_table(
     manifest: pd.DataFrame,  # from `read_manifest`
 ) -> pd.DataFrame:  # AUC in [0.5, 1], a row a manipulation, a column a cue

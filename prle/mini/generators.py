@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import NamedTuple
 
 import cv2
@@ -502,6 +503,20 @@ def _load(folder: Path, people: list[str], seed: int) -> dict[str, Generator]:
     return networks
 
 # %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-50
+def _cost(faces: list[Face], steps: int) -> str:
+    "Say what a long training costs: networks, steps and, by a few steps of it, minutes."
+    few, times = faces[:BATCH], []
+    if steps < 100:
+        return ""
+    for tried in (1, 4):
+        begin = perf_counter()
+        train_networks(few, tried)
+        times.append(perf_counter() - begin)
+    minutes = steps * max(0.0, times[1] - times[0]) / 3 / 60
+    took = f"about {minutes:.0f} minutes here" if minutes >= 1 else "a minute or less"
+    return f": {len(NETWORKS)} networks, {steps} steps each, {took}"
+
+# %% ../../nbs/mini/01_generators.ipynb #mini-01-generators-51
 def trained_networks(
     faces: list[Face],  # everybody's
     folder: str | Path,  # where the networks are kept
@@ -514,7 +529,7 @@ def trained_networks(
     if reason is None:
         log.info("generators: HIT")
         return _load(folder, training["people"], seed)
-    log.info(f"generators: MISS ({reason})")
+    log.info(f"generators: MISS ({reason}){_cost(faces, steps)}")
     networks, losses = train_networks(faces, steps, seed)
     with made_folder(folder, "generators") as tmp:
         for name, network in networks.items():
