@@ -25,7 +25,8 @@ OPTIONS = {
     "train": "mask seed cam explain published zoo-seed zoo-subset set processes track preset data outputs",
     "audit": "mask subset split seed published fusion set draws masks manifest figure preset data outputs",
     "controls": "faces trainings engine outputs",
-    "localize": "data outputs split subset cam explain",
+    "export": "data outputs out licence",
+    "localize": "data outputs split subset cam explain out",
     "evaluate": "data outputs on",
     "predict": "data outputs count csv faces finder cropped pictures frames",
     "userstudy build": "participants images subsets splits practice seed secret-of consent post confidence out "

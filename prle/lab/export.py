@@ -4,38 +4,51 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'WEIGHTS', 'FACTS', 'CARD', 'validation_scores', 'calibrate', 'training_facts', 'measured_facts',
-           'write_card', 'export_detector', 'Exported', 'open_exported']
+           'write_card', 'Exported', 'open_exported', 'is_exported', 'from_run', 'export_detector', 'manifest_faces',
+           'exported_scores', 'exported_maps']
 
-# %% ../../nbs/lab/11_export.ipynb #11-export-2
-import shutil
-from dataclasses import dataclass
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-2
+import os
 from numbers import Real
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from fastcore.basics import patch
+from huggingface_hub import EvalResult, ModelCardData, ModelHubMixin, snapshot_download
+from torch.utils.data import DataLoader
 
 from .. import __version__
 from ..calibration import choose_threshold, fit_temperature, with_temperature
-from ..core import atomic_path, write_json
+from ..core import atomic_path, check_choice, log, shortened, write_json
 from ..data.datasets import FaceDataset
-from ..data.manifest import manifest_root
+from ..data.manifest import SPLITS, manifest_root, of_seed, read_manifest, select
 from ..detectors import Detector, create_detector
+from ..localization import localize
 from ..metrics import ece
 from ..trainer import predict
-from ..trust import read_record, read_tensors
+from prle.trust import (
+    check_destination,
+    check_entries,
+    one_line,
+    read_record,
+    read_tensors,
+    write_tensors,
+)
 from .apply import crop_settings, evaluation
-from .configs import RunConfig
+from .configs import READING, CamConfig, RunConfig
 from .experiments import Lab, Run, load_detector, read_scores
 from .integrity import read_run, run_file
+from .labdata import check_sizes, data_fingerprint, data_sets
 
-# %% ../../nbs/lab/11_export.ipynb #11-export-5
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-5
 FORMAT = 1
 "The version of an exported folder."
-WEIGHTS, FACTS, CARD = "model.safetensors", "detector.json", "README.md"
-"Its files."
+WEIGHTS, FACTS, CARD = "model.safetensors", "config.json", "README.md"
+"Its files, under the names that the hub knows."
 
-# %% ../../nbs/lab/11_export.ipynb #11-export-7
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-7
 def validation_scores(
     lab: Lab,
     run: Run,  # of a detector
@@ -46,7 +59,7 @@ def validation_scores(
     detector, size = load_detector(run, lab.device), min(64, config.recipe.batch_size)
     return faces.assign(p_fake=predict(detector, FaceDataset(faces), size, lab.device, lab.workers))
 
-# %% ../../nbs/lab/11_export.ipynb #11-export-8
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-8
 def calibrate(
     scores: pd.DataFrame,  # of validation faces: label, p_fake
     limit: float = 0.05,  # of false alarms, for the strict threshold, in [0, 1]
@@ -64,7 +77,7 @@ def calibrate(
         faces=len(scores),
     )
 
-# %% ../../nbs/lab/11_export.ipynb #11-export-10
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-10
 def training_facts(
     lab: Lab,
     run: Run,  # of a detector
@@ -82,17 +95,14 @@ def training_facts(
         seed=config.recipe.seed,
     )
 
-# %% ../../nbs/lab/11_export.ipynb #11-export-11
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-11
 def measured_facts(
     run: Run,  # of a detector
-) -> list[dict]:  # manipulation, AUC in per cent and the ends of its interval
-    "List the AUC on the test faces of each manipulation, with 95% intervals over people."
-    table = evaluation(read_scores(run))
-    aucs = table.query("measure == 'auc' and unit == 'frame'")
-    numbers = aucs[["value", "low", "high"]].round(2)
-    return numbers.assign(manipulation=aucs.subset).to_dict("records")
+) -> list[dict]:  # rows of `prle.lab.apply.evaluation`
+    "List AUC and accuracy on the test faces of each manipulation, with 95% intervals over people."
+    return evaluation(read_scores(run)).round(2).to_dict("records")
 
-# %% ../../nbs/lab/11_export.ipynb #11-export-13
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-13
 _TEXT = """\
 # {name}
 
@@ -118,10 +128,12 @@ Chosen on {calibration[faces]} validation faces, for scores with the temperature
 ## Use
 
 ```python
-from prle.lab.export import open_exported
+import prle
 
-model = open_exported("{name}")
+model = prle.load_detector("{name}")
 ```
+
+or `prle predict {name} photo.jpg`.
 
 ## Limits
 
@@ -131,31 +143,33 @@ ages, skin colours and manipulations the error rates are unknown and mostly high
 """
 
 
-def _card_text(facts: dict, name: str) -> str:
+def _aucs(facts: dict) -> list[dict]:
+    "Return the rows of what was measured that hold an AUC over faces."
+    return [m for m in facts["measured"] if (m["unit"], m["measure"]) == ("frame", "auc")]
+
+
+def _card_text(facts: dict) -> str:
     "Write the card below its front matter."
     rows = [
-        f"| {m['manipulation']} | {m['value']:.1f} [{m['low']:.1f}, {m['high']:.1f}] |"
-        for m in facts["measured"]
+        f"| {m['subset']} | {m['value']:.1f} [{m['low']:.1f}, {m['high']:.1f}] |"
+        for m in _aucs(facts)
     ]
     table = "\n".join(["| manipulation | AUC |", "|---|---|", *rows])
-    return _TEXT.format(**facts, name=name, table=table, size=facts["crop"]["size"])
+    return _TEXT.format(**facts, table=table, size=facts["crop"]["size"])
 
-# %% ../../nbs/lab/11_export.ipynb #11-export-14
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-14
 def write_card(
     facts: dict,  # of `export_detector`
     path: str | Path,
-    name: str,  # of the detector
 ):
     "Write a model card as the Hugging Face hub reads it."
-    from huggingface_hub import EvalResult, ModelCardData
-
     results = []
-    for m in facts["measured"]:
+    for m in _aucs(facts):
         result = EvalResult(
             task_type="image-classification",
             dataset_type=facts["trained"]["data"],
             dataset_name=facts["trained"]["data"],
-            dataset_config=m["manipulation"],
+            dataset_config=m["subset"],
             dataset_split="test",
             metric_type="auc",
             metric_value=m["value"] / 100,
@@ -165,86 +179,35 @@ def write_card(
         license=facts["licence"],
         library_name="prle",
         tags=["deepfake-detection", "image-classification"],
-        model_name=name,
+        model_name=facts["name"],
         eval_results=results,
     )
-    text = f"---\n{data.to_yaml()}\n---\n\n{_card_text(facts, name)}"
+    text = f"---\n{data.to_yaml()}\n---\n\n{_card_text(facts)}"
     Path(path).write_text(text, encoding="utf-8")
 
-# %% ../../nbs/lab/11_export.ipynb #11-export-16
-def export_detector(
-    lab: Lab,
-    run: Run,  # of a detector
-    out: str | Path,  # a new folder
-    licence: str = "other",  # of the weights, as the hub names it: what the training data allow
-) -> Path:  # the folder
-    """Write a detector's folder: weights, facts and card.
-
-    Raise `FileExistsError` if there is something in it already."""
-    out, made = Path(out), read_run(run.path)[0]
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty; name a new folder.")
-    facts = dict(
-        format=FORMAT,
-        version=__version__,
-        detector=made["detector"],
-        width=made["width"],
-        options=made["options"],
-        licence=licence,
-        crop=crop_settings(manifest_root(lab.manifest), lab.preset.size),
-        trained=training_facts(lab, run),
-        calibration=calibrate(validation_scores(lab, run)),
-        measured=measured_facts(run),
-    )
-    with atomic_path(out) as folder:
-        folder.mkdir()
-        shutil.copyfile(run_file(run.path, WEIGHTS), folder / WEIGHTS)
-        write_json(folder / FACTS, facts)
-        write_card(facts, folder / CARD, out.name)
-    return out
-
-# %% ../../nbs/lab/11_export.ipynb #11-export-17
-@dataclass(frozen=True)
-class Exported:
-    "A detector with all that is needed to use it."
-
-    detector: Detector  # in eval mode
-    facts: dict  # detector.json
-
-    @property
-    def crop(self) -> dict:
-        "Return how faces have to be cropped for it, for `prle.lab.apply.predict_files`."
-        return self.facts["crop"]
-
-    def calibrated(
-        self,
-        p_fake: np.ndarray,  # (N,) scores of the detector
-    ) -> np.ndarray:  # (N,) in (0, 1)
-        "Return scores with the temperature that was chosen on validation faces."
-        return with_temperature(p_fake, self.facts["calibration"]["temperature"])
-
-    def is_fake(
-        self,
-        p_fake: np.ndarray,  # (N,) scores of the detector
-        strict: bool = False,  # few false alarms, instead of the highest mean of both accuracies
-    ) -> np.ndarray:  # (N,) bool
-        "Tell which faces are called fake."
-        which = self.facts["calibration"]["strict" if strict else "threshold"]
-        return self.calibrated(p_fake) > which["value"]
-
-# %% ../../nbs/lab/11_export.ipynb #11-export-18
-_KINDS = dict(detector=str, width=Real, options=dict, crop=dict, trained=dict, calibration=dict)
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-16
+_KINDS = dict(
+    name=str,
+    detector=str,
+    width=Real,
+    options=dict,
+    licence=str,
+    crop=dict,
+    grid=int,
+    trained=dict,
+    calibration=dict,
+    measured=list,
+)
+_ROW = dict(subset=str, unit=str, measure=str, value=Real, low=Real, high=Real)
+_PARTS = dict(
+    crop=dict(size=int),
+    trained=dict(fingerprint=str, seed=int),
+    calibration=dict(temperature=Real, threshold=dict, strict=dict),
+)
 
 
-def open_exported(
-    folder: str | Path,  # from `export_detector`
-    device: str = "cpu",  # where to put the detector
-) -> Exported:
-    """Open an exported folder; no training data are needed.
-
-    Raise `FileNotFoundError` for a folder that is none, `ValueError` naming the file if one is damaged or of another
-    format."""
-    folder = Path(folder)
+def _read_facts(folder: Path) -> dict:
+    "Read what a folder says of its detector; `FileNotFoundError`, `ValueError` as of `open_exported`."
     if not (folder / FACTS).is_file():
         raise FileNotFoundError(
             f"{folder} is no exported detector: it has no {FACTS} (prle export RUN --out {folder})."
@@ -254,9 +217,210 @@ def open_exported(
         raise ValueError(
             f"{folder / FACTS} has format {facts['format']}; this version reads {FORMAT}."
         )
-    detector = create_detector(facts["detector"], width=facts["width"], **facts["options"])
+    for name, kinds in _PARTS.items():
+        check_entries(facts[name], f"{folder / FACTS}, {name}", **kinds)
+    for row in facts["measured"]:
+        check_entries(row, f"{folder / FACTS}, measured", **_ROW)
+    return facts
+
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-17
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar")
+
+
+def _read_weights(folder: Path) -> dict:
+    "Read the tensors of a folder; `ValueError` for a pickle in their place, which could run code."
+    found = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+    if found and not (folder / WEIGHTS).exists():
+        raise ValueError(
+            f"{folder / found[0]} is not read: a pickle can run code. Convert it, if you trust it: "
+            f"safetensors.torch.save_file(torch.load(..., weights_only=True), '{WEIGHTS}')."
+        )
+    return read_tensors(folder / WEIGHTS)
+
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-18
+def _load(folder: Path, facts: dict) -> Detector:
+    "Build a folder's detector with its weights; `ValueError` naming the file if they do not fit."
+    tensors = _read_weights(folder)
     try:
-        detector.load_state_dict(read_tensors(folder / WEIGHTS))
+        detector = create_detector(facts["detector"], width=facts["width"], **facts["options"])
+        detector.load_state_dict(tensors)
+    except TypeError as e:
+        raise ValueError(f"{folder / FACTS}: {e}") from e
     except RuntimeError as e:
-        raise ValueError(f"{folder / WEIGHTS} does not fit {facts['detector']}: {e}") from e
-    return Exported(detector.eval().to(device), facts)
+        what = f"{facts['detector']} of width {facts['width']:g}, which {FACTS} names"
+        why = shortened(one_line(str(e)))
+        raise ValueError(f"{folder / WEIGHTS} does not fit {what}: {why}") from e
+    return detector
+
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-19
+class Exported(ModelHubMixin):
+    "A detector, in eval mode, with all that is needed to use it."
+
+    def __init__(
+        self,
+        detector: Detector,  # on any device
+        facts: dict,  # as `export_detector` writes them; of a run no calibration, nothing measured
+    ):
+        self.detector, self.facts = detector.eval(), facts
+
+    @property
+    def crop(self) -> dict:
+        "Return how faces have to be cropped for it, for `prle.lab.apply.predict_files`."
+        return self.facts["crop"]
+
+    @property
+    def measured(self) -> pd.DataFrame:  # as of `prle.lab.apply.evaluation`
+        "Return what the detector reached on the test faces of its lab."
+        return pd.DataFrame(self.facts["measured"], columns=list(_ROW))
+
+    @property
+    def device(self) -> torch.device:
+        "Return where the detector is."
+        return next(self.detector.parameters()).device
+
+    def _save_pretrained(self, save_directory: Path):
+        "Write weights, facts and card."
+        write_tensors(save_directory / WEIGHTS, self.detector.state_dict())
+        write_json(save_directory / FACTS, self.facts)
+        write_card(self.facts, save_directory / CARD)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id, device=None, **options) -> "Exported":
+        "Open a folder, or a repository of the hub."
+        if not Path(model_id).is_dir():
+            names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+            where = {name: options[name] for name in names}
+            model_id = snapshot_download(model_id, allow_patterns=[WEIGHTS, FACTS, CARD], **where)
+        return open_exported(model_id, device)
+
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-20
+def open_exported(
+    folder: str | Path,  # from `export_detector`
+    device: str | None = None,  # where to put the detector; None: a GPU where there is one
+) -> Exported:
+    """Open an exported folder; no training data are needed.
+
+    Raise `FileNotFoundError` for a folder that is none, `ValueError` naming the file if one is damaged, of another
+    format, or a pickle."""
+    folder = Path(folder)
+    facts = _read_facts(folder)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    detector = _load(folder, facts).to(device, memory_format=torch.channels_last)
+    return Exported(detector, facts)
+
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-22
+def is_exported(
+    folder: str | Path,  # may be absent
+) -> bool:
+    "Say whether a folder is an exported detector, and not a run, which has a `config.json` too."
+    folder = Path(folder)
+    of_a_run = [(folder / name).exists() for name in ("provenance.json", "run.yaml")]
+    return (folder / FACTS).is_file() and not any(of_a_run)
+
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-25
+@patch
+def calibrated(
+    self: Exported,
+    p_fake: np.ndarray,  # (N,) scores of the detector
+) -> np.ndarray:  # (N,) in (0, 1)
+    "Return scores with the temperature that was chosen on validation faces."
+    return with_temperature(p_fake, self.facts["calibration"]["temperature"])
+
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-26
+@patch
+def is_fake(
+    self: Exported,
+    p_fake: np.ndarray,  # (N,) scores of the detector
+    strict: bool = False,  # few false alarms, instead of the highest mean of both accuracies
+) -> np.ndarray:  # (N,) bool
+    "Tell which faces are called fake."
+    which = self.facts["calibration"]["strict" if strict else "threshold"]
+    return self.calibrated(p_fake) > which["value"]
+
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-28
+def from_run(
+    lab: Lab,
+    run: Run,  # of a detector
+) -> Exported:  # without calibration, and without what was measured
+    "Return a run's detector, ready for pictures."
+    made = read_run(run.path)[0]
+    facts = dict(
+        format=FORMAT,
+        version=__version__,
+        name=run.path.name,
+        detector=made["detector"],
+        width=made["width"],
+        options=made["options"],
+        crop=crop_settings(manifest_root(lab.manifest), lab.preset.size),
+        grid=lab.preset.grid,
+    )
+    return Exported(load_detector(run, lab.device), facts)
+
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-29
+def export_detector(
+    lab: Lab,
+    run: Run,  # of a detector
+    out: str | Path,  # a new folder
+    licence: str = "other",  # of the weights, as the hub names it: what the training data allow
+) -> Path:  # the folder
+    """Write a detector's folder: weights, facts and card.
+
+    Raise `FileExistsError` if there is something in it already."""
+    out = Path(out)
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(f"{out} is not empty; name a new folder.")
+    model = from_run(lab, run)
+    model.facts |= dict(
+        name=out.name,
+        licence=licence,
+        trained=training_facts(lab, run),
+        calibration=calibrate(validation_scores(lab, run)),
+        measured=measured_facts(run),
+    )
+    with atomic_path(out) as folder:
+        model.save_pretrained(folder)
+    return out
+
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-36
+def manifest_faces(
+    model: Exported,  # with facts of its training
+    data: str | Path,  # as in `prle.lab.labdata.data_sets`
+    on: str = "test",  # test, train, val, or a target set of the data
+    subset: str = "all",  # manipulation
+) -> pd.DataFrame:  # rows of the manifest
+    """Return faces to try a detector on; those of its own data are split as its seed splits them.
+
+    Raise `ValueError` if they are of another size than it knows."""
+    found, targets = data_sets(data)
+    check_choice(on, [*SPLITS, *targets], "split or target set")
+    manifest, trained = read_manifest(found), model.facts["trained"]
+    if data_fingerprint(manifest) != trained["fingerprint"]:
+        seen = "whether it has seen these people is not known"
+        log.info(f"NOTE these are other data than {model.facts['name']} was trained on; {seen}.")
+    rows, split = (manifest, on) if on in SPLITS else (read_manifest(targets[on]), "test")
+    rows = select(of_seed(rows, trained["seed"]), split, None if subset == "all" else subset)
+    check_sizes(rows, model.crop["size"])
+    return rows
+
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-37
+def exported_scores(
+    model: Exported,  # with facts of its training
+    data: str | Path,  # as in `prle.lab.labdata.data_sets`
+    on: str = "test",  # the test faces of the data, or one of their target sets
+) -> pd.DataFrame:  # rows of the manifest, with p_fake
+    "Score the faces of a manifest; `ValueError` as of `manifest_faces`."
+    rows = manifest_faces(model, data, on)
+    return rows.assign(p_fake=predict(model.detector, FaceDataset(rows), device=model.device))
+
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-38
+def exported_maps(
+    model: Exported,  # on any device
+    rows: pd.DataFrame,  # from `manifest_faces`
+    path: str | Path,  # the .npy file to write
+    cam: CamConfig = READING["cam"],  # how the maps are read
+) -> Path:
+    "Write the attention maps of faces on the layer's own grid, as `prle.localization.localize` does."
+    check_destination(path)
+    layer = model.detector.cam_layer(model.crop["size"], cam.grid or model.facts["grid"])
+    faces = DataLoader(FaceDataset(rows), 32)
+    return localize(model.detector, layer, faces, path, method=cam.method, explain=cam.explain)
