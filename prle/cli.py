@@ -738,6 +738,8 @@ def export(
     *,
     out: str,  # new folder to write
     licence: str = "other",  # of the weights, as the Hugging Face hub names it: what the training data allow
+    # programs to write besides, which run without this package; onnx: pip install 'prle[onnx]'
+    format: list[Literal["torchscript", "torch-export", "onnx"]] = (),
     **kwargs,
 ) -> int:  # exit code
     """Write a trained detector into one folder that is enough to use it: weights, threshold, calibration and a card.
@@ -746,7 +748,7 @@ def export(
     from prle.lab.export import export_detector
 
     lab, run = open_detector(name, **kwargs)
-    print(export_detector(lab, run, out, licence))
+    print(export_detector(lab, run, out, licence, format))
     return 0
 
 # %% ../nbs/09_cli.ipynb #09-cli-62
@@ -780,6 +782,14 @@ def _exported_evaluation(folder: str, data: str | None, on: str):
     return model.measured
 
 # %% ../nbs/09_cli.ipynb #09-cli-65
+def _shown(table):
+    "Return scores without the columns that say nothing."
+    empty = [name for name in ("calibrated", "threshold", "above") if table[name].isna().all()]
+    empty += ["picture"] if (table.picture == "").all() else []
+    empty += ["detector"] if table.detector.nunique() < 2 else []
+    return table.drop(columns=empty)
+
+# %% ../nbs/09_cli.ipynb #09-cli-66
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -806,7 +816,7 @@ def localize(
     print(lab.attention(run, split, subset, read).path / "maps.npy")
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-66
+# %% ../nbs/09_cli.ipynb #09-cli-67
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -836,15 +846,21 @@ def evaluate(
     print(evaluation(scores).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-67
+# %% ../nbs/09_cli.ipynb #09-cli-68
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
     # pictures, videos, folders of them
     inputs: list[str],
     *,
+    also: list[str] = (),  # further detectors, which see the same faces
     count: int = 32,  # frames of a video
-    csv: str | None = None,  # file to write besides
+    # file to write besides, row by row; the same command goes on where it was killed
+    csv: str | None = None,
+    json: str | None = None,  # file to write at the end
+    # folder for pictures: the face that decided, its primary region, the heat map, masks
+    explain: str | None = None,
+    report: str | None = None,  # page (.html) to write at the end, with the pictures of --explain
     # where there are several: score the person whose face is largest, or everybody
     faces: Literal["largest", "all"] = "largest",
     # what finds them: dlib, as in the paper, or mtcnn, which knows profiles and small faces, too
@@ -856,28 +872,27 @@ def predict(
 ) -> int:  # exit code: 1 if a file cannot be scored
     """Print p_fake of pictures and videos; exit code 1 if one cannot be scored.
 
-    A video's score is the mean over its frames, in which one person is followed. The pictures of a folder are the
-    frames of a video if they are numbered in equal steps and of one size."""
+    Of an exported detector also the calibrated score, the threshold and the share of the frames above it. A video's
+    is the mean over its frames, in which one person is followed. The pictures of a folder are the frames of a video if
+    they are numbered in equal steps and of one size."""
     from prle.core import log
     from prle.data.pictures import left_over, left_text
-    from prle.lab.apply import predict_files
+    from prle.lab.files import score_files
     from prle.trust import check_destination
 
-    if csv:
-        check_destination(csv)
-    model = _open_model(name, **kwargs)
-    kind = _kind_of_folders(pictures, frames)
-    which = dict(faces=faces, finder=finder, cropped=cropped)
-    table = predict_files(model.detector, inputs, model.crop, count, model.device, kind, **which)
-    if csv:
-        table.to_csv(csv, index=False, errors="backslashreplace")
-    print(table.to_string(index=False, float_format="%.3f"))
-    failed = int(table.p_fake.isna().sum())
-    told = f"{len(table)} files: {len(table) - failed} scored, {failed} without a score"
+    for place in filter(None, (csv, json, report, explain and Path(explain) / "a.png")):
+        check_destination(place)
+    options = dict(count=count, kind=_kind_of_folders(pictures, frames))
+    options |= dict(faces=faces, finder=finder, cropped=cropped)
+    models = {word: _open_model(word, **kwargs) for word in (name, *also)}
+    table = score_files(models, inputs, csv, json, explain, report, **options)
+    print(_shown(table).to_string(index=False, float_format="%.3f"))
+    files, failed = table.file.nunique(), table.file[table.p_fake.isna()].nunique()
+    told = f"{files} files: {files - failed} scored, {failed} without a score"
     log.info("\n".join(filter(None, (left_text(left_over(inputs)), told))))
     return int(failed > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-69
+# %% ../nbs/09_cli.ipynb #09-cli-70
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -897,7 +912,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/09_cli.ipynb #09-cli-70
+# %% ../nbs/09_cli.ipynb #09-cli-71
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -911,7 +926,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/09_cli.ipynb #09-cli-71
+# %% ../nbs/09_cli.ipynb #09-cli-72
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -920,7 +935,7 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/09_cli.ipynb #09-cli-76
+# %% ../nbs/09_cli.ipynb #09-cli-77
 @contextmanager
 def _streams():
     "Send messages to stderr, apart from the result, and write out what a stream has no letters for."
@@ -937,7 +952,7 @@ def _streams():
         log.handlers[:] = handlers
         log.setLevel(level)
 
-# %% ../nbs/09_cli.ipynb #09-cli-77
+# %% ../nbs/09_cli.ipynb #09-cli-78
 def _came_late(error: Exception) -> bool:
     "Say whether an error ended work that was under way: it found nothing, or the disk is full."
     from prle.core import is_full
@@ -945,7 +960,7 @@ def _came_late(error: Exception) -> bool:
 
     return isinstance(error, NothingFound) or is_full(error)
 
-# %% ../nbs/09_cli.ipynb #09-cli-78
+# %% ../nbs/09_cli.ipynb #09-cli-79
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument
@@ -960,9 +975,13 @@ def main(
         print(f"prle: {e}", file=sys.stderr)
         return 1 if _came_late(e) else 2
     except RuntimeError as e:
-        from prle.lab.store import RunFailed
+        from torch import OutOfMemoryError
 
-        if not isinstance(e, RunFailed):
+        from prle.lab.store import RunFailed
+        from prle.trust import one_line
+
+        if not isinstance(e, RunFailed | OutOfMemoryError):
             raise
-        print(f"prle: {e}", file=sys.stderr)
+        text = one_line(e) if isinstance(e, OutOfMemoryError) else e
+        print(f"prle: {text}", file=sys.stderr)
         return 1

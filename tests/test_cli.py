@@ -25,10 +25,10 @@ OPTIONS = {
     "train": "mask seed cam explain published zoo-seed zoo-subset set processes track preset data outputs",
     "audit": "mask subset split seed published fusion set draws masks manifest figure preset data outputs",
     "controls": "faces trainings engine outputs",
-    "export": "data outputs out licence",
+    "export": "data outputs out licence format",
     "localize": "data outputs split subset cam explain out",
     "evaluate": "data outputs on",
-    "predict": "data outputs count csv faces finder cropped pictures frames",
+    "predict": "data outputs also count csv json explain report faces finder cropped pictures frames",
     "userstudy build": "participants images subsets splits practice seed secret-of consent post confidence out "
     "preset data outputs",
     "userstudy serve": "host port name",

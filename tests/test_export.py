@@ -175,11 +175,13 @@ def command(capsys):
 
 
 def test_a_run_is_exported_on_the_command_line(lab, run, folder, command, tmp_path):
-    words = ("export", run.path, "--outputs", lab.outputs, "--licence", "mit")
+    words = ["export", run.path, "--outputs", lab.outputs, "--licence", "mit"]
+    words += ["--format", "torchscript"]
     out = tmp_path / "there/small"
     assert command(*words, "--out", out)[:2] == (0, f"{out}\n")
     there, here = open_exported(out).facts, open_exported(folder).facts
-    assert there == here | dict(name="small", licence="mit")
+    assert there == here | dict(name="small", licence="mit", programs=["torchscript"])
+    assert "`model.ts` (torchscript)" in (out / CARD).read_text()
     assert file_digest(out / WEIGHTS) == file_digest(folder / WEIGHTS)
     code, _, text = command(*words, "--out", out)
     assert code == 2 and text.count("\n") == 1 and "name a new folder" in text

@@ -9,6 +9,7 @@ __all__ = ['FORMAT', 'WEIGHTS', 'FACTS', 'CARD', 'validation_scores', 'calibrate
 
 # %% ../../nbs/lab/11_export.ipynb #lab-11-export-2
 import os
+from collections.abc import Iterable
 from numbers import Real
 from pathlib import Path
 
@@ -41,6 +42,7 @@ from .configs import READING, CamConfig, RunConfig
 from .experiments import Lab, Run, load_detector, read_scores
 from .integrity import read_run, run_file
 from .labdata import check_sizes, data_fingerprint, data_sets
+from .programs import PROGRAMS, write_program
 
 # %% ../../nbs/lab/11_export.ipynb #lab-11-export-5
 FORMAT = 1
@@ -133,7 +135,7 @@ import prle
 model = prle.load_detector("{name}")
 ```
 
-or `prle predict {name} photo.jpg`.
+or `prle predict {name} photo.jpg`.{programs_text}
 
 ## Limits
 
@@ -148,6 +150,13 @@ def _aucs(facts: dict) -> list[dict]:
     return [m for m in facts["measured"] if (m["unit"], m["measure"]) == ("frame", "auc")]
 
 
+def _programs_text(facts: dict) -> str:
+    "Say which files need no `prle`."
+    files = [f"`{PROGRAMS[form].file}` ({form})" for form in facts["programs"]]
+    what = "faces (N, 3, size, size) in [0, 1] to logits of fake (N,), without this package"
+    return f"\n\n{', '.join(files)}: {what}." if files else ""
+
+
 def _card_text(facts: dict) -> str:
     "Write the card below its front matter."
     rows = [
@@ -155,7 +164,8 @@ def _card_text(facts: dict) -> str:
         for m in _aucs(facts)
     ]
     table = "\n".join(["| manipulation | AUC |", "|---|---|", *rows])
-    return _TEXT.format(**facts, table=table, size=facts["crop"]["size"])
+    more = dict(table=table, size=facts["crop"]["size"], programs_text=_programs_text(facts))
+    return _TEXT.format(**facts, **more)
 
 # %% ../../nbs/lab/11_export.ipynb #lab-11-export-14
 def write_card(
@@ -197,6 +207,7 @@ _KINDS = dict(
     trained=dict,
     calibration=dict,
     measured=list,
+    programs=list,
 )
 _ROW = dict(subset=str, unit=str, measure=str, value=Real, low=Real, high=Real)
 _PARTS = dict(
@@ -265,7 +276,7 @@ class Exported(ModelHubMixin):
 
     @property
     def crop(self) -> dict:
-        "Return how faces have to be cropped for it, for `prle.lab.apply.predict_files`."
+        "Return how faces have to be cropped for it, see `prle.lab.apply.crop_settings`."
         return self.facts["crop"]
 
     @property
@@ -279,9 +290,11 @@ class Exported(ModelHubMixin):
         return next(self.detector.parameters()).device
 
     def _save_pretrained(self, save_directory: Path):
-        "Write weights, facts and card."
+        "Write weights, facts, card and programs."
         write_tensors(save_directory / WEIGHTS, self.detector.state_dict())
         write_json(save_directory / FACTS, self.facts)
+        for form in self.facts["programs"]:
+            write_program(self.detector, self.crop["size"], form, save_directory)
         write_card(self.facts, save_directory / CARD)
 
     @classmethod
@@ -362,6 +375,7 @@ def export_detector(
     run: Run,  # of a detector
     out: str | Path,  # a new folder
     licence: str = "other",  # of the weights, as the hub names it: what the training data allow
+    programs: Iterable[str] = (),  # of `prle.lab.programs.PROGRAMS`, to be written besides
 ) -> Path:  # the folder
     """Write a detector's folder: weights, facts and card.
 
@@ -376,6 +390,7 @@ def export_detector(
         trained=training_facts(lab, run),
         calibration=calibrate(validation_scores(lab, run)),
         measured=measured_facts(run),
+        programs=[check_choice(form, PROGRAMS, "format") for form in programs],
     )
     with atomic_path(out) as folder:
         model.save_pretrained(folder)
