@@ -853,7 +853,7 @@ def predict(
     # pictures, videos, folders of them
     inputs: list[str],
     *,
-    also: list[str] = (),  # further detectors, which see the same faces
+    also: tuple[str, ...] | None = None,  # a further detector, which sees the same faces
     count: int = 32,  # frames of a video
     # file to write besides, row by row; the same command goes on where it was killed
     csv: str | None = None,
@@ -884,7 +884,7 @@ def predict(
         check_destination(place)
     options = dict(count=count, kind=_kind_of_folders(pictures, frames))
     options |= dict(faces=faces, finder=finder, cropped=cropped)
-    models = {word: _open_model(word, **kwargs) for word in (name, *also)}
+    models = {word: _open_model(word, **kwargs) for word in (name, *(also or ()))}
     table = score_files(models, inputs, csv, json, explain, report, **options)
     print(_shown(table).to_string(index=False, float_format="%.3f"))
     files, failed = table.file.nunique(), table.file[table.p_fake.isna()].nunique()

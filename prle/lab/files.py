@@ -38,12 +38,13 @@ from ..trainer import memory_explained, to_input
 
 # %% ../../nbs/lab/13_files.ipynb #lab-13-files-5
 _BATCH = 32  # faces of a forward pass
+_ADVICE = "free some, or score on the CPU (CUDA_VISIBLE_DEVICES=)"
 
 
 def _frame_scores(model: Exported, crops: list[np.ndarray]) -> np.ndarray:  # (N,) in [0, 1]
     "Return the probability of fake of some crops."
     logits = []
-    with torch.inference_mode(), memory_explained("use another device", faces=_BATCH):
+    with torch.inference_mode(), memory_explained(_ADVICE, faces=_BATCH):
         for start in range(0, len(crops), _BATCH):
             images = torch.from_numpy(np.stack(crops[start : start + _BATCH]))
             logits.append(model.detector(to_input(images.permute(0, 3, 1, 2), model.device)))
@@ -278,7 +279,8 @@ img {{ max-width: 100% }}
 </style>
 <h1>Scores</h1>
 <p>p_fake is the mean score of a person's frames. calibrated is the mean after the temperature, to be compared with
-threshold; above is the share of the frames above it. Both were chosen on validation faces of the detector's own data.</p>
+threshold; above is the share of the frames above it. Both were chosen on validation faces of the detector's own
+data.</p>
 <p><strong>A score is no proof.</strong> On other cameras, compressions, people and manipulations than those that the
 detector was trained on, its error rates are unknown and mostly higher.</p>
 {table}
@@ -320,7 +322,7 @@ def score_files(
     known = {name: model.facts for name, model in models.items()}
     request = dict(detectors=known, inputs=list(map(path_text, inputs)), options=options)
     beside = csv or json or report
-    journal = Journal(beside, request | dict(explain=explain)) if beside else None
+    journal = Journal(beside, request | dict(explain=str(explain))) if beside else None
     drawn = explanations(explain) if explain else None
     rows = predict_rows(models, inputs, journal=journal, explained=drawn, **options)
     rows = written_as_csv(rows, csv) if csv else rows
