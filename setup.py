@@ -11,7 +11,7 @@ config.read(here / "settings.ini")
 cfg = config["DEFAULT"]
 extras = {
     name: cfg[f"{name}_requirements"].split()
-    for name in ("faces", "mtcnn", "paper", "cluster", "study", "dev")
+    for name in ("faces", "mtcnn", "onnx", "paper", "cluster", "study", "dev")
 }
 readme = here / "README.md"
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXIT_CODES', 'EPILOGUES', 'COMMANDS', 'add_command', 'adapter_options', 'check', 'faces', 'convert', 'forge',
-           'open_lab', 'reproduce', 'plan', 'runs', 'train', 'audit', 'controls', 'open_detector', 'localize',
+           'open_lab', 'reproduce', 'plan', 'runs', 'train', 'audit', 'controls', 'open_detector', 'export', 'localize',
            'evaluate', 'predict', 'parser', 'main']
 
 # %% ../nbs/09_cli.ipynb #09-cli-2
@@ -722,6 +722,11 @@ def _find_detector(name: str, outputs: str | None) -> Path:
     from prle.core import outputs_dir
     from prle.lab.administration import find_run
 
+    if Path(name).exists() and not (Path(name) / "config.json").exists():
+        raise ValueError(
+            f"{name} is neither a run nor an exported detector, which are folders with a config.json "
+            "(prle export RUN --out FOLDER)."
+        )
     return find_run(Path(outputs or outputs_dir()) / "runs", name, "detectors")
 
 # %% ../nbs/09_cli.ipynb #09-cli-60
@@ -742,27 +747,94 @@ def open_detector(
 
 # %% ../nbs/09_cli.ipynb #09-cli-61
 @delegates(open_detector)
-def localize(
+def export(
     name: str,  # of the run, as `prle runs` prints it, or its folder
+    *,
+    out: str,  # new folder to write
+    licence: str = "other",  # of the weights, as the Hugging Face hub names it: what the training data allow
+    # programs to write besides, which run without this package; onnx: pip install 'prle[onnx]'
+    format: list[Literal["torchscript", "torch-export", "onnx"]] = (),
+    **kwargs,
+) -> int:  # exit code
+    """Write a trained detector into one folder that is enough to use it: weights, threshold, calibration and a card.
+
+    Print the folder. Other commands take it in place of a run, on any machine."""
+    from prle.lab.export import export_detector
+
+    lab, run = open_detector(name, **kwargs)
+    print(export_detector(lab, run, out, licence, format))
+    return 0
+
+# %% ../nbs/09_cli.ipynb #09-cli-62
+def _open_model(name: str, data: str | None = None, plugin=None, **options):
+    "Return a detector with what it needs for pictures, from an exported folder or a run."
+    from prle.lab.export import from_run, is_exported, open_exported
+
+    if not is_exported(name):
+        return from_run(*open_detector(name, data=data, plugin=plugin, **options))
+    _name_plugins(plugin)
+    _only({} if data is None else dict(data=data), (), "an exported detector")
+    return open_exported(name)
+
+# %% ../nbs/09_cli.ipynb #09-cli-63
+def _needed_option(name: str, value: str | None, what: str) -> str:
+    "Return an option; raise `ValueError` if it was not given."
+    if value is None:
+        raise ValueError(f"{_option(name)} is missing: {what}.")
+    return value
+
+# %% ../nbs/09_cli.ipynb #09-cli-64
+def _exported_evaluation(folder: str, data: str | None, on: str):
+    "Return what an exported detector reached in its lab, or reaches on other data."
+    from prle.lab.apply import evaluation
+    from prle.lab.export import exported_scores, open_exported
+
+    model = open_exported(folder)
+    if data is not None:
+        return evaluation(exported_scores(model, data, on))
+    if on != "test":
+        raise ValueError(f"--data is missing: where the faces of {on} lie.")
+    return model.measured
+
+# %% ../nbs/09_cli.ipynb #09-cli-65
+def _shown(table):
+    "Return scores without the columns that say nothing."
+    empty = [name for name in ("calibrated", "threshold", "above") if table[name].isna().all()]
+    empty += ["picture"] if (table.picture == "").all() else []
+    empty += ["detector"] if table.detector.nunique() < 2 else []
+    return table.drop(columns=empty)
+
+# %% ../nbs/09_cli.ipynb #09-cli-66
+@delegates(open_detector)
+def localize(
+    name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
     *,
     split: str = "test",  # test, train, val, or a target set
     subset: str = "all",  # manipulation, of train and val
     cam: str = "gradcam",  # how the maps are read: gradcam, layercam, ...
     explain: str = "fake",  # what they explain: fake, predicted or true
+    out: str | None = None,  # of an exported detector: the .npy file to write, for faces in --data
     **kwargs,
 ) -> int:  # exit code
     "Make attention maps of a trained detector, and print the path of their array."
     from prle.lab.configs import CamConfig
+    from prle.lab.export import exported_maps, is_exported, manifest_faces, open_exported
 
     read = CamConfig(cam, explain)
+    if is_exported(name):
+        faces = _needed_option("data", kwargs.get("data"), "an exported detector has no faces")
+        path, model = _needed_option("out", out, "the file to write"), open_exported(name)
+        print(exported_maps(model, manifest_faces(model, faces, split, subset), path, read))
+        return 0
+    _only({} if out is None else dict(out=out), (), "a run, which keeps its maps in the outputs,")
     lab, run = open_detector(name, **kwargs)
     print(lab.attention(run, split, subset, read).path / "maps.npy")
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-62
+# %% ../nbs/09_cli.ipynb #09-cli-67
 @delegates(open_detector)
 def evaluate(
-    name: str,  # of the run, as `prle runs` prints it, or its folder
+    name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
     *,
     on: str = "test",  # test, or a target set
     # any data: a folder with ff++/, ... as `prle faces` makes them, one of `prle forge`, or a manifest; default: those
@@ -773,9 +845,13 @@ def evaluate(
     "Print a trained detector's AUC and accuracy, with intervals."
     from prle.lab.apply import evaluation, open_run, scores_on
     from prle.lab.experiments import read_scores
+    from prle.lab.export import is_exported
 
     _name_plugins(kwargs.get("plugin"))
     outputs = kwargs.get("outputs")
+    if is_exported(name):
+        print(_exported_evaluation(name, data, on).to_string(index=False, float_format="%.1f"))
+        return 0
     if data is not None:
         scores = scores_on(_find_detector(name, outputs), data, on, outputs=outputs)
     elif on == "test":  # the run itself holds these scores, so its data need not be there
@@ -786,15 +862,21 @@ def evaluate(
     print(evaluation(scores).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-63
+# %% ../nbs/09_cli.ipynb #09-cli-68
 @delegates(open_detector)
 def predict(
-    name: str,  # of the run, as `prle runs` prints it, or its folder
+    name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
     # pictures, videos, folders of them
     inputs: list[str],
     *,
+    also: tuple[str, ...] | None = None,  # a further detector, which sees the same faces
     count: int = 32,  # frames of a video
-    csv: str | None = None,  # file to write besides
+    # file to write besides, row by row; the same command goes on where it was killed
+    csv: str | None = None,
+    json: str | None = None,  # file to write at the end
+    # folder for pictures: the face that decided, its primary region, the heat map, masks
+    explain: str | None = None,
+    report: str | None = None,  # page (.html) to write at the end, with the pictures of --explain
     # where there are several: score the person whose face is largest, or everybody
     faces: Literal["largest", "all"] = "largest",
     # what finds them: dlib, as in the paper, or mtcnn, which knows profiles and small faces, too
@@ -806,32 +888,27 @@ def predict(
 ) -> int:  # exit code: 1 if a file cannot be scored
     """Print p_fake of pictures and videos; exit code 1 if one cannot be scored.
 
-    A video's score is the mean over its frames, in which one person is followed. The pictures of a folder are the
-    frames of a video if they are numbered in equal steps and of one size."""
+    Of an exported detector also the calibrated score, the threshold and the share of the frames above it. A video's
+    is the mean over its frames, in which one person is followed. The pictures of a folder are the frames of a video if
+    they are numbered in equal steps and of one size."""
     from prle.core import log
     from prle.data.pictures import left_over, left_text
-    from prle.data.manifest import manifest_root
-    from prle.lab.apply import crop_settings, predict_files
-    from prle.lab.experiments import load_detector
+    from prle.lab.files import score_files
     from prle.trust import check_destination
 
-    if csv:
-        check_destination(csv)
-    lab, run = open_detector(name, **kwargs)
-    settings = crop_settings(manifest_root(lab.manifest), lab.preset.size)
-    kind = _kind_of_folders(pictures, frames)
-    which = dict(faces=faces, finder=finder, cropped=cropped)
-    model = load_detector(run, lab.device)
-    table = predict_files(model, inputs, settings, count, lab.device, kind, **which)
-    if csv:
-        table.to_csv(csv, index=False, errors="backslashreplace")
-    print(table.to_string(index=False, float_format="%.3f"))
-    failed = int(table.p_fake.isna().sum())
-    told = f"{len(table)} files: {len(table) - failed} scored, {failed} without a score"
+    for place in filter(None, (csv, json, report, explain and Path(explain) / "a.png")):
+        check_destination(place)
+    options = dict(count=count, kind=_kind_of_folders(pictures, frames))
+    options |= dict(faces=faces, finder=finder, cropped=cropped)
+    models = {word: _open_model(word, **kwargs) for word in (name, *(also or ()))}
+    table = score_files(models, inputs, csv, json, explain, report, **options)
+    print(_shown(table).to_string(index=False, float_format="%.3f"))
+    files, failed = table.file.nunique(), table.file[table.p_fake.isna()].nunique()
+    told = f"{files} files: {files - failed} scored, {failed} without a score"
     log.info("\n".join(filter(None, (left_text(left_over(inputs)), told))))
     return int(failed > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-65
+# %% ../nbs/09_cli.ipynb #09-cli-70
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -843,6 +920,7 @@ COMMANDS = {
     "train": train,
     "audit": audit,
     "controls": controls,
+    "export": export,
     "localize": localize,
     "evaluate": evaluate,
     "predict": predict,
@@ -850,7 +928,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/09_cli.ipynb #09-cli-66
+# %% ../nbs/09_cli.ipynb #09-cli-71
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -864,7 +942,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/09_cli.ipynb #09-cli-67
+# %% ../nbs/09_cli.ipynb #09-cli-72
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -873,7 +951,7 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/09_cli.ipynb #09-cli-72
+# %% ../nbs/09_cli.ipynb #09-cli-77
 @contextmanager
 def _streams():
     "Send messages to stderr, apart from the result, and write out what a stream has no letters for."
@@ -890,7 +968,7 @@ def _streams():
         log.handlers[:] = handlers
         log.setLevel(level)
 
-# %% ../nbs/09_cli.ipynb #09-cli-73
+# %% ../nbs/09_cli.ipynb #09-cli-78
 def _came_late(error: Exception) -> bool:
     "Say whether an error ended work that was under way: it found nothing, or the disk is full."
     from prle.core import is_full
@@ -898,7 +976,7 @@ def _came_late(error: Exception) -> bool:
 
     return isinstance(error, NothingFound) or is_full(error)
 
-# %% ../nbs/09_cli.ipynb #09-cli-74
+# %% ../nbs/09_cli.ipynb #09-cli-79
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument
@@ -913,9 +991,13 @@ def main(
         print(f"prle: {e}", file=sys.stderr)
         return 1 if _came_late(e) else 2
     except RuntimeError as e:
-        from prle.lab.store import RunFailed
+        from torch import OutOfMemoryError
 
-        if not isinstance(e, RunFailed):
+        from prle.lab.store import RunFailed
+        from prle.trust import one_line
+
+        if not isinstance(e, RunFailed | OutOfMemoryError):
             raise
-        print(f"prle: {e}", file=sys.stderr)
+        text = one_line(e) if isinstance(e, OutOfMemoryError) else e
+        print(f"prle: {text}", file=sys.stderr)
         return 1

@@ -25,9 +25,10 @@ OPTIONS = {
     "train": "mask seed cam explain published zoo-seed zoo-subset set processes track preset data outputs plugin",
     "audit": "mask subset split seed published fusion set draws masks manifest figure preset data outputs plugin",
     "controls": "faces trainings engine outputs",
-    "localize": "data outputs plugin split subset cam explain",
+    "export": "data outputs plugin out licence format",
+    "localize": "data outputs plugin split subset cam explain out",
     "evaluate": "data outputs plugin on",
-    "predict": "data outputs plugin count csv faces finder cropped pictures frames",
+    "predict": "data outputs plugin also count csv json explain report faces finder cropped pictures frames",
     "userstudy build": "participants images subsets splits practice seed secret-of consent post confidence out "
     "preset data outputs",
     "userstudy serve": "host port name",
