@@ -11,6 +11,7 @@ import types
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
+from textwrap import dedent
 from tokenize import COMMENT, generate_tokens
 
 from fastcore.basics import AttrDict
@@ -73,7 +74,7 @@ class Verbatim(str):
 
 def field_comments(cls):
     "Return the comments behind the fields of a `NamedTuple`, which `docments` does not read."
-    source = inspect.cleandoc(inspect.getsource(cls))
+    source = dedent(inspect.getsource(cls))
     tokens = generate_tokens(StringIO(source).readline)
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == COMMENT}
     listed = [n for n in ast.parse(source).body[0].body if isinstance(n, ast.AnnAssign)]
