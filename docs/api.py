@@ -109,7 +109,7 @@ def rows(symbol):
         lines.append(("*returns*", spelled(back.anno), "", back.docment))
     if not any(meaning for *_, meaning in lines):
         return ""
-    head = "| | type | default | |\n|---|---|---|---|\n"
+    head = "| name | type | default | meaning |\n|---|---|---|---|\n"
     return head + "\n".join(
         f"| {name} | {code(kind)} | {code(default)} | {cell(meaning)} |"
         for name, kind, default, meaning in lines

@@ -83,7 +83,18 @@ def formula(writer, node):
     raise SkipNode
 
 
+def short_navigation(app, name, template, context, doctree):
+    "Let the contents of a page be open where it stands and closed elsewhere; the theme opens all."
+    whole = context.get("toctree")
+
+    def toctree(**how):
+        return whole(**how | dict(collapse=True))
+
+    context["toctree"] = toctree
+
+
 def setup(app):
     "Tell Sphinx."
+    app.connect("html-page-context", short_navigation, priority=400)  # before the theme, at 500
     app.connect("source-read", edit_source)
     app.add_html_math_renderer("mathml", (inline_formula, None), (formula, None))
