@@ -8,7 +8,7 @@ ENGINE ?= $(if $(filter mini,$(PRESET)),ray,local)
 BIN    := .venv/bin
 TOOLS  := .tools/bin
 
-.PHONY: help setup paper paper-all claims reference test test-fast test-long campaign bench lab export lock audit clean
+.PHONY: help setup paper paper-all claims reference test test-fast test-long campaign bench lab export docs lock audit clean
 
 help: # what can be made
 	@grep -E '^[a-z-]+:.*# ' Makefile | sed -E 's/^([a-z-]+):.*# /\1|/' | column -t -s '|'
@@ -28,7 +28,7 @@ setup: .venv/installed # .venv, exactly as requirements.lock says
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --use-pep517 --editable .
 	touch $@
 
-# Tables I, III, VIII, Figures 1-4, 7, 8, the controls and outputs/report.html; an hour and a half on two cores.
+# Tables I, III, VIII, Figures 1-4, 7, 8, the controls and outputs/report.html; one and a half to two hours on two cores.
 # ray: as many runs at once as there are cores; local: one after the other, each on all cores or the GPU.
 # make paper ONLY="table3 figure7" SEEDS=3 PRESET=paper DATA=/data
 paper: setup # the headline tables and figures, and outputs/report.html
@@ -86,7 +86,13 @@ export: setup # after editing a notebook: formatted, generated code, clean noteb
 	$(BIN)/nbdev_clean
 	$(BIN)/python tests/readme.py
 
-# uv, which writes the locks, and pip-audit: in a place of their own, by a lock of their own
+# Nothing is executed: the outputs that the notebooks hold are shown. A warning (a dead link, a formula that cannot be read) is
+# an error.
+docs: setup .tools/installed # the site, in _docs/html/
+	$(BIN)/python docs/api.py
+	$(TOOLS)/sphinx-build --fail-on-warning --keep-going --quiet --jobs auto -c docs -d _docs/trees . _docs/html
+
+# uv, which writes the locks, pip-audit, and what makes the site: in a place of their own, by a lock of their own
 .tools/installed: tools.lock
 	$(PYTHON) -m venv --clear .tools
 	$(TOOLS)/python -m pip install --quiet --require-hashes --requirement tools.lock
@@ -99,7 +105,7 @@ COMPILE = $(TOOLS)/uv pip compile --quiet --universal --fork-strategy fewest --g
 	--refresh-package prle $(LOCK)
 lock: .tools/installed # both locks anew, with all hashes
 	$(COMPILE) setup.py --extra all --output-file requirements.lock
-	printf 'uv\npip-audit\n' | $(COMPILE) - --output-file tools.lock
+	printf '%s\n' uv pip-audit sphinx myst-nb furo | $(COMPILE) - --output-file tools.lock
 
 # known vulnerabilities of the locked packages
 audit: .tools/installed # known vulnerabilities of what is locked, where the service can be reached
@@ -107,4 +113,4 @@ audit: .tools/installed # known vulnerabilities of what is locked, where the ser
 
 # outputs/ stays: it may hold days of training
 clean: # all but outputs/
-	rm -rf .venv .tools *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage
+	rm -rf .venv .tools _docs docs/api *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage

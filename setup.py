@@ -1,5 +1,6 @@
 """Install prle; everything it says is read from settings.ini."""
 
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -15,11 +16,22 @@ extras = {
 }
 readme = here / "README.md"
 
+
+def elsewhere(text):
+    "README as a package index shows it: links lead to `git_url`, and are plain words as long as there is none."
+    home = cfg["git_url"].rstrip("/")
+    if not home:
+        text = re.sub(r"!\[[^]]*\]\((?!\w+:)[^)]*\)", "", text)
+        return re.sub(r"\[([^]]*)\]\((?!\w+:|#)[^)]*\)", r"\1", text)
+    text = re.sub(r"(!\[[^]]*\])\((?!\w+:)", rf"\1({home}/raw/{cfg['branch']}/", text)
+    return re.sub(r"\]\((?!\w+:|#)", f"]({home}/blob/{cfg['branch']}/", text)
+
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description=elsewhere(readme.read_text(encoding="utf-8")) if readme.exists() else "",
     long_description_content_type="text/markdown",
     author=cfg["author"],
     license="Apache-2.0",

@@ -10,6 +10,7 @@ PICTURES = "nbs/images"
 
 def render():
     "The README's text and its pictures (path relative to the project -> bytes)."
+    import nbformat
     from nbconvert import MarkdownExporter
     from traitlets.config import Config
 
@@ -17,7 +18,11 @@ def render():
     config = Config(TagRemovePreprocessor=dict(enabled=True, **removed))
     places = dict(output_files_dir=PICTURES, unique_key="index")
     exporter = MarkdownExporter(config=config)
-    text, resources = exporter.from_filename(str(ROOT / "nbs/index.ipynb"), resources=places)
+    notebook = ROOT / "nbs/index.ipynb"
+    text, resources = exporter.from_filename(str(notebook), resources=places)
+    sources = "\n".join(cell.source for cell in nbformat.read(notebook, as_version=4).cells)
+    alts = iter(re.findall(r"^#\| fig-alt: (.+)$", sources, flags=re.M))
+    text = re.sub(r"!\[png\]", lambda picture: f"![{next(alts)}]", text)
     text = re.sub(r"\]\(([\w/]+\.ipynb)\)", r"](nbs/\1)", text).replace("](../", "](")
     return text.strip() + "\n", resources["outputs"]
 

@@ -95,7 +95,8 @@ def prose(notebook):
 def test_no_link_leads_nowhere():
     "In the notebooks and in what is made from them."
     pages = {p: prose(p) for p in NOTEBOOKS}
-    pages |= {ROOT / name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
+    written = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    pages |= {path: path.read_text() for path in written}
     broken = []
     for path, text in pages.items():
         links = re.findall(r"\]\(([\w./-]+\.\w+)(?:#[\w-]*)?\)", text)
