@@ -600,7 +600,8 @@ def key(self: RunConfig) -> dict:
     if self.mask == "none":
         unused += ["p", "fill"]
         del recipe["gamma"]
-    settings = asdict(self) | dict(alpha=self.range, recipe=recipe)
+    settings = {f.name: getattr(self, f.name) for f in fields(self)}
+    settings |= dict(alpha=self.range, recipe=recipe, options=dict(self.options))
     if plugin := detector_facts(self.detector).plugin:
         settings["plugin"] = plugin.code
     return {name: value for name, value in settings.items() if name not in unused}

@@ -6,7 +6,6 @@
 __all__ = ['GPU_KINDS', 'ENGINES', 'Outcome', 'do_task', 'in_process', 'cluster', 'on_ray', 'execute']
 
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-2
-import copy
 import math
 import os
 from collections.abc import Iterator
@@ -17,8 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from ..core import check_choice, collected_messages, log, progress
-from .planning import DryStore, needs_text, planned, seconds_text, task_inputs
-from .store import STORE_ERRORS, RunFailed, RunStore, Task
+from .planning import DryStore, estimate, needs_text, planned, seconds_text, task_inputs
+from .store import STORE_ERRORS, RunFailed, RunStore, Task, past_runs
 
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-7
 class Outcome(NamedTuple):
@@ -241,10 +240,10 @@ ENGINES = dict(local=in_process, ray=on_ray)
 def _renew(left: dict[str, float], dry: DryStore, made: str):
     "Update the estimated times of the runs left of a kind, now that one of that kind has been made."
     kind = made.split("/")[0]
-    again = copy.copy(dry)
-    again.past = {}  # read anew, with what has been made since
-    again.tasks = [t for t in dry.tasks if t.path.parent.name == kind and left.get(t.name)]
-    left.update(zip([t.name for t in again.tasks], planned(again).seconds))
+    past = past_runs(dry.root / kind)
+    for task in dry.tasks:
+        if task.run.kind == kind and left.get(task.name):
+            left[task.name] = estimate(task.run.label, task.config, past)
 
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-37
 def _left_text(left: dict[str, float]) -> str:
@@ -285,7 +284,7 @@ def execute(
             left.pop(outcome.name)
             if outcome.fault:
                 faults[outcome.name] = outcome.fault
-            elif not outcome.reused:
+            elif not (outcome.reused or bar.disable):
                 _renew(left, dry, outcome.name)
             bar.update()
             bar.set_postfix_str(_left_text(left))

@@ -47,7 +47,6 @@ from prle.lab.integrity import (
     inspect_run,
     parse_name,
     read_config,
-    read_origin,
     read_run,
     replaced_runs,
     run_key,
@@ -507,7 +506,7 @@ class _Requests:
     ) -> str:  # "" if the present code made it or it is not made yet
         "Say which modules differ between the code that made a run and the present code."
         with suppress(Damaged):
-            return code_difference(read_origin(path), self.modules)
+            return code_difference(read_run(path)[1], self.modules)
         return ""
 
     def names(
