@@ -362,7 +362,7 @@ def forge(
     print(pd.concat(tables).to_string())
     return int(faces is not None and len(read_made(folder / "forge.json").get("lost", [])) > 0)
 
-# %% ../nbs/09_cli.ipynb #new-17308081
+# %% ../nbs/09_cli.ipynb #09-cli-37
 def _name_plugins(paths: tuple[str, ...] | None):
     "Make the detectors of plugins known, to processes that the command starts too."
     from prle.detectors.plugins import name_plugin
@@ -370,7 +370,7 @@ def _name_plugins(paths: tuple[str, ...] | None):
     for path in paths or ():
         name_plugin(path)
 
-# %% ../nbs/09_cli.ipynb #09-cli-37
+# %% ../nbs/09_cli.ipynb #09-cli-38
 def open_lab(
     *,
     # size of the experiment: smoke, mini, paper, controls or controls-smoke; mini+paper, mini+release, paper+paper
@@ -389,7 +389,7 @@ def open_lab(
     _name_plugins(plugin)
     return Lab(preset, data, outputs)
 
-# %% ../nbs/09_cli.ipynb #09-cli-38
+# %% ../nbs/09_cli.ipynb #09-cli-39
 @delegates(open_lab)
 def reproduce(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -413,7 +413,7 @@ def reproduce(
     results = paper.reproduce(list(ids), **ways, **kwargs)
     return int(any(result != "done" for result in results.values()))
 
-# %% ../nbs/09_cli.ipynb #09-cli-39
+# %% ../nbs/09_cli.ipynb #09-cli-40
 def _notebook_parameters() -> str:
     "Return what `prle reproduce --help` ends with: the parameters that the notebooks have of their own."
     from prle.paper.reproduce import parameters_text
@@ -424,7 +424,7 @@ def _notebook_parameters() -> str:
 EPILOGUES = dict(reproduce=_notebook_parameters)
 "What the help of a command ends with."
 
-# %% ../nbs/09_cli.ipynb #09-cli-40
+# %% ../nbs/09_cli.ipynb #09-cli-41
 @delegates(open_lab)
 def plan(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -445,7 +445,7 @@ def plan(
     print(plan_text(planned(wanted.store)))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-42
+# %% ../nbs/09_cli.ipynb #09-cli-43
 def _needed(outputs: Path) -> set[str]:
     """Return the runs that are needed: those recorded, and those that notebooks would request.
 
@@ -463,7 +463,7 @@ def _needed(outputs: Path) -> set[str]:
             needed.update(plan_notebooks(lab, list_notebooks(), full=True).store.names())
     return needed
 
-# %% ../nbs/09_cli.ipynb #09-cli-43
+# %% ../nbs/09_cli.ipynb #09-cli-44
 def _prune(outputs: Path, delete: bool) -> int:
     "Print the runs that nothing needs, and delete them if asked to."
     from prle.lab.administration import prune, runs_text, spared
@@ -482,7 +482,7 @@ def _prune(outputs: Path, delete: bool) -> int:
         )
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-44
+# %% ../nbs/09_cli.ipynb #09-cli-45
 def runs(
     # list, check, prune; or the name of a run, to be shown in full: why it was made, from what, by which code
     what: str = "list",
@@ -514,7 +514,7 @@ def runs(
     print(runs_text(found))
     return int(what == "check" and len(found) > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-47
+# %% ../nbs/09_cli.ipynb #09-cli-48
 def _settings(words: list[str]) -> dict:
     "Parse NAME=VALUE, the value as YAML; raise `ValueError` for anything else."
     from prle.core import shortened
@@ -525,7 +525,7 @@ def _settings(words: list[str]) -> dict:
     pairs = [word.split("=", 1) for word in words]
     return {name: parse_yaml(value, f"--set {name}") for name, value in pairs}
 
-# %% ../nbs/09_cli.ipynb #09-cli-49
+# %% ../nbs/09_cli.ipynb #09-cli-50
 def _read_config(file: str, beside: list[str]):
     "Read what to train from a file; raise `ValueError` if anything was given beside it."
     from prle.lab.configs import RunConfig
@@ -536,7 +536,7 @@ def _read_config(file: str, beside: list[str]):
         raise ValueError(f"{file} says all about the training: {what_to_do}.")
     return config
 
-# %% ../nbs/09_cli.ipynb #09-cli-50
+# %% ../nbs/09_cli.ipynb #09-cli-51
 _CAM = dict(cam="method", explain="explain")
 "Option -> field of `prle.lab.configs.CamConfig`."
 
@@ -565,7 +565,7 @@ def _run_config(what: list[str], outputs: str | None, options: dict):
     settings |= {name: options[name] for name in zoo if name in options}
     return lab.config(*what, seed=seed, mask=mask, **settings)
 
-# %% ../nbs/09_cli.ipynb #09-cli-51
+# %% ../nbs/09_cli.ipynb #09-cli-52
 @delegates(open_lab)
 def train(
     # a configuration (.yaml or .json); or a detector and a manipulation: Xception DF
@@ -622,7 +622,7 @@ def train(
     print(evaluation(read_scores(run)).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-53
+# %% ../nbs/09_cli.ipynb #09-cli-54
 def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: str, draws: int):
     "Audit masks in a folder; raise `ValueError` without a manifest of their faces."
     from prle.data.manifest import read_manifest, select
@@ -633,7 +633,7 @@ def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: s
     rows = select(read_manifest(manifest), split, None if subset == "all" else subset)
     return audit_folder(masks, rows, draws)
 
-# %% ../nbs/09_cli.ipynb #09-cli-54
+# %% ../nbs/09_cli.ipynb #09-cli-55
 def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
     "Audit the masks of a training; raise `ValueError` without a manipulation."
     from prle.lab.administration import record_runs
@@ -649,7 +649,7 @@ def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
     record_runs(lab.outputs, f"audit-{planned.path.name}", dry.store.names())
     return read_audit(audit(lab, config, split, draws))
 
-# %% ../nbs/09_cli.ipynb #09-cli-55
+# %% ../nbs/09_cli.ipynb #09-cli-56
 def _check_figure(path: str | None):
     "Raise `OSError` or `ValueError` if a picture cannot be drawn into a file."
     from matplotlib.figure import Figure
@@ -662,7 +662,7 @@ def _check_figure(path: str | None):
         check_choice(Path(path).suffix.lower().lstrip(".") or "png", kinds, "kind of picture")
         check_destination(path)
 
-# %% ../nbs/09_cli.ipynb #09-cli-56
+# %% ../nbs/09_cli.ipynb #09-cli-57
 @delegates(open_lab)
 def audit(
     *,
@@ -699,7 +699,7 @@ def audit(
         draw_audit(found).savefig(figure, dpi=150)
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-58
+# %% ../nbs/09_cli.ipynb #09-cli-59
 def controls(
     *,
     # folder of photographs and videos, a sub-folder a person; default: the ORL faces
@@ -716,7 +716,7 @@ def controls(
     print(made.paths[0].read_text(encoding="utf-8"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-59
+# %% ../nbs/09_cli.ipynb #09-cli-60
 def _find_detector(name: str, outputs: str | None) -> Path:
     "Find the folder of a detector's run."
     from prle.core import outputs_dir
@@ -729,7 +729,7 @@ def _find_detector(name: str, outputs: str | None) -> Path:
         )
     return find_run(Path(outputs or outputs_dir()) / "runs", name, "detectors")
 
-# %% ../nbs/09_cli.ipynb #09-cli-60
+# %% ../nbs/09_cli.ipynb #09-cli-61
 def open_detector(
     name: str,  # of the run, as `prle runs` prints it, or its folder
     *,
@@ -745,7 +745,7 @@ def open_detector(
     _name_plugins(plugin)
     return reopen(_find_detector(name, outputs), data, outputs=outputs)
 
-# %% ../nbs/09_cli.ipynb #09-cli-61
+# %% ../nbs/09_cli.ipynb #09-cli-62
 @delegates(open_detector)
 def export(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -765,7 +765,7 @@ def export(
     print(export_detector(lab, run, out, licence, format))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-62
+# %% ../nbs/09_cli.ipynb #09-cli-63
 def _open_model(name: str, data: str | None = None, plugin=None, **options):
     "Return a detector with what it needs for pictures, from an exported folder or a run."
     from prle.lab.export import from_run, is_exported, open_exported
