@@ -554,10 +554,14 @@ def write_tensors(
     tensors: dict,  # name -> tensor
 ) -> Path:
     "Write tensors to a file that others may read as far as the umask lets them; shared ones under each name."
-    import torch
     from safetensors.torch import save
 
-    own = {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    own, stored = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        own[name] = tensor.clone() if storage in stored else tensor
+        stored.add(storage)
     Path(path).write_bytes(save(own))
     return Path(path)
 

@@ -493,6 +493,18 @@ def test_weights_that_are_none_name_the_file(tmp_path):
             read_tensors(path)
 
 
+def test_tensors_that_share_their_memory_are_written_under_each_name(tmp_path):
+    "Tied, seen in part, turned, empty."
+    whole = torch.arange(6.0).view(2, 3)
+    given = dict(
+        a=whole, b=whole, part=whole[1], turned=whole.T, empty=torch.ones(0), e=torch.ones(0)
+    )
+    found = read_tensors(write_tensors(tmp_path / "weights.safetensors", given))
+    assert found.keys() == given.keys()
+    for name, tensor in given.items():
+        assert torch.equal(found[name], tensor), name
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o007, 0o077])
 def test_what_is_written_may_be_read_by_whom_the_umask_says(tmp_path, umask):
     state = Checkpoint(1, dict(model=dict(w=torch.ones(2))), {}, {})

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from torch.utils.data import Dataset, Sampler
 
 from ..core import FAKE, REAL, rng, shortened
@@ -109,34 +110,40 @@ class FaceDataset(Dataset):
                 self._kept[i], self._room = item, self._room - size
         return self.transform(dict(item)) if self.transform else dict(item)
 
-    def _read(self, i: int) -> dict:
-        "Read the pictures of face `i`."
-        name = self.paths[i].decode()
-        image = read_rgb(below(self.root, name))
-        item = dict(
-            image=torch.from_numpy(image).permute(2, 0, 1),
-            label=int(self.labels[i]),
-            index=i,
-            landmarks=torch.from_numpy(self.landmarks[i]),
-        )
-        if self.masks is not None:
-            mask = _mask_of(self.root, self.masks[i].decode(), image.shape[:2])
-            item["mask"] = torch.from_numpy(mask)[None]
-            item["mask_known"] = bool(self.masks[i]) or item["label"] == REAL
-        if self.quantiles:
-            item["quantiles"] = torch.from_numpy(self._quantile_map(i, name, image.shape[:2]))[None]
-        return item
+# %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-10
+@patch
+def _quantile_map(
+    self: FaceDataset, i: int, name: str, shape: tuple
+) -> np.ndarray:  # (H, W) uint16
+    "Read the quantile map of face `i`; `ValueError` if it is not of the face's size."
+    path = below(self.quantiles, Path(name).with_suffix(".png"))
+    quantiles = read_quantiles(path, self.digests[i].decode())
+    if quantiles.shape != shape:
+        sizes = f"{quantiles.shape[::-1]}, its face {name} is {shape[::-1]}"
+        raise ValueError(f"{path} is {sizes} (width, height).")
+    return quantiles
 
-    def _quantile_map(self, i: int, name: str, shape: tuple) -> np.ndarray:  # (H, W) uint16
-        "Read the quantile map of face `i`; `ValueError` if it is not of the face's size."
-        path = below(self.quantiles, Path(name).with_suffix(".png"))
-        quantiles = read_quantiles(path, self.digests[i].decode())
-        if quantiles.shape != shape:
-            sizes = f"{quantiles.shape[::-1]}, its face {name} is {shape[::-1]}"
-            raise ValueError(f"{path} is {sizes} (width, height).")
-        return quantiles
+# %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-11
+@patch
+def _read(self: FaceDataset, i: int) -> dict:
+    "Read the pictures of face `i`."
+    name = self.paths[i].decode()
+    image = read_rgb(below(self.root, name))
+    item = dict(
+        image=torch.from_numpy(image).permute(2, 0, 1),
+        label=int(self.labels[i]),
+        index=i,
+        landmarks=torch.from_numpy(self.landmarks[i]),
+    )
+    if self.masks is not None:
+        mask = _mask_of(self.root, self.masks[i].decode(), image.shape[:2])
+        item["mask"] = torch.from_numpy(mask)[None]
+        item["mask_known"] = bool(self.masks[i]) or item["label"] == REAL
+    if self.quantiles:
+        item["quantiles"] = torch.from_numpy(self._quantile_map(i, name, image.shape[:2]))[None]
+    return item
 
-# %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-13
+# %% ../../nbs/data/05_datasets.ipynb #data-05-datasets-16
 class BalancedSampler(Sampler[int]):
     "Indices with both classes equally often; `set_epoch` gives the next draw, as in torch's DistributedSampler."
 

@@ -68,8 +68,9 @@ class Preset:
 
     size: int  # of a face, pixels
     people: int | None  # of the mini benchmark; None: the preset needs a manifest of real data
-    backbones: dict[str, Backbone]  # by the name that tables print
+    backbones: dict[str, Backbone]  # that tables compare, by the name that they print
     recipe: dict  # fields of `TrainConfig`
+    zoo: dict[str, Backbone] = field(default_factory=dict)  # that localize; none: the backbones
     grid: int = 8  # cells that a CAM must have across the face
     forging: int = 1000  # steps of training each generator of the mini benchmark
     width: float = 1.0  # of the detectors that are not among the backbones
@@ -81,11 +82,21 @@ class Preset:
     balance: bool = True  # training on "all" takes as many reals as fakes in every epoch
     masking: dict = field(default_factory=dict)  # fields of `RunConfig` that masks use
 
+    @property
+    def named(self) -> dict[str, Backbone]:
+        "Return the backbones and the detectors of the zoo by the names that tables print."
+        return self.backbones | self.zoo
+
+    @property
+    def localizers(self) -> tuple[str, ...]:
+        "Return the names of the detectors that localize together unless others are named."
+        return tuple(self.zoo or self.backbones)
+
     def backbone(self, name: str) -> Backbone:  # `ValueError` for an unknown name
         "Return one of the backbones, or any registered detector at the preset's width (Table II)."
-        if name in self.backbones:
-            return self.backbones[name]
-        check_choice(name, [*self.backbones, *FURTHER, *list_detectors()], "backbone")
+        if name in self.named:
+            return self.named[name]
+        check_choice(name, [*self.named, *FURTHER, *list_detectors()], "backbone")
         name = FURTHER.get(name, name)
         pretrained = self.width == 1 and has_weights(name)
         return Backbone(name, self.width, pretrained, self.options.get(name, {}), self.others)
@@ -109,6 +120,9 @@ _SMOKE = Preset(
 )
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-13
+_LITE0 = Backbone("efficientnet_lite0", pretrained=True, recipe=dict(lr=5e-4, epochs=10))
+_QUICKLY = dict(lr=5e-4, epochs=4)
+
 _MINI = Preset(
     size=128,
     people=40,
@@ -118,12 +132,15 @@ _MINI = Preset(
     others=dict(lr=1e-3, epochs=10),
     backbones={
         "Xception": Backbone("xception", 1 / 4, recipe=dict(lr=2e-3, epochs=15)),
-        "EfficientNet": Backbone(
-            "efficientnet_lite0", pretrained=True, recipe=dict(lr=5e-4, epochs=10)
-        ),
+        "EfficientNet": _LITE0,
         "VGG": Backbone(
             "vgg16_bn", 1 / 8, options=dict(dropout=0.0), recipe=dict(lr=2e-3, epochs=20)
         ),
+    },
+    zoo={
+        "EfficientNet": _LITE0,
+        "EfficientNet-Lite1": Backbone("efficientnet_lite1", pretrained=True, recipe=_QUICKLY),
+        "EfficientNet-Lite2": Backbone("efficientnet_lite2", pretrained=True, recipe=_QUICKLY),
     },
 )
 
@@ -187,19 +204,26 @@ RECIPES = dict(
 "The ways to train: this project's, the paper's as far as its text says, and that of its released code."
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-23
+def _trained(networks: dict[str, Backbone], recipe: NamedRecipe) -> dict[str, Backbone]:
+    "Return the same networks, trained in another way."
+    return {
+        name: replace(network, recipe=network.recipe | recipe.training)
+        for name, network in networks.items()
+    }
+
+
 def with_recipe(
     base: str,  # one of `PRESETS`
     way: str,  # one of `RECIPES`
 ) -> Preset:
     "Return a preset that is trained in another way, on the same data."
     preset, recipe = PRESETS[base], RECIPES[check_choice(way, RECIPES, "recipe")]
-    backbones = {}
-    for name, backbone in preset.backbones.items():
-        backbones[name] = replace(backbone, recipe=backbone.recipe | recipe.training)
+    backbones = _trained(preset.backbones, recipe)
     training = dict(recipe=preset.recipe | recipe.training, others=preset.others | recipe.training)
     size = recipe.size if recipe.size and preset.people is None else preset.size
     rest = dict(balance=recipe.balance, masking=recipe.masking, way=way, base=base)
-    return replace(preset, size=size, backbones=backbones, **training, **rest)
+    zoo = _trained(preset.zoo, recipe)
+    return replace(preset, size=size, backbones=backbones, zoo=zoo, **training, **rest)
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-24
 for _base in ("smoke", "mini", "paper"):
@@ -302,7 +326,7 @@ class Zoo:
 
     subset: str  # manipulation whose faces they localize on, or "all"
     seed: int = 0  # of their trainings
-    backbones: tuple[str, ...] = ()  # none named: all of the preset
+    backbones: tuple[str, ...] = ()  # none named: those of the preset that localize
     fusion: FusionConfig = READING["fusion"]
     cam: CamConfig = READING["cam"]
     trained: str = ""  # manipulation that its detectors are trained on; "": `subset`
@@ -482,7 +506,7 @@ class RunConfig:
     mask: str = "none"  # "none" or one of `MASKS`
     parts: tuple[str, ...] = ()  # of the face, for landmark masks; none named: all of them
     fusion: FusionConfig = READING["fusion"]  # of the maps behind primary and matched masks
-    zoo: tuple[str, ...] = ()  # backbones behind them; none named: all of the preset
+    zoo: tuple[str, ...] = ()  # backbones behind them; none named: those of the preset
     zoo_seed: int | None = None  # of the zoo's trainings; None: the run's own
     zoo_subset: str = ""  # manipulation that the zoo is trained on; "": the run's own
     cam: CamConfig = READING["cam"]  # how the zoo's maps are read

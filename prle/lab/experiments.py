@@ -239,10 +239,10 @@ def zoo_names(
     "Return the backbones of a zoo in the order and form that configurations use."
     for name in names:
         self.preset.backbone(name)
-    order = [*self.preset.backbones, *FURTHER]
+    order = [*self.preset.named, *FURTHER]
     ranks = {name: rank for rank, name in enumerate(order)}
     names = tuple(sorted(set(names), key=lambda name: (ranks.get(name, len(order)), name)))
-    return () if names == tuple(self.preset.backbones) else names
+    return () if names == self.preset.localizers else names
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-37
 def _text(value) -> str:
@@ -262,6 +262,12 @@ def _differences(usual: dict, key: dict) -> list[str]:  # ["alpha=1..1", "lr=0.0
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-40
 @patch
+def localizers(self: LabConfigs, zoo: Zoo) -> tuple[str, ...]:
+    "Return the names of a zoo's detectors, the preset's if it names none."
+    return self.zoo_names(zoo.backbones) or self.preset.localizers
+
+
+@patch
 def _normal(self: LabConfigs, zoo: Zoo) -> Zoo:
     "Return the same zoo with its backbones in the form of `zoo_names`."
     return replace(zoo, backbones=self.zoo_names(zoo.backbones))
@@ -276,7 +282,7 @@ def label(
     """Return a training's label: backbone, manipulation, mask, settings unlike the preset's, and seed.
 
     Equal keys have equal labels."""
-    names = {b.name: name for name, b in self.preset.backbones.items()}
+    names = {b.name: name for name, b in self.preset.named.items()}
     names |= {network: name for name, network in FURTHER.items()}
     name, seed = names.get(config.detector, config.detector), config.recipe.seed
     usual = self.config(name, config.subset, seed, mask=config.mask)
@@ -689,7 +695,7 @@ def _fold_mark(self: Lab, zoo: Zoo) -> str:  # "" for the people of its own seed
 @patch
 def _detectors(self: Lab, zoo: Zoo) -> Iterator[Run]:
     "Train the detectors of a zoo without masks, one after the other in the zoo's order."
-    for name in self.zoo_names(zoo.backbones) or self.preset.backbones:
+    for name in self.localizers(zoo):
         yield self.detector(name, zoo.trained or zoo.subset, seed=zoo.seed)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-80

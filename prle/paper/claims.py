@@ -236,7 +236,7 @@ class Localization(Exhibit):
     notebook = "localization_of_forgeries"
 
     def cells(self, lab: Lab, seeds: int) -> Cells:
-        return localization_cells(lab, [*lab.preset.backbones, *FUSION_VARIANTS, OUR_FUSION], seeds)
+        return localization_cells(lab, [*lab.preset.named, *FUSION_VARIANTS, OUR_FUSION], seeds)
 
     def parts(self, lab: Lab, values: Values, seeds: int) -> Iterator[TablePart]:
         "Return the table of localization."

@@ -169,7 +169,7 @@ def localize_with_zoo(
 ):
     "Do the static stage on some faces: localize with every detector, fuse, rank, and write."
     size, stores = (lab.preset.size, lab.preset.size), []
-    for name in lab.zoo_names(zoo.backbones) or lab.preset.backbones:
+    for name in lab.localizers(zoo):
         detector = load_detector(lab.detector(name, zoo.subset, seed=zoo.seed), lab.device)
         layer = detector.cam_layer(lab.preset.size, lab.preset.grid)
         faces = DataLoader(FaceDataset(rows), batch_size=64, num_workers=lab.workers)
@@ -186,7 +186,7 @@ def static_run(
 ) -> Run:  # throughput.parquet: round, static in faces a second
     "Measure the static stage; the first round warms up and is dropped."
     zoo, rounds = Zoo(subset, **PUBLISHED), _rounds(lab, rounds)
-    plain = [lab.detector(name, subset).key for name in lab.preset.backbones]
+    plain = [lab.detector(name, subset).key for name in lab.preset.localizers]
     what = dict(static=plain, fusion=zoo.fusion.key(), subset=subset, rounds=rounds, faces=faces)
     on = dict(data=lab.fingerprint, size=lab.preset.size)
 

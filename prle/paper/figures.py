@@ -185,7 +185,7 @@ def mapped_face(
 ) -> MappedFace:
     "Read a training face and what each detector of the zoo attends to."
     [runs] = values["maps", subset]
-    maps = dict(zip(lab.preset.backbones, runs))
+    maps = dict(zip(lab.preset.localizers, runs))
     return MappedFace(read_face(lab.train_faces(subset, seed=seed), row), maps, row)
 
 # %% ../../nbs/paper/05_figures.ipynb #paper-05-figures-23

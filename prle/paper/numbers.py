@@ -545,14 +545,17 @@ def _network_text(lab: Lab, name: str) -> str:
 def describe(
     lab: Lab,  # preset and data
     seeds: int,  # of every number
-    backbones: Sequence[str] = (),  # that took part; none named: the preset's zoo
+    backbones: Sequence[str] = (),  # that took part; none named: the preset's
     on: Sequence[str] = (
         "test",
     ),  # the faces that were measured: "train" (fakes), "test", "targets"
     brackets: str | None = None,  # what they hold; None: 95% intervals; "": there are none
 ) -> str:
     "Describe what our numbers rest on: preset, networks, seeds, test people, intervals."
-    networks = ", ".join(_network_text(lab, name) for name in backbones or lab.preset.backbones)
+    names = dict.fromkeys([*(backbones or lab.preset.backbones), *lab.preset.zoo])
+    networks = ", ".join(_network_text(lab, name) for name in names)
+    if lab.preset.zoo:
+        networks += f"; {', '.join(lab.preset.zoo)} localize"
     if brackets is None:
         others = "other people and other seeds (t)" if seeds > 1 else "other people (bootstrap)"
         brackets = f"95% intervals allow for {others}"

@@ -73,7 +73,7 @@ def list_notebooks() -> list[str]:
 
 
 def headline() -> list[str]:
-    "List what `prle reproduce` makes by default: in the preset mini on two cores, within half an hour."
+    "List what `prle reproduce` makes by default, in the preset mini within one and a half hours on two cores."
     return [name for name, exhibit in exhibits().items() if exhibit.headline]
 
 # %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-7
