@@ -362,6 +362,14 @@ def forge(
     print(pd.concat(tables).to_string())
     return int(faces is not None and len(read_made(folder / "forge.json").get("lost", [])) > 0)
 
+# %% ../nbs/09_cli.ipynb #new-17308081
+def _name_plugins(paths: tuple[str, ...] | None):
+    "Make the detectors of plugins known, to processes that the command starts too."
+    from prle.detectors.plugins import name_plugin
+
+    for path in paths or ():
+        name_plugin(path)
+
 # %% ../nbs/09_cli.ipynb #09-cli-37
 def open_lab(
     *,
@@ -373,10 +381,12 @@ def open_lab(
     data: str | None = None,
     # folder for everything that is written; default: outputs/ of the project
     outputs: str | None = None,
+    plugin: tuple[str, ...] | None = None,  # file with detectors of your own; may be repeated
 ):
     "Open a lab that says on stderr what it makes."
     from prle.lab.experiments import Lab
 
+    _name_plugins(plugin)
     return Lab(preset, data, outputs)
 
 # %% ../nbs/09_cli.ipynb #09-cli-38
@@ -398,6 +408,7 @@ def reproduce(
     from prle.paper import reproduce as paper
 
     log.setLevel(logging.DEBUG)
+    _name_plugins(kwargs.pop("plugin", None))
     ways = dict(seeds=seeds, engine=engine, gpus=gpus, remade=remake)
     results = paper.reproduce(list(ids), **ways, **kwargs)
     return int(any(result != "done" for result in results.values()))
@@ -588,6 +599,7 @@ def train(
     from prle.lab.experiments import Lab, read_scores
     from prle.lab.administration import record_runs
 
+    _name_plugins(kwargs.get("plugin"))
     outputs = kwargs.get("outputs")
     options = dict(preset=preset, data=kwargs.get("data"), mask=mask, seed=seed, set=set)
     options |= dict(
@@ -720,10 +732,12 @@ def open_detector(
     data: str | None = None,
     # folder for everything that is written; default: outputs/ of the project
     outputs: str | None = None,
+    plugin: tuple[str, ...] | None = None,  # file with detectors of your own; may be repeated
 ):
     "Return the lab that a detector's run belongs to, and the run."
     from prle.lab.apply import reopen
 
+    _name_plugins(plugin)
     return reopen(_find_detector(name, outputs), data, outputs=outputs)
 
 # %% ../nbs/09_cli.ipynb #09-cli-61
@@ -760,6 +774,7 @@ def evaluate(
     from prle.lab.apply import evaluation, open_run, scores_on
     from prle.lab.experiments import read_scores
 
+    _name_plugins(kwargs.get("plugin"))
     outputs = kwargs.get("outputs")
     if data is not None:
         scores = scores_on(_find_detector(name, outputs), data, on, outputs=outputs)

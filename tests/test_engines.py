@@ -277,9 +277,10 @@ def test_what_a_worker_says_is_said_here(tmp_path, monkeypatch, lines):
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     dry = asked(tmp_path)
     settings = dict(root=tmp_path / "runs", heartbeat=0.1, missed=10, device=None)
+    monkeypatch.setenv("PRLE_PLUGINS", "")
     for reused in (False, True):
-        outcome = prle.lab.engines._do_there(settings, dry.tasks[0])
-        assert outcome.reused == reused and lines == []
+        outcome = prle.lab.engines._do_there(settings, ["/mine.py"], dry.tasks[0])
+        assert outcome.reused == reused and lines == [] and os.environ["PRLE_PLUGINS"] == "/mine.py"
         prle.lab.engines._report(RunStore(tmp_path / "runs"), outcome)
         [[level, text]], [line] = outcome.said, lines
         assert line == text and text.startswith("HIT " if reused else "MISS ")

@@ -158,12 +158,17 @@ def _epochs(path: Path) -> int:
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-27
 def _do_there(
     settings: dict,  # of the store: root, heartbeat, missed, device
+    plugins: list[str],  # of detectors, in files that all nodes see by the same name
     task: Task,
     *inputs: Outcome,  # of what it is made from
 ) -> Outcome:
     "Do a task in a Ray worker; give it up once deaths of workers reach `_DEATHS` plus the epochs that are kept."
     import ray
 
+    from prle.detectors.plugins import name_plugin
+
+    for path in plugins:
+        name_plugin(path)
     worker = ray.get_runtime_context().worker.core_worker
     deaths, kept = worker.get_current_task_attempt_number(), _epochs(task.path)
     if deaths >= _DEATHS + kept and not task.path.exists():
@@ -179,6 +184,8 @@ GPU_KINDS = ("detectors", "maps", "sizes", "targets", "masked")
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-30
 def _submit(ray, store: RunStore, tasks: list[Task], gpus: float) -> dict:  # name -> reference
     "Hand the runs to Ray, each with references to the outcomes of its inputs."
+    from prle.detectors.plugins import named_plugins
+
     work, inputs, refs = ray.remote(max_retries=-1)(_do_there), task_inputs(tasks), {}
     settings = {name: getattr(store, name) for name in ("root", "heartbeat", "missed", "device")}
     if not ray.cluster_resources().get("GPU"):
@@ -187,7 +194,7 @@ def _submit(ray, store: RunStore, tasks: list[Task], gpus: float) -> dict:  # na
         share = gpus if task.path.parent.name in GPU_KINDS else 0
         there = work.options(name=task.name, num_gpus=share)
         before = [refs[name] for name in inputs[task.name]]
-        refs[task.name] = there.remote(settings, task, *before)
+        refs[task.name] = there.remote(settings, named_plugins(), task, *before)
     return refs
 
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-31

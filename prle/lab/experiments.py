@@ -30,7 +30,7 @@ from ..data.crops import move_maps, quantile_store
 from ..data.datasets import FaceDataset
 from ..data.pairs import MapSources, blind_sources, nearest_fakes, originals
 from ..detectors import Detector, create_detector
-from ..detectors.registry import size_option
+from ..detectors.registry import detector_facts, size_option
 from ..fusion import fuse, most_attended
 from ..localization import localize, upsample_maps
 from ..masking import FILLS, MaskParams, PrimaryRegionMask
@@ -50,8 +50,17 @@ def _run_config(run: Run) -> dict:
     return read_run(run.path)[0]
 
 
+def _tell_code(config: dict, weights: Path):
+    "Say so if other code than that of the present plugin has trained the detector of a run."
+    plugin = detector_facts(config["detector"]).plugin
+    if config.get("plugin") != (plugin and plugin.code):
+        name = plugin.name if plugin else "the plugin"
+        log.warning(f"NOTE {name} is other code than has trained {weights.parent.name}.")
+
+
 def _rebuild(config: dict, weights: Path, device: str) -> Detector:
     "Build the detector that the configuration of a run describes, in eval mode."
+    _tell_code(config, weights)
     detector = create_detector(config["detector"], width=config["width"], **config["options"])
     detector.load_state_dict(read_tensors(weights))
     return detector.eval().to(device, memory_format=torch.channels_last)
@@ -295,6 +304,7 @@ def label(
     if self.preset.way != "ours":
         parts = [f"recipe={self.preset.way}", *parts]
     plain = [re.sub(r"[^\w.,+=-]", "", part) for part in (*parts, *marks)]
+    name = name.replace("/", "-")
     return "-".join([name, config.subset, config.mask, *plain, f"s{seed}"])
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-44
@@ -714,7 +724,7 @@ def maps(
 def _zoo_label(zoo: Zoo, *marks: str) -> str:  # empty marks are left out
     "Return the label of what is made from the maps of a zoo."
     parts = [zoo.subset, str(zoo.fusion), *marks, *zoo.readings, f"s{zoo.seed}"]
-    return "-".join(filter(None, parts))
+    return "-".join(filter(None, parts)).replace("/", "-")
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-88
 @patch

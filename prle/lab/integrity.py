@@ -8,6 +8,7 @@ __all__ = ['code_modules', 'code_difference', 'RunName', 'run_key', 'parse_name'
            'parse_aside', 'set_aside', 'replaced_runs', 'input_runs']
 
 # %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-2
+import copy
 import numbers
 import os
 import re
@@ -154,7 +155,7 @@ def read_run(
     except OSError:
         states = [object()]  # never the same twice; what is wrong is told when the files are read
     config, origin = _read_run(folder, *states)
-    return dict(config), dict(origin)
+    return copy.deepcopy((config, origin))
 
 # %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-22
 def _covered(folder: Path) -> list[str]:  # relative, POSIX, sorted

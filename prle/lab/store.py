@@ -325,8 +325,13 @@ def runs_by_key(
 
 # %% ../../nbs/lab/02_store.ipynb #lab-02-store-48
 def _ending(work: _Work, folder: Path) -> dict:
-    "Return what is known of a run only when it is made: its inputs, its files, where and by whom."
+    "Return what is known of a run only when it is made: its inputs, its files, where, by whom, with which plugins."
+    from prle.detectors.registry import (
+        loaded_plugins,
+    )  # with torch, which reading a store does not need
+
     return dict(
+        plugins=loaded_plugins(),
         inputs=input_runs(work.task.config, runs_by_key(work.store.root)),
         files=file_list(folder),
         end=utc_now(),
