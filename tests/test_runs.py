@@ -1056,6 +1056,21 @@ def test_an_unchanged_file_is_read_once_a_process(tmp_path, monkeypatch):
     assert quick(tmp_path).get("kind", "a", {}, fill).reused
 
 
+def test_a_run_is_read_again_only_after_it_has_changed(tmp_path, monkeypatch):
+    run, opened = quick(tmp_path).get("kind", "a", {}, fill), []
+    real = integrity.read_config
+    monkeypatch.setattr(
+        "prle.lab.integrity.read_config", lambda path: opened.append(path) or real(path)
+    )
+    time.sleep(0.05)  # what was written just now is read again
+    one = integrity.read_run(run.path)
+    one[0]["lr"] = "spoilt"
+    assert integrity.read_run(run.path)[0] == {} and len(opened) == 1
+    (run.path / "config.json").write_text('{"n": 1}')
+    with pytest.raises(Damaged, match="config.json has changed"):
+        integrity.read_run(run.path)
+
+
 def test_a_run_under_another_name_is_not_believed(tmp_path, lines):
     run = quick(tmp_path).get("kind", "a", dict(n=1), make_answer)
     key = digest(["kind", dict(n=2)])
