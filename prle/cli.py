@@ -363,6 +363,14 @@ def forge(
     return int(faces is not None and len(read_made(folder / "forge.json").get("lost", [])) > 0)
 
 # %% ../nbs/09_cli.ipynb #09-cli-37
+def _name_plugins(paths: tuple[str, ...] | None):
+    "Make the detectors of plugins known, to processes that the command starts too."
+    from prle.detectors.plugins import name_plugin
+
+    for path in paths or ():
+        name_plugin(path)
+
+# %% ../nbs/09_cli.ipynb #09-cli-38
 def open_lab(
     *,
     # size of the experiment: smoke, mini, paper, controls or controls-smoke; mini+paper, mini+release, paper+paper
@@ -373,13 +381,15 @@ def open_lab(
     data: str | None = None,
     # folder for everything that is written; default: outputs/ of the project
     outputs: str | None = None,
+    plugin: tuple[str, ...] | None = None,  # file with detectors of your own; may be repeated
 ):
     "Open a lab that says on stderr what it makes."
     from prle.lab.experiments import Lab
 
+    _name_plugins(plugin)
     return Lab(preset, data, outputs)
 
-# %% ../nbs/09_cli.ipynb #09-cli-38
+# %% ../nbs/09_cli.ipynb #09-cli-39
 @delegates(open_lab)
 def reproduce(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -398,11 +408,12 @@ def reproduce(
     from prle.paper import reproduce as paper
 
     log.setLevel(logging.DEBUG)
+    _name_plugins(kwargs.pop("plugin", None))
     ways = dict(seeds=seeds, engine=engine, gpus=gpus, remade=remake)
     results = paper.reproduce(list(ids), **ways, **kwargs)
     return int(any(result != "done" for result in results.values()))
 
-# %% ../nbs/09_cli.ipynb #09-cli-39
+# %% ../nbs/09_cli.ipynb #09-cli-40
 def _notebook_parameters() -> str:
     "Return what `prle reproduce --help` ends with: the parameters that the notebooks have of their own."
     from prle.paper.reproduce import parameters_text
@@ -413,7 +424,7 @@ def _notebook_parameters() -> str:
 EPILOGUES = dict(reproduce=_notebook_parameters)
 "What the help of a command ends with."
 
-# %% ../nbs/09_cli.ipynb #09-cli-40
+# %% ../nbs/09_cli.ipynb #09-cli-41
 @delegates(open_lab)
 def plan(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -434,7 +445,7 @@ def plan(
     print(plan_text(planned(wanted.store)))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-42
+# %% ../nbs/09_cli.ipynb #09-cli-43
 def _needed(outputs: Path) -> set[str]:
     """Return the runs that are needed: those recorded, and those that notebooks would request.
 
@@ -452,7 +463,7 @@ def _needed(outputs: Path) -> set[str]:
             needed.update(plan_notebooks(lab, list_notebooks(), full=True).store.names())
     return needed
 
-# %% ../nbs/09_cli.ipynb #09-cli-43
+# %% ../nbs/09_cli.ipynb #09-cli-44
 def _prune(outputs: Path, delete: bool) -> int:
     "Print the runs that nothing needs, and delete them if asked to."
     from prle.lab.administration import prune, runs_text, spared
@@ -471,7 +482,7 @@ def _prune(outputs: Path, delete: bool) -> int:
         )
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-44
+# %% ../nbs/09_cli.ipynb #09-cli-45
 def runs(
     # list, check, prune; or the name of a run, to be shown in full: why it was made, from what, by which code
     what: str = "list",
@@ -503,7 +514,7 @@ def runs(
     print(runs_text(found))
     return int(what == "check" and len(found) > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-47
+# %% ../nbs/09_cli.ipynb #09-cli-48
 def _settings(words: list[str]) -> dict:
     "Parse NAME=VALUE, the value as YAML; raise `ValueError` for anything else."
     from prle.core import shortened
@@ -514,7 +525,7 @@ def _settings(words: list[str]) -> dict:
     pairs = [word.split("=", 1) for word in words]
     return {name: parse_yaml(value, f"--set {name}") for name, value in pairs}
 
-# %% ../nbs/09_cli.ipynb #09-cli-49
+# %% ../nbs/09_cli.ipynb #09-cli-50
 def _read_config(file: str, beside: list[str]):
     "Read what to train from a file; raise `ValueError` if anything was given beside it."
     from prle.lab.configs import RunConfig
@@ -525,7 +536,7 @@ def _read_config(file: str, beside: list[str]):
         raise ValueError(f"{file} says all about the training: {what_to_do}.")
     return config
 
-# %% ../nbs/09_cli.ipynb #09-cli-50
+# %% ../nbs/09_cli.ipynb #09-cli-51
 _CAM = dict(cam="method", explain="explain")
 "Option -> field of `prle.lab.configs.CamConfig`."
 
@@ -554,7 +565,7 @@ def _run_config(what: list[str], outputs: str | None, options: dict):
     settings |= {name: options[name] for name in zoo if name in options}
     return lab.config(*what, seed=seed, mask=mask, **settings)
 
-# %% ../nbs/09_cli.ipynb #09-cli-51
+# %% ../nbs/09_cli.ipynb #09-cli-52
 @delegates(open_lab)
 def train(
     # a configuration (.yaml or .json); or a detector and a manipulation: Xception DF
@@ -588,6 +599,7 @@ def train(
     from prle.lab.experiments import Lab, read_scores
     from prle.lab.administration import record_runs
 
+    _name_plugins(kwargs.get("plugin"))
     outputs = kwargs.get("outputs")
     options = dict(preset=preset, data=kwargs.get("data"), mask=mask, seed=seed, set=set)
     options |= dict(
@@ -610,7 +622,7 @@ def train(
     print(evaluation(read_scores(run)).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-53
+# %% ../nbs/09_cli.ipynb #09-cli-54
 def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: str, draws: int):
     "Audit masks in a folder; raise `ValueError` without a manifest of their faces."
     from prle.data.manifest import read_manifest, select
@@ -621,7 +633,7 @@ def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: s
     rows = select(read_manifest(manifest), split, None if subset == "all" else subset)
     return audit_folder(masks, rows, draws)
 
-# %% ../nbs/09_cli.ipynb #09-cli-54
+# %% ../nbs/09_cli.ipynb #09-cli-55
 def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
     "Audit the masks of a training; raise `ValueError` without a manipulation."
     from prle.lab.administration import record_runs
@@ -637,7 +649,7 @@ def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
     record_runs(lab.outputs, f"audit-{planned.path.name}", dry.store.names())
     return read_audit(audit(lab, config, split, draws))
 
-# %% ../nbs/09_cli.ipynb #09-cli-55
+# %% ../nbs/09_cli.ipynb #09-cli-56
 def _check_figure(path: str | None):
     "Raise `OSError` or `ValueError` if a picture cannot be drawn into a file."
     from matplotlib.figure import Figure
@@ -650,7 +662,7 @@ def _check_figure(path: str | None):
         check_choice(Path(path).suffix.lower().lstrip(".") or "png", kinds, "kind of picture")
         check_destination(path)
 
-# %% ../nbs/09_cli.ipynb #09-cli-56
+# %% ../nbs/09_cli.ipynb #09-cli-57
 @delegates(open_lab)
 def audit(
     *,
@@ -687,7 +699,7 @@ def audit(
         draw_audit(found).savefig(figure, dpi=150)
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-58
+# %% ../nbs/09_cli.ipynb #09-cli-59
 def controls(
     *,
     # folder of photographs and videos, a sub-folder a person; default: the ORL faces
@@ -704,7 +716,7 @@ def controls(
     print(made.paths[0].read_text(encoding="utf-8"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-59
+# %% ../nbs/09_cli.ipynb #09-cli-60
 def _find_detector(name: str, outputs: str | None) -> Path:
     "Find the folder of a detector's run."
     from prle.core import outputs_dir
@@ -717,7 +729,7 @@ def _find_detector(name: str, outputs: str | None) -> Path:
         )
     return find_run(Path(outputs or outputs_dir()) / "runs", name, "detectors")
 
-# %% ../nbs/09_cli.ipynb #09-cli-60
+# %% ../nbs/09_cli.ipynb #09-cli-61
 def open_detector(
     name: str,  # of the run, as `prle runs` prints it, or its folder
     *,
@@ -725,13 +737,15 @@ def open_detector(
     data: str | None = None,
     # folder for everything that is written; default: outputs/ of the project
     outputs: str | None = None,
+    plugin: tuple[str, ...] | None = None,  # file with detectors of your own; may be repeated
 ):
     "Return the lab that a detector's run belongs to, and the run."
     from prle.lab.apply import reopen
 
+    _name_plugins(plugin)
     return reopen(_find_detector(name, outputs), data, outputs=outputs)
 
-# %% ../nbs/09_cli.ipynb #09-cli-61
+# %% ../nbs/09_cli.ipynb #09-cli-62
 @delegates(open_detector)
 def export(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -751,24 +765,27 @@ def export(
     print(export_detector(lab, run, out, licence, format))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-62
-def _open_model(name: str, data: str | None = None, outputs: str | None = None):
+# %% ../nbs/09_cli.ipynb #09-cli-63
+def _open_model(
+    name: str, data: str | None = None, plugin: tuple[str, ...] | None = None, **kwargs
+):
     "Return a detector with what it needs for pictures, from an exported folder or a run."
     from prle.lab.export import from_run, is_exported, open_exported
 
     if not is_exported(name):
-        return from_run(*open_detector(name, data=data, outputs=outputs))
+        return from_run(*open_detector(name, data=data, plugin=plugin, **kwargs))
     _only({} if data is None else dict(data=data), (), "an exported detector")
+    _name_plugins(plugin)
     return open_exported(name)
 
-# %% ../nbs/09_cli.ipynb #09-cli-63
+# %% ../nbs/09_cli.ipynb #09-cli-64
 def _needed_option(name: str, value: str | None, what: str) -> str:
     "Return an option; raise `ValueError` if it was not given."
     if value is None:
         raise ValueError(f"{_option(name)} is missing: {what}.")
     return value
 
-# %% ../nbs/09_cli.ipynb #09-cli-64
+# %% ../nbs/09_cli.ipynb #09-cli-65
 def _exported_evaluation(folder: str, data: str | None, on: str):
     "Return what an exported detector reached in its lab, or reaches on other data."
     from prle.lab.apply import evaluation
@@ -781,7 +798,7 @@ def _exported_evaluation(folder: str, data: str | None, on: str):
         raise ValueError(f"--data is missing: where the faces of {on} lie.")
     return model.measured
 
-# %% ../nbs/09_cli.ipynb #09-cli-65
+# %% ../nbs/09_cli.ipynb #09-cli-66
 def _shown(table):
     "Return scores without the columns that say nothing."
     empty = [name for name in ("calibrated", "threshold", "above") if table[name].isna().all()]
@@ -789,7 +806,7 @@ def _shown(table):
     empty += ["detector"] if table.detector.nunique() < 2 else []
     return table.drop(columns=empty)
 
-# %% ../nbs/09_cli.ipynb #09-cli-66
+# %% ../nbs/09_cli.ipynb #09-cli-67
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -807,6 +824,7 @@ def localize(
 
     read = CamConfig(cam, explain)
     if is_exported(name):
+        _name_plugins(kwargs.get("plugin"))
         faces = _needed_option("data", kwargs.get("data"), "an exported detector has no faces")
         path, model = _needed_option("out", out, "the file to write"), open_exported(name)
         print(exported_maps(model, manifest_faces(model, faces, split, subset), path, read))
@@ -816,7 +834,7 @@ def localize(
     print(lab.attention(run, split, subset, read).path / "maps.npy")
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-67
+# %% ../nbs/09_cli.ipynb #09-cli-68
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -832,6 +850,7 @@ def evaluate(
     from prle.lab.experiments import read_scores
     from prle.lab.export import is_exported
 
+    _name_plugins(kwargs.get("plugin"))
     outputs = kwargs.get("outputs")
     if is_exported(name):
         print(_exported_evaluation(name, data, on).to_string(index=False, float_format="%.1f"))
@@ -846,7 +865,7 @@ def evaluate(
     print(evaluation(scores).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-68
+# %% ../nbs/09_cli.ipynb #09-cli-69
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -892,7 +911,7 @@ def predict(
     log.info("\n".join(filter(None, (left_text(left_over(inputs)), told))))
     return int(failed > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-70
+# %% ../nbs/09_cli.ipynb #09-cli-71
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -912,7 +931,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/09_cli.ipynb #09-cli-71
+# %% ../nbs/09_cli.ipynb #09-cli-72
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -926,7 +945,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/09_cli.ipynb #09-cli-72
+# %% ../nbs/09_cli.ipynb #09-cli-73
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -935,7 +954,7 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/09_cli.ipynb #09-cli-77
+# %% ../nbs/09_cli.ipynb #09-cli-78
 @contextmanager
 def _streams():
     "Send messages to stderr, apart from the result, and write out what a stream has no letters for."
@@ -952,7 +971,7 @@ def _streams():
         log.handlers[:] = handlers
         log.setLevel(level)
 
-# %% ../nbs/09_cli.ipynb #09-cli-78
+# %% ../nbs/09_cli.ipynb #09-cli-79
 def _came_late(error: Exception) -> bool:
     "Say whether an error ended work that was under way: it found nothing, or the disk is full."
     from prle.core import is_full
@@ -960,7 +979,7 @@ def _came_late(error: Exception) -> bool:
 
     return isinstance(error, NothingFound) or is_full(error)
 
-# %% ../nbs/09_cli.ipynb #09-cli-79
+# %% ../nbs/09_cli.ipynb #09-cli-80
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REAL', 'FAKE', 'VIDEO', 'UNTOLD', 'log', 'shortened', 'check_choice', 'rng', 'torch_rng', 'seed_everything',
            'this_machine', 'process_start', 'temporary_name', 'is_leftover', 'discard', 'remove_leftovers',
-           'atomic_path', 'write_json', 'is_full', 'digest', 'bytes_digest', 'file_digest', 'entries', 'provenance',
-           'outputs_dir', 'progress', 'show_messages', 'collected_messages', 'alternate']
+           'atomic_path', 'write_json', 'is_full', 'digest', 'bytes_digest', 'file_state', 'file_digest', 'entries',
+           'provenance', 'outputs_dir', 'progress', 'show_messages', 'collected_messages', 'alternate']
 
 # %% ../nbs/00_core.ipynb #00-core-2
 import difflib
@@ -265,10 +265,27 @@ def bytes_digest(
     return hashlib.sha256(content).hexdigest()[:16]
 
 # %% ../nbs/00_core.ipynb #00-core-45
+_TICK = 20_000_000
+"Nanoseconds within which two changes of a file may bear the same time."
+
+
+def file_state(
+    path: str | Path,  # file; `OSError` if it is not there
+) -> tuple:  # hashable
+    """Return what changes whenever a file does: its absolute path, size, times and inode.
+
+    Of a file that has just been written it is never the same twice, for the clock of files is coarse."""
+    now = os.stat(path)
+    age = time.time_ns() - max(now.st_mtime_ns, now.st_ctime_ns)
+    once = time.perf_counter_ns() if abs(age) < _TICK else 0
+    times = now.st_mtime_ns, now.st_ctime_ns
+    return os.path.abspath(path), now.st_size, *times, now.st_ino, once
+
+
 @lru_cache(maxsize=100_000)
-def _content_digest(path: str, *_) -> str:
-    "Hash a file's content, once for each state (the further arguments) that it is in."
-    with open(path, "rb") as f:
+def _content_digest(state: tuple) -> str:
+    "Hash the content of a file, once for each state that it is in."
+    with open(state[0], "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()[:16]
 
 # %% ../nbs/00_core.ipynb #00-core-46
@@ -276,9 +293,7 @@ def file_digest(
     path: str | Path,  # file to hash
 ) -> str:  # 16 hexadecimal digits
     "Return the fingerprint of a file's content; a file is read again only after it has changed."
-    now = os.stat(path)
-    state = (now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino)
-    return _content_digest(os.path.abspath(path), *state)
+    return _content_digest(file_state(path))
 
 # %% ../nbs/00_core.ipynb #00-core-49
 def entries(
@@ -312,8 +327,9 @@ _PACKAGES = (
 )
 
 # %% ../nbs/00_core.ipynb #00-core-53
+@lru_cache
 def _version(package: str) -> str | None:
-    "Return the version of an installed package; None if it is not installed."
+    "Return the version of an installed package, read once; None if it is not installed."
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -330,6 +346,15 @@ def _git(*args: str) -> str | None:
     return done.stdout.strip()
 
 # %% ../nbs/00_core.ipynb #00-core-55
+def _repository() -> tuple[str | None, bool | None]:  # both None without git
+    "Return the commit that is checked out, and whether nothing differs from it."
+    said = _git("status", "--porcelain=v2", "--branch", "--untracked-files=no")
+    lines = [] if said is None else said.splitlines()
+    heads = [line.split()[-1] for line in lines if line.startswith("# branch.oid ")]
+    clean = None if said is None else all(line.startswith("#") for line in lines)
+    return next((head for head in heads if head != "(initial)"), None), clean
+
+# %% ../nbs/00_core.ipynb #00-core-56
 def _cpu() -> str:
     "Return the model name of the CPU, or its architecture where the system does not tell."
     try:
@@ -341,7 +366,7 @@ def _cpu() -> str:
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
-# %% ../nbs/00_core.ipynb #00-core-56
+# %% ../nbs/00_core.ipynb #00-core-57
 def _device_name(device: str | None) -> str:
     "Name the hardware behind a device; None: a GPU where there is one."
     import torch
@@ -351,18 +376,18 @@ def _device_name(device: str | None) -> str:
         return torch.cuda.get_device_name(kind)
     return _cpu() if kind.type == "cpu" else str(kind)
 
-# %% ../nbs/00_core.ipynb #00-core-57
+# %% ../nbs/00_core.ipynb #00-core-58
 def provenance(
     device: str | None = None,  # on which detectors run; None: a GPU where there is one
 ) -> dict:  # JSON-able
     "Return the origin of a result made now: time (UTC), commit, clean or not, versions, hardware."
     import torch
 
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    commit, clean = _repository()
     return dict(
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        commit=_git("rev-parse", "HEAD"),
-        clean=None if status is None else status == "",
+        commit=commit,
+        clean=clean,
         python=platform.python_version(),
         platform=platform.system(),
         device=_device_name(device),
@@ -372,7 +397,7 @@ def provenance(
         packages={p: v for p in _PACKAGES if (v := _version(p))},
     )
 
-# %% ../nbs/00_core.ipynb #00-core-60
+# %% ../nbs/00_core.ipynb #00-core-61
 def outputs_dir() -> Path:
     "Return `$PRLE_OUTPUTS`, else `outputs/` of the project that we are in, else `outputs/` here."
     if "PRLE_OUTPUTS" in os.environ:
@@ -383,7 +408,7 @@ def outputs_dir() -> Path:
             return folder / "outputs"
     return here / "outputs"
 
-# %% ../nbs/00_core.ipynb #00-core-63
+# %% ../nbs/00_core.ipynb #00-core-64
 def _watched() -> bool:
     "Say whether somebody sees the output, in a terminal or a notebook; never if `PRLE_QUIET` is 1."
     if os.environ.get("PRLE_QUIET") == "1":
@@ -391,7 +416,7 @@ def _watched() -> bool:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return sys.stderr.isatty() or hasattr(shell, "kernel")
 
-# %% ../nbs/00_core.ipynb #00-core-64
+# %% ../nbs/00_core.ipynb #00-core-65
 def progress(
     iterable=None,  # what to walk through; None for a bar that is moved by hand
     desc: str = "",  # what is being done
@@ -403,11 +428,11 @@ def progress(
     hidden = disable or not _watched()
     return tqdm(iterable, desc, total, disable=hidden, dynamic_ncols=True, **kwargs)
 
-# %% ../nbs/00_core.ipynb #00-core-67
+# %% ../nbs/00_core.ipynb #00-core-68
 log = logging.getLogger("prle")
 "The logger of all modules."
 
-# %% ../nbs/00_core.ipynb #00-core-68
+# %% ../nbs/00_core.ipynb #00-core-69
 class _AboveBars(logging.Handler):
     "Print messages to sys.stdout or sys.stderr, whatever these are at the time, above the progress bars."
 
@@ -424,7 +449,7 @@ class _AboveBars(logging.Handler):
         except Exception:
             self.handleError(record)
 
-# %% ../nbs/00_core.ipynb #00-core-69
+# %% ../nbs/00_core.ipynb #00-core-70
 def show_messages(
     level: int = logging.INFO,  # from which on they are printed
     stream: str = "stdout",  # or "stderr"
@@ -433,10 +458,10 @@ def show_messages(
     log.handlers[:] = [_AboveBars(stream)]
     log.setLevel(level)
 
-# %% ../nbs/00_core.ipynb #00-core-70
+# %% ../nbs/00_core.ipynb #00-core-71
 show_messages()
 
-# %% ../nbs/00_core.ipynb #00-core-73
+# %% ../nbs/00_core.ipynb #00-core-74
 class _Collector(logging.Handler):
     "Keep messages as (level, text)."
 
@@ -448,7 +473,7 @@ class _Collector(logging.Handler):
         "Keep a message."
         self.said.append((record.levelno, record.getMessage()))
 
-# %% ../nbs/00_core.ipynb #00-core-74
+# %% ../nbs/00_core.ipynb #00-core-75
 @contextmanager
 def collected_messages():  # yields a list of (level, text)
     "Collect the messages of the block, of any level, in place of printing them."
@@ -462,7 +487,7 @@ def collected_messages():  # yields a list of (level, text)
         log.handlers[:] = handlers
         log.setLevel(level)
 
-# %% ../nbs/00_core.ipynb #00-core-77
+# %% ../nbs/00_core.ipynb #00-core-78
 def alternate(
     contenders: dict[str, Callable[[], object]],  # name -> what is timed
     repeats: int,  # repetitions that count; one more before them warms up

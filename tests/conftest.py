@@ -20,16 +20,21 @@ torch.set_num_threads(1)
 
 LONGEST = (
     "reproduce",
+    "real_data",
     "detectors",
-    "layouts",
-    "videos",
-    "userstudy",
-    "benchmark",
-    "distributed",
     "engines",
-    "runs",
+    "benchmark",
+    "userstudy",
+    "audit",
+    "videos",
+    "userstudy_browser",
+    "distributed",
+    "experiments",
+    "resume",
+    "campaign",
+    "layouts",
 )
-"The test files that take a minute or more: the workers of `make test` begin with them, so that none is left alone."
+"The test files that take half a minute or more, as measured: the workers of `make test` begin with them."
 
 
 def pytest_collection_modifyitems(items):

@@ -54,6 +54,10 @@ KNOWN = [
     "vgg16_bn",
     "xception",
 ]
+DEEPER = ("efficientnet_lite1", "efficientnet_lite2")
+"Lite0 with more channels and repeats, by the same code; each equals timm's below."
+
+CODES = [name for name in NAMES if name not in DEEPER]
 PLAIN = [
     "efficientnet_b4",
     "efficientnet_lite0",
@@ -191,7 +195,7 @@ def test_bad_calls_stop_before_work(call, error, says, monkeypatch):
 def test_an_unknown_name_lists_the_known_ones_in_order():
     with pytest.raises(ValueError) as error:
         create_detector("none of them")
-    assert str(error.value).endswith(f"Known: {', '.join(NAMES)}.")
+    assert f"Known: {', '.join(NAMES)}. A plugin's are known once" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -812,7 +816,6 @@ def test_training_starts_undecided(name):
 # steps of Adam, at 1e-3 where nothing else is said, after which the faces are told apart in evaluation mode at the
 # latest (MesoNet, B4 and MAT with statistics that follow faster than their originals')
 STEPS = dict(efficientnet_b4=80, ffd=100, mat=60, recce=60, resnet50=100, rfm=70)
-STEPS |= dict(efficientnet_lite1=150, efficientnet_lite2=150)
 RATES = dict(mat=3e-3, resnet50=3e-4, rfm=3e-3)
 
 
@@ -823,7 +826,7 @@ def tells_apart(model, batch):
     return auc(batch["label"].numpy(), scores.numpy()) == 1
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CODES)
 def test_sixteen_faces_are_learned_by_heart(name):
     "Eight photographs, and eight with another's mouth."
     fast = dict(momentum=0.1) if "momentum" in registry.detector_options(name) else {}
@@ -1029,7 +1032,7 @@ def test_grad_cam_is_the_librarys(name):
 # ---- torch.export
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CODES)
 def test_exported_for_any_number_of_faces(name):
     "In evaluation, run on another number than it was traced with."
     model, x = randomise_batch_norm(small(name)), torch.rand(3, 3, 64, 64)

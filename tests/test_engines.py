@@ -1,6 +1,7 @@
 """prle.lab.engines: one graph, two engines, the same runs; failures cost what needs them, deaths cost an epoch."""
 
 import errno
+import io
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ import ray
 from kills import contents
 from ray.cluster_utils import Cluster
 
+import prle.core
 import prle.lab.engines
 from prle.core import digest, rng, write_json
 from prle.lab.engines import Outcome, cluster, do_task, execute, in_process
@@ -191,9 +193,11 @@ def test_the_time_that_is_left_is_learned_on_the_way(engine, here, tmp_path, mon
     said, real = [], prle.lab.engines.progress
 
     def watched(**options):
-        bar = real(**options)
+        bar = real(**options, file=io.StringIO())
         bar.set_postfix_str = said.append
         return bar
+
+    monkeypatch.setattr(prle.core, "_watched", lambda: True)
 
     monkeypatch.setattr(prle.lab.engines, "progress", watched)
     execute(quiet(tmp_path), asked(tmp_path, seconds=0.4), engine)
@@ -273,9 +277,10 @@ def test_what_a_worker_says_is_said_here(tmp_path, monkeypatch, lines):
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     dry = asked(tmp_path)
     settings = dict(root=tmp_path / "runs", heartbeat=0.1, missed=10, device=None)
+    monkeypatch.setenv("PRLE_PLUGINS", "")
     for reused in (False, True):
-        outcome = prle.lab.engines._do_there(settings, dry.tasks[0])
-        assert outcome.reused == reused and lines == []
+        outcome = prle.lab.engines._do_there(settings, ["/mine.py"], dry.tasks[0])
+        assert outcome.reused == reused and lines == [] and os.environ["PRLE_PLUGINS"] == "/mine.py"
         prle.lab.engines._report(RunStore(tmp_path / "runs"), outcome)
         [[level, text]], [line] = outcome.said, lines
         assert line == text and text.startswith("HIT " if reused else "MISS ")

@@ -102,8 +102,11 @@ def real_data(tmp_path, monkeypatch, request):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("real_data", [128], indirect=True)
 def test_real_data_in_official_layouts_with_full_size_networks(real_data, tmp_path, lines):
-    "Table VI's first row, from crops of videos to a target set, with what it will cost said first."
+    """Table VI's first row, from crops of videos to a target set, with what it will cost said first.
+
+    The networks have their full size, the faces half of theirs; `test_detectors.py` counts at 256 pixels."""
     lab = Lab("paper", real_data, tmp_path / "outputs")
     assert (
         lab.targets == ["DFDC", "DF-1.0", "Celeb-DF"]

@@ -1050,6 +1050,7 @@ def test_a_file_is_compared_when_it_is_read(tmp_path):
 
 def test_an_unchanged_file_is_read_once_a_process(tmp_path, monkeypatch):
     quick(tmp_path).get("kind", "a", {}, fill)
+    time.sleep(0.05)  # what was written just now is read again
     quick(tmp_path).get("kind", "a", {}, fill)
     monkeypatch.setattr("prle.core.hashlib.file_digest", lambda *a: pytest.fail("read again"))
     assert quick(tmp_path).get("kind", "a", {}, fill).reused

@@ -8,11 +8,13 @@ __all__ = ['Detector', 'create_detector', 'list_detectors']
 # %% ../../nbs/detectors/99_detectors.ipynb #detectors-99-detectors-2
 from .registry import Detector, create_detector, list_detectors  # noqa: F401 (exported by name below)
 from prle.detectors import (  # noqa: F401 (importing a family registers it)
+    backbones,
     capsule,
     cvit,
     efficientnet,
     f3net,
     ffd,
+    foreign,
     mat,
     meso,
     recce,

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'PLAIN_RECIPE', 'BEFORE_NORM', 'Weights', 'Recipe', 'Published', 'parameter_count',
-           'macs', 'cam_grids', 'deepest_layer', 'weighted', 'cross_entropy', 'flood', 'fake_minus_real', 'Explainable',
-           'Detector', 'full_precision', 'init_body', 'init_head', 'scaled', 'imagenet_state', 'load_body',
-           'TimmDetector', 'Facts', 'list_detectors', 'detector_facts', 'detector_options', 'register_detector',
+           'macs', 'dry_grids', 'cam_grids', 'deepest_layer', 'weighted', 'cross_entropy', 'flood', 'fake_minus_real',
+           'Explainable', 'Detector', 'full_precision', 'init_body', 'init_head', 'scaled', 'pretrained_network',
+           'imagenet_state', 'load_body', 'TimmDetector', 'Facts', 'load_plugin', 'loaded_plugins', 'register_family',
+           'list_detectors', 'check_detector', 'detector_facts', 'detector_options', 'checked', 'register_detector',
            'create_detector', 'size_option', 'has_weights', 'card', 'plot_grids']
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-2
@@ -14,10 +15,11 @@ import fnmatch
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -26,8 +28,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..core import FAKE, REAL, check_choice
-from ..localization import evaluating
+from ..core import FAKE, REAL, check_choice, log
+from prle.detectors.plugins import (
+    Plugin,
+    installed_plugins,
+    name_plugin,
+    named_plugins,
+    run_entry,
+    run_file,
+)
+from ..localization import evaluating, map_grids
+from ..trust import one_line
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-4
 @dataclass(frozen=True)
@@ -109,30 +120,25 @@ def macs(
     return counter.get_total_flops() // 4  # two faces, two operations
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-19
-def _note_grid(grids: dict, name: str) -> Callable:
-    "Return a forward hook that notes how many cells wide its layer's output is."
-
-    def hook(module, args, output):
-        grids[name] = output.shape[-1]
-
-    return hook
+def dry_grids(
+    model: nn.Module,  # a detector
+    names: Iterable[str],  # of layers
+    size: int,  # edge of the face in pixels
+) -> dict[str, tuple[int, int]]:  # name -> cells down and across
+    "Return the grids of those layers that can be read as maps, in the order in which they run."
+    faces = torch.empty(2, 3, size, size, device="meta")
+    with map_grids(model, names, faces) as grids:
+        _dry_run(model, size)
+    return grids
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-20
 def cam_grids(
     model: nn.Module,  # a detector (needs `cam_layers`)
     size: int,  # edge of the face in pixels
 ) -> dict[str, int]:  # name of each Grad-CAM layer -> cells along an edge
-    "Measure how fine the grid of each Grad-CAM layer is on faces of `size` pixels."
-    grids = {}
-    hooks = [
-        model.get_submodule(n).register_forward_hook(_note_grid(grids, n)) for n in model.cam_layers
-    ]
-    try:
-        _dry_run(model, size)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: grids[name] for name in model.cam_layers}
+    "Measure how fine the grid of each Grad-CAM layer is on faces of `size` pixels; one that is no map is left out."
+    grids = dry_grids(model, model.cam_layers, size)
+    return {name: grids[name][1] for name in model.cam_layers if name in grids}
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-22
 def deepest_layer(
@@ -330,22 +336,30 @@ def scaled(
     return channels if width == 1 else max(8, 8 * round(channels * width / 8))
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-51
-def imagenet_state(
+def pretrained_network(
     source: str,  # timm's name of the network and its weights, e.g. "legacy_xception.tf_in1k"
-) -> dict[str, torch.Tensor]:  # its state dict, 1000-way head included
-    "Read the published ImageNet weights through timm; `RuntimeError` if neither hub nor cache has them."
+    **options,  # of `timm.create_model`
+) -> nn.Module:
+    "Build a network of timm with its published weights; `RuntimeError` if neither hub nor cache has them."
     import timm  # where it is needed, like torchvision: two seconds that tables and figures do not have to wait
 
     try:
-        return timm.create_model(source, pretrained=True).state_dict()
+        return timm.create_model(source, pretrained=True, **options)
     except Exception as error:
         raise RuntimeError(
-            f"the ImageNet weights {source!r} could not be loaded ({type(error).__name__}: {error}). timm fetches them "
-            "once: run this on a machine with a network and copy its caches (HF_HOME and TORCH_HOME name the folders), "
-            "or use pretrained=False"
+            f"the pretrained weights {source!r} could not be loaded ({type(error).__name__}: {error}). "
+            "timm fetches them once: run this on a machine with a network and copy its caches "
+            "(HF_HOME and TORCH_HOME name the folders), or use pretrained=False"
         ) from error
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-52
+def imagenet_state(
+    source: str,  # as for `pretrained_network`
+) -> dict[str, torch.Tensor]:  # its state dict, 1000-way head included
+    "Read the published ImageNet weights through timm; `RuntimeError` if neither hub nor cache has them."
+    return pretrained_network(source).state_dict()
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-53
 def load_body(
     model: nn.Module,  # gets the weights
     state: dict[str, torch.Tensor],  # weights by name, from a network with the same body
@@ -357,7 +371,7 @@ def load_body(
     body = {k: v for k, v in state.items() if not k.startswith(head)}
     model.load_state_dict(body | own)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-55
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-56
 class TimmDetector(Detector):
     "A timm network with one output as a detector."
 
@@ -383,7 +397,7 @@ class TimmDetector(Detector):
             self.net, imagenet_state(self.weights.source), self.net.pretrained_cfg["classifier"]
         )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-57
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-58
 @dataclass(frozen=True)
 class Facts:
     "What is known of a registered detector besides what its class says."
@@ -391,33 +405,148 @@ class Facts:
     weights: Weights  # where the pretrained weights come from
     published: Published | None = None  # size of the original; None: nobody's published detector
     idle: dict[str, str] = field(default_factory=dict)  # parameters that cannot learn, and why
-
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-59
-BEFORE_NORM = "a bias in front of a batch norm, which subtracts it"
+    plugin: Plugin | None = None  # that registered it; None: it is of this project
+    scalable: bool = True  # whether it exists at other widths than 1
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-60
-_registry = {}
-
-
-def _builder(name: str) -> Callable:
-    "Look up the constructor of a name; `ValueError` that lists the names for one that is unknown."
-    return _registry[check_choice(name, list_detectors(), "detector")]
+BEFORE_NORM = "a bias in front of a batch norm, which subtracts it"
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-61
+_registry = {}
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-63
+def _check_names(plugin: Plugin, before: dict, added: list[str]):
+    "Raise `ValueError` if a plugin has registered nothing, or under a name that is another's."
+    if not added:
+        raise ValueError(
+            f"{plugin.place} registers no detector: put @register_detector(...) over a constructor."
+        )
+    for name in added:
+        if name in before:
+            raise ValueError(
+                f"{plugin.place}: there is a detector {name!r} already; call yours otherwise."
+            )
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-64
+def _enter(place: str, run: Callable[[], Plugin]) -> list[str]:
+    "Run a plugin and note whose its detectors are; what an earlier version of it registered is dropped."
+    whole = dict(_registry)
+    for name, constructor in whole.items():
+        if constructor.facts.plugin and constructor.facts.plugin.place == place:
+            del _registry[name]
+    before = dict(_registry)
+    try:
+        plugin = run()
+        added = [name for name in _registry if _registry[name] is not before.get(name)]
+        _check_names(plugin, before, added)
+    except BaseException:
+        _registry.clear()
+        _registry.update(whole)
+        raise
+    for name in added:
+        _registry[name].facts = replace(_registry[name].facts, plugin=plugin)
+    return sorted(added)
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-65
+_tried = set()
+"The places of plugins that were run; also of installed ones that failed, which are told of once."
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-66
+def load_plugin(
+    path: str | Path,  # a file of Python, or a package's folder
+) -> list[str]:  # names of its detectors
+    """Run a plugin, anew if it was run before; processes that this one starts will know it.
+
+    `ImportError` naming the line where it fails, `ValueError` if it registers nothing or takes a known name."""
+    path = Path(path).absolute()
+    _tried.add(str(path))
+    try:
+        names = _enter(str(path), functools.partial(run_file, path))
+    except BaseException:
+        _tried.discard(str(path))
+        raise
+    name_plugin(path)
+    return names
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-67
+def _find_plugins():
+    "Load the plugins that the environment names, and the installed ones; of these one that fails is only told of."
+    for path in named_plugins():
+        if path not in _tried:
+            load_plugin(path)
+    for entry in installed_plugins():
+        if str(entry) not in _tried:
+            _tried.add(str(entry))
+            try:
+                _enter(str(entry), functools.partial(run_entry, entry))
+            except Exception as e:
+                log.warning(f"the installed plugin {entry.value} is left out ({one_line(e)})")
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-68
+def loaded_plugins() -> dict[str, str]:  # name -> digest of its code
+    "Return the plugins whose detectors are registered, for the provenance of results."
+    found = [constructor.facts.plugin for constructor in _registry.values()]
+    return {plugin.name: plugin.code for plugin in found if plugin}
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-70
+_families: dict[str, Callable[[str], Callable]] = {}
+
+
+def register_family(
+    name: str,  # what stands before the slash
+) -> Callable:
+    "Decorate a function (NAME) -> constructor, from `checked`: it makes the detectors that are called name/NAME."
+
+    def register(function):
+        _families[name] = function
+        return function
+
+    return register
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-71
+def _of_family(name: str) -> Callable | None:
+    "Make the constructor of a detector of a family; None if the name is of none."
+    family, _, member = name.partition("/")
+    return _families[family](member) if member and family in _families else None
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-73
 def list_detectors(
     pattern: str = "*",  # shell pattern, e.g. "efficientnet*"
 ) -> list[str]:
-    "List the registered names that match `pattern`, sorted."
+    "List the registered names that match `pattern`, sorted; those of plugins too."
+    _find_plugins()
     return sorted(fnmatch.filter(_registry, pattern))
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-62
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-74
+def check_detector(
+    name: str,  # what was asked for
+    *others: str,  # names that are valid besides
+    kind: str = "detector",  # what is being named, for the message
+) -> str:  # `name`
+    "Return a detector's name; `ValueError` that proposes the nearest if it is unknown."
+    if _of_family(name):
+        return name
+    try:
+        return check_choice(name, [*others, *list_detectors()], kind)
+    except ValueError as e:
+        raise ValueError(
+            f"{e} A plugin's are known once it is named (--plugin FILE, or PRLE_PLUGINS); "
+            "timm/NAME is any network of timm."
+        ) from None
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-75
+def _builder(name: str) -> Callable:
+    "Look up or make the constructor of a name; `ValueError` that lists the names for one that is unknown."
+    return _of_family(name) or _registry[check_detector(name)]
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-76
 def detector_facts(
     name: str,  # one of `list_detectors()`
 ) -> Facts:
     "Return what was registered with a detector; `ValueError` for an unknown name."
     return _builder(name).facts
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-63
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-77
 def detector_options(
     name: str,  # one of `list_detectors()`
 ) -> dict:  # option -> default
@@ -425,11 +554,11 @@ def detector_options(
     parameters = inspect.signature(_builder(name)).parameters
     return {k: p.default for k, p in parameters.items() if k not in ("width", "pretrained")}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-65
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-79
 def _is_whole(x) -> bool:
     return isinstance(x, int) and not isinstance(x, bool)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-66
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-80
 def _check_option(name: str, value):
     "Refuse a value that an option of this name cannot have, whichever detector it belongs to."
     if name in ("dropout", "map_dropout", "drop_path"):
@@ -447,7 +576,7 @@ def _check_option(name: str, value):
     if not fits:
         raise ValueError(f"{name} must be {says}, not {value!r}")
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-67
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-81
 def _check_call(name: str, width: float, pretrained: bool, options: dict):
     "Refuse what the constructor of a registered name cannot make, before any work is done."
     known = detector_options(name)
@@ -460,7 +589,10 @@ def _check_call(name: str, width: float, pretrained: bool, options: dict):
         raise ValueError(f"width must be above 0 and finite, not {width}; 1 is the published size")
     for option, value in options.items():
         _check_option(option, value)
-    if pretrained and not has_weights(name):
+    facts = detector_facts(name)
+    if width != 1 and not facts.scalable:
+        raise ValueError(f"detector {name!r} has one size: use width=1, not {width}")
+    if pretrained and facts.weights.source == "none":
         raise ValueError(
             f"detector {name!r} has no pretrained weights (its original starts from random ones): "
             "use pretrained=False"
@@ -470,7 +602,25 @@ def _check_call(name: str, width: float, pretrained: bool, options: dict):
             f"ImageNet weights exist for width=1 only, not {width}: use pretrained=False or width=1"
         )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-68
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-82
+def checked(
+    name: str,  # of the detector
+    build: Callable,  # f(width, pretrained, **options) -> Detector
+    facts: Facts,
+) -> Callable:
+    "Return a constructor that checks its arguments, and whose detectors carry their configuration."
+
+    @functools.wraps(build)
+    def constructor(width: float = 1.0, pretrained: bool = False, **options):
+        _check_call(name, width, pretrained, options)
+        model = build(width=width, pretrained=pretrained, **options)
+        model.config = dict(name=name, width=width, **options)
+        return model
+
+    constructor.facts = facts
+    return constructor
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-83
 def register_detector(
     weights: Weights,  # where the pretrained weights come from
     published: Published | None = None,  # the size of the original
@@ -479,22 +629,13 @@ def register_detector(
     "Decorate a constructor `f(width, pretrained, **options) -> Detector`: enter it under its own name, with its facts."
 
     def register(build):
-        name = build.__name__
-
-        @functools.wraps(build)
-        def constructor(width: float = 1.0, pretrained: bool = False, **options):
-            _check_call(name, width, pretrained, options)
-            model = build(width=width, pretrained=pretrained, **options)
-            model.config = dict(name=name, width=width, **options)
-            return model
-
-        constructor.facts = Facts(weights, published, idle or {})
-        _registry[name] = constructor
+        facts = Facts(weights, published, idle or {})
+        constructor = _registry[build.__name__] = checked(build.__name__, build, facts)
         return constructor
 
     return register
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-70
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-85
 def create_detector(
     name: str,  # one of `list_detectors()`
     width: float = 1.0,  # factor on the number of channels; 1 is the published size
@@ -504,7 +645,7 @@ def create_detector(
     "Build a detector by name; `ValueError` for an unknown name or a bad width, `TypeError` for an unknown option."
     return _builder(name)(width=width, pretrained=pretrained, **options)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-71
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-86
 def size_option(
     name: str,  # one of `list_detectors()`
     size: int,  # edge of the faces in pixels
@@ -512,14 +653,14 @@ def size_option(
     "Return the option that makes a detector fit faces of this size."
     return dict(size=size) if "size" in detector_options(name) else {}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-72
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-87
 def has_weights(
     name: str,  # one of `list_detectors()`
 ) -> bool:  # whether `pretrained=True` is possible
     "Tell whether ImageNet weights are known for a detector."
     return detector_facts(name).weights.source != "none"
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-79
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-94
 def card(
     name: str,  # one of `list_detectors()`
     size: int = 256,  # edge of the face in pixels
@@ -539,11 +680,11 @@ def card(
         grid=cam_grids(model, size)[layer],
         weights=model.weights.source,
         licence=model.weights.licence,
-        original=model.licence,
+        original=getattr(model, "licence", "not stated"),
         deviations=model.deviations,
     )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-80
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-95
 def plot_grids(
     model: Detector,
     face,  # (size, size) or (size, size, 3) array, shown below the grids

@@ -162,6 +162,8 @@ def attention_grid(
 class Fusion(nn.Module):
     "The two last maps, (N, C, h, w) each, to one f + f * w of as many channels, w a weight in (0, 1) a channel."
 
+    residual = True  # False: f * w, as in DeepfakeBench
+
     def __init__(
         self,
         channels: int,  # C (published: 2048)
@@ -184,7 +186,8 @@ class Fusion(nn.Module):
     def forward(self, x, y):
         f = self.fuse(torch.cat([x, y], 1))
         mean, largest = f.mean((2, 3), keepdim=True), f.amax((2, 3), keepdim=True)  # (N, C, 1, 1)
-        return f + f * torch.sigmoid(self.weigh(mean) + self.weigh(largest))
+        weighted = f * torch.sigmoid(self.weigh(mean) + self.weigh(largest))
+        return f + weighted if self.residual else weighted
 
 # %% ../../nbs/detectors/10_srm.ipynb #detectors-10-srm-36
 def am_softmax(

@@ -356,6 +356,8 @@ def _made(folder: Path, origin: dict) -> list[str]:
         f"code:   {code_difference(origin, code_modules(), most=1000) or 'the present code'}",
         f"commit: {one_line(origin.get('commit'))}",
     ]
+    plugins = origin.get("plugins") or {}
+    lines += _section("plugins", [one_line(f"{name} {code}") for name, code in plugins.items()])
     lines += _section("why", _reasons(origin))
     store, inputs = folder.parents[1], map(one_line, origin.get("inputs", []))
     lines += _section("inputs", [_input(store / name, name, origin) for name in inputs])

@@ -31,8 +31,7 @@ from prle.fields import (
     number_rule,
     set_fields,
 )
-from ..detectors import list_detectors
-from ..detectors.registry import has_weights
+from ..detectors.registry import check_detector, detector_facts, has_weights
 from ..fusion import FUSIONS
 from ..localization import CAM_METHODS, READINGS
 from prle.masking import (
@@ -96,10 +95,11 @@ class Preset:
         "Return one of the backbones, or any registered detector at the preset's width (Table II)."
         if name in self.named:
             return self.named[name]
-        check_choice(name, [*self.named, *FURTHER, *list_detectors()], "backbone")
+        check_detector(name, *self.named, *FURTHER, kind="backbone")
         name = FURTHER.get(name, name)
         pretrained = self.width == 1 and has_weights(name)
-        return Backbone(name, self.width, pretrained, self.options.get(name, {}), self.others)
+        width = self.width if detector_facts(name).scalable else 1.0
+        return Backbone(name, width, pretrained, self.options.get(name, {}), self.others)
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-11
 _QUICK = {name: dict(momentum=0.1) for name in ("meso4", "efficientnet_b4", "mat")}
@@ -521,7 +521,7 @@ class RunConfig:
     def __post_init__(self):
         "Check every field, and bring values that can be written in several ways to one form."
         check_fields(self, _RULES)
-        check_choice(self.detector, list_detectors(), "detector")
+        check_detector(self.detector)
         check_choice(self.mask, ["none", *MASKS], "mask")
         if self.mask == "oracle":
             check_choice(self.subset, PLACES, "place of the controls")
@@ -600,7 +600,10 @@ def key(self: RunConfig) -> dict:
     if self.mask == "none":
         unused += ["p", "fill"]
         del recipe["gamma"]
-    settings = asdict(self) | dict(alpha=self.range, recipe=recipe)
+    settings = {f.name: getattr(self, f.name) for f in fields(self)}
+    settings |= dict(alpha=self.range, recipe=recipe, options=dict(self.options))
+    if plugin := detector_facts(self.detector).plugin:
+        settings["plugin"] = plugin.code
     return {name: value for name, value in settings.items() if name not in unused}
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-74

@@ -6,7 +6,6 @@
 __all__ = ['GPU_KINDS', 'ENGINES', 'Outcome', 'do_task', 'in_process', 'cluster', 'on_ray', 'execute']
 
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-2
-import copy
 import math
 import os
 from collections.abc import Iterator
@@ -17,8 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from ..core import check_choice, collected_messages, log, progress
-from .planning import DryStore, needs_text, planned, seconds_text, task_inputs
-from .store import STORE_ERRORS, RunFailed, RunStore, Task
+from .planning import DryStore, estimate, needs_text, planned, seconds_text, task_inputs
+from .store import STORE_ERRORS, RunFailed, RunStore, Task, past_runs
 
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-7
 class Outcome(NamedTuple):
@@ -159,12 +158,17 @@ def _epochs(path: Path) -> int:
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-27
 def _do_there(
     settings: dict,  # of the store: root, heartbeat, missed, device
+    plugins: list[str],  # of detectors, in files that all nodes see by the same name
     task: Task,
     *inputs: Outcome,  # of what it is made from
 ) -> Outcome:
     "Do a task in a Ray worker; give it up once deaths of workers reach `_DEATHS` plus the epochs that are kept."
     import ray
 
+    from prle.detectors.plugins import name_plugin
+
+    for path in plugins:
+        name_plugin(path)
     worker = ray.get_runtime_context().worker.core_worker
     deaths, kept = worker.get_current_task_attempt_number(), _epochs(task.path)
     if deaths >= _DEATHS + kept and not task.path.exists():
@@ -180,6 +184,8 @@ GPU_KINDS = ("detectors", "maps", "sizes", "targets", "masked")
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-30
 def _submit(ray, store: RunStore, tasks: list[Task], gpus: float) -> dict:  # name -> reference
     "Hand the runs to Ray, each with references to the outcomes of its inputs."
+    from prle.detectors.plugins import named_plugins
+
     work, inputs, refs = ray.remote(max_retries=-1)(_do_there), task_inputs(tasks), {}
     settings = {name: getattr(store, name) for name in ("root", "heartbeat", "missed", "device")}
     if not ray.cluster_resources().get("GPU"):
@@ -188,7 +194,7 @@ def _submit(ray, store: RunStore, tasks: list[Task], gpus: float) -> dict:  # na
         share = gpus if task.path.parent.name in GPU_KINDS else 0
         there = work.options(name=task.name, num_gpus=share)
         before = [refs[name] for name in inputs[task.name]]
-        refs[task.name] = there.remote(settings, task, *before)
+        refs[task.name] = there.remote(settings, named_plugins(), task, *before)
     return refs
 
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-31
@@ -234,10 +240,10 @@ ENGINES = dict(local=in_process, ray=on_ray)
 def _renew(left: dict[str, float], dry: DryStore, made: str):
     "Update the estimated times of the runs left of a kind, now that one of that kind has been made."
     kind = made.split("/")[0]
-    again = copy.copy(dry)
-    again.past = {}  # read anew, with what has been made since
-    again.tasks = [t for t in dry.tasks if t.path.parent.name == kind and left.get(t.name)]
-    left.update(zip([t.name for t in again.tasks], planned(again).seconds))
+    past = past_runs(dry.root / kind)
+    for task in dry.tasks:
+        if task.run.kind == kind and left.get(task.name):
+            left[task.name] = estimate(task.run.label, task.config, past)
 
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-37
 def _left_text(left: dict[str, float]) -> str:
@@ -278,7 +284,7 @@ def execute(
             left.pop(outcome.name)
             if outcome.fault:
                 faults[outcome.name] = outcome.fault
-            elif not outcome.reused:
+            elif not (outcome.reused or bar.disable):
                 _renew(left, dry, outcome.name)
             bar.update()
             bar.set_postfix_str(_left_text(left))

@@ -30,7 +30,7 @@ from ..data.crops import move_maps, quantile_store
 from ..data.datasets import FaceDataset
 from ..data.pairs import MapSources, blind_sources, nearest_fakes, originals
 from ..detectors import Detector, create_detector
-from ..detectors.registry import size_option
+from ..detectors.registry import detector_facts, size_option
 from ..fusion import fuse, most_attended
 from ..localization import localize, upsample_maps
 from ..masking import FILLS, MaskParams, PrimaryRegionMask
@@ -50,8 +50,17 @@ def _run_config(run: Run) -> dict:
     return read_run(run.path)[0]
 
 
+def _tell_code(config: dict, weights: Path):
+    "Say so if other code than that of the present plugin has trained the detector of a run."
+    plugin = detector_facts(config["detector"]).plugin
+    if config.get("plugin") != (plugin and plugin.code):
+        name = plugin.name if plugin else "the plugin"
+        log.warning(f"NOTE {name} is other code than has trained {weights.parent.name}.")
+
+
 def _rebuild(config: dict, weights: Path, device: str) -> Detector:
     "Build the detector that the configuration of a run describes, in eval mode."
+    _tell_code(config, weights)
     detector = create_detector(config["detector"], width=config["width"], **config["options"])
     detector.load_state_dict(read_tensors(weights))
     return detector.eval().to(device, memory_format=torch.channels_last)
@@ -295,6 +304,7 @@ def label(
     if self.preset.way != "ours":
         parts = [f"recipe={self.preset.way}", *parts]
     plain = [re.sub(r"[^\w.,+=-]", "", part) for part in (*parts, *marks)]
+    name = name.replace("/", "-")
     return "-".join([name, config.subset, config.mask, *plain, f"s{seed}"])
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-44
@@ -336,7 +346,7 @@ class Lab(LabConfigs):
 
     def __getstate__(self) -> dict:
         "Return the state for another process: without the store, and without tables, which are read again."
-        state = vars(self) | dict(_opened={}, _siblings={})
+        state = vars(self) | dict(_opened={}, _siblings={}, _facts=(None, {}))
         del state["store"]
         state.pop("manifest", None)
         return state
@@ -385,16 +395,6 @@ class _Training(NamedTuple):
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-52
 @patch
-def _write_maps(
-    self: Lab, detector: Detector, batch_size: int, rows: pd.DataFrame, cam: CamConfig, path: Path
-):
-    "Write the attention maps that a detector in memory has of faces."
-    layer = detector.cam_layer(self.preset.size, cam.grid or self.preset.grid)
-    faces = DataLoader(FaceDataset(rows), batch_size, num_workers=self.workers)
-    localize(detector, layer, faces, path, method=cam.method, explain=cam.explain)
-
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-53
-@patch
 def _write_quantiles(self: Lab, zoo: Zoo, split: str, stores: Sequence[Path], folder: Path):
     "Fuse stored maps of the faces of a zoo, and write their quantile maps."
     paths = self.faces(split, zoo.subset, zoo.people).path.tolist()
@@ -402,7 +402,7 @@ def _write_quantiles(self: Lab, zoo: Zoo, split: str, stores: Sequence[Path], fo
     settings = asdict(zoo.fusion) | (sources._asdict() if sources else {})
     quantile_store(stores, paths, folder, size, **settings)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-54
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-53
 @patch
 def _renewal(self: Lab, config: RunConfig, folder: Path) -> Callable[[Detector, int], Path | None]:
     "Return what makes the maps of later epochs, from those of the zoo and of the student."
@@ -410,6 +410,8 @@ def _renewal(self: Lab, config: RunConfig, folder: Path) -> Callable[[Detector, 
     stores = [run_file(run.path, "maps.npy") for run in self.maps(zoo)]
     rows = self.train_faces(config.subset, seed=zoo.people)
     batch_size = min(64, config.recipe.batch_size // config.recipe.accumulate)
+    faces = DataLoader(FaceDataset(rows), batch_size, num_workers=self.workers)
+    reading = dict(method=zoo.cam.method, explain=zoo.cam.explain)
 
     def renew(student, epoch):
         last = epoch // config.renew * config.renew
@@ -418,13 +420,14 @@ def _renewal(self: Lab, config: RunConfig, folder: Path) -> Callable[[Detector, 
         made = folder / f"renewed-{last}"
         if not (made / "quantiles").exists():
             made.mkdir(parents=True, exist_ok=True)
-            self._write_maps(student, batch_size, rows, zoo.cam, made / "maps.npy")
+            layer = student.cam_layer(self.preset.size, zoo.cam.grid or self.preset.grid)
+            localize(student, layer, faces, made / "maps.npy", **reading)
             self._write_quantiles(zoo, "train", [*stores, made / "maps.npy"], made / "quantiles")
         return made / "quantiles"
 
     return renew
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-55
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-54
 @patch
 def _train(self: Lab, accelerator, training: _Training):
     """Train a detector and write weights and history; with an accelerator, as one of several processes.
@@ -454,7 +457,7 @@ def _train(self: Lab, accelerator, training: _Training):
             write_tensors(tmp, detector.state_dict())
         history.to_parquet(folder / "history.parquet", index=False)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-56
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-55
 @patch
 def _score(
     self: Lab,
@@ -469,7 +472,7 @@ def _score(
     p_fake = predict(detector, faces, _batch_size(config), self.device, self.workers)
     _write_scores(rows, p_fake, folder)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-57
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-56
 @patch
 def _score_run(
     self: Lab, run: Run, rows: pd.DataFrame, folder: Path, faces: FaceDataset | None = None
@@ -477,7 +480,7 @@ def _score_run(
     "Write the scores that a run's detector gives to faces; the others as of `_score`."
     self._score(load_detector(run, self.device), _run_config(run), rows, folder, faces)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-58
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-57
 @patch
 def _train_and_score(self: Lab, training: _Training):
     "Fill the folder of a detector's run, or continue it; checkpoints are removed last."
@@ -497,7 +500,7 @@ def _train_and_score(self: Lab, training: _Training):
     for left in chain(folder.glob("checkpoint-*"), folder.glob("renewed-*")):
         discard(left)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-60
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-59
 def _check_landmarks(rows: pd.DataFrame, mask: str):
     "Raise `ValueError` naming a face without landmarks, which a mask needs."
     unknown = np.isnan(np.stack(rows.landmarks.to_numpy()).astype(float)).any(1)
@@ -516,7 +519,7 @@ def _check_blind(rows: pd.DataFrame):
     unknown = [i for i in lonely if np.isnan(rows.landmarks.iloc[i]).any()]
     nearest_fakes(rows, (unknown or lonely)[:1])
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-61
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-60
 @patch
 def _check_data(self: Lab, config: RunConfig, needs: tuple[str, ...]):
     """Raise `ValueError` for data that lack what a training, its scores or its masks will need, once for each.
@@ -535,7 +538,7 @@ def _check_data(self: Lab, config: RunConfig, needs: tuple[str, ...]):
         _check_landmarks(rows, config.mask)
     self._checked.add(key)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-62
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-61
 @patch
 def _check_zoo(self: Lab, zoo: Zoo):
     "Raise `ValueError` for faces that a zoo could not localize on: of one class, or that cannot be blind."
@@ -547,7 +550,7 @@ def _check_zoo(self: Lab, zoo: Zoo):
         _check_blind(rows)
     self._checked.add(key)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-63
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-62
 @patch
 def _check_config(self: Lab, config: RunConfig):
     "Raise `ValueError` for a training of another lab, or one that cannot be."
@@ -560,7 +563,7 @@ def _check_config(self: Lab, config: RunConfig):
     needs = _check_buildable(config.detector, config.width, options, self.preset.size, augment)
     self._check_data(config, needs)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-64
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-63
 @patch
 def train(
     self: Lab,
@@ -585,7 +588,7 @@ def train(
 
     return self.store.get("detectors", label, key, make, resume=True)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-65
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-64
 @patch
 def detector(
     self: Lab,
@@ -598,7 +601,7 @@ def detector(
     "Train and score a backbone as the preset does, with the given settings changed."
     return self.train(self.config(backbone, subset, seed, mask=mask, **changes))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-70
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-69
 @patch
 def target(
     self: Lab,
@@ -614,7 +617,7 @@ def target(
 
     return self.store.get("targets", f"{_run_label(run)}-{target}", config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-71
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-70
 @patch
 def scores(
     self: Lab,
@@ -624,17 +627,28 @@ def scores(
     "Return the scores of a detector on all faces of a set."
     return read_scores(run if on == "test" else self.target(run, on))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-73
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-72
 _ADVICE = "lower batch_size or raise accumulate in the detector's training, whose parts of a batch these are"
+
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-73
+@lru_cache
+def _cam_name(name: str, width: float, options: str, size: int, grid: int) -> str:
+    "Name the layer from which the maps of a detector with these options (JSON) are read, measured once."
+    with torch.device("meta"):
+        return create_detector(name, width=width, **json.loads(options)).cam_name(size, grid)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-74
 @patch
 def _localize(self: Lab, run: Run, rows: pd.DataFrame, cam: CamConfig, folder: Path):
     "Write the attention maps of faces."
-    batch_size = min(64, _batch_size(_run_config(run)))
+    config, grid = _run_config(run), cam.grid or self.preset.grid
+    batch_size, options = min(64, _batch_size(config)), json.dumps(config["options"])
     with memory_explained(_ADVICE, batch_size=batch_size):
         detector = load_detector(run, self.device)
-        self._write_maps(detector, batch_size, rows, cam, folder / "maps.npy")
+        name = _cam_name(config["detector"], config["width"], options, self.preset.size, grid)
+        faces = DataLoader(FaceDataset(rows), batch_size, num_workers=self.workers)
+        layer, reading = detector.get_submodule(name), dict(method=cam.method, explain=cam.explain)
+        localize(detector, layer, faces, folder / "maps.npy", **reading)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-75
 @patch
@@ -710,7 +724,7 @@ def maps(
 def _zoo_label(zoo: Zoo, *marks: str) -> str:  # empty marks are left out
     "Return the label of what is made from the maps of a zoo."
     parts = [zoo.subset, str(zoo.fusion), *marks, *zoo.readings, f"s{zoo.seed}"]
-    return "-".join(filter(None, parts))
+    return "-".join(filter(None, parts)).replace("/", "-")
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-88
 @patch

@@ -8,15 +8,17 @@ __all__ = ['code_modules', 'code_difference', 'RunName', 'run_key', 'parse_name'
            'parse_aside', 'set_aside', 'replaced_runs', 'input_runs']
 
 # %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-2
+import copy
 import numbers
 import os
 import re
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import prle
-from ..core import digest, entries, file_digest
+from ..core import digest, entries, file_digest, file_state
 from prle.trust import (
     DIGESTS,
     MARKER,
@@ -129,13 +131,9 @@ def read_origin(
     return read_sealed(folder / "provenance.json", **_ORIGIN)
 
 # %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-19
-def read_run(
-    folder: str | Path,  # of a finished run
-) -> tuple[dict, dict]:  # its configuration and its provenance
-    """Read a run's configuration and provenance.
-
-    Raise `Damaged` naming the file that is not as it was written, or is of another run."""
-    folder = Path(folder)
+@lru_cache(maxsize=4_000)
+def _read_run(folder: Path, *_) -> tuple[dict, dict]:
+    "Read a run as `read_run`, once for each state (the further arguments) of the two files."
     config, origin = read_config(folder), read_origin(folder)
     kind, _, name = origin["run"].partition("/")
     if name != folder.name:
@@ -144,7 +142,22 @@ def read_run(
         raise Damaged(f"{folder / 'config.json'} has changed since it was written.")
     return config, origin
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-21
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-20
+def read_run(
+    folder: str | Path,  # of a finished run
+) -> tuple[dict, dict]:  # its configuration and its provenance
+    """Read a run's configuration and provenance; again only after one of them has changed.
+
+    Raise `Damaged` naming the file that is not as it was written, or is of another run."""
+    folder = Path(folder)
+    try:
+        states = [file_state(folder / name) for name in ("config.json", "provenance.json")]
+    except OSError:
+        states = [object()]  # never the same twice; what is wrong is told when the files are read
+    config, origin = _read_run(folder, *states)
+    return copy.deepcopy((config, origin))
+
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-22
 def _covered(folder: Path) -> list[str]:  # relative, POSIX, sorted
     """List the files whose fingerprints stand in a run's provenance.
 
@@ -157,14 +170,14 @@ def _covered(folder: Path) -> list[str]:  # relative, POSIX, sorted
         names += [Path(here, name).relative_to(folder).as_posix() for name in files]
     return sorted(name for name in names if name != "provenance.json")
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-22
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-23
 def file_list(
     folder: Path,  # of a run
 ) -> dict[str, str]:  # relative -> 16 hexadecimal digits
     "Return the fingerprint of each of a run's files."
     return {name: file_digest(folder / name) for name in _covered(folder)}
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-25
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-26
 def run_file(
     folder: str | Path,  # of a finished run
     name: str,  # of a file in it, relative
@@ -175,7 +188,7 @@ def run_file(
         raise Damaged(f"{folder} has no {name}.")
     return check_digest(Path(folder) / name, files[name])
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-27
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-28
 def check_run(
     folder: str | Path,  # of a finished run
     deep: bool = False,  # read also the files that a table of digests covers
@@ -188,7 +201,7 @@ def check_run(
         if Path(name).name == DIGESTS:
             check_digests((folder / name).parent)
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-29
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-30
 class Presence(StrEnum):
     "Whether a run is in the store."
 
@@ -196,7 +209,7 @@ class Presence(StrEnum):
     DAMAGED = "damaged"
     ABSENT = "absent"
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-30
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-31
 class Finding(NamedTuple):
     "What was found in the place of a run."
 
@@ -208,7 +221,7 @@ class Finding(NamedTuple):
         "Tell whether the run is there and as it was written."
         return self.presence is Presence.WHOLE
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-31
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-32
 def inspect_run(
     folder: Path,  # of a run
     deep: bool = False,  # as of `check_run`
@@ -222,14 +235,14 @@ def inspect_run(
         return Finding(Presence.DAMAGED, str(e).replace(f"{folder}/", "", 1).rstrip("."))
     return Finding(Presence.WHOLE)
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-34
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-35
 class Aside(StrEnum):
     "Why a run was set aside; stands in its new name."
 
     CORRUPT = "corrupt"
     REPLACED = "replaced"
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-35
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-36
 _ASIDE = re.compile(rf"(?P<name>.+-[0-9a-f]{{16}})\.(?P<why>{'|'.join(Aside)})-(?P<number>\d+)")
 
 
@@ -240,7 +253,7 @@ def parse_aside(
     found = _ASIDE.fullmatch(path.name)
     return found and (path.with_name(found["name"]), Aside(found["why"]))
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-36
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-37
 def set_aside(
     path: Path,  # folder of a run that shall not be used any more
     why: Aside = Aside.CORRUPT,
@@ -252,7 +265,7 @@ def set_aside(
     os.rename(path, aside)
     return aside
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-38
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-39
 def replaced_runs(
     path: Path,  # folder of a run
 ) -> list[Path]:  # oldest first
@@ -263,7 +276,7 @@ def replaced_runs(
             found[int(match["number"])] = p
     return [found[number] for number in sorted(found)]
 
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-41
+# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-42
 def input_runs(
     config: dict,  # of a run
     names: dict[str, list[str]],  # key -> the runs of a store or plan that have it

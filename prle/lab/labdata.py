@@ -6,10 +6,12 @@
 __all__ = ['ROOT_FOLDERS', 'BUILDERS', 'data_sets', 'data_fingerprint', 'check_sizes', 'LabData']
 
 # %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-2
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from fastcore.basics import patch
@@ -143,6 +145,7 @@ class LabData:
         self._sets = data_sets(self.data) if data else None
         self._opened = {}  # target set -> manifest and its hash
         self._checked = set()  # what was found as it should be
+        self._facts = None, {}  # a manifest, and what was found out about it
 
     @cached_property
     def preset(self) -> Preset:
@@ -179,6 +182,15 @@ class LabData:
         "Return the hash of `manifest`."
         return data_fingerprint(self.manifest)
 
+    def _fact(self, name: Hashable, find: Callable[[], Any]) -> Any:
+        "Return a fact of the manifest, which is found out once."
+        manifest, facts = self._facts
+        if manifest is not self.manifest:
+            self._facts = self.manifest, (facts := {})
+        if name not in facts:
+            facts[name] = find()
+        return facts[name]
+
 # %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-20
 @patch(as_prop=True)
 def targets(self: LabData) -> list[str]:
@@ -199,7 +211,8 @@ def absent(self: LabData) -> list[str]:
 @patch(as_prop=True)
 def subsets(self: LabData) -> list[str]:
     "Return the manipulations in the manifest's order."
-    return [subset for subset in self.manifest.subset.unique() if subset != "real"]
+    found = self._fact("subsets", lambda: self.manifest.subset.unique().tolist())
+    return [subset for subset in found if subset != "real"]
 
 # %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-24
 @patch
@@ -235,7 +248,7 @@ def fold(
     seed: int,  # of a run
 ) -> int:  # from 0; always 0 without groups
     "Return which of the splits a seed has."
-    return seed % fold_count(self.manifest)
+    return seed % self._fact("folds", lambda: fold_count(self.manifest))
 
 
 @patch
@@ -256,7 +269,8 @@ def pairs_digest(
     seed: int = 0,  # of a run, which says whose faces it is trained on
 ) -> str:  # 16 hexadecimal digits
     "Hash the targets of the training faces."
-    return digest(self.train_faces(subset, seed=seed).target.tolist())
+    name = "pairs", subset, self.fold(seed)
+    return self._fact(name, lambda: digest(self.train_faces(subset, seed=seed).target.tolist()))
 
 # %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-32
 @patch

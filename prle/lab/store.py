@@ -47,7 +47,6 @@ from prle.lab.integrity import (
     inspect_run,
     parse_name,
     read_config,
-    read_origin,
     read_run,
     replaced_runs,
     run_key,
@@ -326,8 +325,13 @@ def runs_by_key(
 
 # %% ../../nbs/lab/02_store.ipynb #lab-02-store-48
 def _ending(work: _Work, folder: Path) -> dict:
-    "Return what is known of a run only when it is made: its inputs, its files, where and by whom."
+    "Return what is known of a run only when it is made: its inputs, its files, where, by whom, with which plugins."
+    from prle.detectors.registry import (
+        loaded_plugins,
+    )  # with torch, which reading a store does not need
+
     return dict(
+        plugins=loaded_plugins(),
         inputs=input_runs(work.task.config, runs_by_key(work.store.root)),
         files=file_list(folder),
         end=utc_now(),
@@ -502,7 +506,7 @@ class _Requests:
     ) -> str:  # "" if the present code made it or it is not made yet
         "Say which modules differ between the code that made a run and the present code."
         with suppress(Damaged):
-            return code_difference(read_origin(path), self.modules)
+            return code_difference(read_run(path)[1], self.modules)
         return ""
 
     def names(

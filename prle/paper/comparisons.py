@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from ..core import check_choice
 from ..lab.configs import PUBLISHED, FusionConfig, Zoo
 from .exhibits import Cells, Gap, Values, seed_range
 from ..lab.experiments import Lab, Run, Wanted, read_scores
@@ -160,7 +159,8 @@ def arms_of(
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-19
 def choose_backbones(
     lab: Lab,  # its preset decides
-    backbones: Sequence[str] | str | None,  # names; "all": five; None: three (paper: five)
+    # names, also of any detector; "all": five; None: three (paper: five)
+    backbones: Sequence[str] | str | None,
 ) -> list[str]:  # `ValueError` for an unknown name
     "Return the backbones that a table compares."
     if backbones is None:
@@ -168,7 +168,7 @@ def choose_backbones(
     if backbones == "all":
         return list(BACKBONES)
     for name in backbones:
-        check_choice(name, BACKBONES, "backbone")
+        lab.preset.backbone(name)
     return list(backbones)
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-22

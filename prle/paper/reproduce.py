@@ -73,7 +73,7 @@ def list_notebooks() -> list[str]:
 
 
 def headline() -> list[str]:
-    "List what `prle reproduce` makes by default: in the preset mini on two cores, within half an hour."
+    "List what `prle reproduce` makes by default, in the preset mini within one and a half hours on two cores."
     return [name for name, exhibit in exhibits().items() if exhibit.headline]
 
 # %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-7
@@ -495,6 +495,17 @@ def full_settings(
     return declared[name].full if full and name in declared else {}
 
 # %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-45
+def _ask(dry: Lab, name: str, seeds: int, full: bool):
+    "Request the runs that a notebook needs from a dry lab; tell why if this data cannot have them."
+    exhibit = exhibits().get(name)
+    if exhibit is None:
+        return
+    try:
+        exhibit.plan(dry, **exhibit.known(seeds=seeds), **full_settings(name, full))
+    except ValueError as e:
+        log.info(f"NOTE {name} cannot be made of this data: {e}")
+
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-46
 def plan(
     lab: Lab,  # preset, data and store
     names: Iterable[str],  # from `find_notebooks`
@@ -504,18 +515,12 @@ def plan(
     """Request the runs that notebooks need from a dry lab; none is made.
 
     The mini benchmark is forged if it is not there, because runs are named by its hash."""
-    dry, declared = lab.dry(), exhibits()
+    dry = lab.dry()
     for name in names:
-        if name not in declared:
-            continue
-        exhibit = declared[name]
-        try:
-            exhibit.plan(dry, **exhibit.known(seeds=seeds), **full_settings(name, full))
-        except ValueError as e:
-            log.info(f"NOTE {name} cannot be made of this data: {e}")
+        _ask(dry, name, seeds, full)
     return dry
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-46
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-47
 def prepare(
     lab: Lab,  # preset, data and store
     names: Sequence[str],  # from `find_notebooks`
@@ -525,15 +530,18 @@ def prepare(
     full: bool = False,  # with what differs when everything is asked for
 ) -> dict[str, str]:  # name of a run -> why there is no result
     "Say what the notebooks' runs will cost, and make them under one progress bar that estimates the work left."
-    whole = plan(lab, names, seeds, full)
-    log.info(cost_text(whole))
+    whole, needed = lab.dry(), {}
     for name in names:
-        needed = plan(whole, [name], seeds, full).store.names()
-        facts = dict(preset=lab.name, data=lab.fingerprint, seeds=seeds)
-        record_runs(lab.outputs, f"{lab.name}-{name}", needed, **facts)
+        whole.store.used.clear()  # so that it lists the runs of this notebook
+        _ask(whole, name, seeds, full)
+        needed[name] = whole.store.names()
+    log.info(cost_text(whole))
+    facts = dict(preset=lab.name, data=lab.fingerprint, seeds=seeds)
+    for name, runs in needed.items():
+        record_runs(lab.outputs, f"{lab.name}-{name}", runs, **facts)
     return execute(lab.store, whole.store, engine, gpus)
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-47
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-48
 def _lacking(
     lab: Lab, name: str, seeds: int, full: bool, faults: dict[str, str]
 ) -> str:  # "" if there is none
@@ -548,7 +556,7 @@ def _lacking(
             return f"{run} could not be made: {faults[run]}"
     return ""
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-48
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-49
 def _executed(source: Path, out: Path, common: dict, **own) -> str:
     'Run a notebook with those common parameters that it has; return "done" or the last line of the error.'
     failed = out.with_suffix(".failed.ipynb")
@@ -563,7 +571,7 @@ def _executed(source: Path, out: Path, common: dict, **own) -> str:
             why = "its kernel died, perhaps for want of memory"
         return f"FAILED: {why} (see {failed})" if failed.exists() else f"FAILED: {why}"
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-49
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-50
 def reproduce(
     ids: Sequence[str] = (),  # heads of names, e.g. "table3"; "headline"; "all"; none: the headline
     preset: str = "mini",  # of `PRESETS`
@@ -597,7 +605,7 @@ def reproduce(
     )
     return results
 
-# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-50
+# %% ../../nbs/paper/09_reproduce.ipynb #paper-09-reproduce-51
 def _run_notebooks(
     lab: Lab,
     names: Sequence[str],
