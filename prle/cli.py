@@ -766,24 +766,27 @@ def export(
     return 0
 
 # %% ../nbs/09_cli.ipynb #09-cli-63
-def _open_model(name: str, data: str | None = None, plugin=None, **options):
+def _open_model(
+    name: str, data: str | None = None, plugin: tuple[str, ...] | None = None, **kwargs
+):
     "Return a detector with what it needs for pictures, from an exported folder or a run."
     from prle.lab.export import from_run, is_exported, open_exported
 
     if not is_exported(name):
-        return from_run(*open_detector(name, data=data, plugin=plugin, **options))
+        return from_run(*open_detector(name, data=data, plugin=plugin, **kwargs))
     _name_plugins(plugin)
     _only({} if data is None else dict(data=data), (), "an exported detector")
+    _name_plugins(plugin)
     return open_exported(name)
 
-# %% ../nbs/09_cli.ipynb #09-cli-63
+# %% ../nbs/09_cli.ipynb #09-cli-64
 def _needed_option(name: str, value: str | None, what: str) -> str:
     "Return an option; raise `ValueError` if it was not given."
     if value is None:
         raise ValueError(f"{_option(name)} is missing: {what}.")
     return value
 
-# %% ../nbs/09_cli.ipynb #09-cli-64
+# %% ../nbs/09_cli.ipynb #09-cli-65
 def _exported_evaluation(folder: str, data: str | None, on: str):
     "Return what an exported detector reached in its lab, or reaches on other data."
     from prle.lab.apply import evaluation
@@ -796,7 +799,7 @@ def _exported_evaluation(folder: str, data: str | None, on: str):
         raise ValueError(f"--data is missing: where the faces of {on} lie.")
     return model.measured
 
-# %% ../nbs/09_cli.ipynb #09-cli-65
+# %% ../nbs/09_cli.ipynb #09-cli-66
 def _shown(table):
     "Return scores without the columns that say nothing."
     empty = [name for name in ("calibrated", "threshold", "above") if table[name].isna().all()]
@@ -804,7 +807,7 @@ def _shown(table):
     empty += ["detector"] if table.detector.nunique() < 2 else []
     return table.drop(columns=empty)
 
-# %% ../nbs/09_cli.ipynb #09-cli-66
+# %% ../nbs/09_cli.ipynb #09-cli-67
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -822,6 +825,7 @@ def localize(
 
     read = CamConfig(cam, explain)
     if is_exported(name):
+        _name_plugins(kwargs.get("plugin"))
         faces = _needed_option("data", kwargs.get("data"), "an exported detector has no faces")
         path, model = _needed_option("out", out, "the file to write"), open_exported(name)
         print(exported_maps(model, manifest_faces(model, faces, split, subset), path, read))
@@ -831,7 +835,7 @@ def localize(
     print(lab.attention(run, split, subset, read).path / "maps.npy")
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-67
+# %% ../nbs/09_cli.ipynb #09-cli-68
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -862,7 +866,7 @@ def evaluate(
     print(evaluation(scores).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/09_cli.ipynb #09-cli-68
+# %% ../nbs/09_cli.ipynb #09-cli-69
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -908,7 +912,7 @@ def predict(
     log.info("\n".join(filter(None, (left_text(left_over(inputs)), told))))
     return int(failed > 0)
 
-# %% ../nbs/09_cli.ipynb #09-cli-70
+# %% ../nbs/09_cli.ipynb #09-cli-71
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -928,7 +932,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/09_cli.ipynb #09-cli-71
+# %% ../nbs/09_cli.ipynb #09-cli-72
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -942,7 +946,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/09_cli.ipynb #09-cli-72
+# %% ../nbs/09_cli.ipynb #09-cli-73
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -951,7 +955,7 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/09_cli.ipynb #09-cli-77
+# %% ../nbs/09_cli.ipynb #09-cli-78
 @contextmanager
 def _streams():
     "Send messages to stderr, apart from the result, and write out what a stream has no letters for."
@@ -968,7 +972,7 @@ def _streams():
         log.handlers[:] = handlers
         log.setLevel(level)
 
-# %% ../nbs/09_cli.ipynb #09-cli-78
+# %% ../nbs/09_cli.ipynb #09-cli-79
 def _came_late(error: Exception) -> bool:
     "Say whether an error ended work that was under way: it found nothing, or the disk is full."
     from prle.core import is_full
@@ -976,7 +980,7 @@ def _came_late(error: Exception) -> bool:
 
     return isinstance(error, NothingFound) or is_full(error)
 
-# %% ../nbs/09_cli.ipynb #09-cli-79
+# %% ../nbs/09_cli.ipynb #09-cli-80
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument

@@ -144,7 +144,7 @@ measured on the people and the manipulations in the table above and on nothing e
 ages, skin colours and manipulations the error rates are unknown and mostly higher. Do not decide about a person by it.
 """
 
-
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-14
 def _aucs(facts: dict) -> list[dict]:
     "Return the rows of what was measured that hold an AUC over faces."
     return [m for m in facts["measured"] if (m["unit"], m["measure"]) == ("frame", "auc")]
@@ -167,7 +167,7 @@ def _card_text(facts: dict) -> str:
     more = dict(table=table, size=facts["crop"]["size"], programs_text=_programs_text(facts))
     return _TEXT.format(**facts, **more)
 
-# %% ../../nbs/lab/11_export.ipynb #lab-11-export-14
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-15
 def write_card(
     facts: dict,  # of `export_detector`
     path: str | Path,
@@ -195,7 +195,7 @@ def write_card(
     text = f"---\n{data.to_yaml()}\n---\n\n{_card_text(facts)}"
     Path(path).write_text(text, encoding="utf-8")
 
-# %% ../../nbs/lab/11_export.ipynb #lab-11-export-16
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-17
 _KINDS = dict(
     name=str,
     detector=str,
@@ -234,7 +234,7 @@ def _read_facts(folder: Path) -> dict:
         check_entries(row, f"{folder / FACTS}, measured", **_ROW)
     return facts
 
-# %% ../../nbs/lab/11_export.ipynb #lab-11-export-17
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-18
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar")
 
 
@@ -248,7 +248,7 @@ def _read_weights(folder: Path) -> dict:
         )
     return read_tensors(folder / WEIGHTS)
 
-# %% ../../nbs/lab/11_export.ipynb #lab-11-export-18
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-19
 def _load(folder: Path, facts: dict) -> Detector:
     "Build a folder's detector with its weights; `ValueError` naming the file if they do not fit."
     tensors = _read_weights(folder)
@@ -263,7 +263,7 @@ def _load(folder: Path, facts: dict) -> Detector:
         raise ValueError(f"{folder / WEIGHTS} does not fit {what}: {why}") from e
     return detector
 
-# %% ../../nbs/lab/11_export.ipynb #lab-11-export-19
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-20
 class Exported(ModelHubMixin):
     "A detector, in eval mode, with all that is needed to use it."
 
@@ -306,7 +306,7 @@ class Exported(ModelHubMixin):
             model_id = snapshot_download(model_id, allow_patterns=[WEIGHTS, FACTS, CARD], **where)
         return open_exported(model_id, device)
 
-# %% ../../nbs/lab/11_export.ipynb #lab-11-export-20
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-21
 def open_exported(
     folder: str | Path,  # from `export_detector`
     device: str | None = None,  # where to put the detector; None: a GPU where there is one
@@ -321,7 +321,7 @@ def open_exported(
     detector = _load(folder, facts).to(device, memory_format=torch.channels_last)
     return Exported(detector, facts)
 
-# %% ../../nbs/lab/11_export.ipynb #lab-11-export-22
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-23
 def is_exported(
     folder: str | Path,  # may be absent
 ) -> bool:
@@ -330,7 +330,7 @@ def is_exported(
     of_a_run = [(folder / name).exists() for name in ("provenance.json", "run.yaml")]
     return (folder / FACTS).is_file() and not any(of_a_run)
 
-# %% ../../nbs/lab/11_export.ipynb #lab-11-export-25
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-26
 @patch
 def calibrated(
     self: Exported,
@@ -339,7 +339,7 @@ def calibrated(
     "Return scores with the temperature that was chosen on validation faces."
     return with_temperature(p_fake, self.facts["calibration"]["temperature"])
 
-# %% ../../nbs/lab/11_export.ipynb #lab-11-export-26
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-27
 @patch
 def is_fake(
     self: Exported,
@@ -350,7 +350,7 @@ def is_fake(
     which = self.facts["calibration"]["strict" if strict else "threshold"]
     return self.calibrated(p_fake) > which["value"]
 
-# %% ../../nbs/lab/11_export.ipynb #lab-11-export-28
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-29
 def from_run(
     lab: Lab,
     run: Run,  # of a detector
@@ -369,7 +369,7 @@ def from_run(
     )
     return Exported(load_detector(run, lab.device), facts)
 
-# %% ../../nbs/lab/11_export.ipynb #lab-11-export-29
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-30
 def export_detector(
     lab: Lab,
     run: Run,  # of a detector
@@ -396,7 +396,7 @@ def export_detector(
         model.save_pretrained(folder)
     return out
 
-# %% ../../nbs/lab/11_export.ipynb #lab-11-export-36
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-37
 def manifest_faces(
     model: Exported,  # with facts of its training
     data: str | Path,  # as in `prle.lab.labdata.data_sets`
@@ -417,7 +417,7 @@ def manifest_faces(
     check_sizes(rows, model.crop["size"])
     return rows
 
-# %% ../../nbs/lab/11_export.ipynb #lab-11-export-37
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-38
 def exported_scores(
     model: Exported,  # with facts of its training
     data: str | Path,  # as in `prle.lab.labdata.data_sets`
@@ -427,7 +427,7 @@ def exported_scores(
     rows = manifest_faces(model, data, on)
     return rows.assign(p_fake=predict(model.detector, FaceDataset(rows), device=model.device))
 
-# %% ../../nbs/lab/11_export.ipynb #lab-11-export-38
+# %% ../../nbs/lab/11_export.ipynb #lab-11-export-39
 def exported_maps(
     model: Exported,  # on any device
     rows: pd.DataFrame,  # from `manifest_faces`
