@@ -776,7 +776,6 @@ def _open_model(
         return from_run(*open_detector(name, data=data, plugin=plugin, **kwargs))
     _name_plugins(plugin)
     _only({} if data is None else dict(data=data), (), "an exported detector")
-    _name_plugins(plugin)
     return open_exported(name)
 
 # %% ../nbs/09_cli.ipynb #09-cli-64
