@@ -273,7 +273,8 @@ _PAGE = """<!doctype html>
 <style>
 body {{ font: 15px sans-serif; margin: 2em auto; max-width: 64em; padding: 0 1em }}
 table {{ border-collapse: collapse }}
-td, th {{ border: 1px solid #ccc; padding: 2px 8px; text-align: left; overflow-wrap: anywhere }}
+td, th {{ border: 1px solid #ccc; padding: 2px 8px; text-align: left }}
+td:nth-child(-n+2) {{ overflow-wrap: anywhere }}
 figure {{ margin: 1.5em 0 }}
 img {{ max-width: 100% }}
 </style>
