@@ -8,7 +8,7 @@ ENGINE ?= $(if $(filter mini,$(PRESET)),ray,local)
 BIN    := .venv/bin
 TOOLS  := .tools/bin
 
-.PHONY: help setup paper paper-all claims reference test test-fast test-long campaign bench lab export docs lock audit clean
+.PHONY: help setup paper paper-all claims reference test test-fast test-long coverage campaign bench lab export docs lock audit clean
 
 help: # what can be made
 	@grep -E '^[a-z-]+:.*# ' Makefile | sed -E 's/^([a-z-]+):.*# /\1|/' | column -t -s '|'
@@ -57,15 +57,19 @@ test: setup # everything that has to pass
 	OMP_NUM_THREADS=1 PRLE_QUIET=1 $(BIN)/nbdev_test --n_workers 2
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(SHARED)
 
+# Apart from the tests, since tracing every line takes as long again as they do.
+coverage: setup # how much of prle/ the tests run; fails below 97%
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(SHARED) --cov=prle --cov-report=term:skip-covered --cov-fail-under=97
+
 FAST = frame core trust fields localization fusion masking metrics datasets paper
 test-fast: setup # lint, the frame and the method
 	$(BIN)/ruff format --quiet --check nbs tests setup.py
 	$(BIN)/ruff check nbs tests setup.py
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(SHARED) --no-cov $(wildcard $(FAST:%=tests/test_%.py)) -k "not setup_installs"
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(SHARED) $(wildcard $(FAST:%=tests/test_%.py)) -k "not setup_installs"
 
 test-long: setup # the mini benchmark with fully trained generators: ten minutes more
-	OMP_NUM_THREADS=1 $(BIN)/pytest --no-cov -m long
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m long
 
 # 20 minutes of accidents and attacks, on this machine alone; exit code 1 if one ends badly. Linux.
 campaign: setup # twenty minutes of accidents and attacks
