@@ -189,13 +189,13 @@ def test_localization_is_measured_against_the_masks_area(faces, monkeypatch):
     rows = forgery_localization(read(faces, module.Localization().cells(faces, seeds=1))).set_index(
         ["name", "subset", "measure"]
     )
-    assert len(rows) == 10 * 2 * 2 and rows.loc[
+    assert len(rows) == 12 * 2 * 2 and rows.loc[
         ("neighbour", "DF", "share"), ["value", "area", "excess", "excess_low", "excess_high"]
     ].tolist() == pytest.approx([50, 50, 0, 0, 0])
     shown = localization_table(rows.reset_index())
     assert (
         shown.iloc[0]["DF"] == "50.0"
-        and len(shown) == 1 + 10 * 4
+        and len(shown) == 1 + 12 * 4
         and "+0.0 [+0.0, +0.0]" in set(shown["mean"])
     )
 

@@ -1,6 +1,7 @@
 """Names, paths, folders and files that come from elsewhere: what is refused, and that nothing else is harmed."""
 
 import os
+import time
 import signal
 import subprocess
 import sys
@@ -535,6 +536,7 @@ def test_nothing_writes_files_that_only_their_writer_can_read():
 def test_damage_is_found_and_unchanged_files_are_read_once(tmp_path, monkeypatch):
     path, opened = tmp_path / "scores", []
     path.write_bytes(bytes(1000))
+    time.sleep(0.05)  # what was written just now is read again
     fingerprint = file_digest(path)
     really = open
 

@@ -244,7 +244,7 @@ def _read_weights(folder: Path) -> dict:
     if found and not (folder / WEIGHTS).exists():
         raise ValueError(
             f"{folder / found[0]} is not read: a pickle can run code. Convert it, if you trust it: "
-            f"safetensors.torch.save_file(torch.load(..., weights_only=True), '{WEIGHTS}')."
+            "safetensors.torch.save_file of what torch.load(..., weights_only=True) gives."
         )
     return read_tensors(folder / WEIGHTS)
 
