@@ -1,10 +1,10 @@
 """Names, paths, folders and files that come from elsewhere: what is refused, and that nothing else is harmed."""
 
 import os
-import time
 import signal
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 
