@@ -218,11 +218,10 @@ def with_recipe(
 ) -> Preset:
     "Return a preset that is trained in another way, on the same data."
     preset, recipe = PRESETS[base], RECIPES[check_choice(way, RECIPES, "recipe")]
-    backbones = _trained(preset.backbones, recipe)
+    backbones, zoo = (_trained(group, recipe) for group in (preset.backbones, preset.zoo))
     training = dict(recipe=preset.recipe | recipe.training, others=preset.others | recipe.training)
     size = recipe.size if recipe.size and preset.people is None else preset.size
     rest = dict(balance=recipe.balance, masking=recipe.masking, way=way, base=base)
-    zoo = _trained(preset.zoo, recipe)
     return replace(preset, size=size, backbones=backbones, zoo=zoo, **training, **rest)
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-24

@@ -555,7 +555,7 @@ def describe(
     names = dict.fromkeys([*(backbones or lab.preset.backbones), *lab.preset.zoo])
     networks = ", ".join(_network_text(lab, name) for name in names)
     if lab.preset.zoo:
-        networks += f"; {', '.join(lab.preset.zoo)} localize"
+        networks += f"; {', '.join(lab.preset.zoo)} localize where no others are named"
     if brackets is None:
         others = "other people and other seeds (t)" if seeds > 1 else "other people (bootstrap)"
         brackets = f"95% intervals allow for {others}"
