@@ -67,9 +67,9 @@ class Preset:
 
     size: int  # of a face, pixels
     people: int | None  # of the mini benchmark; None: the preset needs a manifest of real data
-    backbones: dict[str, Backbone]  # that tables compare, by the name that they print
+    backbones: dict[str, Backbone]  # that localize and that tables compare, by their names
     recipe: dict  # fields of `TrainConfig`
-    zoo: dict[str, Backbone] = field(default_factory=dict)  # that localize; none: the backbones
+    further: dict[str, Backbone] = field(default_factory=dict)  # that take part only where named
     grid: int = 8  # cells that a CAM must have across the face
     forging: int = 1000  # steps of training each generator of the mini benchmark
     width: float = 1.0  # of the detectors that are not among the backbones
@@ -84,13 +84,8 @@ class Preset:
 
     @property
     def named(self) -> dict[str, Backbone]:
-        "Return the backbones and the detectors of the zoo by the names that tables print."
-        return self.backbones | self.zoo
-
-    @property
-    def localizers(self) -> tuple[str, ...]:
-        "Return the names of the detectors that localize together unless others are named."
-        return tuple(self.zoo or self.backbones)
+        "Return the backbones and the further detectors by the names that tables print."
+        return self.backbones | self.further
 
     def backbone(self, name: str) -> Backbone:  # `ValueError` for an unknown name
         "Return one of the backbones, or any registered detector at the preset's width (Table II)."
@@ -123,7 +118,6 @@ _SMOKE = Preset(
 )
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-13
-_LITE0 = Backbone("efficientnet_lite0", pretrained=True, recipe=dict(lr=5e-4, epochs=10))
 _QUICKLY = dict(lr=5e-4, epochs=4)
 
 _MINI = Preset(
@@ -134,16 +128,17 @@ _MINI = Preset(
     recipe=dict(batch_size=16),
     others=dict(lr=1e-3, epochs=10),
     backbones={
+        "EfficientNet": Backbone(
+            "efficientnet_lite0", pretrained=True, recipe=dict(lr=5e-4, epochs=10)
+        ),
+        "EfficientNet-Lite1": Backbone("efficientnet_lite1", pretrained=True, recipe=_QUICKLY),
+        "EfficientNet-Lite2": Backbone("efficientnet_lite2", pretrained=True, recipe=_QUICKLY),
+    },
+    further={
         "Xception": Backbone("xception", 1 / 4, recipe=dict(lr=2e-3, epochs=15)),
-        "EfficientNet": _LITE0,
         "VGG": Backbone(
             "vgg16_bn", 1 / 8, options=dict(dropout=0.0), recipe=dict(lr=2e-3, epochs=20)
         ),
-    },
-    zoo={
-        "EfficientNet": _LITE0,
-        "EfficientNet-Lite1": Backbone("efficientnet_lite1", pretrained=True, recipe=_QUICKLY),
-        "EfficientNet-Lite2": Backbone("efficientnet_lite2", pretrained=True, recipe=_QUICKLY),
     },
 )
 
@@ -226,11 +221,13 @@ def with_recipe(
 ) -> Preset:
     "Return a preset that is trained in another way, on the same data."
     preset, recipe = PRESETS[base], RECIPES[check_choice(way, RECIPES, "recipe")]
-    backbones, zoo = (_trained(group, recipe) for group in (preset.backbones, preset.zoo))
+    groups = preset.backbones, preset.further
+    backbones, further = (_trained(group, recipe) for group in groups)
     training = dict(recipe=preset.recipe | recipe.training, others=preset.others | recipe.training)
     size = recipe.size if recipe.size and preset.people is None else preset.size
     rest = dict(balance=recipe.balance, masking=recipe.masking, way=way, base=base)
-    return replace(preset, size=size, backbones=backbones, zoo=zoo, **training, **rest)
+    networks = dict(backbones=backbones, further=further)
+    return replace(preset, size=size, **networks, **training, **rest)
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-24
 for _base in ("smoke", "mini", "paper"):

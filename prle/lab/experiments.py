@@ -251,7 +251,7 @@ def zoo_names(
     order = [*self.preset.named, *FURTHER]
     ranks = {name: rank for rank, name in enumerate(order)}
     names = tuple(sorted(set(names), key=lambda name: (ranks.get(name, len(order)), name)))
-    return () if names == self.preset.localizers else names
+    return () if names == tuple(self.preset.backbones) else names
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-37
 def _text(value) -> str:
@@ -273,7 +273,7 @@ def _differences(usual: dict, key: dict) -> list[str]:  # ["alpha=1..1", "lr=0.0
 @patch
 def localizers(self: LabConfigs, zoo: Zoo) -> tuple[str, ...]:
     "Return the names of a zoo's detectors, the preset's if it names none."
-    return self.zoo_names(zoo.backbones) or self.preset.localizers
+    return self.zoo_names(zoo.backbones) or tuple(self.preset.backbones)
 
 
 @patch

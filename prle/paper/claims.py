@@ -638,8 +638,12 @@ class CrossClaim(ClaimGroup):
     contrasts = dict(cross="primary", cross_ours="ours")  # name -> arm
     names = tuple(contrasts)
 
+    def arms(self, q: Question) -> list[Arm]:
+        "Return the trainings of the backbones that the other claims are about too."
+        return Table3().arms(q.lab, choose_backbones(q.lab, q.backbones))
+
     def cells(self, q: Question) -> Cells:
-        return score_cells(Table3().arms(q.lab, q.backbones), q.seeds)
+        return score_cells(self.arms(q), q.seeds)
 
     def rows(self, q: Question, values: Values) -> list[dict]:
         "Test the claims; no rows if no manipulation is unseen."
@@ -648,7 +652,7 @@ class CrossClaim(ClaimGroup):
         def unseen(arm):
             return [subset for subset in subsets if subset != arm.train]
 
-        arms, sums = Table3().arms(q.lab, q.backbones), {}
+        arms, sums = self.arms(q), {}
         for name, arm in self.contrasts.items():
             weights = mean_difference(arms, unseen, arm, ("none",))
             if weights:

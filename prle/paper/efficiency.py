@@ -186,7 +186,7 @@ def static_run(
 ) -> Run:  # throughput.parquet: round, static in faces a second
     "Measure the static stage; the first round warms up and is dropped."
     zoo, rounds = Zoo(subset, **PUBLISHED), _rounds(lab, rounds)
-    plain = [lab.detector(name, subset).key for name in lab.preset.localizers]
+    plain = [lab.detector(name, subset).key for name in lab.preset.backbones]
     what = dict(static=plain, fusion=zoo.fusion.key(), subset=subset, rounds=rounds, faces=faces)
     on = dict(data=lab.fingerprint, size=lab.preset.size)
 

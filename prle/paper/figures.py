@@ -185,7 +185,7 @@ def mapped_face(
 ) -> MappedFace:
     "Read a training face and what each detector of the zoo attends to."
     [runs] = values["maps", subset]
-    maps = dict(zip(lab.preset.localizers, runs))
+    maps = dict(zip(lab.preset.backbones, runs))
     return MappedFace(read_face(lab.train_faces(subset, seed=seed), row), maps, row)
 
 # %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-23

@@ -23,7 +23,7 @@ from ..lab.configs import IDENTITY
 from ..lab.experiments import Lab, Run, Wanted, fused_batches
 from ..masking import FACE_PARTS, part_region
 from ..metrics import Estimate
-from .comparisons import Arm, gaps, mean_interval
+from .comparisons import Arm, choose_backbones, gaps, mean_interval
 from prle.paper.exhibits import (
     SEEDS,
     Cells,
@@ -130,6 +130,7 @@ def mechanism_cells(
     seeds: int,  # trainings
 ) -> Cells:  # backbone, arm, train, split -> `looks` of each seed
     "Declare where detectors look, with and without PRLE: on manipulations, and on target sets."
+    backbones = choose_backbones(lab, backbones)
     within = look_cells(lab, Table3().arms(lab, backbones), ["test"], seeds)
     across = Table2().arms(lab, backbones, detectors=())
     return within | look_cells(lab, across, list(lab.targets), seeds)

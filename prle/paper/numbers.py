@@ -552,10 +552,10 @@ def describe(
     brackets: str | None = None,  # what they hold; None: 95% intervals; "": there are none
 ) -> str:
     "Describe what our numbers rest on: preset, networks, seeds, test people, intervals."
-    names = dict.fromkeys([*(backbones or lab.preset.backbones), *lab.preset.zoo])
-    networks = ", ".join(_network_text(lab, name) for name in names)
-    if lab.preset.zoo:
-        networks += f"; {', '.join(lab.preset.zoo)} localize where no others are named"
+    shown, zoo = backbones or list(lab.preset.backbones), list(lab.preset.backbones)
+    networks = ", ".join(_network_text(lab, name) for name in dict.fromkeys([*shown, *zoo]))
+    if set(shown) != set(zoo):
+        networks += f"; {', '.join(zoo)} localize where no others are named"
     if brackets is None:
         others = "other people and other seeds (t)" if seeds > 1 else "other people (bootstrap)"
         brackets = f"95% intervals allow for {others}"

@@ -410,6 +410,12 @@ class Table3(ArmTable):
     def trainings(self, lab: Lab) -> list[str]:
         return lab.subsets
 
+    def arms(self, lab: Lab, backbones: Sequence[str] | str | None = "all") -> list[Arm]:
+        "Return the trainings; all are the paper's backbones and the preset's."
+        if backbones == "all":
+            backbones = list(dict.fromkeys([*BACKBONES, *lab.preset.backbones]))
+        return super().arms(lab, backbones)
+
     def scores(self, lab: Lab, seeds: int, **which) -> Cells:
         return score_cells(self.arms(lab, **which), seeds)
 
