@@ -176,6 +176,15 @@ def _check_shares(p: float, alpha: tuple[float, float]):
         )
 
 # %% ../nbs/06_masking.ipynb #06-masking-44
+def _draws(n: int, p: float, alpha: tuple[float, float], generator) -> MaskParams:
+    "Draw for n images: masked with probability p, alpha uniform in (low, high]."
+    u = torch.rand((n, 5), generator=generator, dtype=torch.float64)
+    seed = torch.randint(2**62, (n,), generator=generator)
+    low, high = alpha
+    shares = torch.where(u[:, 0] < p, high - u[:, 1] * (high - low), 0)
+    return MaskParams(shares, u[:, 2:], seed)
+
+# %% ../nbs/06_masking.ipynb #06-masking-48
 class RegionMask(nn.Module):
     "Draw whether and how much to mask, and paste the fill; a subclass says where in `_where`."
 
@@ -198,13 +207,8 @@ class RegionMask(nn.Module):
         generator: torch.Generator | None = None,  # on the CPU; None: torch's global stream
     ) -> MaskParams:
         "Draw for each image independently: masked with probability p, alpha uniform in (low, high]."
-        u = torch.rand((n or 1, 5), generator=generator, dtype=torch.float64)
-        seed = torch.randint(2**62, (n or 1,), generator=generator)
-        low, high = self.alpha
-        alpha = torch.where(u[:, 0] < self.p, high - u[:, 1] * (high - low), 0)
-        if n is None:
-            return MaskParams(alpha[0], u[0, 2:], seed[0])
-        return MaskParams(alpha, u[:, 2:], seed)
+        drawn = _draws(n or 1, self.p, self.alpha, generator)
+        return MaskParams(*(each[0] for each in drawn)) if n is None else drawn
 
     def second(
         self,
@@ -241,7 +245,7 @@ class RegionMask(nn.Module):
         n = len(image) if isinstance(image, Tensor) and image.ndim == 4 else None
         return self.apply(image, second, self.draw(n, generator))
 
-# %% ../nbs/06_masking.ipynb #06-masking-46
+# %% ../nbs/06_masking.ipynb #06-masking-50
 def _primary(batch: Tensor, quantiles, alpha: Tensor) -> Tensor:  # (N, 1, H, W) bool
     "Return the primary regions, Eq. 10; `ValueError` if quantile maps and images do not match."
     quantiles = _as_quantiles(quantiles).to(batch.device)
@@ -252,7 +256,7 @@ def _primary(batch: Tensor, quantiles, alpha: Tensor) -> Tensor:  # (N, 1, H, W)
         )
     return region(quantiles, alpha)
 
-# %% ../nbs/06_masking.ipynb #06-masking-47
+# %% ../nbs/06_masking.ipynb #06-masking-51
 class PrimaryRegionMask(RegionMask):
     "Mask the most attended part of an image, Eq. 11; `mask(image, quantiles)`."
 
@@ -271,7 +275,7 @@ class PrimaryRegionMask(RegionMask):
         "Return the primary regions; `ValueError` if quantile maps and images do not match."
         return _primary(batch, quantiles, params.alpha)
 
-# %% ../nbs/06_masking.ipynb #06-masking-59
+# %% ../nbs/06_masking.ipynb #06-masking-63
 def _whole(side: Tensor) -> Tensor:
     "Round to whole pixels, at least 1."
     return side.round().clamp(min=1)
@@ -285,14 +289,23 @@ def _sides(params: MaskParams, height: int, width: int, aspect: float) -> tuple[
     h = (area / w.clamp(min=1)).clamp(max=height)
     return _whole(h).where(area > 0, 0), _whole(w).where(area > 0, 0)
 
-# %% ../nbs/06_masking.ipynb #06-masking-60
+# %% ../nbs/06_masking.ipynb #06-masking-64
 def _interval(length: int, side: Tensor, place: Tensor) -> Tensor:
     "Return an (N, length) bool of intervals of `side` pixels; `place` in [0, 1] shifts them from end to end."
     start = (place * (length - side + 1)).floor()[:, None]
     at = torch.arange(length)
     return (at >= start) & (at < start + side[:, None])
 
-# %% ../nbs/06_masking.ipynb #06-masking-61
+# %% ../nbs/06_masking.ipynb #06-masking-66
+def _rectangles(params: MaskParams, size: Sequence[int], aspect: float) -> Tensor:
+    "Return (N, 1, H, W) bool, a rectangle an image; empty where alpha is 0."
+    height, width = size
+    h, w = _sides(params, height, width, aspect)
+    rows = _interval(height, h, params.place[:, 1])
+    columns = _interval(width, w, params.place[:, 2])
+    return rows[:, None, :, None] & columns[:, None, None, :]
+
+# %% ../nbs/06_masking.ipynb #06-masking-69
 class RandomMask(RegionMask):
     "Mask a random rectangle, Table IV; `mask(image)`."
 
@@ -315,13 +328,9 @@ class RandomMask(RegionMask):
 
     def _where(self, batch, second, params):
         "Return one rectangle an image; empty where alpha is 0."
-        height, width = batch.shape[-2:]
-        h, w = _sides(params, height, width, self.aspect)
-        rows = _interval(height, h, params.place[:, 1])
-        columns = _interval(width, w, params.place[:, 2])
-        return (rows[:, None, :, None] & columns[:, None, None, :]).to(batch.device)
+        return _rectangles(params, batch.shape[-2:], self.aspect).to(batch.device)
 
-# %% ../nbs/06_masking.ipynb #06-masking-65
+# %% ../nbs/06_masking.ipynb #06-masking-73
 FACE_PARTS: dict[str, list[Sequence[int]]] = {
     "eyes": [range(36, 42), range(42, 48)],
     "eyebrows": [range(17, 22), range(22, 27)],
@@ -332,7 +341,7 @@ FACE_PARTS: dict[str, list[Sequence[int]]] = {
 }
 "Part -> the hulls it consists of, as indices of the 68 landmarks."
 
-# %% ../nbs/06_masking.ipynb #06-masking-66
+# %% ../nbs/06_masking.ipynb #06-masking-74
 def part_region(
     part: str,  # of `FACE_PARTS`
     landmarks: np.ndarray,  # (68, 2) pixels (x, y)
@@ -350,7 +359,7 @@ def part_region(
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, [2 * radius + 1] * 2)
     return cv2.dilate(where, disc).astype(bool)
 
-# %% ../nbs/06_masking.ipynb #06-masking-67
+# %% ../nbs/06_masking.ipynb #06-masking-75
 def _as_points(landmarks, n: int) -> np.ndarray:  # (n, 68, 2) float32
     "Return the landmarks of n images; `ValueError` for another number of them, or NaN."
     if isinstance(landmarks, Tensor):
@@ -364,7 +373,7 @@ def _as_points(landmarks, n: int) -> np.ndarray:  # (n, 68, 2) float32
         raise ValueError("landmarks hold NaN.")
     return points.reshape(-1, 68, 2)
 
-# %% ../nbs/06_masking.ipynb #06-masking-68
+# %% ../nbs/06_masking.ipynb #06-masking-76
 class LandmarkMask(RegionMask):
     "Mask a random part of the face, Table IV; `mask(image, landmarks)`."
 
@@ -399,12 +408,12 @@ class LandmarkMask(RegionMask):
             where[i, 0] = part_region(part, points[i], size, self.dilate)
         return torch.from_numpy(where).to(batch.device)
 
-# %% ../nbs/06_masking.ipynb #06-masking-71
+# %% ../nbs/06_masking.ipynb #06-masking-79
 def _share(where: Tensor) -> Tensor:  # (N,) float64, on the CPU
     "Return the share of each image that is masked."
     return where.double().mean((1, 2, 3)).cpu()
 
-# %% ../nbs/06_masking.ipynb #06-masking-72
+# %% ../nbs/06_masking.ipynb #06-masking-80
 class MatchedRandomMask(RandomMask):
     "Mask a random rectangle as large as the primary region; `mask(image, quantiles)`."
 
@@ -425,7 +434,7 @@ class MatchedRandomMask(RandomMask):
         share = _share(_primary(batch, quantiles, params.alpha))
         return super()._where(batch, None, params._replace(alpha=share))
 
-# %% ../nbs/06_masking.ipynb #06-masking-74
+# %% ../nbs/06_masking.ipynb #06-masking-82
 def _resized(part: np.ndarray, pixels: int) -> np.ndarray:  # (H, W) bool
     "Grow or shrink a region evenly, by the distance from its edge, until it has so many pixels."
     import cv2
@@ -438,7 +447,7 @@ def _resized(part: np.ndarray, pixels: int) -> np.ndarray:  # (H, W) bool
     where.flat[np.argsort(beyond - within, axis=None, kind="stable")[:pixels]] = True
     return where
 
-# %% ../nbs/06_masking.ipynb #06-masking-76
+# %% ../nbs/06_masking.ipynb #06-masking-84
 class MatchedLandmarkMask(LandmarkMask):
     "Mask a part of the face, made as large as the primary region; `mask(image, (quantiles, landmarks))`."
 
@@ -471,7 +480,7 @@ class MatchedLandmarkMask(LandmarkMask):
             parts[i, 0] = _resized(parts[i, 0], pixels[i])
         return torch.from_numpy(parts).to(batch.device)
 
-# %% ../nbs/06_masking.ipynb #06-masking-79
+# %% ../nbs/06_masking.ipynb #06-masking-87
 _IN_FILES = ("quantile_store", "read_quantiles", "write_quantiles")
 
 

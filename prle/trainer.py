@@ -91,6 +91,22 @@ _RULES = dict(
 )
 
 # %% ../nbs/10_trainer.ipynb #10-trainer-11
+_CHOICES: dict[str, tuple] = dict(
+    optimizer=(OPTIMIZERS, "optimizer"),
+    precision=(PRECISIONS, "precision"),
+    augment=(AUGMENTATIONS, "augmentation"),
+)
+
+# %% ../nbs/10_trainer.ipynb #10-trainer-12
+def _check_parts(batch_size: int, accumulate: int):
+    "Raise `ValueError` if a part of a batch could hold a single face."
+    if batch_size < 2 * accumulate:
+        raise ValueError(
+            "accumulate must leave at least two faces a part, "
+            f"not be {accumulate} with batch_size {batch_size}."
+        )
+
+# %% ../nbs/10_trainer.ipynb #10-trainer-14
 @dataclass(frozen=True)
 class TrainConfig:
     """The settings of a training; `ValueError` for an impossible value.
@@ -118,14 +134,9 @@ class TrainConfig:
     def __post_init__(self):
         "Check all fields and convert them to their types; `ValueError` naming a wrong one."
         check_fields(self, _RULES)
-        if self.batch_size < 2 * self.accumulate:
-            raise ValueError(
-                "accumulate must leave at least two faces a part, "
-                f"not be {self.accumulate} with batch_size {self.batch_size}."
-            )
-        check_choice(self.optimizer, OPTIMIZERS, "optimizer")
-        check_choice(self.precision, PRECISIONS, "precision")
-        check_choice(self.augment, AUGMENTATIONS, "augmentation")
+        _check_parts(self.batch_size, self.accumulate)
+        for name, (known, what) in _CHOICES.items():
+            check_choice(getattr(self, name), known, what)
         _check_schedule(self.schedule)
         kinds = get_type_hints(type(self)).items()
         values = {name: kind(getattr(self, name)) for name, kind in kinds}
@@ -153,7 +164,7 @@ class TrainConfig:
         key["batch"] = key.pop("batch_size")  # its name in the keys of runs and in checkpoints
         return key
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-18
+# %% ../nbs/10_trainer.ipynb #10-trainer-21
 ON_TWO_GPUS = TrainConfig(batch_size=64, workers=8)
 """64 faces a step on two GPUs, one reading of Section IV-B. Started with
 
@@ -164,7 +175,7 @@ where `train.py` hands `accelerate.Accelerator()` to `train`; on two machines wi
 `--machine_rank 1`.
 For a run of the store, `prle train Xception DF --preset paper --data /data --processes 2` starts both."""
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-20
+# %% ../nbs/10_trainer.ipynb #10-trainer-23
 def _mask(item: dict, mask: RegionMask | None, generator: torch.Generator) -> dict:
     "Draw a mask and apply it to an item's image; return the image, and whether it is masked."
     if mask is None:
@@ -173,7 +184,7 @@ def _mask(item: dict, mask: RegionMask | None, generator: torch.Generator) -> di
     image = mask.apply(item["image"], mask.second(item), params)
     return dict(image=image, masked=bool(params.alpha > 0))
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-21
+# %% ../nbs/10_trainer.ipynb #10-trainer-24
 def _mirror(face: dict, generator: torch.Generator) -> dict:
     "Mirror half of the faces, and their masks of manipulated pixels with them."
     if torch.rand((), generator=generator) < 0.5:
@@ -181,7 +192,7 @@ def _mirror(face: dict, generator: torch.Generator) -> dict:
             face[name] = face[name].flip(-1)
     return face
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-22
+# %% ../nbs/10_trainer.ipynb #10-trainer-25
 class TrainingFaces(Dataset):
     """The faces of a training set, masked, augmented and mirrored.
 
@@ -211,7 +222,7 @@ class TrainingFaces(Dataset):
         face["image"] = self.augmentation.face(face["image"], generator)
         return _mirror(face, torch_rng(self.seed, "flip", *key)) if self.flip else face
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-26
+# %% ../nbs/10_trainer.ipynb #10-trainer-29
 def epoch_order(
     n: int,  # number of faces
     batch_size: int,  # faces a step
@@ -232,7 +243,7 @@ def epoch_order(
     batches = [keys[k : k + batch_size] for k in range(0, len(keys), batch_size)]
     return batches[:-1] if len(batches[-1]) < 2 * parts else batches
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-31
+# %% ../nbs/10_trainer.ipynb #10-trainer-34
 def _check_enough(what: str, faces: int, config: TrainConfig, world_size: int):
     "Raise `ValueError` if faces are too few for two in each part of a batch."
     if faces < 2 * world_size * config.accumulate:
@@ -241,7 +252,7 @@ def _check_enough(what: str, faces: int, config: TrainConfig, world_size: int):
             f"with accumulate {config.accumulate}: at least two a part are needed."
         )
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-32
+# %% ../nbs/10_trainer.ipynb #10-trainer-35
 class BatchParts(Sampler[list]):
     "The parts of each batch that one process computes, one after the other."
 
@@ -274,7 +285,7 @@ class BatchParts(Sampler[list]):
             for part in self.own:
                 yield batch[part :: self.parts]
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-35
+# %% ../nbs/10_trainer.ipynb #10-trainer-38
 def face_weights(
     masked: Tensor,  # (N,) bool; 1 - q of Eq. 13
     gamma: float = 1.0,  # weight of the masked faces
@@ -282,7 +293,7 @@ def face_weights(
     "Return the weights of the faces in Eq. 13: `gamma` where masked, else 1."
     return torch.where(masked, gamma, 1.0)
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-37
+# %% ../nbs/10_trainer.ipynb #10-trainer-40
 class Objective(nn.Module):
     """A detector's loss as one module, which can be compiled and copied to several processes.
 
@@ -305,7 +316,7 @@ class Objective(nn.Module):
         full = {k: v.float() if v.is_floating_point() else v for k, v in outputs.items()}
         return mixed_loss(self.detector, full, batch)
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-40
+# %% ../nbs/10_trainer.ipynb #10-trainer-43
 def to_input(
     image: Tensor,  # (N, 3, H, W) uint8
     device: torch.device | str,  # where the detector lives
@@ -314,7 +325,7 @@ def to_input(
     there = image.to(device, non_blocking=True).to(memory_format=torch.channels_last)
     return there.float().div_(255)
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-43
+# %% ../nbs/10_trainer.ipynb #10-trainer-46
 @contextmanager
 def memory_explained(
     advice: str,  # what to do
@@ -329,7 +340,7 @@ def memory_explained(
             f"too little memory on the device for {told}: {advice}. ({e})"
         ) from e
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-45
+# %% ../nbs/10_trainer.ipynb #10-trainer-48
 def _loader(faces: Dataset, workers: int, device: torch.device, **batches) -> DataLoader:
     """Return a loader whose decoding processes stay from epoch to epoch.
 
@@ -343,13 +354,13 @@ def _loader(faces: Dataset, workers: int, device: torch.device, **batches) -> Da
         **batches,
     )
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-46
+# %% ../nbs/10_trainer.ipynb #10-trainer-49
 def _own_faces(faces: FaceDataset, size: int, workers: int, processes: Processes) -> DataLoader:
     "Return a loader of this process's share: every `world_size`-th face, in batches of `size`."
     own = Subset(faces, range(processes.rank, len(faces), processes.world_size))
     return _loader(own, workers, processes.device, batch_size=size)
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-47
+# %% ../nbs/10_trainer.ipynb #10-trainer-50
 @torch.inference_mode()
 def _score(
     detector: nn.Module, loader: DataLoader, n: int, processes: Processes
@@ -362,7 +373,7 @@ def _score(
         logits[processes.rank :: processes.world_size] = torch.cat(own)
     return processes.reduce(logits).cpu().double().sigmoid().numpy()
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-48
+# %% ../nbs/10_trainer.ipynb #10-trainer-51
 def predict(
     detector: nn.Module,  # (N, 3, H, W) in [0, 1] -> (N,) logit
     faces: FaceDataset,  # what to score
@@ -377,7 +388,7 @@ def predict(
         loader = _own_faces(faces, batch_size, workers, processes)
         return _score(detector, loader, len(faces), processes)
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-51
+# %% ../nbs/10_trainer.ipynb #10-trainer-54
 def check_split(
     train_rows: pd.DataFrame,  # what will be trained on
     val_rows: pd.DataFrame,  # what will choose the checkpoint
@@ -394,7 +405,7 @@ def check_split(
         named = ", ".join(both[:5])
         raise ValueError(f"in training and validation both: {named}. Split by identity.")
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-54
+# %% ../nbs/10_trainer.ipynb #10-trainer-57
 def create_optimizer(
     config: TrainConfig,  # optimizer, lr, weight_decay
     parameters: Iterable[nn.Parameter],  # what to train
@@ -405,7 +416,7 @@ def create_optimizer(
     decay = config.weight_decay
     return kind(parameters, lr=config.lr, weight_decay=decay, fused=True, **momentum)
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-55
+# %% ../nbs/10_trainer.ipynb #10-trainer-58
 def create_schedule(
     config: TrainConfig,  # schedule, epochs
     optimizer: torch.optim.Optimizer,  # whose learning rate moves
@@ -418,7 +429,7 @@ def create_schedule(
     every, factor = map(float, settings) if settings else (1, 1)
     return StepLR(optimizer, max(1, round(every * steps)), factor)
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-58
+# %% ../nbs/10_trainer.ipynb #10-trainer-61
 class MovingAverage:
     "The exponential moving average of a detector's weights and statistics; it begins with the first step's."
 
@@ -447,7 +458,7 @@ class MovingAverage:
             torch._foreach_copy_(ours, theirs)
         self.begun = True
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-60
+# %% ../nbs/10_trainer.ipynb #10-trainer-63
 def _to_batch(items: dict, gamma: float, device: torch.device) -> dict:
     "Move what `Detector.loss` reads to the device, with the weights of Eq. 13."
 
@@ -461,7 +472,7 @@ def _to_batch(items: dict, gamma: float, device: torch.device) -> dict:
         batch["mask_known"] = there("mask_known")
     return batch
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-62
+# %% ../nbs/10_trainer.ipynb #10-trainer-65
 class Best(NamedTuple):
     "The weights of the best epoch so far."
 
@@ -469,7 +480,7 @@ class Best(NamedTuple):
     epoch: int  # counts from 1
     weights: dict[str, Tensor]
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-63
+# %% ../nbs/10_trainer.ipynb #10-trainer-66
 class History:
     "The finished epochs of a training, and the best weights."
 
@@ -504,7 +515,7 @@ class History:
         table = pd.DataFrame(self.rows)
         return table.assign(chosen=table.epoch == self.chosen.epoch)
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-65
+# %% ../nbs/10_trainer.ipynb #10-trainer-68
 class TrainState:
     "All that changes while a detector is trained."
 
@@ -537,12 +548,12 @@ class TrainState:
         if self.average:
             self.average.update()
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-68
+# %% ../nbs/10_trainer.ipynb #10-trainer-71
 def _of_device(device: torch.device) -> list[torch.device]:
     "Return the arguments by which a device's random functions are told the device; Apple's take none."
     return [] if device.type == "mps" else [device]
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-69
+# %% ../nbs/10_trainer.ipynb #10-trainer-72
 def _streams(device: torch.device) -> dict[str, Tensor]:
     "Return the state of torch's global random streams."
     streams = dict(cpu=torch.get_rng_state())
@@ -550,17 +561,17 @@ def _streams(device: torch.device) -> dict[str, Tensor]:
         streams["device"] = torch.get_device_module(device).get_rng_state(*_of_device(device))
     return streams
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-70
+# %% ../nbs/10_trainer.ipynb #10-trainer-73
 def _set_streams(streams: dict[str, Tensor], device: torch.device):
     "Restore the streams that `_streams` returned."
     torch.set_rng_state(streams["cpu"])
     if device.type != "cpu":
         torch.get_device_module(device).set_rng_state(streams["device"], *_of_device(device))
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-72
+# %% ../nbs/10_trainer.ipynb #10-trainer-75
 _STATEFUL = ("optimizer", "scheduler", "scaler")
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-73
+# %% ../nbs/10_trainer.ipynb #10-trainer-76
 def _to_checkpoint(state: TrainState, identity: dict, streams: list[dict]) -> Checkpoint:
     "Return what a checkpoint keeps of a state after an epoch; `streams` are those of each process."
     best, rows = state.history.chosen, state.history.rows
@@ -571,7 +582,7 @@ def _to_checkpoint(state: TrainState, identity: dict, streams: list[dict]) -> Ch
     record = dict(training=identity, history=rows, best=[best.val_auc, best.epoch])
     return Checkpoint(len(rows), tensors, rest | dict(streams=streams), record)
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-74
+# %% ../nbs/10_trainer.ipynb #10-trainer-77
 def _restore(state: TrainState, found: Checkpoint):
     "Set a state to what a checkpoint keeps, all but the random streams."
     state.detector.load_state_dict(found.tensors["model"])
@@ -584,7 +595,7 @@ def _restore(state: TrainState, found: Checkpoint):
     best = Best(val_auc, epoch, found.tensors["best"])
     state.history = History(found.record["history"], best)
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-77
+# %% ../nbs/10_trainer.ipynb #10-trainer-80
 def _fingerprint(rows: pd.DataFrame, quantiles: Path | None) -> dict:
     "Return what tells faces apart: digests of their rows and of at most 16 pictures and quantile maps."
     some = np.unique(np.linspace(0, len(rows) - 1, 16).astype(int))
@@ -598,14 +609,14 @@ def _fingerprint(rows: pd.DataFrame, quantiles: Path | None) -> dict:
         found["quantiles"] = digest(maps)
     return found
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-78
+# %% ../nbs/10_trainer.ipynb #10-trainer-81
 def _detector_identity(detector: Detector) -> dict:
     "Return what tells detectors apart: class, shapes of the tensors, and configuration."
     tensors = [[k, list(v.shape), str(v.dtype)] for k, v in detector.state_dict().items()]
     config = getattr(detector, "config", {})
     return dict(type=type(detector).__name__, tensors=digest(tensors), **config)
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-80
+# %% ../nbs/10_trainer.ipynb #10-trainer-83
 KEEP = 2**28
 "Bytes of pictures that stay in memory from one epoch to the next, of the training and of the validation faces."
 
@@ -657,7 +668,7 @@ class TrainInputs:
             share = self.world_size * len(items["label"]) / len(self.parts.batches[step])
             yield items, share, part == self.config.accumulate - 1
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-81
+# %% ../nbs/10_trainer.ipynb #10-trainer-84
 def _identity(
     detector: Detector, inputs: TrainInputs, config: TrainConfig, processes: Processes
 ) -> dict:  # JSON-able
@@ -672,7 +683,21 @@ def _identity(
         device=processes.device.type,
     )
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-86
+# %% ../nbs/10_trainer.ipynb #10-trainer-89
+def _objective(detector: Detector, config: TrainConfig, processes: Processes) -> nn.Module:
+    "Return the loss of a training, ready for its processes; `ValueError` if it cannot mix faces and should."
+    check_mixable(config.augment, detector)
+    objective = Objective(detector, config.precision)
+    if config.compile:
+        objective.compile()
+    return replicate(objective, processes)
+
+# %% ../nbs/10_trainer.ipynb #10-trainer-90
+def _auc_or_nan(labels: np.ndarray, scores: np.ndarray) -> float:
+    "Return the AUC; NaN if a score is not finite, as after a loss of NaN."
+    return float(auc(labels, scores)) if np.isfinite(scores).all() else math.nan
+
+# %% ../nbs/10_trainer.ipynb #10-trainer-92
 class EpochTrainer:
     "One epoch of training after another."
 
@@ -684,14 +709,15 @@ class EpochTrainer:
         processes: Processes = Processes(),  # that train, of which this is one
     ):
         "Move the detector to the device and set up all that training changes."
-        check_mixable(config.augment, detector)
         self.inputs, self.config, self.processes = inputs, config, processes
         self.augmentation = AUGMENTATIONS[config.augment]
         self.state = TrainState(detector, config, processes.device, inputs.steps)
-        objective = Objective(detector, config.precision)
-        if config.compile:
-            objective.compile()
-        self.objective = replicate(objective, processes)
+        self.objective = _objective(detector, config, processes)
+
+    @cached_property
+    def identity(self) -> dict:  # JSON-able
+        "Describe what has to be the same for a training to go on."
+        return _identity(self.state.detector, self.inputs, self.config, self.processes)
 
     def epoch(
         self,
@@ -728,14 +754,12 @@ class EpochTrainer:
 
     def validate(self) -> float:
         "Return the AUC of the weights as they would be kept; NaN if a score is not finite."
-        inputs, candidate = self.inputs, self.state.candidate
+        candidate, labels = self.state.candidate, self.inputs.val_labels
         broadcast_buffers(candidate, self.processes)
-        scores = _score(candidate, inputs.val_loader, len(inputs.val_labels), self.processes)
-        if not np.isfinite(scores).all():
-            return math.nan
-        return float(auc(inputs.val_labels, scores))
+        scores = _score(candidate, self.inputs.val_loader, len(labels), self.processes)
+        return _auc_or_nan(labels, scores)
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-89
+# %% ../nbs/10_trainer.ipynb #10-trainer-95
 def _finite(row: dict, lr: float) -> dict:  # `row`
     "Return `row`; `FloatingPointError` if the run has diverged, in all processes at once."
     for name, what in (("loss", "the loss"), ("val_auc", "a score of a validation face")):
@@ -745,7 +769,7 @@ def _finite(row: dict, lr: float) -> dict:  # `row`
             )
     return row
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-91
+# %% ../nbs/10_trainer.ipynb #10-trainer-97
 def _step_bar(desc: str, steps: int, epochs: int, done: int, shown: bool):
     "Return a progress bar of the steps of all epochs, of which some are done."
     return progress(
@@ -758,11 +782,18 @@ def _step_bar(desc: str, steps: int, epochs: int, done: int, shown: bool):
         unit=" steps",
     )
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-92
+# %% ../nbs/10_trainer.ipynb #10-trainer-98
+def _tell(row: dict, bar, processes: Processes):
+    "Show an epoch's row on the progress bar, and hand it to the trackers."
+    bar.set_postfix(loss=f"{row['loss']:.3g}", val_auc=f"{row['val_auc']:.4f}")
+    measured = {name: value for name, value in row.items() if name != "epoch"}
+    track(processes, measured, row["epoch"])
+
+# %% ../nbs/10_trainer.ipynb #10-trainer-100
 Renewal = Callable[[nn.Module, int], Path | None]
 "Function (detector as it would be kept, epoch from 0) -> folder of the quantile maps of this epoch; None: as before."
 
-
+# %% ../nbs/10_trainer.ipynb #10-trainer-102
 class Trainer(EpochTrainer):
     "The training of one detector, from the first epoch or a checkpoint to the last epoch."
 
@@ -785,11 +816,10 @@ class Trainer(EpochTrainer):
                 self.renew(number)
                 loss = self.epoch(number, bar)
                 val_auc = self.validate() if math.isfinite(loss) else math.nan
-                told = dict(loss=loss, val_auc=val_auc, seconds=time.perf_counter() - start)
-                row = _finite(dict(epoch=number + 1, **told), self.config.lr)
+                measured = dict(loss=loss, val_auc=val_auc, seconds=time.perf_counter() - start)
+                row = _finite(dict(epoch=number + 1, **measured), self.config.lr)
                 state.history.add(row, state.candidate)
-                bar.set_postfix(loss=f"{loss:.3g}", val_auc=f"{val_auc:.4f}")
-                track(self.processes, told, number + 1)
+                _tell(row, bar, self.processes)
                 if checkpoint:
                     self.save(checkpoint)
         state.detector.load_state_dict(state.history.chosen.weights)
@@ -821,23 +851,18 @@ class Trainer(EpochTrainer):
             _restore(self.state, found)
             _set_streams(found.state["streams"][self.processes.rank], self.processes.device)
 
-    @cached_property
-    def identity(self) -> dict:  # JSON-able
-        "Describe what has to be the same for a training to go on."
-        return _identity(self.state.detector, self.inputs, self.config, self.processes)
-
-# %% ../nbs/10_trainer.ipynb #10-trainer-94
+# %% ../nbs/10_trainer.ipynb #10-trainer-104
 def _seed(seed: int, processes: Processes):
     "Seed all random streams; dropout is drawn anew in each process."
     own = torch_rng(seed, "process", processes.rank).initial_seed()
     seed_everything(seed if processes.is_main else own)
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-95
+# %% ../nbs/10_trainer.ipynb #10-trainer-105
 _LESS_MEMORY = (
     "raise accumulate (the batch in more parts), lower batch_size, or set precision to bf16"
 )
 
-# %% ../nbs/10_trainer.ipynb #10-trainer-96
+# %% ../nbs/10_trainer.ipynb #10-trainer-106
 def train(
     detector: Detector,  # trained in place: ends with the weights of the chosen epoch
     train_rows: pd.DataFrame,  # rows of the split "train", from `prle.data.manifest.select`
@@ -849,8 +874,7 @@ def train(
     desc: str = "training",  # what the progress bar and trackers say
     checkpoint: str | Path | None = None,  # folder of states; to be deleted once the result is safe
     accelerator=None,  # `accelerate.Accelerator`, of several processes or with trackers
-    renewal: Renewal
-    | None = None,  # other quantile maps for some epochs, called in the main process
+    renewal: Renewal | None = None,  # other quantile maps for some epochs; main process only
 ) -> pd.DataFrame:  # one row an epoch: epoch, loss, val_auc, seconds, chosen
     """Train `detector` with masked faces in place of some plain ones (Algorithm 1).
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from matplotlib.figure import Figure
 
 from ..core import atomic_path
@@ -27,7 +28,7 @@ from ..trust import safe_name
 ALPHAS = (0.2, 0.5, 1.0)
 "The shares of the primary region that explanations mask."
 
-
+# %% ../../nbs/lab/13_explain.ipynb #lab-13-explain-6
 @dataclass(frozen=True)
 class Explanation:
     "A face, and where a detector looks for a fake."
@@ -43,14 +44,16 @@ class Explanation:
         "Return the primary region, or a share of it."
         return region(self.quantiles, alpha).numpy()
 
-    def masked(
-        self,
-        alpha: float,  # share of the primary region
-    ) -> np.ndarray:  # (size, size, 3) uint8
-        "Return the face with a share of its primary region in black."
-        return np.where(self.region(alpha)[..., None], np.uint8(0), self.face)
+# %% ../../nbs/lab/13_explain.ipynb #lab-13-explain-8
+@patch
+def masked(
+    self: Explanation,
+    alpha: float,  # share of the primary region
+) -> np.ndarray:  # (size, size, 3) uint8
+    "Return the face with a share of its primary region in black."
+    return np.where(self.region(alpha)[..., None], np.uint8(0), self.face)
 
-# %% ../../nbs/lab/13_explain.ipynb #lab-13-explain-6
+# %% ../../nbs/lab/13_explain.ipynb #lab-13-explain-10
 def explain(
     model: Exported,  # the detector
     face: np.ndarray,  # (size, size, 3) uint8, cropped for it
@@ -62,14 +65,14 @@ def explain(
     quantiles = quantile_map(fuse(heat[:, None], **asdict(READING["fusion"])))
     return Explanation(face, heat[0].numpy(), quantiles[0])
 
-# %% ../../nbs/lab/13_explain.ipynb #lab-13-explain-7
+# %% ../../nbs/lab/13_explain.ipynb #lab-13-explain-11
 def _panel(ax, title: str, face: np.ndarray):
     "Show a face under a title."
     ax.imshow(face)
     ax.set_title(title, fontsize=8)
     ax.axis("off")
 
-
+# %% ../../nbs/lab/13_explain.ipynb #lab-13-explain-12
 def draw_explanation(
     explanation: Explanation,
     title: str = "",  # above all of it
@@ -87,7 +90,12 @@ def draw_explanation(
     figure.suptitle(title, fontsize=9)
     return figure
 
-# %% ../../nbs/lab/13_explain.ipynb #lab-13-explain-9
+# %% ../../nbs/lab/13_explain.ipynb #lab-13-explain-14
+def _picture_name(row: dict) -> str:
+    "Return the name of a row's picture; that of the file in it may be long, or no name here."
+    return safe_name(f"{row['file']} {row['person']} {row['detector']}") + ".png"
+
+# %% ../../nbs/lab/13_explain.ipynb #lab-13-explain-16
 def explanations(
     folder: str | Path,  # where the pictures go
 ) -> Callable:  # (row of `prle.lab.files.predict_files`, model, face) -> path of its picture
@@ -95,8 +103,7 @@ def explanations(
 
     def draw(row: dict, model: Exported, face: np.ndarray) -> str:
         title = f"{row['file']}, person {row['person']}, {row['detector']}: {row['p_fake']:.3f}"
-        name = safe_name(f"{row['file']} {row['person']} {row['detector']}")
-        path = Path(folder) / f"{name}.png"
+        path = Path(folder) / _picture_name(row)
         with atomic_path(path) as tmp:
             draw_explanation(explain(model, face), title.replace("$", r"\$")).savefig(tmp, dpi=100)
         return str(path)

@@ -149,14 +149,14 @@ def _aucs(facts: dict) -> list[dict]:
     "Return the rows of what was measured that hold an AUC over faces."
     return [m for m in facts["measured"] if (m["unit"], m["measure"]) == ("frame", "auc")]
 
-
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-16
 def _programs_text(facts: dict) -> str:
     "Say which files need no `prle`."
     files = [f"`{PROGRAMS[form].file}` ({form})" for form in facts["programs"]]
     what = "faces (N, 3, size, size) in [0, 1] to logits of fake (N,), without this package"
     return f"\n\n{', '.join(files)}: {what}." if files else ""
 
-
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-18
 def _card_text(facts: dict) -> str:
     "Write the card below its front matter."
     rows = [
@@ -167,35 +167,34 @@ def _card_text(facts: dict) -> str:
     more = dict(table=table, size=facts["crop"]["size"], programs_text=_programs_text(facts))
     return _TEXT.format(**facts, **more)
 
-# %% ../../nbs/lab/12_export.ipynb #lab-12-export-15
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-19
+def _results(facts: dict) -> list[EvalResult]:
+    "Return what was measured, in the hub's words; AUC in [0, 1]."
+    data = facts["trained"]["data"]
+    where = dict(dataset_type=data, dataset_name=data, dataset_split="test")
+    what = dict(task_type="image-classification", metric_type="auc")
+    return [
+        EvalResult(dataset_config=m["subset"], metric_value=m["value"] / 100, **where, **what)
+        for m in _aucs(facts)
+    ]
+
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-21
 def write_card(
     facts: dict,  # of `export_detector`
     path: str | Path,
 ):
     "Write a model card as the Hugging Face hub reads it."
-    results = []
-    for m in _aucs(facts):
-        result = EvalResult(
-            task_type="image-classification",
-            dataset_type=facts["trained"]["data"],
-            dataset_name=facts["trained"]["data"],
-            dataset_config=m["subset"],
-            dataset_split="test",
-            metric_type="auc",
-            metric_value=m["value"] / 100,
-        )
-        results.append(result)
     data = ModelCardData(
         license=facts["licence"],
         library_name="prle",
         tags=["deepfake-detection", "image-classification"],
         model_name=facts["name"],
-        eval_results=results,
+        eval_results=_results(facts),
     )
     text = f"---\n{data.to_yaml()}\n---\n\n{_card_text(facts)}"
     Path(path).write_text(text, encoding="utf-8")
 
-# %% ../../nbs/lab/12_export.ipynb #lab-12-export-17
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-24
 _KINDS = dict(
     name=str,
     detector=str,
@@ -209,6 +208,8 @@ _KINDS = dict(
     measured=list,
     programs=list,
 )
+
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-25
 _ROW = dict(subset=str, unit=str, measure=str, value=Real, low=Real, high=Real)
 _PARTS = dict(
     crop=dict(size=int),
@@ -216,7 +217,7 @@ _PARTS = dict(
     calibration=dict(temperature=Real, threshold=dict, strict=dict),
 )
 
-
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-26
 def _read_facts(folder: Path) -> dict:
     "Read what a folder says of its detector; `FileNotFoundError`, `ValueError` as of `open_exported`."
     if not (folder / FACTS).is_file():
@@ -234,10 +235,10 @@ def _read_facts(folder: Path) -> dict:
         check_entries(row, f"{folder / FACTS}, measured", **_ROW)
     return facts
 
-# %% ../../nbs/lab/12_export.ipynb #lab-12-export-18
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-27
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar")
 
-
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-28
 def _read_weights(folder: Path) -> dict:
     "Read the tensors of a folder; `ValueError` for a pickle in their place, which could run code."
     found = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
@@ -248,7 +249,7 @@ def _read_weights(folder: Path) -> dict:
         )
     return read_tensors(folder / WEIGHTS)
 
-# %% ../../nbs/lab/12_export.ipynb #lab-12-export-19
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-30
 def _load(folder: Path, facts: dict) -> Detector:
     "Build a folder's detector with its weights; `ValueError` naming the file if they do not fit."
     tensors = _read_weights(folder)
@@ -263,7 +264,14 @@ def _load(folder: Path, facts: dict) -> Detector:
         raise ValueError(f"{folder / WEIGHTS} does not fit {what}: {why}") from e
     return detector
 
-# %% ../../nbs/lab/12_export.ipynb #lab-12-export-20
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-31
+def _download(repository: str, options: dict) -> str:
+    "Fetch the three files of a repository of the hub; return their folder."
+    names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+    where = {name: options[name] for name in names}
+    return snapshot_download(repository, allow_patterns=[WEIGHTS, FACTS, CARD], **where)
+
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-32
 class Exported(ModelHubMixin):
     "A detector, in eval mode, with all that is needed to use it."
 
@@ -300,13 +308,10 @@ class Exported(ModelHubMixin):
     @classmethod
     def _from_pretrained(cls, *, model_id, device=None, **options) -> "Exported":
         "Open a folder, or a repository of the hub."
-        if not Path(model_id).is_dir():
-            names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-            where = {name: options[name] for name in names}
-            model_id = snapshot_download(model_id, allow_patterns=[WEIGHTS, FACTS, CARD], **where)
-        return open_exported(model_id, device)
+        folder = model_id if Path(model_id).is_dir() else _download(model_id, options)
+        return open_exported(folder, device)
 
-# %% ../../nbs/lab/12_export.ipynb #lab-12-export-21
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-33
 def open_exported(
     folder: str | Path,  # from `export_detector`
     device: str | None = None,  # where to put the detector; None: a GPU where there is one
@@ -321,7 +326,7 @@ def open_exported(
     detector = _load(folder, facts).to(device, memory_format=torch.channels_last)
     return Exported(detector, facts)
 
-# %% ../../nbs/lab/12_export.ipynb #lab-12-export-23
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-35
 def is_exported(
     folder: str | Path,  # may be absent
 ) -> bool:
@@ -330,7 +335,7 @@ def is_exported(
     of_a_run = [(folder / name).exists() for name in ("provenance.json", "run.yaml")]
     return (folder / FACTS).is_file() and not any(of_a_run)
 
-# %% ../../nbs/lab/12_export.ipynb #lab-12-export-26
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-38
 @patch
 def calibrated(
     self: Exported,
@@ -339,7 +344,7 @@ def calibrated(
     "Return scores with the temperature that was chosen on validation faces."
     return with_temperature(p_fake, self.facts["calibration"]["temperature"])
 
-# %% ../../nbs/lab/12_export.ipynb #lab-12-export-27
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-39
 @patch
 def is_fake(
     self: Exported,
@@ -350,7 +355,7 @@ def is_fake(
     which = self.facts["calibration"]["strict" if strict else "threshold"]
     return self.calibrated(p_fake) > which["value"]
 
-# %% ../../nbs/lab/12_export.ipynb #lab-12-export-29
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-41
 def from_run(
     lab: Lab,
     run: Run,  # of a detector
@@ -369,7 +374,14 @@ def from_run(
     )
     return Exported(load_detector(run, lab.device), facts)
 
-# %% ../../nbs/lab/12_export.ipynb #lab-12-export-30
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-42
+def _check_new(folder: Path):
+    "Raise `FileExistsError` if there is something at a place, other than an empty folder."
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if os.path.lexists(folder) and not empty:
+        raise FileExistsError(f"{folder} is not empty; name a new folder.")
+
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-44
 def export_detector(
     lab: Lab,
     run: Run,  # of a detector
@@ -381,8 +393,7 @@ def export_detector(
 
     Raise `FileExistsError` if there is something in it already."""
     out = Path(out)
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise FileExistsError(f"{out} is not empty; name a new folder.")
+    _check_new(out)
     model = from_run(lab, run)
     model.facts |= dict(
         name=out.name,
@@ -396,7 +407,13 @@ def export_detector(
         model.save_pretrained(folder)
     return out
 
-# %% ../../nbs/lab/12_export.ipynb #lab-12-export-37
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-51
+def _tell_other_data(model: Exported):
+    "Say that a detector meets data that it was not trained on."
+    seen = "whether it has seen these people is not known"
+    log.info(f"NOTE these are other data than {model.facts['name']} was trained on; {seen}.")
+
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-52
 def manifest_faces(
     model: Exported,  # with facts of its training
     data: str | Path,  # as in `prle.lab.labdata.data_sets`
@@ -410,14 +427,13 @@ def manifest_faces(
     check_choice(on, [*SPLITS, *targets], "split or target set")
     manifest, trained = read_manifest(found), model.facts["trained"]
     if data_fingerprint(manifest) != trained["fingerprint"]:
-        seen = "whether it has seen these people is not known"
-        log.info(f"NOTE these are other data than {model.facts['name']} was trained on; {seen}.")
+        _tell_other_data(model)
     rows, split = (manifest, on) if on in SPLITS else (read_manifest(targets[on]), "test")
     rows = select(of_seed(rows, trained["seed"]), split, None if subset == "all" else subset)
     check_sizes(rows, model.crop["size"])
     return rows
 
-# %% ../../nbs/lab/12_export.ipynb #lab-12-export-38
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-53
 def exported_scores(
     model: Exported,  # with facts of its training
     data: str | Path,  # as in `prle.lab.labdata.data_sets`
@@ -427,7 +443,7 @@ def exported_scores(
     rows = manifest_faces(model, data, on)
     return rows.assign(p_fake=predict(model.detector, FaceDataset(rows), device=model.device))
 
-# %% ../../nbs/lab/12_export.ipynb #lab-12-export-39
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-54
 def exported_maps(
     model: Exported,  # on any device
     rows: pd.DataFrame,  # from `manifest_faces`

@@ -25,23 +25,25 @@ def _write_torchscript(detector: Detector, faces: Tensor, path: Path):
         warnings.simplefilter("ignore")
         torch.jit.trace(detector, faces, check_trace=False).save(path)
 
-
+# %% ../../nbs/lab/11_programs.ipynb #lab-11-programs-6
 def _open_torchscript(path: Path) -> Callable:
+    "Load a traced detector."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.jit.load(path)
 
-# %% ../../nbs/lab/11_programs.ipynb #lab-11-programs-6
+# %% ../../nbs/lab/11_programs.ipynb #lab-11-programs-7
 def _write_export(detector: Detector, faces: Tensor, path: Path):
     "Export a detector with torch.export."
     shapes = dict(x={0: torch.export.Dim("faces")})
     torch.export.save(torch.export.export(detector, (faces,), dynamic_shapes=shapes), path)
 
-
+# %% ../../nbs/lab/11_programs.ipynb #lab-11-programs-8
 def _open_export(path: Path) -> Callable:
+    "Load what torch.export has saved."
     return torch.export.load(path).module()
 
-# %% ../../nbs/lab/11_programs.ipynb #lab-11-programs-7
+# %% ../../nbs/lab/11_programs.ipynb #lab-11-programs-9
 def _needs_onnx(what: Callable) -> Callable:
     "Return a function whose `ImportError` names the extra."
 
@@ -53,32 +55,25 @@ def _needs_onnx(what: Callable) -> Callable:
 
     return checked
 
-
+# %% ../../nbs/lab/11_programs.ipynb #lab-11-programs-11
 def _write_onnx(detector: Detector, faces: Tensor, path: Path):
     "Export a detector with torch.onnx."
     import onnxscript  # noqa: F401 (says what is missing)
 
     shapes = dict(x={0: torch.export.Dim("faces")})
     names = dict(input_names=["faces"], output_names=["logit"])
-    torch.onnx.export(
-        detector,
-        (faces,),
-        path,
-        dynamo=True,
-        external_data=False,
-        dynamic_shapes=shapes,
-        verbose=False,
-        **names,
-    )
+    ways = dict(dynamo=True, external_data=False, verbose=False)
+    torch.onnx.export(detector, (faces,), path, dynamic_shapes=shapes, **names, **ways)
 
-
+# %% ../../nbs/lab/11_programs.ipynb #lab-11-programs-12
 def _open_onnx(path: Path) -> Callable:
+    "Load an ONNX file; it runs on the CPU."
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path)
     return lambda faces: torch.from_numpy(session.run(None, dict(faces=faces.numpy()))[0])
 
-# %% ../../nbs/lab/11_programs.ipynb #lab-11-programs-8
+# %% ../../nbs/lab/11_programs.ipynb #lab-11-programs-13
 class Program(NamedTuple):
     "A format: its file, and the functions that write and open it."
 
@@ -86,7 +81,7 @@ class Program(NamedTuple):
     write: Callable  # (detector, faces, path)
     open: Callable  # path -> function of faces
 
-
+# %% ../../nbs/lab/11_programs.ipynb #lab-11-programs-15
 PROGRAMS = {
     "torchscript": Program("model.ts", _write_torchscript, _open_torchscript),
     "torch-export": Program("model.pt2", _write_export, _open_export),
@@ -94,7 +89,7 @@ PROGRAMS = {
 }
 "The formats by name."
 
-# %% ../../nbs/lab/11_programs.ipynb #lab-11-programs-10
+# %% ../../nbs/lab/11_programs.ipynb #lab-11-programs-17
 TOLERANCE = 1e-4
 "By how much the score of a face may differ between a detector and its program."
 
@@ -111,7 +106,7 @@ def check_program(
     if not apart <= TOLERANCE:
         raise ValueError(f"the program's scores differ by {apart:.2g} from the detector's.")
 
-# %% ../../nbs/lab/11_programs.ipynb #lab-11-programs-11
+# %% ../../nbs/lab/11_programs.ipynb #lab-11-programs-18
 def write_program(
     detector: Detector,  # on any device
     size: int,  # edge of the faces, pixels
