@@ -416,6 +416,8 @@ def reproduce(
     gpus: float = 1.0,
     # kinds of runs to make again though they are finished, e.g. fusions; the earlier ones are set aside
     remake: list[str] = (),
+    # say what it would cost and make nothing; of the preset paper no data are needed for that
+    estimate: bool = False,
     **kwargs,
 ) -> int:  # exit code: 1 unless all notebooks are done
     "Regenerate tables and figures of the paper, and outputs/report.html."
@@ -424,6 +426,9 @@ def reproduce(
 
     log.setLevel(logging.DEBUG)
     _name_plugins(kwargs.pop("plugin", None))
+    if estimate:
+        print(paper.estimate_text(list(ids), seeds=seeds, **kwargs))
+        return 0
     ways = dict(seeds=seeds, engine=engine, gpus=gpus, remade=remake)
     results = paper.reproduce(list(ids), **ways, **kwargs)
     return int(any(result != "done" for result in results.values()))

@@ -1034,5 +1034,19 @@ def test_what_it_costs(smoke, tmp_path):
     )
 
 
+def test_the_preset_paper_is_estimated_without_its_data(capsys, tmp_path):
+    words = ["reproduce", "table6", "--preset", "paper", "--outputs", str(tmp_path), "--estimate"]
+    assert cli.main(words) == 0 and not any(tmp_path.iterdir())
+    said = capsys.readouterr().out
+    assert "8 of them trainings" in said and "hours of one RTX 3090" in said
+
+
+def test_what_the_controls_cost_is_not_counted(smoke, tmp_path):
+    "They have a preset of their own, with other faces and networks."
+    lab = Lab("smoke", smoke[0] / "data/smoke", tmp_path)
+    (tmp_path / "data").symlink_to(smoke[0] / "data")
+    assert cost(plan(lab, ["controls"]))[2:] == (0, 0)
+
+
 def test_the_manipulations_have_the_papers_names(smoke):
     assert quiet(smoke[0]).subsets == list(SUBSETS)

@@ -314,7 +314,7 @@ class Controls(Exhibit):
 
     notebook = "controls"
     parameters = (TRAININGS,)
-    headline = True
+    headline = apart = True
 
     def cells(self, lab: Lab, trainings: int) -> Cells:
         "Declare the scores of all arms."

@@ -187,6 +187,7 @@ class Exhibit:
     parameters: tuple[Parameter, ...] = (SEEDS,)  # besides `COMMON`
     headline: bool = False  # whether `prle reproduce` makes it when it is not told what
     full: dict = {}  # parameters that differ when everything is asked for
+    apart: bool = False  # whether its runs are of a preset of their own
 
     def cells(self, lab: Lab, **settings) -> Cells:
         "Declare the runs that the exhibit needs; raise `ValueError` if this data cannot have it."

@@ -134,6 +134,7 @@ class Sensitivity(Exhibit):
 
     notebook = "sensitivity"
     parameters = (TRAININGS, SEEDS, OWN)
+    apart = True
 
     def cells(self, lab: Lab, trainings: int, seeds: int, backbone: str | None) -> Cells:
         "Declare the scores of all readings on the controls, and on the preset's own data."
