@@ -470,6 +470,14 @@ def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
     mean = groups.paper.agg(lambda numbers: numbers.mean(skipna=False))
     return pd.concat([given, mean.assign(test="AVG")])
 
+
+def _with_unseen(given: pd.DataFrame) -> pd.DataFrame:
+    "Add the means of the paper's cells over the manipulations that a row was not trained on."
+    unseen = given[~given.test.isin(["AVG"]) & (given.test != given.train)]
+    groups = unseen.groupby(["backbone", "arm", "train", "measure"], as_index=False, sort=False)
+    mean = groups.paper.agg(lambda numbers: numbers.mean(skipna=False))
+    return pd.concat([given, mean.assign(test="unseen")])
+
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-63
 def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
     "Add the differences to the first arm of each backbone and training."
@@ -484,11 +492,13 @@ def paper_numbers(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table, 2 to 7
 ) -> pd.DataFrame:  # `CELL_COLUMNS` and paper
-    "Return the paper's numbers, averages and differences under our names."
+    "Return the paper's numbers, averages and differences under our names; of Table III the means over unseen too."
     given, tests = paper_cells(number), paper_tests(lab, number)
     printed = number <= 3 and len(tests) == len(SUBSETS if number == 3 else TARGET_SETS)
     if not printed:
         given = _with_averages(given, tests)  # the paper prints no average, or one of other tests
+    if number == 3:
+        given = _with_unseen(given)
     given = _with_differences(given).assign(backbone=lambda rows: rows.backbone.replace(BASELINES))
     if number == 3:
         return given
