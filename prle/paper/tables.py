@@ -32,6 +32,7 @@ from prle.paper.comparisons import (
     arms_of,
     choose_backbones,
     compare,
+    contrast_fact,
     gaps,
     main_contrasts,
     mean_interval,
@@ -301,9 +302,8 @@ class ArmExhibit(Exhibit):
         "Return what each arm changes on average, by the names that tables print, as JSON holds it."
         names, found = {v.name: v.shown for v in self.variants}, []
         for arm, estimate in main_contrasts(self.measured(lab, values)).items():
-            shown = [names.get(name, name).removeprefix("+ ") for name in arm.split(" - ")]
-            numbers = {name: float(x) for name, x in estimate._asdict().items() if x == x}
-            found.append(dict(arm=shown[0], than=shown[1], **numbers))
+            one, other = [names.get(name, name).removeprefix("+ ") for name in arm.split(" - ")]
+            found.append(contrast_fact(one, other, estimate))
         return found
 
     def about(
