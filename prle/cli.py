@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXIT_CODES', 'EPILOGUES', 'COMMANDS', 'add_command', 'adapter_options', 'check', 'faces', 'convert', 'forge',
-           'open_lab', 'reproduce', 'plan', 'runs', 'train', 'audit', 'controls', 'open_detector', 'export', 'localize',
-           'evaluate', 'predict', 'parser', 'main']
+           'open_lab', 'reproduce', 'plan', 'report', 'runs', 'train', 'audit', 'controls', 'open_detector', 'export',
+           'localize', 'evaluate', 'predict', 'parser', 'main']
 
 # %% ../nbs/11_cli.ipynb #11-cli-2
 import inspect
@@ -445,7 +445,40 @@ def plan(
     print(plan_text(planned(wanted.store)))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-43
+# %% ../nbs/11_cli.ipynb #11-cli-42
+@delegates(open_lab)
+def report(
+    *,
+    # in place of writing the report: two reports, by their folders (outputs, outputs/mini, outputs/reference/mini)
+    compare: list[str] | None = None,
+    out: str | None = None,  # of a comparison: page to write besides, e.g. changes.html
+    **kwargs,
+) -> int:  # exit code
+    """Write outputs/report.html anew from what is there; or say what changed between two reports.
+
+    A number changed if each of the two lies outside of the other's interval."""
+    if compare is None:
+        from prle.paper.reproduce import write_report
+
+        _only({} if out is None else dict(out=out), (), "the report, which lies in the outputs,")
+        print(write_report(open_lab(**kwargs)))
+        return 0
+    from prle.paper.reports import changes_table, changes_text, compare_reports, write_comparison
+    from prle.trust import check_destination
+
+    if len(compare) != 2:
+        raise ValueError(f"--compare takes two reports, not {len(compare)}.")
+    if out:
+        check_destination(out)
+    both = compare_reports(*compare)
+    if both.changed.any():
+        print(changes_table(both).to_string(index=False))
+    print(changes_text(both), file=sys.stderr)
+    if out:
+        write_comparison(*compare, out)
+    return 0
+
+# %% ../nbs/11_cli.ipynb #11-cli-44
 def _needed(outputs: Path) -> set[str]:
     """Return the runs that are needed: those recorded, and those that notebooks would request.
 
@@ -463,7 +496,7 @@ def _needed(outputs: Path) -> set[str]:
             needed.update(plan_notebooks(lab, list_notebooks(), full=True).store.names())
     return needed
 
-# %% ../nbs/11_cli.ipynb #11-cli-44
+# %% ../nbs/11_cli.ipynb #11-cli-45
 def _prune(outputs: Path, delete: bool) -> int:
     "Print the runs that nothing needs, and delete them if asked to."
     from prle.lab.administration import prune, runs_text, spared
@@ -482,7 +515,7 @@ def _prune(outputs: Path, delete: bool) -> int:
         )
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-45
+# %% ../nbs/11_cli.ipynb #11-cli-46
 def runs(
     # list, check, prune; or the name of a run, to be shown in full: why it was made, from what, by which code
     what: str = "list",
@@ -514,7 +547,7 @@ def runs(
     print(runs_text(found))
     return int(what == "check" and len(found) > 0)
 
-# %% ../nbs/11_cli.ipynb #11-cli-48
+# %% ../nbs/11_cli.ipynb #11-cli-49
 def _settings(words: list[str]) -> dict:
     "Parse NAME=VALUE, the value as YAML; raise `ValueError` for anything else."
     from prle.core import shortened
@@ -525,7 +558,7 @@ def _settings(words: list[str]) -> dict:
     pairs = [word.split("=", 1) for word in words]
     return {name: parse_yaml(value, f"--set {name}") for name, value in pairs}
 
-# %% ../nbs/11_cli.ipynb #11-cli-50
+# %% ../nbs/11_cli.ipynb #11-cli-51
 def _read_config(file: str, beside: list[str]):
     "Read what to train from a file; raise `ValueError` if anything was given beside it."
     from prle.lab.configs import RunConfig
@@ -536,7 +569,7 @@ def _read_config(file: str, beside: list[str]):
         raise ValueError(f"{file} says all about the training: {what_to_do}.")
     return config
 
-# %% ../nbs/11_cli.ipynb #11-cli-51
+# %% ../nbs/11_cli.ipynb #11-cli-52
 _CAM = dict(cam="method", explain="explain")
 "Option -> field of `prle.lab.configs.CamConfig`."
 
@@ -565,7 +598,7 @@ def _run_config(what: list[str], outputs: str | None, options: dict):
     settings |= {name: options[name] for name in zoo if name in options}
     return lab.config(*what, seed=seed, mask=mask, **settings)
 
-# %% ../nbs/11_cli.ipynb #11-cli-52
+# %% ../nbs/11_cli.ipynb #11-cli-53
 @delegates(open_lab)
 def train(
     # a configuration (.yaml or .json); or a detector and a manipulation: Xception DF
@@ -622,7 +655,7 @@ def train(
     print(evaluation(read_scores(run)).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-54
+# %% ../nbs/11_cli.ipynb #11-cli-55
 def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: str, draws: int):
     "Audit masks in a folder; raise `ValueError` without a manifest of their faces."
     from prle.data.manifest import read_manifest, select
@@ -633,7 +666,7 @@ def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: s
     rows = select(read_manifest(manifest), split, None if subset == "all" else subset)
     return audit_folder(masks, rows, draws)
 
-# %% ../nbs/11_cli.ipynb #11-cli-55
+# %% ../nbs/11_cli.ipynb #11-cli-56
 def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
     "Audit the masks of a training; raise `ValueError` without a manipulation."
     from prle.lab.administration import record_runs
@@ -649,7 +682,7 @@ def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
     record_runs(lab.outputs, f"audit-{planned.path.name}", dry.store.names())
     return read_audit(audit(lab, config, split, draws))
 
-# %% ../nbs/11_cli.ipynb #11-cli-56
+# %% ../nbs/11_cli.ipynb #11-cli-57
 def _check_figure(path: str | None):
     "Raise `OSError` or `ValueError` if a picture cannot be drawn into a file."
     from matplotlib.figure import Figure
@@ -662,7 +695,7 @@ def _check_figure(path: str | None):
         check_choice(Path(path).suffix.lower().lstrip(".") or "png", kinds, "kind of picture")
         check_destination(path)
 
-# %% ../nbs/11_cli.ipynb #11-cli-57
+# %% ../nbs/11_cli.ipynb #11-cli-58
 @delegates(open_lab)
 def audit(
     *,
@@ -699,7 +732,7 @@ def audit(
         draw_audit(found).savefig(figure, dpi=150)
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-59
+# %% ../nbs/11_cli.ipynb #11-cli-60
 def controls(
     *,
     # folder of photographs and videos, a sub-folder a person; default: the ORL faces
@@ -716,7 +749,7 @@ def controls(
     print(made.paths[0].read_text(encoding="utf-8"))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-60
+# %% ../nbs/11_cli.ipynb #11-cli-61
 def _find_detector(name: str, outputs: str | None) -> Path:
     "Find the folder of a detector's run."
     from prle.core import outputs_dir
@@ -729,7 +762,7 @@ def _find_detector(name: str, outputs: str | None) -> Path:
         )
     return find_run(Path(outputs or outputs_dir()) / "runs", name, "detectors")
 
-# %% ../nbs/11_cli.ipynb #11-cli-61
+# %% ../nbs/11_cli.ipynb #11-cli-62
 def open_detector(
     name: str,  # of the run, as `prle runs` prints it, or its folder
     *,
@@ -745,7 +778,7 @@ def open_detector(
     _name_plugins(plugin)
     return reopen(_find_detector(name, outputs), data, outputs=outputs)
 
-# %% ../nbs/11_cli.ipynb #11-cli-62
+# %% ../nbs/11_cli.ipynb #11-cli-63
 @delegates(open_detector)
 def export(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -765,7 +798,7 @@ def export(
     print(export_detector(lab, run, out, licence, format))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-63
+# %% ../nbs/11_cli.ipynb #11-cli-64
 def _open_model(
     name: str, data: str | None = None, plugin: tuple[str, ...] | None = None, **kwargs
 ):
@@ -778,14 +811,14 @@ def _open_model(
     _only({} if data is None else dict(data=data), (), "an exported detector")
     return open_exported(name)
 
-# %% ../nbs/11_cli.ipynb #11-cli-64
+# %% ../nbs/11_cli.ipynb #11-cli-65
 def _needed_option(name: str, value: str | None, what: str) -> str:
     "Return an option; raise `ValueError` if it was not given."
     if value is None:
         raise ValueError(f"{_option(name)} is missing: {what}.")
     return value
 
-# %% ../nbs/11_cli.ipynb #11-cli-65
+# %% ../nbs/11_cli.ipynb #11-cli-66
 def _exported_evaluation(folder: str, data: str | None, on: str):
     "Return what an exported detector reached in its lab, or reaches on other data."
     from prle.lab.apply import evaluation
@@ -798,7 +831,7 @@ def _exported_evaluation(folder: str, data: str | None, on: str):
         raise ValueError(f"--data is missing: where the faces of {on} lie.")
     return model.measured
 
-# %% ../nbs/11_cli.ipynb #11-cli-66
+# %% ../nbs/11_cli.ipynb #11-cli-67
 def _shown(table):
     "Return scores without the columns that say nothing."
     empty = [name for name in ("calibrated", "threshold", "above") if table[name].isna().all()]
@@ -806,7 +839,7 @@ def _shown(table):
     empty += ["detector"] if table.detector.nunique() < 2 else []
     return table.drop(columns=empty)
 
-# %% ../nbs/11_cli.ipynb #11-cli-67
+# %% ../nbs/11_cli.ipynb #11-cli-68
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -834,7 +867,7 @@ def localize(
     print(lab.attention(run, split, subset, read).path / "maps.npy")
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-68
+# %% ../nbs/11_cli.ipynb #11-cli-69
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -865,7 +898,7 @@ def evaluate(
     print(evaluation(scores).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-69
+# %% ../nbs/11_cli.ipynb #11-cli-70
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -911,7 +944,7 @@ def predict(
     log.info("\n".join(filter(None, (left_text(left_over(inputs)), told))))
     return int(failed > 0)
 
-# %% ../nbs/11_cli.ipynb #11-cli-71
+# %% ../nbs/11_cli.ipynb #11-cli-72
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -919,6 +952,7 @@ COMMANDS = {
     "forge": forge,
     "reproduce": reproduce,
     "plan": plan,
+    "report": report,
     "runs": runs,
     "train": train,
     "audit": audit,
@@ -931,7 +965,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/11_cli.ipynb #11-cli-72
+# %% ../nbs/11_cli.ipynb #11-cli-73
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -945,7 +979,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/11_cli.ipynb #11-cli-73
+# %% ../nbs/11_cli.ipynb #11-cli-74
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -954,7 +988,7 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/11_cli.ipynb #11-cli-78
+# %% ../nbs/11_cli.ipynb #11-cli-79
 @contextmanager
 def _streams():
     "Send messages to stderr, apart from the result, and write out what a stream has no letters for."
@@ -971,7 +1005,7 @@ def _streams():
         log.handlers[:] = handlers
         log.setLevel(level)
 
-# %% ../nbs/11_cli.ipynb #11-cli-79
+# %% ../nbs/11_cli.ipynb #11-cli-80
 def _came_late(error: Exception) -> bool:
     "Say whether an error ended work that was under way: it found nothing, or the disk is full."
     from prle.core import is_full
@@ -979,7 +1013,7 @@ def _came_late(error: Exception) -> bool:
 
     return isinstance(error, NothingFound) or is_full(error)
 
-# %% ../nbs/11_cli.ipynb #11-cli-80
+# %% ../nbs/11_cli.ipynb #11-cli-81
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument

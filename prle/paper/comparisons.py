@@ -438,13 +438,14 @@ def needed_text(
     e: Estimate,  # an undecided difference
     people: int,  # that there are
     folds: int = 1,  # in which they are tested
+    difference: float = MARGIN,  # that would be seen, in points
 ) -> str:  # "" if its noise is not known
-    "Say how many seeds and people would decide about a difference of its size."
+    "Say how many seeds and people would decide about a difference."
     if not e.spread.variance > 0:
         return ""
     if np.isnan(e.seed_variance):
         return "2 seeds or more"
-    seeds, wanted = plan_experiment(e.spread, MARGIN, people, folds)
+    seeds, wanted = plan_experiment(e.spread, difference, people, folds)
     if seeds <= e.seeds and wanted <= e.people:
         seeds, wanted = plan_experiment(e.spread, max(abs(e.value), MARGIN / 4), people, folds)
     return f"{seeds} seeds, {wanted} people"

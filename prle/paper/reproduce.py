@@ -318,13 +318,13 @@ p, li, figure { max-width: 62rem; } h2 { margin-top: 3rem; border-top: 1px solid
 .wide { overflow: auto; max-height: 45rem; } .wide.text { max-height: none; }
 .wide thead th { position: sticky; top: 0; background: #fff; }
 @media print { .wide { max-height: none; } input[type=search] { display: none; } }
-table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .5rem; text-align: left; vertical-align: top; white-space: nowrap;
+table { border-collapse: collapse; font-size: .76rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .4rem; text-align: left; vertical-align: top; white-space: nowrap;
   border-bottom: 1px solid #e5e5e5; }
 td em { display: block; font-style: normal; font-size: .85em; color: #666; }
 th button { font: inherit; border: 0; padding: 0; background: none; cursor: pointer; color: inherit; }
 th[aria-sort] button::after { content: " \\2193"; } th[aria-sort=ascending] button::after { content: " \\2191"; }
-.same { color: #999; } .grouped td.same { border-top-color: transparent; }
+.same { color: #737373; } .grouped td.same { border-top-color: transparent; }
 .grouped tr.first td { border-top: 2px solid #999; }
 input[type=search] { font: inherit; font-size: .85rem; margin: .5rem 0; max-width: 100%; }
 .text td { white-space: normal; min-width: 6rem; }
@@ -425,7 +425,8 @@ each table names what it rests on.</p>{% endif %}
 {{ s.claim | markdown }}
 {% for f in s.figures %}<figure><img alt="{{ f.name }}" src="data:image/png;base64,{{ f.png }}">
 <figcaption>{{ f.caption }} <a href="{{ f.pdf | urlencode }}">PDF</a></figcaption></figure>{% endfor %}
-{% for t in s.tables %}<div class="wide{{ ' text' if t.text }}">{{ t.markdown | markdown }}</div>
+{% for t in s.tables %}{{ t.caption | markdown }}
+<div class="wide{{ ' text' if t.text }}">{{ t.table | markdown }}</div>
 <p class="small">{% for kind, path in t.files.items() %}<a href="{{ path | urlencode }}">{{ kind }}</a>
 {% endfor %}</p>{% endfor %}
 {% if s.other %}<p class="bad">Made from other data than this page's: {{ s.other | join(", ") }}.</p>{% endif %}
@@ -490,7 +491,8 @@ def _table_part(note: Path, name: str) -> dict:
     folder = f"{note.parts[-3]}/tables"
     files = {kind: f"{folder}/{name}.{kind.lower()}" for kind in ("CSV", "MD", "TEX")}
     text = note.with_name(f"{name}.md").read_text(encoding="utf-8")
-    return dict(markdown=text, text=name == "claims", files=files)
+    caption, bar, rows = text.partition("\n|")
+    return dict(caption=caption, table=bar + rows, text=name == "claims", files=files)
 
 # %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-40
 def _figure_part(note: Path, name: str) -> dict:
@@ -559,21 +561,28 @@ def _came_text(c: Contrast) -> str:
     e = c.estimate
     change = interval(e.value, e.low, e.high, "+")
     seeds = "1 training" if e.seeds == 1 else f"{e.seeds:.0f} trainings"
-    known = f" ({e.people:.0f} people tested, {seeds} of each)" if e.people == e.people else ""
+    known = "" if np.isnan(e.people) else f" ({e.people:.0f} people tested, {seeds} of each)"
     return f"{c.where}: {c.arm} against {c.than}, {change} points: {answer(e)}{known}."
 
 
 def _open_text(found: list[Contrast]) -> str:
     "Say what is undecided, and what would decide it."
-    texts = []
+    undecided, once = [], []
     for c in found:
-        if answer(c.estimate) != "undecided":
-            continue
-        needed = needed_text(c.estimate, round(c.estimate.people))
-        texts.append(f"{c.arm} in {c.where} ({needed or 'its noise is not known'})")
-    if not texts:
-        return "Each of these differences is decided." if found else ""
-    return f"Undecided, and what would decide it: {'; '.join(texts)}."
+        e, name = c.estimate, f"{c.arm} in {c.where}"
+        if np.isnan(e.seed_variance):
+            once.append(name)
+        elif answer(e) == "undecided":
+            size = max(abs(e.value), MARGIN)
+            needed = needed_text(e, round(e.people), difference=size)
+            undecided.append(f"{name} ({needed} for a difference of {size:.1f})")
+    texts = [f"Undecided, and what would decide it: {'; '.join(undecided)}."] if undecided else []
+    if once:
+        texts.append(
+            f"Trained once, so that another training could come out otherwise: {'; '.join(once)}; "
+            "two seeds or more would tell."
+        )
+    return " ".join(texts)
 
 # %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-48
 _TRIED = (
@@ -583,8 +592,8 @@ _TRIED = (
 )
 _UNITS = (
     "Below is how much a training changes the detection of fakes that it has not seen, in points of AUC (50 is "
-    "guessing, 100 is perfect), with the interval in which 95 of 100 repetitions would lie; within "
-    f"{MARGIN:g} points nothing changes that matters."
+    "guessing, 100 is perfect), with the interval in which 95 of 100 repetitions would lie: with other people and, "
+    f"where there were several trainings, other seeds. Within {MARGIN:g} points nothing changes that matters."
 )
 
 
