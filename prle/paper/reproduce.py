@@ -45,7 +45,7 @@ from prle.paper.exhibits import (
     seed_range,
 )
 from ..lab.experiments import Lab
-from ..metrics import MARGIN, Estimate, verdict
+from ..metrics import MARGIN, Estimate, is_equivalent
 from .comparisons import needed_text, read_contrast
 from .numbers import changed_files, consistency, damaged_rows, interval, paper_table
 from ..lab.administration import bytes_text, record_runs
@@ -552,8 +552,7 @@ def answer(
         return "better"
     if e.high < 0:
         return "worse"
-    equal = verdict(e, (np.inf, np.inf)) == "equivalent"
-    return "no difference that matters" if equal else "undecided"
+    return "no difference that matters" if is_equivalent(e) else "undecided"
 
 # %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-47
 def _came_text(c: Contrast) -> str:
