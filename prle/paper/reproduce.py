@@ -47,6 +47,7 @@ from prle.paper.exhibits import (
 from ..lab.experiments import Lab
 from ..metrics import MARGIN, Estimate, is_equivalent
 from .comparisons import needed_text, read_contrast
+from .controls import controls_lab
 from .numbers import changed_files, consistency, damaged_rows, interval, paper_table
 from ..lab.administration import bytes_text, record_runs
 from ..lab.planning import planned, remake, seconds_text
@@ -201,27 +202,47 @@ def _key(task: Task) -> str:
     return task.path.name.rsplit("-", 1)[1]
 
 # %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-25
+def _labs(dry: Lab) -> dict[str, Lab]:  # hash of the data -> lab
+    "Return the labs whose runs a dry store was asked for; the controls have faces of their own."
+    known = dict.fromkeys([dry.fingerprint, *(dry.source(name)[1] for name in dry.targets)], dry)
+    asked = {task.config["data"] for task in dry.store.tasks if "data" in task.config}
+    if asked <= set(known):
+        return known
+    beside = controls_lab(dry)
+    return known | {beside.fingerprint: beside}
+
+
+def _labs_of_runs(dry: Lab) -> dict[str, Lab]:  # name of a run -> lab
+    "Return the lab of each run; fused maps are of the same faces as the maps."
+    labs, by_key, found = _labs(dry), {}, {}
+    for task in dry.store.tasks:
+        data = task.config.get("data")
+        lab = labs.get(data) or by_key.get(next(iter(task.config.get("maps", [])), ""), dry)
+        by_key[_key(task)] = found[task.name] = lab
+    return found
+
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-26
 def cost(
     dry: Lab,  # whose dry store was asked for all runs
 ) -> Cost:
     "Compute the cost of the runs that are not there yet."
     known: dict[tuple, Network] = {}
-    networks = {}
+    networks, labs = {}, _labs_of_runs(dry)
     for task in dry.store.tasks:
         if task.path.parent.name != "detectors":
             continue
-        config = task.config
-        network = config["detector"], config["width"], str(sorted(config["options"].items()))
+        config, size = task.config, labs[task.name].preset.size
+        network = config["detector"], config["width"], str(sorted(config["options"].items())), size
         if network not in known:
-            known[network] = measure_network(config, dry.preset.size)
+            known[network] = measure_network(config, size)
         networks[_key(task)] = known[network]
     todo = [task for task in dry.store.tasks if not dry.store.is_there(task)]
-    works = [_work(dry, task, networks) for task in todo]
+    works = [_work(labs[task.name], task, networks) for task in todo]
     hours = sum(work.macs for work in works) / rtx3090_rate() / 3600
     trainings = sum(task.path.parent.name == "detectors" for task in todo)
     return Cost(len(todo), trainings, hours, sum(work.disk for work in works))
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-26
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-27
 def cost_text(
     dry: Lab,  # whose dry store was asked for all runs
 ) -> str:
@@ -244,7 +265,7 @@ def cost_text(
         times.append(f"{new} of them like none before")
     return f"{len(make)} of {len(runs)} runs are to be made: {', '.join(times)}."
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-27
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-28
 def announce(
     lab: Lab,  # preset, data and store
     exhibit: Exhibit,
@@ -255,7 +276,7 @@ def announce(
     exhibit.plan(dry, **settings)
     return cost_text(dry)
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-29
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-30
 def notebook_parameters(
     source: Path,  # a notebook
 ) -> dict:  # name -> what papermill knows of it
@@ -267,7 +288,7 @@ def notebook_parameters(
         raise ValueError(f"{source} has no cell tagged 'parameters'.")
     return known
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-30
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-31
 def _own_kernel() -> type:
     "Return a kernel manager that knows this Python only, and no `python3` of JUPYTER_PATH or of the user."
     from jupyter_client.kernelspec import KernelSpecManager
@@ -283,7 +304,7 @@ def _own_kernel() -> type:
 
     return OwnKernel
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-31
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-32
 def run_notebook(
     source: Path,  # a notebook with a cell tagged `parameters`
     out: Path,  # the executed copy; a failed one is kept beside it as NAME.failed.ipynb
@@ -310,7 +331,7 @@ def run_notebook(
             raise
     return out
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-33
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-34
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 90rem; margin: 0 auto; padding: 0 1rem 4rem;
   color: #1a1a1a; background: #fff; }
@@ -336,7 +357,7 @@ pre { overflow-x: auto; font-size: .75rem; } nav a { margin-right: .8rem; } code
 """
 "How a page looks."
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-34
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-35
 SCRIPT = """
 for (const box of document.querySelectorAll(".wide")) {
   const table = box.querySelector("table"), body = table && table.tBodies[0];
@@ -396,7 +417,7 @@ def script_mark() -> str:  # "sha256-..."
     "Return the mark by which a page's policy knows the script, so that no other is run."
     return "sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-35
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-36
 _PAGE = """\
 <!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -444,11 +465,11 @@ Nothing is repaired.</p>
 </body></html>
 """
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-36
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-37
 _MATH = {r"$\alpha$": "\u03b1", r"$\tau_1$": "\u03c4\u2081", r"$\lambda$": "\u03bb"}
 "The formulas of first cells, for a page without MathJax."
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-37
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-38
 def page_template(
     source: str,  # in which `style`, `script` and `mark` may stand
 ):  # a template of jinja2
@@ -472,7 +493,7 @@ def page_template(
     own = dict(style=markupsafe.Markup(STYLE), script=markupsafe.Markup(SCRIPT), mark=script_mark())
     return environment.from_string(source, globals=own)
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-38
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-39
 def _origin(name: str, note: dict) -> str:
     "Format the provenance of a table or figure."
     changes = "" if note["clean"] else " with changes"
@@ -485,7 +506,7 @@ def _origin(name: str, note: dict) -> str:
     parts += [f"{setting}={note[setting]}" for setting in ("seeds", "seed") if setting in note]
     return "\n  ".join([f"{name}: {', '.join(parts)}", *note["runs"]])
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-39
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-40
 def _table_part(note: Path, name: str) -> dict:
     "Return what the report shows of a table."
     folder = f"{note.parts[-3]}/tables"
@@ -494,20 +515,20 @@ def _table_part(note: Path, name: str) -> dict:
     caption, bar, rows = text.partition("\n|")
     return dict(caption=caption, table=bar + rows, text=name == "claims", files=files)
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-40
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-41
 def _figure_part(note: Path, name: str) -> dict:
     "Return what the report shows of a figure."
     png = base64.b64encode(note.with_name(f"{name}.png").read_bytes()).decode()
     caption, pdf = read_json(note).get("caption", ""), f"{note.parts[-3]}/figures/{name}.pdf"
     return dict(name=name, caption=caption, png=png, pdf=pdf)
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-41
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-42
 def _notes(folder: Path, notebook: str) -> dict[Path, dict]:
     "Return the provenance of everything that a notebook has written, by file."
     notes = {path: read_json(path) for path in sorted(folder.glob("*/*.provenance.json"))}
     return {path: note for path, note in notes.items() if note.get("notebook") == notebook}
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-42
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-43
 def _first_cell(notebook: str) -> tuple[str, str]:
     "Return the title and the claim of a notebook."
     import nbformat
@@ -521,7 +542,7 @@ def _short_title(notebook: str) -> str:  # "Table III"
     "Return the head of a notebook's title."
     return re.split("[:,]", _first_cell(notebook)[0])[0]
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-44
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-45
 class Contrast(NamedTuple):
     "A difference of two trainings that a table has found."
 
@@ -543,7 +564,7 @@ def contrasts(
             found.append(Contrast(where, fact["arm"], fact["than"], read_contrast(fact)))
     return found
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-45
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-46
 def answer(
     e: Estimate,  # of a difference
 ) -> str:  # "better", "worse", "no difference that matters" or "undecided"
@@ -554,7 +575,7 @@ def answer(
         return "worse"
     return "no difference that matters" if is_equivalent(e) else "undecided"
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-47
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-48
 def _came_text(c: Contrast) -> str:
     "Tell one difference in a line."
     e = c.estimate
@@ -583,7 +604,7 @@ def _open_text(found: list[Contrast]) -> str:
         )
     return " ".join(texts)
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-48
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-49
 _TRIED = (
     "A detector of manipulated faces learns to look at small parts of a face, its primary regions, and fails on "
     "manipulations that leave no trace there. The method behind these tables (PRLE) hides such regions at random "
@@ -607,7 +628,7 @@ def outcome(
     tried = _TRIED.format(trainings=len(runs)) + units
     return dict(tried=tried, came=[_came_text(c) for c in found], open=_open_text(found))
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-49
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-50
 def _section(folder: Path, notebook: str, data: str) -> dict:
     "Return the report's section on one notebook: title and claim, tables, figures, provenance."
     title, claim = _first_cell(notebook)
@@ -636,7 +657,7 @@ def _section(folder: Path, notebook: str, data: str) -> dict:
         provenance="\n".join(origins),
     )
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-50
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-51
 def write_report(
     lab: Lab,  # preset, data and store
     failed: dict[str, str] | None = None,  # notebook -> why
@@ -664,7 +685,7 @@ def write_report(
         tmp.write_text(page, encoding="utf-8")
     return lab.outputs / "report.html"
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-52
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-53
 def full_settings(
     name: str,  # of a notebook
     full: bool,  # whether everything is asked for
@@ -673,7 +694,7 @@ def full_settings(
     declared = exhibits()
     return declared[name].full if full and name in declared else {}
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-53
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-54
 def _ask(dry: Lab, name: str, seeds: int, full: bool):
     "Request the runs that a notebook needs from a dry lab; tell why if this data cannot have them."
     exhibit = exhibits().get(name)
@@ -684,7 +705,7 @@ def _ask(dry: Lab, name: str, seeds: int, full: bool):
     except ValueError as e:
         log.info(f"NOTE {name} cannot be made of this data: {e}")
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-54
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-55
 def plan(
     lab: Lab,  # preset, data and store
     names: Iterable[str],  # from `find_notebooks`
@@ -699,7 +720,7 @@ def plan(
         _ask(dry, name, seeds, full)
     return dry
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-55
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-56
 def prepare(
     lab: Lab,  # preset, data and store
     names: Sequence[str],  # from `find_notebooks`
@@ -720,7 +741,7 @@ def prepare(
         record_runs(lab.outputs, f"{lab.name}-{name}", runs, **facts)
     return execute(lab.store, whole.store, engine, gpus)
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-56
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-57
 def _lacking(
     lab: Lab, name: str, seeds: int, full: bool, faults: dict[str, str]
 ) -> str:  # "" if there is none
@@ -735,7 +756,7 @@ def _lacking(
             return f"{run} could not be made: {faults[run]}"
     return ""
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-57
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-58
 def _executed(source: Path, out: Path, common: dict, **own) -> str:
     'Run a notebook with those common parameters that it has; return "done" or the last line of the error.'
     failed = out.with_suffix(".failed.ipynb")
@@ -750,7 +771,7 @@ def _executed(source: Path, out: Path, common: dict, **own) -> str:
             why = "its kernel died, perhaps for want of memory"
         return f"FAILED: {why} (see {failed})" if failed.exists() else f"FAILED: {why}"
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-58
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-59
 def reproduce(
     ids: Sequence[str] = (),  # heads of names, e.g. "table3"; "headline"; "all"; none: the headline
     preset: str = "mini",  # of `PRESETS`
@@ -784,7 +805,7 @@ def reproduce(
     )
     return results
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-59
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-60
 def _run_notebooks(
     lab: Lab,
     names: Sequence[str],
