@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,8 +12,11 @@ import pytest
 
 from prle import cli
 from prle.core import write_json
+from prle.lab.configs import PRESETS
 from prle.lab.experiments import Lab
+from prle.lab.store import Task
 from prle.metrics import Estimate
+from prle.paper import reproduce
 from prle.paper.comparisons import contrast_fact, needed_text, read_contrast
 from prle.paper.numbers import write_table
 from prle.paper.reports import changes_table, changes_text, compare_reports, report_tables
@@ -197,3 +202,20 @@ def test_reports_that_cannot_be_compared(tmp_path, capsys):
     ):
         assert cli.main(["report", *words]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_the_controls_cost_what_faces_of_their_own_size_cost(monkeypatch):
+    "Beside faces of 256 pixels, for which their Meso-4 could not be built."
+    rows = pd.DataFrame(dict(label=[0, 1] * 5))
+    small = dict(fingerprint="controls", preset=PRESETS["controls"])
+    faces = dict(train_faces=lambda *a: rows, test_faces=lambda: rows)
+    monkeypatch.setattr(reproduce, "controls_lab", lambda lab: SimpleNamespace(**small, **faces))
+    recipe = dict(balance=False, epochs=1)
+    config = dict(detector="meso4", width=1.0, options={}, subset="nose", recipe=recipe)
+    task = Task(Path("runs/detectors/Meso-4-nose-none-s0-0"), config | dict(data="controls"), None)
+    store = SimpleNamespace(tasks=[task], is_there=lambda task: False)
+    dry = SimpleNamespace(fingerprint="d", targets=[], preset=PRESETS["paper"], store=store)
+    found = reproduce.cost(dry)
+    per_face = reproduce.measure_network(config, 64).macs
+    assert (found.runs, found.trainings) == (1, 1)
+    assert found.hours * 3600 * reproduce.rtx3090_rate() == pytest.approx(50 * per_face)
