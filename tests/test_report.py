@@ -211,8 +211,12 @@ def test_the_controls_cost_what_faces_of_their_own_size_cost(monkeypatch):
     faces = dict(train_faces=lambda *a: rows, test_faces=lambda: rows)
     monkeypatch.setattr(reproduce, "controls_lab", lambda lab: SimpleNamespace(**small, **faces))
     recipe = dict(balance=False, epochs=1)
-    config = dict(detector="meso4", width=1.0, options={}, subset="nose", recipe=recipe)
-    task = Task(Path("runs/detectors/Meso-4-nose-none-s0-0"), config | dict(data="controls"), None)
+    config = dict(detector="meso4", width=1.0, options=dict(size=64), subset="nose", recipe=recipe)
+    task = Task(
+        Path("runs/detectors/Meso-4-nose-none-s0-0123456789abcdef"),
+        config | dict(data="controls"),
+        None,
+    )
     store = SimpleNamespace(tasks=[task], is_there=lambda task: False)
     dry = SimpleNamespace(fingerprint="d", targets=[], preset=PRESETS["paper"], store=store)
     found = reproduce.cost(dry)
