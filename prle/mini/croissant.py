@@ -56,7 +56,10 @@ def manifest_fields() -> list[dict]:
     return fields
 
 # %% ../../nbs/mini/06_croissant.ipynb #mini-06-croissant-11
-_CR = "column extract field fileObject fileProperty fileSet includes key path recordSet repeated source"
+_CR = (
+    "column equivalentProperty extract field fileObject fileProperty fileSet format includes jsonPath key md5 "
+    "parentField path recordSet references regex repeated replace samplingRate separator source subField transform"
+)
 CONTEXT = {
     "@language": "en",
     "@vocab": "https://schema.org/",
@@ -68,6 +71,8 @@ CONTEXT = {
     "isLiveDataset": "cr:isLiveDataset",
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "rai": "http://mlcommons.org/croissant/RAI/",
     **{word: f"cr:{word}" for word in _CR.split()},
 }
 "What the words of the description mean."
@@ -80,7 +85,7 @@ def _distribution(folder: Path) -> list[dict]:
         "@id": "manifest.parquet",
         "name": "manifest.parquet",
         "contentUrl": "manifest.parquet",
-        "encodingFormat": "application/vnd.apache.parquet",
+        "encodingFormat": "application/x-parquet",
         "sha256": _sha256(folder / "manifest.parquet"),
     }
     pictures = {
