@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXIT_CODES', 'EPILOGUES', 'COMMANDS', 'add_command', 'adapter_options', 'check', 'faces', 'convert', 'forge',
-           'open_lab', 'reproduce', 'plan', 'runs', 'train', 'audit', 'controls', 'open_detector', 'export', 'localize',
-           'evaluate', 'predict', 'parser', 'main']
+           'open_lab', 'reproduce', 'plan', 'report', 'runs', 'train', 'audit', 'controls', 'open_detector', 'export',
+           'localize', 'evaluate', 'predict', 'parser', 'main']
 
 # %% ../nbs/11_cli.ipynb #11-cli-2
 import inspect
@@ -465,7 +465,40 @@ def plan(
     print(plan_text(planned(wanted.store)))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-51
+# %% ../nbs/11_cli.ipynb #11-cli-50
+@delegates(open_lab)
+def report(
+    *,
+    # in place of writing the report: two reports, by their folders (outputs, outputs/mini, outputs/reference/mini)
+    compare: list[str] | None = None,
+    out: str | None = None,  # of a comparison: page to write besides, e.g. changes.html
+    **kwargs,
+) -> int:  # exit code
+    """Write outputs/report.html anew from what is there; or say what changed between two reports.
+
+    A number changed if each of the two lies outside of the other's interval."""
+    if compare is None:
+        from prle.paper.reproduce import write_report
+
+        _only({} if out is None else dict(out=out), (), "the report, which lies in the outputs,")
+        print(write_report(open_lab(**kwargs)))
+        return 0
+    from prle.paper.reports import changes_table, changes_text, compare_reports, write_comparison
+    from prle.trust import check_destination
+
+    if len(compare) != 2:
+        raise ValueError(f"--compare takes two reports, not {len(compare)}.")
+    if out:
+        check_destination(out)
+    both = compare_reports(*compare)
+    if both.changed.any():
+        print(changes_table(both).to_string(index=False))
+    print(changes_text(both), file=sys.stderr)
+    if out:
+        write_comparison(*compare, out)
+    return 0
+
+# %% ../nbs/11_cli.ipynb #11-cli-52
 def _needed(outputs: Path) -> set[str]:
     """Return the runs that are needed: those recorded, and those that notebooks would request.
 
@@ -483,7 +516,7 @@ def _needed(outputs: Path) -> set[str]:
             needed.update(plan_notebooks(lab, list_notebooks(), full=True).store.names())
     return needed
 
-# %% ../nbs/11_cli.ipynb #11-cli-52
+# %% ../nbs/11_cli.ipynb #11-cli-53
 def _prune(outputs: Path, delete: bool) -> int:
     "Print the runs that nothing needs, and delete them if asked to."
     from prle.lab.administration import prune, runs_text, spared
@@ -502,7 +535,7 @@ def _prune(outputs: Path, delete: bool) -> int:
         )
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-53
+# %% ../nbs/11_cli.ipynb #11-cli-54
 def runs(
     # list, check, prune; or the name of a run, to be shown in full: why it was made, from what, by which code
     what: str = "list",
@@ -534,7 +567,7 @@ def runs(
     print(runs_text(found))
     return int(what == "check" and len(found) > 0)
 
-# %% ../nbs/11_cli.ipynb #11-cli-56
+# %% ../nbs/11_cli.ipynb #11-cli-57
 def _settings(words: list[str]) -> dict:
     "Parse NAME=VALUE, the value as YAML; raise `ValueError` for anything else."
     from prle.core import shortened
@@ -545,7 +578,7 @@ def _settings(words: list[str]) -> dict:
     pairs = [word.split("=", 1) for word in words]
     return {name: parse_yaml(value, f"--set {name}") for name, value in pairs}
 
-# %% ../nbs/11_cli.ipynb #11-cli-58
+# %% ../nbs/11_cli.ipynb #11-cli-59
 def _read_config(file: str, beside: list[str]):
     "Read what to train from a file; raise `ValueError` if anything was given beside it."
     from prle.lab.configs import RunConfig
@@ -556,11 +589,11 @@ def _read_config(file: str, beside: list[str]):
         raise ValueError(f"{file} says all about the training: {what_to_do}.")
     return config
 
-# %% ../nbs/11_cli.ipynb #11-cli-59
+# %% ../nbs/11_cli.ipynb #11-cli-60
 _CAM = dict(cam="method", explain="explain")
 "Option -> field of `prle.lab.configs.CamConfig`."
 
-# %% ../nbs/11_cli.ipynb #11-cli-60
+# %% ../nbs/11_cli.ipynb #11-cli-61
 def _reading(options: dict) -> dict:  # fields of `prle.lab.configs.RunConfig`
     "Return how maps are read: in the project's reading or as published, but for what was said besides."
     from prle.lab.configs import PUBLISHED, READING
@@ -569,7 +602,7 @@ def _reading(options: dict) -> dict:  # fields of `prle.lab.configs.RunConfig`
     cam = {name: options[option] for option, name in _CAM.items() if option in options}
     return reading | dict(cam=replace(reading["cam"], **cam))
 
-# %% ../nbs/11_cli.ipynb #11-cli-62
+# %% ../nbs/11_cli.ipynb #11-cli-63
 def _run_config(what: list[str], outputs: str | None, options: dict):
     "Return what `prle train` is to train, from a file or from the options that were given."
     if what[0].endswith((".yaml", ".yml", ".json")):
@@ -584,7 +617,7 @@ def _run_config(what: list[str], outputs: str | None, options: dict):
     seed, mask = options.get("seed", 0), options.get("mask", "none")
     return lab.config(*what, seed=seed, mask=mask, **settings)
 
-# %% ../nbs/11_cli.ipynb #11-cli-65
+# %% ../nbs/11_cli.ipynb #11-cli-66
 def _train(lab, config):
     "Train what a configuration says; it is recorded before, so that nobody prunes what is being made."
     from prle.lab.administration import record_runs
@@ -594,7 +627,7 @@ def _train(lab, config):
     record_runs(lab.outputs, f"train-{planned.path.name}", dry.store.names())
     return lab.train(config)
 
-# %% ../nbs/11_cli.ipynb #11-cli-66
+# %% ../nbs/11_cli.ipynb #11-cli-67
 @delegates(open_lab)
 def train(
     # a configuration (.yaml or .json); or a detector and a manipulation: Xception DF
@@ -645,7 +678,7 @@ def train(
     print(evaluation(read_scores(run)).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-68
+# %% ../nbs/11_cli.ipynb #11-cli-69
 def _mask_settings(published: bool, fusion: str | None, words: list[str] | None) -> dict:
     "Return the fields of a training's configuration that say how its masks are made."
     changes = _reading(dict(published=published))
@@ -653,7 +686,7 @@ def _mask_settings(published: bool, fusion: str | None, words: list[str] | None)
         changes["fusion"] = dict(method=fusion)
     return changes | _settings(words or [])
 
-# %% ../nbs/11_cli.ipynb #11-cli-70
+# %% ../nbs/11_cli.ipynb #11-cli-71
 def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: str, draws: int):
     "Audit masks in a folder; raise `ValueError` without a manifest of their faces."
     from prle.data.manifest import read_manifest, select
@@ -664,7 +697,7 @@ def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: s
     rows = select(read_manifest(manifest), split, None if subset == "all" else subset)
     return audit_folder(masks, rows, draws)
 
-# %% ../nbs/11_cli.ipynb #11-cli-71
+# %% ../nbs/11_cli.ipynb #11-cli-72
 def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
     "Audit the masks of a training; raise `ValueError` without a manipulation."
     from prle.lab.administration import record_runs
@@ -680,7 +713,7 @@ def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
     record_runs(lab.outputs, f"audit-{planned.path.name}", dry.store.names())
     return read_audit(audit(lab, config, split, draws))
 
-# %% ../nbs/11_cli.ipynb #11-cli-72
+# %% ../nbs/11_cli.ipynb #11-cli-73
 def _check_figure(path: str | None):
     "Raise `OSError` or `ValueError` if a picture cannot be drawn into a file."
     from matplotlib.figure import Figure
@@ -693,7 +726,7 @@ def _check_figure(path: str | None):
         check_choice(Path(path).suffix.lower().lstrip(".") or "png", kinds, "kind of picture")
         check_destination(path)
 
-# %% ../nbs/11_cli.ipynb #11-cli-73
+# %% ../nbs/11_cli.ipynb #11-cli-74
 @delegates(open_lab)
 def audit(
     *,
@@ -727,7 +760,7 @@ def audit(
         draw_audit(found).savefig(figure, dpi=150)
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-75
+# %% ../nbs/11_cli.ipynb #11-cli-76
 def controls(
     *,
     # folder of photographs and videos, a sub-folder a person; default: the ORL faces
@@ -744,7 +777,7 @@ def controls(
     print(made.paths[0].read_text(encoding="utf-8"))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-76
+# %% ../nbs/11_cli.ipynb #11-cli-77
 def _find_detector(name: str, outputs: str | None) -> Path:
     "Find the folder of a detector's run."
     from prle.core import outputs_dir
@@ -755,7 +788,7 @@ def _find_detector(name: str, outputs: str | None) -> Path:
         raise ValueError(f"{name} is neither {known} (prle export RUN --out FOLDER).")
     return find_run(Path(outputs or outputs_dir()) / "runs", name, "detectors")
 
-# %% ../nbs/11_cli.ipynb #11-cli-77
+# %% ../nbs/11_cli.ipynb #11-cli-78
 def open_detector(
     name: str,  # of the run, as `prle runs` prints it, or its folder
     *,
@@ -771,7 +804,7 @@ def open_detector(
     _name_plugins(plugin)
     return reopen(_find_detector(name, outputs), data, outputs=outputs)
 
-# %% ../nbs/11_cli.ipynb #11-cli-78
+# %% ../nbs/11_cli.ipynb #11-cli-79
 @delegates(open_detector)
 def export(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -791,7 +824,7 @@ def export(
     print(export_detector(lab, run, out, licence, format))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-79
+# %% ../nbs/11_cli.ipynb #11-cli-80
 def _open_model(name: str, data: str | None = None, plugin: tuple | None = None, **kwargs):
     "Return a detector with what it needs for pictures, from an exported folder or a run."
     from prle.lab.export import from_run, is_exported, open_exported
@@ -802,7 +835,7 @@ def _open_model(name: str, data: str | None = None, plugin: tuple | None = None,
     _only({} if data is None else dict(data=data), (), "an exported detector")
     return open_exported(name)
 
-# %% ../nbs/11_cli.ipynb #11-cli-80
+# %% ../nbs/11_cli.ipynb #11-cli-81
 def _exported_evaluation(folder: str, data: str | None, on: str, **kwargs):
     "Return what an exported detector reached in its lab, or reaches on other data."
     from prle.lab.apply import evaluation
@@ -815,7 +848,7 @@ def _exported_evaluation(folder: str, data: str | None, on: str, **kwargs):
         raise ValueError(f"--data is missing: where the faces of {on} lie.")
     return model.measured
 
-# %% ../nbs/11_cli.ipynb #11-cli-82
+# %% ../nbs/11_cli.ipynb #11-cli-83
 def _run_evaluation(name: str, data: str | None, on: str, **kwargs):
     "Return what a run's detector reached, or reaches on other data or on a target set."
     from prle.lab.apply import evaluation, open_run, scores_on
@@ -829,7 +862,7 @@ def _run_evaluation(name: str, data: str | None, on: str, **kwargs):
     lab, run = open_detector(name, **kwargs)
     return evaluation(lab.scores(run, on))
 
-# %% ../nbs/11_cli.ipynb #11-cli-83
+# %% ../nbs/11_cli.ipynb #11-cli-84
 def _shown(table):
     "Return scores without the columns that say nothing."
     empty = [name for name in ("calibrated", "threshold", "above") if table[name].isna().all()]
@@ -837,7 +870,7 @@ def _shown(table):
     empty += ["detector"] if table.detector.nunique() < 2 else []
     return table.drop(columns=empty)
 
-# %% ../nbs/11_cli.ipynb #11-cli-84
+# %% ../nbs/11_cli.ipynb #11-cli-85
 def _exported_maps(name: str, split: str, subset: str, read, out: str | None, **kwargs) -> Path:
     "Write the maps of an exported detector, on faces that were named, to a file that was named."
     from prle.lab.export import exported_maps, manifest_faces, open_exported
@@ -847,14 +880,14 @@ def _exported_maps(name: str, split: str, subset: str, read, out: str | None, **
     path, model = _needed_option("out", out, "the file to write"), open_exported(name)
     return exported_maps(model, manifest_faces(model, faces, split, subset), path, read)
 
-# %% ../nbs/11_cli.ipynb #11-cli-85
+# %% ../nbs/11_cli.ipynb #11-cli-86
 def _run_maps(name: str, split: str, subset: str, read, out: str | None, **kwargs) -> Path:
     "Make the maps of a run; they are a run themselves."
     _only({} if out is None else dict(out=out), (), "a run, which keeps its maps in the outputs,")
     lab, run = open_detector(name, **kwargs)
     return lab.attention(run, split, subset, read).path / "maps.npy"
 
-# %% ../nbs/11_cli.ipynb #11-cli-86
+# %% ../nbs/11_cli.ipynb #11-cli-87
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -874,7 +907,7 @@ def localize(
     print(make_maps(name, split, subset, CamConfig(cam, explain), out, **kwargs))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-87
+# %% ../nbs/11_cli.ipynb #11-cli-88
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -893,7 +926,7 @@ def evaluate(
     print(reached(name, data, on, **kwargs).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-88
+# %% ../nbs/11_cli.ipynb #11-cli-89
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -939,7 +972,7 @@ def predict(
     log.info("\n".join(filter(None, (left_text(left_over(inputs)), told))))
     return int(failed > 0)
 
-# %% ../nbs/11_cli.ipynb #11-cli-90
+# %% ../nbs/11_cli.ipynb #11-cli-91
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -947,6 +980,7 @@ COMMANDS = {
     "forge": forge,
     "reproduce": reproduce,
     "plan": plan,
+    "report": report,
     "runs": runs,
     "train": train,
     "audit": audit,
@@ -959,7 +993,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/11_cli.ipynb #11-cli-91
+# %% ../nbs/11_cli.ipynb #11-cli-92
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -973,7 +1007,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/11_cli.ipynb #11-cli-92
+# %% ../nbs/11_cli.ipynb #11-cli-93
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -982,7 +1016,7 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/11_cli.ipynb #11-cli-97
+# %% ../nbs/11_cli.ipynb #11-cli-98
 @contextmanager
 def _streams():
     "Send messages to stderr, apart from the result, and write out what a stream has no letters for."
@@ -999,7 +1033,7 @@ def _streams():
         log.handlers[:] = handlers
         log.setLevel(level)
 
-# %% ../nbs/11_cli.ipynb #11-cli-98
+# %% ../nbs/11_cli.ipynb #11-cli-99
 def _came_late(error: Exception) -> bool:
     "Say whether an error ended work that was under way: it found nothing, or the disk is full."
     from prle.core import is_full
@@ -1007,7 +1041,7 @@ def _came_late(error: Exception) -> bool:
 
     return isinstance(error, NothingFound) or is_full(error)
 
-# %% ../nbs/11_cli.ipynb #11-cli-100
+# %% ../nbs/11_cli.ipynb #11-cli-101
 def _failure(error: RuntimeError) -> str:
     "Say why a run failed, or that memory was short; raise any other error, which is a fault of this code."
     from torch import OutOfMemoryError
@@ -1021,7 +1055,7 @@ def _failure(error: RuntimeError) -> str:
         return str(error)
     raise error
 
-# %% ../nbs/11_cli.ipynb #11-cli-102
+# %% ../nbs/11_cli.ipynb #11-cli-103
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument

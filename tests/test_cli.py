@@ -21,6 +21,7 @@ OPTIONS = {
     "forge": "faces out size people seed steps count",
     "reproduce": "seeds preset data outputs plugin engine gpus remake",
     "plan": "seeds preset data outputs plugin",
+    "report": "compare out preset data outputs plugin",
     "runs": "kind match code delete outputs",
     "train": "mask seed cam explain published zoo-seed zoo-subset set processes track preset data outputs plugin",
     "audit": "mask subset split seed published fusion set draws masks manifest figure preset data outputs plugin",

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from audit import audit
 from packaging.requirements import Requirement
 from readme import render
@@ -397,24 +398,181 @@ def build(source, out, kind):
     return out / made.stdout.split()[-1]
 
 
-def test_licence_and_notice_travel_with_wheel_and_sdist(tmp_path):
-    source = tmp_path / "source"
+SOURCES = "setup.py settings.ini MANIFEST.in README.md LICENSE NOTICE".split()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    "The project unpacked from an sdist of it, and the wheel that is made of that."
+    folder = tmp_path_factory.mktemp("built")
+    source = folder / "source"
     shutil.copytree(ROOT / "prle", source / "prle", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE", "NOTICE"):
+    for name in SOURCES:
         shutil.copy(ROOT / name, source)
-    sdist = build(source, tmp_path, "sdist")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path / "unpacked", filter="data")
-    unpacked = tmp_path / "unpacked/prle-0.1.0"
-    with zipfile.ZipFile(build(unpacked, tmp_path, "wheel")) as wheel:
-        for name in ("LICENSE", "NOTICE"):
-            text = (ROOT / name).read_text()
-            assert (unpacked / name).read_text() == text
-            assert wheel.read(f"prle-0.1.0.dist-info/licenses/{name}").decode() == text
+    with tarfile.open(build(source, folder, "sdist")) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    (unpacked,) = (folder / "unpacked").iterdir()
+    return unpacked, build(unpacked, folder, "wheel")
+
+
+def test_licence_and_notice_travel_with_wheel_and_sdist(built):
+    unpacked, made = built
+    name = f"prle-{settings()['version']}"
+    assert unpacked.name == name and made.name == f"{name}-py3-none-any.whl"
+    with zipfile.ZipFile(made) as wheel:
+        for file in ("LICENSE", "NOTICE"):
+            text = (ROOT / file).read_text()
+            assert (unpacked / file).read_text() == text
+            assert wheel.read(f"{name}.dist-info/licenses/{file}").decode() == text
         there = set(wheel.namelist())
     assert (unpacked / "prle/py.typed").exists()
     files = [p for p in (ROOT / "prle").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     assert {str(p.relative_to(ROOT)) for p in files} <= there
+
+
+NOTEBOOK_STACK = (
+    "nbdev execnb papermill jupyterlab notebook IPython ipykernel nbformat nbclient nbconvert"
+)
+
+
+@pytest.fixture(scope="module")
+def own_environment(built, tmp_path_factory):
+    "An environment of its own, with the wheel and the packages that it needs, which are those installed here."
+    folder = tmp_path_factory.mktemp("environment")
+    quiet = dict(check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], **quiet)
+    python = folder / "bin/python"
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps"]
+    subprocess.run([*pip, built[1]], **quiet)
+    (site,) = folder.glob("lib/*/site-packages")
+    (site / "needs.pth").write_text(sysconfig.get_path("purelib"))
+    blocked = BLOCK.format(blocked=NOTEBOOK_STACK.split())
+    (site / "sitecustomize.py").write_text(blocked)
+    return python
+
+
+def run_there(python, *words, **options):
+    "What a program of the environment prints, apart from this checkout."
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    same = dict(env=clean, check=True, capture_output=True, text=True, cwd=python.parent)
+    return subprocess.run([*words], **(same | options)).stdout
+
+
+def test_the_wheel_works_in_an_environment_of_its_own(own_environment):
+    "The command, and README's example, without the notebook stack."
+    python, version = own_environment, settings()["version"]
+    assert run_there(python, python.parent / "prle", "--version") == f"prle {version}\n"
+    assert "p_fake of pictures" in run_there(python, python.parent / "prle", "predict", "--help")
+    (example,) = re.findall(r"```\n(import torch\n.*?)```", (ROOT / "README.md").read_text(), re.S)
+    where = "import prle\nprint(prle.__file__)\nprint(masked.shape)"
+    place, shape = run_there(python, python, "-c", example + where).splitlines()
+    assert Path(place).is_relative_to(python.parents[1]) and shape == "torch.Size([2, 3, 256, 256])"
+
+
+def needs(packages):
+    "The names of packages and of all that they need, by what is installed; extras are left out."
+    found, todo = set(), [canonical(name) for name in packages]
+    about = {canonical(d.name): d for d in installed()}
+    while todo:
+        name = todo.pop()
+        if name in found or name not in about:
+            continue
+        found.add(name)
+        wanted = map(Requirement, about[name].requires or [])
+        todo += [
+            canonical(r.name) for r in wanted if not r.marker or r.marker.evaluate(dict(extra=""))
+        ]
+    return found
+
+
+def test_the_plain_install_brings_no_notebooks():
+    plain = needs(settings()["requirements"].split())
+    assert {"torch", "pandas", "fastcore", "matplotlib"} <= plain
+    assert not plain & {canonical(name) for name in NOTEBOOK_STACK.split()}
+    assert "papermill" in needs(settings()["paper_requirements"].split())
+
+
+def test_one_version_and_one_article_are_named():
+    version, cited = settings()["version"], yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == version
+    assert f'__version__ = "{version}"' in (ROOT / "prle/__init__.py").read_text()
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[1]
+    assert newest in (version, "Unreleased")
+    article = cited["preferred-citation"]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    for fact in ("title", "journal", "doi", "year"):
+        assert str(article[fact]) in readme, fact
+
+
+def docker_words():
+    "The instructions of the Dockerfile, with their continued lines in one."
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def test_the_container_names_no_host_and_is_not_root():
+    lines = docker_words()
+    kinds = [line.split()[0] for line in lines]
+    known = "ARG FROM ENV WORKDIR SHELL COPY RUN USER VOLUME ENTRYPOINT CMD".split()
+    assert set(kinds) <= set(known) and kinds.count("FROM") == 1
+    assert not [line for line in lines if "://" in line or "apt" in line.split()]
+    (base,) = [line.split()[1] for line in lines if line.startswith("FROM")]
+    assert "/" not in base and not base.endswith(":latest")
+    arguments = [line.split()[1] for line in lines if line.startswith("ARG")]
+    assert arguments == ["PYTHON=3.11", "VARIANT=cuda", "TORCH_INDEX="]
+    assert kinds.index("USER") > max(k for k, kind in enumerate(kinds) if kind == "RUN")
+    copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]]
+    assert all((ROOT / name).exists() for name in copied)
+
+
+@pytest.mark.parametrize("variant", ["cuda", "cpu"])
+def test_the_container_installs_the_lock(tmp_path, variant):
+    "What its awk leaves of the lock: all of it, or all but what needs CUDA and the pair of torch."
+    (program,) = re.findall(r"awk -v \S+ ('.+?')", "\n".join(docker_words()))
+    command = f'awk -v variant={variant} {program} "{ROOT / "requirements.lock"}"'
+    text = subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout
+    if variant == "cuda":
+        assert text == (ROOT / "requirements.lock").read_text()
+        return
+    left = pins(text.splitlines())
+    gone = lock().keys() - left.keys()
+    assert {"torch", "torchvision", "triton", "nvidia-cublas"} <= gone
+    assert all(re.match("torch|triton|nvidia-|cuda-", name) for name in gone)
+    assert text.count("--hash") > 3 * len(left)
+
+
+def first_cells():
+    "The cells that prepare Colab and Kaggle, by notebook."
+    found = {}
+    for path in NOTEBOOKS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.source.startswith("REPOSITORY ="):
+                found[path.stem] = cell.source
+    return found
+
+
+def test_notebooks_for_colab_and_kaggle_install_the_project_there_and_only_there(monkeypatch):
+    cells = first_cells()
+    assert set(cells) == {"train_and_compare", "the_whole_paper"} and len(set(cells.values())) == 1
+    source = cells["train_and_compare"]
+    assert source.startswith(f'REPOSITORY = "{settings()["git_url"]}"')
+    calls, path = [], [*sys.path]
+    monkeypatch.setattr(subprocess, "run", lambda words, check: calls.append(words))
+    for name in ("COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"):
+        monkeypatch.delenv(name, raising=False)
+    exec(source, {})
+    assert calls == [] and sys.path == path, "nothing happens elsewhere"
+    for name in ("COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"):
+        with monkeypatch.context() as there:
+            there.setenv(name, "x")
+            there.setattr(sys, "path", [*path])
+            with pytest.raises(SystemExit, match="address of the repository"):
+                exec(source, {})
+            exec(source.replace('""', '"https://host.example/prle"', 1), {})
+            assert "https://host.example/prle" in calls[0] and calls[0][:2] == ["git", "clone"]
+            assert calls[1][-1] == "prle-project[faces,paper]" and "--editable" in calls[1]
+            assert sys.path[0].endswith("prle-project")
+            calls.clear()
 
 
 def test_the_notice_is_current():

@@ -168,23 +168,25 @@ def rows(*values):
 
 def test_ours_beside_the_papers():
     shown = side_by_side(rows(("none", 60.0), ("primary", 64.04), ("primary - none", 99.0)))
-    cells = dict(zip(zip(shown.arm, shown[""]), shown.DFDC))
-    assert (
-        cells["none", "ours"] == "60.0 [59.0, 61.0]"
-        and cells["primary", "ours"] == "**64.0 [63.0, 65.0]**"
-    ), "a difference never is the best"
-    assert (
-        cells["none", "paper"] == "61.60"
-        and cells["primary", "paper"] == "**62.54**"
-        and cells["none", "ours - paper"] == "-1.6"
+    assert list(shown.columns) == ["backbone", "arm", "DFDC", "change, DFDC"]
+    cells = shown.set_index("arm")
+    assert list(cells.DFDC) == ["60.0 [59.0, 61.0] *61.60*", "**64.0 [63.0, 65.0]** *62.54*"], (
+        "a difference never is the best"
     )
-    assert ("primary - none", "paper") not in cells
+    assert list(cells["change, DFDC"]) == ["", "+99.0 [+98.0, +100.0]"]
+    assert "change, DFDC" not in side_by_side(rows(("none", 60.0), ("primary", 64.04)))
+
+
+def test_the_papers_change_stands_beside_ours():
+    ours = rows(("none", 60.0), ("primary", 64.0), ("primary - none", 4.0))
+    shown = side_by_side(ours.assign(paper=[61.6, 62.54, 0.94]))
+    assert list(shown["change, DFDC"]) == ["", "+4.0 [+3.0, +5.0] *+0.94*"]
 
 
 def test_a_gap_is_shown_as_one():
     shown = side_by_side(rows(("none", np.nan), ("primary", 64.0)))
     assert (
-        shown.DFDC.tolist() == ["gap", "61.60", "**64.0 [63.0, 65.0]**", "**62.54**", "+1.5"]
+        shown.DFDC.tolist() == ["gap *61.60*", "**64.0 [63.0, 65.0]** *62.54*"]
         and interval(np.nan, 1, 2) == "gap"
     )
 
@@ -210,6 +212,18 @@ def test_latex():
     )
     long = latex_table(pd.DataFrame({"a": ["1"] * 46, "b": ["many words " * 9] * 46}), "c", "t")
     assert r"\begin{longtable}{lp{4cm}}" in long and r"\begin{table}" in text and "{ll}" in text
+    assert latex_text("**64.0** *62.54* a * b") == r"\textbf{64.0} {\scriptsize 62.54} a * b"
+
+
+@pytest.mark.parametrize("copies", [1, 12])  # a table, and a longtable
+def test_rows_that_belong_together_are_grouped_in_latex(copies):
+    names = dict(train=["DF", "DF", "DF", "FS"], arm=["a", "b", "b", "b"], AUC=["1", "1", "2", "2"])
+    shown = pd.concat([pd.DataFrame(names)] * copies, ignore_index=True)
+    lines = [re.sub(r" +", " ", line).strip() for line in latex_table(shown, "c", "t").splitlines()]
+    body = lines[lines.index(r"DF & a & 1 \\") :]
+    rows = [r"DF & a & 1 \\", r"& b & 1 \\", r"& & 2 \\", r"\midrule", r"FS & b & 2 \\"]
+    assert body[:5] == rows, "a name is left out only where all names before it are"
+    assert body.count(r"\midrule") == 2 * copies - 1
 
 
 @pytest.mark.parametrize(

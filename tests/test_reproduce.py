@@ -233,7 +233,8 @@ def test_tables_show_ours_the_papers_and_the_difference(smoke):
     for n in (2, 3, 4, 5, 6, 7, 8):
         text = (smoke[0] / f"smoke/tables/table{n}.md").read_text()
         assert (
-            all(f" {kind} " in text for kind in ("ours", "paper", "ours - paper"))
+            re.search(r" \*[\d.]+\* ", text)
+            and "mall beside" in text
             and "Preset smoke" in text
             and "1 seed" in text
         ), n
@@ -242,8 +243,8 @@ def test_tables_show_ours_the_papers_and_the_difference(smoke):
             "the faces behind the numbers"
         )
     assert (
-        "99.91" in (smoke[0] / "smoke/tables/table3.md").read_text()
-        and "**74.72**" in (smoke[0] / "smoke/tables/table2.md").read_text()
+        "*99.91*" in (smoke[0] / "smoke/tables/table3.md").read_text()
+        and "*74.72*" in (smoke[0] / "smoke/tables/table2.md").read_text()
     )
     rows = pd.read_csv(smoke[0] / "smoke/tables/table2.csv")
     assert set(rows.measure) == {"ACC", "AUC"} and len(rows) == 2 * 4 * (23 + 10)
@@ -410,7 +411,7 @@ def test_the_report_in_a_browser(smoke, tmp_path):
     text = (smoke[0] / "report.html").read_text()
     assert "default-src 'none'" in text
     page.write_text(
-        text.replace("default-src 'none'", "script-src 'unsafe-inline'").replace("</body>", probe)
+        re.sub("script-src '.*?'", "script-src 'unsafe-inline'", text).replace("</body>", probe)
     )
     frame = tmp_path / "phone.html"  # a headless window cannot be as narrow as a phone
     frame.write_text(f"""<iframe id="f" src="{page.name}" width="390" height="800"></iframe>
@@ -1039,13 +1040,6 @@ def test_the_preset_paper_is_estimated_without_its_data(capsys, tmp_path):
     assert cli.main(words) == 0 and not any(tmp_path.iterdir())
     said = capsys.readouterr().out
     assert "8 of them trainings" in said and "hours of one RTX 3090" in said
-
-
-def test_what_the_controls_cost_is_not_counted(smoke, tmp_path):
-    "They have a preset of their own, with other faces and networks."
-    lab = Lab("smoke", smoke[0] / "data/smoke", tmp_path)
-    (tmp_path / "data").symlink_to(smoke[0] / "data")
-    assert cost(plan(lab, ["controls"]))[2:] == (0, 0)
 
 
 def test_the_manipulations_have_the_papers_names(smoke):

@@ -34,6 +34,7 @@ from prle.paper.comparisons import (
     masked_cells,
     mean_interval,
     mean_over_subsets,
+    needed_text,
     paper_tests,
     score_cells,
     split_subsets,
@@ -42,7 +43,7 @@ from prle.paper.comparisons import (
 from ..lab.configs import Zoo
 from ..data.crops import read_mask
 from ..data.manifest import fold_count, manifest_root
-from ..metrics import MARGIN, Estimate, plan_experiment, verdict
+from ..metrics import MARGIN, Estimate, verdict
 from .efficiency import Measured, efficiency, read_throughput, static_run
 from prle.paper.exhibits import (
     SEEDS,
@@ -887,17 +888,12 @@ def _values_of(group: int, values: Values) -> Values:
 # %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-66
 def _needs(lab: Lab, row: dict) -> str:  # "" for what is decided, or whose noise is not known
     "Say how many seeds and people would decide about an undecided difference."
-    e, noise = row["estimate"], row["estimate"].spread
-    if row["verdict"] != "undecided" or not noise.variance > 0:
+    e = row["estimate"]
+    if row["verdict"] != "undecided" or not e.spread.variance > 0:
         return ""
-    if np.isnan(noise.seed_variance):
-        return "2 seeds or more"
     folds = fold_count(lab.manifest)
     people = lab.manifest.identity.nunique() if folds > 1 else round(e.people)
-    seeds, people = plan_experiment(noise, MARGIN, people, folds)
-    if seeds <= e.seeds and people <= e.people:
-        seeds, people = plan_experiment(noise, max(abs(e.value), MARGIN / 4), people, folds)
-    return f"{seeds} seeds, {people} people"
+    return needed_text(e, people, folds)
 
 # %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-67
 def claims(

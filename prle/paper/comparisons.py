@@ -6,8 +6,9 @@
 __all__ = ['PRIMARY', 'AS_PUBLISHED', 'LOW', 'HIGH', 'PLAIN_AND_PRLE', 'OURS', 'BASELINES', 'FIGURE8_ALPHAS', 'mean_interval',
            'gaps', 'Arm', 'Variant', 'arms_of', 'choose_backbones', 'estimate_sums', 'estimate_of', 'estimate_each',
            'split_keys', 'target_cells', 'score_cells', 'reals_and', 'split_subsets', 'compare', 'main_contrasts',
-           'power_text', 'paper_names', 'paper_tests', 'paper_numbers', 'add_paper', 'masked_scores', 'masked_cells',
-           'mean_over_subsets', 'masked_accuracy', 'wanted_statistics', 'read_mask_sizes', 'control_cells']
+           'power_text', 'needed_text', 'contrast_fact', 'read_contrast', 'paper_names', 'paper_tests', 'paper_numbers',
+           'add_paper', 'masked_scores', 'masked_cells', 'mean_over_subsets', 'masked_accuracy', 'wanted_statistics',
+           'read_mask_sizes', 'control_cells']
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-2
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,16 +17,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from ..core import shortened
 from ..lab.configs import PUBLISHED, FusionConfig, Zoo
 from .exhibits import Cells, Gap, Values, seed_range
 from ..lab.experiments import Lab, Run, Wanted, read_scores
 from prle.metrics import (
+    MARGIN,
     Estimate,
     Spread,
     as_statistic,
     detectable,
     estimate_spread,
     overlap,
+    plan_experiment,
     resamples,
 )
 from .numbers import BACKBONES, CELL_COLUMNS, SUBSETS, TARGET_SETS, paper_cells
@@ -429,7 +433,44 @@ def power_text(
         text += " With one seed the noise between trainings is not measured: this is for other people alone."
     return text
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-58
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-54
+def needed_text(
+    e: Estimate,  # an undecided difference
+    people: int,  # that there are
+    folds: int = 1,  # in which they are tested
+    difference: float = MARGIN,  # that would be seen, in points
+) -> str:  # "" if its noise is not known
+    "Say how many seeds and people would decide about a difference."
+    if not e.spread.variance > 0:
+        return ""
+    if np.isnan(e.seed_variance):
+        return "2 seeds or more"
+    seeds, wanted = plan_experiment(e.spread, difference, people, folds)
+    if seeds <= e.seeds and wanted <= e.people:
+        seeds, wanted = plan_experiment(e.spread, max(abs(e.value), MARGIN / 4), people, folds)
+    return f"{seeds} seeds, {wanted} people"
+
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-57
+def contrast_fact(
+    arm: str,  # as tables print it
+    than: str,  # what it is compared with
+    estimate: Estimate,  # of the difference
+) -> dict:  # of what JSON holds
+    "Return a difference as the provenance of a table has it; what is not known is left out."
+    numbers = {name: float(x) for name, x in estimate._asdict().items() if not np.isnan(x)}
+    return dict(arm=arm, than=than, **numbers)
+
+
+def read_contrast(
+    fact: dict,  # of a provenance file
+) -> Estimate:  # `ValueError` if it holds no difference
+    "Return the difference that `contrast_fact` wrote."
+    numbers = {name: fact[name] for name in Estimate._fields if name in fact}
+    if not all(isinstance(x, (int, float)) for x in numbers.values()):
+        raise ValueError(f"the provenance of a table holds no numbers: {shortened(str(numbers))}.")
+    return Estimate(**dict(value=np.nan, low=np.nan, high=np.nan) | numbers)
+
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-64
 BASELINES = {
     "MesoNet": "meso4",
     "Capsule": "capsule",
@@ -442,17 +483,17 @@ BASELINES = {
 }
 "The baselines of Table II: the paper's name, and the registry's."
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-59
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-65
 _STANDS_FOR = dict(zip(TARGETS, TARGET_SETS))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-60
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-66
 def paper_names(
     lab: Lab,  # whose target sets
 ) -> dict[str, str]:  # ours -> the paper's
     "Return the paper's name of the target set that each of ours stands for."
     return {ours: _STANDS_FOR.get(ours, ours) for ours in lab.targets}
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-61
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-67
 def paper_tests(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table
@@ -462,7 +503,7 @@ def paper_tests(
         return [s for s in SUBSETS if s in lab.subsets]
     return [t for t in TARGET_SETS if t in paper_names(lab).values()]
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-62
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-68
 def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
     "Return the paper's cells of some tests, with their mean instead of the printed one."
     given = given[given.test.isin(tests)]
@@ -470,7 +511,15 @@ def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
     mean = groups.paper.agg(lambda numbers: numbers.mean(skipna=False))
     return pd.concat([given, mean.assign(test="AVG")])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-63
+
+def _with_unseen(given: pd.DataFrame) -> pd.DataFrame:
+    "Add the means of the paper's cells over the manipulations that a row was not trained on."
+    unseen = given[~given.test.isin(["AVG"]) & (given.test != given.train)]
+    groups = unseen.groupby(["backbone", "arm", "train", "measure"], as_index=False, sort=False)
+    mean = groups.paper.agg(lambda numbers: numbers.mean(skipna=False))
+    return pd.concat([given, mean.assign(test="unseen")])
+
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-69
 def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
     "Add the differences to the first arm of each backbone and training."
     keys = ["backbone", "train", "test", "measure"]
@@ -479,23 +528,25 @@ def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
     change = both.assign(arm=both.arm + " - " + both.arm_first, paper=both.paper - both.paper_first)
     return pd.concat([given, change[given.columns]])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-64
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-70
 def paper_numbers(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table, 2 to 7
 ) -> pd.DataFrame:  # `CELL_COLUMNS` and paper
-    "Return the paper's numbers, averages and differences under our names."
+    "Return the paper's numbers, averages and differences under our names; of Table III the means over unseen too."
     given, tests = paper_cells(number), paper_tests(lab, number)
     printed = number <= 3 and len(tests) == len(SUBSETS if number == 3 else TARGET_SETS)
     if not printed:
         given = _with_averages(given, tests)  # the paper prints no average, or one of other tests
+    if number == 3:
+        given = _with_unseen(given)
     given = _with_differences(given).assign(backbone=lambda rows: rows.backbone.replace(BASELINES))
     if number == 3:
         return given
     ours = {theirs: name for name, theirs in paper_names(lab).items()}
     return given.assign(test=given.test.replace(ours))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-65
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-71
 def add_paper(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table, 2 to 7
@@ -504,11 +555,11 @@ def add_paper(
     "Add the paper's numbers to ours; NaN where it has none."
     return rows.merge(paper_numbers(lab, number), on=CELL_COLUMNS, how="left")
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-67
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-73
 FIGURE8_ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 "The shares of the attended pixels that Figure 8 masks."
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-68
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-74
 def masked_scores(
     subset: str,  # manipulation that detector and zoo are trained on, and whose fakes are scored
     seed: int,  # of both
@@ -525,7 +576,7 @@ def masked_scores(
 
     return Wanted(ask, lambda run: reals_and(subset, read_scores(run)))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-69
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-75
 def masked_cells(
     lab: Lab,  # its manipulations
     seeds: int,  # trainings
@@ -540,7 +591,7 @@ def masked_cells(
             cells[subset, alpha] = wanted
     return cells
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-70
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-76
 def mean_over_subsets(
     subsets: Sequence[str],  # manipulations
     weights: dict[float, float],  # alpha -> weight
@@ -548,7 +599,7 @@ def mean_over_subsets(
     "Return the weights of a sum over alpha of the mean over manipulations."
     return {(s, alpha): weight / len(subsets) for alpha, weight in weights.items() for s in subsets}
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-71
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-77
 def masked_accuracy(
     values: Values,  # of `masked_cells`
 ) -> pd.DataFrame:  # subset ("mean": over all), alpha, value, low, high in per cent, note
@@ -560,7 +611,7 @@ def masked_accuracy(
     found = estimate_sums(values, dict.fromkeys(values, "acc"), sums)
     return split_keys(found[_SHOWN], ["subset", "alpha"])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-74
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-80
 def wanted_statistics(
     zoo: Zoo,  # whose training maps are measured
     read: Callable[[Run], pd.DataFrame],  # what is wanted of them
@@ -568,7 +619,7 @@ def wanted_statistics(
     "Declare the statistics of a zoo's maps."
     return Wanted(lambda lab: lab.statistics(zoo), read)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-75
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-81
 def read_mask_sizes(
     run: Run,  # from `Lab.statistics`
 ) -> pd.DataFrame:  # label, identity, share: of the face that is attended, in [0, 1]
@@ -576,7 +627,7 @@ def read_mask_sizes(
     shares = read_table(run_file(run.path, "shares.parquet"))
     return shares.rename(columns={"above 0": "share"})
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-76
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-82
 def control_cells(
     lab: Lab,  # its manipulations
     seeds: int,  # trainings

@@ -24,7 +24,14 @@ from ..lab.experiments import Lab, Run, Wanted, quantile_folder
 from ..mini.controls import PLACES, build_controls
 from ..metrics import is_equivalent
 from .comparisons import AS_PUBLISHED, PRIMARY, Arm, Variant
-from .comparisons import estimate_of, estimate_sums, gaps, split_keys, split_subsets
+from prle.paper.comparisons import (
+    contrast_fact,
+    estimate_of,
+    estimate_sums,
+    gaps,
+    split_keys,
+    split_subsets,
+)
 from prle.paper.exhibits import (
     Cells,
     Exhibit,
@@ -308,6 +315,13 @@ def control_table(
 TRAININGS = Parameter("trainings", 3, "seeds behind every number of the controls")
 
 
+def _contrasts(rows: pd.DataFrame) -> list[dict]:
+    "Return what each arm gains on average, for the provenance of the table."
+    gains = rows[(rows.train == "places") & (rows.what == "gain") & (rows.note == "")]
+    names = {variant.name: variant.shown for variant in READINGS}
+    return [contrast_fact(names[r.arm], "plain", estimate_of(r)) for r in gains.itertuples()]
+
+
 @declare
 class Controls(Exhibit):
     "What masks gain where they must help, and where they cannot."
@@ -338,7 +352,8 @@ class Controls(Exhibit):
             f"no mask should matter: equivalent means that the 90% interval lies within 2 points. {about}{gaps(rows)}"
         )
         shown = control_table(rows, mask_numbers(values), READINGS)
-        yield TablePart("controls", rows, shown, caption)
+        facts = dict(contrasts=_contrasts(rows))
+        yield TablePart("controls", rows, shown, caption, facts)
 
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-32
 def _open_controls(faces: str | Path | None, preset: str, outputs: Path) -> Lab:

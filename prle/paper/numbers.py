@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SUBSETS', 'TARGET_SETS', 'BACKBONES', 'FIGURE6', 'STATIC_SPEED', 'USER_STUDY', 'CELL_COLUMNS', 'COLUMN_WIDTH',
            'PAGE_WIDTH', 'paper_table', 'paper_cells', 'damaged_rows', 'unverified_averages', 'legible_text', 'Check',
-           'consistency', 'interval', 'describe', 'side_by_side', 'markdown_text', 'latex_text', 'latex_table',
-           'write_table', 'write_figure', 'changed_files', 'use_paper_style', 'show_image']
+           'consistency', 'interval', 'describe', 'beside', 'side_by_side', 'markdown_text', 'latex_text',
+           'latex_table', 'write_table', 'write_figure', 'changed_files', 'use_paper_style', 'show_image']
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-2
 import re
@@ -505,9 +505,12 @@ def interval(
     value: float,  # in per cent
     low: float,  # end of its interval
     high: float,  # end of its interval
+    sign: str = "",  # "+": of a difference, which shows its sign
 ) -> str:  # "68.3 [64.1, 72.0]"; "gap" for NaN
     "Format a number with its 95% interval, as tables do."
-    return "gap" if pd.isna(value) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    if pd.isna(value):
+        return "gap"
+    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-44
 def _faces_text(by_seed: list[pd.DataFrame], of: str = "") -> str:
@@ -568,56 +571,72 @@ def describe(
     return f"Preset {lab.name}{note}: faces of {lab.preset.size} pixels; {networks}; {'; '.join(parts)}."
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-50
-def _is_best(rows: pd.DataFrame, column: str, groups: list[str]) -> pd.Series:
+def _is_change(rows: pd.DataFrame) -> pd.Series:
+    "Tell which numbers are differences of two arms."
+    return rows.arm.str.contains(" - ", regex=False)
+
+
+def _is_best(rows: pd.DataFrame, groups: list[str]) -> pd.Series:
     "Tell whether each number is the largest of its group; differences do not count."
-    plain = ~rows.arm.str.contains(" - ")
-    numbers = rows[column].where(plain)
+    numbers = rows.value.where(~_is_change(rows))
     largest = numbers.groupby([rows[group] for group in groups]).transform("max")
-    return plain & (rows[column] == largest)
-
-
-def _bold(texts: Iterable[str], best: Iterable[bool]) -> list[str]:
-    "Mark the best texts with `**`."
-    return [f"**{text}**" if text and is_best else text for text, is_best in zip(texts, best)]
+    return numbers == largest
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-51
-def _paper_text(r) -> str:
-    "Format the paper's number; a difference with its sign."
-    if pd.isna(r.paper):
-        return ""
-    return f"{r.paper:+.2f}" if " - " in r.arm else f"{r.paper:.2f}"
+def beside(
+    ours: str,  # a number
+    paper: str,  # the paper's; "": it has none
+) -> str:  # "68.3 [64.1, 72.0] *67.12*"
+    "Put the paper's number beside ours; `*` marks small."
+    return f"{ours} *{paper}*" if paper else ours
 
 
-def _off_text(r) -> str:
-    "Format the difference of our number to the paper's."
-    off = r.value - r.paper
-    return "" if pd.isna(off) else f"{off:+.1f}"
+def _cell_texts(
+    rows: pd.DataFrame,  # value, low, high, paper
+    best: Iterable[bool],  # which are bold
+    sign: str = "",  # "+": they are differences
+) -> list[str]:
+    "Format our numbers, each with the paper's."
+    texts = []
+    for r, is_best in zip(rows.itertuples(), best):
+        ours = interval(r.value, r.low, r.high, sign)
+        paper = "" if pd.isna(r.paper) else f"{r.paper:{sign}.2f}"
+        texts.append(beside(f"**{ours}**" if is_best else ours, paper))
+    return texts
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-52
 def side_by_side(
     rows: pd.DataFrame,  # `CELL_COLUMNS` and value, low, high; paper: the paper's number
     best: Sequence[str] = ("backbone", "train"),  # columns within whose groups the best is bold
     heads: Sequence[str] = ("backbone", "arm"),  # columns that name a row of the table
-) -> pd.DataFrame:  # heads, "" (ours, paper, ours - paper), and a column a test
-    "Format a table for readers, ours above the paper's; `**` marks bold."
+) -> pd.DataFrame:  # heads, a column a test, and the change of the last one
+    "Format a table for readers, the paper's numbers beside ours; `**` marks bold, `*` small."
     several = rows.measure.nunique() > 1
     rows = rows.assign(column=rows.test + " " + rows.measure if several else rows.test)
-    groups, lines = [*best, "column"], list(rows.itertuples())
-    ours = _bold([interval(r.value, r.low, r.high) for r in lines], _is_best(rows, "value", groups))
-    paper = _bold([_paper_text(r) for r in lines], _is_best(rows, "paper", groups))
-    off = [_off_text(r) for r in lines]
-    return _stack(rows.assign(**{"ours": ours, "paper": paper, "ours - paper": off}), list(heads))
+    change, order = _is_change(rows), list(rows["column"].unique())
+    plain = rows[~change]
+    texts = _cell_texts(plain, _is_best(plain, [*best, "column"]))
+    shown = _spread(plain.assign(text=texts), list(heads), order)
+    last = rows[change & (rows["column"] == order[-1])]
+    if last.empty:
+        return shown
+    changes = dict(zip(_row_keys(last, heads), _cell_texts(last, [False] * len(last), "+")))
+    texts = [changes.get(key, "") for key in _row_keys(shown, heads)]
+    return shown.assign(**{f"change, {order[-1]}": texts})
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-53
-def _stack(rows: pd.DataFrame, heads: list[str]) -> pd.DataFrame:
-    "Put ours, the paper's, and their difference on separate rows; empty rows are left out."
-    order, shown = rows["column"].unique(), []
+def _row_keys(rows: pd.DataFrame, heads: Sequence[str]) -> list[tuple]:
+    "Return what names the row of each number; a difference stands in the row of its first arm."
+    arms = rows.assign(arm=rows.arm.str.split(" - ", regex=False).str[0])
+    return list(arms[list(heads)].itertuples(index=False, name=None))
+
+
+def _spread(rows: pd.DataFrame, heads: list[str], order: list[str]) -> pd.DataFrame:
+    "Put the texts of a row of the table beside each other."
+    shown = []
     for key, group in rows.groupby(heads, sort=False):
-        for kind in ("ours", "paper", "ours - paper"):
-            cells = group.set_index("column")[kind].reindex(order, fill_value="")
-            if kind != "ours" and (cells == "").all():
-                continue
-            shown.append({**dict(zip(heads, key)), "": kind, **cells})
+        cells = group.set_index("column").text.reindex(order, fill_value="")
+        shown.append({**dict(zip(heads, key)), **cells})
     return pd.DataFrame(shown)
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-57
@@ -646,15 +665,17 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
 }
+_SMALL = re.compile(r"\*(?=\S)([^*]+)(?<=\S)\*")
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-60
 def latex_text(
-    text: str,  # of a cell or caption; `**` marks bold
+    text: str,  # of a cell or caption; `**` marks bold, `*` small
 ) -> str:
     "Escape text for LaTeX, on one line."
     escaped = "".join(_LATEX.get(c, c) for c in " ".join(str(text).split()))
     parts = escaped.split("**")
     bold = "".join(rf"\textbf{{{part}}}" if i % 2 else part for i, part in enumerate(parts))
+    bold = _SMALL.sub(r"{\\scriptsize \1}", bold)
     return (
         "{}" + bold if bold.startswith(("[", "*")) else bold
     )  # after a row's end these would be its options
@@ -668,24 +689,44 @@ def _column_format(cells: pd.Series) -> str:
     longest = cells.map(lambda cell: len(str(cell))).max()
     return "p{4cm}" if longest > _LINE else "l"
 
+
+def _repeats(shown: pd.DataFrame) -> pd.DataFrame:  # of bool
+    "Tell which cells say what the cell above says, as all cells to their left do."
+    return shown.eq(shown.shift()).cumprod(axis=1).astype(bool)
+
+
+def _ruled(text: str, starts: Sequence[bool]) -> str:
+    "Put a rule above those rows of a LaTeX table that begin a group."
+    lines = text.splitlines()
+    body = [k for k, line in enumerate(lines) if line.endswith(r"\\")][-len(starts) :]
+    for k, start in zip(body, starts):
+        if start:
+            lines[k] = "\\midrule\n" + lines[k]
+    return "\n".join(lines) + "\n"
+
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-62
 def latex_table(
     shown: pd.DataFrame,  # as people read it
     caption: str,
     label: str,  # for \ref
 ) -> str:
-    "Return a table with the rules of booktabs: a float, or a longtable if it may not fit on a page."
-    text = shown.rename(columns=latex_text).map(latex_text)
+    """Return a table with the rules of booktabs: a float, or a longtable if it may not fit on a page.
+
+    Names that a row shares with the one above it are left out, and a rule stands between the groups that they make."""
+    repeats = _repeats(shown)
+    text = shown.rename(columns=latex_text).map(latex_text).mask(repeats.to_numpy(), "")
     place = dict(environment="longtable") if len(text) > _PAGE_ROWS else dict(position="t")
     columns = "".join(_column_format(shown.iloc[:, i]) for i in range(len(text.columns)))
     plain = text.style.hide(axis="index")
-    return plain.to_latex(
+    table = plain.to_latex(
         hrules=True,
         caption=latex_text(caption),
         label=f"tab:{label}",
         column_format=columns,
         **place,
     )
+    first = repeats.iloc[:, 0]
+    return _ruled(table, [first.any() and not same for same in first[1:]])
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-64
 def _write_note(lab: Lab, path: Path, files: Sequence[Path], **facts):

@@ -32,6 +32,7 @@ from prle.paper.comparisons import (
     arms_of,
     choose_backbones,
     compare,
+    contrast_fact,
     gaps,
     main_contrasts,
     mean_interval,
@@ -282,16 +283,28 @@ class ArmExhibit(Exhibit):
 
     def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
         "Compare the arms."
-        return compare(scores_of(values), self.measures)
+        return compare(self.measured(lab, values), self.measures)
 
     def leaks(self, values: Values) -> str:
         "Say what the masks of each arm tell of the label, for the caption."
         return leak_text(values, {v.name: v.shown for v in self.variants})
 
+    def measured(self, lab: Lab, values: Values) -> Values:
+        "Return the scores of each arm on each test."
+        return scores_of(values)
+
     def power(self, lab: Lab, values: Values) -> str:
         "Say what the comparison with the first arm could have seen, for the caption."
         names = {v.name: v.shown for v in self.variants}
-        return power_text(main_contrasts(scores_of(values)), names)
+        return power_text(main_contrasts(self.measured(lab, values)), names)
+
+    def contrasts(self, lab: Lab, values: Values) -> list[dict]:
+        "Return what each arm changes on average, by the names that tables print, as JSON holds it."
+        names, found = {v.name: v.shown for v in self.variants}, []
+        for arm, estimate in main_contrasts(self.measured(lab, values)).items():
+            one, other = [names.get(name, name).removeprefix("+ ") for name in arm.split(" - ")]
+            found.append(contrast_fact(one, other, estimate))
+        return found
 
     def about(
         self, lab: Lab, seeds: int, rows: pd.DataFrame, on: Sequence[str] = ("targets",)
@@ -300,6 +313,12 @@ class ArmExhibit(Exhibit):
         return describe(lab, seeds, list(dict.fromkeys(rows.backbone)), on) + gaps(rows)
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-25
+_LAYOUT = (
+    "Small beside ours stands the paper's number; the last column is the change against the first "
+    "training of the group, paired."
+)
+
+
 class ArmTable(ArmExhibit):
     "A table of arms beside the paper's numbers."
 
@@ -318,33 +337,30 @@ class ArmTable(ArmExhibit):
         return add_paper(lab, self.number, super().rows(lab, values))
 
     def layout(self, lab: Lab, rows: pd.DataFrame) -> pd.DataFrame:  # `**` marks the best
-        "Format the rows as the paper does, ours above the paper's."
+        "Format the rows as the paper does, with the paper's numbers beside ours."
         return self.named(side_by_side(rows, self.best, list(self.heads)))
 
     def named(self, shown: pd.DataFrame) -> pd.DataFrame:
         "Replace names of baselines and arms by those that the paper prints."
         names = {v.name: v.shown for v in self.variants}
         paper = {ours: theirs for theirs, ours in BASELINES.items()}
-        arms = [_arm_text(arm, names) for arm in shown.arm]
-        return shown.assign(backbone=shown.backbone.replace(paper), arm=arms).reset_index(drop=True)
+        named = dict(backbone=shown.backbone.replace(paper), arm=shown.arm.replace(names))
+        return shown.assign(**named).reset_index(drop=True)
 
     def parts(
         self, lab: Lab, values: Values, seeds: int, **which
     ) -> Iterator[TablePart | FigurePart]:
         rows = self.rows(lab, values)
         about = self.about(lab, seeds, rows) + self.power(lab, values) + self.leaks(values)
-        caption = f"{self.caption} {about}"
-        yield TablePart(self.name, rows, self.layout(lab, rows), caption)
+        yield self.part(lab, values, rows, about)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-26
-def _arm_text(arm: str, names: dict[str, str]) -> str:
-    'Format an arm, or a difference of two: "+ PRLE", "PRLE - plain".'
-    first, *others = arm.split(" - ")
-    if not others:
-        return names.get(arm, arm)
-    return " - ".join(names.get(name, name).removeprefix("+ ") for name in (first, *others))
+    def part(self, lab: Lab, values: Values, rows: pd.DataFrame, about: str) -> TablePart:
+        "Return the table; its provenance has the mean change of each arm."
+        caption = f"{self.caption} {_LAYOUT} {about}"
+        facts = dict(contrasts=self.contrasts(lab, values))
+        return TablePart(self.name, rows, self.layout(lab, rows), caption, facts)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-29
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-27
 def _ranks(names: Iterable[str]) -> dict[str, int]:
     "Number names in their order, from 0."
     return {name: rank for rank, name in enumerate(names)}
@@ -357,12 +373,12 @@ def _augments(shown: pd.DataFrame) -> list[str]:
         given[BASELINES.get(r.backbone, r.backbone), r.arm] = r.augments
     return [given.get(row, "") for row in zip(shown.backbone, shown.arm)]
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-30
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-28
 _DETECTORS = Parameter(
     "detectors", None, 'list of the paper\'s baselines, e.g. ["RFM"]; None: all eight'
 )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-31
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-29
 @declare
 class Table2(ArmTable):
     "Table II: training on all manipulations, test on three other data sets (Section IV-C1)."
@@ -394,10 +410,10 @@ class Table2(ArmTable):
         rows = rows.sort_values(columns, key=lambda names: names.map(ranks), kind="stable")
         shown = side_by_side(rows, self.best, list(self.heads))
         shown.insert(2, "augments", _augments(shown))
-        of_arm = shown.arm.map(dict(none=0, primary=1, ours=2)).fillna(3).to_numpy()
+        of_arm = shown.arm.map(dict(none=0, primary=1, ours=2)).to_numpy()
         return self.named(shown.iloc[np.argsort(of_arm, kind="stable")])
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-33
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-31
 @declare
 class Table3(ArmTable):
     "Table III: training on one manipulation, test on all (Section IV-C2)."
@@ -419,11 +435,8 @@ class Table3(ArmTable):
     def scores(self, lab: Lab, seeds: int, **which) -> Cells:
         return score_cells(self.arms(lab, **which), seeds)
 
-    def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
-        return super().rows(lab, split_subsets(scores_of(values), lab.subsets))
-
-    def power(self, lab: Lab, values: Values) -> str:
-        return super().power(lab, split_subsets(scores_of(values), lab.subsets))
+    def measured(self, lab: Lab, values: Values) -> Values:
+        return split_subsets(scores_of(values), lab.subsets)
 
     def parts(
         self, lab: Lab, values: Values, seeds: int, **which
@@ -432,14 +445,14 @@ class Table3(ArmTable):
         rows = self.rows(lab, values)
         about = self.about(lab, seeds, rows, on=["test"]) + unverified_text(rows)
         about += self.power(lab, values) + self.leaks(values)
-        yield TablePart(self.name, rows, self.layout(lab, rows), f"{self.caption} {about}")
+        yield self.part(lab, values, rows, about)
         change = unseen_change(rows)
         caption = "Change of the mean AUC over unseen manipulations that PRLE makes."
         about = describe(lab, seeds, list(dict.fromkeys(rows.backbone)))
         text = change_text(change)
         yield FigurePart("table3_change", draw_change(change), f"{caption} {about}", extra=text)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-34
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-32
 def unverified_text(
     rows: pd.DataFrame,  # of Table III
 ) -> str:  # "" if there are none
@@ -457,7 +470,7 @@ def unverified_text(
     )
     return f"{told}{'; '.join(texts)}."
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-37
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-35
 _PRLE = {"primary": "as published", "ours": "in our reading"}
 
 
@@ -468,7 +481,7 @@ def unseen_change(
     changes = [f"{arm} - none" for arm in _PRLE]
     return rows[rows.arm.isin(changes) & (rows.test == "unseen") & (rows.note == "")]
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-38
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-36
 def change_text(
     change: pd.DataFrame,  # from `unseen_change`
 ) -> str:
@@ -487,7 +500,7 @@ def change_text(
         )
     return " ".join(texts).removesuffix(";") + "."
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-39
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-37
 def draw_change(
     change: pd.DataFrame,  # from `unseen_change`
 ) -> Figure:
@@ -514,7 +527,7 @@ def draw_change(
     axes[0].invert_yaxis()
     return figure
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-43
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-41
 LANDMARK = dict(mask="landmark", parts=("nose", "eyes", "mouth"))
 "Table IV's landmark masks."
 
@@ -539,7 +552,7 @@ def _areas(arms: pd.Series, values: Values) -> pd.Series:  # in per cent; NaN of
             found[name[1]] = 100 * cell[0]
     return arms.map(found).astype(float)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-45
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-43
 @declare
 class Table4(ArmTable):
     "Table IV: primary, random and landmark masks (Section IV-D1)."
@@ -572,12 +585,12 @@ class Table4(ArmTable):
     def layout(self, lab: Lab, rows: pd.DataFrame) -> pd.DataFrame:
         "Format the rows as the paper does, with the masked share of each arm."
         shown = side_by_side(rows, self.best, list(self.heads))
-        areas = shown.arm.map(dict(zip(rows.arm, rows.masked))).where(shown[""] == "ours")
+        areas = shown.arm.map(dict(zip(rows.arm, rows.masked)))
         texts = ["" if np.isnan(area) else f"{area:.1f}" for area in areas]
         shown.insert(2, "masked", texts)
         return self.named(shown)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-46
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-44
 @declare
 class Table5(ArmTable):
     "Table V: masks from neighbouring and from average fusion (Section IV-D2)."
@@ -594,7 +607,7 @@ class Table5(ArmTable):
         OURS,
     )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-47
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-45
 @declare
 class Table6(ArmTable):
     "Table VI: masks from a single detector (Section IV-D2)."
@@ -611,7 +624,7 @@ class Table6(ArmTable):
         OURS,
     )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-48
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-46
 @declare
 class Table7(ArmTable):
     "Table VII: training without dynamic exploitation (Section IV-D3)."
