@@ -50,7 +50,7 @@ def _option(name: str) -> str:  # "--zoo-seed"
     "Return the option of a parameter's name."
     return f"--{name.replace('_', '-')}"
 
-
+# %% ../nbs/11_cli.ipynb #11-cli-11
 def _argument(
     name: str,  # of the parameter
     p,  # what `docments(..., full=True)` says of it: docment, anno, default, kind
@@ -72,7 +72,7 @@ def _argument(
         settings["action"] = "append"
     return _option(name), settings | dict(required=needed)
 
-# %% ../nbs/11_cli.ipynb #11-cli-10
+# %% ../nbs/11_cli.ipynb #11-cli-12
 EXIT_CODES = """exit codes:
   0  all that was asked for is there
   1  a part of it failed, is missing or gave nothing; the output names it
@@ -80,7 +80,7 @@ EXIT_CODES = """exit codes:
 """
 "What every help ends with."
 
-# %% ../nbs/11_cli.ipynb #11-cli-11
+# %% ../nbs/11_cli.ipynb #11-cli-13
 class _Parser(ArgumentParser):
     "A parser whose help ends with a text that is made when it is asked for, and with the exit codes."
 
@@ -91,13 +91,13 @@ class _Parser(ArgumentParser):
         parts = [super().format_help(), *([self.epilogue()] if self.epilogue else []), EXIT_CODES]
         return "\n".join(parts)
 
-# %% ../nbs/11_cli.ipynb #11-cli-12
+# %% ../nbs/11_cli.ipynb #11-cli-14
 @lru_cache
 def _parameters(command) -> dict:
     "Return what `docments` says of a function's parameters; its source is read once."
     return docments(command, full=True, returns=False, eval_str=True)
 
-# %% ../nbs/11_cli.ipynb #11-cli-13
+# %% ../nbs/11_cli.ipynb #11-cli-15
 def add_command(
     parser: ArgumentParser,  # of the command
     command,  # the function
@@ -108,7 +108,7 @@ def add_command(
         word, settings = _argument(name, p)
         parser.add_argument(word, **settings)
 
-# %% ../nbs/11_cli.ipynb #11-cli-17
+# %% ../nbs/11_cli.ipynb #11-cli-19
 def adapter_options(
     *,
     compression: str | None = None,  # ff++, and its JSON: raw, c23 or c40
@@ -127,39 +127,46 @@ def adapter_options(
     given = {name: value for name, value in options.items() if value not in (None, False)}
     return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
 
-# %% ../nbs/11_cli.ipynb #11-cli-19
+# %% ../nbs/11_cli.ipynb #11-cli-21
 def _kind_of_folders(pictures: bool, frames: bool) -> str | None:
     "Return what the pictures of a folder are, as `prle.data.videos.list_videos` takes it."
     if pictures and frames:
         raise ValueError("--pictures and --frames exclude each other.")
     return "pictures" if pictures else "frames" if frames else None
 
-# %% ../nbs/11_cli.ipynb #11-cli-20
+# %% ../nbs/11_cli.ipynb #11-cli-22
 def _only(options: dict, known: tuple[str, ...], what: str) -> dict:
     "Return `options`; raise `ValueError` for one that is not in `known`."
     if wrong := [f"--{name}" for name in options if name not in known]:
         raise ValueError(f"{what} takes no {', '.join(wrong)}.")
     return options
 
-# %% ../nbs/11_cli.ipynb #11-cli-22
+# %% ../nbs/11_cli.ipynb #11-cli-24
 _MOST = 20
 "Problems that are shown; their number is told in any case."
 
-# %% ../nbs/11_cli.ipynb #11-cli-23
+# %% ../nbs/11_cli.ipynb #11-cli-25
+def _print_problems(problems, file):
+    "Print the first problems, as (path, reason), and how many more there are."
+    from prle.trust import shown_path
+
+    problems = list(problems)
+    for path, reason in problems[:_MOST]:
+        print(f"{shown_path(path)}: {reason}", file=file)
+    if len(problems) > _MOST:
+        print(f"... and {len(problems) - _MOST} more", file=file)
+
+# %% ../nbs/11_cli.ipynb #11-cli-27
 def _check_manifest(root: str) -> int:
     "Print the damaged crops of a manifest; exit code 1 if there are any."
     from prle.data.manifest import check_crops
-    from prle.trust import shown_path
 
     bad, summary = check_crops(root)
-    for path, reason in bad[:_MOST].itertuples(index=False):
-        print(f"{shown_path(path)}: {reason}")
-    if len(bad) > _MOST:
-        print(f"... and {len(bad) - _MOST} more")
+    _print_problems(bad.itertuples(index=False), sys.stdout)
     print(summary, file=sys.stderr)
     return int(len(bad) > 0)
 
-# %% ../nbs/11_cli.ipynb #11-cli-24
+# %% ../nbs/11_cli.ipynb #11-cli-28
 @delegates(adapter_options)
 def check(
     name: str,  # ff++, dfdc, df-1.0, celeb-df or folder; or manifest
@@ -179,7 +186,7 @@ def check(
     print(report)
     return int(not report.complete)
 
-# %% ../nbs/11_cli.ipynb #11-cli-27
+# %% ../nbs/11_cli.ipynb #11-cli-31
 def _gave_nothing(out: Path) -> bool:
     "Say whether a folder of crops lists a video or picture that gave no face."
     from prle.trust import read_csv, read_table
@@ -190,7 +197,7 @@ def _gave_nothing(out: Path) -> bool:
     lost = dropped.loc[dropped.video != "", names].itertuples(index=False, name=None)
     return not made.issuperset(lost)
 
-# %% ../nbs/11_cli.ipynb #11-cli-28
+# %% ../nbs/11_cli.ipynb #11-cli-32
 @delegates(adapter_options)
 def faces(
     # videos, pictures, folders of them; or, with --root, a data set: ff++, dfdc, df-1.0, celeb-df, folder
@@ -240,7 +247,7 @@ def faces(
         crop_videos(videos, out, left=left_over(inputs), **settings)
     return int(_gave_nothing(Path(out)))
 
-# %% ../nbs/11_cli.ipynb #11-cli-30
+# %% ../nbs/11_cli.ipynb #11-cli-34
 @contextmanager
 def _about(file: str):
     "Add the file's name to a `ValueError` that does not hold it."
@@ -251,7 +258,7 @@ def _about(file: str):
             raise
         raise ValueError(f"{file}: {e}") from e
 
-# %% ../nbs/11_cli.ipynb #11-cli-31
+# %% ../nbs/11_cli.ipynb #11-cli-35
 def _check_target(out: Path):
     "Raise `FileExistsError` if something other than a manifest would be overwritten, `OSError` for a wrong place."
     from prle.data.manifest import read_manifest
@@ -266,7 +273,7 @@ def _check_target(out: Path):
         what_to_do = "name another file, or move it away."
         raise FileExistsError(f"{out} is there and no manifest; {what_to_do}") from e
 
-# %% ../nbs/11_cli.ipynb #11-cli-32
+# %% ../nbs/11_cli.ipynb #11-cli-36
 def _labels(words: tuple[str, ...] | None) -> dict[str, str]:
     "Parse NAME=SUBSET; raise `ValueError` for anything else."
     pairs = [word.rpartition("=") for word in words or ()]
@@ -274,13 +281,12 @@ def _labels(words: tuple[str, ...] | None) -> dict[str, str]:
         raise ValueError(f"--label takes NAME=real or NAME=MANIPULATION, not {wrong[0]!r}.")
     return {name: subset for name, _, subset in pairs}
 
-# %% ../nbs/11_cli.ipynb #11-cli-33
+# %% ../nbs/11_cli.ipynb #11-cli-37
 def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options: dict) -> int:
     "Write a manifest from DeepfakeBench's JSON or folders; exit code 1 if something is missing."
     from prle.data.deepfakebench import read_folders, read_json_dataset
     from prle.data.layouts import list_dataset
     from prle.data.manifest import SPLITS, write_manifest
-    from prle.trust import shown_path
 
     problems = []
     if inputs[0].endswith(".json"):
@@ -291,13 +297,12 @@ def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options:
         if "reals" in options:
             root = os.path.commonpath([os.path.abspath(root), os.path.abspath(options["reals"])])
         problems, (rows, missing) = listing.problems, read_folders(listing.videos, root)
-    for path, reason in [*problems, *missing.itertuples(index=False)][:_MOST]:
-        print(f"{shown_path(path)}: {reason}", file=sys.stderr)
+    _print_problems([*problems, *missing.itertuples(index=False)], sys.stderr)
     print(write_manifest(rows, out, root))
     print(f"{len(rows)} crops, {len(missing)} missing", file=sys.stderr)
     return int(len(missing) + len(problems) > 0)
 
-# %% ../nbs/11_cli.ipynb #11-cli-34
+# %% ../nbs/11_cli.ipynb #11-cli-38
 @delegates(adapter_options)
 def convert(
     inputs: list[str],  # JSON files, or a data set's name, or a manifest (.parquet)
@@ -328,7 +333,7 @@ def convert(
             raise ValueError(f"--root is missing: {what}.")
         return _from_deepfakebench(inputs, root, out, splits, options)
 
-# %% ../nbs/11_cli.ipynb #11-cli-35
+# %% ../nbs/11_cli.ipynb #11-cli-39
 def forge(
     *,
     # folder of photographs and videos, a sub-folder a person; default: the ORL faces
@@ -362,7 +367,7 @@ def forge(
     print(pd.concat(tables).to_string())
     return int(faces is not None and len(read_made(folder / "forge.json").get("lost", [])) > 0)
 
-# %% ../nbs/11_cli.ipynb #11-cli-37
+# %% ../nbs/11_cli.ipynb #11-cli-41
 def _name_plugins(paths: tuple[str, ...] | None):
     "Make the detectors of plugins known, to processes that the command starts too."
     from prle.detectors.plugins import name_plugin
@@ -370,7 +375,7 @@ def _name_plugins(paths: tuple[str, ...] | None):
     for path in paths or ():
         name_plugin(path)
 
-# %% ../nbs/11_cli.ipynb #11-cli-38
+# %% ../nbs/11_cli.ipynb #11-cli-42
 def open_lab(
     *,
     # size of the experiment: smoke, mini, paper, controls or controls-smoke; mini+paper, mini+release, paper+paper
@@ -389,7 +394,7 @@ def open_lab(
     _name_plugins(plugin)
     return Lab(preset, data, outputs)
 
-# %% ../nbs/11_cli.ipynb #11-cli-39
+# %% ../nbs/11_cli.ipynb #11-cli-43
 @delegates(open_lab)
 def reproduce(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -413,18 +418,18 @@ def reproduce(
     results = paper.reproduce(list(ids), **ways, **kwargs)
     return int(any(result != "done" for result in results.values()))
 
-# %% ../nbs/11_cli.ipynb #11-cli-40
+# %% ../nbs/11_cli.ipynb #11-cli-44
 def _notebook_parameters() -> str:
     "Return what `prle reproduce --help` ends with: the parameters that the notebooks have of their own."
     from prle.paper.reproduce import parameters_text
 
     return parameters_text()
 
-
+# %% ../nbs/11_cli.ipynb #11-cli-45
 EPILOGUES = dict(reproduce=_notebook_parameters)
 "What the help of a command ends with."
 
-# %% ../nbs/11_cli.ipynb #11-cli-41
+# %% ../nbs/11_cli.ipynb #11-cli-46
 @delegates(open_lab)
 def plan(
     # heads of notebook names, e.g. table3 figure; headline; all (default: headline)
@@ -445,7 +450,7 @@ def plan(
     print(plan_text(planned(wanted.store)))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-43
+# %% ../nbs/11_cli.ipynb #11-cli-48
 def _needed(outputs: Path) -> set[str]:
     """Return the runs that are needed: those recorded, and those that notebooks would request.
 
@@ -463,7 +468,7 @@ def _needed(outputs: Path) -> set[str]:
             needed.update(plan_notebooks(lab, list_notebooks(), full=True).store.names())
     return needed
 
-# %% ../nbs/11_cli.ipynb #11-cli-44
+# %% ../nbs/11_cli.ipynb #11-cli-49
 def _prune(outputs: Path, delete: bool) -> int:
     "Print the runs that nothing needs, and delete them if asked to."
     from prle.lab.administration import prune, runs_text, spared
@@ -482,7 +487,7 @@ def _prune(outputs: Path, delete: bool) -> int:
         )
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-45
+# %% ../nbs/11_cli.ipynb #11-cli-50
 def runs(
     # list, check, prune; or the name of a run, to be shown in full: why it was made, from what, by which code
     what: str = "list",
@@ -514,7 +519,7 @@ def runs(
     print(runs_text(found))
     return int(what == "check" and len(found) > 0)
 
-# %% ../nbs/11_cli.ipynb #11-cli-48
+# %% ../nbs/11_cli.ipynb #11-cli-53
 def _settings(words: list[str]) -> dict:
     "Parse NAME=VALUE, the value as YAML; raise `ValueError` for anything else."
     from prle.core import shortened
@@ -525,7 +530,7 @@ def _settings(words: list[str]) -> dict:
     pairs = [word.split("=", 1) for word in words]
     return {name: parse_yaml(value, f"--set {name}") for name, value in pairs}
 
-# %% ../nbs/11_cli.ipynb #11-cli-50
+# %% ../nbs/11_cli.ipynb #11-cli-55
 def _read_config(file: str, beside: list[str]):
     "Read what to train from a file; raise `ValueError` if anything was given beside it."
     from prle.lab.configs import RunConfig
@@ -536,7 +541,7 @@ def _read_config(file: str, beside: list[str]):
         raise ValueError(f"{file} says all about the training: {what_to_do}.")
     return config
 
-# %% ../nbs/11_cli.ipynb #11-cli-51
+# %% ../nbs/11_cli.ipynb #11-cli-56
 _CAM = dict(cam="method", explain="explain")
 "Option -> field of `prle.lab.configs.CamConfig`."
 
@@ -549,7 +554,7 @@ def _reading(options: dict) -> dict:  # fields of `prle.lab.configs.RunConfig`
     cam = {name: options[option] for option, name in _CAM.items() if option in options}
     return reading | dict(cam=replace(reading["cam"], **cam))
 
-
+# %% ../nbs/11_cli.ipynb #11-cli-58
 def _run_config(what: list[str], outputs: str | None, options: dict):
     "Return what `prle train` is to train, from a file or from the options that were given."
     if what[0].endswith((".yaml", ".yml", ".json")):
@@ -558,14 +563,23 @@ def _run_config(what: list[str], outputs: str | None, options: dict):
         known = "a configuration (.yaml or .json), or a detector and a manipulation"
         raise ValueError(f"what to train is {known}.")
     lab = open_lab(preset=options.get("preset", "mini"), data=options.get("data"), outputs=outputs)
-    settings = _settings(options.get("set", []))
+    settings = _reading(options) | _settings(options.get("set", []))
+    named = ("zoo_seed", "zoo_subset")
+    settings |= {name: options[name] for name in named if name in options}
     seed, mask = options.get("seed", 0), options.get("mask", "none")
-    settings = _reading(options) | settings
-    zoo = ("zoo_seed", "zoo_subset")
-    settings |= {name: options[name] for name in zoo if name in options}
     return lab.config(*what, seed=seed, mask=mask, **settings)
 
-# %% ../nbs/11_cli.ipynb #11-cli-52
+# %% ../nbs/11_cli.ipynb #11-cli-61
+def _train(lab, config):
+    "Train what a configuration says; it is recorded before, so that nobody prunes what is being made."
+    from prle.lab.administration import record_runs
+
+    dry = lab.dry()
+    planned = dry.train(config)
+    record_runs(lab.outputs, f"train-{planned.path.name}", dry.store.names())
+    return lab.train(config)
+
+# %% ../nbs/11_cli.ipynb #11-cli-62
 @delegates(open_lab)
 def train(
     # a configuration (.yaml or .json); or a detector and a manipulation: Xception DF
@@ -597,7 +611,6 @@ def train(
     from prle.core import log
     from prle.lab.apply import evaluation
     from prle.lab.experiments import Lab, read_scores
-    from prle.lab.administration import record_runs
 
     _name_plugins(kwargs.get("plugin"))
     outputs = kwargs.get("outputs")
@@ -612,17 +625,12 @@ def train(
     given = {name: value for name, value in options.items() if value is not None}
     config = _run_config(what, outputs, given)
     ways = dict(processes=processes, track=track)
-    lab = Lab(config.preset, config.data or None, outputs, **ways)
-    dry = lab.dry()
-    planned = dry.train(config)
-    # before the training, so that nobody prunes what is being made
-    record_runs(lab.outputs, f"train-{planned.path.name}", dry.store.names())
-    run = lab.train(config)
+    run = _train(Lab(config.preset, config.data or None, outputs, **ways), config)
     log.info(f"trained: {run.path}")
     print(evaluation(read_scores(run)).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-54
+# %% ../nbs/11_cli.ipynb #11-cli-64
 def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: str, draws: int):
     "Audit masks in a folder; raise `ValueError` without a manifest of their faces."
     from prle.data.manifest import read_manifest, select
@@ -633,7 +641,7 @@ def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: s
     rows = select(read_manifest(manifest), split, None if subset == "all" else subset)
     return audit_folder(masks, rows, draws)
 
-# %% ../nbs/11_cli.ipynb #11-cli-55
+# %% ../nbs/11_cli.ipynb #11-cli-65
 def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
     "Audit the masks of a training; raise `ValueError` without a manipulation."
     from prle.lab.administration import record_runs
@@ -649,7 +657,7 @@ def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
     record_runs(lab.outputs, f"audit-{planned.path.name}", dry.store.names())
     return read_audit(audit(lab, config, split, draws))
 
-# %% ../nbs/11_cli.ipynb #11-cli-56
+# %% ../nbs/11_cli.ipynb #11-cli-66
 def _check_figure(path: str | None):
     "Raise `OSError` or `ValueError` if a picture cannot be drawn into a file."
     from matplotlib.figure import Figure
@@ -662,7 +670,7 @@ def _check_figure(path: str | None):
         check_choice(Path(path).suffix.lower().lstrip(".") or "png", kinds, "kind of picture")
         check_destination(path)
 
-# %% ../nbs/11_cli.ipynb #11-cli-57
+# %% ../nbs/11_cli.ipynb #11-cli-67
 @delegates(open_lab)
 def audit(
     *,
@@ -699,7 +707,7 @@ def audit(
         draw_audit(found).savefig(figure, dpi=150)
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-59
+# %% ../nbs/11_cli.ipynb #11-cli-69
 def controls(
     *,
     # folder of photographs and videos, a sub-folder a person; default: the ORL faces
@@ -716,7 +724,7 @@ def controls(
     print(made.paths[0].read_text(encoding="utf-8"))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-60
+# %% ../nbs/11_cli.ipynb #11-cli-70
 def _find_detector(name: str, outputs: str | None) -> Path:
     "Find the folder of a detector's run."
     from prle.core import outputs_dir
@@ -729,7 +737,7 @@ def _find_detector(name: str, outputs: str | None) -> Path:
         )
     return find_run(Path(outputs or outputs_dir()) / "runs", name, "detectors")
 
-# %% ../nbs/11_cli.ipynb #11-cli-61
+# %% ../nbs/11_cli.ipynb #11-cli-71
 def open_detector(
     name: str,  # of the run, as `prle runs` prints it, or its folder
     *,
@@ -745,7 +753,7 @@ def open_detector(
     _name_plugins(plugin)
     return reopen(_find_detector(name, outputs), data, outputs=outputs)
 
-# %% ../nbs/11_cli.ipynb #11-cli-62
+# %% ../nbs/11_cli.ipynb #11-cli-72
 @delegates(open_detector)
 def export(
     name: str,  # of the run, as `prle runs` prints it, or its folder
@@ -765,7 +773,7 @@ def export(
     print(export_detector(lab, run, out, licence, format))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-63
+# %% ../nbs/11_cli.ipynb #11-cli-73
 def _open_model(
     name: str, data: str | None = None, plugin: tuple[str, ...] | None = None, **kwargs
 ):
@@ -778,15 +786,15 @@ def _open_model(
     _only({} if data is None else dict(data=data), (), "an exported detector")
     return open_exported(name)
 
-# %% ../nbs/11_cli.ipynb #11-cli-64
+# %% ../nbs/11_cli.ipynb #11-cli-74
 def _needed_option(name: str, value: str | None, what: str) -> str:
     "Return an option; raise `ValueError` if it was not given."
     if value is None:
         raise ValueError(f"{_option(name)} is missing: {what}.")
     return value
 
-# %% ../nbs/11_cli.ipynb #11-cli-65
-def _exported_evaluation(folder: str, data: str | None, on: str):
+# %% ../nbs/11_cli.ipynb #11-cli-75
+def _exported_evaluation(folder: str, data: str | None, on: str, **kwargs):
     "Return what an exported detector reached in its lab, or reaches on other data."
     from prle.lab.apply import evaluation
     from prle.lab.export import exported_scores, open_exported
@@ -798,7 +806,21 @@ def _exported_evaluation(folder: str, data: str | None, on: str):
         raise ValueError(f"--data is missing: where the faces of {on} lie.")
     return model.measured
 
-# %% ../nbs/11_cli.ipynb #11-cli-66
+# %% ../nbs/11_cli.ipynb #11-cli-77
+def _run_evaluation(name: str, data: str | None, on: str, **kwargs):
+    "Return what a run's detector reached, or reaches on other data or on a target set."
+    from prle.lab.apply import evaluation, open_run, scores_on
+    from prle.lab.experiments import read_scores
+
+    outputs = kwargs.get("outputs")
+    if data is not None:
+        return evaluation(scores_on(_find_detector(name, outputs), data, on, outputs=outputs))
+    if on == "test":  # the run itself holds these scores, so its data need not be there
+        return evaluation(read_scores(open_run(_find_detector(name, outputs))))
+    lab, run = open_detector(name, **kwargs)
+    return evaluation(lab.scores(run, on))
+
+# %% ../nbs/11_cli.ipynb #11-cli-78
 def _shown(table):
     "Return scores without the columns that say nothing."
     empty = [name for name in ("calibrated", "threshold", "above") if table[name].isna().all()]
@@ -806,7 +828,7 @@ def _shown(table):
     empty += ["detector"] if table.detector.nunique() < 2 else []
     return table.drop(columns=empty)
 
-# %% ../nbs/11_cli.ipynb #11-cli-67
+# %% ../nbs/11_cli.ipynb #11-cli-79
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -834,7 +856,7 @@ def localize(
     print(lab.attention(run, split, subset, read).path / "maps.npy")
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-68
+# %% ../nbs/11_cli.ipynb #11-cli-80
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -846,26 +868,14 @@ def evaluate(
     **kwargs,
 ) -> int:  # exit code
     "Print a trained detector's AUC and accuracy, with intervals."
-    from prle.lab.apply import evaluation, open_run, scores_on
-    from prle.lab.experiments import read_scores
     from prle.lab.export import is_exported
 
     _name_plugins(kwargs.get("plugin"))
-    outputs = kwargs.get("outputs")
-    if is_exported(name):
-        print(_exported_evaluation(name, data, on).to_string(index=False, float_format="%.1f"))
-        return 0
-    if data is not None:
-        scores = scores_on(_find_detector(name, outputs), data, on, outputs=outputs)
-    elif on == "test":  # the run itself holds these scores, so its data need not be there
-        scores = read_scores(open_run(_find_detector(name, outputs)))
-    else:
-        lab, run = open_detector(name, **kwargs)
-        scores = lab.scores(run, on)
-    print(evaluation(scores).to_string(index=False, float_format="%.1f"))
+    reached = _exported_evaluation if is_exported(name) else _run_evaluation
+    print(reached(name, data, on, **kwargs).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-69
+# %% ../nbs/11_cli.ipynb #11-cli-81
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -911,7 +921,7 @@ def predict(
     log.info("\n".join(filter(None, (left_text(left_over(inputs)), told))))
     return int(failed > 0)
 
-# %% ../nbs/11_cli.ipynb #11-cli-71
+# %% ../nbs/11_cli.ipynb #11-cli-83
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -931,7 +941,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/11_cli.ipynb #11-cli-72
+# %% ../nbs/11_cli.ipynb #11-cli-84
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -945,7 +955,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/11_cli.ipynb #11-cli-73
+# %% ../nbs/11_cli.ipynb #11-cli-85
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -954,7 +964,7 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/11_cli.ipynb #11-cli-78
+# %% ../nbs/11_cli.ipynb #11-cli-90
 @contextmanager
 def _streams():
     "Send messages to stderr, apart from the result, and write out what a stream has no letters for."
@@ -971,7 +981,7 @@ def _streams():
         log.handlers[:] = handlers
         log.setLevel(level)
 
-# %% ../nbs/11_cli.ipynb #11-cli-79
+# %% ../nbs/11_cli.ipynb #11-cli-91
 def _came_late(error: Exception) -> bool:
     "Say whether an error ended work that was under way: it found nothing, or the disk is full."
     from prle.core import is_full
@@ -979,7 +989,21 @@ def _came_late(error: Exception) -> bool:
 
     return isinstance(error, NothingFound) or is_full(error)
 
-# %% ../nbs/11_cli.ipynb #11-cli-80
+# %% ../nbs/11_cli.ipynb #11-cli-93
+def _failure(error: RuntimeError) -> str:
+    "Say why a run failed, or that memory was short; raise any other error, which is a fault of this code."
+    from torch import OutOfMemoryError
+
+    from prle.lab.store import RunFailed
+    from prle.trust import one_line
+
+    if isinstance(error, OutOfMemoryError):
+        return one_line(error)
+    if isinstance(error, RunFailed):
+        return str(error)
+    raise error
+
+# %% ../nbs/11_cli.ipynb #11-cli-95
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument
@@ -994,13 +1018,5 @@ def main(
         print(f"prle: {e}", file=sys.stderr)
         return 1 if _came_late(e) else 2
     except RuntimeError as e:
-        from torch import OutOfMemoryError
-
-        from prle.lab.store import RunFailed
-        from prle.trust import one_line
-
-        if not isinstance(e, RunFailed | OutOfMemoryError):
-            raise
-        text = one_line(e) if isinstance(e, OutOfMemoryError) else e
-        print(f"prle: {text}", file=sys.stderr)
+        print(f"prle: {_failure(e)}", file=sys.stderr)
         return 1

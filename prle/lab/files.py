@@ -67,7 +67,7 @@ COLUMNS = (
 )
 "What is told of a person in a file by a detector."
 
-
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-8
 def _row(file: str | Path, detector: str, note: str = "", **known) -> dict:
     "Return a row of `predict_files`."
     counts = dict.fromkeys(("people", "person", "frames", "faces"), 0)
@@ -75,7 +75,7 @@ def _row(file: str | Path, detector: str, note: str = "", **known) -> dict:
     row = dict(file=path_text(file), detector=detector) | counts | numbers | dict(picture="")
     return row | known | dict(note=note)
 
-# %% ../../nbs/lab/14_files.ipynb #lab-14-files-9
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-10
 def _numbers(model: Exported, p_fake: np.ndarray) -> dict:
     "Summarize the scores of a person's frames."
     numbers = dict(p_fake=float(p_fake.mean()))
@@ -87,13 +87,13 @@ def _numbers(model: Exported, p_fake: np.ndarray) -> dict:
         calibrated=float(calibrated.mean()), threshold=threshold, above=float(above.mean())
     )
 
-# %% ../../nbs/lab/14_files.ipynb #lab-14-files-10
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-11
 def _short(error: FaceError, file: str | Path) -> str:
     "Return an error's message without the file that it is about."
     text = str(error).removeprefix(f"{file}: ").replace(f"{file}{os.sep}", "")
     return path_text(one_line(text).rstrip("."))
 
-
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-13
 def _why_none(file: str | Path, frames: int, faults: list[FaceError]) -> str:
     "Say why a file gave no face: nothing of it can be read, or there is none in what can."
     if not faults:
@@ -102,7 +102,7 @@ def _why_none(file: str | Path, frames: int, faults: list[FaceError]) -> str:
         return _short(faults[0], file)
     return f"no face found; {len(faults)} of {frames} frames cannot be read"
 
-# %% ../../nbs/lab/14_files.ipynb #lab-14-files-12
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-15
 def _crops_of(
     file: str | Path, wanted: list[int], crops: list[dict], tracks: Tracks | None
 ) -> tuple[dict[int, list[list[np.ndarray]]], list[FaceError]]:
@@ -122,13 +122,13 @@ def _crops_of(
                 way.append(crop_detected(frame, face, settings))
     return found, faults
 
-# %% ../../nbs/lab/14_files.ipynb #lab-14-files-13
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-16
 def _note(people: int, faces: int, frames: int, everyone: bool) -> str:
     "Return what a score should be read with: others in the picture, and frames without the person."
     parts = [] if everyone or people < 2 else [f"the largest of {people} people"]
     return ", ".join(parts + [f"in {faces} of {frames} frames"] * (0 < faces < frames))
 
-# %% ../../nbs/lab/14_files.ipynb #lab-14-files-14
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-17
 def _score_file(
     models: Mapping[str, Exported],
     file: str | Path,
@@ -155,13 +155,24 @@ def _score_file(
                 row["picture"] = explained(row, model, faces[p_fake.argmax()])
             yield row
 
-# %% ../../nbs/lab/14_files.ipynb #lab-14-files-15
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-18
 def _listed(given: str | Path, kind: str | None) -> list:
     "List the files that an argument stands for; raise `FaceError` if there is none."
     picture = Path(given).is_file() and is_pictures(given)
     return [given] if picture else list(list_videos([given], kind).file)
 
-# %% ../../nbs/lab/14_files.ipynb #lab-14-files-17
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-20
+def _left_rows(path: Path, request: str) -> dict[str, list[dict]]:  # file -> rows
+    "Read what a journal holds, but for a last line that was cut off; nothing of another request."
+    try:
+        head, *lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, ValueError):
+        return {}
+    if head != request:
+        return {}
+    return dict(parse_json(line, path, list) for line in lines)
+
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-22
 class Journal:
     "The rows of the files that were scored so far, on disk."
 
@@ -172,20 +183,10 @@ class Journal:
     ):
         "Read what an earlier process has left, as far as it is whole."
         self.path, self.request = Path(f"{beside}.unfinished"), digest(request)
-        self.rows = self._read()
+        self.rows = _left_rows(self.path, self.request)
         lines = [self.request, *map(json.dumps, self.rows.items())]
         with atomic_path(self.path) as tmp:
             tmp.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-    def _read(self) -> dict[str, list[dict]]:
-        "Return file -> rows; a last line that was cut off is left out."
-        try:
-            head, *lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
-        except (OSError, ValueError):
-            return {}
-        if head != self.request:
-            return {}
-        return dict(parse_json(line, self.path, list) for line in lines)
 
     def add(
         self,
@@ -201,7 +202,15 @@ class Journal:
         "Delete the journal: all is scored."
         self.path.unlink(missing_ok=True)
 
-# %% ../../nbs/lab/14_files.ipynb #lab-14-files-20
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-25
+def _rows_of(models, file: str | Path, count: int, which: dict, explained) -> list[dict]:
+    "Return the rows of a file, or of the reason why it has no score."
+    try:
+        return list(_score_file(models, file, count, which, explained))
+    except FaceError as e:
+        return [_row(file, name, _short(e, file)) for name in models]
+
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-28
 def predict_rows(
     models: Mapping[str, Exported],  # name -> detector
     inputs: Iterable[str | Path],  # pictures, videos, folders of videos or of pictures
@@ -226,15 +235,7 @@ def predict_rows(
                 journal.add(path_text(file), rows)
             yield rows
 
-
-def _rows_of(models, file: str | Path, count: int, which: dict, explained) -> list[dict]:
-    "Return the rows of a file, or of the reason why it has no score."
-    try:
-        return list(_score_file(models, file, count, which, explained))
-    except FaceError as e:
-        return [_row(file, name, _short(e, file)) for name in models]
-
-# %% ../../nbs/lab/14_files.ipynb #lab-14-files-21
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-29
 def predict_files(
     models: Mapping[str, Exported],  # name -> detector
     inputs: Iterable[str | Path],  # pictures, videos, folders of videos or of pictures
@@ -246,12 +247,12 @@ def predict_files(
     rows = chain.from_iterable(predict_rows(models, inputs, **options))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
-# %% ../../nbs/lab/14_files.ipynb #lab-14-files-22
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-30
 def _without_nan(row: dict) -> dict:
     "Return a row with None in place of NaN."
     return {name: None if value != value else value for name, value in row.items()}
 
-
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-32
 def written_as_csv(
     rows: Iterable[list[dict]],  # from `predict_rows`
     path: str | Path,  # file to write
@@ -265,7 +266,7 @@ def written_as_csv(
             out.flush()
             yield some
 
-# %% ../../nbs/lab/14_files.ipynb #lab-14-files-24
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-35
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -289,14 +290,14 @@ detector was trained on, its error rates are unknown and mostly higher.</p>
 </html>
 """
 
-
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-37
 def _figure(row: dict) -> str:
     "Return the picture of a row, inside of the page."
     data = base64.b64encode(Path(row["picture"]).read_bytes()).decode()
     said = html.escape(f"{row['file']}, person {row['person']}, {row['detector']}")
     return f'<figure><img alt="{said}" src="data:image/png;base64,{data}"></figure>'
 
-# %% ../../nbs/lab/14_files.ipynb #lab-14-files-25
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-38
 def write_page(
     table: pd.DataFrame,  # from `predict_files`
     path: str | Path,  # .html
@@ -309,7 +310,14 @@ def write_page(
         tmp.write_text(page, encoding="utf-8")
     return Path(path)
 
-# %% ../../nbs/lab/14_files.ipynb #lab-14-files-28
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-41
+def _request(models: Mapping[str, Exported], inputs, explain: str | None, options: dict) -> dict:
+    "Return what a journal's rows were asked for."
+    known = {name: model.facts for name, model in models.items()}
+    asked = dict(inputs=list(map(path_text, inputs)), options=options, explain=str(explain))
+    return dict(detectors=known) | asked
+
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-43
 def score_files(
     models: Mapping[str, Exported],  # name -> detector
     inputs: Iterable[str | Path],  # pictures, videos, folders of videos or of pictures
@@ -320,10 +328,9 @@ def score_files(
     **options,  # as of `predict_rows`
 ) -> pd.DataFrame:  # as of `predict_files`
     "Score files and write what is asked for; what a killed process has scored is not scored again."
-    known = {name: model.facts for name, model in models.items()}
-    request = dict(detectors=known, inputs=list(map(path_text, inputs)), options=options)
     beside = csv or json or report
-    journal = Journal(beside, request | dict(explain=str(explain))) if beside else None
+    request = _request(models, inputs, explain, options)
+    journal = Journal(beside, request) if beside else None
     drawn = explanations(explain) if explain else None
     rows = predict_rows(models, inputs, journal=journal, explained=drawn, **options)
     rows = written_as_csv(rows, csv) if csv else rows
