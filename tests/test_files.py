@@ -152,10 +152,11 @@ def test_json_and_page_say_what_the_table_says(album):
         **WHOLE,
     )
     rows = json.loads((album / "p.json").read_text())
-    assert list(rows[0]) == sorted(COLUMNS) and rows[2]["p_fake"] is None
+    assert list(rows[0]) == sorted([*COLUMNS, "curve"]) and rows[2]["p_fake"] is None
     assert [row["p_fake"] for row in rows[:2]] == table.p_fake.tolist()[:2]
     page = (album / "p.html").read_text()
-    assert page.count("<img") == page.count('src="data:image/png;base64,') == 2
+    assert page.count("<img") == page.count('src="data:image/png;base64,') == 3
+    assert page.count('alt="score over time') == 1, "of the film alone"
     assert "<i>" not in page and "&lt;i&gt;" in page
     assert not re.search(r'(src|href)="(?!data:)', page) and "url(" not in page
     for path in table.picture[:2]:
@@ -206,7 +207,7 @@ def test_a_full_device_is_one_line(album, command, monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
 
-    monkeypatch.setattr(files, "to_input", full)
+    monkeypatch.setattr(Exported, "score", full)
     code, text, said = command("predict", "small", "--cropped", album / "a.png")
     assert code == 1 and text == "" and said.count("\n") == 1
     assert said.startswith("prle: too little memory on the device for faces=32")
