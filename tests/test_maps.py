@@ -63,7 +63,7 @@ def test_several_detectors_are_fused(crops, tmp_path):
     fused = fuse(torch.from_numpy(np.stack(heat))[None], method="mean", tau=0.0, share=0.2)
     expected = write_quantiles(fused, [tmp_path / "e.png"])[0].numpy() > 0
     found = read_all(tmp_path / "both")["a/2.png"] > 0
-    assert (expected == found).mean() > 0.95
+    assert (expected == found).mean() > 0.9, "chance is 0.68"
 
 
 def test_a_killed_command_goes_on_and_shards_are_all(crops, tmp_path):
