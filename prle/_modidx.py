@@ -1966,6 +1966,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'prle.mini.benchmark.differences': ('mini/benchmark.html#differences', 'prle/mini/benchmark.py'),
                                      'prle.mini.benchmark.gather': ('mini/benchmark.html#gather', 'prle/mini/benchmark.py'),
                                      'prle.mini.benchmark.group_splits': ('mini/benchmark.html#group_splits', 'prle/mini/benchmark.py'),
+                                     'prle.mini.benchmark.mark_fakes': ('mini/benchmark.html#mark_fakes', 'prle/mini/benchmark.py'),
+                                     'prle.mini.benchmark.mark_synthetic': ('mini/benchmark.html#mark_synthetic', 'prle/mini/benchmark.py'),
                                      'prle.mini.benchmark.nearest_face': ('mini/benchmark.html#nearest_face', 'prle/mini/benchmark.py'),
                                      'prle.mini.benchmark.photos_digest': ('mini/benchmark.html#photos_digest', 'prle/mini/benchmark.py'),
                                      'prle.mini.benchmark.pick_other': ('mini/benchmark.html#pick_other', 'prle/mini/benchmark.py'),

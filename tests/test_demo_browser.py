@@ -41,7 +41,7 @@ def test_a_dropped_picture_is_scored_and_its_mask_moves(address, tmp_path):
         driver.get(address)
         driver.find_element(By.ID, "file").send_keys(str(photo))
         state = driver.find_element(By.ID, "state")
-        WebDriverWait(driver, 30).until(lambda d: state.text == "<b>photo.png")
+        WebDriverWait(driver, 120).until(lambda d: state.text == "<b>photo.png")
         assert driver.find_element(By.CLASS_NAME, "score").text.startswith("score 0.")
         shares = []
         for alpha in (0, 0.5, 1):
@@ -55,7 +55,7 @@ def test_a_dropped_picture_is_scored_and_its_mask_moves(address, tmp_path):
         wrong = tmp_path / "no.png"
         wrong.write_bytes(b"no picture")
         driver.find_element(By.ID, "file").send_keys(str(wrong))
-        WebDriverWait(driver, 30).until(
+        WebDriverWait(driver, 120).until(
             lambda d: "no.png" in state.text and "..." not in state.text
         )
         assert "neither" in state.text or "cannot" in state.text
