@@ -40,9 +40,10 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["prle", "prle.*"]),
     # py.typed: the hints are for type checkers too (PEP 561)
-    # the user study's page; the files of jsPsych and js-sha256 come from npm, see their LICENSE
+    # the pages of the demo and of the user study; the files of jsPsych and js-sha256 come from npm, see their LICENSE
     package_data={
         "prle": ["py.typed"],
+        "prle.lab": ["static/*"],
         "prle.study": ["static/*", "static/jspsych/*", "static/js-sha256/*"],
     },
     install_requires=cfg["requirements"].split(),

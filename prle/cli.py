@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXIT_CODES', 'EPILOGUES', 'COMMANDS', 'add_command', 'adapter_options', 'check', 'faces', 'convert', 'forge',
            'open_lab', 'reproduce', 'plan', 'report', 'runs', 'train', 'audit', 'controls', 'open_detector', 'export',
-           'localize', 'evaluate', 'predict', 'parser', 'main']
+           'localize', 'evaluate', 'predict', 'demo', 'parser', 'main']
 
 # %% ../nbs/11_cli.ipynb #11-cli-2
 import inspect
@@ -836,6 +836,36 @@ def _open_model(name: str, data: str | None = None, plugin: tuple | None = None,
     return open_exported(name)
 
 # %% ../nbs/11_cli.ipynb #11-cli-81
+def _localize_crops(models, inputs: list[str], out: str, read, shard: str, workers: int) -> int:
+    "Write quantile maps of face crops, and print their folder; exit code 1 if a picture cannot be read."
+    from prle.core import log
+    from prle.lab.maps import parse_shard, write_maps
+
+    done = failed = 0
+    for _, why in write_maps(models, inputs, out, parse_shard(shard), read=read, workers=workers):
+        done, failed = done + (not why), failed + bool(why)
+        if why and failed <= _MOST:
+            log.info(why)
+    print(out)
+    log.info(f"{done} maps written, {failed} pictures without one")
+    return int(failed > 0)
+
+# %% ../nbs/11_cli.ipynb #11-cli-81
+def _localize_crops(models, inputs: list[str], out: str, read, shard: str, workers: int) -> int:
+    "Write quantile maps of face crops, and print their folder; exit code 1 if a picture cannot be read."
+    from prle.core import log
+    from prle.lab.maps import parse_shard, write_maps
+
+    done = failed = 0
+    for _, why in write_maps(models, inputs, out, parse_shard(shard), read=read, workers=workers):
+        done, failed = done + (not why), failed + bool(why)
+        if why and failed <= _MOST:
+            log.info(why)
+    print(out)
+    log.info(f"{done} maps written, {failed} pictures without one")
+    return int(failed > 0)
+
+# %% ../nbs/11_cli.ipynb #11-cli-82
 def _exported_evaluation(folder: str, data: str | None, on: str, **kwargs):
     "Return what an exported detector reached in its lab, or reaches on other data."
     from prle.lab.apply import evaluation
@@ -848,7 +878,7 @@ def _exported_evaluation(folder: str, data: str | None, on: str, **kwargs):
         raise ValueError(f"--data is missing: where the faces of {on} lie.")
     return model.measured
 
-# %% ../nbs/11_cli.ipynb #11-cli-83
+# %% ../nbs/11_cli.ipynb #11-cli-84
 def _run_evaluation(name: str, data: str | None, on: str, **kwargs):
     "Return what a run's detector reached, or reaches on other data or on a target set."
     from prle.lab.apply import evaluation, open_run, scores_on
@@ -862,15 +892,15 @@ def _run_evaluation(name: str, data: str | None, on: str, **kwargs):
     lab, run = open_detector(name, **kwargs)
     return evaluation(lab.scores(run, on))
 
-# %% ../nbs/11_cli.ipynb #11-cli-84
+# %% ../nbs/11_cli.ipynb #11-cli-85
 def _shown(table):
     "Return scores without the columns that say nothing."
     empty = [name for name in ("calibrated", "threshold", "above") if table[name].isna().all()]
-    empty += ["picture"] if (table.picture == "").all() else []
+    empty += [name for name in ("unlike", "picture") if (table[name] == "").all()]
     empty += ["detector"] if table.detector.nunique() < 2 else []
     return table.drop(columns=empty)
 
-# %% ../nbs/11_cli.ipynb #11-cli-85
+# %% ../nbs/11_cli.ipynb #11-cli-86
 def _exported_maps(name: str, split: str, subset: str, read, out: str | None, **kwargs) -> Path:
     "Write the maps of an exported detector, on faces that were named, to a file that was named."
     from prle.lab.export import exported_maps, manifest_faces, open_exported
@@ -880,34 +910,49 @@ def _exported_maps(name: str, split: str, subset: str, read, out: str | None, **
     path, model = _needed_option("out", out, "the file to write"), open_exported(name)
     return exported_maps(model, manifest_faces(model, faces, split, subset), path, read)
 
-# %% ../nbs/11_cli.ipynb #11-cli-86
+# %% ../nbs/11_cli.ipynb #11-cli-87
 def _run_maps(name: str, split: str, subset: str, read, out: str | None, **kwargs) -> Path:
     "Make the maps of a run; they are a run themselves."
     _only({} if out is None else dict(out=out), (), "a run, which keeps its maps in the outputs,")
     lab, run = open_detector(name, **kwargs)
     return lab.attention(run, split, subset, read).path / "maps.npy"
 
-# %% ../nbs/11_cli.ipynb #11-cli-87
+# %% ../nbs/11_cli.ipynb #11-cli-88
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
+    # face crops of your own, or folders of them: a quantile map of each, for any training
+    inputs: list[str] = (),
     *,
     split: str = "test",  # test, train, val, or a target set
     subset: str = "all",  # manipulation, of train and val
-    cam: str = "gradcam",  # how the maps are read: gradcam, layercam, ...
+    # how the maps are read: gradcam, layercam, ... (default gradcam; of inputs layercam, as in training)
+    cam: str | None = None,
     explain: str = "fake",  # what they explain: fake, predicted or true
-    out: str | None = None,  # of an exported detector: the .npy file to write, for faces in --data
+    # folder for the maps of inputs; of an exported detector: the .npy file to write, for faces in --data
+    out: str | None = None,
+    also: tuple[str, ...] | None = None,  # with inputs: a further detector, to be fused
+    shard: str = "1/1",  # with inputs: which part of how many, e.g. 3/16
+    workers: int = 0,  # with inputs: processes that read pictures; 0: none but this one
     **kwargs,
-) -> int:  # exit code
-    "Make attention maps of a trained detector, and print the path of their array."
+) -> int:  # exit code: 1 if a picture cannot be read
+    """Make attention maps of a trained detector, and print the path of their array.
+
+    With inputs, write a 16-bit quantile map of each face crop below a folder, under its own path with the suffix .png,
+    and print the folder. What has its map is passed over, so a killed command goes on; shards may run anywhere."""
     from prle.lab.configs import CamConfig
     from prle.lab.export import is_exported
 
+    if inputs:
+        models = {word: _open_model(word, **kwargs) for word in (name, *(also or ()))}
+        folder = _needed_option("out", out, "the folder of the maps")
+        read = CamConfig(cam or "layercam", explain)
+        return _localize_crops(models, inputs, folder, read, shard, workers)
     make_maps = _exported_maps if is_exported(name) else _run_maps
-    print(make_maps(name, split, subset, CamConfig(cam, explain), out, **kwargs))
+    print(make_maps(name, split, subset, CamConfig(cam or "gradcam", explain), out, **kwargs))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-88
+# %% ../nbs/11_cli.ipynb #11-cli-89
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -926,7 +971,7 @@ def evaluate(
     print(reached(name, data, on, **kwargs).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-89
+# %% ../nbs/11_cli.ipynb #11-cli-90
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -940,7 +985,8 @@ def predict(
     json: str | None = None,  # file to write at the end
     # folder for pictures: the face that decided, its primary region, the heat map, masks
     explain: str | None = None,
-    report: str | None = None,  # page (.html) to write at the end, with the pictures of --explain
+    # page (.html) to write at the end, with scores over time and the pictures of --explain
+    report: str | None = None,
     # where there are several: score the person whose face is largest, or everybody
     faces: Literal["largest", "all"] = "largest",
     # what finds them: dlib, as in the paper, or mtcnn, which knows profiles and small faces, too
@@ -948,11 +994,13 @@ def predict(
     cropped: bool = False,  # the pictures are face crops already: take them as they are
     pictures: bool = False,  # take each picture of a folder for itself
     frames: bool = False,  # take the pictures of a folder as the frames of one video
+    workers: int = 0,  # processes that decode and find faces; 0: none but this one
     **kwargs,
 ) -> int:  # exit code: 1 if a file cannot be scored
     """Print p_fake of pictures and videos; exit code 1 if one cannot be scored.
 
-    Of an exported detector also the calibrated score, the threshold and the share of the frames above it. A video's
+    Of an exported detector also the calibrated score, the threshold, the share of the frames above it, and in what a
+    face is unlike those of the training. A video's
     is the mean over its frames, in which one person is followed. The pictures of a folder are the frames of a video if
     they are numbered in equal steps and of one size."""
     from prle.core import log
@@ -963,7 +1011,7 @@ def predict(
     for place in filter(None, (csv, json, report, explain and Path(explain) / "a.png")):
         check_destination(place)
     options = dict(count=count, kind=_kind_of_folders(pictures, frames))
-    options |= dict(faces=faces, finder=finder, cropped=cropped)
+    options |= dict(faces=faces, finder=finder, cropped=cropped, workers=workers)
     models = {word: _open_model(word, **kwargs) for word in (name, *(also or ()))}
     table = score_files(models, inputs, csv, json, explain, report, **options)
     print(_shown(table).to_string(index=False, float_format="%.3f"))
@@ -972,7 +1020,28 @@ def predict(
     log.info("\n".join(filter(None, (left_text(left_over(inputs)), told))))
     return int(failed > 0)
 
-# %% ../nbs/11_cli.ipynb #11-cli-91
+# %% ../nbs/11_cli.ipynb #11-cli-92
+@delegates(open_detector)
+def demo(
+    name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
+    *,
+    also: tuple[str, ...] | None = None,  # a further detector, which sees the same faces
+    port: int = 8788,  # of this machine; 0: any that is free
+    count: int = 32,  # frames of a video
+    finder: Literal["dlib", "mtcnn"] = "dlib",  # what finds faces
+    cropped: bool = False,  # the pictures are face crops already: take them as they are
+    **kwargs,
+) -> int:  # exit code
+    """Serve a page on this machine alone: drop a picture or a short video, see the score and what was looked at.
+
+    Print the page's address; Ctrl-C ends it. Nothing leaves the machine."""
+    from prle.lab.demo import serve_demo
+
+    models = {word: _open_model(word, **kwargs) for word in (name, *(also or ()))}
+    serve_demo(models, port, count=count, finder=finder, cropped=cropped)
+    return 0
+
+# %% ../nbs/11_cli.ipynb #11-cli-94
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -989,11 +1058,12 @@ COMMANDS = {
     "localize": localize,
     "evaluate": evaluate,
     "predict": predict,
+    "demo": demo,
     "userstudy": userstudy,
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/11_cli.ipynb #11-cli-92
+# %% ../nbs/11_cli.ipynb #11-cli-95
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -1007,7 +1077,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/11_cli.ipynb #11-cli-93
+# %% ../nbs/11_cli.ipynb #11-cli-96
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -1016,7 +1086,7 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/11_cli.ipynb #11-cli-98
+# %% ../nbs/11_cli.ipynb #11-cli-101
 @contextmanager
 def _streams():
     "Send messages to stderr, apart from the result, and write out what a stream has no letters for."
@@ -1033,7 +1103,7 @@ def _streams():
         log.handlers[:] = handlers
         log.setLevel(level)
 
-# %% ../nbs/11_cli.ipynb #11-cli-99
+# %% ../nbs/11_cli.ipynb #11-cli-102
 def _came_late(error: Exception) -> bool:
     "Say whether an error ended work that was under way: it found nothing, or the disk is full."
     from prle.core import is_full
@@ -1041,7 +1111,7 @@ def _came_late(error: Exception) -> bool:
 
     return isinstance(error, NothingFound) or is_full(error)
 
-# %% ../nbs/11_cli.ipynb #11-cli-101
+# %% ../nbs/11_cli.ipynb #11-cli-104
 def _failure(error: RuntimeError) -> str:
     "Say why a run failed, or that memory was short; raise any other error, which is a fault of this code."
     from torch import OutOfMemoryError
@@ -1055,7 +1125,7 @@ def _failure(error: RuntimeError) -> str:
         return str(error)
     raise error
 
-# %% ../nbs/11_cli.ipynb #11-cli-103
+# %% ../nbs/11_cli.ipynb #11-cli-106
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument

@@ -13,7 +13,8 @@ from prle.mini import generators
 from prle.mini import targets
 from prle.cli import main
 from prle.core import file_digest, rng
-from prle.data.manifest import of_seed, read_manifest, write_manifest
+from prle.data.crops import read_rgb
+from prle.data.manifest import check_crops, of_seed, read_manifest, write_manifest
 from prle.data.pairs import partners
 from prle.mini.generators import STEPS, train_networks
 from prle.mini.targets import TARGETS
@@ -396,6 +397,24 @@ def test_several_faces_are_written_down(quick, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "read_faces", lambda *a: (crowd, dropped))
     out = benchmark.build_benchmark(tmp_path / "bench", size=64, steps=1).parent
     assert read_json(out / "forge.json")["several_faces"] == {"s1/1.pgm": 3}
+
+
+def test_fakes_of_other_photographs_say_what_they_are(quick, tmp_path):
+    "XMP with IPTC's DigitalSourceType, in fakes and no real; the pixels and ORL's own files stay."
+    made = {}
+    for name, given in dict(plain={}, own=dict(faces=ORL)).items():
+        manifest = benchmark.build_benchmark(tmp_path / name, size=64, steps=1, **given)
+        made[name] = read_manifest(manifest)
+    own, plain = tmp_path / "own", tmp_path / "plain"
+    for row in made["own"].itertuples():
+        with Image.open(own / row.path) as picture:
+            picture.load()
+            said = picture.info.get("XML:com.adobe.xmp", "")
+        assert ("digitalsourcetype/compositeSynthetic" in said) == bool(row.label)
+        assert (read_rgb(own / row.path) == read_rgb(plain / row.path)).all()
+    assert b"compositeSynthetic" in (own / "contact_sheet.png").read_bytes()
+    assert not any(b"iTXt" in (plain / path).read_bytes() for path in made["plain"].path)
+    assert check_crops(own)[0].empty
 
 
 # Use

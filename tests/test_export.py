@@ -23,6 +23,7 @@ from prle.lab.experiments import read_scores
 from prle.lab.export import (
     CARD,
     FACTS,
+    FAMILIAR,
     WEIGHTS,
     Exported,
     calibrate,
@@ -98,7 +99,7 @@ def test_thresholds_are_those_of_the_validation_faces(lab, run, folder):
 
 def test_facts_and_card_say_the_same(lab, run, folder):
     facts = open_exported(folder).facts
-    assert {path.name for path in folder.iterdir()} == {WEIGHTS, FACTS, CARD}
+    assert {path.name for path in folder.iterdir()} == {WEIGHTS, FACTS, FAMILIAR, CARD}
     assert facts["trained"]["fingerprint"] == lab.fingerprint
     assert facts["trained"]["people"] == lab.train_faces("A").identity.nunique()
     card = ModelCard.load(folder / CARD)
@@ -142,6 +143,9 @@ def test_nothing_is_written_over(lab, run, folder):
         (lambda f: (f / WEIGHTS).rename(f / "m.pth"), ValueError, "pickle can run code.*weights_"),
         (lambda f: (f / WEIGHTS).write_bytes(b"short"), ValueError, "no whole weights"),
         (lambda f: (f / WEIGHTS).unlink(), FileNotFoundError, WEIGHTS),
+        (lambda f: (f / FAMILIAR).unlink(), FileNotFoundError, FAMILIAR),
+        (lambda f: (f / FAMILIAR).write_bytes(b"short"), ValueError, f"{FAMILIAR} holds no whole"),
+        (lambda f: shutil.copy(f / WEIGHTS, f / FAMILIAR), ValueError, "something else.*again"),
     ],
 )
 def test_what_is_damaged_is_named(folder, damage, error, message):

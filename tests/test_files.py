@@ -2,20 +2,31 @@
 
 import json
 import re
+import zlib
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from clips import write_frames
 
 from prle import cli
 from prle.core import rng
 from prle.detectors import create_detector
+from prle.distance import fit_familiar, picture_properties, pooled_features
 from prle.lab import files
 from prle.lab.explain import ALPHAS, explain
 from prle.lab.export import Exported
-from prle.lab.files import COLUMNS, Journal, predict_files, score_files
+from prle.lab.files import (
+    COLUMNS,
+    Journal,
+    cropped_files,
+    draw_curve,
+    predict_files,
+    predict_rows,
+    score_files,
+)
 from prle.trainer import to_input
 
 
@@ -152,10 +163,11 @@ def test_json_and_page_say_what_the_table_says(album):
         **WHOLE,
     )
     rows = json.loads((album / "p.json").read_text())
-    assert list(rows[0]) == sorted(COLUMNS) and rows[2]["p_fake"] is None
+    assert list(rows[0]) == sorted([*COLUMNS, "curve"]) and rows[2]["p_fake"] is None
     assert [row["p_fake"] for row in rows[:2]] == table.p_fake.tolist()[:2]
     page = (album / "p.html").read_text()
-    assert page.count("<img") == page.count('src="data:image/png;base64,') == 2
+    assert page.count("<img") == page.count('src="data:image/png;base64,') == 3
+    assert page.count('alt="score over time') == 1, "of the film alone"
     assert "<i>" not in page and "&lt;i&gt;" in page
     assert not re.search(r'(src|href)="(?!data:)', page) and "url(" not in page
     for path in table.picture[:2]:
@@ -206,7 +218,126 @@ def test_a_full_device_is_one_line(album, command, monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
 
-    monkeypatch.setattr(files, "to_input", full)
+    monkeypatch.setattr(Exported, "score", full)
     code, text, said = command("predict", "small", "--cropped", album / "a.png")
     assert code == 1 and text == "" and said.count("\n") == 1
     assert said.startswith("prle: too little memory on the device for faces=32")
+
+
+def knowing(model, faces):
+    "The same detector, with these grey faces as those of its training."
+    size = model.crop["size"]
+    x = to_input(torch.from_numpy(faces).permute(0, 3, 1, 2), "cpu")
+    layer = model.detector.cam_layer(size, model.facts["grid"])
+    features = pooled_features(model.detector, layer, x)[1].numpy()
+    properties = np.stack([*map(picture_properties, faces)])
+    familiar = fit_familiar(features, range(len(faces)), features, properties)
+    return Exported(model.detector, model.facts, familiar)
+
+
+def test_faces_unlike_the_training_are_marked_everywhere(album):
+    grey = rng("grey").integers(0, 100, (30, 64, 64, 1), np.uint8).repeat(3, -1)
+    model, plain = knowing(a_model(), grey), a_model()
+    cv2.imwrite(str(album / "own.png"), grey[0])
+    cv2.imwrite(str(album / "red.png"), (grey[0] * [0.2, 0.5, 1]).astype(np.uint8))
+    inputs = [album / "own.png", album / "red.png"]
+    out = dict(csv=album / "u.csv", json=album / "u.json", report=album / "u.html")
+    table = score_files(dict(m=model), inputs, **out, **WHOLE)
+    assert table.unlike[0] == "" and "colour" in table.unlike[1].split(", ")
+    assert table.p_fake.tolist() == pytest.approx(
+        predict_files(dict(m=plain), inputs, **WHOLE).p_fake.tolist(), abs=1e-7
+    )
+    assert pd.read_csv(out["csv"]).unlike.fillna("").tolist() == table.unlike.tolist()
+    assert [row["unlike"] for row in json.loads(out["json"].read_text())] == table.unlike.tolist()
+    assert f"<td>{table.unlike[1]}</td>" in out["report"].read_text()
+
+
+def test_a_video_s_scores_stand_at_their_seconds(album):
+    frames = [rng("clip", k).integers(0, 30 * k + 20, (64, 64, 3), np.uint8) for k in range(6)]
+    clip, model = write_frames(album / "clip.mp4", frames, (64, 64), fps=10), a_model()
+    film, video, photo = (
+        rows[0]
+        for rows in predict_rows(
+            dict(m=model), [album / "film", clip, album / "a.png"], count=3, **WHOLE
+        )
+    )
+    assert video["curve"]["unit"] == "seconds" and photo["curve"] == {}
+    assert video["curve"]["times"] == pytest.approx([0, 0.2, 0.5])
+    assert (film["curve"]["unit"], film["curve"]["times"]) == ("frame", [0, 1, 3])
+    for row in (film, video):
+        scores = np.array(row["curve"]["scores"])
+        assert scores.mean() == pytest.approx(row["calibrated"], abs=1e-5)
+        assert (scores > row["threshold"]).mean() == row["above"]
+    middle = float(np.median(video["curve"]["scores"]))
+    figure = draw_curve(video | dict(threshold=middle, above=1 / 3))
+    curve, line, above = figure.axes[0].lines
+    assert set(line.get_ydata()) == {middle} and len(above.get_ydata()) == 1
+    assert curve.get_xdata().tolist() == video["curve"]["times"]
+    assert "33% of the frames" in figure.axes[0].get_title()
+
+
+def test_rows_are_the_same_whatever_the_number_of_processes(album, tmp_path):
+    inputs = [album / name for name in ("film", "a.png", "absent.png", "b.png", "torn.mp4")]
+    (album / "torn.mp4").write_bytes(b"no video")
+    alone, shared = (
+        list(predict_rows(dict(m=a_model()), inputs, workers=n, **WHOLE)) for n in (0, 1)
+    )
+    assert str(alone) == str(shared) and [bool(rows[0]["note"]) for rows in alone] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
+
+
+def test_a_file_that_kills_its_process_costs_no_other():
+    files = ["1 + 1", "__import__('os')._exit(3)", "3 * 3", "4 * 4"]
+    (_, two), (_, dead), (_, nine), (_, last) = cropped_files(files, eval, workers=1)
+    assert (two, nine, last) == (2, 9, 16) and "died, twice" in str(dead)
+
+
+def test_no_more_than_a_few_files_wait():
+    asked = []
+
+    def files():
+        for k in range(50):
+            asked.append(k)
+            yield str(k)
+
+    for k, (_, found) in enumerate(cropped_files(files(), eval, workers=1)):
+        assert found == k and len(asked) <= k + 4
+
+
+@pytest.mark.parametrize(
+    "make, note",
+    [
+        (
+            lambda p: write_frames(p / "v.mp4", [np.full((96, 96, 3), 90, np.uint8)] * 3, (96, 96)),
+            "no face",
+        ),
+        (lambda p: huge(p / "huge.png"), "far too large"),
+        (lambda p: torn(p / "torn.png"), "damaged"),
+    ],
+)
+def test_what_gives_no_score_says_why_in_a_line(tmp_path, command, make, note):
+    code, text, said = command("predict", "small", make(tmp_path))
+    assert code == 1 and note in text and len(text.splitlines()) == 2
+    assert "1 files: 0 scored, 1 without a score" in said
+
+
+def huge(path):
+    "A small file that promises 400 million pixels."
+    cv2.imwrite(str(path), np.zeros((4, 4), np.uint8))
+    content = bytearray(path.read_bytes())
+    content[16:24] = (20_000).to_bytes(4) * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4)
+    path.write_bytes(content)
+    return path
+
+
+def torn(path):
+    "A picture whose second half is missing."
+    cv2.imwrite(str(path), rng("torn").integers(0, 255, (64, 64, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[:6000])
+    return path

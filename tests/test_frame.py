@@ -145,7 +145,7 @@ def test_extras_are_not_needed_to_import():
 
 WINGS = (
     "core trust fields",
-    "localization fusion masking metrics audit regions calibration",
+    "localization fusion masking metrics audit regions calibration distance",
     "detectors",
     "data",
     "training trainer",

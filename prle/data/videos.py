@@ -531,13 +531,16 @@ def _follow_parent():
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
+def worker_pool(
+    workers: int,  # processes
+) -> ProcessPoolExecutor:
+    "Return processes that end with their parent, however that ends."
     return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_follow_parent)
 
 # %% ../../nbs/data/05_videos.ipynb #data-05-videos-61
 def _through_pool(todo: deque, running: dict, workers: int) -> Iterator[None]:
     "Move jobs from `todo` through `running` and yield when one is done; `BrokenProcessPool` when a worker dies."
-    pool = _pool(workers)
+    pool = worker_pool(workers)
     try:
         while todo or running:
             while todo and len(running) < 2 * workers:
@@ -570,7 +573,7 @@ def _alone(job: tuple) -> Iterator[None]:
 def _check_workers():
     "Raise `RuntimeError` if no worker can be started at all."
     try:
-        with _pool(1) as pool:
+        with worker_pool(1) as pool:
             pool.submit(os.getpid).result()
     except BrokenProcessPool as e:
         raise RuntimeError(

@@ -31,6 +31,7 @@ from prle.mini.benchmark import (
     crop_digests,
     gather,
     group_splits,
+    mark_fakes,
     nearest_face,
     photos_digest,
     pick_other,
@@ -437,6 +438,8 @@ def _write_target(
     with ThreadPoolExecutor(workers) as pool:
         rows = pd.DataFrame(progress(pool.map(make, jobs, lines), desc=name, total=len(jobs)))
     contact_sheet(write_manifest(rows, root / "manifest.parquet"), root / "contact_sheet.png")
+    if config.get("marked"):
+        mark_fakes(root, rows)
     pictures = len(rows) + int((rows["mask"] != "").sum()) + 1
     write_digests(root, crop_digests(root, rows))
     counts = rows.subset.value_counts().to_dict()

@@ -1,0 +1,131 @@
+"""prle.lab.maps: quantile maps of faces from elsewhere."""
+
+from itertools import islice
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from test_files import a_model
+
+from prle import cli
+from prle.core import rng
+from prle.data.crops import read_quantiles, write_quantiles
+from prle.fusion import fuse
+from prle.lab.configs import CamConfig
+from prle.lab.explain import explain
+from prle.lab.maps import write_maps
+
+
+@pytest.fixture
+def crops(tmp_path):
+    "Five face crops in two folders, one of them twice as large."
+    for k, name in enumerate(("a/1.png", "a/2.png", "a/3.png", "b/1.png", "b/large.png")):
+        side = 128 if "large" in name else 64
+        (tmp_path / "crops" / name).parent.mkdir(parents=True, exist_ok=True)
+        picture = rng("crops", k).integers(0, 60 + 40 * k, (side, side, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / "crops" / name), picture)
+    return tmp_path / "crops"
+
+
+def read_all(folder):
+    return {str(p.relative_to(folder)): read_quantiles(p) for p in sorted(folder.rglob("*.png"))}
+
+
+def same(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert (first[name] == second[name]).all(), name
+
+
+def test_a_map_is_what_explains_the_score(crops, tmp_path):
+    model = a_model()
+    told = list(write_maps(dict(m=model), [crops], tmp_path / "out", batch=2))
+    made = read_all(tmp_path / "out")
+    assert [why for _, why in told] == [""] * 5 and len(made) == 5
+    face = cv2.cvtColor(cv2.imread(str(crops / "b/1.png")), cv2.COLOR_BGR2RGB)
+    agree = (made["b/1.png"] > 0) == (explain(model, face).quantiles.numpy() > 0)
+    assert agree.mean() > 0.98, "but for what is rounded"
+    assert made["b/large.png"].shape == (128, 128) and made["a/1.png"].shape == (64, 64)
+
+
+def test_several_detectors_are_fused(crops, tmp_path):
+    models = dict(m=a_model(), n=a_model(96, seed=1))
+    list(write_maps(models, [crops], tmp_path / "both"))
+    heat = []
+    for name, model in models.items():
+        face = cv2.resize(
+            cv2.cvtColor(cv2.imread(str(crops / "a/2.png")), cv2.COLOR_BGR2RGB),
+            (model.crop["size"],) * 2,
+            interpolation=cv2.INTER_AREA,
+        )
+        heat.append(cv2.resize(explain(model, face).heat, (64, 64)))
+    fused = fuse(torch.from_numpy(np.stack(heat))[None], method="mean", tau=0.0, share=0.2)
+    expected = write_quantiles(fused, [tmp_path / "e.png"])[0].numpy() > 0
+    found = read_all(tmp_path / "both")["a/2.png"] > 0
+    assert (expected == found).mean() > 0.9, "chance is 0.68"
+
+
+def test_a_killed_command_goes_on_and_shards_are_all(crops, tmp_path):
+    models, whole = dict(m=a_model()), tmp_path / "whole"
+    list(write_maps(models, [crops], whole, batch=1))
+    list(islice(write_maps(models, [crops], tmp_path / "killed", batch=1), 2))
+    assert len(read_all(tmp_path / "killed")) in (2, 3)
+    left = list(write_maps(models, [crops], tmp_path / "killed", batch=1))
+    assert len(left) in (2, 3)
+    for part in (1, 2):
+        list(write_maps(models, [crops], tmp_path / "shards", (part, 2), batch=1, workers=part - 1))
+    same(read_all(tmp_path / "killed"), read_all(whole))
+    same(read_all(tmp_path / "shards"), read_all(whole))
+
+
+@pytest.mark.parametrize("changed", [dict(read=CamConfig()), dict(models=dict(m=a_model(seed=1)))])
+def test_maps_of_two_settings_do_not_mix(crops, tmp_path, changed):
+    given = dict(models=dict(m=a_model()), inputs=[crops], out=tmp_path / "out")
+    list(write_maps(**given))
+    with pytest.raises(ValueError, match="name another folder"):
+        list(write_maps(**given | changed))
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_open_model", lambda name, **options: a_model())
+
+    def run(*words):
+        capsys.readouterr()
+        return (cli.main([str(word) for word in words]), *capsys.readouterr())
+
+    return run
+
+
+def test_localize_takes_crops_on_the_command_line(crops, tmp_path, command):
+    (crops / "b" / "wide.png").write_bytes(cv2.imencode(".png", np.zeros((9, 20)))[1].tobytes())
+    words = ("localize", "m", crops, "--out", tmp_path / "out")
+    code, text, said = command(*words, "--shard", "1/2")
+    assert (code, text) == (0, f"{tmp_path / 'out'}\n") and "3 maps written" in said
+    code, _, said = command(*words)
+    assert code == 1 and "20 x 9 pixels; face crops are square" in said
+    assert "2 maps written, 1 pictures without one" in said and len(read_all(tmp_path / "out")) == 5
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("CROPS", "--out is missing: the folder of the maps"),
+        ("CROPS --out OUT --shard 3/2", "such as 3/16"),
+        ("CROPS --out OUT --explain true", "reading of faces without labels"),
+        ("ABSENT --out OUT", "no folder of pictures"),
+        ("CROPS CROPS/../crops --out OUT", "two inputs have the same name"),
+    ],
+)
+def test_wrong_words_are_one_line(crops, tmp_path, command, words, message):
+    for name, value in dict(CROPS=crops, OUT=tmp_path / "out", ABSENT=tmp_path / "no").items():
+        words = words.replace(name, str(value))
+    code, text, said = command("localize", "m", *words.split())
+    assert code == 2 and message in said and said.count("\n") == 1
+
+
+def test_two_pictures_never_share_a_map(crops, tmp_path):
+    (crops / "a" / "1.jpg").write_bytes((crops / "a" / "1.png").read_bytes())
+    with pytest.raises(ValueError, match="differ by their suffix only"):
+        list(write_maps(dict(m=a_model()), [crops], tmp_path / "out"))
