@@ -60,6 +60,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                           'prle.cli._prune': ('cli.html#_prune', 'prle/cli.py'),
                           'prle.cli._read_config': ('cli.html#_read_config', 'prle/cli.py'),
                           'prle.cli._reading': ('cli.html#_reading', 'prle/cli.py'),
+                          'prle.cli._robustness': ('cli.html#_robustness', 'prle/cli.py'),
                           'prle.cli._run_config': ('cli.html#_run_config', 'prle/cli.py'),
                           'prle.cli._settings': ('cli.html#_settings', 'prle/cli.py'),
                           'prle.cli._shown': ('cli.html#_shown', 'prle/cli.py'),

@@ -786,19 +786,39 @@ def _needed_option(name: str, value: str | None, what: str) -> str:
     return value
 
 # %% ../nbs/11_cli.ipynb #11-cli-65
-def _exported_evaluation(folder: str, data: str | None, on: str):
+def _exported_evaluation(folder: str, data: str | None, on: str, measures: list[str]):
     "Return what an exported detector reached in its lab, or reaches on other data."
     from prle.lab.apply import evaluation
     from prle.lab.export import exported_scores, open_exported
 
     model = open_exported(folder)
     if data is not None:
-        return evaluation(exported_scores(model, data, on))
+        return evaluation(exported_scores(model, data, on), measures=measures)
     if on != "test":
         raise ValueError(f"--data is missing: where the faces of {on} lie.")
-    return model.measured
+    lacking = sorted(set(measures) - set(model.measured.measure))
+    if lacking:
+        raise ValueError(f"--data is missing: the folder does not say its {lacking[0]}.")
+    return model.measured[model.measured.measure.isin(measures)]
 
 # %% ../nbs/11_cli.ipynb #11-cli-66
+def _robustness(
+    names: list[str], out: str, data: str | None, on: str, wanted: list[str], outputs: str | None
+) -> int:
+    "Write what is left of the AUC of several detectors on worse faces; print it by level."
+    from prle.lab.export import is_exported
+    from prle.lab.robustness import by_level, open_subject, robustness, write_robustness
+    from prle.trust import check_destination
+
+    check_destination(Path(out) / "robustness.csv")
+    folders = [name if is_exported(name) else _find_detector(name, outputs) for name in names]
+    subjects = [open_subject(folder, data, on, outputs=outputs) for folder in folders]
+    table = robustness(subjects, Path(out) / "scores", wanted or None)
+    write_robustness(table, out)
+    print(by_level(table).to_string(index=False, float_format="%.1f"))
+    return 0
+
+# %% ../nbs/11_cli.ipynb #11-cli-67
 def _shown(table):
     "Return scores without the columns that say nothing."
     empty = [name for name in ("calibrated", "threshold", "above") if table[name].isna().all()]
@@ -806,7 +826,7 @@ def _shown(table):
     empty += ["detector"] if table.detector.nunique() < 2 else []
     return table.drop(columns=empty)
 
-# %% ../nbs/11_cli.ipynb #11-cli-67
+# %% ../nbs/11_cli.ipynb #11-cli-68
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -834,7 +854,7 @@ def localize(
     print(lab.attention(run, split, subset, read).path / "maps.npy")
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-68
+# %% ../nbs/11_cli.ipynb #11-cli-69
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -843,17 +863,30 @@ def evaluate(
     # any data: a folder with ff++/, ... as `prle faces` makes them, one of `prle forge`, or a manifest; default: those
     # that it was trained on
     data: str | None = None,
+    # what is measured: auc, acc, acc_balanced, eer, ap, tpr_at_1, tpr_at_5, tpr_at_10, brier, ece, ...
+    measures: list[str] = ("auc", "acc"),
+    # folder for scores, table and figure: make the faces worse, step by step, and measure the AUC that is left
+    robustness: str | None = None,
+    degradations: list[str] = (),  # with --robustness: jpeg, h264, GB, ...; default: all
+    # with --robustness: a further detector, compared with the first
+    also: tuple[str, ...] | None = None,
     **kwargs,
 ) -> int:  # exit code
-    "Print a trained detector's AUC and accuracy, with intervals."
+    "Print a trained detector's AUC and accuracy, with intervals; or what is left of the AUC of worse faces."
     from prle.lab.apply import evaluation, open_run, scores_on
     from prle.lab.experiments import read_scores
     from prle.lab.export import is_exported
 
     _name_plugins(kwargs.get("plugin"))
     outputs = kwargs.get("outputs")
+    if robustness is not None:
+        places = [name, *(also or ())]
+        return _robustness(places, robustness, data, on, degradations, outputs)
+    given = [name for name, value in dict(also=also, degradations=degradations).items() if value]
+    _only(dict.fromkeys(given), (), "an evaluation without --robustness")
     if is_exported(name):
-        print(_exported_evaluation(name, data, on).to_string(index=False, float_format="%.1f"))
+        table = _exported_evaluation(name, data, on, measures)
+        print(table.to_string(index=False, float_format="%.1f"))
         return 0
     if data is not None:
         scores = scores_on(_find_detector(name, outputs), data, on, outputs=outputs)
@@ -862,10 +895,11 @@ def evaluate(
     else:
         lab, run = open_detector(name, **kwargs)
         scores = lab.scores(run, on)
-    print(evaluation(scores).to_string(index=False, float_format="%.1f"))
+    table = evaluation(scores, measures=measures)
+    print(table.to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-69
+# %% ../nbs/11_cli.ipynb #11-cli-70
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -911,7 +945,7 @@ def predict(
     log.info("\n".join(filter(None, (left_text(left_over(inputs)), told))))
     return int(failed > 0)
 
-# %% ../nbs/11_cli.ipynb #11-cli-71
+# %% ../nbs/11_cli.ipynb #11-cli-72
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -931,7 +965,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/11_cli.ipynb #11-cli-72
+# %% ../nbs/11_cli.ipynb #11-cli-73
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -945,7 +979,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/11_cli.ipynb #11-cli-73
+# %% ../nbs/11_cli.ipynb #11-cli-74
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -954,7 +988,7 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/11_cli.ipynb #11-cli-78
+# %% ../nbs/11_cli.ipynb #11-cli-79
 @contextmanager
 def _streams():
     "Send messages to stderr, apart from the result, and write out what a stream has no letters for."
@@ -971,7 +1005,7 @@ def _streams():
         log.handlers[:] = handlers
         log.setLevel(level)
 
-# %% ../nbs/11_cli.ipynb #11-cli-79
+# %% ../nbs/11_cli.ipynb #11-cli-80
 def _came_late(error: Exception) -> bool:
     "Say whether an error ended work that was under way: it found nothing, or the disk is full."
     from prle.core import is_full
@@ -979,7 +1013,7 @@ def _came_late(error: Exception) -> bool:
 
     return isinstance(error, NothingFound) or is_full(error)
 
-# %% ../nbs/11_cli.ipynb #11-cli-80
+# %% ../nbs/11_cli.ipynb #11-cli-81
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument

@@ -193,11 +193,11 @@ def draw_robustness(
     figure.legend(handles, labels, loc="outside upper center", fontsize=7)
     return figure
 
-# %% ../../nbs/lab/15_robustness.ipynb #lab-15-robustness-26
+# %% ../../nbs/lab/15_robustness.ipynb #lab-15-robustness-24
 def write_robustness(
     table: pd.DataFrame,  # from `robustness`
     folder: str | Path,  # where robustness.csv and robustness.png go
 ):
     "Write the whole table and the figure."
     table.to_csv(Path(folder) / "robustness.csv", index=False)
-    draw_robustness(table).savefig(Path(folder) / "robustness.png", dpi=150)
+    draw_robustness(table).savefig(Path(folder) / "robustness.png", dpi=100)
