@@ -802,23 +802,45 @@ def _exported_evaluation(folder: str, data: str | None, on: str, measures: list[
     return model.measured[model.measured.measure.isin(measures)]
 
 # %% ../nbs/11_cli.ipynb #11-cli-66
+def _subject(name: str, data: str | None, on: str, outputs: str | None):
+    "Return a detector with the faces that it is tried on."
+    from prle.lab.export import is_exported
+    from prle.lab.subjects import open_subject
+
+    folder = name if is_exported(name) else _find_detector(name, outputs)
+    return open_subject(folder, data, on, outputs=outputs)
+
+# %% ../nbs/11_cli.ipynb #11-cli-67
 def _robustness(
     names: list[str], out: str, data: str | None, on: str, wanted: list[str], outputs: str | None
 ) -> int:
     "Write what is left of the AUC of several detectors on worse faces; print it by level."
-    from prle.lab.export import is_exported
-    from prle.lab.robustness import by_level, open_subject, robustness, write_robustness
+    from prle.lab.robustness import by_level, robustness, write_robustness
     from prle.trust import check_destination
 
     check_destination(Path(out) / "robustness.csv")
-    folders = [name if is_exported(name) else _find_detector(name, outputs) for name in names]
-    subjects = [open_subject(folder, data, on, outputs=outputs) for folder in folders]
+    subjects = [_subject(name, data, on, outputs) for name in names]
     table = robustness(subjects, Path(out) / "scores", wanted or None)
     write_robustness(table, out)
     print(by_level(table).to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-67
+# %% ../nbs/11_cli.ipynb #11-cli-68
+def _measured_maps(name: str, data: str | None, on: str, outputs: str | None) -> int:
+    "Print whether maps lie on forged pixels, where these are known, and on what decides."
+    from prle.core import log
+    from prle.lab.faithfulness import faithfulness_of
+    from prle.lab.traces import localization_of, marks_text
+
+    subject = _subject(name, data, on, outputs)
+    try:
+        print(marks_text(localization_of(subject)).to_string(index=False), end="\n\n")
+    except ValueError as e:
+        log.warning(f"NOTE {e}")
+    print(marks_text(faithfulness_of(subject)).to_string(index=False))
+    return 0
+
+# %% ../nbs/11_cli.ipynb #11-cli-69
 def _shown(table):
     "Return scores without the columns that say nothing."
     empty = [name for name in ("calibrated", "threshold", "above") if table[name].isna().all()]
@@ -826,7 +848,7 @@ def _shown(table):
     empty += ["detector"] if table.detector.nunique() < 2 else []
     return table.drop(columns=empty)
 
-# %% ../nbs/11_cli.ipynb #11-cli-68
+# %% ../nbs/11_cli.ipynb #11-cli-70
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -854,7 +876,7 @@ def localize(
     print(lab.attention(run, split, subset, read).path / "maps.npy")
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-69
+# %% ../nbs/11_cli.ipynb #11-cli-71
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -870,6 +892,8 @@ def evaluate(
     degradations: list[str] = (),  # with --robustness: jpeg, h264, GB, ...; default: all
     # with --robustness: a further detector, compared with the first
     also: tuple[str, ...] | None = None,
+    # measure the attention maps instead: whether they lie on forged pixels, and on what decides
+    maps: bool = False,
     **kwargs,
 ) -> int:  # exit code
     "Print a trained detector's AUC and accuracy, with intervals; or what is left of the AUC of worse faces."
@@ -882,6 +906,8 @@ def evaluate(
     if robustness is not None:
         places = [name, *(also or ())]
         return _robustness(places, robustness, data, on, degradations, outputs)
+    if maps:
+        return _measured_maps(name, data, on, outputs)
     given = [name for name, value in dict(also=also, degradations=degradations).items() if value]
     _only(dict.fromkeys(given), (), "an evaluation without --robustness")
     if is_exported(name):
@@ -899,7 +925,7 @@ def evaluate(
     print(table.to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-70
+# %% ../nbs/11_cli.ipynb #11-cli-72
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -945,7 +971,7 @@ def predict(
     log.info("\n".join(filter(None, (left_text(left_over(inputs)), told))))
     return int(failed > 0)
 
-# %% ../nbs/11_cli.ipynb #11-cli-72
+# %% ../nbs/11_cli.ipynb #11-cli-74
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -965,7 +991,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/11_cli.ipynb #11-cli-73
+# %% ../nbs/11_cli.ipynb #11-cli-75
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -979,7 +1005,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/11_cli.ipynb #11-cli-74
+# %% ../nbs/11_cli.ipynb #11-cli-76
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -988,7 +1014,7 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/11_cli.ipynb #11-cli-79
+# %% ../nbs/11_cli.ipynb #11-cli-81
 @contextmanager
 def _streams():
     "Send messages to stderr, apart from the result, and write out what a stream has no letters for."
@@ -1005,7 +1031,7 @@ def _streams():
         log.handlers[:] = handlers
         log.setLevel(level)
 
-# %% ../nbs/11_cli.ipynb #11-cli-80
+# %% ../nbs/11_cli.ipynb #11-cli-82
 def _came_late(error: Exception) -> bool:
     "Say whether an error ended work that was under way: it found nothing, or the disk is full."
     from prle.core import is_full
@@ -1013,7 +1039,7 @@ def _came_late(error: Exception) -> bool:
 
     return isinstance(error, NothingFound) or is_full(error)
 
-# %% ../nbs/11_cli.ipynb #11-cli-81
+# %% ../nbs/11_cli.ipynb #11-cli-83
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument
