@@ -894,6 +894,8 @@ def evaluate(
     also: tuple[str, ...] | None = None,
     # measure the attention maps instead: whether they lie on forged pixels, and on what decides
     maps: bool = False,
+    # train a run once more, and measure what choosing its epoch on the test sets would have gained
+    selection: bool = False,
     **kwargs,
 ) -> int:  # exit code
     "Print a trained detector's AUC and accuracy, with intervals; or what is left of the AUC of worse faces."
@@ -908,6 +910,12 @@ def evaluate(
         return _robustness(places, robustness, data, on, degradations, outputs)
     if maps:
         return _measured_maps(name, data, on, outputs)
+    if selection:
+        from prle.lab.selection import selection_of
+
+        table = selection_of(*open_detector(name, data=data, outputs=outputs))
+        print(table.to_string(index=False, float_format="%.1f"))
+        return 0
     given = [name for name, value in dict(also=also, degradations=degradations).items() if value]
     _only(dict.fromkeys(given), (), "an evaluation without --robustness")
     if is_exported(name):

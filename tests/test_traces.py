@@ -11,7 +11,7 @@ from prle import cli
 from prle.core import rng
 from prle.data.manifest import select, write_manifest
 from prle.lab.configs import PRESETS
-from prle.lab.faithfulness import MEASURES, curves, faithfulness, faithfulness_of, ranks
+from prle.lab.faithfulness import MEASURES, curves, faithfulness, ranks
 from prle.lab.subjects import open_subject, some_rows
 from prle.lab.traces import (
     MARKS,
@@ -38,7 +38,8 @@ def cases():
     for mask in masks:
         top, left = draw.integers(2, 10, 2)
         mask[top : top + 6, left : left + 8] = True
-    return 0.5 * masks + 0.5 * draw.random(masks.shape), masks
+    heats = 0.5 * masks + 0.5 * draw.random(masks.shape)
+    return heats * draw.uniform(0.6, 1, (40, 1, 1)), masks
 
 
 def test_marks_are_scikit_learns(cases):
@@ -175,7 +176,6 @@ def test_the_maps_of_a_run_are_measured_by_manipulation(lab, lines, capsys):
     assert table[table.subset == "B"].value[:].to_numpy()[: len(MARKS)] == pytest.approx(
         100 * found
     )
-    assert set(faithfulness_of(subject, 3, n=20).mark) == set(MEASURES)
     words = ["evaluate", run.path.name, "--maps", "--outputs", str(lab.outputs)]
     assert cli.main(words) == 0
     printed = capsys.readouterr().out

@@ -76,7 +76,7 @@ def _imputed(images: Tensor, pixels: Tensor) -> Tensor:
 # %% ../../nbs/lab/18_faithfulness.ipynb #lab-18-faithfulness-13
 MEASURES = ("deletion", "insertion", "road")
 "What faithfulness is measured by; more is better."
-REMOVED = (0.1, 0.3, 0.5, 0.7, 0.9)
+REMOVED = (0.2, 0.5, 0.8)
 "The shares that ROAD takes out."
 
 
@@ -120,7 +120,7 @@ def _in_batches(subject: Subject, rows: pd.DataFrame, maps: np.ndarray) -> np.nd
 # %% ../../nbs/lab/18_faithfulness.ipynb #lab-18-faithfulness-17
 def faithfulness_of(
     subject: Subject,
-    most: int = 200,  # fakes
+    most: int = 100,  # fakes
     n: int = 1000,  # resamples of people
 ) -> pd.DataFrame:  # as of `prle.lab.traces.against_chances`, with the subset "all"
     "Measure how well a detector's maps show what it goes by, against three kinds of chance."
