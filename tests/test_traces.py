@@ -10,6 +10,7 @@ from torch import nn
 from prle import cli
 from prle.core import rng
 from prle.data.manifest import select, write_manifest
+from prle.lab import faithfulness as module
 from prle.lab.configs import PRESETS
 from prle.lab.faithfulness import MEASURES, curves, faithfulness, ranks
 from prle.lab.subjects import open_subject, some_rows
@@ -162,7 +163,7 @@ def lab(toy, tmp_path, monkeypatch):
     return quiet_lab(write_manifest(rows, path), tmp_path / "out")
 
 
-def test_the_maps_of_a_run_are_measured_by_manipulation(lab, lines, capsys):
+def test_the_maps_of_a_run_are_measured_by_manipulation(lab, lines, capsys, monkeypatch):
     run = lab.detector("Small", "A")
     subject = open_subject(run.path, outputs=lab.outputs)
     rows, masks = forged_faces(subject)
@@ -176,6 +177,7 @@ def test_the_maps_of_a_run_are_measured_by_manipulation(lab, lines, capsys):
     assert table[table.subset == "B"].value[:].to_numpy()[: len(MARKS)] == pytest.approx(
         100 * found
     )
+    monkeypatch.setattr(module, "REMOVED", (0.2,))
     words = ["evaluate", run.path.name, "--maps", "--outputs", str(lab.outputs)]
     assert cli.main(words) == 0
     printed = capsys.readouterr().out
