@@ -123,7 +123,8 @@ def _draw_one(ax, table: pd.DataFrame, name: str):
         part = rows[rows.degradation.isin([CLEAN, name])].sort_values("level")
         ax.plot(part.level, part.value, f"C{k}", marker="o", markersize=3, label=detector)
         ax.fill_between(part.level, part.low, part.high, color=f"C{k}", alpha=0.15, linewidth=0)
-    ax.set_title(f"{name}: {DEGRADATIONS[name].title.removeprefix('DF-1.0: ')}", fontsize=8)
+    ours = f"{name}: {DEGRADATIONS[name].title}"
+    ax.set_title(f"{name} (DF-1.0)" if name.isupper() else ours, fontsize=8)
     ax.set_xticks(range(6))
 
 # %% ../../nbs/lab/16_robustness.ipynb #lab-16-robustness-20
