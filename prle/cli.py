@@ -850,49 +850,87 @@ def _localize_crops(models, inputs: list[str], out: str, read, shard: str, worke
     log.info(f"{done} maps written, {failed} pictures without one")
     return int(failed > 0)
 
-# %% ../nbs/11_cli.ipynb #11-cli-81
-def _localize_crops(models, inputs: list[str], out: str, read, shard: str, workers: int) -> int:
-    "Write quantile maps of face crops, and print their folder; exit code 1 if a picture cannot be read."
-    from prle.core import log
-    from prle.lab.maps import parse_shard, write_maps
-
-    done = failed = 0
-    for _, why in write_maps(models, inputs, out, parse_shard(shard), read=read, workers=workers):
-        done, failed = done + (not why), failed + bool(why)
-        if why and failed <= _MOST:
-            log.info(why)
-    print(out)
-    log.info(f"{done} maps written, {failed} pictures without one")
-    return int(failed > 0)
-
 # %% ../nbs/11_cli.ipynb #11-cli-82
-def _exported_evaluation(folder: str, data: str | None, on: str, **kwargs):
+def _exported_evaluation(folder: str, data: str | None, on: str, measures: list[str], **kwargs):
     "Return what an exported detector reached in its lab, or reaches on other data."
     from prle.lab.apply import evaluation
     from prle.lab.export import exported_scores, open_exported
 
     model = open_exported(folder)
     if data is not None:
-        return evaluation(exported_scores(model, data, on))
+        return evaluation(exported_scores(model, data, on), measures=measures)
     if on != "test":
         raise ValueError(f"--data is missing: where the faces of {on} lie.")
-    return model.measured
+    lacking = sorted(set(measures) - set(model.measured.measure))
+    if lacking:
+        raise ValueError(f"--data is missing: the folder does not say its {lacking[0]}.")
+    return model.measured[model.measured.measure.isin(measures)]
+
+# %% ../nbs/11_cli.ipynb #11-cli-83
+def _subject(name: str, data: str | None, on: str, outputs: str | None):
+    "Return a detector with the faces that it is tried on."
+    from prle.lab.export import is_exported
+    from prle.lab.subjects import open_subject
+
+    folder = name if is_exported(name) else _find_detector(name, outputs)
+    return open_subject(folder, data, on, outputs=outputs)
 
 # %% ../nbs/11_cli.ipynb #11-cli-84
-def _run_evaluation(name: str, data: str | None, on: str, **kwargs):
+def _robustness(
+    names: list[str], out: str, data: str | None, on: str, wanted: list[str], outputs: str | None
+) -> int:
+    "Write what is left of the AUC of several detectors on worse faces; print it by level."
+    from prle.lab.robustness import by_level, robustness, write_robustness
+    from prle.trust import check_destination
+
+    check_destination(Path(out) / "robustness.csv")
+    subjects = [_subject(name, data, on, outputs) for name in names]
+    table = robustness(subjects, Path(out) / "scores", wanted or None)
+    write_robustness(table, out)
+    print(by_level(table).to_string(index=False, float_format="%.1f"))
+    return 0
+
+# %% ../nbs/11_cli.ipynb #11-cli-85
+def _measured_maps(name: str, data: str | None, on: str, outputs: str | None) -> int:
+    "Print whether maps lie on forged pixels, where these are known, and on what decides."
+    from prle.core import log
+    from prle.lab.faithfulness import faithfulness_of
+    from prle.lab.traces import localization_of, marks_text
+
+    subject = _subject(name, data, on, outputs)
+    try:
+        print(marks_text(localization_of(subject)).to_string(index=False), end="\n\n")
+    except ValueError as e:
+        log.warning(f"NOTE {e}")
+    print(marks_text(faithfulness_of(subject)).to_string(index=False))
+    return 0
+
+# %% ../nbs/11_cli.ipynb #11-cli-87
+def _run_evaluation(name: str, data: str | None, on: str, measures: list[str], **kwargs):
     "Return what a run's detector reached, or reaches on other data or on a target set."
     from prle.lab.apply import evaluation, open_run, scores_on
     from prle.lab.experiments import read_scores
 
     outputs = kwargs.get("outputs")
     if data is not None:
-        return evaluation(scores_on(_find_detector(name, outputs), data, on, outputs=outputs))
-    if on == "test":  # the run itself holds these scores, so its data need not be there
-        return evaluation(read_scores(open_run(_find_detector(name, outputs))))
-    lab, run = open_detector(name, **kwargs)
-    return evaluation(lab.scores(run, on))
+        scores = scores_on(_find_detector(name, outputs), data, on, outputs=outputs)
+    elif on == "test":  # the run itself holds these scores, so its data need not be there
+        scores = read_scores(open_run(_find_detector(name, outputs)))
+    else:
+        lab, run = open_detector(name, **kwargs)
+        scores = lab.scores(run, on)
+    return evaluation(scores, measures=measures)
 
-# %% ../nbs/11_cli.ipynb #11-cli-85
+# %% ../nbs/11_cli.ipynb #11-cli-88
+def _selection(name: str, data: str | None, outputs: str | None) -> int:
+    "Train a run once more, and print what choosing its epoch on the test sets would have gained."
+    from prle.lab.selection import selection_of
+
+    table = selection_of(*open_detector(name, data=data, outputs=outputs))
+    print(table.to_string(index=False, float_format="%.1f"))
+    return 0
+
+# %% ../nbs/11_cli.ipynb #11-cli-89
 def _shown(table):
     "Return scores without the columns that say nothing."
     empty = [name for name in ("calibrated", "threshold", "above") if table[name].isna().all()]
@@ -900,7 +938,7 @@ def _shown(table):
     empty += ["detector"] if table.detector.nunique() < 2 else []
     return table.drop(columns=empty)
 
-# %% ../nbs/11_cli.ipynb #11-cli-86
+# %% ../nbs/11_cli.ipynb #11-cli-90
 def _exported_maps(name: str, split: str, subset: str, read, out: str | None, **kwargs) -> Path:
     "Write the maps of an exported detector, on faces that were named, to a file that was named."
     from prle.lab.export import exported_maps, manifest_faces, open_exported
@@ -910,14 +948,14 @@ def _exported_maps(name: str, split: str, subset: str, read, out: str | None, **
     path, model = _needed_option("out", out, "the file to write"), open_exported(name)
     return exported_maps(model, manifest_faces(model, faces, split, subset), path, read)
 
-# %% ../nbs/11_cli.ipynb #11-cli-87
+# %% ../nbs/11_cli.ipynb #11-cli-91
 def _run_maps(name: str, split: str, subset: str, read, out: str | None, **kwargs) -> Path:
     "Make the maps of a run; they are a run themselves."
     _only({} if out is None else dict(out=out), (), "a run, which keeps its maps in the outputs,")
     lab, run = open_detector(name, **kwargs)
     return lab.attention(run, split, subset, read).path / "maps.npy"
 
-# %% ../nbs/11_cli.ipynb #11-cli-88
+# %% ../nbs/11_cli.ipynb #11-cli-92
 @delegates(open_detector)
 def localize(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -952,7 +990,7 @@ def localize(
     print(make_maps(name, split, subset, CamConfig(cam or "gradcam", explain), out, **kwargs))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-89
+# %% ../nbs/11_cli.ipynb #11-cli-93
 @delegates(open_detector)
 def evaluate(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -961,17 +999,39 @@ def evaluate(
     # any data: a folder with ff++/, ... as `prle faces` makes them, one of `prle forge`, or a manifest; default: those
     # that it was trained on
     data: str | None = None,
+    # what is measured: auc, acc, acc_balanced, eer, ap, tpr_at_1, tpr_at_5, tpr_at_10, brier, ece, ...
+    measures: list[str] = ("auc", "acc"),
+    # folder for scores, table and figure: make the faces worse, step by step, and measure the AUC that is left
+    robustness: str | None = None,
+    degradations: list[str] = (),  # with --robustness: jpeg, h264, GB, ...; default: all
+    # with --robustness: a further detector, compared with the first
+    also: tuple[str, ...] | None = None,
+    # measure the attention maps instead: whether they lie on forged pixels, and on what decides
+    maps: bool = False,
+    # train a run once more, and measure what choosing its epoch on the test sets would have gained
+    selection: bool = False,
     **kwargs,
 ) -> int:  # exit code
-    "Print a trained detector's AUC and accuracy, with intervals."
+    "Print a trained detector's AUC and accuracy, with intervals; or what is left of the AUC of worse faces."
     from prle.lab.export import is_exported
 
     _name_plugins(kwargs.get("plugin"))
+    outputs = kwargs.get("outputs")
+    if robustness is not None:
+        places = [name, *(also or ())]
+        return _robustness(places, robustness, data, on, degradations, outputs)
+    if maps:
+        return _measured_maps(name, data, on, outputs)
+    if selection:
+        return _selection(name, data, outputs)
+    given = [name for name, value in dict(also=also, degradations=degradations).items() if value]
+    _only(dict.fromkeys(given), (), "an evaluation without --robustness")
     reached = _exported_evaluation if is_exported(name) else _run_evaluation
-    print(reached(name, data, on, **kwargs).to_string(index=False, float_format="%.1f"))
+    table = reached(name, data, on, measures, **kwargs)
+    print(table.to_string(index=False, float_format="%.1f"))
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-90
+# %% ../nbs/11_cli.ipynb #11-cli-94
 @delegates(open_detector)
 def predict(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -1020,7 +1080,7 @@ def predict(
     log.info("\n".join(filter(None, (left_text(left_over(inputs)), told))))
     return int(failed > 0)
 
-# %% ../nbs/11_cli.ipynb #11-cli-92
+# %% ../nbs/11_cli.ipynb #11-cli-96
 @delegates(open_detector)
 def demo(
     name: str,  # of the run, as `prle runs` prints it; or the folder of a run or an exported detector
@@ -1041,7 +1101,7 @@ def demo(
     serve_demo(models, port, count=count, finder=finder, cropped=cropped)
     return 0
 
-# %% ../nbs/11_cli.ipynb #11-cli-94
+# %% ../nbs/11_cli.ipynb #11-cli-98
 COMMANDS = {
     "check": check,
     "faces": faces,
@@ -1063,7 +1123,7 @@ COMMANDS = {
 }
 "The functions behind the commands; a module stands for all functions that it exports."
 
-# %% ../nbs/11_cli.ipynb #11-cli-95
+# %% ../nbs/11_cli.ipynb #11-cli-99
 def _add_commands(parser: ArgumentParser, commands: dict, level: str):
     "Add commands to a parser; a module becomes a command that has commands itself."
     children = parser.add_subparsers(dest=level, required=True)
@@ -1077,7 +1137,7 @@ def _add_commands(parser: ArgumentParser, commands: dict, level: str):
         else:
             add_command(child, command)
 
-# %% ../nbs/11_cli.ipynb #11-cli-96
+# %% ../nbs/11_cli.ipynb #11-cli-100
 def parser() -> ArgumentParser:
     "Return the parser of `prle` with all its commands."
     about = "Primary region regularization for generalizable deepfake detection."
@@ -1086,7 +1146,7 @@ def parser() -> ArgumentParser:
     _add_commands(main, COMMANDS, "command")
     return main
 
-# %% ../nbs/11_cli.ipynb #11-cli-101
+# %% ../nbs/11_cli.ipynb #11-cli-105
 @contextmanager
 def _streams():
     "Send messages to stderr, apart from the result, and write out what a stream has no letters for."
@@ -1103,7 +1163,7 @@ def _streams():
         log.handlers[:] = handlers
         log.setLevel(level)
 
-# %% ../nbs/11_cli.ipynb #11-cli-102
+# %% ../nbs/11_cli.ipynb #11-cli-106
 def _came_late(error: Exception) -> bool:
     "Say whether an error ended work that was under way: it found nothing, or the disk is full."
     from prle.core import is_full
@@ -1111,7 +1171,7 @@ def _came_late(error: Exception) -> bool:
 
     return isinstance(error, NothingFound) or is_full(error)
 
-# %% ../nbs/11_cli.ipynb #11-cli-104
+# %% ../nbs/11_cli.ipynb #11-cli-108
 def _failure(error: RuntimeError) -> str:
     "Say why a run failed, or that memory was short; raise any other error, which is a fault of this code."
     from torch import OutOfMemoryError
@@ -1125,7 +1185,7 @@ def _failure(error: RuntimeError) -> str:
         return str(error)
     raise error
 
-# %% ../nbs/11_cli.ipynb #11-cli-106
+# %% ../nbs/11_cli.ipynb #11-cli-110
 def main(
     argv: list[str] | None = None,  # arguments; None: the command line's
 ) -> int:  # exit code: 0 done, 1 something is incomplete or failed, 2 a wrong argument

@@ -1,5 +1,6 @@
 """Networks of timm as detectors: names, statistics, sizes, layers of maps, tuning, weights from a cache."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from prle.detectors import create_detector
+from prle.detectors.backbones import RANK
 from prle.detectors.registry import (
     cam_grids,
     detector_facts,
@@ -68,7 +70,14 @@ BAD = [
     ),
     (dict(name="timm/resnet18.no"), "timm has no weights 'resnet18.no'; it has resnet18"),
     (dict(name="timm/resnet18", width=0.5), "'timm/resnet18' has one size: use width=1, not 0.5"),
-    (dict(name="timm/resnet18", tuning="half"), "tuning must be one of full, linear, not 'half'"),
+    (
+        dict(name="timm/resnet18", tuning="half"),
+        "tuning must be one of full, linear, lora, not 'half'",
+    ),
+    (
+        dict(name="timm/resnet18", tuning="lora"),
+        "no linear layer but the last one: use full or linear",
+    ),
     (dict(name="timm/resnet18", layer="layer5"), "timm/resnet18 has no layer 'layer5'"),
     (dict(name="timm"), "unknown detector 'timm'.*timm/NAME is any network of timm"),
 ]
@@ -105,6 +114,32 @@ def test_linear_tuning_leaves_the_network_as_it_is():
     optimizer.step()
     changed = {k for k, v in detector.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {"net.fc.weight", "net.fc.bias"}, "statistics of batch norms stay too"
+
+
+def test_corrections_of_low_rank_are_trained_and_the_rest_stays():
+    torch.manual_seed(0)
+    plain = create_detector("timm/test_vit", size=160).eval()
+    torch.manual_seed(0)
+    detector = create_detector("timm/test_vit", size=160, tuning="lora").train()
+    faces, label = torch.rand(2, 3, 160, 160), torch.tensor([0, 1])
+    assert torch.equal(detector(faces), plain(faces)), "no correction at the start"
+    linear = [m for m in plain.modules() if isinstance(m, torch.nn.Linear)]
+    own = sum(RANK * (m.in_features + m.out_features) for m in linear if m.out_features > 1)
+    assert parameter_count(detector) == own + 64 + 1
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(2):  # the thin matrix on the right has no gradient while the left one is zero
+        optimizer.zero_grad()
+        detector.loss(detector.outputs(faces), dict(label=label)).backward()
+        optimizer.step()
+    changed = {k for k, v in detector.state_dict().items() if not torch.equal(v, before[k])}
+    assert all(k.startswith("net.head.") or k.endswith((".up", ".down")) for k in changed)
+    assert len(changed) == 2 + 2 * (len(linear) - 1)
+    again = create_detector("timm/test_vit", size=160, tuning="lora").eval()
+    again.load_state_dict(copy.deepcopy(detector).state_dict())
+    assert torch.equal(again(faces), detector.eval()(faces))
+    maps = attention_maps(again, again.cam_layer(160), faces)
+    assert maps.shape == (2, 160, 160) and maps.any()
 
 
 def test_weights_come_from_the_hubs_cache_or_not_at_all(tmp_path, monkeypatch):

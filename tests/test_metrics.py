@@ -166,6 +166,14 @@ def test_delong_equals_pairs_and_agrees_with_the_bootstrap_of_single_faces():
     assert delong(label, a, a) == (0.0, 0.0, 1.0)
 
 
+def test_delong_of_four_faces_is_what_one_finds_by_hand():
+    "Placements of the fakes (1, 1/2) and (1, 1), of the reals (1/2, 1) and (1, 1)."
+    label, a, b = np.array([1, 1, 0, 0]), [0.9, 0.4, 0.5, 0.1], [0.8, 0.7, 0.3, 0.6]
+    found = delong(label, a, b)
+    assert found.difference == 0.25 and found.error == pytest.approx(0.125**0.5)
+    assert found.p == pytest.approx(0.4795, abs=1e-4), "twice the normal tail beyond 0.7071"
+
+
 def test_delong_finds_no_difference_as_often_as_it_says():
     draw, ps = rng("no difference"), []
     for _ in range(400):
