@@ -143,21 +143,45 @@ def test_frames_of_odd_shapes_have_no_face(shape):
     assert F.find_largest(np.full((*shape, 3), 77, np.uint8)) is None
 
 
-def test_another_format_of_dlibs_detector_is_noticed(monkeypatch):
+@pytest.mark.parametrize("person, side, top", [("s20", 360, 5), ("s5", 330, 5), ("s20", 400, 41)])
+def test_dlibs_own_box_where_two_places_fit_nearly_equally(scene, person, side, top):
+    "Levels that are computed a little otherwise than dlib's give another box here."
+    frame = scene()
+    picture = F.read_image(ORL / person / "3.pgm")
+    picture = cv2.resize(picture, None, fx=side / 70, fy=side / 70, interpolation=cv2.INTER_CUBIC)
+    picture = picture[: 720 - top]
+    frame[top : top + len(picture), 200 : 200 + picture.shape[1]] = picture
+    assert F.find_largest(frame).box.tolist() == whole_search(frame)[0]
+
+
+def test_a_face_is_found_again_in_the_box_of_the_whole_search(scene):
+    frame = scene(160)
+    box = np.float32(whole_search(frame)[0])
+    moved = np.roll(frame, (20, 35), (0, 1))
+    smaller = cv2.resize(frame, None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA)
+    for later in (frame, moved, smaller):
+        assert F.find_again(later, {7: box})[7].box.tolist() == whole_search(later)[0]
+    twice = F.find_again(frame, {0: box, 1: box + 9})
+    assert list(twice) == [0]  # one face is nobody else's as well
+    gone, far, grown = scene(), np.roll(frame, 400, 1), scene(360)
+    assert [F.find_again(later, {7: box}) for later in (gone, far, grown)] == [{}] * 3
+
+
+@pytest.mark.parametrize("numbers", ["_MANY_LEVELS", "_APART"])
+def test_another_format_of_dlibs_detector_is_noticed(monkeypatch, numbers):
     F._one_level_detector.cache_clear()
-    monkeypatch.setattr(F, "_MANY_LEVELS", b"something else")
+    monkeypatch.setattr(F, numbers, b"something else")
     with pytest.raises(RuntimeError, match="another format"):
         F._one_level_detector()
 
 
-def test_one_level_is_one_level(scene):
-    "The detector without its pyramid finds a face at its size only."
+def test_one_level_is_one_level_and_all_places_of_it(scene):
+    "The detector without its pyramid finds a face at its size only, and in neighbouring places too."
     frame = scene(300)
-    assert (
-        F._hits(frame, 0) == []
-        and len(F._hits(cv2.resize(frame, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA), 0))
-        == 1
-    )
+    quarter = cv2.resize(frame, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+    best, *others = F._hits(quarter, 0)
+    assert not [hit for hit in F._hits(frame, 0) if hit.score > 0]
+    assert others and all(hit.holds(best.centre()) for hit in others)
 
 
 # Alignment

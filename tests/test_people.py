@@ -13,6 +13,7 @@ from PIL import Image
 
 from prle.core import rng
 from prle.data import faces as F
+from prle.data import tracks as T
 from prle.data import videos as V
 from prle.data.tracks import Tracks, touched
 
@@ -102,6 +103,21 @@ def test_who_moves_far_between_two_frames_is_the_same_person():
     seen = [tracks.see(scene(("s5", left, 170))) for left in (20, 430, 200)]
     assert [list(faces) for faces in seen] == [[0]] * 3 and list(tracks.boxes) == [0]
     assert Tracks().see(background(SIZE)) == {} and Tracks().largest() is None
+
+
+def test_where_a_face_is_found_again_nothing_else_is_searched_three_frames_in_four(monkeypatch):
+    searched = []
+    monkeypatch.setattr(T, "find_all", lambda *a: searched.append(a) or F.find_all(*a))
+    tracks = Tracks()
+    for i in range(9):
+        others = [("s1", 430, 190)] if i >= 5 else []
+        frame = scene(("s5", 20 + 6 * i, 170), *others)
+        faces = tracks.see(frame)
+        assert len(searched) == 1 + i // 4 and sorted(faces) == [0, 1][: 1 + i // 8]
+        left = min(F.find_all(frame), key=lambda face: face.box[0])
+        assert F.gap(faces[0].box, left.box) <= 0.3 * (
+            i == 8
+        )  # then it is looked for in its old place
 
 
 # Whom the mask touches

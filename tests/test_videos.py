@@ -1,5 +1,6 @@
 "Videos and pictures to crops: every kind of input, every kind of damage, interruption at any moment, one result."
 
+import gc
 import json
 import os
 import shutil
@@ -370,6 +371,23 @@ def test_memory_does_not_grow_with_the_number_of_videos(clips, tmp_path):
     peak(1)
     few, many = peak(2), peak(8)
     assert many - few < 256 * 256 * 3  # twelve more crops were made; not one is kept
+
+
+def test_nothing_is_kept_of_the_crops_of_a_finished_video(tmp_path, monkeypatch):
+    monkeypatch.setattr(V, "find_largest", lambda *_: None)
+    file = write_clip(tmp_path / "a.mp4", frames=32)
+
+    def kept(n):
+        videos = table(*[file] * n).assign(video=[f"v{i}" for i in range(n)])
+        tracemalloc.start()
+        V.crop_videos(videos, tmp_path / f"out{n}", size=16, workers=0, cropped=True)
+        gc.collect()
+        left = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        return left
+
+    kept(1)
+    assert kept(5) - kept(2) < 3 * 4096  # a fingerprint for each crop would take 20 kB a video
 
 
 def test_memory_does_not_grow_with_the_number_of_faces(tmp_path, monkeypatch):

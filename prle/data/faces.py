@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FINDERS', 'FIVE_POINTS', 'TEMPLATE', 'SOFT', 'ALIGNMENTS', 'SCALES', 'CROPPED', 'orl_folder', 'load_dlib',
            'find_faces', 'Detection', 'place_landmarks', 'load_mtcnn', 'find_all', 'find_largest', 'gap', 'find_near',
-           'five_targets', 'similarity', 'warp_crop', 'outside', 'soften', 'warp_softly', 'move_points', 'crop_face',
-           'Face', 'read_face', 'align', 'whole_picture', 'natural_key', 'list_photos', 'are_frames', 'photo_name',
-           'read_faces', 'summary', 'write_png']
+           'find_again', 'five_targets', 'similarity', 'warp_crop', 'outside', 'soften', 'warp_softly', 'move_points',
+           'crop_face', 'Face', 'read_face', 'align', 'whole_picture', 'natural_key', 'list_photos', 'are_frames',
+           'photo_name', 'read_faces', 'summary', 'write_png']
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-2
 import importlib.util
@@ -15,6 +15,7 @@ import math
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -96,20 +97,27 @@ def find_faces(
 _MANY_LEVELS, _ONE_LEVEL = bytes.fromhex("0150015002e803"), bytes.fromhex("015001500101")
 "A window of 80 x 80 pixels and at most 1000 levels, as dlib writes it (each number after its length); with 1 level."
 
+_APART = bytes.fromhex("07f3299ec3102015813607f3c60826fa3b198135")
+_ANYWHERE = bytes.fromhex("07000000000000108134") * 2
+"From which overlap on the worse of two places is left out: 0.33 of their union, 0.79 of one of them; 1 of both."
+
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-18
 @cache
 def _one_level_detector():
-    "Return dlib's detector for one pyramid level; `RuntimeError` if this dlib stores it in another format."
+    "Return dlib's detector for all places of one level; `RuntimeError` if this dlib stores it in another format."
     dlib, detector, _ = load_dlib()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "detector.svm"
         detector.save(str(file))
         stored = file.read_bytes()
-        if stored.count(_MANY_LEVELS) != 1:
-            raise RuntimeError(
-                "this version of dlib stores its detector in another format; use dlib 19.24 to 20.0."
-            )
-        file.write_bytes(stored.replace(_MANY_LEVELS, _ONE_LEVEL))
+        for old, new in ((_MANY_LEVELS, _ONE_LEVEL), (_APART, _ANYWHERE)):
+            if stored.count(old) != 1:
+                raise RuntimeError(
+                    "this version of dlib stores its detector in another format; "
+                    "use dlib 19.24 to 20.0."
+                )
+            stored = stored.replace(old, new)
+        file.write_bytes(stored)
         return dlib.fhog_object_detector(str(file))
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-20
@@ -143,20 +151,29 @@ class _Hit(NamedTuple):
     def holds(self, point) -> bool:
         return bool((self.box[:2] < point).all() and (point < self.box[2:]).all())
 
+    def is_in(self, others: list["_Hit"]) -> bool:
+        return any(other.holds(self.centre()) for other in others)
+
     def centre(self) -> np.ndarray:
         return self.box.reshape(2, 2).mean(0)
 
     def pixels(self) -> np.ndarray:  # (4,) int, the last two inside
         return np.floor(self.box + 0.5).astype(int)
 
+    def is_at(self, other: "_Hit") -> bool:
+        return self.level == other.level and bool((self.box == other.box).all())
+
     def area(self) -> int:
         left, top, right, bottom = self.pixels().tolist()
         return (right - left + 1) * (bottom - top + 1)
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-24
-def _hits(image: np.ndarray, level: int, corner=(0, 0), threshold: float = 0.0) -> list[_Hit]:
+_LENIENT = -0.2  # threshold of the search; dlib's own is 0
+
+
+def _hits(image: np.ndarray, level: int, corner=(0, 0)) -> list[_Hit]:
     "Run the detector on (a part of) one level; `corner` is where on the level the part begins."
-    boxes, scores, _ = _one_level_detector().run(np.ascontiguousarray(image), 0, threshold)
+    boxes, scores, _ = _one_level_detector().run(np.ascontiguousarray(image), 0, _LENIENT)
     hits = []
     for box, score in zip(boxes, scores):
         edges = np.array([box.left(), box.top(), box.right(), box.bottom()]) + (*corner, *corner)
@@ -164,6 +181,26 @@ def _hits(image: np.ndarray, level: int, corner=(0, 0), threshold: float = 0.0) 
     return hits
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-26
+class _Levels:
+    "The levels of a frame's pyramid, made on demand: grey, 1 to 3 from level 0, 4 to 6 from 3, and so on, and dlib's."
+
+    def __init__(self, frame: np.ndarray):
+        self.frame, self.sizes = frame, _level_sizes(frame)
+        self.greys, self.dlibs = {0: cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)}, [frame]
+
+    def grey(self, level: int) -> np.ndarray:  # (h, w) uint8
+        if level not in self.greys:
+            finer, size = self.grey((level - 1) // 3 * 3), self.sizes[level]
+            self.greys[level] = cv2.resize(finer, size, interpolation=cv2.INTER_LINEAR)
+        return self.greys[level]
+
+    def exact(self, level: int) -> np.ndarray:  # (h, w, 3) uint8
+        shrink = load_dlib()[0].pyramid_down(6)
+        while len(self.dlibs) <= level:
+            self.dlibs.append(shrink(self.dlibs[-1]))
+        return self.dlibs[level]
+
+
 def _next_level(
     image: np.ndarray, part: np.ndarray, goal: np.ndarray, size: np.ndarray, smaller: np.ndarray
 ) -> np.ndarray:
@@ -181,13 +218,15 @@ def _next_level(
 _REACH = 60  # px of a level around the middle of a hit: half of the window, its context, some play
 
 
-def _surroundings(centre: np.ndarray, level: int, size: np.ndarray) -> np.ndarray:
+def _surroundings(
+    centre: np.ndarray, level: int, size: np.ndarray, reach: int = _REACH
+) -> np.ndarray:
     """Return the part of a level around a point of the frame.
 
     It lies on the detector's grid of 8 pixels, so that its cells are those of the whole level."""
     middle = _to_level(centre, level)
-    low = np.maximum(0, middle - _REACH).astype(int) // 8 * 8
-    return np.append(low, np.minimum(size, (middle + _REACH).astype(int)))
+    low = np.maximum(0, middle - reach).astype(int) // 8 * 8
+    return np.append(low, np.minimum(size, (middle + reach).astype(int)))
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-28
 def _sources(part: np.ndarray, sizes: list[np.ndarray]) -> list[np.ndarray]:
@@ -205,76 +244,77 @@ def _cut(image: np.ndarray, part: np.ndarray, corner=(0, 0)) -> np.ndarray:
     left, top, right, bottom = part - np.tile(corner, 2)
     return image[top:bottom, left:right]
 
-
-def _best(fits: list[_Hit]) -> _Hit | None:
-    "Return the hit with the highest score; None if there is none."
-    return max(fits, key=lambda fit: fit.score, default=None)
-
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-30
 def _around(
-    image: np.ndarray, corner, centre: np.ndarray, level: int, size: np.ndarray, threshold: float
+    image: np.ndarray, corner, centre: np.ndarray, level: int, size: np.ndarray
 ) -> list[_Hit]:
     "Return the hits around a point of the frame on a level; `image` is the level's part that begins at `corner`."
     part = _surroundings(centre, level, size)
-    hits = _hits(_cut(image, part, corner), level, part[:2], threshold)
+    hits = _hits(_cut(image, part, corner), level, part[:2])
     return [hit for hit in hits if hit.holds(centre)]
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-31
-def _exact_fit(
-    frame: np.ndarray, sizes: list[np.ndarray], centre: np.ndarray, levels: list[int]
-) -> _Hit | None:
-    "Return dlib's own best fit around a point on some levels; None if there is none."
-    sizes = sizes[: max(levels) + 1]
+def _grey_hits(pyramid: _Levels, centre: np.ndarray, levels: Iterable[int]) -> list[_Hit]:
+    "Return the hits around a point of the frame on some levels, in grey."
+    fits = []
+    for level in levels:
+        fits += _around(pyramid.grey(level), (0, 0), centre, level, pyramid.sizes[level])
+    return fits
+
+
+def _exact_hits(pyramid: _Levels, centre: np.ndarray, levels: Iterable[int]) -> list[_Hit]:
+    "Return the same hits as dlib has them."
+    fits = []
+    for level in levels:
+        fits += _around(pyramid.exact(level), (0, 0), centre, level, pyramid.sizes[level])
+    return fits
+
+
+def _colour_hits(pyramid: _Levels, centre: np.ndarray, levels: Iterable[int]) -> list[_Hit]:
+    "Return the same hits, nearly as dlib has them."
+    sizes = pyramid.sizes[: max(levels) + 1]
     parts = _sources(_surroundings(centre, max(levels), sizes[-1]), sizes)
-    image, fits = _cut(frame, parts[0]), []
+    image, fits = _cut(pyramid.frame, parts[0]), []
     for level, (size, part) in enumerate(zip(sizes, parts)):
         if level:
             image = _next_level(image, parts[level - 1], part, sizes[level - 1], size)
         if level in levels:
-            fits += _around(image, part[:2], centre, level, size, 0.0)
-    return _best(fits)
+            fits += _around(image, part[:2], centre, level, size)
+    return fits
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-33
-_LENIENT = -0.2  # threshold of the first look; dlib's own is 0
-_CLOSE = 0.6  # how far behind the best score of the first look a level may lie to get a second one
+_LOOKS = ((_grey_hits, 0.4), (_colour_hits, 0.06), (_exact_hits, 0.0))
+"Functions that find the hits around a point, and the lead at which the best of them is not doubted."
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-34
-class _GreyLevels:
-    "The grey levels of a frame's pyramid, made on demand: 1 to 3 from level 0, 4 to 6 from 3, and so on."
-
-    def __init__(self, frame, sizes):
-        self.sizes, self.made = sizes, {0: cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)}
-
-    def __getitem__(self, level: int) -> np.ndarray:  # (h, w) uint8
-        if level not in self.made:
-            finer, size = self[(level - 1) // 3 * 3], self.sizes[level]
-            self.made[level] = cv2.resize(finer, size, interpolation=cv2.INTER_LINEAR)
-        return self.made[level]
-
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-35
-def _fit(frame: np.ndarray, grey: _GreyLevels, sizes: list[np.ndarray], hit: _Hit) -> _Hit | None:
-    "Return the best fit around a hit, on its level or one of the three finer ones; None if there is none."
-    looks = [hit]
-    for level in range(max(0, hit.level - 3), hit.level):
-        looks += _around(grey[level], (0, 0), hit.centre(), level, sizes[level], _LENIENT)
-    best = _best(looks)
-    levels = [look.level for look in looks if look.score > best.score - _CLOSE]
-    return _exact_fit(frame, sizes, best.centre(), levels)
+def _fit(pyramid: _Levels, centre: np.ndarray, levels: Iterable[int]) -> _Hit | None:
+    "Return dlib's best fit around a point on some levels; None if there is none."
+    for look, doubt in _LOOKS:
+        hits = look(pyramid, centre, levels)
+        if not hits:
+            return None
+        best = max(hits, key=lambda hit: hit.score)
+        rivals = [hit.score for hit in hits if not hit.is_at(best)]
+        if best.score - max([0.0, *rivals]) > doubt:
+            return best
+        centre = best.centre()
+        levels = sorted({hit.level for hit in hits if hit.score > best.score - 1.5 * doubt})
+    return best if best.score > 0 else None
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-36
 def _search(frame: np.ndarray, finer: float) -> list[_Hit]:
     "Find the largest face, in a pyramid from coarse to fine, and others on so many levels below its own."
-    sizes, faces = _level_sizes(frame), []
-    grey = _GreyLevels(frame, sizes)
-
-    def known(hit):
-        return any(face.holds(hit.centre()) for face in faces)
-
-    for level in reversed(range(len(sizes))):
+    pyramid, faces = _Levels(frame), []
+    for level in reversed(range(len(pyramid.sizes))):
         if faces and level < max(face.level for face in faces) - finer:
             break
-        for hit in _hits(grey[level], level, threshold=_LENIENT):
-            if not known(hit) and (fit := _fit(frame, grey, sizes, hit)) and not known(fit):
+        looked = []
+        for hit in _hits(pyramid.grey(level), level):
+            if hit.is_in(faces + looked):
+                continue
+            looked.append(hit)
+            fit = _fit(pyramid, hit.centre(), range(max(0, level - 3), level + 1))
+            if fit and not fit.is_in(faces):
                 faces.append(fit)
     return faces
 
@@ -325,13 +365,17 @@ def place_landmarks(
     return np.array([(p.x, p.y) for p in points], np.float32)
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-41
+def _detection(frame: np.ndarray, hit: _Hit) -> Detection:
+    "Place the landmarks in a hit."
+    box = hit.pixels()
+    return Detection(box.astype(np.float32), place_landmarks(frame, box), 1)
+
+
 def _find_dlib(frame: np.ndarray, share: float) -> list[Detection]:
     "Find faces with dlib's detector, as its full search would, and largest first."
     finer = math.log(1 / share, 1.2) if share else math.inf
     hits = sorted(_search(frame, finer), key=lambda hit: (hit.area(), hit.score), reverse=True)
-    boxes = [hit.pixels() for hit in hits]
-    faces = [Detection(box.astype(np.float32), place_landmarks(frame, box), 1) for box in boxes]
-    return faces or _search_tight(frame)
+    return [_detection(frame, hit) for hit in hits] or _search_tight(frame)
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-43
 @cache
@@ -418,6 +462,52 @@ def find_near(
     faces = [face.moved(1, low) for face in find_all(part, 0.5, finder)]
     near = [face for face in faces if gap(face.box, box) < 1]
     return min(near, key=lambda face: gap(face.box, box), default=None)
+
+# %% ../../nbs/data/02_faces.ipynb #new-18552056
+_WIDE = 120  # px of a level around the middle of a face's old place: as far as it may have gone
+_BOX = 72  # px: side of the box that dlib draws on the level where it finds the face
+
+
+def _beside(pyramid: _Levels, level: int) -> range:
+    "Return a level and its neighbours."
+    return range(max(0, level - 1), min(level + 2, len(pyramid.sizes)))
+
+
+def _again(pyramid: _Levels, box: np.ndarray) -> _Hit | None:
+    "Find a face near its old place and at nearly its old size; None if it is not there."
+    middle, side = box.reshape(2, 2).mean(0), (box[2:] - box[:2] + 1).mean()
+    at = round(math.log(max(side, _BOX) / _BOX, 1.2))
+    for level in (at + 1, at, at - 1, at + 2):
+        if not 0 <= level < len(pyramid.sizes):
+            continue
+        part = _surroundings(middle, level, pyramid.sizes[level], _WIDE)
+        hits = _hits(_cut(pyramid.grey(level), part), level, part[:2])
+        if hits:
+            fit = _fit(pyramid, hits[0].centre(), _beside(pyramid, at))
+            same = fit is None or fit.level == at
+            return fit if same else _fit(pyramid, fit.centre(), _beside(pyramid, fit.level))
+    return None
+
+# %% ../../nbs/data/02_faces.ipynb #new-5765483
+_SURE = 0.3  # score of a face that is one; dlib's threshold is 0
+
+
+def find_again(
+    frame: np.ndarray,  # (H, W, 3) uint8, RGB
+    boxes: dict[
+        int, np.ndarray
+    ],  # person -> (4,) where the face was a moment ago, from dlib's search
+) -> dict[
+    int, Detection
+]:  # person -> face, in pixels of `frame`, of those who are found without doubt
+    "Find faces again a moment later, in the boxes of the full search, without one."
+    pyramid, found = _Levels(frame), {}
+    for person, box in boxes.items():
+        hit = _again(pyramid, box)
+        sure = hit is not None and hit.score > _SURE and gap(hit.box, box) < 1
+        if sure and not hit.is_in([*found.values()]):
+            found[person] = hit
+    return {person: _detection(frame, hit) for person, hit in found.items()}
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-58
 FIVE_POINTS = (37, 44, 30, 49, 55)

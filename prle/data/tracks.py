@@ -8,7 +8,7 @@ __all__ = ['Tracks', 'touched']
 # %% ../../nbs/data/03_tracks.ipynb #data-03-tracks-2
 import numpy as np
 
-from .faces import Detection, find_all, find_near, gap
+from .faces import Detection, find_again, find_all, find_near, gap
 
 # %% ../../nbs/data/03_tracks.ipynb #data-03-tracks-5
 def _nearest(boxes: dict[int, np.ndarray], faces: list[Detection], far: float) -> dict[int, int]:
@@ -50,6 +50,9 @@ def _was_there(
     return earlier is not None and all(gap(earlier.box, box) > 0.5 for box in boxes.values())
 
 # %% ../../nbs/data/03_tracks.ipynb #data-03-tracks-10
+_SEARCH_EVERY = 4  # frames: after so many somebody new is looked for
+
+
 class Tracks:
     "The people of a video, numbered from 0 as they appear."
 
@@ -62,6 +65,7 @@ class Tracks:
         self.boxes = {}  # person -> where the face was seen last
         self.areas = {}  # person -> sum of the face's area over the frames, px
         self.present, self.before = {}, None  # person -> box in the last frame; that frame
+        self.since = 0  # frames since the last one that was searched
 
     def see(
         self,
@@ -69,13 +73,26 @@ class Tracks:
         everyone: bool = False,  # look for all faces of this frame
     ) -> dict[int, Detection]:  # person -> face, the largest first
         "Find the faces of a frame and say whose they are."
-        share = 0.0 if everyone or self.everyone else 1.0 if self.boxes else 0.5
-        given = self._name(frame, find_all(frame, share, self.finder))
+        given = None if everyone or self.everyone else self._follow(frame)
+        if given is None:
+            share = 0.0 if everyone or self.everyone else 1.0 if self.boxes else 0.5
+            given, self.since = self._name(frame, find_all(frame, share, self.finder)), 0
         for person, face in given.items():
             self.boxes[person] = face.box
             self.areas[person] = self.areas.get(person, 0.0) + face.side**2
         self.present, self.before = {person: face.box for person, face in given.items()}, frame
         return dict(sorted(given.items(), key=lambda item: -item[1].side))
+
+    def _follow(self, frame: np.ndarray) -> dict[int, Detection] | None:
+        "Find those again who were there a frame ago; None if who is largest is in doubt, or the next search is due."
+        self.since += 1
+        first = self.largest()
+        if self.finder != "dlib" or first not in self.present or self.since >= _SEARCH_EVERY:
+            return None
+        given = find_again(frame, self.present)
+        if first not in given:
+            return None
+        return given | _in_old_places(frame, self.present, given, self.finder)
 
     def _name(self, frame: np.ndarray, faces: list[Detection]) -> dict[int, Detection]:
         "Give the faces to people, known and new."

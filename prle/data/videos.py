@@ -29,9 +29,9 @@ import pyarrow.parquet as pq
 # %% ../../nbs/data/05_videos.ipynb #data-05-videos-3
 from prle.core import (
     atomic_path,
+    bytes_digest,
     check_choice,
     digest,
-    file_digest,
     log,
     progress,
     remove_leftovers,
@@ -501,7 +501,7 @@ def _write_video(row: dict, folder: Path, crop: Callable[[Path], _Crops]):
         if crops.rows:
             write_table(tmp / _FACES, pd.DataFrame(crops.rows))
         written = [path for path in sorted(tmp.rglob("*")) if path.is_file()]
-        files = {path.relative_to(tmp).as_posix(): file_digest(path) for path in written}
+        files = {p.relative_to(tmp).as_posix(): bytes_digest(p.read_bytes()) for p in written}
         people = len(crops.tracks.boxes)
         counts = dict(frames=crops.frames, total=crops.total, faces=len(crops.rows), people=people)
         record = dict(origin=origin, **counts, dropped=crops.dropped, files=files)
@@ -647,7 +647,7 @@ POOLS = {"process": _in_processes, "ray": _on_ray}
 "Name -> function (jobs, workers) that does all jobs and yields after each."
 
 # %% ../../nbs/data/05_videos.ipynb #data-05-videos-73
-_VERSION = 3  # of the crops: rises when the same settings give other ones
+_VERSION = 4  # of the crops: rises when the same settings give other ones
 _OWN_COLUMNS = dict(
     path=pa.string(),
     frame=pa.int64(),
