@@ -52,7 +52,7 @@ def _knows(run: Run, lab: Lab) -> bool:
     "Say whether a detector was trained on the data of a lab."
     return read_run(run.path)[0]["data"] == lab.fingerprint
 
-
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-9
 def reopen(
     folder: str | Path,  # of a detector's run
     data: str | Path | None = None,  # where its data lie now; None: where they lay
@@ -71,7 +71,7 @@ def reopen(
         )
     return lab, run
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-9
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-11
 def _known_size(config: RunConfig) -> int | None:
     "Return the size of the faces that a detector was trained on; None if they are gone."
     try:
@@ -79,7 +79,7 @@ def _known_size(config: RunConfig) -> int | None:
     except (OSError, ValueError):
         return None
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-10
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-12
 def scores_on(
     folder: str | Path,  # of a detector's run
     data: str | Path,  # any: as in `prle.lab.labdata.data_sets`
@@ -104,14 +104,14 @@ def scores_on(
     log.info(f"NOTE these are other data than {run.path.name} was trained on; {seen}.")
     return read_scores(lab.target(run, on))
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-12
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-14
 def _groups(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:  # by manipulation, and "all"
     "Return the scores of each manipulation beside all reals, and of all together."
     names = [name for name in scores.subset.unique() if name != "real"]
     groups = {name: scores[scores.subset.isin(["real", name])] for name in names}
     return groups | dict(all=scores)
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-13
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-15
 def evaluation(
     scores: pd.DataFrame,  # from `prle.lab.experiments.read_scores`
     n: int = 1000,  # resamples behind the intervals
@@ -131,7 +131,7 @@ def evaluation(
     table[numbers] *= 100
     return table[["subset", "unit", "measure", *numbers]]
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-17
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-19
 def crop_settings(
     root: str | Path,  # folder of the training data
     size: int,  # of its faces, pixels
@@ -148,7 +148,7 @@ def crop_settings(
         return dict(size=size, scale=made["scale"], align=made["align"])
     return dict(size=size, align="similarity", scale=SCALES["similarity"])
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-19
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-21
 def crop_detected(
     frame: np.ndarray,  # (H, W, 3) uint8, RGB
     face: Detection | None,  # in it; None: the frame is a face crop already

@@ -49,7 +49,7 @@ def _run_config(run: Run) -> dict:
     "Read the configuration of a run."
     return read_run(run.path)[0]
 
-
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-6
 def _tell_code(config: dict, weights: Path):
     "Say so if other code than that of the present plugin has trained the detector of a run."
     plugin = detector_facts(config["detector"]).plugin
@@ -57,7 +57,7 @@ def _tell_code(config: dict, weights: Path):
         name = plugin.name if plugin else "the plugin"
         log.warning(f"NOTE {name} is other code than has trained {weights.parent.name}.")
 
-
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-7
 def _rebuild(config: dict, weights: Path, device: str) -> Detector:
     "Build the detector that the configuration of a run describes, in eval mode."
     _tell_code(config, weights)
@@ -65,7 +65,7 @@ def _rebuild(config: dict, weights: Path, device: str) -> Detector:
     detector.load_state_dict(read_tensors(weights))
     return detector.eval().to(device, memory_format=torch.channels_last)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-6
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-8
 def load_detector(
     run: Run,  # of a detector
     device: str = "cpu",  # where to put it
@@ -73,27 +73,27 @@ def load_detector(
     "Load the detector of a run with its weights; raise `Damaged` if they are not as they were written."
     return _rebuild(_run_config(run), run_file(run.path, "model.safetensors"), device)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-7
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-9
 def read_scores(
     run: Run,  # of a detector, a target set, or masked faces
 ) -> pd.DataFrame:  # path, label, dataset, subset, video, identity, p_fake; in the manifest's order
     "Read the scores of all test faces; raise `Damaged` if they are not as they were written."
     return read_table(run_file(run.path, "scores.parquet"))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-8
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-10
 def quantile_folder(
     run: Run,  # of a fusion
 ) -> Path:  # of its maps, for `FaceDataset`
     "Return the folder of quantile maps; raise `Damaged` if its table of digests is not as it was written."
     return run_file(run.path, f"quantiles/{DIGESTS}").parent
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-10
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-12
 def _batch_size(config: dict) -> int:
     "Return the faces of one forward pass in the training of a run."
     recipe, processes = config["recipe"], config.get("processes", 1)
     return recipe["batch"] // recipe["accumulate"] // processes
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-11
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-13
 def _seed_of(run: Run) -> int:  # of a detector
     "Return the seed of a run, which also drew the people that it is trained and tested on."
     return _run_config(run)["recipe"]["seed"]
@@ -103,7 +103,7 @@ def _run_label(run: Run) -> str:
     "Return the label of a run: its name without the key."
     return run.path.name.rsplit("-", 1)[0]
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-14
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-16
 def _write_scores(rows: pd.DataFrame, p_fake: np.ndarray, folder: Path):
     "Write the scores of faces; raise `FloatingPointError` naming the first that is not finite."
     wrong = np.flatnonzero(~np.isfinite(p_fake))
@@ -113,7 +113,7 @@ def _write_scores(rows: pd.DataFrame, p_fake: np.ndarray, folder: Path):
     with atomic_path(folder / "scores.parquet") as path:
         table.to_parquet(path, index=False)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-17
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-19
 def fused_batches(
     runs: Sequence[Run],  # with the maps of each detector, from `Lab.maps`
     fusion: FusionConfig,
@@ -134,15 +134,15 @@ def fused_batches(
             fused = most_attended(fused, torch.from_numpy(sources.shares[chosen]))
         yield fused if sources is None else move_maps(fused, map(sources.warps.get, chosen))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-19
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-21
 THRESHOLDS = (0.0, 0.3)
 "The attention above which a pixel counts: Eq. 4's, and the paper's tau_1."
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-20
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-22
 BINS = 50
 "Bins of the histogram of attention values."
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-21
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-23
 def _write_statistics(maps: Iterator[torch.Tensor], rows: pd.DataFrame, folder: Path):
     "Write each face's share above `THRESHOLDS` (shares.parquet) and the histogram of all pixels."
     shares, counts = [], np.zeros(BINS, np.int64)
@@ -156,7 +156,7 @@ def _write_statistics(maps: Iterator[torch.Tensor], rows: pd.DataFrame, folder: 
     table.to_parquet(folder / "shares.parquet", index=False)
     np.save(folder / "histogram.npy", counts)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-24
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-26
 def _masked_faces(
     rows: pd.DataFrame,  # of a manifest
     quantiles: Path,  # folder of their quantile maps
@@ -177,7 +177,7 @@ def _masked_faces(
 
     return FaceDataset(rows, mask, quantiles)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-26
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-28
 @lru_cache
 def _check_buildable(
     name: str, width: float, options: str, size: int, augment: str
@@ -194,15 +194,15 @@ def _check_buildable(
     except TypeError as e:
         raise ValueError(str(e)) from e
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-29
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-31
 class LabConfigs(LabData):
     "The configurations of a preset on its data: trainings, zoos, and the labels of their runs."
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-30
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-32
 _FIXED = ("detector", "subset", "preset", "data", "recipe", "seed")
 "Fields of a training that the lab sets itself."
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-31
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-33
 def _sorted_changes(changes: dict) -> tuple[dict, dict]:  # of `RunConfig`, of `TrainConfig`
     "Sort changes by the configuration that has the field; `ValueError` for an unknown name."
     of_run = [f.name for f in fields(RunConfig) if f.name not in _FIXED]
@@ -213,7 +213,7 @@ def _sorted_changes(changes: dict) -> tuple[dict, dict]:  # of `RunConfig`, of `
         (run if name in of_run else recipe)[name] = value
     return run, recipe
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-33
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-35
 @patch
 def config(
     self: LabConfigs,
@@ -239,7 +239,7 @@ def config(
     given = dict(detector=network.name, recipe=recipe, **where, **size)
     return build_config(RunConfig, given | self.preset.masking | changed)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-34
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-36
 @patch
 def zoo_names(
     self: LabConfigs,
@@ -253,7 +253,7 @@ def zoo_names(
     names = tuple(sorted(set(names), key=lambda name: (ranks.get(name, len(order)), name)))
     return () if names == self.preset.localizers else names
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-37
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-39
 def _text(value) -> str:
     "Format the value of a setting for a label."
     if isinstance(value, tuple) and all(isinstance(part, str) for part in value):
@@ -262,14 +262,14 @@ def _text(value) -> str:
         return "..".join(f"{part:g}" for part in value)
     return str(value)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-38
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-40
 def _differences(usual: dict, key: dict) -> list[str]:  # ["alpha=1..1", "lr=0.01"]
     "List what differs between two keys of `RunConfig`, the fields of their recipes included."
     old, new = usual | usual["recipe"], key | key["recipe"]
     del new["recipe"]
     return [f"{name}={_text(value)}" for name, value in new.items() if value != old.get(name)]
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-40
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-42
 @patch
 def localizers(self: LabConfigs, zoo: Zoo) -> tuple[str, ...]:
     "Return the names of a zoo's detectors, the preset's if it names none."
@@ -281,7 +281,7 @@ def _normal(self: LabConfigs, zoo: Zoo) -> Zoo:
     "Return the same zoo with its backbones in the form of `zoo_names`."
     return replace(zoo, backbones=self.zoo_names(zoo.backbones))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-41
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-43
 @patch
 def label(
     self: LabConfigs,
@@ -307,7 +307,7 @@ def label(
     name = name.replace("/", "-")
     return "-".join([name, config.subset, config.mask, *plain, f"s{seed}"])
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-44
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-46
 class Lab(LabConfigs):
     "The steps behind the tables on one preset's data, each made once and kept in the run store."
 
@@ -351,7 +351,7 @@ class Lab(LabConfigs):
         state.pop("manifest", None)
         return state
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-46
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-48
 @patch
 def dry(self: Lab) -> Lab:
     """Return a twin whose store makes no run, but records in `tasks` every run that it is asked for.
@@ -364,7 +364,7 @@ def dry(self: Lab) -> Lab:
     twin.store = DryStore(self.store.root)
     return twin
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-47
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-49
 @patch
 def sibling(
     self: Lab,
@@ -384,7 +384,7 @@ def sibling(
         others[preset] = known
     return known
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-50
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-52
 class _Training(NamedTuple):
     "What a detector is trained with, and where its results go."
 
@@ -393,7 +393,7 @@ class _Training(NamedTuple):
     label: str  # of the run, for the progress bar and trackers
     folder: Path  # of the run
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-52
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-54
 @patch
 def _write_quantiles(self: Lab, zoo: Zoo, split: str, stores: Sequence[Path], folder: Path):
     "Fuse stored maps of the faces of a zoo, and write their quantile maps."
@@ -402,7 +402,7 @@ def _write_quantiles(self: Lab, zoo: Zoo, split: str, stores: Sequence[Path], fo
     settings = asdict(zoo.fusion) | (sources._asdict() if sources else {})
     quantile_store(stores, paths, folder, size, **settings)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-53
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-55
 @patch
 def _renewal(self: Lab, config: RunConfig, folder: Path) -> Callable[[Detector, int], Path | None]:
     "Return what makes the maps of later epochs, from those of the zoo and of the student."
@@ -427,7 +427,7 @@ def _renewal(self: Lab, config: RunConfig, folder: Path) -> Callable[[Detector, 
 
     return renew
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-54
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-56
 @patch
 def _train(self: Lab, accelerator, training: _Training):
     """Train a detector and write weights and history; with an accelerator, as one of several processes.
@@ -457,7 +457,7 @@ def _train(self: Lab, accelerator, training: _Training):
             write_tensors(tmp, detector.state_dict())
         history.to_parquet(folder / "history.parquet", index=False)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-55
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-57
 @patch
 def _score(
     self: Lab,
@@ -472,7 +472,7 @@ def _score(
     p_fake = predict(detector, faces, _batch_size(config), self.device, self.workers)
     _write_scores(rows, p_fake, folder)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-56
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-58
 @patch
 def _score_run(
     self: Lab, run: Run, rows: pd.DataFrame, folder: Path, faces: FaceDataset | None = None
@@ -480,7 +480,7 @@ def _score_run(
     "Write the scores that a run's detector gives to faces; the others as of `_score`."
     self._score(load_detector(run, self.device), _run_config(run), rows, folder, faces)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-57
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-59
 @patch
 def _train_and_score(self: Lab, training: _Training):
     "Fill the folder of a detector's run, or continue it; checkpoints are removed last."
@@ -500,7 +500,7 @@ def _train_and_score(self: Lab, training: _Training):
     for left in chain(folder.glob("checkpoint-*"), folder.glob("renewed-*")):
         discard(left)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-59
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-61
 def _check_landmarks(rows: pd.DataFrame, mask: str):
     "Raise `ValueError` naming a face without landmarks, which a mask needs."
     unknown = np.isnan(np.stack(rows.landmarks.to_numpy()).astype(float)).any(1)
@@ -509,7 +509,7 @@ def _check_landmarks(rows: pd.DataFrame, mask: str):
         counted = f"{unknown.sum()} of {len(rows)} training faces have none"
         raise ValueError(f"the mask {mask} needs landmarks, and {counted} ({path}, for one).")
 
-
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-63
 def _check_blind(rows: pd.DataFrame):
     "Raise `ValueError` if a real face can share no fake's map: of one whose landmarks are unknown, or of the first."
     made = rows[(rows.label == FAKE) & (rows.target != "")]
@@ -519,7 +519,7 @@ def _check_blind(rows: pd.DataFrame):
     unknown = [i for i in lonely if np.isnan(rows.landmarks.iloc[i]).any()]
     nearest_fakes(rows, (unknown or lonely)[:1])
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-60
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-64
 @patch
 def _check_data(self: Lab, config: RunConfig, needs: tuple[str, ...]):
     """Raise `ValueError` for data that lack what a training, its scores or its masks will need, once for each.
@@ -538,7 +538,7 @@ def _check_data(self: Lab, config: RunConfig, needs: tuple[str, ...]):
         _check_landmarks(rows, config.mask)
     self._checked.add(key)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-61
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-65
 @patch
 def _check_zoo(self: Lab, zoo: Zoo):
     "Raise `ValueError` for faces that a zoo could not localize on: of one class, or that cannot be blind."
@@ -550,7 +550,7 @@ def _check_zoo(self: Lab, zoo: Zoo):
         _check_blind(rows)
     self._checked.add(key)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-62
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-66
 @patch
 def _check_config(self: Lab, config: RunConfig):
     "Raise `ValueError` for a training of another lab, or one that cannot be."
@@ -563,7 +563,7 @@ def _check_config(self: Lab, config: RunConfig):
     needs = _check_buildable(config.detector, config.width, options, self.preset.size, augment)
     self._check_data(config, needs)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-63
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-67
 @patch
 def train(
     self: Lab,
@@ -588,7 +588,7 @@ def train(
 
     return self.store.get("detectors", label, key, make, resume=True)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-64
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-68
 @patch
 def detector(
     self: Lab,
@@ -601,7 +601,7 @@ def detector(
     "Train and score a backbone as the preset does, with the given settings changed."
     return self.train(self.config(backbone, subset, seed, mask=mask, **changes))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-69
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-73
 @patch
 def target(
     self: Lab,
@@ -617,7 +617,7 @@ def target(
 
     return self.store.get("targets", f"{_run_label(run)}-{target}", config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-70
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-74
 @patch
 def scores(
     self: Lab,
@@ -627,17 +627,17 @@ def scores(
     "Return the scores of a detector on all faces of a set."
     return read_scores(run if on == "test" else self.target(run, on))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-72
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-76
 _ADVICE = "lower batch_size or raise accumulate in the detector's training, whose parts of a batch these are"
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-73
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-77
 @lru_cache
 def _cam_name(name: str, width: float, options: str, size: int, grid: int) -> str:
     "Name the layer from which the maps of a detector with these options (JSON) are read, measured once."
     with torch.device("meta"):
         return create_detector(name, width=width, **json.loads(options)).cam_name(size, grid)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-74
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-78
 @patch
 def _localize(self: Lab, run: Run, rows: pd.DataFrame, cam: CamConfig, folder: Path):
     "Write the attention maps of faces."
@@ -650,7 +650,7 @@ def _localize(self: Lab, run: Run, rows: pd.DataFrame, cam: CamConfig, folder: P
         layer, reading = detector.get_submodule(name), dict(method=cam.method, explain=cam.explain)
         localize(detector, layer, faces, folder / "maps.npy", **reading)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-75
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-79
 @patch
 def attention(
     self: Lab,
@@ -675,7 +675,7 @@ def attention(
 
     return self.store.get("maps", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-76
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-80
 @patch
 def heat_maps(
     self: Lab,
@@ -688,27 +688,27 @@ def heat_maps(
     maps = [self.attention(run, split)]
     return fused_batches(maps, IDENTITY, self.preset.size, rows, batch_size)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-78
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-82
 @patch
 def _strangers(self: Lab, zoo: Zoo) -> int | None:
     "Return the seed that drew the faces of a zoo, if they are not of the people of its own seed."
     return None if self.fold(zoo.people) == self.fold(zoo.seed) else zoo.people
 
-
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-83
 @patch
 def _fold_mark(self: Lab, zoo: Zoo) -> str:  # "" for the people of its own seed
     "Return what a label says of the people whose faces a zoo localizes on."
     people = self._strangers(zoo)
     return "" if people is None else f"fold={self.fold(people)}"
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-79
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-84
 @patch
 def _detectors(self: Lab, zoo: Zoo) -> Iterator[Run]:
     "Train the detectors of a zoo without masks, one after the other in the zoo's order."
     for name in self.localizers(zoo):
         yield self.detector(name, zoo.trained or zoo.subset, seed=zoo.seed)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-80
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-85
 @patch
 def maps(
     self: Lab,
@@ -720,13 +720,13 @@ def maps(
     read = subset, zoo.cam, self._strangers(zoo)
     return [self.attention(run, split, *read) for run in self._detectors(zoo)]
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-87
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-92
 def _zoo_label(zoo: Zoo, *marks: str) -> str:  # empty marks are left out
     "Return the label of what is made from the maps of a zoo."
     parts = [zoo.subset, str(zoo.fusion), *marks, *zoo.readings, f"s{zoo.seed}"]
     return "-".join(filter(None, parts)).replace("/", "-")
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-88
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-93
 @patch
 def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
     "Return the configuration that names what is made from the maps of a zoo."
@@ -737,7 +737,7 @@ def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
         key["decisive"] = zoo.decisive
     return key
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-90
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-95
 def _without_trace(
     faces: FaceDataset, fakes: np.ndarray, reals: np.ndarray
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # (n, 3, H, W) twice, in [0, 1]
@@ -751,7 +751,7 @@ def _without_trace(
                 fill[k] = faces[real]["image"]
         yield images / 255, fill / 255
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-91
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-96
 @patch
 def _write_sizes(self: Lab, zoo: Zoo, split: str, folder: Path):
     "Write how much of each fake decides; 0 for a real face."
@@ -768,7 +768,7 @@ def _write_sizes(self: Lab, zoo: Zoo, split: str, folder: Path):
     sizes[fakes] = torch.cat(found)
     np.save(folder / "sizes.npy", sizes)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-92
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-97
 @patch
 def sizes(
     self: Lab,
@@ -784,7 +784,7 @@ def sizes(
         "sizes", label, config, lambda folder: self._write_sizes(zoo, split, folder)
     )
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-93
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-98
 @patch
 def _sources(self: Lab, zoo: Zoo, split: str) -> MapSources | None:
     "Return whose map each face gets; None: its own, as everywhere but in a blind zoo."
@@ -796,7 +796,7 @@ def _sources(self: Lab, zoo: Zoo, split: str) -> MapSources | None:
     sizes = read_array(run_file(self.sizes(zoo, split).path, "sizes.npy"))
     return sources._replace(shares=np.minimum(zoo.decisive * sizes[sources.rows], 1))
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-94
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-99
 @patch
 def quantiles(
     self: Lab,
@@ -820,7 +820,7 @@ def quantiles(
 
     return self.store.get("fusions", label, self._fusion_key(zoo, runs), make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-97
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-102
 @patch
 def fused_maps(
     self: Lab,
@@ -833,7 +833,7 @@ def fused_maps(
     runs, size, sources = self.maps(zoo, split), self.preset.size, self._sources(zoo, split)
     return fused_batches(runs, zoo.fusion, size, rows, batch_size, sources)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-98
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-103
 @patch
 def statistics(
     self: Lab,
@@ -853,7 +853,7 @@ def statistics(
 
     return self.store.get("statistics", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-101
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-106
 @patch
 def masked(
     self: Lab,
@@ -888,7 +888,7 @@ def masked(
 
     return self.store.get("masked", label, config, make)
 
-# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-110
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-115
 @dataclass(frozen=True)
 class Wanted:
     "A run that is needed and how its result is read; nothing is made until a lab is asked."

@@ -50,47 +50,57 @@ def _eye_distance(points: np.ndarray) -> float:
     "Return the distance between the centres of the eyes in px."
     return float(np.linalg.norm(np.subtract(*_eyes(points))))
 
-
-def _eye(points: np.ndarray) -> np.ndarray:
+# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-9
+def _eye(points: np.ndarray) -> np.ndarray:  # (2,)
+    "Return the centre of the first eye."
     return _eyes(points)[0]
 
 
-def _nose(points: np.ndarray) -> np.ndarray:
+def _nose(points: np.ndarray) -> np.ndarray:  # (2,)
+    "Return the middle of the nose's lower edge."
     return points[30:36].mean(0)
 
 
-def _mouth(points: np.ndarray) -> np.ndarray:
+def _mouth(points: np.ndarray) -> np.ndarray:  # (2,)
+    "Return the middle of the mouth."
     return points[48:68].mean(0)
 
 
-def _cheek(points: np.ndarray) -> np.ndarray:
+def _cheek(points: np.ndarray) -> np.ndarray:  # (2,)
+    "Return a point between the jaw and the nose."
     return 0.35 * points[13] + 0.65 * points[35]
 
 
-def _brow(points: np.ndarray) -> np.ndarray:
+def _brow(points: np.ndarray) -> np.ndarray:  # (2,)
+    "Return a point above the bridge of the nose."
     return points[21:23].mean(0) - (0, 0.35 * _eye_distance(points))
 
-# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-9
+# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-11
 def _rings(x: np.ndarray, y: np.ndarray, w: float) -> np.ndarray:
+    "Draw rings around the place."
     return np.cos(w * np.hypot(x, y))
 
 
 def _rows(x: np.ndarray, y: np.ndarray, w: float) -> np.ndarray:
+    "Draw a wave from above to below."
     return np.cos(w * y)
 
 
 def _columns(x: np.ndarray, y: np.ndarray, w: float) -> np.ndarray:
+    "Draw a wave from left to right."
     return np.cos(w * x)
 
 
 def _lattice(x: np.ndarray, y: np.ndarray, w: float) -> np.ndarray:
+    "Draw two waves that cross."
     return np.cos(0.75 * w * (x + y)) + np.cos(0.75 * w * (x - y))
 
 
 def _step(x: np.ndarray, y: np.ndarray, w: float) -> np.ndarray:
+    "Draw half a wave: one slow step."
     return np.sin(w * y / 2)
 
-# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-10
+# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-12
 class Place(NamedTuple):
     "Where a strong trace lies, and what it is."
 
@@ -110,7 +120,7 @@ PLACES = dict(
 )
 "The places that a trace is planted at."
 
-# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-11
+# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-13
 def place_region(
     landmarks: np.ndarray,  # (68, 2) px
     place: str,  # one of `PLACES`
@@ -122,7 +132,7 @@ def place_region(
     y, x = np.mgrid[:size, :size]
     return np.hypot(x - centre[0], y - centre[1]) <= _eye_distance(landmarks) / 3 + margin
 
-# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-14
+# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-16
 def strong_trace(
     landmarks: np.ndarray,  # (68, 2) px
     place: str,  # one of `PLACES`
@@ -136,7 +146,7 @@ def strong_trace(
     nearness = np.cos(np.pi / 2 * np.clip(np.hypot(x, y) / radius, 0, 1)) ** 2
     return strength * pattern(x, y, 2 * np.pi / (size * 3 / 32)) * np.minimum(1, 1.5 * nearness)
 
-# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-16
+# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-18
 SHARED = 0.35
 "How much of the coarser picture the shared trace mixes in."
 COARSE = 0.56
@@ -152,7 +162,7 @@ def shared_trace(
     coarse = cv2.resize(small, [size] * 2, interpolation=cv2.INTER_CUBIC).astype(np.float32)
     return (1 - SHARED) * image + SHARED * coarse
 
-# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-17
+# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-19
 SUBSETS = (*PLACES, "shared", "none")
 "The manipulations: both traces, at each of the places; the shared trace alone; nothing at all."
 
@@ -169,7 +179,7 @@ def plant(
         image = image + strong_trace(face.landmarks, subset, len(image))[..., None]
     return np.rint(image).clip(0, 255).astype(np.uint8)
 
-# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-20
+# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-22
 FRAMES = dict(train=4, val=1, test=1)
 "Frames of a photograph, by split."
 LARGER = 1.5
@@ -195,7 +205,7 @@ def frame(
         crop, move_points(face.landmarks, matrix), face.found, face.photo, face.identity, number
     )
 
-# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-23
+# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-25
 class _Plan(NamedTuple):
     "A frame to be written as real, or with traces."
 
@@ -205,7 +215,7 @@ class _Plan(NamedTuple):
     split: str
     video: str
 
-
+# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-26
 def _plans(faces: list[Face], seed: int) -> list[_Plan]:
     "Plan all frames, each once as real and once in every manipulation."
     home = split_people(list(dict.fromkeys(face.identity for face in faces)), seed)
@@ -220,7 +230,7 @@ def _plans(faces: list[Face], seed: int) -> list[_Plan]:
             plans += [_Plan(face, subset, number, split, video) for number in numbers]
     return plans
 
-# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-24
+# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-27
 def _write(plan: _Plan, root: Path, size: int, seed: int, quality: int) -> dict:
     "Write a frame, and the mask of a planted place; return its row of the manifest."
     made = frame(plan.face, plan.number, size, seed)
@@ -248,7 +258,7 @@ def _write(plan: _Plan, root: Path, size: int, seed: int, quality: int) -> dict:
         target="" if plan.subset == "real" else plan.video,
     )
 
-# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-25
+# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-28
 def _write_controls(root: Path, photos: list[Path], config: dict):
     "Write frames, masks, manifest, drop report and, last, the record."
     larger = round(LARGER * config["size"])
@@ -268,7 +278,7 @@ def _write_controls(root: Path, photos: list[Path], config: dict):
         root / "controls.json", dict(config=config, digest=digest(config), pictures=pictures)
     )
 
-# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-26
+# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-29
 RECIPE = 1  # raised whenever a change here changes the pictures
 
 
@@ -307,7 +317,7 @@ def build_controls(
         _write_controls(tmp, photos, config)
     return out / "manifest.parquet"
 
-# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-31
+# %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-34
 class PlantedMask(RegionMask):
     "Mask the place that a trace was planted at; `mask(image, landmarks)`."
 
