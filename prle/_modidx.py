@@ -875,6 +875,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                       'prle/detectors/foreign.py'),
                                         'prle.detectors.foreign._named': ('detectors/foreign.html#_named', 'prle/detectors/foreign.py'),
                                         'prle.detectors.foreign._only': ('detectors/foreign.html#_only', 'prle/detectors/foreign.py'),
+                                        'prle.detectors.foreign._renamed': ('detectors/foreign.html#_renamed', 'prle/detectors/foreign.py'),
                                         'prle.detectors.foreign._their_meso': ( 'detectors/foreign.html#_their_meso',
                                                                                 'prle/detectors/foreign.py'),
                                         'prle.detectors.foreign._unpickled': ( 'detectors/foreign.html#_unpickled',

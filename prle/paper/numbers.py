@@ -718,14 +718,10 @@ def _write_note(lab: Lab, path: Path, files: Sequence[Path], **facts):
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-84
 def _stale_text(lab: Lab) -> str:  # "" if there are none
-    "Say how many runs were made by other code."
-    stale = lab.store.names(other_code=True)
-    if not stale:
+    "Say whether runs were made by another version of the code."
+    if not lab.store.names(other_code=True):
         return ""
-    return (
-        f" {len(stale)} of the {len(lab.store.used)} runs were made by other code than the present one; "
-        "the provenance names them."
-    )
+    return " Some runs were made by another version of the code; the provenance file names them."
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-85
 def _markdown_table(shown: pd.DataFrame) -> str:
