@@ -169,7 +169,7 @@ _NAMES = ("dataset", "subset", "video", "identity", "split")
 
 # %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-25
 def _check_paths(df: pd.DataFrame, name: str):
-    "Raise `ValueError` for the first path that is none, leads out of the root or stands twice, or without rows."
+    "Raise `ValueError` for a table without rows, or a path that is no text, leads out of the root or stands twice."
     if df.empty:
         raise ValueError(f"{name} has no rows.")
     _check_column(df, "path", _are_words(_is_text), "text of at most 1000 letters", name)

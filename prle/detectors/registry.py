@@ -35,7 +35,7 @@ from prle.detectors.plugins import (
     name_plugin,
     named_plugins,
     run_entry,
-    run_file,
+    run_plugin,
 )
 from ..localization import evaluating, map_grids
 from ..trust import one_line
@@ -465,7 +465,7 @@ def load_plugin(
     path = Path(path).absolute()
     _tried.add(str(path))
     try:
-        names = _enter(str(path), functools.partial(run_file, path))
+        names = _enter(str(path), functools.partial(run_plugin, path))
     except BaseException:
         _tried.discard(str(path))
         raise

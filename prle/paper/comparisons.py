@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRIMARY', 'AS_PUBLISHED', 'LOW', 'HIGH', 'PLAIN_AND_PRLE', 'OURS', 'BASELINES', 'FIGURE8_ALPHAS', 'mean_interval',
            'gaps', 'Arm', 'Variant', 'arms_of', 'choose_backbones', 'estimate_sums', 'estimate_of', 'estimate_each',
-           'split_keys', 'target_cells', 'score_cells', 'reals_and', 'split_subsets', 'compare', 'main_contrasts',
+           'split_keys', 'target_cells', 'score_cells', 'reals_and', 'split_subsets', 'compare_arms', 'main_contrasts',
            'power_text', 'paper_names', 'paper_tests', 'paper_numbers', 'add_paper', 'masked_scores', 'masked_cells',
            'mean_over_subsets', 'masked_accuracy', 'wanted_statistics', 'read_mask_sizes', 'control_cells']
 
@@ -365,7 +365,7 @@ def _sums(
     return sums
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-50
-def compare(
+def compare_arms(
     values: Values,  # backbone, arm, train, test -> scores of each seed, or a gap
     measures: Sequence[str] = ("AUC",),  # "AUC", "ACC"
     reference: bool = True,  # give the differences to the first arm of a backbone and training too
@@ -499,7 +499,7 @@ def paper_numbers(
 def add_paper(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table, 2 to 7
-    rows: pd.DataFrame,  # from `compare`
+    rows: pd.DataFrame,  # from `compare_arms`
 ) -> pd.DataFrame:  # the same, and the column paper
     "Add the paper's numbers to ours; NaN where it has none."
     return rows.merge(paper_numbers(lab, number), on=CELL_COLUMNS, how="left")

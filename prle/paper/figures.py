@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'STYLES', 'LABELS', 'FIGURE1', 'SEED_OF_FACE', 'FIGURE3', 'SEED_OF_FACES', 'FOUND_BY', 'pick_fakes',
-           'pick_faces', 'read_face', 'MappedFace', 'RankedFace', 'map_cells', 'rank_cells', 'mapped_face',
-           'ranked_face', 'figure1_arms', 'figure1_faces', 'draw_figure1', 'Figure1', 'wanted_attention',
-           'draw_figure2', 'draw_figure4', 'OneFace', 'Figure2', 'read_attended_values', 'draw_figure3', 'Figure3',
-           'Figure4', 'draw_figure5', 'figure5_table', 'Figure5', 'add_figure6', 'draw_figure6', 'figure6_table',
-           'Figure6', 'figure7_picks', 'draw_figure7', 'Figure7', 'draw_figure8', 'what_masks_tell', 'Figure8',
-           'celeb_set', 'found_by', 'found_fakes', 'FakeGroup', 'draw_figure9', 'Figure9']
+           'pick_faces', 'face_at', 'MappedFace', 'RankedFace', 'map_cells', 'rank_cells', 'mapped_face', 'ranked_face',
+           'figure1_arms', 'figure1_faces', 'draw_figure1', 'Figure1', 'wanted_attention', 'draw_figure2',
+           'draw_figure4', 'OneFace', 'Figure2', 'read_attended_values', 'draw_figure3', 'Figure3', 'Figure4',
+           'draw_figure5', 'figure5_table', 'Figure5', 'add_figure6', 'draw_figure6', 'figure6_table', 'Figure6',
+           'figure7_picks', 'draw_figure7', 'Figure7', 'draw_figure8', 'what_masks_tell', 'Figure8', 'celeb_set',
+           'found_by', 'found_fakes', 'FakeGroup', 'draw_figure9', 'Figure9']
 
 # %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-2
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,7 +37,7 @@ from prle.paper.comparisons import (
     Arm,
     Variant,
     arms_of,
-    compare,
+    compare_arms,
     control_cells,
     estimate_each,
     gaps,
@@ -64,7 +64,7 @@ from prle.paper.exhibits import (
     declare,
     whole,
 )
-from ..lab.experiments import BINS, Lab, Run, Wanted, fused_batches, quantile_folder
+from ..lab.experiments import ATTENTION_BINS, Lab, Run, Wanted, fused_batches, quantile_folder
 from ..masking import region
 from prle.paper.numbers import (
     BACKBONES,
@@ -108,7 +108,7 @@ def pick_faces(
     return {s: pick_fakes(rows[s], n, "faces", seed, s) for s in lab.subsets}
 
 # %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-8
-def read_face(
+def face_at(
     rows: pd.DataFrame,  # of a manifest
     i: int,  # position in it
 ) -> np.ndarray:  # (H, W, 3) uint8, RGB
@@ -187,7 +187,7 @@ def mapped_face(
     "Read a training face and what each detector of the zoo attends to."
     [runs] = values["maps", subset]
     maps = dict(zip(lab.preset.localizers, runs))
-    return MappedFace(read_face(lab.train_faces(subset, seed=seed), row), maps, row)
+    return MappedFace(face_at(lab.train_faces(subset, seed=seed), row), maps, row)
 
 # %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-25
 def ranked_face(
@@ -259,7 +259,7 @@ def _draw_attention(part, faces: pd.DataFrame, maps: dict[str, Run], size: int):
     for row, (train, positions) in zip(axes, chosen.items()):
         heats = next(fused_batches([maps[train]], IDENTITY, size, positions)).numpy()
         for ax, i, heat in zip(row, positions, heats):
-            show_image(ax, read_face(faces, i), heat)
+            show_image(ax, face_at(faces, i), heat)
         row[0].set_ylabel(f"trained on {train}", **SMALL)
 
 # %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-34
@@ -287,7 +287,7 @@ def _draw_masked_form(part, face: RankedFace):
 def draw_figure1(
     faces: pd.DataFrame,  # all test faces
     maps: dict[str, Run],  # manipulation -> attention of the detector trained on it
-    rows: pd.DataFrame,  # from `compare`
+    rows: pd.DataFrame,  # from `compare_arms`
     face: RankedFace,  # of FS
 ) -> Figure:
     "Draw where detectors look, their AUC inside and across, and a face with its masked form (Figure 1)."
@@ -316,7 +316,7 @@ class Figure1(Exhibit):
     def parts(self, lab: Lab, values: Values, seeds: int) -> Iterator[FigurePart]:
         "Return Figure 1 and its numbers."
         arms = [arm.key for arm in figure1_arms()]
-        rows = compare(split_subsets({key: values[key] for key in arms}, lab.subsets))
+        rows = compare_arms(split_subsets({key: values[key] for key in arms}, lab.subsets))
         pictures = whole({key: value for key, value in values.items() if key not in arms})
         maps = {train: pictures["attention", train][0] for train in FIGURE1}
         i = pick_fakes(lab.train_faces("FS"), 1, "figure1", 0, "FS")[0]
@@ -502,7 +502,7 @@ FIGURE3 = {
 # %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-60
 def read_attended_values(
     run: Run,  # from `Lab.statistics`
-) -> np.ndarray:  # (BINS,) pixels
+) -> np.ndarray:  # (ATTENTION_BINS,) pixels
     "Count the pixels of the training faces in each bin of attention values, zeros left out."
     counts = read_array(run_file(run.path, "histogram.npy"))
     attended = read_table(run_file(run.path, "shares.parquet"))["above 0"]
@@ -526,7 +526,13 @@ def draw_figure3(
         ax.set_ylabel(name.replace(", ", ",\n"), **SMALL)
     ax = right.subplots()
     for (name, pixels), style in zip(counts.items(), (":", "--", "-")):
-        ax.stairs(pixels, np.linspace(0, 1, BINS + 1), label=name, linestyle=style, linewidth=1.6)
+        ax.stairs(
+            pixels,
+            np.linspace(0, 1, ATTENTION_BINS + 1),
+            label=name,
+            linestyle=style,
+            linewidth=1.6,
+        )
     ax.set(xlabel="attention value", ylabel="pixels of all training faces")
     ax.set(yscale="log", xlim=(0, 1))
     ax.yaxis.set_minor_formatter(NullFormatter())
@@ -583,7 +589,7 @@ class Figure4(OneFace):
 
 # %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-68
 def draw_figure5(
-    rows: pd.DataFrame,  # from `compare`
+    rows: pd.DataFrame,  # from `compare_arms`
 ) -> Figure:
     "Draw the average AUC over the target sets of detectors trained on DF or on FS only."
     names = [b for b in BACKBONES if b in set(rows.backbone)]
@@ -603,7 +609,7 @@ def _intervals(rows: pd.DataFrame) -> list[str]:
 
 # %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-72
 def figure5_table(
-    rows: pd.DataFrame,  # from `compare`
+    rows: pd.DataFrame,  # from `compare_arms`
 ) -> pd.DataFrame:  # a row a training and backbone, a column an arm
     "Format the averages of Figure 5 as a table."
     average = rows[rows.test == "AVG"]
@@ -639,7 +645,7 @@ class Figure5(ArmExhibit):
 # %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-75
 def add_figure6(
     lab: Lab,  # whose target sets
-    rows: pd.DataFrame,  # from `compare`
+    rows: pd.DataFrame,  # from `compare_arms`
 ) -> pd.DataFrame:  # the same, and the column paper
     """Add the averages from the paper's text to ours.
 
@@ -956,7 +962,7 @@ def _read_group(lab: Lab, values: Values, title: str, chosen: np.ndarray) -> Fak
             p_fake = values["scores", arm][0].p_fake.to_numpy()[chosen]
             heats = [batch.numpy() for batch in fused_batches([maps], IDENTITY, size, chosen)]
             arms[arm[:2]] = np.concatenate(heats or [p_fake]), p_fake
-    return FakeGroup(title, [read_face(rows, i) for i in chosen], arms)
+    return FakeGroup(title, [face_at(rows, i) for i in chosen], arms)
 
 # %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-110
 @declare

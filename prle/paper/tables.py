@@ -31,7 +31,7 @@ from prle.paper.comparisons import (
     add_paper,
     arms_of,
     choose_backbones,
-    compare,
+    compare_arms,
     gaps,
     main_contrasts,
     mean_interval,
@@ -282,7 +282,7 @@ class ArmExhibit(Exhibit):
 
     def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
         "Compare the arms."
-        return compare(scores_of(values), self.measures)
+        return compare_arms(scores_of(values), self.measures)
 
     def leaks(self, values: Values) -> str:
         "Say what the masks of each arm tell of the label, for the caption."
