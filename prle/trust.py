@@ -360,7 +360,7 @@ def check_pixels(
 def picture_size(
     path: str | Path,  # of any format that Pillow knows
 ) -> tuple[int, int]:  # width, height in pixels
-    "Read the size of a picture from its head alone; `ValueError` naming a file that is none."
+    "Read the size of a picture from its head alone; `ValueError` naming a file that is no picture."
     from PIL import Image
 
     with open_file(path) as file:

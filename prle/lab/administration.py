@@ -526,7 +526,7 @@ def _folder_fault(path: Path) -> str:
 
 # %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-71
 def _beside_fault(path: Path) -> str:
-    "Say what beside a run's folder is named like a part of it and is none; empty if nothing is."
+    "Say what beside a run's folder has the name of a part of the run and is no such part; empty if nothing has."
     lock, failed = beside(path, "lock"), beside(path, "failed.json")
     if lock.is_symlink() or lock.exists() and not lock.is_dir():
         return f"{lock.name} is no folder, or a link"

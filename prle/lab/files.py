@@ -257,7 +257,7 @@ def written_as_csv(
     rows: Iterable[list[dict]],  # from `predict_rows`
     path: str | Path,  # file to write
 ) -> Iterator[list[dict]]:  # the same
-    "Write rows to a CSV file as they come; a number that is none is left empty."
+    "Write rows to a CSV file as they come; NaN becomes an empty field."
     with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as out:
         table = csv.DictWriter(out, SCORE_COLUMNS, lineterminator="\n")
         table.writeheader()
