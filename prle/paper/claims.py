@@ -212,7 +212,7 @@ def _excess_text(r) -> str:
     "Format the excess over the mask's area."
     return "" if r.note else f"{r.excess:+.1f} [{r.excess_low:+.1f}, {r.excess_high:+.1f}]"
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-16
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-17
 def _area_row(rows: pd.DataFrame) -> dict:
     "Return the row of the masks' areas."
     row = {"": "the mask's area", "measure": "(%)"}
@@ -220,7 +220,7 @@ def _area_row(rows: pd.DataFrame) -> dict:
         row[r.subset] = "gap" if pd.isna(r.area) else f"{r.area:.1f}"
     return row
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-17
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-18
 def localization_table(
     rows: pd.DataFrame,  # from `forgery_localization`
 ) -> pd.DataFrame:  # a row a variant and measure; the excess over the mask's area below
@@ -233,7 +233,7 @@ def localization_table(
         shown.append({"": "", "measure": "above the area", **excess})
     return pd.DataFrame(shown)
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-19
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-20
 @declare
 class Localization(Exhibit):
     "Localization of the forgery by primary regions (Sections I and V); the paper suggests it without numbers."
@@ -252,11 +252,11 @@ class Localization(Exhibit):
         )
         yield TablePart("localization", rows, localization_table(rows), caption)
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-21
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-22
 MORE, LESS = (np.nextafter(0, 1), np.inf), (-np.inf, -np.nextafter(0, 1))
 "Above zero; below zero."
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-25
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-26
 _ABOUT_ARMS = """\
 prle|Abstract, Table II|PRLE beats plain training on unseen data sets|\
 AUC of + PRLE less plain, mean over backbones and target sets, is above 0|points
@@ -281,7 +281,7 @@ AUC of our reading less the published one, mean over backbones and target sets, 
 area|Section IV-D1, Table IV (not of one size)|primary masks, in our reading, beat masks of the same size elsewhere|\
 AUC of our reading less the mean of random and landmark masks of matched area is above 0|points"""
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-27
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-28
 _ABOUT_GAINS = """\
 outside|Section IV-C1, Table II|backbones that are not in the zoo gain too|\
 AUC of + PRLE less plain, mean over F3-Net, ResNet-50 and target sets, is above 0|points
@@ -306,7 +306,7 @@ AUC of + PRLE less plain, mean over backbones and unseen manipulations, is above
 cross_ours|not in the paper|and in our reading too|\
 AUC of + PRLE, our reading, less plain, mean over backbones and unseen manipulations, is above 0|points"""
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-29
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-30
 _ABOUT_MASKED_FACES = """\
 falls|Section IV-E1, Figure 8|accuracy falls as alpha grows|\
 accuracy at alpha = 1 less that at 0, mean over manipulations, is below 0|points
@@ -324,7 +324,7 @@ the same difference over reals alone is below 0|points
 grows|Section IV-F, Figure 10|and the harder the more is masked|\
 accuracy of people at alpha = 1 less that at 0.1, on a straight line, is below 0|points"""
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-31
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-32
 _ABOUT_COSTS = """\
 share|Section III-A2, Table I|over 80% of the attention values are 0|\
 share of pixels with attention above 0, mean over detectors and manipulations, is below 20%|%
@@ -335,7 +335,7 @@ change of inference throughput with Xception is within 3% in every round|%
 static|Section IV-G|the static stage takes ten images a second|\
 images a second that a zoo localizes on, with fusion, are 10 or more in every round|images/s"""
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-33
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-34
 _ABOUT_ATTENTION = """\
 lips|Section I, Figure 1|trained on NT, detectors look at the lips|\
 attention of plain detectors on the mouth of fakes of NT less its area is above 0|points
@@ -354,14 +354,14 @@ share of the attention inside the true mask less the mask's area is above 0|poin
 hit|Contributions, Section V|primary regions help to localize forgeries: pointing game|\
 hits of the most attended pixel less the mask's area is above 0|points"""
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-34
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-35
 def claim_list() -> pd.DataFrame:  # name, where, claim, test, unit
     "List the paper's claims and the tests that decide them."
     parts = (_ABOUT_ARMS, _ABOUT_GAINS, _ABOUT_MASKED_FACES, _ABOUT_COSTS, _ABOUT_ATTENTION)
     rows = StringIO("\n".join(parts))
     return pd.read_csv(rows, sep="|", names=["name", "where", "claim", "test", "unit"])
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-36
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-37
 def claim_row(
     name: str,  # of `claim_list`
     estimate: Sequence[float],  # an `Estimate`, or the number and the ends of its interval
@@ -376,7 +376,7 @@ def claim_row(
     found = dict(value=e.value, low=e.low, high=e.high, verdict=said, estimate=e)
     return dict(name=name, **found, paper=paper, note=note)
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-38
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-39
 class Contrast(NamedTuple):
     "The comparison behind a claim: an arm less the mean of others, on a table's tests."
 
@@ -385,7 +385,7 @@ class Contrast(NamedTuple):
     minus: tuple[str, ...]  # arms
     wanted: tuple[float, float]  # the differences with which the claim is true
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-39
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-40
 CONTRASTS = dict(  # by the claim's name
     prle=Contrast(2, "primary", ("none",), MORE),
     six=Contrast(2, "primary", ("none",), (4, 8)),
@@ -400,7 +400,7 @@ CONTRASTS = dict(  # by the claim's name
     dynamic=Contrast(7, "dynamic", ("static",), MORE),
 )
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-40
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-41
 def mean_difference(
     arms: Sequence[Arm],
     tests: Callable[[Arm], Sequence[str]],  # what an arm is tested on
@@ -422,7 +422,7 @@ def mean_difference(
                 total[cell] = total.get(cell, 0.0) + weight / len(on) / len(compared)
     return total
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-42
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-43
 def paper_difference(
     number: int,  # of the paper's table
     plus: str,  # arm
@@ -440,7 +440,7 @@ def paper_difference(
         return np.nan
     return (wide[plus] - wide[list(minus)].mean(axis=1)).mean()
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-45
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-46
 @dataclass(frozen=True)
 class Question:
     "The lab and the settings with which the claims are tested."
@@ -450,7 +450,7 @@ class Question:
     backbones: Sequence[str] | str | None = None  # see `choose_backbones`
     rounds: int | None = None  # of each arm, for the throughput, see `timing_run`
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-46
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-47
 class ClaimGroup:
     "A group of claims that rest on the same runs."
 
@@ -464,7 +464,7 @@ class ClaimGroup:
         "Test the claims; raise `ValueError` saying why if that cannot be done."
         raise NotImplementedError
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-47
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-48
 class Statement(NamedTuple):
     "What is claimed of a sum of numbers."
 
@@ -472,7 +472,7 @@ class Statement(NamedTuple):
     wanted: tuple[float, float]  # the sums with which the claim is true
     paper: float = np.nan  # the same sum in the paper
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-49
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-50
 class SumClaims(ClaimGroup):
     "Claims about sums of AUC on the target sets."
 
@@ -498,7 +498,7 @@ class SumClaims(ClaimGroup):
             rows.append(claim_row(r.key, estimate_of(r), wanted, paper, r.note))
         return rows
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-50
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-51
 class ContrastClaims(SumClaims):
     "Claims about the difference of arms, as a mean over backbones, trainings and target sets."
 
@@ -516,7 +516,7 @@ class ContrastClaims(SumClaims):
             found[name] = Statement(weights, c.wanted, self.paper(q, c))
         return found
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-51
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-52
 class TargetClaims(ContrastClaims):
     "Claims of Tables II and IV to VII: what trainings do to the AUC on the target sets."
 
@@ -529,7 +529,7 @@ class TargetClaims(ContrastClaims):
             arms += table.arms(q.lab, q.backbones)
         return arms
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-52
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-53
 OUTSIDE = ("F3-Net", "ResNet-50")
 "The backbones that are in no zoo but Figure 6's."
 
@@ -546,7 +546,7 @@ class OutsideClaim(ContrastClaims):
     def paper(self, q: Question, c: Contrast) -> float:
         return paper_difference(c.number, c.plus, c.minus, OUTSIDE, paper_tests(q.lab, 2))
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-54
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-55
 def mean_cells(
     detectors: Iterable[tuple[str, str]],  # backbone, arm; trained on all manipulations
     tests: Sequence[str],  # target sets
@@ -556,7 +556,7 @@ def mean_cells(
     cells = [(*detector, "all", test) for detector in detectors for test in tests]
     return dict.fromkeys(cells, sign / len(cells)) if cells else {}
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-55
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-56
 def paper_mean(
     detectors: Iterable[tuple[str, str]],  # backbone, arm; under our names
     tests: Sequence[str],  # by the paper's names
@@ -567,7 +567,7 @@ def paper_mean(
     by_detector = given.groupby(["backbone", "arm"]).paper.mean()
     return float(np.mean([by_detector[detector] for detector in detectors]))
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-57
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-58
 class BaselineClaims(SumClaims):
     "Claims of Table II: how backbones with PRLE compare with other detectors."
 
@@ -594,7 +594,7 @@ class BaselineClaims(SumClaims):
             found[name] = Statement(weights, MORE, paper)
         return found
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-59
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-60
 class SingleClaim(ContrastClaims):
     "Claim of Figure 5: what PRLE does to detectors that are trained on DF or FS alone."
 
@@ -609,7 +609,7 @@ class SingleClaim(ContrastClaims):
     def paper(self, q: Question, c: Contrast) -> float:
         return np.nan
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-60
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-61
 class ZooSizeClaims(ContrastClaims):
     "Claims of Figure 6: the AUC grows with the number of detectors in the zoo, and the growth slows down."
 
@@ -629,7 +629,7 @@ class ZooSizeClaims(ContrastClaims):
             return np.nan
         return FIGURE6[int(c.plus)] - float(np.mean([FIGURE6[int(n)] for n in c.minus]))
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-62
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-63
 SETTINGS = (
     Variant("primary", "+ PRLE", AS_PUBLISHED),
     *(Variant(f"p={p}", f"p = {p}", AS_PUBLISHED | dict(p=p)) for p in (0.25, 0.75)),
@@ -650,7 +650,7 @@ class SettingClaims(ContrastClaims):
     def arms(self, q: Question) -> list[Arm]:
         return arms_of(["EfficientNet"], SETTINGS)
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-63
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-64
 class CrossClaim(ClaimGroup):
     "Claims of Table III: what PRLE does to the AUC on unseen manipulations."
 
@@ -679,14 +679,14 @@ class CrossClaim(ClaimGroup):
             rows.append(claim_row(r.key, estimate_of(r), MORE, paper, r.note))
         return rows
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-65
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-66
 _MASKED = dict(  # number -> alpha -> weight
     fall={1.0: 1.0, 0.0: -1.0},
     down={0.0: 0.25, 0.7: -1.25, 1.0: 1.0},
     up={0.0: 0.25, 0.7: 0.75, 1.0: -1.0},
 )
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-66
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-67
 def _worst(verdicts: set[str]) -> str:
     "Return the verdict on a claim that needs several statements: the worst of theirs."
     for worst in ("does not hold", "equivalent", "undecided"):
@@ -694,7 +694,7 @@ def _worst(verdicts: set[str]) -> str:
             return worst
     return "holds"
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-67
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-68
 class MaskedClaims(ClaimGroup):
     "Claims of Figure 8: what masks do to the accuracy of plain detectors."
 
@@ -717,7 +717,7 @@ class MaskedClaims(ClaimGroup):
         levels = min(parts, key=lambda row: row["value"])
         return [falls, levels | dict(verdict=_worst({row["verdict"] for row in rows}))]
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-68
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-69
 class ConvergedClaim(ClaimGroup):
     "Claim of Figure 8 in its other reading: the accuracy at which masked faces end."
 
@@ -736,7 +736,7 @@ class ConvergedClaim(ClaimGroup):
             rows.append(claim_row("converges", estimate_of(r), wanted, note=r.note))
         return [rows[0] | dict(verdict=_worst({row["verdict"] for row in rows}))]
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-71
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-72
 class PeopleClaims(ClaimGroup):
     "Claims of Figure 10: what masks do to people."
 
@@ -763,7 +763,7 @@ class PeopleClaims(ClaimGroup):
             rows.append(claim_row(name, (e.points, e.points_low, e.points_high), LESS, paper))
         return rows
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-72
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-73
 class ShareClaim(ClaimGroup):
     "Claim of Table I: how much of a face is attended, as a mean over detectors and manipulations."
 
@@ -786,7 +786,7 @@ class ShareClaim(ClaimGroup):
         paper = paper_table(1)[list(SUBSETS)].mean(axis=None)
         return [claim_row("share", estimate, (0, 20), paper)]
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-73
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-74
 class TimeClaims(ClaimGroup):
     "Claims about time; the interval spans the smallest and the largest round. Timings are not planned."
 
@@ -807,7 +807,7 @@ class TimeClaims(ClaimGroup):
             claim_row("static", static, (STATIC_SPEED, np.inf), STATIC_SPEED),
         ]
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-75
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-76
 def _apart(one: Looks | Gap, other: Looks | Gap) -> Looks | Gap:
     "Join two groups of fakes so that the mean over both is half the first group's less half the other's."
     for found in (one, other):
@@ -822,7 +822,7 @@ def _apart(one: Looks | Gap, other: Looks | Gap) -> Looks | Gap:
         people.append(np.concatenate([of_plus, of_minus]))
     return Looks(dict(none=parts), people)
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-77
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-78
 class LookClaims(ClaimGroup):
     "Claims of Figures 1, 7 and 9: where detectors look, as means over backbones."
 
@@ -856,7 +856,7 @@ class LookClaims(ClaimGroup):
                 rows.append(claim_row(name, found.estimate(arm), MORE))
         return rows
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-78
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-79
 class PlaceClaims(ClaimGroup):
     "Claims that primary regions localize forgeries, which the paper only suggests."
 
@@ -875,7 +875,7 @@ class PlaceClaims(ClaimGroup):
             rows.append(claim_row(name, estimate, MORE, note=found.note[measure]))
         return rows
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-80
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-81
 CLAIM_GROUPS = (
     TargetClaims(),
     OutsideClaim(),
@@ -894,12 +894,12 @@ CLAIM_GROUPS = (
 )
 _NOT_THERE = "these backbones or this data lack what the test compares"
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-81
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-82
 def _values_of(group: int, values: Values) -> Values:
     "Return the values of one group of claims."
     return {name: value for (of, name), value in values.items() if of == group}
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-82
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-83
 def _needs(lab: Lab, row: dict) -> str:  # "" for what is decided, or whose noise is not known
     "Say how many seeds and people would decide about an undecided difference."
     e, noise = row["estimate"], row["estimate"].spread
@@ -914,7 +914,7 @@ def _needs(lab: Lab, row: dict) -> str:  # "" for what is decided, or whose nois
         seeds, people = plan_experiment(noise, max(abs(e.value), MARGIN / 4), people, folds)
     return f"{seeds} seeds, {people} people"
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-83
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-84
 def claims(
     question: Question,  # lab, seeds and backbones
     values: Values,  # group and cell -> what was read
@@ -935,7 +935,7 @@ def claims(
     table.loc[absent, "note"] = [why.get(name, _NOT_THERE) for name in table.name[absent]]
     return table.fillna(dict(verdict="undecided", needs=""))
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-84
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-85
 def _claim_text(r) -> str:
     "Format the number of a claim with its interval, or the reason of a gap."
     if r.value != r.value:
@@ -943,12 +943,12 @@ def _claim_text(r) -> str:
     unit = "%" if r.unit == "%" else ""
     return f"{r.value:+.1f} [{r.low:+.1f}, {r.high:+.1f}]{unit}"
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-85
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-86
 def _verdict_text(r) -> str:
     "Format a verdict, and what an undecided claim needs."
     return f"**{r.verdict}**: {r.needs} would decide" if r.needs else f"**{r.verdict}**"
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-86
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-87
 def _signed(values: Iterable[float], units: Iterable[str]) -> list[str]:
     "Format numbers with their sign and unit."
     texts = []
@@ -957,7 +957,7 @@ def _signed(values: Iterable[float], units: Iterable[str]) -> list[str]:
         texts.append("" if pd.isna(value) else f"{value:+.1f}{sign}")
     return texts
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-87
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-88
 def claims_table(
     rows: pd.DataFrame,  # from `claims`
 ) -> pd.DataFrame:  # claim, where, test, ours, paper, ours - paper, verdict
@@ -970,7 +970,7 @@ def claims_table(
     }
     return rows[["claim", "where", "test"]].assign(**numbers)
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-89
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-90
 @declare
 class Claims(Exhibit):
     "The paper's claims, one by one."

@@ -121,12 +121,12 @@ def _mean(parts: list[dict[tuple, float]]) -> dict[tuple, float]:
     "Return the mean of several sums over different cells."
     return {cell: weight / len(parts) for part in parts for cell, weight in part.items()}
 
-# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-20
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-21
 def _difference(one: dict[tuple, float], other: dict[tuple, float]) -> dict[tuple, float]:
     "Return one sum less another over other cells."
     return one | {cell: -weight for cell, weight in other.items()}
 
-# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-22
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-23
 def _place_sums(
     arm: str, places: Sequence[str]
 ) -> dict[tuple, dict[tuple, float]]:  # arm, train, what -> cell -> weight
@@ -142,7 +142,7 @@ def _place_sums(
         sums[arm, place, "gain"] = gains[-1]
     return sums | {(arm, "places", "gain"): _mean(gains)}
 
-# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-23
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-24
 def _negative_sums() -> dict[tuple, dict[tuple, float]]:  # arm, train, what -> cell -> weight
     "Return the weights of the numbers of the negative controls."
     plain = {(STUDENT, "none", "shared", "shared"): 1.0}
@@ -154,7 +154,7 @@ def _negative_sums() -> dict[tuple, dict[tuple, float]]:  # arm, train, what -> 
             sums[arm, "shared", "gain"] = _difference(own, plain)
     return sums
 
-# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-24
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-25
 def control_numbers(
     values: Values,  # of `control_scores`
     places: Sequence[str] = tuple(PLACES),  # that were trained on
@@ -171,12 +171,12 @@ def control_numbers(
     found = estimate_sums(cells, dict.fromkeys(cells, "auc"), sums)
     return split_keys(found, ["arm", "train", "what"])
 
-# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-26
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-27
 def _config(lab: Lab, variant: Variant, place: str):
     "Return the first training of an arm on a place."
     return lab.config(STUDENT, place, 0, **variant.changes)
 
-# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-27
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-28
 LOOKED_AT = 120
 "The fakes of a place whose masks are compared with the planted place."
 
@@ -189,7 +189,7 @@ def planted_coverage(
     covered = [mask[place].mean() for mask, place in zip(masked, planted)]
     return dict(masked=float(masked.mean()), covered=float(np.mean(covered)))
 
-# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-30
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-31
 def attention_inside(
     maps: np.ndarray,  # (N, H, W) attention maps, at least two
     planted: np.ndarray,  # (N, H, W) bool, the places of their traces
@@ -209,19 +209,19 @@ def attention_inside(
 MASK_MEASURES = ("masked", "covered", "leak", "inside", "uniform", "mean map", "other face")
 "What masks are like, in the order of the table."
 
-# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-32
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-33
 def _fakes(lab: Lab, place: str) -> np.ndarray:  # positions in `lab.train_faces(place)`
     "Choose some training fakes of a place evenly."
     fakes = np.flatnonzero(lab.train_faces(place).label == FAKE)
     return fakes[np.linspace(0, len(fakes) - 1, min(LOOKED_AT, len(fakes))).astype(int)]
 
-# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-33
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-34
 def _planted(rows: pd.DataFrame, size: int) -> np.ndarray:  # (N, H, W) bool
     "Read the places of the traces of some fakes."
     root = manifest_root(rows)
     return np.stack([read_mask(root / mask, (size, size)) > 0 for mask in rows["mask"]])
 
-# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-34
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-35
 def _wanted_coverage(variant: Variant, place: str) -> Wanted:
     "Declare where the maps and masks of an arm lie: `planted_coverage` and `attention_inside`."
 
@@ -242,7 +242,7 @@ def _wanted_coverage(variant: Variant, place: str) -> Wanted:
 
     return Wanted(ask, read)
 
-# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-35
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-36
 def mask_cells(
     places: Sequence[str],  # that are trained on
     readings: Sequence[Variant] = CONTROL_READINGS,  # as of `control_arms`
@@ -257,7 +257,7 @@ def mask_cells(
                 cells["coverage", variant.name, place] = [_wanted_coverage(variant, place)]
     return cells
 
-# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-36
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-37
 def mask_numbers(
     values: Values,  # of `mask_cells`, among others
 ) -> pd.DataFrame:  # arm -> `MASK_MEASURES` in per cent, means over places
@@ -273,7 +273,7 @@ def mask_numbers(
     table = pd.DataFrame(found, columns=["arm", *MASK_MEASURES])
     return table.groupby("arm").mean()
 
-# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-37
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-38
 def control_table(
     rows: pd.DataFrame,  # from `control_numbers`
     masks: pd.DataFrame,  # from `mask_numbers`
@@ -304,7 +304,7 @@ def control_table(
         shown.append(row)
     return pd.DataFrame(shown)
 
-# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-39
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-40
 TRAININGS = Parameter("trainings", 3, "seeds behind every number of the controls")
 
 
@@ -342,7 +342,7 @@ class Controls(Exhibit):
         shown = control_table(rows, mask_numbers(values), CONTROL_READINGS)
         yield TablePart("controls", rows, shown, caption)
 
-# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-41
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-42
 def _open_controls(faces: str | Path | None, preset: str, outputs: Path) -> Lab:
     "Open the lab of the controls, on photographs of one's own if they are named."
     if faces is None:
@@ -351,7 +351,7 @@ def _open_controls(faces: str | Path | None, preset: str, outputs: Path) -> Lab:
     build_controls(folder, faces, size=Lab(preset, outputs=outputs).preset.size)
     return Lab(preset, data=folder, outputs=outputs)
 
-# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-42
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-43
 def make_controls(
     faces: str | Path | None = None,  # photographs and videos, a sub-folder a person; None: ORL
     trainings: int = 3,  # seeds behind every number

@@ -273,7 +273,7 @@ def _signed(r) -> str:
     "Format a difference with its interval."
     return "gap" if r.note else f"{r.value:+.1f} [{r.low:+.1f}, {r.high:+.1f}]"
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-37
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-38
 def breadth_table(
     rows: pd.DataFrame,  # from `breadth`
 ) -> pd.DataFrame:  # a row a group of fakes, backbone and measure
@@ -289,7 +289,7 @@ def breadth_table(
         shown.append(line)
     return pd.DataFrame(shown)
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-40
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-41
 def part_numbers(
     values: Values,  # of `mechanism_cells`
     subsets: Sequence[str],  # manipulations
@@ -307,7 +307,7 @@ def part_numbers(
             rows += _estimates(found, arms, **row)
     return pd.DataFrame(rows)[[*_COLUMNS, "value", "low", "high", "note"]]
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-41
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-42
 def part_areas(
     values: Values,  # of `mechanism_cells`
 ) -> dict[str, float]:  # part -> per cent of the picture; empty if there is nothing but gaps
@@ -317,7 +317,7 @@ def part_areas(
             return {part: 100 * tables[0][f"{part} area"].mean() for part in FACE_PARTS}
     return {}
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-42
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-43
 def part_table(
     rows: pd.DataFrame,  # from `part_numbers`
     areas: dict[str, float],  # from `part_areas`
@@ -332,13 +332,13 @@ def part_table(
         shown.append(line | {r.measure: _signed(r) for r in group.itertuples()})
     return pd.DataFrame(shown)
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-46
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-47
 def _bars(ax: plt.Axes, x: np.ndarray, rows: pd.DataFrame, **style):
     "Draw values with their intervals as points."
     ends = np.maximum(0, [rows.value - rows.low, rows.high - rows.value])
     ax.errorbar(x, rows.value, yerr=ends, linestyle="none", capsize=2, markersize=4, **style)
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-47
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-48
 def _draw_breadth(ax: plt.Axes, rows: pd.DataFrame, fakes: str):
     "Draw the spread of each backbone, plain and with PRLE as published and in our reading."
     rows = rows[(rows.fakes == fakes) & (rows.measure == SPREAD.name) & (rows.note == "")]
@@ -350,7 +350,7 @@ def _draw_breadth(ax: plt.Axes, rows: pd.DataFrame, fakes: str):
     ax.set_title(fakes)
     ax.set_xlim(-0.6, max(len(names), 1) - 0.4)
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-48
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-49
 def _draw_parts(ax: plt.Axes, rows: pd.DataFrame, subsets: Sequence[str]):
     "Draw the attention of plain detectors on the parts of the fakes that they know."
     shifts = np.linspace(-0.2, 0.2, len(subsets))
@@ -362,7 +362,7 @@ def _draw_parts(ax: plt.Axes, rows: pd.DataFrame, subsets: Sequence[str]):
     ax.set_xticks(range(len(FACE_PARTS)), list(FACE_PARTS), rotation=90, fontsize=8)
     ax.set_title("plain, on known fakes")
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-49
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-50
 def draw_mechanism(
     broad: pd.DataFrame,  # from `breadth`
     parts: pd.DataFrame,  # from `part_numbers`
@@ -383,7 +383,7 @@ def draw_mechanism(
     axes[2].legend(frameon=False, fontsize=8)
     return figure
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-52
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-53
 FIGURE1_FIRST = ("NT", "FS")
 "The manipulations of which the paper says where detectors look."
 

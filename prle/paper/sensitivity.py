@@ -94,13 +94,13 @@ def steps(
     "Return the readings that are compared."
     return [v for v in STEPS if lab.base != "smoke" or v.name in FEW_READINGS]
 
-# %% ../../nbs/paper/11_sensitivity.ipynb #paper-11-sensitivity-9
+# %% ../../nbs/paper/11_sensitivity.ipynb #paper-11-sensitivity-10
 def _beside_zoo(variant: Variant) -> Variant:
     "Return a reading with the zoo of the controls, which is trained apart."
     trained = variant.changes.get("mask") == "primary"
     return replace(variant, changes=variant.changes | ZOO) if trained else variant
 
-# %% ../../nbs/paper/11_sensitivity.ipynb #paper-11-sensitivity-10
+# %% ../../nbs/paper/11_sensitivity.ipynb #paper-11-sensitivity-12
 def own_arms(
     lab: Lab,
     backbone: str,  # of the preset
@@ -108,7 +108,7 @@ def own_arms(
     "Return the readings as trainings on all manipulations of the preset's own data."
     return [Arm(backbone, v.name, "all", v.changes) for v in steps(lab) if v.name != "oracle"]
 
-# %% ../../nbs/paper/11_sensitivity.ipynb #paper-11-sensitivity-11
+# %% ../../nbs/paper/11_sensitivity.ipynb #paper-11-sensitivity-13
 def own_gains(
     values: Values,  # backbone, arm, train, target set -> scores of each seed
 ) -> dict[str, str]:  # arm -> its difference to plain training, on average over the target sets
@@ -120,7 +120,7 @@ def own_gains(
         texts[r.arm.removesuffix(" - none")] = r.note or interval(r.value, r.low, r.high)
     return texts
 
-# %% ../../nbs/paper/11_sensitivity.ipynb #paper-11-sensitivity-12
+# %% ../../nbs/paper/11_sensitivity.ipynb #paper-11-sensitivity-14
 OWN = Parameter(
     "backbone",
     None,

@@ -349,7 +349,7 @@ def _ranks(names: Iterable[str]) -> dict[str, int]:
     "Number names in their order, from 0."
     return {name: rank for rank, name in enumerate(names)}
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-31
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-32
 def _augments(shown: pd.DataFrame) -> list[str]:
     "Return the paper's column `augments` for each row; empty where the paper has no such row."
     given = {}
@@ -357,12 +357,12 @@ def _augments(shown: pd.DataFrame) -> list[str]:
         given[BASELINES.get(r.backbone, r.backbone), r.arm] = r.augments
     return [given.get(row, "") for row in zip(shown.backbone, shown.arm)]
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-32
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-33
 _DETECTORS = Parameter(
     "detectors", None, 'list of the paper\'s baselines, e.g. ["RFM"]; None: all eight'
 )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-33
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-34
 @declare
 class Table2(ArmTable):
     "Table II: training on all manipulations, test on three other data sets (Section IV-C1)."
@@ -397,7 +397,7 @@ class Table2(ArmTable):
         of_arm = shown.arm.map(dict(none=0, primary=1, ours=2)).fillna(3).to_numpy()
         return self.named(shown.iloc[np.argsort(of_arm, kind="stable")])
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-35
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-36
 @declare
 class Table3(ArmTable):
     "Table III: training on one manipulation, test on all (Section IV-C2)."
@@ -433,7 +433,7 @@ class Table3(ArmTable):
         text = change_text(change)
         yield FigurePart("table3_change", draw_change(change), f"{caption} {about}", extra=text)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-36
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-37
 def unverified_text(
     rows: pd.DataFrame,  # of Table III
 ) -> str:  # "" if there are none
@@ -451,7 +451,7 @@ def unverified_text(
     )
     return f"{told}{'; '.join(texts)}."
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-39
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-40
 _PRLE = {"primary": "as published", "ours": "in our reading"}
 
 
@@ -462,7 +462,7 @@ def unseen_change(
     changes = [f"{arm} - none" for arm in _PRLE]
     return rows[rows.arm.isin(changes) & (rows.test == "unseen") & (rows.note == "")]
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-40
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-41
 def change_text(
     change: pd.DataFrame,  # from `unseen_change`
 ) -> str:
@@ -481,7 +481,7 @@ def change_text(
         )
     return " ".join(texts).removesuffix(";") + "."
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-41
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-42
 def draw_change(
     change: pd.DataFrame,  # from `unseen_change`
 ) -> Figure:
@@ -508,11 +508,11 @@ def draw_change(
     axes[0].invert_yaxis()
     return figure
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-45
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-46
 LANDMARK = dict(mask="landmark", parts=("nose", "eyes", "mouth"))
 "Table IV's landmark masks."
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-46
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-47
 def wanted_area(
     variant: Variant,  # with masks
     train: str = "all",  # manipulation that is trained on
@@ -524,7 +524,7 @@ def wanted_area(
 
     return Wanted(ask, read_area)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-47
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-48
 def _areas(arms: pd.Series, values: Values) -> pd.Series:  # in per cent; NaN of differences
     "Return the masked share of each row's arm."
     found = {}
@@ -533,7 +533,7 @@ def _areas(arms: pd.Series, values: Values) -> pd.Series:  # in per cent; NaN of
             found[name[1]] = 100 * cell[0]
     return arms.map(found).astype(float)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-49
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-50
 @declare
 class Table4(ArmTable):
     "Table IV: primary, random and landmark masks (Section IV-D1)."
@@ -571,7 +571,7 @@ class Table4(ArmTable):
         shown.insert(2, "masked", texts)
         return self.named(shown)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-50
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-51
 @declare
 class Table5(ArmTable):
     "Table V: masks from neighbouring and from average fusion (Section IV-D2)."
@@ -588,7 +588,7 @@ class Table5(ArmTable):
         OURS,
     )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-51
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-52
 @declare
 class Table6(ArmTable):
     "Table VI: masks from a single detector (Section IV-D2)."
@@ -605,7 +605,7 @@ class Table6(ArmTable):
         OURS,
     )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-52
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-53
 @declare
 class Table7(ArmTable):
     "Table VII: training without dynamic exploitation (Section IV-D3)."
