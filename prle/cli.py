@@ -746,7 +746,7 @@ def audit(
     **kwargs,
 ) -> int:  # exit code
     "Print how much of the label masks tell without the face, which is what a detector could learn of them."
-    from prle.audit import draw_audit, verdict
+    from prle.audit import draw_audit, verdict_text
 
     _check_figure(figure)
     if masks:
@@ -755,7 +755,7 @@ def audit(
         changes = _mask_settings(published, fusion, set) | dict(mask=mask, seed=seed)
         found = _audit_training(open_lab(**kwargs), subset, split, draws, **changes)
     print(found.table.to_string(index=False, float_format="%.3f"))
-    print(verdict(found.table), file=sys.stderr)
+    print(verdict_text(found.table), file=sys.stderr)
     if figure:
         draw_audit(found).savefig(figure, dpi=150)
     return 0

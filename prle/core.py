@@ -268,7 +268,7 @@ def bytes_digest(
 _TICK = 20_000_000
 "Nanoseconds within which two changes of a file may bear the same time."
 
-
+# %% ../nbs/00_core.ipynb #00-core-46
 def file_state(
     path: str | Path,  # file; `OSError` if it is not there
 ) -> tuple:  # hashable
@@ -281,21 +281,21 @@ def file_state(
     times = now.st_mtime_ns, now.st_ctime_ns
     return os.path.abspath(path), now.st_size, *times, now.st_ino, once
 
-
+# %% ../nbs/00_core.ipynb #00-core-48
 @lru_cache(maxsize=100_000)
 def _content_digest(state: tuple) -> str:
     "Hash the content of a file, once for each state that it is in."
     with open(state[0], "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #00-core-46
+# %% ../nbs/00_core.ipynb #00-core-49
 def file_digest(
     path: str | Path,  # file to hash
 ) -> str:  # 16 hexadecimal digits
     "Return the fingerprint of a file's content; a file is read again only after it has changed."
     return _content_digest(file_state(path))
 
-# %% ../nbs/00_core.ipynb #00-core-49
+# %% ../nbs/00_core.ipynb #00-core-52
 def entries(
     config,  # JSON-able
     name: str = "",  # of the entry that holds it
@@ -312,7 +312,7 @@ def entries(
         found |= entries(value, f"{name}.{part}" if name else str(part))
     return found
 
-# %% ../nbs/00_core.ipynb #00-core-52
+# %% ../nbs/00_core.ipynb #00-core-55
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -326,7 +326,7 @@ _PACKAGES = (
     "grad-cam",
 )
 
-# %% ../nbs/00_core.ipynb #00-core-53
+# %% ../nbs/00_core.ipynb #00-core-56
 @lru_cache
 def _version(package: str) -> str | None:
     "Return the version of an installed package, read once; None if it is not installed."
@@ -335,7 +335,7 @@ def _version(package: str) -> str | None:
     except metadata.PackageNotFoundError:
         return None
 
-# %% ../nbs/00_core.ipynb #00-core-54
+# %% ../nbs/00_core.ipynb #00-core-57
 def _git(*args: str) -> str | None:
     "Return what git says of the folder of this module; None without git or outside a repository."
     try:
@@ -345,7 +345,7 @@ def _git(*args: str) -> str | None:
         return None
     return done.stdout.strip()
 
-# %% ../nbs/00_core.ipynb #00-core-55
+# %% ../nbs/00_core.ipynb #00-core-58
 def _repository() -> tuple[str | None, bool | None]:  # both None without git
     "Return the commit that is checked out, and whether nothing differs from it."
     said = _git("status", "--porcelain=v2", "--branch", "--untracked-files=no")
@@ -354,7 +354,7 @@ def _repository() -> tuple[str | None, bool | None]:  # both None without git
     clean = None if said is None else all(line.startswith("#") for line in lines)
     return next((head for head in heads if head != "(initial)"), None), clean
 
-# %% ../nbs/00_core.ipynb #00-core-56
+# %% ../nbs/00_core.ipynb #00-core-59
 def _cpu() -> str:
     "Return the model name of the CPU, or its architecture where the system does not tell."
     try:
@@ -366,7 +366,7 @@ def _cpu() -> str:
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
-# %% ../nbs/00_core.ipynb #00-core-57
+# %% ../nbs/00_core.ipynb #00-core-60
 def _device_name(device: str | None) -> str:
     "Name the hardware behind a device; None: a GPU where there is one."
     import torch
@@ -376,7 +376,7 @@ def _device_name(device: str | None) -> str:
         return torch.cuda.get_device_name(kind)
     return _cpu() if kind.type == "cpu" else str(kind)
 
-# %% ../nbs/00_core.ipynb #00-core-58
+# %% ../nbs/00_core.ipynb #00-core-61
 def provenance(
     device: str | None = None,  # on which detectors run; None: a GPU where there is one
 ) -> dict:  # JSON-able
@@ -397,7 +397,7 @@ def provenance(
         packages={p: v for p in _PACKAGES if (v := _version(p))},
     )
 
-# %% ../nbs/00_core.ipynb #00-core-61
+# %% ../nbs/00_core.ipynb #00-core-64
 def outputs_dir() -> Path:
     "Return `$PRLE_OUTPUTS`, else `outputs/` of the project that we are in, else `outputs/` here."
     if "PRLE_OUTPUTS" in os.environ:
@@ -408,7 +408,7 @@ def outputs_dir() -> Path:
             return folder / "outputs"
     return here / "outputs"
 
-# %% ../nbs/00_core.ipynb #00-core-64
+# %% ../nbs/00_core.ipynb #00-core-67
 def _watched() -> bool:
     "Say whether somebody sees the output, in a terminal or a notebook; never if `PRLE_QUIET` is 1."
     if os.environ.get("PRLE_QUIET") == "1":
@@ -416,7 +416,7 @@ def _watched() -> bool:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return sys.stderr.isatty() or hasattr(shell, "kernel")
 
-# %% ../nbs/00_core.ipynb #00-core-65
+# %% ../nbs/00_core.ipynb #00-core-68
 def progress(
     iterable=None,  # what to walk through; None for a bar that is moved by hand
     desc: str = "",  # what is being done
@@ -428,11 +428,11 @@ def progress(
     hidden = disable or not _watched()
     return tqdm(iterable, desc, total, disable=hidden, dynamic_ncols=True, **kwargs)
 
-# %% ../nbs/00_core.ipynb #00-core-68
+# %% ../nbs/00_core.ipynb #00-core-71
 log = logging.getLogger("prle")
 "The logger of all modules."
 
-# %% ../nbs/00_core.ipynb #00-core-69
+# %% ../nbs/00_core.ipynb #00-core-72
 class _AboveBars(logging.Handler):
     "Print messages to sys.stdout or sys.stderr, whatever these are at the time, above the progress bars."
 
@@ -449,7 +449,7 @@ class _AboveBars(logging.Handler):
         except Exception:
             self.handleError(record)
 
-# %% ../nbs/00_core.ipynb #00-core-70
+# %% ../nbs/00_core.ipynb #00-core-73
 def show_messages(
     level: int = logging.INFO,  # from which on they are printed
     stream: str = "stdout",  # or "stderr"
@@ -458,10 +458,10 @@ def show_messages(
     log.handlers[:] = [_AboveBars(stream)]
     log.setLevel(level)
 
-# %% ../nbs/00_core.ipynb #00-core-71
+# %% ../nbs/00_core.ipynb #00-core-74
 show_messages()
 
-# %% ../nbs/00_core.ipynb #00-core-74
+# %% ../nbs/00_core.ipynb #00-core-77
 class _Collector(logging.Handler):
     "Keep messages as (level, text)."
 
@@ -473,7 +473,7 @@ class _Collector(logging.Handler):
         "Keep a message."
         self.said.append((record.levelno, record.getMessage()))
 
-# %% ../nbs/00_core.ipynb #00-core-75
+# %% ../nbs/00_core.ipynb #00-core-78
 @contextmanager
 def collected_messages():  # yields a list of (level, text)
     "Collect the messages of the block, of any level, in place of printing them."
@@ -487,7 +487,7 @@ def collected_messages():  # yields a list of (level, text)
         log.handlers[:] = handlers
         log.setLevel(level)
 
-# %% ../nbs/00_core.ipynb #00-core-78
+# %% ../nbs/00_core.ipynb #00-core-81
 def alternate(
     contenders: dict[str, Callable[[], object]],  # name -> what is timed
     repeats: int,  # repetitions that count; one more before them warms up

@@ -84,7 +84,7 @@ def set_fields(
 
 # %% ../nbs/02_fields.ipynb #02-fields-18
 def _as_number(name: str, value):
-    "Convert a number that YAML has read as a string, such as 2e-3; `ValueError` if it is none."
+    "Convert a number that YAML has read as a string, such as 2e-3; `ValueError` if it is no number."
     if not isinstance(value, str):
         return value
     try:

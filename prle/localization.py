@@ -56,7 +56,7 @@ def _predicted(logit: Tensor, labels: Tensor | None) -> Tensor:
     "Return the logit of the class that each image is predicted to be of."
     return torch.where(logit < 0, -logit, logit)
 
-
+# %% ../nbs/03_localization.ipynb #03-localization-17
 def _true(logit: Tensor, labels: Tensor | None) -> Tensor:
     "Return the logit of each image's own class; `ValueError` without labels."
     if labels is None:
@@ -65,7 +65,7 @@ def _true(logit: Tensor, labels: Tensor | None) -> Tensor:
         )
     return torch.where(labels.to(logit.device) == FAKE, logit, -logit)
 
-# %% ../nbs/03_localization.ipynb #03-localization-16
+# %% ../nbs/03_localization.ipynb #03-localization-18
 READINGS: dict[str, Callable] = dict(
     fake=lambda logit, labels: logit,
     predicted=_predicted,
@@ -73,7 +73,7 @@ READINGS: dict[str, Callable] = dict(
 )
 "What a map explains -> function (logits of fake, labels or None) -> the score of Eq. 3, (N,)."
 
-# %% ../nbs/03_localization.ipynb #03-localization-20
+# %% ../nbs/03_localization.ipynb #03-localization-22
 @contextmanager
 def evaluating(
     model: nn.Module,  # any network
@@ -87,7 +87,7 @@ def evaluating(
         for m, mode in modes:
             m.training = mode
 
-# %% ../nbs/03_localization.ipynb #03-localization-21
+# %% ../nbs/03_localization.ipynb #03-localization-23
 @contextmanager
 def as_found(
     model: nn.Module,  # any network
@@ -103,14 +103,14 @@ def as_found(
         for w, grad in grads:
             w.grad = grad
 
-# %% ../nbs/03_localization.ipynb #03-localization-24
+# %% ../nbs/03_localization.ipynb #03-localization-26
 def _name(model: nn.Module, layer: nn.Module) -> str:
     "Return the layer's name in the model and its class, for messages."
     kind = type(layer).__name__
     names = (f"{name!r} ({kind})" for name, m in model.named_modules() if m is layer)
     return next(names, kind)
 
-# %% ../nbs/03_localization.ipynb #03-localization-25
+# %% ../nbs/03_localization.ipynb #03-localization-27
 def _check_output(model: nn.Module, layer: nn.Module, output):
     "Raise `TypeError` unless a layer's output is a tensor."
     if not isinstance(output, Tensor):
@@ -119,7 +119,7 @@ def _check_output(model: nn.Module, layer: nn.Module, output):
             "hook a module inside it."
         )
 
-# %% ../nbs/03_localization.ipynb #03-localization-26
+# %% ../nbs/03_localization.ipynb #03-localization-28
 @contextmanager
 def tapped(
     model: nn.Module,  # the network
@@ -149,7 +149,7 @@ def tapped(
         for handle in handles:
             handle.remove()
 
-# %% ../nbs/03_localization.ipynb #03-localization-30
+# %% ../nbs/03_localization.ipynb #03-localization-32
 def _first(output: Tensor) -> Tensor:
     "Return a map whose channels lie on axis 1."
     return output
@@ -159,12 +159,12 @@ def _last(output: Tensor) -> Tensor:
     "Return a map (N, h, w, C) as (N, C, h, w)."
     return output.permute(0, 3, 1, 2)
 
-
+# %% ../nbs/03_localization.ipynb #03-localization-34
 def _fits(grid: tuple[int, int], size: tuple[int, int]) -> bool:
     "Tell whether a grid has the proportions of a picture, to within the two cells that borders may cost."
     return abs(grid[0] - grid[1] * size[0] / size[1]) <= 2
 
-# %% ../nbs/03_localization.ipynb #03-localization-32
+# %% ../nbs/03_localization.ipynb #03-localization-37
 _FIRST, _LAST = (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm), (nn.Linear, nn.LayerNorm)
 "Modules with their channels on axis 1, and on the last. A subclass of LayerNorm may have them anywhere."
 
@@ -180,7 +180,7 @@ def _channels(model: nn.Module, layer: nn.Module) -> tuple[set[int], set[int]]:
     first = {size for m, size in sizes if isinstance(m, _FIRST)}
     return first, {size for m, size in sizes if type(m) in _LAST}
 
-# %% ../nbs/03_localization.ipynb #03-localization-33
+# %% ../nbs/03_localization.ipynb #03-localization-38
 def _map_reading(model, layer, output: Tensor, size: tuple[int, int]) -> Callable | None:
     "Return how to read a layer's 4-D output; None if that cannot be told."
     _, a, b, c = output.shape
@@ -190,7 +190,7 @@ def _map_reading(model, layer, output: Tensor, size: tuple[int, int]) -> Callabl
         fits = a in first, c in last
     return {(True, False): _first, (False, True): _last}.get(fits)
 
-# %% ../nbs/03_localization.ipynb #03-localization-36
+# %% ../nbs/03_localization.ipynb #03-localization-41
 _EXTRA = 8
 "How many tokens before the patches are taken for class tokens and registers; known networks have up to five."
 
@@ -205,12 +205,12 @@ def _token_grid(count: int, patches: tuple[int, int]) -> tuple[int, int] | None:
             return height // k, width // k
     return None
 
-# %% ../nbs/03_localization.ipynb #03-localization-38
+# %% ../nbs/03_localization.ipynb #03-localization-43
 def _tokens(grid: tuple[int, int], output: Tensor) -> Tensor:
     "Return the last of the tokens (N, T, C) as a map (N, C, h, w)."
     return output[:, -math.prod(grid) :].transpose(1, 2).unflatten(2, grid)
 
-
+# %% ../nbs/03_localization.ipynb #03-localization-45
 def _token_reading(model, layer, output: Tensor, patches: set) -> Callable | None:
     "Return how to read a layer's tokens (N, T, C); None if that cannot be told."
     if len(patches) != 1:
@@ -221,7 +221,7 @@ def _token_reading(model, layer, output: Tensor, patches: set) -> Callable | Non
         others[0] = None
     return partial(_tokens, grid) if grid and others[0] is None and n != count else None
 
-# %% ../nbs/03_localization.ipynb #03-localization-39
+# %% ../nbs/03_localization.ipynb #03-localization-46
 @contextmanager
 def _patch_grids(model: nn.Module, channels: int):
     "Yield a set that a forward pass fills with the grids of convolutions that cut the picture into patches."
@@ -241,7 +241,7 @@ def _patch_grids(model: nn.Module, channels: int):
         for handle in handles:
             handle.remove()
 
-# %% ../nbs/03_localization.ipynb #03-localization-40
+# %% ../nbs/03_localization.ipynb #03-localization-47
 def _reading(model, layer, output: Tensor, x: Tensor, patches: set) -> Callable:
     "Return how to read a layer's output as (N, C, h, w); `ValueError` where that is not certain."
     reading, (height, width) = None, x.shape[-2:]
@@ -257,7 +257,7 @@ def _reading(model, layer, output: Tensor, x: Tensor, patches: set) -> Callable:
         )
     return reading
 
-# %% ../nbs/03_localization.ipynb #03-localization-41
+# %% ../nbs/03_localization.ipynb #03-localization-48
 @contextmanager
 def gridded(
     model: nn.Module,  # the network
@@ -285,7 +285,7 @@ def gridded(
 
         yield grid
 
-# %% ../nbs/03_localization.ipynb #03-localization-45
+# %% ../nbs/03_localization.ipynb #03-localization-52
 @contextmanager
 def map_grids(
     model: nn.Module,  # the network
@@ -314,7 +314,7 @@ def map_grids(
             reading = _reading(model, layers[name], output, x, patches)
             grids[name] = tuple(reading(output).shape[-2:])
 
-# %% ../nbs/03_localization.ipynb #03-localization-48
+# %% ../nbs/03_localization.ipynb #03-localization-55
 def _check_images(x: Tensor):
     "Raise `TypeError` unless `x` is a float tensor (N, 3, H, W), `ValueError` if it is not finite."
     if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
@@ -326,7 +326,7 @@ def _check_images(x: Tensor):
             f"NaN or infinity in image {first} of the batch ({bad.sum()} of {len(x)} are affected)."
         )
 
-# %% ../nbs/03_localization.ipynb #03-localization-49
+# %% ../nbs/03_localization.ipynb #03-localization-56
 def _check_layers(model: nn.Module, layer: nn.Module | list[nn.Module]) -> list[nn.Module]:
     "Return the layers as a list; `ValueError` for one that is no submodule of `model`."
     layers = [layer] if isinstance(layer, nn.Module) else list(layer)
@@ -338,7 +338,7 @@ def _check_layers(model: nn.Module, layer: nn.Module | list[nn.Module]) -> list[
             )
     return layers
 
-# %% ../nbs/03_localization.ipynb #03-localization-50
+# %% ../nbs/03_localization.ipynb #03-localization-57
 def _check_score(value: Tensor, n: int) -> Tensor:
     "Return `value`; `ValueError` unless it is a tensor of shape (n,)."
     shape = tuple(getattr(value, "shape", ()))
@@ -346,7 +346,7 @@ def _check_score(value: Tensor, n: int) -> Tensor:
         raise ValueError(f"score must give one number an image, shape ({n},), not {shape}.")
     return value
 
-# %% ../nbs/03_localization.ipynb #03-localization-51
+# %% ../nbs/03_localization.ipynb #03-localization-58
 def _gradients(value: Tensor, activations: list[Tensor]) -> list[Tensor]:
     "Differentiate a number by each layer's output; `RuntimeError` where it does not depend on one."
     found: Sequence[Tensor | None] = [None]
@@ -360,7 +360,7 @@ def _gradients(value: Tensor, activations: list[Tensor]) -> list[Tensor]:
         )
     return gradients
 
-# %% ../nbs/03_localization.ipynb #03-localization-53
+# %% ../nbs/03_localization.ipynb #03-localization-60
 def _channel_means(gradient: Tensor) -> Tensor:
     "Return the weights of Grad-CAM, in brackets in Eq. 3: one a channel."
     return gradient.mean((2, 3), keepdim=True)
@@ -369,7 +369,7 @@ def _channel_means(gradient: Tensor) -> Tensor:
 _WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = dict(gradcam=_channel_means, layercam=F.relu)
 "Method -> function of the gradients (N, C, h, w) -> weights of the activations."
 
-# %% ../nbs/03_localization.ipynb #03-localization-54
+# %% ../nbs/03_localization.ipynb #03-localization-61
 def _own_maps(
     method: str,
     model: nn.Module,
@@ -394,7 +394,7 @@ def _own_maps(
         maps.append((weights * grid(layer, activation.detach())).sum(1).relu())
     return maps
 
-# %% ../nbs/03_localization.ipynb #03-localization-58
+# %% ../nbs/03_localization.ipynb #03-localization-65
 def _stretch(maps: Tensor) -> Tensor:
     "Normalize every (h, w) map to [0, 1] by its minimum and maximum; a flat map becomes 0."
     maps = maps - maps.amin((-2, -1), keepdim=True)
@@ -405,7 +405,7 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     "Resize maps bilinearly, (N, h, w) -> (N, *size)."
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
-# %% ../nbs/03_localization.ipynb #03-localization-59
+# %% ../nbs/03_localization.ipynb #03-localization-66
 def _size(size, x: Tensor, maps: list[Tensor]) -> tuple[int, int]:
     "Return the height and width asked for: None is the input's, 'grid' the finest layer's."
     if size is None:
@@ -417,7 +417,7 @@ def _size(size, x: Tensor, maps: list[Tensor]) -> tuple[int, int]:
         height, width = size
     return height, width
 
-# %% ../nbs/03_localization.ipynb #03-localization-62
+# %% ../nbs/03_localization.ipynb #03-localization-69
 CAM_METHODS = {
     "gradcam": "GradCAM",
     "gradcam++": "GradCAMPlusPlus",
@@ -436,7 +436,7 @@ CAM_METHODS = {
 }
 "Name -> class in `pytorch_grad_cam`; 'gradcam' and 'layercam' are computed here."
 
-# %% ../nbs/03_localization.ipynb #03-localization-63
+# %% ../nbs/03_localization.ipynb #03-localization-70
 def _library(method: str):
     "Return the method's class in pytorch_grad_cam; `ImportError` naming the extra."
     try:
@@ -448,12 +448,12 @@ def _library(method: str):
         ) from e
     return getattr(pytorch_grad_cam, CAM_METHODS[method])
 
-# %% ../nbs/03_localization.ipynb #03-localization-65
+# %% ../nbs/03_localization.ipynb #03-localization-72
 def _row(i: int, n: int, values: Tensor) -> Tensor:
     "Return what a tensor holds of image i of n; all of it if it has no entry for each."
     return values[i] if values.ndim and len(values) == n else values
 
-# %% ../nbs/03_localization.ipynb #03-localization-66
+# %% ../nbs/03_localization.ipynb #03-localization-73
 class _Rows(nn.Module):
     "A network whose output is taken apart: one a image, of the structure that the network's has."
 
@@ -474,7 +474,7 @@ class _Rows(nn.Module):
                 )
         return [tree_map_only(Tensor, partial(_row, i, len(x)), output) for i in range(len(x))]
 
-# %% ../nbs/03_localization.ipynb #03-localization-67
+# %% ../nbs/03_localization.ipynb #03-localization-74
 def _seen(cam, grid: Callable, output: Tensor) -> Tensor:
     "Return a layer's output or gradient as (N, C, h, w); Ablation-CAM learns on which axis the channels lie."
     seen = grid(output)
@@ -487,13 +487,13 @@ def _seen(cam, grid: Callable, output: Tensor) -> Tensor:
         cam.ablation_layer = AblationLayer() if first else AblationLayerVit()
     return seen
 
-# %% ../nbs/03_localization.ipynb #03-localization-68
+# %% ../nbs/03_localization.ipynb #03-localization-75
 def _grid_of(cam) -> tuple[int, int]:
     "Return width and height of the layer that the library has hooked."
     height, width = cam.activations_and_grads.activations[0].shape[-2:]
     return width, height
 
-# %% ../nbs/03_localization.ipynb #03-localization-69
+# %% ../nbs/03_localization.ipynb #03-localization-76
 def _targets(score: Callable, n: int) -> list[Callable]:
     "Return functions that score image i, whose output alone the library hands over."
 
@@ -504,7 +504,7 @@ def _targets(score: Callable, n: int) -> list[Callable]:
 
     return [partial(target, i) for i in range(n)]
 
-# %% ../nbs/03_localization.ipynb #03-localization-70
+# %% ../nbs/03_localization.ipynb #03-localization-77
 def _library_maps(
     method: str,
     model: nn.Module,
@@ -528,7 +528,7 @@ def _library_maps(
             maps.append(torch.from_numpy(found).to(x.device))
     return maps
 
-# %% ../nbs/03_localization.ipynb #03-localization-71
+# %% ../nbs/03_localization.ipynb #03-localization-78
 @torch.inference_mode(False)
 def attention_maps(
     model: nn.Module,  # a trained detector, or any network
@@ -558,26 +558,26 @@ def attention_maps(
         )
     return maps
 
-# %% ../nbs/03_localization.ipynb #03-localization-81
+# %% ../nbs/03_localization.ipynb #03-localization-88
 def _images(batch) -> Tensor:
     "Return the images of a batch, a tensor or dictionary, as floats; uint8 is scaled to [0, 1]."
     x = batch["image"] if isinstance(batch, dict) else batch
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
-
+# %% ../nbs/03_localization.ipynb #03-localization-89
 def _explained(batch, explain: str, score: Callable | None) -> Callable:
     "Return the score of a batch's images in one of `READINGS`: function of the model's output."
     labels = batch.get("label") if isinstance(batch, dict) else None
     return lambda output: READINGS[explain]((score or fake_logit)(output), labels)
 
-
+# %% ../nbs/03_localization.ipynb #03-localization-90
 def _write_header(file, rows: int, grid: Sequence[int]):
     "Write the .npy header; NumPy leaves room in it for the number of rows to grow."
     file.seek(0)
     header = dict(descr="<f2", fortran_order=False, shape=(rows, *grid))
     np.lib.format.write_array_header_1_0(file, header)
 
-# %% ../nbs/03_localization.ipynb #03-localization-82
+# %% ../nbs/03_localization.ipynb #03-localization-91
 def _located(model, layer, x: Tensor, score, method: str, reshape, row: int) -> Tensor:
     "Compute the maps of a batch on the layer's grid; an error notes the row that the batch starts at."
     try:
@@ -586,7 +586,7 @@ def _located(model, layer, x: Tensor, score, method: str, reshape, row: int) -> 
         e.add_note(f"The batch starts at row {row}.")
         raise
 
-# %% ../nbs/03_localization.ipynb #03-localization-83
+# %% ../nbs/03_localization.ipynb #03-localization-92
 def localize(
     model: nn.Module,  # a trained detector
     layer: nn.Module | list[nn.Module],  # as in `attention_maps`
@@ -623,7 +623,7 @@ def localize(
         _write_header(file, rows, grid)
     return Path(path)
 
-# %% ../nbs/03_localization.ipynb #03-localization-84
+# %% ../nbs/03_localization.ipynb #03-localization-93
 def upsample_maps(
     grid_maps: Tensor | np.ndarray,  # (N, h, w) stored maps
     size: tuple[int, int],  # (height, width) to bring them to

@@ -241,14 +241,14 @@ def _check_probabilities(values):
             "Brier score and calibration error need them in [0, 1]."
         )
 
-
+# %% ../nbs/07_metrics.ipynb #07-metrics-41
 def _brier(values, fake, real):
     "Return the mean squared distance of score and label."
     _check_probabilities(values)
     off = fake * (1 - values) ** 2 + real * values**2
     return _ratio(off.sum(-1), (fake + real).sum(-1))
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-40
+# %% ../nbs/07_metrics.ipynb #07-metrics-42
 BINS = 15
 "Bins of equal width that the expected calibration error sorts the scores into."
 
@@ -260,7 +260,7 @@ def bin_of(
     "Return the bin of each score; a score on a border belongs to the lower bin."
     return np.clip(np.ceil(np.asarray(p_fake) * bins).astype(int) - 1, 0, bins - 1)
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-41
+# %% ../nbs/07_metrics.ipynb #07-metrics-43
 def _ece(values, fake, real):
     "Return the expected calibration error from the weights at each distinct score."
     _check_probabilities(values)
@@ -268,7 +268,7 @@ def _ece(values, fake, real):
     expected = ((fake + real) * values) @ member
     return _ratio(np.abs(expected - fake @ member).sum(-1), (fake + real).sum(-1))
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-42
+# %% ../nbs/07_metrics.ipynb #07-metrics-44
 def brier(
     label: np.ndarray,  # (N,) REAL or FAKE
     p_fake: np.ndarray,  # (N,) probability of fake
@@ -278,7 +278,7 @@ def brier(
     ranking = Ranking(label, p_fake, needs=())
     return _plain(_brier(ranking.values, *ranking.counts(weight)))
 
-
+# %% ../nbs/07_metrics.ipynb #07-metrics-46
 def ece(
     label: np.ndarray,  # (N,) REAL or FAKE
     p_fake: np.ndarray,  # (N,) probability of fake
@@ -288,7 +288,7 @@ def ece(
     ranking = Ranking(label, p_fake, needs=())
     return _plain(_ece(ranking.values, *ranking.counts(weight)))
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-46
+# %% ../nbs/07_metrics.ipynb #07-metrics-50
 def _measure(name, values, fake, real, threshold):
     "Compute one of `MEASURES` from the weights at each distinct score."
     kind, _, how = name.partition("_")
@@ -302,14 +302,14 @@ def _measure(name, values, fake, real, threshold):
         return dict(brier=_brier, ece=_ece)[kind](values, fake, real)
     return dict(auc=_auc, ap=_average_precision)[kind](fake, real)
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-47
+# %% ../nbs/07_metrics.ipynb #07-metrics-51
 _ACCURACIES = ("acc", "acc_real", "acc_fake", "acc_balanced")
 _RATES = ("tpr_at_1", "tpr_at_5", "tpr_at_10")
 _EERS = ("eer", "eer_mean", "eer_interpolated")
 MEASURES = ("auc", *_ACCURACIES, *_EERS, "ap", *_RATES, "brier", "ece")
 "What can be measured; `eer` is DeepfakeBench's, `tpr_at_5` the true positive rate at 5% false alarms."
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-48
+# %% ../nbs/07_metrics.ipynb #07-metrics-52
 def as_statistic(
     measure: str,  # one of `MEASURES`
     label: np.ndarray,  # (N,) REAL or FAKE
@@ -326,7 +326,7 @@ def as_statistic(
 
     return statistic
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-51
+# %% ../nbs/07_metrics.ipynb #07-metrics-55
 def _check_columns(table: pd.DataFrame, columns: Sequence[str]):
     "Raise `ValueError` naming the columns that a table of scores lacks."
     missing = [c for c in columns if c not in table]
@@ -334,11 +334,11 @@ def _check_columns(table: pd.DataFrame, columns: Sequence[str]):
         noun = "column" if len(missing) == 1 else "columns"
         raise ValueError(f"the scores lack the {noun} {', '.join(missing)}.")
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-52
+# %% ../nbs/07_metrics.ipynb #07-metrics-56
 GROUPINGS = dict(video=VIDEO, deepfakebench=[c for c in VIDEO if c != "subset"])
 "The columns that make one video of several frames."
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-53
+# %% ../nbs/07_metrics.ipynb #07-metrics-57
 def video_scores(
     scores: pd.DataFrame,  # one row a frame: dataset, subset, video, identity, label, p_fake
     grouping: str = "video",  # one of `GROUPINGS`
@@ -362,7 +362,7 @@ def video_scores(
         videos.insert(1, "subset", groups.subset.agg(lambda s: "+".join(s.unique())).subset)
     return videos.astype(dict(label=int))  # rounds down
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-57
+# %% ../nbs/07_metrics.ipynb #07-metrics-61
 Statistic = Callable[[np.ndarray], float | np.ndarray]
 "Weights of the rows (N,) -> the number of interest, or several of them (...)."
 
@@ -373,14 +373,14 @@ def _draw_weights(draw, member: np.ndarray, names: int, count: int) -> np.ndarra
     times = np.array([np.bincount(d, minlength=names) for d in drawn], dtype=float)
     return np.take(times, member, axis=-1)
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-58
+# %% ../nbs/07_metrics.ipynb #07-metrics-62
 def _of_all(statistic: Statistic, weight: np.ndarray, batched: bool) -> np.ndarray:  # (B, ...)
     "Compute a statistic for each row of weights."
     if batched:
         return np.asarray(statistic(weight))
     return np.asarray([statistic(w) for w in weight])
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-59
+# %% ../nbs/07_metrics.ipynb #07-metrics-63
 def resamples(
     statistic: Statistic,  # weights of the rows (N,) -> the number of interest, or several (...)
     clusters: np.ndarray,  # (N,) who each row belongs to; drawn as a whole
@@ -414,18 +414,18 @@ def resamples(
         tried += len(value)
     return np.concatenate(kept)
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-60
+# %% ../nbs/07_metrics.ipynb #07-metrics-64
 def _check_level(level: float):
     "Raise `ValueError` for a coverage outside (0, 1)."
     if not 0 < level < 1:
         raise ValueError(f"the level of an interval must be between 0 and 1, not {level}.")
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-61
+# %% ../nbs/07_metrics.ipynb #07-metrics-65
 def _tails(level: float) -> list[float]:
     "Return the two quantiles between which an interval of this coverage lies."
     return [(1 - level) / 2, (1 + level) / 2]
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-62
+# %% ../nbs/07_metrics.ipynb #07-metrics-66
 def bootstrap(
     statistic: Statistic,  # weights of the rows (N,) -> the number of interest, or several (K,)
     clusters: np.ndarray,  # (N,) who each row belongs to; drawn as a whole
@@ -440,7 +440,7 @@ def bootstrap(
     low, high = np.quantile(values, _tails(level), axis=0)
     return low, high
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-67
+# %% ../nbs/07_metrics.ipynb #07-metrics-71
 def _several(values) -> np.ndarray:
     "Return the numbers of the seeds as an array (S, ...); `ValueError` for fewer than two, or NaN."
     values = np.asarray(values, dtype=float)
@@ -450,7 +450,7 @@ def _several(values) -> np.ndarray:
         raise ValueError("the number of a seed is NaN.")
     return values
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-68
+# %% ../nbs/07_metrics.ipynb #07-metrics-72
 def seed_interval(
     values: np.ndarray,  # (S,) or (S, K), a number, or several, for each seed
     level: float = 0.95,  # coverage of the interval
@@ -462,7 +462,7 @@ def seed_interval(
     half = quantile * values.std(axis=0, ddof=1) / len(values) ** 0.5
     return values.mean(axis=0) - half, values.mean(axis=0) + half
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-71
+# %% ../nbs/07_metrics.ipynb #07-metrics-75
 class Overlap(NamedTuple):
     "How far seeds are tested on the same people."
 
@@ -471,7 +471,7 @@ class Overlap(NamedTuple):
     mean: float  # of the shared people of two seeds, each as a share of either's, 1 / person
     doubled: float  # variance between seeds that people make, in units of that of the mean
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-72
+# %% ../nbs/07_metrics.ipynb #07-metrics-76
 def overlap(
     people: Sequence[np.ndarray],  # who is tested, for each seed
 ) -> Overlap:
@@ -482,7 +482,7 @@ def overlap(
     doubled = (shared.trace() / seeds / mean - 1) * seeds / max(seeds - 1, 1)
     return Overlap(seeds, len(set().union(*groups)), float(mean), float(doubled))
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-74
+# %% ../nbs/07_metrics.ipynb #07-metrics-78
 class Spread(NamedTuple):
     "How far the mean over seeds of a number would move with other people and other seeds."
 
@@ -502,7 +502,7 @@ class Spread(NamedTuple):
         "Return half the width of Student's interval."
         return stdtrit(self.freedom, (1 + level) / 2) * np.sqrt(self.variance)
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-75
+# %% ../nbs/07_metrics.ipynb #07-metrics-79
 def _freedom(variance, between, tested: Overlap):
     "Return Welch and Satterthwaite's degrees of freedom of a variance, of which `between` is V / S."
     rest = variance - between
@@ -510,7 +510,7 @@ def _freedom(variance, between, tested: Overlap):
     whole = np.asarray(variance**2, dtype=float)
     return np.divide(whole, spread, out=np.ones_like(whole), where=np.asarray(spread) > 0)
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-76
+# %% ../nbs/07_metrics.ipynb #07-metrics-80
 def estimate_spread(
     values: np.ndarray,  # (S,) or (S, K), a number, or several, for each seed, on all its faces
     resampled: np.ndarray,  # (n,) or (n, K), their mean over seeds, from `resamples`
@@ -524,7 +524,7 @@ def estimate_spread(
     freedom = _freedom(variance, between / tested.seeds, tested)
     return Spread(variance, freedom, seed, drawn / tested.mean)
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-77
+# %% ../nbs/07_metrics.ipynb #07-metrics-81
 def total_interval(
     values: np.ndarray,  # (S,) or (S, K), a number, or several, for each seed, on all its faces
     resampled: np.ndarray,  # (n,) or (n, K), their mean over seeds, from `resamples`
@@ -537,7 +537,7 @@ def total_interval(
     mean = np.mean(values, axis=0)
     return mean - half, mean + half
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-81
+# %% ../nbs/07_metrics.ipynb #07-metrics-85
 def detectable(
     spread: Spread,  # of a difference
     power: float = 0.8,  # probability of finding it
@@ -547,7 +547,7 @@ def detectable(
     quantiles = stdtrit(spread.freedom, (1 + level) / 2) + stdtrit(spread.freedom, power)
     return quantiles * np.sqrt(spread.variance)
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-84
+# %% ../nbs/07_metrics.ipynb #07-metrics-88
 def planned_overlap(
     seeds: int,  # S
     people: int,  # all of them together
@@ -560,7 +560,7 @@ def planned_overlap(
     pairs = (own / mean - 1) * seeds / max(seeds - 1, 1)
     return Overlap(seeds, round(tested), float(mean), float(pairs))
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-86
+# %% ../nbs/07_metrics.ipynb #07-metrics-90
 def expected_spread(
     spread: Spread,  # measured in another experiment
     tested: Overlap,  # of the one that is planned
@@ -571,7 +571,7 @@ def expected_spread(
     variance = spread.seed_variance / tested.seeds + people
     return spread._replace(variance=variance, freedom=_freedom(variance, between, tested))
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-88
+# %% ../nbs/07_metrics.ipynb #07-metrics-92
 def _resolved(spread: Spread, power: float) -> float:
     "Return the difference that would be found, and whose absence would be shown, with a probability."
     shown = stdtrit(spread.freedom, 0.95) + stdtrit(spread.freedom, (1 + power) / 2)
@@ -580,7 +580,7 @@ def _resolved(spread: Spread, power: float) -> float:
 
 _MOST = 100  # seeds that anybody would train
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-89
+# %% ../nbs/07_metrics.ipynb #07-metrics-93
 def plan_experiment(
     spread: Spread,  # of a difference, measured with several seeds
     difference: float,  # that shall be decided about, above 0
@@ -607,7 +607,7 @@ def plan_experiment(
         people += max(folds, people // 10)
     return seeds, people
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-92
+# %% ../nbs/07_metrics.ipynb #07-metrics-96
 class Estimate(NamedTuple):
     "A number with its 95% interval, and what is known of its spread."
 
@@ -628,7 +628,7 @@ class Estimate(NamedTuple):
         "Return the spread of the number."
         return Spread(self.variance, self.freedom, self.seed_variance, self.person_variance)
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-93
+# %% ../nbs/07_metrics.ipynb #07-metrics-97
 MARGIN = 2.0
 "The difference that matters, in points: what lies within is equivalent."
 
@@ -647,7 +647,7 @@ def verdict(
         return "equivalent"
     return "undecided"
 
-
+# %% ../nbs/07_metrics.ipynb #07-metrics-99
 def is_equivalent(
     estimate: Estimate,  # of a difference
     margin: float = MARGIN,  # within which a difference does not matter
@@ -655,7 +655,7 @@ def is_equivalent(
     "Tell whether the 90% interval lies within the margin: two one-sided tests at 5%."
     return bool(-margin < estimate.inner_low and estimate.inner_high < margin)
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-96
+# %% ../nbs/07_metrics.ipynb #07-metrics-102
 UNITS = ("frame", *GROUPINGS)
 "What a row is: a frame, a video, or what DeepfakeBench takes for a video."
 CLUSTERS = dict(identity=["identity"], video=VIDEO)
@@ -663,7 +663,7 @@ CLUSTERS = dict(identity=["identity"], video=VIDEO)
 SOURCES = ("clusters", "seeds", "both")
 "What an interval allows for: other people (or videos), other seeds, or both."
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-97
+# %% ../nbs/07_metrics.ipynb #07-metrics-103
 def _check_options(measures, unit, cluster, over, level):
     "Raise `ValueError` for an unknown measure, unit, cluster or source of chance, or a level outside (0, 1)."
     for m in measures:
@@ -673,10 +673,10 @@ def _check_options(measures, unit, cluster, over, level):
     check_choice(over, SOURCES, "source of chance")
     _check_level(level)
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-98
+# %% ../nbs/07_metrics.ipynb #07-metrics-104
 _FACE = ("path", *VIDEO, "frame", "identity", "label")
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-99
+# %% ../nbs/07_metrics.ipynb #07-metrics-105
 def _check_same(tables: list[pd.DataFrame], i: int, k: int):
     "Raise `ValueError` unless table `i` holds the same rows as table `k`, in the same order."
     table, first, name = tables[i], tables[k], f"table {i} of scores"
@@ -696,7 +696,7 @@ def _check_same(tables: list[pd.DataFrame], i: int, k: int):
                 f"its {c} is {here[row]}, not {there[row]}."
             )
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-100
+# %% ../nbs/07_metrics.ipynb #07-metrics-106
 def _check_seeds(tables: list[pd.DataFrame]):
     "Raise `ValueError` for a seed that shares people with another but not all faces."
     people = [set(table.identity) for table in tables]
@@ -704,7 +704,7 @@ def _check_seeds(tables: list[pd.DataFrame]):
         k = next((k for k in range(i) if people[i] & people[k]), i)
         _check_same(tables, i, k)
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-101
+# %% ../nbs/07_metrics.ipynb #07-metrics-107
 def _tables(scores, unit: str) -> list[pd.DataFrame]:
     "Return the tables of one or more seeds, checked and brought to the unit."
     tables = [scores] if isinstance(scores, pd.DataFrame) else list(scores)
@@ -715,7 +715,7 @@ def _tables(scores, unit: str) -> list[pd.DataFrame]:
     _check_seeds(tables)
     return tables if unit == "frame" else [video_scores(table, unit) for table in tables]
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-102
+# %% ../nbs/07_metrics.ipynb #07-metrics-108
 def _statistic(
     tables: list[pd.DataFrame], members: list, measures: Sequence[str], threshold: float
 ) -> Callable:
@@ -733,7 +733,7 @@ def _statistic(
 
     return statistic
 
-
+# %% ../nbs/07_metrics.ipynb #07-metrics-110
 def _members(tables: list[pd.DataFrame], cluster: str) -> list[np.ndarray]:
     "Number the clusters of all tables, from 0; -1 for a row that belongs to none."
     columns = CLUSTERS[cluster]
@@ -741,7 +741,7 @@ def _members(tables: list[pd.DataFrame], cluster: str) -> list[np.ndarray]:
     numbers = together.groupby(columns, dropna=True).ngroup().fillna(-1).to_numpy(int)
     return np.split(numbers, np.cumsum([len(table) for table in tables])[:-1])
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-104
+# %% ../nbs/07_metrics.ipynb #07-metrics-113
 class _Chance(NamedTuple):
     "What an interval allows for."
 
@@ -770,7 +770,7 @@ class _Chance(NamedTuple):
             return values.mean(0), *total_interval(values, resampled, members, self.level)
         return values.mean(0), *np.quantile(resampled, _tails(self.level), axis=0)
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-105
+# %% ../nbs/07_metrics.ipynb #07-metrics-114
 def evaluate(
     scores: pd.DataFrame | Sequence[pd.DataFrame],  # a row a face, see below; a list: of seeds
     measures: Sequence[str] = ("auc", "acc", "eer", "ap"),  # of `MEASURES`
@@ -793,7 +793,7 @@ def evaluate(
     value, low, high = chance.interval(statistic, members)
     return pd.DataFrame(dict(measure=list(measures), unit=unit, value=value, low=low, high=high))
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-106
+# %% ../nbs/07_metrics.ipynb #07-metrics-115
 def compare(
     a: pd.DataFrame | Sequence[pd.DataFrame],  # scores of the one detector, or of its seeds
     b: pd.DataFrame | Sequence[pd.DataFrame],  # of the other on the same faces, as many seeds
@@ -824,7 +824,7 @@ def compare(
     interval = dict(difference=difference, low=low, high=high)
     return pd.DataFrame(dict(measure=list(measures), unit=unit) | ends | interval)
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-113
+# %% ../nbs/07_metrics.ipynb #07-metrics-122
 def _placements(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Return for each fake the share of reals below it, and for each real the share of fakes above it; ties count half."
     _check_rows(label, score, (REAL, FAKE))
@@ -834,7 +834,7 @@ def _placements(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.nd
     above = 1 - (joint[len(fake) :] - rankdata(real)) / len(fake)
     return below, above
 
-# %% ../nbs/07_metrics.ipynb #07-metrics-114
+# %% ../nbs/07_metrics.ipynb #07-metrics-123
 class DeLong(NamedTuple):
     "The difference of two AUCs on the same rows."
 
@@ -842,7 +842,7 @@ class DeLong(NamedTuple):
     error: float  # its standard error
     p: float  # two-sided, of no difference; 1 for scores that rank alike
 
-
+# %% ../nbs/07_metrics.ipynb #07-metrics-125
 def delong(
     label: np.ndarray,  # (N,) REAL or FAKE
     a: np.ndarray,  # (N,) scores of the one detector

@@ -41,7 +41,7 @@ def one_line(
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
 
-
+# %% ../nbs/01_trust.ipynb #01-trust-7
 def shown_path(
     path: str | Path,  # from data
 ) -> str:  # at most 300 characters
@@ -49,21 +49,21 @@ def shown_path(
     text = str(path)
     return text if len(text) <= 300 and text.isprintable() else shortened(text)[1:-1]
 
-
+# %% ../nbs/01_trust.ipynb #01-trust-9
 def path_text(
     path: str | Path,  # of any file, called by any bytes
 ) -> str:  # what is no text in UTF-8 is written out: \\udcff
     "Return a path for a table: tables and files of text hold nothing but text."
     return str(path).encode(errors="backslashreplace").decode()
 
-# %% ../nbs/01_trust.ipynb #01-trust-8
+# %% ../nbs/01_trust.ipynb #01-trust-12
 LONGEST_NAME = 200
 "Bytes of a name; file systems allow 255, and suffixes make names longer."
 
 _PORTS = {f"{port}{k}" for port in ("COM", "LPT") for k in range(10)}
 _RESERVED = {"CON", "PRN", "AUX", "NUL"} | _PORTS
 
-# %% ../nbs/01_trust.ipynb #01-trust-9
+# %% ../nbs/01_trust.ipynb #01-trust-13
 @lru_cache(maxsize=2**16)
 def _name_fault(name: str) -> str:
     "Say why a word is not a valid file name; an empty string if it is."
@@ -81,7 +81,7 @@ def _name_fault(name: str) -> str:
         return f"it is longer than {LONGEST_NAME} bytes"
     return ""
 
-# %% ../nbs/01_trust.ipynb #01-trust-10
+# %% ../nbs/01_trust.ipynb #01-trust-14
 def file_name(
     name: str,  # a word from data
     what: str = "the name",  # what it names, for the message
@@ -92,12 +92,12 @@ def file_name(
         raise ValueError(f"{what} {shortened(name)} cannot name a file: {fault}.")
     return name
 
-# %% ../nbs/01_trust.ipynb #01-trust-13
+# %% ../nbs/01_trust.ipynb #01-trust-17
 def _is_odd(letter: str) -> bool:
     "Say whether a letter belongs in no file name."
     return letter in "/\\" or unicodedata.category(letter) in ("Cc", "Cs")
 
-# %% ../nbs/01_trust.ipynb #01-trust-14
+# %% ../nbs/01_trust.ipynb #01-trust-18
 def safe_name(
     text: str,  # what a file, a folder or a person is called elsewhere
     most: int = 160,  # bytes of the name
@@ -110,7 +110,7 @@ def safe_name(
     name = f"{kept}-{bytes_digest(text.encode(errors='surrogatepass'))[:8]}"
     return f"_{name}" if _name_fault(name) else name
 
-# %% ../nbs/01_trust.ipynb #01-trust-17
+# %% ../nbs/01_trust.ipynb #01-trust-21
 def file_path(
     path: str,  # from data, POSIX
     what: str = "the path",  # what it leads to, for the message
@@ -126,7 +126,7 @@ def file_path(
             )
     return path
 
-# %% ../nbs/01_trust.ipynb #01-trust-20
+# %% ../nbs/01_trust.ipynb #01-trust-24
 def below(
     root: str | Path,  # the folder that must not be left
     path: str | Path,  # relative to it
@@ -141,12 +141,12 @@ def below(
         raise ValueError(f"{shortened(str(path))} leads out of {root}.")
     return Path(full)
 
-# %% ../nbs/01_trust.ipynb #01-trust-23
+# %% ../nbs/01_trust.ipynb #01-trust-27
 def _at_once(path: str, flags: int) -> int:
     "Open a file descriptor without waiting for a pipe's writer."
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
-# %% ../nbs/01_trust.ipynb #01-trust-24
+# %% ../nbs/01_trust.ipynb #01-trust-28
 def open_file(
     path: str | Path,  # an ordinary file
 ) -> BinaryIO:  # as of `open(path, "rb")`
@@ -157,7 +157,7 @@ def open_file(
     file.close()
     raise ValueError(f"{path} is no ordinary file.")
 
-# %% ../nbs/01_trust.ipynb #01-trust-25
+# %% ../nbs/01_trust.ipynb #01-trust-29
 def read_bytes(
     path: str | Path,  # an ordinary file
     most: int,  # bytes
@@ -169,11 +169,11 @@ def read_bytes(
             raise ValueError(f"{path} has {size:,} bytes; at most {most:,} are read.")
         return f.read(size)
 
-# %% ../nbs/01_trust.ipynb #01-trust-28
+# %% ../nbs/01_trust.ipynb #01-trust-32
 MAX_JSON = 2**26
 "Bytes of a JSON file, unless its reader knows better."
 
-# %% ../nbs/01_trust.ipynb #01-trust-29
+# %% ../nbs/01_trust.ipynb #01-trust-33
 def _no_key_twice(pairs: list[tuple]) -> dict:
     "Build a dictionary from pairs; `ValueError` if a key occurs twice."
     found = dict(pairs)
@@ -183,7 +183,7 @@ def _no_key_twice(pairs: list[tuple]) -> dict:
     twice = next(key for key in keys if keys.count(key) > 1)
     raise ValueError(f"the key {shortened(twice)} stands twice")
 
-# %% ../nbs/01_trust.ipynb #01-trust-30
+# %% ../nbs/01_trust.ipynb #01-trust-34
 def parse_json(
     text: str | bytes,  # UTF-8
     name: str | Path,  # what to call it in an error
@@ -200,7 +200,7 @@ def parse_json(
         raise ValueError(f"{name} holds {shortened(found)} where a {kind.__name__} belongs.")
     return found
 
-# %% ../nbs/01_trust.ipynb #01-trust-31
+# %% ../nbs/01_trust.ipynb #01-trust-35
 def read_json(
     path: str | Path,  # a file with UTF-8
     kind: type = object,  # what it must hold: dict, list, ...
@@ -209,7 +209,7 @@ def read_json(
     "Read a JSON file; `ValueError` naming the file, as in `parse_json` or above `most` bytes."
     return parse_json(read_bytes(path, most), path, kind)
 
-# %% ../nbs/01_trust.ipynb #01-trust-34
+# %% ../nbs/01_trust.ipynb #01-trust-38
 def check_entries(
     record,  # what was read
     name: str | Path,  # what to call it in an error
@@ -228,7 +228,7 @@ def check_entries(
             )
     return record
 
-# %% ../nbs/01_trust.ipynb #01-trust-35
+# %% ../nbs/01_trust.ipynb #01-trust-39
 def read_record(
     path: str | Path,  # a JSON file that a command has left
     /,
@@ -237,11 +237,11 @@ def read_record(
     "Read a JSON record; `ValueError` naming the file and the entry, as in `check_entries`."
     return check_entries(read_json(path), path, **kinds)
 
-# %% ../nbs/01_trust.ipynb #01-trust-38
+# %% ../nbs/01_trust.ipynb #01-trust-42
 MAX_YAML = 20_000
 "Bytes of a YAML file, for which its parser needs half a second."
 
-# %% ../nbs/01_trust.ipynb #01-trust-39
+# %% ../nbs/01_trust.ipynb #01-trust-43
 def _yaml_loader() -> type:
     "Return PyYAML's safe loader (plain values only), made to refuse aliases, deep nesting and repeated keys."
     import yaml
@@ -269,10 +269,10 @@ def _yaml_loader() -> type:
 
     return Loader
 
-# %% ../nbs/01_trust.ipynb #01-trust-40
+# %% ../nbs/01_trust.ipynb #01-trust-44
 _PYYAML_TRIPS = (ValueError, TypeError, AttributeError)  # over some dates and keys
 
-# %% ../nbs/01_trust.ipynb #01-trust-41
+# %% ../nbs/01_trust.ipynb #01-trust-45
 def parse_yaml(
     text: str | bytes,  # UTF-8; JSON is YAML too
     name: str | Path,  # what to call it in an error
@@ -289,14 +289,14 @@ def parse_yaml(
     except (yaml.YAMLError, *_PYYAML_TRIPS) as e:
         raise ValueError(f"{name} is neither YAML nor JSON ({one_line(e)}).") from e
 
-# %% ../nbs/01_trust.ipynb #01-trust-42
+# %% ../nbs/01_trust.ipynb #01-trust-46
 def read_yaml(
     path: str | Path,  # a file with UTF-8
 ):
     "Read a YAML or JSON file; `ValueError` naming the file, as in `parse_yaml` or above `MAX_YAML` bytes."
     return parse_yaml(read_bytes(path, MAX_YAML), path)
 
-# %% ../nbs/01_trust.ipynb #01-trust-45
+# %% ../nbs/01_trust.ipynb #01-trust-49
 def _array_header(file) -> tuple[tuple[int, ...], np.dtype]:
     "Read shape and type from the header of an open .npy file and leave it where the numbers begin."
     if np.lib.format.read_magic(file) == (1, 0):
@@ -305,7 +305,7 @@ def _array_header(file) -> tuple[tuple[int, ...], np.dtype]:
         shape, _, dtype = np.lib.format.read_array_header_2_0(file)
     return shape, dtype
 
-# %% ../nbs/01_trust.ipynb #01-trust-46
+# %% ../nbs/01_trust.ipynb #01-trust-50
 def _promised_bytes(path: str | Path) -> int:
     "Return how many bytes of numbers a .npy file has; `ValueError` if its header says otherwise."
     with open_file(path) as f:
@@ -318,11 +318,11 @@ def _promised_bytes(path: str | Path) -> int:
         raise ValueError(f"its header promises {wanted:,} bytes, {there:,} are there")
     return wanted
 
-# %% ../nbs/01_trust.ipynb #01-trust-47
+# %% ../nbs/01_trust.ipynb #01-trust-51
 _BROKEN_HEADER = (TypeError, SyntaxError, EOFError, RecursionError, tokenize.TokenError)
 _BROKEN_ARRAY = (ValueError, MemoryError, *_BROKEN_HEADER)
 
-# %% ../nbs/01_trust.ipynb #01-trust-48
+# %% ../nbs/01_trust.ipynb #01-trust-52
 def read_array(
     path: str | Path,  # a .npy file
     mapped: bool = False,  # leave the numbers on disk until they are used
@@ -337,14 +337,14 @@ def read_array(
     except _BROKEN_ARRAY as e:
         raise ValueError(f"{path} is no whole array ({one_line(e)}).") from e
 
-# %% ../nbs/01_trust.ipynb #01-trust-51
+# %% ../nbs/01_trust.ipynb #01-trust-55
 MAX_PIXELS = 2**27
 "Pixels of a picture or of a video's frame: 11,500 x 11,500."
 
 MAX_PICTURE = 2**30
 "Bytes of a picture's file."
 
-# %% ../nbs/01_trust.ipynb #01-trust-52
+# %% ../nbs/01_trust.ipynb #01-trust-56
 def check_pixels(
     path: str | Path,  # the picture or video, for the message
     width: int,  # as its header says
@@ -356,11 +356,11 @@ def check_pixels(
     size = f"{width:,} x {height:,}"
     raise ValueError(f"{path} promises {size} pixels; at most {MAX_PIXELS:,} are decoded.")
 
-# %% ../nbs/01_trust.ipynb #01-trust-53
+# %% ../nbs/01_trust.ipynb #01-trust-57
 def picture_size(
     path: str | Path,  # of any format that Pillow knows
 ) -> tuple[int, int]:  # width, height in pixels
-    "Read the size of a picture from its head alone; `ValueError` naming a file that is none."
+    "Read the size of a picture from its head alone; `ValueError` naming a file that is no picture."
     from PIL import Image
 
     with open_file(path) as file:
@@ -369,11 +369,11 @@ def picture_size(
         except Exception as e:
             raise ValueError(f"{path} is not a picture ({one_line(e)}).") from e
 
-# %% ../nbs/01_trust.ipynb #01-trust-56
+# %% ../nbs/01_trust.ipynb #01-trust-60
 MAX_TABLE = 2**33
 "Bytes of a table in memory: 14 million faces with their landmarks."
 
-# %% ../nbs/01_trust.ipynb #01-trust-57
+# %% ../nbs/01_trust.ipynb #01-trust-61
 def _is_readable(kind: "pa.DataType") -> bool:
     "Say whether a column's type is text, numbers or lists of numbers."
     import pyarrow.types as kinds
@@ -384,7 +384,7 @@ def _is_readable(kind: "pa.DataType") -> bool:
     numbers = (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_null)
     return any(is_a(inner) for is_a in numbers)
 
-# %% ../nbs/01_trust.ipynb #01-trust-58
+# %% ../nbs/01_trust.ipynb #01-trust-62
 def _check_schema(schema: "pa.Schema", columns: list[str]):
     "Raise `ValueError` for a column that is missing, stands twice, or holds other things than are read."
     if lacking := [name for name in columns if name not in schema.names]:
@@ -398,7 +398,7 @@ def _check_schema(schema: "pa.Schema", columns: list[str]):
                 "not text, numbers or lists of numbers"
             )
 
-# %% ../nbs/01_trust.ipynb #01-trust-59
+# %% ../nbs/01_trust.ipynb #01-trust-63
 def _size(column: "pa.Array") -> int:
     "Return the bytes that a column takes, with text written out for every row."
     import pyarrow as pa
@@ -409,7 +409,7 @@ def _size(column: "pa.Array") -> int:
     lengths = pc.take(pc.binary_length(column.dictionary), column.indices)
     return pc.sum(lengths).as_py() or 0
 
-# %% ../nbs/01_trust.ipynb #01-trust-60
+# %% ../nbs/01_trust.ipynb #01-trust-64
 def _own_words(column: "pa.Array") -> "pa.Array":
     "Return the column of a part with the words that occur in it; Arrow adds those of all parts before it."
     import pyarrow as pa
@@ -421,7 +421,7 @@ def _own_words(column: "pa.Array") -> "pa.Array":
     indices = pc.index_in(column.indices, used)
     return pa.DictionaryArray.from_arrays(indices, column.dictionary.take(used))
 
-# %% ../nbs/01_trust.ipynb #01-trust-61
+# %% ../nbs/01_trust.ipynb #01-trust-65
 def _parts(file, columns: list[str]):
     "Iterate over the parts of an open Parquet file: its text, then its numbers."
     import pyarrow as pa
@@ -431,7 +431,7 @@ def _parts(file, columns: list[str]):
     yield from file.iter_batches(2**16, columns=[name for name in columns if name in text])
     yield from file.iter_batches(2**12, columns=[name for name in columns if name not in text])
 
-# %% ../nbs/01_trust.ipynb #01-trust-62
+# %% ../nbs/01_trust.ipynb #01-trust-66
 def _read_parts(file, columns: list[str], most: int) -> "pa.Table":
     "Read columns of an open Parquet file; `ValueError` as soon as they are known to need more than `most` bytes."
     import pyarrow as pa
@@ -453,7 +453,7 @@ def _read_parts(file, columns: list[str], most: int) -> "pa.Table":
         raise ValueError(f"{rows:,} rows are promised, {len(table):,} are there")
     return table
 
-# %% ../nbs/01_trust.ipynb #01-trust-63
+# %% ../nbs/01_trust.ipynb #01-trust-67
 def _write_out(table: "pa.Table") -> "pa.Table":
     "Write out text that repeats itself for every row."
     import pyarrow as pa
@@ -463,7 +463,7 @@ def _write_out(table: "pa.Table") -> "pa.Table":
             table = table.set_column(i, field.name, table.column(i).cast(pa.large_string()))
     return table
 
-# %% ../nbs/01_trust.ipynb #01-trust-64
+# %% ../nbs/01_trust.ipynb #01-trust-68
 def _read_columns(
     path: Path, columns: list[str] | None, optional: Collection[str], most: int
 ) -> "pa.Table":
@@ -481,7 +481,7 @@ def _read_columns(
     table.validate(full=True)
     return _write_out(table)
 
-# %% ../nbs/01_trust.ipynb #01-trust-65
+# %% ../nbs/01_trust.ipynb #01-trust-69
 def read_table(
     path: str | Path,  # a Parquet file
     columns: list[str] | None = None,  # which to read; None: all
@@ -504,7 +504,7 @@ def read_table(
     frame.attrs = attributes if isinstance(attributes, dict) else {}
     return frame
 
-# %% ../nbs/01_trust.ipynb #01-trust-66
+# %% ../nbs/01_trust.ipynb #01-trust-70
 def write_table(
     path: str | Path,  # the Parquet file
     table: "pd.DataFrame",  # text, numbers, lists of numbers; `attrs` are kept, the index is not
@@ -514,11 +514,11 @@ def write_table(
         table.to_parquet(tmp, index=False, write_page_checksum=True)
     return Path(path)
 
-# %% ../nbs/01_trust.ipynb #01-trust-71
+# %% ../nbs/01_trust.ipynb #01-trust-75
 MAX_CSV = 2**30
 "Bytes of a CSV file."
 
-# %% ../nbs/01_trust.ipynb #01-trust-72
+# %% ../nbs/01_trust.ipynb #01-trust-76
 def read_csv(
     path: str | Path,  # UTF-8
     columns: list[str],  # that it must have
@@ -534,7 +534,7 @@ def read_csv(
         raise ValueError(f"{path} lacks the column {', '.join(missing)}.")
     return table
 
-# %% ../nbs/01_trust.ipynb #01-trust-75
+# %% ../nbs/01_trust.ipynb #01-trust-79
 def read_tensors(
     path: str | Path,  # a .safetensors file
 ) -> dict:  # name -> tensor, on the CPU
@@ -548,7 +548,7 @@ def read_tensors(
     except SafetensorError as e:
         raise ValueError(f"{path} holds no whole weights ({one_line(e)}).") from e
 
-
+# %% ../nbs/01_trust.ipynb #01-trust-81
 def write_tensors(
     path: str | Path,  # the .safetensors file, at a place that becomes final when it is whole
     tensors: dict,  # name -> tensor
@@ -565,11 +565,11 @@ def write_tensors(
     Path(path).write_bytes(save(own))
     return Path(path)
 
-# %% ../nbs/01_trust.ipynb #01-trust-78
+# %% ../nbs/01_trust.ipynb #01-trust-84
 class Damaged(ValueError):
     "Error for a file that is missing or not what was written."
 
-# %% ../nbs/01_trust.ipynb #01-trust-79
+# %% ../nbs/01_trust.ipynb #01-trust-85
 def check_digest(
     path: str | Path,  # a file of ours
     fingerprint: str,  # what `file_digest` said when it was written
@@ -585,7 +585,7 @@ def check_digest(
         raise Damaged(f"{path} has changed since it was written.")
     return Path(path)
 
-# %% ../nbs/01_trust.ipynb #01-trust-82
+# %% ../nbs/01_trust.ipynb #01-trust-88
 def write_sealed(
     path: str | Path,  # the JSON file
     record: dict,  # JSON-able
@@ -593,7 +593,7 @@ def write_sealed(
     "Write a record as JSON, atomically, together with its digest."
     return write_json(path, dict(record, digest=digest(record)))
 
-# %% ../nbs/01_trust.ipynb #01-trust-83
+# %% ../nbs/01_trust.ipynb #01-trust-89
 def read_sealed(
     path: str | Path,  # from `write_sealed`
     /,
@@ -610,14 +610,14 @@ def read_sealed(
     except (ValueError, RecursionError) as e:
         raise Damaged(str(e)) from e
 
-# %% ../nbs/01_trust.ipynb #01-trust-86
+# %% ../nbs/01_trust.ipynb #01-trust-92
 MARKER = ".prle.json"
 "The file in a folder that says that this project has made it, and for what."
 
 MAX_MARKER = 2**30
 "Bytes of a marker, which has a line for each file of the folder."
 
-# %% ../nbs/01_trust.ipynb #01-trust-87
+# %% ../nbs/01_trust.ipynb #01-trust-93
 DIGESTS = "digests.parquet"
 "The table in a folder of many files that has the digest of each."
 
@@ -627,7 +627,7 @@ def _relative(folder: Path) -> list[str]:  # POSIX, sorted
     names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
     return sorted(name for name in names if name not in (DIGESTS, MARKER))
 
-# %% ../nbs/01_trust.ipynb #01-trust-88
+# %% ../nbs/01_trust.ipynb #01-trust-94
 def write_digests(
     folder: str | Path,  # complete
     digests: dict[str, str] | None = None,  # relative path -> digest; None: of all files there
@@ -641,7 +641,7 @@ def write_digests(
     rows = dict(path=list(digests), digest=list(digests.values()))
     return write_table(folder / DIGESTS, pd.DataFrame(rows, dtype=str))
 
-# %% ../nbs/01_trust.ipynb #01-trust-89
+# %% ../nbs/01_trust.ipynb #01-trust-95
 def read_digests(
     folder: str | Path,  # after `write_digests`
 ) -> dict[str, str]:  # relative path -> digest
@@ -654,7 +654,7 @@ def read_digests(
         raise Damaged(f"{path} is no table of digests.")
     return dict(zip(table.path, table.digest))
 
-# %% ../nbs/01_trust.ipynb #01-trust-90
+# %% ../nbs/01_trust.ipynb #01-trust-96
 def read_whole(
     path: str | Path,  # a file of ours
     fingerprint: str,  # what was written down
@@ -671,7 +671,7 @@ def read_whole(
         raise Damaged(f"{path} has changed since it was written.")
     return content
 
-# %% ../nbs/01_trust.ipynb #01-trust-91
+# %% ../nbs/01_trust.ipynb #01-trust-97
 def check_digests(
     folder: str | Path,  # after `write_digests`
 ):
@@ -679,7 +679,7 @@ def check_digests(
     for name, fingerprint in read_digests(folder).items():
         read_whole(Path(folder) / name, fingerprint)
 
-# %% ../nbs/01_trust.ipynb #01-trust-94
+# %% ../nbs/01_trust.ipynb #01-trust-100
 def _unmarked(folder: Path) -> list[str]:  # relative paths, sorted
     "List the files and links of a folder, without its marker and the marked folders inside it."
     found = []
@@ -692,7 +692,7 @@ def _unmarked(folder: Path) -> list[str]:  # relative paths, sorted
         found += [os.path.relpath(os.path.join(here, name), folder) for name in names]
     return sorted(found)
 
-# %% ../nbs/01_trust.ipynb #01-trust-95
+# %% ../nbs/01_trust.ipynb #01-trust-101
 def mark_folder(
     folder: str | Path,  # complete, nothing will be added to it
     purpose: str,  # what it is: "benchmark", "quantile maps", ...
@@ -701,7 +701,7 @@ def mark_folder(
     files = _unmarked(Path(folder))
     write_json(Path(folder) / MARKER, dict(made_by="prle", purpose=purpose, files=files))
 
-# %% ../nbs/01_trust.ipynb #01-trust-96
+# %% ../nbs/01_trust.ipynb #01-trust-102
 def _read_marker(folder: Path) -> tuple[str, set[str]]:  # purpose, files
     "Read the marker of a folder; `ValueError` naming it if it is damaged."
     note = read_json(folder / MARKER, dict, MAX_MARKER)
@@ -714,7 +714,7 @@ def _read_marker(folder: Path) -> tuple[str, set[str]]:  # purpose, files
         )
     return purpose, set(files)
 
-# %% ../nbs/01_trust.ipynb #01-trust-97
+# %% ../nbs/01_trust.ipynb #01-trust-103
 def _stranger(folder: Path, purpose: str) -> str:
     "Say why a folder may not be replaced; an empty string if it may."
     if not folder.is_dir():
@@ -732,7 +732,7 @@ def _stranger(folder: Path, purpose: str) -> str:
     faults = filter(None, map(_inner, _marked(folder)))
     return next(faults, "")
 
-# %% ../nbs/01_trust.ipynb #01-trust-98
+# %% ../nbs/01_trust.ipynb #01-trust-104
 def _marked(folder: Path) -> list[Path]:
     "List the marked folders inside a folder."
     return [p.parent for p in sorted(folder.rglob(MARKER)) if p.parent != folder]
@@ -743,7 +743,7 @@ def _inner(folder: Path) -> str:
     fault = _stranger(folder, _read_marker(folder)[0])
     return f"has a folder {folder.name} that {fault}" if fault else ""
 
-# %% ../nbs/01_trust.ipynb #01-trust-99
+# %% ../nbs/01_trust.ipynb #01-trust-105
 def check_replaceable(
     folder: str | Path,  # where a result shall be
     purpose: str,  # what it is
@@ -757,7 +757,7 @@ def check_replaceable(
     if fault := _stranger(Path(os.path.realpath(folder)), purpose):
         raise FileExistsError(f"{folder} {fault}; name a new or an empty folder, or move it away.")
 
-# %% ../nbs/01_trust.ipynb #01-trust-100
+# %% ../nbs/01_trust.ipynb #01-trust-106
 @contextmanager
 def made_folder(
     folder: str | Path,  # where the result shall be; its parent is created
@@ -775,7 +775,7 @@ def made_folder(
         check_replaceable(final, purpose)  # somebody may have put something there meanwhile
         discard(final)
 
-# %% ../nbs/01_trust.ipynb #01-trust-102
+# %% ../nbs/01_trust.ipynb #01-trust-108
 def check_destination(
     path: str | Path,  # of a file, or of a folder, that is to be written later
 ) -> Path:  # the same

@@ -18,7 +18,7 @@ from prle.audit import (
     draw_audit,
     out_of_fold,
     shrink,
-    verdict,
+    verdict_text,
 )
 from prle.core import rng
 from prle.data.crops import write_quantiles
@@ -85,7 +85,7 @@ def test_larger_masks_of_fakes_are_found_by_size():
     assert row(found, "size").auc == row(found, "size").low == 1 and row(found, "masks").auc > 0.99
     smaller = row(audit(masks, 1 - labels, people), "size")
     assert smaller.auc == 0 and smaller.leak == 1
-    assert verdict(found.table).startswith("The masks tell the label: leak 1.00")
+    assert verdict_text(found.table).startswith("The masks tell the label: leak 1.00")
 
 
 def test_masks_of_equal_size_elsewhere_are_found_by_a_classifier():
@@ -93,7 +93,7 @@ def test_masks_of_equal_size_elsewhere_are_found_by_a_classifier():
     left = draw.integers(0, 6, len(labels)) + 12 * labels
     found = audit(squares(10, 8, 9, left), labels, people)
     assert row(found, "size").auc == row(found, "size").leak == 0.5
-    assert row(found, "masks").auc > 0.99 and "(masks)" in verdict(found.table)
+    assert row(found, "masks").auc > 0.99 and "(masks)" in verdict_text(found.table)
 
 
 def test_what_no_sum_of_cells_tells_is_found_by_the_forest():
@@ -155,12 +155,15 @@ def test_verdicts():
     def table(leak, low, high, measure="masks"):
         return pd.DataFrame([dict(measure=measure, by="", auc=leak, low=low, high=high, leak=leak)])
 
-    assert verdict(table(0.60, 0.5, 0.7)) == (
+    assert verdict_text(table(0.60, 0.5, 0.7)) == (
         "The masks do not tell the label: leak at most 0.60 by every measure (limit 0.60), "
         "by the intervals at most 0.70."
     )
-    assert verdict(table(0.61, 0.5, 0.7), "boxes") == "The boxes tell the label: leak 0.61 (masks)."
-    assert "intervals at most 0.58" in verdict(table(0.5, 0.42, 0.55, "size"))
+    assert (
+        verdict_text(table(0.61, 0.5, 0.7), "boxes")
+        == "The boxes tell the label: leak 0.61 (masks)."
+    )
+    assert "intervals at most 0.58" in verdict_text(table(0.5, 0.42, 0.55, "size"))
 
 
 # Augmentations

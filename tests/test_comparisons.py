@@ -18,7 +18,7 @@ from prle.paper.comparisons import (
     add_paper,
     arms_of,
     choose_backbones,
-    compare,
+    compare_arms,
     estimate_sums,
     gaps,
     masked_cells,
@@ -166,7 +166,7 @@ def test_gaps_in_a_table(lab, monkeypatch):
         ),
     )
     values = read(lab, Table3().scores(lab, 1, backbones=["VGG", "Xception"]))
-    rows = compare(split_subsets(values, lab.subsets))
+    rows = compare_arms(split_subsets(values, lab.subsets))
     assert (
         len(rows) == 5 * 2 * 5 * 7
         and "1 gap: detectors/VGG-DF-primary-s0 failed: the loss became nan" in gaps(rows)
@@ -269,7 +269,7 @@ def test_a_target_set_of_one_class_is_a_gap(lab, monkeypatch, label, says):
             table(target) if target != "mini-DF1" else pytest.fail("it cannot be measured")
         ),
     )
-    rows = compare(read(lab, target_cells(lab, [Arm("VGG", "none")], 1))).set_index("test")
+    rows = compare_arms(read(lab, target_cells(lab, [Arm("VGG", "none")], 1))).set_index("test")
     assert rows.value.isna().to_dict() == {
         "mini-DFDC": False,
         "mini-DF1": True,

@@ -17,7 +17,7 @@ from prle.mini import controls
 from prle.mini.controls import (
     FRAMES,
     PLACES,
-    SUBSETS,
+    PLANTED_SUBSETS,
     PlantedMask,
     build_controls,
     frame,
@@ -31,8 +31,8 @@ from prle.paper import sensitivity
 from prle.paper.exhibits import Gap
 from prle.paper.sensitivity import Sensitivity
 from prle.paper.controls import (
-    MEASURES,
-    READINGS,
+    MASK_MEASURES,
+    CONTROL_READINGS,
     STUDENT,
     attention_inside,
     control_arms,
@@ -61,7 +61,7 @@ def test_every_frame_is_there_once_as_real_and_once_in_every_manipulation(built,
     photos = rows[rows.subset == "real"].groupby("split").video.nunique()
     for split, count in photos.items():
         there = rows[rows.split == split].subset.value_counts()
-        assert set(there.index) == {"real", *SUBSETS}
+        assert set(there.index) == {"real", *PLANTED_SUBSETS}
         assert set(there) == {count * FRAMES[split]}
     assert rows.groupby("identity").split.nunique().max() == 1
     assert check_crops(built)[0].empty
@@ -172,7 +172,7 @@ def test_an_oracle_knows_the_place_of_its_training():
 
 def test_a_lab_makes_the_controls_and_has_no_target_sets(built):
     lab = Lab("controls", data=built)
-    assert lab.subsets == list(SUBSETS)
+    assert lab.subsets == list(PLANTED_SUBSETS)
     assert Lab("controls").targets == []
     assert PRESETS["controls"].benchmark == "controls"
     assert controls.RECIPE >= 1
@@ -214,10 +214,10 @@ def test_gains_are_those_on_the_places_that_were_not_trained_on():
     shared = mean("published", "shared", "shared") - mean("none", "shared", "shared")
     assert rows.value["published", "shared", "gain"] == pytest.approx(shared)
     assert (rows.low <= rows.value).all() and (rows.value <= rows.high).all()
-    found = dict.fromkeys(MEASURES, [50.4]) | dict(masked=[20.0], covered=[80.0])
+    found = dict.fromkeys(MASK_MEASURES, [50.4]) | dict(masked=[20.0], covered=[80.0])
     masks = pd.DataFrame(found, index=["ours"])
     shown = control_table(rows.reset_index(), masks).set_index("arm")
-    assert len(shown) == len(READINGS)
+    assert len(shown) == len(CONTROL_READINGS)
     assert shown.covered["PRLE, our reading"] == "80"
     assert shown["of the oracle's"]["oracle: the planted place"] in ("100%", "")
 
@@ -260,8 +260,8 @@ def test_the_controls_are_made_of_ones_own_photographs(tmp_path, monkeypatch, ca
         for photo in (1, 2, 3):
             picture = read_image(orl_folder() / f"s{number}/{photo}.pgm")
             write_png(tmp_path / f"faces/p{number}/{photo}.png", picture)
-    monkeypatch.setattr(module, "READINGS", READINGS[:2])
-    monkeypatch.setattr(module, "NEGATIVE", READINGS[:1])
+    monkeypatch.setattr(module, "CONTROL_READINGS", CONTROL_READINGS[:2])
+    monkeypatch.setattr(module, "NEGATIVE", CONTROL_READINGS[:1])
     settings = dict(trainings=1, preset="controls-smoke", outputs=tmp_path / "out")
     made = make_controls(tmp_path / "faces", **settings)
     assert "oracle: the planted place" in made.paths[0].read_text()

@@ -15,7 +15,7 @@ from prle.paper import figures
 from prle.paper.comparisons import FIGURE8_ALPHAS, control_cells, masked_accuracy, masked_cells
 from prle.core import rng
 from prle.paper.exhibits import read_cell
-from prle.lab.experiments import BINS, Lab
+from prle.lab.experiments import ATTENTION_BINS, Lab
 from prle.paper.figures import (
     FIGURE1,
     LABELS,
@@ -221,7 +221,7 @@ def test_what_masks_tell_is_the_auc_of_faces_of_masks_on_gray_and_of_sizes(lab, 
 def test_quantile_maps_of_faces_that_are_no_pngs(lab, tmp_path, monkeypatch):
     (quantiles,) = write_quantiles(torch.rand(1, 8, 8), [tmp_path / "quantiles/a/face.png"]).numpy()
     write_digests(tmp_path / "quantiles")
-    monkeypatch.setattr(figures, "read_face", lambda rows, i: np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setattr(figures, "face_at", lambda rows, i: np.zeros((8, 8, 3), np.uint8))
     lab.train_faces = lambda subset, seed=0: pd.DataFrame(dict(path=["a/face.jpg"]))
     values = {("quantiles", "DF"): [tmp_path / "quantiles"], ("maps", "DF"): [[]]}
     assert (figures.ranked_face(lab, values, "DF", 0).quantiles == quantiles).all()
@@ -290,7 +290,7 @@ def test_figure9_draws_both_groups_and_counts_all(lab, monkeypatch):
         comparisons, "read_scores", lambda run: scores["primary" if "mask" in str(run) else "none"]
     )
     monkeypatch.setattr(Lab, "attention", lambda lab, run, split: run)
-    monkeypatch.setattr(figures, "read_face", lambda rows, i: np.full((16, 16, 3), i, np.uint8))
+    monkeypatch.setattr(figures, "face_at", lambda rows, i: np.full((16, 16, 3), i, np.uint8))
 
     def maps(runs, fusion, size, which):
         if len(which):
@@ -318,7 +318,7 @@ def test_figure9_draws_both_groups_and_counts_all(lab, monkeypatch):
 
 def test_figure3_leaves_out_zeros_and_nothing_else(tmp_path, monkeypatch):
     maps = np.concatenate([np.zeros(60), np.full(25, 0.01), np.full(10, 0.5), np.full(5, 1.0)])
-    np.save(tmp_path / "histogram.npy", np.histogram(maps, BINS, (0, 1))[0])
+    np.save(tmp_path / "histogram.npy", np.histogram(maps, ATTENTION_BINS, (0, 1))[0])
     pd.DataFrame({"above 0": [(maps > 0).mean()]}).to_parquet(tmp_path / "shares.parquet")
     monkeypatch.setattr(figures, "run_file", lambda folder, name: folder / name)
     counts = figures.read_attended_values(SimpleNamespace(path=tmp_path))

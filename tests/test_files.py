@@ -16,10 +16,10 @@ from prle.core import rng
 from prle.detectors import create_detector
 from prle.distance import fit_familiar, picture_properties, pooled_features
 from prle.lab import files
-from prle.lab.explain import ALPHAS, explain
+from prle.lab.explain import SHOWN_ALPHAS, explain
 from prle.lab.export import Exported
 from prle.lab.files import (
-    COLUMNS,
+    SCORE_COLUMNS,
     Journal,
     cropped_files,
     draw_curve,
@@ -163,7 +163,7 @@ def test_json_and_page_say_what_the_table_says(album):
         **WHOLE,
     )
     rows = json.loads((album / "p.json").read_text())
-    assert list(rows[0]) == sorted([*COLUMNS, "curve"]) and rows[2]["p_fake"] is None
+    assert list(rows[0]) == sorted([*SCORE_COLUMNS, "curve"]) and rows[2]["p_fake"] is None
     assert [row["p_fake"] for row in rows[:2]] == table.p_fake.tolist()[:2]
     page = (album / "p.html").read_text()
     assert page.count("<img") == page.count('src="data:image/png;base64,') == 3
@@ -178,7 +178,7 @@ def test_json_and_page_say_what_the_table_says(album):
 def test_an_explanation_masks_what_is_most_attended(album):
     model, face = a_model(), cv2.imread(str(album / "a.png"))
     found = explain(model, face)
-    regions = [found.region(alpha) for alpha in ALPHAS]
+    regions = [found.region(alpha) for alpha in SHOWN_ALPHAS]
     assert regions[-1].mean() == pytest.approx(0.2, abs=0.01)
     for inner, outer in zip(regions, regions[1:]):
         assert (inner <= outer).all() and inner.sum() < outer.sum()

@@ -8,7 +8,7 @@ import torch
 
 from prle import cli
 from prle.detectors import create_detector, list_detectors, plugins, registry
-from prle.detectors.plugins import PLUGINS, run_file, source_digest
+from prle.detectors.plugins import PLUGINS, run_plugin, source_digest
 from prle.detectors.registry import (
     check_detector,
     detector_facts,
@@ -137,9 +137,9 @@ def test_a_bad_plugin_is_refused_and_changes_nothing(says, tmp_path):
 def test_what_is_no_plugin_is_said_to_be_none(tmp_path):
     (tmp_path / "notes.txt").write_text(OWN)
     with pytest.raises(ValueError, match="notes.txt is no plugin: name a file of Python"):
-        run_file(tmp_path / "notes.txt")
+        run_plugin(tmp_path / "notes.txt")
     with pytest.raises(FileNotFoundError, match="there is no plugin .*__init__.py"):
-        run_file(tmp_path)
+        run_plugin(tmp_path)
 
 
 def test_two_plugins_do_not_share_a_name(own, tmp_path):

@@ -12,7 +12,7 @@ from clips import write_clip
 from prle import cli
 from prle.lab import configs
 from prle.paper import reproduce as module
-from prle.paper.comparisons import compare, target_cells
+from prle.paper.comparisons import compare_arms, target_cells
 from prle.paper.exhibits import exhibits, read_cell
 from prle.lab.experiments import Lab
 from prle.paper.numbers import BACKBONES, TARGET_SETS
@@ -121,7 +121,9 @@ def test_real_data_in_official_layouts_with_full_size_networks(real_data, tmp_pa
         text,
     ), text
     cells = target_cells(lab, Table6().arms(lab)[:1], 1)
-    rows = compare({name: read_cell(lab, cell) for name, cell in cells.items()}).set_index("test")
+    rows = compare_arms({name: read_cell(lab, cell) for name, cell in cells.items()}).set_index(
+        "test"
+    )
     assert (
         set(rows.index) == {*lab.targets, "AVG"}
         and rows.value.between(0, 100).all()

@@ -22,7 +22,7 @@ from PIL import Image
 
 from prle import cli
 from prle.paper import reproduce as module
-from prle.paper.comparisons import compare, target_cells
+from prle.paper.comparisons import compare_arms, target_cells
 from prle.core import write_json
 from prle.data.manifest import SPLITS, read_manifest
 from prle.data.crops import read_quantiles
@@ -255,7 +255,7 @@ def test_several_seeds_widen_the_intervals(smoke):
 
     def measured(seeds):
         cells = target_cells(lab, Table6().arms(lab)[:1], seeds)
-        return compare({name: read_cell(lab, cell) for name, cell in cells.items()}).set_index(
+        return compare_arms({name: read_cell(lab, cell) for name, cell in cells.items()}).set_index(
             "test"
         )
 

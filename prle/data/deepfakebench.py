@@ -191,22 +191,24 @@ def _crop_row(path: str, root: Path, facts: dict) -> dict:
     return facts | found
 
 # %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-21
-def _try_row(path: str, root: Path, facts: dict) -> dict | str:
-    "Return the row of a crop, or the reason why it has none."
+def _found_row(path: str, root: Path, facts: dict) -> dict:
+    "Return the row of a crop; `ValueError` or `OSError` saying why it has none."
     if _number(path) is None:
-        return "its name is not a frame's number"
-    try:
-        if not below(root, path).is_file():
-            return f"not below {root}"
-        return _crop_row(file_path(path), root, facts)
-    except (ValueError, OSError) as e:
-        return one_line(e).rstrip(".")
+        raise ValueError("its name is not a frame's number")
+    if not below(root, path).is_file():
+        raise ValueError(f"not below {root}")
+    return _crop_row(file_path(path), root, facts)
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-22
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-23
+def _left_out(error: Exception, where: str = "") -> str:
+    "Return the reason why a crop is left out, and where it was listed."
+    return f"{one_line(error).rstrip('.')}{where}; left out"
+
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-24
 MAX_DATASET = 2**31
 "Bytes of a data set's JSON, which lists every crop."
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-23
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-25
 def _one_split(rows: dict, files: Iterable):
     "Raise `ValueError` if a crop is listed under several splits."
     split = {}
@@ -217,7 +219,7 @@ def _one_split(rows: dict, files: Iterable):
                 "Say which splits to take (splits, on the command line --splits)."
             )
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-24
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-26
 def _facts(dataset: str, subset: str, split: str, compression: str, video: str) -> dict:
     "Return what all crops of a video have in common in the manifest."
     person, source = _people(dataset, subset, video)
@@ -233,7 +235,7 @@ def _facts(dataset: str, subset: str, split: str, compression: str, video: str) 
         compression=compression,
     )
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-25
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-27
 def read_json_dataset(
     files: Iterable[str | Path],  # the JSONs
     root: str | Path,  # the folder that their paths are relative to
@@ -260,22 +262,21 @@ def read_json_dataset(
                 facts = _facts(dataset, subset, split, level, video)
                 for path in record["frames"]:
                     path = path.replace("\\", "/").removeprefix("./")
-                    row = _try_row(path, root, facts)
-                    if isinstance(row, dict):
-                        rows[split, path] = row
-                    else:
-                        missing.append((path, f"{row}, in {Path(file).name}; left out"))
+                    try:
+                        rows[split, path] = _found_row(path, root, facts)
+                    except (ValueError, OSError) as e:
+                        missing.append((path, _left_out(e, f", in {Path(file).name}")))
     _one_split(rows, files)
     return _tables(rows.values(), missing)
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-26
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-28
 def _tables(rows: Iterable[dict], missing: list[tuple]) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Return rows as a manifest's table, and what is missing with its reason."
     known = [name for name in COLUMNS if name != "group"]
     faces = pd.DataFrame(list(rows), columns=known)
     return faces, pd.DataFrame(missing, columns=["path", "reason"])
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-28
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-30
 def read_folders(
     videos: pd.DataFrame,  # of a listing; `file` is the folder of a video's crops
     root: str | Path,  # a folder above all of them, which paths will be relative to
@@ -292,17 +293,16 @@ def read_folders(
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             if path.suffix.lower() not in PHOTO_SUFFIXES:
                 continue
-            row = _try_row(path.relative_to(root).as_posix(), root, facts)
-            if isinstance(row, dict):
-                crops.append(row)
-            else:
-                missing.append((str(path), f"{row}; left out"))
+            try:
+                crops.append(_found_row(path.relative_to(root).as_posix(), root, facts))
+            except (ValueError, OSError) as e:
+                missing.append((str(path), _left_out(e)))
         if not crops:
             missing.append((str(folder), "no crops"))
         rows += sorted(crops, key=lambda row: row["frame"])
     return _tables(rows, missing)
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-30
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-32
 _LABEL_NAMES = {
     "FF++": dict(real="FF-real", DF="FF-DF", F2F="FF-F2F", FS="FF-FS", NT="FF-NT", Fsh="FF-FH"),
     "Celeb-DF-v2": dict(real="CelebDFv2_real", fake="CelebDFv2_fake"),
@@ -310,7 +310,7 @@ _LABEL_NAMES = {
     "DF-1.0": dict(real="DF_real", fake="DF_fake"),
 }
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-31
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-33
 def _label_name(dataset: str, subset: str) -> str:
     """Return DeepfakeBench's label name of a subset.
 
@@ -318,7 +318,7 @@ def _label_name(dataset: str, subset: str) -> str:
     names = _LABEL_NAMES.get(dataset, _LABEL_NAMES["DFDC"])
     return names[subset] if subset in names else names["fake"]
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-32
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-34
 def _video_names(manifest: pd.DataFrame, dataset: str) -> Callable:  # row -> key of its record
     """Return the function that names a row's record, so that no videos merge.
 
@@ -327,20 +327,20 @@ def _video_names(manifest: pd.DataFrame, dataset: str) -> Callable:  # row -> ke
     shared = {subset for subset, label in labels.items() if Counter(labels.values())[label] > 1}
     return lambda row: f"{row.subset}_{row.video}" if row.subset in shared else row.video
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-33
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-35
 def _place(row, kind: str, suffix: str) -> Path:
     "Return the place of a crop's frame, mask or landmarks below the data set's folder."
     subset, video = file_name(row.subset, "the subset"), file_name(row.video, "the video")
     return Path(subset, kind, video, f"{row.frame:03d}{suffix}")
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-34
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-36
 def _copy_picture(root: Path, path: str, target: Path):
     "Copy a picture from below `root`; `ValueError` or `OSError` for anything else."
     file = below(root, path)
     read_rgb(file)
     target.write_bytes(read_bytes(file, MAX_PICTURE))
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-35
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-37
 def _copy_crop(row, root: Path, folder: Path):
     "Copy a crop, its mask and its landmarks into DeepfakeBench's folders; pictures must be decodable."
     for kind in ("frames", "masks", "landmarks"):
@@ -352,11 +352,11 @@ def _copy_crop(row, root: Path, folder: Path):
         points = np.rint(row.landmarks).astype(np.int64).reshape(68, 2)
         np.save(folder / _place(row, "landmarks", ".npy"), points)
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-37
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-39
 _PURPOSE = "folders of DeepfakeBench"
 _WRITTEN = "written.json"
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-38
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-40
 def _check_json(folder: Path, path: Path) -> str | None:  # its digest; None: there is none
     "Return the digest of a JSON; `FileExistsError` if it is not what was written together with `folder`."
     if not os.path.lexists(path):
@@ -371,7 +371,7 @@ def _check_json(folder: Path, path: Path) -> str | None:  # its digest; None: th
         )
     return file_digest(path)
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-39
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-41
 def _parts(tree: dict, name: str) -> dict[str, dict]:
     "Return the content of each JSON by its name; FaceShifter has its own, which repeats the reals."
     parts = {name: {label: splits for label, splits in tree.items() if label != "FF-FH"}}
@@ -380,7 +380,7 @@ def _parts(tree: dict, name: str) -> dict[str, dict]:
         parts["FaceShifter"] = {label: tree[label] for label in tree if label in kept}
     return parts
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-40
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-42
 def _bench_name(dataset: str) -> str:
     "Return DeepfakeBench's name of a data set."
     if dataset == "FF++":
@@ -391,7 +391,7 @@ def _bench_name(dataset: str) -> str:
 
 assert _bench_name("DF-1.0") == "DeeperForensics-1.0"
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-41
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-43
 def _record(tree: dict, row, video: str) -> dict:
     "Return the record of a row's video in a JSON's tree, made if it is the video's first row."
     label = _label_name(row.dataset, row.subset)
@@ -403,7 +403,7 @@ def _record(tree: dict, row, video: str) -> dict:
             new["masks"] = []
     return videos.setdefault(video, new)
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-42
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-44
 def _write_jsons(folder: Path, tree: dict, name: str, before: dict[str, str | None]) -> list[Path]:
     "Write the JSONs of a tree, and beside them their digests and those of the JSONs before."
     paths, digests = [], {}
@@ -414,7 +414,7 @@ def _write_jsons(folder: Path, tree: dict, name: str, before: dict[str, str | No
     write_json(folder / _WRITTEN, digests)
     return paths
 
-# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-43
+# %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-45
 def write_json_dataset(
     manifest: pd.DataFrame,  # from `read_manifest`, of one data set
     out: str | Path,  # folder; gets <name>/... and <name>.json

@@ -96,12 +96,12 @@ def _is_text(value) -> bool:
 def _is_name(value) -> bool:
     return _is_text(value) and value != ""
 
-
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-14
 def _is_count(value) -> bool:
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     return whole and 0 <= value < 2**63
 
-
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-16
 def _are_counts(block: pd.Series) -> bool:
     return all(map(_is_count, block))
 
@@ -109,7 +109,7 @@ def _are_counts(block: pd.Series) -> bool:
 def _are_groups(block: pd.Series) -> bool:
     return all(value == -1 or _is_count(value) for value in block)
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-13
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-18
 def _numbers(block: pd.Series, lengths: tuple[int, ...]) -> bool:
     "Say whether values are lists of numbers, as long as one of `lengths`, none of them infinite."
     try:
@@ -123,19 +123,19 @@ def _numbers(block: pd.Series, lengths: tuple[int, ...]) -> bool:
         return False
     return not filled or not np.isinf(np.concatenate(filled)).any()
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-14
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-19
 def _are_landmarks(block: pd.Series) -> bool:
     if not _numbers(block, (136,)):
         return False
     unknown = np.isnan(np.stack(block.to_numpy()).astype(float)).sum(1)
     return bool(np.isin(unknown, (0, 136)).all())
 
-
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-20
 def _are_transforms(block: pd.Series) -> bool:
     filled = [value for value in block if np.size(value)]
     return _numbers(block, (0, 6)) and not (filled and np.isnan(np.stack(filled)).any())
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-15
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-21
 def _is_path(value) -> bool:
     try:
         return bool(file_path(value))
@@ -146,7 +146,7 @@ def _is_path(value) -> bool:
 def _is_mask(value) -> bool:
     return not value or _is_path(value)
 
-
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-23
 def _are_words(is_word: Callable) -> Callable:
     "Make the check of a block of text from that of a word; most words stand in many rows."
 
@@ -158,7 +158,7 @@ def _are_words(is_word: Callable) -> Callable:
 
     return fit
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-16
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-24
 _TEXT = [
     c for c in COLUMNS if COLUMNS[c] == "object" and c not in ("path", "landmarks", "transform")
 ]
@@ -167,9 +167,9 @@ _TEXT = [
 _NAMES = ("dataset", "subset", "video", "identity", "split")
 "Those of them that are never empty."
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-17
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-25
 def _check_paths(df: pd.DataFrame, name: str):
-    "Raise `ValueError` for the first path that is none, leads out of the root or stands twice, or without rows."
+    "Raise `ValueError` for a table without rows, or a path that is no text, leads out of the root or stands twice."
     if df.empty:
         raise ValueError(f"{name} has no rows.")
     _check_column(df, "path", _are_words(_is_text), "text of at most 1000 letters", name)
@@ -177,7 +177,7 @@ def _check_paths(df: pd.DataFrame, name: str):
     _check_column(df, "path", _are_words(_is_path), inside, name)
     _first_bad(df, df.path.duplicated(), "the path stands in an earlier row already.", name)
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-18
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-26
 def _check_types(df: pd.DataFrame, name: str):
     """Raise `ValueError` for the first value of a wrong type in the columns beside the paths.
 
@@ -195,14 +195,14 @@ def _check_types(df: pd.DataFrame, name: str):
     inside = "empty or a path below the manifest's root"
     _check_column(df, "mask", _are_words(_is_mask), inside, name)
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-19
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-27
 def _check_one(df: pd.DataFrame, kind: str, of: str, name: str):
     "Raise `ValueError` for the first row whose identity or group stands in several splits or groups."
     several = df.groupby(kind)[of].nunique()
     both = df[kind].isin(several.index[several > 1])
     _first_bad(df, both, f"this {kind} stands in more than one {of}.", name)
 
-
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-29
 def _check_rows(df: pd.DataFrame, name: str):
     "Raise `ValueError` for the first row whose values contradict each other or another row's."
     _first_bad(df, ~df.label.isin((REAL, FAKE)), "label must be 0 (real) or 1 (fake).", name)
@@ -219,7 +219,7 @@ def _check_rows(df: pd.DataFrame, name: str):
         _check_one(df, "identity", "group", name)
         _check_one(df, "group", "split", name)
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-20
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-30
 def check_manifest(
     df: pd.DataFrame,  # the table
     name: str = "manifest",  # how to call it in an error
@@ -237,13 +237,13 @@ def check_manifest(
     _check_rows(df, name)
     return df
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-21
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-31
 def _missing(df: pd.DataFrame, root: Path) -> list[int]:
     "Return the rows of those crops that are not below a root, of a hundred that are looked for."
     some = np.unique(np.linspace(0, len(df) - 1, 100).astype(int)).tolist()
     return [i for i in some if not below(root, df.path.iloc[i]).is_file()]
 
-
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-32
 def _find_root(df: pd.DataFrame, places: list[Path], name: str) -> Path:
     "Return the first of some folders that the paths of a table can be relative to; `ValueError` if there is none."
     missing = [_missing(df, place) for place in places]
@@ -253,21 +253,21 @@ def _find_root(df: pd.DataFrame, places: list[Path], name: str) -> Path:
         raise ValueError(f"{_row(df, missing[0][0], name)}: no such file in {where}; {what_to_do}.")
     return places[missing.index([])]
 
-
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-33
 def _of_one_type(lists: pd.Series) -> pd.Series:
     "Return lists of numbers that a column can hold: float64 if they are of several types, as after `pd.concat`."
     if len({np.asarray(values).dtype for values in lists}) == 1:
         return lists
     return pd.Series([np.asarray(values, np.float64) for values in lists], lists.index, object)
 
-
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-35
 def _kept_root(root: Path, folder: Path) -> str:
     "Return a root as a manifest in `folder` keeps it: relative if one of the two lies in the other."
     here, there = Path(os.path.realpath(folder)), Path(os.path.realpath(root))
     above = here.is_relative_to(there) and there != Path(there.anchor)
     return os.path.relpath(there, here) if above or there.is_relative_to(here) else str(there)
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-22
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-37
 def write_manifest(
     df: pd.DataFrame,  # one row a face, columns as in `COLUMNS`
     path: str | Path,  # the Parquet file
@@ -285,7 +285,7 @@ def write_manifest(
     table.attrs = {} if kept == "." else dict(root=kept)
     return write_table(path, table)
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-23
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-38
 def _read_columns(path: Path) -> pd.DataFrame:  # in the order of `COLUMNS`
     """Read a manifest whose paths are checked; `ValueError` as in `_check_paths`.
 
@@ -300,7 +300,7 @@ def _read_columns(path: Path) -> pd.DataFrame:  # in the order of `COLUMNS`
     df.insert(0, "path", paths.path.array)
     return df
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-24
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-39
 def _root(path: Path, kept) -> str:
     "Return the folder of a manifest's crops from what it keeps of it; errors as in `read_manifest`."
     if not _is_text(kept) or "\0" in kept:
@@ -311,7 +311,7 @@ def _root(path: Path, kept) -> str:
         raise FileNotFoundError(f"{path}: the folder of its crops, {root}, is gone; {what_to_do}.")
     return root
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-25
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-40
 def read_manifest(
     path: str | Path,  # the Parquet file
     root: str | Path | None = None,  # where its crops lie now; None: where it says
@@ -329,7 +329,7 @@ def read_manifest(
     df.attrs["root"] = _root(path, kept)
     return df
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-27
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-42
 def manifest_root(
     manifest: pd.DataFrame,  # from `read_manifest`, or rows of it
 ) -> Path:
@@ -341,7 +341,7 @@ def manifest_root(
         "folders meet); give them one folder with prle.data.manifest.rebase before."
     )
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-28
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-43
 def rebase(
     manifest: pd.DataFrame,  # from `read_manifest`
     root: str | Path,  # a folder above its own
@@ -359,7 +359,7 @@ def rebase(
     moved.attrs = manifest.attrs | dict(root=new)
     return moved
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-41
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-56
 def select(
     manifest: pd.DataFrame,  # a checked manifest
     split: str,  # "train", "val" or "test"
@@ -380,12 +380,12 @@ def select(
             raise ValueError(f"the split {split!r} has no {name} face{chosen}.")
     return rows
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-44
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-59
 def _ring(manifest: pd.DataFrame) -> pd.Series:  # index: group, in order
     "Return the split of each group for seed 0."
     return manifest.groupby("group").split.first()
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-45
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-60
 def fold_count(
     manifest: pd.DataFrame,  # a checked manifest; without the column there are no groups
 ) -> int:
@@ -396,7 +396,7 @@ def fold_count(
     tested = int((ring == "test").sum())
     return max(1, len(ring) // tested) if tested else 1
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-46
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-61
 def of_seed(
     manifest: pd.DataFrame,  # a checked manifest
     seed: int,  # of a run
@@ -409,7 +409,7 @@ def of_seed(
     turned = np.roll(ring, fold * (ring == "test").sum())
     return manifest.assign(split=manifest.group.map(dict(zip(ring.index, turned))))
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-51
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-66
 def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
     "Say what is wrong with a crop or mask; an empty string if nothing is."
     try:
@@ -428,7 +428,7 @@ def _fault(root: str, path: str, digests: dict[str, str] | None) -> str:
         return f"damaged: {e}"
     return ""
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-52
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-67
 def _unlisted(root: Path, listed: set[str]) -> list[str]:
     "List the pictures that lie among the crops and are not in `listed`."
     found = []
@@ -438,7 +438,7 @@ def _unlisted(root: Path, listed: set[str]) -> list[str]:
         found += [os.path.join(folder, name) for name in pictures]
     return [path for path in found if path not in listed]
 
-# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-53
+# %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-68
 def check_crops(
     manifest: str | Path,  # the Parquet file, or the folder that holds manifest.parquet
 ) -> tuple[pd.DataFrame, str]:  # what is missing, damaged or in no row: path, reason; a summary

@@ -105,7 +105,7 @@ class MapSources(NamedTuple):
     warps: dict[int, np.ndarray]  # position -> (2, 3) matrix, where a map has to be moved
     shares: np.ndarray | None = None  # (N,) how much of it stays, the most attended; None: all
 
-
+# %% ../../nbs/data/10_pairs.ipynb #data-10-pairs-19
 def blind_sources(
     rows: pd.DataFrame,  # of a manifest
 ) -> MapSources:

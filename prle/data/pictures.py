@@ -77,7 +77,7 @@ def _need_heif(file):
 
 # %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-12
 def _open(path: str | Path, file) -> Image.Image:
-    "Open a picture without decoding it; `UnidentifiedImageError` if it is none."
+    "Open a picture without decoding it; `UnidentifiedImageError` if it is no picture."
     _need_heif(file)
     formats = [*_formats(), "TGA"] if Path(path).suffix.lower() in _TGA else _formats()
     return Image.open(file, formats=formats)

@@ -108,7 +108,7 @@ def _as_videos(folder: str | Path, kind: str | None) -> list[Path]:
     whole = kind == "frames" or (kind is None and are_frames(pictures))
     return [Path(folder)] if pictures and whole else pictures
 
-
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-11
 def _videos_below(folder: Path, kind: str | None) -> list[Path]:
     "List video files, folders of frames and pictures in and below a folder, folders of crops left out."
     found = []
@@ -117,7 +117,7 @@ def _videos_below(folder: Path, kind: str | None) -> list[Path]:
         found += _as_videos(parent, kind)
     return sorted(found, key=natural_key)
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-11
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-12
 def _expand(given: str | Path, kind: str | None) -> list[tuple[Path, str]]:
     "List the videos of one input, each with its subset; `FaceError` if there are none."
     root = Path(os.path.abspath(given))
@@ -139,7 +139,7 @@ def _expand(given: str | Path, kind: str | None) -> list[tuple[Path, str]]:
         raise FaceError(f"{given}: no video and no picture in this folder.")
     return videos
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-12
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-13
 def list_videos(
     inputs: str | Path | Iterable[str | Path],  # video files, pictures, folders of them
     # what the pictures of a folder are: "frames" of one video, or "pictures"; None: as `are_frames` has it
@@ -159,7 +159,7 @@ def list_videos(
     subsets = map(safe_name, found.values())
     return pd.DataFrame(dict(file=map(str, found), subset=subsets, video=names))
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-16
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-17
 def count_frames(
     source: str | Path,  # a video file or a folder of pictures
 ) -> int:  # those included that a file lists and lacks, because it is damaged
@@ -170,7 +170,7 @@ def count_frames(
         raise FaceError(f"{source}: no frames.")
     return count
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-17
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-18
 def sample_frames(
     total: int,  # frames of the video
     count: int | None = 32,  # how many, evenly spaced from the first to the last
@@ -183,7 +183,7 @@ def sample_frames(
         return list(range(total))
     return np.unique(np.linspace(0, total - 1, count).astype(int)).tolist()
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-20
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-21
 def _picture_frames(folder: Path, wanted: list[int]) -> Iterator[np.ndarray | FaceError]:
     "Yield pictures of a folder, RGB, or the `FaceError` of one that cannot be read."
     files = list_pictures(folder)
@@ -196,7 +196,7 @@ def _picture_frames(folder: Path, wanted: list[int]) -> Iterator[np.ndarray | Fa
         except FaceError as e:
             yield e
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-21
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-22
 def read_frames(
     source: str | Path,  # a video file or a folder of pictures
     wanted: list[int],  # frames, in rising order
@@ -207,14 +207,14 @@ def read_frames(
     read = _picture_frames if is_pictures(source) else decode_video
     return read(Path(source), wanted)
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-29
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-30
 def _not_lost(frame: np.ndarray, error: VideoError | None) -> np.ndarray:
     "Return the frame of a copy; raise what is wrong with it in the source."
     if error:
         raise error
     return frame
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-30
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-31
 @contextmanager
 def _distorted(file: Path, meta: str) -> Iterator[tuple[Path, Callable]]:
     "Yield the source to decode and the function (frame, index) -> frame to apply."
@@ -230,11 +230,11 @@ def _distorted(file: Path, meta: str) -> Iterator[tuple[Path, Callable]]:
             lost = undecodable(file)
             yield made, lambda frame, index: _not_lost(frame, lost.get(index))
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-32
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-33
 def _size(frame: np.ndarray) -> str:
     return f"{frame.shape[1]}x{frame.shape[0]}"
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-33
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-34
 def difference_mask(
     fake: np.ndarray,  # (H, W, 3) uint8, RGB
     real: np.ndarray,  # (H, W, 3) uint8, RGB: the frame that `fake` was made from
@@ -244,7 +244,7 @@ def difference_mask(
         raise ValueError(f"two frames of different sizes: {_size(fake)} and {_size(real)}.")
     return cv2.cvtColor(cv2.absdiff(fake, real), cv2.COLOR_RGB2GRAY)
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-35
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-36
 def _crop_frame(
     frame: np.ndarray, face: Detection | None, name: str, folder: Path, settings: dict
 ) -> dict:
@@ -259,7 +259,7 @@ def _crop_frame(
         landmarks = move_points(face.landmarks, matrix).ravel()
     return dict(path=name, landmarks=landmarks, transform=matrix.ravel(), mask="")
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-36
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-37
 def _grey_mask(
     mask: np.ndarray | FaceError | None, frame: np.ndarray, untouched: bool
 ) -> np.ndarray | None:
@@ -274,7 +274,7 @@ def _grey_mask(
         raise FaceError(f"it has another size than the frame ({_size(mask)}, not {_size(frame)}).")
     return difference_mask(frame, mask) if untouched else cv2.cvtColor(mask, cv2.COLOR_RGB2GRAY)
 
-
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-39
 def _crop_mask(grey: np.ndarray, untouched: bool, row: dict, folder: Path, size: int) -> str:
     "Crop a mask like the face and return its name."
     crop = warp_crop(grey, row["transform"].reshape(2, 3), size)
@@ -282,12 +282,12 @@ def _crop_mask(grey: np.ndarray, untouched: bool, row: dict, folder: Path, size:
     write_png(folder / name, crop if untouched else np.uint8(255) * (crop > 1))
     return name
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-38
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-41
 def _reason(error: Exception, source: str) -> str:
     "Return what goes into the drop report: the message without the path of `source`."
     return one_line(str(error).removeprefix(f"{source}: ").replace(f"{source}{os.sep}", ""))
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-39
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-42
 class _Crops:
     "The rows, the people and the drop list of one video."
 
@@ -304,7 +304,7 @@ class _Crops:
         except (ValueError, cv2.error) as e:
             self.dropped.append((index, kind + _reason(e, source)))
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-41
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-44
 def _touched_faces(
     faces: dict[int, Detection], frame: np.ndarray, grey: np.ndarray, crops: _Crops
 ) -> dict[int, Detection]:
@@ -322,7 +322,7 @@ def _touched_faces(
     everyone = crops.settings["faces"] == "all"
     return hit if everyone else dict(list(hit.items())[:1])
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-42
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-45
 def _crop_faces(
     crops: _Crops, frame: np.ndarray, index: int, grey: np.ndarray | None, untouched: bool
 ):
@@ -344,7 +344,7 @@ def _crop_faces(
         found = len(crops.tracks.present) or (face.found if face else 0)
         crops.rows.append(row | dict(frame=index, found=found, person=person, masked=masked))
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-43
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-46
 def _one_a_frame(crops: _Crops) -> list[dict]:
     "Return the rows of the person whom the masks touch or, without masks, whose face is largest."
     by_mask = Counter(row["person"] for row in crops.rows if row["masked"])
@@ -358,7 +358,7 @@ def _one_a_frame(crops: _Crops) -> list[dict]:
             crops.dropped.append((index, "the person who is followed is not in this frame."))
     return list(kept.values())
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-44
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-47
 def _choose(crops: _Crops):
     "Keep everybody's crops, in folders of their own, or one a frame, without such folders."
     everyone, people = crops.settings["faces"] == "all", {row["person"] for row in crops.rows}
@@ -374,7 +374,7 @@ def _choose(crops: _Crops):
             shutil.rmtree(folder, ignore_errors=True)
     crops.rows = [{key: row[key] for key in row if key != "masked"} for row in kept]
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-45
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-48
 def _numbers(source: Path) -> Sequence[int] | None:
     """Return the frame's number at each position.
 
@@ -386,7 +386,7 @@ def _numbers(source: Path) -> Sequence[int] | None:
     numbers = {int(stem) for stem in stems if stem.isdecimal() and len(stem) < 10}
     return sorted(numbers) if len(numbers) == len(stems) else None
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-46
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-49
 def _positions(source: Path, frames: list[int] | None) -> list[int]:
     "Return where a mask source has these frames, its end for those it lacks; `FaceError` if nothing tells."
     numbers = _numbers(source)
@@ -397,7 +397,7 @@ def _positions(source: Path, frames: list[int] | None) -> list[int]:
         )
     return [numbers.index(i) if i in numbers else len(numbers) for i in frames]
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-47
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-50
 def _read_masks(
     crops: _Crops, source: str, frames: list[int] | None
 ) -> Iterator[np.ndarray | FaceError | None]:
@@ -408,7 +408,7 @@ def _read_masks(
     while True:
         yield None
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-48
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-51
 def _crop_video(row: dict, folder: Path, settings: dict) -> _Crops:
     "Crop the wanted frames of a video into `folder`; what fails goes to the drop list."
     crops, file = _Crops(folder, settings), row["file"]
@@ -430,11 +430,11 @@ def _crop_video(row: dict, folder: Path, settings: dict) -> _Crops:
     _choose(crops)
     return crops
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-50
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-53
 _RECORD, _FACES = "video.json", "faces.parquet"
 _VIDEO_FOLDER = "crops of a video"
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-51
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-54
 def _state(source: str) -> list | str | None:
     "Return a file's size and modification time, a digest of those in a folder, None where there is nothing."
     path = Path(source)
@@ -444,7 +444,7 @@ def _state(source: str) -> list | str | None:
         return digest([[p.name, *_state(str(p))] for p in list_pictures(path)])
     return [path.stat().st_size, path.stat().st_mtime_ns]
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-52
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-55
 def _origin(row: dict) -> dict:
     "Describe what a video's crops are made from, apart from the settings."
     return dict(
@@ -454,14 +454,14 @@ def _origin(row: dict) -> dict:
         distortion=row["distortion"],
     )
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-53
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-56
 def _is_loss(entry) -> bool:
     "Say whether an entry of a drop list is a frame and a reason."
     if not isinstance(entry, list) or len(entry) != 2:
         return False
     return isinstance(entry[0], int) and isinstance(entry[1], str)
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-54
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-57
 def _read_video_record(folder: Path) -> dict:
     """Read the record of a video's folder; `FileNotFoundError` without it.
 
@@ -484,7 +484,7 @@ def _read_video_record(folder: Path) -> dict:
         check_digest(folder / _FACES, record["files"].get(_FACES))
     return record
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-55
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-58
 def _is_finished(row: dict, folder: Path) -> bool:
     "Say whether the folder holds what this video gives; not if the record is damaged."
     try:
@@ -492,7 +492,7 @@ def _is_finished(row: dict, folder: Path) -> bool:
     except (FileNotFoundError, ValueError):
         return False
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-56
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-59
 def _write_video(row: dict, folder: Path, crop: Callable[[Path], _Crops]):
     "Replace a video's folder by what `crop` writes there, with its table and the digests of its files."
     origin = _origin(row)
@@ -507,7 +507,7 @@ def _write_video(row: dict, folder: Path, crop: Callable[[Path], _Crops]):
         record = dict(origin=origin, **counts, dropped=crops.dropped, files=files)
         write_json(tmp / _RECORD, record)
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-57
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-60
 @contextmanager
 def _one_thread():
     "Limit OpenCV to one thread, since it is the videos that are spread over the processors."
@@ -518,13 +518,13 @@ def _one_thread():
     finally:
         cv2.setNumThreads(threads)
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-58
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-61
 def _extract_video(row: dict, folder: Path, settings: dict):
     "Crop one video from start to end: what a worker does."
     with _one_thread():
         _write_video(row, folder, lambda tmp: _crop_video(row, tmp, settings))
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-60
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-63
 def _follow_parent():
     "End this worker when its parent ends."
     show_messages(stream="stderr")
@@ -537,7 +537,7 @@ def worker_pool(
     "Return processes that end with their parent, however that ends."
     return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_follow_parent)
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-61
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-64
 def _through_pool(todo: deque, running: dict, workers: int) -> Iterator[None]:
     "Move jobs from `todo` through `running` and yield when one is done; `BrokenProcessPool` when a worker dies."
     pool = worker_pool(workers)
@@ -553,14 +553,14 @@ def _through_pool(todo: deque, running: dict, workers: int) -> Iterator[None]:
     finally:
         pool.shutdown(cancel_futures=True)
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-63
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-66
 def _give_up(row: dict, folder: Path, settings: dict):
     "Drop a video that its process did not survive."
     crops = _Crops(folder, settings)
     crops.dropped.append((-1, "the process that read it died, twice."))
     _write_video(row, folder, lambda tmp: crops)
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-64
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-67
 def _alone(job: tuple) -> Iterator[None]:
     "Do one job in a process of its own, and give it up if that dies too."
     try:
@@ -569,7 +569,7 @@ def _alone(job: tuple) -> Iterator[None]:
         _give_up(*job)
         yield
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-65
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-68
 def _check_workers():
     "Raise `RuntimeError` if no worker can be started at all."
     try:
@@ -581,12 +581,12 @@ def _check_workers():
             "below `if __name__ == '__main__':`, or with workers=0."
         ) from e
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-66
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-69
 def _processors() -> int:
     "Count the processors that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-67
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-70
 def _in_processes(jobs: list[tuple], workers: int | None) -> Iterator[None]:
     "Do all jobs in worker processes or, with 0 workers, in this one; yield after each."
     todo, workers = deque(jobs), min(len(jobs), _processors() if workers is None else workers)
@@ -601,7 +601,7 @@ def _in_processes(jobs: list[tuple], workers: int | None) -> Iterator[None]:
             for job in running.values():
                 yield from _alone(job)
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-69
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-72
 @contextmanager
 def _ray(workers: int | None):
     "Yield Ray, connected to the cluster that `RAY_ADDRESS` names or started here until the end of the `with`."
@@ -622,7 +622,7 @@ def _ray(workers: int | None):
     finally:
         ray.shutdown()
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-70
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-73
 def _on_ray(jobs: list[tuple], workers: int | None) -> Iterator[None]:
     "Do all jobs as Ray tasks, at most `workers` at once; Ray retries a task whose process dies."
     with _ray(workers) as ray:
@@ -642,11 +642,11 @@ def _on_ray(jobs: list[tuple], workers: int | None) -> Iterator[None]:
                 _give_up(*job)
             yield
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-71
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-74
 POOLS = {"process": _in_processes, "ray": _on_ray}
 "Name -> function (jobs, workers) that does all jobs and yields after each."
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-73
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-76
 _VERSION = 4  # of the crops: rises when the same settings give other ones
 _OWN_COLUMNS = dict(
     path=pa.string(),
@@ -659,7 +659,7 @@ _OWN_COLUMNS = dict(
 )
 _INPUTS = ("file", "mask_file", "untouched_file", "distortion")
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-74
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-77
 def which_faces(
     faces: str = "largest",  # of the person whose is largest; or "all": everybody's
     finder: str = "dlib",  # one of `prle.data.faces.FINDERS`
@@ -669,7 +669,7 @@ def which_faces(
     "Return the choice of faces of `crop_videos`, by name."
     return dict(locals())
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-75
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-78
 def _check_videos(videos: pd.DataFrame) -> pd.DataFrame:
     "Return the table with the columns that may be missing; `ValueError` for a wrong one."
     missing = [c for c in ("file", "subset", "video") if c not in videos]
@@ -692,7 +692,7 @@ def _check_videos(videos: pd.DataFrame) -> pd.DataFrame:
         parse_meta(meta)
     return videos
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-76
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-79
 def _folders(videos: pd.DataFrame, out: Path) -> list[Path]:
     """Return the folder of each video.
 
@@ -709,7 +709,7 @@ def _folders(videos: pd.DataFrame, out: Path) -> list[Path]:
         first[folder] = file
     return folders
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-77
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-80
 def _settings(
     count: int | None, every: int | None, align: str, size: int, scale: float | None, **which
 ) -> dict:  # which: faces, finder, cropped, keep_empty
@@ -726,7 +726,7 @@ def _settings(
         align, scale = CROPPED, 1.0
     return dict(**frames, align=align, size=size, scale=scale, **which, version=_VERSION)
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-78
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-81
 def _open_folder(out: Path, settings: dict):
     """Make the output folder or go on in it.
 
@@ -753,7 +753,7 @@ def _open_folder(out: Path, settings: dict):
     except OSError as e:
         raise OSError(f"cannot write to {out} ({e.strerror}); name another folder.") from e
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-80
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-83
 _TOGETHER = 64  # videos whose faces are in memory at once
 
 
@@ -766,7 +766,7 @@ def _read_video(folder: Path, out: Path, copied: dict) -> pd.DataFrame:
         **copied,
     )
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-81
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-84
 def _write_faces(videos: pd.DataFrame, folders: list[Path], out: Path):
     "Write the tables of all videos as one."
     copied = videos.drop(columns=list(_INPUTS))
@@ -786,7 +786,7 @@ def _write_faces(videos: pd.DataFrame, folders: list[Path], out: Path):
                 rows = pa.Table.from_pandas(pd.concat(tables), schema, preserve_index=False)
                 writer.write_table(rows)
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-82
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-85
 def _write_all_digests(folders: list[Path], out: Path):
     "Write the table of `prle.trust.read_digests`: those of all crops and masks, as their videos' records say."
     schema = pa.schema([("path", pa.string()), ("digest", pa.string())])
@@ -803,7 +803,7 @@ def _write_all_digests(folders: list[Path], out: Path):
                     digests.append(str(fingerprint))
             writer.write_table(pa.table([paths, digests], schema))
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-83
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-86
 def _reports(
     videos: pd.DataFrame, folders: list[Path]
 ) -> tuple[pd.DataFrame, dict[str, str], pd.DataFrame]:
@@ -826,7 +826,7 @@ def _reports(
         counts.append(dict(file=name.file, kind=kind, **numbers))
     return pd.DataFrame(entries, columns=[*names, "frame", "reason"]), lost, pd.DataFrame(counts)
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-84
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-87
 def _summary(counts: pd.DataFrame, reused: int, dropped: pd.DataFrame) -> str:
     "Say in one line what became of everything."
     kinds = dict(video="videos", folder="folders of frames", picture="pictures")
@@ -838,7 +838,7 @@ def _summary(counts: pd.DataFrame, reused: int, dropped: pd.DataFrame) -> str:
     lost = f"{len(dropped)} dropped ({why})" if why else f"{len(dropped)} dropped"
     return f"{videos}{before}: {counts.frames.sum()} frames, {counts.faces.sum()} faces, {lost}"
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-85
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-88
 def _tell_folders(counts: pd.DataFrame) -> list[str]:
     "Say which folders of pictures were taken as videos, and how many of their pictures count."
     folders = counts[counts.kind == "folder"]
@@ -851,7 +851,7 @@ def _tell_folders(counts: pd.DataFrame) -> list[str]:
         "(--count, --every: how many; --pictures: each for itself)"
     ]
 
-
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-89
 def _tell_people(counts: pd.DataFrame, faces: str) -> list[str]:
     "Say how many videos show several people, and whose faces were taken."
     several = counts[counts.people > 1]
@@ -860,7 +860,7 @@ def _tell_people(counts: pd.DataFrame, faces: str) -> list[str]:
     whose = "one of them in each (--faces all: everybody)" if faces == "largest" else "everybody"
     return [f"{len(several)} with several people, up to {several.people.max()}; taken: {whose}"]
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-86
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-90
 def _complaints(lost: dict[str, str], most: int = 10) -> list[str]:
     "List the files that give no face, each with the reason, `most` at most; the drop report has the rest."
     lines = [reason if file in reason else f"{file}: {reason}" for file, reason in lost.items()]
@@ -868,7 +868,7 @@ def _complaints(lost: dict[str, str], most: int = 10) -> list[str]:
         lines[most:] = [f"and {len(lines) - most} more, see dropped.csv"]
     return lines
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-87
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-91
 def _jobs(videos: pd.DataFrame, folders: list[Path], settings: dict) -> list[tuple]:
     "List the videos that are not finished; `ImportError` if what finds their faces is not installed."
     jobs = []
@@ -880,7 +880,7 @@ def _jobs(videos: pd.DataFrame, folders: list[Path], settings: dict) -> list[tup
         load_mtcnn()
     return jobs
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-88
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-92
 def crop_videos(
     videos: pd.DataFrame,  # a row a video, columns as below
     out: str | Path,  # folder to write or to go on in
@@ -927,7 +927,7 @@ def crop_videos(
         log.info(line)
     return out / _FACES
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-89
+# %% ../../nbs/data/05_videos.ipynb #data-05-videos-93
 def extract(
     videos: pd.DataFrame,  # as `crop_videos` takes them
     out: str | Path,  # likewise

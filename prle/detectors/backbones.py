@@ -59,7 +59,7 @@ def _patch(net: nn.Module) -> int:
     patch = getattr(getattr(net, "patch_embed", None), "patch_size", 1)
     return max(patch) if isinstance(patch, (tuple, list)) else patch
 
-
+# %% ../../nbs/detectors/14_backbones.ipynb #14-backbones-11
 def _built_for(name: str, entry, size: int) -> int | None:
     "Return the edge of the pictures that a network is to be built for, in pixels; None if it takes any."
     import timm
@@ -73,7 +73,7 @@ def _built_for(name: str, entry, size: int) -> int | None:
         return entry.input_size[-1]
     return patch * math.ceil(size / patch)
 
-# %% ../../nbs/detectors/14_backbones.ipynb #14-backbones-12
+# %% ../../nbs/detectors/14_backbones.ipynb #14-backbones-14
 def _candidates(net: nn.Module) -> list[str]:
     "Return the layers whose maps may be read."
     names = [name for name, _ in net.named_modules()]
@@ -83,7 +83,7 @@ def _candidates(net: nn.Module) -> list[str]:
     stages = [info["module"] for info in getattr(net, "feature_info", [])]
     return [name for name in stages if name in names] or norms
 
-# %% ../../nbs/detectors/14_backbones.ipynb #14-backbones-13
+# %% ../../nbs/detectors/14_backbones.ipynb #14-backbones-15
 def _layers(detector: TimmDetector, size: int) -> tuple[str, ...]:
     "Return the last layer of each grid of a detector on faces of this size, from the coarsest to the finest."
     found = dry_grids(detector, [f"net.{name}" for name in _candidates(detector.net)], size)
@@ -94,7 +94,7 @@ def _layers(detector: TimmDetector, size: int) -> tuple[str, ...]:
         )
     return tuple(last[grid] for grid in sorted(last))
 
-# %% ../../nbs/detectors/14_backbones.ipynb #14-backbones-15
+# %% ../../nbs/detectors/14_backbones.ipynb #14-backbones-17
 RANK = 8
 'The rank of the corrections of `tuning="lora"`.'
 
@@ -111,7 +111,7 @@ class _LowRank(nn.Module):
     def forward(self, weight):
         return weight + self.up @ self.down
 
-# %% ../../nbs/detectors/14_backbones.ipynb #14-backbones-16
+# %% ../../nbs/detectors/14_backbones.ipynb #14-backbones-18
 def _adaptable(net: nn.Module) -> list[nn.Linear]:
     "List the linear layers of a network, all but its classifier."
     last = net.get_classifier()
@@ -123,7 +123,7 @@ def _adapt(net: nn.Module):
     for layer in _adaptable(net):
         register_parametrization(layer, "weight", _LowRank(layer.weight))
 
-# %% ../../nbs/detectors/14_backbones.ipynb #14-backbones-17
+# %% ../../nbs/detectors/14_backbones.ipynb #14-backbones-19
 class TimmNetwork(TimmDetector):
     "Any network of timm with one output as a detector."
 
@@ -159,7 +159,7 @@ class TimmNetwork(TimmDetector):
             x = F.interpolate(x, (self.edge, self.edge), mode="bilinear", antialias=True)
         return super().logit(x)
 
-# %% ../../nbs/detectors/14_backbones.ipynb #14-backbones-18
+# %% ../../nbs/detectors/14_backbones.ipynb #14-backbones-20
 _TUNING = ("full", "linear", "lora")
 
 
@@ -175,7 +175,7 @@ def _check_network(name: str, net: nn.Module, tuning: str, layer: str):
     if layer and layer not in dict(net.named_modules()):
         raise ValueError(f"timm/{name} has no layer {layer!r}; its named_modules() have names.")
 
-# %% ../../nbs/detectors/14_backbones.ipynb #14-backbones-19
+# %% ../../nbs/detectors/14_backbones.ipynb #14-backbones-21
 @register_family("timm")
 @cache
 def of_timm(

@@ -140,7 +140,7 @@ def efficientnet_lite0(
         0, LITE0_WEIGHTS, width, pretrained, drop_rate=dropout, drop_path_rate=drop_path
     )
 
-
+# %% ../../nbs/detectors/02_efficientnet.ipynb #detectors-02-efficientnet-22
 @register_detector(LITE1_WEIGHTS, idle=_IDLE)
 def efficientnet_lite1(
     width: float = 1.0,  # factor on the channels; 1 is the published size
@@ -153,7 +153,7 @@ def efficientnet_lite1(
         1, LITE1_WEIGHTS, width, pretrained, drop_rate=dropout, drop_path_rate=drop_path
     )
 
-
+# %% ../../nbs/detectors/02_efficientnet.ipynb #detectors-02-efficientnet-23
 @register_detector(LITE2_WEIGHTS, idle=_IDLE)
 def efficientnet_lite2(
     width: float = 1.0,  # factor on the channels; 1 is the published size

@@ -76,29 +76,29 @@ def _only(parts: list[Tensor]) -> Tensor:
     (x,) = parts
     return x
 
-
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-10
 def _difference(parts: list[Tensor]) -> Tensor:
     "Return the row of fake less that of real: two outputs as one logit."
     x = _only(parts)
     return x[FAKE : FAKE + 1] - x[REAL : REAL + 1]
 
-
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-11
 def _first(parts: list[Tensor]) -> Tensor:
     "Return the first of several that are alike."
     return parts[0]
 
-
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-12
 def _half(second: bool, parts: list[Tensor]) -> Tensor:
     "Return the first or second half of the columns."
     return _only(parts).chunk(2, 1)[second]
 
-
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-13
 def _last_third_first(parts: list[Tensor]) -> Tensor:
     "Return the columns in the order third, first, second third."
     x = _only(parts)
     return x.roll(x.shape[1] // 3, 1)
 
-# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-11
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-15
 class Rule(NamedTuple):
     "What becomes of tensors."
 
@@ -106,12 +106,12 @@ class Rule(NamedTuple):
     ours: str  # the name here, with \\1 for the first group; "": left out
     change: Callable[[list[Tensor]], Tensor] = _only  # of all that make one tensor here
 
-# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-12
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-16
 def _in_order(name: str) -> list:
     "Return a key that sorts names by the numbers in them."
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
-# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-13
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-17
 def translate(
     state: dict[str, Tensor],  # theirs
     rules: tuple[Rule, ...],
@@ -129,10 +129,18 @@ def translate(
             unknown.append(name)
     return {name: change(parts) for name, (change, parts) in gathered.items()}, unknown
 
-# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-16
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-20
+def _renamed(names: dict[str, str], theirs: str = "", ours: str = "") -> tuple[Rule, ...]:
+    "Return the rules of layers by their names and ours, below a prefix each."
+    return tuple(
+        Rule(rf"{re.escape(theirs + there)}\.(.+)", rf"{ours}{here}.\1")
+        for there, here in names.items()
+    )
+
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-23
 _HEAD = r"(?:last_linear|fc)(?:\.1)?\.(weight|bias)"
 
-
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-24
 def _body(theirs: str, ours: str) -> tuple[Rule, ...]:
     "Return the rules of an Xception, without its last layer."
     return (
@@ -140,7 +148,7 @@ def _body(theirs: str, ours: str) -> tuple[Rule, ...]:
         Rule(rf"{theirs}adjust_channel\..+", ""),
     )
 
-# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-17
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-25
 _F3NET = (
     *_body(r"backbone\.", "bodies.fad"),
     Rule(rf"backbone\.{_HEAD}", r"fc.\1"),
@@ -148,19 +156,26 @@ _F3NET = (
     Rule(r"FAD_head\.(?:_DCT_all|_DCT_all_T|filters\.\d\.base)", ""),  # fixed
 )
 
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-26
 _FFD = (
     *_body(r"backbone\.", "body"),
     Rule(rf"backbone\.{_HEAD}", r"fc.\1"),
-    Rule(r"map\.c\.(.+)", r"map.0.\1"),
+    *_renamed({"map.c": "map.0"}),
 )
 
-# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-19
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-28
+_GRAPH = {
+    "va_embedding": "embedding",
+    "va_gated_b.0": "near2.gate",
+    "va_gated_c.0": "near4.gate",
+    "vb_embedding": "near2.embedding",
+    "vc_embedding": "near4.embedding",
+    "reproject.2": "back.2",
+}
+
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-29
 _REASONING = (
-    Rule(r"model\.reasoning\.va_embedding\.(.+)", r"reasoning.embedding.\1"),
-    Rule(r"model\.reasoning\.va_gated_b\.0\.(.+)", r"reasoning.near2.gate.\1"),
-    Rule(r"model\.reasoning\.va_gated_c\.0\.(.+)", r"reasoning.near4.gate.\1"),
-    Rule(r"model\.reasoning\.vb_embedding\.(.+)", r"reasoning.near2.embedding.\1"),
-    Rule(r"model\.reasoning\.vc_embedding\.(.+)", r"reasoning.near4.embedding.\1"),
+    *_renamed(_GRAPH, "model.reasoning.", "reasoning."),
     *(
         Rule(
             rf"model\.reasoning\.reweight_{theirs}\.0\.weight",
@@ -171,65 +186,74 @@ _REASONING = (
         for part in ("cell", "fine")
     ),
     Rule(r"model\.reasoning\.reproject\.0\.weight", "reasoning.back.0.weight", _last_third_first),
-    Rule(r"model\.reasoning\.reproject\.2\.weight", "reasoning.back.2.weight"),
 )
 
-# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-20
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-30
+_DECODER = {
+    "decoder1": "double1",
+    "decoder2": "block1",
+    "decoder3": "double2",
+    "decoder4": "block2",
+    "decoder5": "double3",
+    "decoder6.0": "paint",
+}
+
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-31
 _RECCE = (
     Rule(r"backbone\..+", ""),
     Rule(r"model\.encoder\.fc\..+", ""),
     *_body(r"model\.encoder\.", "body"),
     Rule(r"model\.fc\.(.+)", r"fc.\1", _difference),
-    Rule(r"model\.attention\.gated\.(.+)", r"guided.look.\1"),
-    Rule(r"model\.attention\.h\.(.+)", r"guided.extra.\1"),
+    *_renamed({"gated": "look", "h": "extra"}, "model.attention.", "guided."),
     *_REASONING,
-    Rule(r"model\.decoder1\.(.+)", r"decoder.double1.\1"),
-    Rule(r"model\.decoder2\.(.+)", r"decoder.block1.\1"),
-    Rule(r"model\.decoder3\.(.+)", r"decoder.double2.\1"),
-    Rule(r"model\.decoder4\.(.+)", r"decoder.block2.\1"),
-    Rule(r"model\.decoder5\.(.+)", r"decoder.double3.\1"),
-    Rule(r"model\.decoder6\.0\.(.+)", r"decoder.paint.\1"),
+    *_renamed(_DECODER, "model.", "decoder."),
 )
 
-# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-22
-_CROSS = dict(
-    key_conv1="key_x",
-    key_conv2="key_y",
-    key_conv_share="key",
-    linear1="mix_x",
-    linear2="mix_y",
-    value_conv1="value_x",
-    value_conv2="value_y",
-)
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-33
+_CROSS = {
+    "key_conv1": "key_x",
+    "key_conv2": "key_y",
+    "key_conv_share": "key",
+    "linear1": "mix_x",
+    "linear2": "mix_y",
+    "value_conv1": "value_x",
+    "value_conv2": "value_y",
+}
 
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-34
+_NOISE = {
+    "srm_conv1.out_conv.0": "noise1.1",
+    "srm_conv1.out_conv.1": "noise1.2",
+    "srm_conv2.out_conv.0": "noise2.1",
+    "srm_conv2.out_conv.1": "noise2.2",
+    "srm_sa.conv": "attention.features",
+    "srm_sa.pa.conv": "attention.conv",
+    "srm_sa_post": "after",
+    "fusion.convblk": "fusion.fuse",
+    "fusion.ca.sharedMLP": "fusion.weigh",
+}
+
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-35
 _SRM = (
     *_body(r"backbone_rgb\.", "rgb"),
     *_body(r"backbone_srm\.", "noise"),
     Rule(rf"backbone_rgb\.{_HEAD}", r"fc.\1"),
     Rule(rf"backbone_srm\.{_HEAD}", ""),
     Rule(r"(?:srm_conv[012]|srm_sa\.srm)\.kernel|blur\.weight", ""),
-    Rule(r"srm_conv([12])\.out_conv\.0\.(.+)", r"noise\1.1.\2"),
-    Rule(r"srm_conv([12])\.out_conv\.1\.(.+)", r"noise\1.2.\2"),
-    Rule(r"srm_sa\.conv\.(.+)", r"attention.features.\1"),
-    Rule(r"srm_sa\.pa\.conv\.(.+)", r"attention.conv.\1"),
-    Rule(r"srm_sa_post\.(.+)", r"after.\1"),
-    Rule(r"fusion\.convblk\.(.+)", r"fusion.fuse.\1"),
-    Rule(r"fusion\.ca\.sharedMLP\.(.+)", r"fusion.weigh.\1"),
-    *(
-        Rule(rf"dual_cma{k}\.{theirs}\.(.+)", rf"cross{k + 1}.{ours}.\1")
-        for k in (0, 1)
-        for theirs, ours in _CROSS.items()
-    ),
+    *_renamed(_NOISE),
+    *_renamed(_CROSS, "dual_cma0.", "cross1."),
+    *_renamed(_CROSS, "dual_cma1.", "cross2."),
     *(Rule(rf"dual_cma{k}\.gamma1", f"cross{k + 1}.gamma_x") for k in (0, 1)),
     *(Rule(rf"dual_cma{k}\.gamma2", f"cross{k + 1}.gamma_y") for k in (0, 1)),
 )
 
-# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-24
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-37
 _LAYERS = {0: "conv1", 1: "bn1", 3: "conv2", 4: "bn2", 7: "conv3", 8: "bn3", 9: "conv4", 10: "bn4"}
 _PART = r"(weight|bias|running_mean|running_var)"
 
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-38
 _CAPSULE = (
-    Rule(r"vgg_ext\.vgg_1\.(.+)", r"features.\1"),
+    *_renamed({"vgg_ext.vgg_1": "features"}),
     Rule(r"routing_stats\.route_weights", "routing"),
     *(
         Rule(rf"fea_ext\.capsules\.\d+\.{k}\.{_PART}", rf"primary.{name}.\1", torch.cat)
@@ -245,30 +269,31 @@ _CAPSULE = (
     ),
 )
 
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-39
 _MESO = (
     Rule(r"backbone\.conv([1-4])\.(.+)", r"block\1.conv.\2"),
     *(Rule(r"backbone\.bn1\.(.+)", rf"block{k}.norm.\1") for k in (1, 2)),
     *(Rule(r"backbone\.bn2\.(.+)", rf"block{k}.norm.\1") for k in (3, 4)),
-    Rule(r"backbone\.fc1\.(.+)", r"hidden.\1"),
+    *_renamed({"backbone.fc1": "hidden"}),
     Rule(r"backbone\.fc2\.(.+)", r"head.\1", _difference),
 )
 
-# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-26
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-41
 def _as_it_is(model: Detector):
     "Change nothing."
 
-
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-42
 def _from_minus_one(model: Detector):
     "Let a detector take its faces from -1 to 1."
     model.mean.fill_(0.5)
     model.std.fill_(0.5)
 
-
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-43
 def _weigh_only(model: Detector):
     "Let SRM's fused map be weighed, and no more."
     model.fusion.residual = False
 
-
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-44
 def _their_meso(model: Detector):
     "Make a Meso-4 DeepfakeBench's."
     _from_minus_one(model)
@@ -278,7 +303,7 @@ def _their_meso(model: Detector):
         if isinstance(module, nn.Conv2d):
             module.bias = None
 
-# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-27
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-45
 @dataclass(frozen=True)
 class Foreign:
     "An architecture of others, as a detector here."
@@ -289,7 +314,7 @@ class Foreign:
     adapt: Callable[[Detector], None] = _as_it_is  # changes a new one into theirs
     sized: bool = False  # whether it is built for one size of the faces
 
-# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-28
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-46
 FOREIGN = {
     "deepfakebench/xception": Foreign(
         xception,
@@ -310,7 +335,7 @@ FOREIGN = {
 }
 "Name -> the detector here, and what becomes of each tensor."
 
-# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-30
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-48
 def _family(family: str, member: str) -> Callable:
     "Make the constructor of an architecture of others; `ValueError` for one that is not in the table."
     name = check_choice(f"{family}/{member}", FOREIGN, "detector")
@@ -333,19 +358,19 @@ def _family(family: str, member: str) -> Callable:
 for _name in ("deepfakebench", "faceforensics"):
     register_family(_name)(cache(partial(_family, _name)))
 
-# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-31
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-49
 def _fitted(value: Tensor, like: Tensor) -> Tensor:
     "Return a tensor in the shape of another, if they differ in axes of length 1 alone."
     plain = [[n for n in t.shape if n > 1] for t in (value, like)]
     return value.reshape(like.shape) if plain[0] == plain[1] else value
 
-
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-50
 def _named(what: str, names: list[str], most: int = 20) -> list[str]:
     "Say which tensors are concerned; nothing if there are none."
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return [f"{what} {', '.join(names[:most])}{more}"] if names else []
 
-# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-32
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-51
 def fill(
     model: Detector,  # gets the weights
     state: dict[str, Tensor],  # of others
@@ -367,7 +392,7 @@ def fill(
     model.load_state_dict(made)
     return model
 
-# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-33
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-52
 def load_foreign(
     path: str | Path,  # a checkpoint, as of `read_checkpoint`
     name: str,  # one of `FOREIGN`

@@ -6,7 +6,7 @@
 __all__ = ['MAT_WEIGHTS', 'MAT_RECIPE', 'STAGE_ONE_RECIPE', 'MAT_DEVIATIONS', 'taps', 'border_mask', 'resize', 'Attention',
            'DenseBlock', 'split_texture', 'TextureV1', 'TextureV2', 'attention_pool', 'attention_mean', 'moved_centres',
            'region_independence', 'over_processes', 'degrade', 'soft_threshold', 'agda', 'match_loss', 'MultiAttention',
-           'StagedB4', 'Mat', 'mat', 'train_stages']
+           'StagedB4', 'keep_common', 'Mat', 'mat', 'train_stages']
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-12
 from collections.abc import Callable
@@ -387,6 +387,15 @@ MAT_DEVIATIONS = (
 )
 
 # %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-70
+def keep_common(
+    moved: Tensor,  # (M, C) centres of this process, with a gradient
+    centres: Tensor,  # (M, C), set to the mean of all processes
+) -> Tensor:  # (M, C) the same mean, with the gradient of `moved`
+    "Keep the centres that several processes have in common."
+    centres.copy_(over_processes(moved.detach()))
+    return moved + (centres - moved.detach())
+
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-72
 class Mat(StagedB4):
     "Multi-attentional detector on EfficientNet-B4."
 
@@ -429,10 +438,7 @@ class Mat(StagedB4):
     ) -> Tensor:  # (M, C), with a gradient to `regions`
         "Move the centres; in training keep the mean over all processes."
         moved = moved_centres(regions, label, self.centres, self.alpha)
-        if not self.training:
-            return moved
-        self.centres.copy_(over_processes(moved.detach()))
-        return moved + (self.centres - moved.detach())
+        return keep_common(moved, self.centres) if self.training else moved
 
     def loss(self, outputs, batch):
         regions, label = outputs["regions"], batch["label"]
@@ -450,7 +456,7 @@ class Mat(StagedB4):
         "Set the step of the centres, which shrinks by a tenth an epoch."
         self.alpha = 0.05 * 0.9**epoch
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-71
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-73
 @register_detector(
     MAT_WEIGHTS,
     Published(18_822_482, gmacs={256: 3.4515}),
@@ -477,7 +483,7 @@ def mat(
         model.load_imagenet()
     return model
 
-# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-73
+# %% ../../nbs/detectors/09_mat.ipynb #detectors-09-mat-75
 def train_stages(
     model: Mat,  # trained in place
     train: Callable,  # f(detector), which trains a detector in place by its `recipe`

@@ -35,7 +35,7 @@ from prle.detectors.plugins import (
     name_plugin,
     named_plugins,
     run_entry,
-    run_file,
+    run_plugin,
 )
 from ..localization import evaluating, map_grids
 from ..trust import one_line
@@ -210,7 +210,7 @@ def _check_faces(x: Tensor, name: str, size: int | None, smallest: int):
             f"{name} needs faces of at least {smallest} pixels, not {width} x {height}: enlarge them"
         )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-35
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-36
 class Explainable(nn.Module):
     "A network that names the layers on which Grad-CAM can look."
 
@@ -228,14 +228,19 @@ class Explainable(nn.Module):
         "Return the deepest layer for Eq. 3 with at least `grid` cells; `ValueError` if even the shallowest is coarser."
         return self.get_submodule(self.cam_name(size, grid))
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-36
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-37
+def _keep_statistics(module: nn.Module, weights: Weights):
+    "Keep mean and deviation of the input as buffers `mean` and `std`, (1, 3, 1, 1), out of the state dict."
+    for name in ("mean", "std"):
+        values = torch.tensor(getattr(weights, name)).view(1, 3, 1, 1)
+        module.register_buffer(name, values, persistent=False)
+
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-38
 class Detector(Explainable):
     "Base of all detectors: faces in [0, 1] in, one logit of fake a face out. A subclass defines `logit` or `compute`."
 
     needs: tuple[str, ...] = ()  # of a batch, for `loss`, besides image, label, weight: "mask"
-    mixable: bool = (
-        True  # whether `loss` is a mean over faces, each times its weight, and nothing else
-    )
+    mixable: bool = True  # whether `loss` is a mean of weighted faces and nothing else
     licence: str  # of the original's code, SPDX name; "not found" if its repository holds none
     smallest: int = 1  # edge of a face below which no map is left, in pixels
     deviations: str = "none"  # of this implementation from the original, in words
@@ -250,8 +255,7 @@ class Detector(Explainable):
         super().__init__()
         self.weights, self.recipe = weights, recipe
         self.cam_layers, self.size = cam_layers, size
-        self.register_buffer("mean", torch.tensor(weights.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(weights.std).view(1, 3, 1, 1), persistent=False)
+        _keep_statistics(self, weights)
 
     def forward(
         self,
@@ -293,7 +297,7 @@ class Detector(Explainable):
     def begin_epoch(self, epoch: int):  # counts from 0
         "Prepare for an epoch; the trainer calls it before each, for methods with a schedule of their own."
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-42
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-44
 def full_precision(
     x: Tensor,  # what is about to be computed with; its device counts
 ):
@@ -303,7 +307,7 @@ def full_precision(
         return nullcontext()  # the meta device
     return torch.autocast(kind, enabled=False)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-45
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-47
 def init_body(
     model: nn.Module,  # its convolutions, linear layers and batch norms are set in place
     fan: str = "fan_in",  # "fan_in", or "fan_out" for convolutions in front of batch norms
@@ -319,7 +323,7 @@ def init_body(
         if getattr(m, "bias", None) is not None:
             nn.init.zeros_(m.bias)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-46
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-48
 def init_head(
     head: nn.Linear,  # the layer that yields the logit, set in place
 ):
@@ -327,7 +331,7 @@ def init_head(
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-48
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-50
 def scaled(
     channels: int,  # published number of channels
     width: float,  # factor; 1 is the published size
@@ -335,7 +339,7 @@ def scaled(
     "Scale a number of channels to a narrower or wider network."
     return channels if width == 1 else max(8, 8 * round(channels * width / 8))
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-51
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-53
 def pretrained_network(
     source: str,  # timm's name of the network and its weights, e.g. "legacy_xception.tf_in1k"
     **options,  # of `timm.create_model`
@@ -352,14 +356,14 @@ def pretrained_network(
             "(HF_HOME and TORCH_HOME name the folders), or use pretrained=False"
         ) from error
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-52
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-54
 def imagenet_state(
     source: str,  # as for `pretrained_network`
 ) -> dict[str, torch.Tensor]:  # its state dict, 1000-way head included
     "Read the published ImageNet weights through timm; `RuntimeError` if neither hub nor cache has them."
     return pretrained_network(source).state_dict()
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-53
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-55
 def load_body(
     model: nn.Module,  # gets the weights
     state: dict[str, torch.Tensor],  # weights by name, from a network with the same body
@@ -371,7 +375,7 @@ def load_body(
     body = {k: v for k, v in state.items() if not k.startswith(head)}
     model.load_state_dict(body | own)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-56
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-58
 class TimmDetector(Detector):
     "A timm network with one output as a detector."
 
@@ -397,7 +401,7 @@ class TimmDetector(Detector):
             self.net, imagenet_state(self.weights.source), self.net.pretrained_cfg["classifier"]
         )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-58
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-60
 @dataclass(frozen=True)
 class Facts:
     "What is known of a registered detector besides what its class says."
@@ -408,13 +412,13 @@ class Facts:
     plugin: Plugin | None = None  # that registered it; None: it is of this project
     scalable: bool = True  # whether it exists at other widths than 1
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-60
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-62
 BEFORE_NORM = "a bias in front of a batch norm, which subtracts it"
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-61
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-63
 _registry = {}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-63
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-65
 def _check_names(plugin: Plugin, before: dict, added: list[str]):
     "Raise `ValueError` if a plugin has registered nothing, or under a name that is another's."
     if not added:
@@ -427,7 +431,7 @@ def _check_names(plugin: Plugin, before: dict, added: list[str]):
                 f"{plugin.place}: there is a detector {name!r} already; call yours otherwise."
             )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-64
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-66
 def _enter(place: str, run: Callable[[], Plugin]) -> list[str]:
     "Run a plugin and note whose its detectors are; what an earlier version of it registered is dropped."
     whole = dict(_registry)
@@ -447,11 +451,11 @@ def _enter(place: str, run: Callable[[], Plugin]) -> list[str]:
         _registry[name].facts = replace(_registry[name].facts, plugin=plugin)
     return sorted(added)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-65
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-67
 _tried = set()
 "The places of plugins that were run; also of installed ones that failed, which are told of once."
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-66
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-68
 def load_plugin(
     path: str | Path,  # a file of Python, or a package's folder
 ) -> list[str]:  # names of its detectors
@@ -461,14 +465,14 @@ def load_plugin(
     path = Path(path).absolute()
     _tried.add(str(path))
     try:
-        names = _enter(str(path), functools.partial(run_file, path))
+        names = _enter(str(path), functools.partial(run_plugin, path))
     except BaseException:
         _tried.discard(str(path))
         raise
     name_plugin(path)
     return names
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-67
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-69
 def _find_plugins():
     "Load the plugins that the environment names, and the installed ones; of these one that fails is only told of."
     for path in named_plugins():
@@ -482,13 +486,13 @@ def _find_plugins():
             except Exception as e:
                 log.warning(f"the installed plugin {entry.value} is left out ({one_line(e)})")
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-68
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-70
 def loaded_plugins() -> dict[str, str]:  # name -> digest of its code
     "Return the plugins whose detectors are registered, for the provenance of results."
     found = [constructor.facts.plugin for constructor in _registry.values()]
     return {plugin.name: plugin.code for plugin in found if plugin}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-70
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-72
 _families: dict[str, Callable[[str], Callable]] = {}
 
 
@@ -503,13 +507,13 @@ def register_family(
 
     return register
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-71
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-73
 def _of_family(name: str) -> Callable | None:
     "Make the constructor of a detector of a family; None if the name is of none."
     family, _, member = name.partition("/")
     return _families[family](member) if member and family in _families else None
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-73
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-75
 def list_detectors(
     pattern: str = "*",  # shell pattern, e.g. "efficientnet*"
 ) -> list[str]:
@@ -517,7 +521,7 @@ def list_detectors(
     _find_plugins()
     return sorted(fnmatch.filter(_registry, pattern))
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-74
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-76
 def check_detector(
     name: str,  # what was asked for
     *others: str,  # names that are valid besides
@@ -534,19 +538,19 @@ def check_detector(
             "timm/NAME is any network of timm."
         ) from None
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-75
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-77
 def _builder(name: str) -> Callable:
     "Look up or make the constructor of a name; `ValueError` that lists the names for one that is unknown."
     return _of_family(name) or _registry[check_detector(name)]
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-76
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-78
 def detector_facts(
     name: str,  # one of `list_detectors()`
 ) -> Facts:
     "Return what was registered with a detector; `ValueError` for an unknown name."
     return _builder(name).facts
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-77
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-79
 def detector_options(
     name: str,  # one of `list_detectors()`
 ) -> dict:  # option -> default
@@ -554,11 +558,11 @@ def detector_options(
     parameters = inspect.signature(_builder(name)).parameters
     return {k: p.default for k, p in parameters.items() if k not in ("width", "pretrained")}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-79
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-81
 def _is_whole(x) -> bool:
     return isinstance(x, int) and not isinstance(x, bool)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-80
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-82
 def _check_option(name: str, value):
     "Refuse a value that an option of this name cannot have, whichever detector it belongs to."
     if name in ("dropout", "map_dropout", "drop_path"):
@@ -576,7 +580,7 @@ def _check_option(name: str, value):
     if not fits:
         raise ValueError(f"{name} must be {says}, not {value!r}")
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-81
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-83
 def _check_call(name: str, width: float, pretrained: bool, options: dict):
     "Refuse what the constructor of a registered name cannot make, before any work is done."
     known = detector_options(name)
@@ -602,7 +606,7 @@ def _check_call(name: str, width: float, pretrained: bool, options: dict):
             f"ImageNet weights exist for width=1 only, not {width}: use pretrained=False or width=1"
         )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-82
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-84
 def checked(
     name: str,  # of the detector
     build: Callable,  # f(width, pretrained, **options) -> Detector
@@ -620,7 +624,7 @@ def checked(
     constructor.facts = facts
     return constructor
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-83
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-85
 def register_detector(
     weights: Weights,  # where the pretrained weights come from
     published: Published | None = None,  # the size of the original
@@ -635,7 +639,7 @@ def register_detector(
 
     return register
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-85
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-87
 def create_detector(
     name: str,  # one of `list_detectors()`
     width: float = 1.0,  # factor on the number of channels; 1 is the published size
@@ -645,7 +649,7 @@ def create_detector(
     "Build a detector by name; `ValueError` for an unknown name or a bad width, `TypeError` for an unknown option."
     return _builder(name)(width=width, pretrained=pretrained, **options)
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-86
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-88
 def size_option(
     name: str,  # one of `list_detectors()`
     size: int,  # edge of the faces in pixels
@@ -653,14 +657,14 @@ def size_option(
     "Return the option that makes a detector fit faces of this size."
     return dict(size=size) if "size" in detector_options(name) else {}
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-87
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-89
 def has_weights(
     name: str,  # one of `list_detectors()`
 ) -> bool:  # whether `pretrained=True` is possible
     "Tell whether ImageNet weights are known for a detector."
     return detector_facts(name).weights.source != "none"
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-94
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-96
 def card(
     name: str,  # one of `list_detectors()`
     size: int = 256,  # edge of the face in pixels
@@ -684,7 +688,7 @@ def card(
         deviations=model.deviations,
     )
 
-# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-95
+# %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-97
 def plot_grids(
     model: Detector,
     face,  # (size, size) or (size, size, 3) array, shown below the grids

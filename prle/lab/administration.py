@@ -143,7 +143,7 @@ def _refusal(error: OSError) -> str:
     "Say what the system refused, and where; without the number of the error."
     return one_line(f"{error.strerror}: {error.filename}" if error.filename else error)
 
-
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-22
 def _finished(path: Path, row: RunRow, modules: dict) -> RunRow:
     "Return the row of a run that is there."
     row = row._replace(bytes=_bytes(path))
@@ -159,13 +159,13 @@ def _finished(path: Path, row: RunRow, modules: dict) -> RunRow:
         code=code_difference(origin, modules),
     )
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-21
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-23
 def _alien(path: Path, kind: str, reason: str) -> RunRow:
     "Return the row of something that is not a run."
     name = path.name if path.name.isprintable() else ascii(path.name)
     return RunRow(kind, name, "", State.ALIEN, note=reason)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-23
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-25
 def _row(path: Path, entry: Entry, modules: dict) -> RunRow:
     "Return the row of something in the folder of a kind."
     if entry is Entry.ALIEN:
@@ -177,7 +177,7 @@ def _row(path: Path, entry: Entry, modules: dict) -> RunRow:
     row = RunRow(*run_name(path), State.FINISHED)
     return _unfinished(path, row) if entry is Entry.LEFT else _finished(path, row, modules)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-24
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-26
 def list_runs(
     root: str | Path,  # folder of all runs
     kind: str | None = None,  # only of this kind
@@ -199,7 +199,7 @@ def list_runs(
     runs = pd.DataFrame(rows, columns=RUN_COLUMNS)
     return runs if stale is None else runs[(runs.code != "") == stale].reset_index(drop=True)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-26
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-28
 def bytes_text(
     size: float,  # bytes
 ) -> str:
@@ -210,7 +210,7 @@ def bytes_text(
         size /= 1000
     return f"{size:.3g} TB"
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-28
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-30
 def runs_text(
     runs: pd.DataFrame,  # from `list_runs`
 ) -> str:
@@ -233,7 +233,7 @@ def runs_text(
     total = f"{len(runs)} runs ({counts or 'none'}), {size}; {others} made by other code."
     return table_text(shown, total)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-30
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-32
 def _place(root: Path, run: dict) -> Path:
     "Return the path of a row of `list_runs`."
     folder = root / run["kind"]
@@ -241,7 +241,7 @@ def _place(root: Path, run: dict) -> Path:
         return folder / run["note"]
     return folder / (f"{run['label']}-{run['key']}" if run["key"] else run["label"])
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-31
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-33
 def damaged_runs(
     root: str | Path,  # folder of all runs
     runs: pd.DataFrame,  # from `list_runs`
@@ -262,10 +262,10 @@ def damaged_runs(
             found.append(run)
     return pd.DataFrame(found, columns=RUN_COLUMNS)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-34
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-36
 _THERE = (State.FINISHED, State.CORRUPT, State.UNREADABLE)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-35
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-37
 def find_run(
     root: str | Path,  # folder of all runs
     name: str,  # of a run as `runs_text` prints it, or less of it; or its folder
@@ -288,7 +288,7 @@ def find_run(
     listed = ", ".join(found[:5]) + (" or others" if len(found) > 5 else "")
     raise ValueError(f"{shortened(name)} may be {listed}; say more of the name.")
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-38
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-40
 def _config(path: Path) -> dict | None:  # None: it cannot be read
     "Read the configuration of a run, finished or begun; {} if none was written yet."
     places = [path, *reversed(named_attempts(path))]
@@ -301,13 +301,13 @@ def _config(path: Path) -> dict | None:  # None: it cannot be read
                 return config
     return None if places else {}
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-41
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-43
 def _section(title: str, lines: Iterable[str]) -> list[str]:
     "Return indented lines under a title, or nothing if there are none."
     lines = [f"  {line}" for line in lines]
     return [f"{title}:", *lines] if lines else []
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-42
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-44
 def _reasons(origin: dict) -> list[str]:
     "Return why a run was made, attempt by attempt."
     found = []
@@ -316,7 +316,7 @@ def _reasons(origin: dict) -> list[str]:
             found.append(one_line(f"{why.get('when')}  {why.get('text')}"))
     return found or ["not noted"]
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-43
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-45
 def _where(origin: dict) -> str:
     "Return where a run was made, as far as that was noted."
     there = [f"on {origin['host']}"] if "host" in origin else []
@@ -324,7 +324,7 @@ def _where(origin: dict) -> str:
     there += ["in several goes"] if origin.get("resumed") else []
     return one_line(" ".join(there))
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-45
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-47
 def _input(path: Path, name: str, origin: dict) -> str:
     "Describe a run that another one was made from; `origin` is the provenance of that one."
     if not path.exists():
@@ -334,7 +334,7 @@ def _input(path: Path, name: str, origin: dict) -> str:
             return f"{name}, which was made again since"
     return name
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-46
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-48
 def _aside(path: Path) -> list[str]:
     "Describe what was set aside of a run, compared with what is there now."
     lines = []
@@ -348,7 +348,7 @@ def _aside(path: Path) -> list[str]:
             lines.append(text)
     return lines
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-48
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-50
 def _made(folder: Path, origin: dict) -> list[str]:
     "Describe how a finished run was made."
     lines = [
@@ -366,7 +366,7 @@ def _made(folder: Path, origin: dict) -> list[str]:
         files.append(f"{one_line(name)}  {bytes_text(_bytes(folder / name))}  {fingerprint}")
     return lines + _section("files", files)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-49
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-51
 def run_text(
     root: str | Path,  # folder of all runs
     name: str,  # of a run in any state, as in `find_run`
@@ -389,7 +389,7 @@ def run_text(
     values = [f"{key} = {shortened(value)}" for key, value in entries(config).items()]
     return "\n".join(lines + _section("configuration", values))
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-54
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-56
 def record_runs(
     outputs: str | Path,  # folder of all outputs
     name: str,  # what needs them
@@ -400,11 +400,11 @@ def record_runs(
     path = Path(outputs) / "plans" / f"{name}.provenance.json"
     return write_sealed(path, dict(facts, runs=sorted(runs), when=utc_now()))
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-55
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-57
 def _raise(error: OSError):
     raise error
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-56
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-58
 def _notes(outputs: Path) -> Iterable[Path]:
     "Yield all notes below a folder, also behind links, each folder once; raise `OSError` for an unreadable one."
     seen = set()
@@ -418,7 +418,7 @@ def _notes(outputs: Path) -> Iterable[Path]:
             if name.endswith(".provenance.json"):
                 yield Path(here, name)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-58
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-60
 _NOTED = re.compile(r"[^/]+/[^/]+-[0-9a-f]{16}")
 
 
@@ -433,7 +433,7 @@ def _noted(note: Path) -> list[str]:
             raise ValueError(f"{note} names {shortened(name)} where the name of a run belongs.")
     return names
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-59
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-61
 def recorded_runs(
     outputs: str | Path,  # folder of all outputs
 ) -> set[str]:  # "kind/label-key"
@@ -452,7 +452,7 @@ def recorded_runs(
         ) from e
     return found
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-62
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-64
 def needed_inputs(
     root: str | Path,  # folder of all runs
 ) -> dict[str, list[str] | None]:  # "kind/label-key" -> the runs it is made from; None: not known
@@ -470,7 +470,7 @@ def needed_inputs(
         found[name] = None if config is None else input_runs(config, keys)
     return found
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-63
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-65
 def reachable(
     needed: dict[str, list[str] | None],  # from `needed_inputs`
     keep: Iterable[str],  # names to start from
@@ -491,7 +491,7 @@ def reachable(
         todo += inputs
     return seen
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-66
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-68
 def _additions(folder: Path, files: dict) -> list[str]:  # relative, sorted
     "List what lies in a run's folder and is not listed in its provenance."
     known = {"provenance.json", *files}
@@ -507,7 +507,7 @@ def _additions(folder: Path, files: dict) -> list[str]:  # relative, sorted
                 found.add(Path(here, name).relative_to(folder).as_posix())
     return sorted(found - known)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-68
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-70
 def _folder_fault(path: Path) -> str:
     "Say why the folder of a run, finished or set aside, must not be deleted; empty if it may be or is absent."
     if not os.path.lexists(path):
@@ -524,9 +524,9 @@ def _folder_fault(path: Path) -> str:
         return one_line(e)
     return f"it holds {shortened(added[0])}, which was not made with it" if added else ""
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-69
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-71
 def _beside_fault(path: Path) -> str:
-    "Say what beside a run's folder is named like a part of it and is none; empty if nothing is."
+    "Say what beside a run's folder has the name of a part of the run and is no such part; empty if nothing has."
     lock, failed = beside(path, "lock"), beside(path, "failed.json")
     if lock.is_symlink() or lock.exists() and not lock.is_dir():
         return f"{lock.name} is no folder, or a link"
@@ -539,12 +539,12 @@ def _beside_fault(path: Path) -> str:
             return f"{folder.name} is not a working folder of this run"
     return ""
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-70
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-72
 def _foreign(path: Path) -> str:
     "Say why something must not be deleted as a run; empty if it may be."
     return _folder_fault(path) or _beside_fault(path)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-72
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-74
 def spared(
     root: str | Path,  # folder of all runs
 ) -> pd.DataFrame:  # `RUN_COLUMNS`; `note` says why
@@ -557,11 +557,11 @@ def spared(
             found.append(run | dict(state=State.ALIEN, note=reason))
     return pd.DataFrame(found, columns=RUN_COLUMNS)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-75
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-77
 def _held(path: Path) -> bool:
     return Claim(beside(path, "lock")).owner() is not None
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-76
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-78
 def _delete(path: Path) -> bool:  # False: another process holds it, or it is no run any more
     "Delete a run and all that lies beside it, unless another process holds it."
     if _foreign(path):
@@ -574,7 +574,7 @@ def _delete(path: Path) -> bool:  # False: another process holds it, or it is no
     claim.remove()
     return True
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-78
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-80
 def _sweep(root: Path):
     "Delete what killed processes left; what may be written on another machine after an hour."
     for folder in [root, *_kinds(root)]:
@@ -584,7 +584,7 @@ def _sweep(root: Path):
                 if time.time() - p.lstat().st_mtime > GIVEN_UP:
                     discard(p)
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-79
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-81
 def _unneeded(root: Path, runs: pd.DataFrame, keep: set[str]) -> pd.DataFrame:  # those of `runs`
     """Return the runs that nothing needs, no process holds and nobody has added files to.
 
@@ -597,7 +597,7 @@ def _unneeded(root: Path, runs: pd.DataFrame, keep: set[str]) -> pd.DataFrame:  
     needed = names.isin(reachable(needed_inputs(root), {*keep, *busy}))
     return runs[~foreign & ~held & (aside | ~needed)]
 
-# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-80
+# %% ../../nbs/lab/04_administration.ipynb #lab-04-administration-82
 def prune(
     root: str | Path,  # folder of all runs
     keep: Iterable[str],  # "kind/label-key" that are needed: of a dry store, of `recorded_runs`

@@ -53,7 +53,7 @@ def _knows(run: Run, lab: Lab) -> bool:
     "Say whether a detector was trained on the data of a lab."
     return read_run(run.path)[0]["data"] == lab.fingerprint
 
-
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-9
 def reopen(
     folder: str | Path,  # of a detector's run
     data: str | Path | None = None,  # where its data lie now; None: where they lay
@@ -72,7 +72,7 @@ def reopen(
         )
     return lab, run
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-9
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-11
 def _known_size(config: RunConfig) -> int | None:
     "Return the size of the faces that a detector was trained on; None if they are gone."
     try:
@@ -80,7 +80,7 @@ def _known_size(config: RunConfig) -> int | None:
     except (OSError, ValueError):
         return None
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-10
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-12
 def lab_on(
     run: Run,  # of a detector
     data: str | Path | None = None,  # any: as in `prle.lab.labdata.data_sets`; None: its own
@@ -103,7 +103,7 @@ def lab_on(
     log.info(f"NOTE these are other data than {run.path.name} was trained on; {seen}.")
     return lab
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-11
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-13
 def scores_on(
     folder: str | Path,  # of a detector's run
     data: str | Path,  # any: as in `prle.lab.labdata.data_sets`
@@ -115,14 +115,14 @@ def scores_on(
     lab = lab_on(run, data, **options)
     return lab.scores(run, on) if _knows(run, lab) else read_scores(lab.target(run, on))
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-13
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-15
 def _groups(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:  # by manipulation, and "all"
     "Return the scores of each manipulation beside all reals, and of all together."
     names = [name for name in scores.subset.unique() if name != "real"]
     groups = {name: scores[scores.subset.isin(["real", name])] for name in names}
     return groups | dict(all=scores)
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-14
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-16
 def evaluation(
     scores: pd.DataFrame,  # from `prle.lab.experiments.read_scores`
     n: int = 1000,  # resamples behind the intervals
@@ -143,7 +143,7 @@ def evaluation(
     table[numbers] *= 100
     return table[["subset", "unit", "measure", *numbers]]
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-20
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-22
 def crop_settings(
     root: str | Path,  # folder of the training data
     size: int,  # of its faces, pixels
@@ -160,7 +160,7 @@ def crop_settings(
         return dict(size=size, scale=made["scale"], align=made["align"])
     return dict(size=size, align="similarity", scale=SCALES["similarity"])
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-22
+# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-24
 def crop_detected(
     frame: np.ndarray,  # (H, W, 3) uint8, RGB
     face: Detection | None,  # in it; None: the frame is a face crop already

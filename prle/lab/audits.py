@@ -35,7 +35,7 @@ def _policy(config: RunConfig) -> RegionMask:
         raise ValueError("a training without masks has nothing to audit; mask is 'none'.")
     return policy
 
-
+# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-7
 def _masking(config: RunConfig) -> Callable[[dict], dict]:
     "Return the mask of a training as a transform of items."
     policy = _policy(config)
@@ -45,11 +45,11 @@ def _masking(config: RunConfig) -> Callable[[dict], dict]:
 
     return transform
 
-# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-8
+# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-10
 FACES = 2000
 "The most faces that an audit looks at."
 
-# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-9
+# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-11
 def some_faces(
     rows: pd.DataFrame,  # of a manifest
     most: int = FACES,
@@ -63,7 +63,7 @@ def some_faces(
     some.attrs = rows.attrs
     return some
 
-# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-11
+# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-13
 def _audited(lab: Lab, config: RunConfig, split: str) -> pd.DataFrame:
     "Return the faces of a split that an audit is about."
     rows = lab.faces(split, config.subset, config.recipe.seed)
@@ -71,7 +71,7 @@ def _audited(lab: Lab, config: RunConfig, split: str) -> pd.DataFrame:
         rows = rows[rows.subset.isin(["real", config.subset])]
     return some_faces(rows)
 
-# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-13
+# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-15
 def _settings(config: RunConfig, split: str, draws: int) -> dict:
     "Return what an audit depends on, besides the data and the quantile maps."
     settings = dict(mask=config.mask, subset=config.subset, split=split, draws=draws, faces=FACES)
@@ -81,7 +81,7 @@ def _settings(config: RunConfig, split: str, draws: int) -> dict:
         settings["parts"] = config.parts
     return settings
 
-# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-14
+# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-16
 def _audit_label(lab: Lab, config: RunConfig, split: str) -> str:
     "Return the label of an audit: manipulation, mask, settings unlike the usual, split and seed."
     marks = ["+".join(config.parts)] if "parts" in config.key() else []
@@ -92,20 +92,20 @@ def _audit_label(lab: Lab, config: RunConfig, split: str) -> str:
             marks.append("alpha={:g}..{:g}".format(*config.range))
     return "-".join([config.subset, config.mask, *marks, split, f"s{config.recipe.seed}"])
 
-# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-15
+# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-17
 def _write_audit(found: Audit, folder: Path):
     "Write an audit into the folder of its run."
     found.table.to_parquet(folder / "audit.parquet", index=False)
     found.rows.to_parquet(folder / "rows.parquet", index=False)
 
-# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-16
+# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-18
 def read_audit(
     run: Run,  # of `audit`
 ) -> Audit:
     "Read an audit; raise `Damaged` if it is not as it was written."
     return Audit(*(read_table(run_file(run.path, f"{name}.parquet")) for name in ("audit", "rows")))
 
-# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-17
+# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-19
 def audit(
     lab: Lab,
     config: RunConfig,  # of a training with masks, of this lab; its detector does not matter
@@ -132,7 +132,7 @@ def audit(
 
     return lab.store.get("audits", _audit_label(lab, config, split), key, make)
 
-# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-20
+# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-22
 def _areas(config: RunConfig, faces: FaceDataset) -> list[float]:
     "Return the masked share of each face, each masked once."
     policy, found = _policy(config), []
@@ -143,7 +143,7 @@ def _areas(config: RunConfig, faces: FaceDataset) -> list[float]:
         found.append((masked == 0).all(0).double().mean().item())
     return found
 
-# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-22
+# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-24
 MEASURED = 500
 "The most training faces whose masked share is measured."
 
@@ -168,14 +168,14 @@ def masked_areas(
 
     return lab.store.get("areas", _audit_label(lab, config, "train"), key, make)
 
-# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-23
+# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-25
 def read_area(
     run: Run,  # of `masked_areas`
 ) -> float:  # in [0, 1]
     "Read the mean masked share of a face; raise `Damaged` if it is not as it was written."
     return float(read_table(run_file(run.path, "areas.parquet")).area.mean())
 
-# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-25
+# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-27
 def _read_regions(path: Path, alphas: torch.Tensor) -> np.ndarray:  # (n, H, W) bool
     "Read a mask, or draw regions from a quantile map; `ValueError` naming the file."
     picture = read_picture(path)
@@ -185,7 +185,7 @@ def _read_regions(path: Path, alphas: torch.Tensor) -> np.ndarray:  # (n, H, W) 
         raise ValueError(f"{path} is no mask: one channel of 8 bits, or a quantile map of 16.")
     return (to_grey(path, picture) >= 128)[None]
 
-# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-26
+# %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-28
 def audit_folder(
     folder: str | Path,  # of masks or quantile maps, under the faces' own paths
     rows: pd.DataFrame,  # of the manifest of the faces

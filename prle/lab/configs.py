@@ -214,7 +214,7 @@ def _trained(networks: dict[str, Backbone], recipe: NamedRecipe) -> dict[str, Ba
         for name, network in networks.items()
     }
 
-
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-24
 def with_recipe(
     base: str,  # one of `PRESETS`
     way: str,  # one of `RECIPES`
@@ -229,12 +229,12 @@ def with_recipe(
     networks = dict(backbones=backbones, further=further)
     return replace(preset, size=size, **networks, **training, **rest)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-24
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-25
 for _base in ("smoke", "mini", "paper"):
     for _way in list(RECIPES)[1:]:
         PRESETS[f"{_base}+{_way}"] = with_recipe(_base, _way)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-27
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-28
 @dataclass(frozen=True)
 class FusionConfig:
     "The fusion of a zoo's maps into one (Eq. 6-8); `ValueError` for an unknown method or a share outside [0, 1]."
@@ -254,7 +254,7 @@ class FusionConfig:
         values = [float(getattr(self, name)) for name in numbers]
         set_fields(self, **dict(zip(numbers, values)))  # 0 and 0.0 are one
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-30
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-31
 @patch
 def key(self: FusionConfig) -> dict:
     "Return the settings that the fused maps depend on, without `drop` and `share` where they do nothing."
@@ -265,7 +265,7 @@ def key(self: FusionConfig) -> dict:
         del settings["share"]
     return settings
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-31
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-32
 @patch
 def __str__(self: FusionConfig):  # "neighbour", "mean,tau=0.1"
     "Return the method and the settings of its key that are not the default."
@@ -276,16 +276,16 @@ def __str__(self: FusionConfig):  # "neighbour", "mean,tau=0.1"
             parts.append(f"{f.name}={value:g}")
     return ",".join(parts)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-33
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-34
 IDENTITY = FusionConfig("mean", tau=0.0)
 "The fusion that leaves a single map as it is."
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-35
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-36
 def _is_grid(value) -> bool:
     "Tell whether a value is None or may be a number of cells."
     return value is None or (is_whole(value) and value > 0)
 
-
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-38
 @dataclass(frozen=True)
 class CamConfig:
     "How a map is read from a detector (Eq. 3); `ValueError` for an unknown method or reading."
@@ -300,21 +300,21 @@ class CamConfig:
         check_choice(self.explain, READINGS, "reading")
         check_fields(self, dict(grid=Rule(_is_grid, "be a whole number from 1, or none")))
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-36
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-39
 @patch
 def key(self: CamConfig) -> dict:
     "Return the settings that are not the paper's."
     usual = asdict(CamConfig())
     return {name: value for name, value in asdict(self).items() if value != usual[name]}
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-37
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-40
 @patch
 def __str__(self: CamConfig):  # "", "true", "layercam,grid=16"
     "Return the settings that are not the paper's."
     parts = [value for name, value in self.key().items() if name != "grid"]
     return ",".join(parts + ([] if self.grid is None else [f"grid={self.grid}"]))
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-40
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-43
 READING = dict(
     cam=CamConfig("layercam"), fusion=FusionConfig("mean", tau=0.0, share=0.2), blind=True
 )
@@ -323,7 +323,7 @@ READING = dict(
 PUBLISHED = dict(cam=CamConfig(), fusion=FusionConfig(), blind=False)
 "The same as in the paper's text: Grad-CAM, neighbouring fusion, each face its own map."
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-42
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-45
 @dataclass(frozen=True)
 class Zoo:
     "The detectors that localize together, and the fusion of their maps."
@@ -380,7 +380,7 @@ class Zoo:
             return ["published", *names, *self._apart]
         return [str(self.fusion), *names, *self.readings]
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-45
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-48
 MASKS = {
     "primary": PrimaryRegionMask,
     "random": RandomMask,
@@ -393,18 +393,18 @@ MASKS = {
 
 Matched ones are as large as the primary region of the same face; the oracle knows where the controls' traces are."""
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-46
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-49
 ALPHA_POLICIES = dict(dynamic=(0.0, 1.0), static=(1.0, 1.0))
 "The paper's alpha, and Table VII's without dynamic exploitation: the fused map as a binary mask (Eq. 4)."
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-48
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-51
 def _is_alpha(value) -> bool:
     "Tell whether a value may be an alpha: a policy's name, or two numbers."
     if isinstance(value, str):
         return True
     return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-49
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-52
 def _is_names(value) -> bool:
     "Tell whether a value is a list of names."
     return isinstance(value, (list, tuple)) and all(map(is_word, value))
@@ -414,7 +414,7 @@ def _is_options(value) -> bool:
     "Tell whether a value is a mapping whose keys are names."
     return isinstance(value, dict) and all(map(is_word, value))
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-50
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-53
 def _is_subset(value) -> bool:
     "Tell whether a value may be the name of a manipulation."
     return is_word(value) and value != ""
@@ -424,7 +424,7 @@ def _is_path(value) -> bool:
     "Tell whether a value may be a path."
     return isinstance(value, (str, Path))
 
-
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-54
 def _is_epochs(value) -> bool:
     "Tell whether a value may be a number of epochs."
     return is_whole(value) and value >= 0
@@ -434,10 +434,10 @@ def _is_seed(value) -> bool:
     "Tell whether a value is None or may be a seed."
     return value is None or (is_whole(value) and value >= 0)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-52
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-56
 _ALPHA_TEXT = f"be {', '.join(ALPHA_POLICIES)} or two numbers, from where to where it is drawn"
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-53
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-57
 _RULES = dict(
     subset=Rule(_is_subset, "be the name of a manipulation, or 'all'"),
     data=Rule(_is_path, "be the path of a folder or a manifest"),
@@ -459,17 +459,17 @@ _RULES = dict(
     fill=WORD,
 )
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-55
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-59
 def absolute_data(data: str | Path | None) -> str:  # "" for none
     "Return an absolute path, so that different spellings of a path give the same configuration."
     return os.path.abspath(data) if data else ""
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-57
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-61
 def _built(kind: type, given):
     "Return a configuration of this kind that may be given as a mapping of its fields."
     return given if isinstance(given, kind) else build_config(kind, given)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-58
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-62
 def _one_form(config: "RunConfig") -> dict:
     "Return the fields that can be written in several ways, each in one form."
     form = dict(
@@ -487,7 +487,7 @@ def _one_form(config: "RunConfig") -> dict:
         form["alpha"] = tuple(map(float, config.alpha))
     return form
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-61
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-65
 def _check_pretrained(config: "RunConfig"):
     "Raise `ValueError` if `pretrained` is set for a network without ImageNet weights."
     if not config.pretrained or (config.width == 1 and has_weights(config.detector)):
@@ -495,7 +495,7 @@ def _check_pretrained(config: "RunConfig"):
     network = f"{config.detector} at width {config.width:g}"
     raise ValueError(f"pretrained must be False: there are no ImageNet weights of {network}.")
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-62
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-66
 @dataclass(frozen=True)
 class RunConfig:
     "One training: detector, manipulation, mask and recipe; `ValueError` names the valid values."
@@ -550,7 +550,7 @@ class RunConfig:
         plain = json.loads(json.dumps(asdict(self)))
         return yaml.safe_dump(plain, sort_keys=False)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-66
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-70
 @patch(as_prop=True)
 def needs_maps(self: RunConfig) -> bool:
     "Tell whether the mask is made from the maps of a zoo."
@@ -562,7 +562,7 @@ def of_parts(self: RunConfig) -> bool:
     "Tell whether the mask chooses among parts of the face."
     return self.mask != "none" and issubclass(MASKS[self.mask], LandmarkMask)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-67
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-71
 @patch(as_prop=True)
 def masking_zoo(self: RunConfig) -> Zoo:
     "Return the zoo whose maps are behind the masks, where `needs_maps`."
@@ -573,7 +573,7 @@ def masking_zoo(self: RunConfig) -> Zoo:
         return own
     return replace(own, seed=self.zoo_seed, student=self.recipe.seed)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-68
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-72
 @patch
 def policy(self: RunConfig):  # a mask of `prle.masking`, or None
     "Return the mask that this configuration trains with."
@@ -588,7 +588,7 @@ def policy(self: RunConfig):  # a mask of `prle.masking`, or None
         options["place"] = self.subset
     return MASKS[self.mask](**options)
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-71
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-75
 @patch
 def key(self: RunConfig) -> dict:
     "Return the settings that the weights depend on, besides data and quantile maps."
@@ -610,7 +610,7 @@ def key(self: RunConfig) -> dict:
         settings["plugin"] = plugin.code
     return {name: value for name, value in settings.items() if name not in unused}
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-74
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-78
 @patch
 def write(
     self: RunConfig,
@@ -623,7 +623,7 @@ def write(
         tmp.write_text(text, encoding="utf-8")
     return path
 
-# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-75
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-79
 @patch(cls_method=True)
 def read(
     cls: RunConfig,

@@ -123,6 +123,16 @@ BUILDERS = dict(mini=_make_mini, controls=_make_controls)
 "Benchmark -> function (folder, preset) -> its manifest."
 
 # %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-17
+def _known_preset(name: str, data: str | Path | None) -> Preset:
+    "Return a preset by its name; `ValueError` for an unknown one, or one without data that needs them."
+    known = PRESETS[check_choice(name, PRESETS, "preset")]
+    if data is None and known.people is None:
+        raise ValueError(
+            f"the preset {name!r} needs real data; the presets smoke and mini make their own."
+        )
+    return known
+
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-18
 class LabData:
     "The faces that an experiment trains and tests on: the preset's mini benchmark, or other data."
 
@@ -134,12 +144,7 @@ class LabData:
     ):
         "Name preset and data; nothing is forged yet. `ValueError` if the preset needs real data."
         self.name = preset
-        known = PRESETS[check_choice(preset, PRESETS, "preset")]
-        if data is None and known.people is None:
-            raise ValueError(
-                f"the preset {preset!r} needs real data; the presets smoke and mini make their own."
-            )
-        self.base = known.base or preset  # without the recipe
+        self.base = _known_preset(preset, data).base or preset  # without the recipe
         self.outputs = Path(outputs or outputs_dir()).absolute()
         self.data = absolute_data(data)
         self._sets = data_sets(self.data) if data else None
@@ -182,16 +187,18 @@ class LabData:
         "Return the hash of `manifest`."
         return data_fingerprint(self.manifest)
 
-    def _fact(self, name: Hashable, find: Callable[[], Any]) -> Any:
-        "Return a fact of the manifest, which is found out once."
-        manifest, facts = self._facts
-        if manifest is not self.manifest:
-            self._facts = self.manifest, (facts := {})
-        if name not in facts:
-            facts[name] = find()
-        return facts[name]
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-21
+@patch
+def _fact(self: LabData, name: Hashable, find: Callable[[], Any]) -> Any:
+    "Return a fact of the manifest, which is found out once."
+    manifest, facts = self._facts
+    if manifest is not self.manifest:
+        self._facts = self.manifest, (facts := {})
+    if name not in facts:
+        facts[name] = find()
+    return facts[name]
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-20
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-23
 @patch(as_prop=True)
 def targets(self: LabData) -> list[str]:
     "Return the names of the target sets: other people and other forgeries, never trained on."
@@ -199,7 +206,7 @@ def targets(self: LabData) -> list[str]:
         return list(self._sets[1])
     return list(TARGETS) if PRESETS[self.name].benchmark == "mini" else []
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-21
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-24
 @patch(as_prop=True)
 def absent(self: LabData) -> list[str]:
     "Return the target sets that are missing beside `ff++`; empty for other layouts of data."
@@ -207,14 +214,14 @@ def absent(self: LabData) -> list[str]:
         return []
     return [name for name in ROOT_FOLDERS if name not in self.targets]
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-22
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-25
 @patch(as_prop=True)
 def subsets(self: LabData) -> list[str]:
     "Return the manipulations in the manifest's order."
     found = self._fact("subsets", lambda: self.manifest.subset.unique().tolist())
     return [subset for subset in found if subset != "real"]
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-24
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-27
 @patch
 def source(
     self: LabData,
@@ -229,7 +236,7 @@ def source(
         self._opened[split] = manifest, data_fingerprint(manifest)
     return self._opened[split]
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-27
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-30
 @patch
 def check_faces(
     self: LabData,
@@ -241,7 +248,7 @@ def check_faces(
         check_sizes(self.source(split)[0], self.preset.size)
         self._checked.add(source)
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-29
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-32
 @patch
 def fold(
     self: LabData,
@@ -250,7 +257,7 @@ def fold(
     "Return which of the splits a seed has."
     return seed % self._fact("folds", lambda: fold_count(self.manifest))
 
-
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-34
 @patch
 def train_faces(
     self: LabData,
@@ -261,7 +268,7 @@ def train_faces(
     "Return the faces that a detector is trained on; maps of them have the same rows."
     return select(of_seed(self.manifest, seed), split, None if subset == "all" else subset)
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-31
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-36
 @patch
 def pairs_digest(
     self: LabData,
@@ -272,7 +279,7 @@ def pairs_digest(
     name = "pairs", subset, self.fold(seed)
     return self._fact(name, lambda: digest(self.train_faces(subset, seed=seed).target.tolist()))
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-32
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-37
 @patch
 def test_faces(
     self: LabData,
@@ -282,7 +289,7 @@ def test_faces(
     "Return the faces that all detectors of a seed are tested on; scores have the same rows."
     return select(of_seed(self.source(split)[0], seed), "test")
 
-# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-33
+# %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-38
 @patch
 def faces(
     self: LabData,

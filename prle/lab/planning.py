@@ -38,7 +38,7 @@ class DryStore(RunStore):
         self,
         root: str | Path,  # folder of all runs
     ):
-        "Open a store of which nothing but its runs is read."
+        "Open a store whose runs are only read."
         super().__init__(root)
         self.tasks: list[Task] = []  # each comes after what it is made from
         self.found: dict[Path, Finding] = {}  # in the place of each task's run

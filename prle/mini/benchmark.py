@@ -383,7 +383,7 @@ def _orl_photos() -> dict[str, list[Path]]:  # per person ten photographs
     photos = list_photos(orl_folder())
     return {name: [p for p in paths if p.suffix == ".pgm"] for name, paths in photos.items()}
 
-
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-45
 def choose_photos(
     faces: str | Path | None = None,  # one sub-folder a person; None: the ORL faces
     people: int | None = None,  # how many, chosen at random, at least 6; None: all
@@ -398,7 +398,7 @@ def choose_photos(
         chosen = set(rng(seed, "people").permutation(list(everyone))[:people])
     return [path for name in everyone if name in chosen for path in everyone[name]]
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-44
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-46
 def _left_out(faces: str | Path | None) -> pd.DataFrame:  # file, reason
     "List what lies in a folder of people and is not used: other files, and pictures that are in no person's folder."
     if not faces:
@@ -415,14 +415,14 @@ def _left_out(faces: str | Path | None) -> pd.DataFrame:  # file, reason
         rows.append(pd.DataFrame(dict(file=lost, reason="in no folder of a person")))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-46
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-48
 def photos_digest(
     photos: list[Path],  # person/file each
 ) -> str:
     "Return a digest of the photographs and videos that does not depend on where they lie."
     return digest([(f"{p.parent.name}/{p.name}", file_digest(p)) for p in photos])
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-47
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-49
 def read_made(
     path: str | Path,  # forge.json of a benchmark, target.json of a target set
 ) -> dict:  # config, digest, pictures, ...
@@ -432,7 +432,7 @@ def read_made(
         raise ValueError(f"{path}: config has changed since it was written.")
     return made
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-48
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-50
 def differences(
     made: dict,  # configuration of what is there
     wanted: dict,  # configuration of what is asked for
@@ -441,7 +441,7 @@ def differences(
     changed = [k for k, v in wanted.items() if made.get(k) != v]
     return [f"{k} was {shortened(made.get(k))}, is {shortened(wanted[k])}" for k in changed]
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-50
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-52
 def why_not(
     record: Path,  # of what was made
     config: dict,  # of what is asked for
@@ -459,7 +459,7 @@ def why_not(
     missing = made["pictures"] - sum(len(list(folder.rglob("*.png"))) for folder in folders)
     return f"{missing} of {made['pictures']} pictures missing" if missing else ""
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-51
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-53
 def _frame_faces(
     picture: np.ndarray | FaceError, tracks: Tracks, framing: tuple, **origin
 ) -> dict[int, Face]:  # by person
@@ -475,7 +475,7 @@ def _frame_faces(
         faces[person] = Face(*crop, found=len(seen), **origin)
     return faces
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-52
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-54
 def _read_video(path: Path, count: int, framing: tuple) -> tuple[list[Face], pd.DataFrame]:
     "Crop the face of one person in `count` evenly spaced frames of a video, and list the frames without it."
     seen, dropped, name, tracks = {}, [], photo_name(path), Tracks()
@@ -497,7 +497,7 @@ def _read_video(path: Path, count: int, framing: tuple) -> tuple[list[Face], pd.
     faces = [faces[person] for faces in seen.values() if person in faces]
     return faces, pd.DataFrame(dropped, columns=["path", "reason"])
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-53
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-55
 def read_crops(
     files: list[Path],  # photographs and videos
     count: int,  # frames of a video, evenly spaced
@@ -514,7 +514,7 @@ def read_crops(
     faces = [face for found, _ in parts for face in found]
     return faces, pd.concat([dropped for _, dropped in parts], ignore_index=True)
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-54
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-56
 def crop_digests(
     root: Path,  # of the crops
     rows: pd.DataFrame,  # of their manifest
@@ -522,13 +522,13 @@ def crop_digests(
     "Return the digests of the crops and masks that were just written."
     return {path: file_digest(root / path) for path in [*rows.path, *filter(None, rows["mask"])]}
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-55
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-57
 def _tell_impossible(impossible: pd.DataFrame, faces: int) -> list[str]:
     "Say which manipulations cannot be made, of how many faces, and why."
     counts = impossible.reason.value_counts(sort=False)
     return [f"cannot be made of {n} of {faces} faces: {reason}" for reason, n in counts.items()]
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-57
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-59
 def _write_benchmark(
     root: Path, photos: list[Path], left: pd.DataFrame, config: dict, workers: int, earlier: Path
 ):
@@ -555,7 +555,7 @@ def _write_benchmark(
     made = dict(config=config, digest=digest(config), pictures=pictures, counts=counts)
     write_json(root / "forge.json", dict(made, several_faces=several, lost=lost))
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-58
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-60
 def build_benchmark(
     out: str | Path,  # folder to write
     faces: str | Path | None = None,  # photographs and videos, a sub-folder a person; None: ORL
@@ -599,7 +599,7 @@ def build_benchmark(
         )
     return out / "manifest.parquet"
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-60
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-62
 def _cues(path: Path) -> dict:
     "Measure the trivial cues of one written crop."
     picture = read_rgb(path)
@@ -615,7 +615,7 @@ def _cues(path: Path) -> dict:
         colour=float(np.ptp(picture, axis=2).mean()),
     )
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-61
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-63
 def trivial_cues(
     manifest: pd.DataFrame,  # from `read_manifest`
 ) -> pd.DataFrame:  # a row a face; columns as of `_cues`
@@ -623,7 +623,7 @@ def trivial_cues(
     cues = [_cues(below(manifest_root(manifest), path)) for path in manifest.path]
     return pd.DataFrame(cues, index=manifest.index)
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-62
+# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-64
 def cue_table(
     manifest: pd.DataFrame,  # from `read_manifest`
 ) -> pd.DataFrame:  # AUC in [0.5, 1], a row a manipulation, a column a cue

@@ -21,6 +21,16 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..lab.configs import Zoo
+from ..data.crops import read_mask
+from ..data.manifest import fold_count, manifest_root
+from ..metrics import MARGIN, Estimate, verdict
+from ..lab.experiments import Lab, Run, Wanted, fused_batches
+from ..lab.store import RunFailed
+from ..study.analysis import exclude, harder_with_alpha, masked_is_harder, read_responses
+from ..study.images import read_study
+
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-3
 from prle.paper.comparisons import (
     BASELINES,
     AS_PUBLISHED,
@@ -40,11 +50,6 @@ from prle.paper.comparisons import (
     split_subsets,
     target_cells,
 )
-from ..lab.configs import Zoo
-from ..data.crops import read_mask
-from ..data.manifest import fold_count, manifest_root
-from ..metrics import MARGIN, Estimate, verdict
-from .efficiency import Measured, efficiency, read_throughput, static_run
 from prle.paper.exhibits import (
     SEEDS,
     Cells,
@@ -56,18 +61,6 @@ from prle.paper.exhibits import (
     declare,
     seed_range,
     whole,
-)
-from ..lab.experiments import Lab, Run, Wanted, fused_batches
-from .figures import Figure5, Figure6
-from prle.paper.mechanism import (
-    OWN,
-    SPREAD,
-    TARGETS,
-    Looks,
-    Quantity,
-    above_area,
-    looks_of,
-    mechanism_cells,
 )
 from prle.paper.numbers import (
     FIGURE6,
@@ -81,8 +74,21 @@ from prle.paper.numbers import (
     paper_cells,
     paper_table,
 )
-from ..lab.store import RunFailed
-from ..study.analysis import exclude, harder_with_alpha, masked_is_harder, read_responses
+
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-4
+# the tables, figures and measurements whose numbers are claimed
+from .efficiency import Measured, efficiency, read_throughput, static_run
+from .figures import Figure5, Figure6
+from prle.paper.mechanism import (
+    OWN,
+    SPREAD,
+    TARGETS,
+    Looks,
+    Quantity,
+    above_area,
+    looks_of,
+    mechanism_cells,
+)
 from prle.paper.tables import (
     BACKBONES_ZOO,
     FUSION_VARIANTS,
@@ -96,9 +102,8 @@ from prle.paper.tables import (
     share_cells,
     zoo_variants,
 )
-from ..study.images import read_study
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-4
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-6
 def told_fakes(
     faces: pd.DataFrame,  # all test faces
     subset: str,  # manipulation
@@ -107,7 +112,7 @@ def told_fakes(
     faces = faces.reset_index(drop=True)
     return faces[(faces.subset == subset) & (faces["mask"] != "")]
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-5
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-7
 def inside_mask(
     fakes: pd.DataFrame,  # from `told_fakes`
     root: Path,  # folder of their masks
@@ -127,7 +132,7 @@ def inside_mask(
     table = pd.DataFrame(found, columns=["area", "share", "hit"], dtype=float)
     return table.assign(identity=fakes.identity.to_numpy())
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-6
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-8
 def wanted_agreement(
     zoo: Zoo,  # that localizes
     fakes: pd.DataFrame,  # from `told_fakes`
@@ -142,7 +147,7 @@ def wanted_agreement(
 
     return Wanted(lambda lab: lab.maps(zoo, split="test"), read)
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-7
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-9
 def localization_cells(
     lab: Lab,  # its manipulations
     names: Iterable[str],  # of `zoo_variants`
@@ -162,10 +167,10 @@ def localization_cells(
             cells[name, subset] = wanted if len(wanted) == seeds else Gap(reason)
     return cells
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-8
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-10
 _ENDS = ("value", "low", "high")
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-9
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-11
 def _agreement(tables: list[pd.DataFrame] | Gap, measure: str) -> dict:
     "Estimate a measure and its excess over the mask's area (%), with intervals; a gap keeps its reason."
     ends = (*_ENDS, "excess", "excess_low", "excess_high")
@@ -178,7 +183,7 @@ def _agreement(tables: list[pd.DataFrame] | Gap, measure: str) -> dict:
     area = 100 * np.mean([t.area.mean() for t in tables])
     return dict(area=area, **numbers, note="")
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-10
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-12
 def _over_subsets(by_subset: list[list[pd.DataFrame] | Gap]) -> list[pd.DataFrame] | Gap:
     "Join the fakes of the manipulations that have numbers, seed by seed."
     there = [tables for tables in by_subset if not isinstance(tables, Gap)]
@@ -186,7 +191,7 @@ def _over_subsets(by_subset: list[list[pd.DataFrame] | Gap]) -> list[pd.DataFram
         return Gap("no manipulation has a number")
     return [pd.concat(of_seed) for of_seed in zip(*there)]
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-11
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-13
 def forgery_localization(
     values: Values,  # of `localization_cells`
 ) -> pd.DataFrame:  # name, subset, measure (share, hit), area, value, excess, their ends, note
@@ -203,12 +208,12 @@ def forgery_localization(
                 rows.append(row | _agreement(by_seed, measure))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-13
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-15
 def _excess_text(r) -> str:
     "Format the excess over the mask's area."
     return "" if r.note else f"{r.excess:+.1f} [{r.excess_low:+.1f}, {r.excess_high:+.1f}]"
 
-
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-17
 def _area_row(rows: pd.DataFrame) -> dict:
     "Return the row of the masks' areas."
     row = {"": "the mask's area", "measure": "(%)"}
@@ -216,7 +221,7 @@ def _area_row(rows: pd.DataFrame) -> dict:
         row[r.subset] = "gap" if pd.isna(r.area) else f"{r.area:.1f}"
     return row
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-14
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-18
 def localization_table(
     rows: pd.DataFrame,  # from `forgery_localization`
 ) -> pd.DataFrame:  # a row a variant and measure; the excess over the mask's area below
@@ -229,7 +234,7 @@ def localization_table(
         shown.append({"": "", "measure": "above the area", **excess})
     return pd.DataFrame(shown)
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-16
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-20
 @declare
 class Localization(Exhibit):
     "Localization of the forgery by primary regions (Sections I and V); the paper suggests it without numbers."
@@ -248,13 +253,12 @@ class Localization(Exhibit):
         )
         yield TablePart("localization", rows, localization_table(rows), caption)
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-18
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-22
 MORE, LESS = (np.nextafter(0, 1), np.inf), (-np.inf, -np.nextafter(0, 1))
 "Above zero; below zero."
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-21
-_CLAIMS = """\
-name|where|claim|test|unit
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-26
+_ABOUT_ARMS = """\
 prle|Abstract, Table II|PRLE beats plain training on unseen data sets|\
 AUC of + PRLE less plain, mean over backbones and target sets, is above 0|points
 six|Abstract, Table II|the gain is about 6 points|\
@@ -276,7 +280,10 @@ AUC of + PRLE, our reading, less plain, mean over backbones and target sets, is 
 readings|not in the paper|and PRLE as published|\
 AUC of our reading less the published one, mean over backbones and target sets, is above 0|points
 area|Section IV-D1, Table IV (not of one size)|primary masks, in our reading, beat masks of the same size elsewhere|\
-AUC of our reading less the mean of random and landmark masks of matched area is above 0|points
+AUC of our reading less the mean of random and landmark masks of matched area is above 0|points"""
+
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-28
+_ABOUT_GAINS = """\
 outside|Section IV-C1, Table II|backbones that are not in the zoo gain too|\
 AUC of + PRLE less plain, mean over F3-Net, ResNet-50 and target sets, is above 0|points
 srm|Section IV-C1, Table II|Xception with PRLE beats SRM, whose backbone it is|\
@@ -298,7 +305,10 @@ AUC of EfficientNet + PRLE with gamma of 1 less the mean of 0.5 and 2 lies betwe
 cross|Section IV-C2, Table III|PRLE beats plain training on unseen manipulations|\
 AUC of + PRLE less plain, mean over backbones and unseen manipulations, is above 0|points
 cross_ours|not in the paper|and in our reading too|\
-AUC of + PRLE, our reading, less plain, mean over backbones and unseen manipulations, is above 0|points
+AUC of + PRLE, our reading, less plain, mean over backbones and unseen manipulations, is above 0|points"""
+
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-30
+_ABOUT_MASKED_FACES = """\
 falls|Section IV-E1, Figure 8|accuracy falls as alpha grows|\
 accuracy at alpha = 1 less that at 0, mean over manipulations, is below 0|points
 levels|Section IV-E1, Figure 8|and "converges at around 50-70%": from such an alpha on|\
@@ -313,7 +323,10 @@ the same difference over fakes alone is below 0|points
 people_reals|Section IV-F, Figure 10 (not told apart)|and reals|\
 the same difference over reals alone is below 0|points
 grows|Section IV-F, Figure 10|and the harder the more is masked|\
-accuracy of people at alpha = 1 less that at 0.1, on a straight line, is below 0|points
+accuracy of people at alpha = 1 less that at 0.1, on a straight line, is below 0|points"""
+
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-32
+_ABOUT_COSTS = """\
 share|Section III-A2, Table I|over 80% of the attention values are 0|\
 share of pixels with attention above 0, mean over detectors and manipulations, is below 20%|%
 train|Section IV-G, Table VIII|training costs less than 3% more|\
@@ -321,7 +334,10 @@ the time that a face takes in the training of Xception grows by less than 3% in 
 infer|Section IV-G, Table VIII|inference is as fast as before|\
 change of inference throughput with Xception is within 3% in every round|%
 static|Section IV-G|the static stage takes ten images a second|\
-images a second that a zoo localizes on, with fusion, are 10 or more in every round|images/s
+images a second that a zoo localizes on, with fusion, are 10 or more in every round|images/s"""
+
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-34
+_ABOUT_ATTENTION = """\
 lips|Section I, Figure 1|trained on NT, detectors look at the lips|\
 attention of plain detectors on the mouth of fakes of NT less its area is above 0|points
 nose|Section I, Figure 1|trained on FS, detectors look at the nose|\
@@ -339,12 +355,14 @@ share of the attention inside the true mask less the mask's area is above 0|poin
 hit|Contributions, Section V|primary regions help to localize forgeries: pointing game|\
 hits of the most attended pixel less the mask's area is above 0|points"""
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-22
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-35
 def claim_list() -> pd.DataFrame:  # name, where, claim, test, unit
     "List the paper's claims and the tests that decide them."
-    return pd.read_csv(StringIO(_CLAIMS), sep="|")
+    parts = (_ABOUT_ARMS, _ABOUT_GAINS, _ABOUT_MASKED_FACES, _ABOUT_COSTS, _ABOUT_ATTENTION)
+    rows = StringIO("\n".join(parts))
+    return pd.read_csv(rows, sep="|", names=["name", "where", "claim", "test", "unit"])
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-24
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-37
 def claim_row(
     name: str,  # of `claim_list`
     estimate: Sequence[float],  # an `Estimate`, or the number and the ends of its interval
@@ -359,7 +377,7 @@ def claim_row(
     found = dict(value=e.value, low=e.low, high=e.high, verdict=said, estimate=e)
     return dict(name=name, **found, paper=paper, note=note)
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-26
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-39
 class Contrast(NamedTuple):
     "The comparison behind a claim: an arm less the mean of others, on a table's tests."
 
@@ -368,7 +386,7 @@ class Contrast(NamedTuple):
     minus: tuple[str, ...]  # arms
     wanted: tuple[float, float]  # the differences with which the claim is true
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-27
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-40
 CONTRASTS = dict(  # by the claim's name
     prle=Contrast(2, "primary", ("none",), MORE),
     six=Contrast(2, "primary", ("none",), (4, 8)),
@@ -383,7 +401,7 @@ CONTRASTS = dict(  # by the claim's name
     dynamic=Contrast(7, "dynamic", ("static",), MORE),
 )
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-28
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-41
 def mean_difference(
     arms: Sequence[Arm],
     tests: Callable[[Arm], Sequence[str]],  # what an arm is tested on
@@ -405,7 +423,7 @@ def mean_difference(
                 total[cell] = total.get(cell, 0.0) + weight / len(on) / len(compared)
     return total
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-30
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-43
 def paper_difference(
     number: int,  # of the paper's table
     plus: str,  # arm
@@ -423,7 +441,7 @@ def paper_difference(
         return np.nan
     return (wide[plus] - wide[list(minus)].mean(axis=1)).mean()
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-33
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-46
 @dataclass(frozen=True)
 class Question:
     "The lab and the settings with which the claims are tested."
@@ -433,7 +451,7 @@ class Question:
     backbones: Sequence[str] | str | None = None  # see `choose_backbones`
     rounds: int | None = None  # of each arm, for the throughput, see `timing_run`
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-34
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-47
 class ClaimGroup:
     "A group of claims that rest on the same runs."
 
@@ -447,7 +465,7 @@ class ClaimGroup:
         "Test the claims; raise `ValueError` saying why if that cannot be done."
         raise NotImplementedError
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-35
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-48
 class Statement(NamedTuple):
     "What is claimed of a sum of numbers."
 
@@ -455,7 +473,7 @@ class Statement(NamedTuple):
     wanted: tuple[float, float]  # the sums with which the claim is true
     paper: float = np.nan  # the same sum in the paper
 
-
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-50
 class SumClaims(ClaimGroup):
     "Claims about sums of AUC on the target sets."
 
@@ -481,7 +499,7 @@ class SumClaims(ClaimGroup):
             rows.append(claim_row(r.key, estimate_of(r), wanted, paper, r.note))
         return rows
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-36
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-51
 class ContrastClaims(SumClaims):
     "Claims about the difference of arms, as a mean over backbones, trainings and target sets."
 
@@ -499,7 +517,7 @@ class ContrastClaims(SumClaims):
             found[name] = Statement(weights, c.wanted, self.paper(q, c))
         return found
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-37
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-52
 class TargetClaims(ContrastClaims):
     "Claims of Tables II and IV to VII: what trainings do to the AUC on the target sets."
 
@@ -512,7 +530,7 @@ class TargetClaims(ContrastClaims):
             arms += table.arms(q.lab, q.backbones)
         return arms
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-38
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-53
 OUTSIDE = ("F3-Net", "ResNet-50")
 "The backbones that are in no zoo but Figure 6's."
 
@@ -529,7 +547,7 @@ class OutsideClaim(ContrastClaims):
     def paper(self, q: Question, c: Contrast) -> float:
         return paper_difference(c.number, c.plus, c.minus, OUTSIDE, paper_tests(q.lab, 2))
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-40
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-55
 def mean_cells(
     detectors: Iterable[tuple[str, str]],  # backbone, arm; trained on all manipulations
     tests: Sequence[str],  # target sets
@@ -539,7 +557,7 @@ def mean_cells(
     cells = [(*detector, "all", test) for detector in detectors for test in tests]
     return dict.fromkeys(cells, sign / len(cells)) if cells else {}
 
-
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-56
 def paper_mean(
     detectors: Iterable[tuple[str, str]],  # backbone, arm; under our names
     tests: Sequence[str],  # by the paper's names
@@ -550,7 +568,7 @@ def paper_mean(
     by_detector = given.groupby(["backbone", "arm"]).paper.mean()
     return float(np.mean([by_detector[detector] for detector in detectors]))
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-42
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-58
 class BaselineClaims(SumClaims):
     "Claims of Table II: how backbones with PRLE compare with other detectors."
 
@@ -577,7 +595,7 @@ class BaselineClaims(SumClaims):
             found[name] = Statement(weights, MORE, paper)
         return found
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-44
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-60
 class SingleClaim(ContrastClaims):
     "Claim of Figure 5: what PRLE does to detectors that are trained on DF or FS alone."
 
@@ -592,7 +610,7 @@ class SingleClaim(ContrastClaims):
     def paper(self, q: Question, c: Contrast) -> float:
         return np.nan
 
-
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-61
 class ZooSizeClaims(ContrastClaims):
     "Claims of Figure 6: the AUC grows with the number of detectors in the zoo, and the growth slows down."
 
@@ -603,6 +621,7 @@ class ZooSizeClaims(ContrastClaims):
     )
 
     def arms(self, q: Question) -> list[Arm]:
+        "Return the trainings with masks of one, three and five detectors."
         return [arm for arm in Figure6().arms(q.lab) if arm.name in ("1", "3", "5")]
 
     def paper(self, q: Question, c: Contrast) -> float:
@@ -611,7 +630,7 @@ class ZooSizeClaims(ContrastClaims):
             return np.nan
         return FIGURE6[int(c.plus)] - float(np.mean([FIGURE6[int(n)] for n in c.minus]))
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-46
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-63
 SETTINGS = (
     Variant("primary", "+ PRLE", AS_PUBLISHED),
     *(Variant(f"p={p}", f"p = {p}", AS_PUBLISHED | dict(p=p)) for p in (0.25, 0.75)),
@@ -632,7 +651,7 @@ class SettingClaims(ContrastClaims):
     def arms(self, q: Question) -> list[Arm]:
         return arms_of(["EfficientNet"], SETTINGS)
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-47
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-64
 class CrossClaim(ClaimGroup):
     "Claims of Table III: what PRLE does to the AUC on unseen manipulations."
 
@@ -665,14 +684,14 @@ class CrossClaim(ClaimGroup):
             rows.append(claim_row(r.key, estimate_of(r), MORE, paper, r.note))
         return rows
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-49
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-66
 _MASKED = dict(  # number -> alpha -> weight
     fall={1.0: 1.0, 0.0: -1.0},
     down={0.0: 0.25, 0.7: -1.25, 1.0: 1.0},
     up={0.0: 0.25, 0.7: 0.75, 1.0: -1.0},
 )
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-50
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-67
 def _worst(verdicts: set[str]) -> str:
     "Return the verdict on a claim that needs several statements: the worst of theirs."
     for worst in ("does not hold", "equivalent", "undecided"):
@@ -680,7 +699,7 @@ def _worst(verdicts: set[str]) -> str:
             return worst
     return "holds"
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-51
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-68
 class MaskedClaims(ClaimGroup):
     "Claims of Figure 8: what masks do to the accuracy of plain detectors."
 
@@ -703,7 +722,7 @@ class MaskedClaims(ClaimGroup):
         levels = min(parts, key=lambda row: row["value"])
         return [falls, levels | dict(verdict=_worst({row["verdict"] for row in rows}))]
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-52
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-69
 class ConvergedClaim(ClaimGroup):
     "Claim of Figure 8 in its other reading: the accuracy at which masked faces end."
 
@@ -722,7 +741,7 @@ class ConvergedClaim(ClaimGroup):
             rows.append(claim_row("converges", estimate_of(r), wanted, note=r.note))
         return [rows[0] | dict(verdict=_worst({row["verdict"] for row in rows}))]
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-55
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-72
 class PeopleClaims(ClaimGroup):
     "Claims of Figure 10: what masks do to people."
 
@@ -749,7 +768,7 @@ class PeopleClaims(ClaimGroup):
             rows.append(claim_row(name, (e.points, e.points_low, e.points_high), LESS, paper))
         return rows
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-56
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-73
 class ShareClaim(ClaimGroup):
     "Claim of Table I: how much of a face is attended, as a mean over detectors and manipulations."
 
@@ -772,7 +791,7 @@ class ShareClaim(ClaimGroup):
         paper = paper_table(1)[list(SUBSETS)].mean(axis=None)
         return [claim_row("share", estimate, (0, 20), paper)]
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-57
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-74
 class TimeClaims(ClaimGroup):
     "Claims about time; the interval spans the smallest and the largest round. Timings are not planned."
 
@@ -793,7 +812,7 @@ class TimeClaims(ClaimGroup):
             claim_row("static", static, (STATIC_SPEED, np.inf), STATIC_SPEED),
         ]
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-59
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-76
 def _apart(one: Looks | Gap, other: Looks | Gap) -> Looks | Gap:
     "Join two groups of fakes so that the mean over both is half the first group's less half the other's."
     for found in (one, other):
@@ -808,7 +827,7 @@ def _apart(one: Looks | Gap, other: Looks | Gap) -> Looks | Gap:
         people.append(np.concatenate([of_plus, of_minus]))
     return Looks(dict(none=parts), people)
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-61
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-78
 class LookClaims(ClaimGroup):
     "Claims of Figures 1, 7 and 9: where detectors look, as means over backbones."
 
@@ -842,7 +861,7 @@ class LookClaims(ClaimGroup):
                 rows.append(claim_row(name, found.estimate(arm), MORE))
         return rows
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-62
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-79
 class PlaceClaims(ClaimGroup):
     "Claims that primary regions localize forgeries, which the paper only suggests."
 
@@ -861,7 +880,7 @@ class PlaceClaims(ClaimGroup):
             rows.append(claim_row(name, estimate, MORE, note=found.note[measure]))
         return rows
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-64
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-81
 CLAIM_GROUPS = (
     TargetClaims(),
     OutsideClaim(),
@@ -880,12 +899,12 @@ CLAIM_GROUPS = (
 )
 _NOT_THERE = "these backbones or this data lack what the test compares"
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-65
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-82
 def _values_of(group: int, values: Values) -> Values:
     "Return the values of one group of claims."
     return {name: value for (of, name), value in values.items() if of == group}
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-66
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-83
 def _needs(lab: Lab, row: dict) -> str:  # "" for what is decided, or whose noise is not known
     "Say how many seeds and people would decide about an undecided difference."
     e = row["estimate"]
@@ -895,7 +914,7 @@ def _needs(lab: Lab, row: dict) -> str:  # "" for what is decided, or whose nois
     people = lab.manifest.identity.nunique() if folds > 1 else round(e.people)
     return needed_text(e, people, folds)
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-67
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-84
 def claims(
     question: Question,  # lab, seeds and backbones
     values: Values,  # group and cell -> what was read
@@ -916,7 +935,7 @@ def claims(
     table.loc[absent, "note"] = [why.get(name, _NOT_THERE) for name in table.name[absent]]
     return table.fillna(dict(verdict="undecided", needs=""))
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-68
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-85
 def _claim_text(r) -> str:
     "Format the number of a claim with its interval, or the reason of a gap."
     if r.value != r.value:
@@ -924,12 +943,12 @@ def _claim_text(r) -> str:
     unit = "%" if r.unit == "%" else ""
     return f"{r.value:+.1f} [{r.low:+.1f}, {r.high:+.1f}]{unit}"
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-69
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-86
 def _verdict_text(r) -> str:
     "Format a verdict, and what an undecided claim needs."
     return f"**{r.verdict}**: {r.needs} would decide" if r.needs else f"**{r.verdict}**"
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-70
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-87
 def _signed(values: Iterable[float], units: Iterable[str]) -> list[str]:
     "Format numbers with their sign and unit."
     texts = []
@@ -938,7 +957,7 @@ def _signed(values: Iterable[float], units: Iterable[str]) -> list[str]:
         texts.append("" if pd.isna(value) else f"{value:+.1f}{sign}")
     return texts
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-71
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-88
 def claims_table(
     rows: pd.DataFrame,  # from `claims`
 ) -> pd.DataFrame:  # claim, where, test, ours, paper, ours - paper, verdict
@@ -951,7 +970,7 @@ def claims_table(
     }
     return rows[["claim", "where", "test"]].assign(**numbers)
 
-# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-73
+# %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-90
 @declare
 class Claims(Exhibit):
     "The paper's claims, one by one."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRIMARY', 'AS_PUBLISHED', 'LOW', 'HIGH', 'PLAIN_AND_PRLE', 'OURS', 'BASELINES', 'FIGURE8_ALPHAS', 'mean_interval',
            'gaps', 'Arm', 'Variant', 'arms_of', 'choose_backbones', 'estimate_sums', 'estimate_of', 'estimate_each',
-           'split_keys', 'target_cells', 'score_cells', 'reals_and', 'split_subsets', 'compare', 'main_contrasts',
+           'split_keys', 'target_cells', 'score_cells', 'reals_and', 'split_subsets', 'compare_arms', 'main_contrasts',
            'power_text', 'needed_text', 'contrast_fact', 'read_contrast', 'paper_names', 'paper_tests', 'paper_numbers',
            'add_paper', 'masked_scores', 'masked_cells', 'mean_over_subsets', 'masked_accuracy', 'wanted_statistics',
            'read_mask_sizes', 'control_cells']
@@ -63,13 +63,13 @@ def _person_means(
     "Sum and count the numbers of the faces of each person."
     return np.bincount(member, of_faces, people), np.bincount(member, minlength=people)
 
-
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-6
 def _weighted_mean(weights: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     "Return the means over faces of weighted people (B, P); NaN where nobody has a weight."
     whole = weights @ counts
     return np.divide(weights @ sums, whole, out=np.full(len(weights), np.nan), where=whole > 0)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-6
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-8
 def mean_interval(
     values: Sequence[np.ndarray],  # (N_s,) for each seed, a number for each of its faces
     people: Sequence[np.ndarray],  # (N_s,) for each seed, whose face it is
@@ -90,7 +90,7 @@ def mean_interval(
     once = by_seed(np.ones((1, len(everyone))))[0]
     return Estimate(*map(float, _estimates(once[:, None], drawn[:, None], people)[0]))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-9
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-11
 def gaps(
     rows: pd.DataFrame,  # with the column note: the reason of a gap
 ) -> str:  # "" if there are none
@@ -101,7 +101,7 @@ def gaps(
     count = "1 gap" if len(reasons) == 1 else f"{len(reasons)} gaps"
     return f" {count}: {'; '.join(reasons)}."
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-12
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-14
 PRIMARY = dict(mask="primary")
 "Masks of primary regions in the project's reading, see `prle.lab.configs.READING`."
 AS_PUBLISHED = PRIMARY | PUBLISHED
@@ -109,7 +109,7 @@ AS_PUBLISHED = PRIMARY | PUBLISHED
 LOW, HIGH = FusionConfig("mean", tau=0.1), FusionConfig("mean", tau=0.3)
 "Table V's two thresholds: the high one is the text's tau_1, the low one a guess."
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-13
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-15
 @dataclass(frozen=True)
 class Arm:
     "A training that a table compares."
@@ -137,7 +137,7 @@ class Arm:
 
         return Wanted(ask, read_scores)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-15
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-17
 @dataclass(frozen=True)
 class Variant:
     "An arm of every backbone of a table."
@@ -151,7 +151,7 @@ PLAIN_AND_PRLE = (Variant("none", "plain"), Variant("primary", "+ PRLE", AS_PUBL
 OURS = Variant("ours", "+ PRLE, our reading", PRIMARY)
 "The arm beside the paper's: the same method, with maps in the project's reading."
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-16
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-18
 def arms_of(
     backbones: Iterable[str],
     variants: Sequence[Variant],  # the first is what the others are compared with
@@ -160,7 +160,7 @@ def arms_of(
     "Return the same arms for each of several backbones."
     return [Arm(backbone, v.name, train, v.changes) for backbone in backbones for v in variants]
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-19
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-21
 def choose_backbones(
     lab: Lab,  # its preset decides
     # names, also of any detector; "all": five; None: three (paper: five)
@@ -175,7 +175,7 @@ def choose_backbones(
         lab.preset.backbone(name)
     return list(backbones)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-22
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-24
 def _people_of(table: pd.DataFrame) -> np.ndarray:
     "Return whose face each row shows."
     return table.identity.to_numpy(str)
@@ -186,7 +186,7 @@ def _people_by_seed(cells: Iterable[list[pd.DataFrame]]) -> list[np.ndarray]:
     by_seed = zip(*cells, strict=True)
     return [np.unique(np.concatenate(list(map(_people_of, tables)))) for tables in by_seed]
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-23
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-25
 def _cell_statistic(
     cells: dict[tuple, list[pd.DataFrame]],  # scores of each seed
     measures: dict[tuple, str],  # of each cell
@@ -210,7 +210,7 @@ def _cell_statistic(
 
     return people, statistic
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-24
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-26
 def _weight_matrix(cells: Iterable, sums: list[dict[tuple, float]]) -> np.ndarray:  # (K, M)
     "Return the weight of each cell in each sum; 0 where a sum leaves it out."
     columns = []
@@ -218,7 +218,7 @@ def _weight_matrix(cells: Iterable, sums: list[dict[tuple, float]]) -> np.ndarra
         columns.append([weights.get(cell, 0.0) for cell in cells])
     return np.array(columns).T
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-25
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-27
 def _first_gap(values: Values, names: Iterable) -> str:  # "" if there is none
     "Return the reason of the first gap among some cells."
     for name in names:
@@ -226,7 +226,7 @@ def _first_gap(values: Values, names: Iterable) -> str:  # "" if there is none
             return values[name].reason
     return ""
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-26
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-28
 def estimate_sums(
     values: Values,  # name -> scores of each seed, for all names on the same people, or a gap
     measures: dict[tuple, str],  # name -> "auc" or "acc", see `prle.metrics.MEASURES`
@@ -253,14 +253,14 @@ def estimate_sums(
     table.loc[table.note == "", list(Estimate._fields)] = numbers.round(9)
     return table
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-27
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-29
 def estimate_of(
     row,  # of `estimate_sums`, as a series or a named tuple
 ) -> Estimate:
     "Return the number of a row, with its intervals and its spread."
     return Estimate(*(float(getattr(row, name, np.nan)) for name in Estimate._fields))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-30
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-32
 _SHOWN = ["key", "note", "value", "low", "high"]
 "The columns of `estimate_sums` that tables show."
 
@@ -276,7 +276,7 @@ def estimate_each(
     found = estimate_sums(values, dict.fromkeys(values, measure), alone, score=score)
     return split_keys(found[_SHOWN], columns)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-31
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-33
 def split_keys(
     found: pd.DataFrame,  # from `estimate_sums`
     columns: Sequence[str],  # what the parts of a key are
@@ -284,14 +284,14 @@ def split_keys(
     "Split each key into columns."
     return pd.DataFrame(found.key.tolist(), columns=list(columns)).join(found.drop(columns="key"))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-39
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-41
 def _lacks(lab: Lab, target: str) -> str:  # "" if it has both
     "Say which of the two classes a target set lacks; without both there is no AUC."
     there = set(lab.test_faces(target).label)
     lacking = [name for label, name in enumerate(("reals", "fakes")) if label not in there]
     return f"{target} has no {' and no '.join(lacking)}" if lacking else ""
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-40
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-42
 def target_cells(
     lab: Lab,  # preset and data
     arms: Iterable[Arm],  # trained on whatever
@@ -306,7 +306,7 @@ def target_cells(
             cells[*arm.key, target] = Gap(reason) if reason else wanted
     return cells
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-41
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-43
 def score_cells(
     arms: Iterable[Arm],  # trained on whatever
     seeds: int,  # trainings
@@ -314,7 +314,7 @@ def score_cells(
     "Declare the scores of arms on the test faces of all manipulations."
     return {arm.key: [arm.scores(seed) for seed in seed_range(seeds)] for arm in arms}
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-42
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-44
 def reals_and(
     subset: str,  # manipulation
     scores: pd.DataFrame,  # from `read_scores`
@@ -322,7 +322,7 @@ def reals_and(
     "Return all reals and the fakes of one manipulation."
     return scores[scores.subset.isin(["real", subset])]
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-43
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-45
 def split_subsets(
     values: Values,  # name -> scores of each seed, or a gap
     subsets: Sequence[str],  # manipulations
@@ -335,7 +335,7 @@ def split_subsets(
             parts[*key, subset] = tables if gap else [reals_and(subset, t) for t in tables]
     return parts
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-46
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-48
 def _means(train: str, tests: list[str]) -> dict[str, list[str]]:
     "Return the tests behind each mean of a row: all tests (`AVG`), and those not trained on (`unseen`)."
     means = dict(AVG=tests)
@@ -344,7 +344,7 @@ def _means(train: str, tests: list[str]) -> dict[str, list[str]]:
         means["unseen"] = unseen
     return means
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-47
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-49
 def _sums(
     keys: list[tuple],  # backbone, arm, train
     tests: list[str],  # what they are tested on
@@ -368,8 +368,8 @@ def _sums(
             sums[backbone, f"{name} - {base}", train, test] = plus | minus
     return sums
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-48
-def compare(
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-50
+def compare_arms(
     values: Values,  # backbone, arm, train, test -> scores of each seed, or a gap
     measures: Sequence[str] = ("AUC",),  # "AUC", "ACC"
     reference: bool = True,  # give the differences to the first arm of a backbone and training too
@@ -385,7 +385,7 @@ def compare(
         parts.append(named[[*CELL_COLUMNS, "value", "low", "high", "note"]])
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-50
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-52
 def _whole_means(values: Values) -> Iterator[tuple[str, dict[tuple, float]]]:
     "Yield each difference of two arms with the weights of its mean over tests; without those that have a gap."
     keys = list(dict.fromkeys(key[:3] for key in values))
@@ -395,7 +395,7 @@ def _whole_means(values: Values) -> Iterator[tuple[str, dict[tuple, float]]]:
         if " - " in arm and test == mean and not _first_gap(values, weights):
             yield arm, weights
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-51
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-53
 def main_contrasts(
     values: Values,  # backbone, arm, train, test -> scores of each seed, or a gap
     measure: str = "auc",
@@ -411,7 +411,7 @@ def main_contrasts(
     found = estimate_sums(values, dict.fromkeys(values, measure), sums)
     return {key[0]: estimate_of(row) for key, (_, row) in zip(sums, found.iterrows())}
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-52
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-54
 def power_text(
     contrasts: dict[str, Estimate],  # from `main_contrasts`
     names: dict[str, str],  # arm -> what tables print
@@ -433,7 +433,7 @@ def power_text(
         text += " With one seed the noise between trainings is not measured: this is for other people alone."
     return text
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-54
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-56
 def needed_text(
     e: Estimate,  # an undecided difference
     people: int,  # that there are
@@ -450,7 +450,7 @@ def needed_text(
         seeds, wanted = plan_experiment(e.spread, max(abs(e.value), MARGIN / 4), people, folds)
     return f"{seeds} seeds, {wanted} people"
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-57
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-59
 def contrast_fact(
     arm: str,  # as tables print it
     than: str,  # what it is compared with
@@ -470,7 +470,7 @@ def read_contrast(
         raise ValueError(f"the provenance of a table holds no numbers: {shortened(str(numbers))}.")
     return Estimate(**dict(value=np.nan, low=np.nan, high=np.nan) | numbers)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-64
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-66
 BASELINES = {
     "MesoNet": "meso4",
     "Capsule": "capsule",
@@ -483,17 +483,17 @@ BASELINES = {
 }
 "The baselines of Table II: the paper's name, and the registry's."
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-65
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-67
 _STANDS_FOR = dict(zip(TARGETS, TARGET_SETS))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-66
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-68
 def paper_names(
     lab: Lab,  # whose target sets
 ) -> dict[str, str]:  # ours -> the paper's
     "Return the paper's name of the target set that each of ours stands for."
     return {ours: _STANDS_FOR.get(ours, ours) for ours in lab.targets}
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-67
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-69
 def paper_tests(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table
@@ -503,7 +503,7 @@ def paper_tests(
         return [s for s in SUBSETS if s in lab.subsets]
     return [t for t in TARGET_SETS if t in paper_names(lab).values()]
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-68
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-70
 def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
     "Return the paper's cells of some tests, with their mean instead of the printed one."
     given = given[given.test.isin(tests)]
@@ -519,7 +519,7 @@ def _with_unseen(given: pd.DataFrame) -> pd.DataFrame:
     mean = groups.paper.agg(lambda numbers: numbers.mean(skipna=False))
     return pd.concat([given, mean.assign(test="unseen")])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-69
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-71
 def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
     "Add the differences to the first arm of each backbone and training."
     keys = ["backbone", "train", "test", "measure"]
@@ -528,7 +528,7 @@ def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
     change = both.assign(arm=both.arm + " - " + both.arm_first, paper=both.paper - both.paper_first)
     return pd.concat([given, change[given.columns]])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-70
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-72
 def paper_numbers(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table, 2 to 7
@@ -546,20 +546,20 @@ def paper_numbers(
     ours = {theirs: name for name, theirs in paper_names(lab).items()}
     return given.assign(test=given.test.replace(ours))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-71
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-73
 def add_paper(
     lab: Lab,  # whose target sets and manipulations
     number: int,  # of the table, 2 to 7
-    rows: pd.DataFrame,  # from `compare`
+    rows: pd.DataFrame,  # from `compare_arms`
 ) -> pd.DataFrame:  # the same, and the column paper
     "Add the paper's numbers to ours; NaN where it has none."
     return rows.merge(paper_numbers(lab, number), on=CELL_COLUMNS, how="left")
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-73
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-75
 FIGURE8_ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 "The shares of the attended pixels that Figure 8 masks."
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-74
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-76
 def masked_scores(
     subset: str,  # manipulation that detector and zoo are trained on, and whose fakes are scored
     seed: int,  # of both
@@ -576,7 +576,7 @@ def masked_scores(
 
     return Wanted(ask, lambda run: reals_and(subset, read_scores(run)))
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-75
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-77
 def masked_cells(
     lab: Lab,  # its manipulations
     seeds: int,  # trainings
@@ -591,7 +591,7 @@ def masked_cells(
             cells[subset, alpha] = wanted
     return cells
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-76
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-78
 def mean_over_subsets(
     subsets: Sequence[str],  # manipulations
     weights: dict[float, float],  # alpha -> weight
@@ -599,7 +599,7 @@ def mean_over_subsets(
     "Return the weights of a sum over alpha of the mean over manipulations."
     return {(s, alpha): weight / len(subsets) for alpha, weight in weights.items() for s in subsets}
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-77
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-79
 def masked_accuracy(
     values: Values,  # of `masked_cells`
 ) -> pd.DataFrame:  # subset ("mean": over all), alpha, value, low, high in per cent, note
@@ -611,7 +611,7 @@ def masked_accuracy(
     found = estimate_sums(values, dict.fromkeys(values, "acc"), sums)
     return split_keys(found[_SHOWN], ["subset", "alpha"])
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-80
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-82
 def wanted_statistics(
     zoo: Zoo,  # whose training maps are measured
     read: Callable[[Run], pd.DataFrame],  # what is wanted of them
@@ -619,7 +619,7 @@ def wanted_statistics(
     "Declare the statistics of a zoo's maps."
     return Wanted(lambda lab: lab.statistics(zoo), read)
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-81
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-83
 def read_mask_sizes(
     run: Run,  # from `Lab.statistics`
 ) -> pd.DataFrame:  # label, identity, share: of the face that is attended, in [0, 1]
@@ -627,7 +627,7 @@ def read_mask_sizes(
     shares = read_table(run_file(run.path, "shares.parquet"))
     return shares.rename(columns={"above 0": "share"})
 
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-82
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-84
 def control_cells(
     lab: Lab,  # its manipulations
     seeds: int,  # trainings

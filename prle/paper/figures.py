@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'STYLES', 'LABELS', 'FIGURE1', 'SEED_OF_FACE', 'FIGURE3', 'SEED_OF_FACES', 'FOUND_BY', 'pick_fakes',
-           'pick_faces', 'read_face', 'MappedFace', 'RankedFace', 'map_cells', 'rank_cells', 'mapped_face',
-           'ranked_face', 'figure1_arms', 'figure1_faces', 'draw_figure1', 'Figure1', 'wanted_attention',
-           'draw_figure2', 'draw_figure4', 'OneFace', 'Figure2', 'read_attended_values', 'draw_figure3', 'Figure3',
-           'Figure4', 'draw_figure5', 'figure5_table', 'Figure5', 'add_figure6', 'draw_figure6', 'figure6_table',
-           'Figure6', 'figure7_picks', 'draw_figure7', 'Figure7', 'draw_figure8', 'what_masks_tell', 'Figure8',
-           'celeb_set', 'found_by', 'found_fakes', 'FakeGroup', 'draw_figure9', 'Figure9']
+           'pick_faces', 'face_at', 'MappedFace', 'RankedFace', 'map_cells', 'rank_cells', 'mapped_face', 'ranked_face',
+           'figure1_arms', 'figure1_faces', 'draw_figure1', 'Figure1', 'wanted_attention', 'draw_figure2',
+           'draw_figure4', 'OneFace', 'Figure2', 'read_attended_values', 'draw_figure3', 'Figure3', 'Figure4',
+           'draw_figure5', 'figure5_table', 'Figure5', 'add_figure6', 'draw_figure6', 'figure6_table', 'Figure6',
+           'figure7_picks', 'draw_figure7', 'Figure7', 'draw_figure8', 'what_masks_tell', 'Figure8', 'celeb_set',
+           'found_by', 'found_fakes', 'FakeGroup', 'draw_figure9', 'Figure9']
 
 # %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-2
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 from matplotlib.ticker import NullFormatter
 
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-3
 from ..data.manifest import manifest_root
 from ..core import FAKE, rng
 from prle.paper.comparisons import (
@@ -36,7 +37,7 @@ from prle.paper.comparisons import (
     Arm,
     Variant,
     arms_of,
-    compare,
+    compare_arms,
     control_cells,
     estimate_each,
     gaps,
@@ -63,7 +64,7 @@ from prle.paper.exhibits import (
     declare,
     whole,
 )
-from ..lab.experiments import BINS, Lab, Run, Wanted, fused_batches, quantile_folder
+from ..lab.experiments import ATTENTION_BINS, Lab, Run, Wanted, fused_batches, quantile_folder
 from ..masking import region
 from prle.paper.numbers import (
     BACKBONES,
@@ -79,11 +80,11 @@ from ..lab.integrity import run_file
 from .tables import ArmExhibit
 from ..trust import below, read_array, read_digests, read_table
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-4
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-5
 SMALL = dict(fontsize=8)
 "The letters of panels."
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-5
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-6
 def pick_fakes(
     rows: pd.DataFrame,  # of a manifest
     n: int,  # people
@@ -96,7 +97,7 @@ def pick_fakes(
         chosen.append(int(draw.choice(fakes.index[fakes.identity == person])))
     return chosen
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-6
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-7
 def pick_faces(
     lab: Lab,  # its manipulations
     n: int,  # fakes of each
@@ -106,15 +107,15 @@ def pick_faces(
     rows = {s: lab.train_faces(s, seed=seed) for s in lab.subsets}
     return {s: pick_fakes(rows[s], n, "faces", seed, s) for s in lab.subsets}
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-7
-def read_face(
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-8
+def face_at(
     rows: pd.DataFrame,  # of a manifest
     i: int,  # position in it
 ) -> np.ndarray:  # (H, W, 3) uint8, RGB
     "Read one face of a manifest."
     return read_rgb(below(manifest_root(rows), rows.path.iloc[i]))
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-12
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-13
 @dataclass(frozen=True)
 class MappedFace:
     "A training face, and what each detector of a zoo attends to."
@@ -129,7 +130,7 @@ class MappedFace:
         batch = next(fused_batches(runs, fusion, len(self.image), rows=[self.row]))
         return batch[0].numpy()
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-13
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-14
 @dataclass(frozen=True)
 class RankedFace(MappedFace):
     "A training face, what a zoo attends to, and the ranks of the attended pixels."
@@ -144,7 +145,12 @@ class RankedFace(MappedFace):
         "Return the face with that region set to zero (Eq. 11)."
         return np.where(self.region(alpha)[..., None], np.uint8(0), self.image)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-19
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-20
+def _wanted_maps(zoo: Zoo) -> Wanted:
+    "Declare the maps of a zoo."
+    return Wanted(lambda lab: lab.maps(zoo), as_it_is)
+
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-21
 def map_cells(
     subsets: Iterable[str],  # manipulations
     seed: int,  # of the zoo
@@ -153,12 +159,7 @@ def map_cells(
     "Declare the maps of each detector of a zoo, read as published."
     return {("maps", subset): [_wanted_maps(Zoo(subset, seed, **reading))] for subset in subsets}
 
-
-def _wanted_maps(zoo: Zoo) -> Wanted:
-    "Declare the maps of a zoo."
-    return Wanted(lambda lab: lab.maps(zoo), as_it_is)
-
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-20
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-22
 def rank_cells(
     subsets: Iterable[str],  # manipulations
     seed: int,  # of the zoo
@@ -170,12 +171,12 @@ def rank_cells(
         cells["quantiles", subset] = [_wanted_ranks(Zoo(subset, seed, **reading))]
     return cells
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-21
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-23
 def _wanted_ranks(zoo: Zoo) -> Wanted:
     "Declare the quantile maps of a zoo."
     return Wanted(lambda lab: lab.quantiles(zoo), quantile_folder)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-22
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-24
 def mapped_face(
     lab: Lab,  # its training faces
     values: Values,  # of `map_cells`
@@ -186,9 +187,9 @@ def mapped_face(
     "Read a training face and what each detector of the zoo attends to."
     [runs] = values["maps", subset]
     maps = dict(zip(lab.preset.backbones, runs))
-    return MappedFace(read_face(lab.train_faces(subset, seed=seed), row), maps, row)
+    return MappedFace(face_at(lab.train_faces(subset, seed=seed), row), maps, row)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-23
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-25
 def ranked_face(
     lab: Lab,  # its training faces
     values: Values,  # of `rank_cells`
@@ -202,7 +203,7 @@ def ranked_face(
     quantiles = read_quantiles(folder / path, read_digests(folder)[path.as_posix()])
     return RankedFace(face.image, face.maps, row, quantiles)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-25
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-27
 STYLES = {
     "none": dict(color="C0", marker="o"),
     "primary": dict(color="C1", marker="s"),
@@ -216,7 +217,7 @@ def _draw_points(ax: plt.Axes, x: Sequence[float], rows: pd.DataFrame, **style):
     ends = np.maximum(0, [rows.value - rows.low, rows.high - rows.value])
     ax.errorbar(x, rows.value, yerr=ends, linestyle="none", capsize=2, markersize=4, **style)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-26
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-28
 def _draw_arms(ax: plt.Axes, rows: pd.DataFrame, by: str, names: Sequence[str]):
     "Draw the arms beside each other, one group for each of `names` in the column `by`."
     arms = [arm for arm in STYLES if arm in set(rows.arm)]
@@ -226,7 +227,7 @@ def _draw_arms(ax: plt.Axes, rows: pd.DataFrame, by: str, names: Sequence[str]):
     ax.set(xticks=range(len(names)), xlim=(-0.6, len(names) - 0.4))
     ax.axhline(50, color="0.6", linewidth=0.8, linestyle=":")
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-29
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-31
 FIGURE1 = ("NT", "FS")
 "What the detectors of Figure 1 are trained on."
 _PAIRS = [("NT", "NT"), ("NT", "FS"), ("FS", "FS"), ("FS", "NT")]
@@ -237,7 +238,7 @@ def figure1_arms() -> list[Arm]:
     variants = (*PLAIN_AND_PRLE, OURS)
     return [arm for train in FIGURE1 for arm in arms_of(["Xception"], variants, train)]
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-30
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-32
 def figure1_faces(
     faces: pd.DataFrame,  # all test faces
     n: int,  # of each manipulation
@@ -250,7 +251,7 @@ def figure1_faces(
         chosen[subset] = np.flatnonzero(of_subset)[picks]
     return chosen
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-31
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-33
 def _draw_attention(part, faces: pd.DataFrame, maps: dict[str, Run], size: int):
     "Draw where each plain detector looks on fakes of its own manipulation."
     chosen = figure1_faces(faces, 3)
@@ -258,10 +259,10 @@ def _draw_attention(part, faces: pd.DataFrame, maps: dict[str, Run], size: int):
     for row, (train, positions) in zip(axes, chosen.items()):
         heats = next(fused_batches([maps[train]], IDENTITY, size, positions)).numpy()
         for ax, i, heat in zip(row, positions, heats):
-            show_image(ax, read_face(faces, i), heat)
+            show_image(ax, face_at(faces, i), heat)
         row[0].set_ylabel(f"trained on {train}", **SMALL)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-32
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-34
 def _draw_inside_and_across(part, rows: pd.DataFrame):
     "Draw the AUC within a manipulation and across manipulations."
     ax = part.subplots()
@@ -273,7 +274,7 @@ def _draw_inside_and_across(part, rows: pd.DataFrame):
     above = dict(frameon=False, loc="outside upper center", ncols=3, columnspacing=1)
     part.legend(*ax.get_legend_handles_labels(), **above, **SMALL)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-33
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-35
 def _draw_masked_form(part, face: RankedFace):
     "Draw a face of FS and its masked form."
     whole_ax, masked_ax = part.subplots(2, 1)
@@ -282,11 +283,11 @@ def _draw_masked_form(part, face: RankedFace):
     show_image(masked_ax, face.masked(0.5))
     masked_ax.set_title("FS$_\\rho$, $\\alpha$ = 0.5", **SMALL)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-34
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-36
 def draw_figure1(
     faces: pd.DataFrame,  # all test faces
     maps: dict[str, Run],  # manipulation -> attention of the detector trained on it
-    rows: pd.DataFrame,  # from `compare`
+    rows: pd.DataFrame,  # from `compare_arms`
     face: RankedFace,  # of FS
 ) -> Figure:
     "Draw where detectors look, their AUC inside and across, and a face with its masked form (Figure 1)."
@@ -297,7 +298,7 @@ def draw_figure1(
     _draw_masked_form(right, face)
     return figure
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-38
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-40
 @declare
 class Figure1(Exhibit):
     "Figure 1: attention of detectors trained on NT and on FS, and their AUC within and across (Section I)."
@@ -315,7 +316,7 @@ class Figure1(Exhibit):
     def parts(self, lab: Lab, values: Values, seeds: int) -> Iterator[FigurePart]:
         "Return Figure 1 and its numbers."
         arms = [arm.key for arm in figure1_arms()]
-        rows = compare(split_subsets({key: values[key] for key in arms}, lab.subsets))
+        rows = compare_arms(split_subsets({key: values[key] for key in arms}, lab.subsets))
         pictures = whole({key: value for key, value in values.items() if key not in arms})
         maps = {train: pictures["attention", train][0] for train in FIGURE1}
         i = pick_fakes(lab.train_faces("FS"), 1, "figure1", 0, "FS")[0]
@@ -329,7 +330,7 @@ class Figure1(Exhibit):
         numbers = rows[rows.test.isin(FIGURE1)].drop(columns="note").round(1)
         yield FigurePart("figure1", figure, caption, extra=numbers)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-39
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-41
 def wanted_attention(
     arm: Arm,  # that localizes
     seed: int,  # of its training
@@ -338,7 +339,7 @@ def wanted_attention(
     "Declare the attention maps of an arm's detector."
     return Wanted(lambda lab: lab.attention(arm.run(lab, seed), split), as_it_is)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-41
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-43
 def _draw_arrow(figure: Figure, start: plt.Axes, end: plt.Axes):
     "Draw an arrow from one panel to the next."
     style = dict(arrowstyle="-|>", color="0.35", linewidth=1)
@@ -346,7 +347,7 @@ def _draw_arrow(figure: Figure, start: plt.Axes, end: plt.Axes):
     ends = dict(axesA=start, axesB=end, coordsA="axes fraction", coordsB="axes fraction")
     figure.add_artist(ConnectionPatch((1.03, 0.5), (-0.05, 0.5), **ends, **style))
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-42
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-44
 def _draw_panel(ax: plt.Axes, title: str, draw, *images: np.ndarray):
     "Draw a picture in a frame."
     draw(ax, *images)
@@ -355,17 +356,17 @@ def _draw_panel(ax: plt.Axes, title: str, draw, *images: np.ndarray):
         spine.set(visible=True, color="0.6", linewidth=0.6)
     ax.set_title(title, **SMALL)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-43
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-45
 def _show_mask(ax: plt.Axes, mask: np.ndarray):
     "Show a binary mask, white inside."
     ax.imshow(mask, cmap="gray", vmin=0, vmax=1)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-44
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-46
 def _show_ranks(ax: plt.Axes, quantiles: np.ndarray):
     "Show the ranks of the attended pixels, the lowest quantiles dark; nothing where there is no attention."
     ax.imshow(np.where(quantiles > 0, quantiles / 65535, np.nan), cmap="viridis", vmin=0, vmax=1)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-45
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-47
 _PLACES2 = dict(  # panel of Figure 2 -> row, column
     face=(1, 0),
     first=(0, 1),
@@ -379,7 +380,7 @@ _PLACES2 = dict(  # panel of Figure 2 -> row, column
     masked=(1, 5),
 )
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-46
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-48
 _ARROWS2 = [
     *(("face", detector) for detector in ("first", "second", "third")),
     *product(("first", "second", "third"), ("average", "neighbours")),
@@ -391,7 +392,7 @@ _ARROWS2 = [
     ("kept", "masked"),
 ]
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-47
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-49
 def draw_figure2(
     face: RankedFace,
     subset: str,  # manipulation of the face
@@ -418,7 +419,7 @@ def draw_figure2(
     figure.suptitle("static localization" + " " * 62 + "dynamic exploitation", **SMALL)
     return figure
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-50
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-52
 def draw_figure4(
     face: RankedFace,
     subset: str,  # manipulation of the face
@@ -445,10 +446,10 @@ def draw_figure4(
         _draw_arrow(figure, ax[start], ax[end])
     return figure
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-53
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-55
 SEED_OF_FACE = Parameter("seed", 0, "of the zoo and of the choice of the face")
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-54
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-56
 class OneFace(Exhibit):
     "A figure of one training face, drawn at random."
 
@@ -473,7 +474,7 @@ class OneFace(Exhibit):
         caption = f"{self.caption(seed)} {describe(lab, 1, on=(), brackets='')}"
         yield FigurePart(self.name, self.draw(face, subset), caption)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-55
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-57
 @declare
 class Figure2(OneFace):
     "Figure 2: the method at a glance (Section III)."
@@ -490,7 +491,7 @@ class Figure2(OneFace):
             f"drawn at random (seed {seed})."
         )
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-57
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-59
 FIGURE3 = {
     "average, low $\\tau_1$": LOW,
     "average, high $\\tau_1$": HIGH,
@@ -498,17 +499,17 @@ FIGURE3 = {
 }
 "The rows of Figure 3 and how they are fused."
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-58
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-60
 def read_attended_values(
     run: Run,  # from `Lab.statistics`
-) -> np.ndarray:  # (BINS,) pixels
+) -> np.ndarray:  # (ATTENTION_BINS,) pixels
     "Count the pixels of the training faces in each bin of attention values, zeros left out."
     counts = read_array(run_file(run.path, "histogram.npy"))
     attended = read_table(run_file(run.path, "shares.parquet"))["above 0"]
     counts[0] -= counts.sum() - round(attended.mean() * counts.sum())
     return counts
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-59
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-61
 def draw_figure3(
     faces: dict[str, MappedFace],  # manipulation -> a face
     counts: dict[str, np.ndarray],  # row of `FIGURE3` -> pixels of all training faces in each bin
@@ -525,17 +526,23 @@ def draw_figure3(
         ax.set_ylabel(name.replace(", ", ",\n"), **SMALL)
     ax = right.subplots()
     for (name, pixels), style in zip(counts.items(), (":", "--", "-")):
-        ax.stairs(pixels, np.linspace(0, 1, BINS + 1), label=name, linestyle=style, linewidth=1.6)
+        ax.stairs(
+            pixels,
+            np.linspace(0, 1, ATTENTION_BINS + 1),
+            label=name,
+            linestyle=style,
+            linewidth=1.6,
+        )
     ax.set(xlabel="attention value", ylabel="pixels of all training faces")
     ax.set(yscale="log", xlim=(0, 1))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.legend(frameon=False, **SMALL)
     return figure
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-62
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-64
 SEED_OF_FACES = Parameter("seed", 0, "of the zoo and of the choice of faces")
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-63
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-65
 @declare
 class Figure3(Exhibit):
     "Figure 3: what the static methods localize (Section III-B)."
@@ -563,7 +570,7 @@ class Figure3(Exhibit):
         )
         yield FigurePart("figure3", draw_figure3(faces, counts), caption)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-64
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-66
 @declare
 class Figure4(OneFace):
     "Figure 4: dynamic exploitation (Section III-C)."
@@ -580,9 +587,9 @@ class Figure4(OneFace):
             f"drawn at random (seed {seed})."
         )
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-66
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-68
 def draw_figure5(
-    rows: pd.DataFrame,  # from `compare`
+    rows: pd.DataFrame,  # from `compare_arms`
 ) -> Figure:
     "Draw the average AUC over the target sets of detectors trained on DF or on FS only."
     names = [b for b in BACKBONES if b in set(rows.backbone)]
@@ -595,14 +602,14 @@ def draw_figure5(
     axes[0].legend(frameon=False, **SMALL)
     return figure
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-69
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-71
 def _intervals(rows: pd.DataFrame) -> list[str]:
     "Format numbers with their intervals."
     return [interval(r.value, r.low, r.high) for r in rows.itertuples()]
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-70
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-72
 def figure5_table(
-    rows: pd.DataFrame,  # from `compare`
+    rows: pd.DataFrame,  # from `compare_arms`
 ) -> pd.DataFrame:  # a row a training and backbone, a column an arm
     "Format the averages of Figure 5 as a table."
     average = rows[rows.test == "AVG"]
@@ -611,7 +618,7 @@ def figure5_table(
     order = list(average[heads].drop_duplicates().itertuples(index=False, name=None))
     return shown.loc[order].reset_index()
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-71
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-73
 @declare
 class Figure5(ArmExhibit):
     "Figure 5: detectors trained on DF or on FS only (Section IV-C2)."
@@ -635,10 +642,10 @@ class Figure5(ArmExhibit):
         yield FigurePart("figure5", draw_figure5(rows), caption)
         yield TablePart("figure5", rows, figure5_table(rows), caption)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-73
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-75
 def add_figure6(
     lab: Lab,  # whose target sets
-    rows: pd.DataFrame,  # from `compare`
+    rows: pd.DataFrame,  # from `compare_arms`
 ) -> pd.DataFrame:  # the same, and the column paper
     """Add the averages from the paper's text to ours.
 
@@ -649,7 +656,7 @@ def add_figure6(
     of_paper = (rows.backbone == "EfficientNet") & (rows.test == "AVG") & (rows.measure == "AUC")
     return rows.assign(paper=rows.arm.map(given).where(of_paper))
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-74
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-76
 def _draw_zoo_sizes(ax: plt.Axes, part: pd.DataFrame):
     "Draw AUC and ACC of one backbone against the number of detectors."
     for measure, style in zip(("AUC", "ACC"), STYLES.values()):
@@ -664,12 +671,12 @@ def _draw_zoo_sizes(ax: plt.Axes, part: pd.DataFrame):
     ax.set_xticklabels([f"+{b[0]}." for b in BACKBONES[: part.arm.nunique()]])
     ax.legend(frameon=False, **SMALL)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-75
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-77
 def _averages(rows: pd.DataFrame) -> pd.DataFrame:
     "Return the averages over the target sets, without differences."
     return rows[(rows.test == "AVG") & ~rows.arm.str.contains(" - ")]
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-76
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-78
 def draw_figure6(
     rows: pd.DataFrame,  # from `add_figure6`
 ) -> Figure:
@@ -685,7 +692,7 @@ def draw_figure6(
     axes[0].set_ylabel("average over the target sets (%)")
     return figure
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-79
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-81
 def figure6_table(
     rows: pd.DataFrame,  # from `add_figure6`
 ) -> pd.DataFrame:  # a row a backbone, measure and kind; a column a number of detectors
@@ -703,7 +710,7 @@ def figure6_table(
     there = shown.loc[[key for key in order if key in shown.index]]
     return there.reset_index().rename(columns=dict(kind=""))
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-80
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-82
 @declare
 class Figure6(ArmExhibit):
     "Figure 6: one to five detectors in the fusion (Section IV-D2)."
@@ -728,7 +735,7 @@ class Figure6(ArmExhibit):
         yield FigurePart("figure6", draw_figure6(rows), caption)
         yield TablePart("figure6", rows, figure6_table(rows), caption)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-82
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-84
 def figure7_picks(
     lab: Lab,  # its manipulations
     seed: int,  # of the choice, and of the zoo
@@ -739,7 +746,7 @@ def figure7_picks(
     rounds = zip(*picks.values())
     return [(s, row) for turn in rounds for s, row in zip(lab.subsets, turn)][:n]
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-83
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-85
 def draw_figure7(
     faces: list[tuple[str, RankedFace]],  # manipulation and face
 ) -> Figure:
@@ -758,7 +765,7 @@ def draw_figure7(
         ax.set_title(title, **SMALL)
     return figure
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-86
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-88
 @declare
 class Figure7(Exhibit):
     "Figure 7: masks from alpha = 1.0 to 0.1 (Section IV-E1)."
@@ -779,7 +786,7 @@ class Figure7(Exhibit):
         )
         yield FigurePart("figure7", draw_figure7(faces), caption)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-88
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-90
 def draw_figure8(
     rows: pd.DataFrame,  # from `masked_accuracy`
 ) -> Figure:
@@ -796,7 +803,7 @@ def draw_figure8(
     figure.legend(frameon=False, loc="outside upper center", ncols=3, **SMALL)
     return figure
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-91
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-93
 def what_masks_tell(
     masked: Values,  # manipulation, alpha -> scores of each seed, of `masked_cells`
     gray: Values,  # of `control_cells`
@@ -812,13 +819,13 @@ def what_masks_tell(
     by_size = estimate_each(sizes, "auc", columns, score="share")
     return pd.concat([by_score, by_size], ignore_index=True)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-92
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-94
 def _by_subset(rows: pd.DataFrame, index: str) -> pd.DataFrame:
     "Format numbers with one column for each manipulation."
     shown = rows.assign(cell=_intervals(rows)).pivot(index=index, columns="subset", values="cell")
     return shown.loc[rows[index].unique(), rows.subset.unique()].reset_index()
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-93
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-95
 @declare
 class Figure8(Exhibit):
     "Figure 8: accuracy when primary regions are masked (Section IV-E1), with a control that the paper lacks."
@@ -842,7 +849,7 @@ class Figure8(Exhibit):
         caption = f"What the masks of Figure 8 tell: AUC (%) at alpha = 1.0. {about}{gaps(tells)}"
         yield TablePart("figure8_masks", tells, shown, caption)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-95
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-97
 def celeb_set(
     lab: Lab,  # whose target sets
 ) -> str:  # `ValueError` if there is none
@@ -853,7 +860,7 @@ def celeb_set(
     there = ", ".join(lab.targets) or "no target set"
     raise ValueError(f"Figure 9 needs Celeb-DF; this data has {there}.")
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-96
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-98
 def _draw_judged(ax: plt.Axes, image: np.ndarray, heat: np.ndarray, p_fake: float):
     "Draw a fake, where a detector looks, and its score; a missed fake in red."
     show_image(ax, image, heat)
@@ -862,7 +869,7 @@ def _draw_judged(ax: plt.Axes, image: np.ndarray, heat: np.ndarray, p_fake: floa
     else:
         ax.set_xlabel(f"{p_fake:.2f} missed", color="#c03a00", fontweight="bold", **SMALL)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-97
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-99
 FOUND_BY = {
     "all": {"none": True, "primary": True},
     "PRLE alone": {"none": False, "primary": True},
@@ -884,7 +891,7 @@ def found_by(
         groups[who] = np.all(agree, axis=0)
     return groups
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-99
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-101
 def found_fakes(
     scores: dict[tuple[str, str], np.ndarray],  # backbone, arm -> (N,) of all fakes
 ) -> pd.DataFrame:  # a row a backbone, and one that both agree on: fakes by who finds them, fakes
@@ -897,7 +904,7 @@ def found_fakes(
         rows.append(dict(backbone=shown, **counts, fakes=len(next(iter(own.values())))))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-101
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-103
 def _count_text(
     counts: pd.DataFrame,  # from `found_fakes`
 ) -> str:
@@ -908,7 +915,7 @@ def _count_text(
         parts.append(f"{r.backbone}: of {r.fakes} fakes {alone}")
     return f"{'; '.join(parts)}."
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-102
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-104
 @dataclass(frozen=True)
 class FakeGroup:
     "Fakes that stand together in Figure 9."
@@ -918,7 +925,7 @@ class FakeGroup:
     # backbone, arm -> heat maps (n, H, W), and scores (n,)
     arms: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-103
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-105
 def _draw_group(part, group: FakeGroup):
     "Draw a group of fakes in a part of the figure: the fakes, and below them what each arm says."
     part.suptitle(group.title, fontsize=9)
@@ -933,7 +940,7 @@ def _draw_group(part, group: FakeGroup):
             _draw_judged(ax, *judged)
         line[0].set_ylabel(f"{backbone}\n{LABELS[arm]}", **SMALL)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-104
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-106
 def draw_figure9(
     groups: list[FakeGroup],
 ) -> Figure:
@@ -946,7 +953,7 @@ def draw_figure9(
         _draw_group(part, group)
     return figure
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-107
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-109
 def _read_group(lab: Lab, values: Values, title: str, chosen: np.ndarray) -> FakeGroup:
     "Read some faces of the Celeb set, and what each arm says of them."
     rows, size, arms = lab.test_faces(celeb_set(lab)), lab.preset.size, {}
@@ -955,9 +962,9 @@ def _read_group(lab: Lab, values: Values, title: str, chosen: np.ndarray) -> Fak
             p_fake = values["scores", arm][0].p_fake.to_numpy()[chosen]
             heats = [batch.numpy() for batch in fused_batches([maps], IDENTITY, size, chosen)]
             arms[arm[:2]] = np.concatenate(heats or [p_fake]), p_fake
-    return FakeGroup(title, [read_face(rows, i) for i in chosen], arms)
+    return FakeGroup(title, [face_at(rows, i) for i in chosen], arms)
 
-# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-108
+# %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-110
 @declare
 class Figure9(Exhibit):
     "Figure 9: where detectors of seed 0 look, with and without PRLE (Section IV-E2)."

@@ -79,7 +79,7 @@ def fakes_with_landmarks(
     known = [bool(np.isfinite(points).all()) for points in fakes.landmarks]
     return fakes[known]
 
-
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-10
 def looks(
     fakes: pd.DataFrame,  # from `fakes_with_landmarks`
     maps: Iterable[torch.Tensor],  # (n, H, W) of these fakes, batch by batch
@@ -90,7 +90,7 @@ def looks(
     table = pd.DataFrame([look(*pair) for pair in zip(heats, points, strict=True)])
     return table.assign(identity=fakes.identity.to_numpy(), subset=fakes.subset.to_numpy())
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-13
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-14
 def wanted_looks(
     arm: Arm,  # that is looked with
     seed: int,  # of its training
@@ -105,7 +105,7 @@ def wanted_looks(
 
     return Wanted(lambda lab: lab.attention(arm.run(lab, seed), split), read)
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-14
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-15
 def look_cells(
     lab: Lab,  # preset and data
     arms: Sequence[Arm],  # that are looked with
@@ -123,7 +123,7 @@ def look_cells(
             cells[*arm.key, split] = lacking if any(t.empty for t in fakes) else wanted
     return cells
 
-
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-16
 def mechanism_cells(
     lab: Lab,  # preset and data
     backbones: Sequence[str] | str | None,  # see `choose_backbones`
@@ -135,7 +135,7 @@ def mechanism_cells(
     across = Table2().arms(lab, backbones, detectors=())
     return within | look_cells(lab, across, list(lab.targets), seeds)
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-16
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-18
 OWN, UNSEEN, TARGETS = "own manipulation", "unseen manipulations", "target sets"
 "Fakes of the manipulation that a detector was trained on; of the others; of the target sets."
 
@@ -147,7 +147,7 @@ def _chosen(fakes: str, train: str, table: pd.DataFrame) -> pd.DataFrame:
     own = table.subset == train
     return table[own if fakes == OWN else ~own]
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-17
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-19
 def pooled(
     values: Values,  # of `mechanism_cells`
     fakes: str,  # `OWN`, `UNSEEN` or `TARGETS`
@@ -167,7 +167,7 @@ def pooled(
     by_seed = [pd.concat(of_seed) for of_seed in zip(*parts)]
     return by_seed if by_seed and len(by_seed[0]) else Gap(f"there are no fakes: {fakes}")
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-20
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-22
 class Quantity(NamedTuple):
     "What is averaged over fakes, in per cent: a sum of columns of `looks`."
 
@@ -182,12 +182,12 @@ class Quantity(NamedTuple):
             by_seed.append(100 * sum(parts))
         return by_seed
 
-
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-24
 SHARE = Quantity("above 0.3", dict(share=1.0))
 SPREAD = Quantity("spread", dict(spread=1.0))
 NOTHING = Quantity("maps without attention", dict(nothing=1.0))
 
-
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-25
 def above_area(
     *parts: str,  # of `FACE_PARTS`
 ) -> Quantity:
@@ -197,7 +197,7 @@ def above_area(
         weights |= {part: 1.0, f"{part} area": -1.0}
     return Quantity(" and ".join(parts), weights)
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-22
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-27
 class Looks(NamedTuple):
     "A quantity of each seed and fake, for each arm of a backbone."
 
@@ -212,7 +212,7 @@ class Looks(NamedTuple):
             numbers = [one - other for one, other in zip(numbers, self.arms[name])]
         return mean_interval(numbers, self.people)
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-24
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-29
 def looks_of(
     values: Values,  # of `mechanism_cells`
     fakes: str,  # `OWN`, `UNSEEN` or `TARGETS`
@@ -233,7 +233,7 @@ def looks_of(
         means[arm] = [np.mean(of_seed, axis=0) for of_seed in zip(*numbers)]
     return Looks(means, [table.identity.to_numpy(str) for table in tables])
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-25
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-30
 _COLUMNS = ["fakes", "trained", "backbone", "arm", "measure"]
 _DIFFERENCES = {"primary - none": "PRLE - plain", "ours - none": "our reading - plain"}
 _ALL = ("none", "primary", "ours", *_DIFFERENCES)
@@ -249,12 +249,12 @@ def _estimates(found: Looks | Gap, arms: Sequence[str], **row) -> Iterator[dict]
         ends = dict(zip(("value", "low", "high"), numbers))
         yield {**row, "arm": arm, **ends, "note": note}
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-29
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-34
 def _backbones(values: Values) -> list[str]:
     "Return the backbones of cells."
     return list(dict.fromkeys(backbone for backbone, *_ in values))
 
-
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-35
 def breadth(
     values: Values,  # of `mechanism_cells`
 ) -> pd.DataFrame:  # `_COLUMNS`, value, low, high in per cent, note
@@ -269,12 +269,12 @@ def breadth(
                 rows += _estimates(found, _ALL, **row)
     return pd.DataFrame(rows)[[*_COLUMNS, "value", "low", "high", "note"]]
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-30
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-36
 def _signed(r) -> str:
     "Format a difference with its interval."
     return "gap" if r.note else f"{r.value:+.1f} [{r.low:+.1f}, {r.high:+.1f}]"
 
-
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-38
 def breadth_table(
     rows: pd.DataFrame,  # from `breadth`
 ) -> pd.DataFrame:  # a row a group of fakes, backbone and measure
@@ -290,7 +290,7 @@ def breadth_table(
         shown.append(line)
     return pd.DataFrame(shown)
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-33
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-41
 def part_numbers(
     values: Values,  # of `mechanism_cells`
     subsets: Sequence[str],  # manipulations
@@ -308,7 +308,7 @@ def part_numbers(
             rows += _estimates(found, arms, **row)
     return pd.DataFrame(rows)[[*_COLUMNS, "value", "low", "high", "note"]]
 
-
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-42
 def part_areas(
     values: Values,  # of `mechanism_cells`
 ) -> dict[str, float]:  # part -> per cent of the picture; empty if there is nothing but gaps
@@ -318,7 +318,7 @@ def part_areas(
             return {part: 100 * tables[0][f"{part} area"].mean() for part in FACE_PARTS}
     return {}
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-34
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-43
 def part_table(
     rows: pd.DataFrame,  # from `part_numbers`
     areas: dict[str, float],  # from `part_areas`
@@ -333,13 +333,13 @@ def part_table(
         shown.append(line | {r.measure: _signed(r) for r in group.itertuples()})
     return pd.DataFrame(shown)
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-38
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-47
 def _bars(ax: plt.Axes, x: np.ndarray, rows: pd.DataFrame, **style):
     "Draw values with their intervals as points."
     ends = np.maximum(0, [rows.value - rows.low, rows.high - rows.value])
     ax.errorbar(x, rows.value, yerr=ends, linestyle="none", capsize=2, markersize=4, **style)
 
-
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-48
 def _draw_breadth(ax: plt.Axes, rows: pd.DataFrame, fakes: str):
     "Draw the spread of each backbone, plain and with PRLE as published and in our reading."
     rows = rows[(rows.fakes == fakes) & (rows.measure == SPREAD.name) & (rows.note == "")]
@@ -351,7 +351,7 @@ def _draw_breadth(ax: plt.Axes, rows: pd.DataFrame, fakes: str):
     ax.set_title(fakes)
     ax.set_xlim(-0.6, max(len(names), 1) - 0.4)
 
-
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-49
 def _draw_parts(ax: plt.Axes, rows: pd.DataFrame, subsets: Sequence[str]):
     "Draw the attention of plain detectors on the parts of the fakes that they know."
     shifts = np.linspace(-0.2, 0.2, len(subsets))
@@ -363,7 +363,7 @@ def _draw_parts(ax: plt.Axes, rows: pd.DataFrame, subsets: Sequence[str]):
     ax.set_xticks(range(len(FACE_PARTS)), list(FACE_PARTS), rotation=90, fontsize=8)
     ax.set_title("plain, on known fakes")
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-39
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-50
 def draw_mechanism(
     broad: pd.DataFrame,  # from `breadth`
     parts: pd.DataFrame,  # from `part_numbers`
@@ -384,7 +384,7 @@ def draw_mechanism(
     axes[2].legend(frameon=False, fontsize=8)
     return figure
 
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-42
+# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-53
 FIGURE1_FIRST = ("NT", "FS")
 "The manipulations of which the paper says where detectors look."
 

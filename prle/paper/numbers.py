@@ -33,13 +33,17 @@ BACKBONES = ("Xception", "EfficientNet", "VGG", "F3-Net", "ResNet-50")
 "The paper's five; the first three are its zoo."
 
 # %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-5
-_TABLES = {
-    1: """\
+_TABLES: dict[int, str] = {}  # number in the paper -> rows, the first of which names the columns
+
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-7
+_TABLES[1] = """\
 backbone DF FS F2F Fsh NT
 Xception 17.79 16.62 16.72 17.50 20.79
 EfficientNet 18.40 19.25 19.80 19.86 19.58
-VGG 14.86 12.64 11.88 15.89 10.64""",
-    2: """\
+VGG 14.86 12.64 11.88 15.89 10.64"""
+
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-9
+_TABLES[2] = """\
 backbone arm augments DFDC:ACC DFDC:AUC DF-1.0:ACC DF-1.0:AUC Celeb-DF:ACC Celeb-DF:AUC AVG:ACC AVG:AUC
 MesoNet none no 50.02 50.16 50.05 50.21 36.73 50.01 45.60 50.13
 Capsule none no 51.30 56.16 59.29 61.46 61.96 59.93 57.52 59.18
@@ -58,8 +62,10 @@ Xception primary yes 64.33 69.38 57.22 66.62 65.19 65.94 62.28 67.31
 EfficientNet primary yes 64.52 69.64 62.14 74.72 69.71 70.67 65.46 71.68
 VGG primary yes 56.87 62.54 64.92 68.73 67.87 68.77 63.22 66.68
 F3-Net primary yes 63.50 69.47 63.32 74.30 68.46 68.17 65.09 70.65
-ResNet-50 primary yes 61.50 66.02 57.43 70.52 58.94 61.26 59.29 65.93""",
-    3: """\
+ResNet-50 primary yes 61.50 66.02 57.43 70.52 58.94 61.26 59.29 65.93"""
+
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-11
+_TABLES[3] = """\
 backbone arm train DF FS F2F Fsh NT AVG
 Xception none DF 99.91 28.91 74.59 66.34 83.74 70.70
 Xception primary DF 99.89 30.25 80.17 71.90 84.02 73.25
@@ -110,8 +116,10 @@ VGG primary NT 88.00 38.78 65.94 68.89 94.52 71.22
 F3-Net none NT 84.45 39.68 70.29 67.42 96.97 71.76
 F3-Net primary NT 85.86 44.42 70.85 71.07 96.59 73.75
 ResNet-50 none NT 80.81 45.78 66.52 74.19 97.48 72.95
-ResNet-50 primary NT 79.52 47.75 67.13 74.01 97.33 73.14""",
-    4: """\
+ResNet-50 primary NT 79.52 47.75 67.13 74.01 97.33 73.14"""
+
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-13
+_TABLES[4] = """\
 backbone arm DFDC DFDC:d DF-1.0 DF-1.0:d Celeb-DF Celeb-DF:d
 Xception primary 69.38 - 66.62 - 65.94 -
 Xception random 66.56 -2.82 62.38 -4.24 61.15 -4.79
@@ -127,8 +135,10 @@ F3-Net random 64.58 -4.89 71.29 -3.01 64.22 -3.95
 F3-Net landmark 64.46 -5.01 71.30 -3.00 64.54 -3.63
 ResNet-50 primary 66.02 - 70.52 - 61.26 -
 ResNet-50 random 65.08 -0.94 63.37 -7.15 59.27 -1.99
-ResNet-50 landmark 62.72 -3.30 63.71 -7.81 59.95 -1.31""",
-    5: """\
+ResNet-50 landmark 62.72 -3.30 63.71 -7.81 59.95 -1.31"""
+
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-15
+_TABLES[5] = """\
 backbone arm DFDC DFDC:d DF-1.0 DF-1.0:d Celeb-DF Celeb-DF:d
 Xception neighbour 69.38 - 66.62 - 65.94 -
 Xception low 67.07 -2.31 66.28 -0.34 64.46 -1.48
@@ -144,28 +154,33 @@ F3-Net low 67.82 -1.65 70.40 -3.90 64.67 -3.50
 F3-Net high 66.69 -2.78 70.21 -4.09 64.37 -3.80
 ResNet-50 neighbour 66.02 - 70.52 - 61.26 -
 ResNet-50 low 65.45 -0.57 66.23 -4.29 61.04 -0.22
-ResNet-50 high 64.93 -1.09 62.99 -7.53 60.82 -0.44""",
-    6: """\
+ResNet-50 high 64.93 -1.09 62.99 -7.53 60.82 -0.44"""
+
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-17
+_TABLES[6] = """\
 backbone arm DFDC DFDC:d DF-1.0 DF-1.0:d Celeb-DF Celeb-DF:d
 EfficientNet X+E+V 69.64 - 74.72 - 70.67 -
 EfficientNet X 68.22 -1.42 70.83 -3.89 67.07 -3.60
 EfficientNet E 63.69 -5.95 72.28 -2.44 68.91 -1.76
-EfficientNet V 68.31 -1.33 67.57 -7.15 64.22 -6.45""",
-    7: """\
+EfficientNet V 68.31 -1.33 67.57 -7.15 64.22 -6.45"""
+
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-19
+_TABLES[7] = """\
 backbone arm DFDC DFDC:d DF-1.0 DF-1.0:d Celeb-DF Celeb-DF:d
 EfficientNet dynamic 69.64 - 74.72 - 70.67 -
 EfficientNet static 68.86 -0.78 70.42 -4.30 65.45 -5.22
 ResNet-50 dynamic 66.02 - 70.52 - 61.26 -
-ResNet-50 static 65.86 -0.16 63.32 -7.20 60.83 -0.43""",
-    8: """\
+ResNet-50 static 65.86 -0.16 63.32 -7.20 60.83 -0.43"""
+
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-21
+_TABLES[8] = """\
 backbone arm GFLOPs params train infer
 Xception none 540.15 20.81 269.72 902.98
 Xception primary 540.15 20.81 262.42 902.98
 ResNet-50 none 493.38 25.56 281.19 916.58
-ResNet-50 primary 493.38 25.56 270.30 916.58""",
-}
+ResNet-50 primary 493.38 25.56 270.30 916.58"""
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-6
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-22
 FIGURE6 = {1: 68.71, 2: 70.06, 3: 71.68, 4: 71.94, 5: 72.25}
 "Detectors in the fusion -> average AUC (%) of EfficientNet, from the text on Figure 6."
 STATIC_SPEED = 10
@@ -173,7 +188,7 @@ STATIC_SPEED = 10
 USER_STUDY = dict(participants=86, images=50, decisions=4300, drop=10)
 "Section IV-F: people, pictures for each, decisions in all, and the points of accuracy that masks cost."
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-7
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-23
 def paper_table(
     number: int,  # of the table in the paper, 1 to 8
 ) -> pd.DataFrame:  # the paper's rows and columns; NaN where our copy of the paper is not legible or nothing is printed
@@ -182,16 +197,16 @@ def paper_table(
         raise ValueError(f"no table {number}; there are {', '.join(map(str, _TABLES))}.")
     return pd.read_csv(StringIO(_TABLES[number]), sep=" ", na_values="-")
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-8
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-24
 def _is_legible(table: pd.DataFrame) -> pd.Series:
     "Tell whether our copy shows all five cells of each row of Table III."
     return table[list(SUBSETS)].notna().all(axis=1)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-11
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-27
 CELL_COLUMNS = ["backbone", "arm", "train", "test", "measure"]
 "What names a number, the paper's or ours; `arm` reads `A - B` where it is a difference."
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-12
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-28
 def paper_cells(
     number: int,  # of a table of AUC or ACC, 2 to 7
 ) -> pd.DataFrame:  # backbone, arm, train, test, measure, paper
@@ -206,7 +221,7 @@ def paper_cells(
     train = long.train if "train" in long else "all"
     return long.assign(train=train, test=parts[0], measure=measure)[[*CELL_COLUMNS, "paper"]]
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-15
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-31
 _DAMAGED = """\
 train|line of the copy|DF|FS|F2F|Fsh|NT|AVG
 FS|VGG, first|5/ 35|00.64|50 71|56 75|52.72|64 53
@@ -226,7 +241,7 @@ Fsh|"F- -Net 50"|/1.1/|40.40|45.41|99.45|67.60|66 10
 Fsh|"Residet-50"|66.21|42.20|52.71|99.43|65.87|66 75
 Fsh|"Resilet-30"|00.51|49.54|55.02|99.04|03.87|00.75"""
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-16
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-32
 def damaged_rows() -> (
     pd.DataFrame
 ):  # train, line of the copy, the six cells as shown, mean of the five as far as they are numbers, off
@@ -240,14 +255,14 @@ def damaged_rows() -> (
     mean = shown[list(SUBSETS)].mean(axis=1, skipna=False)
     return lines.assign(mean=mean.round(2), off=(shown.AVG - mean).round(2))
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-18
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-34
 def unverified_averages() -> pd.DataFrame:  # backbone, arm, train, AVG
     "Return the averages of Table III whose rows cannot be read, so that nothing confirms their digits."
     table = paper_table(3)
     unverified = table[table.AVG.notna() & ~_is_legible(table)]
     return unverified[["backbone", "arm", "train", "AVG"]].reset_index(drop=True)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-20
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-36
 def legible_text(
     backbones: Iterable[str],  # by the paper's names
     trains: Iterable[str] = SUBSETS,  # manipulations
@@ -264,7 +279,7 @@ def legible_text(
         f"its means over unseen manipulations rest on these. Not legible in our copy: {lost}."
     )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-23
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-39
 class Check(NamedTuple):
     "A number of the paper that can be computed from others."
 
@@ -277,7 +292,7 @@ class Check(NamedTuple):
 
 _ROMAN = {2: "II", 3: "III", 4: "IV", 5: "V", 6: "VI", 7: "VII"}
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-24
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-40
 def _row_averages(number: int, average: str, columns: list[str]) -> Iterator[Check]:
     "Check a column of averages against the means of the rows."
     for r in paper_table(number).to_dict("records"):
@@ -290,7 +305,7 @@ def _row_averages(number: int, average: str, columns: list[str]) -> Iterator[Che
             mean,
         )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-25
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-41
 def _averages() -> Iterator[Check]:
     "Check AVG of Tables II and III."
     for measure in ("ACC", "AUC"):
@@ -299,7 +314,7 @@ def _averages() -> Iterator[Check]:
         )
     yield from _row_averages(3, "AVG", list(SUBSETS))
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-26
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-42
 def _parentheses() -> Iterator[Check]:
     "Check Tables IV to VII: the differences to the first row of a backbone, and that row against Table II."
     prle = paper_table(2).query("arm == 'primary'").set_index("backbone")
@@ -323,7 +338,7 @@ def _parentheses() -> Iterator[Check]:
                         r[t] - first[t],
                     )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-28
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-44
 def _cell(number: int, column: str, **keys: str) -> float:
     "Return a number of one of the paper's tables."
     table = paper_table(number)
@@ -331,13 +346,13 @@ def _cell(number: int, column: str, **keys: str) -> float:
         table = table[table[head] == value]
     return table[column].item()
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-29
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-45
 def _gain(backbone: str, column: str) -> float:
     "Return the points that PRLE adds in Table II."
     plain, primary = (_cell(2, column, backbone=backbone, arm=arm) for arm in ("none", "primary"))
     return primary - plain
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-30
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-46
 def _cross_gain(backbone: str, train: str, test: str) -> float:
     "Return the points that PRLE adds in Table III."
     plain, primary = (
@@ -345,7 +360,7 @@ def _cross_gain(backbone: str, train: str, test: str) -> float:
     )
     return primary - plain
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-31
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-47
 def _drop(number: int, backbone: str, arm: str, test: str) -> float:
     "Return the points that an arm of Tables IV to VII loses against the table's first arm."
     first = paper_table(number).arm[0]
@@ -353,13 +368,13 @@ def _drop(number: int, backbone: str, arm: str, test: str) -> float:
         number, test, backbone=backbone, arm=arm
     )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-32
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-48
 def _cost(backbone: str) -> float:
     "Return by how much PRLE lowers the training throughput in Table VIII, in per cent."
     plain, primary = (_cell(8, "train", backbone=backbone, arm=arm) for arm in ("none", "primary"))
     return 100 * (1 - primary / plain)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-33
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-49
 def _sentences_on_two() -> Iterator[Check]:
     "Check what the text says of Table II."
     yield Check(
@@ -394,7 +409,7 @@ def _sentences_on_two() -> Iterator[Check]:
             here, f"Xception with PRLE improves on {backbone} by {points}%", points, less, 1
         )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-34
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-50
 def _sentences_on_three() -> Iterator[Check]:
     "Check what text and figures say of Tables I and III."
     own = _cell(3, "FS", backbone="Xception", arm="none", train="FS")
@@ -424,7 +439,7 @@ def _sentences_on_three() -> Iterator[Check]:
         1,
     )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-35
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-51
 def _sentences_on_masks() -> Iterator[Check]:
     "Check what the text says of Tables IV to VII and Figure 6."
     others = [(b, arm) for b in BACKBONES for arm in ("random", "landmark")]
@@ -462,7 +477,7 @@ def _sentences_on_masks() -> Iterator[Check]:
     loss = np.mean([_drop(7, "EfficientNet", "static", t) for t in TARGET_SETS])
     yield Check(here, "EfficientNet loses around 3% across testing sets", 3, loss, 1)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-36
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-52
 def _other_sentences() -> Iterator[Check]:
     "Check what the text says of people and of time."
     decisions = USER_STUDY["participants"] * USER_STUDY["images"]
@@ -470,7 +485,7 @@ def _other_sentences() -> Iterator[Check]:
     yield Check("Section IV-F", what, USER_STUDY["decisions"], decisions, 0.5)
     yield Check("Section IV-G", "less than 3% more time with Xception", 3, _cost("Xception"), -1)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-37
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-53
 def _verdict(check: Check) -> str:  # "agrees", "last digit" or "contradicts"
     "Say whether a printed number agrees with what it can be computed from."
     if check.tolerance < 0:
@@ -480,7 +495,7 @@ def _verdict(check: Check) -> str:  # "agrees", "last digit" or "contradicts"
         return "agrees"
     return "last digit" if off <= 0.0101 and check.tolerance == 0.005 else "contradicts"
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-38
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-54
 def consistency() -> (
     pd.DataFrame
 ):  # where, what, printed, computed, verdict: agrees, last digit, contradicts
@@ -500,7 +515,7 @@ def consistency() -> (
         computed=rows.computed.round(3), verdict=[_verdict(check) for check in checks]
     )
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-41
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-57
 def interval(
     value: float,  # in per cent
     low: float,  # end of its interval
@@ -512,7 +527,7 @@ def interval(
         return "gap"
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-44
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-60
 def _faces_text(by_seed: list[pd.DataFrame], of: str = "") -> str:
     "Count the people and faces of a test set, whose seeds of other people are listed."
     faces = pd.concat(by_seed)
@@ -520,7 +535,7 @@ def _faces_text(by_seed: list[pd.DataFrame], of: str = "") -> str:
     each = f" ({by_seed[0].identity.nunique()} a seed)" if len(by_seed) > 1 else ""
     return f"{people} test people{each}, {len(faces) - fakes} real and {fakes} fake test faces{of}"
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-45
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-61
 def _measured(lab: Lab, kind: str, seeds: int) -> list[str]:
     "Say how many people and faces were measured, one text for each set."
     others = list({lab.fold(seed): seed for seed in reversed(range(seeds))}.values())[::-1]
@@ -535,7 +550,7 @@ def _measured(lab: Lab, kind: str, seeds: int) -> list[str]:
     rows = pd.concat([lab.train_faces("all", seed=seed) for seed in others])
     return [f"fakes of {rows.identity[rows.label == 1].nunique()} training people"]
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-46
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-62
 def _network_text(lab: Lab, name: str) -> str:
     "Say which network a backbone is in a preset."
     network = lab.preset.backbone(name)
@@ -544,7 +559,7 @@ def _network_text(lab: Lab, name: str) -> str:
         text += f" at width {network.width:g}"
     return text + " (ImageNet)" if network.pretrained else text
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-47
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-63
 def describe(
     lab: Lab,  # preset and data
     seeds: int,  # of every number
@@ -570,19 +585,19 @@ def describe(
     note = " (only shows that it runs; its numbers mean nothing)" if lab.base == "smoke" else ""
     return f"Preset {lab.name}{note}: faces of {lab.preset.size} pixels; {networks}; {'; '.join(parts)}."
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-50
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-66
 def _is_change(rows: pd.DataFrame) -> pd.Series:
     "Tell which numbers are differences of two arms."
     return rows.arm.str.contains(" - ", regex=False)
 
-
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-67
 def _is_best(rows: pd.DataFrame, groups: list[str]) -> pd.Series:
     "Tell whether each number is the largest of its group; differences do not count."
     numbers = rows.value.where(~_is_change(rows))
     largest = numbers.groupby([rows[group] for group in groups]).transform("max")
     return numbers == largest
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-51
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-68
 def beside(
     ours: str,  # a number
     paper: str,  # the paper's; "": it has none
@@ -590,7 +605,7 @@ def beside(
     "Put the paper's number beside ours; `*` marks small."
     return f"{ours} *{paper}*" if paper else ours
 
-
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-69
 def _cell_texts(
     rows: pd.DataFrame,  # value, low, high, paper
     best: Iterable[bool],  # which are bold
@@ -604,7 +619,7 @@ def _cell_texts(
         texts.append(beside(f"**{ours}**" if is_best else ours, paper))
     return texts
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-52
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-70
 def side_by_side(
     rows: pd.DataFrame,  # `CELL_COLUMNS` and value, low, high; paper: the paper's number
     best: Sequence[str] = ("backbone", "train"),  # columns within whose groups the best is bold
@@ -624,7 +639,7 @@ def side_by_side(
     texts = [changes.get(key, "") for key in _row_keys(shown, heads)]
     return shown.assign(**{f"change, {order[-1]}": texts})
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-53
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-71
 def _row_keys(rows: pd.DataFrame, heads: Sequence[str]) -> list[tuple]:
     "Return what names the row of each number; a difference stands in the row of its first arm."
     arms = rows.assign(arm=rows.arm.str.split(" - ", regex=False).str[0])
@@ -639,7 +654,7 @@ def _spread(rows: pd.DataFrame, heads: list[str], order: list[str]) -> pd.DataFr
         shown.append({**dict(zip(heads, key)), **cells})
     return pd.DataFrame(shown)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-57
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-75
 _MARKUP = re.compile(r"[\\`<&|]|\](?=[\[(:])")  # code, tags, entities, cells; links and pictures
 
 
@@ -649,7 +664,7 @@ def markdown_text(
     "Escape text for Markdown, on one line."
     return _MARKUP.sub(r"\\\g<0>", " ".join(str(text).split()))
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-59
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-77
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -667,7 +682,7 @@ _LATEX = {
 }
 _SMALL = re.compile(r"\*(?=\S)([^*]+)(?<=\S)\*")
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-60
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-78
 def latex_text(
     text: str,  # of a cell or caption; `**` marks bold, `*` small
 ) -> str:
@@ -680,7 +695,7 @@ def latex_text(
         "{}" + bold if bold.startswith(("[", "*")) else bold
     )  # after a row's end these would be its options
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-61
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-79
 _PAGE_ROWS, _LINE = 45, 40  # a longer table breaks over pages, a longer cell over lines
 
 
@@ -704,7 +719,7 @@ def _ruled(text: str, starts: Sequence[bool]) -> str:
             lines[k] = "\\midrule\n" + lines[k]
     return "\n".join(lines) + "\n"
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-62
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-80
 def latex_table(
     shown: pd.DataFrame,  # as people read it
     caption: str,
@@ -728,7 +743,7 @@ def latex_table(
     first = repeats.iloc[:, 0]
     return _ruled(table, [first.any() and not same for same in first[1:]])
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-64
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-82
 def _write_note(lab: Lab, path: Path, files: Sequence[Path], **facts):
     "Write the provenance of the table or figure at `path`."
     own = dict(
@@ -742,24 +757,20 @@ def _write_note(lab: Lab, path: Path, files: Sequence[Path], **facts):
     record = dict(provenance(lab.device), **own, **facts)
     write_sealed(path.with_suffix(".provenance.json"), record)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-65
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-83
 def _stale_text(lab: Lab) -> str:  # "" if there are none
-    "Say how many runs were made by other code."
-    stale = lab.store.names(other_code=True)
-    if not stale:
+    "Say whether runs were made by another version of the code."
+    if not lab.store.names(other_code=True):
         return ""
-    return (
-        f" {len(stale)} of the {len(lab.store.used)} runs were made by other code than the present one; "
-        "the provenance names them."
-    )
+    return " Some runs were made by another version of the code; the provenance file names them."
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-66
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-84
 def _markdown_table(shown: pd.DataFrame) -> str:
     "Return a table as Markdown."
     text = shown.rename(columns=markdown_text).map(markdown_text)
     return text.to_markdown(index=False, disable_numparse=True)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-67
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-85
 def write_table(
     lab: Lab,  # whose runs it rests on
     name: str,  # of the files, e.g. "table3"
@@ -784,7 +795,7 @@ def write_table(
     _write_note(lab, path, [path.with_suffix(suffix) for suffix in texts], caption=caption, **facts)
     return path
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-68
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-86
 def write_figure(
     lab: Lab,  # whose runs it rests on
     name: str,  # of the files, e.g. "figure3"
@@ -801,14 +812,14 @@ def write_figure(
     _write_note(lab, path, [path, path.with_suffix(".pdf")], caption=caption, **facts)
     return path
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-70
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-88
 def _fault(path: Path, made: str) -> str:
     "Say what is wrong with a file, given the fingerprint recorded for it; empty if nothing is."
     if not path.is_file():
         return "missing"
     return "" if file_digest(path) == made else "changed since it was written"
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-71
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-89
 def changed_files(
     folder: str | Path,  # outputs/PRESET
 ) -> list[str]:  # "tables/table3.csv: ...", sorted
@@ -823,11 +834,11 @@ def changed_files(
         found += [f"{note.parent.name}/{name}: {fault}" for name, fault in faults.items() if fault]
     return found
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-74
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-92
 COLUMN_WIDTH, PAGE_WIDTH = 3.5, 7.16
 "Widths in inches of a column and of a page."
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-75
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-93
 def use_paper_style():
     "Set matplotlib's style for all figures: readable at their printed width, safe for colour-blind readers."
     import seaborn as sns
@@ -840,7 +851,7 @@ def use_paper_style():
     }
     sns.set_theme(context="paper", style="ticks", palette="colorblind", rc=settings)
 
-# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-76
+# %% ../../nbs/paper/00_numbers.ipynb #paper-00-numbers-94
 def show_image(
     ax: plt.Axes,  # where
     image: np.ndarray,  # (H, W, 3) uint8

@@ -31,7 +31,7 @@ from prle.paper.comparisons import (
     add_paper,
     arms_of,
     choose_backbones,
-    compare,
+    compare_arms,
     contrast_fact,
     gaps,
     main_contrasts,
@@ -212,7 +212,7 @@ def _first_config(lab: Lab, variant: Variant, train: str) -> RunConfig:
     "Return the first training with the masks of a variant; the backbone does not matter to them."
     return lab.config(next(iter(lab.preset.backbones)), train, **variant.changes)
 
-
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-22
 def wanted_leak(
     variant: Variant,  # with masks
     train: str = "all",  # manipulation that is trained on
@@ -224,7 +224,7 @@ def wanted_leak(
 
     return Wanted(ask, lambda run: float(read_audit(run).table.leak.max()))
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-22
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-23
 def leak_text(
     values: Values,  # of an exhibit
     names: dict[str, str],  # arm -> what tables print
@@ -242,7 +242,7 @@ def leak_text(
         f"first seed, the worst manipulation) of: {', '.join(texts)}."
     )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-24
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-25
 class ArmExhibit(Exhibit):
     "A table or figure that compares arms."
 
@@ -283,7 +283,7 @@ class ArmExhibit(Exhibit):
 
     def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
         "Compare the arms."
-        return compare(self.measured(lab, values), self.measures)
+        return compare_arms(self.measured(lab, values), self.measures)
 
     def leaks(self, values: Values) -> str:
         "Say what the masks of each arm tell of the label, for the caption."
@@ -312,7 +312,7 @@ class ArmExhibit(Exhibit):
         "Describe what the numbers rest on, and the gaps."
         return describe(lab, seeds, list(dict.fromkeys(rows.backbone)), on) + gaps(rows)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-25
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-26
 _LAYOUT = (
     "Small beside ours stands the paper's number; the last column is the change against the first "
     "training of the group, paired."
@@ -360,12 +360,12 @@ class ArmTable(ArmExhibit):
         facts = dict(contrasts=self.contrasts(lab, values))
         return TablePart(self.name, rows, self.layout(lab, rows), caption, facts)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-27
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-28
 def _ranks(names: Iterable[str]) -> dict[str, int]:
     "Number names in their order, from 0."
     return {name: rank for rank, name in enumerate(names)}
 
-
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-30
 def _augments(shown: pd.DataFrame) -> list[str]:
     "Return the paper's column `augments` for each row; empty where the paper has no such row."
     given = {}
@@ -373,12 +373,12 @@ def _augments(shown: pd.DataFrame) -> list[str]:
         given[BASELINES.get(r.backbone, r.backbone), r.arm] = r.augments
     return [given.get(row, "") for row in zip(shown.backbone, shown.arm)]
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-28
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-31
 _DETECTORS = Parameter(
     "detectors", None, 'list of the paper\'s baselines, e.g. ["RFM"]; None: all eight'
 )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-29
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-32
 @declare
 class Table2(ArmTable):
     "Table II: training on all manipulations, test on three other data sets (Section IV-C1)."
@@ -413,7 +413,7 @@ class Table2(ArmTable):
         of_arm = shown.arm.map(dict(none=0, primary=1, ours=2)).to_numpy()
         return self.named(shown.iloc[np.argsort(of_arm, kind="stable")])
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-31
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-34
 @declare
 class Table3(ArmTable):
     "Table III: training on one manipulation, test on all (Section IV-C2)."
@@ -452,7 +452,7 @@ class Table3(ArmTable):
         text = change_text(change)
         yield FigurePart("table3_change", draw_change(change), f"{caption} {about}", extra=text)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-32
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-35
 def unverified_text(
     rows: pd.DataFrame,  # of Table III
 ) -> str:  # "" if there are none
@@ -470,7 +470,7 @@ def unverified_text(
     )
     return f"{told}{'; '.join(texts)}."
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-35
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-38
 _PRLE = {"primary": "as published", "ours": "in our reading"}
 
 
@@ -481,7 +481,7 @@ def unseen_change(
     changes = [f"{arm} - none" for arm in _PRLE]
     return rows[rows.arm.isin(changes) & (rows.test == "unseen") & (rows.note == "")]
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-36
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-39
 def change_text(
     change: pd.DataFrame,  # from `unseen_change`
 ) -> str:
@@ -500,7 +500,7 @@ def change_text(
         )
     return " ".join(texts).removesuffix(";") + "."
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-37
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-40
 def draw_change(
     change: pd.DataFrame,  # from `unseen_change`
 ) -> Figure:
@@ -527,11 +527,11 @@ def draw_change(
     axes[0].invert_yaxis()
     return figure
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-41
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-44
 LANDMARK = dict(mask="landmark", parts=("nose", "eyes", "mouth"))
 "Table IV's landmark masks."
 
-
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-45
 def wanted_area(
     variant: Variant,  # with masks
     train: str = "all",  # manipulation that is trained on
@@ -543,7 +543,7 @@ def wanted_area(
 
     return Wanted(ask, read_area)
 
-
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-46
 def _areas(arms: pd.Series, values: Values) -> pd.Series:  # in per cent; NaN of differences
     "Return the masked share of each row's arm."
     found = {}
@@ -552,7 +552,7 @@ def _areas(arms: pd.Series, values: Values) -> pd.Series:  # in per cent; NaN of
             found[name[1]] = 100 * cell[0]
     return arms.map(found).astype(float)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-43
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-48
 @declare
 class Table4(ArmTable):
     "Table IV: primary, random and landmark masks (Section IV-D1)."
@@ -590,7 +590,7 @@ class Table4(ArmTable):
         shown.insert(2, "masked", texts)
         return self.named(shown)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-44
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-49
 @declare
 class Table5(ArmTable):
     "Table V: masks from neighbouring and from average fusion (Section IV-D2)."
@@ -607,7 +607,7 @@ class Table5(ArmTable):
         OURS,
     )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-45
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-50
 @declare
 class Table6(ArmTable):
     "Table VI: masks from a single detector (Section IV-D2)."
@@ -624,7 +624,7 @@ class Table6(ArmTable):
         OURS,
     )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-46
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-51
 @declare
 class Table7(ArmTable):
     "Table VII: training without dynamic exploitation (Section IV-D3)."

@@ -97,7 +97,7 @@ def _response_files(folder: Path) -> list[Path]:
     "List the files of answers: the server's first, then those that participants saved."
     return [*sorted(folder.glob("*.jsonl")), *sorted(folder.glob("*.json"))]
 
-
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-13
 def _read_file(path: Path, responses: Responses, seen: dict) -> tuple[list[dict], list[str]]:
     "Read as `_first`; a file that cannot be read has no answers and one reason."
     try:
@@ -105,7 +105,7 @@ def _read_file(path: Path, responses: Responses, seen: dict) -> tuple[list[dict]
     except (OSError, ValueError) as e:
         return [], [f"no file of answers ({one_line(e)})"]
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-13
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-14
 def read_responses(
     study: Study,  # from `read_study`
 ) -> pd.DataFrame:
@@ -128,7 +128,7 @@ def read_responses(
     table.attrs["dropped"] = dropped
     return table
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-15
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-16
 def exclude(
     responses: pd.DataFrame,  # from `read_responses`
     median: float = 500,  # ms; participants whose median is below are left out
@@ -155,13 +155,13 @@ def exclude(
     kept.attrs["left_out"] = len(gone)
     return kept, pd.DataFrame(out, columns=["code", "reason", "decisions"])
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-19
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-20
 def _draw_weights(names, n: int, draw) -> np.ndarray:
     "Draw people or faces with replacement, n times; return how often each decision's was drawn, (n, N)."
     who, index = np.unique(np.asarray(names).astype(str), return_inverse=True)
     return draw.multinomial(len(who), np.full(len(who), 1 / len(who)), n)[:, index]
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-20
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-21
 def crossed_bootstrap(
     right: np.ndarray,  # (N,) bool, whether each decision was right
     participants: np.ndarray,  # (N,) who decided
@@ -180,12 +180,12 @@ def crossed_bootstrap(
         rows.append(np.divide(correct, whole, out=nothing, where=whole > 0))
     return np.concatenate(rows)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-21
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-22
 def _interval(samples: np.ndarray) -> tuple:
     "Return the 2.5th and 97.5th percentile of samples along the first axis, without NaN."
     return tuple(np.nanquantile(samples, [0.025, 0.975], axis=0))
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-25
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-26
 def _conditions_of(kept: pd.DataFrame, subsets: Sequence[str]) -> dict[tuple, np.ndarray]:
     "Return which decisions belong to each bar and point of Figure 10, by (panel, name, mask, alpha)."
     subset, mask = kept.subset.to_numpy(), kept["mask"].to_numpy()
@@ -200,7 +200,7 @@ def _conditions_of(kept: pd.DataFrame, subsets: Sequence[str]) -> dict[tuple, np
         found["b", "all", "fixed", alpha] = (mask == "fixed") & np.isclose(kept.alpha, alpha)
     return found
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-26
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-27
 def accuracy_table(
     kept: pd.DataFrame,  # from `exclude`
     subsets: Sequence[str],  # manipulations, in the order of the figure
@@ -220,7 +220,7 @@ def accuracy_table(
         accuracy = (which & right).sum(1) / which.sum(1)
     return table.assign(accuracy=100 * accuracy, low=100 * low, high=100 * high)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-29
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-30
 @dataclass(frozen=True)
 class Effect:
     "The result of a test: odds ratio and change of the accuracy, with their 95% intervals."
@@ -242,7 +242,7 @@ class Effect:
         points = f"{self.points:+.1f} points [{self.points_low:+.1f}, {self.points_high:+.1f}]"
         return f"{self.question} {self.decisions} decisions: {odds}, one-sided p = {self.p:.2g}; {points}."
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-30
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-31
 def _random_effects(names, x: np.ndarray) -> list:
     "Return the design matrices (N, names) of a random intercept and of a random slope on `x`."
     who, index = np.unique(np.asarray(names).astype(str), return_inverse=True)
@@ -250,7 +250,7 @@ def _random_effects(names, x: np.ndarray) -> list:
     one = sp.csr_matrix((np.ones(n), (np.arange(n), index)), (n, len(who)))
     return [one, sp.diags(x) @ one]
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-31
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-32
 def _mixed_logistic(
     right: np.ndarray, x: np.ndarray, participants: np.ndarray, faces: np.ndarray
 ) -> tuple[float, float]:
@@ -270,7 +270,7 @@ def _mixed_logistic(
     variance = (np.exp(2 * fit.vcp_mean[1::2]) / sizes[1::2]).sum()
     return float(fit.fe_mean[1]), float(np.sqrt(fit.fe_sd[1] ** 2 + variance))
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-32
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-33
 def _effect(
     kept: pd.DataFrame, x: np.ndarray, question: str, weights: np.ndarray, span: float
 ) -> Effect:
@@ -285,7 +285,7 @@ def _effect(
     p = float(stats.norm.cdf(slope / sd))
     return Effect(question, len(kept), *odds, p, points, *_interval(samples))
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-33
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-34
 def masked_is_harder(
     kept: pd.DataFrame,  # from `exclude`
 ) -> Effect:  # `ValueError` without decisions of both kinds
@@ -296,7 +296,7 @@ def masked_is_harder(
         raise ValueError("there are no decisions on both unmasked and masked pictures.")
     return _effect(rows, x, "Masked is harder?", np.stack([x == 0, x == 1]), 1.0)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-34
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-35
 def harder_with_alpha(
     kept: pd.DataFrame,  # from `exclude`
 ) -> Effect:  # `ValueError` with fewer than two alphas
@@ -308,7 +308,7 @@ def harder_with_alpha(
         raise ValueError("there are no decisions at two or more fixed alphas.")
     return _effect(rows, x, "Harder with alpha (per 1.0)?", np.stack([x == a for a in levels]), 0.9)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-38
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-39
 def robust_difference(
     right: np.ndarray,  # (N,) 0 or 1
     x: np.ndarray,  # (N,) 0 or 1
@@ -325,7 +325,7 @@ def robust_difference(
     variance = max(by_person + by_face - own, own) * clusters / (clusters - 1)
     return a - b, float(np.sqrt(variance))
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-39
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-40
 def _draw_study(
     plan: pd.DataFrame, faces: int, accuracy: tuple[float, float], spreads: dict, draw
 ) -> tuple[np.ndarray, ...]:
@@ -344,11 +344,11 @@ def _draw_study(
     logit += (x - 0.5) * slopes
     return (draw.random(len(plan)) < 1 / (1 + np.exp(-logit))).astype(int), x, who, what
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-40
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-41
 SPREADS = dict(participant=0.5, face=0.8, participant_slope=0.3, face_slope=0.4)
 "Assumed standard deviations, in log-odds, of participants and faces, and of what the mask does to them."
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-41
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-42
 def _is_found(decisions: tuple[np.ndarray, ...], people: int, level: float) -> bool:
     "Say whether the drop is significant in a simulated study."
     difference, error = robust_difference(*decisions)
@@ -357,7 +357,7 @@ def _is_found(decisions: tuple[np.ndarray, ...], people: int, level: float) -> b
     clusters = min(people, decisions[3].max() + 1)
     return difference / error < stats.t.ppf(level, clusters - 1)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-42
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-43
 def power(
     participants: Sequence[int] = (5, 10, 20, 40, 86, 172),  # numbers to try
     images: int = 50,  # a participant
@@ -387,7 +387,7 @@ def power(
         found[n] = hits / studies
     return pd.Series(found, name="power").rename_axis("participants")
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-43
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-44
 def participants_needed(
     table: pd.Series,  # from `power`
     share: float = 0.8,  # of the studies that shall find the drop
@@ -397,7 +397,7 @@ def participants_needed(
     number = enough[0] if len(enough) else f"more than {table.index[-1]}"
     return f"{number} participants for a power of {share:.0%}"
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-46
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-47
 def detector_answers(
     study: Study,  # from `read_study`
     detectors: dict,  # name -> detector of `prle.detectors`
@@ -421,11 +421,11 @@ def detector_answers(
         parts.append(rows.assign(detector=name, p_fake=p_fake, right=right))
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-47
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-48
 ARMS = {"": "none", " + PRLE": "primary"}
 "The detectors beside the people, and the masks that they are trained with."
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-48
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-49
 def lab_detectors(
     lab: Lab,  # preset, data and store
     seed: int = 0,  # of the trainings
@@ -438,7 +438,7 @@ def lab_detectors(
             detectors[f"{backbone}{suffix}"] = load_detector(run, lab.device)
     return detectors
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-49
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-50
 def detector_table(
     answers: pd.DataFrame,  # from `detector_answers`
     subsets: Sequence[str],  # manipulations
@@ -457,7 +457,7 @@ def detector_table(
     names = ["detector", "panel", "name", "mask", "alpha", "decisions", "accuracy"]
     return pd.DataFrame(parts, columns=names)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-50
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-51
 def study_detectors(
     study: Study,  # from `read_study`
     lab: Lab,  # whose detectors they are
@@ -473,7 +473,7 @@ def study_detectors(
     answers = detector_answers(study, lab_detectors(lab, seed), lab.device)
     return detector_table(answers, study.settings["subsets"], shown)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-52
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-53
 _MARKERS = "Dosv^x"
 _MARKER = dict(ms=3, mfc="none", color="black")
 
@@ -485,12 +485,12 @@ def _by_detector(table: pd.DataFrame | None, column: str, value: str) -> list[tu
     groups = table[table[column] == value].groupby("detector", sort=False)
     return [(_MARKERS[k % len(_MARKERS)], *group) for k, group in enumerate(groups)]
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-53
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-54
 def _errors(rows: pd.DataFrame) -> np.ndarray:
     "Return the lengths of the error bars below and above, (2, K); 0 where there are no decisions."
     return np.nan_to_num([rows.accuracy - rows.low, rows.high - rows.accuracy])
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-54
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-55
 def _bars(ax: plt.Axes, table: pd.DataFrame, detectors: pd.DataFrame | None):
     "Draw Figure 10a: accuracy by manipulation, unmasked and masked."
     rows, colours = table[table.panel == "a"], plt.rcParams["axes.prop_cycle"].by_key()["color"]
@@ -510,7 +510,7 @@ def _bars(ax: plt.Axes, table: pd.DataFrame, detectors: pd.DataFrame | None):
     ax.set(xticks=range(len(names)), xticklabels=names)
     ax.set(ylabel="accuracy (%)", ylim=(0, 105), title="(a)")
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-55
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-56
 def _curve(ax: plt.Axes, table: pd.DataFrame, detectors: pd.DataFrame | None):
     "Draw Figure 10b: accuracy by fixed alpha."
     rows = table[(table.panel == "b") & table.accuracy.notna()]
@@ -522,14 +522,14 @@ def _curve(ax: plt.Axes, table: pd.DataFrame, detectors: pd.DataFrame | None):
     ax.axhline(50, lw=0.6, ls=":", color="black")
     ax.set(xlabel="$\\alpha$ (0: unmasked)", ylim=(0, 105), xlim=(-0.05, 1.05), title="(b)")
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-56
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-57
 def _warning(kept: pd.DataFrame) -> str:
     "Return the word across the figure, if its numbers are none or say nothing about people."
     if len(kept):
         return "SIMULATED" if kept.simulated.any() else ""
     return "ALL\nEXCLUDED" if kept.attrs.get("left_out", 0) else "NO RESPONSES\nYET"
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-57
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-58
 def _caption(kept: pd.DataFrame, detectors: pd.DataFrame | None) -> str:
     "Return the line below the figure: what its numbers rest on."
     gone = kept.attrs.get("left_out", 0)
@@ -543,7 +543,7 @@ def _caption(kept: pd.DataFrame, detectors: pd.DataFrame | None) -> str:
     of_test = (kept.split == "test").sum() if len(kept) else 0
     return f"{text} only, {of_test} of these decisions" if len(kept) else text
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-58
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-59
 def _legend(figure: Figure):
     "Draw one legend above the panels, with each name once."
     named = {}
@@ -553,7 +553,7 @@ def _legend(figure: Figure):
     style = dict(loc="outside upper center", ncols=5, fontsize=6.5, frameon=False)
     figure.legend(named.values(), named.keys(), **style)
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-59
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-60
 def draw_figure10(
     kept: pd.DataFrame,  # from `exclude`
     subsets: Sequence[str],  # manipulations
@@ -575,7 +575,7 @@ def draw_figure10(
     figure.supxlabel(_caption(kept, detectors), fontsize=7)
     return figure
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-65
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-66
 def _test_lines(kept: pd.DataFrame) -> list[str]:
     "Return the results of the two tests, or why there is none."
     lines = []
@@ -586,7 +586,7 @@ def _test_lines(kept: pd.DataFrame) -> list[str]:
             lines.append(f"{test.__name__}: {e}")
     return lines
 
-# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-66
+# %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-67
 def report(
     study: Study,  # from `read_study`
 ) -> str:

@@ -93,11 +93,12 @@ def _look(file: str) -> Look | None:
         return None
     return picture_look(frame) if isinstance(frame, np.ndarray) else None
 
-
+# %% ../../../nbs/data/layouts/01_copies.ipynb #data-layouts-01-copies-15
 def _signs(looks: Sequence[Look]) -> np.ndarray:  # (N, `BITS`) 1 or -1
+    "Return the bits of looks as signs."
     return 2 * np.stack([look.bits for look in looks]).astype(np.float32) - 1
 
-
+# %% ../../../nbs/data/layouts/01_copies.ipynb #data-layouts-01-copies-17
 def _alike(looks: Sequence[Look], others: Sequence[Look]) -> Iterator[tuple[int, int]]:
     "Yield the number of each look that is one of the others, and the number of the most similar of these."
     signs, theirs = _signs(looks), _signs(others)
@@ -109,7 +110,7 @@ def _alike(looks: Sequence[Look], others: Sequence[Look]) -> Iterator[tuple[int,
             if min(local) <= LOCAL:
                 yield start + i, near[int(np.argmin(local))]
 
-# %% ../../../nbs/data/layouts/01_copies.ipynb #data-layouts-01-copies-16
+# %% ../../../nbs/data/layouts/01_copies.ipynb #data-layouts-01-copies-19
 def _copied(videos: pd.DataFrame) -> list[tuple[str, str]]:
     "Name the videos whose content stands in another split as well, or under the other label."
     found, first = [], same_content(videos.file.tolist())
@@ -126,7 +127,7 @@ def _copied(videos: pd.DataFrame) -> list[tuple[str, str]]:
             found.append((one.file, f"the same file as {where}, which has the other label"))
     return found
 
-# %% ../../../nbs/data/layouts/01_copies.ipynb #data-layouts-01-copies-17
+# %% ../../../nbs/data/layouts/01_copies.ipynb #data-layouts-01-copies-20
 def _resembling(videos: pd.DataFrame, workers: int) -> list[tuple[str, str]]:
     "Name the videos that look like one of an earlier split."
     with ThreadPoolExecutor(workers) as pool:
@@ -144,7 +145,7 @@ def _resembling(videos: pd.DataFrame, workers: int) -> list[tuple[str, str]]:
             found.append((here.file.iloc[i], f"{like}: a leak from {other.split} to {split}"))
     return found
 
-# %% ../../../nbs/data/layouts/01_copies.ipynb #data-layouts-01-copies-18
+# %% ../../../nbs/data/layouts/01_copies.ipynb #data-layouts-01-copies-21
 def find_copies(
     videos: pd.DataFrame,  # of a listing
     workers: int = 8,  # threads that decode

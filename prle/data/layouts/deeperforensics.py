@@ -115,7 +115,7 @@ def _real_video(name: str, variant: str, distortions: dict[str, str]) -> str:
         return ""
     return f"{name[:3]}@{variant}" if distortions[name] else name[:3]
 
-
+# %% ../../../nbs/data/layouts/07_deeperforensics.ipynb #data-layouts-07-deeperforensics-17
 def _add_fakes(
     listing: Listing, store: Store, variant: str, fakes: _Fakes, distortions: dict[str, str]
 ):
@@ -126,7 +126,7 @@ def _add_fakes(
             people = dict(identity=name[:3], source_identity=name.split("_")[-1])
             listing.add(store[name], name, variant, split, **people, target=target)
 
-
+# %% ../../../nbs/data/layouts/07_deeperforensics.ipynb #data-layouts-07-deeperforensics-18
 def _add_reals(
     listing: Listing, store: Store, variant: str, fakes: _Fakes, distortions: dict[str, str]
 ):
@@ -139,7 +139,7 @@ def _add_reals(
             video = _real_video(name, variant, distortions)
             listing.add(store[name[:3]], video, "real", split, **facts)
 
-# %% ../../../nbs/data/layouts/07_deeperforensics.ipynb #data-layouts-07-deeperforensics-18
+# %% ../../../nbs/data/layouts/07_deeperforensics.ipynb #data-layouts-07-deeperforensics-20
 def _source_videos(folder: Path, frames: bool) -> list[Path]:
     "List the videos (or folders of frames) in and below a folder."
     found = []
@@ -151,7 +151,7 @@ def _source_videos(folder: Path, frames: bool) -> list[Path]:
             found.append(Path(parent))
     return sorted(found)
 
-# %% ../../../nbs/data/layouts/07_deeperforensics.ipynb #data-layouts-07-deeperforensics-19
+# %% ../../../nbs/data/layouts/07_deeperforensics.ipynb #data-layouts-07-deeperforensics-21
 def _add_actors(root: Path, frames: bool, listing: Listing):
     "Add the actors' source videos, which DeepfakeBench takes as reals, to the test split of the listing."
     folder = find_child(root, "source_videos")
@@ -167,7 +167,7 @@ def _add_actors(root: Path, frames: bool, listing: Listing):
     elsewhere = "DeepfakeBench lists the source videos under train, val and test"
     listing.notes.append(f"{elsewhere}; here they stand in test alone")
 
-# %% ../../../nbs/data/layouts/07_deeperforensics.ipynb #data-layouts-07-deeperforensics-21
+# %% ../../../nbs/data/layouts/07_deeperforensics.ipynb #data-layouts-07-deeperforensics-23
 def _expected(variants: tuple[str, ...], protocol: str) -> dict:
     "Return the official numbers of videos by split and subset."
     numbers = dict(test=140) if protocol == "ff++" else OFFICIAL
@@ -177,7 +177,7 @@ def _expected(variants: tuple[str, ...], protocol: str) -> dict:
     sets = sum(v not in CLEAN for v in variants) + any(v in CLEAN for v in variants)
     return fakes | {(split, "real"): n * sets for split, n in numbers.items()}
 
-# %% ../../../nbs/data/layouts/07_deeperforensics.ipynb #data-layouts-07-deeperforensics-24
+# %% ../../../nbs/data/layouts/07_deeperforensics.ipynb #data-layouts-07-deeperforensics-26
 def _check_options(variants: tuple[str, ...], protocol: str, reals: str | Path | None):
     "Refuse an unknown protocol or variant, or a protocol without the reals that it needs."
     check_choice(protocol, PROTOCOLS, "protocol")
@@ -191,7 +191,7 @@ def _check_options(variants: tuple[str, ...], protocol: str, reals: str | Path |
     if reals is not None and not Path(reals).is_dir():
         raise FileNotFoundError(f"{reals}: no such folder (reals, on the command line --reals).")
 
-# %% ../../../nbs/data/layouts/07_deeperforensics.ipynb #data-layouts-07-deeperforensics-25
+# %% ../../../nbs/data/layouts/07_deeperforensics.ipynb #data-layouts-07-deeperforensics-27
 def _once(rows: list[dict]) -> list[dict]:
     "Keep the first of the rows of each video: clean reals serve several variants."
     first = {}
@@ -199,13 +199,13 @@ def _once(rows: list[dict]) -> list[dict]:
         first.setdefault((row["subset"], row["video"]), row)
     return list(first.values())
 
-# %% ../../../nbs/data/layouts/07_deeperforensics.ipynb #data-layouts-07-deeperforensics-26
+# %% ../../../nbs/data/layouts/07_deeperforensics.ipynb #data-layouts-07-deeperforensics-28
 _NOT_MIXED = (
     "the PRLE paper tests on DF-1.0's videos with mixed distortions, and none of these variants is one; its numbers on "
     f"DF-1.0 are to be compared with variants {' '.join(MIXED)} (603 test videos)"
 )
 
-# %% ../../../nbs/data/layouts/07_deeperforensics.ipynb #data-layouts-07-deeperforensics-27
+# %% ../../../nbs/data/layouts/07_deeperforensics.ipynb #data-layouts-07-deeperforensics-29
 @register_layout("df-1.0")
 def deeperforensics(
     root: Path,  # holds manipulated_videos and lists (and source_videos)

@@ -97,7 +97,7 @@ def _holds_part(folder: Path) -> bool:
     "Say whether a folder is a single training part, or Kaggle's sample."
     return find_child(folder, "metadata.json").is_file()
 
-
+# %% ../../../nbs/data/layouts/05_dfdc.ipynb #data-layouts-05-dfdc-13
 def _parts(folder: Path) -> list[Path]:
     "List the folders of the training parts in the order of their numbers; a folder that is one stands alone."
     if _holds_part(folder):
@@ -112,11 +112,11 @@ def _parts(folder: Path) -> list[Path]:
         return [sample]
     return [found[number] for number in sorted(found)]
 
-# %% ../../../nbs/data/layouts/05_dfdc.ipynb #data-layouts-05-dfdc-12
+# %% ../../../nbs/data/layouts/05_dfdc.ipynb #data-layouts-05-dfdc-14
 def _are_records(content) -> bool:
     return isinstance(content, dict) and all(isinstance(facts, dict) for facts in content.values())
 
-# %% ../../../nbs/data/layouts/05_dfdc.ipynb #data-layouts-05-dfdc-13
+# %% ../../../nbs/data/layouts/05_dfdc.ipynb #data-layouts-05-dfdc-15
 def _list_part(part: Path, frames: bool, listing: Listing):
     "Add the videos of a training part's metadata.json."
     path, store = find_child(part, "metadata.json"), Store(part, frames=frames)
@@ -139,7 +139,7 @@ def _list_part(part: Path, frames: bool, listing: Listing):
     for name in sorted(store.files.keys() - listed):
         listing.complain(store.files[name], f"no entry in {path.name}; left out")
 
-# %% ../../../nbs/data/layouts/05_dfdc.ipynb #data-layouts-05-dfdc-14
+# %% ../../../nbs/data/layouts/05_dfdc.ipynb #data-layouts-05-dfdc-16
 def _list_train(folder: Path, frames: bool) -> Listing:
     "List the videos of every part's metadata.json."
     listing, parts = Listing("DFDC"), _parts(folder)
@@ -155,13 +155,13 @@ def _list_train(folder: Path, frames: bool) -> Listing:
         listing.totals = [dict(what="parts", expected=50, found=len(parts), optional=False)]
     return listing
 
-# %% ../../../nbs/data/layouts/05_dfdc.ipynb #data-layouts-05-dfdc-16
+# %% ../../../nbs/data/layouts/05_dfdc.ipynb #data-layouts-05-dfdc-18
 def _which(root: Path) -> str:
     "Tell the test part by its labels.csv, and training parts by a metadata.json in one of them or in the root."
     tested = (find_child(folder, "labels.csv") for folder in (root, find_child(root, "test")))
     return "train" if _parts(root) and not any(path.is_file() for path in tested) else "test"
 
-# %% ../../../nbs/data/layouts/05_dfdc.ipynb #data-layouts-05-dfdc-17
+# %% ../../../nbs/data/layouts/05_dfdc.ipynb #data-layouts-05-dfdc-19
 def _split(listing: Listing, split: str | None) -> Listing:
     "Deal the training videos into splits if asked to; a fake goes with the video that it was made of."
     if split:
@@ -172,7 +172,7 @@ def _split(listing: Listing, split: str | None) -> Listing:
         )
     return listing
 
-# %% ../../../nbs/data/layouts/05_dfdc.ipynb #data-layouts-05-dfdc-18
+# %% ../../../nbs/data/layouts/05_dfdc.ipynb #data-layouts-05-dfdc-20
 @register_layout("dfdc")
 def dfdc(
     root: Path,  # of DFDC, or its test or train folder

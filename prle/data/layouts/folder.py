@@ -39,7 +39,7 @@ def _groups(path: Path, place: Path) -> list[str]:
     "Return the folders between `place` and a video that are groups."
     return [part for part in path.relative_to(place).parts[:-1] if part.lower() not in BESIDE]
 
-
+# %% ../../../nbs/data/layouts/08_folder.ipynb #data-layouts-08-folder-7
 def _add_item(listing: Listing, path: Path, place: Path, root: Path, split: str, known: set[str]):
     "Add a video in `place`, a folder `real` or `fake`; `known`: the groups of the reals, which are no manipulations."
     groups, subset = _groups(path, place), place.name.lower()
@@ -48,7 +48,7 @@ def _add_item(listing: Listing, path: Path, place: Path, root: Path, split: str,
     name = safe_name(path.relative_to(root).with_suffix("").as_posix().replace("/", "-"))
     listing.add(path, name, subset, split, identity=groups[-1] if groups else "")
 
-# %% ../../../nbs/data/layouts/08_folder.ipynb #data-layouts-08-folder-6
+# %% ../../../nbs/data/layouts/08_folder.ipynb #data-layouts-08-folder-8
 def _kept(listing: Listing, place: Path, other: str, frames: bool) -> list[Path]:
     "List what lies in `place`, a folder `real` or `fake`; what lies in a folder of the `other` name is a problem."
     if not place.is_dir():
@@ -61,7 +61,7 @@ def _kept(listing: Listing, place: Path, other: str, frames: bool) -> list[Path]
             kept.append(path)
     return kept
 
-# %% ../../../nbs/data/layouts/08_folder.ipynb #data-layouts-08-folder-7
+# %% ../../../nbs/data/layouts/08_folder.ipynb #data-layouts-08-folder-9
 def _add_split(listing: Listing, folder: Path, root: Path, split: str, frames: bool):
     "Add the videos of a folder that holds `real` and `fake`."
     reals, fakes = find_child(folder, "real"), find_child(folder, "fake")
@@ -72,7 +72,7 @@ def _add_split(listing: Listing, folder: Path, root: Path, split: str, frames: b
     for path in _kept(listing, fakes, "real", frames):
         _add_item(listing, path, fakes, root, split, known)
 
-# %% ../../../nbs/data/layouts/08_folder.ipynb #data-layouts-08-folder-8
+# %% ../../../nbs/data/layouts/08_folder.ipynb #data-layouts-08-folder-10
 _SPLIT_NAMES = dict(
     train="train",
     training="train",
@@ -85,7 +85,7 @@ _SPLIT_NAMES = dict(
 )
 "What the folders of the splits are called, in lower case."
 
-# %% ../../../nbs/data/layouts/08_folder.ipynb #data-layouts-08-folder-9
+# %% ../../../nbs/data/layouts/08_folder.ipynb #data-layouts-08-folder-11
 def _leftovers(listing: Listing, folder: Path, meant: str, known: set[str], frames: bool):
     "Make problems of the folders, videos and pictures in `folder` whose names (lower case) are not among the known."
     for path in sorted(folder.iterdir()):
@@ -97,7 +97,7 @@ def _leftovers(listing: Listing, folder: Path, meant: str, known: set[str], fram
         elif file_kind(path) and not frames:
             listing.complain(path, f"in none of the folders {meant}; left out")
 
-# %% ../../../nbs/data/layouts/08_folder.ipynb #data-layouts-08-folder-10
+# %% ../../../nbs/data/layouts/08_folder.ipynb #data-layouts-08-folder-12
 def _split_folders(root: Path) -> list[tuple[str, Path]]:  # in the order train, val, test
     "List the folders of the splits, each with its split."
     found = [(_SPLIT_NAMES.get(path.name.lower()), path) for path in sorted(root.iterdir())]
@@ -105,7 +105,7 @@ def _split_folders(root: Path) -> list[tuple[str, Path]]:  # in the order train,
     found = [(split, path) for split, path in found if split and path.is_dir()]
     return sorted(found, key=lambda pair: order.index(pair[0]))
 
-# %% ../../../nbs/data/layouts/08_folder.ipynb #data-layouts-08-folder-11
+# %% ../../../nbs/data/layouts/08_folder.ipynb #data-layouts-08-folder-13
 def _split_by_person(listing: Listing, split: str):
     "Deal the videos by the sub-folder that they lie in, which is a person's, or by their names; a note says which."
     rows = listing.rows
@@ -121,7 +121,7 @@ def _split_by_person(listing: Listing, split: str):
     else:
         listing.notes.append(f"split by person: {len(set(units))} sub-folders")
 
-# %% ../../../nbs/data/layouts/08_folder.ipynb #data-layouts-08-folder-12
+# %% ../../../nbs/data/layouts/08_folder.ipynb #data-layouts-08-folder-14
 @register_layout("folder")
 def plain_folder(
     root: Path,  # holds real and fake (all of it test), or train, val, test with these
