@@ -999,7 +999,7 @@ def evaluate(
     # any data: a folder with ff++/, ... as `prle faces` makes them, one of `prle forge`, or a manifest; default: those
     # that it was trained on
     data: str | None = None,
-    # what is measured: auc, acc, acc_balanced, eer, ap, tpr_at_1, tpr_at_5, tpr_at_10, brier, ece, ...
+    # what is measured: acc_balanced, eer, ap, tpr_at_1, tpr_at_5, tpr_at_10, brier, ece, ...; default: auc acc
     measures: list[str] = ("auc", "acc"),
     # folder for scores, table and figure: make the faces worse, step by step, and measure the AUC that is left
     robustness: str | None = None,

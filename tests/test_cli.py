@@ -28,7 +28,7 @@ OPTIONS = {
     "controls": "faces trainings engine outputs",
     "export": "data outputs plugin out licence format",
     "localize": "data outputs plugin split subset cam explain out",
-    "evaluate": "data outputs plugin on",
+    "evaluate": "data outputs plugin on measures robustness degradations also maps selection",
     "predict": "data outputs plugin also count csv json explain report faces finder cropped pictures frames",
     "userstudy build": "participants images subsets splits practice seed secret-of consent post confidence out "
     "preset data outputs",
