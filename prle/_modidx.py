@@ -1591,7 +1591,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'prle.lab.integrity.RunName.__str__': ('lab/integrity.html#runname.__str__', 'prle/lab/integrity.py'),
                                     'prle.lab.integrity.RunName.folder': ('lab/integrity.html#runname.folder', 'prle/lab/integrity.py'),
                                     'prle.lab.integrity._covered': ('lab/integrity.html#_covered', 'prle/lab/integrity.py'),
-                                    'prle.lab.integrity._read_run': ('lab/integrity.html#_read_run', 'prle/lab/integrity.py'),
+                                    'prle.lab.integrity._run_text': ('lab/integrity.html#_run_text', 'prle/lab/integrity.py'),
                                     'prle.lab.integrity.check_run': ('lab/integrity.html#check_run', 'prle/lab/integrity.py'),
                                     'prle.lab.integrity.code_difference': ('lab/integrity.html#code_difference', 'prle/lab/integrity.py'),
                                     'prle.lab.integrity.code_modules': ('lab/integrity.html#code_modules', 'prle/lab/integrity.py'),

@@ -164,7 +164,11 @@ def test_the_preset_paper_on_official_layouts_through_its_notebooks(
         configs.PRESETS,
         "paper",
         dataclasses.replace(
-            full, backbones=narrow, width=1 / 8, options=configs.PRESETS["mini"].options
+            full,
+            backbones=narrow,
+            width=1 / 8,
+            options=configs.PRESETS["mini"].options,
+            audit=configs.PRESETS["smoke"].audit,
         ),
     )
     monkeypatch.setattr(module, "run_notebook", run_here)

@@ -114,7 +114,9 @@ def audit(
 ) -> Run:  # audit.parquet, a row a measure; rows.parquet, a row a mask
     "Measure what the masks of a training tell of the label; the zoo is trained first where it is needed."
     transform, maps = _masking(config), None
-    key = _settings(config, split, draws) | dict(data=lab.source(split)[1], quantiles=None)
+    options = lab.preset.audit
+    key = _settings(config, split, draws) | options
+    key |= dict(data=lab.source(split)[1], quantiles=None)
     if fold := lab.fold(config.recipe.seed):
         key["fold"] = fold
     if config.needs_maps:
@@ -125,7 +127,8 @@ def audit(
         rows = _audited(lab, config, split)
         faces = FaceDataset(rows, quantiles=quantile_folder(maps) if maps else None)
         labels, people = rows.label.to_numpy(), rows.identity.to_numpy()
-        _write_audit(audit_transform(transform, faces, labels, people, draws), folder)
+        found = audit_transform(transform, faces, labels, people, draws, **options)
+        _write_audit(found, folder)
 
     return lab.store.get("audits", _audit_label(lab, config, split), key, make)
 

@@ -80,6 +80,7 @@ class Preset:
     base: str = ""  # the preset whose sizes and data it shares; "": itself
     balance: bool = True  # training on "all" takes as many reals as fakes in every epoch
     masking: dict = field(default_factory=dict)  # fields of `RunConfig` that masks use
+    audit: dict = field(default_factory=dict)  # options of `prle.audit.audit`
 
     @property
     def named(self) -> dict[str, Backbone]:
@@ -103,6 +104,7 @@ class Preset:
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-11
 _QUICK = {name: dict(momentum=0.1) for name in ("meso4", "efficientnet_b4", "mat")}
+_ROUGHLY = dict(classifiers=["linear"], resamples=100)
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-12
 _SMOKE = Preset(
@@ -112,6 +114,7 @@ _SMOKE = Preset(
     width=1 / 8,
     options=_QUICK,
     recipe=dict(epochs=1, batch_size=16),
+    audit=_ROUGHLY,
     backbones={
         "Xception": Backbone("xception", 1 / 8),
         "EfficientNet": Backbone("efficientnet_lite0", 1 / 8),
@@ -174,7 +177,12 @@ _CONTROLS = Preset(
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-17
 PRESETS = dict(smoke=_SMOKE, mini=_MINI, paper=_PAPER, controls=_CONTROLS)
 PRESETS["controls-smoke"] = replace(
-    _CONTROLS, size=32, grid=4, people=6, recipe=_CONTROLS.recipe | dict(epochs=1)
+    _CONTROLS,
+    size=32,
+    grid=4,
+    people=6,
+    recipe=_CONTROLS.recipe | dict(epochs=1),
+    audit=_ROUGHLY,
 )
 "The sizes that every notebook can be run at."
 
