@@ -301,7 +301,7 @@ def _fit(pyramid: _Levels, centre: np.ndarray, levels: Iterable[int]) -> _Hit | 
         levels = sorted({hit.level for hit in hits if hit.score > best.score - 1.5 * doubt})
     return best if best.score > 0 else None
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-36
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-35
 def _search(frame: np.ndarray, finer: float) -> list[_Hit]:
     "Find the largest face, in a pyramid from coarse to fine, and others on so many levels below its own."
     pyramid, faces = _Levels(frame), []
@@ -318,7 +318,7 @@ def _search(frame: np.ndarray, finer: float) -> list[_Hit]:
                 faces.append(fit)
     return faces
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-38
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-37
 @dataclass(frozen=True)
 class Detection:
     "A face in a frame."
@@ -341,7 +341,7 @@ class Detection:
         corner = np.float32(corner)
         return Detection(box + np.tile(corner, 2), landmarks + corner, self.found)
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-39
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-38
 def _search_tight(frame: np.ndarray) -> list[Detection]:
     "Find the faces in a small, padded copy of a frame, largest first."
     zoom = min(1.0, _SEARCH / 2 / min(frame.shape[:2]))
@@ -354,7 +354,7 @@ def _search_tight(frame: np.ndarray) -> list[Detection]:
         faces = [face for face in mirrored if inside.holds(face[0].reshape(2, 2).mean(0))]
     return [Detection(*face, len(faces)).moved(zoom, (0, 0)) for face in faces]
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-40
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-39
 def place_landmarks(
     frame: np.ndarray,  # (H, W, 3) uint8, RGB
     box: np.ndarray,  # (4,) int: left, top, right, bottom of an upright face, as dlib's detector draws it
@@ -364,7 +364,7 @@ def place_landmarks(
     points = predictor(frame, dlib.rectangle(*box.tolist())).parts()
     return np.array([(p.x, p.y) for p in points], np.float32)
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-41
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-40
 def _detection(frame: np.ndarray, hit: _Hit) -> Detection:
     "Place the landmarks in a hit."
     box = hit.pixels()
@@ -377,7 +377,7 @@ def _find_dlib(frame: np.ndarray, share: float) -> list[Detection]:
     hits = sorted(_search(frame, finer), key=lambda hit: (hit.area(), hit.score), reverse=True)
     return [_detection(frame, hit) for hit in hits] or _search_tight(frame)
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-43
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-42
 @cache
 def load_mtcnn():
     "Return MTCNN, which finds faces and five points in each; `ImportError` naming the extra."
@@ -389,7 +389,7 @@ def load_mtcnn():
         ) from e
     return MTCNN(keep_all=True, post_process=False, device="cpu")
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-44
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-43
 _UPRIGHT = 256  # px: side of the picture in which a face is turned upright
 _UPRIGHT_BOX = np.array([76, 95, 179, 196])  # where dlib's detector draws the box in it, on average
 
@@ -404,7 +404,7 @@ def _stand_up(frame: np.ndarray, points: np.ndarray) -> Detection:
     box = np.rint(np.concatenate([middle - half, middle + half]))
     return Detection(box.astype(np.float32), move_points(upright, back), 1)
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-45
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-44
 def _find_mtcnn(frame: np.ndarray, share: float) -> list[Detection]:
     "Find faces with MTCNN, largest first."
     boxes, _, points = load_mtcnn().detect(frame, landmarks=True)
@@ -413,11 +413,11 @@ def _find_mtcnn(frame: np.ndarray, share: float) -> list[Detection]:
     faces = [_stand_up(frame, five) for five in points]
     return sorted(faces, key=lambda face: face.side, reverse=True)
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-46
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-45
 FINDERS = {"dlib": _find_dlib, "mtcnn": _find_mtcnn}
 "Name -> function (frame, share) -> the faces, largest first."
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-48
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-47
 def find_all(
     frame: np.ndarray,  # (H, W, 3) uint8, RGB
     share: float = 0.0,  # look for faces this wide, as a share of the largest: 0 for all, 1 for its like
@@ -428,7 +428,7 @@ def find_all(
     faces = find(frame, share)
     return [replace(face, found=len(faces)) for face in faces]
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-49
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-48
 def find_largest(
     frame: np.ndarray,  # (H, W, 3) uint8, RGB
     finder: str = "dlib",  # one of `FINDERS`
@@ -436,7 +436,7 @@ def find_largest(
     "Find the largest face and its 68 landmarks; `found` counts those of its size."
     return next(iter(find_all(frame, 1.0, finder)), None)
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-51
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-50
 def gap(
     a: np.ndarray,  # (4,) box of a face
     b: np.ndarray,  # (4,) another
@@ -446,7 +446,7 @@ def gap(
     apart = np.linalg.norm((a - b).reshape(2, 2).mean(0))
     return float(apart / np.sqrt(np.prod(sides)) + abs(np.log2(sides[0] / sides[1])))
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-53
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-52
 def find_near(
     frame: np.ndarray,  # (H, W, 3) uint8, RGB
     box: np.ndarray,  # (4,) where a face was
@@ -463,7 +463,7 @@ def find_near(
     near = [face for face in faces if gap(face.box, box) < 1]
     return min(near, key=lambda face: gap(face.box, box), default=None)
 
-# %% ../../nbs/data/02_faces.ipynb #new-18552056
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-54
 _WIDE = 120  # px of a level around the middle of a face's old place: as far as it may have gone
 _BOX = 72  # px: side of the box that dlib draws on the level where it finds the face
 
@@ -488,7 +488,7 @@ def _again(pyramid: _Levels, box: np.ndarray) -> _Hit | None:
             return fit if same else _fit(pyramid, fit.centre(), _beside(pyramid, fit.level))
     return None
 
-# %% ../../nbs/data/02_faces.ipynb #new-5765483
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-55
 _SURE = 0.3  # score of a face that is one; dlib's threshold is 0
 
 
@@ -509,7 +509,7 @@ def find_again(
             found[person] = hit
     return {person: _detection(frame, hit) for person, hit in found.items()}
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-58
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-60
 FIVE_POINTS = (37, 44, 30, 49, 55)
 TEMPLATE = np.array(
     [
@@ -522,7 +522,7 @@ TEMPLATE = np.array(
 )
 "Where `FIVE_POINTS` go in a crop of 112 pixels at scale 1."
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-59
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-61
 def five_targets(
     size: int,  # side of the crop in px
     scale: float = 1.3,  # how much more than the template's square the crop shows
@@ -534,7 +534,7 @@ def five_targets(
 
 assert np.allclose(five_targets(256)[0], (96.870, 120.433), atol=1e-3)
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-61
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-63
 def similarity(
     source: np.ndarray,  # (n, 2) points
     target: np.ndarray,  # (n, 2) where they shall go
@@ -546,7 +546,7 @@ def similarity(
     b = w.mean() - a * z.mean()
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-64
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-66
 def _shrink_first(
     image: np.ndarray, matrix: np.ndarray, size: int, shrink: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -559,7 +559,7 @@ def _shrink_first(
     part = cv2.resize(part, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
     return part, np.column_stack([matrix[:, :2] / shrink, matrix @ (*low, 1)])
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-65
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-67
 def warp_crop(
     image: np.ndarray,  # (H, W) or (H, W, 3) uint8
     matrix: np.ndarray,  # (2, 3), px of `image` -> px of the crop
@@ -573,7 +573,7 @@ def warp_crop(
         image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
     )
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-67
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-69
 def outside(
     shape: tuple,  # of the image: height, width, ...
     matrix: np.ndarray,  # (2, 3), px of the image -> px of the crop
@@ -583,7 +583,7 @@ def outside(
     inside = np.ones(shape[:2], np.uint8)
     return cv2.warpAffine(inside, matrix, (size, size), flags=cv2.INTER_NEAREST) == 0
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-68
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-70
 def soften(
     crop: np.ndarray,  # (S, S, 3) uint8, from `warp_crop`
     beyond: np.ndarray,  # (S, S) bool, from `outside`
@@ -598,7 +598,7 @@ def soften(
     blurred = cv2.GaussianBlur(np.float32(crop), (0, 0), reach, borderType=cv2.BORDER_REPLICATE)
     return np.rint(crop + share * (blurred - crop)).clip(0, 255).astype(np.uint8)
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-70
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-72
 SOFT = 0.06  # blur of what lies outside of the picture, as a share of the crop's side
 
 
@@ -612,7 +612,7 @@ def warp_softly(
     crop = warp_crop(image, matrix, size)
     return soften(crop, outside(image.shape, matrix, size), soft) if soft else crop
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-72
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-74
 def move_points(
     points: np.ndarray,  # (n, 2)
     matrix: np.ndarray,  # (2, 3)
@@ -620,7 +620,7 @@ def move_points(
     "Apply a transform to points."
     return (points @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-73
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-75
 def crop_face(
     image: np.ndarray,  # (H, W, 3) uint8
     landmarks: np.ndarray,  # (68, 2), px of `image`
@@ -633,7 +633,7 @@ def crop_face(
     matrix = similarity(landmarks[list(FIVE_POINTS)], five_targets(size, scale, lift))
     return warp_softly(image, matrix, size, soft), move_points(landmarks, matrix)
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-75
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-77
 @dataclass(frozen=True)
 class Face:
     "An aligned face crop."
@@ -645,7 +645,7 @@ class Face:
     identity: str = ""  # who it shows
     frame: int | None = None  # of the video; None: a photograph
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-76
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-78
 def read_face(
     path: str | Path,  # a photograph
     size: int = 256,  # side of the crop in px
@@ -660,12 +660,12 @@ def read_face(
         raise FaceError(f"{path}: no face found.")
     return Face(*crop_face(image, faces[0], size, scale, lift, soft), found=len(faces))
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-80
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-82
 def _align_similarity(face: Detection, shape: tuple, size: int, scale: float) -> np.ndarray:
     "Return the transform of DeepfakeBench's five points."
     return similarity(face.landmarks[list(FIVE_POINTS)], five_targets(size, scale))
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-81
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-83
 def _align_box(face: Detection, shape: tuple, size: int, scale: float) -> np.ndarray:
     "Return the transform of FaceForensics++'s square; at the right and lower border its side shrinks."
     box = np.rint(face.box).astype(int)
@@ -674,7 +674,7 @@ def _align_box(face: Detection, shape: tuple, size: int, scale: float) -> np.nda
     zoom = size / max(1, min(side, *(shape[1::-1] - corner)))
     return np.column_stack([np.eye(2) * zoom, (0.5 - corner) * zoom - 0.5])
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-82
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-84
 def _align_chip(face: Detection, shape: tuple, size: int, scale: float) -> np.ndarray:
     "Return the transform of `dlib.get_face_chip`."
     dlib, _, _ = load_dlib()
@@ -687,14 +687,14 @@ def _align_chip(face: Detection, shape: tuple, size: int, scale: float) -> np.nd
     corners = [middle + turn * (corner - middle) for corner in (first, last)]
     return similarity(np.array([(c.real, c.imag) for c in corners]), np.array([(0, 0), (end, end)]))
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-83
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-85
 ALIGNMENTS = {"similarity": _align_similarity, "box": _align_box, "chip": _align_chip}
 "Name -> function (detection, shape of the frame, size, scale) -> transform (2, 3)."
 
 SCALES = dict(similarity=1.3, box=1.3, chip=1.5)
 "Name of an alignment -> the scale that its authors use."
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-84
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-86
 def align(
     face: Detection,  # from `find_largest`
     shape: tuple,  # of the frame: (H, W, ...)
@@ -706,7 +706,7 @@ def align(
     make = ALIGNMENTS[check_choice(method, ALIGNMENTS, "alignment")]
     return make(face, shape, size, SCALES[method] if scale is None else scale)
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-86
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-88
 CROPPED = "none"
 "In place of an alignment's name: the pictures are crops already."
 
@@ -721,12 +721,12 @@ def whole_picture(
     corner = np.array([width - size / zoom, height - size / zoom]) / 2
     return np.column_stack([np.eye(2) * zoom, (0.5 - corner) * zoom - 0.5])
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-92
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-94
 def natural_key(path: Path) -> list:
     "Return a sort key under which 2 comes before 10."
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.as_posix())]
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-93
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-95
 def list_photos(
     folder: str | Path,  # one sub-folder a person, photographs in it
     *kinds: str,  # of files that count, as of `file_kind`; without any: pictures
@@ -749,7 +749,7 @@ def list_photos(
         )
     return people
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-96
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-98
 def are_frames(
     files: list[Path],  # the pictures of a folder
 ) -> bool:
@@ -764,14 +764,14 @@ def are_frames(
     some = [files[i] for i in np.linspace(0, len(files) - 1, 32).astype(int)]
     return len({picture_size(path) for path in some} - {None}) == 1
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-99
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-101
 def photo_name(
     path: Path,  # of a photograph or video
 ) -> str:  # identity/file
     "Return a photograph's name in reports."
     return f"{path.parent.name}/{path.name}"
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-100
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-102
 def read_faces(
     photos: list[Path],  # photographs, each in the folder of its identity
     size: int = 256,  # side of the crops in px
@@ -789,7 +789,7 @@ def read_faces(
             dropped.append((photo_name(path), str(e).removeprefix(f"{path}: ")))
     return faces, pd.DataFrame(dropped, columns=["path", "reason"])
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-101
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-103
 def summary(
     faces: list[Face],  # from `read_faces`
     dropped: pd.DataFrame,  # likewise
@@ -801,7 +801,7 @@ def summary(
     used = f"{len(faces)} faces, {several} of them the largest of several"
     return f"{len(faces) + len(dropped)} photographs: {used}{why}"
 
-# %% ../../nbs/data/02_faces.ipynb #data-02-faces-105
+# %% ../../nbs/data/02_faces.ipynb #data-02-faces-107
 def write_png(
     path: str | Path,  # file to write; its folder is made
     image: np.ndarray,  # (H, W, 3) RGB or (H, W), uint8
