@@ -794,7 +794,7 @@ class CountedLab(Lab):
 
     def source(self, split: str) -> tuple[pd.DataFrame, str]:
         "Return the same faces for every set."
-        return self.manifest, split
+        return self.manifest, self.fingerprint
 
 # %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-63
 def counted_cost(
