@@ -649,8 +649,8 @@ _TRIED = (
 )
 _UNITS = (
     "Below is how much a training changes the detection of fakes that it has not seen, in points of AUC (50 is "
-    "guessing, 100 is perfect), with the interval in which 95 of 100 repetitions would lie: with other people and, "
-    f"where there were several trainings, other seeds. Within {MARGIN:g} points nothing changes that matters."
+    "guessing, 100 is perfect), with its 95% interval: what the choice of people and, where there were several "
+    f"trainings, of seeds leaves open. Within {MARGIN:g} points nothing changes that matters."
 )
 
 
