@@ -254,20 +254,22 @@ def _around(
     return [hit for hit in hits if hit.holds(centre)]
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-31
+def _whole_hits(pictures: dict[int, np.ndarray], sizes: list, centre: np.ndarray) -> list[_Hit]:
+    "Return the hits around a point of the frame in whole levels."
+    fits = []
+    for level, picture in pictures.items():
+        fits += _around(picture, (0, 0), centre, level, sizes[level])
+    return fits
+
+
 def _grey_hits(pyramid: _Levels, centre: np.ndarray, levels: Iterable[int]) -> list[_Hit]:
     "Return the hits around a point of the frame on some levels, in grey."
-    fits = []
-    for level in levels:
-        fits += _around(pyramid.grey(level), (0, 0), centre, level, pyramid.sizes[level])
-    return fits
+    return _whole_hits({k: pyramid.grey(k) for k in levels}, pyramid.sizes, centre)
 
 
 def _exact_hits(pyramid: _Levels, centre: np.ndarray, levels: Iterable[int]) -> list[_Hit]:
     "Return the same hits as dlib has them."
-    fits = []
-    for level in levels:
-        fits += _around(pyramid.exact(level), (0, 0), centre, level, pyramid.sizes[level])
-    return fits
+    return _whole_hits({k: pyramid.exact(k) for k in levels}, pyramid.sizes, centre)
 
 
 def _colour_hits(pyramid: _Levels, centre: np.ndarray, levels: Iterable[int]) -> list[_Hit]:

@@ -100,14 +100,11 @@ class Tracks:
         given |= _in_old_places(frame, self.present, given, self.finder)
         left = [face for face in faces if not _is_among(face, given)]
         gone = {person: box for person, box in self.boxes.items() if person not in given}
-        moved = [face for face in left if gone and not self._was_there(face)]
+        seen = self.before, self.present, self.finder
+        moved = [face for face in left if gone and not _was_there(face, *seen)]
         given |= {person: moved[i] for person, i in _nearest(gone, moved, np.inf).items()}
         new = [face for face in left if not _is_among(face, given)]
         return given | dict(enumerate(new, len(self.boxes)))
-
-    def _was_there(self, face: Detection) -> bool:
-        "Say whether a face was there in the last frame, and nobody's."
-        return _was_there(face, self.before, self.present, self.finder)
 
     def largest(self) -> int | None:  # None: nobody was seen
         "Return the person with the largest face, summed over the frames."

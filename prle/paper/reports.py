@@ -102,19 +102,10 @@ def changes_text(
 
 # %% ../../nbs/paper/13_reports.ipynb #paper-13-reports-18
 _SIDE_BY_SIDE = """\
-<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{{ mark }}'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Two reports</title><link rel="icon" href="data:,">
-<style>{{ style }}</style></head><body>
 <h1>Two reports side by side</h1>
 <p>A: <code>{{ one }}</code>, B: <code>{{ other }}</code>. {{ text }} A number changed if each of the two lies outside
 of the other's interval.</p>
 <div class="wide">{{ changed | table }}</div>
-<script>{{ script }}</script>
-</body></html>
 """
 
 
@@ -125,7 +116,7 @@ def write_comparison(
 ) -> Path:
     "Write what changed between two reports to one page that needs no network."
     both = compare_reports(one, other)
-    words = dict(one=str(one), other=str(other), text=changes_text(both))
+    words = dict(title="Two reports", one=str(one), other=str(other), text=changes_text(both))
     page = page_template(_SIDE_BY_SIDE).render(changed=changes_table(both), **words)
     with atomic_path(out) as tmp:
         tmp.write_text(page, encoding="utf-8")

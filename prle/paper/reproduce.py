@@ -455,15 +455,23 @@ def script_mark() -> str:  # "sha256-..."
     return "sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 
 # %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-39
-_PAGE = """\
+_HEAD = """\
 <!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{{ mark }}'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>PRLE, preset {{ preset }}</title>
-<link rel="icon" href="data:,">
+<title>{{ title }}</title><link rel="icon" href="data:,">
 <style>{{ style }}</style></head><body>
+"""
+_FOOT = """\
+<script>{{ script }}</script>
+</body></html>
+"""
+"What every page begins and ends with."
+
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-40
+_PAGE = """\
 <h1>PRLE: tables and figures</h1>
 <div class="outcome"><p>{{ outcome.tried }}</p>
 {% if outcome.came %}<ul>{% for line in outcome.came %}<li>{{ line }}</li>{% endfor %}</ul>{% endif %}
@@ -498,17 +506,15 @@ Nothing is repaired.</p>
 <div class="wide text">{{ contradictions | table }}</div>
 <p>Rows of Table III that our copy of the paper shows damaged; their cells are left empty.</p>
 <div class="wide">{{ damaged | table }}</div>
-<script>{{ script }}</script>
-</body></html>
 """
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-40
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-41
 _MATH = {r"$\alpha$": "\u03b1", r"$\tau_1$": "\u03c4\u2081", r"$\lambda$": "\u03bb"}
 "The formulas of first cells, for a page without MathJax."
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-41
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-42
 def page_template(
-    source: str,  # in which `style`, `script` and `mark` may stand
+    body: str,  # what the page holds; `title` is given when it is rendered
 ):  # a template of jinja2
     "Return the template of a page; everything is escaped, except by the filters `markdown` and `table`."
     import jinja2
@@ -528,9 +534,9 @@ def page_template(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= dict(markdown=markdown, table=table)
     own = dict(style=markupsafe.Markup(STYLE), script=markupsafe.Markup(SCRIPT), mark=script_mark())
-    return environment.from_string(source, globals=own)
+    return environment.from_string(_HEAD + body + _FOOT, globals=own)
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-42
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-43
 def _origin(name: str, note: dict) -> str:
     "Format the provenance of a table or figure."
     changes = "" if note["clean"] else " with changes"
@@ -543,7 +549,7 @@ def _origin(name: str, note: dict) -> str:
     parts += [f"{setting}={note[setting]}" for setting in ("seeds", "seed") if setting in note]
     return "\n  ".join([f"{name}: {', '.join(parts)}", *note["runs"]])
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-43
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-44
 def _table_part(note: Path, name: str) -> dict:
     "Return what the report shows of a table."
     folder = f"{note.parts[-3]}/tables"
@@ -552,20 +558,20 @@ def _table_part(note: Path, name: str) -> dict:
     caption, bar, rows = text.partition("\n|")
     return dict(caption=caption, table=bar + rows, text=name == "claims", files=files)
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-44
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-45
 def _figure_part(note: Path, name: str) -> dict:
     "Return what the report shows of a figure."
     png = base64.b64encode(note.with_name(f"{name}.png").read_bytes()).decode()
     caption, pdf = read_json(note).get("caption", ""), f"{note.parts[-3]}/figures/{name}.pdf"
     return dict(name=name, caption=caption, png=png, pdf=pdf)
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-45
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-46
 def _notes(folder: Path, notebook: str) -> dict[Path, dict]:
     "Return the provenance of everything that a notebook has written, by file."
     notes = {path: read_json(path) for path in sorted(folder.glob("*/*.provenance.json"))}
     return {path: note for path, note in notes.items() if note.get("notebook") == notebook}
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-46
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-47
 def _first_cell(notebook: str) -> tuple[str, str]:
     "Return the title and the claim of a notebook."
     import nbformat
@@ -579,7 +585,7 @@ def _short_title(notebook: str) -> str:  # "Table III"
     "Return the head of a notebook's title."
     return re.split("[:,]", _first_cell(notebook)[0])[0]
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-48
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-49
 class Contrast(NamedTuple):
     "A difference of two trainings that a table has found."
 
@@ -601,7 +607,7 @@ def contrasts(
             found.append(Contrast(where, fact["arm"], fact["than"], read_contrast(fact)))
     return found
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-49
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-50
 def answer(
     e: Estimate,  # of a difference
 ) -> str:  # "better", "worse", "no difference that matters" or "undecided"
@@ -612,7 +618,7 @@ def answer(
         return "worse"
     return "no difference that matters" if is_equivalent(e) else "undecided"
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-51
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-52
 def _came_text(c: Contrast) -> str:
     "Tell one difference in a line."
     e = c.estimate
@@ -641,7 +647,7 @@ def _open_text(found: list[Contrast]) -> str:
         )
     return " ".join(texts)
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-52
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-53
 _TRIED = (
     "A detector of manipulated faces learns to look at small parts of a face, its primary regions, and fails on "
     "manipulations that leave no trace there. The method behind these tables (PRLE) hides such regions at random "
@@ -665,7 +671,7 @@ def outcome(
     tried = _TRIED.format(trainings=len(runs)) + units
     return dict(tried=tried, came=[_came_text(c) for c in found], open=_open_text(found))
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-53
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-54
 def _section(folder: Path, notebook: str, data: str) -> dict:
     "Return the report's section on one notebook: title and claim, tables, figures, provenance."
     title, claim = _first_cell(notebook)
@@ -694,7 +700,7 @@ def _section(folder: Path, notebook: str, data: str) -> dict:
         provenance="\n".join(origins),
     )
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-54
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-55
 def write_report(
     lab: Lab,  # preset, data and store
     failed: dict[str, str] | None = None,  # notebook -> why
@@ -704,6 +710,7 @@ def write_report(
     names = sorted(list_notebooks(), key=lambda name: name != "claims")  # the claims first
     sections = [_section(folder, name, lab.fingerprint) for name in names]
     page = page_template(_PAGE).render(
+        title=f"PRLE, preset {lab.name}",
         preset=lab.name,
         base=lab.base,
         data=lab.fingerprint,
@@ -722,7 +729,7 @@ def write_report(
         tmp.write_text(page, encoding="utf-8")
     return lab.outputs / "report.html"
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-56
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-57
 def full_settings(
     name: str,  # of a notebook
     full: bool,  # whether everything is asked for
@@ -731,7 +738,7 @@ def full_settings(
     declared = exhibits()
     return declared[name].full if full and name in declared else {}
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-57
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-58
 def _ask(dry: Lab, name: str, seeds: int, full: bool):
     "Request the runs that a notebook needs from a dry lab; tell why if this data cannot have them."
     exhibit = exhibits().get(name)
@@ -742,7 +749,7 @@ def _ask(dry: Lab, name: str, seeds: int, full: bool):
     except ValueError as e:
         log.info(f"NOTE {name} cannot be made of this data: {e}")
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-58
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-59
 def plan(
     lab: Lab,  # preset, data and store
     names: Iterable[str],  # from `find_notebooks`
@@ -757,11 +764,11 @@ def plan(
         _ask(dry, name, seeds, full)
     return dry
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-60
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-61
 VIDEOS = dict(train=720, val=140, test=140)
 "Videos of FaceForensics++ in each split, of the originals and of each manipulation."
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-61
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-62
 def _counted(frames: int, videos: dict[str, int]) -> pd.DataFrame:
     "Return the rows of FaceForensics++'s faces as far as plans look at them."
     parts = []
@@ -772,7 +779,7 @@ def _counted(frames: int, videos: dict[str, int]) -> pd.DataFrame:
         parts.append(pd.DataFrame(dict(path=names, video=names, identity=names, **known)))
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-62
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-63
 class CountedLab(Lab):
     "The preset paper with faces that are counted and not there."
 
@@ -796,7 +803,7 @@ class CountedLab(Lab):
         "Return the same faces for every set."
         return self.manifest, self.fingerprint
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-63
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-64
 def counted_cost(
     ids: Sequence[str],  # as of `reproduce`
     seeds: int = 1,  # trainings behind every number
@@ -810,7 +817,7 @@ def counted_cost(
     disk = one.disk + (frames - 1) * (two.disk - one.disk)
     return Cost(one.runs, one.trainings, hours, disk)
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-65
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-66
 def estimate_text(
     ids: Sequence[str],  # as of `reproduce`
     preset: str = "mini",  # of `PRESETS`
@@ -825,7 +832,7 @@ def estimate_text(
     lab = Lab(preset, data, outputs)
     return cost_text(plan(lab, find_notebooks(ids), seeds, "all" in ids))
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-66
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-67
 def prepare(
     lab: Lab,  # preset, data and store
     names: Sequence[str],  # from `find_notebooks`
@@ -846,7 +853,7 @@ def prepare(
         record_runs(lab.outputs, f"{lab.name}-{name}", runs, **facts)
     return execute(lab.store, whole.store, engine, gpus)
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-67
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-68
 def _lacking(
     lab: Lab, name: str, seeds: int, full: bool, faults: dict[str, str]
 ) -> str:  # "" if there is none
@@ -861,7 +868,7 @@ def _lacking(
             return f"{run} could not be made: {faults[run]}"
     return ""
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-68
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-69
 def _executed(source: Path, out: Path, common: dict, **own) -> str:
     'Run a notebook with those common parameters that it has; return "done" or the last line of the error.'
     failed = out.with_suffix(".failed.ipynb")
@@ -876,7 +883,7 @@ def _executed(source: Path, out: Path, common: dict, **own) -> str:
             why = "its kernel died, perhaps for want of memory"
         return f"FAILED: {why} (see {failed})" if failed.exists() else f"FAILED: {why}"
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-69
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-70
 def reproduce(
     ids: Sequence[str] = (),  # heads of names, e.g. "table3"; "headline"; "all"; none: the headline
     preset: str = "mini",  # of `PRESETS`
@@ -910,7 +917,7 @@ def reproduce(
     )
     return results
 
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-70
+# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-71
 def _run_notebooks(
     lab: Lab,
     names: Sequence[str],

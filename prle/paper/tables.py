@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FUSION_VARIANTS', 'OUR_FUSION', 'BACKBONES_ALL', 'BACKBONES_ZOO', 'LANDMARK', 'read_fake_shares', 'zoo_variants',
            'attended_share', 'share_table', 'share_cells', 'Table1', 'scores_of', 'wanted_leak', 'leak_text',
-           'ArmExhibit', 'ArmTable', 'Table2', 'Table3', 'unverified_text', 'unseen_change', 'change_text',
+           'ArmCells', 'ArmExhibit', 'ArmTable', 'Table2', 'Table3', 'unverified_text', 'unseen_change', 'change_text',
            'draw_change', 'wanted_area', 'Table4', 'Table5', 'Table6', 'Table7']
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-2
@@ -243,8 +243,8 @@ def leak_text(
     )
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-25
-class ArmExhibit(Exhibit):
-    "A table or figure that compares arms."
+class ArmCells(Exhibit):
+    "What a table or figure that compares arms asks for."
 
     parameters = (SEEDS, BACKBONES_ALL)
     # of every backbone; the first is the reference
@@ -281,6 +281,10 @@ class ArmExhibit(Exhibit):
                     cells["leak", v.name, train] = [wanted_leak(v, train)]
         return cells
 
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-26
+class ArmExhibit(ArmCells):
+    "A table or figure that compares arms."
+
     def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
         "Compare the arms."
         return compare_arms(self.measured(lab, values), self.measures)
@@ -312,7 +316,7 @@ class ArmExhibit(Exhibit):
         "Describe what the numbers rest on, and the gaps."
         return describe(lab, seeds, list(dict.fromkeys(rows.backbone)), on) + gaps(rows)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-26
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-27
 _LAYOUT = (
     "Small beside ours stands the paper's number; the last column is the change against the first "
     "training of the group, paired."
@@ -360,12 +364,12 @@ class ArmTable(ArmExhibit):
         facts = dict(contrasts=self.contrasts(lab, values))
         return TablePart(self.name, rows, self.layout(lab, rows), caption, facts)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-28
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-29
 def _ranks(names: Iterable[str]) -> dict[str, int]:
     "Number names in their order, from 0."
     return {name: rank for rank, name in enumerate(names)}
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-30
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-31
 def _augments(shown: pd.DataFrame) -> list[str]:
     "Return the paper's column `augments` for each row; empty where the paper has no such row."
     given = {}
@@ -373,12 +377,12 @@ def _augments(shown: pd.DataFrame) -> list[str]:
         given[BASELINES.get(r.backbone, r.backbone), r.arm] = r.augments
     return [given.get(row, "") for row in zip(shown.backbone, shown.arm)]
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-31
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-32
 _DETECTORS = Parameter(
     "detectors", None, 'list of the paper\'s baselines, e.g. ["RFM"]; None: all eight'
 )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-32
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-33
 @declare
 class Table2(ArmTable):
     "Table II: training on all manipulations, test on three other data sets (Section IV-C1)."
@@ -413,7 +417,7 @@ class Table2(ArmTable):
         of_arm = shown.arm.map(dict(none=0, primary=1, ours=2)).to_numpy()
         return self.named(shown.iloc[np.argsort(of_arm, kind="stable")])
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-34
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-35
 @declare
 class Table3(ArmTable):
     "Table III: training on one manipulation, test on all (Section IV-C2)."
@@ -452,7 +456,7 @@ class Table3(ArmTable):
         text = change_text(change)
         yield FigurePart("table3_change", draw_change(change), f"{caption} {about}", extra=text)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-35
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-36
 def unverified_text(
     rows: pd.DataFrame,  # of Table III
 ) -> str:  # "" if there are none
@@ -470,7 +474,7 @@ def unverified_text(
     )
     return f"{told}{'; '.join(texts)}."
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-38
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-39
 _PRLE = {"primary": "as published", "ours": "in our reading"}
 
 
@@ -481,7 +485,7 @@ def unseen_change(
     changes = [f"{arm} - none" for arm in _PRLE]
     return rows[rows.arm.isin(changes) & (rows.test == "unseen") & (rows.note == "")]
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-39
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-40
 def change_text(
     change: pd.DataFrame,  # from `unseen_change`
 ) -> str:
@@ -500,7 +504,7 @@ def change_text(
         )
     return " ".join(texts).removesuffix(";") + "."
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-40
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-41
 def draw_change(
     change: pd.DataFrame,  # from `unseen_change`
 ) -> Figure:
@@ -527,11 +531,11 @@ def draw_change(
     axes[0].invert_yaxis()
     return figure
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-44
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-45
 LANDMARK = dict(mask="landmark", parts=("nose", "eyes", "mouth"))
 "Table IV's landmark masks."
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-45
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-46
 def wanted_area(
     variant: Variant,  # with masks
     train: str = "all",  # manipulation that is trained on
@@ -543,7 +547,7 @@ def wanted_area(
 
     return Wanted(ask, read_area)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-46
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-47
 def _areas(arms: pd.Series, values: Values) -> pd.Series:  # in per cent; NaN of differences
     "Return the masked share of each row's arm."
     found = {}
@@ -552,7 +556,7 @@ def _areas(arms: pd.Series, values: Values) -> pd.Series:  # in per cent; NaN of
             found[name[1]] = 100 * cell[0]
     return arms.map(found).astype(float)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-48
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-49
 @declare
 class Table4(ArmTable):
     "Table IV: primary, random and landmark masks (Section IV-D1)."
@@ -590,7 +594,7 @@ class Table4(ArmTable):
         shown.insert(2, "masked", texts)
         return self.named(shown)
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-49
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-50
 @declare
 class Table5(ArmTable):
     "Table V: masks from neighbouring and from average fusion (Section IV-D2)."
@@ -607,7 +611,7 @@ class Table5(ArmTable):
         OURS,
     )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-50
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-51
 @declare
 class Table6(ArmTable):
     "Table VI: masks from a single detector (Section IV-D2)."
@@ -624,7 +628,7 @@ class Table6(ArmTable):
         OURS,
     )
 
-# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-51
+# %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-52
 @declare
 class Table7(ArmTable):
     "Table VII: training without dynamic exploitation (Section IV-D3)."
