@@ -93,6 +93,29 @@ def prose(notebook):
     return "\n".join(c.source for c in cells if c.cell_type == "markdown")
 
 
+def names_from_prle(source):
+    "Yield (module, name) of what a cell imports from the project; magics are passed over."
+    lines = ["" if line.lstrip().startswith(("%", "!")) else line for line in source.split("\n")]
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prle"):
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def test_notebooks_import_what_is_there():
+    "Also those that nothing executes here: benchmarks, and cells that are not evaluated."
+    wanted, lost = set(), []
+    for path in NOTEBOOKS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code":
+                wanted |= set(names_from_prle(cell.source))
+    for module, name in sorted(wanted):
+        try:
+            exec(f"from {module} import {name}", {})
+        except ImportError as e:
+            lost.append(str(e))
+    assert lost == [] and len(wanted) > 300
+
+
 def test_no_link_leads_nowhere():
     "In the notebooks and in what is made from them."
     pages = {p: prose(p) for p in NOTEBOOKS}
