@@ -10,6 +10,7 @@ import json
 import platform
 import re
 import shutil
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -18,10 +19,9 @@ import nbformat
 import pandas as pd
 from PIL import Image
 
-from prle.core import file_digest
+from prle.core import digest, file_digest, write_json
 from prle.data.manifest import SPLITS
 from prle.lab.experiments import Lab
-from prle.lab.integrity import code_modules
 from prle.paper.exhibits import Exhibit, FigurePart, Gap, TablePart
 from prle.paper.reproduce import find_exhibit, list_notebooks
 
@@ -45,6 +45,12 @@ class StandIn(Lab):
         self.kept = data
         super().__init__(data["preset"], outputs=outputs)
 
+    def sibling(self, preset: str) -> "StandIn":
+        "Return the stand-in of another preset that is asked for beside this one."
+        beside = StandIn(self.kept["beside"][preset], self.outputs)
+        beside.store = self.store
+        return beside
+
     @property
     def fingerprint(self) -> str:
         return self.kept["hashes"]["test"]
@@ -60,7 +66,7 @@ class StandIn(Lab):
         for split, subset in product(SPLITS, ["real", *self.kept["subsets"]]):
             face = dict(path=f"{split}/{subset}.png", subset=subset, split=split, identity="p")
             mask = subset if subset in self.kept["masked"] else ""
-            rows.append(face | dict(label=int(subset != "real"), mask=mask))
+            rows.append(face | dict(label=int(subset != "real"), mask=mask, landmarks=[0.0] * 136))
         faces = pd.DataFrame(rows).assign(dataset="stand-in", video="v", source_identity="")
         faces.attrs["root"] = str(self.outputs)
         return faces
@@ -74,14 +80,18 @@ class StandIn(Lab):
         return self.manifest, self.kept["hashes"].get(split, self.fingerprint)
 
 
-def describe_data(lab: Lab) -> dict:
+BESIDE = ("controls",)  # presets with data of their own that notebooks of another preset ask for
+
+
+def describe_data(lab: Lab, beside: Sequence[str] = BESIDE) -> dict:
     "Record what `StandIn` needs to know of a lab's data."
     faces = lab.test_faces()
     masked = sorted(faces.subset[faces["mask"] != ""].unique())
     hashes = {split: lab.source(split)[1] for split in ("test", *lab.targets)}
     sets = dict(subsets=lab.subsets, masked=masked, targets=lab.targets)
     pairs = {subset: lab.pairs_digest(subset) for subset in (*lab.subsets, "all")}
-    return dict(preset=lab.name, **sets, hashes=hashes, pairs=pairs)
+    others = {preset: describe_data(lab.sibling(preset), ()) for preset in beside}
+    return dict(preset=lab.name, **sets, hashes=hashes, pairs=pairs, beside=others)
 
 
 def planned_runs(lab: Lab, exhibit: Exhibit, settings: dict) -> list[str]:
@@ -190,15 +200,17 @@ def provenance_of(lab: Lab, notebook: str) -> dict[Path, dict]:
     return {path: note for path, note in notes.items() if note.get("notebook") == notebook}
 
 
-def keep(lab: Lab, name: str, source: Path, reference: Path) -> dict:
-    "Keep the outputs and tables of one notebook, and return what the record says of it."
+def keep(lab: Lab, data: dict, name: str, source: Path, reference: Path) -> dict:
+    """Keep the outputs and tables of one notebook, and return what the record says of it.
+
+    `data` is what `describe_data` says of the lab."""
     executed = lab.outputs / lab.name / "notebooks" / f"{name}.ipynb"
     notes = provenance_of(lab, name)
     if not executed.exists() or not notes:
         raise ValueError(f"{name} was not made in {lab.outputs}: run `make paper-all`.")
     exhibit, note = find_exhibit(name), next(iter(notes.values()))
     settings = exhibit.settings(**exhibit.known(**note))
-    runs = planned_runs(StandIn(describe_data(lab), lab.outputs), exhibit, settings)
+    runs = planned_runs(StandIn(data, lab.outputs), exhibit, settings)
     strange = [run for run in note["runs"] if run not in runs and not run.startswith("timings/")]
     if strange:
         raise ValueError(f"{name} was made of runs that are no longer planned: {strange[:3]}.")
@@ -217,18 +229,25 @@ def keep(lab: Lab, name: str, source: Path, reference: Path) -> dict:
         shutil.copy(path.with_name(f"{part}.csv"), reference)
         tables[part] = file_digest(reference / f"{part}.csv")
     (source / f"{name}.ipynb").write_text(text)
-    return dict(settings=settings, runs=runs, tables=tables, figures=figures, code=note["code"])
+    kept = dict(settings=settings, runs=runs, tables=tables, figures=figures, code=note["code"])
+    return kept | dict(data=digest(data))
 
 
 def keep_all(lab: Lab, names: list[str], source: Path = NOTEBOOKS, reference: Path = REFERENCE):
-    "Keep the outputs of notebooks, their tables, and the record."
-    if reference.exists():
-        shutil.rmtree(reference)
-    reference.mkdir(parents=True)
-    record = dict(data=describe_data(lab), modules=code_modules(), notebooks={})
-    for name in names:
-        record["notebooks"][name] = keep(lab, name, source, reference)
-    (reference / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    """Keep the outputs of notebooks, their tables, and the record; what is kept of others stays.
+
+    The others may have been made of other data: the same recipe on another processor, for instance."""
+    record, data = read_record(reference), describe_data(lab)
+    reference.mkdir(parents=True, exist_ok=True)
+    made = {name: keep(lab, data, name, source, reference) for name in names}
+    notebooks = record["notebooks"] | made
+    tables = {table for kept in notebooks.values() for table in kept["tables"]}
+    for path in reference.glob("*.csv"):
+        if path.stem not in tables:
+            path.unlink()
+    known = record["data"] | {digest(data): data}
+    record = dict(data={kept["data"]: known[kept["data"]] for kept in notebooks.values()})
+    write_json(reference / RECORD, record | dict(notebooks=notebooks))
 
 
 # Checking that it still fits
@@ -237,7 +256,7 @@ def keep_all(lab: Lab, names: list[str], source: Path = NOTEBOOKS, reference: Pa
 def read_record(reference: Path = REFERENCE) -> dict:
     "Read the record; without one, nothing is kept."
     path = reference / RECORD
-    return json.loads(path.read_text()) if path.exists() else dict(notebooks={})
+    return json.loads(path.read_text()) if path.exists() else dict(data={}, notebooks={})
 
 
 def has_outputs(name: str, source: Path = NOTEBOOKS) -> bool:
@@ -274,9 +293,9 @@ def run_misfits(lab: StandIn, exhibit: Exhibit, kept: dict) -> list[str]:
 def file_misfits(kept: dict, reference: Path) -> list[str]:
     "Say which kept tables were changed by hand."
     found = []
-    for table, digest in kept["tables"].items():
+    for table, known in kept["tables"].items():
         path = reference / f"{table}.csv"
-        if not path.exists() or file_digest(path) != digest:
+        if not path.exists() or file_digest(path) != known:
             found.append(f"{path.name} is not as it was kept")
     return found
 
@@ -313,7 +332,7 @@ def misfits(
     if sorted(kept["settings"]) != sorted(parameters):
         return [f"it has other parameters now: {parameters}"]
     cells = code_cells(nbformat.read(source / f"{name}.ipynb", as_version=4))
-    lab = StandIn(record["data"], outputs)
+    lab = StandIn(record["data"][kept["data"]], outputs)
     found = output_misfits(cells, kept) + run_misfits(lab, exhibit, kept)
     found += file_misfits(kept, reference)
     parts = declared_parts(lab, exhibit, kept["settings"])
@@ -331,6 +350,6 @@ if __name__ == "__main__":
     lab = Lab("mini", outputs=parser.parse_args().outputs)
     made = {path.stem for path in (lab.outputs / lab.name / "notebooks").glob("*.ipynb")}
     keep_all(lab, [name for name in list_notebooks() if name in made])
-    absent = [name for name in list_notebooks() if name not in made]
-    if absent:
-        print(f"Not made yet, so kept without outputs: {', '.join(absent)}. `make paper-all` does.")
+    bare = [name for name in list_notebooks() if not has_outputs(name)]
+    if bare:
+        print(f"Without outputs yet: {', '.join(bare)}. `make paper-all` makes them.")

@@ -397,6 +397,21 @@ def test_what_cannot_be_scored_costs_itself(lab, prle, tmp_path):
     assert "2 files: 1 scored, 1 without a score" in said and "notes.txt: neither" in said
 
 
+def test_what_cannot_be_read_has_no_face_or_has_several_is_told_apart(lab, prle, tmp_path):
+    lab.detector("Small", "A")
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG torn")
+    cv2.imwrite(str(tmp_path / "wall.png"), background((320, 240)))
+    two, (left, right) = background((480, 270)).copy(), map(photograph, ("s5", "s1"))
+    two[40 : 40 + len(left), 20:150] = left
+    two[40 : 40 + len(right), 300:430] = right
+    cv2.imwrite(str(tmp_path / "two.png"), two[..., ::-1])
+    files = [tmp_path / f"{name}.png" for name in ("torn", "wall", "two")]
+    assert prle("predict", "Small-A", *files, "--csv", tmp_path / "p.csv")[0] == 1
+    torn, wall, several = pd.read_csv(tmp_path / "p.csv").note
+    assert torn == "cannot be read (not a picture, or damaged from its beginning)"
+    assert (wall, several) == ("no face found", "the largest of 2 people")
+
+
 def test_a_film_of_which_nothing_can_be_read_is_not_called_without_a_face(lab, prle, tmp_path):
     lab.detector("Small", "A")
     for name in ("torn", "half"):

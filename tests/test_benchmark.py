@@ -176,9 +176,11 @@ def test_what_cannot_be_made_is_said_and_what_it_costs(monkeypatch):
     reason = "no other photograph of this person"
     assert told == [f"cannot be made of 6 of 6 faces: {m}: {reason}" for m in ("F2F", "NT")]
     assert generators._cost(found, 99) == ""
-    monkeypatch.setattr(generators, "perf_counter", iter([0, 9, 9, 24]).__next__)
-    monkeypatch.setattr(generators, "train_networks", lambda faces, steps: None)
-    said = generators._cost(found, 1000)  # 6 s for 3 steps
+    monkeypatch.setattr(generators, "perf_counter", iter([0, 9, 9, 34]).__next__)
+    trained = []
+    monkeypatch.setattr(generators, "train_networks", lambda faces, steps: trained.append(steps))
+    said = generators._cost(found, 1000)  # 16 s for 8 steps
+    assert trained == [1, 1, 9], "the first step of all is not timed"
     assert said == ": 3 networks, 1000 steps each, about 33 minutes here"
 
 

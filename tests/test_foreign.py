@@ -10,6 +10,7 @@ from torch import nn
 
 from prle.detectors import create_detector
 from prle.detectors.capsule import PrimaryCapsules
+from prle.detectors.registry import macs
 from prle.detectors.foreign import FOREIGN, fill, load_foreign, read_checkpoint, translate
 
 HALF = (728, 728, 728)
@@ -150,6 +151,38 @@ def meso():
     return shapes | linear("backbone.fc1", 1024, 16) | linear("backbone.fc2", 16, 2)
 
 
+B4_STAGES = [
+    *[(2, 1, 3, 24), (4, 6, 3, 32), (4, 6, 5, 56), (6, 6, 3, 112)],
+    *[(6, 6, 5, 160), (8, 6, 5, 272), (2, 6, 3, 448)],
+]  # blocks, expansion, kernel, channels
+
+
+def b4_block(start, inputs, expansion, kernel, channels):
+    "Expansion, depthwise convolution, squeeze and excitation by a quarter of the inputs, projection."
+    inner, squeezed = inputs * expansion, inputs // 4
+    shapes = {f"{start}_depthwise_conv.weight": (inner, 1, kernel, kernel)}
+    if expansion > 1:
+        shapes[f"{start}_expand_conv.weight"] = (inner, inputs, 1, 1)
+        shapes |= norm(f"{start}_bn0", inner)
+    for part, a, b in (("reduce", inner, squeezed), ("expand", squeezed, inner)):
+        shapes |= {f"{start}_se_{part}.weight": (b, a, 1, 1), f"{start}_se_{part}.bias": (b,)}
+    shapes[f"{start}_project_conv.weight"] = (channels, inner, 1, 1)
+    return shapes | norm(f"{start}_bn1", inner) | norm(f"{start}_bn2", channels)
+
+
+def b4(prefix="", head="_fc"):
+    "Fact sheet, section 10."
+    shapes, number, inputs = {f"{prefix}_conv_stem.weight": (48, 3, 3, 3)}, 0, 48
+    for depth, expansion, kernel, channels in B4_STAGES:
+        for _ in range(depth):
+            start = f"{prefix}_blocks.{number}."
+            shapes |= b4_block(start, inputs, expansion, kernel, channels)
+            number, inputs = number + 1, channels
+    shapes |= norm(f"{prefix}_bn0", 48) | norm(f"{prefix}_bn1", 1792)
+    shapes[f"{prefix}_conv_head.weight"] = (1792, 448, 1, 1)
+    return shapes | linear(head, 1792, 2)
+
+
 CHECKPOINTS = {
     "deepfakebench/xception": lambda: xception("backbone.") | unused("backbone."),
     "deepfakebench/f3net": f3net,
@@ -158,6 +191,8 @@ CHECKPOINTS = {
     "deepfakebench/srm": srm,
     "deepfakebench/capsule_net": capsule,
     "deepfakebench/meso4": meso,
+    "deepfakebench/efficientnetb4": lambda: b4("backbone.efficientnet.", "backbone.last_layer"),
+    "efficientnet_pytorch/b4": b4,
     "faceforensics/xception": lambda: xception("model.", head="last_linear.1"),
 }
 
@@ -200,7 +235,7 @@ def test_the_sheets_count_what_is_listed_here():
     assert found == [496_856, 1_944_128, 531_524]
     assert count(srm(), "dual_cma0") == 1_334_060 and count(srm(), "fusion") == 8_916_992
     assert count(capsule(), "fea_ext.capsules.0.") == 157_043 and count(meso(), "") == 27_898
-    assert count(ffd(), "map") == 7_280
+    assert count(ffd(), "map") == 7_280 and count(b4(), "") == 17_552_202
 
 
 def test_meso_scores_as_the_sheet_says(tmp_path):
@@ -220,6 +255,33 @@ def test_meso_scores_as_the_sheet_says(tmp_path):
     real, fake = F.linear(x, p["fc2.weight"], p["fc2.bias"]).unbind(1)
     with torch.no_grad():
         assert torch.allclose(model(faces), fake - real, atol=1e-4)
+
+
+STRIDED = {
+    "deepfakebench/efficientnetb4": [(0, 0), (0, 1), (2, 2), (0, 1), (1, 2)],
+    "efficientnet_pytorch/b4": [(0, 1), (0, 1), (2, 2), (0, 1), (1, 2)],
+}
+
+
+@pytest.mark.parametrize("name", STRIDED)
+def test_b4_is_padded_as_for_380_pixels(name):
+    "Whatever the face: the sheet's grids and operations, and each convolution's own padding."
+    with torch.device("meta"):
+        model = create_detector(name)
+    size, published = (256, 1.9521) if "bench" in name else (299, 2.5196)
+    second_output = 1792
+    assert round((macs(model, size) + second_output) / 1e9, 4) == published
+    strided = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.stride[0] > 1]
+    assert [conv.pads for conv in strided] == STRIDED[name]
+    conv, picture = strided[2].to_empty(device="cpu"), torch.rand(1, strided[2].in_channels, 63, 63)
+    nn.init.normal_(conv.weight)
+    by_hand = F.conv2d(picture, conv.weight, stride=2, padding=2, groups=conv.groups)
+    assert torch.allclose(conv(picture), by_hand, atol=1e-5)
+    edges = {256: (127, 8)} if "bench" in name else {256: (128, 8), 299: (149, 9)}
+    for size, (stem, head) in edges.items():
+        x = torch.empty(1, 3, size, size, device="meta")
+        assert model.net.conv_stem.to("meta")(x).shape[-1] == stem
+        assert model.to("meta").net.forward_features(x).shape[-1] == head
 
 
 def test_ten_small_networks_are_groups_of_one():

@@ -50,12 +50,12 @@ def test_what_a_notebook_shows_fits_what_is_declared(name, tmp_path):
 
 NAMES = ["figure6_zoo_size", "table6_single_detectors"]
 TARGETS = ["mini-DFDC", "mini-DF1", "mini-Celeb"]
-DATA = dict(
+KNOWN = dict(subsets=list(SUBSETS), masked=list(SUBSETS), pairs={})
+DATA = KNOWN | dict(
     preset="mini",
-    subsets=list(SUBSETS),
-    masked=list(SUBSETS),
     targets=TARGETS,
     hashes={split: digit * 16 for split, digit in zip(("test", *TARGETS), "0123")},
+    beside=dict(controls=KNOWN | dict(preset="controls", targets=[], hashes=dict(test="4" * 16))),
 )
 
 
@@ -88,21 +88,27 @@ def executed(name, folder, parts):
     nbformat.write(notebook, folder / f"mini/notebooks/{name}.ipynb")
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    "A folder with notebooks, reference and an empty folder, kept from tables of gaps."
-    folder = tmp_path_factory.mktemp("kept")
-    (folder / "outputs").mkdir()
-    (folder / "empty").mkdir()
-    shutil.copytree(NOTEBOOKS, folder / "nbs")
-    for name in NAMES:
-        lab, exhibit = StandIn(DATA, folder / "outputs").dry(), find_exhibit(name)
+def make(data, names, outputs):
+    "Write notebooks as if they had been made of these data, with tables of gaps."
+    outputs.mkdir()
+    for name in names:
+        lab, exhibit = StandIn(data, outputs).dry(), find_exhibit(name)
         facts = dict(exhibit.settings(), notebook=name)
         parts = declared_parts(lab, exhibit, exhibit.settings())
         for cell in exhibit.cells(lab, **exhibit.settings()).values():
             cell[0].ask(lab)
-        executed(name, folder / "outputs", [(p, p.write(lab, **facts)) for p in parts])
-    keep_all(StandIn(DATA, folder / "outputs"), NAMES, folder / "nbs", folder / "reference")
+        executed(name, outputs, [(p, p.write(lab, **facts)) for p in parts])
+    return StandIn(data, outputs)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    "A folder with notebooks, reference and an empty folder, kept from tables of gaps."
+    folder = tmp_path_factory.mktemp("kept")
+    (folder / "empty").mkdir()
+    shutil.copytree(NOTEBOOKS, folder / "nbs")
+    lab = make(DATA, NAMES, folder / "outputs")
+    keep_all(lab, NAMES, folder / "nbs", folder / "reference")
     return folder
 
 
@@ -150,7 +156,7 @@ def new_run(record, notebook):
 
 
 def other_data(record, notebook):
-    record["data"]["hashes"]["test"] = "f" * 16
+    record["data"][notebook["data"]]["hashes"]["test"] = "f" * 16
 
 
 def parameter_gone(record, notebook):
@@ -231,3 +237,19 @@ def test_what_is_kept_must_be_of_the_present_cells_and_runs(copy):
         keep_all(lab, NAMES, copy / "nbs", copy / "reference")
     with pytest.raises(ValueError, match="was not made in .*make paper-all"):
         keep_all(lab, ["table5_fusion"], copy / "nbs", copy / "reference")
+
+
+def test_what_is_kept_of_other_notebooks_stays(copy):
+    "Also where it was made of other data."
+    first, second = NAMES
+    target = copy / "nbs", copy / "reference"
+    before = {path.name: path.read_bytes() for path in target[1].iterdir()}
+    keep_all(StandIn(DATA, copy / "outputs"), [second], *target)
+    assert {path.name: path.read_bytes() for path in target[1].iterdir()} == before
+    lab = make(DATA | dict(hashes=dict.fromkeys(DATA["hashes"], "f" * 16)), [second], copy / "new")
+    keep_all(lab, [second], *target)
+    runs = {name: note["runs"] for name, note in read_record(target[1])["notebooks"].items()}
+    assert {*runs[first]}.isdisjoint(runs[second]) and len(read_record(target[1])["data"]) == 2
+    assert [faults(copy, name) for name in NAMES] == [[], []]
+    keep_all(StandIn(DATA, copy / "outputs"), NAMES, *target)
+    assert {path.name: path.read_bytes() for path in target[1].iterdir()} == before

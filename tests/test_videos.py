@@ -36,6 +36,8 @@ from prle.data.distortions import distort_frame, distort_video
 from prle.data.faces import align, find_largest, move_points, warp_crop, warp_softly, write_png
 from prle.data.pictures import FaceError, read_image
 from prle.data.manifest import check_crops, write_manifest
+from prle.lab.files import crop_file
+from prle.mini.benchmark import read_crops
 from prle.trust import check_digests, read_digests
 
 QUICK = dict(count=3, size=64, workers=0)
@@ -770,6 +772,31 @@ def test_a_paused_video_has_the_frames_that_it_has(damaged, tmp_path, name):
     assert V.count_frames(tmp_path / name) == 60
     faces = V.extract(table(tmp_path / name), tmp_path / "out", count=4, size=64, workers=0)
     assert faces.frame.tolist() == [0, 19, 39, 59] and reasons(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize("name, hurt, left", [("a.mkv", [], 60), ("a.mp4", [25, 26], 45)])
+def test_every_command_counts_the_same_frames(damaged, tmp_path, name, hurt, left):
+    "`faces`, `predict`, `forge` and the distortions, of a film with two pauses of a minute."
+    film = tmp_path / "ann" / name
+    film.parent.mkdir()
+    late = "setpts=PTS+floor(N/20)*60/TB"
+    codec = "-c:v libx264 -preset ultrafast -g 20 -fps_mode passthrough".split()
+    ffmpeg("-i", damaged / "plain.mp4", "-vf", late, *codec, film)
+    damage(film, hurt)
+    crops = V.extract(table(film), tmp_path / "out", every=1, size=64, workers=0)
+    seen = crop_file(film, [dict(size=64, align="similarity", scale=1.3)], count=999)
+    faces, dropped = read_crops([film], 999, 64)
+    distort_video(film, tmp_path / "copy.mp4", "CC:1 VC:1", seed=0)
+    counts = dict(
+        counted=V.count_frames(film),
+        faces=len(crops) + len(reasons(tmp_path / "out")),
+        predict=seen.frames,
+        forge=len(faces) + len(dropped),
+        distorted=V.count_frames(tmp_path / "copy.mp4"),
+    )
+    assert counts == dict.fromkeys(counts, 60)
+    assert crops.frame.tolist() == seen.places[0] == [face.frame for face in faces]
+    assert len(crops) == left
 
 
 def test_masks_of_a_video_with_other_pixels(damaged, tmp_path):
