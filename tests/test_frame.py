@@ -32,6 +32,8 @@ NOTEBOOKS = sorted(
 MODULES = [p for p in NOTEBOOKS if p.stem[0].isdigit()]
 PAPER = [p for p in NOTEBOOKS if p.parent.name == "paper" and p not in MODULES]
 
+PATH = dict(PATH=os.environ["PATH"])
+
 
 def name(p):
     return str(p.relative_to(ROOT / "nbs"))
@@ -525,6 +527,32 @@ def test_one_version_and_one_article_are_named():
     readme = " ".join((ROOT / "README.md").read_text().split())
     for fact in ("title", "journal", "doi", "year"):
         assert str(article[fact]) in readme, fact
+
+
+def release_steps():
+    "What the workflow of a release runs, by the names of its steps."
+    workflow = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
+    steps = workflow["jobs"]["build"]["steps"]
+    return {step["name"]: step["run"] for step in steps if "run" in step}
+
+
+@pytest.mark.parametrize("tag, fits", [("v{}", True), ("{}", False), ("v{}.1", False)])
+def test_only_a_tag_of_the_version_is_released(tag, fits):
+    tag = tag.format(settings()["version"])
+    check = release_steps()["The tag names the version"]
+    done = subprocess.run(["sh", "-c", check], cwd=ROOT, env={"GITHUB_REF_NAME": tag, **PATH})
+    assert (done.returncode == 0) == fits
+
+
+def test_a_release_tries_the_example_of_the_readme(tmp_path):
+    "What `sed` cuts out of it is the code, whole."
+    (cut,) = re.findall(r"sed -n .+", release_steps()["In an empty environment"])
+    place = dict(GITHUB_WORKSPACE=str(ROOT), **PATH)
+    subprocess.run(["sh", "-c", cut], cwd=tmp_path, env=place, check=True)
+    code = (tmp_path / "example.py").read_text()
+    assert code.startswith("import torch\n") and code in (ROOT / "README.md").read_text()
+    assert code.rstrip().endswith("masked.shape, quantiles.dtype")
+    ast.parse(code)
 
 
 def docker_words():
