@@ -1045,7 +1045,7 @@ def predict(
     json: str | None = None,  # file to write at the end
     # folder for pictures: the face that decided, its primary region, the heat map, masks
     explain: str | None = None,
-    # page (.html) to write at the end, with scores over time and the pictures of --explain
+    # page (.html) to write at the end: scores, also over time; what decided, of a hundred or with --explain of all
     report: str | None = None,
     # where there are several: score the person whose face is largest, or everybody
     faces: Literal["largest", "all"] = "largest",

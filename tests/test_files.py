@@ -175,6 +175,24 @@ def test_json_and_page_say_what_the_table_says(album):
     assert table.picture[2] == "" and not list(album.glob("*.unfinished"))
 
 
+def test_a_page_holds_what_decided_without_a_folder_for_it(album, monkeypatch):
+    "And leaves nothing beside it, also where the first process was killed."
+    monkeypatch.setattr(files, "_MOST_PICTURES", 2)
+    page, table = album / "p.html", album / "p.csv"
+    inputs = [album / name for name in ("a.png", "b.png", "c.png", "film")]
+    before = {*album.iterdir()}
+    rows = dict(report=str(page), csv=str(table), **WHOLE)
+    with monkeypatch.context() as dies:
+        dies.setattr(files, "write_page", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            score_files(dict(m=a_model()), inputs, **rows)
+    told = score_files(dict(m=a_model()), inputs, **rows)
+    assert page.read_text().count('alt="what was looked at: ') == 2
+    assert page.read_text().count('alt="score over time') == 1
+    assert {*album.iterdir()} == {*before, page, table}
+    assert (told.picture == "").all() and pd.read_csv(table).picture.isna().all()
+
+
 def test_an_explanation_masks_what_is_most_attended(album):
     model, face = a_model(), cv2.imread(str(album / "a.png"))
     found = explain(model, face)

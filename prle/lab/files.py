@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from itertools import chain
@@ -438,10 +439,11 @@ _PAGE = """<!doctype html>
 body {{ font: 15px sans-serif; margin: 2em auto; max-width: 64em; padding: 0 1em }}
 table {{ border-collapse: collapse }}
 td, th {{ border: 1px solid #ccc; padding: 2px 8px; text-align: left }}
-td:nth-child(-n+2) {{ overflow-wrap: anywhere }}
+td:nth-child(-n+2) {{ overflow-wrap: anywhere; min-width: 8em }}
 figure {{ margin: 1.5em 0 }}
 img {{ max-width: 100% }}
 </style>
+<main>
 <h1>Scores</h1>
 <p>p_fake is the mean score of a person's frames. calibrated is the mean after the temperature, to be compared with
 threshold; above is the share of the frames above it. Both were chosen on validation faces of the detector's own
@@ -451,6 +453,7 @@ little.</p>
 detector was trained on, its error rates are unknown and mostly higher.</p>
 {table}
 {pictures}
+</main>
 </html>
 """
 
@@ -504,6 +507,38 @@ def write_page(
         tmp.write_text(page, encoding="utf-8")
     return Path(path)
 
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-page-1
+_MOST_PICTURES = 100
+"Explanations in a page, where no folder was named for all of them."
+
+
+def _some(draw: Callable, folder: Path) -> Callable:
+    "Return what draws as `draw` into a folder until that is full, and then nothing."
+
+    def some(row: dict, model: Exported, face: np.ndarray) -> str:
+        full = folder.is_dir() and len(os.listdir(folder)) >= _MOST_PICTURES
+        return "" if full else draw(row, model, face)
+
+    return some
+
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-page-2
+def _drawer(explain: str | None, report: str | None) -> Callable | None:
+    "Return what draws the explanations of scores; None if nobody wants them."
+    if explain:
+        return explanations(explain)
+    passing = Path(f"{report}.pictures")
+    return _some(explanations(passing), passing) if report else None
+
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-page-3
+def _forget(rows: list[dict]):
+    "Delete the pictures of rows, and their folder if it is empty then."
+    pictures = [Path(row["picture"]) for row in rows if row["picture"]]
+    for picture in pictures:
+        picture.unlink(missing_ok=True)
+    for folder in {picture.parent for picture in pictures}:
+        with suppress(OSError):
+            folder.rmdir()
+
 # %% ../../nbs/lab/14_files.ipynb #lab-14-files-58
 def _request(models: Mapping[str, Exported], inputs, explain: str | None, options: dict) -> dict:
     "Return what a journal's rows were asked for."
@@ -523,16 +558,22 @@ def score_files(
 ) -> pd.DataFrame:  # as of `predict_files`
     "Score files and write what is asked for; what a killed process has scored is not scored again."
     beside = csv or json or report
-    request = _request(models, inputs, explain, options)
-    journal = Journal(beside, request) if beside else None
-    drawn = explanations(explain) if explain else None
-    rows = predict_rows(models, inputs, journal=journal, explained=drawn, **options)
-    rows = written_as_csv(rows, csv) if csv else rows
-    told = list(chain.from_iterable(rows))
+    request = _request(models, inputs, explain or (report and "in the page"), options)
+    journal, told = Journal(beside, request) if beside else None, []
+
+    def shown():
+        drawn = _drawer(explain, report)
+        for rows in predict_rows(models, inputs, journal=journal, explained=drawn, **options):
+            told.extend(rows)
+            yield rows if explain else [row | dict(picture="") for row in rows]
+
+    rows = list(chain.from_iterable(written_as_csv(shown(), csv) if csv else shown()))
     if json:
-        write_json(json, list(map(without_nan, told)))
+        write_json(json, list(map(without_nan, rows)))
     if report:
         write_page(told, report)
+    if not explain:
+        _forget(told)
     if journal:
         journal.close()
-    return pd.DataFrame(told, columns=list(SCORE_COLUMNS))
+    return pd.DataFrame(rows, columns=list(SCORE_COLUMNS))

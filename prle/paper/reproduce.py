@@ -462,10 +462,10 @@ _HEAD = """\
   content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{{ mark }}'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title><link rel="icon" href="data:,">
-<style>{{ style }}</style></head><body>
+<style>{{ style }}</style></head><body><main>
 """
 _FOOT = """\
-<script>{{ script }}</script>
+</main><script>{{ script }}</script>
 </body></html>
 """
 "What every page begins and ends with."
