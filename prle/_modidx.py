@@ -2477,6 +2477,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'prle.paper.controls._contrasts': ('paper/controls.html#_contrasts', 'prle/paper/controls.py'),
                                      'prle.paper.controls._difference': ('paper/controls.html#_difference', 'prle/paper/controls.py'),
                                      'prle.paper.controls._elsewhere': ('paper/controls.html#_elsewhere', 'prle/paper/controls.py'),
+                                     'prle.paper.controls._estimated': ('paper/controls.html#_estimated', 'prle/paper/controls.py'),
                                      'prle.paper.controls._fakes': ('paper/controls.html#_fakes', 'prle/paper/controls.py'),
                                      'prle.paper.controls._mean': ('paper/controls.html#_mean', 'prle/paper/controls.py'),
                                      'prle.paper.controls._negative_sums': ('paper/controls.html#_negative_sums', 'prle/paper/controls.py'),

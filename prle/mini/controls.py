@@ -147,7 +147,7 @@ def strong_trace(
     return strength * pattern(x, y, 2 * np.pi / (size * 3 / 32)) * np.minimum(1, 1.5 * nearness)
 
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-18
-SHARED = 0.35
+SHARED = 0.40
 "How much of the coarser picture the shared trace mixes in."
 COARSE = 0.56
 "The side of the coarser picture, as a share of the crop's."
@@ -279,7 +279,7 @@ def _write_controls(root: Path, photos: list[Path], config: dict):
     )
 
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-29
-RECIPE = 1  # raised whenever a change here changes the pictures
+RECIPE = 2  # raised whenever a change here changes the pictures
 
 
 def build_controls(
