@@ -107,8 +107,10 @@ docs: setup .tools/installed # the site, in _docs/html/
 COMPILE = $(TOOLS)/uv pip compile --quiet --universal --fork-strategy fewest --generate-hashes --allow-unsafe \
 	--python-version $(shell sed -n 's/^min_python = //p' settings.ini) --custom-compile-command 'make lock' \
 	--refresh-package prle $(LOCK)
+# mtcnn and onnx are installed on request alone.
+LOCKED = faces paper cluster study dev
 lock: .tools/installed # both locks anew, with all hashes
-	$(COMPILE) setup.py --extra all --output-file requirements.lock
+	$(COMPILE) setup.py $(LOCKED:%=--extra %) --output-file requirements.lock
 	printf '%s\n' uv pip-audit sphinx myst-nb furo | $(COMPILE) - --output-file tools.lock
 
 # known vulnerabilities of the locked packages

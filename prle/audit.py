@@ -163,7 +163,7 @@ def verdict_text(
     what: str = "masks",  # what was audited, in the plural
 ) -> str:
     "Say in one line whether the label can be told."
-    worst = table.loc[table.leak.idxmax()]
+    worst = table.iloc[int(table.leak.argmax())]
     if worst.leak > LIMIT:
         return f"The {what} tell the label: leak {worst.leak:.2f} ({worst.measure})."
     reach = np.maximum(table.high, np.where(table.measure == "size", 1 - table.low, 0)).max()

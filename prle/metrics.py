@@ -720,7 +720,7 @@ def _statistic(
     tables: list[pd.DataFrame], members: list, measures: Sequence[str], threshold: float
 ) -> Callable:
     "Return the function weights of clusters (B, P) -> (B, S, K) for S tables and K measures."
-    rankings = [Ranking(t.label, t.p_fake) for t in tables]
+    rankings = [Ranking(t.label.to_numpy(), t.p_fake.to_numpy()) for t in tables]
 
     def of_one(ranking, member, weight):  # (B, K)
         fake, real = ranking.counts(np.take(weight, member, axis=-1))

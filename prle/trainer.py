@@ -601,7 +601,7 @@ def _fingerprint(rows: pd.DataFrame, quantiles: Path | None) -> dict:
     some = np.unique(np.linspace(0, len(rows) - 1, 16).astype(int))
     paths = [Path(path) for path in rows.path.iloc[some]]
     table = rows[["path", "label", "mask"]].to_csv(index=False)
-    landmarks = hashlib.sha256(np.stack(rows.landmarks.to_numpy()).tobytes()).hexdigest()
+    landmarks = hashlib.sha256(np.stack(list(rows.landmarks)).tobytes()).hexdigest()
     pictures = [file_digest(manifest_root(rows) / path) for path in paths]
     found = dict(faces=len(rows), rows=digest([table, landmarks]), pictures=digest(pictures))
     if quantiles:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import mlcroissant
 import numpy as np
 import pandas as pd
 import pytest
@@ -82,7 +83,6 @@ def test_the_description_has_what_croissant_asks_for(benchmark):
 
 
 def test_mlcroissant_accepts_the_description(benchmark):
-    mlcroissant = pytest.importorskip("mlcroissant", reason="not in the lock: tried where it is")
     path = write_croissant(benchmark[0])
     found = mlcroissant.Dataset(jsonld=path)
     assert found.metadata.name == "prle-mini" and not found.metadata.issues.errors

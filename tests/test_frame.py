@@ -244,6 +244,12 @@ def test_the_lock_pins_every_requirement():
         assert version in ("", lock()[package]), wrong
 
 
+def test_all_extras_are_locked_but_those_on_request():
+    known = {name.removesuffix("_requirements") for name in settings() if "_requirements" in name}
+    (locked,) = re.findall(r"^LOCKED = (.+)$", (ROOT / "Makefile").read_text(), re.M)
+    assert known - set(locked.split()) == {"mtcnn", "onnx"} and set(locked.split()) <= known
+
+
 def test_conda_has_the_locked_versions():
     text = (ROOT / "environment.yml").read_text()
     conda = pins(re.findall(r"- ([\w.-]+==[\w.+]+)", text))
