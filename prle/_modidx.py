@@ -1693,6 +1693,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'prle.lab.files._mostly': ('lab/files.html#_mostly', 'prle/lab/files.py'),
                                 'prle.lab.files._note': ('lab/files.html#_note', 'prle/lab/files.py'),
                                 'prle.lab.files._numbers': ('lab/files.html#_numbers', 'prle/lab/files.py'),
+                                'prle.lab.files._passing': ('lab/files.html#_passing', 'prle/lab/files.py'),
                                 'prle.lab.files._pictures_of': ('lab/files.html#_pictures_of', 'prle/lab/files.py'),
                                 'prle.lab.files._request': ('lab/files.html#_request', 'prle/lab/files.py'),
                                 'prle.lab.files._row': ('lab/files.html#_row', 'prle/lab/files.py'),

@@ -193,6 +193,19 @@ def test_a_page_holds_what_decided_without_a_folder_for_it(album, monkeypatch):
     assert (told.picture == "").all() and pd.read_csv(table).picture.isna().all()
 
 
+def test_only_the_page_s_own_pictures_are_deleted(album):
+    "Whatever a journal says, and whatever else lies in their folder."
+    page = str(album / "p.html")
+    (folder := files._passing(page)).mkdir()
+    own, other = folder / "own.png", folder / "mine.txt"
+    for path in (own, other):
+        path.touch()
+    rows = [dict(picture=str(path)) for path in (own, album / "a.png", "", folder / "../b.png")]
+    files._forget(rows, folder)
+    assert not own.exists() and other.exists()
+    assert (album / "a.png").exists() and (album / "b.png").exists()
+
+
 def test_an_explanation_masks_what_is_most_attended(album):
     model, face = a_model(), cv2.imread(str(album / "a.png"))
     found = explain(model, face)

@@ -522,22 +522,25 @@ def _some(draw: Callable, folder: Path) -> Callable:
     return some
 
 # %% ../../nbs/lab/14_files.ipynb #lab-14-files-page-2
+def _passing(report: str) -> Path:
+    "Return the folder of the pictures that stand in a page alone."
+    return Path(f"{report}.pictures")
+
+
 def _drawer(explain: str | None, report: str | None) -> Callable | None:
     "Return what draws the explanations of scores; None if nobody wants them."
     if explain:
         return explanations(explain)
-    passing = Path(f"{report}.pictures")
-    return _some(explanations(passing), passing) if report else None
+    return _some(explanations(_passing(report)), _passing(report)) if report else None
 
 # %% ../../nbs/lab/14_files.ipynb #lab-14-files-page-3
-def _forget(rows: list[dict]):
-    "Delete the pictures of rows, and their folder if it is empty then."
-    pictures = [Path(row["picture"]) for row in rows if row["picture"]]
-    for picture in pictures:
-        picture.unlink(missing_ok=True)
-    for folder in {picture.parent for picture in pictures}:
-        with suppress(OSError):
-            folder.rmdir()
+def _forget(rows: list[dict], folder: Path):
+    "Delete the pictures of rows from a folder, and the folder if it is empty then; nothing that lies elsewhere."
+    for picture in (Path(row["picture"]) for row in rows):
+        if picture.parent == folder:
+            picture.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 # %% ../../nbs/lab/14_files.ipynb #lab-14-files-58
 def _request(models: Mapping[str, Exported], inputs, explain: str | None, options: dict) -> dict:
@@ -572,8 +575,8 @@ def score_files(
         write_json(json, list(map(without_nan, rows)))
     if report:
         write_page(told, report)
-    if not explain:
-        _forget(told)
+    if report and not explain:
+        _forget(told, _passing(report))
     if journal:
         journal.close()
     return pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
