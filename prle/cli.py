@@ -836,13 +836,25 @@ def _open_model(name: str, data: str | None = None, plugin: tuple | None = None,
     return open_exported(name)
 
 # %% ../nbs/12_cli.ipynb #12-cli-81
-def _localize_crops(models, inputs: list[str], out: str, read, shard: str, workers: int) -> int:
+def _localize_crops(
+    models, inputs: list[str], out: str, read, shard: str, engine: str, workers: int
+) -> int:
     "Write quantile maps of face crops, and print their folder; exit code 1 if a picture cannot be read."
     from prle.core import log
-    from prle.lab.maps import parse_shard, write_maps
+    from prle.lab.maps import parse_shard, write_maps, write_maps_on_ray
 
+    given = models, inputs, out, parse_shard(shard), read
+    if engine == "ray":
+        _only(
+            dict(workers=workers) if workers else {},
+            (),
+            "the engine ray, which has a worker a core or GPU,",
+        )
+        told = write_maps_on_ray(*given)
+    else:
+        told = write_maps(*given, workers=workers)
     done = failed = 0
-    for _, why in write_maps(models, inputs, out, parse_shard(shard), read=read, workers=workers):
+    for _, why in told:
         done, failed = done + (not why), failed + bool(why)
         if why and failed <= _MOST:
             log.info(why)
@@ -971,7 +983,9 @@ def localize(
     out: str | None = None,
     also: tuple[str, ...] | None = None,  # with inputs: a further detector, to be fused
     shard: str = "1/1",  # with inputs: which part of how many, e.g. 3/16
-    workers: int = 0,  # with inputs: processes that read pictures; 0: none but this one
+    # with inputs: local, or ray: on all GPUs or cores, of this machine or the cluster that RAY_ADDRESS names
+    engine: Literal["local", "ray"] = "local",
+    workers: int = 0,  # with inputs and the engine local: processes that read pictures; 0: none but this one
     **kwargs,
 ) -> int:  # exit code: 1 if a picture cannot be read
     """Make attention maps of a trained detector, and print the path of their array.
@@ -985,7 +999,7 @@ def localize(
         models = {word: _open_model(word, **kwargs) for word in (name, *(also or ()))}
         folder = _needed_option("out", out, "the folder of the maps")
         read = CamConfig(cam or "layercam", explain)
-        return _localize_crops(models, inputs, folder, read, shard, workers)
+        return _localize_crops(models, inputs, folder, read, shard, engine, workers)
     make_maps = _exported_maps if is_exported(name) else _run_maps
     print(make_maps(name, split, subset, CamConfig(cam or "gradcam", explain), out, **kwargs))
     return 0

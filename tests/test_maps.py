@@ -13,8 +13,9 @@ from prle.core import rng
 from prle.data.crops import read_quantiles, write_quantiles
 from prle.fusion import fuse
 from prle.lab.configs import CamConfig
+from prle.lab.engines import cluster
 from prle.lab.explain import explain
-from prle.lab.maps import write_maps
+from prle.lab.maps import write_maps, write_maps_on_ray
 
 
 @pytest.fixture
@@ -79,6 +80,22 @@ def test_a_killed_command_goes_on_and_shards_are_all(crops, tmp_path):
     same(read_all(tmp_path / "shards"), read_all(whole))
 
 
+def test_on_ray_the_maps_are_the_same(crops, tmp_path):
+    "In two workers, of one shard of two, with a picture that is none; what is there is passed over."
+    (crops / "b" / "torn.png").write_bytes(b"\x89PNG torn")
+    models = dict(m=a_model())
+    parts = {name: tmp_path / name for name in ("here", "there")}
+    with cluster(num_cpus=2):
+        told = list(write_maps_on_ray(models, [crops], parts["there"], (2, 2), batch=1))
+    left = list(write_maps(models, [crops], parts["there"], (2, 2)))
+    here = list(write_maps(models, [crops], parts["here"], (2, 2)))
+    assert sorted(told) == sorted(here) and len(told) == 3
+    assert ["cannot be read" in why for _, why in left] == [True]
+    same(*map(read_all, parts.values()))
+    with pytest.raises(ValueError, match="name another folder"):
+        list(write_maps_on_ray(models, [crops], parts["here"], read=CamConfig()))
+
+
 @pytest.mark.parametrize("changed", [dict(read=CamConfig()), dict(models=dict(m=a_model(seed=1)))])
 def test_maps_of_two_settings_do_not_mix(crops, tmp_path, changed):
     given = dict(models=dict(m=a_model()), inputs=[crops], out=tmp_path / "out")
@@ -113,6 +130,7 @@ def test_localize_takes_crops_on_the_command_line(crops, tmp_path, command):
     [
         ("CROPS", "--out is missing: the folder of the maps"),
         ("CROPS --out OUT --shard 3/2", "such as 3/16"),
+        ("CROPS --out OUT --engine ray --workers 2", "takes no --workers"),
         ("CROPS --out OUT --explain true", "reading of faces without labels"),
         ("ABSENT --out OUT", "no folder of pictures"),
         ("CROPS CROPS/../crops --out OUT", "two inputs have the same name"),
