@@ -561,7 +561,7 @@ def test_figure9_draws_what_it_is_told_to(smoke):
     one, two, other = (drawn(smoke, Figure9(), seed=seed, faces=1) for seed in (0, 0, 3))
     assert min(letters(one)) >= 6
     titles = [[part.get_suptitle() for part in figure.subfigs] for figure in (one, two, other)]
-    assert titles[0] == titles[1] == titles[2] and "found by all: " in titles[0][0]
+    assert titles[0] == titles[1] == titles[2] and "found by all:" in titles[0][0]
     for first, same in zip(one.axes, two.axes, strict=True):
         assert (first.images[0].get_array() == same.images[0].get_array()).all()
 

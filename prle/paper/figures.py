@@ -999,7 +999,7 @@ class Figure9(Exhibit):
         for who in ("all", "PRLE alone"):
             members = fakes[found_by(scores)[who]]
             picks = pick_fakes(rows.iloc[members], faces, "figure9", seed, who)
-            title = f"found by {who}: {len(members)} of {len(fakes)}"
+            title = f"found by {who}:\n{len(members)} of {len(fakes)}"
             groups.append(_read_group(lab, values, title, members[picks]))
         counts = found_fakes(scores)
         about = describe(lab, 1, self.backbones, on=(), brackets="")
