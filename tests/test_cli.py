@@ -27,7 +27,7 @@ OPTIONS = {
     "audit": "mask subset split seed published fusion set draws masks manifest figure preset data outputs plugin",
     "controls": "faces trainings engine outputs",
     "export": "data outputs plugin out licence format",
-    "localize": "data outputs plugin split subset cam explain out also shard workers",
+    "localize": "data outputs plugin split subset cam explain out also shard engine workers",
     "evaluate": "data outputs plugin on measures robustness degradations also maps selection",
     "predict": "data outputs plugin also count csv json explain report faces finder cropped pictures frames workers",
     "userstudy build": "participants images subsets splits practice seed secret-of consent post confidence out "

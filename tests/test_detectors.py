@@ -815,8 +815,8 @@ def test_training_starts_undecided(name):
 
 # steps of Adam, at 1e-3 where nothing else is said, after which the faces are told apart in evaluation mode at the
 # latest (MesoNet, B4 and MAT with statistics that follow faster than their originals')
-STEPS = dict(efficientnet_b4=80, ffd=100, mat=60, recce=60, resnet50=100, rfm=70)
-RATES = dict(mat=3e-3, resnet50=3e-4, rfm=3e-3)
+STEPS = dict(efficientnet_b4=80, ffd=100, mat=60, recce=60, resnet50=100, rfm=120)
+RATES = dict(mat=3e-3, resnet50=3e-4, rfm=2e-3)
 
 
 def tells_apart(model, batch):
