@@ -361,7 +361,8 @@ class Controls(Exhibit):
             "of a face (%) at alpha = 1, `covered` that of the planted place, `leak` the AUC (%) of the label by the "
             "best measure of `prle audit`; `inside` is the share of the attention that lies in the place, which chance "
             "would make `uniform` (its area), `mean map` (that of all faces) or `other face`. Without a strong trace "
-            f"no mask should matter: equivalent means that the 90% interval lies within 2 points. {about}{gaps(rows)}"
+            "no mask should matter: equivalent means that the 90% interval lies within 2 points. Behind `shared alone` "
+            f"and the fakes without any trace stand {NEGATIVE_TIMES * trainings} trainings. {about}{gaps(rows)}"
         )
         shown = control_table(rows, mask_numbers(values), CONTROL_READINGS)
         facts = dict(contrasts=_contrasts(rows))
