@@ -1000,6 +1000,8 @@ def localize(
         folder = _needed_option("out", out, "the folder of the maps")
         read = CamConfig(cam or "layercam", explain)
         return _localize_crops(models, inputs, folder, read, shard, engine, workers)
+    given = dict(also=also, shard=shard != "1/1", engine=engine != "local", workers=workers)
+    _only({option: True for option, value in given.items() if value}, (), "localize without inputs")
     make_maps = _exported_maps if is_exported(name) else _run_maps
     print(make_maps(name, split, subset, CamConfig(cam or "gradcam", explain), out, **kwargs))
     return 0

@@ -131,6 +131,7 @@ def test_localize_takes_crops_on_the_command_line(crops, tmp_path, command):
         ("CROPS", "--out is missing: the folder of the maps"),
         ("CROPS --out OUT --shard 3/2", "such as 3/16"),
         ("CROPS --out OUT --engine ray --workers 2", "takes no --workers"),
+        ("--engine ray --shard 1/2", "localize without inputs takes no --shard, --engine"),
         ("CROPS --out OUT --explain true", "reading of faces without labels"),
         ("ABSENT --out OUT", "no folder of pictures"),
         ("CROPS CROPS/../crops --out OUT", "two inputs have the same name"),
