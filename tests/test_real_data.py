@@ -101,7 +101,7 @@ def real_data(tmp_path, monkeypatch, request):
     return root
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("real_data", [128], indirect=True)
 def test_real_data_in_official_layouts_with_full_size_networks(real_data, tmp_path, lines):
     """Table VI's first row, from crops of videos to a target set, with what it will cost said first.
@@ -161,13 +161,12 @@ def test_the_preset_paper_on_official_layouts_through_its_notebooks(
 ):
     "With small faces and narrow networks; of FF++ only DF is there."
     full = configs.PRESETS["paper"]
-    narrow = {name: dataclasses.replace(b, width=1 / 8) for name, b in full.backbones.items()}
     monkeypatch.setitem(
         configs.PRESETS,
         "paper",
         dataclasses.replace(
             full,
-            backbones=narrow,
+            backbones=configs.PRESETS["smoke"].backbones,
             width=1 / 8,
             options=configs.PRESETS["mini"].options,
             audit=configs.PRESETS["smoke"].audit,

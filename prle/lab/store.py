@@ -179,11 +179,12 @@ class PastRun(NamedTuple):
 # %% ../../nbs/lab/02_store.ipynb #lab-02-store-31
 def past_runs(
     folder: Path,  # of a kind of runs; may be absent
+    label: str = "",  # only runs that people call so; "": all
 ) -> list[PastRun]:
     "Read the finished runs of a kind; those that cannot be read are left out."
     found = []
     for path in sorted(folder.iterdir()) if folder.exists() else []:
-        if name := parse_name(path):
+        if (name := parse_name(path)) and name.label == (label or name.label):
             with suppress(OSError, Damaged):
                 config, origin = read_run(path)
                 found.append(PastRun(name.label, entries(config), origin))
@@ -425,7 +426,7 @@ def _begin(work: _Work, found: Finding) -> Reason:
         text = f"cannot be read: {found.fault}; set aside as {set_aside(work.path).name}"
         reason = Reason(Cause.DAMAGED, text)
     else:
-        past = past_runs(work.path.parent)
+        past = past_runs(work.path.parent, work.task.run.label)
         reason = why_made(work.task, past, work.store.code, work.claim.previous)
     resumes = work.task.resume and attempts(work.path)
     work.say("MISS", f"{reason.text}{'; goes on from what is left' if resumes else ''}")
