@@ -20,84 +20,89 @@ from prle.paper.reproduce import announce, plan, reproduce
 from prle.paper.tables import Table6
 
 
-@pytest.fixture
-def real_data(tmp_path, monkeypatch, request):
-    "Folders of `prle faces` from real mp4s, and the preset paper at full size or with smaller crops, for one epoch."
-    source, root, full = tmp_path / "sources", tmp_path / "root", configs.PRESETS["paper"]
-    size = getattr(request, "param", full.size)
-    people = {f"{i:03}": f"s{i + 1}" for i in range(6)}
+PEOPLE = {f"{i:03}": f"s{i + 1}" for i in range(6)}
+"The number of a video of FF++ -> its person among the ORL faces."
 
-    def put(path, who, mask=None):
-        return write_clip(path, who, frames=2, size=(224, 180), mask=mask)
 
-    ffpp, celeb = source / "ffpp", source / "celeb"
+def put(path, who, mask=None):
+    return write_clip(path, who, frames=2, size=(224, 180), mask=mask)
+
+
+def write_ffpp(root):
+    "FaceForensics++: six originals, Deepfakes of each pair in both directions with masks, a pair a split."
     pairs = [("000", "001"), ("002", "003"), ("004", "005")]
-    for i, who in people.items():
-        put(ffpp / f"original_sequences/youtube/c23/videos/{i}.mp4", who)
+    base = root / "manipulated_sequences/Deepfakes"
+    (base / "masks/videos").mkdir(parents=True)
+    for video, who in PEOPLE.items():
+        put(root / f"original_sequences/youtube/c23/videos/{video}.mp4", who)
     for a, b in [p for pair in pairs for p in (pair, pair[::-1])]:
-        base = ffpp / "manipulated_sequences/Deepfakes"
-        (base / "masks/videos").mkdir(parents=True, exist_ok=True)
-        put(base / f"c23/videos/{a}_{b}.mp4", people[b], base / f"masks/videos/{a}_{b}.mp4")
+        name = f"{a}_{b}.mp4"
+        put(base / "c23/videos" / name, PEOPLE[b], base / "masks/videos" / name)
     for split, pair in zip(("train", "val", "test"), pairs):
-        (ffpp / f"{split}.json").write_text(json.dumps([list(pair)]))
-    lines = []
-    for label, folder, name, who in (
-        (1, "Celeb-real", "id0_0000", "s7"),
-        (1, "YouTube-real", "00000", "s8"),
-        (0, "Celeb-synthesis", "id0_id1_0000", "s9"),
-    ):
-        put(celeb / folder / f"{name}.mp4", who)
-        lines.append(f"{label} {folder}/{name}.mp4")
-    (celeb / "List_of_testing_videos.txt").write_text("\n".join(lines) + "\n")
-    dfdc, df1 = source / "dfdc", source / "df1"
+        (root / f"{split}.json").write_text(json.dumps([list(pair)]))
+
+
+def write_celeb(root):
+    "Celeb-DF: two real videos and a fake, all of the test list, whose labels are the other way round."
+    videos = {
+        "Celeb-real/id0_0000.mp4": (1, "s7"),
+        "YouTube-real/00000.mp4": (1, "s8"),
+        "Celeb-synthesis/id0_id1_0000.mp4": (0, "s9"),
+    }
+    for name, (_, who) in videos.items():
+        put(root / name, who)
+    listed = [f"{label} {name}\n" for name, (label, _) in videos.items()]
+    (root / "List_of_testing_videos.txt").write_text("".join(listed))
+
+
+def write_dfdc(root):
+    "DFDC's test videos with their labels."
     for name, who in (("a", "s10"), ("b", "s11")):
-        put(dfdc / f"test/{name}.mp4", who)
-    (dfdc / "test/labels.csv").write_text("filename,label\na.mp4,0\nb.mp4,1\n")
-    (df1 / "lists/splits").mkdir(parents=True)
-    for split, name, who in (
-        ("train", "000_M001", "s1"),
-        ("val", "002_W002", "s3"),
-        ("test", "004_M003", "s5"),
-    ):
-        put(df1 / f"manipulated_videos/end_to_end/{name}.mp4", who)
-        (df1 / f"lists/splits/{split}.txt").write_text(f"{name}.mp4\n")
-    sets = (
-        ("ff++", ffpp, ["--subsets", "DF"]),
-        ("celeb-df", celeb, []),
-        ("dfdc", dfdc, []),
-        ("df-1.0", df1, ["--reals", str(ffpp)]),
-    )
-    for name, folder, options in sets:
-        assert (
-            cli.main(
-                [
-                    "faces",
-                    name,
-                    "--root",
-                    str(folder),
-                    "--out",
-                    str(root / name),
-                    "--count",
-                    "2",
-                    "--size",
-                    str(size),
-                    "--workers",
-                    "0",
-                    *options,
-                ]
-            )
-            == 0
-        )
+        put(root / f"test/{name}.mp4", who)
+    (root / "test/labels.csv").write_text("filename,label\na.mp4,0\nb.mp4,1\n")
+
+
+def write_df1(root):
+    "DeeperForensics-1.0: a fake a split."
+    lists = root / "lists/splits"
+    lists.mkdir(parents=True)
+    videos = dict(train=("000_M001", "s1"), val=("002_W002", "s3"), test=("004_M003", "s5"))
+    for split, (name, who) in videos.items():
+        put(root / f"manipulated_videos/end_to_end/{name}.mp4", who)
+        (lists / f"{split}.txt").write_text(f"{name}.mp4\n")
+
+
+def cut_faces(name, source, root, size, *options):
+    "Run `prle faces` on a data set in its official layout."
+    where = ["--root", str(source / name), "--out", str(root / name)]
+    how = ["--count", "2", "--size", str(size), "--workers", "0"]
+    assert cli.main(["faces", name, *where, *how, *options]) == 0
+
+
+def small_paper(size):
+    "The preset paper for one epoch, from random weights."
+    full = configs.PRESETS["paper"]
     networks = {
         name: dataclasses.replace(b, pretrained=False) for name, b in full.backbones.items()
     }
-    monkeypatch.setitem(
-        configs.PRESETS,
-        "paper",
-        dataclasses.replace(
-            full, size=size, backbones=networks, recipe=dict(epochs=1, batch_size=4, workers=0)
-        ),
-    )
+    recipe = dict(epochs=1, batch_size=4, workers=0)
+    return dataclasses.replace(full, size=size, backbones=networks, recipe=recipe)
+
+
+@pytest.fixture
+def real_data(tmp_path, monkeypatch, request):
+    "Folders of `prle faces` from real mp4s, and the preset paper at full size or with smaller crops, for one epoch."
+    source, root = tmp_path / "sources", tmp_path / "root"
+    size = getattr(request, "param", configs.PRESETS["paper"].size)
+    write_ffpp(source / "ff++")
+    write_celeb(source / "celeb-df")
+    write_dfdc(source / "dfdc")
+    write_df1(source / "df-1.0")
+    cut_faces("ff++", source, root, size, "--subsets", "DF")
+    cut_faces("celeb-df", source, root, size)
+    cut_faces("dfdc", source, root, size)
+    cut_faces("df-1.0", source, root, size, "--reals", str(source / "ff++"))
+    monkeypatch.setitem(configs.PRESETS, "paper", small_paper(size))
     return root
 
 
