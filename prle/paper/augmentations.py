@@ -102,8 +102,8 @@ class Augmentations(ArmExhibit):
         "Return the table."
         rows = self.rows(lab, values)
         caption = (
-            "The augmentations of Section II-D: AUC (%) on the target sets, trained on all manipulations; "
-            "differences of the average are paired. The paper has no such numbers. "
+            "Augmentations of Section II-D, and RFM's erasing: AUC (%) on the target sets, "
+            "trained on all manipulations; differences of the average are paired. The paper has no such numbers. "
             f"{self.about(lab, seeds, rows)}{self.leaks(values)}"
         )
         yield TablePart("augmentations", rows, augmentation_table(rows), caption)
