@@ -186,7 +186,7 @@ def discard(
     if away.is_dir() and not away.is_symlink():
         shutil.rmtree(away, ignore_errors=True)
     else:
-        away.unlink()
+        away.unlink(missing_ok=True)  # another process may remove leftovers here
 
 # %% ../nbs/00_core.ipynb #00-core-33
 def remove_leftovers(

@@ -640,10 +640,11 @@ class TrainInputs:
         self.mask, self.quantiles = mask, Path(quantiles) if quantiles else None
         self.config, self.world_size = config, processes.world_size
         self.faces = FaceDataset(train_rows, quantiles=self.quantiles, masks=with_masks, keep=KEEP)
-        masked = TrainingFaces(self.faces, mask, config.flip, config.seed, config.augment)
-        labels, device, workers = train_rows.label, processes.device, config.workers
+        self.masked = TrainingFaces(self.faces, mask, config.flip, config.seed, config.augment)
+        labels, workers = train_rows.label, config.workers
         self.parts = BatchParts(len(self.faces), config, processes.rank, self.world_size, labels)
-        self.loader = _loader(masked, workers, device, batch_sampler=self.parts)
+        self.device = processes.device
+        self.loader = self._new_loader()
         size = config.batch_size // self.parts.parts  # fits in memory, as in training
         self.val_loader = _own_faces(FaceDataset(val_rows, keep=KEEP), size, workers, processes)
         self.val_labels = val_rows.label.to_numpy()
@@ -656,9 +657,14 @@ class TrainInputs:
     def size(self) -> int:  # of the faces, pixels
         return self.faces[0]["image"].shape[-1]
 
+    def _new_loader(self) -> DataLoader:
+        "Return a loader of this process's parts of the batches."
+        return _loader(self.masked, self.config.workers, self.device, batch_sampler=self.parts)
+
     def use_quantiles(self, folder: Path):
-        "Mask with other quantile maps from the next epoch on."
+        "Mask with other quantile maps from the next epoch on, in new decoding processes, which read them."
         self.faces.use_quantiles(folder)
+        self.loader = self._new_loader()
 
     def epoch(self, number: int) -> Iterator[tuple[dict, float, bool]]:
         "Yield the parts of batches: items, weight of their mean loss, whether it is the last part."

@@ -15,10 +15,12 @@ from prle.core import (
     atomic_path,
     check_choice,
     digest,
+    discard,
     file_digest,
     outputs_dir,
     progress,
     provenance,
+    remove_leftovers,
     rng,
     torch_rng,
     write_json,
@@ -135,3 +137,19 @@ def test_contenders_take_turns():
     assert "".join(called) == "abccbaabccba", "the first round warms up"
     assert list(seconds) == ["a", "b", "c"]
     assert all(len(taken) == 3 and min(taken) >= 0 for taken in seconds.values())
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_two_processes_may_discard_the_same_thing(tmp_path, monkeypatch, kind):
+    "One of them sweeps leftovers between the other's renaming and deleting."
+    path, rename = tmp_path / "a", os.rename
+    path.mkdir() if kind == "folder" else path.touch()
+
+    def swept(old, new):
+        rename(old, new)
+        monkeypatch.setattr(os, "rename", rename)
+        remove_leftovers(tmp_path)
+
+    monkeypatch.setattr(os, "rename", swept)
+    discard(path)
+    assert list(tmp_path.iterdir()) == []

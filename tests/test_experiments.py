@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import re
 import threading
 from pathlib import Path
 import time
@@ -28,6 +29,7 @@ from prle.lab.configs import (
 )
 from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
 from prle.lab.labdata import data_fingerprint, data_sets
+from prle.lab.planning import task_inputs
 from prle.lab.store import RunFailed
 from prle.trainer import TrainConfig, Trainer, predict
 from prle.data.crops import read_quantiles, read_rgb
@@ -990,6 +992,44 @@ def test_masked_faces_are_of_the_people_of_the_detector(grouped):
     assert read_scores(masked).path.tolist() == read_scores(plain).path.tolist()
     with pytest.raises(ValueError, match="localizes on other people"):
         grouped.masked(plain, Zoo("A", 0, ("Small",), **PUBLISHED), 0.5)
+
+
+def test_a_zoo_that_was_trained_on_the_test_people_is_told(grouped, lines):
+    asked = dict(mask="primary", zoo=("Small",), **PUBLISHED)
+    grouped.detector("Small", "A", **asked, zoo_seed=3)  # the same people as seed 0
+    assert not any("tested on" in line for line in lines)
+    grouped.detector("Small", "A", **asked, zoo_seed=1)
+    (said,) = [line for line in lines if "tested on" in line]
+    assert re.search(r"zoo of seed 1 is trained on \d people whom seed 0 is tested on", said)
+
+
+def test_a_grid_that_is_the_presets_is_the_usual_one(lab):
+    "Maps have one name then, and a plan puts them before what they are made into."
+    dry = lab.dry()
+    for cam in (CamConfig(grid=TINY.grid), CamConfig()):
+        dry.detector("Small", "A", mask="primary", cam=cam, fusion=FusionConfig(), blind=False)
+    names = [task.name for task in dry.store.tasks]
+    assert len(set(names)) == len(names) and not any("grid=" in n for n in names if "maps/" in n)
+    inputs = task_inputs(dry.store.tasks)
+    assert all(names.index(one) < i for i, name in enumerate(names) for one in inputs[name])
+
+
+def test_maps_of_pairs_are_named_by_the_pairs_of_their_own_faces(paired):
+    zoo = Zoo("A", backbones=("Small",))
+    before = [paired.dry().quantiles(zoo, split).key for split in ("train", "test")]
+    faces = paired.manifest
+    moved = faces.target.where((faces.split != "test") | (faces.target == ""), "elsewhere")
+    path = write_manifest(faces.assign(target=moved), f"{faces.attrs['root']}/moved.parquet")
+    other = quiet_lab(path, paired.outputs)
+    after = [other.dry().quantiles(zoo, split).key for split in ("train", "test")]
+    assert after[0] == before[0] and after[1] != before[1]
+
+
+def test_a_lab_in_another_process_has_a_store(lab):
+    made = lab.detector("Small", "A")
+    there = pickle.loads(pickle.dumps(lab))
+    assert there.detector("Small", "A").reused and there.store.root == lab.store.root
+    assert made.key == there.detector("Small", "A").key
 
 
 def test_the_student_joins_the_zoo_and_later_epochs_have_other_maps(paired, monkeypatch):

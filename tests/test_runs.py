@@ -1647,3 +1647,37 @@ def test_messages_are_printed_where_a_command_wants_them(capsys, monkeypatch):
 def test_it_imports_without_torch():
     code = "import sys, prle.lab.administration; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_an_interrupted_worker_that_has_lost_its_claim_spares_its_successor(tmp_path):
+    "Ctrl-C after another process has taken over deletes what was written here, and nothing else."
+
+    def make(folder):
+        assert folder.name.endswith("partial-1")
+        successor = folder.with_name(folder.name.replace("partial-1", "partial-2"))
+        successor.mkdir()
+        write_json(folder.parent / f".a-{KEY}.lock/2", elsewhere())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quick(tmp_path).get("kind", "a", {}, make)
+    left = [p.name for p in (tmp_path / "kind").iterdir() if "partial" in p.name]
+    assert left == [f".a-{KEY}.partial-2"]
+
+
+@pytest.mark.parametrize("length", [150, 190, 400])
+def test_a_run_with_a_long_label_goes_on(tmp_path, length):
+    store, seen = quick(tmp_path), []
+
+    def make(folder):
+        seen.append((folder / "epoch").exists())
+        (folder / "epoch").touch()
+        if len(seen) < 3:
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            store.get("kind", "x" * length, {}, make, resume=True)
+    run = store.get("kind", "x" * length, {}, make, resume=True)
+    assert seen == [False, True, True] and beside(run.path) == []
+    assert store.get("kind", "x" * length, {}, make).reused

@@ -32,6 +32,7 @@ from prle.trainer import (
     predict,
     to_input,
     train,
+    TrainInputs,
 )
 from prle.trust import write_digests
 
@@ -149,6 +150,29 @@ def test_workers_change_nothing_and_share_no_stream(toy, quantiles, mask):
     ]
     for other in epochs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(epochs[0], other))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_renewed_maps_reach_the_decoding_processes(toy, quantiles, tmp_path, workers):
+    "The first epoch masks the upper half, the second the lower one."
+    halves = np.ones((2, 24, 32), np.uint16)
+    halves[0, 12:] = halves[1, :12] = 0
+    for name, half in zip(("upper", "lower"), halves):
+        for path in toy.path:
+            (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / name / path), half)
+        write_digests(tmp_path / name)
+    config = TrainConfig(epochs=2, batch_size=4, flip=False, workers=workers)
+    mask, faces = PrimaryRegionMask(p=1.0, alpha=(1.0, 1.0)), select(toy, "train", "A")
+    inputs = TrainInputs(faces, select(toy, "val", "A"), config, mask, tmp_path / "upper")
+    black = []
+    for epoch, name in enumerate(("upper", "lower")):
+        inputs.use_quantiles(tmp_path / name)
+        images = torch.cat([items["image"] for items, *_ in inputs.epoch(epoch)])
+        black.append(
+            [(images[:, :, rows] == 0).all().item() for rows in (slice(12), slice(12, 24))]
+        )
+    assert black == [[True, False], [False, True]]
 
 
 def write_true_masks(toy):

@@ -277,9 +277,15 @@ def localizers(self: LabConfigs, zoo: Zoo) -> tuple[str, ...]:
 
 
 @patch
+def _usual(self: LabConfigs, cam: CamConfig) -> CamConfig:
+    "Return the same reading of maps, without a grid that is the preset's."
+    return replace(cam, grid=None) if cam.grid == self.preset.grid else cam
+
+
+@patch
 def _normal(self: LabConfigs, zoo: Zoo) -> Zoo:
-    "Return the same zoo with its backbones in the form of `zoo_names`."
-    return replace(zoo, backbones=self.zoo_names(zoo.backbones))
+    "Return the same zoo with its backbones in the form of `zoo_names`, and without a grid that is the preset's."
+    return replace(zoo, backbones=self.zoo_names(zoo.backbones), cam=self._usual(zoo.cam))
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-43
 @patch
@@ -350,6 +356,11 @@ class Lab(LabConfigs):
         del state["store"]
         state.pop("manifest", None)
         return state
+
+    def __setstate__(self, state: dict):
+        "Take the state in another process, with a store on the same folder."
+        vars(self).update(state)
+        self.store = RunStore(self.outputs / "runs", device=self._device)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-48
 @patch
@@ -552,6 +563,23 @@ def _check_zoo(self: Lab, zoo: Zoo):
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-66
 @patch
+def _tell_leak(self: Lab, config: RunConfig):
+    "Say so, once, if the zoo behind the masks was trained on people whom the detector is tested on."
+    zoo, seed = config.masking_zoo, config.recipe.seed
+    key = "leak", zoo.trained or zoo.subset, self.fold(zoo.seed), self.fold(seed)
+    if key[2] == key[3] or key in self._checked or isinstance(self.store, DryStore):
+        return
+    self._checked.add(key)
+    trained = self.train_faces(key[1], seed=zoo.seed).identity
+    both = {*trained} & {*self.test_faces(seed=seed).identity}
+    if both:
+        log.warning(
+            f"NOTE the zoo of seed {zoo.seed} is trained on {len(both)} people whom seed {seed} is "
+            "tested on; a zoo_seed of the same fold is not."
+        )
+
+
+@patch
 def _check_config(self: Lab, config: RunConfig):
     "Raise `ValueError` for a training of another lab, or one that cannot be."
     if (config.preset, config.data) != (self.name, self.data):
@@ -559,6 +587,8 @@ def _check_config(self: Lab, config: RunConfig):
         raise ValueError(f"the configuration is for {theirs}, the lab is another.")
     for subset in filter(None, (config.subset, config.zoo_subset)):
         check_choice(subset, [*self.subsets, "all"], "manipulation")
+    if config.needs_maps:
+        self._tell_leak(config)
     options, augment = json.dumps(config.options), config.recipe.augment
     needs = _check_buildable(config.detector, config.width, options, self.preset.size, augment)
     self._check_data(config, needs)
@@ -661,6 +691,7 @@ def attention(
     people: int | None = None,  # seed that drew the people of the faces; None: the run's own
 ) -> Run:  # maps.npy (N, h, w) float16, rows as `faces(split, subset, seed)`
     "Localize with one detector (Eq. 3); the maps keep the detector's own grid."
+    cam = self._usual(cam)
     config = dict(detector=run.key, split=split, subset=subset)
     config |= dict(grid=self.preset.grid, data=self.source(split)[1]) | cam.key()
     fold = "" if people is None else f"fold={self.fold(people)}"
@@ -728,11 +759,11 @@ def _zoo_label(zoo: Zoo, *marks: str) -> str:  # empty marks are left out
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-93
 @patch
-def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run]) -> dict:
+def _fusion_key(self: Lab, zoo: Zoo, runs: list[Run], split: str = "train") -> dict:
     "Return the configuration that names what is made from the maps of a zoo."
     key = dict(zoo.fusion.key(), maps=[run.key for run in runs], size=self.preset.size)
     if zoo.blind:
-        key["blind"] = self.pairs_digest(zoo.subset, zoo.people)
+        key["blind"] = self.pairs_digest(zoo.subset, zoo.people, split)
     if zoo.decisive:
         key["decisive"] = zoo.decisive
     return key
@@ -777,7 +808,7 @@ def sizes(
 ) -> Run:  # sizes.npy (N,) share of each face, in [0, 1]; rows as `faces(split, zoo.subset)`
     "Measure how much of each fake decides, of the most attended pixels (`prle.regions`)."
     zoo = replace(zoo, decisive=0.0)  # one run for all margins
-    config = dict(self._fusion_key(zoo, self.maps(zoo, split)), kind="sizes")
+    config = dict(self._fusion_key(zoo, self.maps(zoo, split), split), kind="sizes")
     names = self.zoo_names(zoo.backbones)
     label = _zoo_label(zoo, *names, "" if split == "train" else split, self._fold_mark(zoo))
     return self.store.get(
@@ -818,7 +849,7 @@ def quantiles(
         stores = [run_file(run.path, "maps.npy") for run in runs]
         self._write_quantiles(zoo, split, stores, folder / "quantiles")
 
-    return self.store.get("fusions", label, self._fusion_key(zoo, runs), make)
+    return self.store.get("fusions", label, self._fusion_key(zoo, runs, split), make)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-102
 @patch

@@ -274,10 +274,11 @@ def pairs_digest(
     self: LabData,
     subset: str,  # manipulation, or "all"
     seed: int = 0,  # of a run, which says whose faces it is trained on
+    split: str = "train",  # as of `faces`
 ) -> str:  # 16 hexadecimal digits
-    "Hash the targets of the training faces."
-    name = "pairs", subset, self.fold(seed)
-    return self._fact(name, lambda: digest(self.train_faces(subset, seed=seed).target.tolist()))
+    "Hash the targets of faces: which real face each fake was made of."
+    name = "pairs", split, subset, self.fold(seed)
+    return self._fact(name, lambda: digest(self.faces(split, subset, seed).target.tolist()))
 
 # %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-37
 @patch

@@ -77,8 +77,8 @@ class DryStore(RunStore):
 def task_inputs(
     tasks: list[Task],  # of a dry store
 ) -> dict[str, list[str]]:  # name -> names
-    "Return the tasks that each task has to wait for."
-    keys = {task.run.key: [task.name] for task in tasks}
+    "Return the tasks that each task has to wait for: of two with one key the one that was asked for first."
+    keys = {task.run.key: [task.name] for task in reversed(tasks)}
     return {task.name: input_runs(task.config, keys) for task in tasks}
 
 # %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-9
