@@ -129,6 +129,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                            'prle.core.file_state': ('core.html#file_state', 'prle/core.py'),
                            'prle.core.is_full': ('core.html#is_full', 'prle/core.py'),
                            'prle.core.is_leftover': ('core.html#is_leftover', 'prle/core.py'),
+                           'prle.core.move_away': ('core.html#move_away', 'prle/core.py'),
                            'prle.core.outputs_dir': ('core.html#outputs_dir', 'prle/core.py'),
                            'prle.core.process_start': ('core.html#process_start', 'prle/core.py'),
                            'prle.core.progress': ('core.html#progress', 'prle/core.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REAL', 'FAKE', 'VIDEO', 'UNTOLD', 'log', 'shortened', 'check_choice', 'rng', 'torch_rng', 'seed_everything',
-           'this_machine', 'process_start', 'temporary_name', 'is_leftover', 'discard', 'remove_leftovers',
+           'this_machine', 'process_start', 'temporary_name', 'is_leftover', 'move_away', 'discard', 'remove_leftovers',
            'atomic_path', 'write_json', 'is_full', 'digest', 'bytes_digest', 'file_state', 'file_digest', 'entries',
            'provenance', 'outputs_dir', 'progress', 'show_messages', 'collected_messages', 'alternate']
 
@@ -173,15 +173,25 @@ def is_leftover(
     return re.fullmatch(rf"(\.prle-del-[0-9a-f]{{8}}|{_TEMPORARY})(\..*)?", name) is not None
 
 # %% ../nbs/00_core.ipynb #00-core-32
-def discard(
+def move_away(
     path: str | Path,  # file, folder or link; may be absent
-):
-    "Delete a file, folder or link so that nobody sees it half deleted; the target of a link stays."
+) -> Path | None:  # what is to be deleted; None if there is nothing
+    "Rename what is to be deleted, so that nobody sees it any more."
     path = Path(path)
     away = path.with_name(f".prle-del-{uuid.uuid4().hex[:8]}")
     try:
         os.rename(path, away)
     except FileNotFoundError:
+        return None
+    return away
+
+
+def discard(
+    path: str | Path,  # file, folder or link; may be absent
+):
+    "Delete a file, folder or link so that nobody sees it half deleted; the target of a link stays."
+    away = move_away(path)
+    if away is None:
         return
     if away.is_dir() and not away.is_symlink():
         shutil.rmtree(away, ignore_errors=True)
@@ -348,7 +358,10 @@ def _git(*args: str) -> str | None:
 # %% ../nbs/00_core.ipynb #00-core-58
 def _repository() -> tuple[str | None, bool | None]:  # both None without git
     "Return the commit that is checked out, and whether nothing differs from it."
-    said = _git("status", "--porcelain=v2", "--branch", "--untracked-files=no")
+    ours = _git(
+        "ls-files", "--error-unmatch", "core.py"
+    )  # not a repository that holds an environment
+    said = ours and _git("status", "--porcelain=v2", "--branch", "--untracked-files=no")
     lines = [] if said is None else said.splitlines()
     heads = [line.split()[-1] for line in lines if line.startswith("# branch.oid ")]
     clean = None if said is None else all(line.startswith("#") for line in lines)

@@ -152,7 +152,7 @@ class MaskParams(NamedTuple):
     "The draws for n images (or for one, without the leading axis)."
 
     alpha: Tensor  # float64 in [0, 1]; 0 = the image is left alone
-    place: Tensor  # (..., 3) float64 in [0, 1], where and of which shape, as the policy reads them
+    place: Tensor  # (..., 3) float64 in [0, 1), where and of which shape, as the policy reads them
     seed: Tensor  # int64, of the noise fill
 
 # %% ../nbs/06_masking.ipynb #06-masking-41

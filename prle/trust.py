@@ -27,7 +27,16 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from .core import atomic_path, bytes_digest, digest, discard, file_digest, shortened, write_json
+from prle.core import (
+    atomic_path,
+    bytes_digest,
+    digest,
+    discard,
+    file_digest,
+    move_away,
+    shortened,
+    write_json,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -773,7 +782,9 @@ def made_folder(
         yield new
         mark_folder(new, purpose)
         check_replaceable(final, purpose)  # somebody may have put something there meanwhile
-        discard(final)
+        old = move_away(final)
+    if old:
+        discard(old)  # takes its time: after the new folder stands
 
 # %% ../nbs/01_trust.ipynb #01-trust-108
 def check_destination(

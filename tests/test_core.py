@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -153,3 +154,16 @@ def test_two_processes_may_discard_the_same_thing(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(os, "rename", swept)
     discard(path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_repository_around_an_environment_is_not_the_projects(tmp_path, monkeypatch):
+    "The project is installed into an environment that lies in somebody's repository."
+    there = tmp_path / ".venv/prle/core.py"
+    there.parent.mkdir(parents=True)
+    there.touch()
+    (tmp_path / "thesis.tex").touch()
+    author = ["-c", "user.name=A", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "thesis.tex"], [*author, "commit", "-qm", "thesis"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(core, "__file__", str(there))
+    assert provenance()["commit"] is None and provenance()["clean"] is None

@@ -59,8 +59,9 @@ def test_the_spread_of_even_attention_is_its_area(pixels):
 
 def test_a_look_at_one_part():
     found = look(of_parts("mouth"), landmarks(SIZE, SIZE).numpy())
-    assert found["mouth"] == pytest.approx(1) and found["eyes"] == 0 == found["nothing"]
-    assert found["share"] == found["mouth area"] == pytest.approx(found["spread"])
+    assert found["mouth"] > 0.8 and found["eyes"] == 0 == found["nothing"]
+    assert found["share"] == pytest.approx(found["spread"]) and found["share"] > found["mouth area"]
+    assert sum(found[part] for part in FACE_PARTS) == pytest.approx(1), "each pixel counts once"
     even = look(np.full((SIZE, SIZE), 0.3, np.float32), landmarks(SIZE, SIZE).numpy())
     nothing = look(np.zeros((SIZE, SIZE)), landmarks(SIZE, SIZE).numpy())
     for part in FACE_PARTS:

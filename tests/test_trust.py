@@ -1,6 +1,7 @@
 """Names, paths, folders and files that come from elsewhere: what is refused, and that nothing else is harmed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -719,3 +720,18 @@ def test_csv_that_is_none_names_the_file(tmp_path, content):
 def test_csv_is_read_as_text(tmp_path):
     (tmp_path / "x.csv").write_text("path,reason\n007,NA\n")
     assert read_csv(tmp_path / "x.csv", ["path", "reason"]).values.tolist() == [["007", "NA"]]
+
+
+def test_an_old_folder_is_deleted_when_the_new_one_stands(tmp_path, monkeypatch):
+    "Deleting takes its time; a process that is killed meanwhile leaves the new result."
+    folder, seen, rmtree = tmp_path / "a", [], shutil.rmtree
+
+    def noted(path, **options):
+        seen.append((folder / "x").read_text())
+        rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", noted)
+    for text in ("old", "new"):
+        with made_folder(folder, "a test") as new:
+            (new / "x").write_text(text)
+    assert seen == ["new"] and [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -58,12 +58,16 @@ def look(
     heat: np.ndarray,  # (H, W) attention, 0 or more
     landmarks: np.ndarray,  # (68, 2) pixels (x, y)
 ) -> dict[str, float]:  # share, spread, nothing (1: no attention), each of `FACE_PARTS`, its area
-    "Measure how much of a face a map covers, and how its attention is divided among parts."
+    """Measure how much of a face a map covers, and how its attention is divided among parts.
+
+    A pixel where parts overlap counts for the first of them."""
+    free = np.ones(heat.shape, bool)
     found = dict(share=float((heat > THRESHOLD).mean()), spread=spread(heat))
     total = float(heat.sum())
     found["nothing"] = float(total == 0)
     for part in FACE_PARTS:
-        where = part_region(part, landmarks, heat.shape)
+        where = part_region(part, landmarks, heat.shape) & free
+        free &= ~where
         area = float(where.mean())
         found[part] = float(heat[where].sum()) / total if total else area
         found[f"{part} area"] = area

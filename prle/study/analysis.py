@@ -422,7 +422,7 @@ def detector_answers(
     return pd.concat(parts, ignore_index=True)
 
 # %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-48
-ARMS = {"": "none", " + PRLE": "primary"}
+ARMS = {"": "none", " + PRLE, our reading": "primary"}
 "The detectors beside the people, and the masks that they are trained with."
 
 # %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-49
