@@ -367,10 +367,15 @@ Statistic = Callable[[np.ndarray], float | np.ndarray]
 "Weights of the rows (N,) -> the number of interest, or several of them (...)."
 
 
-def _draw_weights(draw, member: np.ndarray, names: int, count: int) -> np.ndarray:  # (count, N)
-    "Draw clusters with replacement `count` times: how often each row's cluster came up."
-    drawn = draw.integers(names, size=(count, names))
-    times = np.array([np.bincount(d, minlength=names) for d in drawn], dtype=float)
+def _draw_weights(
+    draw, member: np.ndarray, strata: np.ndarray, count: int
+) -> np.ndarray:  # (count, N)
+    "Draw the clusters of each stratum with replacement `count` times: how often each row's cluster came up."
+    times = np.empty((count, len(strata)))
+    for stratum in np.unique(strata):
+        own = np.flatnonzero(strata == stratum)
+        drawn = draw.integers(len(own), size=(count, len(own)))
+        times[:, own] = [np.bincount(d, minlength=len(own)) for d in drawn]
     return np.take(times, member, axis=-1)
 
 # %% ../nbs/07_metrics.ipynb #07-metrics-62
@@ -387,6 +392,7 @@ def resamples(
     n: int = 1000,  # resamples
     seed: int = 0,  # of the resampling
     batched: bool = False,  # `statistic` takes many resamples at once: (B, N) -> (B, ...)
+    strata: np.ndarray | None = None,  # (N,) whose clusters are drawn among themselves; None: all
 ) -> np.ndarray:  # (n, ...)
     """Compute `statistic` on resamples of whole clusters; those where it is NaN (a missing class) are drawn again.
 
@@ -395,7 +401,8 @@ def resamples(
         raise ValueError(f"the number of resamples must be 1 or more, not {n}.")
     if pd.isna(clusters := np.asarray(clusters)).any():
         raise ValueError("a row belongs to no cluster (NaN or None).")
-    names, member = np.unique(clusters, return_inverse=True)
+    names, first, member = np.unique(clusters, return_index=True, return_inverse=True)
+    groups = np.zeros(len(names), int) if strata is None else np.asarray(strata)[first]
     most = max(1, 2**15 // len(member)) if batched else 1
     draw = rng("bootstrap", seed)
     kept: list[np.ndarray] = []
@@ -406,7 +413,7 @@ def resamples(
                 f"only {count} of {tried} resamples of {len(names)} clusters hold both classes: "
                 "too few people for an interval."
             )
-        weight = _draw_weights(draw, member, len(names), min(most, n - count))
+        weight = _draw_weights(draw, member, groups, min(most, n - count))
         value = _of_all(statistic, weight, batched)
         whole = ~np.isnan(value).reshape(len(value), -1).any(1)
         kept.append(value[whole])

@@ -523,3 +523,26 @@ def test_table8_compares_the_change_and_not_the_machines():
     training = shown["training (faces/s)"]
     assert training["plain"] == "110 [108, 112] *269.72*", "as it is printed"
     assert training["change"] == "-1.2% [-3.2, +0.8] *-2.7%*"
+
+
+def drawn_faces(people, name, seed):
+    "Four faces of each person; the scores tell a little."
+    draw, label = np.random.default_rng(seed), np.tile([0, 1], 2 * people)
+    score = draw.normal(size=4 * people) + 0.7 * label + np.repeat(draw.normal(size=people), 4)
+    who = np.repeat([f"{name}{i}" for i in range(people)], 4)
+    return pd.DataFrame(dict(identity=who, label=label, p_fake=score))
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_large_set_of_other_people_does_not_narrow_the_interval_of_a_small_one(seeds):
+    small = [drawn_faces(4, "a", seed) for seed in range(seeds)]
+    large = [drawn_faces(400, "b", seed) for seed in range(seeds)]
+    alone = estimate_sums({"a": small}, dict(a="auc"), {"a": {"a": 1.0}}).iloc[0]
+    cells, sums = {"a": small, "b": large}, {"a": {"a": 1.0}, "mean": {"a": 0.5, "b": 0.5}}
+    found = estimate_sums(cells, dict.fromkeys(cells, "auc"), sums).set_index("key")
+    both, mean = found.loc["a"], found.loc["mean"]
+    assert both.people == mean.people == alone.people == 4
+    assert both.high - both.low == pytest.approx(alone.high - alone.low, rel=0.1)
+    assert mean.high - mean.low > 0.45 * (alone.high - alone.low), (
+        "half of the mean is of four people"
+    )

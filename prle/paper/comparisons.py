@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from scipy.sparse.csgraph import connected_components
 
 from ..core import shortened
 from ..lab.configs import PUBLISHED, FusionConfig, Zoo
@@ -218,6 +219,23 @@ def _weight_matrix(cells: Iterable, sums: list[dict[tuple, float]]) -> np.ndarra
         columns.append([weights.get(cell, 0.0) for cell in cells])
     return np.array(columns).T
 
+# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-26b
+def _apart(
+    people: np.ndarray,  # (P,) all that are tested
+    cells: Iterable[list[pd.DataFrame]],  # scores of each seed
+) -> np.ndarray:  # (P,) int
+    "Number the groups of people who are never tested together, as those of two real target sets."
+    of_cells = [np.concatenate(list(map(_people_of, tables))) for tables in cells]
+    tested = np.stack([np.isin(people, some) for some in of_cells])
+    _, group = connected_components(tested.astype(int) @ tested.T)
+    return group[tested.argmax(0)]
+
+
+def _fewest(cells: list[list[pd.DataFrame]]) -> list[np.ndarray]:
+    "Return who was tested in the cell with the fewest people, for each seed."
+    tested = [_people_by_seed([tables]) for tables in cells]
+    return min(tested, key=lambda by_seed: len(np.unique(np.concatenate(by_seed))))
+
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-27
 def _first_gap(values: Values, names: Iterable) -> str:  # "" if there is none
     "Return the reason of the first gap among some cells."
@@ -228,7 +246,7 @@ def _first_gap(values: Values, names: Iterable) -> str:  # "" if there is none
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-28
 def estimate_sums(
-    values: Values,  # name -> scores of each seed, for all names on the same people, or a gap
+    values: Values,  # name -> scores of each seed, or a gap
     measures: dict[tuple, str],  # name -> "auc" or "acc", see `prle.metrics.MEASURES`
     sums: dict[tuple, dict[tuple, float]],  # name -> cell -> its weight
     n: int = 1000,  # resamples
@@ -236,7 +254,8 @@ def estimate_sums(
 ) -> pd.DataFrame:  # a row a sum: key; as `Estimate`, in per cent; note: the reason of a gap
     """Estimate weighted sums of cells, with 95% intervals that allow for other people.
 
-    With several seeds they allow for other seeds too."""
+    With several seeds they allow for other seeds too. Of cells on different people each has its people drawn apart,
+    and the smallest gives the degrees of freedom."""
     there = {key: tables for key, tables in values.items() if not isinstance(tables, Gap)}
     notes = {name: _first_gap(values, parts) for name, parts in sums.items()}
     good = [name for name in sums if not notes[name]]
@@ -247,10 +266,14 @@ def estimate_sums(
     people, statistic = _cell_statistic(there, measures, score)
     mix = _weight_matrix(there, [sums[name] for name in good])
     by_seed = statistic(np.ones((1, len(people))))[0] @ mix  # (S, M)
-    drawn = resamples(lambda weights: statistic(weights).mean(1) @ mix, people, n, batched=True)
-    numbers = _estimates(by_seed, drawn, _people_by_seed(there.values()))
+    strata = _apart(people, there.values())
+    drawn = resamples(lambda w: statistic(w).mean(1) @ mix, people, n, batched=True, strata=strata)
+    numbers = [
+        _estimates(by_seed[:, [k]], drawn[:, [k]], _fewest([there[cell] for cell in sums[name]]))
+        for k, name in enumerate(good)
+    ]
     # A difference of nothing is nothing.
-    table.loc[table.note == "", list(Estimate._fields)] = numbers.round(9)
+    table.loc[table.note == "", list(Estimate._fields)] = np.concatenate(numbers).round(9)
     return table
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-29
