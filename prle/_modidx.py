@@ -1883,6 +1883,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'prle.lab.store.forget_failure': ('lab/store.html#forget_failure', 'prle/lab/store.py'),
                                 'prle.lab.store.is_attempt': ('lab/store.html#is_attempt', 'prle/lab/store.py'),
                                 'prle.lab.store.named_attempts': ('lab/store.html#named_attempts', 'prle/lab/store.py'),
+                                'prle.lab.store.past_run': ('lab/store.html#past_run', 'prle/lab/store.py'),
                                 'prle.lab.store.past_runs': ('lab/store.html#past_runs', 'prle/lab/store.py'),
                                 'prle.lab.store.read_divergence': ('lab/store.html#read_divergence', 'prle/lab/store.py'),
                                 'prle.lab.store.read_failure': ('lab/store.html#read_failure', 'prle/lab/store.py'),

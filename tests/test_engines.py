@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -208,6 +209,23 @@ def test_the_time_that_is_left_is_learned_on_the_way(engine, here, tmp_path, mon
     assert not any("?" in text for text in said)
     assert re.match(r"about [1-9] s and \d runs like none before of work left", said[0])
     assert said[-1] == "about 0 s of work left"
+
+
+def test_the_work_left_is_not_estimated_anew_after_every_run(tmp_path, monkeypatch):
+    "Or a store of a thousand runs would count more than it makes."
+    calls, real = [], prle.lab.engines.estimate
+    monkeypatch.setattr(prle.core, "_watched", lambda: True)
+    monkeypatch.setattr(
+        prle.lab.engines, "progress", partial(prle.lab.engines.progress, file=io.StringIO())
+    )
+    monkeypatch.setattr(
+        prle.lab.engines, "estimate", lambda *args: calls.append(args) or real(*args)
+    )
+    dry = DryStore(tmp_path / "runs")
+    for n in range(32):
+        dry.get("kind", f"a-{n}", dict(n=n), lambda folder: (folder / "x").touch())
+    assert execute(quiet(tmp_path), dry) == {}
+    assert 31 <= len(calls) < 31 + 31 + 30 + 28 + 24 + 16 + 1
 
 
 def test_wrong_engines_are_named():

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ..core import check_choice, collected_messages, log, progress
 from .planning import DryStore, estimate, needs_text, planned, seconds_text, task_inputs
-from .store import STORE_ERRORS, RunFailed, RunStore, Task, past_runs
+from .store import STORE_ERRORS, RunFailed, RunStore, Task, past_run
 
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-7
 class Outcome(NamedTuple):
@@ -238,11 +238,16 @@ ENGINES = dict(local=in_process, ray=on_ray)
 
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-36
 def _renew(left: dict[str, float], dry: DryStore, made: str):
-    "Update the estimated times of the runs left of a kind, now that one of that kind has been made."
+    """Update the estimated times of the runs left of a kind, now that one of that kind has been made.
+
+    Those that were not known are estimated at once, the others when the runs that are known have doubled."""
     kind = made.split("/")[0]
-    past = past_runs(dry.root / kind)
+    past = dry.past_runs(kind)
+    past += filter(None, [past_run(dry.root / made)])
+    doubled = len(past).bit_count() == 1
     for task in dry.tasks:
-        if task.run.kind == kind and left.get(task.name):
+        known = left.get(task.name, 0.0)
+        if task.run.kind == kind and (math.isnan(known) or (known and doubled)):
             left[task.name] = estimate(task.run.label, task.config, past)
 
 # %% ../../nbs/lab/08_engines.ipynb #lab-08-engines-37

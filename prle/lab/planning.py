@@ -42,7 +42,7 @@ class DryStore(RunStore):
         super().__init__(root)
         self.tasks: list[Task] = []  # each comes after what it is made from
         self.found: dict[Path, Finding] = {}  # in the place of each task's run
-        self.past: dict[Path, list[PastRun]] = {}  # by the folder of their kind, as they are read
+        self.past: dict[str, list[PastRun]] = {}  # by their kind, as they are read
 
     def do(
         self,
@@ -65,13 +65,12 @@ class DryStore(RunStore):
 
     def past_runs(
         self,
-        task: Task,  # one of `tasks`
+        kind: str,  # of runs
     ) -> list[PastRun]:
-        "Return the finished runs of the same kind, read once."
-        folder = task.path.parent
-        if not self.past.get(folder):
-            self.past[folder] = past_runs(folder)
-        return self.past[folder]
+        "Return the finished runs of a kind, read once; who makes a further one may append it."
+        if kind not in self.past:
+            self.past[kind] = past_runs(self.root / kind)
+        return self.past[kind]
 
 # %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-8
 def task_inputs(
@@ -148,7 +147,7 @@ def _step(store: DryStore, task: Task) -> Step:
         return Step(Action.REUSE, f"made by {other}" if other else "is there")
     if last := read_divergence(task.path, store.code):
         return Step(Action.FAILED, last.reason)
-    past = store.past_runs(task)
+    past = store.past_runs(task.run.kind)
     seconds = estimate(task.run.label, task.config, past)
     owner = Claim(beside(task.path, "lock")).owner()
     if owner is not None:

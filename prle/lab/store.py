@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STORE_ERRORS', 'LONGEST', 'Run', 'Task', 'RunFailed', 'named_attempts', 'is_attempt', 'attempts', 'Failure',
-           'read_failure', 'forget_failure', 'PastRun', 'past_runs', 'differing', 'Cause', 'Reason', 'why_made',
-           'runs_by_key', 'read_divergence', 'Attempt', 'RunStore']
+           'read_failure', 'forget_failure', 'PastRun', 'past_run', 'past_runs', 'differing', 'Cause', 'Reason',
+           'why_made', 'runs_by_key', 'read_divergence', 'Attempt', 'RunStore']
 
 # %% ../../nbs/lab/02_store.ipynb #lab-02-store-12
 import errno
@@ -185,18 +185,25 @@ class PastRun(NamedTuple):
     origin: dict  # its provenance
 
 # %% ../../nbs/lab/02_store.ipynb #lab-02-store-31
+def past_run(
+    path: Path,  # folder of a run
+) -> PastRun | None:  # None: it cannot be read
+    "Read a finished run."
+    with suppress(OSError, Damaged):
+        config, origin = read_run(path)
+        return PastRun(run_name(path).label, entries(config), origin)
+    return None
+
+
 def past_runs(
     folder: Path,  # of a kind of runs; may be absent
     label: str = "",  # only runs that people call so; "": all
 ) -> list[PastRun]:
     "Read the finished runs of a kind; those that cannot be read are left out."
-    found = []
-    for path in sorted(folder.iterdir()) if folder.exists() else []:
-        if (name := parse_name(path)) and name.label == (label or name.label):
-            with suppress(OSError, Damaged):
-                config, origin = read_run(path)
-                found.append(PastRun(name.label, entries(config), origin))
-    return found
+    paths = sorted(folder.iterdir()) if folder.exists() else []
+    names = {path: name for path in paths if (name := parse_name(path))}
+    wanted = [path for path, name in names.items() if name.label == (label or name.label)]
+    return [run for path in wanted if (run := past_run(path))]
 
 # %% ../../nbs/lab/02_store.ipynb #lab-02-store-32
 def differing(
