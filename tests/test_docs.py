@@ -213,3 +213,10 @@ def test_every_page_written_by_hand_has_a_title():
     for path in (ROOT / "docs").glob("*.md"):
         if path.name != "index.md":
             assert path.read_text().startswith("# "), path
+
+
+def test_every_chapter_is_listed():
+    "But for the notebooks that only gather a wing, or a benchmark."
+    listed = (ROOT / "docs/chapters.md").read_text() + (ROOT / "docs/index.md").read_text()
+    chapters = {p.relative_to(ROOT) for p in (ROOT / "nbs").rglob("[0-9]*.ipynb")}
+    assert [str(p) for p in sorted(chapters) if f"../{p})" not in listed] == []
