@@ -358,10 +358,9 @@ def _git(*args: str) -> str | None:
 # %% ../nbs/00_core.ipynb #00-core-58
 def _repository() -> tuple[str | None, bool | None]:  # both None without git
     "Return the commit that is checked out, and whether nothing differs from it."
-    ours = _git(
-        "ls-files", "--error-unmatch", "core.py"
-    )  # not a repository that holds an environment
-    said = ours and _git("status", "--porcelain=v2", "--branch", "--untracked-files=no")
+    # A repository that only holds the environment does not know this file.
+    known = _git("ls-files", "--error-unmatch", "core.py")
+    said = known and _git("status", "--porcelain=v2", "--branch", "--untracked-files=no")
     lines = [] if said is None else said.splitlines()
     heads = [line.split()[-1] for line in lines if line.startswith("# branch.oid ")]
     clean = None if said is None else all(line.startswith("#") for line in lines)
