@@ -752,8 +752,10 @@ def maps(
     return [self.attention(run, split, *read) for run in self._detectors(zoo)]
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-92
-def _zoo_label(zoo: Zoo, *marks: str) -> str:  # empty marks are left out
+@patch
+def _zoo_label(self: Lab, zoo: Zoo, *marks: str) -> str:  # empty marks are left out
     "Return the label of what is made from the maps of a zoo."
+    zoo = self._normal(zoo)
     parts = [zoo.subset, str(zoo.fusion), *marks, *zoo.readings, f"s{zoo.seed}"]
     return "-".join(filter(None, parts)).replace("/", "-")
 
@@ -810,7 +812,7 @@ def sizes(
     zoo = replace(zoo, decisive=0.0)  # one run for all margins
     config = dict(self._fusion_key(zoo, self.maps(zoo, split), split), kind="sizes")
     names = self.zoo_names(zoo.backbones)
-    label = _zoo_label(zoo, *names, "" if split == "train" else split, self._fold_mark(zoo))
+    label = self._zoo_label(zoo, *names, "" if split == "train" else split, self._fold_mark(zoo))
     return self.store.get(
         "sizes", label, config, lambda folder: self._write_sizes(zoo, split, folder)
     )
@@ -842,7 +844,7 @@ def quantiles(
     if zoo.decisive:
         self.sizes(zoo, split)
     names = "+".join(self.zoo_names(zoo.backbones))
-    label = _zoo_label(zoo, names, "" if split == "train" else split, self._fold_mark(zoo))
+    label = self._zoo_label(zoo, names, "" if split == "train" else split, self._fold_mark(zoo))
 
     def make(folder):
         "Fuse the maps and write a PNG for each face."
@@ -877,7 +879,7 @@ def statistics(
     if zoo.decisive:
         self.sizes(zoo)
     config = self._fusion_key(zoo, runs) | dict(thresholds=THRESHOLDS, bins=ATTENTION_BINS)
-    label = _zoo_label(zoo, *self.zoo_names(zoo.backbones), self._fold_mark(zoo))
+    label = self._zoo_label(zoo, *self.zoo_names(zoo.backbones), self._fold_mark(zoo))
 
     def make(folder):
         size, sources = self.preset.size, self._sources(zoo, "train")
