@@ -33,7 +33,7 @@ def shrink(
     if maps.ndim != 3 or 0 in maps.shape:
         raise ValueError(f"maps must be (N, H, W) with nothing empty, not {tuple(maps.shape)}.")
     parts = [F.adaptive_avg_pool2d(part.float(), cells) for part in maps.split(256)]
-    return torch.cat(parts).numpy()
+    return torch.cat(parts).cpu().numpy()
 
 # %% ../nbs/09_audit.ipynb #09-audit-13
 def _mask_features(cells: np.ndarray) -> np.ndarray:  # (N, cells * cells + 1)

@@ -11,11 +11,17 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, logit
+import scipy
 
 from .core import check_choice
 from .metrics import BINS, Ranking, bin_of, tpr_at
+
+# %% ../nbs/08_calibration.ipynb #calibration-check
+def _check_scores(p_fake: np.ndarray):
+    "Raise `ValueError` for a score outside [0, 1]."
+    scores = np.asarray(p_fake, float)
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise ValueError("scores must be probabilities, in [0, 1].")
 
 # %% ../nbs/08_calibration.ipynb #08-calibration-6
 def reliability(
@@ -28,8 +34,7 @@ def reliability(
     "Sort faces into bins by their score; `ValueError` for scores outside [0, 1] or NaN."
     Ranking(label, p_fake, needs=())  # checks both
     label, p_fake = np.asarray(label), np.asarray(p_fake, float)
-    if not ((p_fake >= 0) & (p_fake <= 1)).all():
-        raise ValueError("scores must be probabilities, in [0, 1].")
+    _check_scores(p_fake)
     faces = pd.DataFrame(dict(bin=bin_of(p_fake, bins), said=p_fake, found=label))
     table = faces.groupby("bin").agg(
         said=("said", "mean"), found=("found", "mean"), faces=("found", "size")
@@ -56,16 +61,19 @@ def draw_reliability(
 _EDGE = 1e-9
 
 
+def _logit(p_fake: np.ndarray) -> np.ndarray:
+    "Return the logits of scores, those at 0 and 1 brought inside."
+    return scipy.special.logit(np.clip(np.asarray(p_fake, float), _EDGE, 1 - _EDGE))
+
+
 def with_temperature(
     p_fake: np.ndarray,  # (N,) probability of fake
     temperature: float,  # above 0; 1 changes nothing, more makes the scores less sure
-) -> (
-    np.ndarray
-):  # (N,) in (0, 1), in the same order but for scores within 1e-9 of 0 or 1, which become equal
+) -> np.ndarray:  # (N,) in [0, 1], in the same order; what comes too close to 0 or 1 becomes equal
     "Divide the logits of scores by a temperature; `ValueError` unless it is above 0."
     if not 0 < temperature < np.inf:
         raise ValueError(f"a temperature must be above 0, not {temperature}.")
-    return expit(logit(np.clip(np.asarray(p_fake, float), _EDGE, 1 - _EDGE)) / temperature)
+    return scipy.special.expit(_logit(p_fake) / temperature)
 
 # %% ../nbs/08_calibration.ipynb #08-calibration-13
 def fit_temperature(
@@ -76,14 +84,13 @@ def fit_temperature(
 
     `ValueError` if a class is missing or a score is NaN."""
     Ranking(label, p_fake)  # checks both
-    sign = 2 * np.asarray(label) - 1
+    margin = (2 * np.asarray(label) - 1) * _logit(p_fake)
 
     def loss(log_temperature):
-        p = with_temperature(p_fake, np.exp(log_temperature))
-        return -np.log(np.where(sign > 0, p, 1 - p)).mean()
+        return np.logaddexp(0, -margin / np.exp(log_temperature)).mean()
 
     ends = np.log([0.01, 100])
-    return float(np.exp(minimize_scalar(loss, bounds=ends, method="bounded").x))
+    return float(np.exp(scipy.optimize.minimize_scalar(loss, bounds=ends, method="bounded").x))
 
 # %% ../nbs/08_calibration.ipynb #08-calibration-18
 class Threshold(NamedTuple):
@@ -104,14 +111,21 @@ def choose_threshold(
     rule: str = "balanced",  # one of `RULES`
     limit: float = 0.05,  # of false alarms, for the rule "fpr", in [0, 1]
 ) -> Threshold:
-    "Choose a threshold; `ValueError` for an unknown rule, a missing class or a score that is NaN."
+    """Choose a threshold, between the lowest score that is called fake and the next.
+
+    `ValueError` for an unknown rule, a limit or score outside [0, 1], a missing class or a score that is NaN."""
     check_choice(rule, RULES, "rule")
+    if not 0 <= limit <= 1:
+        raise ValueError(f"the limit of false alarms must lie in [0, 1], not {limit}.")
     ranking = Ranking(label, p_fake)
+    _check_scores(p_fake)
     fake, real = ranking.counts()
     tpr, fpr = (np.append(0, w.cumsum() / w.sum()) for w in (fake, real))
     if rule == "balanced":
         best = (tpr - fpr).argmax()
     else:
         best = np.flatnonzero(fpr <= limit + 1e-12)[-1]
-    around = np.concatenate([[1.0], ranking.values, [0.0]])[best : best + 2]
-    return Threshold(float(around.mean()), float(tpr[best]), float(fpr[best]))
+    above, below = np.concatenate([[1.0], ranking.values, [0.0]])[best : best + 2]
+    middle = (above + below) / 2
+    value = middle if middle < above else below  # of neighbouring numbers, the mean is one of them
+    return Threshold(float(value), float(tpr[best]), float(fpr[best]))

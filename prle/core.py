@@ -28,6 +28,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib import metadata
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,8 +71,16 @@ def check_choice(
     raise ValueError(f"unknown {kind} {shortened(value)}.{hint} Known: {', '.join(options)}.")
 
 # %% ../nbs/00_core.ipynb #00-core-11
+def _plain(part):
+    "Return a part of a key as Python writes it: NumPy's numbers and texts have other representations."
+    if isinstance(part, Integral) and not isinstance(part, bool):
+        return int(part)
+    return str(part) if isinstance(part, str) else part
+
+
 def _entropy(key) -> int:
     "Hash `key` to a 128-bit integer that depends on every part of it."
+    key = tuple(map(_plain, key))
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:16], "little")
 
 

@@ -134,7 +134,7 @@ def most_attended(
         _check_unit(share=one)
     values = fused.flatten(1)
     pixels = values.shape[1]
-    count = torch.as_tensor(share, dtype=torch.float64).mul(pixels).round().reshape(-1, 1)
+    count = torch.as_tensor(share, dtype=torch.float64).cpu().mul(pixels).round().reshape(-1, 1)
     order = values.argsort(dim=1, descending=True, stable=True).cpu()
     first = (torch.arange(pixels) < count).expand(len(values), -1)
     kept = torch.zeros(values.shape, dtype=torch.bool).scatter_(1, order, first)

@@ -628,7 +628,9 @@ def upsample_maps(
     grid_maps: Tensor | np.ndarray,  # (N, h, w) stored maps
     size: tuple[int, int],  # (height, width) to bring them to
 ) -> Tensor:  # (N, H, W) float32 in [0, 1]
-    "Bring maps on the layer's grid to `size`, as `attention_maps` would have given them."
+    """Bring maps on the layer's grid to `size`, as `attention_maps` would have given them.
+
+    Of several layers with different grids the stored mean is on the finest one, so that this is close and not equal."""
     if not isinstance(grid_maps, Tensor):
         grid_maps = torch.from_numpy(np.array(grid_maps))
     height, width = size

@@ -207,7 +207,7 @@ class RegionMask(nn.Module):
         generator: torch.Generator | None = None,  # on the CPU; None: torch's global stream
     ) -> MaskParams:
         "Draw for each image independently: masked with probability p, alpha uniform in (low, high]."
-        drawn = _draws(n or 1, self.p, self.alpha, generator)
+        drawn = _draws(1 if n is None else n, self.p, self.alpha, generator)
         return MaskParams(*(each[0] for each in drawn)) if n is None else drawn
 
     def second(

@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtr, stdtrit
-from scipy.stats import rankdata
+import scipy
 
 from .core import FAKE, REAL, VIDEO, check_choice, rng
 
@@ -393,6 +392,7 @@ def resamples(
     seed: int = 0,  # of the resampling
     batched: bool = False,  # `statistic` takes many resamples at once: (B, N) -> (B, ...)
     strata: np.ndarray | None = None,  # (N,) whose clusters are drawn among themselves; None: all
+    width: int = 1,  # numbers that `statistic` holds of a resample, for the memory
 ) -> np.ndarray:  # (n, ...)
     """Compute `statistic` on resamples of whole clusters; those where it is NaN (a missing class) are drawn again.
 
@@ -403,7 +403,7 @@ def resamples(
         raise ValueError("a row belongs to no cluster (NaN or None).")
     names, first, member = np.unique(clusters, return_index=True, return_inverse=True)
     groups = np.zeros(len(names), int) if strata is None else np.asarray(strata)[first]
-    most = max(1, 2**15 // len(member)) if batched else 1
+    most = max(1, min(2**15 // len(member), 2**22 // width)) if batched else 1
     draw = rng("bootstrap", seed)
     kept: list[np.ndarray] = []
     count = tried = 0
@@ -457,6 +457,11 @@ def _several(values) -> np.ndarray:
         raise ValueError("the number of a seed is NaN.")
     return values
 
+# %% ../nbs/07_metrics.ipynb #metrics-student
+def _student(freedom: float | np.ndarray, share: float) -> float | np.ndarray:
+    "Return the quantile of Student's t below which a share of it lies."
+    return scipy.special.stdtrit(freedom, share)
+
 # %% ../nbs/07_metrics.ipynb #07-metrics-72
 def seed_interval(
     values: np.ndarray,  # (S,) or (S, K), a number, or several, for each seed
@@ -465,7 +470,7 @@ def seed_interval(
     "Return Student's t interval of the mean over seeds; `ValueError` for fewer than two."
     _check_level(level)
     values = _several(values)
-    quantile = stdtrit(len(values) - 1, (1 + level) / 2)
+    quantile = _student(len(values) - 1, (1 + level) / 2)
     half = quantile * values.std(axis=0, ddof=1) / len(values) ** 0.5
     return values.mean(axis=0) - half, values.mean(axis=0) + half
 
@@ -507,7 +512,7 @@ class Spread(NamedTuple):
         level: float = 0.95,  # coverage of the interval
     ) -> float | np.ndarray:
         "Return half the width of Student's interval."
-        return stdtrit(self.freedom, (1 + level) / 2) * np.sqrt(self.variance)
+        return _student(self.freedom, (1 + level) / 2) * np.sqrt(self.variance)
 
 # %% ../nbs/07_metrics.ipynb #07-metrics-79
 def _freedom(variance, between, tested: Overlap):
@@ -551,7 +556,7 @@ def detectable(
     level: float = 0.95,  # of the interval that must not hold zero
 ) -> float | np.ndarray:  # a number, or (K,)
     "Return the minimal detectable difference."
-    quantiles = stdtrit(spread.freedom, (1 + level) / 2) + stdtrit(spread.freedom, power)
+    quantiles = _student(spread.freedom, (1 + level) / 2) + _student(spread.freedom, power)
     return quantiles * np.sqrt(spread.variance)
 
 # %% ../nbs/07_metrics.ipynb #07-metrics-88
@@ -581,7 +586,7 @@ def expected_spread(
 # %% ../nbs/07_metrics.ipynb #07-metrics-92
 def _resolved(spread: Spread, power: float) -> float:
     "Return the difference that would be found, and whose absence would be shown, with a probability."
-    shown = stdtrit(spread.freedom, 0.95) + stdtrit(spread.freedom, (1 + power) / 2)
+    shown = _student(spread.freedom, 0.95) + _student(spread.freedom, (1 + power) / 2)
     return float(max(detectable(spread, power), shown * np.sqrt(spread.variance)))
 
 
@@ -609,7 +614,8 @@ def plan_experiment(
         if resolves(seeds, people):
             return seeds, people
     half = (difference / 2.93) ** 2 / 2  # of the variance to the seeds, half to the people
-    seeds = max(2 * folds, int(np.ceil(spread.seed_variance / half)))
+    # with four degrees of freedom the seeds' half alone resolves the difference, so that people can do the rest
+    seeds = max(2 * folds, 5, int(np.ceil(spread.seed_variance / half)))
     while not resolves(seeds, people):
         people += max(folds, people // 10)
     return seeds, people
@@ -695,7 +701,7 @@ def _check_same(tables: list[pd.DataFrame], i: int, k: int):
     _check_columns(table, columns)
     for c in columns:
         here, there = table[c].to_numpy(), first[c].to_numpy()
-        differ = here != there
+        differ = (here != there) & ~(pd.isna(here) & pd.isna(there))
         if differ.any():
             row = differ.argmax()
             raise ValueError(
@@ -706,7 +712,7 @@ def _check_same(tables: list[pd.DataFrame], i: int, k: int):
 # %% ../nbs/07_metrics.ipynb #07-metrics-106
 def _check_seeds(tables: list[pd.DataFrame]):
     "Raise `ValueError` for a seed that shares people with another but not all faces."
-    people = [set(table.identity) for table in tables]
+    people = [set(table.identity.dropna()) for table in tables]
     for i in range(1, len(tables)):
         k = next((k for k in range(i) if people[i] & people[k]), i)
         _check_same(tables, i, k)
@@ -772,7 +778,8 @@ class _Chance(NamedTuple):
         def over_seeds(weight):
             return statistic(weight).mean(1)
 
-        resampled = resamples(over_seeds, clusters, self.n, self.seed, batched=True)
+        width = max(len(member) for member in members)
+        resampled = resamples(over_seeds, clusters, self.n, self.seed, batched=True, width=width)
         if self.over == "both":
             return values.mean(0), *total_interval(values, resampled, members, self.level)
         return values.mean(0), *np.quantile(resampled, _tails(self.level), axis=0)
@@ -832,13 +839,18 @@ def compare(
     return pd.DataFrame(dict(measure=list(measures), unit=unit) | ends | interval)
 
 # %% ../nbs/07_metrics.ipynb #07-metrics-122
+def _ranks(score: np.ndarray) -> np.ndarray:  # (N,), from 1 on
+    "Rank scores; ties share their mean rank."
+    return pd.Series(score).rank().to_numpy()
+
+
 def _placements(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Return for each fake the share of reals below it, and for each real the share of fakes above it; ties count half."
     _check_rows(label, score, (REAL, FAKE))
     fake, real = score[label == FAKE], score[label == REAL]
-    joint = rankdata(np.concatenate([fake, real]))
-    below = (joint[: len(fake)] - rankdata(fake)) / len(real)
-    above = 1 - (joint[len(fake) :] - rankdata(real)) / len(fake)
+    joint = _ranks(np.concatenate([fake, real]))
+    below = (joint[: len(fake)] - _ranks(fake)) / len(real)
+    above = 1 - (joint[len(fake) :] - _ranks(real)) / len(fake)
     return below, above
 
 # %% ../nbs/07_metrics.ipynb #07-metrics-123
@@ -855,12 +867,14 @@ def delong(
     a: np.ndarray,  # (N,) scores of the one detector
     b: np.ndarray,  # (N,) of the other
 ) -> DeLong:
-    "Compare two AUCs with DeLong's variance; `ValueError` if a class is missing or a score is NaN."
+    "Compare two AUCs with DeLong's variance; `ValueError` if a class has fewer than two rows or a score is NaN."
     label = np.asarray(label)
+    if min((label == REAL).sum(), (label == FAKE).sum()) < 2:
+        raise ValueError("DeLong's variance needs two reals and two fakes at least.")
     one, other = (_placements(label, np.asarray(score, float)) for score in (a, b))
     parts = [second - first for first, second in zip(one, other)]
     difference = float(parts[0].mean())
     error = float(np.sqrt(sum(part.var(ddof=1) / len(part) for part in parts)))
     if error == 0:
         return DeLong(difference, 0.0, 1.0 if difference == 0 else 0.0)
-    return DeLong(difference, error, float(2 * ndtr(-abs(difference) / error)))
+    return DeLong(difference, error, float(2 * scipy.special.ndtr(-abs(difference) / error)))

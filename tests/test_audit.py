@@ -340,6 +340,19 @@ def test_masks_in_a_folder(toy, folder):
     assert row(masks, "size").auc == 0.5
 
 
+def test_masks_of_ones_are_masks(toy, folder):
+    "Whatever above 0 a mask is written with; nothing at all is no mask."
+    for k, path in enumerate(toy.path):
+        whole = np.zeros((SIDE, SIDE), np.uint8)
+        whole[: 4 + 4 * toy.label.iloc[k]] = 1
+        cv2.imwrite(str(folder / path), whole)
+    assert row(audit_folder(folder, toy), "size").auc == 1
+    for path in toy.path:
+        cv2.imwrite(str(folder / path), np.zeros((SIDE, SIDE), np.uint8))
+    with pytest.raises(ValueError, match="every mask is empty"):
+        audit_folder(folder, toy)
+
+
 @pytest.mark.parametrize(
     "content, message",
     [(None, "no such file"), (b"torn", "picture"), ("colour", "is no mask")],

@@ -92,3 +92,33 @@ def test_no_threshold_is_better_than_the_chosen_one(ties):
 def test_bad_input_says_what_is_wrong(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_saturated_false_alarm_forbids_no_temperature():
+    "One score at 1 of a real costs as much as one at 0 of a fake."
+    draw = np.random.default_rng(0)
+    label = np.arange(2000) % 2
+    p_fake = 1 / (1 + np.exp(-0.1 * (2 * label - 1) * draw.gamma(4, size=2000)))
+    found = []
+    for wrong, score in ((0, 1.0), (1, 0.0)):
+        scores = p_fake.copy()
+        scores[wrong] = score
+        found.append(fit_temperature(label, scores))
+    assert found[0] == pytest.approx(found[1], rel=0.05) and found[0] < 0.5
+
+
+def test_a_threshold_lies_below_what_it_calls_fake():
+    above = np.nextafter(1, 0)
+    chosen = choose_threshold([0, 0, 1, 1], [0.2, above, 1.0, 1.0])
+    assert chosen.tpr == 1 and chosen.fpr == 0 and above <= chosen.value < 1
+
+
+@pytest.mark.parametrize("limit", [-0.1, 5, np.nan])
+def test_a_limit_is_a_share(limit):
+    with pytest.raises(ValueError, match="limit of false alarms must lie in"):
+        choose_threshold([0, 1], [0.2, 0.7], "fpr", limit)
+
+
+def test_a_threshold_is_chosen_of_probabilities():
+    with pytest.raises(ValueError, match="must be probabilities"):
+        choose_threshold([0, 1], [-3.0, 4.0])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -167,3 +168,11 @@ def test_the_repository_around_an_environment_is_not_the_projects(tmp_path, monk
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
     monkeypatch.setattr(core, "__file__", str(there))
     assert provenance()["commit"] is None and provenance()["clean"] is None
+
+
+def test_equal_keys_are_equal_streams_whoever_counts():
+    "NumPy writes its numbers and texts in other words than Python."
+    keys = (3, "split"), (np.int64(3), "split"), (np.uint8(3), np.str_("split"))
+    assert len({rng(*key).random() for key in keys}) == 1
+    assert len({torch_rng(*key).initial_seed() for key in keys}) == 1
+    assert rng(True).random() != rng(1).random()

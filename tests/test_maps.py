@@ -15,7 +15,7 @@ from prle.fusion import fuse
 from prle.lab.configs import CamConfig
 from prle.lab.engines import cluster
 from prle.lab.explain import explain
-from prle.lab.maps import write_maps, write_maps_on_ray
+from prle.lab.maps import write_maps, write_maps_on_ray, crops_in
 
 
 @pytest.fixture
@@ -148,3 +148,13 @@ def test_two_pictures_never_share_a_map(crops, tmp_path):
     (crops / "a" / "1.jpg").write_bytes((crops / "a" / "1.png").read_bytes())
     with pytest.raises(ValueError, match="differ by their suffix only"):
         list(write_maps(dict(m=a_model()), [crops], tmp_path / "out"))
+
+
+def test_single_pictures_of_one_name_are_refused_and_maps_are_no_faces(crops, tmp_path):
+    cv2.imwrite(str(tmp_path / "1.jpg"), cv2.imread(str(crops / "a/1.png")))
+    with pytest.raises(ValueError, match="two inputs have the same name"):
+        list(crops_in([tmp_path / "1.jpg", crops / "a/1.png"]))
+    assert len(list(crops_in([crops / "a", crops / "b" / "large.png"]))) == 4
+    before = [file for file, _ in crops_in([crops])]
+    list(write_maps(dict(m=a_model()), [crops], crops / "maps", batch=2))
+    assert [file for file, _ in crops_in([crops])] == before

@@ -682,3 +682,10 @@ def test_a_map_of_a_moved_face_moves_with_it(stores, tmp_path):
     pairs = np.stack([a.ravel(), b.ravel()], 1)[(a > 0).ravel()]
     order = pairs[pairs[:, 0].argsort(kind="stable")]
     assert (np.diff(order[:, 1])[np.diff(order[:, 0]) > 0] >= 0).all(), "ranked alike"
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
+def test_an_empty_batch_is_masked_too(p):
+    mask, image = PrimaryRegionMask(p=p), torch.rand(0, 3, 8, 8)
+    assert mask.draw(0).alpha.shape == (0,)
+    assert mask(image, torch.ones(0, 1, 8, 8, dtype=torch.uint16)).shape == image.shape

@@ -174,6 +174,12 @@ def test_delong_of_four_faces_is_what_one_finds_by_hand():
     assert found.p == pytest.approx(0.4795, abs=1e-4), "twice the normal tail beyond 0.7071"
 
 
+@pytest.mark.parametrize("label", [[1, 0, 0], [1, 1, 0]])
+def test_delong_needs_two_of_each_class(label):
+    with pytest.raises(ValueError, match="two reals and two fakes"):
+        delong(np.array(label), [0.9, 0.5, 0.1], [0.8, 0.3, 0.6])
+
+
 def test_delong_finds_no_difference_as_often_as_it_says():
     draw, ps = rng("no difference"), []
     for _ in range(400):
@@ -547,6 +553,35 @@ def test_a_plan_resolves_what_it_was_made_for():
     assert plan_experiment(noise, 1.0, 40, folds=4)[1] > 40
     with pytest.raises(ValueError, match="spread between seeds is not known"):
         plan_experiment(noise._replace(seed_variance=np.nan), 2.0, 40)
+
+
+@pytest.mark.parametrize("seed_variance", [0.0, 0.05, 0.36, 0.45, 0.69, 1.5])
+def test_a_plan_ends_whatever_the_seeds_do(seed_variance):
+    "Two or three seeds have so few degrees of freedom that no number of people would help."
+    noise = Spread(np.nan, np.nan, seed_variance, 3600.0)
+    seeds, people = plan_experiment(noise, 2.0, 30)
+    assert people < 100_000
+    assert detectable(expected_spread(noise, planned_overlap(seeds, people))) <= 2
+
+
+def test_large_tables_are_resampled_in_smaller_batches():
+    "The same numbers, with less in memory at once."
+    held, values = [], rng("wide").normal(size=20)
+
+    def mean(weight):
+        held.append(len(weight))
+        return weight @ values
+
+    narrow = resamples(mean, np.arange(20), 300, batched=True)
+    assert held == [300]
+    wide = resamples(mean, np.arange(20), 300, batched=True, width=2**16)
+    assert max(held[1:]) == 64 and np.array_equal(narrow, wide)
+
+
+@pytest.mark.parametrize("column", ["identity", "frame"])
+def test_rows_without_an_entry_are_the_same_rows(column):
+    a, b = (table(s, 0).assign(**{column: np.nan}) for s in (1.0, 2.0))
+    assert len(compare(a, b, ["auc"], cluster="video", n=50)) == 1
 
 
 @pytest.mark.parametrize(

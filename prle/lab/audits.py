@@ -183,7 +183,7 @@ def _read_regions(path: Path, alphas: torch.Tensor) -> np.ndarray:  # (n, H, W) 
         return region(torch.from_numpy(np.array(picture))[None], alphas).numpy()
     if picture.mode not in ("1", "L", "P"):
         raise ValueError(f"{path} is no mask: one channel of 8 bits, or a quantile map of 16.")
-    return (to_grey(path, picture) >= 128)[None]
+    return (to_grey(path, picture) > 0)[None]
 
 # %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-28
 def audit_folder(
@@ -192,13 +192,17 @@ def audit_folder(
     draws: int = 4,  # regions of each quantile map; a mask is taken once
     seed: int = 0,  # of the draws
 ) -> Audit:  # size and masks
-    "Measure what masks in a folder tell of the label; `OSError` or `ValueError` naming a file."
+    """Measure what masks in a folder tell of the label; a pixel above 0 is masked.
+
+    `OSError` or `ValueError` naming a file, `ValueError` if all masks are empty."""
     rows = some_faces(rows)
     alphas = 1 - torch.from_numpy(rng("audit", seed).random((len(rows), draws)))  # in (0, 1]
     cells = []
     for path, shares in zip(rows.path, alphas):
         file = below(folder, Path(path).with_suffix(".png"))
         cells.append(shrink(_read_regions(file, shares)))
+    if not any(cell.any() for cell in cells):
+        raise ValueError(f"{folder}: every mask is empty.")
     owners = np.repeat(np.arange(len(rows)), [len(c) for c in cells])
     labels, people = rows.label.to_numpy()[owners], rows.identity.to_numpy()[owners]
     return audit_arrays(np.concatenate(cells), labels, people)

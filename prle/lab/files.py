@@ -384,6 +384,8 @@ def predict_rows(
     "Score files one by one; what cannot be scored has NaN and a note."
     everyone = which_faces(**which)["faces"] == "all"
     ways = [model.crop for model in models.values()]
+    if count < 1:
+        raise ValueError(f"count must be at least 1, not {count}.")
     crop = partial(crop_file, crops=ways, count=count, **which)
     for file, found in _in_order(_listing(inputs, kind, journal), crop, workers):
         if isinstance(found, list):

@@ -32,6 +32,10 @@ from .configs import READING, CamConfig, FusionConfig
 from .engines import cluster
 from .export import Exported
 
+# %% ../../nbs/lab/15_maps.ipynb #maps-asked
+ASKED = "maps.json"
+"The file that says what the maps of a folder were made with."
+
 # %% ../../nbs/lab/15_maps.ipynb #lab-15-maps-5
 def _named(parent: str, files: list[str]) -> Iterator[Path]:
     "Yield the pictures directly in a folder; `ValueError` if the maps of two would have one name."
@@ -47,18 +51,22 @@ def _named(parent: str, files: list[str]) -> Iterator[Path]:
 def crops_in(
     inputs: Iterable[str | Path],  # face crops, or folders of them
 ) -> Iterator[tuple[Path, Path]]:  # picture, the map's name below the folder that is written
-    """List pictures one by one, each folder's in the order of the names.
+    """List pictures one by one, each folder's in the order of the names; folders of maps are passed over.
 
     `FaceError` for an input that is none, `ValueError` for two whose maps would have one name."""
     roots = [Path(given).absolute() for given in inputs]
-    if len({root.name for root in roots}) < len(roots):
-        raise ValueError("two inputs have the same name, so their maps would lie in one folder.")
+    names = [f"{root.stem}.png" if root.is_file() else root.name for root in roots]
+    if len(set(names)) < len(names):
+        raise ValueError("two inputs have the same name, so their maps would share a place.")
     for root in roots:
         below = root.parent if len(roots) > 1 or root.is_file() else root
         if root.is_file() and file_kind(root) == "picture":
             yield root, Path(root.name).with_suffix(".png")
         elif root.is_dir():
-            for parent, _, files in walk_folders(root):
+            for parent, folders, files in walk_folders(root):
+                if ASKED in files:  # these are maps
+                    folders.clear()
+                    continue
                 for file in _named(parent, files):
                     yield file, file.relative_to(below).with_suffix(".png")
         else:
@@ -175,10 +183,6 @@ def weights_digest(
     return found.hexdigest()[:16]
 
 # %% ../../nbs/lab/15_maps.ipynb #lab-15-maps-20
-ASKED = "maps.json"
-"What the maps of a folder were made with."
-
-
 def _open_folder(models: Mapping[str, Exported], out: Path, read: CamConfig, fusion: FusionConfig):
     "Begin or continue a folder of maps; `ValueError` as of `write_maps`."
     check_choice(read.explain, ("fake", "predicted"), "reading of faces without labels")
