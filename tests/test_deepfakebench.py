@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prle.cli import main
+from prle.cli import main, _check_target
 from prle.data.datasets import FaceDataset
 from prle.data.manifest import read_manifest, write_manifest
 from prle.data.deepfakebench import read_folders, read_json_dataset, write_json_dataset
@@ -647,3 +647,29 @@ def test_the_command_names_the_manifest_whose_words_name_no_files(toy, tmp_path,
     file = write_manifest(table, tmp_path / "mine.parquet", toy.attrs["root"])
     assert main(["convert", str(file), "--out", str(tmp_path / "out")]) == 2
     assert "mine.parquet" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_root_may_be_named_from_elsewhere(tree, monkeypatch):
+    root = tree / "datasets" / "FaceForensics++"
+    (root / "train.json").write_text('[["071", "054"]]')
+    videos = list_dataset("ff++", root, frames=True, subsets=("DF",)).videos
+    (tree / "work").mkdir()
+    monkeypatch.chdir(tree / "work")
+    rows, _ = read_folders(videos, "../datasets/FaceForensics++")
+    assert rows.path.tolist() == read_folders(videos, root)[0].path.tolist() != []
+
+
+def test_a_manipulation_that_deepfakebench_does_not_know_is_named(toy, tmp_path):
+    rows = toy.assign(dataset="FF++")
+    rows.attrs = toy.attrs
+    with pytest.raises(ValueError, match="no label for A of FF\\+\\+"):
+        write_json_dataset(rows, tmp_path)
+
+
+def test_a_manifest_whose_crops_have_moved_may_be_written_again_and_nothing_else(toy, tmp_path):
+    written = write_manifest(toy, tmp_path / "made/manifest.parquet", toy.attrs["root"])
+    Path(toy.attrs["root"]).rename(tmp_path / "elsewhere")
+    _check_target(written)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="no manifest"):
+        _check_target(tmp_path / "notes.txt")

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from prle.data.videos import crop_videos
 from prle.cli import main
 from prle.core import rng
 from prle.data.faces import orl_folder, write_png
@@ -315,3 +316,40 @@ def test_training_parts_of_dfdc_are_split_by_original(tmp_path):
     }
     assert any(re.search("an actor .* may be in several splits", note) for note in listing.notes)
     assert "cannot be known" in str(check("dfdc", tmp_path, split="70/10/20"))
+
+
+def test_photographs_of_a_person_are_no_video(tmp_path):
+    "Pictures of any names and sizes; numbered ones of one size are frames."
+    for kind in ("real", "fake"):
+        for k, name in enumerate(("beach", "party", "work")):
+            write_png(tmp_path / kind / "ann" / f"{name}.png", picture(kind, k, size=(40 + k, 30)))
+        for k in range(3):
+            write_png(tmp_path / kind / "clip" / f"{k:03d}.png", picture(kind, "clip", k))
+    listing = list_dataset("folder", tmp_path)
+    names = [Path(row["file"]).name for row in listing.rows]
+    assert names == ["beach.png", "party.png", "work.png", "clip"] * 2
+    assert [row["file"].split("/")[-2] for row in listing.rows[:3]] == ["ann"] * 3
+
+
+def test_a_link_to_nothing_costs_its_frame(tmp_path, capsys):
+    for kind in ("real", "fake"):
+        for k in range(3):
+            write_png(tmp_path / "own" / kind / "v" / f"{k:03d}.png", picture(kind, k))
+    (tmp_path / "own/real/v/003.png").symlink_to(tmp_path / "nowhere.png")
+    assert main(["check", "folder", str(tmp_path / "own")]) == 1
+    assert "real/v: unreadable" in capsys.readouterr().out
+    videos = list_dataset("folder", tmp_path / "own").videos
+    assert find_copies(videos) == []
+    crop_videos(videos, tmp_path / "out", cropped=True, workers=0, size=32)
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 6
+
+
+def test_videos_beside_pictures_are_not_lost(tmp_path):
+    "Neither beside one picture nor beside frames."
+    for kind in ("real", "fake"):
+        write_png(tmp_path / kind / "ann/cover.png", picture(kind))
+        for k in range(3):
+            write_png(tmp_path / kind / "bea" / f"{k:03d}.png", picture(kind, k))
+        touch(tmp_path / kind, "ann/a.mp4", "bea/b.mp4")
+    names = [Path(row["file"]).name for row in list_dataset("folder", tmp_path).rows]
+    assert names == ["a.mp4", "cover.png", "bea", "b.mp4"] * 2

@@ -679,6 +679,18 @@ def test_df1_what_its_lists_lack_is_named_once(df1, ffpp):
         list_dataset("df-1.0", df1, reals="/nowhere")
 
 
+def test_df1_names_are_those_of_the_files_under_every_protocol(df1, ffpp):
+    "So that the lists of distortions know them."
+    mixed = "end_to_end_mix_2_distortions"
+    official, ours = (
+        list_dataset("df-1.0", df1, reals=ffpp, protocol=p, variants=(mixed,)).videos
+        for p in ("official", "ff++")
+    )
+    both = official.merge(ours, on=["video", "label"])
+    assert len(both) == len(ours) == 4 and (both.distortion_x == both.distortion_y).all()
+    assert (both.source_identity_x == both.source_identity_y).all()
+
+
 def test_df1_other_protocols(df1, ffpp):
     ours = list_dataset("df-1.0", df1, reals=ffpp, protocol="ff++")
     assert counts(ours.videos) == {

@@ -31,7 +31,7 @@ from kills import contents, kill_at_work, start
 
 from prle.data import videos as V
 from prle.cli import main
-from prle.core import file_digest, rng, temporary_name
+from prle.core import file_digest, rng
 from prle.data.distortions import distort_frame, distort_video
 from prle.data.faces import align, find_largest, move_points, warp_crop, warp_softly, write_png
 from prle.data.pictures import FaceError, read_image
@@ -210,10 +210,12 @@ def test_what_a_killed_run_leaves_is_replaced(clips, whole, tmp_path):
             out / "clips" / name / "video.json"
         ).unlink()  # killed while an old folder was being deleted
     (out / "clips" / "s1" / "0000.png").unlink()
-    half = out / "clips" / temporary_name()
+    name = "from prle.core import temporary_name; print(temporary_name())"
+    dead = subprocess.run([sys.executable, "-c", name], capture_output=True, text=True, check=True)
+    half = out / "clips" / dead.stdout.strip()
     half.mkdir()  # killed while writing
     (half / "0000.png").write_bytes(b"half")
-    (out / temporary_name(".parquet")).write_bytes(b"half")
+    (out / f"{half.name}.parquet").write_bytes(b"half")
     (out / "faces.parquet").unlink()
     V.extract(V.list_videos(clips), out, **QUICK)
     assert contents(out) == contents(whole)
@@ -1170,3 +1172,27 @@ def test_frames_that_are_too_large_are_not_decoded(clips, monkeypatch):
     monkeypatch.setattr("prle.trust.MAX_PIXELS", 1000)
     with pytest.raises(V.FaceError, match="s1.mp4: promises .* pixels; at most 1,000"):
         list(V.read_frames(clips / "s1.mp4", [0]))
+
+
+@pytest.mark.parametrize("how", [dict(count=0), dict(count=-1), dict(every=-2)])
+def test_frames_are_counted_from_one(how):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        V.sample_frames(10, **how)
+
+
+def test_videos_that_leave_the_table_are_told(clips, tmp_path, lines):
+    for name in ("s1", "s2"):
+        V.extract(table(clips / f"{name}.mp4"), tmp_path / "out", **QUICK)
+    assert [line for line in lines if line.startswith("1 videos of an earlier call leave")]
+    assert (tmp_path / "out/clips/s1/video.json").exists()
+
+
+def test_a_command_waits_for_the_one_that_writes_there(clips, tmp_path, monkeypatch):
+    "Neither deletes what the other has begun."
+    held = []
+    monkeypatch.setattr(
+        V, "crop_videos", lambda videos, out, **how: held.extend(os.listdir(tmp_path))
+    )
+    monkeypatch.setattr("prle.cli._gave_nothing", lambda out: False)
+    assert main(["faces", str(clips), "--out", str(tmp_path / "out")]) == 0
+    assert held == [".out.lock"] and os.listdir(tmp_path) == []

@@ -282,7 +282,7 @@ def read_folders(
     root: str | Path,  # a folder above all of them, which paths will be relative to
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # rows for `write_manifest`; what is no crop: path, reason
     "Read preprocessed folders as rows of a manifest; what is not taken is a video or a picture."
-    root, rows, missing = Path(root).absolute(), [], []
+    root, rows, missing = Path(os.path.abspath(root)), [], []
     for video in progress(videos.to_dict("records"), desc="crops"):
         folder, facts = Path(video["file"]), {c: video[c] for c in COLUMNS if c in video}
         if video["distortion"]:
@@ -314,9 +314,15 @@ _LABEL_NAMES = {
 def _label_name(dataset: str, subset: str) -> str:
     """Return DeepfakeBench's label name of a subset.
 
-    Every variant of DF-1.0 is DF_fake there, and other data sets borrow the names of DFDC."""
+    Every variant of DF-1.0 is DF_fake there, and other data sets borrow the names of DFDC. `ValueError` for a
+    manipulation of FF++ that it does not know."""
     names = _LABEL_NAMES.get(dataset, _LABEL_NAMES["DFDC"])
-    return names[subset] if subset in names else names["fake"]
+    label = names.get(subset, names.get("fake"))
+    if label is None:
+        raise ValueError(
+            f"DeepfakeBench has no label for {subset} of {dataset}: {', '.join(names)}."
+        )
+    return label
 
 # %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-34
 def _video_names(manifest: pd.DataFrame, dataset: str) -> Callable:  # row -> key of its record

@@ -730,7 +730,7 @@ def natural_key(path: Path) -> list:
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-95
 def list_photos(
-    folder: str | Path,  # one sub-folder a person, photographs in it
+    folder: str | Path,  # one sub-folder per person, photographs in it
     *kinds: str,  # of files that count, as of `file_kind`; without any: pictures
 ) -> dict[str, list[Path]]:  # per identity its photographs, both in natural order
     """List the photographs of every person, without folders and files whose name begins with a dot.

@@ -177,6 +177,10 @@ def sample_frames(
     every: int | None = None,  # or every so many
 ) -> list[int]:  # in order, none twice
     "Choose frames; by default DeepfakeBench's, the integer part of linspace(0, total - 1, count)."
+    if (every or count) < 1:
+        raise ValueError(
+            f"{'every' if every else 'count'} must be at least 1, not {every or count}."
+        )
     if every:
         return list(range(0, total, every))
     if count >= total:
@@ -441,7 +445,7 @@ def _state(source: str) -> list | str | None:
     if not source or not path.exists():
         return None
     if path.is_dir():
-        return digest([[p.name, *_state(str(p))] for p in list_pictures(path)])
+        return digest([[p.name, *(_state(str(p)) or ())] for p in list_pictures(path)])
     return [path.stat().st_size, path.stat().st_mtime_ns]
 
 # %% ../../nbs/data/05_videos.ipynb #data-05-videos-55
@@ -839,17 +843,27 @@ def _summary(counts: pd.DataFrame, reused: int, dropped: pd.DataFrame) -> str:
     return f"{videos}{before}: {counts.frames.sum()} frames, {counts.faces.sum()} faces, {lost}"
 
 # %% ../../nbs/data/05_videos.ipynb #data-05-videos-88
-def _tell_folders(counts: pd.DataFrame) -> list[str]:
+def _tell_folders(counts: pd.DataFrame, dataset: bool) -> list[str]:
     "Say which folders of pictures were taken as videos, and how many of their pictures count."
     folders = counts[counts.kind == "folder"]
     if folders.empty:
         return []
     first = f"{folders.file.iloc[0]}{f' and {len(folders) - 1} more' if len(folders) > 1 else ''}"
     numbers = f"{folders.frames.sum()} of {folders.total.sum()} pictures"
-    return [
-        f"{first}: taken as the frames of a video each, {numbers} "
-        "(--count, --every: how many; --pictures: each for itself)"
-    ]
+    way = "--count, --every: how many" + ("" if dataset else "; --pictures: each for itself")
+    return [f"{first}: taken as the frames of a video each, {numbers} ({way})"]
+
+# %% ../../nbs/data/05_videos.ipynb #videos-tell-earlier
+def _tell_earlier(videos: pd.DataFrame, out: Path) -> list[str]:
+    "Say how many videos of an earlier table are not among these; their crops stay."
+    levels = [c for c in ("dataset", "subset", "video") if c in videos]
+    try:
+        earlier = pq.read_table(out / _FACES, columns=levels).to_pandas()
+    except (OSError, ValueError, KeyError):  # none, a damaged one, or one of other columns
+        return []
+    lost = set(map(tuple, earlier.to_numpy())) - set(map(tuple, videos[levels].to_numpy()))
+    text = f"{len(lost)} videos of an earlier call leave {_FACES}, and their crops stay; name all of a folder together"
+    return [text] if lost else []
 
 # %% ../../nbs/data/05_videos.ipynb #data-05-videos-89
 def _tell_people(counts: pd.DataFrame, faces: str) -> list[str]:
@@ -910,10 +924,11 @@ def crop_videos(
     folders = _folders(videos, out)
     _open_folder(out, settings)
     for folder in {out, *(folder.parent for folder in folders)}:
-        remove_leftovers(folder, of_living=True)
+        remove_leftovers(folder)
     jobs = _jobs(videos, folders, settings)
     for _ in progress(run(jobs, workers) if jobs else (), desc="videos", total=len(jobs)):
         pass
+    earlier = _tell_earlier(videos, out)
     _write_faces(videos, folders, out)
     _write_all_digests(folders, out)
     dropped, lost, counts = _reports(videos, folders)
@@ -921,7 +936,9 @@ def crop_videos(
     with atomic_path(out / "dropped.csv") as tmp:
         report = pd.concat([dropped, left.assign(frame=-1)])
         report.to_csv(tmp, index=False, errors="backslashreplace")
-    told = _tell_folders(counts) + _tell_people(counts, settings["faces"])
+    told = (
+        earlier + _tell_folders(counts, "split" in videos) + _tell_people(counts, settings["faces"])
+    )
     told += [left_text(left), _summary(counts, len(videos) - len(jobs), dropped)]
     for line in filter(None, (*_complaints(lost), *told)):
         log.info(line)

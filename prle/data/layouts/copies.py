@@ -24,7 +24,7 @@ from ...trust import shown_path
 # %% ../../../nbs/data/layouts/01_copies.ipynb #data-layouts-01-copies-6
 def _parts(file: str) -> list[Path]:
     "List the file of a video, or the pictures of a folder of frames; empty if it is missing."
-    return list_pictures(file) if Path(file).exists() else []
+    return [p for p in list_pictures(file) if p.exists()] if Path(file).exists() else []
 
 
 def _content(file: str) -> str:

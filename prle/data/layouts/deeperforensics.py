@@ -75,7 +75,7 @@ def _chosen_fakes(
     targets = set(sum(read_pairs(ffpp, "test", listing, set()), []))
     chosen = {}
     for variant, store in stores.items():
-        names = sorted(store.files)
+        names = sorted(store.names)
         chosen[variant] = dict(test=[name for name in names if name[:3] in targets])
     return chosen
 

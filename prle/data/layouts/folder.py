@@ -18,17 +18,21 @@ from prle.data.layouts.registry import (
     tell_apart,
 )
 from ..pictures import file_kind, left_over, visible_files, walk_folders
+from ..faces import are_frames
 from ..videos import list_pictures
 from ...trust import safe_name
 
 # %% ../../../nbs/data/layouts/08_folder.ipynb #data-layouts-08-folder-4
 def _items(place: Path, frames: bool) -> list[Path]:
-    "List the videos, photographs and folders of frames (or only these) in `place` and its groups."
+    "List the videos, photographs and folders of frames in `place` and its groups; or all folders of pictures alone."
     items = []
     for parent, folders, names in walk_folders(place):
         folders[:] = [name for name in folders if name.lower() not in ("landmarks", "masks")]
-        if Path(parent) != place and list_pictures(parent):
-            items.append(Path(parent))
+        pictures = [] if Path(parent) == place else list_pictures(parent)
+        videos = [] if frames else visible_files(parent, names, "video")
+        alone = len(pictures) == 1 and not videos  # a video of one frame
+        if alone or (pictures and frames) or are_frames(pictures):
+            items += [Path(parent), *videos]
             folders.clear()
         elif not frames:
             items += visible_files(parent, names, "video", "picture")

@@ -216,6 +216,11 @@ def _inner(folder: Path, frames: bool) -> Path:
     return inner if inner.is_dir() else folder
 
 # %% ../../../nbs/data/layouts/00_registry.ipynb #data-layouts-00-registry-26
+def _video_name(path: Path) -> str:
+    "Return what a video is called: a folder of frames by its name, a file without its suffix."
+    return path.name if path.is_dir() else path.stem
+
+
 class Store:
     "A folder of videos by name: `store[name]` is where the video lies, or where it should."
 
@@ -233,7 +238,7 @@ class Store:
         found = _frame_folders(self.path)
         if not frames:
             found = _films(self.path) + found
-        self.files = {(p.name if p.is_dir() else p.stem).lower(): p for p in found}
+        self.files = {_video_name(p).lower(): p for p in found}
 
     def __getitem__(self, name: str) -> Path:
         return self.files.get(name.lower(), self.path / f"{name}.mp4")
@@ -243,6 +248,10 @@ class Store:
 
     def __len__(self):
         return len(self.files)
+
+    @property
+    def names(self) -> list[str]:  # as the files spell them
+        return [_video_name(path) for path in self.files.values()]
 
     def total(
         self,
