@@ -51,7 +51,7 @@ PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 def _are_positive(words: list[str]) -> bool:
     "Tell whether all words are numbers above 0."
     try:
-        return all(float(word) > 0 for word in words)
+        return all(0 < float(word) < math.inf for word in words)
     except ValueError:
         return False
 
@@ -534,6 +534,7 @@ class TrainState:
         self.average = MovingAverage(detector, config.ema) if config.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.history = History()
+        self.maps: Path | None = None  # folder of the latest renewal
 
     @property
     def candidate(self) -> nn.Module:  # whose weights would be kept
@@ -568,6 +569,14 @@ def _set_streams(streams: dict[str, Tensor], device: torch.device):
     if device.type != "cpu":
         torch.get_device_module(device).set_rng_state(streams["device"], *_of_device(device))
 
+
+@contextmanager
+def _aside(device: torch.device):
+    "Leave the random streams as they were, whatever is drawn meanwhile."
+    streams = _streams(device)
+    yield
+    _set_streams(streams, device)
+
 # %% ../nbs/10_trainer.ipynb #10-trainer-75
 _STATEFUL = ("optimizer", "scheduler", "scaler")
 
@@ -580,6 +589,7 @@ def _to_checkpoint(state: TrainState, identity: dict, streams: list[dict]) -> Ch
         tensors["average"] = state.average.module.state_dict()
     rest: dict[str, Any] = {name: getattr(state, name).state_dict() for name in _STATEFUL}
     record = dict(training=identity, history=rows, best=[best.val_auc, best.epoch])
+    record["maps"] = str(state.maps or "")
     return Checkpoint(len(rows), tensors, rest | dict(streams=streams), record)
 
 # %% ../nbs/10_trainer.ipynb #10-trainer-77
@@ -591,6 +601,7 @@ def _restore(state: TrainState, found: Checkpoint):
         state.average.begun = True
     for name in _STATEFUL:
         getattr(state, name).load_state_dict(found.state[name])
+    state.maps = Path(found.record["maps"]) if found.record.get("maps") else None
     val_auc, epoch = found.record["best"]
     best = Best(val_auc, epoch, found.tensors["best"])
     state.history = History(found.record["history"], best)
@@ -618,7 +629,7 @@ def _detector_identity(detector: Detector) -> dict:
 
 # %% ../nbs/10_trainer.ipynb #10-trainer-83
 KEEP = 2**28
-"Bytes of pictures that stay in memory from one epoch to the next, of the training and of the validation faces."
+"Bytes of pictures that a process keeps from one epoch to the next, of the training and of the validation faces."
 
 
 class TrainInputs:
@@ -639,14 +650,15 @@ class TrainInputs:
         self.train_rows, self.val_rows = train_rows, val_rows
         self.mask, self.quantiles = mask, Path(quantiles) if quantiles else None
         self.config, self.world_size = config, processes.world_size
-        self.faces = FaceDataset(train_rows, quantiles=self.quantiles, masks=with_masks, keep=KEEP)
+        keep = KEEP // max(config.workers, 1)
+        self.faces = FaceDataset(train_rows, quantiles=self.quantiles, masks=with_masks, keep=keep)
         self.masked = TrainingFaces(self.faces, mask, config.flip, config.seed, config.augment)
         labels, workers = train_rows.label, config.workers
         self.parts = BatchParts(len(self.faces), config, processes.rank, self.world_size, labels)
         self.device = processes.device
         self.loader = self._new_loader()
         size = config.batch_size // self.parts.parts  # fits in memory, as in training
-        self.val_loader = _own_faces(FaceDataset(val_rows, keep=KEEP), size, workers, processes)
+        self.val_loader = _own_faces(FaceDataset(val_rows, keep=keep), size, workers, processes)
         self.val_labels = val_rows.label.to_numpy()
 
     @property
@@ -809,6 +821,7 @@ class Trainer(EpochTrainer):
 
     renewal: Renewal | None = None
     watch: Watch | None = None
+    before: Path | None = None  # the maps that a training which goes on had
 
     def fit(
         self,
@@ -832,7 +845,8 @@ class Trainer(EpochTrainer):
                 state.history.add(row, state.candidate)
                 _tell(row, bar, self.processes)
                 if self.watch is not None and main:
-                    self.watch(state.candidate, number)
+                    with _aside(self.processes.device):
+                        self.watch(state.candidate, number)
                 if checkpoint:
                     self.save(checkpoint)
         state.detector.load_state_dict(state.history.chosen.weights)
@@ -840,12 +854,15 @@ class Trainer(EpochTrainer):
 
     def renew(self, number: int):
         "Change to the quantile maps of an epoch; every process has to call it."
-        if self.renewal is not None:
+        if self.renewal is None:
+            return
+        with _aside(self.processes.device):
             main = self.processes.is_main
             folder = self.renewal(self.state.candidate, number) if main else None
-            folder = self.processes.broadcast(folder)
-            if folder is not None:
-                self.inputs.use_quantiles(folder)
+        folder, self.before = self.processes.broadcast(folder) or self.before, None
+        if folder is not None:
+            self.state.maps = folder
+            self.inputs.use_quantiles(folder)
 
     def save(self, folder: Path):
         "Write a checkpoint; every process has to call it."
@@ -862,6 +879,7 @@ class Trainer(EpochTrainer):
         if found is not None:
             check_same(found.record.get("training", {}), self.identity, folder)
             _restore(self.state, found)
+            self.before = self.state.maps
             _set_streams(found.state["streams"][self.processes.rank], self.processes.device)
 
 # %% ../nbs/10_trainer.ipynb #10-trainer-105

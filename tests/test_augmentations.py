@@ -171,3 +171,31 @@ def test_primary_masks_and_mixing_together(toy, tiny, tmp_path):
     config = augmented("cutmix", accumulate=2, gamma=0.5)
     _, history, _ = fit(tiny, toy, config, mask=PrimaryRegionMask(), quantiles=tmp_path / "q")
     assert np.isfinite(history.loss).all()
+
+
+def test_dropblock_drops_whole_cells_wherever_the_channels_are():
+    torch.manual_seed(0)
+    first = AUGMENTATIONS["dropblock"].drop(torch.ones(4, 6, 14, 14), 14)
+    last = AUGMENTATIONS["dropblock"].drop(torch.ones(4, 14, 14, 6), 14)
+    for maps in (first, last.movedim(3, 1)):
+        empty = maps == 0
+        blocks = torch.nn.functional.max_pool2d(empty.float(), 7, 1)
+        assert empty.any() and not empty.all() and maps.shape == (4, 6, 14, 14)
+        assert (torch.nn.functional.avg_pool2d(empty.float(), 7, 1) == 1).any() and blocks.any()
+    with pytest.raises(ValueError, match="gives tokens"):
+        AUGMENTATIONS["dropblock"].drop(torch.ones(4, 197, 192), 14)
+
+
+def test_dropblock_drops_in_a_network_that_is_not_tuned(tiny):
+    "Its layers are in evaluation mode all the time."
+    seen, faces = [], torch.rand(2, 3, 24, 24)
+    tiny.eval()
+    with AUGMENTATIONS["dropblock"].attached(tiny, 24):
+        tiny.get_submodule(block_layer(tiny, 24)).register_forward_hook(
+            lambda layer, args, output: seen.append(output.detach().clone())
+        )
+        for training in (False, True):
+            tiny.training = training
+            with torch.no_grad():
+                tiny(faces)
+    assert not torch.equal(*seen)

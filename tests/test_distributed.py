@@ -1,13 +1,13 @@
 """Training in several processes: the same result as in one, every face once, and all of them end together."""
 
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
 import time
 from functools import partial
-from multiprocessing import SimpleQueue
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +27,7 @@ from prle.trust import read_json
 from prle.data.datasets import FaceDataset
 from prle.data.manifest import read_manifest, select
 from prle.masking import RandomMask
-from prle.training.processes import Processes, _work, check_processes, launch
+from prle.training.processes import Processes, _work, check_processes, launch, _hand_over
 from prle.trainer import ON_TWO_GPUS, BatchParts, TrainConfig, predict, train
 
 CONFIG = TrainConfig(
@@ -409,8 +409,8 @@ def test_what_stops_one_process_ends_all_and_is_told():
     assert time.monotonic() - start < 60
 
 
-def test_a_tracker_that_is_not_installed_is_an_error():
-    errors = SimpleQueue()
+def test_a_tracker_that_is_not_installed_is_an_error(tmp_path):
+    errors = tmp_path / "error"
     with pytest.raises(ImportError, match=r"'tensorboard' is not installed.*prle\[cluster\]"):
         _work(
             0,
@@ -421,7 +421,7 @@ def test_a_tracker_that_is_not_installed_is_an_error():
             partial(lambda log_with: SimpleNamespace(log_with=[]), log_with="tensorboard"),
             errors,
         )
-    assert isinstance(errors.get(), ImportError)
+    assert isinstance(pickle.loads(errors.read_bytes()), ImportError)
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
@@ -562,3 +562,20 @@ def test_parts_of_a_batch_differ_by_one_face_at_most():
             ]
             assert max(sizes) - min(sizes) <= 1 and min(sizes) >= 2
             assert np.isin(sum(sizes), [batch, n % batch])
+
+
+class Two(Exception):
+    "Cannot be rebuilt from its arguments."
+
+    def __init__(self, a, b):
+        super().__init__(a)
+
+
+def test_what_stopped_a_process_is_handed_over_whole_or_not_at_all(tmp_path):
+    "However long it is; the first one counts."
+    place = tmp_path / "error"
+    _hand_over(Two(1, 2), place)
+    assert not place.exists()
+    _hand_over(ValueError("x" * 10**6), place)
+    _hand_over(ValueError("later"), place)
+    assert str(pickle.loads(place.read_bytes())) == "x" * 10**6

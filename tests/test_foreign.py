@@ -384,3 +384,23 @@ def test_an_unknown_architecture_is_named():
         load_foreign("x.pth", "deepfakebench/xcep")
     with pytest.raises(ValueError, match="unknown detector 'deepfakebench/xcep'"):
         create_detector("deepfakebench/xcep")
+
+
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><p>404", b"version https://git-lfs..."])
+def test_what_is_no_checkpoint_is_called_none(tmp_path, content):
+    "Nobody is told to run an error page."
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(ValueError, match="x.pth is no checkpoint: it begins with"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_checkpoint_of_numbers_and_one_cut_short_are_named(tmp_path):
+    torch.save({1: torch.zeros(2)}, tmp_path / "numbers.pth")
+    torch.save(dict(a=torch.zeros(2)), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "old.pth").read_bytes()
+    for size in range(1, len(whole) - 1, 7):
+        (tmp_path / "cut.pth").write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="cut.pth"):
+            read_checkpoint(tmp_path / "cut.pth")
+    with pytest.raises(ValueError, match="numbers.pth holds no dictionary of tensors"):
+        read_checkpoint(tmp_path / "numbers.pth")

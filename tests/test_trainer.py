@@ -574,3 +574,32 @@ def test_a_diverging_run_says_what_to_do(toy, tiny):
 def test_bad_settings_are_refused(field, value):
     with pytest.raises(ValueError, match=f"{field} must {'lie in' if field == 'ema' else 'be'}"):
         TrainConfig(**{field: value})
+
+
+def test_a_training_that_goes_on_has_the_maps_it_had(toy, tiny, quantiles, tmp_path):
+    "Renewed before the second epoch, as before in the third; stopped between them."
+    lower = np.ones((24, 32), np.uint16)
+    lower[:12] = 0
+    for path in toy.path:
+        (tmp_path / "lower" / path).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "lower" / path), lower)
+    write_digests(tmp_path / "lower")
+
+    def renewal(student, epoch):
+        torch.rand(3)  # what it draws is its own affair
+        return tmp_path / "lower" if epoch == 1 else None
+
+    def stopped(student, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return renewal(student, epoch)
+
+    mask = PrimaryRegionMask(p=1.0)
+    how = dict(config=TrainConfig(epochs=3, batch_size=4), mask=mask, quantiles=quantiles)
+    whole, _ = fit(again(tiny), toy, renewal=renewal, **how)
+    with pytest.raises(KeyboardInterrupt):
+        fit(again(tiny), toy, renewal=stopped, checkpoint=tmp_path / "c", **how)
+    parts, _ = fit(again(tiny), toy, renewal=renewal, checkpoint=tmp_path / "c", **how)
+    plain, _ = fit(again(tiny), toy, **how)
+    assert parts.loss.tolist() == whole.loss.tolist()
+    assert plain.loss[0] == whole.loss[0] and plain.loss[2] != whole.loss[2]

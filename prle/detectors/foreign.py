@@ -42,19 +42,25 @@ from ..trust import one_line, open_file, read_tensors
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
 "Where checkpoints keep the tensors, beside epochs and optimizers."
 
-_BROKEN = (RuntimeError, ValueError, TypeError, KeyError, EOFError)
+_SAVED = b"PK", b"\x80"
+"How the files of `torch.save` begin: an archive, formerly a pickle."
 
 # %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-5
 def _unpickled(path: Path):
     "Read what `torch.save` wrote, as tensors alone; `ValueError` that says what to do."
+    with open_file(path) as file:
+        begins = file.read(20)
+    if not begins.startswith(_SAVED):
+        raise ValueError(f"{path} is no checkpoint: it begins with {begins!r}.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         raise ValueError(
-            f"{path} holds more than tensors, and reading it would run code. Where you trust it: "
-            "torch.save(torch.load(FILE, weights_only=False).state_dict(), NEW), for a pickled network."
+            f"{path} holds more than tensors, and reading it would run code. Where you trust it, write them alone: "
+            "found = torch.load(FILE, weights_only=False); torch.save(found.state_dict(), NEW) for a pickled network, "
+            'torch.save(found["model"], NEW) for a dictionary that has them there.'
         ) from e
-    except _BROKEN as e:
+    except Exception as e:  # a damaged pickle raises whatever its bytes lead to
         raise ValueError(f"{path} is no whole checkpoint ({one_line(e)}).") from e
 
 # %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-6
@@ -69,7 +75,9 @@ def read_checkpoint(
         inner := [n for n in _NESTED if isinstance(state.get(n), dict)]
     ):
         state = state[inner[0]]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
         raise ValueError(f"{path} holds no dictionary of tensors.")
     return {name.removeprefix("module."): value for name, value in state.items()}
 

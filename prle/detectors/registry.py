@@ -21,12 +21,10 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..core import FAKE, REAL, check_choice, log
 from prle.detectors.plugins import (
@@ -115,6 +113,8 @@ def macs(
     size: int = 256,  # edge of the face in pixels
 ) -> int:
     "Count a face's multiply-accumulates in convolutions and matrix products (half of FlopCounterMode's operations)."
+    from torch.utils.flop_counter import FlopCounterMode  # takes a quarter of a second
+
     with FlopCounterMode(display=False) as counter:
         _dry_run(model, size)
     return counter.get_total_flops() // 4  # two faces, two operations
@@ -694,6 +694,8 @@ def plot_grids(
     face,  # (size, size) or (size, size, 3) array, shown below the grids
 ):
     "Draw the grid of every Grad-CAM layer over a face; the chosen one carries the default of `cam_layer`."
+    import matplotlib.pyplot as plt  # no training waits for it
+
     size = len(face)
     grids, chosen = cam_grids(model, size), model.cam_name(size)
     figure, axes = plt.subplots(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import FAKE, REAL
 from ..detectors import Detector
@@ -177,22 +177,30 @@ class DropBlock(Augmentation):
 
     def drop(
         self,
-        layer: nn.Module,  # whose output it is
-        args: tuple,  # its inputs
-        output: Tensor,  # (N, C, h, w)
-    ) -> Tensor | None:  # None leaves the output as it is
-        "Zero blocks in the output of a layer that is in training mode; a forward hook."
+        maps: Tensor,  # (N, C, h, w), or (N, h, w, C) with `cells` along its edges
+        cells: int,  # along an edge
+    ) -> Tensor:  # as `maps`
+        "Zero blocks of cells, in each channel others; `ValueError` for what is no map."
         from torchvision.ops import drop_block2d
 
-        if not layer.training:
-            return None
-        block = 2 * (min(output.shape[2:]) // 4) + 1  # 7 of 14, and odd
-        return drop_block2d(output, self.p, block)
+        if maps.ndim != 4:
+            raise ValueError(
+                f"DropBlock drops cells of a map; this network's layer gives tokens {tuple(maps.shape[1:])}."
+            )
+        if maps.shape[3] != cells == maps.shape[2]:  # channels last
+            return self.drop(maps.movedim(3, 1), cells).movedim(1, 3)
+        block = 2 * (min(maps.shape[2:]) // 4) + 1  # 7 of 14, and odd
+        return drop_block2d(maps, self.p, block)
 
     @contextmanager
     def attached(self, detector, size):
-        layer = detector.get_submodule(block_layer(detector, size))
-        hook = layer.register_forward_hook(self.drop)
+        name = block_layer(detector, size)
+        cells = cam_grids(detector, size)[name]
+
+        def drop(layer, args, output):  # a layer that is not tuned is never in training mode
+            return self.drop(output, cells) if detector.training else None
+
+        hook = detector.get_submodule(name).register_forward_hook(drop)
         try:
             yield
         finally:

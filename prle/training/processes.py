@@ -7,16 +7,20 @@ __all__ = ['Processes', 'replicate', 'no_sync', 'broadcast_buffers', 'tracking',
 
 # %% ../../nbs/training/01_processes.ipynb #training-01-processes-2
 import os
+import pickle
 import socket
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
-from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from ..core import atomic_path
 
 # %% ../../nbs/training/01_processes.ipynb #training-01-processes-5
 def _check_accelerator(accelerator, precision: str | None):
@@ -195,9 +199,20 @@ def _check_tracker(accelerator, asked: str | None):
             "tensorboard comes with pip install 'prle[cluster]'"
         )
 
+# %% ../../nbs/training/01_processes.ipynb #processes-hand-over
+def _hand_over(fault: Exception, place: Path):
+    "Keep an exception for the process that waits, the first one alone; one that cannot be rebuilt goes as text."
+    if place.exists():
+        return
+    with suppress(Exception):  # the traceback that torch hands over remains
+        whole = pickle.dumps(fault)
+        pickle.loads(whole)
+        with atomic_path(place) as tmp:
+            tmp.write_bytes(whole)
+
 # %% ../../nbs/training/01_processes.ipynb #training-01-processes-25
 def _work(rank: int, function: Callable, args: tuple, meeting: dict, threads: int, create, errors):
-    "Run `function` in one of the processes; an exception that stops it is put into `errors`."
+    "Run `function` in one of the processes; an exception that stops it is written to the file `errors`."
     torch.set_num_threads(threads)
     if meeting:
         os.environ |= meeting | dict(RANK=str(rank), LOCAL_RANK=str(rank))
@@ -207,7 +222,7 @@ def _work(rank: int, function: Callable, args: tuple, meeting: dict, threads: in
         function(accelerator, *args)
         accelerator.end_training()
     except Exception as e:
-        errors.put(e)
+        _hand_over(e, errors)
         raise
 
 # %% ../../nbs/training/01_processes.ipynb #training-01-processes-26
@@ -240,15 +255,16 @@ def launch(
     from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
 
     threads = max(1, torch.get_num_threads() // world_size)
-    errors = get_context("spawn").SimpleQueue()
-    task = function, args, _meeting_point(world_size), threads, create, errors
-    workers = start_processes(_work, task, world_size, join=False)
-    try:
-        while not workers.join():
-            pass
-    except ProcessRaisedException as e:
-        raise e if errors.empty() else errors.get() from e
-    finally:
-        for process in workers.processes:
-            process.kill()
-            process.join()
+    with TemporaryDirectory() as folder:
+        errors = Path(folder, "error")
+        task = function, args, _meeting_point(world_size), threads, create, errors
+        workers = start_processes(_work, task, world_size, join=False)
+        try:
+            while not workers.join():
+                pass
+        except ProcessRaisedException as e:
+            raise pickle.loads(errors.read_bytes()) if errors.exists() else e from e
+        finally:
+            for process in workers.processes:
+                process.kill()
+                process.join()
