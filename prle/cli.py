@@ -238,6 +238,7 @@ def faces(
     from prle.data.layouts import crop_dataset, list_layouts
     from prle.data.pictures import left_over
     from prle.data.videos import crop_videos, list_videos
+    from prle.lab.claims import claimed
 
     options = adapter_options(**kwargs)
     settings = dict(count=count, every=every, align=align, size=size, scale=scale)
@@ -246,12 +247,14 @@ def faces(
     if root:
         _only(dict(pictures=pictures) if pictures else {}, (), "a data set")
         name = check_choice(" ".join(inputs), list_layouts(), "data set")
-        crop_dataset(name, root, out, options, **settings)
+        with claimed(os.path.abspath(out)):
+            crop_dataset(name, root, out, options, **settings)
     else:
         kind = _kind_of_folders(pictures, options.pop("frames", False))
         videos = list_videos(inputs, kind)
         _only(options, (), "without --root, the folder of a data set, the command")
-        crop_videos(videos, out, left=left_over(inputs), **settings)
+        with claimed(os.path.abspath(out)):
+            crop_videos(videos, out, left=left_over(inputs), **settings)
     return int(_gave_nothing(Path(out)))
 
 # %% ../nbs/12_cli.ipynb #12-cli-36
@@ -276,6 +279,8 @@ def _check_target(out: Path):
         return
     try:
         read_manifest(out)
+    except FileNotFoundError:  # one whose crops are elsewhere now
+        return
     except (ValueError, OSError) as e:
         what_to_do = "name another file, or move it away."
         raise FileExistsError(f"{out} is there and no manifest; {what_to_do}") from e
@@ -346,7 +351,7 @@ def convert(
 # %% ../nbs/12_cli.ipynb #12-cli-42
 def forge(
     *,
-    # folder of photographs and videos, a sub-folder a person; default: the ORL faces
+    # folder of photographs and videos, a sub-folder per person; default: the ORL faces
     faces: str | None = None,
     out: str | None = None,  # folder to write; default: outputs/data/mini
     size: int = 128,  # edge of a face in pixels
@@ -763,7 +768,7 @@ def audit(
 # %% ../nbs/12_cli.ipynb #12-cli-76
 def controls(
     *,
-    # folder of photographs and videos, a sub-folder a person; default: the ORL faces
+    # folder of photographs and videos, a sub-folder per person; default: the ORL faces
     faces: str | None = None,
     trainings: int = 3,  # seeds behind every number
     engine: str = "local",  # local, or ray: all runs on a Ray cluster

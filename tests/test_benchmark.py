@@ -480,3 +480,10 @@ def test_a_damaged_record_is_a_reason(tmp_path, name, content):
     if name == "forge.json":
         with pytest.raises(ValueError, match="forge.json"):
             targets.build_targets(tmp_path)
+
+
+@pytest.mark.parametrize("setting", [dict(size=0), dict(size=-5), dict(steps=0), dict(count=0)])
+def test_numbers_out_of_range_are_named_before_any_work(tmp_path, setting):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} must be at least"):
+        benchmark.build_benchmark(tmp_path / "b", **setting)
+    assert not (tmp_path / "b").exists()

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
-from prle.core import digest
-from prle.trust import read_json
+from prle.core import digest, write_json
+from prle.trust import mark_folder, read_json
 from prle.lab.configs import (
     FURTHER,
     PRESETS,
@@ -1075,3 +1075,35 @@ def test_an_interrupted_training_goes_on_with_renewed_maps(paired, monkeypatch):
     monkeypatch.setattr(Trainer, "save", save)
     run = again.detector("Small", "A", **asked)
     assert (run.path / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_nothing_is_scored_that_was_trained_or_chosen_on(lab, split):
+    run = lab.detector("Small", "A")
+    for score in (lab.scores, lab.target):
+        with pytest.raises(ValueError, match=f"unknown test or target set '{split}'"):
+            score(run, split)
+    with pytest.raises(ValueError, match="test or target set"):
+        lab.test_faces(split)
+
+
+def test_a_benchmark_of_ones_own_is_not_replaced(tmp_path, monkeypatch):
+    "The preset's own is made where nothing is, and none takes the place of another's."
+    lab = Lab("smoke", outputs=tmp_path)
+    folder = tmp_path / "data/smoke"
+    folder.mkdir(parents=True)
+    made = dict(photographs="mine", size=64, marked=True)
+    write_json(folder / "forge.json", dict(config=made, digest=digest(made), pictures=0))
+    mark_folder(folder, "benchmark")
+    with pytest.raises(FileExistsError, match="other settings .*photographs was.*--data"):
+        lab.dry()
+    assert {path.name for path in folder.iterdir()} >= {"forge.json"}
+
+
+def test_data_have_one_hash_however_a_notebook_prints(lab):
+    lab.manifest.at[0, "transform"] = np.linspace(0, 1, 6) / 3
+    found = set()
+    for options in (dict(), dict(precision=3), dict(linewidth=20), dict(suppress=True)):
+        with np.printoptions(**options):
+            found.add(data_fingerprint(lab.manifest))
+    assert len(found) == 1

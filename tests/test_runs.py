@@ -4,6 +4,7 @@ Of prle.lab: claims, integrity, store, planning, administration."""
 
 import errno
 import logging
+import json
 import os
 import pickle
 import re
@@ -1017,13 +1018,24 @@ def filled(folder):
         write_digests(new)
 
 
+def says_the_same(text, other):
+    "Whether two JSON texts are one: the seventeenth digit of a number may be another of the same number."
+    try:
+        return json.loads(text) == json.loads(other)
+    except ValueError:
+        return False
+
+
 def test_every_flipped_bit_is_found(tmp_path):
     "In each file of a run; those that a table of digests covers when they are read, or all are."
     run, tried = quick(tmp_path).get("kind", "a", {}, filled), 0
     for path in sorted(p for p in run.path.rglob("*") if p.is_file()):
         whole, name = path.read_bytes(), path.relative_to(run.path).as_posix()
         for at in range(0, len(whole), max(1, len(whole) // 40)):
-            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+            if name.endswith(".json") and says_the_same(flipped, whole):
+                continue
+            path.write_bytes(flipped)
             with pytest.raises(Damaged, match=name) as e:
                 check_run(run.path, deep=True)
             assert len(str(e.value)) < 500
@@ -1681,3 +1693,8 @@ def test_a_run_with_a_long_label_goes_on(tmp_path, length):
     run = store.get("kind", "x" * length, {}, make, resume=True)
     assert seen == [False, True, True] and beside(run.path) == []
     assert store.get("kind", "x" * length, {}, make).reused
+
+
+def test_what_is_no_regular_expression_is_named(tmp_path):
+    with pytest.raises(ValueError, match="'Xception\\[' is no regular expression"):
+        list_runs(tmp_path, pattern="Xception[")

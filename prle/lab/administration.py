@@ -184,14 +184,18 @@ def list_runs(
     pattern: str | None = None,  # only labels that hold this regular expression
     stale: bool | None = None,  # True: only those made by other code; False: only the others
 ) -> pd.DataFrame:  # `RUN_COLUMNS`
-    "List everything in a store; raise `ValueError` for an unknown kind."
+    "List everything in a store; raise `ValueError` for an unknown kind, or what is no regular expression."
+    try:
+        wanted = re.compile(pattern or "")
+    except re.error as e:
+        raise ValueError(f"{pattern!r} is no regular expression ({e}).") from e
     root, modules = Path(root), code_modules()
     folders, rows = _kinds(root), []
     if kind is not None:
         folders = [root / check_choice(kind, [p.name for p in folders], "kind of run")]
     for folder in folders:
         for path, entry in _entries(folder).items():
-            if re.search(pattern or "", path.name.rsplit("-", 1)[0]):
+            if wanted.search(path.name.rsplit("-", 1)[0]):
                 rows.append(_row(path, entry, modules))
     if kind is None and root.exists():
         others = sorted(p for p in root.iterdir() if p not in folders and not is_leftover(p.name))

@@ -638,7 +638,8 @@ def target(
     run: Run,  # of a detector
     target: str,  # one of `targets`; on other data than it was trained on also "test"
 ) -> Run:  # scores.parquet
-    "Score a target set with a trained detector."
+    "Score a target set with a trained detector; `ValueError` for a split that detectors are trained on."
+    check_choice(target, ["test", *self.targets], "test or target set")
     config = dict(detector=run.key, split=target, data=self.source(target)[1])
 
     def make(folder):

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
@@ -63,6 +64,10 @@ def _sizes(root: Path, paths: pd.Series) -> list[int]:
     return [below(root, path).stat().st_size if path else 0 for path in paths]
 
 # %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-11
+_PRINTED = dict(precision=8, suppress=False, linewidth=75, threshold=1000, floatmode="maxprec")
+"How arrays are written: as NumPy does, whatever a notebook has set."
+
+
 def data_fingerprint(
     manifest: pd.DataFrame,  # from `read_manifest`
 ) -> str:  # 16 hexadecimal digits
@@ -76,7 +81,8 @@ def data_fingerprint(
     grouped = "group" in manifest and (manifest.group >= 0).any()
     unused = ["target"] if grouped else ["target", "group"]
     rows = manifest.drop(columns=unused, errors="ignore").assign(landmarks=landmarks, **sizes)
-    return digest(rows.to_csv(index=False))
+    with np.printoptions(**_PRINTED):
+        return digest(rows.to_csv(index=False))
 
 # %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-13
 def _face_size(manifest: pd.DataFrame) -> int:
@@ -112,11 +118,12 @@ def check_sizes(
 
 # %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-15
 def _make_mini(folder: Path, preset: Preset) -> Path:
-    return build_benchmark(folder, size=preset.size, people=preset.people, steps=preset.forging)
+    settings = dict(size=preset.size, people=preset.people, steps=preset.forging)
+    return build_benchmark(folder, **settings, keep=True)
 
 
 def _make_controls(folder: Path, preset: Preset) -> Path:
-    return build_controls(folder, size=preset.size, people=preset.people)
+    return build_controls(folder, size=preset.size, people=preset.people, keep=True)
 
 
 BUILDERS = dict(mini=_make_mini, controls=_make_controls)
@@ -163,7 +170,9 @@ class LabData:
 
     @cached_property
     def benchmark(self) -> Path:
-        "Return the manifest of the preset's mini benchmark, which is forged on first use."
+        """Return the manifest of the preset's mini benchmark, which is forged on first use.
+
+        `FileExistsError` if one of other photographs or settings is in its place."""
         folder = self.outputs / "data" / self.base
         with claimed(folder):
             return BUILDERS[self.preset.benchmark](folder, self.preset)
@@ -210,7 +219,7 @@ def targets(self: LabData) -> list[str]:
 @patch(as_prop=True)
 def absent(self: LabData) -> list[str]:
     "Return the target sets that are missing beside `ff++`; empty for other layouts of data."
-    if not (Path(self.data) / "ff++").is_dir():
+    if not self.data or not (Path(self.data) / "ff++").is_dir():
         return []
     return [name for name in ROOT_FOLDERS if name not in self.targets]
 
@@ -287,7 +296,10 @@ def test_faces(
     split: str = "test",  # or a target set
     seed: int = 0,  # of the run, which draws the people
 ) -> pd.DataFrame:  # rows of its manifest
-    "Return the faces that all detectors of a seed are tested on; scores have the same rows."
+    """Return the faces that all detectors of a seed are tested on; scores have the same rows.
+
+    `ValueError` for a split that they are trained or chosen on."""
+    check_choice(split, ["test", *self.targets], "test or target set")
     return select(of_seed(self.source(split)[0], seed), "test")
 
 # %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-38

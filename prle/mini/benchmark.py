@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RECIPE', 'SCALE', 'LIFT', 'SOFT', 'MANIPULATIONS', 'deal_groups', 'group_splits', 'tested_by', 'split_people',
            'video_names', 'Job', 'nearest_face', 'gather', 'pick_other', 'check_jobs', 'plan', 'compress', 'write_crop',
-           'contact_sheet', 'mark_synthetic', 'mark_fakes', 'choose_photos', 'photos_digest', 'differences', 'why_not',
-           'read_crops', 'build_benchmark', 'trivial_cues', 'cue_table']
+           'contact_sheet', 'mark_synthetic', 'mark_fakes', 'choose_photos', 'photos_digest', 'differences',
+           'check_alike', 'why_not', 'read_crops', 'build_benchmark', 'trivial_cues', 'cue_table']
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-2
 import os
@@ -385,7 +385,7 @@ def _orl_photos() -> dict[str, list[Path]]:  # per person ten photographs
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-45
 def choose_photos(
-    faces: str | Path | None = None,  # one sub-folder a person; None: the ORL faces
+    faces: str | Path | None = None,  # one sub-folder per person; None: the ORL faces
     people: int | None = None,  # how many, chosen at random, at least 6; None: all
     seed: int = 0,  # of the choice
 ) -> list[Path]:
@@ -442,6 +442,25 @@ def differences(
     return [f"{k} was {shortened(made.get(k))}, is {shortened(wanted[k])}" for k in changed]
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-52
+def check_alike(
+    record: Path,  # of what was made
+    config: dict,  # of what is asked for
+    decided: Iterable[str],  # the entries that the code decides; they may differ
+):
+    "Raise `FileExistsError` if what is there was made of other photographs or with other settings than asked for."
+    try:
+        made = read_made(record)["config"]
+    except (FileNotFoundError, ValueError):  # nothing there, or not to be told
+        return
+    settings = [name for name in made | config if name not in decided]
+    wanted = {name: config.get(name) for name in settings}
+    if changed := differences(made, wanted):
+        raise FileExistsError(
+            f"{record.parent} was made with other settings ({'; '.join(changed)}) and is not replaced: "
+            "name it with --data, or move it away."
+        )
+
+# %% ../../nbs/mini/02_benchmark.ipynb #benchmark-why-not
 def why_not(
     record: Path,  # of what was made
     config: dict,  # of what is asked for
@@ -555,10 +574,14 @@ def _write_benchmark(
     made = dict(config=config, digest=digest(config), pictures=pictures, counts=counts)
     write_json(root / "forge.json", dict(made, several_faces=several, lost=lost))
 
+# %% ../../nbs/mini/02_benchmark.ipynb #benchmark-decided
+_DECIDED = ("recipe", "scale", "lift", "soft", "manipulations")
+"What the code decides of a benchmark, and not who asks for it."
+
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-60
 def build_benchmark(
     out: str | Path,  # folder to write
-    faces: str | Path | None = None,  # photographs and videos, a sub-folder a person; None: ORL
+    faces: str | Path | None = None,  # photographs and videos, a sub-folder per person; None: ORL
     size: int = 128,  # side of the crops in px
     people: int | None = None,  # how many persons to use, chosen at random; None: all
     seed: int = 0,  # of the groups, the pairing and all that is left to chance
@@ -566,10 +589,15 @@ def build_benchmark(
     steps: int = STEPS,  # of training each learned manipulation's network
     count: int = 32,  # frames of a video, evenly spaced
     workers: int | None = None,  # threads; None: one a core. The result does not depend on it
+    keep: bool = False,  # whether one of other photographs or settings stays
 ) -> Path:  # the manifest
     """Build the mini benchmark, or return the one that is there.
 
-    `ValueError` below six people, `FaceError` without photographs."""
+    `ValueError` below six people or for a number out of range, `FaceError` without photographs, `FileExistsError` as
+    `keep` says."""
+    for name, (value, least) in dict(size=(size, 16), steps=(steps, 1), count=(count, 1)).items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}.")
     out, photos = Path(out), choose_photos(faces, people, seed)
     config = dict(
         recipe=RECIPE,
@@ -587,6 +615,8 @@ def build_benchmark(
     if faces is not None:
         config["marked"] = True
     folders = [out / name for name in ("real", "masks", *MANIPULATIONS)]
+    if keep:
+        check_alike(out / "forge.json", config, _DECIDED)
     reason = why_not(out / "forge.json", config, folders)
     if not reason:
         log.info(f"forge: HIT {out}")

@@ -32,6 +32,7 @@ from prle.mini.benchmark import (
     read_crops,
     split_people,
     video_names,
+    check_alike,
     why_not,
 )
 from ..trust import check_replaceable, made_folder, write_digests
@@ -284,16 +285,17 @@ RECIPE = 2  # raised whenever a change here changes the pictures
 
 def build_controls(
     out: str | Path,  # folder to write
-    faces: str | Path | None = None,  # photographs and videos, a sub-folder a person; None: ORL
+    faces: str | Path | None = None,  # photographs and videos, a sub-folder per person; None: ORL
     size: int = 64,  # side of the crops in px
     people: int | None = None,  # how many persons to use, chosen at random; None: all
     seed: int = 0,  # of the split, the frames and all that is left to chance
     quality: int = 90,  # of the JPEG round trip of reals and fakes
     count: int = 8,  # frames of a video, evenly spaced
+    keep: bool = False,  # whether controls of other photographs or settings stay
 ) -> Path:  # the manifest
     """Build the controls, or return those that are there.
 
-    `ValueError` below six people, `FaceError` without photographs."""
+    `ValueError` below six people, `FaceError` without photographs, `FileExistsError` as `keep` says."""
     out, photos = Path(out), choose_photos(faces, people, seed)
     config = dict(
         recipe=RECIPE,
@@ -307,6 +309,8 @@ def build_controls(
         strengths={name: place.strength for name, place in PLACES.items()},
     )
     folders = [out / name for name in ("real", "masks", *PLANTED_SUBSETS)]
+    if keep:
+        check_alike(out / "controls.json", config, ("recipe", "shared", "crop", "strengths"))
     reason = why_not(out / "controls.json", config, folders)
     if not reason:
         log.info(f"controls: HIT {out}")

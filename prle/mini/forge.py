@@ -12,11 +12,7 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from scipy.interpolate import RBFInterpolator
-from scipy.ndimage import distance_transform_edt
-from scipy.sparse import csc_matrix
-from scipy.sparse.linalg import splu
-from scipy.spatial import Delaunay
+import scipy
 
 from ..core import check_choice
 from ..data.faces import Face, similarity
@@ -37,7 +33,7 @@ def warp(
     "Warp a square crop piecewise affinely over the Delaunay triangulation of `goal`."
     size = len(image)
     start, end = _with_frame(points, size), _with_frame(goal, size)
-    mesh = Delaunay(end)
+    mesh = scipy.spatial.Delaunay(end)
     pixels = (
         np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1)
         .reshape(-1, 2)
@@ -81,7 +77,9 @@ def feather(
     width: float,  # px over which the weight falls
 ) -> np.ndarray:  # (S, S) float32 in [0, 1], 0 outside `region`
     "Return blending weights: 1 inside the region, falling to 0 at its edge."
-    return np.clip(distance_transform_edt(region) / (width + 1), 0, 1).astype(np.float32)
+    return np.clip(scipy.ndimage.distance_transform_edt(region) / (width + 1), 0, 1).astype(
+        np.float32
+    )
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-16
 def composite(
@@ -138,11 +136,11 @@ def membrane(
         cols.append(near[near >= 0])
         rhs[near < 0] += difference[y + dy, x + dx][near < 0]
     values = np.concatenate([np.full(len(y), 4.0), -np.ones(sum(map(len, rows)) - len(y))])
-    system = csc_matrix(
+    system = scipy.sparse.csc_matrix(
         (values, (np.concatenate(rows), np.concatenate(cols))), shape=(len(y), len(y))
     )
     solved = difference.astype(np.float64)
-    solved[y, x] = splu(system).solve(rhs)
+    solved[y, x] = scipy.sparse.linalg.splu(system).solve(rhs)
     return solved
 
 # %% ../../nbs/mini/00_forge.ipynb #mini-00-forge-28
@@ -240,7 +238,9 @@ def bend(
     "Warp a square crop smoothly by a (slightly relaxed) thin plate spline that leaves the frame in place."
     size = len(image)
     start, end = _with_frame(points, size), _with_frame(goal, size)
-    spline = RBFInterpolator(end, start - end, kernel="thin_plate_spline", smoothing=1.0)
+    spline = scipy.interpolate.RBFInterpolator(
+        end, start - end, kernel="thin_plate_spline", smoothing=1.0
+    )
     pixels = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1).reshape(-1, 2)
     places = np.float32(pixels + spline(pixels)).reshape(size, size, 2)
     return cv2.remap(

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pandas as pd
-from scipy.fft import dctn, idctn
+import scipy
 
 from prle.mini.benchmark import (
     SOFT,
@@ -175,8 +175,8 @@ def bands(
     face = match_colour(face, target.crop, region)
     waves = np.hypot(*np.mgrid[:size, :size]) / 2
     own = 1 / (1 + (waves / 4) ** 4)
-    difference = dctn(face - target.crop, axes=(0, 1)) * (1 - own)[..., None]
-    mixed = target.crop + np.float32(idctn(difference, axes=(0, 1)))
+    difference = scipy.fft.dctn(face - target.crop, axes=(0, 1)) * (1 - own)[..., None]
+    mixed = target.crop + np.float32(scipy.fft.idctn(difference, axes=(0, 1)))
     mixed = match_sharpness(mixed, target.crop, region)
     return composite(target.crop, mixed, feather(region, size / 12))
 
