@@ -18,6 +18,7 @@ from prle.paper.claims import (
     ClaimGroup,
     Claims,
     ConvergedClaim,
+    CrossClaim,
     MaskedClaims,
     OutsideClaim,
     PeopleClaims,
@@ -31,6 +32,7 @@ from prle.paper.claims import (
     claim_list,
     claim_row,
     claims_table,
+    compared_in,
     forgery_localization,
     inside_mask,
     localization_cells,
@@ -45,6 +47,8 @@ from prle.mini.targets import TARGETS as MINI_TARGETS
 from prle.paper.exhibits import Gap, read_cell
 from prle.lab.experiments import Lab
 from prle.paper.numbers import BACKBONES, SUBSETS, TARGET_SETS, paper_cells
+from prle.paper.figures import Figure5
+from prle.paper.tables import Table2, Table3, Table4, Table6
 from prle.lab.store import RunFailed
 from prle.study.images import read_study
 from studies import simulate, study
@@ -298,6 +302,20 @@ def test_the_papers_number_beside_each_sum(faces):
     faces._sets = None, {"mini-Celeb": Path()}
     group = ZooSizeClaims()
     assert np.isnan(group.paper(Question(faces), group.contrasts["more"])), "the average of three"
+
+
+def test_claims_are_about_the_backbones_that_the_tables_show(faces):
+    faces.manifest = pd.DataFrame(dict(subset=["real", *SUBSETS]))
+    faces._sets = None, dict.fromkeys(TARGETS, Path())
+    none, all_, one = (Question(faces, backbones=names) for names in (None, "all", ["VGG"]))
+    zoo = list(faces.preset.backbones)
+    for table in (Table2(), Table4(), Table6()):
+        assert compared_in(table, none) == list(BACKBONES)
+    for table in (Table3(), Figure5()):
+        assert compared_in(table, none) == zoo != list(BACKBONES)
+        assert compared_in(table, all_) == list(BACKBONES) and compared_in(table, one) == ["VGG"]
+    assert {arm.backbone for arm in CrossClaim().arms(none)} == set(zoo)
+    assert {arm.backbone for arm in TargetClaims().arms(none)} == set(BACKBONES)
 
 
 def test_the_paper_tells_no_number_of_some(faces):

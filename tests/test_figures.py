@@ -127,6 +127,14 @@ def wanted(rows):
     return rows[["value", "low", "high"]].to_numpy()
 
 
+def test_figure5_draws_every_backbone(lab):
+    "Those of a preset's own, too, which the paper does not have."
+    rows = rows_of(lab, Figure5()).replace(dict(backbone=dict(VGG="EfficientNet-Lite1")))
+    for ax in draw_figure5(rows).axes:
+        assert [t.get_text() for t in ax.get_xticklabels()] == list(rows.backbone.unique())
+        assert all(len(series) == len(BACKBONES) for series in drawn(ax).values())
+
+
 def test_figure5_draws_the_average_over_the_target_sets(lab):
     arms, rows = Figure5().arms(lab), rows_of(lab, Figure5())
     for ax, train in zip(draw_figure5(rows).axes, ("DF", "FS")):

@@ -223,3 +223,17 @@ def test_the_controls_cost_what_faces_of_their_own_size_cost(monkeypatch):
     per_face = reproduce.measure_network(config, 64).macs
     assert (found.runs, found.trainings) == (1, 1)
     assert found.hours * 3600 * reproduce.rtx3090_rate() == pytest.approx(50 * per_face)
+
+
+@pytest.mark.parametrize("subset", ["all", "face", "face-swap"])
+def test_what_maps_of_a_zoo_take_is_counted_whatever_a_manipulation_is_called(subset):
+    asked = []
+
+    def faces(*which):
+        asked.append(which)
+        return []
+
+    preset = SimpleNamespace(size=8)
+    lab = SimpleNamespace(subsets=["face", "face-swap"], preset=preset, faces=faces)
+    run = SimpleNamespace(path=Path(f"fusions/{subset}-neighbour-VGG-s0-0123456789abcdef"))
+    assert reproduce._fusion_work(lab, run) == (0.0, 0.0) and asked == [("train", subset)]

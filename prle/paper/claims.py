@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['MORE', 'LESS', 'CONTRASTS', 'OUTSIDE', 'SETTINGS', 'CLAIM_GROUPS', 'told_fakes', 'inside_mask', 'wanted_agreement',
            'localization_cells', 'forgery_localization', 'localization_table', 'Localization', 'claim_list',
-           'claim_row', 'Contrast', 'mean_difference', 'paper_difference', 'Question', 'ClaimGroup', 'Statement',
-           'SumClaims', 'ContrastClaims', 'TargetClaims', 'OutsideClaim', 'mean_cells', 'paper_mean', 'BaselineClaims',
-           'SingleClaim', 'ZooSizeClaims', 'SettingClaims', 'CrossClaim', 'MaskedClaims', 'ConvergedClaim',
-           'PeopleClaims', 'ShareClaim', 'TimeClaims', 'LookClaims', 'PlaceClaims', 'claims', 'claims_table', 'Claims']
+           'claim_row', 'Contrast', 'mean_difference', 'paper_difference', 'Question', 'compared_in', 'ClaimGroup',
+           'Statement', 'SumClaims', 'ContrastClaims', 'TargetClaims', 'OutsideClaim', 'mean_cells', 'paper_mean',
+           'BaselineClaims', 'SingleClaim', 'ZooSizeClaims', 'SettingClaims', 'CrossClaim', 'MaskedClaims',
+           'ConvergedClaim', 'PeopleClaims', 'ShareClaim', 'TimeClaims', 'LookClaims', 'PlaceClaims', 'claims',
+           'claims_table', 'Claims']
 
 # %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-2
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -90,7 +91,7 @@ from prle.paper.mechanism import (
     mechanism_cells,
 )
 from prle.paper.tables import (
-    BACKBONES_ZOO,
+    ArmCells,
     FUSION_VARIANTS,
     OUR_FUSION,
     Table2,
@@ -448,8 +449,20 @@ class Question:
 
     lab: Lab  # preset, data and store
     seeds: int = 1  # trainings behind every number
-    backbones: Sequence[str] | str | None = None  # see `choose_backbones`
+    # names, or "all"; None: of each table its own, see `compared_in`
+    backbones: Sequence[str] | str | None = None
     rounds: int | None = None  # of each arm, for the throughput, see `timing_run`
+
+# %% ../../nbs/paper/08_claims.ipynb #compared-in-0
+def compared_in(
+    table: ArmCells,  # or a figure
+    q: Question,  # may name others
+) -> list[str]:
+    "Return the backbones that a claim about a table is about: those that the table shows, if no others are named."
+    backbones = q.backbones
+    if backbones is None:
+        backbones = table.settings().get("backbones", "all")
+    return choose_backbones(q.lab, backbones)
 
 # %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-47
 class ClaimGroup:
@@ -503,11 +516,12 @@ class SumClaims(ClaimGroup):
 class ContrastClaims(SumClaims):
     "Claims about the difference of arms, as a mean over backbones, trainings and target sets."
 
+    table: ArmCells = Table2()  # whose backbones the means are over
     contrasts: dict[str, Contrast]
 
     def paper(self, q: Question, c: Contrast) -> float:
         "Return the same difference in the paper, over the same backbones and sets; NaN if it has none."
-        backbones = choose_backbones(q.lab, q.backbones)
+        backbones = compared_in(self.table, q)
         return paper_difference(c.number, c.plus, c.minus, backbones, paper_tests(q.lab, 2))
 
     def statements(self, q: Question) -> dict[str, Statement]:
@@ -525,9 +539,9 @@ class TargetClaims(ContrastClaims):
 
     def arms(self, q: Question) -> list[Arm]:
         "Return the arms of the tables."
-        arms = Table2().arms(q.lab, q.backbones, detectors=())
+        arms = Table2().arms(q.lab, compared_in(Table2(), q), detectors=())
         for table in (Table4(), Table5(), Table6(), Table7()):
-            arms += table.arms(q.lab, q.backbones)
+            arms += table.arms(q.lab, compared_in(table, q))
         return arms
 
 # %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-53
@@ -576,12 +590,11 @@ class BaselineClaims(SumClaims):
 
     def arms(self, q: Question) -> list[Arm]:
         "Return the baselines, the backbones, and Xception, which is the backbone of SRM and RFM."
-        return Table2().arms(q.lab, q.backbones) + [
-            Arm("Xception", "primary", changes=AS_PUBLISHED)
-        ]
+        arms = Table2().arms(q.lab, compared_in(Table2(), q))
+        return [*arms, Arm("Xception", "primary", changes=AS_PUBLISHED)]
 
     def statements(self, q: Question) -> dict[str, Statement]:
-        prle = [(name, "primary") for name in choose_backbones(q.lab, q.backbones)]
+        prle = [(name, "primary") for name in compared_in(Table2(), q)]
         xception, others = [("Xception", "primary")], [(b, "none") for b in BASELINES.values()]
         pairs = dict(
             srm=(xception, [("srm", "none")]),
@@ -604,7 +617,7 @@ class SingleClaim(ContrastClaims):
 
     def arms(self, q: Question) -> list[Arm]:
         "Return the trainings on the manipulations that this data has."
-        arms = Figure5().arms(q.lab, q.backbones)
+        arms = Figure5().arms(q.lab, compared_in(Figure5(), q))
         return [arm for arm in arms if arm.train in q.lab.subsets]
 
     def paper(self, q: Question, c: Contrast) -> float:
@@ -659,15 +672,14 @@ class CrossClaim(ClaimGroup):
     names = tuple(contrasts)
 
     def arms(self, q: Question) -> list[Arm]:
-        "Return the trainings of the backbones that the other claims are about too."
-        return Table3().arms(q.lab, choose_backbones(q.lab, q.backbones))
+        return Table3().arms(q.lab, compared_in(Table3(), q))
 
     def cells(self, q: Question) -> Cells:
         return score_cells(self.arms(q), q.seeds)
 
     def rows(self, q: Question, values: Values) -> list[dict]:
         "Test the claims; no rows if no manipulation is unseen."
-        subsets, backbones = q.lab.subsets, choose_backbones(q.lab, q.backbones)
+        subsets, backbones = q.lab.subsets, compared_in(Table3(), q)
 
         def unseen(arm):
             return [subset for subset in subsets if subset != arm.train]
@@ -834,11 +846,11 @@ class LookClaims(ClaimGroup):
     names = ("lips", "nose", "places", "upper", "broader", "chin")
 
     def cells(self, q: Question) -> Cells:
-        return mechanism_cells(q.lab, q.backbones, q.seeds)
+        return mechanism_cells(q.lab, compared_in(Table3(), q), q.seeds)
 
     def rows(self, q: Question, values: Values) -> list[dict]:
         "Test attention on parts of the face less their area, and the change that PRLE makes."
-        names, plain = choose_backbones(q.lab, q.backbones), dict(arms=["none"])
+        names, plain = compared_in(Table3(), q), dict(arms=["none"])
 
         def own(quantity, subset):
             return looks_of(values, OWN, quantity, names, **plain, trained=[subset])
@@ -978,7 +990,9 @@ class Claims(Exhibit):
     notebook, full = "claims", dict(backbones="all")
     parameters = (
         SEEDS,
-        BACKBONES_ZOO,
+        Parameter(
+            "backbones", None, 'list, e.g. ["VGG"]; "all": all five; None: of each table its own'
+        ),
         Parameter("rounds", None, "of the timing, each arm; None: 5, in smoke 1"),
     )
 
@@ -995,16 +1009,24 @@ class Claims(Exhibit):
         self, lab: Lab, values: Values, seeds: int, backbones, rounds: int | None
     ) -> Iterator[TablePart]:
         "Return the table of claims and the count of verdicts."
-        rows = claims(Question(lab, seeds, backbones, rounds), values)
-        about = describe(lab, seeds, choose_backbones(lab, backbones), on=["test", "targets"])
+        question = Question(lab, seeds, backbones, rounds)
+        rows = claims(question, values)
+        of_two, of_three = (compared_in(table, question) for table in (Table2(), Table3()))
+        about = describe(
+            lab, seeds, list(dict.fromkeys([*of_two, *of_three])), on=["test", "targets"]
+        )
         caption = (
-            "The paper's claims on the preset's data; for those about time the brackets hold the smallest "
-            f"and the largest round. {about}{legible_text(choose_backbones(lab, backbones), lab.subsets)}"
+            "The paper's claims on the preset's data. Means over backbones are over "
+            f"{', '.join(of_two)} where they are trained on all manipulations, and over "
+            f"{', '.join(of_three)} where on a single one. For the claims about time the brackets hold "
+            f"the smallest and the largest round. {about}{legible_text(of_three, lab.subsets)}"
         )
         caption += (
             f" Equivalent: the 90% interval lies within {MARGIN:g} points of zero (two one-sided tests at 5%). "
             f"Undecided: the seeds and people behind it would find a difference of {MARGIN:g} points, and show its "
             "absence, with 80% power at the present noise."
         )
+        if seeds == 1:
+            caption += " With one seed a verdict is about other people; another training may say otherwise."
         counts = rows.verdict.value_counts()
         yield TablePart("claims", rows, claims_table(rows), caption, extra=counts)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from scipy.sparse.csgraph import connected_components
+import scipy
 
 from ..core import shortened
 from ..lab.configs import PUBLISHED, FusionConfig, Zoo
@@ -227,7 +227,7 @@ def _apart(
     "Number the groups of people who are never tested together, as those of two real target sets."
     of_cells = [np.concatenate(list(map(_people_of, tables))) for tables in cells]
     tested = np.stack([np.isin(people, some) for some in of_cells])
-    _, group = connected_components(tested.astype(int) @ tested.T)
+    _, group = scipy.sparse.csgraph.connected_components(tested.astype(int) @ tested.T)
     return group[tested.argmax(0)]
 
 
@@ -267,7 +267,12 @@ def estimate_sums(
     mix = _weight_matrix(there, [sums[name] for name in good])
     by_seed = statistic(np.ones((1, len(people))))[0] @ mix  # (S, M)
     strata = _apart(people, there.values())
-    drawn = resamples(lambda w: statistic(w).mean(1) @ mix, people, n, batched=True, strata=strata)
+    width = max(len(table) for tables in there.values() for table in tables)
+
+    def summed(weight):
+        return statistic(weight).mean(1) @ mix
+
+    drawn = resamples(summed, people, n, batched=True, strata=strata, width=width)
     numbers = [
         _estimates(by_seed[:, [k]], drawn[:, [k]], _fewest([there[cell] for cell in sums[name]]))
         for k, name in enumerate(good)

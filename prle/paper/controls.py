@@ -379,7 +379,7 @@ def _open_controls(faces: str | Path | None, preset: str, outputs: Path) -> Lab:
 
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-43
 def make_controls(
-    faces: str | Path | None = None,  # photographs and videos, a sub-folder a person; None: ORL
+    faces: str | Path | None = None,  # photographs and videos, a sub-folder per person; None: ORL
     trainings: int = 3,  # seeds behind every number
     engine: str = "local",  # one of `prle.lab.engines.ENGINES`
     preset: str = "controls",  # or controls-smoke, which only shows that it runs

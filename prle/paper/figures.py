@@ -77,7 +77,7 @@ from prle.paper.numbers import (
     show_image,
 )
 from ..lab.integrity import run_file
-from .tables import ArmExhibit
+from .tables import BACKBONES_ZOO, ArmExhibit
 from ..trust import below, read_array, read_digests, read_table
 
 # %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-5
@@ -592,14 +592,15 @@ def draw_figure5(
     rows: pd.DataFrame,  # from `compare_arms`
 ) -> Figure:
     "Draw the average AUC over the target sets of detectors trained on DF or on FS only."
-    names = [b for b in BACKBONES if b in set(rows.backbone)]
+    names = list(rows.backbone.unique())
     figure, axes = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 2.3), sharey=True, layout="constrained")
     for ax, train, letter in zip(axes, ("DF", "FS"), "ab"):
         _draw_arms(ax, rows[(rows.train == train) & (rows.test == "AVG")], "backbone", names)
         ax.set_xticklabels(names, rotation=20, **SMALL)
         ax.set_title(f"({letter}) trained on {train}", **SMALL)
     axes[0].set_ylabel("average AUC (%)")
-    axes[0].legend(frameon=False, **SMALL)
+    above = dict(loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), **above, **SMALL)
     return figure
 
 # %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-71
@@ -623,7 +624,8 @@ def figure5_table(
 class Figure5(ArmExhibit):
     "Figure 5: detectors trained on DF or on FS only (Section IV-C2)."
 
-    notebook = "figure5_single_training"
+    notebook, full = "figure5_single_training", dict(backbones="all")
+    parameters = (SEEDS, BACKBONES_ZOO)
 
     def trainings(self, lab: Lab) -> list[str]:
         return ["DF", "FS"]

@@ -180,7 +180,8 @@ def _fusion_work(lab: Lab, task: Task) -> Work:
     "Return the work of a run of quantile maps: disk only."
     label = task.path.name
     split = "test" if "-test-" in label else "train"
-    faces = lab.faces(split, label.split("-")[0])
+    subsets = [s for s in ("all", *lab.subsets) if label.startswith(f"{s}-")]
+    faces = lab.faces(split, max(subsets, key=len))
     return Work(0.0, _QUANTILE_BYTES * lab.preset.size**2 * len(faces))
 
 # %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-22

@@ -15,9 +15,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
+import scipy
 from matplotlib.figure import Figure
-from scipy import stats
 
 from ..core import rng
 from ..data.datasets import FaceDataset
@@ -247,8 +246,8 @@ def _random_effects(names, x: np.ndarray) -> list:
     "Return the design matrices (N, names) of a random intercept and of a random slope on `x`."
     who, index = np.unique(np.asarray(names).astype(str), return_inverse=True)
     n = len(index)
-    one = sp.csr_matrix((np.ones(n), (np.arange(n), index)), (n, len(who)))
-    return [one, sp.diags(x) @ one]
+    one = scipy.sparse.csr_matrix((np.ones(n), (np.arange(n), index)), (n, len(who)))
+    return [one, scipy.sparse.diags(x) @ one]
 
 # %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-32
 def _mixed_logistic(
@@ -263,7 +262,7 @@ def _mixed_logistic(
     ident = np.repeat(np.arange(len(blocks)), sizes)
     fixed = np.column_stack([np.ones(len(x)), x])
     model = BinomialBayesMixedGLM(
-        right.astype(float), fixed, sp.csr_matrix(sp.hstack(blocks)), ident
+        right.astype(float), fixed, scipy.sparse.csr_matrix(scipy.sparse.hstack(blocks)), ident
     )
     fit = model.fit_vb(fit_method="L-BFGS-B", rng=0)
     # of the mean of people's and of faces' own slopes, which `fe_sd` takes as known
@@ -282,7 +281,7 @@ def _effect(
     samples = 100 * crossed_bootstrap(right, kept.code, kept.path, weights) @ contrast
     points = 100 * np.array([right[w].mean() for w in weights]) @ contrast
     odds = np.exp(slope + np.array([0, -1.96, 1.96]) * sd)
-    p = float(stats.norm.cdf(slope / sd))
+    p = float(scipy.stats.norm.cdf(slope / sd))
     return Effect(question, len(kept), *odds, p, points, *_interval(samples))
 
 # %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-34
@@ -355,7 +354,7 @@ def _is_found(decisions: tuple[np.ndarray, ...], people: int, level: float) -> b
     if not error > 0:
         return difference < 0
     clusters = min(people, decisions[3].max() + 1)
-    return difference / error < stats.t.ppf(level, clusters - 1)
+    return difference / error < scipy.stats.t.ppf(level, clusters - 1)
 
 # %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-43
 def power(

@@ -24,7 +24,7 @@ import pandas as pd
 import PIL.Image
 import torch
 from matplotlib.figure import Figure
-from scipy.optimize import Bounds, LinearConstraint, linear_sum_assignment, milp
+import scipy
 
 from prle.core import (
     FAKE,
@@ -134,10 +134,10 @@ def _choose(pool: pd.DataFrame, counts: dict[str, int], cost: np.ndarray) -> np.
     people, wanted = sorted(set().union(*shown)), list(counts.values())
     shows = np.stack([np.isin(people, list(some)) for some in shown], axis=1)  # people, faces
     is_kind = np.stack([pool.subset == kind for kind in counts])
-    once = LinearConstraint(shows.astype(float), -np.inf, 1)
-    enough = LinearConstraint(is_kind.astype(float), wanted, wanted)
-    all_or_none = dict(integrality=np.ones(len(pool)), bounds=Bounds(0, 1))
-    found = milp(cost, constraints=[once, enough], **all_or_none)
+    once = scipy.optimize.LinearConstraint(shows.astype(float), -np.inf, 1)
+    enough = scipy.optimize.LinearConstraint(is_kind.astype(float), wanted, wanted)
+    all_or_none = dict(integrality=np.ones(len(pool)), bounds=scipy.optimize.Bounds(0, 1))
+    found = scipy.optimize.milp(cost, constraints=[once, enough], **all_or_none)
     return None if found.x is None else np.flatnonzero(found.x > 0.5)
 
 # %% ../../nbs/study/00_images.ipynb #study-00-images-21
@@ -217,7 +217,7 @@ def _assign(plan: pd.DataFrame, pool: pd.DataFrame, seed: int | str) -> np.ndarr
             masks = list(zip(cells["mask"], cells.alpha.fillna(0)))
             cost = _times_shown(under, mine, masks)
             cost += draw.random(cost.shape) / 2
-            for cell, k in zip(*linear_sum_assignment(cost)):
+            for cell, k in zip(*scipy.optimize.linear_sum_assignment(cost)):
                 face, (mask, alpha) = mine[k], masks[cell]
                 faces[cells.index[cell]] = face
                 under.update([(face, mask, alpha), (face, mask)])
