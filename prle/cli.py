@@ -356,6 +356,7 @@ def forge(
     out: str | None = None,  # folder to write; default: outputs/data/mini
     size: int = 128,  # edge of a face in pixels
     people: int | None = None,  # how many people; default: all
+    most: int | None = None,  # photographs and videos of a person; default: all
     seed: int = 0,  # of the split, the pairs and the manipulations
     steps: int = 1000,  # of training each learned manipulation
     count: int = 32,  # frames of a video
@@ -373,7 +374,7 @@ def forge(
     from prle.mini.targets import build_targets
 
     folder = Path(out or outputs_dir() / "data" / "mini").absolute()
-    settings = dict(size=size, people=people, seed=seed, steps=steps, count=count)
+    settings = dict(size=size, people=people, most=most, seed=seed, steps=steps, count=count)
     with claimed(folder):
         manifest = build_benchmark(folder, faces=faces, **settings)
         found = dict(benchmark=manifest, **build_targets(folder, faces=faces))

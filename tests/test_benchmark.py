@@ -24,12 +24,13 @@ NAMES = ["DF", "FS", "F2F", "Fsh", "NT"]
 ORL = faces.orl_folder()
 
 
+SMOKE = dict(size=64, people=8, most=4, steps=2)
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    "Eight people at 64 px, as the preset smoke has it."
-    return benchmark.build_benchmark(
-        tmp_path_factory.mktemp("smoke") / "bench", size=64, people=8, steps=2, workers=2
-    )
+    "Eight people at 64 px, four photographs of each, as the preset smoke has it."
+    return benchmark.build_benchmark(tmp_path_factory.mktemp("smoke") / "bench", **SMOKE, workers=2)
 
 
 HARDLY_TRAINED = 60  # steps: what is hardly trained is the hardest case for DF and Fsh
@@ -65,6 +66,8 @@ def test_the_faces_of_orl_are_its_own_400():
     photos = benchmark.choose_photos()
     assert len(photos) == 400
     assert {path.name for path in photos} == {f"{k}.pgm" for k in range(1, 11)}
+    few = benchmark.choose_photos(people=6, most=2)
+    assert len(few) == 12 and {path.name for path in few} == {"1.pgm", "2.pgm"}
 
 
 # The folder
@@ -134,7 +137,7 @@ def test_smoke_benchmark(smoke):
         if row.mask:
             assert set(np.unique(cv2.imread(str(smoke.parent / row.mask), -1))) == {0, 255}
     assert (
-        len(pd.read_csv(smoke.parent / "dropped.csv")) + (df.label == 0).sum() == 80
+        len(pd.read_csv(smoke.parent / "dropped.csv")) + (df.label == 0).sum() == 32
     )  # nothing is lost
 
 
@@ -154,7 +157,7 @@ def test_far_from_the_mask_reals_and_fakes_are_the_same_file_content(smoke):
 
 def test_complete_and_same_is_reused(smoke, capsys, shown):
     before = {p: p.stat().st_mtime_ns for p in smoke.parent.rglob("*")}
-    assert benchmark.build_benchmark(smoke.parent, size=64, people=8, steps=2) == smoke
+    assert benchmark.build_benchmark(smoke.parent, **SMOKE) == smoke
     assert "HIT" in capsys.readouterr().out
     assert before == {p: p.stat().st_mtime_ns for p in smoke.parent.rglob("*")}
 
@@ -482,7 +485,9 @@ def test_a_damaged_record_is_a_reason(tmp_path, name, content):
             targets.build_targets(tmp_path)
 
 
-@pytest.mark.parametrize("setting", [dict(size=0), dict(size=-5), dict(steps=0), dict(count=0)])
+@pytest.mark.parametrize(
+    "setting", [dict(size=0), dict(size=-5), dict(steps=0), dict(count=0), dict(most=0)]
+)
 def test_numbers_out_of_range_are_named_before_any_work(tmp_path, setting):
     with pytest.raises(ValueError, match=f"{next(iter(setting))} must be at least"):
         benchmark.build_benchmark(tmp_path / "b", **setting)

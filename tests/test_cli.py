@@ -18,7 +18,7 @@ OPTIONS = {
     "faces": "root out count every align size scale workers engine faces finder cropped keep-empty pictures "
     "compression subsets part variants protocol reals frames split",
     "convert": "root out splits label compression subsets part variants protocol reals frames split",
-    "forge": "faces out size people seed steps count",
+    "forge": "faces out size people most seed steps count",
     "reproduce": "seeds preset data outputs plugin engine gpus remake estimate",
     "plan": "seeds preset data outputs plugin",
     "report": "compare out preset data outputs plugin",

@@ -37,8 +37,8 @@ def benchmark(tmp_path):
     return tmp_path, photos
 
 
-def record(folder, photos):
-    config = dict(photographs=photos_digest(photos), recipe=7)
+def record(folder, photos, **more):
+    config = dict(photographs=photos_digest(photos), recipe=7, **more)
     write_json(folder / "forge.json", dict(config=config, digest=digest(config), pictures=0))
 
 
@@ -86,6 +86,13 @@ def test_mlcroissant_accepts_the_description(benchmark):
     path = write_croissant(benchmark[0])
     found = mlcroissant.Dataset(jsonld=path)
     assert found.metadata.name == "prle-mini" and not found.metadata.issues.errors
+
+
+def test_a_benchmark_of_few_photographs_names_these(benchmark):
+    folder, photos = benchmark
+    few = [photo for photo in photos if photo.stem in ("1", "2")]
+    record(folder, few, most=2)
+    assert len(describe_benchmark(folder)["recordSet"][1]["data"]) == len(few) == 12
 
 
 def test_a_benchmark_of_other_photographs_is_not_described(benchmark):

@@ -28,7 +28,7 @@ SETS = {
 POINTS = [0.0] * 136
 
 
-def write_stub(root, photos, size):
+def write_stub(root, photos, size, **more):
     "What `build_targets` reads of a benchmark: manifest (reals only), dropped.csv, forge.json; not its pictures."
     group = benchmark.deal_groups(list(dict.fromkeys(p.parent.name for p in photos)))
     splits = benchmark.group_splits(len(set(group.values())))
@@ -58,7 +58,7 @@ def write_stub(root, photos, size):
     write_manifest(pd.DataFrame(rows), root / "manifest.parquet")
     pd.DataFrame(dict(path=[], reason=[])).to_csv(root / "dropped.csv", index=False)
     content = digest([(f"{p.parent.name}/{p.name}", file_digest(p)) for p in photos])
-    config = dict(photographs=content, size=size, seed=0, quality=90, count=4)
+    config = dict(photographs=content, size=size, seed=0, quality=90, count=4) | more
     write_json(root / "forge.json", dict(config=config, digest=digest(config), pictures=len(rows)))
     return root
 
@@ -342,6 +342,17 @@ def test_photographs_without_a_face_count_too(tiny):
         bench / "dropped.csv", index=False
     )
     assert set(targets.build_targets(bench, people, workers=1)) == set(SETS)
+
+
+def test_targets_are_made_of_the_photographs_that_the_benchmark_has(tmp_path):
+    "Of each person as many, though there are more."
+    people = write_people(tmp_path / "people", 6)
+    photos = [path for path in all_photos(people) if path.stem == "1"]
+    bench = write_stub(tmp_path / "bench", photos, 64, most=1)
+    for path in targets.build_targets(bench, people, workers=1).values():
+        assert {video.split("-")[1] for video in read_manifest(path).query("label == 0").video} == {
+            "1"
+        }
 
 
 def test_a_foreign_folder_is_never_replaced(tiny):

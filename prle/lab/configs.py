@@ -70,6 +70,7 @@ class Preset:
     backbones: dict[str, Backbone]  # that localize and that tables compare, by their names
     recipe: dict  # fields of `TrainConfig`
     further: dict[str, Backbone] = field(default_factory=dict)  # that take part only where named
+    photos: int | None = None  # of each person of the mini benchmark; None: all
     grid: int = 8  # cells that a CAM must have across the face
     forging: int = 1000  # steps of training each generator of the mini benchmark
     width: float = 1.0  # of the detectors that are not among the backbones
@@ -105,6 +106,7 @@ _ROUGHLY = dict(classifiers=["linear"], resamples=100)
 _SMOKE = Preset(
     size=64,
     people=8,
+    photos=4,
     forging=10,
     width=1 / 8,
     options=_QUICK,
@@ -176,6 +178,7 @@ PRESETS["controls-smoke"] = replace(
     size=32,
     grid=4,
     people=6,
+    photos=4,
     recipe=_CONTROLS.recipe | dict(epochs=1),
     audit=_ROUGHLY,
 )

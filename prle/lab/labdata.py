@@ -118,12 +118,13 @@ def check_sizes(
 
 # %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-15
 def _make_mini(folder: Path, preset: Preset) -> Path:
-    settings = dict(size=preset.size, people=preset.people, steps=preset.forging)
-    return build_benchmark(folder, **settings, keep=True)
+    made = dict(size=preset.size, people=preset.people, most=preset.photos)
+    return build_benchmark(folder, **made, steps=preset.forging, keep=True)
 
 
 def _make_controls(folder: Path, preset: Preset) -> Path:
-    return build_controls(folder, size=preset.size, people=preset.people, keep=True)
+    made = dict(size=preset.size, people=preset.people, most=preset.photos)
+    return build_controls(folder, **made, keep=True)
 
 
 BUILDERS = dict(mini=_make_mini, controls=_make_controls)

@@ -388,15 +388,18 @@ def choose_photos(
     faces: str | Path | None = None,  # one sub-folder per person; None: the ORL faces
     people: int | None = None,  # how many, chosen at random, at least 6; None: all
     seed: int = 0,  # of the choice
+    most: int | None = None,  # photographs and videos of a person, the first by name; None: all
 ) -> list[Path]:
-    "List the photographs and videos of some persons; `ValueError` if there are fewer than `people`."
+    "List the photographs and videos of some persons; `ValueError` if there are fewer than `people`, or none is wanted."
+    if most is not None and most < 1:
+        raise ValueError(f"most must be at least 1, not {most}.")
     everyone = list_photos(faces, "picture", "video") if faces else _orl_photos()
     chosen = set(everyone)
     if people is not None:
         if not 6 <= people <= len(everyone):
             raise ValueError(f"people must lie between 6 and {len(everyone)}, not {people}.")
         chosen = set(rng(seed, "people").permutation(list(everyone))[:people])
-    return [path for name in everyone if name in chosen for path in everyone[name]]
+    return [path for name in everyone if name in chosen for path in everyone[name][:most]]
 
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-46
 def _left_out(faces: str | Path | None) -> pd.DataFrame:  # file, reason
@@ -590,6 +593,7 @@ def build_benchmark(
     count: int = 32,  # frames of a video, evenly spaced
     workers: int | None = None,  # threads; None: one a core. The result does not depend on it
     keep: bool = False,  # whether one of other photographs or settings stays
+    most: int | None = None,  # photographs and videos of a person, the first by name; None: all
 ) -> Path:  # the manifest
     """Build the mini benchmark, or return the one that is there.
 
@@ -598,7 +602,7 @@ def build_benchmark(
     for name, (value, least) in dict(size=(size, 16), steps=(steps, 1), count=(count, 1)).items():
         if value < least:
             raise ValueError(f"{name} must be at least {least}, not {value}.")
-    out, photos = Path(out), choose_photos(faces, people, seed)
+    out, photos = Path(out), choose_photos(faces, people, seed, most)
     config = dict(
         recipe=RECIPE,
         photographs=photos_digest(photos),
@@ -614,6 +618,8 @@ def build_benchmark(
     )
     if faces is not None:
         config["marked"] = True
+    if most is not None:
+        config["most"] = most
     folders = [out / name for name in ("real", "masks", *MANIPULATIONS)]
     if keep:
         check_alike(out / "forge.json", config, _DECIDED)

@@ -292,11 +292,12 @@ def build_controls(
     quality: int = 90,  # of the JPEG round trip of reals and fakes
     count: int = 8,  # frames of a video, evenly spaced
     keep: bool = False,  # whether controls of other photographs or settings stay
+    most: int | None = None,  # photographs and videos of a person, the first by name; None: all
 ) -> Path:  # the manifest
     """Build the controls, or return those that are there.
 
     `ValueError` below six people, `FaceError` without photographs, `FileExistsError` as `keep` says."""
-    out, photos = Path(out), choose_photos(faces, people, seed)
+    out, photos = Path(out), choose_photos(faces, people, seed, most)
     config = dict(
         recipe=RECIPE,
         photographs=photos_digest(photos),

@@ -119,7 +119,8 @@ def describe_benchmark(
     folder = Path(folder)
     config = read_made(folder / "forge.json")["config"]
     people = set(read_manifest(folder / "manifest.parquet").identity)
-    photos = [photo for photo in choose_photos() if photo.parent.name in people]
+    everyone = choose_photos(most=config.get("most"))
+    photos = [photo for photo in everyone if photo.parent.name in people]
     if photos_digest(photos) != config["photographs"]:
         raise ValueError(f"{folder} was not made of the ORL faces: only these are described.")
     return {

@@ -412,14 +412,15 @@ def _make(job: Job, line: str, name: str, root: Path, seed: int, quality: int) -
     return write_crop(job, image, region, root, name, quality, degradation=line)
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-61
-def _photographs(root: Path, home: dict[str, int], faces, expected: str) -> list[Path]:
+def _photographs(root: Path, home: dict[str, int], faces, made: dict) -> list[Path]:
     """List the photographs and videos of a benchmark's people.
 
     `ValueError` if they are not what it was made from."""
     dropped = read_csv(root / "dropped.csv", ["path", "reason"]).path.str.split("/").str[0]
     people = {*home, *dropped}
-    photos = [path for path in choose_photos(faces) if path.parent.name in people]
-    if photos_digest(photos) != expected:
+    everyone = choose_photos(faces, most=made.get("most"))
+    photos = [path for path in everyone if path.parent.name in people]
+    if photos_digest(photos) != made["photographs"]:
         where = f"the photographs in {faces}" if faces else "the ORL faces"
         raise ValueError(
             f"{root} was not made from {where}, or they have changed since. "
@@ -460,7 +461,8 @@ def _benchmark_config(root: Path) -> dict:
     made = read_made(path)
     kinds = dict(photographs=str, size=int, seed=int, quality=int, count=int)
     config = check_entries(made["config"], path, **kinds)
-    return {k: config[k] for k in kinds} | dict(recipe=RECIPE, benchmark=made["digest"])
+    found = {k: config[k] for k in kinds} | dict(recipe=RECIPE, benchmark=made["digest"])
+    return found | ({"most": config["most"]} if "most" in config else {})
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-65
 def build_targets(
@@ -474,7 +476,7 @@ def build_targets(
     root = Path(benchmark).parent if Path(benchmark).suffix == ".parquet" else Path(benchmark)
     base = _benchmark_config(root)
     home = read_manifest(root / "manifest.parquet").groupby("identity").group.first().to_dict()
-    photos = _photographs(root, home, faces, base["photographs"])
+    photos = _photographs(root, home, faces, base)
     found, manifests = None, {}
     for name, kind in TARGETS.items():
         out, config = root / "targets" / name, dict(base, recipes=list(kind.recipes))
