@@ -68,7 +68,8 @@ test-fast: setup # lint, the frame and the method
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(SHARED) $(wildcard $(FAST:%=tests/test_%.py)) -k "not setup_installs"
 
-# The cells that train something worth a picture, the mini benchmark with fully trained generators, full-size networks.
+# The cells that train something worth a picture, the mini benchmark with fully trained generators, full-size networks,
+# the claims on official layouts.
 test-long: setup # what takes minutes each
 	OMP_NUM_THREADS=1 PRLE_QUIET=1 $(BIN)/nbdev_test --n_workers 2 --flags slow
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m long

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -25,7 +26,16 @@ from ray.cluster_utils import Cluster
 import prle.core
 import prle.lab.engines
 from prle.core import digest, rng, write_json
-from prle.lab.engines import Outcome, cluster, do_task, execute, in_process
+from prle.lab.engines import (
+    CoreTime,
+    Outcome,
+    _share_text,
+    cluster,
+    core_time,
+    do_task,
+    execute,
+    in_process,
+)
 from prle.lab.configs import IDENTITY, PRESETS, Zoo
 from prle.lab.administration import list_runs
 from prle.lab.planning import DryStore, planned
@@ -208,7 +218,42 @@ def test_the_time_that_is_left_is_learned_on_the_way(engine, here, tmp_path, mon
     assert unknown == sorted(unknown, reverse=True)
     assert not any("?" in text for text in said)
     assert re.match(r"about [1-9] s and \d runs like none before of work left", said[0])
-    assert said[-1] == "about 0 s of work left"
+    last = "about 0 s of work left, with a core ([0-9]+)% of the time"
+    assert 0 < int(re.fullmatch(last, said[-1])[1]) <= 100
+
+
+RIVALS = """
+import os, time
+from prle.lab.engines import core_time
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+there, here = os.pipe()
+os.read(there, 1) if os.fork() else os.write(here, b"x")  # both begin together, on one core
+first, end = core_time(), time.monotonic() + 2
+while time.monotonic() < end:
+    pass
+busy = core_time()
+time.sleep(1)
+print(*busy.since(first), *core_time().since(busy), flush=True)
+"""
+
+
+def test_a_thread_that_waits_for_a_core_is_told_from_one_that_sleeps():
+    told = subprocess.run(
+        [sys.executable, "-c", RIVALS], capture_output=True, text=True, check=True
+    )
+    both = [[float(word) for word in line.split()] for line in told.stdout.splitlines()]
+    assert len(both) == 2
+    for ran, waited, ran_asleep, _ in both:
+        assert ran + waited == pytest.approx(2, abs=0.2) and ran_asleep < 0.1
+    assert sum(waited for _, waited, *_ in both) > 0.5, both
+
+
+def test_where_the_system_does_not_tell_nothing_is_said(monkeypatch):
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert core_time() == CoreTime() and _share_text([core_time()]) == ""
 
 
 def test_the_work_left_is_not_estimated_anew_after_every_run(tmp_path, monkeypatch):
