@@ -859,7 +859,8 @@ class Trainer(EpochTrainer):
         with _aside(self.processes.device):
             main = self.processes.is_main
             folder = self.renewal(self.state.candidate, number) if main else None
-        folder, self.before = self.processes.broadcast(folder) or self.before, None
+        folder = self.processes.broadcast(folder) or self.before
+        self.before = None
         if folder is not None:
             self.state.maps = folder
             self.inputs.use_quantiles(folder)

@@ -254,14 +254,16 @@ def test_another_machine_is_judged_by_its_heartbeat(tmp_path, processes, lines):
 
 @pytest.mark.parametrize("clock", [-1e7, 1e7])
 def test_other_machines_clocks_do_not_matter(tmp_path, monkeypatch, clock):
-    lock, now = tmp_path / "lock", 0.0
+    lock = tmp_path / "lock"
+    now = 0.0
     ours = SimpleNamespace(**vars(time) | dict(monotonic=lambda: now))
     monkeypatch.setattr("prle.lab.claims.time", ours)
     write_json(lock / "1", elsewhere(heartbeat=10))
     os.utime(lock / "1", (time.time() + clock,) * 2)
     claim = Claim(lock, heartbeat=10, missed=4)
     assert not claim.take() and claim.holder.machine == "elsewhere"
-    dead, now = claim.holder, 30.0
+    dead = claim.holder
+    now = 30.0
     os.utime(lock / "1", (time.time() + clock + 1,) * 2)
     assert not claim.take()
     now = 69.0

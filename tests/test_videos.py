@@ -397,7 +397,8 @@ def test_nothing_is_kept_of_the_crops_of_a_finished_video(tmp_path, monkeypatch)
 
 def print_peaks(file, out, counts):
     "Print the most memory that each number of finished videos takes, bytes, on the last line; the first warms up."
-    V._TOGETHER, peaks = 16, []
+    V._TOGETHER = 16
+    peaks = []
     names = [f"v{i}" for i in range(max(counts))]
     videos = table(*[file] * len(names)).assign(video=names)
     for n in counts:

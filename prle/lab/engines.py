@@ -310,13 +310,16 @@ def execute(
     engine: str = "local",  # one of `ENGINES`
     gpus: float = 1.0,  # of a run with a detector, on Ray
 ) -> dict[str, str]:  # name of a run -> why there is no result
-    """Make all runs that a dry store was asked for, under one progress bar that estimates the work left.
+    """Make all runs that a dry store was asked for, under one progress bar.
 
+    It estimates the work left, and says how much of the time runs had a core (on Linux).
     Raise `OSError` if the store is full or closed."""
-    make, faults = ENGINES[check_choice(engine, ENGINES, "engine")], {}
+    make = ENGINES[check_choice(engine, ENGINES, "engine")]
     there = [task for task in dry.tasks if dry.is_there(task)]
     todo = [task for task in dry.tasks if not dry.is_there(task)]
-    left, times = dict(zip([task.name for task in dry.tasks], planned(dry).seconds)), []
+    left = dict(zip([task.name for task in dry.tasks], planned(dry).seconds))
+    faults: dict[str, str] = {}
+    times: list[CoreTime] = []
     with progress(desc="runs", total=len(dry.tasks)) as bar:
         for outcome in chain(in_process(store, there), make(store, todo, gpus) if todo else ()):
             _report(store, outcome)
