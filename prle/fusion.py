@@ -7,6 +7,7 @@ __all__ = ['FUSIONS', 'neighbour_difference', 'neighbour_maximum', 'most_attende
 
 # %% ../nbs/04_fusion.ipynb #04-fusion-2
 from collections.abc import Callable
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -49,28 +50,85 @@ def neighbour_difference(
             total[..., y, x] += (maps[..., near_y, near_x] - value[..., y, x]).abs_()
     return torch.maximum(*sums).amax(1) / count
 
+# %% ../nbs/04_fusion.ipynb #04-fusion-around
+def _around(combine: Callable[..., Tensor], values: Tensor) -> Tensor:  # like `values` (..., H, W)
+    "Combine each pixel with its neighbours in the 3x3 window, two at a time; without a gradient."
+    values = values.detach()
+    rows = values.clone()
+    combine(rows[..., 1:, :], values[..., :-1, :], out=rows[..., 1:, :])
+    combine(rows[..., :-1, :], values[..., 1:, :], out=rows[..., :-1, :])
+    both = rows.clone()
+    combine(both[..., 1:], rows[..., :-1], out=both[..., 1:])
+    combine(both[..., :-1], rows[..., 1:], out=both[..., :-1])
+    return both
+
 # %% ../nbs/04_fusion.ipynb #04-fusion-22
 def neighbour_maximum(
     maps: Tensor,  # (N, T, H, W) float
 ) -> Tensor:  # (N, H, W)
     "Return the largest value of any map in the 3x3 neighbourhood of each pixel, Eq. 8."
-    return F.max_pool2d(maps.amax(1), 3, stride=1, padding=1)
+    return _around(torch.maximum, maps.amax(1))
+
+# %% ../nbs/04_fusion.ipynb #04-fusion-bounds
+def _difference_bounds(maps: Tensor) -> tuple[Tensor, Tensor]:  # (N, H, W) each
+    "Return what `neighbour_difference` is at least and at most, up to rounding."
+    low, high = maps.amin(1), maps.amax(1)
+    count = _around(torch.add, torch.ones_like(maps[0, 0]))
+    mean = _around(torch.add, maps) / count
+    least = torch.maximum(mean.amax(1) - low, high - mean.amin(1))
+    smallest, largest = _around(torch.minimum, low), _around(torch.maximum, high)
+    return least, torch.maximum(largest - low, high - smallest)
+
+# %% ../nbs/04_fusion.ipynb #04-fusion-at
+def _difference_at(maps: Tensor, n: Tensor, y: Tensor, x: Tensor) -> Tensor:  # (K,)
+    "Return `neighbour_difference` at K pixels, the same to the last bit."
+    height, width = maps.shape[2:]
+    near = torch.arange(-1, 2)
+    rows, columns = (y + near[:, None])[:, None], (x + near[:, None])[None]  # (3, 1, K), (1, 3, K)
+    outside = ((rows < 0) | (rows >= height) | (columns < 0) | (columns >= width)).flatten(0, 1)
+    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    place = ((n * height + rows) * width + columns).flatten(0, 1)
+    around, sums = maps.transpose(0, 1).flatten(1)[:, place], []  # (T, 9, K)
+    for value in (around[:, 4].amin(0), around[:, 4].amax(0)):
+        apart = (around - value).abs_().masked_fill_(outside, 0)
+        sums.append(reduce(torch.add, apart.unbind(1)))
+    return torch.maximum(*sums).amax(0) / (~outside).sum(0)
+
+# %% ../nbs/04_fusion.ipynb #04-fusion-exceeds
+_ROUNDING = 1e-5
+"What sums of nine values in [0, 1] may be off by in single precision, and more."
+
+
+def _exceeds(maps: Tensor, lam: float, asked: Tensor | None = None) -> Tensor:  # (N, H, W) bool
+    """Tell where Eq. 7's difference exceeds `lam`; where not `asked`, anything.
+
+    On a GPU all of it is worked out, for to look for what is left would make the GPU wait."""
+    if maps.device.type != "cpu":
+        return neighbour_difference(maps) > lam
+    least, most = _difference_bounds(maps)
+    exceeds = least > lam + _ROUNDING
+    left = (most > lam - _ROUNDING) & ~exceeds
+    at = (left if asked is None else left & asked).nonzero(as_tuple=True)
+    exceeds[at] = _difference_at(maps, *at) > lam
+    return exceeds
 
 # %% ../nbs/04_fusion.ipynb #04-fusion-25
 def _neighbour_literal(maps: Tensor, lam: float, **others: float) -> Tensor:
     "Apply Eq. 7 and 8 alone: the neighbours' maximum where the difference exceeds `lam`, else 0."
-    return neighbour_maximum(maps).where(neighbour_difference(maps) > lam, 0)
+    return neighbour_maximum(maps).where(_exceeds(maps, lam), 0)
 
 # %% ../nbs/04_fusion.ipynb #04-fusion-28
 def _neighbour(maps: Tensor, tau: float, lam: float, **others: float) -> Tensor:
     "Apply Eq. 6 with the higher tau, expanded by Eq. 7 and 8."
     average = maps.mean(1)
-    return average.where(average > tau, _neighbour_literal(maps, lam))
+    expanded = neighbour_maximum(maps).where(_exceeds(maps, lam, average <= tau), 0)
+    return average.where(average > tau, expanded)
 
 # %% ../nbs/04_fusion.ipynb #04-fusion-35
 def _union(maps: Tensor, tau: float, lam: float, **others: float) -> Tensor:
     "Take Eq. 8's maximum where the average exceeds `tau` or the difference of Eq. 7 exceeds `lam`, else 0."
-    attended = (maps.mean(1) > tau) | (neighbour_difference(maps) > lam)
+    attended = maps.mean(1) > tau
+    attended |= _exceeds(maps, lam, ~attended)
     return neighbour_maximum(maps).where(attended, 0)
 
 # %% ../nbs/04_fusion.ipynb #04-fusion-40
@@ -83,8 +141,8 @@ def _released(maps: Tensor, drop: float, **others: float) -> Tensor:
     average = maps.mean(1)
     _, place = F.max_pool2d(maps.amax(1), 3, stride=1, padding=1, return_indices=True)
     there = average.flatten(1).gather(1, place.flatten(1)).view_as(average)
-    differs = neighbour_difference(maps) > _RELEASED["lam"]
-    expanded = there.where((average > drop) & differs, 0)
+    above = average > drop
+    expanded = there.where(above & _exceeds(maps, _RELEASED["lam"], above), 0)
     fused = average.where(average > _RELEASED["keep"], expanded)
     return fused.where(fused >= _RELEASED["attended"], 0)
 
@@ -123,6 +181,15 @@ def _check_unit(**values: float):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must lie in [0, 1], not {value}.")
 
+# %% ../nbs/04_fusion.ipynb #04-fusion-largest
+def _largest(values: Tensor, count: int) -> Tensor:  # (K,), like `values`
+    "Set all but the `count` largest values to 0; of equal ones the first stay."
+    if count == 0:
+        return torch.zeros_like(values)
+    least = values.kthvalue(len(values) - count + 1).values
+    above, equal = values > least, values == least
+    return values.where(above | (equal & (equal.cumsum(0) <= count - above.sum())), 0)
+
 # %% ../nbs/04_fusion.ipynb #04-fusion-47
 def most_attended(
     fused: Tensor,  # (N, H, W) float attention
@@ -133,12 +200,10 @@ def most_attended(
     for one in torch.as_tensor(share).flatten().tolist():
         _check_unit(share=one)
     values = fused.flatten(1)
-    pixels = values.shape[1]
-    count = torch.as_tensor(share, dtype=torch.float64).cpu().mul(pixels).round().reshape(-1, 1)
-    order = values.argsort(dim=1, descending=True, stable=True).cpu()
-    first = (torch.arange(pixels) < count).expand(len(values), -1)
-    kept = torch.zeros(values.shape, dtype=torch.bool).scatter_(1, order, first)
-    return values.where(kept.to(values.device), 0).view_as(fused)
+    pixels = torch.as_tensor(share, dtype=torch.float64).cpu().mul(values.shape[1]).round().long()
+    counts = pixels.reshape(-1).expand(len(values)).tolist()
+    kept = [_largest(one, count) for one, count in zip(values, counts)]
+    return torch.stack(kept).view_as(fused)
 
 # %% ../nbs/04_fusion.ipynb #04-fusion-52
 def fuse(
@@ -156,6 +221,6 @@ def fuse(
     _check_unit(tau=tau, lam=lam, floor=floor, drop=drop, share=share)
     fused = []
     for part in maps.split(len(maps) if maps.is_cuda else 1):
-        attention = part.where(part >= floor, 0).float()
+        attention = (part.where(part >= floor, 0) if floor else part).float()
         fused.append(rule(attention, tau=tau, lam=lam, drop=drop))
     return most_attended(torch.cat(fused), share) if share else torch.cat(fused)

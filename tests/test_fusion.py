@@ -6,7 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from prle.fusion import FUSIONS, fuse, most_attended, neighbour_difference, neighbour_maximum
+from prle.fusion import (
+    FUSIONS,
+    _exceeds,
+    fuse,
+    most_attended,
+    neighbour_difference,
+    neighbour_maximum,
+)
 from prle.lab.configs import FusionConfig
 from prle.masking import quantile_map, region
 
@@ -114,6 +121,23 @@ def test_convexity_shortcut_equals_all_pairs(t):
     loop = [difference(m, y, x) for m in maps.tolist() for y in range(9) for x in range(12)]
     pairs = torch.tensor(loop, dtype=torch.float64).view(3, 9, 12)
     assert (neighbour_difference(maps) - pairs).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("t", [1, 3, 5])
+@pytest.mark.parametrize("size", [*SHAPES, (40, 33)])
+def test_bounds_answer_as_the_difference_does_to_the_last_bit(t, size):
+    maps = some_maps(2, t, *size)
+    whole = neighbour_difference(maps)
+    asked = torch.rand(whole.shape) < 0.5
+    for lam in (0.0, 0.15, 0.4, *whole.flatten()[:: max(1, whole.numel() // 20)].tolist()):
+        assert torch.equal(_exceeds(maps, lam), whole > lam)
+        assert torch.equal(_exceeds(maps, lam, asked) & asked, (whole > lam) & asked)
+
+
+def test_the_neighbours_maximum_is_that_of_pooling():
+    maps = some_maps(2, 4, 17, 23)
+    pooled = F.max_pool2d(maps.amax(1), 3, stride=1, padding=1)
+    assert torch.equal(neighbour_maximum(maps), pooled)
 
 
 @pytest.mark.parametrize("method", FUSIONS)
@@ -258,6 +282,18 @@ def test_a_share_keeps_the_most_attended_pixels(method):
         assert torch.equal(kept[kept > 0], whole[kept > 0]), "values stay as they are"
         for before, after in zip(whole, kept):
             assert before[after == 0].max() <= after[after > 0].min()
+
+
+def test_of_equal_pixels_the_first_stay():
+    g = torch.Generator().manual_seed(0)
+    fused = (torch.rand(6, 12, 10, generator=g) * 5).round() / 5
+    shares = torch.tensor([0.0, 0.004, 0.1, 0.5, 0.999, 1.0])
+    for one, share, kept in zip(fused, shares.tolist(), most_attended(fused, shares)):
+        order = one.flatten().argsort(descending=True, stable=True)
+        expected = torch.zeros(120)
+        first = order[: round(share * 120)]
+        expected[first] = one.flatten()[first]
+        assert torch.equal(kept.flatten(), expected)
 
 
 def test_a_share_cuts_equal_pixels_as_quantile_maps_do():
