@@ -213,6 +213,23 @@ def _sorted_changes(changes: dict) -> tuple[dict, dict]:  # of `RunConfig`, of `
         (run if name in of_run else recipe)[name] = value
     return run, recipe
 
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-build
+@patch
+def _build(self: LabConfigs, backbone: str, subset: str, seed: int, changes: dict) -> RunConfig:
+    "Build the configuration that `config` returns."
+    network = self.preset.backbone(backbone)
+    check_choice(subset, [*self.subsets, "all"], "manipulation")
+    changed, recipe = _sorted_changes(changes)
+    own = dict(balance=self.preset.balance and subset == "all", seed=seed)
+    recipe = build_config(TrainConfig, self.preset.recipe | network.recipe | own | recipe)
+    options = size_option(network.name, self.preset.size) | network.options
+    if isinstance(changed.get("options"), dict):
+        changed["options"] = options | changed["options"]
+    where = dict(subset=subset, preset=self.name, data=self.data)
+    size = dict(width=network.width, pretrained=network.pretrained, options=options)
+    given = dict(detector=network.name, recipe=recipe, **where, **size)
+    return build_config(RunConfig, given | self.preset.masking | changed)
+
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-35
 @patch
 def config(
@@ -226,18 +243,8 @@ def config(
 
     Training on "all" takes as many reals as fakes in every epoch, if the preset balances. `options` are added to the
     preset's."""
-    network = self.preset.backbone(backbone)
-    check_choice(subset, [*self.subsets, "all"], "manipulation")
-    changed, recipe = _sorted_changes(changes)
-    own = dict(balance=self.preset.balance and subset == "all", seed=seed)
-    recipe = build_config(TrainConfig, self.preset.recipe | network.recipe | own | recipe)
-    options = size_option(network.name, self.preset.size) | network.options
-    if isinstance(changed.get("options"), dict):
-        changed["options"] = options | changed["options"]
-    where = dict(subset=subset, preset=self.name, data=self.data)
-    size = dict(width=network.width, pretrained=network.pretrained, options=options)
-    given = dict(detector=network.name, recipe=recipe, **where, **size)
-    return build_config(RunConfig, given | self.preset.masking | changed)
+    asked = repr((backbone, subset, seed, sorted(changes.items())))
+    return self._fact(("config", asked), lambda: self._build(backbone, subset, seed, changes))
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-36
 @patch
@@ -287,6 +294,20 @@ def _normal(self: LabConfigs, zoo: Zoo) -> Zoo:
     "Return the same zoo with its backbones in the form of `zoo_names`, and without a grid that is the preset's."
     return replace(zoo, backbones=self.zoo_names(zoo.backbones), cam=self._usual(zoo.cam))
 
+# %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-unusual
+@patch
+def _unusual(self: LabConfigs, config: RunConfig, name: str) -> list[str]:
+    "List the settings of a training that are not the preset's for the backbone of that name."
+    seed = config.recipe.seed
+    usual = self.config(name, config.subset, seed, mask=config.mask)
+    parts = _differences(usual.key(), config.key())
+    if config.needs_maps:
+        zoo = self._normal(config.masking_zoo)
+        if zoo.seed != seed:
+            parts = [f"zoo=s{zoo.seed}", *parts]
+        parts = zoo.marks + parts
+    return parts if self.preset.way == "ours" else [f"recipe={self.preset.way}", *parts]
+
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-43
 @patch
 def label(
@@ -300,15 +321,7 @@ def label(
     names = {b.name: name for name, b in self.preset.named.items()}
     names |= {network: name for name, network in FURTHER.items()}
     name, seed = names.get(config.detector, config.detector), config.recipe.seed
-    usual = self.config(name, config.subset, seed, mask=config.mask)
-    parts = _differences(usual.key(), config.key())
-    if config.needs_maps:
-        zoo = self._normal(config.masking_zoo)
-        if zoo.seed != seed:
-            parts = [f"zoo=s{zoo.seed}", *parts]
-        parts = zoo.marks + parts
-    if self.preset.way != "ours":
-        parts = [f"recipe={self.preset.way}", *parts]
+    parts = self._fact(("unusual", repr(config)), lambda: self._unusual(config, name))
     plain = [re.sub(r"[^\w.,+=-]", "", part) for part in (*parts, *marks)]
     name = name.replace("/", "-")
     return "-".join([name, config.subset, config.mask, *plain, f"s{seed}"])
