@@ -50,11 +50,14 @@ reference: setup # keep what the notebooks of the paper show, for readers who ru
 
 # tests/conftest.py puts the longest files first
 SHARED = --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# of nbs/paper, where the tests run the other notebooks themselves, and .notest keeps nbdev_test away
+EXPORTED = --path nbs/paper --file_re '^[0-9]' --ignore_fname .none
 test: setup # everything that has to pass
 	$(BIN)/ruff format --quiet --check nbs tests setup.py
 	$(BIN)/ruff check nbs tests setup.py
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 PRLE_QUIET=1 $(BIN)/nbdev_test --n_workers 2
+	OMP_NUM_THREADS=1 PRLE_QUIET=1 $(BIN)/nbdev_test --n_workers 2 $(EXPORTED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(SHARED)
 
 # Apart from the tests, since tracing every line takes as long again as they do.

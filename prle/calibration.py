@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 import scipy
 
 from .core import check_choice
-from .metrics import BINS, Ranking, bin_of, tpr_at
+from .metrics import BINS, Ranking, bin_of
 
 # %% ../nbs/08_calibration.ipynb #calibration-check
 def _check_scores(p_fake: np.ndarray):
@@ -70,9 +70,10 @@ def with_temperature(
     p_fake: np.ndarray,  # (N,) probability of fake
     temperature: float,  # above 0; 1 changes nothing, more makes the scores less sure
 ) -> np.ndarray:  # (N,) in [0, 1], in the same order; what comes too close to 0 or 1 becomes equal
-    "Divide the logits of scores by a temperature; `ValueError` unless it is above 0."
+    "Divide the logits of scores by a temperature; `ValueError` unless it is above 0, for scores outside [0, 1] or NaN."
     if not 0 < temperature < np.inf:
         raise ValueError(f"a temperature must be above 0, not {temperature}.")
+    _check_scores(p_fake)
     return scipy.special.expit(_logit(p_fake) / temperature)
 
 # %% ../nbs/08_calibration.ipynb #08-calibration-13
@@ -82,8 +83,9 @@ def fit_temperature(
 ) -> float:  # in [0.01, 100]
     """Fit the temperature under which the labels are most likely.
 
-    `ValueError` if a class is missing or a score is NaN."""
+    `ValueError` if a class is missing, for a score outside [0, 1] or NaN."""
     Ranking(label, p_fake)  # checks both
+    _check_scores(p_fake)
     margin = (2 * np.asarray(label) - 1) * _logit(p_fake)
 
     def loss(log_temperature):

@@ -65,7 +65,7 @@ def _around(combine: Callable[..., Tensor], values: Tensor) -> Tensor:  # like `
 # %% ../nbs/04_fusion.ipynb #04-fusion-22
 def neighbour_maximum(
     maps: Tensor,  # (N, T, H, W) float
-) -> Tensor:  # (N, H, W)
+) -> Tensor:  # (N, H, W), without a gradient
     "Return the largest value of any map in the 3x3 neighbourhood of each pixel, Eq. 8."
     return _around(torch.maximum, maps.amax(1))
 
@@ -196,7 +196,11 @@ def most_attended(
     share: float
     | Tensor,  # of the pixels, in [0, 1], rounded to whole pixels; or (N,) for each map
 ) -> Tensor:  # like `fused`
-    "Set all but the most attended `share` of each map to 0; of equal pixels the first ones stay."
+    "Set all but the most attended `share` of each map to 0; of equal pixels the first stay. `ValueError` for NaN."
+    if not len(fused):
+        return fused
+    if fused.isnan().any():
+        raise ValueError("the fused maps hold NaN.")
     for one in torch.as_tensor(share).flatten().tolist():
         _check_unit(share=one)
     values = fused.flatten(1)
@@ -214,13 +218,13 @@ def fuse(
     floor: float = 0.0,  # attention below it counts as zero before fusion, in [0, 1]
     drop: float = 0.2,  # average at and below which "released" drops a pixel, in [0, 1]
     share: float = 0.0,  # of the pixels that stay, the most attended, in [0, 1]; 0: all
-) -> Tensor:  # (N, H, W) float32 in [0, 1]
+) -> Tensor:  # (N, H, W) float32 in [0, 1], without a gradient
     "Fuse the maps of T detectors into one map an image, Eq. 6-8; `TypeError`, `ValueError` name a bad map."
     rule = FUSIONS[check_choice(method, FUSIONS, "fusion method")]
     _check_maps(maps)
     _check_unit(tau=tau, lam=lam, floor=floor, drop=drop, share=share)
     fused = []
     for part in maps.split(len(maps) if maps.is_cuda else 1):
-        attention = (part.where(part >= floor, 0) if floor else part).float()
+        attention = (part.where(part >= floor, 0) if floor else part).detach().float()
         fused.append(rule(attention, tau=tau, lam=lam, drop=drop))
     return most_attended(torch.cat(fused), share) if share else torch.cat(fused)

@@ -365,7 +365,8 @@ def _as_points(landmarks, n: int) -> np.ndarray:  # (n, 68, 2) float32
     if isinstance(landmarks, Tensor):
         landmarks = landmarks.cpu()
     points = np.asarray(landmarks, np.float32)
-    if points.size != n * 136:
+    listed = points.shape[-1:] == (136,)
+    if points.size != n * 136 or not (listed or points.shape[-2:] == (68, 2)):
         raise ValueError(
             f"landmarks {points.shape} for {n} images; each needs (68, 2) pixel coordinates (x, y)."
         )

@@ -613,9 +613,11 @@ def plan_experiment(
     for seeds in range(2, _MOST + 1):
         if resolves(seeds, people):
             return seeds, people
-    half = (difference / 2.93) ** 2 / 2  # of the variance to the seeds, half to the people
-    # with four degrees of freedom the seeds' half alone resolves the difference, so that people can do the rest
-    seeds = max(2 * folds, 5, int(np.ceil(spread.seed_variance / half)))
+    largest = (difference / _resolved(Spread(1.0, np.inf, np.nan, np.nan), power)) ** 2
+    half = largest / 2  # of the variance to the seeds, half to the people
+    seeds = max(2 * folds, 2, int(np.ceil(spread.seed_variance / half)))
+    while _resolved(Spread(half, seeds - 1.0, np.nan, np.nan), power) >= difference:
+        seeds += 1  # until with endless people the seeds' half alone would resolve it
     while not resolves(seeds, people):
         people += max(folds, people // 10)
     return seeds, people
@@ -833,7 +835,7 @@ def compare(
     first, second = (_statistic(t, members, measures, threshold) for t in (one, other))
     chance = _Chance(cluster, over, n, level, seed)
     difference, low, high = chance.interval(lambda w: second(w) - first(w), members)
-    once = np.ones((1, 1 + max(member.max() for member in members)))
+    once = np.ones((1, max(1, *(1 + member.max() for member in members))))
     ends = dict(a=first(once)[0].mean(0), b=second(once)[0].mean(0))
     interval = dict(difference=difference, low=low, high=high)
     return pd.DataFrame(dict(measure=list(measures), unit=unit) | ends | interval)

@@ -83,6 +83,8 @@ def test_no_threshold_is_better_than_the_chosen_one(ties):
     "call, message",
     [
         (lambda: with_temperature([0.5], 0), "above 0"),
+        (lambda: with_temperature([5.0], 1), "probabilities"),
+        (lambda: fit_temperature([0, 1], [-3.0, 3.0]), "probabilities"),
         (lambda: fit_temperature([1, 1], [0.5, 0.6]), "needs reals"),
         (lambda: reliability([0, 1], [0.5, 1.5]), "probabilities"),
         (lambda: reliability([0, 1], [0.5, np.nan]), "NaN"),

@@ -296,6 +296,17 @@ def test_of_equal_pixels_the_first_stay():
         assert torch.equal(kept.flatten(), expected)
 
 
+def test_a_share_of_nothing_and_of_no_number():
+    assert most_attended(torch.zeros(0, 4, 4), 0.3).shape == (0, 4, 4)
+    with pytest.raises(ValueError, match="NaN"):
+        most_attended(torch.tensor([[[0.5, torch.nan, 0.3, 0.2]]]), 0.5)
+
+
+@pytest.mark.parametrize("method", FUSIONS)
+def test_fused_maps_have_no_gradient(method):
+    assert not fuse(some_maps(1, 3, 8, 8).requires_grad_(), method).requires_grad
+
+
 def test_a_share_cuts_equal_pixels_as_quantile_maps_do():
     fused = (torch.rand(4, 12, 10, generator=torch.Generator().manual_seed(0)) * 5).round() / 5
     for share in (0.1, 0.3, 0.5):

@@ -547,6 +547,8 @@ def test_landmark_mask_draws_every_part_and_rejects():
     assert one.shape == (96, 96, 3) and not one.all()
     with pytest.raises(ValueError, match="68, 2"):
         mask(torch.ones(3, 96, 96), landmarks()[:5])
+    with pytest.raises(ValueError, match="68, 2"):
+        mask(torch.ones(3, 96, 96), landmarks().T)
     with pytest.raises(ValueError, match="NaN"):
         mask(torch.ones(3, 96, 96), landmarks() * torch.nan)
 

@@ -555,13 +555,14 @@ def test_a_plan_resolves_what_it_was_made_for():
         plan_experiment(noise._replace(seed_variance=np.nan), 2.0, 40)
 
 
-@pytest.mark.parametrize("seed_variance", [0.0, 0.05, 0.36, 0.45, 0.69, 1.5])
-def test_a_plan_ends_whatever_the_seeds_do(seed_variance):
+@pytest.mark.parametrize("power", [0.8, 0.9, 0.99])
+@pytest.mark.parametrize("seed_variance", [0.0, 0.05, 0.36, 0.45, 0.69, 1.16, 1.5])
+def test_a_plan_ends_whatever_the_seeds_do(seed_variance, power):
     "Two or three seeds have so few degrees of freedom that no number of people would help."
     noise = Spread(np.nan, np.nan, seed_variance, 3600.0)
-    seeds, people = plan_experiment(noise, 2.0, 30)
-    assert people < 100_000
-    assert detectable(expected_spread(noise, planned_overlap(seeds, people))) <= 2
+    seeds, people = plan_experiment(noise, 2.0, 30, power=power)
+    assert people < 200_000
+    assert detectable(expected_spread(noise, planned_overlap(seeds, people)), power) <= 2
 
 
 def test_large_tables_are_resampled_in_smaller_batches():
@@ -582,6 +583,15 @@ def test_large_tables_are_resampled_in_smaller_batches():
 def test_rows_without_an_entry_are_the_same_rows(column):
     a, b = (table(s, 0).assign(**{column: np.nan}) for s in (1.0, 2.0))
     assert len(compare(a, b, ["auc"], cluster="video", n=50)) == 1
+
+
+def test_seeds_without_people_are_compared():
+    first, second = (
+        [table(gap, seed).assign(identity=np.nan) for seed in (0, 1)] for gap in (1, 2)
+    )
+    (row,) = compare(first, second, ["auc"], over="seeds").itertuples()
+    means = [np.mean([auc(t.label, t.p_fake) for t in tables]) for tables in (first, second)]
+    assert row.difference == pytest.approx(means[1] - means[0]) and row.low < row.high
 
 
 @pytest.mark.parametrize(
