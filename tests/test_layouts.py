@@ -715,6 +715,12 @@ def test_df1_other_protocols(df1, ffpp):
         ["M003-light_down-x", "M003"],
         ["W002-y", "W002"],
     ]
+    write_png(df1 / "source_videos/cover.png", np.zeros((8, 8, 3), np.uint8))
+    covered = list_dataset("df-1.0", df1, protocol="deepfakebench", frames=True)
+    assert covered.rows == bench.rows and covered.totals == bench.totals
+    assert covered.problems == [
+        (str(df1 / "source_videos"), "pictures or a video in no actor's folder; left out")
+    ]
     with pytest.raises(ValueError, match="takes its reals from FaceForensics"):
         list_dataset("df-1.0", df1)
     with pytest.raises(ValueError, match="unknown protocol 'dfb'"):
