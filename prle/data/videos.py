@@ -489,10 +489,19 @@ def _read_video_record(folder: Path) -> dict:
     return record
 
 # %% ../../nbs/data/05_videos.ipynb #data-05-videos-58
+def _files_below(folder: Path) -> set[str]:
+    "List the files in and below a folder, relative to it."
+    found = set()
+    for parent, _, names in os.walk(folder):
+        found |= {Path(parent, name).relative_to(folder).as_posix() for name in names}
+    return found
+
+
 def _is_finished(row: dict, folder: Path) -> bool:
-    "Say whether the folder holds what this video gives; not if the record is damaged."
+    "Say whether the folder holds what this video gives; not if the record is damaged or a file is gone."
     try:
-        return _read_video_record(folder)["origin"] == _origin(row)
+        record = _read_video_record(folder)
+        return record["origin"] == _origin(row) and _files_below(folder).issuperset(record["files"])
     except (FileNotFoundError, ValueError):
         return False
 
