@@ -436,11 +436,18 @@ def check_alike(
     config: dict,  # of what is asked for
     decided: Iterable[str],  # the entries that the code decides; they may differ
 ):
-    "Raise `FileExistsError` if what is there was made of other photographs or with other settings than asked for."
+    """Raise `FileExistsError` if what is there was made of other photographs or with other settings than asked for.
+
+    Or if something is there, and no record tells of what."""
     try:
         made = read_made(record)["config"]
-    except (FileNotFoundError, ValueError):  # nothing there, or not to be told
-        return
+    except (FileNotFoundError, ValueError) as e:
+        if not record.parent.is_dir() or not any(record.parent.iterdir()):
+            return
+        why = one_line(e) if record.exists() else f"there is no {record.name}"
+        raise FileExistsError(
+            f"what {record.parent} was made of cannot be told ({why}), and it is not replaced: move it away."
+        ) from e
     settings = [name for name in made | config if name not in decided]
     wanted = {name: config.get(name) for name in settings}
     if changed := differences(made, wanted):
