@@ -21,12 +21,12 @@ import pandas as pd
 import torch
 
 from ..core import FAKE, REAL, check_choice, digest, log, progress, rng, write_json
+from ..data.degradations import jpeg
 from ..data.faces import Face, move_points, summary, warp_crop, write_png
 from ..data.manifest import write_manifest
 from ..masking import RegionMask
 from prle.mini.benchmark import (
     choose_photos,
-    compress,
     contact_sheet,
     crop_digests,
     deal_groups,
@@ -251,7 +251,7 @@ def _write(plan: _Plan, root: Path, size: int, seed: int, quality: int) -> dict:
     made = frame(plan.face, plan.number, size, seed)
     path, mask = f"{plan.subset}/{plan.video}/{plan.number:04d}.png", ""
     image = made.crop if plan.subset == "real" else plant(made, plan.subset)
-    write_png(root / path, compress(image, quality))
+    write_png(root / path, jpeg(image, quality))
     if plan.subset in PLACES:
         mask = f"masks/{path}"
         region = place_region(made.landmarks, plan.subset, size)
