@@ -181,6 +181,13 @@ def is_leftover(
     "Say whether a name was left behind by a process that was killed while writing or deleting."
     return re.fullmatch(rf"(\.prle-del-[0-9a-f]{{8}}|{_TEMPORARY})(\..*)?", name) is not None
 
+# %% ../nbs/00_core.ipynb #00-core-abandoned
+def is_abandoned(
+    name: str,  # of a file or folder
+) -> bool:
+    "Say whether a name was left behind by a process that is dead: what it names may be deleted."
+    return is_leftover(name) and not _is_written(name)
+
 # %% ../nbs/00_core.ipynb #00-core-32
 def move_away(
     path: str | Path,  # file, folder or link; may be absent
@@ -214,7 +221,7 @@ def remove_leftovers(
 ):
     "Delete what killed processes have left in a folder, half-deleted things too."
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
-        if is_leftover(name) and (of_living or not _is_written(name)):
+        if is_abandoned(name) or of_living and is_leftover(name):
             discard(Path(folder, name))
 
 # %% ../nbs/00_core.ipynb #00-core-34

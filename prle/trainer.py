@@ -393,15 +393,17 @@ def check_split(
     train_rows: pd.DataFrame,  # what will be trained on
     val_rows: pd.DataFrame,  # what will choose the checkpoint
 ):
-    "Raise `ValueError` unless rows are of train and val, with both classes in each and no person in both."
+    """Raise `ValueError` unless rows are of train and val, with both classes in each and no person in both.
+
+    A person is in a picture, or has the face that was put into it."""
     for rows, split in ((train_rows, "train"), (val_rows, "val")):
         wrong = ", ".join(sorted(set(rows.split) - {split}))
         if wrong:
             raise ValueError(f"rows of the split {wrong} where only {split} rows may be.")
         if rows.label.nunique() < 2:
             raise ValueError(f"the {split} rows hold one class only; both are needed.")
-    both = sorted(set(train_rows.identity) & set(val_rows.identity))
-    if both:
+    people = [{*rows.identity, *rows.source_identity} - {""} for rows in (train_rows, val_rows)]
+    if both := sorted(set.intersection(*people)):
         named = ", ".join(both[:5])
         raise ValueError(f"in training and validation both: {named}. Split by identity.")
 

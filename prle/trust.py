@@ -8,8 +8,8 @@ __all__ = ['LONGEST_NAME', 'MAX_JSON', 'MAX_YAML', 'MAX_PIXELS', 'MAX_PICTURE', 
            'open_file', 'read_bytes', 'parse_json', 'read_json', 'check_entries', 'read_record', 'parse_yaml',
            'read_yaml', 'read_array', 'check_pixels', 'picture_size', 'read_table', 'write_table', 'read_csv',
            'read_tensors', 'write_tensors', 'Damaged', 'check_digest', 'write_sealed', 'read_sealed', 'write_digests',
-           'read_digests', 'read_whole', 'check_digests', 'mark_folder', 'check_replaceable', 'made_folder',
-           'check_destination']
+           'read_digests', 'read_whole', 'check_digests', 'mark_folder', 'mark_file', 'check_replaceable',
+           'made_folder', 'check_destination']
 
 # %% ../nbs/01_trust.ipynb #01-trust-2
 import io
@@ -33,6 +33,7 @@ from prle.core import (
     digest,
     discard,
     file_digest,
+    is_abandoned,
     move_away,
     shortened,
     write_json,
@@ -690,25 +691,32 @@ def check_digests(
 
 # %% ../nbs/01_trust.ipynb #01-trust-100
 def _unmarked(folder: Path) -> list[str]:  # relative paths, sorted
-    "List the files and links of a folder, without its marker and the marked folders inside it."
+    """List the files and links of a folder.
+
+    Without its marker, the marked folders inside it, and what dead processes have left there."""
     found = []
     for here, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not is_abandoned(name)]
         links = [name for name in folders if os.path.islink(os.path.join(here, name))]
         if here != str(folder) and MARKER in files:
             folders.clear()
             continue
-        names = [name for name in files + links if name != MARKER]
+        names = [name for name in files + links if name != MARKER and not is_abandoned(name)]
         found += [os.path.relpath(os.path.join(here, name), folder) for name in names]
     return sorted(found)
 
 # %% ../nbs/01_trust.ipynb #01-trust-101
+def _write_marker(folder: Path, purpose: str, files: list[str]):
+    "Write the marker of a folder."
+    write_json(folder / MARKER, dict(made_by="prle", purpose=purpose, files=files))
+
+
 def mark_folder(
     folder: str | Path,  # complete, nothing will be added to it
     purpose: str,  # what it is: "benchmark", "quantile maps", ...
 ):
     "Write the marker of a folder: that this project made it, for what purpose, and with which files."
-    files = _unmarked(Path(folder))
-    write_json(Path(folder) / MARKER, dict(made_by="prle", purpose=purpose, files=files))
+    _write_marker(Path(folder), purpose, _unmarked(Path(folder)))
 
 # %% ../nbs/01_trust.ipynb #01-trust-102
 def _read_marker(folder: Path) -> tuple[str, set[str]]:  # purpose, files
@@ -723,12 +731,23 @@ def _read_marker(folder: Path) -> tuple[str, set[str]]:  # purpose, files
         )
     return purpose, set(files)
 
+# %% ../nbs/01_trust.ipynb #01-trust-mark-file
+def mark_file(
+    folder: str | Path,  # after `mark_folder`; without a marker nothing happens
+    name: str,  # of a file in it that this project writes later
+):
+    "Add a file to the marker of a folder: it goes with the folder when that is replaced."
+    folder = Path(folder)
+    if (folder / MARKER).is_file():
+        purpose, files = _read_marker(folder)
+        _write_marker(folder, purpose, sorted({*files, name}))
+
 # %% ../nbs/01_trust.ipynb #01-trust-103
 def _stranger(folder: Path, purpose: str) -> str:
     "Say why a folder may not be replaced; an empty string if it may."
     if not folder.is_dir():
         return "is a file"
-    if not any(folder.iterdir()):
+    if all(is_abandoned(name) for name in os.listdir(folder)):
         return ""
     if not (folder / MARKER).is_file():
         return "holds files that were not made by this command"

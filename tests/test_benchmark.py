@@ -8,6 +8,7 @@ from clips import write_clip, write_people
 from PIL import Image
 
 from prle.mini import benchmark
+from prle.mini import controls
 from prle.data import faces
 from prle.mini import generators
 from prle.mini import targets
@@ -18,7 +19,7 @@ from prle.data.manifest import check_crops, of_seed, read_manifest, write_manife
 from prle.data.pairs import partners
 from prle.mini.generators import STEPS, train_networks
 from prle.mini.targets import TARGETS
-from prle.trust import read_json
+from prle.trust import mark_folder, read_json
 
 NAMES = ["DF", "FS", "F2F", "Fsh", "NT"]
 ORL = faces.orl_folder()
@@ -482,6 +483,24 @@ def test_a_damaged_record_is_a_reason(tmp_path, name, content):
     if name == "forge.json":
         with pytest.raises(ValueError, match="forge.json"):
             targets.build_targets(tmp_path)
+
+
+@pytest.mark.parametrize("record", [None, "{", '{"config": {}, "digest": "x", "pictures": 1}'])
+def test_what_nobody_can_tell_is_not_replaced_unasked(tmp_path, record):
+    "One's own benchmark with a damaged record is not the preset's; where nothing is, one is made."
+    folder = tmp_path / "data"
+    for _ in range(2):
+        benchmark.check_alike(folder / "forge.json", dict(size=64), ())
+        folder.mkdir(exist_ok=True)
+    (folder / "manifest.parquet").touch()
+    if record:
+        (folder / "forge.json").write_text(record)
+    mark_folder(folder, "benchmark")
+    before = files(folder)
+    for build in (benchmark.build_benchmark, controls.build_controls):
+        with pytest.raises(FileExistsError, match="cannot be told .*json.* move it away"):
+            build(folder, people=6, keep=True)
+    assert files(folder) == before
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,19 @@ def rows(built):
     return read_manifest(built)
 
 
+def test_a_frame_and_a_photograph_of_one_name_are_two_videos():
+    def face(photo, frame=None):
+        person = photo.split("/")[0]
+        return Face(np.zeros((8, 8, 3)), np.zeros((68, 2)), 1, photo, person, frame)
+
+    others = [face(f"p{i}/1.png") for i in range(6)] + [face("p1/clip.mp4", i) for i in (0, 4)]
+    clash = [face("p0/clip.mp4", 4), face("p0/clip-0004.png")]
+    videos = [plan.video for plan in controls._plans([*others, *clash], 0)]
+    assert len(set(videos)) == 10
+    plain = [f"p{i}-1" for i in range(6)] + ["p1-clip", "p1-clip-0004"]
+    assert list(dict.fromkeys(videos))[:8] == plain
+
+
 def picture(rows, row):
     return read_rgb(f"{rows.attrs['root']}/{row.path}").astype(int)
 

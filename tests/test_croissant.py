@@ -7,11 +7,13 @@ import mlcroissant
 import numpy as np
 import pandas as pd
 import pytest
+from mlcroissant._src.operation_graph.operations.filter import match_path
 
 from prle.core import digest, write_json
-from prle.data.manifest import COLUMNS, write_manifest
+from prle.data.manifest import COLUMNS, read_manifest, write_manifest
 from prle.mini.benchmark import choose_photos, photos_digest
 from prle.mini.croissant import describe_benchmark, write_croissant
+from prle.trust import check_replaceable, mark_folder
 
 
 @pytest.fixture
@@ -28,9 +30,11 @@ def benchmark(tmp_path):
             )
             known |= dict(path=f"{subset}/{photo.parent.name}.png", identity=photo.parent.name)
             known |= dict(dataset="mini", source_identity="", split="test", compression="jpeg90")
-            known |= dict(landmarks=np.zeros(136, np.float32), transform=[], mask="", target="")
-            (tmp_path / subset).mkdir(exist_ok=True)
-            (tmp_path / known["path"]).touch()
+            mask = "" if subset == "real" else f"masks/{known['path']}"
+            known |= dict(landmarks=np.zeros(136, np.float32), transform=[], mask=mask, target="")
+            for name in filter(None, (known["path"], mask)):
+                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / name).touch()
             rows.append(known)
     write_manifest(pd.DataFrame(rows), tmp_path / "manifest.parquet")
     record(tmp_path, photos)
@@ -86,6 +90,26 @@ def test_mlcroissant_accepts_the_description(benchmark):
     path = write_croissant(benchmark[0])
     found = mlcroissant.Dataset(jsonld=path)
     assert found.metadata.name == "prle-mini" and not found.metadata.issues.errors
+
+
+def test_all_pictures_of_the_manifest_and_no_others_belong_to_the_pictures(benchmark):
+    folder, _ = benchmark
+    (folder / "contact_sheet.png").touch()
+    _, pictures = mlcroissant.Dataset(jsonld=write_croissant(folder)).metadata.distribution
+    found = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*.png")
+        if match_path(pictures.includes, path.relative_to(folder))
+    }
+    rows = read_manifest(folder / "manifest.parquet")
+    assert found == {*rows.path, *rows["mask"]} - {""} and len(found) == 18
+
+
+def test_the_description_goes_with_the_benchmark(benchmark):
+    folder, _ = benchmark
+    mark_folder(folder, "benchmark")
+    write_croissant(folder)
+    check_replaceable(folder, "benchmark")
 
 
 def test_a_benchmark_of_few_photographs_names_these(benchmark):

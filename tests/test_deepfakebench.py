@@ -174,6 +174,28 @@ def test_videos_under_several_splits(tmp_path):
     ].values.tolist() == [["real", 0, "id0", "", ""], ["fake", 1, "id0", "id1", ""]]
 
 
+@pytest.mark.parametrize(
+    "dataset, label, video, people",
+    [
+        ("DeeperForensics-1.0", "DF_fake", "000_M101", ("000", "M101")),
+        ("DeeperForensics-1.0", "DF_fake", "end_to_end_000_M101", ("000", "M101")),
+        ("DeeperForensics-1.0", "DF_real", "M101_BlendShape_camera_front", ("M101", "")),
+        ("DeeperForensics-1.0", "DF_real", "M101-light_down-happy-x", ("M101", "")),
+        ("DeeperForensics-1.0", "DF_real", "000@end_to_end_level_1", ("000", "")),
+        ("DeepFakeDetection", "DFD_fake", "01_02__walking__YVGY8LOK", ("01", "02")),
+        ("DeepFakeDetection", "DFD_real", "01__walking", ("01", "")),
+        ("DFDC", "DFDC_Fake", "abcdefghij", ("abcdefghij", "")),
+    ],
+)
+def test_who_is_in_a_video_as_far_as_its_name_says(tmp_path, dataset, label, video, people):
+    path = f"{dataset}/frames/{video}/000.png"
+    put_crop(tmp_path, path)
+    tree = {label: dict(train={video: dict(label=label, frames=[path])})}
+    (tmp_path / "x.json").write_text(json.dumps({dataset: tree}))
+    rows, _ = read_json_dataset([tmp_path / "x.json"], tmp_path)
+    assert (rows.identity.item(), rows.source_identity.item()) == people
+
+
 def test_folders_without_a_json(tree, capsys):
     root = tree / "datasets" / "FaceForensics++"
     (root / "train.json").write_text('[["071", "054"]]')

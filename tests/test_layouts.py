@@ -14,12 +14,15 @@ from kills import contents, kill_at_work, start
 from torch.utils.data import DataLoader
 
 from prle.cli import main
+from prle.core import collected_messages
 from prle.data.datasets import FaceDataset
 from prle.data.manifest import read_manifest
 from prle.data.faces import write_png
 from prle.data.layouts import (
+    Listing,
     Store,
     check,
+    checks,
     crop_dataset,
     ffpp as ffpp_layout,
     list_dataset,
@@ -27,6 +30,7 @@ from prle.data.layouts import (
     registry,
 )
 from prle.data.layouts.ffpp import METHODS
+from prle.trust import read_json
 
 
 @pytest.fixture(scope="session")
@@ -715,6 +719,12 @@ def test_df1_other_protocols(df1, ffpp):
         ["M003-light_down-x", "M003"],
         ["W002-y", "W002"],
     ]
+    write_png(df1 / "source_videos/cover.png", np.zeros((8, 8, 3), np.uint8))
+    covered = list_dataset("df-1.0", df1, protocol="deepfakebench", frames=True)
+    assert covered.rows == bench.rows and covered.totals == bench.totals
+    assert covered.problems == [
+        (str(df1 / "source_videos"), "pictures or a video in no actor's folder; left out")
+    ]
     with pytest.raises(ValueError, match="takes its reals from FaceForensics"):
         list_dataset("df-1.0", df1)
     with pytest.raises(ValueError, match="unknown protocol 'dfb'"):
@@ -925,6 +935,89 @@ def test_a_person_in_two_splits_is_found_before_anything_is_cropped(ffpp, tmp_pa
     with pytest.raises(ValueError, match="ff.. in .*identity stands in more than one split"):
         crop_dataset("ff++", ffpp, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# Crops that are made again
+
+
+@pytest.fixture
+def made_twice(tmp_path, monkeypatch):
+    "A real and a fake photograph in two compressions, under the name ff++; and how to crop them."
+    for name in ("c23/a", "c23/b", "c40/a", "c40/b"):
+        write_png(tmp_path / "root" / f"{name}.png", photograph(width=64))
+
+    def adapter(root, compression="c23"):
+        listing = Listing("mine")
+        for subset, name in (("real", "a"), ("DF", "b")):
+            facts = dict(identity=name, compression=compression)
+            listing.add(root / compression / f"{name}.png", name, subset, "test", **facts)
+        return listing
+
+    monkeypatch.setitem(registry._registry, "ff++", adapter)
+
+    def crop(compression="c23", size=64):
+        settings = dict(size=size, workers=0, cropped=True)
+        root, options = tmp_path / "root", dict(compression=compression)
+        return crop_dataset("ff++", root, tmp_path / "out", options, **settings)
+
+    return crop
+
+
+def test_crops_of_another_compression_are_refused(made_twice):
+    with collected_messages() as said:
+        manifest = made_twice()
+    assert "note: no person in more than one split" in [text for _, text in said]
+    out, before = manifest.parent, manifest.read_bytes()
+    record = out / "extraction.json"
+    settings = read_json(record)
+    assert settings["compression"] == "c23"
+    for old in (settings, {key: settings[key] for key in settings if key != "compression"}):
+        record.write_text(json.dumps(old))
+        with pytest.raises(ValueError, match="out was made with compression c23, not c40"):
+            made_twice("c40")
+        assert manifest.read_bytes() == before == made_twice().read_bytes()
+    record.write_text(json.dumps(old))
+    (out / "faces.parquet").unlink()  # nothing tells any more
+    assert set(read_manifest(made_twice("c40")).compression) == {"c40"}
+    assert read_json(record)["compression"] == "c40"
+    with pytest.raises(ValueError, match="compression c40, not c23"):
+        made_twice()
+
+
+def test_no_manifest_describes_crops_that_are_being_replaced(made_twice, tmp_path, monkeypatch):
+    manifest = made_twice()
+
+    def interrupt(*job):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prle.data.videos._extract_video", interrupt)
+    with pytest.raises(ValueError, match="size 64, not 32"):
+        made_twice(size=32)
+    assert made_twice().exists()  # nothing to do
+    write_png(tmp_path / "root/c23/a.png", photograph("s2", width=64))
+    with pytest.raises(KeyboardInterrupt):
+        made_twice()
+    assert not manifest.exists()
+
+
+def test_everybodys_faces_make_no_manifest(tmp_path, ffpp):
+    with pytest.raises(ValueError, match="one face of each frame.*faces='largest'"):
+        crop_dataset("ff++", ffpp, tmp_path / "out", faces="all")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_split_by_person_is_as_good_as_what_is_known_of_the_fakes():
+    listing = Listing("mine")
+    listing.add("a.mp4", "a", "real", "train", identity="ann")
+    listing.add("b.mp4", "b", "swap", "train", identity="bob")
+    assert checks.overlap_note(listing) == "no person in more than one split"
+    listing.add("c.mp4", "c", "swap", "test", identity="eve", source_identity="joe")
+    said = "as far as can be told: whose face was put into 1 fakes is not known"
+    assert checks.overlap_note(listing).endswith(said)
+    listing.rows[1]["source_identity"] = "ann"
+    assert checks.overlap_note(listing) == "no person in more than one split"
+    listing.rows[2]["source_identity"] = "ann"
+    assert checks.overlap_note(listing) == "1 persons in more than one split: ann"
 
 
 # A plain folder

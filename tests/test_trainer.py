@@ -347,6 +347,9 @@ def test_test_faces_and_shared_people_are_refused(toy, tiny):
         check_split(rows["test"], rows["val"])
     with pytest.raises(ValueError, match="in training and validation both: p0"):
         check_split(rows["train"], rows["val"].assign(identity="p0"))
+    with pytest.raises(ValueError, match="in training and validation both: p0"):
+        check_split(rows["train"], rows["val"].assign(source_identity="p0"))
+    check_split(rows["train"], rows["val"].assign(source_identity="nobody else"))
     with pytest.raises(ValueError, match="val rows hold one class only"):
         check_split(rows["train"], rows["val"].query("label == 1"))
 

@@ -39,6 +39,7 @@ from prle.trust import (
     file_name,
     file_path,
     made_folder,
+    mark_file,
     one_line,
     parse_json,
     parse_yaml,
@@ -247,6 +248,41 @@ def test_what_was_made_inside_later_goes_with_it_if_nobody_added_to_it(tmp_path)
     made(tmp_path / "out/targets/one", "target set")
     made(tmp_path / "out", content="new")
     assert not (tmp_path / "out/targets").exists()
+
+
+def test_what_a_killed_process_left_inside_goes_with_it_and_what_a_living_one_writes_does_not(
+    tmp_path,
+):
+    made(tmp_path / "out")
+    made(tmp_path / "out/targets/one", "target set")
+    died = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out/targets")])
+    assert died.returncode == -signal.SIGKILL
+    assert sum(is_leftover(p.name) for p in (tmp_path / "out/targets").iterdir()) == 2
+    check_replaceable(tmp_path / "out", "benchmark")
+    with atomic_path(tmp_path / "out/living.png") as living:
+        living.touch()
+        with pytest.raises(FileExistsError, match="1 files that were not made by this"):
+            check_replaceable(tmp_path / "out", "benchmark")
+    (tmp_path / "out/living.png").unlink()
+    (tmp_path / "out/targets/.prle-tmp-mine").mkdir()
+    (tmp_path / "out/targets/.prle-tmp-mine/thesis").touch()
+    with pytest.raises(FileExistsError, match="thesis"):
+        check_replaceable(tmp_path / "out", "benchmark")
+    shutil.rmtree(tmp_path / "out/targets/.prle-tmp-mine")
+    made(tmp_path / "out", content="new")
+    assert os.listdir(tmp_path / "out/sub") == ["file"] and not (tmp_path / "out/targets").exists()
+
+
+def test_a_file_that_was_written_later_goes_with_its_folder(tmp_path):
+    made(tmp_path / "out")
+    mark_file(tmp_path / "out", "later")
+    (tmp_path / "out/later").touch()
+    check_replaceable(tmp_path / "out", "benchmark")
+    (tmp_path / "out/mine").touch()
+    with pytest.raises(FileExistsError, match="1 files .*mine"):
+        check_replaceable(tmp_path / "out", "benchmark")
+    mark_file(tmp_path, "later")
+    assert not (tmp_path / MARKER).exists()
 
 
 def test_what_is_put_there_meanwhile_is_left_alone(tmp_path):

@@ -253,6 +253,20 @@ def test_killed_at_random_moments(tmp_path):
     assert contents(out) == contents(tmp_path / "uninterrupted")
 
 
+def test_a_video_whose_crops_are_gone_is_done_again(tmp_path):
+    for name in ("a.png", "b.png"):
+        write_png(tmp_path / name, photograph(width=64))
+    videos = table(tmp_path / "a.png", tmp_path / "b.png")
+    faces = V.extract(videos, tmp_path / "out", cropped=True, **QUICK)
+    crops = [tmp_path / "out" / path for path in faces.path]
+    whole = [crop.read_bytes() for crop in crops]
+    times = [crop.stat().st_mtime_ns for crop in crops]
+    crops[0].unlink()
+    V.extract(videos, tmp_path / "out", cropped=True, **QUICK)
+    assert [crop.read_bytes() for crop in crops] == whole
+    assert [crop.stat().st_mtime_ns == time for crop, time in zip(crops, times)] == [False, True]
+
+
 def test_a_changed_video_is_done_again(clips, tmp_path):
     out, file = tmp_path / "out", tmp_path / "clips" / "a.mp4"
     file.parent.mkdir()

@@ -7,6 +7,7 @@ __all__ = ['LABELS', 'FFPP', 'NAMES', 'MAX_DATASET', 'read_json_dataset', 'read_
 
 # %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-2
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -136,6 +137,13 @@ def _people(dataset: str, subset: str, video: str) -> tuple[str, str]:
         return parts[0], parts[1] if len(parts) > 1 else ""
     if dataset.startswith("Celeb-DF") and video.startswith("id"):
         return parts[0], parts[1] if subset != "real" else ""
+    if dataset == "DF-1.0" and subset != "real" and len(parts) > 1:
+        return parts[-2], parts[-1]  # the manipulation's name may go before
+    if dataset == "DF-1.0" and (person := re.match(r"[MW]?\d+", video)):
+        return person[0], ""  # an actor, or who is in a video of FaceForensics++
+    if dataset == "DeepFakeDetection" and "__" in video:
+        person, _, source = video.split("__")[0].partition("_")
+        return person, source
     return video, ""
 
 # %% ../../nbs/data/09_deepfakebench.ipynb #data-09-deepfakebench-14

@@ -489,10 +489,19 @@ def _read_video_record(folder: Path) -> dict:
     return record
 
 # %% ../../nbs/data/05_videos.ipynb #data-05-videos-58
+def _files_below(folder: Path) -> set[str]:
+    "List the files in and below a folder, relative to it."
+    found = set()
+    for parent, _, names in os.walk(folder):
+        found |= {Path(parent, name).relative_to(folder).as_posix() for name in names}
+    return found
+
+
 def _is_finished(row: dict, folder: Path) -> bool:
-    "Say whether the folder holds what this video gives; not if the record is damaged."
+    "Say whether the folder holds what this video gives; not if the record is damaged or a file is gone."
     try:
-        return _read_video_record(folder)["origin"] == _origin(row)
+        record = _read_video_record(folder)
+        return record["origin"] == _origin(row) and _files_below(folder).issuperset(record["files"])
     except (FileNotFoundError, ValueError):
         return False
 
@@ -731,6 +740,20 @@ def _settings(
     return dict(**frames, align=align, size=size, scale=scale, **which, version=_VERSION)
 
 # %% ../../nbs/data/05_videos.ipynb #data-05-videos-81
+def _compression(videos: pd.DataFrame) -> str:
+    "Return the compression of a table's videos; an empty string if none is known or there are several."
+    known = {name for name in videos.get("compression", ()) if isinstance(name, str) and name}
+    return known.pop() if len(known) == 1 else ""
+
+
+def _compression_before(out: Path) -> str:
+    "Return the compression of the crops of an earlier call, as its table of faces has it; likewise."
+    try:
+        return _compression(pq.read_table(out / _FACES, columns=["compression"]).to_pandas())
+    except (OSError, ValueError, KeyError):  # none, a damaged one, or one without the column
+        return ""
+
+
 def _open_folder(out: Path, settings: dict):
     """Make the output folder or go on in it.
 
@@ -739,6 +762,8 @@ def _open_folder(out: Path, settings: dict):
     path, before = out / CROPS, settings
     if path.exists():
         before = read_json(path, dict)
+        if "compression" in settings and "compression" not in before:  # of an earlier version
+            before["compression"] = _compression_before(out) or settings["compression"]
     elif os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(
             f"{out} holds other files (there is no {path.name}); name a new or an empty folder."
@@ -753,7 +778,7 @@ def _open_folder(out: Path, settings: dict):
             f"{out} was made with {'; '.join(changed)}. Name another folder or the same settings."
         )
     try:
-        write_json(path, settings)
+        write_json(path, before | settings)
     except OSError as e:
         raise OSError(f"cannot write to {out} ({e.strerror}); name another folder.") from e
 
@@ -906,6 +931,7 @@ def crop_videos(
     workers: int | None = None,  # processes; None: one a processor; 0: none but this one
     engine: str = "process",  # one of `POOLS`
     left: pd.DataFrame | None = None,  # of `left_over`, for the drop report and the summary
+    manifest: Path | None = None,  # made of these crops earlier; removed before any is replaced
     **which,  # of `which_faces`
 ) -> Path:  # `out/faces.parquet`, a row a face
     """Crop the faces of some frames of every video, by default one person's.
@@ -914,7 +940,7 @@ def crop_videos(
     and distortion; others are copied to the faces.
     Crops go to `out/<dataset>/<subset>/<video>/<frame>.png`, tables to `faces.parquet`, `digests.parquet` and
     `dropped.csv`. Videos that are finished are not done again. `ValueError` for a wrong table, wrong settings
-    or a folder made with others; `OSError` for a folder that cannot be written."""
+    or a folder made with others or of another compression; `OSError` for a folder that cannot be written."""
     run = POOLS[check_choice(engine, POOLS, "engine")]
     settings = _settings(count, every, align, size, scale, **which_faces(**which))
     least = 1 if engine == "ray" else 0
@@ -922,10 +948,13 @@ def crop_videos(
         raise ValueError(f"workers must be at least {least}, not {workers}.")
     videos, out = _check_videos(videos), Path(out).resolve()
     folders = _folders(videos, out)
-    _open_folder(out, settings)
+    compression = _compression(videos)
+    _open_folder(out, settings | (dict(compression=compression) if compression else {}))
     for folder in {out, *(folder.parent for folder in folders)}:
         remove_leftovers(folder)
     jobs = _jobs(videos, folders, settings)
+    if jobs and manifest:
+        manifest.unlink(missing_ok=True)
     for _ in progress(run(jobs, workers) if jobs else (), desc="videos", total=len(jobs)):
         pass
     earlier = _tell_earlier(videos, out)

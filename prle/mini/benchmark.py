@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPE', 'SCALE', 'LIFT', 'SOFT', 'MANIPULATIONS', 'deal_groups', 'group_splits', 'tested_by', 'video_names', 'Job',
-           'nearest_face', 'gather', 'pick_other', 'check_jobs', 'plan', 'compress', 'write_crop', 'contact_sheet',
+           'nearest_face', 'gather', 'pick_other', 'check_jobs', 'plan', 'write_crop', 'contact_sheet',
            'mark_synthetic', 'mark_fakes', 'choose_photos', 'photos_digest', 'differences', 'check_alike', 'why_not',
            'read_crops', 'build_benchmark', 'trivial_cues', 'cue_table']
 
@@ -36,6 +36,7 @@ from prle.trust import (
     write_digests,
 )
 from ..data.crops import read_rgb
+from ..data.degradations import jpeg
 from ..data.manifest import manifest_root, read_manifest, write_manifest
 from prle.data.faces import (
     Face,
@@ -231,15 +232,6 @@ def plan(
                 dropped.append((target.photo, f"{name}: no other photograph of this person"))
     return check_jobs(jobs), pd.DataFrame(dropped, columns=["path", "reason"])
 
-# %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-31
-def compress(
-    image: np.ndarray,  # (S, S, 3) uint8
-    quality: int,  # of the JPEG, 1 to 100
-) -> np.ndarray:  # (S, S, 3) uint8
-    "Encode and decode as JPEG, the same for reals and fakes."
-    code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return cv2.imdecode(code, cv2.IMREAD_COLOR)[..., ::-1]
-
 # %% ../../nbs/mini/02_benchmark.ipynb #mini-02-benchmark-32
 def write_crop(
     job: Job,
@@ -252,7 +244,7 @@ def write_crop(
 ) -> dict:  # its row of the manifest
     "Write one crop, and the mask of a fake."
     path, mask = f"{job.subset}/{job.file}", ""
-    write_png(root / path, compress(image, quality))
+    write_png(root / path, jpeg(image, quality))
     if region is not None:
         mask = f"masks/{path}"
         write_png(root / mask, region.astype(np.uint8) * 255)
@@ -436,11 +428,18 @@ def check_alike(
     config: dict,  # of what is asked for
     decided: Iterable[str],  # the entries that the code decides; they may differ
 ):
-    "Raise `FileExistsError` if what is there was made of other photographs or with other settings than asked for."
+    """Raise `FileExistsError` if what is there was made of other photographs or with other settings than asked for.
+
+    Or if something is there, and no record tells of what."""
     try:
         made = read_made(record)["config"]
-    except (FileNotFoundError, ValueError):  # nothing there, or not to be told
-        return
+    except (FileNotFoundError, ValueError) as e:
+        if not record.parent.is_dir() or not any(record.parent.iterdir()):
+            return
+        why = one_line(e) if record.exists() else f"there is no {record.name}"
+        raise FileExistsError(
+            f"what {record.parent} was made of cannot be told ({why}), and it is not replaced: move it away."
+        ) from e
     settings = [name for name in made | config if name not in decided]
     wanted = {name: config.get(name) for name in settings}
     if changed := differences(made, wanted):

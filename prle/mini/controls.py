@@ -8,6 +8,7 @@ __all__ = ['TIGHT', 'LIFTED', 'PLACES', 'SHARED', 'COARSE', 'PLANTED_SUBSETS', '
 
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-2
 import os
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,12 +21,12 @@ import pandas as pd
 import torch
 
 from ..core import FAKE, REAL, check_choice, digest, log, progress, rng, write_json
+from ..data.degradations import jpeg
 from ..data.faces import Face, move_points, summary, warp_crop, write_png
 from ..data.manifest import write_manifest
 from ..masking import RegionMask
 from prle.mini.benchmark import (
     choose_photos,
-    compress,
     contact_sheet,
     crop_digests,
     deal_groups,
@@ -219,15 +220,25 @@ class _Plan(NamedTuple):
     video: str
 
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-26
+def _video_names(faces: list[Face]) -> list[str]:
+    "Name the video that the frames of each face make; a name that two would share gets a digest."
+    names = video_names(list(dict.fromkeys(face.photo for face in faces)))
+    numbers = [f"-{face.frame:04d}" if face.frame else "" for face in faces]
+    videos = [names[face.photo] + number for face, number in zip(faces, numbers)]
+    times = Counter(videos)
+    return [
+        f"{video}-{digest(face.photo)[:8]}" if times[video] > 1 else video
+        for face, video in zip(faces, videos)
+    ]
+
+
 def _plans(faces: list[Face], seed: int) -> list[_Plan]:
     "Plan all frames, each once as real and once in every manipulation."
     home = deal_groups(list(dict.fromkeys(face.identity for face in faces)), seed)
     splits = group_splits(len(set(home.values())))
-    names = video_names(list(dict.fromkeys(face.photo for face in faces)))
     plans = []
-    for face in faces:
+    for face, video in zip(faces, _video_names(faces)):
         group = home[face.identity]
-        video = names[face.photo] + (f"-{face.frame:04d}" if face.frame else "")
         for subset in ("real", *PLANTED_SUBSETS):
             first = FRAMES if subset == "none" else 0
             for number in range(first, first + FRAMES):
@@ -240,7 +251,7 @@ def _write(plan: _Plan, root: Path, size: int, seed: int, quality: int) -> dict:
     made = frame(plan.face, plan.number, size, seed)
     path, mask = f"{plan.subset}/{plan.video}/{plan.number:04d}.png", ""
     image = made.crop if plan.subset == "real" else plant(made, plan.subset)
-    write_png(root / path, compress(image, quality))
+    write_png(root / path, jpeg(image, quality))
     if plan.subset in PLACES:
         mask = f"masks/{path}"
         region = place_region(made.landmarks, plan.subset, size)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..core import write_json
 from ..data.manifest import COLUMNS, read_manifest
+from ..trust import mark_file
 from .benchmark import choose_photos, photos_digest, read_made
 
 # %% ../../nbs/mini/06_croissant.ipynb #mini-06-croissant-4
@@ -94,7 +95,7 @@ def _distribution(folder: Path) -> list[dict]:
         "name": "pictures",
         "description": "Face crops, each under its path in the manifest; digests.parquet has their digests.",
         "encodingFormat": "image/png",
-        "includes": "*/*/*.png",
+        "includes": ["*/*.png", "masks/*/*.png"],
     }
     return [manifest, pictures]
 
@@ -143,5 +144,7 @@ def describe_benchmark(
 def write_croissant(
     folder: str | Path,  # of a benchmark that was made of the ORL faces
 ) -> Path:  # its croissant.json
-    "Describe a mini benchmark in a file beside its manifest."
-    return write_json(Path(folder) / "croissant.json", describe_benchmark(folder))
+    "Describe a mini benchmark in a file beside its manifest, which goes with it when it is built anew."
+    description = describe_benchmark(folder)
+    mark_file(folder, "croissant.json")
+    return write_json(Path(folder) / "croissant.json", description)

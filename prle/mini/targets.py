@@ -26,7 +26,6 @@ from prle.mini.benchmark import (
     Job,
     check_jobs,
     choose_photos,
-    compress,
     contact_sheet,
     crop_digests,
     gather,
@@ -51,6 +50,7 @@ from prle.trust import (
     write_digests,
 )
 from ..data.manifest import read_manifest, write_manifest
+from ..data.degradations import jpeg
 from ..data.distortions import distort_frame, draw, frame_level
 from ..data.faces import Face, similarity
 from prle.mini.forge import (
@@ -283,7 +283,7 @@ _APPLY = dict(
     noise=_noise,
     exposure=lambda image, gain, _: _bytes(gain * image),
     gamma=lambda image, power, _: _bytes(255 * (image / 255) ** power),
-    jpeg=lambda image, quality, _: compress(image, quality),
+    jpeg=lambda image, quality, _: jpeg(image, quality),
 )
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-41

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ...core import progress
+from ...core import FAKE, progress
 from ..decoding import VideoError, decode_video, index_video
 from .copies import find_copies
 from ..pictures import FaceError, left_text, read_image
@@ -103,7 +103,7 @@ def _counts(listing: Listing, state: pd.Series) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype(dict(expected="Int64"))
 
 # %% ../../../nbs/data/layouts/02_checks.ipynb #data-layouts-02-checks-14
-def _overlap(listing: Listing) -> str:
+def overlap_note(listing: Listing) -> str:
     "Write the sentence on persons who are in more than one split, or that nobody can know."
     if not listing.people:
         return "whether a person is in more than one split cannot be known"
@@ -113,7 +113,11 @@ def _overlap(listing: Listing) -> str:
     splits = people[people.identity != ""].groupby("identity").split.nunique()
     both = splits.index[splits > 1].tolist()
     if not both:
-        return "no person in more than one split"
+        unknown = int(((videos.label == FAKE) & (videos.source_identity == "")).sum())
+        if not unknown or videos.split.nunique() < 2:
+            return "no person in more than one split"
+        whose = f"whose face was put into {unknown} fakes is not known"
+        return f"no person in more than one split, as far as can be told: {whose}"
     more = ", ..." if len(both) > 5 else ""
     return f"{len(both)} persons in more than one split: {', '.join(both[:5])}{more}"
 
@@ -139,6 +143,6 @@ def check(
         _counts(listing, pd.Series(states, dtype=str)),
         pd.DataFrame(listing.totals, columns=["what", "expected", "found", "optional"]),
         pd.DataFrame(bad, columns=["file", "reason"]),
-        [_overlap(listing), *listing.notes] if files else listing.notes,
+        [overlap_note(listing), *listing.notes] if files else listing.notes,
         listing.left,
     )

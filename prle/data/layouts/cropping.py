@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from ...core import atomic_path, log
 from ..pictures import NothingFound
+from .checks import overlap_note
 from .registry import Listing, list_dataset
 from ..manifest import COLUMNS, check_manifest
 from ..videos import crop_videos
@@ -45,13 +46,13 @@ def _write_manifest(faces: Path, path: Path):
 
 # %% ../../../nbs/data/layouts/03_cropping.ipynb #data-layouts-03-cropping-7
 def _write_problems(listing: Listing, path: Path):
-    "Write what is wrong with a data set's lists; print how much it is, and the notes."
+    "Write what is wrong with a data set's lists; print how much it is, who is in several splits, and the notes."
     problems = pd.DataFrame(listing.problems, columns=["file", "reason"])
     with atomic_path(path) as tmp:
         problems.to_csv(tmp, index=False)
     if len(problems):
         log.info(f"{len(problems)} problems with the data set's lists: {path}")
-    for note in listing.notes:
+    for note in (overlap_note(listing), *listing.notes):
         log.info(f"note: {note}")
 
 # %% ../../../nbs/data/layouts/03_cropping.ipynb #data-layouts-03-cropping-8
@@ -64,18 +65,27 @@ def crop_dataset(
 ) -> Path:  # the manifest
     """Crop the faces of a data set and write its manifest.
 
+    An earlier manifest goes before a crop is replaced, and crops of another compression are refused.
+
     What is wrong with its lists goes to out/problems.csv, what has no face to out/dropped.csv.
-    `FileNotFoundError` if there are no videos, `NothingFound` if none of them shows a face."""
+    `FileNotFoundError` if there are no videos, `NothingFound` if none of them shows a face; `ValueError` for
+    everybody's faces, and as in `crop_videos`."""
+    if settings.get("faces") == "all":
+        raise ValueError(
+            "a data set's manifest has one face of each frame, not everybody's: use faces='largest' (leave out "
+            "--faces all), or name the folders of the videos without --root."
+        )
     out, listing = Path(out), list_dataset(name, root, **(options or {}))
     if not listing.rows:
         reasons = "".join(f"\n  {file}: {reason}" for file, reason in listing.problems[:10])
         expected = f"`prle check {name} {root}` says what is expected."
         raise FileNotFoundError(f"{root}: no videos of {name} found. {expected}{reasons}")
     _check_videos(listing.videos, f"{name} in {root}")
-    faces = crop_videos(listing.videos, out, left=listing.left, **settings)
+    manifest = out / "manifest.parquet"
+    faces = crop_videos(listing.videos, out, left=listing.left, manifest=manifest, **settings)
     _write_problems(listing, out / "problems.csv")
     if not pq.read_metadata(faces).num_rows:
         videos = f"the {len(listing.rows)} videos of {root}"
         raise NothingFound(f"no face in any of {videos}: {out / 'dropped.csv'} says why.")
-    _write_manifest(faces, out / "manifest.parquet")
-    return out / "manifest.parquet"
+    _write_manifest(faces, manifest)
+    return manifest
