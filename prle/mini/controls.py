@@ -29,10 +29,9 @@ from prle.mini.benchmark import (
     choose_photos,
     contact_sheet,
     crop_digests,
-    deal_groups,
-    group_splits,
     photos_digest,
     read_crops,
+    split_people,
     video_names,
     check_alike,
     why_not,
@@ -183,8 +182,8 @@ def plant(
     return np.rint(image).clip(0, 255).astype(np.uint8)
 
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-22
-FRAMES = 4
-"Frames of a photograph."
+FRAMES = dict(train=4, val=1, test=1)
+"Frames of a photograph, by split."
 LARGER = 1.5
 "The size of the crop that frames are cut from, in sizes of a frame."
 
@@ -215,7 +214,6 @@ class _Plan(NamedTuple):
     face: Face  # the larger crop
     subset: str  # "real" or one of `PLANTED_SUBSETS`
     number: int  # of the frame
-    group: int  # of its person
     split: str
     video: str
 
@@ -234,15 +232,14 @@ def _video_names(faces: list[Face]) -> list[str]:
 
 def _plans(faces: list[Face], seed: int) -> list[_Plan]:
     "Plan all frames, each once as real and once in every manipulation."
-    home = deal_groups(list(dict.fromkeys(face.identity for face in faces)), seed)
-    splits = group_splits(len(set(home.values())))
+    home = split_people(list(dict.fromkeys(face.identity for face in faces)), seed)
     plans = []
     for face, video in zip(faces, _video_names(faces)):
-        group = home[face.identity]
+        split = home[face.identity]
         for subset in ("real", *PLANTED_SUBSETS):
-            first = FRAMES if subset == "none" else 0
-            for number in range(first, first + FRAMES):
-                plans.append(_Plan(face, subset, number, group, splits[group], video))
+            first = FRAMES[split] if subset == "none" else 0
+            numbers = range(first, first + FRAMES[split])
+            plans += [_Plan(face, subset, number, split, video) for number in numbers]
     return plans
 
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-27
@@ -266,7 +263,6 @@ def _write(plan: _Plan, root: Path, size: int, seed: int, quality: int) -> dict:
         source_identity="",
         frame=plan.number,
         split=plan.split,
-        group=plan.group,
         compression=f"jpeg{quality}",
         landmarks=made.landmarks.ravel(),
         transform=[],
@@ -295,7 +291,7 @@ def _write_controls(root: Path, photos: list[Path], config: dict):
     )
 
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-29
-RECIPE = 3  # raised whenever a change here changes the pictures or what the manifest says
+RECIPE = 2  # raised whenever a change here changes the pictures
 
 
 def build_controls(

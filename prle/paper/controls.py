@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['STUDENT', 'ZOO', 'CONTROL_READINGS', 'NEGATIVE', 'NEGATIVE_TIMES', 'CONTROLS', 'FEW_PLACES', 'LOOKED_AT',
-           'MASK_MEASURES', 'TRAININGS', 'zoo_apart', 'control_arms', 'control_places', 'negative_trainings',
-           'controls_lab', 'control_scores', 'control_numbers', 'planted_coverage', 'attention_inside', 'mask_cells',
-           'mask_numbers', 'control_table', 'Controls', 'make_controls']
+           'MASK_MEASURES', 'TRAININGS', 'control_arms', 'control_places', 'controls_lab', 'control_scores',
+           'control_numbers', 'planted_coverage', 'attention_inside', 'mask_cells', 'mask_numbers', 'control_table',
+           'Controls', 'make_controls']
 
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-2
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,7 @@ from ..core import FAKE, digest, outputs_dir
 from ..data.crops import read_mask, read_quantiles
 from ..lab.administration import record_runs
 from ..lab.engines import execute
-from ..lab.experiments import Lab, Run, Wanted, quantile_folder, read_scores
+from ..lab.experiments import Lab, Run, Wanted, quantile_folder
 from ..mini.controls import PLACES, build_controls
 from ..metrics import is_equivalent
 from .comparisons import AS_PUBLISHED, PRIMARY, Arm, Variant
@@ -52,29 +51,17 @@ from .tables import wanted_leak
 STUDENT = "Meso-4"
 "The backbone of all arms."
 
-ZOO = 120
-"The seed of the first fold's zoo; it draws that fold whether there are three or four."
-
-_AnyArm = TypeVar("_AnyArm", Arm, Variant)
-
-
-def zoo_apart(
-    arm: _AnyArm,
-    fold: int = 0,  # of the student's people
-) -> _AnyArm:
-    "Return an arm whose zoo, if it has one, is trained on the same people as the student, but apart from it."
-    if arm.changes.get("mask", "oracle") == "oracle":
-        return arm
-    return replace(arm, changes=arm.changes | dict(zoo_seed=ZOO + fold))
+ZOO = dict(zoo_seed=100)
+"A zoo that is trained apart from the student."
 
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-6
 CONTROL_READINGS = (
     Variant("none", "plain"),
     Variant("oracle", "oracle: the planted place", dict(mask="oracle")),
-    Variant("published", "PRLE as published", AS_PUBLISHED),
-    Variant("ours", "PRLE, our reading", PRIMARY),
-    Variant("random", "random rectangles, as large", dict(mask="random-matched")),
-    Variant("landmark", "parts of the face, as large", dict(mask="landmark-matched")),
+    Variant("published", "PRLE as published", AS_PUBLISHED | ZOO),
+    Variant("ours", "PRLE, our reading", PRIMARY | ZOO),
+    Variant("random", "random rectangles, as large", dict(mask="random-matched") | ZOO),
+    Variant("landmark", "parts of the face, as large", dict(mask="landmark-matched") | ZOO),
 )
 "The arms that are trained on each place; the first is what the others are compared with."
 
@@ -108,14 +95,6 @@ def control_places(
     "Return the places that detectors are trained on and tested on."
     return FEW_PLACES if "smoke" in lab.name else tuple(PLACES)
 
-
-def negative_trainings(
-    lab: Lab,  # of any preset
-    trainings: int,  # of each positive control
-) -> int:
-    "Return how many trainings stand behind a negative control; in smoke no more than behind a positive one."
-    return trainings if "smoke" in lab.name else NEGATIVE_TIMES * trainings
-
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-14
 def controls_lab(
     lab: Lab,  # of any preset
@@ -130,28 +109,17 @@ def _elsewhere(wanted: Wanted) -> Wanted:
     "Return what is wanted, asked of the lab of the controls."
     return replace(wanted, ask=lambda lab: wanted.ask(controls_lab(lab)))
 
-# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-scores
-def _wanted_scores(arm: Arm, seed: int) -> Wanted:
-    "Declare the scores of an arm's detector, trained beside a zoo of its fold."
-
-    def ask(lab: Lab) -> Run:
-        beside = controls_lab(lab)
-        return zoo_apart(arm, beside.fold(seed)).run(beside, seed)
-
-    return Wanted(ask, read_scores)
-
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-16
 def control_scores(
     places: Sequence[str],  # to train on
     seeds: int,  # trainings of each arm
     readings: Sequence[Variant] = CONTROL_READINGS,  # as of `control_arms`
-    negative: int | None = None,  # trainings of each negative control; None: as of the others
 ) -> Cells:  # backbone, arm, train -> scores of each seed
     "Declare the scores of all arms."
     cells: Cells = {}
     for arm in control_arms(places, readings):
-        count = seeds if arm.train in places else negative or seeds
-        cells[arm.key] = [_wanted_scores(arm, seed) for seed in seed_range(count)]
+        times = 1 if arm.train in places else NEGATIVE_TIMES
+        cells[arm.key] = [_elsewhere(arm.scores(seed)) for seed in seed_range(times * seeds)]
     return cells
 
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-18
@@ -223,7 +191,7 @@ def control_numbers(
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-27
 def _config(lab: Lab, variant: Variant, place: str):
     "Return the first training of an arm on a place."
-    return lab.config(STUDENT, place, 0, **zoo_apart(variant).changes)
+    return lab.config(STUDENT, place, 0, **variant.changes)
 
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-28
 LOOKED_AT = 120
@@ -301,8 +269,7 @@ def mask_cells(
     for variant in readings:
         for place in places:
             if variant.name != "none":
-                leak = wanted_leak(zoo_apart(variant), place)
-                cells["leak", variant.name, place] = [_elsewhere(leak)]
+                cells["leak", variant.name, place] = [_elsewhere(wanted_leak(variant, place))]
             if variant.changes.get("mask") == "primary":
                 cells["coverage", variant.name, place] = [_wanted_coverage(variant, place)]
     return cells
@@ -376,9 +343,9 @@ class Controls(Exhibit):
     def cells(self, lab: Lab, trainings: int) -> Cells:
         "Declare the scores of all arms."
         places = control_places(lab)
-        negative = negative_trainings(lab, trainings)
-        scores = control_scores(places, trainings, CONTROL_READINGS, negative)
-        return scores | mask_cells(places, CONTROL_READINGS)
+        return control_scores(places, trainings, CONTROL_READINGS) | mask_cells(
+            places, CONTROL_READINGS
+        )
 
     def parts(self, lab: Lab, values: Values, trainings: int) -> Iterator[TablePart]:
         "Return the table of gains."
@@ -395,7 +362,7 @@ class Controls(Exhibit):
             "best measure of `prle audit`; `inside` is the share of the attention that lies in the place, which chance "
             "would make `uniform` (its area), `mean map` (that of all faces) or `other face`. Without a strong trace "
             "no mask should matter: equivalent means that the 90% interval lies within 2 points. Behind `shared alone` "
-            f"and the fakes without any trace stand {negative_trainings(lab, trainings)} trainings. {about}{gaps(rows)}"
+            f"and the fakes without any trace stand {NEGATIVE_TIMES * trainings} trainings. {about}{gaps(rows)}"
         )
         shown = control_table(rows, mask_numbers(values), CONTROL_READINGS)
         facts = dict(contrasts=_contrasts(rows))

@@ -18,6 +18,7 @@ from .comparisons import Arm, compare_arms
 from prle.paper.controls import (
     STUDENT,
     TRAININGS,
+    ZOO,
     control_scores,
     control_numbers,
     control_places,
@@ -25,7 +26,6 @@ from prle.paper.controls import (
     controls_lab,
     mask_cells,
     mask_numbers,
-    negative_trainings,
 )
 from .exhibits import SEEDS, Cells, Exhibit, Parameter, TablePart, Values
 from .exhibits import declare, seed_range
@@ -94,6 +94,12 @@ def steps(
     "Return the readings that are compared."
     return [v for v in STEPS if lab.base != "smoke" or v.name in FEW_READINGS]
 
+# %% ../../nbs/paper/11_sensitivity.ipynb #paper-11-sensitivity-10
+def _beside_zoo(variant: Variant) -> Variant:
+    "Return a reading with the zoo of the controls, which is trained apart."
+    trained = variant.changes.get("mask") == "primary"
+    return replace(variant, changes=variant.changes | ZOO) if trained else variant
+
 # %% ../../nbs/paper/11_sensitivity.ipynb #paper-11-sensitivity-12
 def own_arms(
     lab: Lab,
@@ -133,10 +139,9 @@ class Sensitivity(Exhibit):
     def cells(self, lab: Lab, trainings: int, seeds: int, backbone: str | None) -> Cells:
         "Declare the scores of all readings on the controls, and on the preset's own data."
         seed_range(seeds)  # refuses none, with and without own data
-        places, readings = control_places(lab), steps(lab)
-        negative = negative_trainings(lab, trainings)
-        cells = control_scores(places, trainings, readings, negative)
-        cells |= mask_cells(places, readings)
+        places = control_places(lab)
+        readings = [_beside_zoo(v) for v in steps(lab)]
+        cells = control_scores(places, trainings, readings) | mask_cells(places, readings)
         if backbone is None:
             return cells
         own = target_cells(lab, own_arms(lab, backbone), seeds)
