@@ -188,6 +188,46 @@ def test_what_changed_between_two_reports(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_the_kept_tables_are_like_themselves():
+    "Also those with measured numbers left of the value, with a name right of it, and without intervals."
+    kept = Path(__file__).parents[1] / "outputs/reference/mini"
+    both = compare_reports(kept, kept)
+    assert len(both) > 2500 and (both["where"] == "both").all() and not both.changed.any()
+
+
+def test_a_number_is_named_by_words_and_settings(tmp_path):
+    "And not by what is measured anew, such as the decisions behind it."
+    head = "mask,alpha,decisions,accuracy,low,high,who"
+    for name, rows in (
+        ("one", ["none,,0,,,,people", "x,0.1,9,70,60,80,people", "x,0.1,,70,,,VGG"]),
+        ("other", ["none,,8,50,40,60,people", "x,0.1,7,95,90,99,people", "x,0.1,,71,,,VGG"]),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "figure10.csv").write_text("\n".join([head, *rows]))
+    both = compare_reports(tmp_path / "one", tmp_path / "other")
+    assert changes_text(both) == (
+        "2 of 2 numbers changed beyond their intervals; 0 are in A alone, 1 in B alone."
+    )
+    shown = changes_table(both)
+    assert shown.number.tolist() == ["x, 0.1, people", "x, 0.1, VGG"]
+    assert shown.A.tolist() == ["70.0 [60.0, 80.0]", "70.0"]
+
+
+def test_a_number_with_an_interval_in_one_report_alone_is_not_said_to_have_changed(tmp_path):
+    for name, ends in (("one", "1,3"), ("other", ",")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "t.csv").write_text(
+            f"arm,value,low,high\n{name[:1]},2,1,3\nb,9,{ends}\n"
+        )
+    assert not compare_reports(tmp_path / "one", tmp_path / "other").changed.any()
+
+
+def test_rows_of_one_name_are_refused(tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("arm,value,low,high\na,1,0,2\nb,1,0,2\na,5,4,6\n")
+    assert cli.main(["report", "--compare", str(tmp_path), str(tmp_path)]) == 2
+    assert "several rows of one name (a)" in capsys.readouterr().err
+
+
 def test_reports_that_cannot_be_compared(tmp_path, capsys):
     one, other = numbers(tmp_path / "a/mini/tables", x=1), numbers(tmp_path / "a/smoke/tables", x=1)
     with pytest.raises(ValueError, match="several presets"):
