@@ -292,6 +292,8 @@ def test_the_papers_number_beside_each_sum(faces):
     eight = [50.13, 59.18, 63.18, 56.38, 62.66, 62.75, 64.03, 64.34]
     five = [67.31, 71.68, 66.68, 70.65, 65.93]
     assert found["baselines"].paper == pytest.approx(np.mean(five) - np.mean(eight), abs=0.01)
+    other = statements(faces, BaselineClaims(), ["VGG", "vgg16"])["baselines"]
+    assert np.isnan(other.paper) and other.weights, "a backbone that the paper does not have"
     found = statements(faces, OutsideClaim(), ["VGG"])
     outside = np.mean([70.65 - 63.83, 65.93 - 62.48])
     assert found["outside"].paper == pytest.approx(outside, abs=0.01), "whatever was asked for"

@@ -575,12 +575,12 @@ def mean_cells(
 def paper_mean(
     detectors: Iterable[tuple[str, str]],  # backbone, arm; under our names
     tests: Sequence[str],  # by the paper's names
-) -> float:
+) -> float:  # NaN if the table lacks one of them
     "Compute the mean AUC of detectors over target sets in the paper's Table II."
     cells = paper_cells(2).query("measure == 'AUC' and test in @tests")
     given = cells.assign(backbone=cells.backbone.replace(BASELINES))
     by_detector = given.groupby(["backbone", "arm"]).paper.mean()
-    return float(np.mean([by_detector[detector] for detector in detectors]))
+    return float(np.mean([by_detector.get(detector, np.nan) for detector in detectors]))
 
 # %% ../../nbs/paper/08_claims.ipynb #paper-08-claims-58
 class BaselineClaims(SumClaims):
