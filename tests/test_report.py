@@ -63,7 +63,7 @@ def test_the_first_paragraph_says_what_came_out_and_what_would_decide(tmp_path):
     open_ = estimate(1.5, 3.0)
     arms = dict(good=estimate(5.0, 2.0), bad=estimate(-5.0, 2.0), equal=estimate(0.1, 1.0))
     lab = written(tmp_path, *arms.items(), ("open", open_), ("once", estimate(4.0, 1.0, seeds=1)))
-    found = outcome(lab.outputs / "smoke")
+    found = outcome(lab.outputs / "smoke", lab.fingerprint)
     assert "2 detectors were trained" in found["tried"]
     lines = dict(zip([*arms, "open", "once"], found["came"]))
     assert lines["good"] == (
@@ -85,11 +85,25 @@ def test_the_first_paragraph_says_what_came_out_and_what_would_decide(tmp_path):
 
 
 def test_without_comparisons_nothing_is_claimed(tmp_path):
-    found = outcome(written(tmp_path).outputs / "smoke")
+    found = outcome(written(tmp_path).outputs / "smoke", "0" * 16)
     assert (
         found["came"] == [] and found["open"] == "" and "No trainings have been" in found["tried"]
     )
-    assert contrasts(tmp_path) == [] and answer(Estimate(np.nan, np.nan, np.nan)) == "undecided"
+    assert (
+        contrasts(tmp_path, "0" * 16) == []
+        and answer(Estimate(np.nan, np.nan, np.nan)) == "undecided"
+    )
+
+
+def test_the_first_paragraph_is_about_the_data_of_the_page(tmp_path):
+    lab = written(tmp_path, ("good", estimate(5.0, 2.0)))
+    folder = lab.outputs / "smoke"
+    here, other = (outcome(folder, mark * 16) for mark in "01")
+    assert len(here["came"]) == 1 and "2 detectors were trained" in here["tried"]
+    assert other["came"] == [] and "0 detectors were trained" in other["tried"]
+    lab.fingerprint = "1" * 16
+    page = write_report(lab).read_text()
+    assert "good against plain" not in page and "Made from other data" in page
 
 
 BROWSER = pytest.mark.skipif(
