@@ -258,7 +258,7 @@ class Localization(Exhibit):
         rows = forgery_localization(values)
         caption = (
             "Attention inside the manipulated pixels, and pointing game (%), on test fakes; "
-            f"the paper has no such numbers. {describe(lab, seeds)}{gaps(rows)}"
+            f"the paper has no such numbers. {describe(lab, seeds, list(lab.preset.named))}{gaps(rows)}"
         )
         yield TablePart("localization", rows, localization_table(rows), caption)
 

@@ -327,7 +327,7 @@ class Figure1(Exhibit):
         i = pick_fakes(lab.train_faces("FS"), 1, "figure1", 0, "FS")[0]
         face = ranked_face(lab, pictures, "FS", i)
         figure = draw_figure1(lab.test_faces(), maps, rows, face)
-        about = describe(lab, seeds)
+        about = describe(lab, seeds, ["Xception"])
         caption = (
             "Figure 1: attention (faces drawn at random, seed 0) and AUC of Xception trained on NT and on FS. "
             f"{about}"
@@ -847,7 +847,7 @@ class Figure8(Exhibit):
         "Return Figure 8, its table, and the table of the controls."
         parts = (masked_cells(lab, seeds), *control_cells(lab, seeds))
         masked, gray, sizes = ({key: values[key] for key in cells} for cells in parts)
-        rows, about = masked_accuracy(masked), describe(lab, seeds)
+        rows, about = masked_accuracy(masked), describe(lab, seeds, ["Xception"])
         caption = f"Figure 8: accuracy (%) of Xception on masked test faces. {about}{gaps(rows)}"
         yield FigurePart("figure8", draw_figure8(rows), caption)
         yield TablePart("figure8", rows, _by_subset(rows, "alpha"), caption)
