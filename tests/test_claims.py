@@ -292,6 +292,8 @@ def test_the_papers_number_beside_each_sum(faces):
     eight = [50.13, 59.18, 63.18, 56.38, 62.66, 62.75, 64.03, 64.34]
     five = [67.31, 71.68, 66.68, 70.65, 65.93]
     assert found["baselines"].paper == pytest.approx(np.mean(five) - np.mean(eight), abs=0.01)
+    other = statements(faces, BaselineClaims(), ["VGG", "vgg16"])["baselines"]
+    assert np.isnan(other.paper) and other.weights, "a backbone that the paper does not have"
     found = statements(faces, OutsideClaim(), ["VGG"])
     outside = np.mean([70.65 - 63.83, 65.93 - 62.48])
     assert found["outside"].paper == pytest.approx(outside, abs=0.01), "whatever was asked for"
@@ -384,8 +386,23 @@ def known(**values):
 )
 def test_levelling_off_needs_a_fall(faces, monkeypatch, fall, down, verdicts):
     faces.manifest = pd.DataFrame(dict(subset=["real", *SUBSETS]))
-    monkeypatch.setattr(module, "estimate_sums", known(fall=fall, down=down, up=(4, 2, 6)))
-    assert [row["verdict"] for row in MaskedClaims().rows(Question(faces), {})] == verdicts
+    drop = [-end for end in (fall[0], fall[2], fall[1])]
+    sums = known(fall=fall, drop=drop, down=down, up=(4, 2, 6))
+    monkeypatch.setattr(module, "estimate_sums", sums)
+    rows = MaskedClaims().rows(Question(faces), {})
+    assert [row["verdict"] for row in rows] == verdicts
+    shown = rows[1]
+    said = verdict(shown["estimate"], MORE, module.MARGIN)
+    assert said == shown["verdict"], "the number is that of the part that decides"
+
+
+def test_the_part_that_decides_is_shown(faces, monkeypatch):
+    "Where accuracy rises in the end for certain, and whether it falls once more is open."
+    faces.manifest = pd.DataFrame(dict(subset=["real", *SUBSETS]))
+    sums = known(fall=(-20, -25, -15), drop=(20, 15, 25), down=(-5, -12, 3), up=(-3, -4, -2.5))
+    monkeypatch.setattr(module, "estimate_sums", sums)
+    levels = MaskedClaims().rows(Question(faces), {})[1]
+    assert (levels["value"], levels["verdict"]) == (-3, "does not hold")
 
 
 @pytest.mark.parametrize(
@@ -529,6 +546,39 @@ def test_each_claim_is_tested_by_one_group_with_its_own_cells(faces):
     assert groups == wanted | {"PlaceClaims"} and all(
         isinstance(name, tuple) for _, name in cells
     ), "people and time need no runs; this data has no target sets"
+
+
+def test_no_difference_is_made_of_other_networks(faces):
+    "Those of Tables I and III where the preset's zoo is not the paper's, and of Figure 6."
+    faces.manifest = pd.DataFrame(dict(subset=["real", *SUBSETS]))
+    paper = Lab("smoke", outputs=faces.outputs)  # networks of the paper's names
+
+    def unlike(q):
+        groups = [group for group in CLAIM_GROUPS if not group.same_networks(q)]
+        return {name for group in groups for name in group.names}
+
+    of_figure6, cross = {"more", "slows"}, {"cross", "cross_ours"}
+    assert unlike(Question(faces)) == of_figure6 | cross | {"share"}
+    assert unlike(Question(faces, backbones="all")) == of_figure6 | {"share"}
+    assert unlike(Question(paper)) == of_figure6
+    assert {"prle", "cross", "zoo"} <= unlike(Question(paper, backbones=["VGG", "vgg16"]))
+    rows = claim_list().query("name in ['prle', 'share']")
+    numbers = dict(value=3.0, low=1.0, high=5.0, verdict="holds", needs="", paper=6.0, note="")
+    shown = claims_table(rows.assign(**numbers), ["share"])
+    assert shown["ours - paper"].tolist() == ["-3.0", ""]
+    assert shown.paper.tolist() == ["+6.0", "+6.0%"]
+
+
+def test_localization_can_be_equivalent_to_none(faces):
+    "The interval of 90%, which says so, is that of the same estimate."
+    faces.manifest = pd.DataFrame(dict(subset=["real", "DF"]))
+    people = np.repeat(np.arange(20), 4)
+    near = 0.5 + 0.01 * (-1) ** people
+    table = pd.DataFrame(dict(area=0.5, share=near, hit=near, identity=people))
+    inside, hit = PlaceClaims().rows(Question(faces), {("neighbour", "DF"): [table]})
+    assert inside["verdict"] == hit["verdict"] == "equivalent"
+    excess = forgery_localization({("neighbour", "DF"): [table]}).excess
+    assert inside["value"] == excess[0] and inside["estimate"].people == 20
 
 
 def test_the_claims(faces):

@@ -21,6 +21,7 @@ from prle.paper.mechanism import (
     above_area,
     breadth,
     breadth_table,
+    draw_mechanism,
     fakes_with_landmarks,
     look,
     looks,
@@ -143,10 +144,22 @@ def test_prle_looks_at_more_and_at_the_eyes(values):
 def test_what_is_not_there_is_a_gap(lab, values):
     values["VGG", "primary", "FS", "test"] = Gap("the loss became nan")
     rows = breadth(values).set_index(["fakes", "backbone", "arm", "measure"])
-    assert rows.note[UNSEEN, "mean", "none", "spread"] == "the loss became nan"
-    assert rows.note[TARGETS, "mean", "none", "spread"] == ""
+    assert rows.note[UNSEEN, "mean", "primary", "spread"] == "the loss became nan"
+    assert rows.note[TARGETS, "mean", "primary", "spread"] == ""
     shown = breadth_table(rows.reset_index())
     assert (shown["+ PRLE"] == "gap").sum() == 6 and len(shown) == 18
+    stays = ["plain", "+ PRLE, our reading", "our reading - plain"]
+    assert (shown["PRLE - plain"] == "gap").sum() == 6 and not (shown[stays] == "gap").any(
+        axis=None
+    )
+    parts = part_numbers(values, ["FS"])
+    lost = parts[parts.note != ""]
+    assert set(lost.arm) == {"primary", "primary - none"} and set(lost.fakes) == {UNSEEN}
+    figure = draw_mechanism(rows.reset_index(), parts, ["FS"])
+    names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    plain, prle, _ = (drawn[0] for drawn in figure.axes[0].containers)
+    assert names == ["VGG", "Xception", "mean"] and len(plain.get_xdata()) == 3
+    assert prle.get_xdata().tolist() == [names.index("Xception")], "below its own name"
     lab._sets = None, {}
     cells = mechanism_cells(lab, ["VGG"], 1)
     assert {key[3] for key in cells} == {"test"}

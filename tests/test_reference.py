@@ -101,6 +101,27 @@ def make(data, names, outputs):
     return StandIn(data, outputs)
 
 
+@pytest.mark.parametrize(
+    "name", ["table1", "table6", "figure8", "localization", "figure8_masks", "table1_fusions"]
+)
+def test_captions_name_all_networks_that_are_measured_or_localize(name, tmp_path):
+    "Besides the preset's zoo the reduced Xception and VGG; of fusions the zoo alone."
+    notebooks = [
+        "table1_attended_share",
+        "table6_single_detectors",
+        "figure8_masked_accuracy",
+        "localization_of_forgeries",
+    ]
+    [exhibit] = [find_exhibit(n) for n in notebooks if n.startswith(name.split("_")[0])]
+    lab = StandIn(DATA, tmp_path)
+    parts = declared_parts(lab, exhibit, exhibit.settings())
+    captions = [part.caption for part in parts if part.name == name]
+    assert captions and all("EfficientNet-Lite2 = " in caption for caption in captions)
+    for caption in captions:
+        assert ("Xception = xception at width 0.25" in caption) == (name != "table1_fusions")
+        assert ("VGG = " in caption) == (name in ("table1", "table6", "localization"))
+
+
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
     "A folder with notebooks, reference and an empty folder, kept from tables of gaps."

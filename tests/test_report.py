@@ -63,7 +63,7 @@ def test_the_first_paragraph_says_what_came_out_and_what_would_decide(tmp_path):
     open_ = estimate(1.5, 3.0)
     arms = dict(good=estimate(5.0, 2.0), bad=estimate(-5.0, 2.0), equal=estimate(0.1, 1.0))
     lab = written(tmp_path, *arms.items(), ("open", open_), ("once", estimate(4.0, 1.0, seeds=1)))
-    found = outcome(lab.outputs / "smoke")
+    found = outcome(lab.outputs / "smoke", lab.fingerprint)
     assert "2 detectors were trained" in found["tried"]
     lines = dict(zip([*arms, "open", "once"], found["came"]))
     assert lines["good"] == (
@@ -85,11 +85,25 @@ def test_the_first_paragraph_says_what_came_out_and_what_would_decide(tmp_path):
 
 
 def test_without_comparisons_nothing_is_claimed(tmp_path):
-    found = outcome(written(tmp_path).outputs / "smoke")
+    found = outcome(written(tmp_path).outputs / "smoke", "0" * 16)
     assert (
         found["came"] == [] and found["open"] == "" and "No trainings have been" in found["tried"]
     )
-    assert contrasts(tmp_path) == [] and answer(Estimate(np.nan, np.nan, np.nan)) == "undecided"
+    assert (
+        contrasts(tmp_path, "0" * 16) == []
+        and answer(Estimate(np.nan, np.nan, np.nan)) == "undecided"
+    )
+
+
+def test_the_first_paragraph_is_about_the_data_of_the_page(tmp_path):
+    lab = written(tmp_path, ("good", estimate(5.0, 2.0)))
+    folder = lab.outputs / "smoke"
+    here, other = (outcome(folder, mark * 16) for mark in "01")
+    assert len(here["came"]) == 1 and "2 detectors were trained" in here["tried"]
+    assert other["came"] == [] and "0 detectors were trained" in other["tried"]
+    lab.fingerprint = "1" * 16
+    page = write_report(lab).read_text()
+    assert "good against plain" not in page and "Made from other data" in page
 
 
 BROWSER = pytest.mark.skipif(
@@ -186,6 +200,46 @@ def test_what_changed_between_two_reports(tmp_path, capsys):
     assert "+10.0" in page.read_text() and "://" not in page.read_text()
     assert cli.main(["report", "--compare", str(one), str(one)]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_the_kept_tables_are_like_themselves():
+    "Also those with measured numbers left of the value, with a name right of it, and without intervals."
+    kept = Path(__file__).parents[1] / "outputs/reference/mini"
+    both = compare_reports(kept, kept)
+    assert len(both) > 2500 and (both["where"] == "both").all() and not both.changed.any()
+
+
+def test_a_number_is_named_by_words_and_settings(tmp_path):
+    "And not by what is measured anew, such as the decisions behind it."
+    head = "mask,alpha,decisions,accuracy,low,high,who"
+    for name, rows in (
+        ("one", ["none,,0,,,,people", "x,0.1,9,70,60,80,people", "x,0.1,,70,,,VGG"]),
+        ("other", ["none,,8,50,40,60,people", "x,0.1,7,95,90,99,people", "x,0.1,,71,,,VGG"]),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "figure10.csv").write_text("\n".join([head, *rows]))
+    both = compare_reports(tmp_path / "one", tmp_path / "other")
+    assert changes_text(both) == (
+        "2 of 2 numbers changed beyond their intervals; 0 are in A alone, 1 in B alone."
+    )
+    shown = changes_table(both)
+    assert shown.number.tolist() == ["x, 0.1, people", "x, 0.1, VGG"]
+    assert shown.A.tolist() == ["70.0 [60.0, 80.0]", "70.0"]
+
+
+def test_a_number_with_an_interval_in_one_report_alone_is_not_said_to_have_changed(tmp_path):
+    for name, ends in (("one", "1,3"), ("other", ",")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "t.csv").write_text(
+            f"arm,value,low,high\n{name[:1]},2,1,3\nb,9,{ends}\n"
+        )
+    assert not compare_reports(tmp_path / "one", tmp_path / "other").changed.any()
+
+
+def test_rows_of_one_name_are_refused(tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("arm,value,low,high\na,1,0,2\nb,1,0,2\na,5,4,6\n")
+    assert cli.main(["report", "--compare", str(tmp_path), str(tmp_path)]) == 2
+    assert "several rows of one name (a)" in capsys.readouterr().err
 
 
 def test_reports_that_cannot_be_compared(tmp_path, capsys):

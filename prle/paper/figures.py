@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SMALL', 'STYLES', 'LABELS', 'FIGURE1', 'SEED_OF_FACE', 'FIGURE3', 'SEED_OF_FACES', 'FOUND_BY', 'pick_fakes',
            'pick_faces', 'face_at', 'MappedFace', 'RankedFace', 'map_cells', 'rank_cells', 'mapped_face', 'ranked_face',
-           'figure1_arms', 'figure1_faces', 'draw_figure1', 'Figure1', 'wanted_attention', 'draw_figure2',
-           'draw_figure4', 'OneFace', 'Figure2', 'read_attended_values', 'draw_figure3', 'Figure3', 'Figure4',
-           'draw_figure5', 'figure5_table', 'Figure5', 'add_figure6', 'draw_figure6', 'figure6_table', 'Figure6',
-           'figure7_picks', 'draw_figure7', 'Figure7', 'draw_figure8', 'what_masks_tell', 'Figure8', 'celeb_set',
-           'found_by', 'found_fakes', 'FakeGroup', 'draw_figure9', 'Figure9']
+           'draw_points', 'figure1_arms', 'figure1_faces', 'draw_figure1', 'Figure1', 'wanted_attention',
+           'draw_figure2', 'draw_figure4', 'OneFace', 'Figure2', 'read_attended_values', 'draw_figure3', 'Figure3',
+           'Figure4', 'draw_figure5', 'figure5_table', 'Figure5', 'add_figure6', 'draw_figure6', 'figure6_table',
+           'Figure6', 'figure7_picks', 'draw_figure7', 'Figure7', 'draw_figure8', 'what_masks_tell', 'Figure8',
+           'celeb_set', 'found_by', 'found_fakes', 'FakeGroup', 'draw_figure9', 'Figure9']
 
 # %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-2
 from collections.abc import Iterable, Iterator, Sequence
@@ -212,7 +212,12 @@ STYLES = {
 LABELS = {"none": "plain", "primary": "+ PRLE", "ours": "+ PRLE, our reading"}
 
 
-def _draw_points(ax: plt.Axes, x: Sequence[float], rows: pd.DataFrame, **style):
+def draw_points(
+    ax: plt.Axes,  # where
+    x: Sequence[float],  # of each
+    rows: pd.DataFrame,  # value, low, high
+    **style,  # of matplotlib's error bars
+):
     "Draw values with their intervals; those of very few people may not include the value."
     ends = np.maximum(0, [rows.value - rows.low, rows.high - rows.value])
     ax.errorbar(x, rows.value, yerr=ends, linestyle="none", capsize=2, markersize=4, **style)
@@ -223,7 +228,7 @@ def _draw_arms(ax: plt.Axes, rows: pd.DataFrame, by: str, names: Sequence[str]):
     arms = [arm for arm in STYLES if arm in set(rows.arm)]
     for shift, arm in zip(np.linspace(-0.2, 0.2, len(arms)), arms):
         part, style = rows[rows.arm == arm].set_index(by).loc[list(names)], STYLES[arm]
-        _draw_points(ax, np.arange(len(names)) + shift, part, label=LABELS[arm], **style)
+        draw_points(ax, np.arange(len(names)) + shift, part, label=LABELS[arm], **style)
     ax.set(xticks=range(len(names)), xlim=(-0.6, len(names) - 0.4))
     ax.axhline(50, color="0.6", linewidth=0.8, linestyle=":")
 
@@ -322,7 +327,7 @@ class Figure1(Exhibit):
         i = pick_fakes(lab.train_faces("FS"), 1, "figure1", 0, "FS")[0]
         face = ranked_face(lab, pictures, "FS", i)
         figure = draw_figure1(lab.test_faces(), maps, rows, face)
-        about = describe(lab, seeds)
+        about = describe(lab, seeds, ["Xception"])
         caption = (
             "Figure 1: attention (faces drawn at random, seed 0) and AUC of Xception trained on NT and on FS. "
             f"{about}"
@@ -663,7 +668,7 @@ def _draw_zoo_sizes(ax: plt.Axes, part: pd.DataFrame):
     "Draw AUC and ACC of one backbone against the number of detectors."
     for measure, style in zip(("AUC", "ACC"), STYLES.values()):
         values = part[part.measure == measure]
-        _draw_points(ax, values.arm.astype(int), values, label=measure, **style)
+        draw_points(ax, values.arm.astype(int), values, label=measure, **style)
         ax.plot(values.arm.astype(int), values.value, color=style["color"], linewidth=1)
     given = part[part.paper.notna()]
     if len(given):
@@ -842,7 +847,7 @@ class Figure8(Exhibit):
         "Return Figure 8, its table, and the table of the controls."
         parts = (masked_cells(lab, seeds), *control_cells(lab, seeds))
         masked, gray, sizes = ({key: values[key] for key in cells} for cells in parts)
-        rows, about = masked_accuracy(masked), describe(lab, seeds)
+        rows, about = masked_accuracy(masked), describe(lab, seeds, ["Xception"])
         caption = f"Figure 8: accuracy (%) of Xception on masked test faces. {about}{gaps(rows)}"
         yield FigurePart("figure8", draw_figure8(rows), caption)
         yield TablePart("figure8", rows, _by_subset(rows, "alpha"), caption)

@@ -35,7 +35,7 @@ from prle.paper.exhibits import (
     declare,
     seed_range,
 )
-from .figures import LABELS, STYLES
+from .figures import LABELS, STYLES, draw_points
 from .numbers import PAGE_WIDTH, describe, interval
 from .tables import BACKBONES_ZOO, Table2, Table3
 
@@ -243,13 +243,22 @@ _DIFFERENCES = {"primary - none": "PRLE - plain", "ours - none": "our reading - 
 _ALL = ("none", "primary", "ours", *_DIFFERENCES)
 
 
-def _estimates(found: Looks | Gap, arms: Sequence[str], **row) -> Iterator[dict]:
-    "Make a row an arm: value, low, high, note."
+def _estimates(
+    by_arm: dict[str, Looks | Gap],  # of each arm alone
+    arms: Sequence[str],  # and differences of two
+    **row,
+) -> Iterator[dict]:
+    "Make a row an arm or difference, of the arms that it needs: value, low, high, note."
     for arm in arms:
-        if isinstance(found, Gap):
-            numbers, note = [np.nan] * 3, found.reason
-        else:
-            numbers, note = found.estimate(arm), ""
+        needed, looked = [by_arm[name] for name in arm.split(" - ")], {}
+        numbers, note = [np.nan] * 3, ""
+        for found in needed:
+            if isinstance(found, Gap):
+                note = note or found.reason
+            else:
+                looked |= found.arms
+        if not note:
+            numbers = Looks(looked, needed[0].people).estimate(arm)
         ends = dict(zip(("value", "low", "high"), numbers))
         yield {**row, "arm": arm, **ends, "note": note}
 
@@ -268,15 +277,10 @@ def breadth(
     for fakes in (UNSEEN, TARGETS):
         for shown, backbones in groups.items():
             for quantity in (SHARE, SPREAD, NOTHING):
-                found = looks_of(values, fakes, quantity, backbones, _ALL[:3])
+                found = {a: looks_of(values, fakes, quantity, backbones, [a]) for a in _ALL[:3]}
                 row = dict(fakes=fakes, trained="", backbone=shown, measure=quantity.name)
                 rows += _estimates(found, _ALL, **row)
     return pd.DataFrame(rows)[[*_COLUMNS, "value", "low", "high", "note"]]
-
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-36
-def _signed(r) -> str:
-    "Format a difference with its interval."
-    return "gap" if r.note else f"{r.value:+.1f} [{r.low:+.1f}, {r.high:+.1f}]"
 
 # %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-38
 def breadth_table(
@@ -288,9 +292,9 @@ def breadth_table(
         line = dict(zip(("fakes", "backbone", "measure"), key))
         for r in group.itertuples():
             if r.arm in _DIFFERENCES:
-                line[_DIFFERENCES[r.arm]] = _signed(r)
+                line[_DIFFERENCES[r.arm]] = interval(r.value, r.low, r.high, "+")
             else:
-                line[LABELS[r.arm]] = "gap" if r.note else interval(r.value, r.low, r.high)
+                line[LABELS[r.arm]] = interval(r.value, r.low, r.high)
         shown.append(line)
     return pd.DataFrame(shown)
 
@@ -305,9 +309,9 @@ def part_numbers(
     lines += [(UNSEEN, "", _ALL), (TARGETS, "", _ALL)]
     for fakes, trained, arms in lines:
         for part in FACE_PARTS:
-            which = dict(arms=[arm for arm in arms if arm not in _DIFFERENCES])
-            which["trained"] = [trained] if trained else ()
-            found = looks_of(values, fakes, above_area(part), names, **which)
+            which, found = dict(trained=[trained] if trained else ()), {}
+            for arm in arms[:3]:
+                found[arm] = looks_of(values, fakes, above_area(part), names, [arm], **which)
             row = dict(fakes=fakes, trained=trained, backbone="mean", measure=part)
             rows += _estimates(found, arms, **row)
     return pd.DataFrame(rows)[[*_COLUMNS, "value", "low", "high", "note"]]
@@ -334,14 +338,10 @@ def part_table(
         line = dict(fakes=fakes, detectors=(LABELS | _DIFFERENCES)[arm])
         if trained:
             line["detectors"] += f", trained on {trained}"
-        shown.append(line | {r.measure: _signed(r) for r in group.itertuples()})
+        for r in group.itertuples():
+            line[r.measure] = interval(r.value, r.low, r.high, "+")
+        shown.append(line)
     return pd.DataFrame(shown)
-
-# %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-47
-def _bars(ax: plt.Axes, x: np.ndarray, rows: pd.DataFrame, **style):
-    "Draw values with their intervals as points."
-    ends = np.maximum(0, [rows.value - rows.low, rows.high - rows.value])
-    ax.errorbar(x, rows.value, yerr=ends, linestyle="none", capsize=2, markersize=4, **style)
 
 # %% ../../nbs/paper/07_mechanism.ipynb #paper-07-mechanism-48
 def _draw_breadth(ax: plt.Axes, rows: pd.DataFrame, fakes: str):
@@ -350,7 +350,8 @@ def _draw_breadth(ax: plt.Axes, rows: pd.DataFrame, fakes: str):
     names = list(dict.fromkeys(rows.backbone))
     for shift, (arm, style) in zip((-0.2, 0, 0.2), STYLES.items()):
         part = rows[rows.arm == arm]
-        _bars(ax, np.arange(len(part)) + shift, part, label=LABELS[arm], **style)
+        x = np.array([names.index(name) for name in part.backbone])
+        draw_points(ax, x + shift, part, label=LABELS[arm], **style)
     ax.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     ax.set_title(fakes)
     ax.set_xlim(-0.6, max(len(names), 1) - 0.4)
@@ -362,7 +363,7 @@ def _draw_parts(ax: plt.Axes, rows: pd.DataFrame, subsets: Sequence[str]):
     for k, (shift, subset) in enumerate(zip(shifts, subsets)):
         part = rows[(rows.trained == subset) & (rows.note == "")]
         style = dict(color=f"C{k + 3}", marker="^v<>p"[k], label=f"trained on {subset}")
-        _bars(ax, np.arange(len(part)) + shift, part, **style)
+        draw_points(ax, np.arange(len(part)) + shift, part, **style)
     ax.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
     ax.set_xticks(range(len(FACE_PARTS)), list(FACE_PARTS), rotation=90, fontsize=8)
     ax.set_title("plain, on known fakes")

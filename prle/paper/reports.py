@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core import atomic_path
-from .numbers import interval
+from .numbers import CELL_COLUMNS, interval
 from .reproduce import page_template
 from ..trust import read_csv
 
@@ -33,19 +33,37 @@ def report_tables(
     return {path.stem: path for path in found}
 
 # %% ../../nbs/paper/13_reports.ipynb #paper-13-reports-8
+_SETTINGS = {*CELL_COLUMNS, "name", "subset", "alpha", "threshold"}  # may look like numbers
+_ABOUT = {"note", "verdict", "needs"}  # words about a number
+
+
+def _names_rows(column: pd.Series) -> bool:
+    "Tell whether a column names the rows of a table: a setting, or words that are not measured."
+    if column.name in _SETTINGS | _ABOUT:
+        return column.name in _SETTINGS
+    there = column[column != ""]
+    return bool(pd.to_numeric(there, errors="coerce").isna().any())
+
+
 def read_numbers(
-    path: Path,  # a table's CSV file
+    path: Path,  # a table's CSV file; `ValueError` if two of its rows have one name
 ) -> pd.DataFrame:  # name, value, low, high; empty if the table has no intervals
     "Read the numbers of a table, each with a name of its own."
     table = read_csv(path, [])
-    names = list(table.columns)
-    if not {"low", "high"} <= set(names):
+    columns = list(table.columns)
+    if not {"low", "high"} <= set(columns):
         return pd.DataFrame(columns=["name", "value", "low", "high"])
-    column = names.index("low") - 1
-    heads = [name for name in names[:column] if name != "note"]
-    numbers = table[[names[column], "low", "high"]].apply(pd.to_numeric, errors="coerce")
-    numbers.columns = ["value", "low", "high"]
-    return numbers.assign(name=table[heads].agg(", ".join, axis=1)).dropna(subset="value")
+    measured = [columns[columns.index("low") - 1], "low", "high"]
+    heads = [c for c in columns if c not in measured and _names_rows(table[c])]
+    names = [", ".join(filter(None, row)) for row in table[heads].itertuples(index=False)]
+    numbers = table[measured].apply(pd.to_numeric, errors="coerce")
+    numbers = numbers.set_axis(["value", "low", "high"], axis=1).assign(name=names)
+    if twice := sorted(set(numbers.name[numbers.name.duplicated()])):
+        raise ValueError(
+            f"{path} has several rows of one name ({twice[0]}), so that its numbers cannot be told "
+            "apart: write the table anew with `prle reproduce`."
+        )
+    return numbers.dropna(subset="value")
 
 # %% ../../nbs/paper/13_reports.ipynb #paper-13-reports-11
 def compare_tables(
@@ -58,9 +76,12 @@ def compare_tables(
     both = read_numbers(one).merge(
         read_numbers(other), on="name", how="outer", suffixes=("", "_other"), indicator="where"
     )
+    known = both[["low", "high", "low_other", "high_other"]].notna()
     outside = ~both.value_other.between(both.low, both.high)
     away = ~both.value.between(both.low_other, both.high_other)
-    return both.assign(changed=(both["where"] == "both") & outside & away)
+    beyond = (known.all(axis=1) & outside & away) | ~known.any(axis=1)
+    differs = (both["where"] == "both") & (both.value != both.value_other)
+    return both.assign(changed=differs & beyond)
 
 # %% ../../nbs/paper/13_reports.ipynb #paper-13-reports-13
 def compare_reports(
@@ -76,14 +97,19 @@ def compare_reports(
     return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 # %% ../../nbs/paper/13_reports.ipynb #paper-13-reports-15
+def _text(value: float, low: float, high: float) -> str:
+    "Format a number with its interval, if it has one."
+    return f"{value:.1f}" if pd.isna(low) else interval(value, low, high)
+
+
 def changes_table(
     both: pd.DataFrame,  # from `compare_reports`
 ) -> pd.DataFrame:  # table, number, A, B, B - A; the largest changes first
     "Return what changed beyond the intervals."
     changed = both.assign(change=both.value_other - both.value)[both.changed]
     changed = changed.sort_values("change", key=abs, ascending=False, kind="stable")
-    a = [interval(r.value, r.low, r.high) for r in changed.itertuples()]
-    b = [interval(r.value_other, r.low_other, r.high_other) for r in changed.itertuples()]
+    a = [_text(r.value, r.low, r.high) for r in changed.itertuples()]
+    b = [_text(r.value_other, r.low_other, r.high_other) for r in changed.itertuples()]
     off = [f"{change:+.1f}" for change in changed.change]
     return pd.DataFrame(
         {"table": changed.table, "number": changed.name, "A": a, "B": b, "B - A": off}
@@ -104,7 +130,7 @@ def changes_text(
 _SIDE_BY_SIDE = """\
 <h1>Two reports side by side</h1>
 <p>A: <code>{{ one }}</code>, B: <code>{{ other }}</code>. {{ text }} A number changed if each of the two lies outside
-of the other's interval.</p>
+of the other's interval; without any interval, if it differs at all.</p>
 <div class="wide">{{ changed | table }}</div>
 """
 

@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'SCRIPT', 'VIDEOS', 'find_exhibit', 'notebook_folder', 'list_notebooks', 'headline', 'find_notebooks',
            'parameters_text', 'rtx3090_rate', 'Cost', 'Work', 'Network', 'measure_network', 'works', 'cost',
            'work_text', 'cost_text', 'announce', 'notebook_parameters', 'run_notebook', 'script_mark', 'page_template',
-           'Contrast', 'contrasts', 'answer', 'outcome', 'write_report', 'full_settings', 'plan', 'CountedLab',
+           'Finding', 'contrasts', 'answer', 'outcome', 'write_report', 'full_settings', 'plan', 'CountedLab',
            'counted_cost', 'estimate_text', 'prepare', 'reproduce']
 
 # %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-2
@@ -93,7 +93,7 @@ def list_notebooks() -> list[str]:
 
 
 def headline() -> list[str]:
-    "List what `prle reproduce` makes by default, in the preset mini within one and a half hours on two cores."
+    "List what `prle reproduce` makes by default, in the preset mini within two hours on two cores."
     return [name for name, exhibit in exhibits().items() if exhibit.headline]
 
 # %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-7
@@ -587,7 +587,7 @@ def _short_title(notebook: str) -> str:  # "Table III"
     return re.split("[:,]", _first_cell(notebook)[0])[0]
 
 # %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-49
-class Contrast(NamedTuple):
+class Finding(NamedTuple):
     "A difference of two trainings that a table has found."
 
     where: str  # "Table III"
@@ -598,14 +598,17 @@ class Contrast(NamedTuple):
 
 def contrasts(
     folder: Path,  # outputs/PRESET
-) -> list[Contrast]:
+    data: str,  # fingerprint of the data; tables of others are left out
+) -> list[Finding]:
     "Read the main differences of all tables of a preset."
     found = []
     for path in sorted(folder.glob("tables/*.provenance.json")):
         note = read_json(path)
+        if note.get("data") != data:
+            continue
         for fact in note.get("contrasts", []):
             where = _short_title(note["notebook"])
-            found.append(Contrast(where, fact["arm"], fact["than"], read_contrast(fact)))
+            found.append(Finding(where, fact["arm"], fact["than"], read_contrast(fact)))
     return found
 
 # %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-50
@@ -620,7 +623,7 @@ def answer(
     return "no difference that matters" if is_equivalent(e) else "undecided"
 
 # %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-52
-def _came_text(c: Contrast) -> str:
+def _came_text(c: Finding) -> str:
     "Tell one difference in a line."
     e = c.estimate
     change = interval(e.value, e.low, e.high, "+")
@@ -629,7 +632,7 @@ def _came_text(c: Contrast) -> str:
     return f"{c.where}: {c.arm} against {c.than}, {change} points: {answer(e)}{known}."
 
 
-def _open_text(found: list[Contrast]) -> str:
+def _open_text(found: list[Finding]) -> str:
     "Say what is undecided, and what would decide it."
     undecided, once = [], []
     for c in found:
@@ -663,11 +666,13 @@ _UNITS = (
 
 def outcome(
     folder: Path,  # outputs/PRESET
+    data: str,  # fingerprint of the data; what was made of others is left out
 ) -> dict:  # tried: text; came: list of texts; open: text
     "Say what was tried, what came out, what is undecided and what would decide it."
     notes = [read_json(path) for path in folder.glob("*/*.provenance.json")]
+    notes = [note for note in notes if note.get("data") == data]
     runs = {run for note in notes for run in note.get("runs", []) if run.startswith("detectors/")}
-    found = contrasts(folder)
+    found = contrasts(folder, data)
     units = _UNITS if found else "No trainings have been compared yet."
     tried = _TRIED.format(trainings=len(runs)) + units
     return dict(tried=tried, came=[_came_text(c) for c in found], open=_open_text(found))
@@ -718,7 +723,7 @@ def write_report(
         code=lab.store.code,
         now=provenance(),
         summary=lab.store.summary(),
-        outcome=outcome(folder),
+        outcome=outcome(folder, lab.fingerprint),
         sections=[section for section in sections if section["found"]],
         failed=failed or {},
         changed=changed_files(folder),

@@ -175,7 +175,7 @@ class Table1(Exhibit):
         "Return the table of single detectors and that of fusions."
         shares = attended_share(values)
         alone = shares.name.isin(list(lab.preset.named))
-        about = describe(lab, seeds, on=["train"])
+        names = dict(table1=list(lab.preset.named), table1_fusions=list(lab.preset.backbones))
         captions = {
             "table1": "Table I: share of the face (%) that is attended, training fakes.",
             "table1_fusions": "Share of the face (%) that fused maps cover, training fakes; "
@@ -183,6 +183,7 @@ class Table1(Exhibit):
         }
         for (name, caption), which in zip(captions.items(), (alone, ~alone)):
             rows = shares[which].reset_index(drop=True)
+            about = describe(lab, seeds, names[name], on=["train"])
             yield TablePart(name, rows, share_table(rows), f"{caption} {about}{gaps(rows)}")
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-17
@@ -313,8 +314,9 @@ class ArmExhibit(ArmCells):
     def about(
         self, lab: Lab, seeds: int, rows: pd.DataFrame, on: Sequence[str] = ("targets",)
     ) -> str:
-        "Describe what the numbers rest on, and the gaps."
-        return describe(lab, seeds, list(dict.fromkeys(rows.backbone)), on) + gaps(rows)
+        "Describe what the numbers rest on, with those that localize for an arm, and the gaps."
+        zoos = [name for v in self.variants for name in v.changes.get("zoo", ())]
+        return describe(lab, seeds, list(dict.fromkeys([*rows.backbone, *zoos])), on) + gaps(rows)
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-27
 _LAYOUT = (
