@@ -2561,6 +2561,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'prle.paper.controls.make_controls': ('paper/controls.html#make_controls', 'prle/paper/controls.py'),
                                      'prle.paper.controls.mask_cells': ('paper/controls.html#mask_cells', 'prle/paper/controls.py'),
                                      'prle.paper.controls.mask_numbers': ('paper/controls.html#mask_numbers', 'prle/paper/controls.py'),
+                                     'prle.paper.controls.negative_trainings': ( 'paper/controls.html#negative_trainings',
+                                                                                 'prle/paper/controls.py'),
                                      'prle.paper.controls.planted_coverage': ( 'paper/controls.html#planted_coverage',
                                                                                'prle/paper/controls.py')},
             'prle.paper.efficiency': { 'prle.paper.efficiency.Measured': ('paper/efficiency.html#measured', 'prle/paper/efficiency.py'),

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STUDENT', 'ZOO', 'CONTROL_READINGS', 'NEGATIVE', 'NEGATIVE_TIMES', 'CONTROLS', 'FEW_PLACES', 'LOOKED_AT',
-           'MASK_MEASURES', 'TRAININGS', 'control_arms', 'control_places', 'controls_lab', 'control_scores',
-           'control_numbers', 'planted_coverage', 'attention_inside', 'mask_cells', 'mask_numbers', 'control_table',
-           'Controls', 'make_controls']
+           'MASK_MEASURES', 'TRAININGS', 'control_arms', 'control_places', 'negative_trainings', 'controls_lab',
+           'control_scores', 'control_numbers', 'planted_coverage', 'attention_inside', 'mask_cells', 'mask_numbers',
+           'control_table', 'Controls', 'make_controls']
 
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-2
 from collections.abc import Iterator, Sequence
@@ -95,6 +95,14 @@ def control_places(
     "Return the places that detectors are trained on and tested on."
     return FEW_PLACES if "smoke" in lab.name else tuple(PLACES)
 
+
+def negative_trainings(
+    lab: Lab,  # of any preset
+    trainings: int,  # of each positive control
+) -> int:
+    "Return how many trainings stand behind a negative control; in smoke no more than behind a positive one."
+    return trainings if "smoke" in lab.name else NEGATIVE_TIMES * trainings
+
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-14
 def controls_lab(
     lab: Lab,  # of any preset
@@ -114,12 +122,13 @@ def control_scores(
     places: Sequence[str],  # to train on
     seeds: int,  # trainings of each arm
     readings: Sequence[Variant] = CONTROL_READINGS,  # as of `control_arms`
+    negative: int | None = None,  # trainings of each negative control; None: as of the others
 ) -> Cells:  # backbone, arm, train -> scores of each seed
     "Declare the scores of all arms."
     cells: Cells = {}
     for arm in control_arms(places, readings):
-        times = 1 if arm.train in places else NEGATIVE_TIMES
-        cells[arm.key] = [_elsewhere(arm.scores(seed)) for seed in seed_range(times * seeds)]
+        count = seeds if arm.train in places else negative or seeds
+        cells[arm.key] = [_elsewhere(arm.scores(seed)) for seed in seed_range(count)]
     return cells
 
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-18
@@ -343,9 +352,9 @@ class Controls(Exhibit):
     def cells(self, lab: Lab, trainings: int) -> Cells:
         "Declare the scores of all arms."
         places = control_places(lab)
-        return control_scores(places, trainings, CONTROL_READINGS) | mask_cells(
-            places, CONTROL_READINGS
-        )
+        negative = negative_trainings(lab, trainings)
+        scores = control_scores(places, trainings, CONTROL_READINGS, negative)
+        return scores | mask_cells(places, CONTROL_READINGS)
 
     def parts(self, lab: Lab, values: Values, trainings: int) -> Iterator[TablePart]:
         "Return the table of gains."
@@ -362,7 +371,7 @@ class Controls(Exhibit):
             "best measure of `prle audit`; `inside` is the share of the attention that lies in the place, which chance "
             "would make `uniform` (its area), `mean map` (that of all faces) or `other face`. Without a strong trace "
             "no mask should matter: equivalent means that the 90% interval lies within 2 points. Behind `shared alone` "
-            f"and the fakes without any trace stand {NEGATIVE_TIMES * trainings} trainings. {about}{gaps(rows)}"
+            f"and the fakes without any trace stand {negative_trainings(lab, trainings)} trainings. {about}{gaps(rows)}"
         )
         shown = control_table(rows, mask_numbers(values), CONTROL_READINGS)
         facts = dict(contrasts=_contrasts(rows))

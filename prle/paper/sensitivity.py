@@ -26,6 +26,7 @@ from prle.paper.controls import (
     controls_lab,
     mask_cells,
     mask_numbers,
+    negative_trainings,
 )
 from .exhibits import SEEDS, Cells, Exhibit, Parameter, TablePart, Values
 from .exhibits import declare, seed_range
@@ -141,7 +142,9 @@ class Sensitivity(Exhibit):
         seed_range(seeds)  # refuses none, with and without own data
         places = control_places(lab)
         readings = [_beside_zoo(v) for v in steps(lab)]
-        cells = control_scores(places, trainings, readings) | mask_cells(places, readings)
+        negative = negative_trainings(lab, trainings)
+        cells = control_scores(places, trainings, readings, negative)
+        cells |= mask_cells(places, readings)
         if backbone is None:
             return cells
         own = target_cells(lab, own_arms(lab, backbone), seeds)
