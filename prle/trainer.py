@@ -625,7 +625,7 @@ def _detector_identity(detector: Detector) -> dict:
     "Return what tells detectors apart: class, shapes of the tensors, and configuration."
     tensors = [[k, list(v.shape), str(v.dtype)] for k, v in detector.state_dict().items()]
     config = getattr(detector, "config", {})
-    return dict(type=type(detector).__name__, tensors=digest(tensors), **config)
+    return config | dict(type=type(detector).__name__, tensors=digest(tensors))
 
 # %% ../nbs/10_trainer.ipynb #10-trainer-83
 KEEP = 2**28
