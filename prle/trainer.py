@@ -11,6 +11,7 @@ __all__ = ['ON_TWO_GPUS', 'KEEP', 'Renewal', 'Watch', 'TrainConfig', 'TrainingFa
 import copy
 import hashlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -809,7 +810,9 @@ def _tell(row: dict, bar, processes: Processes):
 
 # %% ../nbs/10_trainer.ipynb #10-trainer-100
 Renewal = Callable[[nn.Module, int], Path | None]
-"Function (detector as it would be kept, epoch from 0) -> folder of the quantile maps of this epoch; None: as before."
+"""Function (detector as it would be kept, epoch from 0) -> folder of the quantile maps of this epoch.
+
+None, or the folder of the epoch before: nothing changes."""
 
 # %% ../nbs/10_trainer.ipynb #10-trainer-102
 Watch = Callable[[nn.Module, int], None]
@@ -863,7 +866,8 @@ class Trainer(EpochTrainer):
         self.before = None
         if folder is not None:
             self.state.maps = folder
-            self.inputs.use_quantiles(folder)
+            if os.path.realpath(folder) != self.inputs.faces.quantiles:
+                self.inputs.use_quantiles(folder)
 
     def save(self, folder: Path):
         "Write a checkpoint; every process has to call it."
