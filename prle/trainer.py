@@ -11,6 +11,7 @@ __all__ = ['ON_TWO_GPUS', 'KEEP', 'Renewal', 'Watch', 'TrainConfig', 'TrainingFa
 import copy
 import hashlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -627,7 +628,7 @@ def _detector_identity(detector: Detector) -> dict:
     "Return what tells detectors apart: class, shapes of the tensors, and configuration."
     tensors = [[k, list(v.shape), str(v.dtype)] for k, v in detector.state_dict().items()]
     config = getattr(detector, "config", {})
-    return dict(type=type(detector).__name__, tensors=digest(tensors), **config)
+    return config | dict(type=type(detector).__name__, tensors=digest(tensors))
 
 # %% ../nbs/10_trainer.ipynb #10-trainer-83
 KEEP = 2**28
@@ -811,7 +812,9 @@ def _tell(row: dict, bar, processes: Processes):
 
 # %% ../nbs/10_trainer.ipynb #10-trainer-100
 Renewal = Callable[[nn.Module, int], Path | None]
-"Function (detector as it would be kept, epoch from 0) -> folder of the quantile maps of this epoch; None: as before."
+"""Function (detector as it would be kept, epoch from 0) -> folder of the quantile maps of this epoch.
+
+None, or the folder of the epoch before: nothing changes."""
 
 # %% ../nbs/10_trainer.ipynb #10-trainer-102
 Watch = Callable[[nn.Module, int], None]
@@ -865,7 +868,8 @@ class Trainer(EpochTrainer):
         self.before = None
         if folder is not None:
             self.state.maps = folder
-            self.inputs.use_quantiles(folder)
+            if os.path.realpath(folder) != self.inputs.faces.quantiles:
+                self.inputs.use_quantiles(folder)
 
     def save(self, folder: Path):
         "Write a checkpoint; every process has to call it."

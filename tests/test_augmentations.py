@@ -12,7 +12,7 @@ from prle.core import torch_rng
 from prle.data.datasets import FaceDataset
 from prle.data.manifest import select
 from prle.detectors import create_detector, list_detectors
-from prle.detectors.registry import size_option
+from prle.detectors.registry import cam_grids, size_option
 from prle.masking import PrimaryRegionMask, RandomMask
 from prle.trainer import TrainConfig, TrainingFaces, predict, train
 from prle.training.augmentations import (
@@ -159,6 +159,15 @@ def test_blocks_are_dropped_while_the_network_trains(toy, tiny):
         tiny.train()
         assert not torch.equal(tiny(x), tiny(x))
     assert torch.equal(tiny(x), tiny(x))
+
+
+def test_dropblock_measures_a_network_once(tiny, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "prle.training.augmentations.cam_grids", lambda *a: seen.append(a) or cam_grids(*a)
+    )
+    with AUGMENTATIONS["dropblock"].attached(tiny, 24):
+        assert seen == [(tiny, 24)]
 
 
 def test_primary_masks_and_mixing_together(toy, tiny, tmp_path):

@@ -1,8 +1,10 @@
 """Detectors: published sizes, timm as oracle, Grad-CAM layers, weights from packages and hubs, bad calls."""
 
+import ast
 import dataclasses
 import functools
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -94,6 +96,21 @@ PUBLISHED_CAM = dict(
 def small(name, size=64, **options):
     torch.manual_seed(0)
     return create_detector(name, width=1 / 8, **registry.size_option(name, size), **options)
+
+
+def test_the_overviews_stored_lists_and_cards_have_all_names():
+    "The site is made of what the notebook stores."
+    path = Path(__file__).parents[1] / "nbs/detectors/99_detectors.ipynb"
+    cells = {cell["id"]: cell for cell in json.loads(path.read_text())["cells"]}
+
+    def shown(number, kind="text/plain"):
+        [output] = cells[f"detectors-99-detectors-{number}"]["outputs"]
+        return "".join(output["data"][kind])
+
+    assert ast.literal_eval(shown(4)) == NAMES
+    for number in (7, 11):
+        assert [n for n in NAMES if f"<th>{n}</th>" not in shown(number, "text/html")] == []
+    assert "<th>batch_size</th>" in shown(11, "text/html")
 
 
 def batch_of(n=8, size=64):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,8 @@ from prle.trust import read_json
 from prle.data.datasets import FaceDataset
 from prle.data.manifest import read_manifest, select
 from prle.masking import RandomMask
-from prle.training.processes import Processes, _work, check_processes, launch, _hand_over
+from prle.training.processes import PATIENCE, Processes, check_processes, launch
+from prle.training.processes import _hand_over, _work
 from prle.trainer import ON_TWO_GPUS, BatchParts, TrainConfig, predict, train
 
 CONFIG = TrainConfig(
@@ -396,7 +398,9 @@ def prle_doc():
 
 
 def stumble(accelerator):
-    "The second process diverges while the first waits for it."
+    "The second process diverges while the first waits for it, as long as maps may take to be made."
+    group = torch.distributed.group.WORLD._get_backend(accelerator.device)
+    assert group.options._timeout == PATIENCE >= timedelta(hours=12)
     if accelerator.process_index:
         raise FloatingPointError("the loss became nan in epoch 1")
     accelerator.wait_for_everyone()

@@ -12,6 +12,7 @@ from prle.detectors import create_detector
 from prle.detectors.capsule import PrimaryCapsules
 from prle.detectors.registry import macs
 from prle.detectors.foreign import FOREIGN, fill, load_foreign, read_checkpoint, translate
+from prle.detectors.foreign import _fitted
 
 HALF = (728, 728, 728)
 BLOCKS = [(64, 128, 128), (128, 256, 256), (256, *HALF[:2]), *[(728, *HALF)] * 8, (728, 728, 1024)]
@@ -337,6 +338,63 @@ def test_whatever_does_not_fit_is_named():
     )
     with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
         fill(model, state, rules, "x.pth")
+
+
+@pytest.mark.parametrize("outputs", [1, 1000])
+def test_a_last_layer_of_other_than_two_outputs_is_refused(outputs):
+    "One of ImageNet, or a single output, of which nobody says what it means."
+    (model, rules), state = meso_model(), drawn(meso())
+    state |= drawn(linear("backbone.fc2", 16, outputs))
+    says = (
+        "x.pth does not fit Meso4: it lacks head.weight, head.bias; of other than two outputs are "
+        f"backbone.fc2.weight ({outputs}, 16), backbone.fc2.bias ({outputs},)."
+    )
+    for fake in (0, 1):
+        with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+            fill(model, state, rules, "x.pth", fake)
+
+
+def test_only_axes_of_length_one_are_fitted():
+    kernel = torch.zeros(4, 1, 1)
+    for shape, fitted in {(1, 4): (4, 1, 1), (0, 4): (0, 4), (2, 2): (2, 2)}.items():
+        assert _fitted(torch.zeros(shape), kernel).shape == fitted
+
+
+HEADS = {
+    "deepfakebench/meso4": ("backbone.fc2", nn.ModuleDict(dict(head=nn.Linear(8, 1)))),
+    "deepfakebench/ffd": ("backbone.last_linear", nn.ModuleDict(dict(fc=nn.Linear(8, 2)))),
+    "efficientnet_pytorch/b4": (
+        "_fc",
+        nn.ModuleDict(dict(net=nn.ModuleDict(dict(classifier=nn.Linear(8, 1))))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_fake_is_the_output_that_is_said_to_be(name, tmp_path, monkeypatch):
+    "Without the body. Where none is said it is that of the entry; the paper's release has 0."
+    theirs, model = HEADS[name]
+    file = tmp_path / "x.safetensors"
+    state = drawn(linear(theirs, 8, 2))
+    save_file(state, file)
+    monkeypatch.setattr("prle.detectors.foreign.create_detector", lambda *_, **__: model)
+    own = 0 if name == "efficientnet_pytorch/b4" else 1
+    for fake in (0, 1, None):
+        found = load_foreign(file, name, fake=fake).state_dict().values()
+        k = own if fake is None else fake
+        for ours, two in zip(found, state.values()):
+            logit = ours[1] - ours[0] if len(ours) == 2 else ours[0]
+            assert torch.equal(logit, two[k] - two[1 - k])
+    with pytest.raises(ValueError, match="fake must be 0 or 1, one of two outputs, not 2"):
+        load_foreign(file, name, fake=2)
+
+
+def test_capsules_outputs_change_places():
+    name, rules = "routing_stats.route_weights", FOREIGN["deepfakebench/capsule_net"].rules
+    weights, model = torch.randn(2, 10, 4, 8), nn.Module()
+    model.register_buffer("routing", torch.zeros(2, 10, 4, 8))
+    for fake, expected in ((1, weights), (0, weights.flip(0))):
+        assert torch.equal(fill(model, {name: weights}, rules, "x.pth", fake).routing, expected)
 
 
 def test_files_of_old_versions_have_no_counters():

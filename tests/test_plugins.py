@@ -1,6 +1,8 @@
 """Detectors from outside: files that are named, packages that are installed; their code belongs to a run's name."""
 
+import importlib
 import os
+import pickle
 
 import pandas as pd
 import pytest
@@ -79,6 +81,14 @@ def test_a_named_file_is_a_detector_like_any_other(own):
         create_detector("own", droput=0.1)
 
 
+def test_a_path_that_leads_up_and_down_again_is_the_file_it_ends_at(own):
+    (own.parent / "sub").mkdir()
+    assert (
+        load_plugin(own.parent / "sub" / ".." / own.name) == ["own"] and "own" in list_detectors()
+    )
+    assert detector_facts("own").plugin.place == str(own) and os.environ[PLUGINS] == str(own)
+
+
 def test_the_environment_names_plugins(own, tmp_path, monkeypatch):
     other = tmp_path / "other.py"
     other.write_text(OWN.replace("def own", "def another"))
@@ -101,6 +111,21 @@ def test_a_package_is_a_plugin_with_all_its_code(tmp_path):
     load_plugin(folder)
     assert registry.detector_options("own") == dict(dropout=0.2), "the inner module is run anew"
     assert detector_facts("own").plugin.code == source_digest(folder) != before
+
+
+def test_two_packages_of_one_folder_name_keep_their_own_modules(tmp_path):
+    "Each imports its network when it is built."
+    late = OWN.replace("    return Own()", "    from .part import made\n    return made(Own())")
+    for name in ("a", "b"):
+        (tmp_path / name / "mine").mkdir(parents=True)
+        text = late.replace("def own", f"def own_{name}")
+        (tmp_path / name / "mine/__init__.py").write_text(text)
+        part = f"def made(model):\n    model.whose = {name!r}\n    return model\n"
+        (tmp_path / name / "mine/part.py").write_text(part)
+        load_plugin(tmp_path / name / "mine")
+    for name in ("a", "b"):
+        model = create_detector(f"own_{name}")
+        assert model.whose == name and isinstance(pickle.loads(pickle.dumps(model)), type(model))
 
 
 def test_a_changed_file_is_run_anew_at_once(own):
@@ -186,6 +211,29 @@ def test_an_installed_package_is_found_without_being_named(tmp_path, monkeypatch
         "the installed plugin broken_detectors.detectors is left out "
         "(No module named 'nothing_of_the_kind')"
     )
+
+
+def test_an_installed_package_that_was_imported_before_is_a_plugin_too(
+    tmp_path, monkeypatch, lines
+):
+    "One of its modules, or all; two entry points of one package; another one of a namespace package."
+    install(tmp_path, "early_detectors", OWN)
+    folder = tmp_path / "early_detectors"
+    (folder / "more.py").write_text(OWN.replace("def own", "def second"))
+    with open(tmp_path / "early_detectors-1.0.dist-info/entry_points.txt", "a") as file:
+        file.write("more = early_detectors.more\nspace = shared_space.nets\n")
+    for name in ("nets", "others"):
+        (tmp_path / "shared_space").mkdir(exist_ok=True)
+        text = OWN.replace("def own", f"def of_{name}")
+        (tmp_path / f"shared_space/{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("early_detectors.detectors", "shared_space.nets", "shared_space.others"):
+        importlib.import_module(name)
+    assert {"own", "second", "of_nets"} <= set(list_detectors()) and lines == []
+    codes = {"early_detectors": source_digest(folder)}
+    codes["nets.py"] = source_digest(tmp_path / "shared_space/nets.py")
+    assert loaded_plugins() == codes and detector_facts("of_others").plugin is None
+    assert RunConfig("own", "A").key()["plugin"] == codes["early_detectors"]
 
 
 def test_the_code_belongs_to_the_key_of_plugins_alone(own):

@@ -1,5 +1,6 @@
 """prle.trainer: Algorithm 1, Eq. 13, and what must not happen in training."""
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from prle.trainer import (
     Objective,
     TrainConfig,
     TrainingFaces,
+    _detector_identity,
     check_split,
     create_optimizer,
     create_schedule,
@@ -173,6 +175,26 @@ def test_renewed_maps_reach_the_decoding_processes(toy, quantiles, tmp_path, wor
             [(images[:, :, rows] == 0).all().item() for rows in (slice(12), slice(12, 24))]
         )
     assert black == [[True, False], [False, True]]
+
+
+def test_a_detectors_options_may_have_any_name(tiny):
+    tiny.config = dict(name="own", type="deep", tensors=3)
+    found = _detector_identity(tiny)
+    assert found["name"] == "own" and found["type"] == type(tiny).__name__
+    tiny.config = dict(name="own")
+    assert _detector_identity(tiny) == found
+
+
+def test_maps_that_stay_the_same_are_taken_up_once(toy, tiny, quantiles, monkeypatch):
+    seen, real = [], TrainInputs.use_quantiles
+    monkeypatch.setattr(TrainInputs, "use_quantiles", lambda *a: seen.append(a[1:]) or real(*a))
+    other = quantiles.parent / "other"
+    shutil.copytree(quantiles, other)
+    how = dict(mask=PrimaryRegionMask(), quantiles=quantiles)
+    folders = [None, quantiles, other, other / ".." / "other", None]
+    config = TrainConfig(epochs=5, batch_size=4)
+    fit(tiny, toy, config, renewal=lambda student, epoch: folders[epoch], **how)
+    assert seen == [(other,)]
 
 
 def write_true_masks(toy):

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import FAKE, REAL, check_choice
+from ..core import FAKE, REAL, check_choice, shortened
 from .capsule import capsule_v2
 from .efficientnet import efficientnet_b4
 from .f3net import f3net
@@ -94,9 +94,14 @@ def _difference(parts: list[Tensor]) -> Tensor:
     return x[FAKE : FAKE + 1] - x[REAL : REAL + 1]
 
 # %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-11
-def _first(parts: list[Tensor]) -> Tensor:
-    "Return the first of several that are alike."
-    return parts[0]
+def _both(parts: list[Tensor]) -> Tensor:
+    "Return the only tensor, which has a row for each of two outputs here as well."
+    return _only(parts)
+
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-groups
+def _joined(parts: list[Tensor]) -> Tensor:
+    "Return the groups of one layer; of counters, which are alike, the first."
+    return torch.cat(parts) if parts[0].ndim else parts[0]
 
 # %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-12
 def _half(second: bool, parts: list[Tensor]) -> Tensor:
@@ -162,7 +167,7 @@ def _body(theirs: str, ours: str) -> tuple[Rule, ...]:
 # %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-25
 _F3NET = (
     *_body(r"backbone\.", "bodies.fad"),
-    Rule(rf"backbone\.{_HEAD}", r"fc.\1"),
+    Rule(rf"backbone\.{_HEAD}", r"fc.\1", _both),
     Rule(r"FAD_head\.filters\.\d\.learnable", "filters.fad.weight", torch.stack),
     Rule(r"FAD_head\.(?:_DCT_all|_DCT_all_T|filters\.\d\.base)", ""),  # fixed
 )
@@ -170,7 +175,7 @@ _F3NET = (
 # %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-26
 _FFD = (
     *_body(r"backbone\.", "body"),
-    Rule(rf"backbone\.{_HEAD}", r"fc.\1"),
+    Rule(rf"backbone\.{_HEAD}", r"fc.\1", _both),
     *_renamed({"map.c": "map.0"}),
 )
 
@@ -248,7 +253,7 @@ _NOISE = {
 _SRM = (
     *_body(r"backbone_rgb\.", "rgb"),
     *_body(r"backbone_srm\.", "noise"),
-    Rule(rf"backbone_rgb\.{_HEAD}", r"fc.\1"),
+    Rule(rf"backbone_rgb\.{_HEAD}", r"fc.\1", _both),
     Rule(rf"backbone_srm\.{_HEAD}", ""),
     Rule(r"(?:srm_conv[012]|srm_sa\.srm)\.kernel|blur\.weight", ""),
     *_renamed(_NOISE),
@@ -260,22 +265,13 @@ _SRM = (
 
 # %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-37
 _LAYERS = {0: "conv1", 1: "bn1", 3: "conv2", 4: "bn2", 7: "conv3", 8: "bn3", 9: "conv4", 10: "bn4"}
-_PART = r"(weight|bias|running_mean|running_var)"
 
 # %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-38
 _CAPSULE = (
     *_renamed({"vgg_ext.vgg_1": "features"}),
-    Rule(r"routing_stats\.route_weights", "routing"),
+    Rule(r"routing_stats\.route_weights", "routing", _both),
     *(
-        Rule(rf"fea_ext\.capsules\.\d+\.{k}\.{_PART}", rf"primary.{name}.\1", torch.cat)
-        for k, name in _LAYERS.items()
-    ),
-    *(
-        Rule(
-            rf"fea_ext\.capsules\.\d+\.{k}\.num_batches_tracked",
-            f"primary.{name}.num_batches_tracked",
-            _first,
-        )
+        Rule(rf"fea_ext\.capsules\.\d+\.{k}\.(.+)", rf"primary.{name}.\1", _joined)
         for k, name in _LAYERS.items()
     ),
 )
@@ -393,6 +389,7 @@ class Foreign:
     options: dict = field(default_factory=dict)  # of the constructor
     adapt: Callable[[Detector], None] = _as_it_is  # changes a new one into theirs
     sized: bool = False  # whether it is built for one size of the faces
+    fake: int = FAKE  # which of their two outputs is the fake
 
 # %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-46
 FOREIGN = {
@@ -421,6 +418,7 @@ FOREIGN = {
         efficientnet_b4,
         (*_b4(""), Rule(r"_fc\.(.+)", r"net.classifier.\1", _difference)),
         adapt=_their_b4,
+        fake=REAL,
     ),
     "faceforensics/xception": Foreign(
         xception,
@@ -455,7 +453,7 @@ for _name in ("deepfakebench", "efficientnet_pytorch", "faceforensics"):
 # %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-49
 def _fitted(value: Tensor, like: Tensor) -> Tensor:
     "Return a tensor in the shape of another, if they differ in axes of length 1 alone."
-    plain = [[n for n in t.shape if n > 1] for t in (value, like)]
+    plain = [[n for n in t.shape if n != 1] for t in (value, like)]
     return value.reshape(like.shape) if plain[0] == plain[1] else value
 
 # %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-50
@@ -464,23 +462,40 @@ def _named(what: str, names: list[str], most: int = 20) -> list[str]:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return [f"{what} {', '.join(names[:most])}{more}"] if names else []
 
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-heads
+def _heads(state: dict[str, Tensor], rules: tuple[Rule, ...]) -> list[str]:
+    "Name the tensors of a checkpoint that have a row for each of its outputs."
+    heads = [rule.theirs for rule in rules if rule.change in (_difference, _both)]
+    return [name for name in state if any(re.fullmatch(theirs, name) for theirs in heads)]
+
+# %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-shapes
+def _shapes(state: dict[str, Tensor], names: list[str]) -> list[str]:
+    "Tell tensors with their shapes."
+    return [f"{name} {tuple(state[name].shape)}" for name in names]
+
 # %% ../../nbs/detectors/15_foreign.ipynb #15-foreign-51
 def fill(
     model: Detector,  # gets the weights
     state: dict[str, Tensor],  # of others
     rules: tuple[Rule, ...],
     name: str,  # of the file, for the message
+    fake: int = FAKE,  # which of their two outputs is the fake, 0 or 1
 ) -> Detector:  # the same
     "Load the weights of others; `ValueError` naming every tensor that is missing, left over or of another shape."
-    own = model.state_dict()
-    made, unknown = translate(state, rules)
+    own, heads = model.state_dict(), _heads(state, rules)
+    wrong = [k for k in heads if state[k].shape[:1] != (2,)]
+    right = {k: v for k, v in state.items() if k not in wrong}
+    if fake != FAKE:
+        right |= {k: v.flip(0) for k, v in right.items() if k in heads}
+    made, unknown = translate(right, rules)
     made = {k: _fitted(v, own[k]) if k in own else v for k, v in made.items()}
     counters = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")}
     made = counters | made  # files of old versions have none
-    odd = [f"{k} {tuple(v.shape)}" for k, v in made.items() if k in own and v.shape != own[k].shape]
+    odd = [k for k, v in made.items() if k in own and v.shape != own[k].shape]
     faults = _named("it lacks", [k for k in own if k not in made])
     faults += _named("it has besides", unknown + [k for k in made if k not in own])
-    faults += _named("of another shape are", odd)
+    faults += _named("of other than two outputs are", _shapes(state, wrong))
+    faults += _named("of another shape are", _shapes(made, odd))
     if faults:
         raise ValueError(f"{name} does not fit {type(model).__name__}: {'; '.join(faults)}.")
     model.load_state_dict(made)
@@ -491,8 +506,12 @@ def load_foreign(
     path: str | Path,  # a checkpoint, as of `read_checkpoint`
     name: str,  # one of `FOREIGN`
     size: int = 256,  # edge of the faces that it was trained on, in pixels
+    fake: int | None = None,  # its output that is the fake, 0 or 1; None: as `FOREIGN` has it
 ) -> Detector:  # in eval mode, on the CPU
     "Load a checkpoint of others as a detector; `ValueError` naming what is wrong with the file, or what does not fit."
-    rules = FOREIGN[check_choice(name, FOREIGN, "architecture")].rules
+    foreign = FOREIGN[check_choice(name, FOREIGN, "architecture")]
+    fake = foreign.fake if fake is None else fake
+    if fake not in (REAL, FAKE):
+        raise ValueError(f"fake must be 0 or 1, one of two outputs, not {shortened(fake)}.")
     model = create_detector(name, size=size)
-    return fill(model, read_checkpoint(path), rules, str(path)).eval()
+    return fill(model, read_checkpoint(path), foreign.rules, str(path), fake).eval()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLUGINS', 'GROUP', 'Plugin', 'source_digest', 'run_plugin', 'named_plugins', 'name_plugin', 'installed_plugins',
-           'run_entry']
+           'run_entry', 'is_of_entry']
 
 # %% ../../nbs/detectors/16_plugins.ipynb #16-plugins-2
 import os
@@ -70,8 +70,8 @@ def run_plugin(
     """Run a plugin's file, whatever was cached of an earlier version.
 
     `FileNotFoundError` or `ValueError` if it is none, `ImportError` naming the line where it fails."""
-    path = Path(path).absolute()
-    file, name = _main_file(path), f"prle_plugin_{path.stem}"
+    path = Path(os.path.abspath(path))
+    file, name = _main_file(path), f"prle_plugin_{path.stem}_{digest(str(path))}"
     inner = [str(path)] if path.is_dir() else None
     for old in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
         del sys.modules[old]
@@ -113,13 +113,27 @@ def installed_plugins() -> tuple[EntryPoint, ...]:
     "Return the entry points of detectors; looked up once."
     return tuple(sorted(entry_points(group=GROUP), key=str))
 
+# %% ../../nbs/detectors/16_plugins.ipynb #16-plugins-package
+def _package(entry: EntryPoint) -> str:
+    "Name the package whose code an imported plugin is; of a namespace package its module alone."
+    top = entry.module.partition(".")[0]
+    return top if sys.modules[top].__file__ else entry.module
+
 # %% ../../nbs/detectors/16_plugins.ipynb #16-plugins-23
 def run_entry(
     entry: EntryPoint,  # of `installed_plugins`
 ) -> Plugin:
     "Import an installed plugin."
     entry.load()
-    top = sys.modules[entry.module.split(".")[0]]
-    file = top.__file__ or sys.modules[entry.module].__file__
-    path = Path(file).parent if Path(file).name == "__init__.py" else Path(file)
+    path = Path(sys.modules[_package(entry)].__file__)
+    path = path.parent if path.name == "__init__.py" else path
     return Plugin(path.name, source_digest(path), str(entry))
+
+# %% ../../nbs/detectors/16_plugins.ipynb #16-plugins-inside
+def is_of_entry(
+    entry: EntryPoint,  # whose module is imported
+    module: str,  # name of one that registers a detector
+) -> bool:
+    "Tell whether a module is of an installed plugin, whoever imported it."
+    package = _package(entry)
+    return module == package or module.startswith(f"{package}.")

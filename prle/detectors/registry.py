@@ -15,6 +15,7 @@ import fnmatch
 import functools
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from ..core import FAKE, REAL, check_choice, log
 from prle.detectors.plugins import (
     Plugin,
     installed_plugins,
+    is_of_entry,
     name_plugin,
     named_plugins,
     run_entry,
@@ -419,9 +421,9 @@ BEFORE_NORM = "a bias in front of a batch norm, which subtracts it"
 _registry = {}
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-65
-def _check_names(plugin: Plugin, before: dict, added: list[str]):
+def _check_names(plugin: Plugin, before: dict, added: list[str], own: list[str]):
     "Raise `ValueError` if a plugin has registered nothing, or under a name that is another's."
-    if not added:
+    if not own:
         raise ValueError(
             f"{plugin.place} registers no detector: put @register_detector(...) over a constructor."
         )
@@ -432,8 +434,12 @@ def _check_names(plugin: Plugin, before: dict, added: list[str]):
             )
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-66
-def _enter(place: str, run: Callable[[], Plugin]) -> list[str]:
-    "Run a plugin and note whose its detectors are; what an earlier version of it registered is dropped."
+def _enter(
+    place: str, run: Callable[[], Plugin], inside: Callable[[str], bool] = lambda module: False
+) -> list[str]:
+    """Run a plugin and note whose its detectors are; what an earlier version of it registered is dropped.
+
+    Its own are also those of modules `inside` it, which may have been imported before."""
     whole = dict(_registry)
     for name, constructor in whole.items():
         if constructor.facts.plugin and constructor.facts.plugin.place == place:
@@ -442,14 +448,15 @@ def _enter(place: str, run: Callable[[], Plugin]) -> list[str]:
     try:
         plugin = run()
         added = [name for name in _registry if _registry[name] is not before.get(name)]
-        _check_names(plugin, before, added)
+        own = [n for n, made in _registry.items() if n in added or inside(made.__module__)]
+        _check_names(plugin, before, added, own)
     except BaseException:
         _registry.clear()
         _registry.update(whole)
         raise
-    for name in added:
+    for name in own:
         _registry[name].facts = replace(_registry[name].facts, plugin=plugin)
-    return sorted(added)
+    return sorted(own)
 
 # %% ../../nbs/detectors/00_registry.ipynb #detectors-00-registry-67
 _tried = set()
@@ -462,7 +469,7 @@ def load_plugin(
     """Run a plugin, anew if it was run before; processes that this one starts will know it.
 
     `ImportError` naming the line where it fails, `ValueError` if it registers nothing or takes a known name."""
-    path = Path(path).absolute()
+    path = Path(os.path.abspath(path))
     _tried.add(str(path))
     try:
         names = _enter(str(path), functools.partial(run_plugin, path))
@@ -482,7 +489,8 @@ def _find_plugins():
         if str(entry) not in _tried:
             _tried.add(str(entry))
             try:
-                _enter(str(entry), functools.partial(run_entry, entry))
+                run, inside = (functools.partial(f, entry) for f in (run_entry, is_of_entry))
+                _enter(str(entry), run, inside)
             except Exception as e:
                 log.warning(f"the installed plugin {entry.value} is left out ({one_line(e)})")
 

@@ -154,15 +154,19 @@ class Smoothing(Augmentation):
         return batch | dict(shares=shares)
 
 # %% ../../nbs/training/02_augmentations.ipynb #training-02-augmentations-27
+def _deepest(grids: dict[str, int]) -> str:  # as of `cam_grids`
+    "Name the deepest layer with at least eight cells along an edge; the finest if there is none."
+    return next(
+        (name for name, cells in grids.items() if cells >= 8), max(grids, key=grids.__getitem__)
+    )
+
+
 def block_layer(
     detector: Detector,
     size: int,  # edge of the faces in pixels
 ) -> str:  # name of a sub-module
-    "Name the deepest Grad-CAM layer with at least eight cells along an edge; the finest if there is none."
-    grids = cam_grids(detector, size)
-    return next(
-        (name for name, cells in grids.items() if cells >= 8), max(grids, key=grids.__getitem__)
-    )
+    "Name the Grad-CAM layer whose map blocks are zeroed in."
+    return _deepest(cam_grids(detector, size))
 
 # %% ../../nbs/training/02_augmentations.ipynb #training-02-augmentations-28
 class DropBlock(Augmentation):
@@ -194,11 +198,11 @@ class DropBlock(Augmentation):
 
     @contextmanager
     def attached(self, detector, size):
-        name = block_layer(detector, size)
-        cells = cam_grids(detector, size)[name]
+        grids = cam_grids(detector, size)
+        name = _deepest(grids)
 
         def drop(layer, args, output):  # a layer that is not tuned is never in training mode
-            return self.drop(output, cells) if detector.training else None
+            return self.drop(output, grids[name]) if detector.training else None
 
         hook = detector.get_submodule(name).register_forward_hook(drop)
         try:
