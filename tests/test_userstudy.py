@@ -682,6 +682,13 @@ def test_the_texts_say_what_is_done(tmp_path, practice, confidence):
     )
 
 
+def test_the_page_sends_no_time_that_the_server_refuses():
+    from prle.study.page import STATIC
+
+    (longest,) = re.findall(r"const LONGEST = (\d+);", (STATIC / "study.js").read_text())
+    assert int(longest) == LONGEST
+
+
 def test_texts_have_enough_contrast():
     "WCAG's ratio of every colour of text against its ground, 4.5 or more."
     from prle.study.page import STATIC

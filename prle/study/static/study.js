@@ -9,7 +9,7 @@ const template = (id) => $("#" + id).innerHTML;
 const POST = SETTINGS.post && (location.protocol !== "file:" || /^https?:/.test(SETTINGS.post)) ? SETTINGS.post : null;
 let jsPsych, PLAN;
 
-// ---- What the code does: it names the file of the plan, unseals it and signs the answers; as in prle.studypage ----
+// ---- What the code does: it names the file of the plan, unseals it and signs the answers; as in prle.study.page ----
 
 const keyed = (secret, ...words) => sha256.hmac(secret, words.join("\n")); // null counts as ""
 const planName = (code) => keyed(code, "file", SETTINGS.study).slice(0, 32);
@@ -122,6 +122,7 @@ const screen = (stimulus, buttons, keys, more) => ({
   button_html: (label, i) => button(label, buttons[i][1]), on_load: focus, ...more,
 });
 const chosen = (data, keys) => data.response_source === "keyboard" ? keys.indexOf(data.keyboard_response.toLowerCase()) : data.button_response;
+const LONGEST = 86400000; // ms; prle.study.server takes no longer time
 const JUDGE = [["Real", "R"], ["Fake", "F"]], JUDGE_KEYS = ["r", "f"], WORDS = ["real", "fake"];
 
 function judging(item, line, value, max, onAnswer) {
@@ -170,7 +171,7 @@ function session() {
     const keep = (sure) => { memory.state.answers.push({...record, confidence: sure}); memory.save(); post.flush(); };
     const asks = SETTINGS.confidence && item.picture;
     const judge = judging(item, `${index + 1} of ${n}`, index, n, (answer, data) => {
-      record = {index, item: item.picture || "check", answer, rt: Math.round(data.rt), source: data.response_source};
+      record = {index, item: item.picture || "check", answer, rt: Math.min(Math.round(data.rt), LONGEST), source: data.response_source};
       if (!asks) keep(null);
     });
     return asks ? [judge, confidence(index, keep)] : [judge];
