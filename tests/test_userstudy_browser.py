@@ -283,6 +283,11 @@ def test_a_session_on_a_desktop_with_a_reload(tmp_path):
             address.split("/")[2]
         }, "nothing goes anywhere else"
         assert who.errors() == []
+        assert study.codes[0] not in who.driver.current_url, (
+            "a code that is typed does not get into the browser's history"
+        )
+        who.driver.get(address)
+        who.sees("Your code")
     plan = study.plan[study.plan.code == study.codes[0]]
     assert [s for s in seen if not s.startswith("check")] == [p for p in plan.picture if p] and sum(
         s.startswith("check") for s in seen
@@ -356,6 +361,8 @@ def test_by_keyboard_alone_offline_and_the_file_read_back(tmp_path):
         who.driver.get((study.path / "page" / "index.html").as_uri())
         who.sees("Your code")
         go(*study.codes[0], Keys.ENTER)
+        who.sees("Taking part")
+        who.driver.refresh()
         who.sees("Taking part")
         go(Keys.TAB, Keys.ENTER)
         who.sees("What to do")

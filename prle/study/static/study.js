@@ -188,7 +188,7 @@ function thanks() {
     }});
 }
 
-// ---- The participant's code, from the address or asked for ----
+// ---- The participant's code, from the address or asked for; one that was typed stays out of the address, which browsers remember for the next person ----
 
 function plan(code) {
   return new Promise((done) => {
@@ -207,7 +207,7 @@ function plan(code) {
 async function code() {
   const plain = (text) => text.toLowerCase().replace(/[^a-z0-9]/g, ""); // typed in groups, with spaces or hyphens
   const given = plain(new URLSearchParams(location.search).get("code") || "");
-  if (given && await plan(given)) return;
+  for (const known of [given, history.state?.code]) if (known && await plan(known)) return;
   let wrong = given;
   while (true) {
     const asked = {
@@ -218,7 +218,7 @@ async function code() {
     let entered;
     await jsPsych.run([{...asked, on_finish: (data) => { entered = plain(data.response.code); }}]);
     if (await plan(entered)) {
-      try { history.replaceState(null, "", `?code=${entered}`); } catch { } // so that a reload does not ask again; some browsers forbid it for files
+      try { history.replaceState({code: entered}, ""); } catch { } // so that a reload does not ask again; some browsers forbid it for files
       return;
     }
     wrong = entered;
