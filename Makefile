@@ -85,7 +85,7 @@ campaign: setup # twenty minutes of accidents and attacks
 
 # with nothing else running; the results stay in the notebooks
 bench: setup # speed and memory, measured again
-	for name in faces datasets detectors localization fusion masking metrics trainer engines; do \
+	for name in faces datasets detectors localization fusion masking metrics trainer scale engines; do \
 	  PRLE_QUIET=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/bench/$$name.ipynb && $(BIN)/nbdev_clean --fname nbs/bench/$$name.ipynb || exit 1; \
 	done
 
