@@ -222,7 +222,7 @@ assert {m for m in sys.modules if m.startswith("prle.")} == {"prle.core", "prle.
 
 def test_masks_need_nothing_else():
     "README's sentence: no other package than torch, NumPy and Pillow, no other module than core."
-    others = "pandas pyarrow timm cv2 sklearn scipy matplotlib safetensors yaml"
+    others = "pandas pyarrow timm cv2 sklearn scipy matplotlib safetensors yaml tqdm fastcore"
     run_without(others, MASKING)
 
 
@@ -387,7 +387,9 @@ def fake_python(folder, name, script):
 
 def makes(python):
     "Shell: make an environment whose Python is this."
-    return f"mkdir -p .venv/bin && printf '{python}' > .venv/bin/python && chmod +x .venv/bin/python"
+    return (
+        f"mkdir -p .venv/bin && printf '{python}' > .venv/bin/python && chmod +x .venv/bin/python"
+    )
 
 
 @pytest.mark.parametrize("script", [f"{makes('')}\nexit 1", makes("#!/bin/sh\\nexit 1")])
