@@ -1538,6 +1538,7 @@ def test_simulated_is_said_everywhere(answered):
     assert word_across(figure) == "SIMULATED"
     plt.close(figure)
     assert "SIMULATED responses" in report(made)
+    assert "No responses" in report(made, read_responses(made).iloc[:0]), "it reads none itself"
     real = draw_figure10(kept.assign(simulated=False), FIVE, n=100)
     assert "SIMULATED" not in [t.get_text() for t in real.texts]
     plt.close(real)
@@ -1578,6 +1579,9 @@ def test_the_command_analyses_and_explains(answered, fresh, tmp_path, capsys):
     assert cli.main(["userstudy", "analyse", str(answered[0].path), "--figure", figure]) == 0
     said = capsys.readouterr().out
     assert "Masked is harder?" in said and "SIMULATED" in said and (tmp_path / "f.png").exists()
+    assert cli.main(["userstudy", "analyse", str(answered[0].path), "--figure", "x.jpgg"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "unknown kind of picture 'jpgg'" in said.err
     assert cli.main(["userstudy", "serve", str(tmp_path)]) == 2
     assert "no study in" in capsys.readouterr().err
     (fresh.path / "page" / "index.html").unlink()

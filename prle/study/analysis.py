@@ -588,9 +588,10 @@ def _test_lines(kept: pd.DataFrame) -> list[str]:
 # %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-67
 def report(
     study: Study,  # from `read_study`
+    responses: pd.DataFrame | None = None,  # from `read_responses`; None: they are read
 ) -> str:
     "Report the responses in words: exclusions, accuracies, tests."
-    responses = read_responses(study)
+    responses = read_responses(study) if responses is None else responses
     lines = [f"{shortened(name)}: {reason}" for name, reason in responses.attrs["dropped"]]
     if responses.empty:
         return "\n".join([*lines, f"No responses in {study.path / 'responses'} yet."])

@@ -105,13 +105,13 @@ def analyse(
     "Print exclusions, accuracies and tests, and draw Figure 10 if asked to."
     from prle.study.analysis import draw_figure10, exclude, read_responses, report
     from prle.study.images import read_study
-    from prle.trust import check_destination
+    from prle.trust import check_figure
 
-    if figure:
-        check_destination(figure)
+    check_figure(figure)
     study = read_study(_study_folder(folder))
-    print(report(study))
+    responses = read_responses(study)
+    print(report(study, responses))
     if figure:
-        kept, _ = exclude(read_responses(study))
+        kept, _ = exclude(responses)
         draw_figure10(kept, study.settings["subsets"]).savefig(figure, dpi=200)
     return 0
