@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import cv2
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import PIL.Image
 import pytest
 import studies
@@ -1435,6 +1436,38 @@ def test_accuracies_are_the_shares_of_right_decisions(answered):
         b.alpha.tolist() == pytest.approx([0, *ALPHAS])
         and b.decisions.sum() == (kept["mask"] != "dynamic").sum()
     )
+
+
+def certain(right):
+    "Decisions of four people on ten faces, half under a random mask and half at alpha 0.5: all right, or all wrong."
+    n = np.arange(40)
+    rows = pd.DataFrame(dict(code=n // 10, path=n % 10, subset="F2F", label=1, alpha=0.5))
+    rows["mask"], rows["right"] = np.where(n % 2, "dynamic", "fixed"), right
+    return rows
+
+
+def test_where_all_or_none_are_right_there_is_no_interval(recwarn):
+    rows = certain(True)
+    rows.loc[0, "right"] = False
+    table = accuracy_table(rows, ("F2F",), n=200)
+    sure = table.query("name == 'all' and mask == 'dynamic'").squeeze()
+    mixed, nothing = (table.query(f"panel == 'b' and alpha == {a}").squeeze() for a in (0.5, 0.1))
+    assert sure.accuracy == 100 and sure[["low", "high"]].isna().all()
+    assert mixed.accuracy == 95 and mixed.low < 95 < mixed.high
+    assert nothing[["accuracy", "low", "high"]].isna().all() and nothing.decisions == 0
+    none = accuracy_table(certain(False), ("F2F",), n=200)
+    assert (none.accuracy.dropna() == 0).all() and none.low.isna().all() and none.high.isna().all()
+    assert [str(w.message) for w in recwarn] == []
+
+
+@pytest.mark.parametrize("right, which", [(True, "all"), (False, "none")])
+def test_where_all_or_none_are_right_no_effect_is_estimated(right, which):
+    rows = certain(right).assign(mask=np.where(np.arange(40) % 2, "dynamic", "none"))
+    with pytest.raises(ValueError, match=f"{which} of the 40 decisions are right"):
+        masked_is_harder(rows)
+    rows = certain(right).assign(mask="fixed", alpha=np.where(np.arange(40) % 2, 0.1, 0.9))
+    with pytest.raises(ValueError, match=f"{which} of the 40 decisions are right"):
+        harder_with_alpha(rows)
 
 
 def test_a_known_effect_is_found_and_its_direction_is_right(answered):
