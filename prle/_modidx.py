@@ -3034,6 +3034,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                    'prle.study.images.Study.codes': ('study/images.html#study.codes', 'prle/study/images.py'),
                                    'prle.study.images._alphas': ('study/images.html#_alphas', 'prle/study/images.py'),
                                    'prle.study.images._assign': ('study/images.html#_assign', 'prle/study/images.py'),
+                                   'prle.study.images._check_practice': ('study/images.html#_check_practice', 'prle/study/images.py'),
                                    'prle.study.images._choose': ('study/images.html#_choose', 'prle/study/images.py'),
                                    'prle.study.images._code': ('study/images.html#_code', 'prle/study/images.py'),
                                    'prle.study.images._draw_alpha': ('study/images.html#_draw_alpha', 'prle/study/images.py'),

@@ -183,6 +183,19 @@ def test_faces_and_masks_are_used_evenly():
     )
 
 
+@pytest.mark.parametrize("images", [0, 12])
+def test_a_number_of_images_that_cannot_be_balanced_is_told_with_those_that_can(images):
+    said = f"images must be 10 or a multiple of that, not {images}"
+    with pytest.raises(ValueError, match=said):
+        conditions(86, images, FIVE)
+
+
+def test_fewer_than_no_practice_images_are_refused():
+    for plan in (plan_study, largest_design):
+        with pytest.raises(ValueError, match="^practice must be 0 or more, not -1"):
+            plan(studies.people(12), subsets=FIVE, practice=-1)
+
+
 def test_too_few_people_are_told_and_the_largest_design_is_possible():
     with pytest.raises(
         ValueError,
