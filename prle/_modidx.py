@@ -3111,6 +3111,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                    'prle.study.server._called': ('study/server.html#_called', 'prle/study/server.py'),
                                    'prle.study.server._check_shape': ('study/server.html#_check_shape', 'prle/study/server.py'),
                                    'prle.study.server._check_values': ('study/server.html#_check_values', 'prle/study/server.py'),
+                                   'prle.study.server._destination': ('study/server.html#_destination', 'prle/study/server.py'),
                                    'prle.study.server._greet': ('study/server.html#_greet', 'prle/study/server.py'),
                                    'prle.study.server._guard_key': ('study/server.html#_guard_key', 'prle/study/server.py'),
                                    'prle.study.server._guarded': ('study/server.html#_guarded', 'prle/study/server.py'),

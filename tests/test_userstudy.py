@@ -1034,6 +1034,29 @@ def test_serving_closes_the_key(fresh, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    "post, said",
+    [
+        ("answers", "Answers go to {}."),
+        ("https://lab.example/x", "Answers go to https://lab.example/x."),
+        (None, "Participants save their answers as files; put these into {}."),
+    ],
+)
+def test_where_answers_go_is_printed(fresh, monkeypatch, capsys, post, said):
+    write_page(fresh, post=post)
+    monkeypatch.setattr(asyncio.Event, "wait", lambda self: asyncio.sleep(0))
+    serve(fresh.path, port=0)
+    assert said.format(fresh.path / "responses") in capsys.readouterr().out.splitlines()
+
+
+def test_a_copy_without_its_empty_folder_of_responses_is_served(fresh, monkeypatch):
+    (fresh.path / "responses").rmdir()
+    monkeypatch.setattr(asyncio.Event, "wait", lambda self: asyncio.sleep(0))
+    serve(fresh.path, port=0)
+    assert Responses(fresh).add(good(fresh)) == 1
+    assert (fresh.path / "responses").stat().st_mode & 0o077 == 0
+
+
 def test_a_damaged_file_of_answers_is_a_fault_of_the_server_and_no_refusal(fresh, capsys):
     with open(fresh.path / "responses" / f"{fresh.codes[0]}.jsonl", "wb") as f:
         f.truncate(LARGEST + 1)
