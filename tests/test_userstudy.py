@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import cv2
 import matplotlib.pyplot as plt
@@ -44,6 +45,7 @@ from prle.study.page import (
     _connect,
     check_page,
     is_host,
+    make_study,
     plan_name,
     sealed_plans,
     unseal,
@@ -677,6 +679,23 @@ def test_the_consent_is_the_researchers_and_the_policy_names_one_address(study, 
     ):
         with pytest.raises(ValueError, match="no address"):
             _connect(post)
+
+
+@pytest.mark.parametrize("kind", ["latin-1", "folder", "absent"])
+def test_a_consent_text_that_cannot_be_read_is_refused_before_anything_is_made(
+    tmp_path, monkeypatch, kind
+):
+    consent = tmp_path / "consent.html"
+    if kind == "latin-1":
+        consent.write_bytes("Einverständnis".encode("latin-1"))
+    elif kind == "folder":
+        consent.mkdir()
+    lab, made = SimpleNamespace(outputs=tmp_path, name="mini", subsets=FIVE), []
+    monkeypatch.setattr("prle.study.page.select_faces", lambda *a: studies.people(24))
+    monkeypatch.setattr("prle.study.page.study_faces", lambda *a: made.append("zoo"))
+    with pytest.raises(ValueError, match=f"{re.escape(str(consent))} is no consent text"):
+        make_study(lab, images=10, consent=consent)
+    assert made == [] and not (tmp_path / "mini").exists()
 
 
 @pytest.mark.parametrize("practice, confidence", [(0, False), (2, True)])

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from ..core import check_choice
 from ..data.manifest import SPLITS
 from ..lab.experiments import Lab
-from ..trust import Damaged, parse_json, read_bytes, shortened
+from ..trust import Damaged, one_line, parse_json, read_bytes, shortened
 from .images import ANSWERS, DATED, Study, keyed
 from .images import build_study, check_absent, largest_design, plan_study, read_study
 from .images import select_faces, study_faces
@@ -179,8 +179,18 @@ def check_page(
     text = read_bytes(page / "settings.js", 2**20).decode(errors="replace")
     return _unscript("SETTINGS", text, page / "settings.js")
 
+# %% ../../nbs/study/01_page.ipynb #study-01-page-consent
+def _read_consent(path: str | Path | None) -> str:
+    "Read a consent text; None: the one to complete. Raise `ValueError` naming a file that cannot be read."
+    path = Path(path or STATIC / "consent.html")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as e:
+        what_to_do = "name a file with HTML, in UTF-8"
+        raise ValueError(f"{path} is no consent text ({one_line(e)}); {what_to_do}.") from e
+
 # %% ../../nbs/study/01_page.ipynb #study-01-page-29
-def _html(study: Study, consent: str | Path | None, post: str | None, confidence: bool) -> str:
+def _html(study: Study, consent: str, post: str | None, confidence: bool) -> str:
     "Return index.html with the study's numbers and the consent text filled in."
     images, practice = study.settings["images"], study.settings["practice"]
     first = f" First come {practice} pictures to practise on, which do not count."
@@ -191,8 +201,7 @@ def _html(study: Study, consent: str | Path | None, post: str | None, confidence
         confidence="how sure you were of it, " if confidence else "",
         first=first if practice else "",
     )
-    text = Path(consent or STATIC / "consent.html").read_text(encoding="utf-8")
-    words |= dict(consent=_fill(text, **words).strip(), policy=policy(post))
+    words |= dict(consent=_fill(consent, **words).strip(), policy=policy(post))
     return _fill((STATIC / "index.html").read_text(encoding="utf-8"), **words)
 
 # %% ../../nbs/study/01_page.ipynb #study-01-page-30
@@ -204,15 +213,8 @@ def _copy_scripts(page: Path):
         shutil.copy(STATIC / name, page / name)
 
 # %% ../../nbs/study/01_page.ipynb #study-01-page-31
-def write_page(
-    study: Study,  # from `build_study`
-    consent: str | Path | None = None,  # file with the consent text, HTML; None: a text to complete
-    # where answers are sent: "answers" is `prle userstudy serve`, or https://HOST/PATH;
-    # None: nowhere, they are saved as a file
-    post: str | None = "answers",
-    confidence: bool = False,  # ask after each picture how sure the participant is, which may be skipped
-) -> Path:  # index.html
-    "Write the page beside its pictures; the texts of an existing page are overwritten."
+def _write_page(study: Study, consent: str, post: str | None, confidence: bool) -> Path:
+    "Write the page with a consent text; return index.html."
     page = study.path / "page"
     html = _html(study, consent, post, confidence)
     shown = study.pictures[study.pictures.practice].itertuples()
@@ -223,6 +225,18 @@ def write_page(
     _write_plans(study, page / "plans")
     (page / "index.html").write_text(html, encoding="utf-8")
     return page / "index.html"
+
+
+def write_page(
+    study: Study,  # from `build_study`
+    consent: str | Path | None = None,  # file with the consent text, HTML; None: a text to complete
+    # where answers are sent: "answers" is `prle userstudy serve`, or https://HOST/PATH;
+    # None: nowhere, they are saved as a file
+    post: str | None = "answers",
+    confidence: bool = False,  # ask after each picture how sure the participant is, which may be skipped
+) -> Path:  # index.html
+    "Write the page beside its pictures; the texts of an existing page are overwritten."
+    return _write_page(study, _read_consent(consent), post, confidence)
 
 # %% ../../nbs/study/01_page.ipynb #study-01-page-36
 def _design(
@@ -253,7 +267,8 @@ def make_study(
     seed: int = 0,  # of the zoo behind the masks and of the faces that are drawn from the data
     post: str | None = "answers",  # as in `write_page`
     secret: str | None = None,  # as in `build_study`
-    **page,  # `consent`, `confidence` of `write_page`
+    consent: str | Path | None = None,  # as in `write_page`
+    confidence: bool = False,  # as in `write_page`
 ) -> Study:
     """Make the masked image set and the page of a lab's faces.
 
@@ -261,6 +276,7 @@ def make_study(
     folder = Path(folder or lab.outputs / lab.name / "userstudy")
     faces = select_faces(lab, splits, seed)
     _connect(post)  # raises what is wrong with the address
+    text = _read_consent(consent)
     check_absent(folder)
     subsets, images = _design(lab, faces, images, subsets, practice, seed)
     # one participant's programme is everybody's
@@ -270,7 +286,7 @@ def make_study(
     facts = dict(preset=lab.name, data=lab.fingerprint, code=lab.store.code)
     facts |= dict(runs=lab.store.names(), splits=list(splits))
     study = build_study(faces, folder, *design, **facts)
-    write_page(study, post=post, **page)
+    _write_page(study, text, post, confidence)
     return study
 
 # %% ../../nbs/study/01_page.ipynb #study-01-page-38
