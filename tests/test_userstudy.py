@@ -625,15 +625,26 @@ def test_a_damaged_page_is_not_served(fresh):
         (page / "plans" / name, text.replace("1", "2")),
         (page / "settings.js", "window.SETTINGS = {"),
         (page / "settings.js", "[]"),
+        (page / "study.js", "start();"),
+        (page / "jspsych" / "jspsych.js", ""),
+        (page / "js-sha256" / "sha256.min.js", "window.sha256 = {}"),
     ):
         whole = file.read_text()
         file.write_text(bad)
         with pytest.raises(Damaged, match=re.escape(file.name)):
             serve(fresh.path)
         file.write_text(whole)
-    (page / "plans" / name).unlink()
-    with pytest.raises(Damaged, match=re.escape(name)):
-        check_page(fresh)
+    for file in (page / "plans" / name, page / "study.js"):
+        file.unlink()
+        with pytest.raises(Damaged, match=re.escape(file.name)):
+            check_page(fresh)
+
+
+def test_texts_and_looks_of_a_page_may_be_edited(fresh):
+    for name in ("index.html", "study.css"):
+        with open(fresh.path / "page" / name, "a") as f:
+            f.write("\n")
+    assert check_page(fresh)["post"] == "answers"
 
 
 # ---- the page ----

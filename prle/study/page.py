@@ -18,7 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..core import check_choice
+from ..core import check_choice, file_digest
 from ..data.manifest import SPLITS
 from ..lab.experiments import Lab
 from ..trust import Damaged, one_line, parse_json, read_bytes, shortened
@@ -159,11 +159,32 @@ def _write_plans(study: Study, folder: Path):
         (folder / name).write_text(text)
         os.utime(folder / name, DATED)
 
+# %% ../../nbs/study/01_page.ipynb #study-01-page-30
+_LIBRARIES = ("jspsych", "js-sha256")
+
+
+def _copy_scripts(page: Path):
+    "Copy what is the same in every study: the page's code and style, jsPsych and js-sha256."
+    for name in _LIBRARIES:
+        shutil.copytree(STATIC / name, page / name, dirs_exist_ok=True)
+    for name in ("study.js", "study.css"):
+        shutil.copy(STATIC / name, page / name)
+
+
+def _check_scripts(page: Path):
+    "Raise `Damaged` naming the first script of the page that is not the package's."
+    scripts = [script for name in _LIBRARIES for script in sorted((STATIC / name).glob("*.js"))]
+    for script in (STATIC / "study.js", *scripts):
+        path = page / script.relative_to(STATIC)
+        if not path.is_file() or file_digest(path) != file_digest(script):
+            what = f"{path} is missing, or is not as it comes with this version of prle"
+            raise Damaged(f"{what}. Copy {script} there.")
+
 # %% ../../nbs/study/01_page.ipynb #study-01-page-28
 def check_page(
     study: Study,  # from `read_study`
 ) -> dict:  # the page's settings: study, post, confidence, practice
-    """Return the settings that the page was written with, after checking its plans.
+    """Return the settings that the page was written with, after checking its code and its plans.
 
     Raise `FileNotFoundError` or `Damaged` naming what is missing or has changed."""
     page = study.path / "page"
@@ -171,6 +192,7 @@ def check_page(
         if not (page / name).is_file():
             what = f"{study.path} has no page: {name} is missing"
             raise FileNotFoundError(f"{what}; `prle userstudy build` makes one.")
+    _check_scripts(page)
     for name, text in sealed_plans(study):
         path = page / "plans" / name
         if not path.is_file() or read_bytes(path, 2**20) != text.encode():
@@ -203,14 +225,6 @@ def _html(study: Study, consent: str, post: str | None, confidence: bool) -> str
     )
     words |= dict(consent=_fill(consent, **words).strip(), policy=policy(post))
     return _fill((STATIC / "index.html").read_text(encoding="utf-8"), **words)
-
-# %% ../../nbs/study/01_page.ipynb #study-01-page-30
-def _copy_scripts(page: Path):
-    "Copy what is the same in every study: the page's code and style, jsPsych and js-sha256."
-    for name in ("jspsych", "js-sha256"):
-        shutil.copytree(STATIC / name, page / name, dirs_exist_ok=True)
-    for name in ("study.js", "study.css"):
-        shutil.copy(STATIC / name, page / name)
 
 # %% ../../nbs/study/01_page.ipynb #study-01-page-31
 def _write_page(study: Study, consent: str, post: str | None, confidence: bool) -> Path:
