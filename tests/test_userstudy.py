@@ -702,8 +702,8 @@ def test_a_consent_text_that_cannot_be_read_is_refused_before_anything_is_made(
     elif kind == "folder":
         consent.mkdir()
     lab, made = SimpleNamespace(outputs=tmp_path, name="mini", subsets=FIVE), []
-    monkeypatch.setattr("prle.study.page.select_faces", lambda *a: studies.people(24))
-    monkeypatch.setattr("prle.study.page.study_faces", lambda *a: made.append("zoo"))
+    for name in ("select_faces", "study_faces"):  # which forge and train
+        monkeypatch.setattr(f"prle.study.page.{name}", lambda *a: made.append(a))
     with pytest.raises(ValueError, match=f"{re.escape(str(consent))} is no consent text"):
         make_study(lab, images=10, consent=consent)
     assert made == [] and not (tmp_path / "mini").exists()

@@ -64,11 +64,10 @@ def build(
     from prle.core import log
     from prle.data.manifest import SPLITS
     from prle.lab.experiments import Lab
-    from prle.study.page import make_study
+    from prle.study.page import make_study, read_consent
     from prle.trust import check_destination
 
-    if consent and not Path(consent).exists():
-        raise FileNotFoundError(f"no consent text at {consent}.")
+    read_consent(consent)
     if out and not Path(out).is_dir():
         check_destination(out)
     lab, splits = Lab(preset, data, outputs), splits or list(SPLITS)

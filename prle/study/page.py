@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATIC', 'SIGNED', 'is_host', 'policy', 'plan_name', 'sealed_plans', 'unseal', 'seal_answer', 'check_page',
-           'write_page', 'make_study', 'lab_study']
+           'read_consent', 'write_page', 'make_study', 'lab_study']
 
 # %% ../../nbs/study/01_page.ipynb #study-01-page-3
 import ipaddress
@@ -202,8 +202,10 @@ def check_page(
     return _unscript("SETTINGS", text, page / "settings.js")
 
 # %% ../../nbs/study/01_page.ipynb #study-01-page-consent
-def _read_consent(path: str | Path | None) -> str:
-    "Read a consent text; None: the one to complete. Raise `ValueError` naming a file that cannot be read."
+def read_consent(
+    path: str | Path | None,  # file with HTML; None: the text to complete
+) -> str:
+    "Read a consent text; raise `ValueError` naming a file that cannot be read."
     path = Path(path or STATIC / "consent.html")
     try:
         return path.read_text(encoding="utf-8")
@@ -250,7 +252,7 @@ def write_page(
     confidence: bool = False,  # ask after each picture how sure the participant is, which may be skipped
 ) -> Path:  # index.html
     "Write the page beside its pictures; the texts of an existing page are overwritten."
-    return _write_page(study, _read_consent(consent), post, confidence)
+    return _write_page(study, read_consent(consent), post, confidence)
 
 # %% ../../nbs/study/01_page.ipynb #study-01-page-36
 def _design(
@@ -287,10 +289,10 @@ def make_study(
     """Make the masked image set and the page of a lab's faces.
 
     Settings that cannot work are refused before the zoo is made."""
+    text = read_consent(consent)
     folder = Path(folder or lab.outputs / lab.name / "userstudy")
     faces = select_faces(lab, splits, seed)
     _connect(post)  # raises what is wrong with the address
-    text = _read_consent(consent)
     check_absent(folder)
     subsets, images = _design(lab, faces, images, subsets, practice, seed)
     # one participant's programme is everybody's
