@@ -16,9 +16,14 @@ help: # what can be made
 setup: .venv/installed # .venv, exactly as requirements.lock says
 
 # Nothing floats: every package is in requirements.lock with the hashes of its files. setuptools comes first, for those
-# that are built from source. A .venv that was made here of another lock is emptied, so that nothing of it stays.
+# that are built from source. A .venv that was made here of another lock, or that was not finished, is emptied, so that nothing of it stays. One that was not
+# made here is kept.
+RECENT = import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is " \
+	+ sys.version.split()[0] + "; name another: make PYTHON=python3.11")
 .venv/locked: requirements.lock
-	test -x $(BIN)/python -a ! -e $@ -a ! -e .venv/installed || $(PYTHON) -m venv --clear .venv
+	test -x $(BIN)/python -a ! -e $@ -a ! -e .venv/installed -a ! -e .venv/made || { \
+	  $(PYTHON) -c '$(RECENT)' || exit 1; \
+	  $(PYTHON) -m venv --clear .venv && touch .venv/made || { rm -rf .venv; exit 1; }; }
 	sed -n '/^setuptools==/,/[^\\]$$/p' requirements.lock > .venv/setuptools.lock
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement .venv/setuptools.lock
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --no-build-isolation --use-pep517 --requirement requirements.lock
@@ -83,7 +88,7 @@ campaign: setup # twenty minutes of accidents and attacks
 
 # with nothing else running; the results stay in the notebooks
 bench: setup # speed and memory, measured again
-	for name in faces datasets detectors localization fusion masking metrics trainer engines; do \
+	for name in faces datasets detectors localization fusion masking metrics trainer scale engines; do \
 	  PRLE_QUIET=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/bench/$$name.ipynb && $(BIN)/nbdev_clean --fname nbs/bench/$$name.ipynb || exit 1; \
 	done
 

@@ -719,19 +719,6 @@ def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
     record_runs(lab.outputs, f"audit-{planned.path.name}", dry.store.names())
     return read_audit(audit(lab, config, split, draws))
 
-# %% ../nbs/12_cli.ipynb #12-cli-73
-def _check_figure(path: str | None):
-    "Raise `OSError` or `ValueError` if a picture cannot be drawn into a file."
-    from matplotlib.figure import Figure
-
-    from prle.core import check_choice
-    from prle.trust import check_destination
-
-    if path:
-        kinds = Figure().canvas.get_supported_filetypes()
-        check_choice(Path(path).suffix.lower().lstrip(".") or "png", kinds, "kind of picture")
-        check_destination(path)
-
 # %% ../nbs/12_cli.ipynb #12-cli-74
 @delegates(open_lab)
 def audit(
@@ -753,8 +740,9 @@ def audit(
 ) -> int:  # exit code
     "Print how much of the label masks tell without the face, which is what a detector could learn of them."
     from prle.audit import draw_audit, verdict_text
+    from prle.trust import check_figure
 
-    _check_figure(figure)
+    check_figure(figure)
     if masks:
         found = _audit_folder(masks, manifest, subset or "all", split, draws)
     else:

@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
     import torch
@@ -453,6 +452,8 @@ def progress(
     **kwargs,  # further settings of tqdm
 ):
     "Return a tqdm bar with the estimated time left; nothing is shown where nobody watches."
+    from tqdm.auto import tqdm
+
     hidden = disable or not _watched()
     return tqdm(iterable, desc, total, disable=hidden, dynamic_ncols=True, **kwargs)
 
@@ -471,6 +472,8 @@ class _AboveBars(logging.Handler):
     def emit(self, record: logging.LogRecord):
         "Print a message."
         try:
+            from tqdm.auto import tqdm
+
             stream = getattr(sys, self.stream)
             if stream is not None:  # as `print` does
                 tqdm.write(self.format(record), file=stream)

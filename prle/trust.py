@@ -9,7 +9,7 @@ __all__ = ['LONGEST_NAME', 'MAX_JSON', 'MAX_YAML', 'MAX_PIXELS', 'MAX_PICTURE', 
            'read_yaml', 'read_array', 'check_pixels', 'picture_size', 'read_table', 'write_table', 'read_csv',
            'read_tensors', 'write_tensors', 'Damaged', 'check_digest', 'write_sealed', 'read_sealed', 'write_digests',
            'read_digests', 'read_whole', 'check_digests', 'mark_folder', 'mark_file', 'check_replaceable',
-           'made_folder', 'check_destination']
+           'made_folder', 'check_destination', 'check_figure']
 
 # %% ../nbs/01_trust.ipynb #01-trust-2
 import io
@@ -30,6 +30,7 @@ import numpy as np
 from prle.core import (
     atomic_path,
     bytes_digest,
+    check_choice,
     digest,
     discard,
     file_digest,
@@ -821,3 +822,15 @@ def check_destination(
     except OSError as e:
         raise OSError(f"{path} cannot be written ({e.strerror}); name another place.") from e
     return path
+
+# %% ../nbs/01_trust.ipynb #01-trust-figure
+def check_figure(
+    path: str | Path | None,  # of a picture that is to be drawn later; None: of none
+):
+    "Raise as `check_destination`, and `ValueError` for a kind of picture that cannot be drawn."
+    from matplotlib.figure import Figure
+
+    if path:
+        kinds = Figure().canvas.get_supported_filetypes()
+        check_choice(Path(path).suffix.lower().lstrip(".") or "png", kinds, "kind of picture")
+        check_destination(path)

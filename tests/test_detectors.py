@@ -817,6 +817,29 @@ def test_gradients_reach_every_parameter_that_has_an_effect(name):
     assert idle == {n for n in largest if any(re.fullmatch(pattern, n) for pattern in patterns)}
 
 
+@functools.cache
+def documented_conversion():
+    "What the chapter on training tells to call before a training in several processes."
+    text = (Path(__file__).parents[1] / "nbs/10_trainer.ipynb").read_text()
+    (call,) = re.findall(r"`detector = ([\w.]+)\(detector\)`", text)
+    module, function = call.rsplit(".", 1)
+    return getattr(importlib.import_module(module), function)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_with_synchronized_batch_norm_a_detector_is_the_same(name):
+    "Timm's layers hold an activation too, which torch's own function forgets."
+    model, image = randomise_batch_norm(small(name)), batch_of(2)["image"]
+    with torch.no_grad():
+        before = model(image)
+        model = documented_conversion()(model)
+        assert torch.equal(model(image), before)
+    kinds = {
+        type(m) for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)
+    }
+    assert all(issubclass(kind, torch.nn.SyncBatchNorm) for kind in kinds)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_training_starts_undecided(name):
     with torch.no_grad():

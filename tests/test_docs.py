@@ -1,5 +1,6 @@
 """The site: reference pages made from comments, notebooks as readers see them, nothing from other hosts."""
 
+import csv
 import json
 import re
 import sys
@@ -220,3 +221,20 @@ def test_every_chapter_is_listed():
     listed = (ROOT / "docs/chapters.md").read_text() + (ROOT / "docs/index.md").read_text()
     chapters = {p.relative_to(ROOT) for p in (ROOT / "nbs").rglob("[0-9]*.ipynb")}
     assert [str(p) for p in sorted(chapters) if f"../{p})" not in listed] == []
+
+
+def test_every_benchmark_is_measured_but_the_gpus():
+    (names,) = re.findall(r"for name in (.+); do", (ROOT / "Makefile").read_text())
+    there = {path.stem for path in (ROOT / "nbs/bench").glob("*.ipynb")}
+    assert set(names.split()) == there - {"gpu"}
+    chapters = (ROOT / "docs/chapters.md").read_text()
+    measured, rest = chapters.partition("`make bench`")[2].split("[GPU](", 1)
+    assert all(f"bench/{name}.ipynb" in measured for name in names.split())
+    assert "not been measured" in rest.splitlines()[0]
+
+
+def test_the_questions_name_the_number_that_the_claim_has():
+    with open(ROOT / "outputs/reference/mini/claims.csv") as f:
+        (row,) = [row for row in csv.DictReader(f) if row["name"] == "cross_ours"]
+    value, low, high = (f"{float(row[name]):+.1f}" for name in ("value", "low", "high"))
+    assert f"{value} points [{low}, {high}]" in (ROOT / "docs/faq.md").read_text()

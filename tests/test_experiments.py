@@ -8,6 +8,7 @@ from pathlib import Path
 import time
 
 import cv2
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -29,7 +30,7 @@ from prle.lab.configs import (
 )
 from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
 from prle.lab.labdata import data_fingerprint, data_sets
-from prle.lab.planning import task_inputs
+from prle.lab.planning import plan_text, planned, task_inputs
 from prle.lab.store import RunFailed
 from prle.trainer import TrainConfig, Trainer, predict
 from prle.data.crops import read_quantiles, read_rgb
@@ -703,15 +704,39 @@ statistics/DF-neighbour-s0-c2aff36cd24a58be
 """
 
 
-def test_names_of_runs_stay(tmp_path):
-    lab = Lab("smoke", outputs=tmp_path)
-    faces = pd.DataFrame(dict(subset=["real", "DF", "NT"], label=[0, 1, 1]))
+def dry_smoke(outputs):
+    "A dry lab of the preset smoke, for which nothing is forged."
+    lab = Lab("smoke", outputs=outputs)
+    faces = pd.DataFrame(dict(subset=["real", "DF", "NT"], label=[0, 1, 1], target=""))
     lab.manifest = pd.concat([faces.assign(split=split) for split in ("train", "val", "test")])
     lab.fingerprint = "that of a manifest made by hand"
-    dry = lab.dry()
+    return lab.dry()
+
+
+def test_names_of_runs_stay(tmp_path):
+    dry = dry_smoke(tmp_path)
     dry.detector("VGG", "DF", mask="primary", **PUBLISHED)
     dry.statistics(Zoo("DF", **PUBLISHED))
     assert [task.name for task in dry.store.tasks] == RUNS.split()
+
+
+def test_the_tutorial_of_clusters_shows_the_plan_that_is_made(tmp_path):
+    "But for digests, which hold the forged faces."
+    path = Path(__file__).parents[1] / "nbs/tutorials/cluster.ipynb"
+    cells = {cell.id: cell for cell in nbformat.read(path, as_version=4).cells}
+    call = 'dry.detector("VGG", "DF", mask="primary", epochs=2)'
+    assert call in cells["cluster-3"].source
+    dry = dry_smoke(tmp_path)
+    eval(call)
+
+    def labels(text):
+        return re.findall(r"(\w+/\S+)-[0-9a-f]{6}\b", text)
+
+    (output,) = cells["cluster-3"].outputs
+    planned_now = plan_text(planned(dry.store))
+    assert labels(output.text) == labels(planned_now) and len(dry.store.tasks) > 5
+    assert output.text.splitlines()[-1] == planned_now.splitlines()[-1]
+    assert f"{len(dry.store.tasks)} made." in cells["cluster-6"].outputs[0].text
 
 
 def test_readings_have_keys_and_labels_of_their_own(lab):

@@ -222,7 +222,7 @@ assert {m for m in sys.modules if m.startswith("prle.")} == {"prle.core", "prle.
 
 def test_masks_need_nothing_else():
     "README's sentence: no other package than torch, NumPy and Pillow, no other module than core."
-    others = "pandas pyarrow timm cv2 sklearn scipy matplotlib safetensors yaml"
+    others = "pandas pyarrow timm cv2 sklearn scipy matplotlib safetensors yaml tqdm fastcore"
     run_without(others, MASKING)
 
 
@@ -376,6 +376,50 @@ def test_setup_empties_no_environment_that_it_did_not_make(tmp_path):
     python.chmod(0o755)
     subprocess.run(["make", ".venv/locked"], cwd=tmp_path, check=True, capture_output=True)
     assert python.read_text() == "#!/bin/sh\n"
+
+
+def fake_python(folder, name, script):
+    "A program in place of `python3`: `script` makes the environment."
+    (path := folder / name).write_text(f'#!/bin/sh\nif [ "$1" != -c ]; then\n{script}\nfi\n')
+    path.chmod(0o755)
+    return path
+
+
+def makes(python):
+    "Shell: make an environment whose Python is this."
+    return (
+        f"mkdir -p .venv/bin && printf '{python}' > .venv/bin/python && chmod +x .venv/bin/python"
+    )
+
+
+@pytest.mark.parametrize("script", [f"{makes('')}\nexit 1", makes("#!/bin/sh\\nexit 1")])
+def test_after_a_setup_that_failed_another_python_is_taken(tmp_path, script):
+    "Where there is no ensurepip, or no wheel for that Python."
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements.lock").write_text("")
+    whole = "#!/bin/sh\\n# whole"
+    pythons = [("one", script), ("other", makes(whole))]
+    one, other = [fake_python(tmp_path, *python) for python in pythons]
+    options = dict(cwd=tmp_path, capture_output=True)
+    assert subprocess.run(["make", ".venv/locked", f"PYTHON={one}"], **options).returncode != 0
+    assert subprocess.run(["make", ".venv/locked", f"PYTHON={other}"], **options).returncode == 0
+    assert (tmp_path / ".venv/bin/python").read_text().endswith("# whole")
+
+
+def test_an_old_python_is_named_and_touches_nothing(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements.lock").write_text("")
+    least = settings()["min_python"]
+    old = "import sys; sys.version_info, sys.version = (3, 10, 12), '3.10.12 (main)'; exec(sys.argv[1])"
+    (python := tmp_path / "python").write_text(f'#!/bin/sh\n{sys.executable} -c "{old}" "$2"\n')
+    python.chmod(0o755)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/made").touch()
+    words = ["make", ".venv/locked", f"PYTHON={python}"]
+    made = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    said = f"Python {least} or newer is needed, and {python} is 3.10.12; name another: make PYTHON="
+    assert made.returncode != 0 and said in made.stderr
+    assert (tmp_path / ".venv/made").exists()
 
 
 def fake_audit(folder, script):

@@ -8,10 +8,12 @@ import re
 import shutil
 import socket
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import cv2
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import PIL.Image
 import pytest
 import studies
@@ -43,6 +45,7 @@ from prle.study.page import (
     _connect,
     check_page,
     is_host,
+    make_study,
     plan_name,
     sealed_plans,
     unseal,
@@ -180,6 +183,19 @@ def test_faces_and_masks_are_used_evenly():
     assert (shares - 0.4).abs().max() < 0.2, (
         "the same face is seen masked by some and unmasked by others"
     )
+
+
+@pytest.mark.parametrize("images", [0, 12])
+def test_a_number_of_images_that_cannot_be_balanced_is_told_with_those_that_can(images):
+    said = f"images must be 10 or a multiple of that, not {images}"
+    with pytest.raises(ValueError, match=said):
+        conditions(86, images, FIVE)
+
+
+def test_fewer_than_no_practice_images_are_refused():
+    for plan in (plan_study, largest_design):
+        with pytest.raises(ValueError, match="^practice must be 0 or more, not -1"):
+            plan(studies.people(12), subsets=FIVE, practice=-1)
 
 
 def test_too_few_people_are_told_and_the_largest_design_is_possible():
@@ -609,15 +625,26 @@ def test_a_damaged_page_is_not_served(fresh):
         (page / "plans" / name, text.replace("1", "2")),
         (page / "settings.js", "window.SETTINGS = {"),
         (page / "settings.js", "[]"),
+        (page / "study.js", "start();"),
+        (page / "jspsych" / "jspsych.js", ""),
+        (page / "js-sha256" / "sha256.min.js", "window.sha256 = {}"),
     ):
         whole = file.read_text()
         file.write_text(bad)
         with pytest.raises(Damaged, match=re.escape(file.name)):
             serve(fresh.path)
         file.write_text(whole)
-    (page / "plans" / name).unlink()
-    with pytest.raises(Damaged, match=re.escape(name)):
-        check_page(fresh)
+    for file in (page / "plans" / name, page / "study.js"):
+        file.unlink()
+        with pytest.raises(Damaged, match=re.escape(file.name)):
+            check_page(fresh)
+
+
+def test_texts_and_looks_of_a_page_may_be_edited(fresh):
+    for name in ("index.html", "study.css"):
+        with open(fresh.path / "page" / name, "a") as f:
+            f.write("\n")
+    assert check_page(fresh)["post"] == "answers"
 
 
 # ---- the page ----
@@ -665,6 +692,23 @@ def test_the_consent_is_the_researchers_and_the_policy_names_one_address(study, 
             _connect(post)
 
 
+@pytest.mark.parametrize("kind", ["latin-1", "folder", "absent"])
+def test_a_consent_text_that_cannot_be_read_is_refused_before_anything_is_made(
+    tmp_path, monkeypatch, kind
+):
+    consent = tmp_path / "consent.html"
+    if kind == "latin-1":
+        consent.write_bytes("Einverständnis".encode("latin-1"))
+    elif kind == "folder":
+        consent.mkdir()
+    lab, made = SimpleNamespace(outputs=tmp_path, name="mini", subsets=FIVE), []
+    for name in ("select_faces", "study_faces"):  # which forge and train
+        monkeypatch.setattr(f"prle.study.page.{name}", lambda *a: made.append(a))
+    with pytest.raises(ValueError, match=f"{re.escape(str(consent))} is no consent text"):
+        make_study(lab, images=10, consent=consent)
+    assert made == [] and not (tmp_path / "mini").exists()
+
+
 @pytest.mark.parametrize("practice, confidence", [(0, False), (2, True)])
 def test_the_texts_say_what_is_done(tmp_path, practice, confidence):
     html = (
@@ -680,6 +724,13 @@ def test_the_texts_say_what_is_done(tmp_path, practice, confidence):
         and "when each came" in html
         and "{{" not in html
     )
+
+
+def test_the_page_sends_no_time_that_the_server_refuses():
+    from prle.study.page import STATIC
+
+    (longest,) = re.findall(r"const LONGEST = (\d+);", (STATIC / "study.js").read_text())
+    assert int(longest) == LONGEST
 
 
 def test_texts_have_enough_contrast():
@@ -1011,6 +1062,29 @@ def test_serving_closes_the_key(fresh, monkeypatch):
         for part in ("key", "responses")
         for p in [fresh.path / part, *(fresh.path / part).iterdir()]
     )
+
+
+@pytest.mark.parametrize(
+    "post, said",
+    [
+        ("answers", "Answers go to {}."),
+        ("https://lab.example/x", "Answers go to https://lab.example/x."),
+        (None, "Participants save their answers as files; put these into {}."),
+    ],
+)
+def test_where_answers_go_is_printed(fresh, monkeypatch, capsys, post, said):
+    write_page(fresh, post=post)
+    monkeypatch.setattr(asyncio.Event, "wait", lambda self: asyncio.sleep(0))
+    serve(fresh.path, port=0)
+    assert said.format(fresh.path / "responses") in capsys.readouterr().out.splitlines()
+
+
+def test_a_copy_without_its_empty_folder_of_responses_is_served(fresh, monkeypatch):
+    (fresh.path / "responses").rmdir()
+    monkeypatch.setattr(asyncio.Event, "wait", lambda self: asyncio.sleep(0))
+    serve(fresh.path, port=0)
+    assert Responses(fresh).add(good(fresh)) == 1
+    assert (fresh.path / "responses").stat().st_mode & 0o077 == 0
 
 
 def test_a_damaged_file_of_answers_is_a_fault_of_the_server_and_no_refusal(fresh, capsys):
@@ -1430,6 +1504,38 @@ def test_accuracies_are_the_shares_of_right_decisions(answered):
     )
 
 
+def certain(right):
+    "Decisions of four people on ten faces, half under a random mask and half at alpha 0.5: all right, or all wrong."
+    n = np.arange(40)
+    rows = pd.DataFrame(dict(code=n // 10, path=n % 10, subset="F2F", label=1, alpha=0.5))
+    rows["mask"], rows["right"] = np.where(n % 2, "dynamic", "fixed"), right
+    return rows
+
+
+def test_where_all_or_none_are_right_there_is_no_interval(recwarn):
+    rows = certain(True)
+    rows.loc[0, "right"] = False
+    table = accuracy_table(rows, ("F2F",), n=200)
+    sure = table.query("name == 'all' and mask == 'dynamic'").squeeze()
+    mixed, nothing = (table.query(f"panel == 'b' and alpha == {a}").squeeze() for a in (0.5, 0.1))
+    assert sure.accuracy == 100 and sure[["low", "high"]].isna().all()
+    assert mixed.accuracy == 95 and mixed.low < 95 < mixed.high
+    assert nothing[["accuracy", "low", "high"]].isna().all() and nothing.decisions == 0
+    none = accuracy_table(certain(False), ("F2F",), n=200)
+    assert (none.accuracy.dropna() == 0).all() and none.low.isna().all() and none.high.isna().all()
+    assert [str(w.message) for w in recwarn] == []
+
+
+@pytest.mark.parametrize("right, which", [(True, "all"), (False, "none")])
+def test_where_all_or_none_are_right_no_effect_is_estimated(right, which):
+    rows = certain(right).assign(mask=np.where(np.arange(40) % 2, "dynamic", "none"))
+    with pytest.raises(ValueError, match=f"{which} of the 40 decisions are right"):
+        masked_is_harder(rows)
+    rows = certain(right).assign(mask="fixed", alpha=np.where(np.arange(40) % 2, 0.1, 0.9))
+    with pytest.raises(ValueError, match=f"{which} of the 40 decisions are right"):
+        harder_with_alpha(rows)
+
+
 def test_a_known_effect_is_found_and_its_direction_is_right(answered):
     effect, trend = masked_is_harder(answered[1]), harder_with_alpha(answered[1])
     assert (
@@ -1531,6 +1637,7 @@ def test_simulated_is_said_everywhere(answered):
     assert word_across(figure) == "SIMULATED"
     plt.close(figure)
     assert "SIMULATED responses" in report(made)
+    assert "No responses" in report(made, read_responses(made).iloc[:0]), "it reads none itself"
     real = draw_figure10(kept.assign(simulated=False), FIVE, n=100)
     assert "SIMULATED" not in [t.get_text() for t in real.texts]
     plt.close(real)
@@ -1571,6 +1678,9 @@ def test_the_command_analyses_and_explains(answered, fresh, tmp_path, capsys):
     assert cli.main(["userstudy", "analyse", str(answered[0].path), "--figure", figure]) == 0
     said = capsys.readouterr().out
     assert "Masked is harder?" in said and "SIMULATED" in said and (tmp_path / "f.png").exists()
+    assert cli.main(["userstudy", "analyse", str(answered[0].path), "--figure", "x.jpgg"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "unknown kind of picture 'jpgg'" in said.err
     assert cli.main(["userstudy", "serve", str(tmp_path)]) == 2
     assert "no study in" in capsys.readouterr().err
     (fresh.path / "page" / "index.html").unlink()

@@ -207,17 +207,19 @@ def accuracy_table(
 ) -> pd.DataFrame:  # panel ("a", "b"), name, mask, alpha, decisions, accuracy, low, high
     """Compute the numbers of Figure 10: by manipulation with and without mask (a), by fixed alpha (b).
 
-    Accuracy and the ends of its interval are in per cent."""
+    Accuracy and the ends of its interval are in per cent. Where all or none of the decisions are right, resampling
+    finds no interval: its ends are NaN."""
     groups = _conditions_of(kept, subsets)
     which, right = np.stack(list(groups.values())), kept["right"].to_numpy(bool)
     table = pd.DataFrame(list(groups), columns=["panel", "name", "mask", "alpha"])
     table["decisions"] = which.sum(1)
-    if not len(kept):
-        return table.assign(accuracy=np.nan, low=np.nan, high=np.nan)
-    low, high = _interval(crossed_bootstrap(right, kept.code, kept.path, which, n))
-    with np.errstate(invalid="ignore"):
-        accuracy = (which & right).sum(1) / which.sum(1)
-    return table.assign(accuracy=100 * accuracy, low=100 * low, high=100 * high)
+    table["accuracy"] = [100 * right[rows].mean() if rows.any() else np.nan for rows in which]
+    mixed = table.accuracy.between(0, 100, inclusive="neither").to_numpy()
+    table[["low", "high"]] = np.nan
+    if mixed.any():
+        samples = crossed_bootstrap(right, kept.code, kept.path, which[mixed], n)
+        table.loc[mixed, ["low", "high"]] = 100 * np.transpose(_interval(samples))
+    return table
 
 # %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-30
 @dataclass(frozen=True)
@@ -275,6 +277,9 @@ def _effect(
 ) -> Effect:
     "Test the slope on `x`; points are the least-squares slope of `weights`' (K, N) accuracies times `span`."
     right = kept["right"].to_numpy(bool)
+    if right.all() or not right.any():
+        which = "all" if right.all() else "none"
+        raise ValueError(f"{which} of the {len(right)} decisions are right, which tells no effect.")
     slope, sd = _mixed_logistic(right, x, kept.code, kept.path)
     levels = np.unique(x) - np.unique(x).mean()
     contrast = span * levels / (levels**2).sum()
@@ -287,7 +292,7 @@ def _effect(
 # %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-34
 def masked_is_harder(
     kept: pd.DataFrame,  # from `exclude`
-) -> Effect:  # `ValueError` without decisions of both kinds
+) -> Effect:  # `ValueError` without decisions of both kinds, right and wrong ones
     "Test whether pictures masked with a random alpha are judged worse than unmasked ones (Figure 10a)."
     rows = kept[kept["mask"].isin(["none", "dynamic"])]
     x = (rows["mask"] == "dynamic").to_numpy(float)
@@ -298,7 +303,7 @@ def masked_is_harder(
 # %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-35
 def harder_with_alpha(
     kept: pd.DataFrame,  # from `exclude`
-) -> Effect:  # `ValueError` with fewer than two alphas
+) -> Effect:  # `ValueError` with fewer than two alphas, without right and wrong decisions
     "Test whether accuracy falls as a larger share is masked (Figure 10b)."
     rows = kept[kept["mask"] == "fixed"]
     x = rows.alpha.round(1).to_numpy(float)
@@ -588,9 +593,10 @@ def _test_lines(kept: pd.DataFrame) -> list[str]:
 # %% ../../nbs/study/03_analysis.ipynb #study-03-analysis-67
 def report(
     study: Study,  # from `read_study`
+    responses: pd.DataFrame | None = None,  # from `read_responses`; None: they are read
 ) -> str:
     "Report the responses in words: exclusions, accuracies, tests."
-    responses = read_responses(study)
+    responses = read_responses(study) if responses is None else responses
     lines = [f"{shortened(name)}: {reason}" for name, reason in responses.attrs["dropped"]]
     if responses.empty:
         return "\n".join([*lines, f"No responses in {study.path / 'responses'} yet."])

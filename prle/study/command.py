@@ -64,11 +64,10 @@ def build(
     from prle.core import log
     from prle.data.manifest import SPLITS
     from prle.lab.experiments import Lab
-    from prle.study.page import make_study
+    from prle.study.page import make_study, read_consent
     from prle.trust import check_destination
 
-    if consent and not Path(consent).exists():
-        raise FileNotFoundError(f"no consent text at {consent}.")
+    read_consent(consent)
     if out and not Path(out).is_dir():
         check_destination(out)
     lab, splits = Lab(preset, data, outputs), splits or list(SPLITS)
@@ -105,13 +104,13 @@ def analyse(
     "Print exclusions, accuracies and tests, and draw Figure 10 if asked to."
     from prle.study.analysis import draw_figure10, exclude, read_responses, report
     from prle.study.images import read_study
-    from prle.trust import check_destination
+    from prle.trust import check_figure
 
-    if figure:
-        check_destination(figure)
+    check_figure(figure)
     study = read_study(_study_folder(folder))
-    print(report(study))
+    responses = read_responses(study)
+    print(report(study, responses))
     if figure:
-        kept, _ = exclude(read_responses(study))
+        kept, _ = exclude(responses)
         draw_figure10(kept, study.settings["subsets"]).savefig(figure, dpi=200)
     return 0

@@ -99,7 +99,7 @@ def conditions(
         raise ValueError(f"participants must be 1 or more, not {participants}.")
     if images < block or images % block:
         rule = f"{m} manipulations and as many reals make blocks of {block} images"
-        raise ValueError(f"{rule}; {images} is no multiple of {block}.")
+        raise ValueError(f"{rule}; images must be {block} or a multiple of that, not {images}.")
     blocks, kinds, alphas, rows = images // block, [*subsets] + ["real"] * m, _alphas(seed), []
     orders = [rng(seed, "order", b).permutation(block) for b in range(blocks)]
     for p, b in product(range(participants), range(blocks)):
@@ -141,6 +141,12 @@ def _choose(pool: pd.DataFrame, counts: dict[str, int], cost: np.ndarray) -> np.
     return None if found.x is None else np.flatnonzero(found.x > 0.5)
 
 # %% ../../nbs/study/00_images.ipynb #study-00-images-21
+def _check_practice(n: int):
+    "Raise `ValueError` for a number of practice images below 0."
+    if n < 0:
+        raise ValueError(f"practice must be 0 or more, not {n}.")
+
+
 def _practice(pool: pd.DataFrame, n: int, seed: int) -> np.ndarray:
     """Choose rows of `pool` to practise on, half of them fake, with as few people as possible.
 
@@ -176,6 +182,7 @@ def largest_design(
     seed: int = 0,  # of the choice of faces
 ) -> tuple[tuple[str, ...], int]:  # manipulations, images; ((), 0) if too few people for any
     "Find the largest balanced design that these people allow, with one face for each person and kind."
+    _check_practice(practice)
     for m in range(len(subsets), 0, -1):
         best = ((), 0)
         for some in combinations(subsets, m):
@@ -260,6 +267,7 @@ def plan_study(
     """Plan conditions and faces; raise `ValueError` naming the largest balanced design if there are too few people.
 
     Return `conditions` with the column `path`, and the practice faces with `mask` and `alpha`."""
+    _check_practice(practice)
     hidden = secret or seed
     plan, pool = conditions(participants, images, subsets, hidden), _pool(faces, subsets, seed)
     try:
@@ -417,6 +425,7 @@ def close_key(
 ):
     "Restrict the key and the responses to their owner (modes 700 and 600)."
     for part in (folder / "key", folder / "responses"):
+        part.mkdir(exist_ok=True)  # a copy may lack a folder that was empty
         part.chmod(0o700)
         for path in part.iterdir():
             path.chmod(0o600)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATIC', 'SIGNED', 'is_host', 'policy', 'plan_name', 'sealed_plans', 'unseal', 'seal_answer', 'check_page',
-           'write_page', 'make_study', 'lab_study']
+           'read_consent', 'write_page', 'make_study', 'lab_study']
 
 # %% ../../nbs/study/01_page.ipynb #study-01-page-3
 import ipaddress
@@ -18,10 +18,10 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..core import check_choice
+from ..core import check_choice, file_digest
 from ..data.manifest import SPLITS
 from ..lab.experiments import Lab
-from ..trust import Damaged, parse_json, read_bytes, shortened
+from ..trust import Damaged, one_line, parse_json, read_bytes, shortened
 from .images import ANSWERS, DATED, Study, keyed
 from .images import build_study, check_absent, largest_design, plan_study, read_study
 from .images import select_faces, study_faces
@@ -159,11 +159,32 @@ def _write_plans(study: Study, folder: Path):
         (folder / name).write_text(text)
         os.utime(folder / name, DATED)
 
+# %% ../../nbs/study/01_page.ipynb #study-01-page-30
+_LIBRARIES = ("jspsych", "js-sha256")
+
+
+def _copy_scripts(page: Path):
+    "Copy what is the same in every study: the page's code and style, jsPsych and js-sha256."
+    for name in _LIBRARIES:
+        shutil.copytree(STATIC / name, page / name, dirs_exist_ok=True)
+    for name in ("study.js", "study.css"):
+        shutil.copy(STATIC / name, page / name)
+
+
+def _check_scripts(page: Path):
+    "Raise `Damaged` naming the first script of the page that is not the package's."
+    scripts = [script for name in _LIBRARIES for script in sorted((STATIC / name).glob("*.js"))]
+    for script in (STATIC / "study.js", *scripts):
+        path = page / script.relative_to(STATIC)
+        if not path.is_file() or file_digest(path) != file_digest(script):
+            what = f"{path} is missing, or is not as it comes with this version of prle"
+            raise Damaged(f"{what}. Copy {script} there.")
+
 # %% ../../nbs/study/01_page.ipynb #study-01-page-28
 def check_page(
     study: Study,  # from `read_study`
 ) -> dict:  # the page's settings: study, post, confidence, practice
-    """Return the settings that the page was written with, after checking its plans.
+    """Return the settings that the page was written with, after checking its code and its plans.
 
     Raise `FileNotFoundError` or `Damaged` naming what is missing or has changed."""
     page = study.path / "page"
@@ -171,6 +192,7 @@ def check_page(
         if not (page / name).is_file():
             what = f"{study.path} has no page: {name} is missing"
             raise FileNotFoundError(f"{what}; `prle userstudy build` makes one.")
+    _check_scripts(page)
     for name, text in sealed_plans(study):
         path = page / "plans" / name
         if not path.is_file() or read_bytes(path, 2**20) != text.encode():
@@ -179,8 +201,20 @@ def check_page(
     text = read_bytes(page / "settings.js", 2**20).decode(errors="replace")
     return _unscript("SETTINGS", text, page / "settings.js")
 
+# %% ../../nbs/study/01_page.ipynb #study-01-page-consent
+def read_consent(
+    path: str | Path | None,  # file with HTML; None: the text to complete
+) -> str:
+    "Read a consent text; raise `ValueError` naming a file that cannot be read."
+    path = Path(path or STATIC / "consent.html")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as e:
+        what_to_do = "name a file with HTML, in UTF-8"
+        raise ValueError(f"{path} is no consent text ({one_line(e)}); {what_to_do}.") from e
+
 # %% ../../nbs/study/01_page.ipynb #study-01-page-29
-def _html(study: Study, consent: str | Path | None, post: str | None, confidence: bool) -> str:
+def _html(study: Study, consent: str, post: str | None, confidence: bool) -> str:
     "Return index.html with the study's numbers and the consent text filled in."
     images, practice = study.settings["images"], study.settings["practice"]
     first = f" First come {practice} pictures to practise on, which do not count."
@@ -191,28 +225,12 @@ def _html(study: Study, consent: str | Path | None, post: str | None, confidence
         confidence="how sure you were of it, " if confidence else "",
         first=first if practice else "",
     )
-    text = Path(consent or STATIC / "consent.html").read_text(encoding="utf-8")
-    words |= dict(consent=_fill(text, **words).strip(), policy=policy(post))
+    words |= dict(consent=_fill(consent, **words).strip(), policy=policy(post))
     return _fill((STATIC / "index.html").read_text(encoding="utf-8"), **words)
 
-# %% ../../nbs/study/01_page.ipynb #study-01-page-30
-def _copy_scripts(page: Path):
-    "Copy what is the same in every study: the page's code and style, jsPsych and js-sha256."
-    for name in ("jspsych", "js-sha256"):
-        shutil.copytree(STATIC / name, page / name, dirs_exist_ok=True)
-    for name in ("study.js", "study.css"):
-        shutil.copy(STATIC / name, page / name)
-
 # %% ../../nbs/study/01_page.ipynb #study-01-page-31
-def write_page(
-    study: Study,  # from `build_study`
-    consent: str | Path | None = None,  # file with the consent text, HTML; None: a text to complete
-    # where answers are sent: "answers" is `prle userstudy serve`, or https://HOST/PATH;
-    # None: nowhere, they are saved as a file
-    post: str | None = "answers",
-    confidence: bool = False,  # ask after each picture how sure the participant is, which may be skipped
-) -> Path:  # index.html
-    "Write the page beside its pictures; the texts of an existing page are overwritten."
+def _write_page(study: Study, consent: str, post: str | None, confidence: bool) -> Path:
+    "Write the page with a consent text; return index.html."
     page = study.path / "page"
     html = _html(study, consent, post, confidence)
     shown = study.pictures[study.pictures.practice].itertuples()
@@ -223,6 +241,18 @@ def write_page(
     _write_plans(study, page / "plans")
     (page / "index.html").write_text(html, encoding="utf-8")
     return page / "index.html"
+
+
+def write_page(
+    study: Study,  # from `build_study`
+    consent: str | Path | None = None,  # file with the consent text, HTML; None: a text to complete
+    # where answers are sent: "answers" is `prle userstudy serve`, or https://HOST/PATH;
+    # None: nowhere, they are saved as a file
+    post: str | None = "answers",
+    confidence: bool = False,  # ask after each picture how sure the participant is, which may be skipped
+) -> Path:  # index.html
+    "Write the page beside its pictures; the texts of an existing page are overwritten."
+    return _write_page(study, read_consent(consent), post, confidence)
 
 # %% ../../nbs/study/01_page.ipynb #study-01-page-36
 def _design(
@@ -253,11 +283,13 @@ def make_study(
     seed: int = 0,  # of the zoo behind the masks and of the faces that are drawn from the data
     post: str | None = "answers",  # as in `write_page`
     secret: str | None = None,  # as in `build_study`
-    **page,  # `consent`, `confidence` of `write_page`
+    consent: str | Path | None = None,  # as in `write_page`
+    confidence: bool = False,  # as in `write_page`
 ) -> Study:
     """Make the masked image set and the page of a lab's faces.
 
     Settings that cannot work are refused before the zoo is made."""
+    text = read_consent(consent)
     folder = Path(folder or lab.outputs / lab.name / "userstudy")
     faces = select_faces(lab, splits, seed)
     _connect(post)  # raises what is wrong with the address
@@ -270,7 +302,7 @@ def make_study(
     facts = dict(preset=lab.name, data=lab.fingerprint, code=lab.store.code)
     facts |= dict(runs=lab.store.names(), splits=list(splits))
     study = build_study(faces, folder, *design, **facts)
-    write_page(study, post=post, **page)
+    _write_page(study, text, post, confidence)
     return study
 
 # %% ../../nbs/study/01_page.ipynb #study-01-page-38

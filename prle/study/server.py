@@ -401,11 +401,22 @@ def _guard_key(study: Study):
         _warn(f"Others on this machine can read {key}: this file system has no owners.")
 
 # %% ../../nbs/study/02_server.ipynb #study-02-server-41
+def _destination(study: Study, post: str | None) -> str:
+    "Say where the page's answers go."
+    responses = study.path / "responses"
+    if post is None:
+        return f"Participants save their answers as files; put these into {responses}."
+    return f"Answers go to {responses if post == 'answers' else post}."
+
+
 def _greet(study: Study, host: str, port: int):
-    "Print where the first participant finds the page; warn if the whole network can reach the server."
+    """Print where the first participant finds the page, and where answers go.
+
+    Warn if the whole network can reach the server."""
     address = f"{_address(host, port)}/?code={study.codes[0]}"
     others = f"all codes are in {study.path / 'key' / 'codes.txt'}"
-    print(f"{address} is the first of {len(study.codes)} participants; {others}.", flush=True)
+    print(f"{address} is the first of {len(study.codes)} participants; {others}.")
+    print(_destination(study, check_page(study).get("post")), flush=True)
     if host not in LOOPBACK:
         _warn(
             "Everybody in the network can reach this server, and what it is sent is not encrypted. "

@@ -9,7 +9,7 @@ const template = (id) => $("#" + id).innerHTML;
 const POST = SETTINGS.post && (location.protocol !== "file:" || /^https?:/.test(SETTINGS.post)) ? SETTINGS.post : null;
 let jsPsych, PLAN;
 
-// ---- What the code does: it names the file of the plan, unseals it and signs the answers; as in prle.studypage ----
+// ---- What the code does: it names the file of the plan, unseals it and signs the answers; as in prle.study.page ----
 
 const keyed = (secret, ...words) => sha256.hmac(secret, words.join("\n")); // null counts as ""
 const planName = (code) => keyed(code, "file", SETTINGS.study).slice(0, 32);
@@ -122,6 +122,7 @@ const screen = (stimulus, buttons, keys, more) => ({
   button_html: (label, i) => button(label, buttons[i][1]), on_load: focus, ...more,
 });
 const chosen = (data, keys) => data.response_source === "keyboard" ? keys.indexOf(data.keyboard_response.toLowerCase()) : data.button_response;
+const LONGEST = 86400000; // ms; prle.study.server takes no longer time
 const JUDGE = [["Real", "R"], ["Fake", "F"]], JUDGE_KEYS = ["r", "f"], WORDS = ["real", "fake"];
 
 function judging(item, line, value, max, onAnswer) {
@@ -170,7 +171,7 @@ function session() {
     const keep = (sure) => { memory.state.answers.push({...record, confidence: sure}); memory.save(); post.flush(); };
     const asks = SETTINGS.confidence && item.picture;
     const judge = judging(item, `${index + 1} of ${n}`, index, n, (answer, data) => {
-      record = {index, item: item.picture || "check", answer, rt: Math.round(data.rt), source: data.response_source};
+      record = {index, item: item.picture || "check", answer, rt: Math.min(Math.round(data.rt), LONGEST), source: data.response_source};
       if (!asks) keep(null);
     });
     return asks ? [judge, confidence(index, keep)] : [judge];
@@ -187,7 +188,7 @@ function thanks() {
     }});
 }
 
-// ---- The participant's code, from the address or asked for ----
+// ---- The participant's code, from the address or asked for; one that was typed stays out of the address, which browsers remember for the next person ----
 
 function plan(code) {
   return new Promise((done) => {
@@ -206,7 +207,7 @@ function plan(code) {
 async function code() {
   const plain = (text) => text.toLowerCase().replace(/[^a-z0-9]/g, ""); // typed in groups, with spaces or hyphens
   const given = plain(new URLSearchParams(location.search).get("code") || "");
-  if (given && await plan(given)) return;
+  for (const known of [given, history.state?.code]) if (known && await plan(known)) return;
   let wrong = given;
   while (true) {
     const asked = {
@@ -217,7 +218,7 @@ async function code() {
     let entered;
     await jsPsych.run([{...asked, on_finish: (data) => { entered = plain(data.response.code); }}]);
     if (await plan(entered)) {
-      try { history.replaceState(null, "", `?code=${entered}`); } catch { } // so that a reload does not ask again; some browsers forbid it for files
+      try { history.replaceState({code: entered}, ""); } catch { } // so that a reload does not ask again; some browsers forbid it for files
       return;
     }
     wrong = entered;
