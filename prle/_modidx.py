@@ -79,6 +79,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                           'prle.cli._subject': ('cli.html#_subject', 'prle/cli.py'),
                           'prle.cli._to_deepfakebench': ('cli.html#_to_deepfakebench', 'prle/cli.py'),
                           'prle.cli._train': ('cli.html#_train', 'prle/cli.py'),
+                          'prle.cli._without': ('cli.html#_without', 'prle/cli.py'),
                           'prle.cli.adapter_options': ('cli.html#adapter_options', 'prle/cli.py'),
                           'prle.cli.add_command': ('cli.html#add_command', 'prle/cli.py'),
                           'prle.cli.audit': ('cli.html#audit', 'prle/cli.py'),

@@ -94,6 +94,38 @@ def test_wrong_words(capsys):
         assert code == 2 and message in text
 
 
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("runs maps/a --delete", "a single run takes no --delete"),
+        ("runs a --kind maps --match a --code stale", "takes no --kind, --match, --code"),
+        ("runs --delete", "prle runs list takes no --delete"),
+        ("runs check --delete", "prle runs check takes no --delete"),
+        ("evaluate a --maps --also b --degradations jpeg", "takes no --also, --degradations"),
+        ("evaluate a --maps --measures eer", "--maps takes no --measures"),
+        ("evaluate a --maps --selection", "--maps takes no --selection"),
+        ("evaluate a --selection --on DFDC", "--selection takes no --on"),
+        ("evaluate a --selection --also b", "without --robustness takes no --also"),
+        ("evaluate a --robustness r --maps --measures ap", "takes no --maps, --measures"),
+        ("localize a crops --out o --split val --subset DF", "takes no --split, --subset"),
+        ("convert a.parquet --out o --root r --splits val", "takes no --root, --splits"),
+        ("convert a.parquet --out o --label a=real", "a manifest takes no --label"),
+        ("convert a.parquet b.parquet --out o", "one manifest or data set at a time"),
+        ("convert ff++ --root . --out o --splits val", "a data set takes no --splits"),
+        ("report --compare a b --preset smoke --data d", "--compare takes no --preset, --data"),
+        ("reproduce --estimate --remake fusions", "--estimate takes no --remake"),
+        ("audit --masks m --fusion mean --set alpha=static", "--masks takes no --fusion, --set"),
+        ("audit --subset DF --manifest m.parquet", "without --masks takes no --manifest"),
+    ],
+)
+def test_what_does_nothing_beside_the_rest_is_refused(
+    words, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words.split()) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_words_that_are_taken():
     parser = cli.parser()
     args = parser.parse_args("faces a.mp4 b --out o --every 3 --subsets DF NT --frames".split())
