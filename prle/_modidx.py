@@ -1709,6 +1709,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'prle.lab.files._Readers.__init__': ('lab/files.html#_readers.__init__', 'prle/lab/files.py'),
                                 'prle.lab.files._Readers.alone': ('lab/files.html#_readers.alone', 'prle/lab/files.py'),
                                 'prle.lab.files._Readers.read': ('lab/files.html#_readers.read', 'prle/lab/files.py'),
+                                'prle.lab.files._Readers.submit': ('lab/files.html#_readers.submit', 'prle/lab/files.py'),
                                 'prle.lab.files._Readers.take': ('lab/files.html#_readers.take', 'prle/lab/files.py'),
                                 'prle.lab.files._complete': ('lab/files.html#_complete', 'prle/lab/files.py'),
                                 'prle.lab.files._curve': ('lab/files.html#_curve', 'prle/lab/files.py'),
