@@ -12,9 +12,9 @@ import inspect
 import logging
 import os
 import sys
-from argparse import ArgumentParser
+from argparse import Action, ArgumentParser
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from inspect import Parameter
 from pathlib import Path
@@ -50,6 +50,15 @@ def _option(name: str) -> str:  # "--zoo-seed"
     "Return the option of a parameter's name."
     return f"--{name.replace('_', '-')}"
 
+# %% ../nbs/12_cli.ipynb #12-cli-extend
+class _Extend(Action):
+    "Take several words, also of an option that stands there more than once; the default goes."
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest)
+        told = [] if before is self.default else before
+        setattr(namespace, self.dest, [*told, *values])
+
 # %% ../nbs/12_cli.ipynb #12-cli-11
 def _argument(
     name: str,  # of the parameter
@@ -67,7 +76,7 @@ def _argument(
     if kind is bool:
         settings["action"] = "store_true"
     elif many == "several":
-        settings["nargs"] = "+"
+        settings |= dict(nargs="+", action=_Extend)
     elif many == "repeated":
         settings["action"] = "append"
     return _option(name), settings | dict(required=needed)
@@ -527,7 +536,8 @@ def _needed(outputs: Path) -> set[str]:
 
     needed = set(recorded_runs(outputs))
     for preset in PRESETS:
-        if (outputs / "data" / preset / "forge.json").exists():
+        base = PRESETS[preset].base or preset
+        if (outputs / "data" / base / "forge.json").exists():
             lab = Lab(preset, outputs=outputs)
             needed.update(plan_notebooks(lab, list_notebooks(), full=True).store.names())
     return needed
@@ -591,14 +601,21 @@ def runs(
     return int(what == "check" and len(found) > 0)
 
 # %% ../nbs/12_cli.ipynb #12-cli-57
-def _settings(words: list[str]) -> dict:
-    "Parse NAME=VALUE, the value as YAML; raise `ValueError` for anything else."
-    from prle.core import shortened
+def _settings(words: list[str], said: dict[str, str]) -> dict:
+    "Parse NAME=VALUE, the value as YAML; raise `ValueError` for anything else, and for what is `said` elsewhere."
+    from prle.core import check_choice, shortened
+    from prle.lab.configs import RunConfig
+    from prle.trainer import TrainConfig
     from prle.trust import parse_yaml
 
     if wrong := [word for word in words if "=" not in word]:
         raise ValueError(f"--set takes NAME=VALUE, not {shortened(wrong[0])}.")
     pairs = [word.split("=", 1) for word in words]
+    if known := [name for name, _ in pairs if name in said]:
+        raise ValueError(f"--set takes no {known[0]}: {said[known[0]]} says that.")
+    parameters = [f.name for kind in (RunConfig, TrainConfig) for f in fields(kind)]
+    for name, _ in pairs:
+        check_choice(name, parameters, "parameter")
     return {name: parse_yaml(value, f"--set {name}") for name, value in pairs}
 
 # %% ../nbs/12_cli.ipynb #12-cli-59
@@ -625,6 +642,24 @@ def _reading(options: dict) -> dict:  # fields of `prle.lab.configs.RunConfig`
     cam = {name: options[option] for option, name in _CAM.items() if option in options}
     return reading | dict(cam=replace(reading["cam"], **cam))
 
+# %% ../nbs/12_cli.ipynb #12-cli-merged
+def _merged(reading: dict, changes: dict) -> dict:
+    "Return a reading of maps with changes; a part of `cam`, or of `fusion` without a method, changes what is there."
+    merged = reading | changes
+    for name, value in changes.items():
+        if isinstance(value, dict) and (
+            name == "cam" or name == "fusion" and "method" not in value
+        ):
+            merged[name] = asdict(reading[name]) | value
+    return merged
+
+# %% ../nbs/12_cli.ipynb #12-cli-said
+_ASKED = {name: _option(name) for name in ("seed", "mask", "preset", "data")}
+_OF_TRAIN = _ASKED | {name: _option(name) for name in ("zoo_seed", "zoo_subset")}
+_OF_TRAIN |= dict(detector="the first word", backbone="the first word", subset="the second word")
+_OF_AUDIT = _ASKED | {name: _option(name) for name in ("subset", "split", "draws")}
+"What `--set` does not take, and what says it, by command."
+
 # %% ../nbs/12_cli.ipynb #12-cli-63
 def _run_config(what: list[str], outputs: str | None, options: dict):
     "Return what `prle train` is to train, from a file or from the options that were given."
@@ -634,7 +669,7 @@ def _run_config(what: list[str], outputs: str | None, options: dict):
         known = "a configuration (.yaml or .json), or a detector and a manipulation"
         raise ValueError(f"what to train is {known}.")
     lab = open_lab(preset=options.get("preset", "mini"), data=options.get("data"), outputs=outputs)
-    settings = _reading(options) | _settings(options.get("set", []))
+    settings = _merged(_reading(options), _settings(options.get("set", []), _OF_TRAIN))
     named = ("zoo_seed", "zoo_subset")
     settings |= {name: options[name] for name in named if name in options}
     seed, mask = options.get("seed", 0), options.get("mask", "none")
@@ -704,10 +739,12 @@ def train(
 # %% ../nbs/12_cli.ipynb #12-cli-69
 def _mask_settings(published: bool, fusion: str | None, words: list[str] | None) -> dict:
     "Return the fields of a training's configuration that say how its masks are made."
-    changes = _reading(dict(published=published))
+    from prle.lab.configs import FusionConfig
+
+    reading = _reading(dict(published=published))
     if fusion:
-        changes["fusion"] = dict(method=fusion)
-    return changes | _settings(words or [])
+        reading["fusion"] = FusionConfig(fusion)
+    return _merged(reading, _settings(words or [], _OF_AUDIT))
 
 # %% ../nbs/12_cli.ipynb #12-cli-71
 def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: str, draws: int):
@@ -721,7 +758,7 @@ def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: s
     return audit_folder(masks, rows, draws)
 
 # %% ../nbs/12_cli.ipynb #12-cli-72
-def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
+def _audit_training(lab, subset: str | None, split: str, draws: int, changes: dict):
     "Audit the masks of a training; raise `ValueError` without a manipulation."
     from prle.lab.administration import record_runs
     from prle.lab.audits import audit, read_audit
@@ -781,7 +818,7 @@ def audit(
     else:
         _without("an audit without --masks", manifest=manifest)
         changes = _mask_settings(published, fusion, set) | dict(mask=mask, seed=seed)
-        found = _audit_training(open_lab(**kwargs), subset, split, draws, **changes)
+        found = _audit_training(open_lab(**kwargs), subset, split, draws, changes)
     print(found.table.to_string(index=False, float_format="%.3f"))
     print(verdict_text(found.table), file=sys.stderr)
     if figure:
