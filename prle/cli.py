@@ -12,9 +12,9 @@ import inspect
 import logging
 import os
 import sys
-from argparse import ArgumentParser
+from argparse import Action, ArgumentParser
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from inspect import Parameter
 from pathlib import Path
@@ -50,6 +50,15 @@ def _option(name: str) -> str:  # "--zoo-seed"
     "Return the option of a parameter's name."
     return f"--{name.replace('_', '-')}"
 
+# %% ../nbs/12_cli.ipynb #12-cli-extend
+class _Extend(Action):
+    "Take several words, also of an option that stands there more than once; the default goes."
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest)
+        told = [] if before is self.default else before
+        setattr(namespace, self.dest, [*told, *values])
+
 # %% ../nbs/12_cli.ipynb #12-cli-11
 def _argument(
     name: str,  # of the parameter
@@ -67,7 +76,7 @@ def _argument(
     if kind is bool:
         settings["action"] = "store_true"
     elif many == "several":
-        settings["nargs"] = "+"
+        settings |= dict(nargs="+", action=_Extend)
     elif many == "repeated":
         settings["action"] = "append"
     return _option(name), settings | dict(required=needed)
@@ -137,9 +146,14 @@ def _kind_of_folders(pictures: bool, frames: bool) -> str | None:
 # %% ../nbs/12_cli.ipynb #12-cli-22
 def _only(options: dict, known: tuple[str, ...], what: str) -> dict:
     "Return `options`; raise `ValueError` for one that is not in `known`."
-    if wrong := [f"--{name}" for name in options if name not in known]:
+    if wrong := [_option(name) for name in options if name not in known]:
         raise ValueError(f"{what} takes no {', '.join(wrong)}.")
     return options
+
+# %% ../nbs/12_cli.ipynb #12-cli-without
+def _without(what: str, **options):
+    "Raise `ValueError` if any of these options, which do nothing here, was given."
+    _only({name: value for name, value in options.items() if value}, (), what)
 
 # %% ../nbs/12_cli.ipynb #12-cli-23
 def _needed_option(name: str, value: str | None, what: str) -> str:
@@ -245,7 +259,7 @@ def faces(
     settings |= dict(workers=workers, engine=engine, faces=faces, finder=finder)
     settings |= dict(cropped=cropped, keep_empty=keep_empty)
     if root:
-        _only(dict(pictures=pictures) if pictures else {}, (), "a data set")
+        _without("a data set", pictures=pictures)
         name = check_choice(" ".join(inputs), list_layouts(), "data set")
         with claimed(os.path.abspath(out)):
             crop_dataset(name, root, out, options, **settings)
@@ -305,6 +319,7 @@ def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options:
         _only(options, ("compression", "labels"), "a JSON")
         rows, missing = read_json_dataset(inputs, root, splits or list(SPLITS), **options)
     else:
+        _without("a data set", splits=splits)
         listing = list_dataset(inputs[0], root, **options | dict(frames=True))
         if "reals" in options:
             root = os.path.commonpath([os.path.abspath(root), os.path.abspath(options["reals"])])
@@ -315,12 +330,11 @@ def _from_deepfakebench(inputs: list[str], root: str, out: str, splits, options:
     return int(len(missing) + len(problems) > 0)
 
 # %% ../nbs/12_cli.ipynb #12-cli-40
-def _to_deepfakebench(manifest: str, out: str, options: dict) -> int:
+def _to_deepfakebench(manifest: str, out: str) -> int:
     "Write DeepfakeBench's files from a manifest."
     from prle.data.deepfakebench import write_json_dataset
     from prle.data.manifest import read_manifest
 
-    _only(options, (), "a manifest")
     print(*write_json_dataset(read_manifest(manifest), out), sep="\n")
     return 0
 
@@ -339,11 +353,14 @@ def convert(
 ) -> int:  # exit code: 1 if something is missing
     "Convert DeepfakeBench's JSON or preprocessed folders to a manifest, or a manifest to both."
     options, labels = adapter_options(**kwargs), _labels(label)
-    if labels:
-        options["labels"] = labels
+    if not inputs[0].endswith(".json") and len(inputs) > 1:
+        raise ValueError(f"one manifest or data set at a time: {inputs[0]} or {inputs[1]}.")
     with _about(inputs[0]):
         if inputs[0].endswith(".parquet"):
-            return _to_deepfakebench(inputs[0], out, options)
+            _without("a manifest", root=root, splits=splits, label=label, **options)
+            return _to_deepfakebench(inputs[0], out)
+        if labels:
+            options["labels"] = labels
         _check_target(Path(out))
         root = _needed_option("root", root, "the folder that the crops' paths are relative to")
         return _from_deepfakebench(inputs, root, out, splits, options)
@@ -433,6 +450,7 @@ def reproduce(
     log.setLevel(logging.DEBUG)
     _name_plugins(kwargs.pop("plugin", None))
     if estimate:
+        _without("--estimate", remake=remake)
         print(paper.estimate_text(list(ids), seeds=seeds, **kwargs))
         return 0
     ways = dict(seeds=seeds, engine=engine, gpus=gpus, remade=remake)
@@ -486,12 +504,13 @@ def report(
     if compare is None:
         from prle.paper.reproduce import write_report
 
-        _only({} if out is None else dict(out=out), (), "the report, which lies in the outputs,")
+        _without("the report, which lies in the outputs,", out=out)
         print(write_report(open_lab(**kwargs)))
         return 0
     from prle.paper.reports import changes_table, changes_text, compare_reports, write_comparison
     from prle.trust import check_destination
 
+    _without("--compare", **kwargs | dict(preset=kwargs.get("preset", "mini") != "mini"))
     if len(compare) != 2:
         raise ValueError(f"--compare takes two reports, not {len(compare)}.")
     if out:
@@ -517,18 +536,24 @@ def _needed(outputs: Path) -> set[str]:
 
     needed = set(recorded_runs(outputs))
     for preset in PRESETS:
-        if (outputs / "data" / preset / "forge.json").exists():
+        base = PRESETS[preset].base or preset
+        if (outputs / "data" / base / "forge.json").exists():
             lab = Lab(preset, outputs=outputs)
             needed.update(plan_notebooks(lab, list_notebooks(), full=True).store.names())
     return needed
 
 # %% ../nbs/12_cli.ipynb #12-cli-53
-def _prune(outputs: Path, delete: bool) -> int:
-    "Print the runs that nothing needs, and delete them if asked to."
-    from prle.lab.administration import prune, runs_text, spared
+def _prune(outputs: Path, delete: bool, only: dict) -> int:
+    "Print the runs that nothing needs, of those that were chosen, and delete them if asked to."
+    from prle.lab.administration import list_runs, prune, runs_text, spared
 
-    gone = prune(outputs / "runs", _needed(outputs), delete)
+    list_runs(outputs / "runs", **only)  # a wrong word stops here
+    needed = _needed(outputs)
+    unneeded = prune(outputs / "runs", needed) if only else []
+    gone = prune(outputs / "runs", needed, delete, **only)
     print(runs_text(gone))
+    if len(unneeded) > len(gone):
+        print(f"Nothing needs {len(unneeded) - len(gone)} more; these were not chosen, and stay.")
     left = spared(outputs / "runs")
     if len(left):
         print(f"Left alone, since they are no runs, or not runs alone:\n{runs_text(left)}")
@@ -546,9 +571,9 @@ def runs(
     # list, check, prune; or the name of a run, to be shown in full: why it was made, from what, by which code
     what: str = "list",
     *,
-    kind: str | None = None,  # list only detectors, maps, fusions, ...
-    match: str | None = None,  # list only labels in which this regular expression occurs
-    # list only what other code than the present one has made, or only the rest
+    kind: str | None = None,  # only detectors, maps, fusions, ...; of all three
+    match: str | None = None,  # only labels in which this regular expression occurs
+    # only what other code than the present one has made, or only the rest
     code: Literal["stale", "current"] | None = None,
     # with prune: really delete; prune brings the forged benchmarks up to date first, since what is
     # needed is named by them
@@ -560,28 +585,37 @@ def runs(
     from prle.core import outputs_dir
     from prle.lab.administration import damaged_runs, list_runs, run_text, runs_text
 
-    folder = Path(outputs or outputs_dir())
+    folder, stale = Path(outputs or outputs_dir()), dict(stale=True, current=False).get(code)
+    only = {k: v for k, v in dict(kind=kind, pattern=match, stale=stale).items() if v is not None}
     if what == "prune":
-        return _prune(folder, delete)
+        return _prune(folder, delete, only)
     if what not in ("list", "check"):
+        _without("a single run", kind=kind, match=match, code=code, delete=delete)
         print(run_text(folder / "runs", what))
         return 0
-    stale = dict(stale=True, current=False).get(code)
-    found = list_runs(folder / "runs", kind, match, stale)
+    _without(f"prle runs {what}", delete=delete)
+    found = list_runs(folder / "runs", **only)
     if what == "check":
         found = damaged_runs(folder / "runs", found)
     print(runs_text(found))
     return int(what == "check" and len(found) > 0)
 
 # %% ../nbs/12_cli.ipynb #12-cli-57
-def _settings(words: list[str]) -> dict:
-    "Parse NAME=VALUE, the value as YAML; raise `ValueError` for anything else."
-    from prle.core import shortened
+def _settings(words: list[str], said: dict[str, str]) -> dict:
+    "Parse NAME=VALUE, the value as YAML; raise `ValueError` for anything else, and for what is `said` elsewhere."
+    from prle.core import check_choice, shortened
+    from prle.lab.configs import RunConfig
+    from prle.trainer import TrainConfig
     from prle.trust import parse_yaml
 
     if wrong := [word for word in words if "=" not in word]:
         raise ValueError(f"--set takes NAME=VALUE, not {shortened(wrong[0])}.")
     pairs = [word.split("=", 1) for word in words]
+    if known := [name for name, _ in pairs if name in said]:
+        raise ValueError(f"--set takes no {known[0]}: {said[known[0]]} says that.")
+    parameters = [f.name for kind in (RunConfig, TrainConfig) for f in fields(kind)]
+    for name, _ in pairs:
+        check_choice(name, parameters, "parameter")
     return {name: parse_yaml(value, f"--set {name}") for name, value in pairs}
 
 # %% ../nbs/12_cli.ipynb #12-cli-59
@@ -608,6 +642,24 @@ def _reading(options: dict) -> dict:  # fields of `prle.lab.configs.RunConfig`
     cam = {name: options[option] for option, name in _CAM.items() if option in options}
     return reading | dict(cam=replace(reading["cam"], **cam))
 
+# %% ../nbs/12_cli.ipynb #12-cli-merged
+def _merged(reading: dict, changes: dict) -> dict:
+    "Return a reading of maps with changes; a part of `cam`, or of `fusion` without a method, changes what is there."
+    merged = reading | changes
+    for name, value in changes.items():
+        if isinstance(value, dict) and (
+            name == "cam" or name == "fusion" and "method" not in value
+        ):
+            merged[name] = asdict(reading[name]) | value
+    return merged
+
+# %% ../nbs/12_cli.ipynb #12-cli-said
+_ASKED = {name: _option(name) for name in ("seed", "mask", "preset", "data")}
+_OF_TRAIN = _ASKED | {name: _option(name) for name in ("zoo_seed", "zoo_subset")}
+_OF_TRAIN |= dict(detector="the first word", backbone="the first word", subset="the second word")
+_OF_AUDIT = _ASKED | {name: _option(name) for name in ("subset", "split", "draws")}
+"What `--set` does not take, and what says it, by command."
+
 # %% ../nbs/12_cli.ipynb #12-cli-63
 def _run_config(what: list[str], outputs: str | None, options: dict):
     "Return what `prle train` is to train, from a file or from the options that were given."
@@ -617,7 +669,7 @@ def _run_config(what: list[str], outputs: str | None, options: dict):
         known = "a configuration (.yaml or .json), or a detector and a manipulation"
         raise ValueError(f"what to train is {known}.")
     lab = open_lab(preset=options.get("preset", "mini"), data=options.get("data"), outputs=outputs)
-    settings = _reading(options) | _settings(options.get("set", []))
+    settings = _merged(_reading(options), _settings(options.get("set", []), _OF_TRAIN))
     named = ("zoo_seed", "zoo_subset")
     settings |= {name: options[name] for name in named if name in options}
     seed, mask = options.get("seed", 0), options.get("mask", "none")
@@ -687,10 +739,12 @@ def train(
 # %% ../nbs/12_cli.ipynb #12-cli-69
 def _mask_settings(published: bool, fusion: str | None, words: list[str] | None) -> dict:
     "Return the fields of a training's configuration that say how its masks are made."
-    changes = _reading(dict(published=published))
+    from prle.lab.configs import FusionConfig
+
+    reading = _reading(dict(published=published))
     if fusion:
-        changes["fusion"] = dict(method=fusion)
-    return changes | _settings(words or [])
+        reading["fusion"] = FusionConfig(fusion)
+    return _merged(reading, _settings(words or [], _OF_AUDIT))
 
 # %% ../nbs/12_cli.ipynb #12-cli-71
 def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: str, draws: int):
@@ -704,7 +758,7 @@ def _audit_folder(masks: str, manifest: str | None, subset: str | None, split: s
     return audit_folder(masks, rows, draws)
 
 # %% ../nbs/12_cli.ipynb #12-cli-72
-def _audit_training(lab, subset: str | None, split: str, draws: int, **changes):
+def _audit_training(lab, subset: str | None, split: str, draws: int, changes: dict):
     "Audit the masks of a training; raise `ValueError` without a manipulation."
     from prle.lab.administration import record_runs
     from prle.lab.audits import audit, read_audit
@@ -744,10 +798,15 @@ def audit(
 
     check_figure(figure)
     if masks:
+        others = dict(
+            mask=mask != "primary", seed=seed, published=published, fusion=fusion, set=set
+        )
+        _without("--masks", **others, data=kwargs.get("data"), plugin=kwargs.get("plugin"))
         found = _audit_folder(masks, manifest, subset or "all", split, draws)
     else:
+        _without("an audit without --masks", manifest=manifest)
         changes = _mask_settings(published, fusion, set) | dict(mask=mask, seed=seed)
-        found = _audit_training(open_lab(**kwargs), subset, split, draws, **changes)
+        found = _audit_training(open_lab(**kwargs), subset, split, draws, changes)
     print(found.table.to_string(index=False, float_format="%.3f"))
     print(verdict_text(found.table), file=sys.stderr)
     if figure:
@@ -826,7 +885,7 @@ def _open_model(name: str, data: str | None = None, plugin: tuple | None = None,
     if not is_exported(name):
         return from_run(*open_detector(name, data=data, plugin=plugin, **kwargs))
     _name_plugins(plugin)
-    _only({} if data is None else dict(data=data), (), "an exported detector")
+    _without("an exported detector", data=data)
     return open_exported(name)
 
 # %% ../nbs/12_cli.ipynb #12-cli-81
@@ -839,11 +898,7 @@ def _localize_crops(
 
     given = models, inputs, out, parse_shard(shard), read
     if engine == "ray":
-        _only(
-            dict(workers=workers) if workers else {},
-            (),
-            "the engine ray, which has a worker a core or GPU,",
-        )
+        _without("the engine ray, which has a worker a core or GPU,", workers=workers)
         told = write_maps_on_ray(*given)
     else:
         told = write_maps(*given, workers=workers)
@@ -957,7 +1012,7 @@ def _exported_maps(name: str, split: str, subset: str, read, out: str | None, **
 # %% ../nbs/12_cli.ipynb #12-cli-91
 def _run_maps(name: str, split: str, subset: str, read, out: str | None, **kwargs) -> Path:
     "Make the maps of a run; they are a run themselves."
-    _only({} if out is None else dict(out=out), (), "a run, which keeps its maps in the outputs,")
+    _without("a run, which keeps its maps in the outputs,", out=out)
     lab, run = open_detector(name, **kwargs)
     return lab.attention(run, split, subset, read).path / "maps.npy"
 
@@ -990,12 +1045,13 @@ def localize(
     from prle.lab.export import is_exported
 
     if inputs:
+        _without("localize with inputs", split=split != "test", subset=subset != "all")
         models = {word: _open_model(word, **kwargs) for word in (name, *(also or ()))}
         folder = _needed_option("out", out, "the folder of the maps")
         read = CamConfig(cam or "layercam", explain)
         return _localize_crops(models, inputs, folder, read, shard, engine, workers)
     given = dict(also=also, shard=shard != "1/1", engine=engine != "local", workers=workers)
-    _only({option: True for option, value in given.items() if value}, (), "localize without inputs")
+    _without("localize without inputs", **given)
     make_maps = _exported_maps if is_exported(name) else _run_maps
     print(make_maps(name, split, subset, CamConfig(cam or "gradcam", explain), out, **kwargs))
     return 0
@@ -1027,15 +1083,19 @@ def evaluate(
 
     _name_plugins(kwargs.get("plugin"))
     outputs = kwargs.get("outputs")
+    compared = dict(also=also, degradations=degradations)
+    others = dict(maps=maps, selection=selection, measures=list(measures) != ["auc", "acc"])
     if robustness is not None:
+        _without("--robustness", **others)
         places = [name, *(also or ())]
         return _robustness(places, robustness, data, on, degradations, outputs)
+    _without("an evaluation without --robustness", **compared)
     if maps:
+        _without("--maps", **others | dict(maps=False))
         return _measured_maps(name, data, on, outputs)
     if selection:
+        _without("--selection", **others | dict(selection=False), on=on != "test")
         return _selection(name, data, outputs)
-    given = [name for name, value in dict(also=also, degradations=degradations).items() if value]
-    _only(dict.fromkeys(given), (), "an evaluation without --robustness")
     reached = _exported_evaluation if is_exported(name) else _run_evaluation
     table = reached(name, data, on, measures, **kwargs)
     print(table.to_string(index=False, float_format="%.1f"))

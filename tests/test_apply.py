@@ -120,6 +120,32 @@ def test_runs_are_listed_and_what_nothing_needs_goes(lab, prle):
     assert "unknown kind of run 'detector'. Did you mean 'detectors'" in text
 
 
+def test_only_what_was_chosen_is_deleted(lab, prle):
+    "Of what nothing needs: by kind, label and code, as the list shows them."
+    store = lab.store
+    kept = [
+        store.get(kind, label, dict(n=0), lambda folder: (folder / "a").touch()).path
+        for kind, label in (("maps", "a"), ("maps", "b"), ("areas", "a"))
+    ]
+    origin = read_sealed(kept[1] / "provenance.json")
+    other = dict(code="?", modules=dict(store.modules, trainer="?"))
+    write_sealed(kept[1] / "provenance.json", origin | other)
+    for words, gone in (
+        (["--kind", "maps", "--match", "^c"], None),
+        (["--kind", "maps", "--code", "stale"], kept[1]),
+        (["--match", "^a", "--kind", "areas"], kept[2]),
+        ([], kept[0]),
+    ):
+        _, text, _ = prle("runs", "prune", *words)
+        assert f"{int(gone is not None)} runs" in text and all(path.exists() for path in kept)
+        code, text, _ = prle("runs", "prune", *words, "--delete")
+        kept = [path for path in kept if path != gone]
+        assert code == 0 and all(path.exists() for path in kept) and not (gone and gone.exists())
+        more = f"Nothing needs {len(kept)} more; these were not chosen, and stay."
+        assert (more in text) == bool(kept)
+    assert prle("runs", "prune", "--kind", "masp")[0] == 2
+
+
 def test_a_byte_that_changed_is_found_when_all_are_compared(lab, prle):
     run = lab.detector("Small", "A")
     assert prle("runs", "check")[0] == 0

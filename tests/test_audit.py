@@ -24,7 +24,7 @@ from prle.core import rng
 from prle.data.crops import write_quantiles
 from prle.lab.audits import audit as audit_training
 from prle.lab.audits import audit_folder, masked_areas, read_area, read_audit, some_faces
-from prle.lab.configs import PRESETS
+from prle.lab.configs import PRESETS, CamConfig
 from prle.masking import PrimaryRegionMask, RandomMask, quantile_map
 from prle.metrics import auc
 from test_experiments import TINY, quiet_lab, write_square
@@ -285,6 +285,17 @@ def test_the_masks_of_a_training_are_audited_once(lab):
     parts = lab.config("Small", "A", mask="landmark", parts=["nose"])
     others |= {audit_training(lab, matched, draws=1).path, audit_training(dry, parts).path}
     assert len(others) == 7 and run.path not in others
+
+
+def test_equal_audits_have_equal_labels(lab):
+    "Without maps the seed draws the people alone; a grid that is the preset's is no other reading."
+    dry = lab.dry()
+    random = [lab.config("Small", "A", seed, mask="random") for seed in (0, 3)]
+    cams = [CamConfig("layercam"), CamConfig("layercam", grid=lab.preset.grid)]
+    primary = [lab.config("Small", "A", mask="primary", cam=cam) for cam in cams]
+    for same in (random, primary):
+        for measure in (audit_training, masked_areas):
+            assert len({measure(dry, config).path for config in same}) == 1
 
 
 def test_the_test_faces_are_those_of_the_training_s_manipulation(lab):

@@ -28,6 +28,7 @@ from prle.lab.configs import (
     RunConfig,
     Zoo,
 )
+from prle.lab import labdata
 from prle.lab.experiments import Lab, Wanted, load_detector, read_scores
 from prle.lab.labdata import data_fingerprint, data_sets
 from prle.lab.planning import plan_text, planned, task_inputs
@@ -769,6 +770,33 @@ def test_readings_have_keys_and_labels_of_their_own(lab):
     assert run.key != usual.key
     own = dict(zoo_seed=0, zoo_subset="A", **READING)
     assert dry.detector("Small", "A", "primary", **own).path == usual.path
+
+
+def test_equal_keys_have_equal_labels(lab):
+    "Whatever does nothing, and in whatever order it is written."
+    dry, fusion = lab.dry(), READING["fusion"]
+    same = [dict(fusion=dataclasses.replace(fusion, drop=drop)) for drop in (0.1, 0.2)]
+    assert len({dry.detector("Small", "A", "primary", **s).path for s in same}) == 1
+    assert FusionConfig("released", drop=0.1).drop == 0.1
+    options = [dict(momentum=0.2, dropout=0.1), dict(dropout=0.1, momentum=0.2)]
+    assert len({dry.detector("meso4", "A", options=o).path for o in options}) == 1
+
+
+def test_a_wrong_word_stops_before_the_benchmark_is_forged(tmp_path, monkeypatch):
+    monkeypatch.setattr(labdata, "BUILDERS", {})
+    lab = Lab("smoke", outputs=tmp_path)
+    with pytest.raises(ValueError, match="unknown backbone 'Xeption'. Did you mean 'Xception'"):
+        lab.config("Xeption", "DF")
+    with pytest.raises(ValueError, match="unknown parameter 'alfa'. Did you mean 'alpha'"):
+        lab.config("Xception", "DF", alfa=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_configuration_belongs_to_whoever_asked_for_it(lab):
+    usual = lab.config("Small", "A", options=dict(dropout=0.1))
+    usual.options["dropout"] = 0.9
+    assert lab.config("Small", "A", options=dict(dropout=0.1)).options == dict(dropout=0.1)
+    assert lab.config("Small", "A").options == {}
 
 
 def test_matched_masks_are_of_the_zoo_that_they_are_compared_with(lab):

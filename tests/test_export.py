@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -126,6 +127,19 @@ def test_nothing_is_written_over(lab, run, folder):
     assert (folder / FACTS).read_bytes() == before
 
 
+def test_a_place_where_nothing_can_be_written_stops_before_the_work(
+    lab, run, tmp_path, monkeypatch
+):
+    (tmp_path / "file").touch()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="cannot be written"):
+        patch.setattr(export, "familiar_faces", None)
+        export_detector(lab, run, tmp_path / "file" / "x")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert export_detector(lab, run, ".") == Path(".")
+    assert open_exported(tmp_path / "here").facts["name"] == "here"
+
+
 @pytest.mark.parametrize(
     "damage, error, message",
     [
@@ -228,7 +242,9 @@ def test_other_data_are_named_as_such(lab, folder, command, tmp_path):
     "words, message",
     [
         ("evaluate small-a --on DFDC", "--data is missing"),
-        ("evaluate small-a --on DFDC --data DATA", "unknown split or target set 'DFDC'"),
+        ("evaluate small-a --on DFDC --data DATA", "unknown test or target set 'DFDC'"),
+        ("evaluate small-a --on train --data DATA", "unknown test or target set 'train'"),
+        ("evaluate small-a --maps --on val --data DATA", "unknown test or target set 'val'"),
         ("localize small-a --out maps.npy", "--data is missing"),
         ("localize small-a --data DATA", "--out is missing"),
         ("predict small-a a.png --data DATA", "an exported detector takes no --data"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import zlib
 
 import cv2
@@ -326,6 +327,16 @@ def test_a_file_that_kills_its_process_costs_no_other():
     files = ["1 + 1", "__import__('os')._exit(3)", "3 * 3", "4 * 4"]
     (_, two), (_, dead), (_, nine), (_, last) = cropped_files(files, eval, workers=1)
     assert (two, nine, last) == (2, 9, 16) and "died, twice" in str(dead)
+
+
+def test_a_process_that_dies_while_others_are_scored_costs_no_file_either():
+    "The pool is broken by the time that the next file is handed to it."
+    files = ["1 + 1", "__import__('os')._exit(3)", "3 * 3", "4 * 4", "5 * 5"]
+    found = []
+    for _, one in cropped_files(files, eval, workers=1):
+        time.sleep(0.3)
+        found.append(one)
+    assert found[::2] == [2, 9, 25] and found[3] == 16 and "died, twice" in str(found[1])
 
 
 def test_no_more_than_a_few_files_wait():

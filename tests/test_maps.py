@@ -15,7 +15,7 @@ from prle.fusion import fuse
 from prle.lab.configs import CamConfig
 from prle.lab.engines import cluster
 from prle.lab.explain import explain
-from prle.lab.maps import write_maps, write_maps_on_ray, crops_in
+from prle.lab.maps import ASKED, write_maps, write_maps_on_ray, crops_in
 
 
 @pytest.fixture
@@ -94,6 +94,15 @@ def test_on_ray_the_maps_are_the_same(crops, tmp_path):
     same(*map(read_all, parts.values()))
     with pytest.raises(ValueError, match="name another folder"):
         list(write_maps_on_ray(models, [crops], parts["here"], read=CamConfig()))
+
+
+def test_a_detector_may_be_named_by_another_word(crops, tmp_path):
+    "By its folder seen from elsewhere, for instance; its weights are the same."
+    list(write_maps(dict(m=a_model()), [crops], tmp_path / "out"))
+    assert list(write_maps({"../m": a_model()}, [crops], tmp_path / "out")) == []
+    (tmp_path / "out" / ASKED).write_text("{}")
+    with pytest.raises(ValueError, match="name another folder"):
+        list(write_maps(dict(m=a_model()), [crops], tmp_path / "out"))
 
 
 @pytest.mark.parametrize("changed", [dict(read=CamConfig()), dict(models=dict(m=a_model(seed=1)))])

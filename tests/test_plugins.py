@@ -7,6 +7,7 @@ import pickle
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from prle import cli
 from prle.detectors import create_detector, list_detectors, plugins, registry
@@ -18,6 +19,7 @@ from prle.detectors.registry import (
     loaded_plugins,
     register_detector,
 )
+from prle.lab import experiments
 from prle.lab.administration import list_runs, run_text
 from prle.lab.configs import PRESETS, RunConfig
 from prle.lab.experiments import Lab, load_detector
@@ -305,6 +307,33 @@ def test_a_run_is_opened_with_its_plugin(own, prle, tmp_path, lines):
     load_plugin(own)
     load_detector(Run(folder, name[-16:], True))
     assert lines[-1] == f"NOTE my_detectors.py is other code than has trained {name}."
+
+
+def test_a_plugin_that_is_loaded_again_is_looked_at_again(own, toy, tmp_path, monkeypatch):
+    "Its options, whether it takes the faces, and the layer of its maps."
+    monkeypatch.setitem(PRESETS, "tiny", TINY)
+    lab = Lab("tiny", data=write_square(toy, tmp_path / "square"), outputs=tmp_path / "out")
+    layers, localize = [], experiments.localize
+
+    def spy(net, layer, *args, **kwargs):
+        layers.append(type(layer))
+        return localize(net, layer, *args, **kwargs)
+
+    monkeypatch.setattr(experiments, "localize", spy)
+    load_plugin(own)
+    run = lab.detector("own", "A")
+    lab.attention(run, "test")
+    assert lab.config("own", "A").options == {}
+    own.write_text(OWN.replace("body.0", "body.1").replace("dropout=0.0", "size=64"))
+    load_plugin(own)
+    lab.attention(run, "val")
+    assert layers == [nn.Conv2d, nn.ReLU]
+    assert lab.config("own", "A").options == dict(size=64)
+    refused = "raise ValueError('too small')\n        return self.head"
+    own.write_text(OWN.replace("return self.head", refused))
+    load_plugin(own)
+    with pytest.raises(ValueError, match="too small"):
+        lab.dry().detector("own", "A")
 
 
 def test_tables_take_a_plugins_detector_by_name(own, tmp_path):

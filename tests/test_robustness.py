@@ -1,5 +1,7 @@
 """prle.data.degradations and prle.lab.robustness: what each level does to a face, and the AUC that is left."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -125,6 +127,17 @@ def test_differences_are_paired(subjects, tmp_path):
         assert row.difference == pytest.approx(100 * expected.difference)
         assert row.difference_low == pytest.approx(100 * expected.low)
         assert row.difference_high == pytest.approx(100 * expected.high)
+
+
+def test_detectors_of_one_name_are_two(subjects, tmp_path):
+    "Two exported folders whose last parts are equal."
+    apart = robustness(subjects, tmp_path / "apart", ["jpeg"], n=10)
+    alike = [replace(subject, name="model") for subject in subjects]
+    table = robustness([*alike, alike[0]], tmp_path / "alike", ["jpeg"], n=10)
+    assert list(table.detector.unique()) == ["model", "model (2)", "model (3)"]
+    second = table[table.detector == "model (2)"]
+    assert second.value.tolist() == apart.value[apart.detector == "brightness"].tolist()
+    assert len(by_level(table)) == 3
 
 
 def test_a_second_call_scores_what_is_missing_alone(subjects, tmp_path, monkeypatch):

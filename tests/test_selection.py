@@ -1,5 +1,7 @@
 """prle.lab.selection: the epochs of a training, and what choosing among them otherwise would gain."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,7 +24,7 @@ def lab(toy, tmp_path, monkeypatch):
     return quiet_lab(write_square(toy, tmp_path / "square"), tmp_path / "out")
 
 
-def test_the_second_training_is_the_first_one(lab, capsys):
+def test_the_second_training_is_the_first_one(lab, tmp_path, capsys):
     config = lab.config("Small", "A", mask="random", epochs=3)
     run = lab.train(config)
     made = epoch_scores(lab, config)
@@ -36,7 +38,10 @@ def test_the_second_training_is_the_first_one(lab, capsys):
     table = selection_of(lab, run)
     assert table.set.tolist() == ["test", "test: A", "test: B"] and (table.gain >= 0).all()
     words = ["evaluate", run.path.name, "--selection", "--outputs", str(lab.outputs)]
-    assert cli.main(words) == 0 and "oracle" in capsys.readouterr().out
+    assert cli.main(words) == 0 and "oracle" in (printed := capsys.readouterr().out)
+    moved = Path(lab.data).parent.rename(tmp_path / "moved")
+    assert cli.main([*words, "--data", str(moved)]) == 0
+    assert capsys.readouterr().out == printed, "where the data lie now does not matter"
 
 
 def test_watching_changes_nothing(toy):

@@ -606,6 +606,7 @@ def prune(
     root: str | Path,  # folder of all runs
     keep: Iterable[str],  # "kind/label-key" that are needed: of a dry store, of `recorded_runs`
     delete: bool = False,  # really delete; otherwise only list
+    **only,  # only what `list_runs` lists with these: kind, pattern, stale
 ) -> pd.DataFrame:  # rows of `list_runs`: those that go, or with `delete` those that went
     """List the runs that nothing needs, and delete them with `delete`.
 
@@ -619,7 +620,10 @@ def prune(
     runs = runs[runs.state != State.ALIEN].reset_index(drop=True)
     runs["path"] = [_place(root, run) for run in runs.to_dict("records")]
     gone = _unneeded(root, runs, set(keep)) if len(runs) else runs
-    if delete and len(runs):
+    if only:
+        chosen = [_place(root, run) for run in list_runs(root, **only).to_dict("records")]
+        gone = gone[gone.path.isin(chosen)]
+    if delete and len(gone):
         gone = gone[np.array([_delete(p) for p in gone.path], bool)]
     if delete and root.exists():
         _sweep(root)

@@ -26,7 +26,7 @@ from prle.data.faces import (
 )
 from ..data.manifest import manifest_root
 from ..metrics import evaluate
-from .integrity import check_run, read_run
+from .integrity import check_run, read_run, run_name
 from .store import Run
 from .configs import RunConfig
 from .experiments import Lab, read_scores
@@ -46,7 +46,7 @@ def open_run(
     except Damaged as e:
         way_out = "It is made again when the training, or a table that needs it, is asked for."
         raise Damaged(f"{e} {way_out}") from e
-    return Run(folder, folder.name.rsplit("-", 1)[1], True)
+    return Run(folder, run_name(folder).key, True)
 
 # %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-7
 def _knows(run: Run, lab: Lab) -> bool:

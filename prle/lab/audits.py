@@ -83,14 +83,16 @@ def _settings(config: RunConfig, split: str, draws: int) -> dict:
 
 # %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-16
 def _audit_label(lab: Lab, config: RunConfig, split: str) -> str:
-    "Return the label of an audit: manipulation, mask, settings unlike the usual, split and seed."
+    """Return the label of an audit: manipulation, mask, settings unlike the usual, split and seed.
+
+    Without maps the seed draws nothing but the people, so that it is their fold."""
     marks = ["+".join(config.parts)] if "parts" in config.key() else []
+    seed = config.recipe.seed if config.needs_maps else lab.fold(config.recipe.seed)
     if config.needs_maps:
-        zoo = config.masking_zoo
-        marks += replace(zoo, backbones=lab.zoo_names(zoo.backbones)).marks
+        marks += lab._normal(config.masking_zoo).marks
         if config.range != ALPHA_POLICIES["dynamic"]:
             marks.append("alpha={:g}..{:g}".format(*config.range))
-    return "-".join([config.subset, config.mask, *marks, split, f"s{config.recipe.seed}"])
+    return "-".join([config.subset, config.mask, *marks, split, f"s{seed}"])
 
 # %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-17
 def _write_audit(found: Audit, folder: Path):

@@ -250,12 +250,14 @@ class FusionConfig:
     share: float = 0.0  # of the pixels that stay, the most attended, in [0, 1]; 0: all
 
     def __post_init__(self):
-        "Check the fields and make the numbers floats."
+        "Check the fields, make the numbers floats, and forget a `drop` that does nothing."
         check_choice(self.method, FUSIONS, "fusion")
         numbers = [f.name for f in fields(self) if f.name != "method"]
         check_fields(self, dict.fromkeys(numbers, SHARE))
         values = [float(getattr(self, name)) for name in numbers]
         set_fields(self, **dict(zip(numbers, values)))  # 0 and 0.0 are one
+        if self.method != "released":
+            set_fields(self, drop=type(self).drop)
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-31
 @patch

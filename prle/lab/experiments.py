@@ -25,11 +25,12 @@ from torch.utils.data import DataLoader
 
 from ..core import FAKE, atomic_path, check_choice, discard, log, torch_rng
 from ..trust import DIGESTS, read_array, read_json, read_table, read_tensors, write_tensors
-from ..fields import build_config
+from ..fields import build_config, set_fields
 from ..data.crops import move_maps, quantile_store
 from ..data.datasets import FaceDataset
 from ..data.pairs import MapSources, blind_sources, nearest_fakes, originals
 from ..detectors import Detector, create_detector
+from ..detectors.plugins import Plugin
 from ..detectors.registry import detector_facts, size_option
 from ..fusion import fuse, most_attended
 from ..localization import localize, upsample_maps
@@ -38,9 +39,18 @@ from ..regions import decisive_shares
 from ..training.augmentations import check_mixable
 from ..training.processes import check_processes, launch
 from ..trainer import TrainConfig, memory_explained, predict, train
-from .configs import FURTHER, IDENTITY, MASKS, CamConfig, FusionConfig, RunConfig, Zoo
+from prle.lab.configs import (
+    FURTHER,
+    IDENTITY,
+    MASKS,
+    Backbone,
+    CamConfig,
+    FusionConfig,
+    RunConfig,
+    Zoo,
+)
 from .labdata import LabData
-from .integrity import read_run, run_file
+from .integrity import read_run, run_file, run_name
 from .planning import DryStore
 from .store import Run, RunStore
 
@@ -101,7 +111,7 @@ def _seed_of(run: Run) -> int:  # of a detector
 
 def _run_label(run: Run) -> str:
     "Return the label of a run: its name without the key."
-    return run.path.name.rsplit("-", 1)[0]
+    return run_name(run.path).label
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-16
 def _write_scores(rows: pd.DataFrame, p_fake: np.ndarray, folder: Path):
@@ -180,10 +190,11 @@ def _masked_faces(
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-28
 @lru_cache
 def _check_buildable(
-    name: str, width: float, options: str, size: int, augment: str
+    name: str, width: float, options: str, size: int, augment: str, plugin: Plugin | None
 ) -> tuple[str, ...]:
     """Return what a detector with these options (JSON) needs of a batch, beside images and labels.
 
+    It is built once, of a plugin's after each change of the plugin.
     Raise `ValueError` if it cannot be built, or does not take faces of this size or the augmentation."""
     try:
         with torch.device("meta"):
@@ -215,16 +226,16 @@ def _sorted_changes(changes: dict) -> tuple[dict, dict]:  # of `RunConfig`, of `
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-build
 @patch
-def _build(self: LabConfigs, backbone: str, subset: str, seed: int, changes: dict) -> RunConfig:
-    "Build the configuration that `config` returns."
-    network = self.preset.backbone(backbone)
+def _build(
+    self: LabConfigs, network: Backbone, subset: str, seed: int, changed: dict, recipe: dict
+) -> RunConfig:
+    "Build the configuration that `config` returns, of changes as `_sorted_changes` sorts them."
     check_choice(subset, [*self.subsets, "all"], "manipulation")
-    changed, recipe = _sorted_changes(changes)
     own = dict(balance=self.preset.balance and subset == "all", seed=seed)
     recipe = build_config(TrainConfig, self.preset.recipe | network.recipe | own | recipe)
     options = size_option(network.name, self.preset.size) | network.options
     if isinstance(changed.get("options"), dict):
-        changed["options"] = options | changed["options"]
+        changed = changed | dict(options=options | changed["options"])
     where = dict(subset=subset, preset=self.name, data=self.data)
     size = dict(width=network.width, pretrained=network.pretrained, options=options)
     given = dict(detector=network.name, recipe=recipe, **where, **size)
@@ -243,8 +254,13 @@ def config(
 
     Training on "all" takes as many reals as fakes in every epoch, if the preset balances. `options` are added to the
     preset's."""
-    asked = repr((backbone, subset, seed, sorted(changes.items())))
-    return self._fact(("config", asked), lambda: self._build(backbone, subset, seed, changes))
+    network, sorted_ = self.preset.backbone(backbone), _sorted_changes(changes)
+    plugin = detector_facts(network.name).plugin
+    name = "config", plugin, repr((backbone, subset, seed, sorted(changes.items())))
+    made = self._fact(name, lambda: self._build(network, subset, seed, *sorted_))
+    config = copy.copy(made)
+    set_fields(config, options=dict(made.options))  # whoever gets it may change them
+    return config
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-36
 @patch
@@ -267,7 +283,7 @@ def _text(value) -> str:
         return "+".join(value)
     if isinstance(value, tuple):
         return "..".join(f"{part:g}" for part in value)
-    return str(value)
+    return str(dict(sorted(value.items())) if isinstance(value, dict) else value)
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-40
 def _differences(usual: dict, key: dict) -> list[str]:  # ["alpha=1..1", "lr=0.01"]
@@ -321,7 +337,8 @@ def label(
     names = {b.name: name for name, b in self.preset.named.items()}
     names |= {network: name for name, network in FURTHER.items()}
     name, seed = names.get(config.detector, config.detector), config.recipe.seed
-    parts = self._fact(("unusual", repr(config)), lambda: self._unusual(config, name))
+    known = "unusual", detector_facts(config.detector).plugin, repr(config)
+    parts = self._fact(known, lambda: self._unusual(config, name))
     plain = [re.sub(r"[^\w.,+=-]", "", part) for part in (*parts, *marks)]
     name = name.replace("/", "-")
     return "-".join([name, config.subset, config.mask, *plain, f"s{seed}"])
@@ -602,9 +619,9 @@ def _check_config(self: Lab, config: RunConfig):
         check_choice(subset, [*self.subsets, "all"], "manipulation")
     if config.needs_maps:
         self._tell_leak(config)
-    options, augment = json.dumps(config.options), config.recipe.augment
-    needs = _check_buildable(config.detector, config.width, options, self.preset.size, augment)
-    self._check_data(config, needs)
+    what = config.detector, config.width, json.dumps(config.options), self.preset.size
+    plugin = detector_facts(config.detector).plugin
+    self._check_data(config, _check_buildable(*what, config.recipe.augment, plugin))
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-67
 @patch
@@ -676,8 +693,12 @@ _ADVICE = "lower batch_size or raise accumulate in the detector's training, whos
 
 # %% ../../nbs/lab/07_experiments.ipynb #lab-07-experiments-77
 @lru_cache
-def _cam_name(name: str, width: float, options: str, size: int, grid: int) -> str:
-    "Name the layer from which the maps of a detector with these options (JSON) are read, measured once."
+def _cam_name(
+    name: str, width: float, options: str, size: int, grid: int, plugin: Plugin | None
+) -> str:
+    """Name the layer from which the maps of a detector with these options (JSON) are read.
+
+    It is measured once, of a plugin's after each change of the plugin."""
     with torch.device("meta"):
         return create_detector(name, width=width, **json.loads(options)).cam_name(size, grid)
 
@@ -687,9 +708,10 @@ def _localize(self: Lab, run: Run, rows: pd.DataFrame, cam: CamConfig, folder: P
     "Write the attention maps of faces."
     config, grid = _run_config(run), cam.grid or self.preset.grid
     batch_size, options = min(64, _batch_size(config)), json.dumps(config["options"])
+    what = config["detector"], config["width"], options, self.preset.size, grid
     with memory_explained(_ADVICE, batch_size=batch_size):
         detector = load_detector(run, self.device)
-        name = _cam_name(config["detector"], config["width"], options, self.preset.size, grid)
+        name = _cam_name(*what, detector_facts(config["detector"]).plugin)
         faces = DataLoader(FaceDataset(rows), batch_size, num_workers=self.workers)
         layer, reading = detector.get_submodule(name), dict(method=cam.method, explain=cam.explain)
         localize(detector, layer, faces, folder / "maps.npy", **reading)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'WEIGHTS', 'FACTS', 'CARD', 'FAMILIAR', 'validation_scores', 'calibrate', 'training_facts', 'familiar_faces',
            'measured_facts', 'write_card', 'Exported', 'open_exported', 'is_exported', 'from_run', 'export_detector',
-           'manifest_faces', 'exported_scores', 'exported_maps']
+           'manifest_faces', 'unseen_faces', 'exported_scores', 'exported_maps']
 
 # %% ../../nbs/lab/12_export.ipynb #lab-12-export-2
 import os
@@ -42,7 +42,7 @@ from .apply import crop_settings, evaluation
 from .configs import READING, CamConfig, RunConfig
 from .experiments import Lab, Run, load_detector, read_scores
 from .integrity import read_run, run_file
-from .labdata import check_sizes, data_fingerprint, data_sets
+from .labdata import check_sizes, data_fingerprint, data_sets, some_rows
 from .programs import PROGRAMS, write_program
 
 # %% ../../nbs/lab/12_export.ipynb #lab-12-export-5
@@ -103,11 +103,6 @@ def training_facts(
 # %% ../../nbs/lab/12_export.ipynb #lab-12-export-12
 _ENOUGH = 2000  # faces that tell what the others are like
 
-
-def _thinned(rows: pd.DataFrame) -> pd.DataFrame:
-    "Return at most `_ENOUGH` rows, evenly spaced."
-    return rows.iloc[np.linspace(0, len(rows) - 1, min(len(rows), _ENOUGH)).astype(int)]
-
 # %% ../../nbs/lab/12_export.ipynb #lab-12-export-14
 def _measure_faces(
     lab: Lab, detector: Detector, rows: pd.DataFrame
@@ -129,7 +124,8 @@ def familiar_faces(
     "Tell what the faces are like that a detector was trained and validated on."
     config = RunConfig.read(run_file(run.path, "run.yaml"))
     detector, seed = load_detector(run, lab.device), config.recipe.seed
-    train, val = (_thinned(lab.train_faces(config.subset, k, seed)) for k in ("train", "val"))
+    faces = (lab.train_faces(config.subset, split, seed) for split in ("train", "val"))
+    train, val = (some_rows(rows, _ENOUGH) for rows in faces)
     (known, here), (new, there) = (_measure_faces(lab, detector, rows) for rows in (train, val))
     return fit_familiar(known, train.identity, new, np.concatenate([here, there]))
 
@@ -441,10 +437,13 @@ def from_run(
 
 # %% ../../nbs/lab/12_export.ipynb #lab-12-export-51
 def _check_new(folder: Path):
-    "Raise `FileExistsError` if there is something at a place, other than an empty folder."
+    """Raise `FileExistsError` if there is something at a place, other than an empty folder.
+
+    Raise `OSError` if nothing can be written there."""
     empty = folder.is_dir() and not any(folder.iterdir())
     if os.path.lexists(folder) and not empty:
         raise FileExistsError(f"{folder} is not empty; name a new folder.")
+    check_destination(folder / CARD if empty else folder)
 
 # %% ../../nbs/lab/12_export.ipynb #lab-12-export-53
 def export_detector(
@@ -457,21 +456,22 @@ def export_detector(
     """Write a detector's folder: weights, facts and card.
 
     Raise `FileExistsError` if there is something in it already."""
-    out = Path(out)
-    _check_new(out)
+    place = Path(os.path.abspath(out))
+    _check_new(place)
+    programs = [check_choice(form, PROGRAMS, "format") for form in programs]
     model = from_run(lab, run)
     model.familiar = familiar_faces(lab, run)
     model.facts |= dict(
-        name=out.name,
+        name=place.name,
         licence=licence,
         trained=training_facts(lab, run),
         calibration=calibrate(validation_scores(lab, run)),
         measured=measured_facts(run),
-        programs=[check_choice(form, PROGRAMS, "format") for form in programs],
+        programs=programs,
     )
-    with atomic_path(out) as folder:
+    with atomic_path(place) as folder:
         model.save_pretrained(folder)
-    return out
+    return Path(out)
 
 # %% ../../nbs/lab/12_export.ipynb #lab-12-export-62
 def _tell_other_data(model: Exported):
@@ -499,14 +499,24 @@ def manifest_faces(
     check_sizes(rows, model.crop["size"])
     return rows
 
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-unseen
+def unseen_faces(
+    model: Exported,  # with facts of its training
+    data: str | Path,  # as in `prle.lab.labdata.data_sets`
+    on: str = "test",  # the test faces of the data, or one of their target sets
+) -> pd.DataFrame:  # rows of the manifest
+    "Return faces as `manifest_faces`; `ValueError` also for those to train or choose on."
+    check_choice(on, ["test", *data_sets(data)[1]], "test or target set")
+    return manifest_faces(model, data, on)
+
 # %% ../../nbs/lab/12_export.ipynb #lab-12-export-64
 def exported_scores(
     model: Exported,  # with facts of its training
     data: str | Path,  # as in `prle.lab.labdata.data_sets`
     on: str = "test",  # the test faces of the data, or one of their target sets
 ) -> pd.DataFrame:  # rows of the manifest, with p_fake
-    "Score the faces of a manifest; `ValueError` as of `manifest_faces`."
-    rows = manifest_faces(model, data, on)
+    "Score the faces of a manifest; `ValueError` as of `unseen_faces`."
+    rows = unseen_faces(model, data, on)
     return rows.assign(p_fake=predict(model.detector, FaceDataset(rows), device=model.device))
 
 # %% ../../nbs/lab/12_export.ipynb #lab-12-export-65

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..core import FAKE, progress, torch_rng
 from ..data.datasets import FaceDataset
-from .subjects import Subject, some_rows
+from .labdata import some_rows
+from .subjects import Subject
 from .traces import against_chances, chance_maps
 from ..localization import evaluating, fake_logit
 from ..masking import FILLS

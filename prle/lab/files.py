@@ -284,6 +284,17 @@ class _Readers:
         except BrokenProcessPool as e:
             raise FaceError(f"{file}: the process that read it died, twice.") from e
 
+# %% ../../nbs/lab/14_files.ipynb #lab-14-files-submit
+@patch
+def submit(self: _Readers, file: str) -> Future:
+    "Have a file cropped; if the pool has broken meanwhile, the future says so."
+    try:
+        return self.pool.submit(self.crop, file)
+    except BrokenProcessPool as e:
+        broken: Future = Future()
+        broken.set_exception(e)
+        return broken
+
 # %% ../../nbs/lab/14_files.ipynb #lab-14-files-34
 @patch
 def take(self: _Readers, waiting: deque) -> tuple[str, Cropped | FaceError]:
@@ -296,7 +307,7 @@ def take(self: _Readers, waiting: deque) -> tuple[str, Cropped | FaceError]:
     except BrokenProcessPool:
         self.pool = worker_pool(self.workers)
         for place, (other, _) in enumerate(waiting):
-            waiting[place] = other, self.pool.submit(self.crop, other)
+            waiting[place] = other, self.submit(other)
     try:
         return file, self.alone(file)
     except FaceError as e:
@@ -309,7 +320,7 @@ def read(self: _Readers, files: Iterable[str]) -> Iterator[tuple[str, Cropped | 
     waiting: deque[tuple[str, Future]] = deque()
     try:
         for file in files:
-            waiting.append((file, self.pool.submit(self.crop, file)))
+            waiting.append((file, self.submit(file)))
             if len(waiting) > 2 * self.workers:
                 yield self.take(waiting)
         while waiting:

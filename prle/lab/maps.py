@@ -182,6 +182,12 @@ def weights_digest(
         found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:16]
 
+# %% ../../nbs/lab/15_maps.ipynb #lab-15-maps-made
+def _unnamed(asked: dict) -> dict:
+    "Return what maps were made with, whatever words the detectors were named by."
+    weights = asked.get("detectors")
+    return asked | dict(detectors=[*weights.values()] if isinstance(weights, dict) else weights)
+
 # %% ../../nbs/lab/15_maps.ipynb #lab-15-maps-20
 def _open_folder(models: Mapping[str, Exported], out: Path, read: CamConfig, fusion: FusionConfig):
     "Begin or continue a folder of maps; `ValueError` as of `write_maps`."
@@ -189,7 +195,7 @@ def _open_folder(models: Mapping[str, Exported], out: Path, read: CamConfig, fus
     weights = {name: weights_digest(model.detector) for name, model in models.items()}
     asked = dict(detectors=weights, cam=asdict(read), fusion=asdict(fusion))
     if (out / ASKED).exists():
-        if read_json(out / ASKED, dict) != asked:
+        if _unnamed(read_json(out / ASKED, dict)) != _unnamed(asked):
             raise ValueError(
                 f"{out} was made with other detectors or settings; name another folder."
             )

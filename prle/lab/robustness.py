@@ -68,6 +68,18 @@ def _names(subjects: Sequence[Subject], wanted: Iterable[str] | None) -> list[st
     able = usable(min(subject.size for subject in subjects))
     return able if wanted is None else [check_choice(name, able, "degradation") for name in wanted]
 
+# %% ../../nbs/lab/18_robustness.ipynb #lab-18-robustness-apart
+def _told_apart(subjects: Sequence[Subject]) -> list[str]:
+    "Return the names of detectors, with a number behind one that another has already."
+    names: list[str] = []
+    for subject in subjects:
+        name, k = subject.name, 1
+        while name in names:
+            k += 1
+            name = f"{subject.name} ({k})"
+        names.append(name)
+    return names
+
 # %% ../../nbs/lab/18_robustness.ipynb #lab-18-robustness-11
 _ENDS = ["value", "low", "high"]
 _DIFFERENCES = ["difference", "difference_low", "difference_high"]
@@ -96,12 +108,12 @@ def robustness(
     pd.DataFrame
 ):  # detector, degradation, level, parameter; value, low, high and differences in per cent
     "Measure AUC by degradation and level, with intervals over people; what is scored already is read."
-    rows = []
+    rows, called = [], _told_apart(subjects)
     for name, level in progress(_conditions(_names(subjects, names)), desc="robustness"):
         parameter = DEGRADATIONS[name].parameters[level - 1] if level else np.nan
         tables = [degraded_scores(s, name, level, folder, workers) for s in subjects]
-        for k, (subject, scores) in enumerate(zip(subjects, tables)):
-            what = dict(detector=subject.name, degradation=name, level=level, parameter=parameter)
+        for k, (detector, scores) in enumerate(zip(called, tables)):
+            what = dict(detector=detector, degradation=name, level=level, parameter=parameter)
             rows.append(what | _row(scores, tables[0] if k else None, unit, n))
     return pd.DataFrame(rows)
 

@@ -7,6 +7,7 @@ __all__ = ['epoch_scores', 'selection', 'selection_of']
 
 # %% ../../nbs/lab/21_selection.ipynb #lab-21-selection-2
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -106,7 +107,8 @@ def selection_of(
     run: Run,  # of a detector of this lab
 ) -> pd.DataFrame:  # as `selection`
     "Tell what choosing the epoch otherwise would have gained a detector, which is trained once more for it."
-    made = epoch_scores(lab, RunConfig.read(run_file(run.path, "run.yaml")))
+    config = RunConfig.read(run_file(run.path, "run.yaml"))
+    made = epoch_scores(lab, replace(config, data=lab.data))  # the data may have been moved
     history = read_table(run_file(made.path, "history.parquet"))
     chosen = int(history.epoch[history.chosen].iloc[0])
     return selection(read_table(run_file(made.path, "scores.parquet")), chosen)

@@ -15,7 +15,8 @@ import pandas as pd
 from ..core import FAKE, log
 from ..data.crops import read_mask
 from ..data.manifest import manifest_root
-from .subjects import Subject, some_rows
+from .labdata import some_rows
+from .subjects import Subject
 from ..metrics import auc, average_precision, bootstrap
 
 # %% ../../nbs/lab/19_traces.ipynb #lab-19-traces-5
