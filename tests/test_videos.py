@@ -429,9 +429,8 @@ def test_memory_does_not_grow_with_the_number_of_faces(tmp_path):
     In a process of its own, since the threads of others take memory too."""
     file, out = write_clip(tmp_path / "a.mp4", frames=32), tmp_path / "out"
     V.crop_videos(table(file).assign(video="v0"), out, size=32, workers=0)
-    no_crops = shutil.ignore_patterns("*.png")
     for i in range(1, 240):
-        shutil.copytree(out / "clips/v0", out / f"clips/v{i}", ignore=no_crops)
+        shutil.copytree(out / "clips/v0", out / f"clips/v{i}", copy_function=os.link)
 
     call = f"import test_videos as t; t.print_peaks({str(file)!r}, {str(out)!r}, [20, 80, 240])"
     given = dict(cwd=Path(__file__).parent, capture_output=True, text=True)
