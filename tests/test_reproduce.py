@@ -620,7 +620,7 @@ def test_a_study_is_built_on_the_command_line(smoke, tmp_path, capsys, monkeypat
     for wrong, why in (
         (["--post", "htp://x"], "no address"),
         (["--out", str(tmp_path / "file")], "may hold responses"),
-        (["--images", "7"], "no multiple"),
+        (["--images", "7"], "a multiple of that, not 7"),
         (["--images", "500"], "largest balanced design"),
         (["--subsets", "FF"], "manipulation"),
     ):

@@ -13,7 +13,8 @@ from prle.data.manifest import select, write_manifest
 from prle.lab import faithfulness as module
 from prle.lab.configs import PRESETS
 from prle.lab.faithfulness import MEASURES, curves, faithfulness, ranks
-from prle.lab.subjects import open_subject, some_rows
+from prle.lab.labdata import some_rows
+from prle.lab.subjects import open_subject
 from prle.lab.traces import (
     MARKS,
     THRESHOLDS,
