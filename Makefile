@@ -16,8 +16,8 @@ help: # what can be made
 setup: .venv/installed # .venv, exactly as requirements.lock says
 
 # Nothing floats: every package is in requirements.lock with the hashes of its files. setuptools comes first, for those
-# that are built from source. A .venv that was made here of another lock, or that was not finished, is emptied, so that nothing of it stays. One that was not
-# made here is kept.
+# that are built from source. A .venv that was made here of another lock, or that was not finished, is emptied, so that
+# nothing of it stays. One that was not made here is kept.
 RECENT = import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is " \
 	+ sys.version.split()[0] + "; name another: make PYTHON=python3.11")
 .venv/locked: requirements.lock

@@ -677,9 +677,10 @@ class TrainInputs:
         return _loader(self.masked, self.config.workers, self.device, batch_sampler=self.parts)
 
     def use_quantiles(self, folder: Path):
-        "Mask with other quantile maps from the next epoch on, in new decoding processes, which read them."
-        self.faces.use_quantiles(folder)
-        self.loader = self._new_loader()
+        "Mask with other quantile maps, if they are, from the next epoch on, in new decoding processes."
+        if os.path.realpath(folder) != self.faces.quantiles:
+            self.faces.use_quantiles(folder)
+            self.loader = self._new_loader()
 
     def epoch(self, number: int) -> Iterator[tuple[dict, float, bool]]:
         "Yield the parts of batches: items, weight of their mean loss, whether it is the last part."
@@ -868,8 +869,7 @@ class Trainer(EpochTrainer):
         self.before = None
         if folder is not None:
             self.state.maps = folder
-            if os.path.realpath(folder) != self.inputs.faces.quantiles:
-                self.inputs.use_quantiles(folder)
+            self.inputs.use_quantiles(folder)
 
     def save(self, folder: Path):
         "Write a checkpoint; every process has to call it."
