@@ -658,6 +658,17 @@ except OSError as e: print(e)"""
         ), said.stderr
 
 
+def test_a_folder_whose_first_file_was_not_finished_is_begun_anew(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from prle.core import atomic_path\n"
+        "with atomic_path(Path(sys.argv[1])) as tmp: tmp.touch(); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / V.CROPS)])
+    assert len(os.listdir(tmp_path)) == 1
+    V._open_folder(tmp_path, dict(size=32))
+    assert (tmp_path / V.CROPS).exists()
+
+
 def test_a_foreign_folder_is_left_alone(clips, tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match="holds other files"):

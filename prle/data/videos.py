@@ -32,6 +32,7 @@ from prle.core import (
     bytes_digest,
     check_choice,
     digest,
+    is_abandoned,
     log,
     progress,
     remove_leftovers,
@@ -764,7 +765,7 @@ def _open_folder(out: Path, settings: dict):
         before = read_json(path, dict)
         if "compression" in settings and "compression" not in before:  # of an earlier version
             before["compression"] = _compression_before(out) or settings["compression"]
-    elif os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+    elif os.path.lexists(out) and not (out.is_dir() and all(map(is_abandoned, os.listdir(out)))):
         raise FileExistsError(
             f"{out} holds other files (there is no {path.name}); name a new or an empty folder."
         )
