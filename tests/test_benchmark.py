@@ -74,14 +74,13 @@ def test_the_faces_of_orl_are_its_own_400():
 # The folder
 
 
-def test_split_is_by_identity_in_proportion():
+def test_groups_are_dealt_evenly_and_from_the_seed():
     people = [f"s{i}" for i in range(40)]
-    split = pd.Series(benchmark.split_people(people, 0))
-    assert split.value_counts().to_dict() == {"train": 24, "test": 12, "val": 4}
-    assert benchmark.split_people(people, 0) == split.to_dict() != benchmark.split_people(people, 1)
-    assert pd.Series(benchmark.split_people(people[:8])).value_counts().min() == 2
+    home = benchmark.deal_groups(people, 0)
+    assert set(pd.Series(home).value_counts()) == {5}
+    assert benchmark.deal_groups(people, 0) == home != benchmark.deal_groups(people, 1)
     with pytest.raises(ValueError, match="5 people with a usable face.*at least 6"):
-        benchmark.split_people(people[:5])
+        benchmark.deal_groups(people[:5])
 
 
 @pytest.mark.parametrize("people, sizes", [(40, (25, 5, 10)), (17, (10, 2, 5)), (12, (6, 3, 3))])

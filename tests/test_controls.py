@@ -10,7 +10,7 @@ import torch
 from prle.data.crops import read_mask, read_rgb
 from prle.data.faces import Face, orl_folder, write_png
 from prle.data.pictures import read_image
-from prle.data.manifest import check_crops, read_manifest
+from prle.data.manifest import check_crops, fold_count, of_seed, read_manifest, select
 from prle.lab.configs import PRESETS, RunConfig
 from prle.lab.experiments import Lab
 from prle.mini import controls
@@ -40,6 +40,7 @@ from prle.paper.controls import (
     control_table,
     make_controls,
     planted_coverage,
+    zoo_apart,
 )
 
 
@@ -75,9 +76,15 @@ def test_every_frame_is_there_once_as_real_and_once_in_every_manipulation(built,
     for split, count in photos.items():
         there = rows[rows.split == split].subset.value_counts()
         assert set(there.index) == {"real", *PLANTED_SUBSETS}
-        assert set(there) == {count * FRAMES[split]}
+        assert set(there) == {count * FRAMES}
     assert rows.groupby("identity").split.nunique().max() == 1
     assert check_crops(built)[0].empty
+
+
+def test_the_seeds_test_all_people_once_each(rows):
+    tested = [set(select(of_seed(rows, seed), "test").identity) for seed in range(fold_count(rows))]
+    assert len(tested) == 3 and sum(map(len, tested)) == rows.identity.nunique()
+    assert set.union(*tested) == set(rows.identity)
 
 
 def test_a_fake_differs_from_its_real_by_the_traces_alone(rows):
@@ -233,6 +240,34 @@ def test_gains_are_those_on_the_places_that_were_not_trained_on():
     assert len(shown) == len(CONTROL_READINGS)
     assert shown.covered["PRLE, our reading"] == "80"
     assert shown["of the oracle's"]["oracle: the planted place"] in ("100%", "")
+
+
+@pytest.mark.parametrize(
+    "inner, said",
+    [
+        ((-1.9, 1.9), "-1.0 [-9.0, +9.0] (equivalent)"),
+        ((-2.55, 0.5), "-1.0 [-9.0, +9.0] (within 2.6)"),
+        ((-1.0, 3.0), "-1.0 [-9.0, +9.0] (within 3.0)"),
+        ((np.nan, np.nan), "-1.0 [-9.0, +9.0]"),
+    ],
+)
+def test_without_a_strong_trace_the_table_says_within_how_many_points_no_mask_matters(inner, said):
+    known = dict(value=-1.0, low=-9.0, high=9.0, inner_low=inner[0], inner_high=inner[1])
+    keys = [("oracle", "places", "gain"), ("ours", "shared", "gain")]
+    rows = pd.DataFrame([dict(arm=a, train=t, what=w) | known for a, t, w in keys])
+    shown = control_table(rows, pd.DataFrame(columns=MASK_MEASURES)).set_index("arm")
+    assert shown["shared alone"]["PRLE, our reading"] == said
+
+
+@pytest.mark.parametrize("folds", [3, 4])
+def test_the_zoo_is_apart_and_tests_whom_its_student_tests(folds):
+    ours = next(arm for arm in control_arms() if arm.name == "ours")
+    seeds = [zoo_apart(ours, seed % folds).changes["zoo_seed"] for seed in range(12)]
+    assert [seed % folds for seed in seeds] == [seed % folds for seed in range(12)]
+    assert len(set(seeds)) == folds and min(seeds) > 50, "one a fold, and no student's seed"
+    for arm in control_arms():
+        has_zoo = arm.changes.get("mask", "oracle") != "oracle"
+        assert ("zoo_seed" in zoo_apart(arm).changes) == has_zoo
 
 
 def test_coverage_is_that_of_the_face_and_of_the_planted_place():

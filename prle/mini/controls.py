@@ -29,9 +29,10 @@ from prle.mini.benchmark import (
     choose_photos,
     contact_sheet,
     crop_digests,
+    deal_groups,
+    group_splits,
     photos_digest,
     read_crops,
-    split_people,
     video_names,
     check_alike,
     why_not,
@@ -182,8 +183,8 @@ def plant(
     return np.rint(image).clip(0, 255).astype(np.uint8)
 
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-22
-FRAMES = dict(train=4, val=1, test=1)
-"Frames of a photograph, by split."
+FRAMES = 4
+"Frames of a photograph."
 LARGER = 1.5
 "The size of the crop that frames are cut from, in sizes of a frame."
 
@@ -214,6 +215,7 @@ class _Plan(NamedTuple):
     face: Face  # the larger crop
     subset: str  # "real" or one of `PLANTED_SUBSETS`
     number: int  # of the frame
+    group: int  # of its person
     split: str
     video: str
 
@@ -232,14 +234,15 @@ def _video_names(faces: list[Face]) -> list[str]:
 
 def _plans(faces: list[Face], seed: int) -> list[_Plan]:
     "Plan all frames, each once as real and once in every manipulation."
-    home = split_people(list(dict.fromkeys(face.identity for face in faces)), seed)
+    home = deal_groups(list(dict.fromkeys(face.identity for face in faces)), seed)
+    splits = group_splits(len(set(home.values())))
     plans = []
     for face, video in zip(faces, _video_names(faces)):
-        split = home[face.identity]
+        group = home[face.identity]
         for subset in ("real", *PLANTED_SUBSETS):
-            first = FRAMES[split] if subset == "none" else 0
-            numbers = range(first, first + FRAMES[split])
-            plans += [_Plan(face, subset, number, split, video) for number in numbers]
+            first = FRAMES if subset == "none" else 0
+            for number in range(first, first + FRAMES):
+                plans.append(_Plan(face, subset, number, group, splits[group], video))
     return plans
 
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-27
@@ -263,6 +266,7 @@ def _write(plan: _Plan, root: Path, size: int, seed: int, quality: int) -> dict:
         source_identity="",
         frame=plan.number,
         split=plan.split,
+        group=plan.group,
         compression=f"jpeg{quality}",
         landmarks=made.landmarks.ravel(),
         transform=[],
@@ -291,7 +295,7 @@ def _write_controls(root: Path, photos: list[Path], config: dict):
     )
 
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-29
-RECIPE = 2  # raised whenever a change here changes the pictures
+RECIPE = 3  # raised whenever a change here changes the pictures or what the manifest says
 
 
 def build_controls(

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['STUDENT', 'ZOO', 'CONTROL_READINGS', 'NEGATIVE', 'NEGATIVE_TIMES', 'CONTROLS', 'FEW_PLACES', 'LOOKED_AT',
-           'MASK_MEASURES', 'TRAININGS', 'control_arms', 'control_places', 'negative_trainings', 'controls_lab',
-           'control_scores', 'control_numbers', 'planted_coverage', 'attention_inside', 'mask_cells', 'mask_numbers',
-           'control_table', 'Controls', 'make_controls']
+           'MASK_MEASURES', 'TRAININGS', 'zoo_apart', 'control_arms', 'control_places', 'negative_trainings',
+           'controls_lab', 'control_scores', 'control_numbers', 'planted_coverage', 'attention_inside', 'mask_cells',
+           'mask_numbers', 'control_table', 'Controls', 'make_controls']
 
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-2
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,9 +23,9 @@ from ..core import FAKE, digest, outputs_dir
 from ..data.crops import read_mask, read_quantiles
 from ..lab.administration import record_runs
 from ..lab.engines import execute
-from ..lab.experiments import Lab, Run, Wanted, quantile_folder
+from ..lab.experiments import Lab, Run, Wanted, quantile_folder, read_scores
 from ..mini.controls import PLACES, build_controls
-from ..metrics import is_equivalent
+from ..metrics import Estimate, is_equivalent
 from .comparisons import AS_PUBLISHED, PRIMARY, Arm, Variant
 from prle.paper.comparisons import (
     contrast_fact,
@@ -51,17 +53,29 @@ from .tables import wanted_leak
 STUDENT = "Meso-4"
 "The backbone of all arms."
 
-ZOO = dict(zoo_seed=100)
-"A zoo that is trained apart from the student."
+ZOO = 120
+"The seed of the first fold's zoo; it draws that fold whether there are three or four."
+
+_AnyArm = TypeVar("_AnyArm", Arm, Variant)
+
+
+def zoo_apart(
+    arm: _AnyArm,
+    fold: int = 0,  # of the student's people
+) -> _AnyArm:
+    "Return an arm whose zoo, if it has one, is trained on the same people as the student, but apart from it."
+    if arm.changes.get("mask", "oracle") == "oracle":
+        return arm
+    return replace(arm, changes=arm.changes | dict(zoo_seed=ZOO + fold))
 
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-6
 CONTROL_READINGS = (
     Variant("none", "plain"),
     Variant("oracle", "oracle: the planted place", dict(mask="oracle")),
-    Variant("published", "PRLE as published", AS_PUBLISHED | ZOO),
-    Variant("ours", "PRLE, our reading", PRIMARY | ZOO),
-    Variant("random", "random rectangles, as large", dict(mask="random-matched") | ZOO),
-    Variant("landmark", "parts of the face, as large", dict(mask="landmark-matched") | ZOO),
+    Variant("published", "PRLE as published", AS_PUBLISHED),
+    Variant("ours", "PRLE, our reading", PRIMARY),
+    Variant("random", "random rectangles, as large", dict(mask="random-matched")),
+    Variant("landmark", "parts of the face, as large", dict(mask="landmark-matched")),
 )
 "The arms that are trained on each place; the first is what the others are compared with."
 
@@ -117,6 +131,16 @@ def _elsewhere(wanted: Wanted) -> Wanted:
     "Return what is wanted, asked of the lab of the controls."
     return replace(wanted, ask=lambda lab: wanted.ask(controls_lab(lab)))
 
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-scores
+def _wanted_scores(arm: Arm, seed: int) -> Wanted:
+    "Declare the scores of an arm's detector, trained beside a zoo of its fold."
+
+    def ask(lab: Lab) -> Run:
+        beside = controls_lab(lab)
+        return zoo_apart(arm, beside.fold(seed)).run(beside, seed)
+
+    return Wanted(ask, read_scores)
+
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-16
 def control_scores(
     places: Sequence[str],  # to train on
@@ -128,7 +152,7 @@ def control_scores(
     cells: Cells = {}
     for arm in control_arms(places, readings):
         count = seeds if arm.train in places else negative or seeds
-        cells[arm.key] = [_elsewhere(arm.scores(seed)) for seed in seed_range(count)]
+        cells[arm.key] = [_wanted_scores(arm, seed) for seed in seed_range(count)]
     return cells
 
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-18
@@ -200,7 +224,7 @@ def control_numbers(
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-27
 def _config(lab: Lab, variant: Variant, place: str):
     "Return the first training of an arm on a place."
-    return lab.config(STUDENT, place, 0, **variant.changes)
+    return lab.config(STUDENT, place, 0, **zoo_apart(variant).changes)
 
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-28
 LOOKED_AT = 120
@@ -278,7 +302,8 @@ def mask_cells(
     for variant in readings:
         for place in places:
             if variant.name != "none":
-                cells["leak", variant.name, place] = [_elsewhere(wanted_leak(variant, place))]
+                leak = wanted_leak(zoo_apart(variant), place)
+                cells["leak", variant.name, place] = [_elsewhere(leak)]
             if variant.changes.get("mask") == "primary":
                 cells["coverage", variant.name, place] = [_wanted_coverage(variant, place)]
     return cells
@@ -299,6 +324,14 @@ def mask_numbers(
     table = pd.DataFrame(found, columns=["arm", *MASK_MEASURES])
     return table.groupby("arm").mean()
 
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-margin
+def _margin_text(difference: Estimate) -> str:
+    "Say within how many points a difference is equivalent to none; nothing where its interval is not known."
+    if is_equivalent(difference):
+        return " (equivalent)"
+    margin = max(-difference.inner_low, difference.inner_high)
+    return "" if np.isnan(margin) else f" (within {math.ceil(10 * margin) / 10:.1f})"
+
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-38
 def control_table(
     rows: pd.DataFrame,  # from `control_numbers`
@@ -307,10 +340,11 @@ def control_table(
 ) -> pd.DataFrame:
     "Lay out an arm a row: AUC on its own place and on the others, gains, and what its masks are like."
     found = rows.set_index(["arm", "train", "what"])
-    texts = {key: interval(r.value, r.low, r.high) for key, r in found.iterrows()}
+    texts = {}
     for key, r in found.iterrows():
-        if key[1:] == ("shared", "gain") and is_equivalent(estimate_of(r)):
-            texts[key] += " (equivalent)"
+        texts[key] = interval(r.value, r.low, r.high, "+" if key[2] == "gain" else "")
+        if key[1:] == ("shared", "gain"):
+            texts[key] += _margin_text(estimate_of(r))
     best = found.loc["oracle", "places", "gain"]
     shown = []
     for variant in readings:
@@ -370,8 +404,9 @@ class Controls(Exhibit):
             "of a face (%) at alpha = 1, `covered` that of the planted place, `leak` the AUC (%) of the label by the "
             "best measure of `prle audit`; `inside` is the share of the attention that lies in the place, which chance "
             "would make `uniform` (its area), `mean map` (that of all faces) or `other face`. Without a strong trace "
-            "no mask should matter: equivalent means that the 90% interval lies within 2 points. Behind `shared alone` "
-            f"and the fakes without any trace stand {negative_trainings(lab, trainings)} trainings. {about}{gaps(rows)}"
+            "no mask should matter: equivalent means that the 90% interval lies within 2 points; otherwise the "
+            "table says within how many. Behind `shared alone` and the fakes without any trace stand "
+            f"{negative_trainings(lab, trainings)} trainings. {about}{gaps(rows)}"
         )
         shown = control_table(rows, mask_numbers(values), CONTROL_READINGS)
         facts = dict(contrasts=_contrasts(rows))

@@ -18,7 +18,6 @@ from .comparisons import Arm, compare_arms
 from prle.paper.controls import (
     STUDENT,
     TRAININGS,
-    ZOO,
     control_scores,
     control_numbers,
     control_places,
@@ -95,12 +94,6 @@ def steps(
     "Return the readings that are compared."
     return [v for v in STEPS if lab.base != "smoke" or v.name in FEW_READINGS]
 
-# %% ../../nbs/paper/11_sensitivity.ipynb #paper-11-sensitivity-10
-def _beside_zoo(variant: Variant) -> Variant:
-    "Return a reading with the zoo of the controls, which is trained apart."
-    trained = variant.changes.get("mask") == "primary"
-    return replace(variant, changes=variant.changes | ZOO) if trained else variant
-
 # %% ../../nbs/paper/11_sensitivity.ipynb #paper-11-sensitivity-12
 def own_arms(
     lab: Lab,
@@ -118,7 +111,7 @@ def own_gains(
     rows = rows[(rows.test == "AVG") & rows.arm.str.endswith(" - none")]
     texts = {}
     for r in rows.itertuples():
-        texts[r.arm.removesuffix(" - none")] = r.note or interval(r.value, r.low, r.high)
+        texts[r.arm.removesuffix(" - none")] = r.note or interval(r.value, r.low, r.high, "+")
     return texts
 
 # %% ../../nbs/paper/11_sensitivity.ipynb #paper-11-sensitivity-14
@@ -140,8 +133,7 @@ class Sensitivity(Exhibit):
     def cells(self, lab: Lab, trainings: int, seeds: int, backbone: str | None) -> Cells:
         "Declare the scores of all readings on the controls, and on the preset's own data."
         seed_range(seeds)  # refuses none, with and without own data
-        places = control_places(lab)
-        readings = [_beside_zoo(v) for v in steps(lab)]
+        places, readings = control_places(lab), steps(lab)
         negative = negative_trainings(lab, trainings)
         cells = control_scores(places, trainings, readings, negative)
         cells |= mask_cells(places, readings)
