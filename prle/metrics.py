@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['EERS', 'BINS', 'MEASURES', 'GROUPINGS', 'Statistic', 'MARGIN', 'UNITS', 'CLUSTERS', 'SOURCES', 'Ranking', 'auc',
            'acc', 'eer', 'average_precision', 'tpr_at', 'bin_of', 'brier', 'ece', 'as_statistic', 'video_scores',
-           'resamples', 'bootstrap', 'seed_interval', 'Overlap', 'overlap', 'Spread', 'estimate_spread',
-           'total_interval', 'detectable', 'planned_overlap', 'expected_spread', 'plan_experiment', 'Estimate',
-           'verdict', 'is_equivalent', 'evaluate', 'compare', 'DeLong', 'delong']
+           'resamples', 'percentile_interval', 'bootstrap', 'seed_interval', 'Overlap', 'overlap', 'Spread',
+           'estimate_spread', 'total_interval', 'detectable', 'planned_overlap', 'expected_spread', 'plan_experiment',
+           'Estimate', 'verdict', 'is_equivalent', 'evaluate', 'compare', 'DeLong', 'delong']
 
 # %% ../nbs/07_metrics.ipynb #07-metrics-2
 from collections.abc import Callable, Sequence
@@ -427,10 +427,24 @@ def _check_level(level: float):
     if not 0 < level < 1:
         raise ValueError(f"the level of an interval must be between 0 and 1, not {level}.")
 
+# %% ../nbs/07_metrics.ipynb #metrics-student
+def _student(freedom: float | np.ndarray, share: float) -> float | np.ndarray:
+    "Return the quantile of Student's t below which a share of it lies."
+    return scipy.special.stdtrit(freedom, share)
+
 # %% ../nbs/07_metrics.ipynb #07-metrics-65
-def _tails(level: float) -> list[float]:
-    "Return the two quantiles between which an interval of this coverage lies."
-    return [(1 - level) / 2, (1 + level) / 2]
+def percentile_interval(
+    values: np.ndarray,  # (n,) or (n, K), a number, or several, of each resample
+    clusters: int,  # P, how many were drawn from
+    level: float = 0.95,  # coverage of the interval
+) -> tuple:  # lower and upper end, each a float or (K,)
+    "Return the expanded percentile interval of resampled numbers; `ValueError` for a level outside (0, 1)."
+    _check_level(level)
+    others = max(clusters - 1, 1)
+    half = _student(others, (1 + level) / 2) * (clusters / others) ** 0.5
+    tail = scipy.special.ndtr(-half)
+    low, high = np.quantile(values, [tail, 1 - tail], axis=0)
+    return low, high
 
 # %% ../nbs/07_metrics.ipynb #07-metrics-66
 def bootstrap(
@@ -441,11 +455,10 @@ def bootstrap(
     seed: int = 0,  # of the resampling
     batched: bool = False,  # `statistic` takes many resamples at once: (B, N) -> (B,) or (B, K)
 ) -> tuple:  # lower and upper end, each a float or (K,)
-    "Return the percentile interval of `statistic` under resampling of whole clusters, see `resamples`."
+    "Return the `percentile_interval` of a statistic under resampling of whole clusters, see `resamples`."
     _check_level(level)
     values = resamples(statistic, clusters, n, seed, batched)
-    low, high = np.quantile(values, _tails(level), axis=0)
-    return low, high
+    return percentile_interval(values, len(np.unique(clusters)), level)
 
 # %% ../nbs/07_metrics.ipynb #07-metrics-71
 def _several(values) -> np.ndarray:
@@ -456,11 +469,6 @@ def _several(values) -> np.ndarray:
     if np.isnan(values).any():
         raise ValueError("the number of a seed is NaN.")
     return values
-
-# %% ../nbs/07_metrics.ipynb #metrics-student
-def _student(freedom: float | np.ndarray, share: float) -> float | np.ndarray:
-    "Return the quantile of Student's t below which a share of it lies."
-    return scipy.special.stdtrit(freedom, share)
 
 # %% ../nbs/07_metrics.ipynb #07-metrics-72
 def seed_interval(
@@ -784,7 +792,7 @@ class _Chance(NamedTuple):
         resampled = resamples(over_seeds, clusters, self.n, self.seed, batched=True, width=width)
         if self.over == "both":
             return values.mean(0), *total_interval(values, resampled, members, self.level)
-        return values.mean(0), *np.quantile(resampled, _tails(self.level), axis=0)
+        return values.mean(0), *percentile_interval(resampled, len(clusters), self.level)
 
 # %% ../nbs/07_metrics.ipynb #07-metrics-114
 def evaluate(

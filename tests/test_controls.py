@@ -229,6 +229,8 @@ def test_gains_are_those_on_the_places_that_were_not_trained_on():
     mouth = mean("oracle", "mouth", "nose") - mean("none", "mouth", "nose")
     assert rows.value["oracle", "nose", "gain"] == pytest.approx(nose)
     assert rows.value["oracle", "places", "gain"] == pytest.approx((nose + mouth) / 2)
+    lead = np.mean([mean("ours", a, b) - mean("oracle", a, b) for a, b in (places, places[::-1])])
+    assert rows.value["oracle", "places", "lead of ours"] == pytest.approx(lead)
     own = (mean("oracle", "nose", "nose") + mean("oracle", "mouth", "mouth")) / 2
     assert rows.value["oracle", "places", "own"] == pytest.approx(own)
     shared = mean("published", "shared", "shared") - mean("none", "shared", "shared")

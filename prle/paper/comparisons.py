@@ -30,6 +30,7 @@ from prle.metrics import (
     detectable,
     estimate_spread,
     overlap,
+    percentile_interval,
     plan_experiment,
     resamples,
 )
@@ -53,7 +54,7 @@ def _estimates(
         tested, variance = overlap(people), drawn.var(axis=0, ddof=1)
         freedom, unknown = np.full_like(mean, max(tested.people - 1, 1)), np.full_like(mean, np.nan)
         spread = Spread(variance, freedom, unknown, variance / tested.mean)
-        ends = list(np.quantile(drawn, [0.025, 0.975, 0.05, 0.95], axis=0))
+        ends = [end for level in levels for end in percentile_interval(drawn, tested.people, level)]
     counts = [np.full_like(mean, number) for number in (len(by_seed), overlap(people).people)]
     return np.stack([mean, *ends, *spread, *counts], 1)
 

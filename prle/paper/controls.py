@@ -187,6 +187,20 @@ def _place_sums(
         sums[arm, place, "gain"] = gains[-1]
     return sums | {(arm, "places", "gain"): _mean(gains)}
 
+# %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-lead
+LEAD = "lead of ours"
+
+
+def _lead_sums(
+    arms: Sequence[str], places: Sequence[str]
+) -> dict[tuple, dict[tuple, float]]:  # arm, train, what -> cell -> weight
+    "Return the weights of what our reading gains more than the others, if it is there."
+    if "ours" not in arms:
+        return {}
+    unseen = {arm: _mean([_unseen(arm, place, places) for place in places]) for arm in arms}
+    others = [arm for arm in arms if arm not in ("none", "ours")]
+    return {(arm, "places", LEAD): _difference(unseen["ours"], unseen[arm]) for arm in others}
+
 # %% ../../nbs/paper/10_controls.ipynb #paper-10-controls-24
 def _negative_sums() -> dict[tuple, dict[tuple, float]]:  # arm, train, what -> cell -> weight
     "Return the weights of the numbers of the negative controls."
@@ -211,13 +225,14 @@ def control_numbers(
     values: Values,  # of `control_scores`
     places: Sequence[str] = tuple(PLACES),  # that were trained on
     readings: Sequence[Variant] = CONTROL_READINGS,  # as of `control_arms`
-) -> pd.DataFrame:  # arm, train ("places": all), what (own, unseen, gain), value, low, high, ...
+) -> pd.DataFrame:  # arm, train ("places": all), what, value, low, high, ...
     "Measure all arms of the controls in points of AUC, with intervals over people and seeds."
     scores = {name: tables for name, tables in values.items() if name[0] == STUDENT}
     parts = split_subsets(scores, [*places, "shared", "none"])
-    positive: dict[tuple, dict[tuple, float]] = {}
-    for variant in readings:
-        positive |= _place_sums(variant.name, places)
+    arms = [variant.name for variant in readings]
+    positive = _lead_sums(arms, places)
+    for arm in arms:
+        positive |= _place_sums(arm, places)
     found = [_estimated(parts, sums) for sums in (_negative_sums(), positive)]
     return split_keys(pd.concat(found, ignore_index=True), ["arm", "train", "what"])
 
@@ -342,14 +357,15 @@ def control_table(
     found = rows.set_index(["arm", "train", "what"])
     texts = {}
     for key, r in found.iterrows():
-        texts[key] = interval(r.value, r.low, r.high, "+" if key[2] == "gain" else "")
+        sign = "+" if key[2] in ("gain", LEAD) else ""
+        texts[key] = interval(r.value, r.low, r.high, sign)
         if key[1:] == ("shared", "gain"):
             texts[key] += _margin_text(estimate_of(r))
     best = found.loc["oracle", "places", "gain"]
     shown = []
     for variant in readings:
         row = dict(arm=variant.shown)
-        for what in ("own", "unseen", "gain"):
+        for what in ("own", "unseen", "gain", LEAD):
             row[what] = texts.get((variant.name, "places", what), "")
         gain = found.value.get((variant.name, "places", "gain"), np.nan)
         known = best.low > 0 and not np.isnan(gain)
@@ -398,7 +414,8 @@ class Controls(Exhibit):
         about = describe(controls_lab(lab), trainings, [STUDENT])
         caption = (
             "Controls: AUC (%) of a detector that is trained on fakes of one place: on its own place, on the "
-            f"others, and the gain over plain training there (points), averaged over {len(places)} places. "
+            f"others, and the gain over plain training there (points), averaged over {len(places)} places; the lead of "
+            "ours is what our reading gains more. "
             f"Plain training on the shared trace alone: {number['none', 'shared', 'own']:.1f}; on fakes without any "
             f"trace: {number['none', 'none', 'own']:.1f}. Of the masks in training (first seed): `masked` is the share "
             "of a face (%) at alpha = 1, `covered` that of the planted place, `leak` the AUC (%) of the label by the "
