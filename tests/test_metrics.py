@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from scipy.interpolate import interp1d
 from scipy.optimize import brentq
 from sklearn.metrics import (
@@ -38,6 +39,7 @@ from prle.metrics import (
     estimate_spread,
     evaluate,
     expected_spread,
+    percentile_interval,
     plan_experiment,
     planned_overlap,
     resamples,
@@ -369,9 +371,37 @@ def test_bootstrap_equals_a_naive_loop_with_the_same_draws(measure, ties):
         wanted,
         atol=1e-12,
     )
-    assert bootstrap(lambda w: measure(label, score, w), people, 60, 0.8, seed=3) == pytest.approx(
-        tuple(np.quantile(wanted, [0.1, 0.9]))
-    )
+    found = bootstrap(lambda w: measure(label, score, w), people, 60, 0.8, seed=3)
+    assert found == pytest.approx(tuple(np.quantile(wanted, expanded_tails(4, 0.8))))
+
+
+def expanded_tails(clusters, level):
+    "The quantiles of the expanded percentile interval, with scipy's distributions."
+    t = scipy.stats.t.ppf((1 + level) / 2, clusters - 1)
+    tail = scipy.stats.norm.sf(t * (clusters / (clusters - 1)) ** 0.5)
+    return tail, 1 - tail
+
+
+def test_few_people_widen_a_percentile_interval_and_many_do_not():
+    values = np.linspace(0, 1, 10_001)
+    widths = [np.diff(percentile_interval(values, people))[0] for people in (2, 10, 40, 10_000)]
+    assert widths == pytest.approx([1, 0.9829, 0.9595, 0.95], abs=2e-4)
+    assert percentile_interval(values, 10, 0.9) == pytest.approx(expanded_tails(10, 0.9), abs=1e-4)
+    assert np.diff(percentile_interval(values, 1))[0] == pytest.approx(1)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        percentile_interval(values, 10, 95)
+
+
+def test_the_interval_of_ten_people_covers_what_it_says():
+    "A plain percentile interval of them covers 0.89 and 0.84."
+    values = rng("coverage").normal(size=(10, 1000))  # of a thousand experiments
+
+    def mean(weights):
+        return weights @ values / weights.sum(-1, keepdims=True)
+
+    for level in (0.95, 0.9):
+        low, high = bootstrap(mean, np.arange(10), 1000, level, batched=True)
+        assert np.mean((low <= 0) & (0 <= high)) == pytest.approx(level, abs=0.02)
 
 
 def test_batches_are_cut_without_changing_the_draws():
@@ -716,7 +746,7 @@ def test_seeds_enter_as_asked():
         batched=True,
     )
     assert (rows["clusters"].low, rows["clusters"].high) == pytest.approx(
-        tuple(np.quantile(mean, [0.025, 0.975]))
+        tuple(np.quantile(mean, expanded_tails(12, 0.95)))
     )
     assert (rows["both"].low, rows["both"].high) == pytest.approx(
         total_interval(values, mean, [range(12)] * 3)
