@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from argparse import Action, ArgumentParser
+from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import lru_cache
@@ -653,6 +654,22 @@ def _merged(reading: dict, changes: dict) -> dict:
             merged[name] = asdict(reading[name]) | value
     return merged
 
+# %% ../nbs/12_cli.ipynb #12-cli-used
+_OF_MAPS = ("published", "cam", "explain", "blind", "fusion", "zoo", "zoo_seed", "zoo_subset")
+_OF_MAPS += ("decisive", "alpha", "renew")
+_OF_MASKS = ("p", "fill")
+
+
+def _check_used(config, given: Iterable[str]):
+    "Raise `ValueError` for settings that do nothing with a configuration's mask."
+    idle = () if config.needs_maps else _OF_MAPS
+    idle += _OF_MASKS if config.mask == "none" else ()
+    if unused := [name for name in given if name in idle]:
+        raise ValueError(
+            f"{', '.join(unused)}: nothing of a training with --mask {config.mask} depends on that; "
+            "--mask primary masks primary regions."
+        )
+
 # %% ../nbs/12_cli.ipynb #12-cli-said
 _ASKED = {name: _option(name) for name in ("seed", "mask", "preset", "data")}
 _OF_TRAIN = _ASKED | {name: _option(name) for name in ("zoo_seed", "zoo_subset")}
@@ -673,7 +690,9 @@ def _run_config(what: list[str], outputs: str | None, options: dict):
     named = ("zoo_seed", "zoo_subset")
     settings |= {name: options[name] for name in named if name in options}
     seed, mask = options.get("seed", 0), options.get("mask", "none")
-    return lab.config(*what, seed=seed, mask=mask, **settings)
+    config = lab.config(*what, seed=seed, mask=mask, **settings)
+    _check_used(config, [*options, *_settings(options.get("set", []), _OF_TRAIN)])
+    return config
 
 # %% ../nbs/12_cli.ipynb #12-cli-66
 def _train(lab, config):
@@ -894,9 +913,12 @@ def _localize_crops(
 ) -> int:
     "Write quantile maps of face crops, and print their folder; exit code 1 if a picture cannot be read."
     from prle.core import log
-    from prle.lab.maps import parse_shard, write_maps, write_maps_on_ray
+    from prle.data.pictures import NothingFound
+    from prle.lab.maps import crops_in, parse_shard, write_maps, write_maps_on_ray
 
     given = models, inputs, out, parse_shard(shard), read
+    if next(crops_in(inputs), None) is None:
+        raise NothingFound(f"no picture in {', '.join(inputs)}.")
     if engine == "ray":
         _without("the engine ray, which has a worker a core or GPU,", workers=workers)
         told = write_maps_on_ray(*given)

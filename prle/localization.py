@@ -328,7 +328,11 @@ def _check_images(x: Tensor):
 
 # %% ../nbs/03_localization.ipynb #03-localization-56
 def _check_layers(model: nn.Module, layer: nn.Module | list[nn.Module]) -> list[nn.Module]:
-    "Return the layers as a list; `ValueError` for one that is no submodule of `model`."
+    "Return the layers as a list; `TypeError` for a name or none, `ValueError` for no submodule of `model`."
+    if isinstance(layer, str) or not isinstance(layer, nn.Module) and not len(layer):
+        raise TypeError(
+            f"layer must be a module or a list of them, not {layer!r}; model.get_submodule(name) finds one."
+        )
     layers = [layer] if isinstance(layer, nn.Module) else list(layer)
     inside = set(model.modules())
     for one in layers:
@@ -345,6 +349,15 @@ def _check_score(value: Tensor, n: int) -> Tensor:
     if not isinstance(value, Tensor) or shape != (n,):
         raise ValueError(f"score must give one number an image, shape ({n},), not {shape}.")
     return value
+
+# %% ../nbs/03_localization.ipynb #localization-one-cell
+def _check_grids(grids: list[Tensor], x: Tensor):
+    "Raise `ValueError` for a map of one cell, which cannot say where in a larger image anything is."
+    if min(x.shape[-2:]) > 1 and any(grid.shape[-2:] == (1, 1) for grid in grids):
+        raise ValueError(
+            "the layer has one cell for the whole image, so its map shows no place; take a layer before the pooling, "
+            "or larger images."
+        )
 
 # %% ../nbs/03_localization.ipynb #03-localization-58
 def _gradients(value: Tensor, activations: list[Tensor]) -> list[Tensor]:
@@ -548,6 +561,7 @@ def attention_maps(
     layers, score = _check_layers(model, layer), score or fake_logit
     compute = _own_maps if method in _WEIGHTS else _library_maps
     grids = compute(method, model, layers, x, score, reshape)
+    _check_grids(grids, x)
     shape = _size(size, x, grids)
     maps = _stretch(torch.stack([_resize(_stretch(grid), shape) for grid in grids]).mean(0))
     bad = (~maps.isfinite()).flatten(1).any(1)

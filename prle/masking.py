@@ -42,13 +42,28 @@ def quantile_map(
     quantiles = torch.where(rank <= n, rounded_up, 0)
     return torch.zeros_like(order).scatter_(1, order, quantiles).view(fused.shape).to(torch.uint16)
 
+# %% ../nbs/06_masking.ipynb #masking-check-quantiles
+def _check_quantiles(quantiles: Tensor):
+    "Raise `TypeError` for what is no quantile map."
+    if quantiles.dtype not in (torch.uint16, torch.int32):
+        raise TypeError(
+            f"the quantile map is {quantiles.dtype}; it must be uint16 "
+            "(not fused attention, not an 8-bit picture)."
+        )
+
 # %% ../nbs/06_masking.ipynb #06-masking-17
 def region(
     quantiles: Tensor,  # (..., H, W) uint16 or int32
     alpha: float | Tensor,  # share of the attended pixels, in [0, 1]; a tensor holds one a map
 ) -> Tensor:  # bool, like `quantiles`; True = primary region
-    "Select the most attended share `alpha` of each map, Eq. 10 and 12."
-    share = torch.as_tensor(alpha, dtype=torch.float64, device=quantiles.device)
+    """Select the most attended share `alpha` of each map, Eq. 10 and 12.
+
+    `TypeError` for what is no quantile map, `ValueError` for a share outside [0, 1]."""
+    _check_quantiles(quantiles)
+    share = torch.as_tensor(alpha, dtype=torch.float64)
+    if share.device.type == "cpu" and not ((share >= 0) & (share <= 1)).all():
+        raise ValueError(f"alpha must lie in [0, 1], not {alpha}.")
+    share = share.to(quantiles.device)
     limit = (HIGHEST * share).floor().to(torch.int32)
     limit = limit.reshape(limit.shape + (1,) * (quantiles.ndim - limit.ndim))
     quantiles = quantiles.to(torch.int32)
@@ -56,10 +71,12 @@ def region(
 
 # %% ../nbs/06_masking.ipynb #06-masking-23
 def resize_quantiles(
-    quantiles: Tensor,  # (..., H, W) uint16
+    quantiles: Tensor | np.ndarray,  # (..., H, W) uint16 or int32
     size: tuple[int, int],  # (height, width)
 ) -> Tensor:  # (..., *size) uint16
-    "Resize quantile maps by nearest neighbour, for a face that was itself resized."
+    "Resize quantile maps by nearest neighbour, for a face that was itself resized; `TypeError` for other maps."
+    quantiles = torch.as_tensor(quantiles)
+    _check_quantiles(quantiles)
     flat = quantiles.to(torch.float32).reshape(1, -1, *quantiles.shape[-2:])
     resized = F.interpolate(flat, tuple(size), mode="nearest-exact").to(torch.uint16)
     return resized.reshape(*quantiles.shape[:-2], *size)
@@ -140,11 +157,7 @@ def _as_quantiles(quantiles) -> Tensor:
             "the quantile map must be a tensor, an array or a 16-bit PIL image, "
             f"not {type(quantiles).__name__}."
         )
-    if quantiles.dtype not in (torch.uint16, torch.int32):
-        raise TypeError(
-            f"the quantile map is {quantiles.dtype}; it must be uint16 "
-            "(not fused attention, not an 8-bit picture)."
-        )
+    _check_quantiles(quantiles)
     return quantiles.as_subclass(Tensor).reshape(-1, 1, *quantiles.shape[-2:])
 
 # %% ../nbs/06_masking.ipynb #06-masking-40
@@ -167,10 +180,9 @@ def _each(params: MaskParams, n: int) -> MaskParams:
 # %% ../nbs/06_masking.ipynb #06-masking-42
 def _check_shares(p: float, alpha: tuple[float, float]):
     "Raise `ValueError` for a probability or an interval of shares out of range."
-    low, high = alpha
     if not 0 <= p <= 1:
         raise ValueError(f"p must lie in [0, 1], not {p}.")
-    if not (0 <= low <= high <= 1 and high > 0):
+    if np.shape(alpha) != (2,) or not (0 <= alpha[0] <= alpha[1] <= 1 and alpha[1] > 0):
         raise ValueError(
             f"alpha must be (low, high) with 0 <= low <= high <= 1 and high > 0, not {alpha}."
         )

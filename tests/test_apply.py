@@ -220,6 +220,26 @@ def test_readings_on_the_command_line(lab, prle, tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
+        (["--published", "--zoo-seed", "0"], "published, zoo_seed: nothing of a training"),
+        (["--set", "zoo=[Other]", "p=0.3"], "zoo, p: nothing of a training with --mask none"),
+        (["--mask", "random", "--cam", "gradcam"], "cam: nothing of a training with --mask random"),
+    ],
+)
+def test_what_says_nothing_about_the_masks_of_a_training_is_refused(lab, prle, words, message):
+    code, _, text = prle("train", "Small", "A", *words)
+    assert code == 2 and message in text and not (lab.outputs / "runs").exists()
+
+
+def test_where_there_are_no_runs_the_folder_is_named(lab, prle):
+    for words in (["evaluate", "Small-A"], ["predict", "Small-A", "x.png"]):
+        code, _, text = prle(*words)
+        assert code == 2 and f"there are no runs in {lab.outputs / 'runs'}" in text
+    assert prle("runs", "--kind", "maps")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
         (["Small", "A", "--set", "lr=[" + "[" * 10**5], "--set lr is neither"),
         (["Small", "A", "--set", "options={a: &a {}, b: *a}"], "has an alias"),
         (["Small"], "a configuration"),

@@ -237,11 +237,23 @@ def test_random_cam_is_a_map(net, x):
     assert maps.shape == (3, 32, 24) and maps.min() >= 0 and maps.max() <= 1
 
 
+@pytest.mark.parametrize("method", ["gradcam", "layercam", "hirescam"])
+def test_a_layer_of_one_cell_shows_no_place(net, x, method):
+    pooled = nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4, 1)
+    )
+    with pytest.raises(ValueError, match="one cell for the whole image"):
+        attention_maps(pooled, pooled[1], x, method=method)
+
+
 def test_wrong_input(net, x):
     with pytest.raises(ValueError, match="Did you mean 'gradcam"):
         attention_maps(net, net.last, x, method="gradcam+")
     with pytest.raises(ValueError, match="no submodule"):
         attention_maps(net, nn.Conv2d(3, 3, 1), x)
+    for none in ("last", []):
+        with pytest.raises(TypeError, match="a module or a list of them, not .*get_submodule"):
+            attention_maps(net, none, x)
     with pytest.raises(TypeError, match="float tensor"):
         attention_maps(net, net.last, (x * 255).to(torch.uint8))
     with pytest.raises(TypeError, match="float tensor"):

@@ -1,16 +1,20 @@
 """prle.lab.maps: quantile maps of faces from elsewhere."""
 
 from itertools import islice
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import write_toy
 from test_files import a_model
 
 from prle import cli
 from prle.core import rng
 from prle.data.crops import read_quantiles, write_quantiles
+from prle.data.manifest import read_manifest
+from prle.data.pictures import CROPS
 from prle.fusion import fuse
 from prle.lab.configs import CamConfig
 from prle.lab.engines import cluster
@@ -151,6 +155,29 @@ def test_wrong_words_are_one_line(crops, tmp_path, command, words, message):
         words = words.replace(name, str(value))
     code, text, said = command("localize", "m", *words.split())
     assert code == 2 and message in said and said.count("\n") == 1
+
+
+def test_of_what_prle_faces_wrote_the_faces_get_maps_and_nothing_else(tmp_path, command):
+    "Masks and pictures beside the crops are none, whether the folder is named or one above."
+    folder = tmp_path / "all" / "faces"
+    manifest = write_toy(folder, size=(64, 64), people=3, photos=1)
+    (folder / CROPS).write_text("{}")
+    for name in ("sheet.png", "masks/0.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / name), np.zeros((64, 64, 3), np.uint8))
+    faces = sorted(str(Path(path).with_suffix(".png")) for path in read_manifest(manifest).path)
+    code, _, said = command("localize", "m", folder, "--out", tmp_path / "out")
+    assert code == 0 and sorted(read_all(tmp_path / "out")) == faces
+    found = [str(name) for _, name in crops_in([tmp_path / "all"])]
+    assert sorted(found) == [f"faces/{name}" for name in faces]
+    assert command("localize", "m", folder, "--out", tmp_path / "out")[0] == 0, "all are there"
+
+
+def test_a_folder_without_pictures_is_told(tmp_path, command):
+    (tmp_path / "empty").mkdir()
+    code, text, said = command("localize", "m", tmp_path / "empty", "--out", tmp_path / "out")
+    assert code == 1 and text == "" and "no picture in" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_pictures_never_share_a_map(crops, tmp_path):

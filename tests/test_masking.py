@@ -204,6 +204,24 @@ def test_resized_with_its_image():
 # The plug-in
 
 
+@pytest.mark.parametrize("other", [torch.rand(2, 8, 8), torch.zeros(2, 8, 8, dtype=torch.uint8)])
+def test_what_is_no_quantile_map_stays_none(other):
+    for wrong in (lambda: region(other, 0.5), lambda: resize_quantiles(other, (4, 4))):
+        with pytest.raises(TypeError, match="must be uint16"):
+            wrong()
+
+
+@pytest.mark.parametrize("alpha", [1.5, -0.1, math.nan, torch.tensor([0.5, 1.5])])
+def test_a_share_lies_between_0_and_1(alpha):
+    with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\]"):
+        region(torch.ones(2, 4, 4, dtype=torch.uint16), alpha)
+
+
+def test_an_array_is_resized_as_a_tensor_is():
+    q = quantile_map(torch.rand(1, 8, 8, generator=gen()))[0]
+    assert torch.equal(resize_quantiles(q.numpy(), (16, 16)), resize_quantiles(q, (16, 16)))
+
+
 @pytest.mark.parametrize("fill", FILLS)
 def test_all_kinds_of_images_get_the_same_mask(images, quantiles, fill):
     mask = PrimaryRegionMask(p=1, fill=fill)
@@ -360,7 +378,7 @@ def test_constructors_and_apply_reject(images, quantiles):
         for mask in (PrimaryRegionMask, RandomMask, LandmarkMask):
             with pytest.raises(ValueError, match="p must lie in"):
                 mask(p=p)
-    for alpha in ((0.5, 0.2), (-0.1, 1), (0, 1.2), (0, 0)):
+    for alpha in ((0.5, 0.2), (-0.1, 1), (0, 1.2), (0, 0), 0.5, "0 1", (0, 0.5, 1)):
         for mask in (PrimaryRegionMask, RandomMask):
             with pytest.raises(ValueError, match="alpha must be"):
                 mask(alpha=alpha)

@@ -313,15 +313,19 @@ def _root(path: Path, kept) -> str:
 
 # %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-40
 def read_manifest(
-    path: str | Path,  # the Parquet file
+    path: str | Path,  # the Parquet file, or the folder that `manifest.parquet` lies in
     root: str | Path | None = None,  # where its crops lie now; None: where it says
 ) -> pd.DataFrame:  # `manifest_root` tells the folder that its paths are relative to
     """Read and check a manifest; `ValueError` naming the file, `FileNotFoundError` without it.
 
     Also without the folder of its crops."""
     path = Path(path)
+    if path.is_dir():
+        path /= "manifest.parquet"
     if not path.exists():
-        raise FileNotFoundError(f"no manifest at {path}. `prle forge` makes the mini benchmark's.")
+        raise FileNotFoundError(
+            f"no manifest at {path}. `prle faces` writes one, `prle forge` the mini benchmark's."
+        )
     df, name = _read_columns(path), str(path)
     _check_types(df, name)
     _check_rows(df, name)

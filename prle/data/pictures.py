@@ -309,13 +309,14 @@ CROPS = "extraction.json"
 # %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-50
 def walk_folders(
     folder: str | Path,  # where to begin
+    crops: bool = False,  # folders of crops too
 ) -> Iterator[tuple[str, list[str], list[str]]]:  # a folder, the names of its folders, of its files
     """Walk a folder and all below it, following links; none twice, none whose name begins with a dot, none of crops.
 
     As with `os.walk`, what is taken out of the list of folders is not visited."""
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        if os.path.realpath(parent) in seen or CROPS in files:
+        if os.path.realpath(parent) in seen or (CROPS in files and not crops):
             folders.clear()
             continue
         seen.add(os.path.realpath(parent))

@@ -191,7 +191,7 @@ def list_runs(
         raise ValueError(f"{pattern!r} is no regular expression ({e}).") from e
     root, modules = Path(root), code_modules()
     folders, rows = _kinds(root), []
-    if kind is not None:
+    if kind is not None and folders:
         folders = [root / check_choice(kind, [p.name for p in folders], "kind of run")]
     for folder in folders:
         for path, entry in _entries(folder).items():
@@ -287,6 +287,10 @@ def find_run(
     found = [n for n in names if n.startswith(name) or n.split("/")[1].startswith(name)]
     if len(found) == 1:
         return Path(root) / found[0]
+    if not names:
+        raise ValueError(
+            f"there are no runs in {root}; --outputs names the folder that holds runs/."
+        )
     if not found:
         check_choice(name, names, "run")
     listed = ", ".join(found[:5]) + (" or others" if len(found) > 5 else "")

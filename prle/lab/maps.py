@@ -26,7 +26,8 @@ from ..trainer import memory_explained, to_input
 from ..trust import path_text, read_json
 from ..data.crops import write_quantiles
 from ..data.faces import warp_softly, whole_picture
-from ..data.pictures import FaceError, file_kind, read_image, visible_files, walk_folders
+from ..data.manifest import read_manifest
+from ..data.pictures import CROPS, FaceError, file_kind, read_image, visible_files, walk_folders
 from ..detectors.plugins import named_plugins, run_plugin
 from .configs import READING, CamConfig, FusionConfig
 from .engines import cluster
@@ -47,13 +48,28 @@ def _named(parent: str, files: list[str]) -> Iterator[Path]:
         stems[picture.stem] = picture
         yield picture
 
+# %% ../../nbs/lab/15_maps.ipynb #lab-15-maps-below
+def _faces_below(root: Path) -> Iterator[Path]:
+    "List the pictures in and below a folder; of crops with a manifest, those that it lists; no maps."
+    for parent, folders, files in walk_folders(root, crops=True):
+        if ASKED in files:  # these are maps
+            folders.clear()
+        elif CROPS in files and "manifest.parquet" in files:
+            folders.clear()
+            yield from (
+                Path(parent, path) for path in read_manifest(Path(parent, "manifest.parquet")).path
+            )
+        else:
+            yield from _named(parent, files)
+
 # %% ../../nbs/lab/15_maps.ipynb #lab-15-maps-6
 def crops_in(
     inputs: Iterable[str | Path],  # face crops, or folders of them
 ) -> Iterator[tuple[Path, Path]]:  # picture, the map's name below the folder that is written
     """List pictures one by one, each folder's in the order of the names; folders of maps are passed over.
 
-    `FaceError` for an input that is none, `ValueError` for two whose maps would have one name."""
+    Of a folder that `prle faces` wrote these are the faces of its manifest. `FaceError` for an input that is none,
+    `ValueError` for two whose maps would have one name."""
     roots = [Path(given).absolute() for given in inputs]
     names = [f"{root.stem}.png" if root.is_file() else root.name for root in roots]
     if len(set(names)) < len(names):
@@ -63,12 +79,8 @@ def crops_in(
         if root.is_file() and file_kind(root) == "picture":
             yield root, Path(root.name).with_suffix(".png")
         elif root.is_dir():
-            for parent, folders, files in walk_folders(root):
-                if ASKED in files:  # these are maps
-                    folders.clear()
-                    continue
-                for file in _named(parent, files):
-                    yield file, file.relative_to(below).with_suffix(".png")
+            for file in _faces_below(root):
+                yield file, file.relative_to(below).with_suffix(".png")
         else:
             raise FaceError(f"{root}: no picture, and no folder of pictures.")
 
