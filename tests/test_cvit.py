@@ -1,5 +1,8 @@
 """CViT: the two-token transformer against a plain reference, published counts, sizes, and what its one patch means."""
 
+from functools import partial
+
+import conftest
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,14 +20,7 @@ from prle.detectors.registry import (
 )
 
 
-def small(size=64, width=1 / 8):
-    torch.manual_seed(0)
-    return cvit(width=width, size=size)
-
-
-def meta(**options):
-    with torch.device("meta"):
-        return cvit(**options)
+small, meta = partial(conftest.small, "cvit"), partial(conftest.meta, "cvit")
 
 
 # ---- sizes

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import randomise_batch_norm
+from conftest import randomise_batch_norm, small
 from safetensors.torch import load_file, save_file
 
 from prle import localization
@@ -91,11 +91,6 @@ PUBLISHED_CAM = dict(
     rfm="body.conv4",
     srm="fusion.fuse",
 )
-
-
-def small(name, size=64, **options):
-    torch.manual_seed(0)
-    return create_detector(name, width=1 / 8, **registry.size_option(name, size), **options)
 
 
 def test_the_overviews_stored_lists_and_cards_have_all_names():

@@ -1,5 +1,8 @@
 """FFD: both maps against references, the three supervisions by hand, published counts and weights."""
 
+from functools import partial
+
+import conftest
 import pytest
 import timm
 import torch
@@ -29,14 +32,7 @@ from prle.detectors.xception import published_names, xception
 KINDS = ["regression", "template"]
 
 
-def small(**options):
-    torch.manual_seed(0)
-    return ffd(width=1 / 8, **options)
-
-
-def meta(**options):
-    with torch.device("meta"):
-        return ffd(**options)
+small, meta = partial(conftest.small, "ffd"), partial(conftest.meta, "ffd")
 
 
 def batch(n=4, size=64):

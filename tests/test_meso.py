@@ -1,5 +1,8 @@
 """MesoNet: published size, layout against plain functions, its two losses by hand, sizes, batch norm's memory."""
 
+from functools import partial
+
+import conftest
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,9 +14,7 @@ from prle.detectors.meso import meso4, squared_error
 from prle.detectors.registry import cam_grids, card, cross_entropy, parameter_count
 
 
-def tiny(size=64, **options):
-    torch.manual_seed(0)
-    return meso4(width=1 / 8, size=size, **options)
+tiny = partial(conftest.small, "meso4")
 
 
 def used(size=64, **options):
