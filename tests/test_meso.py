@@ -178,9 +178,8 @@ def test_momentum_decides_how_fast_statistics_follow(options, momentum):
     assert torch.allclose(model.block1.norm.running_var, torch.tensor(1 - momentum))
 
 
-@pytest.mark.parametrize("loss", ["mse", "bce"])
-def test_gradients_reach_every_parameter(loss):
-    model = tiny(loss=loss).train()
+def test_gradients_reach_every_parameter_with_binary_cross_entropy():
+    model = tiny(loss="bce").train()
     batch = dict(label=torch.arange(8) % 2)
     model.loss(model.outputs(torch.rand(8, 3, 64, 64)), batch).backward()
     assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
