@@ -339,17 +339,6 @@ def test_training_moves_masks_of_both_branches():
     assert all((model.filters[b].weight.grad != 0).float().mean() > 0.99 for b in ("fad", "lfs"))
 
 
-def test_dropout_only_in_training():
-    model, x = small(), torch.rand(4, 3, 64, 64)
-    draws = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        draws.append(model(x))
-    assert torch.equal(*draws) and not torch.equal(model(x), model(x))
-    model.eval()
-    assert torch.equal(model(x), model(x))
-
-
 def test_imagenet_kernels_are_repeated_and_divided(monkeypatch):
     torch.manual_seed(1)
     state = timm.create_model("legacy_xception", num_classes=1).state_dict()
