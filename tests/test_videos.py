@@ -171,16 +171,10 @@ def test_32_frames_are_deepfakebenchs():
     )
 
 
-def test_neither_order_nor_number_of_workers_shows(clips, whole, tmp_path):
-    V.extract(V.list_videos(clips), tmp_path / "two", **QUICK | dict(workers=2))
-    assert contents(tmp_path / "two") == contents(whole)
-    V.extract(V.list_videos(clips), tmp_path / "again", **QUICK)
-    assert contents(tmp_path / "again") == contents(whole)
-
-
-def test_ray_gives_the_same(clips, whole, tmp_path):
-    V.extract(V.list_videos(clips), tmp_path / "ray", **QUICK | dict(workers=2), engine="ray")
-    assert contents(tmp_path / "ray") == contents(whole)
+@pytest.mark.parametrize("how", [dict(), dict(workers=2), dict(workers=2, engine="ray")])
+def test_neither_order_nor_number_of_workers_nor_engine_shows(clips, whole, tmp_path, how):
+    V.extract(V.list_videos(clips), tmp_path / "out", **QUICK | how)
+    assert contents(tmp_path / "out") == contents(whole)
 
 
 def test_ray_missing_names_the_extra(clips, tmp_path, monkeypatch):
