@@ -423,16 +423,16 @@ def test_memory_does_not_grow_with_the_number_of_faces(tmp_path):
     In a process of its own, since the threads of others take memory too."""
     file, out = write_clip(tmp_path / "a.mp4", frames=32), tmp_path / "out"
     V.crop_videos(table(file).assign(video="v0"), out, size=32, workers=0)
-    for i in range(1, 240):
+    for i in range(1, 120):
         shutil.copytree(out / "clips/v0", out / f"clips/v{i}", copy_function=os.link)
 
-    call = f"import test_videos as t; t.print_peaks({str(file)!r}, {str(out)!r}, [20, 80, 240])"
+    call = f"import test_videos as t; t.print_peaks({str(file)!r}, {str(out)!r}, [20, 40, 120])"
     given = dict(cwd=Path(__file__).parent, capture_output=True, text=True)
     done = subprocess.run([sys.executable, "-c", call], **given)
     assert done.returncode == 0, done.stderr[-2000:]
     _, few, many = map(int, done.stdout.splitlines()[-1].split())
-    assert len(pd.read_parquet(out / "faces.parquet")) == 240 * 32
-    assert many - few < 160 * 4096, (few, many)
+    assert len(pd.read_parquet(out / "faces.parquet")) == 120 * 32
+    assert many - few < 80 * 4096, (few, many)
 
 
 def test_digests_of_crops_that_belong_to_no_data_set(clips, tmp_path):
