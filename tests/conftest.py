@@ -14,7 +14,8 @@ from torch import nn
 
 from prle.core import rng, show_messages
 from prle.data.manifest import read_manifest, write_manifest
-from prle.detectors.registry import Detector, Weights
+from prle.detectors.registry import Detector, Weights, create_detector, size_option
+from prle.trust import write_digests
 
 torch.set_num_threads(1)
 
@@ -113,6 +114,18 @@ def lines(quiet_log, monkeypatch):
 
 
 @pytest.fixture
+def command(capsys):
+    "Words -> (exit code, what the command printed, what it complained)."
+    from prle import cli
+
+    def run(*words):
+        capsys.readouterr()
+        return (cli.main([str(word) for word in words]), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
 def toy(tmp_path):
     return read_manifest(write_toy(tmp_path / "toy"))
 
@@ -142,6 +155,50 @@ def device(request):
 def tiny():
     torch.manual_seed(0)
     return TinyDetector()
+
+
+def write_ramps(folder, rows):
+    "Write to every face of the toy data set a quantile map: every pixel attended, the top left one most."
+    ramp = np.ceil(65535 * (np.arange(24 * 32) + 1) / (24 * 32)).astype(np.uint16).reshape(24, 32)
+    for path in rows.path:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / path), ramp)
+    write_digests(folder)
+    return folder
+
+
+def as_tensors(detector, history, scores):
+    "All that a training came to, but its time."
+    told = dict(
+        history=torch.tensor(history.drop(columns="seconds").astype(float).to_numpy()),
+        scores=torch.from_numpy(scores),
+    )
+    return {k: v.cpu().contiguous() for k, v in (detector.state_dict() | told).items()}
+
+
+def same(a, b):
+    "Whether two dictionaries hold equal tensors, to the last bit."
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def snapshot(folder):
+    "All that lies below, links not followed."
+    return {
+        p: os.readlink(p) if p.is_symlink() else p.read_bytes() if p.is_file() else "folder"
+        for p in folder.rglob("*")
+    }
+
+
+def small(name, size=64, **options):
+    "A detector with an eighth of its channels."
+    torch.manual_seed(0)
+    return create_detector(name, width=1 / 8, **size_option(name, size), **options)
+
+
+def meta(name, **options):
+    "A detector without memory: shapes and counts only."
+    with torch.device("meta"):
+        return create_detector(name, **options)
 
 
 def randomise_batch_norm(model):

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from clips import write_clip, write_people
+from kills import contents
 from PIL import Image
 
 from prle.mini import benchmark
@@ -13,7 +14,7 @@ from prle.data import faces
 from prle.mini import generators
 from prle.mini import targets
 from prle.cli import main
-from prle.core import file_digest, rng
+from prle.core import rng
 from prle.data.crops import read_rgb
 from prle.data.manifest import check_crops, of_seed, read_manifest, write_manifest
 from prle.data.pairs import partners
@@ -51,14 +52,6 @@ def test_split(request, tmp_path_factory):
     networks, _ = train_networks(found, request.param)
     rows = benchmark._make_all(jobs, root, networks, seed=0, quality=90, workers=2)
     return read_manifest(write_manifest(pd.DataFrame(rows), root / "manifest.parquet"))
-
-
-def files(root):
-    return {
-        p.relative_to(root).as_posix(): file_digest(p)
-        for p in sorted(root.rglob("*"))
-        if p.is_file()
-    }
 
 
 def test_the_faces_of_orl_are_its_own_400():
@@ -190,7 +183,7 @@ def test_what_cannot_be_made_is_said_and_what_it_costs(monkeypatch):
 def test_workers_do_not_change_a_byte(quick, tmp_path):
     for n in (1, 3):
         benchmark.build_benchmark(tmp_path / str(n), size=64, steps=1, workers=n)
-    assert files(tmp_path / "1") == files(tmp_path / "3")
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
 
 
 def test_why_a_benchmark_is_made_again(quick, tmp_path, capsys, shown):
@@ -207,12 +200,12 @@ def test_why_a_benchmark_is_made_again(quick, tmp_path, capsys, shown):
         f"forge: MISS {out} (none there yet)" in said
         and "generators: MISS (none there yet)" in said
     )
-    trained = files(out / "generators")
+    trained = contents(out / "generators")
     said = build(quality=80)
     assert (
         f"forge: MISS {out} (quality was 90, is 80)" in said
         and "generators: HIT" in said
-        and files(out / "generators") == trained
+        and contents(out / "generators") == trained
     )
     said = build(quality=80, seed=1)
     assert "(seed was 0, is 1)" in said and "generators: MISS (seed was 0, is 1)" in said
@@ -227,7 +220,7 @@ def test_why_a_benchmark_is_made_again(quick, tmp_path, capsys, shown):
 
 def test_a_full_disk_leaves_nothing_half_made(quick, tmp_path, monkeypatch, capsys):
     benchmark.build_benchmark(tmp_path / "bench", size=64, steps=1)
-    whole, calls, write = files(tmp_path), [], benchmark.write_png
+    whole, calls, write = contents(tmp_path), [], benchmark.write_png
 
     def full(path, image):
         calls.append(path)
@@ -240,7 +233,7 @@ def test_a_full_disk_leaves_nothing_half_made(quick, tmp_path, monkeypatch, caps
         benchmark.build_benchmark(tmp_path / "bench", size=64, steps=1, seed=5)
     with pytest.raises(OSError, match="No space"):
         benchmark.build_benchmark(tmp_path / "new", size=64, steps=1)
-    assert files(tmp_path) == whole  # the earlier benchmark stands, and no trace of the new ones
+    assert contents(tmp_path) == whole  # the earlier benchmark stands, and no trace of the new ones
 
 
 def test_a_foreign_folder_is_never_replaced(quick, tmp_path):
@@ -496,11 +489,11 @@ def test_what_nobody_can_tell_is_not_replaced_unasked(tmp_path, record):
     if record:
         (folder / "forge.json").write_text(record)
     mark_folder(folder, "benchmark")
-    before = files(folder)
+    before = contents(folder)
     for build in (benchmark.build_benchmark, controls.build_controls):
         with pytest.raises(FileExistsError, match="cannot be told .*json.* move it away"):
             build(folder, people=6, keep=True)
-    assert files(folder) == before
+    assert contents(folder) == before
 
 
 @pytest.mark.parametrize(

@@ -360,19 +360,6 @@ def test_a_frozen_extractor_can_still_be_explained(layer):
     assert maps.shape == (2, 64, 64) and maps.amax() > 0.9
 
 
-@BOTH
-def test_gradients_reach_every_parameter(build, n):
-    model = tiny(build).train().double()
-    model.loss(
-        model.outputs(torch.rand(6, 3, 64, 64, dtype=torch.float64)),
-        dict(label=torch.arange(6) % 2),
-    ).backward()
-    behind_norms = [f"primary.conv{i}.bias" for i in range(1, 5)]
-    strength = {k: p.grad.abs().max().item() for k, p in model.named_parameters()}
-    assert min(v for k, v in strength.items() if k not in behind_norms) > 1e-9
-    assert max(strength[k] for k in behind_norms) < 1e-10 * strength["primary.conv1.weight"]
-
-
 # ---- odd faces
 
 
@@ -383,16 +370,6 @@ def test_blank_faces_and_a_batch_of_one_are_finite(build, n, level):
     loss = model.loss(
         model.outputs(torch.full((1, 3, 64, 64), level)), dict(label=torch.tensor([1]))
     )
-    loss.backward()
-    assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
-
-
-@BOTH
-def test_half_precision_is_finite_in_training(build, n):
-    model = tiny(build).train()
-    with torch.autocast("cpu", torch.bfloat16):
-        out = model.outputs(torch.stack([torch.zeros(3, 64, 64), torch.rand(3, 64, 64)]))
-        loss = model.loss(out, dict(label=torch.tensor([0, 1])))
     loss.backward()
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
 

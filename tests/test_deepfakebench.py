@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import snapshot
 
 from prle.cli import main, _check_target
 from prle.data.datasets import FaceDataset
@@ -452,12 +453,6 @@ def canary(tmp_path):
     (tmp_path / "passwd").write_text("root:x:0:0")
 
 
-def contents(folder):
-    return {
-        p.relative_to(folder): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")
-    }
-
-
 def rewritten(toy, tmp_path, **columns):
     "A manifest that `write_manifest` would not write."
     path = Path(toy.attrs["root"]) / "bad.parquet"
@@ -498,9 +493,9 @@ def test_no_manifest_deletes_or_copies_what_is_not_its_own(toy, tmp_path, column
     (tmp_path / "toy/folder").symlink_to(tmp_path)
     (tmp_path / "toy/text.png").write_text("root:x:0:0")
     path = rewritten(toy, tmp_path, **columns)
-    before = contents(tmp_path)
+    before = snapshot(tmp_path)
     assert main(["convert", str(path), "--out", str(tmp_path / "out")]) == 2
-    assert contents(tmp_path) == before
+    assert snapshot(tmp_path) == before
     said = capsys.readouterr().err
     assert said.startswith("prle: ") and said.count("\n") == 1 and len(said) < 1000
 
@@ -510,27 +505,27 @@ def test_crops_that_lead_out_are_not_copied(toy, tmp_path, capsys):
     crop = tmp_path / "toy" / toy.path[0]
     crop.unlink()
     crop.symlink_to(tmp_path / "secret.png")
-    before = contents(tmp_path)
+    before = snapshot(tmp_path)
     assert (
         main(["convert", str(tmp_path / "toy/manifest.parquet"), "--out", str(tmp_path / "out")])
         == 2
     )
-    assert contents(tmp_path) == before and "leads out of" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before and "leads out of" in capsys.readouterr().err
 
 
 def test_only_an_earlier_conversion_is_replaced(toy, tmp_path, capsys):
     canary(tmp_path)
     convert = ["convert", str(tmp_path / "toy/manifest.parquet"), "--out", str(tmp_path / "out")]
     assert main(convert) == 0
-    first = contents(tmp_path / "out")
-    assert main(convert) == 0 and contents(tmp_path / "out").keys() == first.keys()
+    first = snapshot(tmp_path / "out")
+    assert main(convert) == 0 and snapshot(tmp_path / "out").keys() == first.keys()
     for change in (
         lambda: (tmp_path / "out/toy.json").write_text("{}"),
         lambda: (tmp_path / "out/toy/notes.txt").touch(),
     ):
         change()
-        before = contents(tmp_path)
-        assert main(convert) == 2 and contents(tmp_path) == before
+        before = snapshot(tmp_path)
+        assert main(convert) == 2 and snapshot(tmp_path) == before
         (tmp_path / "out/toy.json").unlink(missing_ok=True)
     (tmp_path / "out/toy/notes.txt").unlink()
     assert main(convert) == 0
@@ -539,13 +534,13 @@ def test_only_an_earlier_conversion_is_replaced(toy, tmp_path, capsys):
 def test_a_json_that_stood_there_before_is_left_alone(toy, tmp_path, capsys):
     canary(tmp_path)
     (tmp_path / "out/toy.json").write_text("mine")
-    before = contents(tmp_path)
+    before = snapshot(tmp_path)
     assert (
         main(["convert", str(tmp_path / "toy/manifest.parquet"), "--out", str(tmp_path / "out")])
         == 2
     )
     assert (
-        contents(tmp_path) == before
+        snapshot(tmp_path) == before
         and "toy.json was not written by this command" in capsys.readouterr().err
     )
 

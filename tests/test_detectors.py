@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import randomise_batch_norm
+from conftest import randomise_batch_norm, small
 from safetensors.torch import load_file, save_file
 
 from prle import localization
@@ -91,11 +91,6 @@ PUBLISHED_CAM = dict(
     rfm="body.conv4",
     srm="fusion.fuse",
 )
-
-
-def small(name, size=64, **options):
-    torch.manual_seed(0)
-    return create_detector(name, width=1 / 8, **registry.size_option(name, size), **options)
 
 
 def test_the_overviews_stored_lists_and_cards_have_all_names():
@@ -881,14 +876,19 @@ def test_eight_faces_are_learned_by_heart(name):
     pytest.fail("not told apart")
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", [n for n in NAMES if "dropout" in registry.detector_options(n)])
 def test_dropout_is_for_training_only(name):
-    options = dict(drop_path=0.0) if name.startswith("efficientnet") else {}
+    "And nothing else is drawn; that evaluation draws nothing is tested below, and that a seed decides."
     x = torch.rand(4, 3, 64, 64)
-    model = small(name, dropout=0.9, **options).train()
-    assert not torch.equal(model(x), model(x))
-    model = small(name, dropout=0.0, **options).train()
-    assert torch.equal(model(x), model(x))
+    for dropout in (0.9, 0.0):
+        model = small(name, **quiet(name) | dict(dropout=dropout)).train()
+        with torch.no_grad():
+            assert torch.equal(model(x), model(x)) == (dropout == 0)
+
+
+@pytest.mark.parametrize("name, dropout", [("f3net", 0.2), ("srm", 0.5)])
+def test_default_dropout(name, dropout):
+    assert registry.detector_options(name)["dropout"] == dropout
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -953,6 +953,12 @@ def test_a_detector_built_for_one_size_refuses_others():
     assert model(torch.rand(2, 3, 64, 64)).shape == (2,)
     with pytest.raises(ValueError, match="built for faces of 64 x 64 pixels, not 80 x 64"):
         model(torch.rand(1, 3, 64, 80))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if registry.size_option(n, 64)])
+def test_a_network_built_for_one_size_refuses_others(name):
+    with pytest.raises(ValueError, match="built for faces of 64 x 64 pixels, not 80 x 64"):
+        small(name)(torch.rand(1, 3, 64, 80))
 
 
 def test_the_weights_of_eq_13_reach_the_classification_loss():

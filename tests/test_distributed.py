@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TinyDetector, write_toy
+from conftest import TinyDetector, as_tensors, same, write_toy
 from kills import children
 from test_experiments import write_square
 from test_resume import Dropping
@@ -75,15 +75,7 @@ def fit(folder, network, config, accelerator=None, **kwargs):
         **kwargs,
     )
     scores = predict(detector, FaceDataset(test), 4, accelerator=accelerator)
-    told = dict(
-        history=torch.tensor(history.drop(columns="seconds").astype(float).to_numpy()),
-        scores=torch.from_numpy(scores),
-    )
-    return {k: v.contiguous() for k, v in (detector.state_dict() | told).items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    return as_tensors(detector, history, scores)
 
 
 def close(a, b):

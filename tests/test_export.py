@@ -14,7 +14,6 @@ from huggingface_hub import HfApi, ModelCard, hub_mixin
 
 import prle
 from conftest import write_toy
-from prle import cli
 from prle.core import file_digest
 from prle.data.datasets import FaceDataset
 from prle.data.manifest import read_manifest
@@ -179,17 +178,6 @@ class Repo:
 
     def __init__(self, repo_id):
         self.repo_id = repo_id
-
-
-@pytest.fixture
-def command(capsys):
-    "Words -> (exit code, what the command printed, what it complained)."
-
-    def run(*words):
-        capsys.readouterr()
-        return (cli.main([str(word) for word in words]), *capsys.readouterr())
-
-    return run
 
 
 def test_a_run_is_exported_on_the_command_line(lab, run, folder, command, tmp_path):

@@ -1,5 +1,8 @@
 """F3-Net: DCT, bands of the sources, sliding windows, MixBlock, modes, sizes, published counts."""
 
+from functools import partial
+
+import conftest
 import numpy as np
 import pytest
 import timm
@@ -12,14 +15,7 @@ from prle.detectors import create_detector, f3net, xception
 from prle.detectors.registry import cam_grids, macs, parameter_count
 
 
-def meta(size=256, **options):
-    with torch.device("meta"):
-        return create_detector("f3net", size=size, **options)
-
-
-def small(seed=0, **options):
-    torch.manual_seed(seed)
-    return create_detector("f3net", width=1 / 8, size=64, **options)
+small, meta = partial(conftest.small, "f3net"), partial(conftest.meta, "f3net")
 
 
 # ---- published size
@@ -43,14 +39,14 @@ TOTAL_299 = {
 
 @pytest.mark.parametrize("mode, size", PUBLISHED)
 def test_published_size(mode, size):
-    model, (parameters, gmacs) = meta(size, mode=mode), PUBLISHED[mode, size]
+    model, (parameters, gmacs) = meta(size=size, mode=mode), PUBLISHED[mode, size]
     assert parameter_count(model) == parameters
     assert macs(model, size) == pytest.approx(gmacs * 1e9, rel=0.005)
 
 
 @pytest.mark.parametrize("mode", TOTAL_299)
 def test_published_size_at_299(mode):
-    model, (parameters, gmacs) = meta(299, mode=mode), TOTAL_299[mode]
+    model, (parameters, gmacs) = meta(size=299, mode=mode), TOTAL_299[mode]
     assert parameter_count(model) + 6 * 299**2 == parameters
     assert macs(model, 299) == pytest.approx(gmacs * 1e9, rel=0.005)
 
@@ -60,7 +56,7 @@ def test_published_size_at_299(mode):
     [*(("mix", size) for size in (64, 128, 224, 256, 299)), ("both", 64), ("fad", 64), ("lfs", 64)],
 )
 def test_every_size_runs_and_has_a_fine_grid(mode, size):
-    model = meta(size, mode=mode, width=1 / 8)
+    model = meta(size=size, mode=mode, width=1 / 8)
     assert model(torch.empty(2, 3, size, size, device="meta")).shape == (2,)
     assert max(cam_grids(model, size).values()) >= 8
 
@@ -263,7 +259,7 @@ def test_modes_have_their_parts(mode, outputs):
 
 @pytest.mark.parametrize("size", [72, 104, 135, 136, 137, 200, 248])
 def test_branches_that_do_not_meet_are_refused_before_building(size, monkeypatch):
-    meta(size, mode="both", width=1 / 8)(torch.empty(1, 3, size, size, device="meta"))
+    meta(size=size, mode="both", width=1 / 8)(torch.empty(1, 3, size, size, device="meta"))
     monkeypatch.setattr(f3net, "XceptionBody", lambda *a, **k: pytest.fail("work was begun"))
     with pytest.raises(ValueError, match="same grid in both branches"):
         create_detector("f3net", size=size)
@@ -279,7 +275,7 @@ def test_too_small_is_refused(size, mode):
 
 @pytest.mark.parametrize("size, mode", [(10, "both"), (7, "fad"), (10, "lfs"), (42, "mix")])
 def test_smallest_sizes_run(size, mode):
-    assert meta(size, mode=mode, width=1 / 8)(
+    assert meta(size=size, mode=mode, width=1 / 8)(
         torch.empty(2, 3, size, size, device="meta")
     ).shape == (2,)
 
@@ -341,17 +337,6 @@ def test_training_moves_masks_of_both_branches():
     model, x, label = small(mode="both"), torch.rand(4, 3, 64, 64), torch.tensor([0, 1, 0, 1])
     assert _gradients(model, x, label) == set()
     assert all((model.filters[b].weight.grad != 0).float().mean() > 0.99 for b in ("fad", "lfs"))
-
-
-def test_dropout_only_in_training():
-    model, x = small(), torch.rand(4, 3, 64, 64)
-    draws = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        draws.append(model(x))
-    assert torch.equal(*draws) and not torch.equal(model(x), model(x))
-    model.eval()
-    assert torch.equal(model(x), model(x))
 
 
 def test_imagenet_kernels_are_repeated_and_divided(monkeypatch):

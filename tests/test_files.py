@@ -221,16 +221,11 @@ def test_an_explanation_masks_what_is_most_attended(album):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    "Words -> (exit code, what the command printed, what it complained); detectors by their names."
+def command(command, monkeypatch):
+    "As everywhere, with these detectors by their names."
     made = dict(small=a_model(), large=a_model(96, seed=1), run=a_model(calibrated=False))
     monkeypatch.setattr(cli, "_open_model", lambda name, **options: made[name])
-
-    def run(*words):
-        capsys.readouterr()
-        return (cli.main([str(word) for word in words]), *capsys.readouterr())
-
-    return run
+    return command
 
 
 def test_predict_prints_what_there_is_to_say(album, command):

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import same
 
 from prle.data import faces
 from prle.mini import forge
@@ -39,10 +40,6 @@ def weights(networks):
         for name, network in networks.items()
         for k, v in network.state_dict().items()
     }
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 # Squares and drawings

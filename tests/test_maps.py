@@ -118,14 +118,9 @@ def test_maps_of_two_settings_do_not_mix(crops, tmp_path, changed):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(command, monkeypatch):
     monkeypatch.setattr(cli, "_open_model", lambda name, **options: a_model())
-
-    def run(*words):
-        capsys.readouterr()
-        return (cli.main([str(word) for word in words]), *capsys.readouterr())
-
-    return run
+    return command
 
 
 def test_localize_takes_crops_on_the_command_line(crops, tmp_path, command):

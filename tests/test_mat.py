@@ -1,8 +1,10 @@
 """MAT: sizes, attention and its border, textures, pooling, region independence, AGDA, both stages."""
 
 import math
+from functools import partial
 from importlib import import_module
 
+import conftest
 import pytest
 import torch
 import torch.nn.functional as F
@@ -37,9 +39,7 @@ from prle.detectors.registry import Detector, Weights, cross_entropy, macs, para
 LABEL = torch.tensor([0, 1, 0, 1])
 
 
-def small(seed=0, **options):
-    torch.manual_seed(seed)
-    return mat(width=1 / 8, **options)
+small = partial(conftest.small, "mat")
 
 
 def noise_free(**options):

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TinyDetector, write_toy
+from conftest import TinyDetector, as_tensors, same, write_ramps, write_toy
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -26,7 +26,6 @@ from prle.data.manifest import read_manifest, select
 from prle.detectors import create_detector
 from prle.masking import PrimaryRegionMask, RandomMask
 from prle.trainer import TrainConfig, predict, train
-from prle.trust import write_digests
 
 CONFIG = TrainConfig(epochs=5, batch_size=4, lr=1e-2, optimizer="AdamW", schedule="step 2 0.5")
 LONG = TrainConfig(**{**vars(CONFIG), "epochs": 40})
@@ -49,11 +48,7 @@ class Dropping(TinyDetector):
 @pytest.fixture
 def data(toy, tmp_path):
     "The folder of the toy's manifest; its quantile maps lie beside it."
-    ramp = np.ceil(65535 * (np.arange(24 * 32) + 1) / (24 * 32)).astype(np.uint16).reshape(24, 32)
-    for path in toy.path:
-        (tmp_path / "q" / path).parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(tmp_path / "q" / path), ramp)
-    write_digests(tmp_path / "q")
+    write_ramps(tmp_path / "q", toy)
     return tmp_path
 
 
@@ -74,15 +69,7 @@ def fit(data, checkpoint, config=CONFIG, mask=None, seed=1, device="cpu"):
         checkpoint=checkpoint,
     )
     scores = predict(detector, FaceDataset(select(rows, "test")), device=device)
-    told = dict(
-        history=torch.tensor(history.drop(columns="seconds").astype(float).to_numpy()),
-        scores=torch.from_numpy(scores),
-    )
-    return {k: v.cpu().contiguous() for k, v in (detector.state_dict() | told).items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    return as_tensors(detector, history, scores)
 
 
 def dying(operations, log):

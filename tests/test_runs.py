@@ -21,6 +21,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import snapshot
 from safetensors.numpy import save_file
 
 from prle.core import collected_messages, digest, show_messages, write_json
@@ -1391,14 +1392,6 @@ def test_pipes_do_not_stop_anything(tmp_path):
     os.mkfifo(tmp_path / "note.provenance.json")
     with pytest.raises(ValueError, match="note.provenance.json is no ordinary file"):
         recorded_runs(tmp_path)
-
-
-def snapshot(folder):
-    "All that lies below, links not followed."
-    return {
-        p: os.readlink(p) if p.is_symlink() else p.read_bytes() if p.is_file() else "folder"
-        for p in folder.rglob("*")
-    }
 
 
 def whole_store(root):

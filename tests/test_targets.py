@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from clips import write_people
+from kills import contents
 from PIL import Image
 
 from prle.mini import benchmark
@@ -66,14 +67,6 @@ def write_stub(root, photos, size, **more):
 
 def all_photos(folder):
     return [p for photos in list_photos(folder).values() for p in photos]
-
-
-def files(root):
-    return {
-        p.relative_to(root).as_posix(): file_digest(p)
-        for p in sorted(root.rglob("*"))
-        if p.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +269,7 @@ def test_same_bytes_whatever_the_workers(small):
     bench, people, _ = small
     again = write_stub(bench.parent / "again", all_photos(people), 64)
     targets.build_targets(again, people, workers=1)
-    assert files(again / "targets") == files(bench / "targets")
+    assert contents(again / "targets") == contents(bench / "targets")
 
 
 # The folder

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import write_ramps
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -43,13 +44,7 @@ CONFIG = TrainConfig(epochs=2, batch_size=4, lr=1e-2)
 
 @pytest.fixture
 def quantiles(toy, tmp_path):
-    "Every pixel attended, the top left one most."
-    ramp = np.ceil(65535 * (np.arange(24 * 32) + 1) / (24 * 32)).astype(np.uint16).reshape(24, 32)
-    for path in toy.path:
-        (tmp_path / "q" / path).parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(tmp_path / "q" / path), ramp)
-    write_digests(tmp_path / "q")
-    return tmp_path / "q"
+    return write_ramps(tmp_path / "q", toy)
 
 
 def fit(detector, toy, config=CONFIG, device="cpu", **kwargs):

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import snapshot
 import torch
 from safetensors.torch import save_file
 
@@ -163,12 +164,6 @@ def made(folder, purpose="benchmark", content="x"):
         (new / "sub/file").write_text(content)
 
 
-def every(folder):
-    return {
-        p.relative_to(folder): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")
-    }
-
-
 def test_only_what_was_made_here_for_the_same_purpose_is_replaced(tmp_path):
     made(tmp_path / "out", content="old")
     made(tmp_path / "out", content="new")
@@ -227,13 +222,13 @@ def linked(folder):
 def test_anything_else_is_left_alone_before_work(tmp_path, content):
     (tmp_path / "out").mkdir()
     content(tmp_path / "out")
-    before = every(tmp_path)
+    before = snapshot(tmp_path)
     with (
         pytest.raises((FileExistsError, ValueError), match="out"),
         made_folder(tmp_path / "out", "benchmark"),
     ):
         raise AssertionError("work has begun")
-    assert every(tmp_path) == before
+    assert snapshot(tmp_path) == before
 
 
 def test_a_result_that_lost_files_is_made_again(tmp_path):
@@ -295,11 +290,11 @@ def test_what_is_put_there_meanwhile_is_left_alone(tmp_path):
 
 def test_a_failure_leaves_the_earlier_result(tmp_path):
     made(tmp_path / "out")
-    before = every(tmp_path)
+    before = snapshot(tmp_path)
     with pytest.raises(KeyboardInterrupt), made_folder(tmp_path / "out", "benchmark") as new:
         (new / "half").touch()
         raise KeyboardInterrupt
-    assert every(tmp_path) == before
+    assert snapshot(tmp_path) == before
 
 
 def test_empty_folders_and_nothing_can_be_taken_and_links_lead_to_the_place(tmp_path):
