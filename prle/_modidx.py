@@ -2428,7 +2428,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                               'prle/paper/claims.py'),
                                    'prle.paper.claims.ZooSizeClaims.same_networks': ( 'paper/claims.html#zoosizeclaims.same_networks',
                                                                                       'prle/paper/claims.py'),
-                                   'prle.paper.claims._agree': ('paper/claims.html#_agree', 'prle/paper/claims.py'),
                                    'prle.paper.claims._agreement': ('paper/claims.html#_agreement', 'prle/paper/claims.py'),
                                    'prle.paper.claims._area_row': ('paper/claims.html#_area_row', 'prle/paper/claims.py'),
                                    'prle.paper.claims._claim_text': ('paper/claims.html#_claim_text', 'prle/paper/claims.py'),
