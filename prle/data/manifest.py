@@ -25,7 +25,6 @@ from prle.trust import (
     file_path,
     read_digests,
     read_table,
-    write_digests,
     write_table,
 )
 
