@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'PHOTO_SUFFIXES', 'VIDEO_SUFFIXES', 'CROPS', 'FaceError', 'NothingFound', 'decode', 'read_picture',
-           'to_rgb', 'read_image', 'to_grey', 'file_kind', 'picture_size', 'walk_folders', 'visible_files', 'left_over',
-           'left_text']
+           'to_rgb', 'read_image', 'to_grey', 'file_kind', 'size_if_readable', 'walk_folders', 'visible_files',
+           'left_over', 'left_text']
 
 # %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-2
 import io
@@ -292,7 +292,7 @@ def file_kind(
     return _look(path)[0]
 
 # %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-46
-def picture_size(
+def size_if_readable(
     path: str | Path,  # a picture in one of `FORMATS`
 ) -> tuple[int, int] | None:
     "Return width and height as a picture's header has them; None if it cannot be read."
