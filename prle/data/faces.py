@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import check_choice, progress
-from .pictures import FaceError, file_kind, read_image, size_if_readable
+from .pictures import FaceError, file_kind, read_image, reason_of, size_if_readable
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-6
 def _package_folder(package: str, extra: str) -> Path:
@@ -788,7 +788,7 @@ def read_faces(
             face = read_face(path, size, scale, lift, soft)
             faces.append(replace(face, photo=photo_name(path), identity=path.parent.name))
         except FaceError as e:
-            dropped.append((photo_name(path), str(e).removeprefix(f"{path}: ")))
+            dropped.append((photo_name(path), reason_of(e, path)))
     return faces, pd.DataFrame(dropped, columns=["path", "reason"])
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-103
