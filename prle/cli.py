@@ -170,13 +170,12 @@ _MOST = 20
 # %% ../nbs/12_cli.ipynb #12-cli-27
 def _print_problems(problems, file):
     "Print the first problems, as (path, reason), and how many more there are."
+    from prle.core import first_lines
     from prle.trust import shown_path
 
-    problems = list(problems)
-    for path, reason in problems[:_MOST]:
-        print(f"{shown_path(path)}: {reason}", file=file)
-    if len(problems) > _MOST:
-        print(f"... and {len(problems) - _MOST} more", file=file)
+    lines = [f"{shown_path(path)}: {reason}" for path, reason in problems]
+    for line in first_lines(lines, _MOST, "... and {} more"):
+        print(line, file=file)
 
 # %% ../nbs/12_cli.ipynb #12-cli-29
 def _check_manifest(root: str) -> int:

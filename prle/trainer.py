@@ -29,7 +29,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from .core import check_choice, digest, file_digest, progress
-from .core import rng, seed_everything, shortened, torch_rng
+from .core import rng, shortened, torch_rng
 from .fields import FLAG, check_fields, number_rule, set_fields
 from .data.datasets import BalancedSampler, FaceDataset
 from .data.manifest import manifest_root
@@ -893,7 +893,7 @@ class Trainer(EpochTrainer):
 def _seed(seed: int, processes: Processes):
     "Seed all random streams; dropout is drawn anew in each process."
     own = torch_rng(seed, "process", processes.rank).initial_seed()
-    seed_everything(seed if processes.is_main else own)
+    torch.manual_seed(seed if processes.is_main else own)
 
 # %% ../nbs/10_trainer.ipynb #10-trainer-106
 _LESS_MEMORY = (

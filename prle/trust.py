@@ -7,9 +7,9 @@ __all__ = ['LONGEST_NAME', 'MAX_JSON', 'MAX_YAML', 'MAX_PIXELS', 'MAX_PICTURE', 
            'DIGESTS', 'one_line', 'shown_path', 'path_text', 'file_name', 'safe_name', 'file_path', 'below',
            'open_file', 'read_bytes', 'parse_json', 'read_json', 'check_entries', 'read_record', 'parse_yaml',
            'read_yaml', 'read_array', 'check_pixels', 'picture_size', 'read_table', 'write_table', 'read_csv',
-           'read_tensors', 'write_tensors', 'Damaged', 'check_digest', 'write_sealed', 'read_sealed', 'write_digests',
-           'read_digests', 'read_whole', 'check_digests', 'mark_folder', 'mark_file', 'check_replaceable',
-           'made_folder', 'check_destination', 'check_figure']
+           'read_tensors', 'write_tensors', 'Damaged', 'as_damaged', 'check_digest', 'write_sealed', 'read_sealed',
+           'write_digests', 'read_digests', 'read_whole', 'check_digests', 'mark_folder', 'mark_file',
+           'check_replaceable', 'made_folder', 'check_destination', 'check_figure']
 
 # %% ../nbs/01_trust.ipynb #01-trust-2
 import io
@@ -580,16 +580,27 @@ def write_tensors(
 class Damaged(ValueError):
     "Error for a file that is missing or not what was written."
 
+# %% ../nbs/01_trust.ipynb #trust-as-damaged
+@contextmanager
+def as_damaged(
+    path: str | Path,  # a file of ours, which is read
+):
+    "Raise `Damaged` in place of the errors of a file that is missing or cannot be read."
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise Damaged(f"{path} is missing.") from None
+    except (ValueError, RecursionError) as e:
+        raise Damaged(str(e)) from e
+
 # %% ../nbs/01_trust.ipynb #01-trust-85
 def check_digest(
     path: str | Path,  # a file of ours
     fingerprint: str,  # what `file_digest` said when it was written
 ) -> Path:  # the same
     "Return the path of a file that is as it was written; `Damaged` naming it otherwise."
-    try:
+    with as_damaged(path):
         mode = os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        raise Damaged(f"{path} is missing.") from None
     if not stat.S_ISREG(mode):
         raise Damaged(f"{path} is no ordinary file.")
     if file_digest(path) != fingerprint:
@@ -611,15 +622,11 @@ def read_sealed(
     **kinds: type,  # entries that it must have, and what each must be
 ) -> dict:  # without its digest
     "Read a sealed record; `Damaged` naming the file if it is missing or not what was written."
-    try:
+    with as_damaged(path):
         record = read_record(path, digest=str)
         if record.pop("digest") != digest(record):
             raise ValueError(f"{path} has changed since it was written.")
         return check_entries(record, path, **kinds)
-    except (FileNotFoundError, NotADirectoryError):
-        raise Damaged(f"{path} is missing.") from None
-    except (ValueError, RecursionError) as e:
-        raise Damaged(str(e)) from e
 
 # %% ../nbs/01_trust.ipynb #01-trust-92
 MARKER = ".prle.json"
@@ -672,12 +679,8 @@ def read_whole(
     most: int = 2**28,  # bytes
 ) -> bytes:
     "Read a file once and return its content; `Damaged` naming it if that is not what was written."
-    try:
+    with as_damaged(path):
         content = read_bytes(path, most)
-    except (FileNotFoundError, NotADirectoryError):
-        raise Damaged(f"{path} is missing.") from None
-    except ValueError as e:
-        raise Damaged(str(e)) from e
     if bytes_digest(content) != fingerprint:
         raise Damaged(f"{path} has changed since it was written.")
     return content

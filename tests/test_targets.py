@@ -382,7 +382,7 @@ def test_no_benchmark(tmp_path):
 
 def test_contact_sheet(small, tmp_path):
     df = small[2]["mini-DFDC"]
-    sheet = targets.contact_sheet(df, tmp_path / "sheet.png", people=2, tile=64)
+    sheet = benchmark.contact_sheet(df, tmp_path / "sheet.png", people=2, tile=64)
     assert sheet.shape == (20 + 4 * 64, 72 + 2 * 64, 3) and sheet.dtype == np.uint8
     assert np.array_equal(read_image(tmp_path / "sheet.png"), sheet)
     first = df[(df.identity == df.identity.iloc[0])].groupby("subset").path.first()
@@ -392,7 +392,7 @@ def test_contact_sheet(small, tmp_path):
             read_image(f"{df.attrs['root']}/{first[name]}"),
         )
         assert sheet[20 + 64 * y : 84 + 64 * y, :72].min() < 100  # the label
-    assert targets.contact_sheet(
+    assert benchmark.contact_sheet(
         small[0] / "targets" / "mini-DF1" / "manifest.parquet", people=9
     ).shape == (20 + 2 * 112, 72 + 9 * 112, 3)
 
@@ -401,7 +401,7 @@ def test_what_could_not_be_made_stays_white(small):
     df = small[2]["mini-DFDC"]
     rows = df[(df.subset != "parts") | (df.identity != df.identity.iloc[0])]
     sheet, gap = (
-        targets.contact_sheet(rows, people=2, tile=64),
+        benchmark.contact_sheet(rows, people=2, tile=64),
         20 + 64 * rows.subset.unique().tolist().index("parts"),
     )
     assert (sheet[gap : gap + 64, 72:136] == 255).all() and sheet[

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import check_choice, progress
-from .pictures import FaceError, file_kind, picture_size, read_image
+from .pictures import FaceError, file_kind, read_image, reason_of, size_if_readable
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-6
 def _package_folder(package: str, extra: str) -> Path:
@@ -764,7 +764,7 @@ def are_frames(
     if len(alike) > 1 or not steps.all() or np.ptp(steps) > (steps.min() > 1):
         return False
     some = [files[i] for i in np.linspace(0, len(files) - 1, 32).astype(int)]
-    return len({picture_size(path) for path in some} - {None}) == 1
+    return len({size_if_readable(path) for path in some} - {None}) == 1
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-101
 def photo_name(
@@ -788,7 +788,7 @@ def read_faces(
             face = read_face(path, size, scale, lift, soft)
             faces.append(replace(face, photo=photo_name(path), identity=path.parent.name))
         except FaceError as e:
-            dropped.append((photo_name(path), str(e).removeprefix(f"{path}: ")))
+            dropped.append((photo_name(path), reason_of(e, path)))
     return faces, pd.DataFrame(dropped, columns=["path", "reason"])
 
 # %% ../../nbs/data/02_faces.ipynb #data-02-faces-103

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'SPLITS', 'check_manifest', 'write_manifest', 'read_manifest', 'manifest_root', 'rebase', 'select',
-           'fold_count', 'of_seed', 'check_crops']
+           'reals_and', 'by_manipulation', 'fold_count', 'of_seed', 'check_crops']
 
 # %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-2
 import os
@@ -25,7 +25,6 @@ from prle.trust import (
     file_path,
     read_digests,
     read_table,
-    write_digests,
     write_table,
 )
 
@@ -383,6 +382,21 @@ def select(
             chosen = f" of {subsets}" if subsets else ""
             raise ValueError(f"the split {split!r} has no {name} face{chosen}.")
     return rows
+
+# %% ../../nbs/data/07_manifest.ipynb #manifest-reals-and
+def reals_and(
+    subset: str,  # manipulation
+    rows: pd.DataFrame,  # of a manifest, or their scores
+) -> pd.DataFrame:  # some of them
+    "Return all reals and the fakes of one manipulation."
+    return rows[rows.subset.isin(["real", subset])]
+
+# %% ../../nbs/data/07_manifest.ipynb #manifest-by-manipulation
+def by_manipulation(
+    rows: pd.DataFrame,  # as of `reals_and`
+) -> dict[str, pd.DataFrame]:  # in the order of the rows
+    "Return the fakes of each manipulation, each with all reals."
+    return {name: reals_and(name, rows) for name in rows.subset.unique() if name != "real"}
 
 # %% ../../nbs/data/07_manifest.ipynb #data-07-manifest-59
 def _ring(manifest: pd.DataFrame) -> pd.Series:  # index: group, in order

@@ -32,6 +32,7 @@ from prle.core import (
     bytes_digest,
     check_choice,
     digest,
+    first_lines,
     is_abandoned,
     log,
     progress,
@@ -80,6 +81,7 @@ from prle.data.pictures import (
     file_kind,
     left_text,
     read_image,
+    reason_of,
     visible_files,
     walk_folders,
 )
@@ -287,11 +289,6 @@ def _crop_mask(grey: np.ndarray, untouched: bool, row: dict, folder: Path, size:
     write_png(folder / name, crop if untouched else np.uint8(255) * (crop > 1))
     return name
 
-# %% ../../nbs/data/05_videos.ipynb #data-05-videos-41
-def _reason(error: Exception, source: str) -> str:
-    "Return what goes into the drop report: the message without the path of `source`."
-    return one_line(str(error).removeprefix(f"{source}: ").replace(f"{source}{os.sep}", ""))
-
 # %% ../../nbs/data/05_videos.ipynb #data-05-videos-42
 class _Crops:
     "The rows, the people and the drop list of one video."
@@ -307,7 +304,7 @@ class _Crops:
         try:
             yield
         except (ValueError, cv2.error) as e:
-            self.dropped.append((index, kind + _reason(e, source)))
+            self.dropped.append((index, kind + one_line(reason_of(e, source))))
 
 # %% ../../nbs/data/05_videos.ipynb #data-05-videos-44
 def _touched_faces(
@@ -904,9 +901,7 @@ def _tell_people(counts: pd.DataFrame, faces: str) -> list[str]:
 def _complaints(lost: dict[str, str], most: int = 10) -> list[str]:
     "List the files that give no face, each with the reason, `most` at most; the drop report has the rest."
     lines = [reason if file in reason else f"{file}: {reason}" for file, reason in lost.items()]
-    if len(lines) > most:
-        lines[most:] = [f"and {len(lines) - most} more, see dropped.csv"]
-    return lines
+    return first_lines(lines, most, "and {} more, see dropped.csv")
 
 # %% ../../nbs/data/05_videos.ipynb #data-05-videos-91
 def _jobs(videos: pd.DataFrame, folders: list[Path], settings: dict) -> list[tuple]:

@@ -9,7 +9,6 @@ __all__ = ['LOSSES', 'MESO_WEIGHTS', 'MESO_RECIPE', 'SamePool', 'block', 'square
 import math
 from collections import OrderedDict
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -24,7 +24,7 @@ from prle.data.faces import (
     warp_softly,
     whole_picture,
 )
-from ..data.manifest import manifest_root
+from ..data.manifest import by_manipulation, manifest_root
 from ..metrics import evaluate
 from .integrity import check_run, read_run, run_name
 from .store import Run
@@ -115,13 +115,6 @@ def scores_on(
     lab = lab_on(run, data, **options)
     return lab.scores(run, on) if _knows(run, lab) else read_scores(lab.target(run, on))
 
-# %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-15
-def _groups(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:  # by manipulation, and "all"
-    "Return the scores of each manipulation beside all reals, and of all together."
-    names = [name for name in scores.subset.unique() if name != "real"]
-    groups = {name: scores[scores.subset.isin(["real", name])] for name in names}
-    return groups | dict(all=scores)
-
 # %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-16
 def evaluation(
     scores: pd.DataFrame,  # from `prle.lab.experiments.read_scores`
@@ -135,7 +128,7 @@ def evaluation(
     if scores.duplicated(["dataset", "subset", "video"]).any():
         units.append("video")
     tables = []
-    for name, rows in _groups(scores).items():
+    for name, rows in (by_manipulation(scores) | dict(all=scores)).items():
         for unit in units:
             tables.append(evaluate(rows, measures, unit, n=n).assign(subset=name))
     table = pd.concat(tables, ignore_index=True)

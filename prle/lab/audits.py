@@ -18,7 +18,7 @@ from ..audit import Audit, audit_transform, shrink
 from ..audit import audit as audit_arrays
 from ..core import rng, torch_rng
 from ..data.datasets import FaceDataset
-from ..data.manifest import SPLITS
+from ..data.manifest import SPLITS, reals_and
 from ..masking import RegionMask, region
 from ..data.pictures import read_picture, to_grey
 from ..trust import below, read_table
@@ -59,16 +59,14 @@ def some_faces(
     if len(rows) <= most:
         return rows
     chosen = np.sort(rng("audit", seed).permutation(len(rows))[:most])
-    some = rows.iloc[chosen]
-    some.attrs = rows.attrs
-    return some
+    return rows.iloc[chosen]
 
 # %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-13
 def _audited(lab: Lab, config: RunConfig, split: str) -> pd.DataFrame:
     "Return the faces of a split that an audit is about."
     rows = lab.faces(split, config.subset, config.recipe.seed)
     if split in SPLITS and config.subset != "all":
-        rows = rows[rows.subset.isin(["real", config.subset])]
+        rows = reals_and(config.subset, rows)
     return some_faces(rows)
 
 # %% ../../nbs/lab/10_audits.ipynb #lab-10-audits-15

@@ -11,7 +11,6 @@ import errno
 import json
 import numbers
 import os
-import socket
 import threading
 import time
 from contextlib import contextmanager, suppress

@@ -104,7 +104,6 @@ def faithfulness(
 def _fakes(subject: Subject, most: int) -> pd.DataFrame:
     "Choose fakes."
     fakes = subject.rows[subject.rows.label == FAKE]
-    fakes.attrs = dict(subject.rows.attrs)
     return some_rows(fakes, most)
 
 

@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from ..core import atomic_path, digest, progress, write_json
 from ..trust import one_line, parse_json, path_text
 from ..data.decoding import index_video
-from ..data.pictures import FaceError
+from ..data.pictures import FaceError, reason_of
 from ..data.tracks import Tracks
 from prle.data.videos import (
     count_frames,
@@ -111,8 +111,7 @@ def _mostly(odd: list[list[str]]) -> str:
 # %% ../../nbs/lab/14_files.ipynb #lab-14-files-13
 def _short(error: FaceError, file: str | Path) -> str:
     "Return an error's message without the file that it is about."
-    text = str(error).removeprefix(f"{file}: ").replace(f"{file}{os.sep}", "")
-    return path_text(one_line(text).rstrip("."))
+    return path_text(one_line(reason_of(error, file)).rstrip("."))
 
 # %% ../../nbs/lab/14_files.ipynb #lab-14-files-15
 def _why_none(file: str | Path, frames: int, faults: list[FaceError]) -> str:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['code_modules', 'code_difference', 'RunName', 'run_key', 'parse_name', 'run_name', 'read_config', 'read_origin',
            'read_run', 'file_list', 'run_file', 'check_run', 'Presence', 'Finding', 'inspect_run', 'Aside',
-           'parse_aside', 'set_aside', 'replaced_runs', 'input_runs']
+           'parse_aside', 'replaced_runs', 'input_runs']
 
 # %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-2
 import json
@@ -23,6 +23,7 @@ from prle.trust import (
     DIGESTS,
     MARKER,
     Damaged,
+    as_damaged,
     check_digest,
     check_digests,
     one_line,
@@ -111,12 +112,8 @@ def read_config(
 ) -> dict:
     "Read the configuration of a run; raise `Damaged` naming the file."
     path = folder / "config.json"
-    try:
+    with as_damaged(path):
         return read_json(path, dict)
-    except (FileNotFoundError, NotADirectoryError):
-        raise Damaged(f"{path} is missing.") from None
-    except ValueError as e:
-        raise Damaged(str(e)) from e
 
 # %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-18
 _ORIGIN = dict(
@@ -252,18 +249,6 @@ def parse_aside(
     "Return the place that a run had before it was set aside, and why it was."
     found = _ASIDE.fullmatch(path.name)
     return found and (path.with_name(found["name"]), Aside(found["why"]))
-
-# %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-37
-def set_aside(
-    path: Path,  # folder of a run that shall not be used any more
-    why: Aside = Aside.CORRUPT,
-) -> Path:  # its new name: `...corrupt-1`, or the next number
-    "Rename a run without deleting it; the next request makes it again."
-    number = 1
-    while os.path.lexists(aside := path.with_name(f"{path.name}.{why}-{number}")):
-        number += 1
-    os.rename(path, aside)
-    return aside
 
 # %% ../../nbs/lab/01_integrity.ipynb #lab-01-integrity-39
 def replaced_runs(

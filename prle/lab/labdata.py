@@ -123,9 +123,7 @@ def some_rows(
 ) -> pd.DataFrame:  # with the manifest's root
     "Take rows at even distances; all of them if they are few."
     chosen = np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)
-    some = rows.iloc[chosen]
-    some.attrs = dict(rows.attrs)
-    return some
+    return rows.iloc[chosen]
 
 # %% ../../nbs/lab/06_labdata.ipynb #lab-06-labdata-15
 def _make_mini(folder: Path, preset: Preset) -> Path:

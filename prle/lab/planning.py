@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from .claims import Claim, beside
-from .integrity import Aside, Finding, Presence, input_runs, inspect_run, set_aside
+from .integrity import Aside, Finding, Presence, input_runs, inspect_run
 from prle.lab.store import (
     PastRun,
     Run,
@@ -26,7 +26,7 @@ from prle.lab.store import (
     read_divergence,
     why_made,
 )
-from ..core import check_choice, entries
+from ..core import check_choice, entries, set_aside
 
 # %% ../../nbs/lab/03_planning.ipynb #lab-03-planning-5
 class DryStore(RunStore):

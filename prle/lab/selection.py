@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import pandas as pd
 import torch
 
 from ..data.datasets import FaceDataset
+from ..data.manifest import by_manipulation
 from ..detectors import create_detector
 from .configs import RunConfig
 from .experiments import Lab, quantile_folder
@@ -69,9 +69,9 @@ def _groups(scores: pd.DataFrame):
     "Yield each set, and of a set with several manipulations each of them, with all reals of the set."
     for name, rows in scores.groupby("set", sort=False):
         yield name, rows
-        subsets = [subset for subset in rows.subset.unique() if subset != "real"]
-        for subset in subsets if len(subsets) > 1 else []:
-            yield f"{name}: {subset}", rows[rows.subset.isin(["real", subset])]
+        parts = by_manipulation(rows)
+        for subset, part in parts.items() if len(parts) > 1 else ():
+            yield f"{name}: {subset}", part
 
 # %% ../../nbs/lab/21_selection.ipynb #lab-21-selection-9
 def _of_epochs(scores: pd.DataFrame) -> pd.Series:  # AUC by epoch

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..core import digest, discard, entries, is_full, is_leftover, log, provenance
-from ..core import remove_leftovers, write_json
+from ..core import remove_leftovers, set_aside, write_json
 from prle.trust import (
     Damaged,
     file_name,
@@ -45,6 +45,7 @@ from prle.lab.claims import (
     wait_for_claim,
 )
 from prle.lab.integrity import (
+    Aside,
     Finding,
     Presence,
     RunName,
@@ -59,7 +60,6 @@ from prle.lab.integrity import (
     replaced_runs,
     run_key,
     run_name,
-    set_aside,
 )
 
 # %% ../../nbs/lab/02_store.ipynb #lab-02-store-14
@@ -302,7 +302,7 @@ def _workplace(work: _Work) -> Path:
     for p in left:
         discard(p)
     if os.path.lexists(folder) and folder != last:
-        set_aside(folder)  # somebody else's
+        set_aside(folder, Aside.CORRUPT)  # somebody else's
     if last:
         os.rename(last, folder)
     else:
@@ -430,7 +430,8 @@ def _give_up_inputs(work: _Work, e: Damaged):
         with claimed(path, store.heartbeat, store.missed):
             found = inspect_run(path, deep=True)
             if found.presence is Presence.DAMAGED:
-                told.append(f"{found.fault}; {name} is set aside as {set_aside(path).name}.")
+                aside = set_aside(path, Aside.CORRUPT)
+                told.append(f"{found.fault}; {name} is set aside as {aside.name}.")
     if told:
         raise Damaged(f"{' '.join(told)} Start again to have it made again.") from e
 
@@ -438,7 +439,8 @@ def _give_up_inputs(work: _Work, e: Damaged):
 def _begin(work: _Work, found: Finding) -> Reason:
     "Say why the run is made, and set aside a damaged one."
     if found.presence is Presence.DAMAGED:
-        text = f"cannot be read: {found.fault}; set aside as {set_aside(work.path).name}"
+        aside = set_aside(work.path, Aside.CORRUPT)
+        text = f"cannot be read: {found.fault}; set aside as {aside.name}"
         reason = Reason(Cause.DAMAGED, text)
     else:
         past = past_runs(work.path.parent, work.task.run.label)

@@ -153,7 +153,6 @@ def forged_faces(
     `ValueError` if there is none."""
     rows, root, shape = subject.rows, manifest_root(subject.rows), (subject.size, subject.size)
     told = rows[(rows.label == FAKE) & (rows["mask"] != "")]
-    told.attrs = dict(rows.attrs)
     if told.empty:
         raise ValueError("no fake has a mask of its forged pixels: nothing to compare maps with.")
     some = some_rows(told, most)
@@ -161,9 +160,7 @@ def forged_faces(
     partly = masks.any((1, 2)) & ~masks.all((1, 2))
     if not partly.all():
         log.info(f"NOTE {(~partly).sum()} of {len(some)} fakes are forged nowhere or everywhere.")
-    kept = some[partly]
-    kept.attrs = dict(rows.attrs)
-    return kept, masks[partly]
+    return some[partly], masks[partly]
 
 # %% ../../nbs/lab/19_traces.ipynb #lab-19-traces-26
 def localization_of(

@@ -8,7 +8,6 @@ __all__ = ['TIGHT', 'LIFTED', 'PLACES', 'SHARED', 'COARSE', 'PLANTED_SUBSETS', '
 
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-2
 import os
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,24 +19,22 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import FAKE, REAL, check_choice, digest, log, progress, rng, write_json
+from ..core import FAKE, REAL, check_choice, digest, log, progress, rng
 from ..data.degradations import jpeg
 from ..data.faces import Face, move_points, summary, warp_crop, write_png
-from ..data.manifest import write_manifest
 from ..masking import RegionMask
 from prle.mini.benchmark import (
+    built,
+    check_alike,
     choose_photos,
-    contact_sheet,
-    crop_digests,
     deal_groups,
     group_splits,
+    lengthen,
     photos_digest,
     read_crops,
     video_names,
-    check_alike,
-    why_not,
+    write_made,
 )
-from ..trust import check_replaceable, made_folder, write_digests
 
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-5
 TIGHT, LIFTED = 1.0, 0.05
@@ -220,25 +217,20 @@ class _Plan(NamedTuple):
     video: str
 
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-26
-def _video_names(faces: list[Face]) -> list[str]:
+def _video_names(faces: list[Face]) -> dict[tuple, str]:  # by photograph or video, and frame
     "Name the video that the frames of each face make; a name that two would share gets a digest."
-    names = video_names(list(dict.fromkeys(face.photo for face in faces)))
-    numbers = [f"-{face.frame:04d}" if face.frame else "" for face in faces]
-    videos = [names[face.photo] + number for face, number in zip(faces, numbers)]
-    times = Counter(videos)
-    return [
-        f"{video}-{digest(face.photo)[:8]}" if times[video] > 1 else video
-        for face, video in zip(faces, videos)
-    ]
+    names, places = video_names([f.photo for f in faces]), [(f.photo, f.frame) for f in faces]
+    videos = {(p, frame): names[p] + (f"-{frame:04d}" if frame else "") for p, frame in places}
+    return lengthen(videos, lambda place: f"-{digest(place[0])[:8]}")
 
 
 def _plans(faces: list[Face], seed: int) -> list[_Plan]:
     "Plan all frames, each once as real and once in every manipulation."
     home = deal_groups(list(dict.fromkeys(face.identity for face in faces)), seed)
     splits = group_splits(len(set(home.values())))
-    plans = []
-    for face, video in zip(faces, _video_names(faces)):
-        group = home[face.identity]
+    names, plans = _video_names(faces), []
+    for face in faces:
+        group, video = home[face.identity], names[face.photo, face.frame]
         for subset in ("real", *PLANTED_SUBSETS):
             first = FRAMES if subset == "none" else 0
             for number in range(first, first + FRAMES):
@@ -285,14 +277,8 @@ def _write_controls(root: Path, photos: list[Path], config: dict):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         made = pool.map(partial(_write, root=root, **settings), plans)
         rows = pd.DataFrame(progress(made, desc="plant", total=len(plans)))
-    manifest = write_manifest(rows, root / "manifest.parquet")
-    contact_sheet(manifest, root / "contact_sheet.png")
     dropped.to_csv(root / "dropped.csv", index=False)
-    write_digests(root, crop_digests(root, rows))
-    pictures = len(rows) + int((rows["mask"] != "").sum())
-    write_json(
-        root / "controls.json", dict(config=config, digest=digest(config), pictures=pictures)
-    )
+    write_made(root, "controls.json", config, rows)
 
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-29
 RECIPE = 3  # raised whenever a change here changes the pictures or what the manifest says
@@ -327,15 +313,8 @@ def build_controls(
     folders = [out / name for name in ("real", "masks", *PLANTED_SUBSETS)]
     if keep:
         check_alike(out / "controls.json", config, ("recipe", "shared", "crop", "strengths"))
-    reason = why_not(out / "controls.json", config, folders)
-    if not reason:
-        log.info(f"controls: HIT {out}")
-        return out / "manifest.parquet"
-    check_replaceable(out, "controls")
-    log.info(f"controls: MISS {out} ({reason})")
-    with made_folder(out, "controls") as tmp:
-        _write_controls(tmp, photos, config)
-    return out / "manifest.parquet"
+    write = partial(_write_controls, photos=photos, config=config)
+    return built(out / "controls.json", config, folders, "controls", "controls", write)
 
 # %% ../../nbs/mini/05_controls.ipynb #mini-05-controls-34
 class PlantedMask(RegionMask):

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,32 +24,24 @@ import scipy
 from prle.mini.benchmark import (
     SOFT,
     Job,
+    built,
     check_jobs,
     choose_photos,
-    contact_sheet,
-    crop_digests,
     gather,
     group_splits,
-    mark_fakes,
-    nearest_face,
+    nearest_frame,
     photos_digest,
     pick_other,
     read_crops,
     read_made,
     tested_by,
     video_names,
-    why_not,
     write_crop,
+    write_made,
 )
-from ..core import check_choice, digest, log, progress, rng, write_json
-from prle.trust import (
-    check_entries,
-    check_replaceable,
-    made_folder,
-    read_csv,
-    write_digests,
-)
-from ..data.manifest import read_manifest, write_manifest
+from ..core import check_choice, progress, rng
+from ..trust import check_entries, read_csv
+from ..data.manifest import read_manifest
 from ..data.degradations import jpeg
 from ..data.distortions import distort_frame, draw, frame_level
 from ..data.faces import Face, similarity
@@ -353,10 +345,7 @@ TARGETS = {
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-52
 def _pick_nearest(target: Face, faces: list[Face], generator) -> Face:
     "Pick the photograph, or the video and its frame, of any other person that is nearest in geometry."
-    others = [f for f in faces if f.identity != target.identity]
-    first = next(f for f in faces if f.photo == target.photo)
-    clip = nearest_face(first, others).photo
-    return nearest_face(target, [f for f in others if f.photo == clip])
+    return nearest_frame(target, faces, [f for f in faces if f.identity != target.identity])
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-53
 def plan_targets(
@@ -430,22 +419,21 @@ def _photographs(root: Path, home: dict[str, int], faces, made: dict) -> list[Pa
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-62
 def _write_target(
-    root: Path, name: str, faces: list[Face], home: dict[str, int], config: dict, workers: int
+    root: Path,
+    name: str,
+    faces: Callable[[], list],
+    home: dict[str, int],
+    config: dict,
+    workers: int,
 ):
     "Write crops, masks, manifest and, last, target.json."
     make = partial(_make, name=name, root=root, seed=config["seed"], quality=config["quality"])
-    jobs = plan_targets(faces, name, config["seed"], home)
+    jobs = plan_targets(faces(), name, config["seed"], home)
     lines = deal(jobs, TARGETS[name], tested_by(home), config["seed"], name)
     with ThreadPoolExecutor(workers) as pool:
         rows = pd.DataFrame(progress(pool.map(make, jobs, lines), desc=name, total=len(jobs)))
-    contact_sheet(write_manifest(rows, root / "manifest.parquet"), root / "contact_sheet.png")
-    if config.get("marked"):
-        mark_fakes(root, rows)
-    pictures = len(rows) + int((rows["mask"] != "").sum()) + 1
-    write_digests(root, crop_digests(root, rows))
     counts = rows.subset.value_counts().to_dict()
-    made = dict(config=config, digest=digest(config), pictures=pictures, counts=counts)
-    write_json(root / "target.json", made)
+    write_made(root, "target.json", config, rows, besides=1, counts=counts)  # the contact sheet
 
 # %% ../../nbs/mini/03_targets.ipynb #mini-03-targets-63
 RECIPE = 2  # raised whenever a change here changes the pictures
@@ -477,17 +465,10 @@ def build_targets(
     base = _benchmark_config(root)
     home = read_manifest(root / "manifest.parquet").groupby("identity").group.first().to_dict()
     photos = _photographs(root, home, faces, base)
-    found, manifests = None, {}
+    found = cache(lambda: read_crops(photos, base["count"], base["size"], soft=SOFT)[0])
+    given, manifests = dict(faces=found, home=home, workers=workers or os.cpu_count()), {}
     for name, kind in TARGETS.items():
         out, config = root / "targets" / name, dict(base, recipes=list(kind.recipes))
-        manifests[name] = out / "manifest.parquet"
-        reason = why_not(out / "target.json", config, [out])
-        if not reason:
-            log.info(f"{name}: HIT {out}")
-            continue
-        log.info(f"{name}: MISS {out} ({reason})")
-        check_replaceable(out, "target set")
-        found = found or read_crops(photos, base["count"], base["size"], soft=SOFT)[0]
-        with made_folder(out, "target set") as tmp:
-            _write_target(tmp, name, found, home, config, workers or os.cpu_count())
+        write = partial(_write_target, name=name, config=config, **given)
+        manifests[name] = built(out / "target.json", config, [out], "target set", name, write)
     return manifests

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PRIMARY', 'AS_PUBLISHED', 'LOW', 'HIGH', 'PLAIN_AND_PRLE', 'OURS', 'BASELINES', 'FIGURE8_ALPHAS', 'mean_interval',
            'gaps', 'Arm', 'Variant', 'arms_of', 'choose_backbones', 'estimate_sums', 'estimate_of', 'estimate_each',
-           'split_keys', 'target_cells', 'score_cells', 'reals_and', 'split_subsets', 'compare_arms', 'main_contrasts',
-           'power_text', 'needed_text', 'contrast_fact', 'read_contrast', 'paper_names', 'paper_tests', 'paper_numbers',
-           'add_paper', 'masked_scores', 'masked_cells', 'mean_over_subsets', 'masked_accuracy', 'wanted_statistics',
+           'split_keys', 'target_cells', 'score_cells', 'split_subsets', 'compare_arms', 'main_contrasts', 'power_text',
+           'needed_text', 'contrast_fact', 'read_contrast', 'paper_names', 'paper_tests', 'paper_numbers', 'add_paper',
+           'masked_scores', 'masked_cells', 'mean_over_subsets', 'masked_accuracy', 'wanted_statistics',
            'read_mask_sizes', 'control_cells']
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-2
@@ -19,6 +19,7 @@ import pandas as pd
 import scipy
 
 from ..core import shortened
+from ..data.manifest import reals_and
 from ..lab.configs import PUBLISHED, FusionConfig, Zoo
 from .exhibits import Cells, Gap, Values, seed_range
 from ..lab.experiments import Lab, Run, Wanted, read_scores
@@ -342,14 +343,6 @@ def score_cells(
 ) -> Cells:  # backbone, arm, train -> scores of each seed
     "Declare the scores of arms on the test faces of all manipulations."
     return {arm.key: [arm.scores(seed) for seed in seed_range(seeds)] for arm in arms}
-
-# %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-44
-def reals_and(
-    subset: str,  # manipulation
-    scores: pd.DataFrame,  # from `read_scores`
-) -> pd.DataFrame:  # some of its rows
-    "Return all reals and the fakes of one manipulation."
-    return scores[scores.subset.isin(["real", subset])]
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-45
 def split_subsets(

@@ -297,8 +297,7 @@ def _wanted_coverage(variant: Variant, place: str) -> Wanted:
     def read(found: tuple[Lab, Run]) -> dict[str, float]:
         beside, run = found
         faces, chosen = beside.train_faces(place), _fakes(beside, place)
-        rows = faces.iloc[chosen]
-        rows.attrs, folder = faces.attrs, quantile_folder(run)
+        rows, folder = faces.iloc[chosen], quantile_folder(run)
         masks = [read_quantiles((folder / path).with_suffix(".png")) > 0 for path in rows.path]
         zoo = _config(beside, variant, place).masking_zoo
         maps = np.concatenate([m.numpy() for m in beside.fused_maps(zoo, rows=chosen)])

@@ -9,8 +9,6 @@ __all__ = ['LAYERCAM', 'STEPS', 'FEW_READINGS', 'OWN', 'steps', 'own_arms', 'own
 from collections.abc import Iterator
 from dataclasses import replace
 
-import pandas as pd
-
 from ..lab.configs import IDENTITY, READING, CamConfig, FusionConfig
 from ..lab.experiments import Lab
 from .comparisons import AS_PUBLISHED, PRIMARY, Variant, gaps, target_cells

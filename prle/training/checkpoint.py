@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ..core import atomic_path, discard, entries, file_digest, is_full
-from ..core import remove_leftovers, shortened
-from ..trust import Damaged, check_digest, one_line, open_file
+from ..core import remove_leftovers, set_aside, shortened
+from ..trust import Damaged, as_damaged, check_digest, one_line, open_file
 from ..trust import read_sealed, read_tensors, write_sealed, write_tensors
 
 # %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-5
@@ -106,20 +106,9 @@ def _read(path: Path) -> Checkpoint:
     for name, expected in note["files"].items():
         check_digest(path / name, expected)
     files = [path / name for name in note["files"] if name.endswith(".safetensors")]
-    try:
+    with as_damaged(path):
         tensors = {file.stem: read_tensors(file) for file in files}
-    except ValueError as e:
-        raise Damaged(str(e)) from e
     return Checkpoint(note["epochs"], tensors, _read_state(path / "state.pt"), note["record"])
-
-# %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-20
-def _set_aside(path: Path) -> Path:
-    "Rename a checkpoint to take it out of use without deleting it."
-    number = 1
-    while os.path.lexists(aside := path.with_name(f"{path.name}.damaged-{number}")):
-        number += 1
-    os.rename(path, aside)
-    return aside
 
 # %% ../../nbs/training/00_checkpoint.ipynb #training-00-checkpoint-21
 def load_checkpoint(
@@ -135,7 +124,7 @@ def load_checkpoint(
             found = _read(path)
             break
         except Damaged as e:
-            faults.append((str(e).rstrip("."), _set_aside(path).name))
+            faults.append((str(e).rstrip("."), set_aside(path, "damaged").name))
     then = f"goes on after epoch {found.epochs}" if found else "starts anew"
     for fault, aside in faults:
         told = f"{fault}; the checkpoint is set aside as {aside} and training {then}."

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ...core import FAKE, progress
+from ...core import FAKE, first_lines, progress
 from ..decoding import VideoError, decode_video, index_video
 from .copies import find_copies
 from ..pictures import FaceError, left_text, read_image
@@ -82,12 +82,9 @@ def _problem_text(bad: pd.DataFrame, most: int = 20) -> str:
     "Return the number of problems and the first of them, a line each; an empty string without any."
     if bad.empty:
         return ""
-    lines = [f"{len(bad)} problems:"]
-    for file, reason in bad.head(most).itertuples(index=False):
-        lines.append(f"  {shown_path(file)}: {reason}")
-    if len(bad) > most:
-        lines.append(f"  ... and {len(bad) - most} more")
-    return "\n".join(lines)
+    lines = [f"  {shown_path(file)}: {reason}" for file, reason in bad.itertuples(index=False)]
+    shown = first_lines(lines, most, "  ... and {} more")
+    return "\n".join([f"{len(bad)} problems:", *shown])
 
 # %% ../../../nbs/data/layouts/02_checks.ipynb #data-layouts-02-checks-13
 def _counts(listing: Listing, state: pd.Series) -> pd.DataFrame:
