@@ -643,7 +643,7 @@ class Figure5(ArmExhibit):
         caption = (
             "Figure 5: average AUC (%) over the target sets of detectors trained on DF or FS only. "
             + self.about(lab, seeds, rows)
-            + self.power(lab, values)
+            + self.power(self.contrasts(lab, values))
             + self.leaks(values)
         )
         yield FigurePart("figure5", draw_figure5(rows), caption)
@@ -735,9 +735,10 @@ class Figure6(ArmExhibit):
         "Return Figure 6 and its table."
         rows = self.rows(lab, values)
         about = describe(lab, seeds, BACKBONES, on=["targets"])
+        power = self.power(self.contrasts(lab, values))
         caption = (
             f"Figure 6: average AUC and ACC (%) over the target sets against the number of detectors in the fusion. "
-            f"{about}{gaps(rows)}{self.power(lab, values)}{self.leaks(values)}"
+            f"{about}{gaps(rows)}{power}{self.leaks(values)}"
         )
         yield FigurePart("figure6", draw_figure6(rows), caption)
         yield TablePart("figure6", rows, figure6_table(rows), caption)
