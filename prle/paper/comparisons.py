@@ -532,20 +532,11 @@ def paper_tests(
     return [t for t in TARGET_SETS if t in paper_names(lab).values()]
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-70
-def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
-    "Return the paper's cells of some tests, with their mean instead of the printed one."
-    given = given[given.test.isin(tests)]
-    groups = given.groupby(["backbone", "arm", "train", "measure"], as_index=False, sort=False)
+def _with_mean(given: pd.DataFrame, name: str, over: pd.DataFrame) -> pd.DataFrame:
+    "Add the means over tests of some of the paper's cells, as a test of that name."
+    groups = over.groupby(["backbone", "arm", "train", "measure"], as_index=False, sort=False)
     mean = groups.paper.agg(lambda numbers: numbers.mean(skipna=False))
-    return pd.concat([given, mean.assign(test="AVG")])
-
-
-def _with_unseen(given: pd.DataFrame) -> pd.DataFrame:
-    "Add the means of the paper's cells over the manipulations that a row was not trained on."
-    unseen = given[~given.test.isin(["AVG"]) & (given.test != given.train)]
-    groups = unseen.groupby(["backbone", "arm", "train", "measure"], as_index=False, sort=False)
-    mean = groups.paper.agg(lambda numbers: numbers.mean(skipna=False))
-    return pd.concat([given, mean.assign(test="unseen")])
+    return pd.concat([given, mean.assign(test=name)])
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-71
 def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
@@ -565,9 +556,11 @@ def paper_numbers(
     given, tests = paper_cells(number), paper_tests(lab, number)
     printed = number <= 3 and len(tests) == len(SUBSETS if number == 3 else TARGET_SETS)
     if not printed:
-        given = _with_averages(given, tests)  # the paper prints no average, or one of other tests
+        given = given[given.test.isin(tests)]
+        given = _with_mean(given, "AVG", given)  # the paper prints none, or one of other tests
     if number == 3:
-        given = _with_unseen(given)
+        unseen = given[(given.test != "AVG") & (given.test != given.train)]
+        given = _with_mean(given, "unseen", unseen)
     given = _with_differences(given).assign(backbone=lambda rows: rows.backbone.replace(BASELINES))
     if number == 3:
         return given
