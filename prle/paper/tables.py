@@ -217,7 +217,7 @@ def _first_config(lab: Lab, variant: Variant, train: str) -> RunConfig:
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-22
 def wanted_leak(
     variant: Variant,  # with masks
-    train: str = "all",  # manipulation that is trained on
+    train: str,  # manipulation that is trained on
 ) -> Wanted:  # AUC of the label, in [0.5, 1]
     "Declare what the masks of a variant tell of the label, by the best measure, in the first training."
 
@@ -254,7 +254,7 @@ class ArmCells(Exhibit):
     only: Sequence[str] = BACKBONES  # of the paper's backbones, those that it has
     measures: Sequence[str] = ("AUC",)
 
-    def trainings(self, lab: Lab) -> list[str]:
+    def trained_on(self, lab: Lab) -> list[str]:
         "Return the manipulations that the arms are trained on."
         return ["all"]
 
@@ -263,7 +263,7 @@ class ArmCells(Exhibit):
         absent = set(BACKBONES) - set(self.only)
         chosen = [name for name in choose_backbones(lab, backbones) if name not in absent]
         arms = []
-        for train in self.trainings(lab):
+        for train in self.trained_on(lab):
             arms += arms_of(chosen, self.variants, train)
         return arms
 
@@ -279,7 +279,7 @@ class ArmCells(Exhibit):
         there = {name for _, name, *_ in cells}
         for v in self.variants:
             if v.name in there and "mask" in v.changes:
-                for train in self.trainings(lab):
+                for train in self.trained_on(lab):
                     cells["leak", v.name, train] = [wanted_leak(v, train)]
         return cells
 
@@ -436,7 +436,7 @@ class Table3(ArmTable):
     caption = "Table III: AUC (%) of detectors trained on one manipulation and tested on each."
     best, heads = ("backbone", "train"), ("train", "backbone", "arm")
 
-    def trainings(self, lab: Lab) -> list[str]:
+    def trained_on(self, lab: Lab) -> list[str]:
         return lab.subsets
 
     def arms(self, lab: Lab, backbones: Sequence[str] | str | None = "all") -> list[Arm]:
@@ -546,12 +546,11 @@ LANDMARK = dict(mask="landmark", parts=("nose", "eyes", "mouth"))
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-46
 def wanted_area(
     variant: Variant,  # with masks
-    train: str = "all",  # manipulation that is trained on
 ) -> Wanted:  # share of a face, in [0, 1]
     "Declare how much of a training face the masks of a variant cover, in the first training."
 
     def ask(lab: Lab) -> Run:
-        return masked_areas(lab, _first_config(lab, variant, train))
+        return masked_areas(lab, _first_config(lab, variant, "all"))
 
     return Wanted(ask, read_area)
 
