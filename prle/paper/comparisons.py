@@ -376,7 +376,6 @@ def _means(train: str, tests: list[str]) -> dict[str, list[str]]:
 def _sums(
     keys: list[tuple],  # backbone, arm, train
     tests: list[str],  # what they are tested on
-    reference: bool,  # give the differences to the first arm too
 ) -> dict[tuple, dict[tuple, float]]:  # backbone, arm, train, test -> cell -> weight
     "Return the weights of cells, of their means over tests, and of differences to the first arm."
     sums, first = {}, {}
@@ -388,7 +387,7 @@ def _sums(
             cells = [(backbone, name, train, test) for test in over]
             sums[backbone, name, train, mean] = dict.fromkeys(cells, 1 / len(over))
         base = first.setdefault((backbone, train), name)
-        if not reference or base == name:
+        if base == name:
             continue
         for test in (*tests, *means):
             plus = sums[backbone, name, train, test]
@@ -400,13 +399,12 @@ def _sums(
 def compare_arms(
     values: Values,  # backbone, arm, train, test -> scores of each seed, or a gap
     measures: Sequence[str] = ("AUC",),  # "AUC", "ACC"
-    reference: bool = True,  # give the differences to the first arm of a backbone and training too
 ) -> pd.DataFrame:  # `CELL_COLUMNS`, value, low, high in per cent, note (why there is a gap)
     "Compare arms: their numbers, averages over tests, and paired differences to the first arm."
     keys = list(dict.fromkeys(key[:3] for key in values))
     tests = list(dict.fromkeys(key[3] for key in values))
     parts = []
-    sums = _sums(keys, tests, reference)
+    sums = _sums(keys, tests)
     for measure in measures:
         found = estimate_sums(values, dict.fromkeys(values, measure.lower()), sums)
         named = split_keys(found, CELL_COLUMNS[:4]).assign(measure=measure)
@@ -417,7 +415,7 @@ def compare_arms(
 def _whole_means(values: Values) -> Iterator[tuple[str, dict[tuple, float]]]:
     "Yield each difference of two arms with the weights of its mean over tests; without those that have a gap."
     keys = list(dict.fromkeys(key[:3] for key in values))
-    sums = _sums(keys, list(dict.fromkeys(key[3] for key in values)), reference=True)
+    sums = _sums(keys, list(dict.fromkeys(key[3] for key in values)))
     for (backbone, arm, train, test), weights in sums.items():
         mean = "unseen" if (backbone, arm, train, "unseen") in sums else "AVG"
         if " - " in arm and test == mean and not _first_gap(values, weights):
@@ -586,12 +584,11 @@ def masked_scores(
     seed: int,  # of both
     alpha: float,  # share of the attended pixels
     face: bool = True,  # around the mask, see `Lab.masked`
-    backbone: str = "Xception",  # that is tested
 ) -> Wanted:
-    "Declare a plain detector's scores of masked test faces: all reals, and fakes of its own manipulation."
+    "Declare the plain Xception's scores of masked test faces: all reals, and fakes of its own manipulation."
 
     def ask(lab: Lab) -> Run:
-        plain = lab.detector(backbone, subset, seed=seed)
+        plain = lab.detector("Xception", subset, seed=seed)
         zoo = Zoo(subset, seed, **PUBLISHED)
         return lab.masked(plain, zoo, alpha, face=face)
 
@@ -602,13 +599,12 @@ def masked_cells(
     lab: Lab,  # its manipulations
     seeds: int,  # trainings
     alphas: Sequence[float] = FIGURE8_ALPHAS,  # shares of the attended pixels
-    face: bool = True,  # around the mask
 ) -> Cells:  # manipulation, alpha -> scores of each seed
     "Declare the scores of masked test faces (Figure 8)."
     cells: Cells = {}
     for subset in lab.subsets:
         for alpha in alphas:
-            wanted = [masked_scores(subset, seed, alpha, face) for seed in seed_range(seeds)]
+            wanted = [masked_scores(subset, seed, alpha) for seed in seed_range(seeds)]
             cells[subset, alpha] = wanted
     return cells
 
