@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HIGHEST', 'FILLS', 'FACE_PARTS', 'quantile_map', 'region', 'resize_quantiles', 'MaskParams', 'RegionMask',
-           'PrimaryRegionMask', 'RandomMask', 'part_region', 'LandmarkMask', 'MatchedRandomMask', 'MatchedLandmarkMask']
+           'PrimaryRegionMask', 'masked_face', 'RandomMask', 'part_region', 'LandmarkMask', 'MatchedRandomMask',
+           'MatchedLandmarkMask']
 
 # %% ../nbs/06_masking.ipynb #06-masking-2
 import math
@@ -286,6 +287,18 @@ class PrimaryRegionMask(RegionMask):
     def _where(self, batch, quantiles, params):
         "Return the primary regions; `ValueError` if quantile maps and images do not match."
         return _primary(batch, quantiles, params.alpha)
+
+# %% ../nbs/06_masking.ipynb #06-masking-masked-face
+def masked_face(
+    image: np.ndarray,  # (H, W, 3) uint8
+    quantiles: np.ndarray,  # (H, W) uint16
+    alpha: float,  # share of the attended pixels, in [0, 1]
+) -> np.ndarray:  # (H, W, 3) uint8
+    "Return a face with its primary region in black (Eq. 10, 11); `ValueError` if the two differ in size."
+    share, no_fill = torch.tensor(alpha, dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+    return PrimaryRegionMask(1.0).apply(
+        image, quantiles, MaskParams(share, torch.zeros(3), no_fill)
+    )
 
 # %% ../nbs/06_masking.ipynb #06-masking-63
 def _whole(side: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from prle.trainer import TrainConfig, TrainingFaces, predict, train
 from prle.training.augmentations import (
     AUGMENTATIONS,
     Smoothing,
-    block_layer,
+    _deepest,
     check_mixable,
     mixed_loss,
 )
@@ -140,7 +140,7 @@ def test_a_detector_is_mixable_if_its_loss_is_linear_in_the_weights(name):
         and erased.max() <= 1
         and all(p.grad is None for p in detector.parameters())
     )
-    assert block_layer(detector, size) in detector.cam_layers
+    assert _deepest(cam_grids(detector, size)) in detector.cam_layers
 
 
 def test_smoothing_keeps_the_weight_of_a_face(tiny):
@@ -200,7 +200,7 @@ def test_dropblock_drops_in_a_network_that_is_not_tuned(tiny):
     seen, faces = [], torch.rand(2, 3, 24, 24)
     tiny.eval()
     with AUGMENTATIONS["dropblock"].attached(tiny, 24):
-        tiny.get_submodule(block_layer(tiny, 24)).register_forward_hook(
+        tiny.get_submodule(_deepest(cam_grids(tiny, 24))).register_forward_hook(
             lambda layer, args, output: seen.append(output.detach().clone())
         )
         for training in (False, True):

@@ -32,7 +32,7 @@ from prle.paper.exhibits import Gap
 from prle.paper.sensitivity import Sensitivity
 from prle.paper.controls import (
     MASK_MEASURES,
-    CONTROL_READINGS,
+    CONTROL_VARIANTS,
     STUDENT,
     attention_inside,
     control_arms,
@@ -239,7 +239,7 @@ def test_gains_are_those_on_the_places_that_were_not_trained_on():
     found = dict.fromkeys(MASK_MEASURES, [50.4]) | dict(masked=[20.0], covered=[80.0])
     masks = pd.DataFrame(found, index=["ours"])
     shown = control_table(rows.reset_index(), masks).set_index("arm")
-    assert len(shown) == len(CONTROL_READINGS)
+    assert len(shown) == len(CONTROL_VARIANTS)
     assert shown.covered["PRLE, our reading"] == "80"
     assert shown["of the oracle's"]["oracle: the planted place"] in ("100%", "")
 
@@ -310,8 +310,8 @@ def test_the_controls_are_made_of_ones_own_photographs(tmp_path, monkeypatch, ca
         for photo in (1, 2, 3):
             picture = read_image(orl_folder() / f"s{number}/{photo}.pgm")
             write_png(tmp_path / f"faces/p{number}/{photo}.png", picture)
-    monkeypatch.setattr(module, "CONTROL_READINGS", CONTROL_READINGS[:2])
-    monkeypatch.setattr(module, "NEGATIVE", CONTROL_READINGS[:1])
+    monkeypatch.setattr(module, "CONTROL_VARIANTS", CONTROL_VARIANTS[:2])
+    monkeypatch.setattr(module, "NEGATIVE", CONTROL_VARIANTS[:1])
     settings = dict(trainings=1, preset="controls-smoke", outputs=tmp_path / "out")
     made = make_controls(tmp_path / "faces", **settings)
     assert "oracle: the planted place" in made.paths[0].read_text()

@@ -39,7 +39,7 @@ from prle.data.datasets import FaceDataset
 from prle.data.manifest import read_manifest, select, write_manifest
 from prle.detectors import create_detector
 from prle.detectors.registry import size_option
-from prle.localization import READINGS, attention_maps
+from prle.localization import EXPLAINED, attention_maps
 from prle.masking import region
 
 
@@ -849,7 +849,7 @@ def test_maps_of_a_lab_in_every_reading(lab):
     detector = load_detector(run)
     images = torch.stack([item["image"] for item in faces]) / 255
     labels = torch.tensor([item["label"] for item in faces])
-    for explain, reading in READINGS.items():
+    for explain, reading in EXPLAINED.items():
         stored = np.load(lab.attention(run, cam=CamConfig(explain=explain)).path / "maps.npy")
         expected = attention_maps(
             detector,

@@ -16,7 +16,7 @@ from torch import nn
 
 from prle.localization import (
     CAM_METHODS,
-    READINGS,
+    EXPLAINED,
     attention_maps,
     fake_logit,
     localize,
@@ -342,7 +342,7 @@ def undecided(net, x):
     return net, x[order]
 
 
-@pytest.mark.parametrize("explain", READINGS)
+@pytest.mark.parametrize("explain", EXPLAINED)
 @pytest.mark.parametrize("method", ["gradcam", "layercam", "hirescam", "scorecam"])
 def test_a_reading_is_the_map_of_the_logit_with_its_sign(undecided, tmp_path, explain, method):
     "Face by face, in a loop over images of their own."
@@ -365,7 +365,7 @@ def test_readings_differ_where_the_detector_is_wrong_and_nowhere_else(undecided,
     "Of a fake taken for fake, a fake taken for real, and a real taken for real."
     net, x = undecided
     batch = [dict(image=x, label=LABELS)]
-    maps = {e: np.load(localize(net, net.last, batch, tmp_path / e, explain=e)) for e in READINGS}
+    maps = {e: np.load(localize(net, net.last, batch, tmp_path / e, explain=e)) for e in EXPLAINED}
     same = {
         (a, b): [np.array_equal(m, n) for m, n in zip(maps[a], maps[b])]
         for a, b in (("fake", "predicted"), ("fake", "true"), ("predicted", "true"))

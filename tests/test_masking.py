@@ -24,6 +24,7 @@ from prle.masking import (
     MatchedRandomMask,
     PrimaryRegionMask,
     RandomMask,
+    masked_face,
     quantile_map,
     quantile_store,
     read_quantiles,
@@ -709,3 +710,17 @@ def test_an_empty_batch_is_masked_too(p):
     mask, image = PrimaryRegionMask(p=p), torch.rand(0, 3, 8, 8)
     assert mask.draw(0).alpha.shape == (0,)
     assert mask(image, torch.ones(0, 1, 8, 8, dtype=torch.uint16)).shape == image.shape
+
+
+@pytest.mark.parametrize("alpha", [0.0, *ALPHAS])
+def test_a_masked_face_is_black_in_its_region_and_nowhere_else(images, quantiles, alpha):
+    face, ranks = images[0].permute(1, 2, 0).numpy(), quantiles[0]
+    black = region(ranks, alpha).numpy()
+    made = masked_face(face, ranks.numpy(), alpha)
+    assert made.dtype == np.uint8 and (made == np.where(black[..., None], 0, face)).all()
+
+
+def test_a_masked_face_has_a_map_of_its_size(images, quantiles):
+    face = images[0].permute(1, 2, 0).numpy()
+    with pytest.raises(ValueError):
+        masked_face(face, quantiles[0].numpy()[1:], 0.5)

@@ -287,7 +287,6 @@ def test_what_maps_of_a_zoo_take_is_counted_whatever_a_manipulation_is_called(su
         asked.append(which)
         return []
 
-    preset = SimpleNamespace(size=8)
-    lab = SimpleNamespace(subsets=["face", "face-swap"], preset=preset, faces=faces)
-    run = SimpleNamespace(path=Path(f"fusions/{subset}-neighbour-VGG-s0-0123456789abcdef"))
-    assert reproduce._fusion_work(lab, run) == (0.0, 0.0) and asked == [("train", subset)]
+    lab = SimpleNamespace(preset=SimpleNamespace(size=8), faces=faces)
+    maps = dict(split="train", subset=subset)
+    assert reproduce._fusion_work(lab, maps) == (0.0, 0.0) and asked == [("train", subset)]

@@ -83,7 +83,7 @@ def _known_size(config: RunConfig) -> int | None:
 # %% ../../nbs/lab/09_apply.ipynb #lab-09-apply-12
 def lab_on(
     run: Run,  # of a detector
-    data: str | Path | None = None,  # any: as in `prle.lab.labdata.data_sets`; None: its own
+    data: str | Path | None,  # any: as in `prle.lab.labdata.data_sets`; None: its own
     **options,  # outputs, device of `Lab`
 ) -> Lab:
     """Return the lab of data that a detector was perhaps not trained on.

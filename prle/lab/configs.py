@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 import yaml
 from fastcore.basics import patch
 
@@ -31,9 +32,10 @@ from prle.fields import (
     number_rule,
     set_fields,
 )
+from ..detectors import Detector, create_detector
 from ..detectors.registry import check_detector, detector_facts, has_weights
 from ..fusion import FUSIONS
-from ..localization import CAM_METHODS, READINGS
+from ..localization import CAM_METHODS, EXPLAINED
 from prle.masking import (
     FACE_PARTS,
     LandmarkMask,
@@ -296,13 +298,13 @@ class CamConfig:
     "How a map is read from a detector (Eq. 3); `ValueError` for an unknown method or reading."
 
     method: str = "gradcam"  # one of `prle.localization.CAM_METHODS`
-    explain: str = "fake"  # what it explains, one of `prle.localization.READINGS`
+    explain: str = "fake"  # what it explains, one of `prle.localization.EXPLAINED`
     grid: int | None = None  # the least cells along an edge of the layer; None: the preset's
 
     def __post_init__(self):
         "Check the fields."
         check_choice(self.method, CAM_METHODS, "CAM method")
-        check_choice(self.explain, READINGS, "reading")
+        check_choice(self.explain, EXPLAINED, "reading")
         check_fields(self, dict(grid=Rule(_is_grid, "be a whole number from 1, or none")))
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-39
@@ -430,11 +432,6 @@ def _is_path(value) -> bool:
     return isinstance(value, (str, Path))
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-54
-def _is_epochs(value) -> bool:
-    "Tell whether a value may be a number of epochs."
-    return is_whole(value) and value >= 0
-
-
 def _is_seed(value) -> bool:
     "Tell whether a value is None or may be a seed."
     return value is None or (is_whole(value) and value >= 0)
@@ -455,7 +452,7 @@ _RULES = dict(
     blind=FLAG,
     parts=Rule(_is_names, "be a list of parts of the face"),
     decisive=number_rule("be a number from 0", lambda x: x >= 0),
-    renew=Rule(_is_epochs, "be a whole number from 0"),
+    renew=number_rule("be a whole number from 0", lambda x: x >= 0, whole=True),
     p=SHARE,
     alpha=Rule(_is_alpha, _ALPHA_TEXT),
     detector=WORD,
@@ -592,6 +589,14 @@ def policy(self: RunConfig):  # a mask of `prle.masking`, or None
     if self.mask == "oracle":
         options["place"] = self.subset
     return MASKS[self.mask](**options)
+
+# %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-build
+@patch
+def build(self: RunConfig) -> Detector:
+    "Build the detector as it is when its training begins; the seed of torch is then the run's."
+    torch.manual_seed(self.recipe.seed)
+    size = dict(width=self.width, pretrained=self.pretrained)
+    return create_detector(self.detector, **size, **self.options)
 
 # %% ../../nbs/lab/05_configs.ipynb #lab-05-configs-75
 @patch

@@ -225,7 +225,7 @@ def _submit(ray, store: RunStore, tasks: list[Task], gpus: float) -> dict:  # na
     if not ray.cluster_resources().get("GPU"):
         gpus = 0
     for task in tasks:
-        share = gpus if task.path.parent.name in GPU_KINDS else 0
+        share = gpus if task.run.kind in GPU_KINDS else 0
         there = work.options(name=task.name, num_gpus=share)
         before = [refs[name] for name in inputs[task.name]]
         refs[task.name] = there.remote(settings, named_plugins(), task, *before)

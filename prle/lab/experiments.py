@@ -475,10 +475,7 @@ def _train(self: Lab, accelerator, training: _Training):
 
     An interrupted training leaves its checkpoints."""
     config, folder = training.config, training.folder
-    torch.manual_seed(config.recipe.seed)
-    detector = create_detector(
-        config.detector, width=config.width, pretrained=config.pretrained, **config.options
-    )
+    detector = config.build()
     kind = torch.device(self.device).type  # a training does not change its device on the way
     history = train(
         detector,

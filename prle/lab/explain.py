@@ -20,7 +20,7 @@ from ..fusion import fuse
 from .configs import READING
 from .export import Exported
 from ..localization import attention_maps
-from ..masking import quantile_map, region
+from ..masking import masked_face, quantile_map, region
 from ..trainer import to_input
 from ..trust import safe_name
 
@@ -51,7 +51,7 @@ def masked(
     alpha: float,  # share of the primary region
 ) -> np.ndarray:  # (size, size, 3) uint8
     "Return the face with a share of its primary region in black."
-    return np.where(self.region(alpha)[..., None], np.uint8(0), self.face)
+    return masked_face(self.face, self.quantiles.numpy(), alpha)
 
 # %% ../../nbs/lab/13_explain.ipynb #lab-13-explain-10
 def explain(
@@ -60,8 +60,8 @@ def explain(
 ) -> Explanation:
     "Read a detector's attention on a face."
     x = to_input(torch.from_numpy(face).permute(2, 0, 1)[None], model.device)
-    layer = model.detector.cam_layer(len(face), READING["cam"].grid or model.facts["grid"])
-    heat = attention_maps(model.detector, layer, x, method=READING["cam"].method).cpu()
+    cam = READING["cam"]
+    heat = attention_maps(model.detector, model.map_layer(cam), x, method=cam.method).cpu()
     quantiles = quantile_map(fuse(heat[:, None], **asdict(READING["fusion"])))
     return Explanation(face, heat[0].numpy(), quantiles[0])
 

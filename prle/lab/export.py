@@ -416,6 +416,15 @@ def score(
         return p_fake, [[] for _ in faces]
     return p_fake, unlike(self.familiar, features, np.stack([*map(picture_properties, faces)]))
 
+# %% ../../nbs/lab/12_export.ipynb #lab-12-export-map-layer
+@patch
+def map_layer(
+    self: Exported,
+    cam: CamConfig,  # how maps are read; without a grid with that of the training
+) -> torch.nn.Module:
+    "Return the layer from which the maps of faces are read that are cropped for the detector."
+    return self.detector.cam_layer(self.crop["size"], cam.grid or self.facts["grid"])
+
 # %% ../../nbs/lab/12_export.ipynb #lab-12-export-50
 def from_run(
     lab: Lab,
@@ -503,7 +512,7 @@ def manifest_faces(
 def unseen_faces(
     model: Exported,  # with facts of its training
     data: str | Path,  # as in `prle.lab.labdata.data_sets`
-    on: str = "test",  # the test faces of the data, or one of their target sets
+    on: str,  # the test faces of the data, or one of their target sets
 ) -> pd.DataFrame:  # rows of the manifest
     "Return faces as `manifest_faces`; `ValueError` also for those to train or choose on."
     check_choice(on, ["test", *data_sets(data)[1]], "test or target set")
@@ -528,6 +537,5 @@ def exported_maps(
 ) -> Path:
     "Write the attention maps of faces on the layer's own grid, as `prle.localization.localize` does."
     check_destination(path)
-    layer = model.detector.cam_layer(model.crop["size"], cam.grid or model.facts["grid"])
-    faces = DataLoader(FaceDataset(rows), 32)
+    layer, faces = model.map_layer(cam), DataLoader(FaceDataset(rows), 32)
     return localize(model.detector, layer, faces, path, method=cam.method, explain=cam.explain)

@@ -201,8 +201,8 @@ def score_cropped(
     models: Mapping[str, Exported],  # name -> detector, in the order of the ways to crop
     file: str | Path,  # what was cropped
     found: Cropped,
-    everyone: bool = False,  # score all people, and not the largest alone
-    explained: Callable | None = None,  # (row, model, face that decided) -> path of a picture of it
+    everyone: bool,  # score all people, and not the largest alone
+    explained: Callable | None,  # (row, model, face that decided) -> path of a picture of it
 ) -> list[dict]:  # rows of `predict_files`
     "Score the faces of a file."
     if found.why:

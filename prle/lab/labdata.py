@@ -99,7 +99,6 @@ def _face_size(manifest: pd.DataFrame) -> int:
 def check_sizes(
     manifest: pd.DataFrame,  # from `read_manifest`
     size: int,  # edge that all of its faces and masks must have, pixels
-    workers: int = 8,  # threads that read
 ):
     "Raise `ValueError` naming the first face or mask of another size; only the heads of the files are read."
     root = manifest_root(manifest)
@@ -108,7 +107,7 @@ def check_sizes(
     def measure(name):
         return picture_size(below(root, name))
 
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(8) as pool:
         for name, (width, height) in zip(names, pool.map(measure, names)):
             if (width, height) != (size, size):
                 raise ValueError(

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..core import check_choice, progress, write_json
 from ..fusion import fuse
-from ..localization import READINGS, attention_maps, fake_logit, upsample_maps
+from ..localization import EXPLAINED, attention_maps, fake_logit, upsample_maps
 from ..trainer import memory_explained, to_input
 from ..trust import path_text, read_json
 from ..data.crops import write_quantiles
@@ -147,16 +147,15 @@ def _opened(file: Path, name: Path, sizes: Iterable[int]) -> _Face:
 # %% ../../nbs/lab/15_maps.ipynb #lab-15-maps-15
 def _heat(model: Exported, faces: list[_Face], read: CamConfig) -> Tensor:  # (N, h, w)
     "Read a detector's attention on some faces."
-    size = model.crop["size"]
-    images = torch.from_numpy(np.stack([face.pixels[size] for face in faces]))
+    images = torch.from_numpy(np.stack([face.pixels[model.crop["size"]] for face in faces]))
     x = to_input(images.permute(0, 3, 1, 2), model.device)
-    layer = model.detector.cam_layer(size, read.grid or model.facts["grid"])
-    explained = READINGS[read.explain]
+    explained = EXPLAINED[read.explain]
 
     def score(output):
         return explained(fake_logit(output), None)
 
     with memory_explained("free some, or name fewer with --batch", faces=len(faces)):
+        layer = model.map_layer(read)
         return attention_maps(model.detector, layer, x, score, "grid", read.method).cpu()
 
 # %% ../../nbs/lab/15_maps.ipynb #lab-15-maps-16

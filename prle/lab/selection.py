@@ -11,11 +11,9 @@ from dataclasses import replace
 from functools import partial
 
 import pandas as pd
-import torch
 
 from ..data.datasets import FaceDataset
 from ..data.manifest import by_manipulation
-from ..detectors import create_detector
 from .configs import RunConfig
 from .experiments import Lab, quantile_folder
 from .integrity import run_file
@@ -52,9 +50,7 @@ def epoch_scores(
     def make(folder):
         seed, parts = config.recipe.seed, []
         sets = {name: lab.test_faces(name, seed) for name in names}
-        torch.manual_seed(seed)
-        size = dict(width=config.width, pretrained=config.pretrained)
-        detector = create_detector(config.detector, **size, **config.options)
+        detector = config.build()
         faces = [lab.train_faces(config.subset, split, seed) for split in ("train", "val")]
         how = config.recipe, config.policy(), maps, lab.device
         score = partial(_scored, lab, sets)

@@ -370,7 +370,6 @@ def _means(train: str, tests: list[str]) -> dict[str, list[str]]:
 def _sums(
     keys: list[tuple],  # backbone, arm, train
     tests: list[str],  # what they are tested on
-    reference: bool,  # give the differences to the first arm too
 ) -> dict[tuple, dict[tuple, float]]:  # backbone, arm, train, test -> cell -> weight
     "Return the weights of cells, of their means over tests, and of differences to the first arm."
     sums, first = {}, {}
@@ -382,7 +381,7 @@ def _sums(
             cells = [(backbone, name, train, test) for test in over]
             sums[backbone, name, train, mean] = dict.fromkeys(cells, 1 / len(over))
         base = first.setdefault((backbone, train), name)
-        if not reference or base == name:
+        if base == name:
             continue
         for test in (*tests, *means):
             plus = sums[backbone, name, train, test]
@@ -394,13 +393,12 @@ def _sums(
 def compare_arms(
     values: Values,  # backbone, arm, train, test -> scores of each seed, or a gap
     measures: Sequence[str] = ("AUC",),  # "AUC", "ACC"
-    reference: bool = True,  # give the differences to the first arm of a backbone and training too
 ) -> pd.DataFrame:  # `CELL_COLUMNS`, value, low, high in per cent, note (why there is a gap)
     "Compare arms: their numbers, averages over tests, and paired differences to the first arm."
     keys = list(dict.fromkeys(key[:3] for key in values))
     tests = list(dict.fromkeys(key[3] for key in values))
     parts = []
-    sums = _sums(keys, tests, reference)
+    sums = _sums(keys, tests)
     for measure in measures:
         found = estimate_sums(values, dict.fromkeys(values, measure.lower()), sums)
         named = split_keys(found, CELL_COLUMNS[:4]).assign(measure=measure)
@@ -411,7 +409,7 @@ def compare_arms(
 def _whole_means(values: Values) -> Iterator[tuple[str, dict[tuple, float]]]:
     "Yield each difference of two arms with the weights of its mean over tests; without those that have a gap."
     keys = list(dict.fromkeys(key[:3] for key in values))
-    sums = _sums(keys, list(dict.fromkeys(key[3] for key in values)), reference=True)
+    sums = _sums(keys, list(dict.fromkeys(key[3] for key in values)))
     for (backbone, arm, train, test), weights in sums.items():
         mean = "unseen" if (backbone, arm, train, "unseen") in sums else "AVG"
         if " - " in arm and test == mean and not _first_gap(values, weights):
@@ -526,20 +524,11 @@ def paper_tests(
     return [t for t in TARGET_SETS if t in paper_names(lab).values()]
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-70
-def _with_averages(given: pd.DataFrame, tests: list[str]) -> pd.DataFrame:
-    "Return the paper's cells of some tests, with their mean instead of the printed one."
-    given = given[given.test.isin(tests)]
-    groups = given.groupby(["backbone", "arm", "train", "measure"], as_index=False, sort=False)
+def _with_mean(given: pd.DataFrame, name: str, over: pd.DataFrame) -> pd.DataFrame:
+    "Add the means over tests of some of the paper's cells, as a test of that name."
+    groups = over.groupby(["backbone", "arm", "train", "measure"], as_index=False, sort=False)
     mean = groups.paper.agg(lambda numbers: numbers.mean(skipna=False))
-    return pd.concat([given, mean.assign(test="AVG")])
-
-
-def _with_unseen(given: pd.DataFrame) -> pd.DataFrame:
-    "Add the means of the paper's cells over the manipulations that a row was not trained on."
-    unseen = given[~given.test.isin(["AVG"]) & (given.test != given.train)]
-    groups = unseen.groupby(["backbone", "arm", "train", "measure"], as_index=False, sort=False)
-    mean = groups.paper.agg(lambda numbers: numbers.mean(skipna=False))
-    return pd.concat([given, mean.assign(test="unseen")])
+    return pd.concat([given, mean.assign(test=name)])
 
 # %% ../../nbs/paper/02_comparisons.ipynb #paper-02-comparisons-71
 def _with_differences(given: pd.DataFrame) -> pd.DataFrame:
@@ -559,9 +548,11 @@ def paper_numbers(
     given, tests = paper_cells(number), paper_tests(lab, number)
     printed = number <= 3 and len(tests) == len(SUBSETS if number == 3 else TARGET_SETS)
     if not printed:
-        given = _with_averages(given, tests)  # the paper prints no average, or one of other tests
+        given = given[given.test.isin(tests)]
+        given = _with_mean(given, "AVG", given)  # the paper prints none, or one of other tests
     if number == 3:
-        given = _with_unseen(given)
+        unseen = given[(given.test != "AVG") & (given.test != given.train)]
+        given = _with_mean(given, "unseen", unseen)
     given = _with_differences(given).assign(backbone=lambda rows: rows.backbone.replace(BASELINES))
     if number == 3:
         return given
@@ -587,12 +578,11 @@ def masked_scores(
     seed: int,  # of both
     alpha: float,  # share of the attended pixels
     face: bool = True,  # around the mask, see `Lab.masked`
-    backbone: str = "Xception",  # that is tested
 ) -> Wanted:
-    "Declare a plain detector's scores of masked test faces: all reals, and fakes of its own manipulation."
+    "Declare the plain Xception's scores of masked test faces: all reals, and fakes of its own manipulation."
 
     def ask(lab: Lab) -> Run:
-        plain = lab.detector(backbone, subset, seed=seed)
+        plain = lab.detector("Xception", subset, seed=seed)
         zoo = Zoo(subset, seed, **PUBLISHED)
         return lab.masked(plain, zoo, alpha, face=face)
 
@@ -603,13 +593,12 @@ def masked_cells(
     lab: Lab,  # its manipulations
     seeds: int,  # trainings
     alphas: Sequence[float] = FIGURE8_ALPHAS,  # shares of the attended pixels
-    face: bool = True,  # around the mask
 ) -> Cells:  # manipulation, alpha -> scores of each seed
     "Declare the scores of masked test faces (Figure 8)."
     cells: Cells = {}
     for subset in lab.subsets:
         for alpha in alphas:
-            wanted = [masked_scores(subset, seed, alpha, face) for seed in seed_range(seeds)]
+            wanted = [masked_scores(subset, seed, alpha) for seed in seed_range(seeds)]
             cells[subset, alpha] = wanted
     return cells
 

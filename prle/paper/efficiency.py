@@ -74,11 +74,10 @@ def norm_elements(
 def paper_gflops(
     model: nn.Module,  # on the meta device, in eval mode
     size: int = 299,  # edge of a face in pixels
-    batch_size: int = 64,  # faces
     per_norm: int = 4,  # operations for an element of a batch normalization
 ) -> float:
-    "Return Table VIII's GFLOPs: 1e9 multiply-accumulates of a batch, plus batch normalization."
-    return batch_size * (macs(model, size) + per_norm * norm_elements(model, size)) / 1e9
+    "Return Table VIII's GFLOPs: 1e9 multiply-accumulates of 64 faces, plus batch normalization."
+    return 64 * (macs(model, size) + per_norm * norm_elements(model, size)) / 1e9
 
 # %% ../../nbs/paper/05_efficiency.ipynb #paper-05-efficiency-10
 def even_sample(
@@ -137,11 +136,10 @@ def _machine(lab: Lab) -> dict:
 def timing_run(
     lab: Lab,  # preset, data and store
     backbone: str,  # of the preset
-    subset: str = "DF",  # manipulation whose faces and quantile maps are read
     rounds: int | None = None,  # of each arm; None: 5, in smoke 1
-    faces: int = 512,  # an epoch, at most
 ) -> Run:  # throughput.parquet: round, arm, train, infer in faces a second
     "Measure training and scoring with and without PRLE, in alternation."
+    subset, faces = "DF", 512  # whose faces and maps are read; an epoch, at most
     maps, rounds = lab.quantiles(Zoo(subset, **PUBLISHED)), _rounds(lab, rounds)
     what = dict(backbone=backbone, subset=subset, rounds=rounds, faces=faces)
     on = dict(quantiles=maps.key, data=lab.fingerprint, size=lab.preset.size)
@@ -180,11 +178,10 @@ def localize_with_zoo(
 # %% ../../nbs/paper/05_efficiency.ipynb #paper-05-efficiency-19
 def static_run(
     lab: Lab,  # preset, data and store
-    subset: str = "DF",  # manipulation of the zoo and the faces
     rounds: int | None = None,  # None: 5, in smoke 1
-    faces: int = 128,  # a round, at most
 ) -> Run:  # throughput.parquet: round, static in faces a second
     "Measure the static stage; the first round warms up and is dropped."
+    subset, faces = "DF", 128  # of the zoo and the faces; a round, at most
     zoo, rounds = Zoo(subset, **PUBLISHED), _rounds(lab, rounds)
     plain = [lab.detector(name, subset).key for name in lab.preset.backbones]
     what = dict(static=plain, fusion=zoo.fusion.key(), subset=subset, rounds=rounds, faces=faces)
@@ -327,7 +324,7 @@ class Table8(Exhibit):
 # %% ../../nbs/paper/05_efficiency.ipynb #paper-05-efficiency-34
 def efficiency(
     lab: Lab,  # preset, data and store
-    rounds: int | None = None,  # of each arm, see `timing_run`
+    rounds: int | None,  # of each arm, see `timing_run`
 ) -> pd.DataFrame:  # as `network_efficiency`
     "Measure Table VIII: operations and parameters of the published sizes, throughput of the preset's networks."
     tables = []

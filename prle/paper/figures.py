@@ -65,7 +65,7 @@ from prle.paper.exhibits import (
     whole,
 )
 from ..lab.experiments import ATTENTION_BINS, Lab, Run, Wanted, fused_batches, quantile_folder
-from ..masking import region
+from ..masking import masked_face, region
 from prle.paper.numbers import (
     BACKBONES,
     COLUMN_WIDTH,
@@ -101,7 +101,7 @@ def pick_fakes(
 def pick_faces(
     lab: Lab,  # its manipulations
     n: int,  # fakes of each
-    seed: int = 0,  # of the choice, and of the zoo whose people they show
+    seed: int,  # of the choice, and of the zoo whose people they show
 ) -> dict[str, list[int]]:  # manipulation -> rows of `lab.train_faces`
     "Draw at random `n` training fakes of each manipulation; those of one manipulation show different people."
     rows = {s: lab.train_faces(s, seed=seed) for s in lab.subsets}
@@ -143,7 +143,7 @@ class RankedFace(MappedFace):
 
     def masked(self, alpha: float) -> np.ndarray:  # (H, W, 3) uint8
         "Return the face with that region set to zero (Eq. 11)."
-        return np.where(self.region(alpha)[..., None], np.uint8(0), self.image)
+        return masked_face(self.image, self.quantiles, alpha)
 
 # %% ../../nbs/paper/06_figures.ipynb #paper-06-figures-20
 def _wanted_maps(zoo: Zoo) -> Wanted:
@@ -182,7 +182,7 @@ def mapped_face(
     values: Values,  # of `map_cells`
     subset: str,  # manipulation
     row: int,  # of `lab.train_faces(subset, seed=seed)`
-    seed: int = 0,  # of the zoo
+    seed: int,  # of the zoo
 ) -> MappedFace:
     "Read a training face and what each detector of the zoo attends to."
     [runs] = values["maps", subset]
@@ -632,7 +632,7 @@ class Figure5(ArmExhibit):
     notebook, full = "figure5_single_training", dict(backbones="all")
     parameters = (SEEDS, BACKBONES_ZOO)
 
-    def trainings(self, lab: Lab) -> list[str]:
+    def trained_on(self, lab: Lab) -> list[str]:
         return ["DF", "FS"]
 
     def parts(
@@ -643,7 +643,7 @@ class Figure5(ArmExhibit):
         caption = (
             "Figure 5: average AUC (%) over the target sets of detectors trained on DF or FS only. "
             + self.about(lab, seeds, rows)
-            + self.power(lab, values)
+            + self.power(self.contrasts(lab, values))
             + self.leaks(values)
         )
         yield FigurePart("figure5", draw_figure5(rows), caption)
@@ -735,9 +735,10 @@ class Figure6(ArmExhibit):
         "Return Figure 6 and its table."
         rows = self.rows(lab, values)
         about = describe(lab, seeds, BACKBONES, on=["targets"])
+        power = self.power(self.contrasts(lab, values))
         caption = (
             f"Figure 6: average AUC and ACC (%) over the target sets against the number of detectors in the fusion. "
-            f"{about}{gaps(rows)}{self.power(lab, values)}{self.leaks(values)}"
+            f"{about}{gaps(rows)}{power}{self.leaks(values)}"
         )
         yield FigurePart("figure6", draw_figure6(rows), caption)
         yield TablePart("figure6", rows, figure6_table(rows), caption)

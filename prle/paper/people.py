@@ -74,7 +74,7 @@ class StudyImages(Exhibit):
     )
 
     def cells(self, lab: Lab, seed: int, **size) -> Cells:
-        return study_cells(lab, seed=seed)
+        return study_cells(lab, seed)
 
     def parts(
         self, lab: Lab, values: Values, seed: int, participants: int, images: int | None
@@ -177,7 +177,7 @@ class Figure10(Exhibit):
 
     def cells(self, lab: Lab, study: str | None, seed: int) -> Cells:
         "Declare the study's quantile maps and the detectors with and without PRLE."
-        cells = study_cells(lab, seed=seed)
+        cells = study_cells(lab, seed)
         for name in lab.preset.backbones:
             for mask in ARMS.values():
                 cells[name, mask] = [wanted_detector(name, mask, seed)]

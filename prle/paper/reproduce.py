@@ -176,12 +176,12 @@ def measure_network(
 _QUANTILE_BYTES = 0.6  # a pixel, of the PNG files of the mini benchmark
 
 
-def _fusion_work(lab: Lab, task: Task) -> Work:
+def _fusion_work(
+    lab: Lab,
+    maps: dict,  # configuration of the maps that are fused
+) -> Work:
     "Return the work of a run of quantile maps: disk only."
-    label = task.path.name
-    split = "test" if "-test-" in label else "train"
-    subsets = [s for s in ("all", *lab.subsets) if label.startswith(f"{s}-")]
-    faces = lab.faces(split, max(subsets, key=len))
+    faces = lab.faces(maps["split"], maps["subset"])
     return Work(0.0, _QUANTILE_BYTES * lab.preset.size**2 * len(faces))
 
 # %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-22
@@ -198,22 +198,18 @@ def _work(
     lab: Lab,
     task: Task,
     networks: dict[str, Network],  # by the key of the detector's run
+    configs: dict[str, dict],  # of all runs, by their keys
 ) -> Work:
     "Return the work of a run."
-    kind, config = task.path.parent.name, task.config
+    kind, config = task.run.kind, task.config
     if kind == "fusions":
-        return _fusion_work(lab, task)
+        return _fusion_work(lab, configs[config["maps"][0]])
     if kind == "detectors":
-        return _training_work(lab, config, networks[_key(task)])
+        return _training_work(lab, config, networks[task.run.key])
     if kind not in ("maps", "targets", "masked"):
         return Work(0.0, 0.0)
     faces = lab.faces(config["split"], config.get("subset", "all"))
     return Work(networks[config["detector"]].macs * len(faces), 0.0)
-
-# %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-24
-def _key(task: Task) -> str:
-    "Return the key at the end of a run's name."
-    return task.path.name.rsplit("-", 1)[1]
 
 # %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-25
 def _labs(dry: Lab) -> dict[str, Lab]:  # hash of the data -> lab
@@ -232,7 +228,7 @@ def _labs_of_runs(dry: Lab) -> dict[str, Lab]:  # name of a run -> lab
     for task in dry.store.tasks:
         data = task.config.get("data")
         lab = labs.get(data) or by_key.get(next(iter(task.config.get("maps", [])), ""), dry)
-        by_key[_key(task)] = found[task.name] = lab
+        by_key[task.run.key] = found[task.name] = lab
     return found
 
 # %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-26
@@ -244,13 +240,13 @@ def _networks(
     known: dict[tuple, Network] = {}
     networks = {}
     for task in dry.store.tasks:
-        if task.path.parent.name != "detectors":
+        if task.run.kind != "detectors":
             continue
         config, size = task.config, labs[task.name].preset.size
         network = config["detector"], config["width"], str(sorted(config["options"].items())), size
         if network not in known:
             known[network] = measure_network(config, size)
-        networks[_key(task)] = known[network]
+        networks[task.run.key] = known[network]
     return networks
 
 # %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-27
@@ -260,8 +256,9 @@ def works(
     "Compute the work of each run that is not there yet."
     labs = _labs_of_runs(dry)
     networks = _networks(dry, labs)
+    configs = {task.run.key: task.config for task in dry.store.tasks}
     todo = [task for task in dry.store.tasks if not dry.store.is_there(task)]
-    return {task.name: _work(labs[task.name], task, networks) for task in todo}
+    return {task.name: _work(labs[task.name], task, networks, configs) for task in todo}
 
 # %% ../../nbs/paper/12_reproduce.ipynb #paper-12-reproduce-28
 def cost(

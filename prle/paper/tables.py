@@ -60,6 +60,7 @@ from ..lab.experiments import THRESHOLDS, Lab, Run, Wanted
 from .numbers import BACKBONES, PAGE_WIDTH, describe, interval, paper_table, side_by_side
 from .numbers import unverified_averages
 from ..lab.integrity import run_file
+from ..metrics import Estimate
 from ..trust import read_table
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-4
@@ -216,7 +217,7 @@ def _first_config(lab: Lab, variant: Variant, train: str) -> RunConfig:
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-22
 def wanted_leak(
     variant: Variant,  # with masks
-    train: str = "all",  # manipulation that is trained on
+    train: str,  # manipulation that is trained on
 ) -> Wanted:  # AUC of the label, in [0.5, 1]
     "Declare what the masks of a variant tell of the label, by the best measure, in the first training."
 
@@ -253,7 +254,7 @@ class ArmCells(Exhibit):
     only: Sequence[str] = BACKBONES  # of the paper's backbones, those that it has
     measures: Sequence[str] = ("AUC",)
 
-    def trainings(self, lab: Lab) -> list[str]:
+    def trained_on(self, lab: Lab) -> list[str]:
         "Return the manipulations that the arms are trained on."
         return ["all"]
 
@@ -262,7 +263,7 @@ class ArmCells(Exhibit):
         absent = set(BACKBONES) - set(self.only)
         chosen = [name for name in choose_backbones(lab, backbones) if name not in absent]
         arms = []
-        for train in self.trainings(lab):
+        for train in self.trained_on(lab):
             arms += arms_of(chosen, self.variants, train)
         return arms
 
@@ -278,7 +279,7 @@ class ArmCells(Exhibit):
         there = {name for _, name, *_ in cells}
         for v in self.variants:
             if v.name in there and "mask" in v.changes:
-                for train in self.trainings(lab):
+                for train in self.trained_on(lab):
                     cells["leak", v.name, train] = [wanted_leak(v, train)]
         return cells
 
@@ -286,30 +287,38 @@ class ArmCells(Exhibit):
 class ArmExhibit(ArmCells):
     "A table or figure that compares arms."
 
+    @property
+    def shown(self) -> dict[str, str]:
+        "Return what tables print for each arm."
+        return {v.name: v.shown for v in self.variants}
+
     def rows(self, lab: Lab, values: Values) -> pd.DataFrame:
         "Compare the arms."
         return compare_arms(self.measured(lab, values), self.measures)
 
     def leaks(self, values: Values) -> str:
         "Say what the masks of each arm tell of the label, for the caption."
-        return leak_text(values, {v.name: v.shown for v in self.variants})
+        return leak_text(values, self.shown)
 
     def measured(self, lab: Lab, values: Values) -> Values:
         "Return the scores of each arm on each test."
         return scores_of(values)
 
-    def power(self, lab: Lab, values: Values) -> str:
-        "Say what the comparison with the first arm could have seen, for the caption."
-        names = {v.name: v.shown for v in self.variants}
-        return power_text(main_contrasts(self.measured(lab, values)), names)
+    def contrasts(self, lab: Lab, values: Values) -> dict[str, Estimate]:
+        "Estimate what each arm changes on average against the first."
+        return main_contrasts(self.measured(lab, values))
 
-    def contrasts(self, lab: Lab, values: Values) -> list[dict]:
-        "Return what each arm changes on average, by the names that tables print, as JSON holds it."
-        names, found = {v.name: v.shown for v in self.variants}, []
-        for arm, estimate in main_contrasts(self.measured(lab, values)).items():
+    def power(self, contrasts: dict[str, Estimate]) -> str:
+        "Say what the comparison with the first arm could have seen, for the caption."
+        return power_text(contrasts, self.shown)
+
+    def facts(self, contrasts: dict[str, Estimate]) -> dict:
+        "Return the contrasts by the names that tables print, for the provenance."
+        names, found = self.shown, []
+        for arm, estimate in contrasts.items():
             one, other = [names.get(name, name).removeprefix("+ ") for name in arm.split(" - ")]
             found.append(contrast_fact(one, other, estimate))
-        return found
+        return dict(contrasts=found)
 
     def about(
         self, lab: Lab, seeds: int, rows: pd.DataFrame, on: Sequence[str] = ("targets",)
@@ -348,23 +357,21 @@ class ArmTable(ArmExhibit):
 
     def named(self, shown: pd.DataFrame) -> pd.DataFrame:
         "Replace names of baselines and arms by those that the paper prints."
-        names = {v.name: v.shown for v in self.variants}
         paper = {ours: theirs for theirs, ours in BASELINES.items()}
-        named = dict(backbone=shown.backbone.replace(paper), arm=shown.arm.replace(names))
+        named = dict(backbone=shown.backbone.replace(paper), arm=shown.arm.replace(self.shown))
         return shown.assign(**named).reset_index(drop=True)
 
     def parts(
         self, lab: Lab, values: Values, seeds: int, **which
     ) -> Iterator[TablePart | FigurePart]:
         rows = self.rows(lab, values)
-        about = self.about(lab, seeds, rows) + self.power(lab, values) + self.leaks(values)
-        yield self.part(lab, values, rows, about)
+        yield self.part(lab, values, rows, self.about(lab, seeds, rows))
 
     def part(self, lab: Lab, values: Values, rows: pd.DataFrame, about: str) -> TablePart:
         "Return the table; its provenance has the mean change of each arm."
-        caption = f"{self.caption} {_LAYOUT} {about}"
-        facts = dict(contrasts=self.contrasts(lab, values))
-        return TablePart(self.name, rows, self.layout(lab, rows), caption, facts)
+        contrasts = self.contrasts(lab, values)
+        caption = f"{self.caption} {_LAYOUT} {about}{self.power(contrasts)}{self.leaks(values)}"
+        return TablePart(self.name, rows, self.layout(lab, rows), caption, self.facts(contrasts))
 
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-29
 def _ranks(names: Iterable[str]) -> dict[str, int]:
@@ -429,7 +436,7 @@ class Table3(ArmTable):
     caption = "Table III: AUC (%) of detectors trained on one manipulation and tested on each."
     best, heads = ("backbone", "train"), ("train", "backbone", "arm")
 
-    def trainings(self, lab: Lab) -> list[str]:
+    def trained_on(self, lab: Lab) -> list[str]:
         return lab.subsets
 
     def arms(self, lab: Lab, backbones: Sequence[str] | str | None = "all") -> list[Arm]:
@@ -450,7 +457,6 @@ class Table3(ArmTable):
         "Return Table III and the figure of what PRLE changes on unseen manipulations."
         rows = self.rows(lab, values)
         about = self.about(lab, seeds, rows, on=["test"]) + unverified_text(rows)
-        about += self.power(lab, values) + self.leaks(values)
         yield self.part(lab, values, rows, about)
         change = unseen_change(rows)
         caption = "Change of the mean AUC over unseen manipulations that PRLE makes."
@@ -540,12 +546,11 @@ LANDMARK = dict(mask="landmark", parts=("nose", "eyes", "mouth"))
 # %% ../../nbs/paper/03_tables.ipynb #paper-03-tables-46
 def wanted_area(
     variant: Variant,  # with masks
-    train: str = "all",  # manipulation that is trained on
 ) -> Wanted:  # share of a face, in [0, 1]
     "Declare how much of a training face the masks of a variant cover, in the first training."
 
     def ask(lab: Lab) -> Run:
-        return masked_areas(lab, _first_config(lab, variant, train))
+        return masked_areas(lab, _first_config(lab, variant, "all"))
 
     return Wanted(ask, read_area)
 

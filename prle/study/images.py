@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PATTERN', 'ALPHAS', 'LETTERS', 'CODE', 'KEY_COLUMNS', 'DATED', 'CHECKS', 'ANSWERS', 'SUMS', 'RESTORE', 'TEXT',
-           'conditions', 'largest_design', 'plan_study', 'keyed', 'mask_face', 'Study', 'close_key', 'check_key',
-           'check_absent', 'build_study', 'read_study', 'draw_session', 'select_faces', 'study_cells', 'study_faces']
+           'conditions', 'largest_design', 'plan_study', 'keyed', 'Study', 'close_key', 'check_key', 'check_absent',
+           'build_study', 'read_study', 'draw_session', 'select_faces', 'study_cells', 'study_faces']
 
 # %% ../../nbs/study/00_images.ipynb #study-00-images-3
 import hmac
@@ -22,7 +22,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import PIL.Image
-import torch
 from matplotlib.figure import Figure
 import scipy
 
@@ -43,7 +42,7 @@ from ..data.manifest import SPLITS, manifest_root
 from ..data.crops import read_quantiles
 from ..lab.configs import PUBLISHED, Zoo
 from ..lab.experiments import Lab, Wanted
-from ..masking import MaskParams, PrimaryRegionMask
+from ..masking import masked_face
 
 # %% ../../nbs/study/00_images.ipynb #study-00-images-6
 PATTERN = ("none", "none", "dynamic", "dynamic", "fixed")
@@ -318,18 +317,6 @@ def _write_picture(image: np.ndarray, path: Path):
     PIL.Image.fromarray(image).save(path, "PNG", compress_level=0)
     os.utime(path, DATED)
 
-# %% ../../nbs/study/00_images.ipynb #study-00-images-44
-def mask_face(
-    image: np.ndarray,  # (H, W, 3) uint8
-    quantiles: np.ndarray,  # (H, W) uint16
-    alpha: float,  # share of the attended pixels, in [0, 1]
-) -> np.ndarray:  # (H, W, 3) uint8
-    "Set the primary region of a face to zero (Eq. 10, 11)."
-    share, no_fill = torch.tensor(alpha, dtype=torch.float64), torch.zeros((), dtype=torch.int64)
-    return PrimaryRegionMask(1.0).apply(
-        image, quantiles, MaskParams(share, torch.zeros(3), no_fill)
-    )
-
 # %% ../../nbs/study/00_images.ipynb #study-00-images-45
 def _draw_alpha(path: str, mask: str, alpha: float, secret: str) -> float:
     "Return the share that is masked; if random, drawn from (0, 1] once for each face."
@@ -362,7 +349,7 @@ def _write_pictures(
         picture = image = read_rgb(below(root, w.path))
         if w.alpha:
             quantiles = read_quantiles(w.quantiles, getattr(w, "fingerprint", None))
-            picture = mask_face(image, quantiles, w.alpha)
+            picture = masked_face(image, quantiles, w.alpha)
         _write_picture(picture, folder / w.picture)
         shares.append(float((picture != image).any(-1).mean()))
     if len({p.stat().st_size for p in folder.iterdir()}) > 1:
@@ -578,8 +565,8 @@ def draw_session(
 # %% ../../nbs/study/00_images.ipynb #study-00-images-73
 def select_faces(
     lab: Lab,  # preset, data and store
-    splits: Sequence[str] = SPLITS,  # which faces; detectors are compared on "test" only
-    seed: int = 0,  # of the detectors, which draws the people of each split
+    splits: Sequence[str],  # which faces; detectors are compared on "test" only
+    seed: int,  # of the detectors, which draws the people of each split
 ) -> pd.DataFrame:  # rows of the manifest
     "Return the faces of some splits of a lab."
     parts = [lab.faces(split, seed=seed) for split in splits]
@@ -596,8 +583,8 @@ def _wanted_quantiles(split: str, seed: int) -> Wanted:
 # %% ../../nbs/study/00_images.ipynb #study-00-images-75
 def study_cells(
     lab: Lab,  # preset and data
+    seed: int,  # of the zoo
     splits: Sequence[str] = SPLITS,  # as `select_faces`
-    seed: int = 0,  # of the zoo
 ) -> dict[str, list[Wanted]]:  # split -> the folder of its quantile maps
     "Declare the quantile maps that a study's masks need."
     return {split: [_wanted_quantiles(split, seed)] for split in splits}
@@ -605,14 +592,14 @@ def study_cells(
 # %% ../../nbs/study/00_images.ipynb #study-00-images-76
 def study_faces(
     lab: Lab,  # preset, data and store
-    splits: Sequence[str] = SPLITS,  # as `select_faces`
-    seed: int = 0,  # of the zoo
+    splits: Sequence[str],  # as `select_faces`
+    seed: int,  # of the zoo
 ) -> pd.DataFrame:
     """Return the faces of a lab with their quantile maps; the zoo is made if it is not there.
 
     They are rows of the manifest with the columns `quantiles` and, of maps that are made, `fingerprint`."""
     found = select_faces(lab, splits, seed)
-    folders = {split: wanted.get(lab) for split, [wanted] in study_cells(lab, splits, seed).items()}
+    folders = {split: wanted.get(lab) for split, [wanted] in study_cells(lab, seed, splits).items()}
     names = [Path(path).with_suffix(".png").as_posix() for path in found.path]
     maps = [str(folders[split] / name) for split, name in zip(found.split, names)]
     found = found.assign(quantiles=maps)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AUGMENTATIONS', 'Augmentation', 'Cutout', 'class_shares', 'mixed_loss', 'check_mixable', 'Mixing', 'Smoothing',
-           'block_layer', 'DropBlock', 'Erasing']
+           'DropBlock', 'Erasing']
 
 # %% ../../nbs/training/02_augmentations.ipynb #training-02-augmentations-2
 from collections.abc import Iterator
@@ -159,14 +159,6 @@ def _deepest(grids: dict[str, int]) -> str:  # as of `cam_grids`
     return next(
         (name for name, cells in grids.items() if cells >= 8), max(grids, key=grids.__getitem__)
     )
-
-
-def block_layer(
-    detector: Detector,
-    size: int,  # edge of the faces in pixels
-) -> str:  # name of a sub-module
-    "Name the Grad-CAM layer whose map blocks are zeroed in."
-    return _deepest(cam_grids(detector, size))
 
 # %% ../../nbs/training/02_augmentations.ipynb #training-02-augmentations-28
 class DropBlock(Augmentation):
