@@ -211,7 +211,7 @@ def test_gaps_in_a_table(lab, monkeypatch):
 
 def test_no_mean_over_nothing():
     def sums(tests):
-        return comparisons._sums([("VGG", "none", "DF"), ("VGG", "primary", "DF")], tests, True)
+        return comparisons._sums([("VGG", "none", "DF"), ("VGG", "primary", "DF")], tests)
 
     assert {key[3] for key in sums(["DF", "NT"])} == {"DF", "NT", "AVG", "unseen"}
     assert {key[3] for key in sums(["DF"])} == {"DF", "AVG"}, "of one manipulation none is unseen"
