@@ -56,9 +56,7 @@ def _faces_below(root: Path) -> Iterator[Path]:
             folders.clear()
         elif CROPS in files and "manifest.parquet" in files:
             folders.clear()
-            yield from (
-                Path(parent, path) for path in read_manifest(Path(parent, "manifest.parquet")).path
-            )
+            yield from (Path(parent, path) for path in read_manifest(parent).path)
         else:
             yield from _named(parent, files)
 
