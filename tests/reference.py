@@ -71,9 +71,14 @@ class StandIn(Lab):
         faces.attrs["root"] = str(self.outputs)
         return faces
 
+    def fold(self, seed: int) -> int:
+        "Return which of the splits in the record a seed has."
+        return seed % max(map(len, self.kept["pairs"].values()), default=1)
+
     def pairs_digest(self, subset: str, seed: int = 0, split: str = "train") -> str:
-        "Return the hash of the real pairs of the first split."
-        return self.kept.get("pairs", {}).get(subset, "0" * 16)
+        "Return the hash of the real pairs of a seed's split."
+        known = self.kept["pairs"].get(subset)
+        return known[self.fold(seed)] if known else "0" * 16
 
     def source(self, split: str) -> tuple[pd.DataFrame, str]:
         "Return the made-up faces with the hash of the real manifest."
@@ -89,7 +94,10 @@ def describe_data(lab: Lab, beside: Sequence[str] = BESIDE) -> dict:
     masked = sorted(faces.subset[faces["mask"] != ""].unique())
     hashes = {split: lab.source(split)[1] for split in ("test", *lab.targets)}
     sets = dict(subsets=lab.subsets, masked=masked, targets=lab.targets)
-    pairs = {subset: lab.pairs_digest(subset) for subset in (*lab.subsets, "all")}
+    folds = sorted({lab.fold(seed) for seed in range(100)})
+    pairs = {}
+    for subset in (*lab.subsets, "all"):
+        pairs[subset] = [lab.pairs_digest(subset, fold) for fold in folds]
     others = {preset: describe_data(lab.sibling(preset), ()) for preset in beside}
     return dict(preset=lab.name, **sets, hashes=hashes, pairs=pairs, beside=others)
 
