@@ -397,7 +397,8 @@ def _own_maps(
         for layer in layers:
             if layer not in kept:
                 raise RuntimeError(
-                    f"the forward pass did not reach the layer {_name(model, layer)}."
+                    f"the forward pass did not reach the layer {_name(model, layer)}. No hook sees the layers of a "
+                    "compiled network, nor a container whose parts are called one by one."
                 )
         activations = [kept[layer] for layer in layers]
         gradients = _gradients(_check_score(score(output), len(x)).sum(), activations)
