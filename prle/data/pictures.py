@@ -317,9 +317,9 @@ CROPS = "extraction.json"
 # %% ../../nbs/data/00_pictures.ipynb #data-00-pictures-50
 def walk_folders(
     folder: str | Path,  # where to begin
-    crops: bool = False,  # folders of crops too
+    crops: bool = False,  # visit folders of crops too, which `prle faces` has written
 ) -> Iterator[tuple[str, list[str], list[str]]]:  # a folder, the names of its folders, of its files
-    """Walk a folder and all below it, following links; none twice, none whose name begins with a dot, none of crops.
+    """Walk a folder and all below it, following links; none twice, none whose name begins with a dot.
 
     As with `os.walk`, what is taken out of the list of folders is not visited."""
     seen = set()
